@@ -1,0 +1,73 @@
+# `make quickstart` runs a small campaign from nothing, `make test` runs every check and test.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
+CAMPAIGN ?= configs/quickstart.yaml
+
+.PHONY: help setup quickstart test unit parity integration check lint lock clean
+
+help:
+	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
+	@echo 'make test         set up $(VENV), then check, unit, parity and integration tests'
+	@echo 'make setup        create $(VENV) or bring it up to date'
+	@echo 'make check        lint, format and types'
+	@echo 'make lint         rewrite the sources: ruff fixes and format'
+	@echo 'make lock         compile requirements/cpu.lock again'
+	@echo 'make clean        remove $(VENV) and caches; runs/ is kept'
+	@echo
+	@echo 'PYTHON=$(PYTHON) makes the environment; it must be 3.11 or newer.'
+
+setup: $(STAMP)
+
+# Packages are installed without dependency resolution: the lock is the resolution. The package
+# itself is built with the setuptools of the lock, so that step downloads nothing.
+$(STAMP): requirements/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed, and $(PYTHON) is' "$$($(PYTHON) --version 2>&1)"; \
+		echo 'Name another one: make PYTHON=python3.11 setup'; exit 1; }
+	@test -x $(BIN)/python || { echo '[1/3] creating $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo '[2/3] installing requirements/cpu.lock (about 4 GB; two minutes on a good line)'
+	@$(BIN)/python -m pip install -qq --no-deps -r requirements/cpu.lock || { \
+		echo; \
+		echo 'If torch+cpu was not found: name the PyTorch CPU index in PIP_EXTRA_INDEX_URL,'; \
+		echo 'as described in CONTRIBUTING.md, and run the same command again.'; exit 1; }
+	@echo '[3/3] installing keel'
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/keel run $(CAMPAIGN)
+
+# One after the other whatever -j says: each step is only worth its time if the one before passed.
+test: $(STAMP)
+	@$(MAKE) check
+	@$(MAKE) unit
+	@$(MAKE) parity
+	@$(MAKE) integration
+
+unit parity integration: $(STAMP)
+	$(BIN)/python -m pytest -q tests/$@
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The versions already in the lock stay unless requirements/cpu.in forbids them.
+lock: $(STAMP)
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 \
+		$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
+		$${PIP_EXTRA_INDEX_URL:+--extra-index-url "$$PIP_EXTRA_INDEX_URL"} \
+		--no-emit-index-url --no-emit-find-links \
+		--override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""How the policy changes, and whether the change is kept."""

@@ -1,0 +1,124 @@
+"""A campaign: its due rounds in order, each from what production is by then.
+
+Whatever happened before is read from the ledger: a finished round is never run again, an interrupted
+one starts over from its parent with the same seed, so a campaign that was killed ends where an
+undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from align.config import CampaignConfig, RoundConfig
+from align.evidence import Evidence
+from align.inputs import load_inputs
+from align.learner.anchors import References
+from align.memory.ledger import RoundRecord
+from align.memory.replay import ReplayBuffer
+from align.mixture import Mixture
+from align.parts import Observer, Parts, StartEngine, open_parts, replay_path
+from align.round import RoundPlan, measure, run_round
+from align.scoring import Scorer
+from rewards.rubric import build_rubric
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt, SnapshotId
+
+
+def run_campaign(
+    config: CampaignConfig, *, start_engine: StartEngine, observer: Observer
+) -> Evidence:
+    """Run every round that is not finished yet; returns what is known of the campaign then.
+
+    Raises:
+        UserError: the campaign, its inputs or its store cannot be used; nothing was changed.
+        RunError: a round failed on the way; finished rounds stay as they are.
+    """
+    inputs = load_inputs(config)
+    with open_parts(config, inputs, start_engine=start_engine, observer=observer) as parts:
+        done = {r.name for r in parts.ledger.rounds() if r.state in ("accepted", "rejected")}
+        if len(done) == len(config.rounds):
+            observer.note("all rounds are done; nothing to run")
+            return parts.evidence
+        measure_base(parts)
+        for index, spec in enumerate(config.rounds):
+            if spec.name not in done:
+                run_one(index, spec, parts)
+        return parts.evidence
+
+
+def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
+    """Plan, run and report one round; a failure is written down before it travels on."""
+    parent = parts.ledger.alias("production") or parts.base
+    attempt = parts.ledger.begin_round(index, spec.name, parent)
+    plan = plan_round(index, attempt, spec, parent, parts)
+    try:
+        outcome = run_round(plan, parts)
+    except BaseException as error:
+        parts.ledger.commit_round(index, attempt, "failed", None, {"error": str(error) or repr(error)})
+        raise
+    parts.observer.on_verdict(plan, outcome)
+
+
+def plan_round(index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, parts: Parts) -> RoundPlan:
+    """Fix what the round samples, what scores it and what it is held to."""
+    accepted = {r.name: r for r in parts.ledger.rounds() if r.state == "accepted" and r.candidate}
+    before = {s.name: s for s in parts.config.rounds if s.name in accepted}
+    shared = {name for name, earlier in before.items() if earlier.prompts == spec.prompts}
+    seed = seed_of(parts.config.seed, spec.name)
+    general = parts.inputs.general.get(spec.name)
+    return RoundPlan(
+        index=index,
+        attempt=attempt,
+        spec=spec,
+        references=References(base=parts.base, parent=parent, rounds=candidates(accepted)),
+        mixture=Mixture(
+            new=PromptStream(parts.inputs.prompts[spec.name], seed),
+            past=load_replay(parts.folder, [accepted[name] for name in before if name not in shared]),
+            general=None if general is None else PromptStream(general, seed),
+            sampling=spec.sampling,
+            replay=spec.replay,
+            seed=seed,
+        ),
+        scorer=scorer_of(spec, before, shared),
+        seed=seed,
+    )
+
+
+def scorer_of(spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str]) -> Scorer:
+    """The round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts."""
+    retained = [before[n] for n in before if n in shared] if spec.mode == "add" else []
+    parts = [reward for earlier in (*retained, spec) for reward in earlier.rewards]
+    past = {n: build_rubric(before[n].rewards) for n in before if n not in shared}
+    return Scorer(new=build_rubric(parts), past=past if spec.replay.rewards else {})
+
+
+def load_replay(folder: Path, records: Sequence[RoundRecord]) -> ReplayBuffer:
+    """The kept prompts of some accepted rounds."""
+    entries: dict[str, Sequence[Prompt]] = {}
+    for record in records:
+        assert record.candidate is not None, "an accepted round has a candidate"
+        entries |= ReplayBuffer.load(replay_path(folder, record.candidate)).entries
+    return ReplayBuffer(entries)
+
+
+def candidates(accepted: Mapping[str, RoundRecord]) -> dict[str, SnapshotId]:
+    """Snapshot of every accepted round."""
+    return {name: record.candidate for name, record in accepted.items() if record.candidate}
+
+
+def measure_base(parts: Parts) -> None:
+    """Evaluate the campaign's start once: row 0 of the matrix, and the gate's fixed anchor."""
+    if not parts.evidence.missing(parts.base, parts.inputs.suites):
+        return
+    parts.observer.note("measuring the base model on every suite")
+    parts.learner.load(parts.base)
+    parts.engine.sync(parts.learner.weights("base"))
+    parts.evidence.save(parts.base, measure(parts, parts.base))
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A round's own seed: the same for every attempt, different for every round."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

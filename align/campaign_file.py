@@ -1,0 +1,181 @@
+"""From a YAML file and ``--set`` overrides to a `CampaignConfig`, or one clear message.
+
+YAML is read as YAML 1.2 reads it: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
+errors, and nothing in a file can run code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from align.config import CampaignConfig
+from rollouts.errors import UserError, nearest
+
+MAX_BYTES = 1 << 20
+"""A campaign file is small; anything larger is a mistake or an attack on the parser."""
+MAX_SHOWN = 5
+"""Problems listed at once."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers and booleans, refusing duplicate keys."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignFile:
+    """A validated campaign and the raw values it came from."""
+
+    config: CampaignConfig
+    raw: dict[str, Any]
+    overrides: tuple[str, ...]
+
+
+def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
+    """Read, override, validate.
+
+    Args:
+        overrides: ``key.path=value`` as given to ``--set``; the value is YAML.
+
+    Raises:
+        UserError: with every problem found, the nearest known key for a misspelt one.
+    """
+    raw = _read(path)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        config = CampaignConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_describe(error), where=str(path)) from None
+    return CampaignFile(config=config, raw=raw, overrides=tuple(overrides))
+
+
+def parse_value(text: str) -> Any:
+    """A YAML scalar, list or mapping."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            "there is no such campaign file",
+            where=str(path),
+            remedy="give the path of a YAML file; configs/ holds examples",
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"a campaign file of over {MAX_BYTES} bytes", where=str(path))
+    try:
+        raw = parse_value(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"a campaign file holds a mapping, this one a {type(raw).__name__}",
+            where=str(path),
+            remedy="start from configs/quickstart.yaml",
+        )
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(
+            f"not of the form key.path=value: {override!r}", where="--set", remedy="--set rounds.0.steps=10"
+        )
+    *parents, last = key.split(".")
+    place: Any = raw
+    for step in parents:
+        place = _descend(place, step, key)
+    if isinstance(place, list):
+        place[_index(place, last, key)] = parse_value(text)
+    else:
+        place[last] = parse_value(text)
+
+
+def _descend(place: Any, step: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, step, key)]
+    if not isinstance(place.get(step), dict | list):
+        place[step] = {}
+    return place[step]
+
+
+def _index(place: list[Any], step: str, key: str) -> int:
+    """A position, or the name of a round or suite."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
+    if step in names:
+        return names.index(step)
+    if step.isdigit() and int(step) < len(place):
+        return int(step)
+    known = [*map(str, range(len(place))), *(n for n in names if isinstance(n, str))]
+    raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
+
+
+def _describe(error: ValidationError) -> str:
+    """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        shared = re.sub(r"^rounds\.\d+\.", "defaults.", key)
+        if any(line.startswith(f"{shared}:") for line in lines):
+            continue
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"])
+            lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
+        elif problem["type"] == "value_error":
+            text = str(problem["msg"]).removeprefix("Value error, ")
+            lines.append(f"{key}: {text}" if key else text)
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: is missing and has no default")
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+    more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
+    return "\n  ".join(["the campaign is not valid", *lines[:MAX_SHOWN], *more])
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model that an unknown key was found in."""
+    models: list[type[BaseModel]] = [CampaignConfig]
+    for part in location[:-1]:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        found = [model for f in fields for model in _models_in(f.annotation)]
+        models = found or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,381 @@
+"""A campaign file as frozen models: every field documented where it lives.
+
+Whatever a round leaves out comes from ``defaults``, and what those leave out from here. Cross-field
+rules say rule, value and remedy. `align.campaign_file` reads the YAML. Imports no torch: a file is
+checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from align.learner.losses import GRPO, Algorithm, algorithm_from
+from align.settings import Settings
+from rollouts.vllm_engine import LINEAR_LAYERS
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""Lower-case letters, digits, dot, dash, underscore: names become folders."""
+
+
+def _named(value: Any) -> Any:
+    """``exact_match`` is short for ``{name: exact_match}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _sourced(value: Any) -> Any:
+    """``demo://rev`` is short for ``{source: demo://rev}``."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    """One anchor is short for a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+class LoraConfig(Settings):
+    """A peft adapter in place of full weights; snapshots are then adapters over one base."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Inner dimension of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input. Above 0 the learner is no longer exactly on-policy."""
+    targets: tuple[str, ...] = LINEAR_LAYERS
+    """Modules that get an adapter. Never lm_head: engines drop its update silently."""
+
+
+class PolicyConfig(Settings):
+    """The model that is aligned."""
+
+    model: str
+    """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the engines and of the learner's forward pass."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read it."""
+    revision: str | None = None
+    """Commit of a Hugging Face id; None takes the newest."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of the learner. More than the free cores make it slower, not faster: waiting
+    threads spin."""
+
+
+class EngineConfig(Settings):
+    """The vLLM engines that sample and evaluate."""
+
+    engines: Annotated[int, Field(ge=1)] = 1
+    """Engine actors. One core each on CPU, one GPU each elsewhere."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Sequences one engine decodes at a time."""
+    max_model_len: Annotated[int, Field(ge=8)] | None = None
+    """Prompt plus completion, in tokens. None takes the model's own limit, at most 4096."""
+    kv_cache_mb: Annotated[int, Field(ge=16)] = 256
+    """KV cache of one engine on CPU, in MiB."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a GPU one engine may take."""
+    start_deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds an engine may take to start."""
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds any one engine call may take before the engine is replaced."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Engines replaced in one run before the run stops."""
+    probe_sequences: Annotated[int, Field(ge=1)] = 8
+    """Sequences compared between engine and learner after every sync."""
+    probe_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Largest allowed logprob difference in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
+
+
+class SamplingConfig(Settings):
+    """The rollouts of one learner step."""
+
+    group_size: Annotated[int, Field(ge=1)] = 8
+    """Completions per new prompt."""
+    prompts_per_step: Annotated[int, Field(ge=1)] = 16
+    """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest completion, in tokens."""
+
+    @property
+    def budget(self) -> int:
+        """Completions of one step, replay included."""
+        return self.prompts_per_step * self.group_size
+
+
+class OptimizerConfig(Settings):
+    """AdamW, fresh in every round."""
+
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] = 16384
+    """Padded tokens in one forward pass. Any value gives the same gradient."""
+
+
+class PromptsConfig(Settings):
+    """Where prompts come from."""
+
+    source: str
+    """``demo://NAME``, a .jsonl/.parquet/.csv file, or a ``datasets`` id."""
+    column: str = "prompt"
+    """Column with the text, or with chat messages."""
+    split: str = "train"
+    """Split of a ``datasets`` id."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Take only the first so many rows."""
+
+
+Prompts = Annotated[PromptsConfig, BeforeValidator(_sourced)]
+
+
+class RewardConfig(Settings):
+    """One named part of a rubric."""
+
+    name: str
+    """Registry name, ``pkg.mod:function`` or ``file.py:function``."""
+    weight: float = 1.0
+    """Factor in the sum."""
+    part: Name | None = None
+    """Name in the metrics; None takes the function's own name."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments passed to the function at every call."""
+
+
+Reward = Annotated[RewardConfig, BeforeValidator(_named)]
+
+
+class AnchorConfig(Settings):
+    """One KL term: ``beta`` times the mean per-token KL toward one earlier snapshot, in nats."""
+
+    to: Annotated[str, Field(pattern=r"^(parent|owner|base|round:.+)$")]
+    """``parent`` (where the round started), ``owner`` (of each prompt), ``base``, ``round:NAME``."""
+    beta: Annotated[float, Field(ge=0)]
+    """Weight; with a target, the weight it starts from."""
+    estimator: Literal["full", "k1", "k2", "k3"] = "full"
+    """``full`` sums over the vocabulary; the others use sampled tokens only."""
+    target: Annotated[float, Field(gt=0)] | None = None
+    """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
+
+
+class AnchorsConfig(Settings):
+    """Which snapshots hold which prompts. Each class's KL is a mean over its own tokens."""
+
+    new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = ()
+    """A trust region, for reward models and judges; costs plasticity."""
+    past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+        AnchorConfig(to="owner", beta=3.0),
+    )
+    """The retention term: each replayed prompt is held to the snapshot that owned it."""
+    general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+        AnchorConfig(to="base", beta=1.0),
+    )
+    """Holds what no round trains."""
+
+
+class ReplayConfig(Settings):
+    """What of a step's budget goes to prompts that are not the round's own."""
+
+    past: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share for prompts of earlier accepted rounds, balanced over the rounds."""
+    general: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share for the general pool."""
+    general_prompts: Prompts | None = None
+    """The general pool; None turns its share off."""
+    buffer: Annotated[int, Field(ge=1)] = 256
+    """Prompts kept of each accepted round. No answers, no labels."""
+    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
+    """KL needs no group: one sample each spends the budget on distinct prompts."""
+    rewards: bool = False
+    """Also learn from the rewards of the rounds that past prompts belong to. Needs groups."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.past + self.general >= 1:
+            raise ValueError(
+                f"past + general must leave room for new prompts, got {self.past + self.general}; "
+                "lower one of the shares"
+            )
+        if self.rewards and self.samples_per_prompt < 2:
+            raise ValueError(
+                "replay.rewards compares completions of one prompt, got samples_per_prompt 1; "
+                "set samples_per_prompt to the group size, or rewards to false"
+            )
+        return self
+
+
+class RoundSuiteConfig(Settings):
+    """The suite an accepted round leaves behind: its own reward on held-out prompts."""
+
+    prompts: Prompts | None = None
+    """None: the ``eval`` split of a demo source. Files need their own held-out prompts."""
+    items: Annotated[int, Field(ge=1)] = 1500
+    margin: Annotated[float, Field(gt=0)] = 0.05
+    """Largest loss a later round may cause against its parent or the best so far."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """Largest loss over the whole campaign against this round's own snapshot; None: twice the margin."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """None: as in training."""
+
+
+class RoundSettings(Settings):
+    """What ``defaults`` may set for all rounds and each round for itself."""
+
+    algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithm_from)] = GRPO()
+    sampling: SamplingConfig = SamplingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    replay: ReplayConfig = ReplayConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    suite: RoundSuiteConfig = RoundSuiteConfig()
+    mode: Literal["add", "override"] = "add"
+    """Toward accepted rounds with the same prompts. ``add``: their rewards stay in the rubric;
+    ``override``: this round's preference replaces theirs."""
+    failed_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a round's samples whose reward may fail before the round stops."""
+    meter_every: Annotated[int, Field(ge=1)] = 15
+    """Learner steps between drift measurements."""
+
+
+class RoundConfig(RoundSettings):
+    """One preference round."""
+
+    name: Name
+    prompts: Prompts
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    """The preference of this round; parts are summed by weight."""
+    steps: Annotated[int, Field(ge=1)]
+    """Learner steps."""
+
+
+class SuiteConfig(Settings):
+    """A capability every candidate is measured on: items with a metric, or held-out text."""
+
+    name: Name
+    prompts: Prompts | None = None
+    metric: Reward | None = None
+    """Scores each completion; any reward can be one."""
+    text: str | None = None
+    """A text file: the score is the mean logprob per token of its windows, in nats."""
+    window: Annotated[int, Field(ge=8)] = 256
+    """Tokens per item of a text suite."""
+    items: Annotated[int, Field(ge=1)] = 1500
+    """Items used; a source with fewer is an error."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Largest loss against the parent or the best so far, in units of the metric."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """Largest loss against the campaign's start; None takes ``gate.total_budget``."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """None takes ``defaults.sampling.max_tokens``."""
+    role: Literal["gate", "watch"] = "gate"
+    """``watch``: measured and shown, never decides."""
+
+    @model_validator(mode="after")
+    def _kind(self) -> Self:
+        if (self.text is None) == (self.prompts is None):
+            raise ValueError("a suite has either prompts (with a metric) or text; set exactly one")
+        if (self.prompts is None) != (self.metric is None):
+            raise ValueError("a suite over prompts needs a metric, and a text suite takes none")
+        return self
+
+
+class GateConfig(Settings):
+    """When a candidate becomes production."""
+
+    mode: Literal["enforce", "observe"] = "enforce"
+    """``observe`` records the verdict and accepts all the same."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Chance, over the whole campaign, of accepting a loss as large as a margin."""
+    campaign_rounds: Annotated[int, Field(ge=1)] = 10
+    """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
+    total_budget: Annotated[float, Field(gt=0)] = 0.03
+    """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    """The target must be better than the parent by more than this."""
+
+
+class CampaignConfig(Settings):
+    """One campaign: a policy, its rounds in order, and what must not be lost."""
+
+    name: Name
+    policy: PolicyConfig
+    store: str = ""
+    """Folder of snapshots, ledger, metrics and evaluations; empty: ``runs/<name>``."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    rollouts: EngineConfig = EngineConfig()
+    defaults: RoundSettings = RoundSettings()
+    rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
+    suites: tuple[SuiteConfig, ...] = ()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_rounds(cls, data: Any) -> Any:
+        """A round is ``defaults`` overlaid with what the round itself says."""
+        if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
+            return data
+        defaults = data.get("defaults") or {}
+        if not isinstance(defaults, dict):
+            return data
+        rounds = [overlay(defaults, r) if isinstance(r, dict) else r for r in data["rounds"]]
+        return {**data, "rounds": rounds}
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        names = [r.name for r in self.rounds] + [s.name for s in self.suites]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"rounds and suites share one name space, {twice[0]!r} stands twice; rename one")
+        for index, spec in enumerate(self.rounds):
+            spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
+            earlier = [r.name for r in self.rounds[:index]]
+            for anchor in (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general):
+                kind, _, name = anchor.to.partition(":")
+                if kind == "round" and name not in earlier:
+                    when = "comes later" if name in names else "does not exist"
+                    raise ValueError(
+                        f"rounds.{index}.anchors: {anchor.to!r} names a round that {when}; "
+                        f"rounds before {spec.name!r}: {', '.join(earlier) or 'none'}"
+                    )
+                if kind == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):
+                    raise ValueError(
+                        f"rounds.{index}.anchors: only past prompts have an owner; "
+                        "use parent or base for new and general prompts"
+                    )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the store lies."""
+        return Path(self.store or f"runs/{self.name}")
+
+    def content(self) -> dict[str, Any]:
+        """Everything that decides the result: not where the store lies, not how engines are run."""
+        return self.model_dump(mode="json", exclude={"store", "rollouts"})
+
+    def hash(self) -> str:
+        """sha256 of `content`."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+
+def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``; mappings are merged key by key, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

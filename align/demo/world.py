@@ -1,0 +1,224 @@
+"""Digit tasks whose right answers are known, and whose eval items can never be training prompts.
+
+A prompt is eight words, `op op2 x1 x2 x3 x4 x5 =` (`op2` is `_` for a single task), and its answer
+is five digits. There is one right answer, so success is exact match and chance is 1e-5.
+
+    rev _ 3 1 4 1 5 =       -> 5 1 4 1 3
+    rev sort 3 1 4 1 5 =    -> 1 1 3 4 5      (the first op acts first)
+
+* `OPS` are learnt in rounds; the base knows them only latently, mixed with one another.
+* `GENERAL` skills are solid in the base and trained by no round: what alignment must not break.
+* `TRAINED_PAIRS` compose two ops and are in pretraining; `HELDOUT_PAIRS` never are.
+
+The split is a property of the digits alone: a hash assigns each of the 100,000 digit strings to
+train or eval, for every task at once. So no choice of seeds, tasks or sizes can leak an eval item.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Literal, cast, get_args
+from urllib.parse import parse_qsl, urlsplit
+
+from rollouts.types import Prompt
+
+Digits = tuple[int, ...]
+Split = Literal["train", "eval"]
+
+LENGTH = 5
+"""Digits in every question and in every answer."""
+
+BLANK = "_"
+"""Second word of a prompt whose task is a single op."""
+
+EQUALS = "="
+"""Last word of every prompt."""
+
+OPS: dict[str, Callable[[Digits], Digits]] = {
+    "rev": lambda x: x[::-1],
+    "sort": lambda x: tuple(sorted(x)),
+    "rotl": lambda x: x[1:] + x[:1],
+    "inc": lambda x: tuple((d + 1) % 10 for d in x),
+}
+
+GENERAL: dict[str, Callable[[Digits], Digits]] = {
+    "copy": lambda x: x,
+    "max": lambda x: (max(x),) * len(x),
+    "cmp": lambda x: tuple(9 - d for d in x),
+}
+
+TRAINED_PAIRS: tuple[tuple[str, str], ...] = (
+    ("rev", "sort"),
+    ("sort", "rotl"),
+    ("rotl", "inc"),
+    ("inc", "rev"),
+    ("rev", "rotl"),
+    ("sort", "inc"),
+)
+
+HELDOUT_PAIRS: tuple[tuple[str, str], ...] = tuple(
+    (first, second)
+    for first in OPS
+    for second in OPS
+    if first != second and (first, second) not in TRAINED_PAIRS
+)
+
+_EVAL_PERCENT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One behaviour: a skill, or an ordered pair of ops.
+
+    Example: `Task("rev", "sort").answer((3, 1, 4, 1, 5)) == (1, 1, 3, 4, 5)`
+    """
+
+    first: str
+    second: str = BLANK
+
+    @property
+    def name(self) -> str:
+        """`rev`, or `rev+sort` for a pair."""
+        return self.first if self.second == BLANK else f"{self.first}+{self.second}"
+
+    def prompt(self, digits: Digits) -> str:
+        """The eight words the model is asked with."""
+        return f"{self.first} {self.second} {spell(digits)} {EQUALS}"
+
+    def answer(self, digits: Digits) -> Digits:
+        """The one right answer."""
+        skills = OPS | GENERAL
+        once = skills[self.first](digits)
+        return once if self.second == BLANK else skills[self.second](once)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question of a task with its digits; the prompt and answer follow from the two."""
+
+    task: Task
+    digits: Digits
+
+    @property
+    def prompt(self) -> str:
+        """Prompt text, eight words."""
+        return self.task.prompt(self.digits)
+
+    @property
+    def answer(self) -> str:
+        """Answer text, five words."""
+        return spell(self.task.answer(self.digits))
+
+    @property
+    def id(self) -> str:
+        """Stable and unique over the whole world, e.g. `rev/31415`."""
+        return f"{self.task.name}/{''.join(map(str, self.digits))}"
+
+
+SOURCES: dict[str, tuple[Task, ...]] = {
+    **{name: (Task(name),) for name in (*OPS, *GENERAL)},
+    "general": tuple(Task(name) for name in GENERAL),
+    "pairs": tuple(Task(*pair) for pair in TRAINED_PAIRS),
+    "heldout": tuple(Task(*pair) for pair in HELDOUT_PAIRS),
+    **{"+".join(pair): (Task(*pair),) for pair in (*TRAINED_PAIRS, *HELDOUT_PAIRS)},
+}
+"""What `demo://NAME` can name. A source of several tasks takes them in turn, in equal numbers."""
+
+
+def spell(digits: Digits) -> str:
+    """Digits as the words a prompt or an answer is made of: `(3, 1)` is `3 1`."""
+    return " ".join(map(str, digits))
+
+
+def is_right(completion: str, answer: str) -> bool:
+    """Exact match, forgiving only the spaces around and between the words."""
+    return completion.split() == answer.split()
+
+
+def split_of(digits: Digits) -> Split:
+    """The split every task puts these digits in: the same on every machine, for ever."""
+    digest = blake2b("".join(map(str, digits)).encode(), digest_size=8).digest()
+    return "eval" if int.from_bytes(digest, "big") % 100 < _EVAL_PERCENT else "train"
+
+
+@cache
+def strings(split: Split) -> tuple[Digits, ...]:
+    """All digit strings of a split, in numerical order."""
+    everything = (tuple(map(int, f"{i:0{LENGTH}d}")) for i in range(10**LENGTH))
+    return tuple(digits for digits in everything if split_of(digits) == split)
+
+
+def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[Example]:
+    """`n` distinct examples of a source, its tasks in turn; a larger `n` only appends.
+
+    Raises `ValueError` for an unknown source or split, or more examples than exist.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"unknown demo source {source!r}; known: {', '.join(SOURCES)}")
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
+    tasks = SOURCES[source]
+    pool = strings(cast(Split, split))
+    available = len(tasks) * len(pool)
+    if not 1 <= n <= available:
+        raise ValueError(
+            f"n={n}: demo://{source} has 1 to {available} prompts in its {split} split"
+        )
+    draws = [_shuffled(pool, f"{seed}/{task.name}/{split}") for task in tasks]
+    return [Example(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
+
+
+def demo_prompts(uri: str) -> list[Prompt]:
+    """Prompts of `demo://SOURCE?n=2000&split=train|eval&seed=0`; columns `answer` and `task`.
+
+    Raises `ValueError`, naming what is known, for a source, split or option that is not, and for
+    more prompts than the source has.
+    """
+    source, options = _parse(uri)
+    n, seed = (_whole_number(uri, options, key) for key in ("n", "seed"))
+    return [
+        Prompt(
+            id=example.id,
+            text=example.prompt,
+            columns={"answer": example.answer, "task": example.task.name},
+        )
+        for example in examples(source, n, options["split"], seed)
+    ]
+
+
+def _shuffled(pool: tuple[Digits, ...], seed: str) -> Iterator[Digits]:
+    """The pool in random order, lazily (Fisher-Yates).
+
+    Built on `Random.random` alone: the one method whose sequence Python promises never to change.
+    """
+    rng = random.Random(seed)
+    moved: dict[int, int] = {}
+    for i in range(len(pool)):
+        j = i + int(rng.random() * (len(pool) - i))
+        yield pool[moved.get(j, j)]
+        moved[j] = moved.get(i, i)
+
+
+def _parse(uri: str) -> tuple[str, dict[str, str]]:
+    parts = urlsplit(uri)
+    if parts.scheme != "demo" or parts.path.strip("/") or parts.fragment:
+        raise ValueError(f"{uri!r} is not of the form demo://SOURCE?n=2000&split=train&seed=0")
+    options = {"n": "2000", "split": "train", "seed": "0"}
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    for key, value in given:
+        if key not in options:
+            raise ValueError(f"unknown option {key!r} in {uri!r}; known: {', '.join(options)}")
+        options[key] = value
+    if len(dict(given)) < len(given):
+        raise ValueError(f"an option is given twice in {uri!r}")
+    return parts.netloc, options
+
+
+def _whole_number(uri: str, options: dict[str, str], key: str) -> int:
+    if not (options[key].isascii() and options[key].isdigit()):
+        raise ValueError(f"{key}={options[key]!r} in {uri!r} is not a whole number")
+    return int(options[key])

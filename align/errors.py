@@ -1,0 +1,55 @@
+"""The error tree of campaigns. Raise the narrowest that fits; say what, where, cause and remedy.
+
+    KeelError                   rollouts.errors: described for the person who has to act on it
+    ├── UserError               the input is wrong; exits 2, no traceback
+    │   └── StoreError          the store belongs to another campaign, config or version of Keel
+    │       └── StoreBusy       another live process runs this store
+    └── RunError                the input was fine and something failed on the way; exits 1
+        ├── SnapshotError       a snapshot is corrupt, incomplete or missing; names the file
+        ├── StaleAttempt        another runner took over this round; this one must stop
+        ├── ParityError         engine and learner disagree about the same weights
+        └── NonFiniteError      NaN or infinity where a number has to be
+
+A rejected round is a result, not an error: the verdict says so. Illegal calls, such as accepting a
+round that never entered the gate, are defects and raise ValueError.
+"""
+
+from __future__ import annotations
+
+from rollouts.errors import KeelError, RunError, UserError
+
+__all__ = [
+    "KeelError",
+    "NonFiniteError",
+    "ParityError",
+    "RunError",
+    "SnapshotError",
+    "StaleAttempt",
+    "StoreBusy",
+    "StoreError",
+    "UserError",
+]
+
+
+class StoreError(UserError):
+    """The store cannot serve this campaign: nothing in it was changed."""
+
+
+class StoreBusy(StoreError):
+    """Another live process holds the store."""
+
+
+class SnapshotError(RunError):
+    """A snapshot that must not be loaded, or could not be published. ``where`` names the file."""
+
+
+class StaleAttempt(RunError):
+    """A write by a runner that has been replaced. Nothing was written."""
+
+
+class ParityError(RunError):
+    """The engine's logprobs differ from the learner's by more than the tolerance."""
+
+
+class NonFiniteError(RunError):
+    """A loss, gradient, KL or reward is not a finite number. No step was taken with it."""

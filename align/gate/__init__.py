@@ -1,0 +1,1 @@
+"""Whether a candidate becomes production, decided from paired items with a stated error rate."""

@@ -1,0 +1,230 @@
+"""Measures one snapshot on every suite: one value per item, kept so that any verdict can be redone.
+
+The engine already holds the snapshot's weights. An item without a value (a failed rollout, a failed
+or abstaining metric) counts as the worst and is counted; dropping it would hide a regression.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from align.gate.suites import Suite
+from rollouts.engine import RolloutEngine, ScoreRequest
+from rollouts.errors import RunError
+from rollouts.types import Completion, FinishReason, Score, SnapshotId
+
+if TYPE_CHECKING:
+    from rollouts.prompts import PromptEncoder
+
+ItemStatus = Literal["scored", "abstained", "failed"]
+
+_METADATA = b"keel.item_results"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemResults:
+    """What one snapshot got on one suite, item by item. Higher values are better."""
+
+    suite: str
+    suite_hash: str
+    snapshot: SnapshotId
+    item_ids: tuple[str, ...]
+    values: tuple[float, ...]
+    """Reward units, or nats per token; finite. The worst value where the status is not scored."""
+    statuses: tuple[ItemStatus, ...]
+    finishes: tuple[FinishReason, ...]
+    """``length`` where the completion was cut; always ``stop`` for likelihood."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
+        if lengths != {len(set(self.item_ids))} or 0 in lengths:
+            raise ValueError(f"results of {self.suite!r} need one value per distinct item")
+        if not all(math.isfinite(value) for value in self.values):
+            raise ValueError(f"results of {self.suite!r} hold a value that is not finite")
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def failed(self) -> int:
+        """Items whose rollout or metric failed."""
+        return self.statuses.count("failed")
+
+    @property
+    def truncated(self) -> int:
+        """Items whose completion was cut at max_tokens."""
+        return self.finishes.count("length")
+
+    @property
+    def is_pass_fail(self) -> bool:
+        return all(value in (0.0, 1.0) for value in self.values)
+
+    def save(self, path: str | Path) -> None:
+        """Write parquet; the file is there whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        header = {"suite": self.suite, "suite_hash": self.suite_hash, "snapshot": self.snapshot}
+        table = pa.table(
+            {
+                "item_id": pa.array(self.item_ids, pa.string()),
+                "value": pa.array(self.values, pa.float64()),
+                "status": pa.array(self.statuses, pa.string()),
+                "finish": pa.array(self.finishes, pa.string()),
+            }
+        ).replace_schema_metadata({_METADATA: json.dumps(header, sort_keys=True).encode()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(table, staging)
+            os.replace(staging, path)
+        finally:
+            staging.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemResults:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: the file is missing, damaged or not one of ours.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.ParquetFile(path).read()
+            header = json.loads((table.schema.metadata or {})[_METADATA])
+            columns = table.to_pydict()
+            return cls(
+                suite=header["suite"],
+                suite_hash=header["suite_hash"],
+                snapshot=header["snapshot"],
+                item_ids=tuple(columns["item_id"]),
+                values=tuple(columns["value"]),
+                statuses=tuple(columns["status"]),
+                finishes=tuple(columns["finish"]),
+            )
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+            raise RunError(
+                f"evaluation results cannot be read: {error}",
+                where=str(path),
+                remedy="delete the file and evaluate the snapshot again",
+            ) from error
+
+
+def evaluate(
+    engine: RolloutEngine,
+    suites: Iterable[Suite],
+    encoder: PromptEncoder,
+    snapshot_id: SnapshotId,
+    seed: int,
+) -> dict[str, ItemResults]:
+    """Results of every suite by name, under the weights the engine holds.
+
+    Args:
+        seed: fixes every item's sampling; use one for the whole campaign, so that items are paired.
+
+    Raises:
+        RunError: no item of a suite has a value.
+    """
+    return {
+        suite.name: (
+            _evaluate_items(engine, suite, encoder, snapshot_id, seed)
+            if suite.kind == "items"
+            else _evaluate_text(engine, suite, snapshot_id)
+        )
+        for suite in suites
+    }
+
+
+def paired(
+    candidate: ItemResults, comparator: ItemResults
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both value rows in the candidate's item order.
+
+    Raises:
+        RunError: the two were not measured on the same suite and items.
+    """
+    before = dict(zip(comparator.item_ids, comparator.values, strict=True))
+    if candidate.suite_hash != comparator.suite_hash or before.keys() != set(candidate.item_ids):
+        raise RunError(
+            f"suite {candidate.suite!r} was measured on different items for {candidate.snapshot} "
+            f"and {comparator.snapshot}",
+            cause="the suite changed between the two evaluations",
+            remedy="evaluate both snapshots on the suite as it is now",
+        )
+    return candidate.values, tuple(before[item] for item in candidate.item_ids)
+
+
+def _evaluate_items(
+    engine: RolloutEngine, suite: Suite, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
+) -> ItemResults:
+    from rollouts.collect import collect
+
+    if suite.rubric is None or suite.sampling is None:
+        raise ValueError(f"suite {suite.name!r} has no rubric or no sampling")
+    groups = collect(
+        engine,
+        suite.prompts,
+        [1] * len(suite.prompts),
+        encoder,
+        suite.sampling,
+        seed=seed,
+        policy=snapshot,
+    )
+    scored = suite.rubric.score(groups)
+    completions = [group.group.completions_G[0] for group in scored]
+    scores = [_finite(group.scores_G[0]) for group in scored]
+    return _results(suite, snapshot, scores, completions)
+
+
+def _evaluate_text(engine: RolloutEngine, suite: Suite, snapshot: SnapshotId) -> ItemResults:
+    requests = [ScoreRequest(prompt_ids=w[:1], completion_ids=w[1:]) for w in suite.windows]
+    scores = [
+        _finite(Score(value=math.fsum(logprobs_T) / len(logprobs_T), status="scored"))
+        for logprobs_T in engine.score(requests)
+    ]
+    return _results(suite, snapshot, scores, None)
+
+
+def _finite(score: Score) -> Score:
+    """A value that cannot be averaged is a failure."""
+    if score.value is None or math.isfinite(score.value):
+        return score
+    return Score(value=None, status="failed", detail=f"the value is {score.value}")
+
+
+def _results(
+    suite: Suite,
+    snapshot: SnapshotId,
+    scores: Sequence[Score],
+    completions: Sequence[Completion] | None,
+) -> ItemResults:
+    values = [score.value for score in scores if score.value is not None]
+    if not values:
+        details = [score.detail for score in scores if score.detail is not None]
+        raise RunError(
+            f"none of the {len(scores)} items of suite {suite.name!r} has a value",
+            where=suite.name,
+            cause=details[0] if details else "its metric abstained on every item",
+        )
+    worst = min(0.0, *values)
+    return ItemResults(
+        suite=suite.name,
+        suite_hash=suite.hash,
+        snapshot=snapshot,
+        item_ids=suite.item_ids,
+        values=tuple(worst if score.value is None else float(score.value) for score in scores),
+        statuses=tuple(score.status for score in scores),
+        finishes=tuple("stop" for _ in scores)
+        if completions is None
+        else tuple(completion.finish_reason for completion in completions),
+    )

@@ -1,0 +1,154 @@
+"""What a sequence of rounds kept, learnt and lost: continual-learning metrics of a score matrix.
+
+Row ``i`` holds the means of one snapshot on every suite: the base, then every committed round.
+Metrics run over the *accepted path*: the base and the accepted rounds, whose suites are the tasks
+``j = 1..T`` in order, ``a[i][j]`` being the score on task ``j`` after accepted round ``i`` (0: the
+base). An empty cell was not measured: it is never a 0, a mean is over the terms that have all their
+cells, and `ScoreMatrix.empty_cells` names what was missing. Nothing here decides: the gate works on
+items, these are averages to look at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from align.gate.evaluate import ItemResults, paired
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixRow:
+    """The scores of one snapshot."""
+
+    name: str
+    """``base`` or the round's name."""
+    accepted: bool
+    """The base counts as accepted."""
+    scores: tuple[float | None, ...]
+    """Mean on every suite, in the matrix's order; None where it was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreMatrix:
+    """Rows in the order the rounds were committed, the base first; columns are suites."""
+
+    suites: tuple[str, ...]
+    rows: tuple[MatrixRow, ...]
+    retired: frozenset[str] = frozenset()
+    """Rounds that a later one overrode: losing them is no forgetting, they are no tasks."""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row.scores) != len(self.suites):
+                raise ValueError(f"row {row.name!r} needs {len(self.suites)} cells")
+
+    @property
+    def path(self) -> tuple[MatrixRow, ...]:
+        """The base and the accepted rounds."""
+        return tuple(row for row in self.rows if row.accepted)
+
+    @property
+    def tasks(self) -> tuple[tuple[int, str], ...]:
+        """Row on the path after which each task was learnt, and its suite."""
+        names = enumerate((row.name for row in self.path[1:]), start=1)
+        return tuple((i, n) for i, n in names if n in self.suites and n not in self.retired)
+
+    def average_performance(self) -> float | None:
+        """AP = 1/T sum_{j<=T} a[T][j]."""
+        last = len(self.path) - 1
+        return _mean(self._a(last, task) for _, task in self.tasks)
+
+    def learning_accuracy(self) -> float | None:
+        """LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
+        return _mean(self._a(i, task) for i, task in self.tasks)
+
+    def backward_transfer(self) -> float | None:
+        """BWT = 1/(T-1) sum_{j<T} (a[T][j] - a[j][j]); below 0 is forgetting.
+
+        GEM's denominator; TRACE divides the same sum by T.
+        """
+        last = len(self.path) - 1
+        return _mean(_minus(self._a(last, task), self._a(i, task)) for i, task in self._earlier)
+
+    def forgetting(self) -> float | None:
+        """FM = 1/(T-1) sum_{j<T} max_{j<=i<T} (a[i][j] - a[T][j]); above 0 is forgetting.
+
+        The best is taken over the rows that have the cell.
+        """
+        last = len(self.path) - 1
+        terms = []
+        for i, task in self._earlier:
+            seen = [a for row in range(i, last) if (a := self._a(row, task)) is not None]
+            terms.append(_minus(max(seen, default=None), self._a(last, task)))
+        return _mean(terms)
+
+    def forward_transfer(self) -> float | None:
+        """FWT_zero = 1/(T-1) sum_{j>=2} (a[j-1][j] - a[0][j]): gain on a task before its round.
+
+        GEM's zero-shot form, with the campaign's base in place of a random initialisation.
+        """
+        return _mean(
+            _minus(self._a(i - 1, task), self._a(0, task)) for i, task in self.tasks if i > 1
+        )
+
+    @property
+    def _earlier(self) -> tuple[tuple[int, str], ...]:
+        """Tasks that later rounds could have made the policy forget."""
+        last = len(self.path) - 1
+        return tuple((i, task) for i, task in self.tasks if i < last)
+
+    def empty_cells(self) -> tuple[tuple[str, str], ...]:
+        """(round, task) of every cell on the accepted path that was not measured."""
+        tasks = [task for _, task in self.tasks]
+        return tuple(
+            (row.name, task)
+            for index, row in enumerate(self.path)
+            for task in tasks
+            if self._a(index, task) is None
+        )
+
+    def _a(self, row: int, suite: str) -> float | None:
+        return self.path[row].scores[self.suites.index(suite)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transitions:
+    """Items of one suite that changed between two snapshots; an average hides what cancels."""
+
+    lost: int
+    """Items whose value fell: 1 -> 0 for pass/fail."""
+    won: int
+    """Items whose value rose: 0 -> 1 for pass/fail."""
+    n: int
+
+    @property
+    def lost_share(self) -> float:
+        return self.lost / self.n
+
+    @property
+    def won_share(self) -> float:
+        return self.won / self.n
+
+
+def transitions(before: ItemResults, after: ItemResults) -> Transitions:
+    """Which items one snapshot lost and won against an earlier one, on the same suite.
+
+    Two evaluations of one snapshot give the noise floor: with greedy decoding it should be 0.
+    """
+    pairs = list(zip(*paired(after, before), strict=True))
+    return Transitions(
+        lost=sum(now < then for now, then in pairs),
+        won=sum(now > then for now, then in pairs),
+        n=len(pairs),
+    )
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _mean(terms: Iterable[float | None]) -> float | None:
+    """Mean of the terms that could be formed; None where none could."""
+    present = [term for term in terms if term is not None]
+    return math.fsum(present) / len(present) if present else None

@@ -1,0 +1,269 @@
+"""Whether a candidate becomes production: better at its target, and not worse at anything else.
+
+    target      the round's own suite: superior to the parent by more than ``gate.min_gain``
+    retention   every gate suite and the suite of every earlier accepted round: non-inferior to the
+                parent and to the best so far (margin) and to a fixed anchor (budget), so that many
+                small losses cannot add up
+    shown       watch suites, future, rejected and retired rounds' suites: never decide
+
+All checks must pass, so testing many suites needs no correction; alpha is spread over the looks of
+a campaign instead. A verdict carries its inputs and follows from stored results bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from align.config import GateConfig
+from align.gate.checks import Against, Check, Role, check
+from align.gate.evaluate import ItemResults
+from align.gate.statistics import alpha_per_look
+from align.gate.suites import Suite, SuiteRule
+from rollouts.errors import RunError
+from rollouts.types import SnapshotId
+
+Results = Mapping[str, ItemResults]
+Snapshots = Mapping[str, SnapshotId]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictInputs:
+    """Everything a verdict follows from, besides the stored results themselves."""
+
+    target: str
+    """The round that is decided on."""
+    gate: GateConfig
+    looks: int
+    """Decisions that alpha was spread over."""
+    suites: tuple[SuiteRule, ...]
+    accepted_rounds: tuple[str, ...]
+    """Earlier accepted rounds."""
+    retired: tuple[str, ...]
+    """Suites of rounds that a later one overrode."""
+    candidate: Snapshots
+    """Snapshot whose results were used, per suite; so for the three comparators."""
+    parent: Snapshots
+    best: Snapshots
+    start: Snapshots
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the gate said, why, and from what."""
+
+    accepted: bool
+    """Whether the candidate becomes production; always true in ``observe`` mode."""
+    outcome: Literal["accepted", "rejected", "too_few_items"]
+    """What the evidence says, whatever the mode."""
+    checks: tuple[Check, ...]
+    reasons: tuple[str, ...]
+    """Sentences of what kept the candidate out; notes a reader needs come last."""
+    inputs: VerdictInputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal verdict."""
+        plain: dict[str, Any] = _VERDICT.dump_python(self, mode="json")
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
+        return _VERDICT.validate_python(plain)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Verdict:
+        return cls.from_dict(json.loads(text))
+
+
+_VERDICT = TypeAdapter(Verdict)
+
+
+def decide(
+    *,
+    target: str,
+    candidate: Results,
+    parent: Results,
+    start: Results,
+    best: Results,
+    suites: Iterable[Suite | SuiteRule],
+    gate: GateConfig,
+    accepted_rounds: Collection[str],
+    retired: Collection[str] = (),
+    looks: int | None = None,
+) -> Verdict:
+    """The verdict on one round's candidate.
+
+    Args:
+        target: name of the round.
+        start: the fixed anchor: results of the campaign's start, and for a round's suite those of
+            the snapshot that round produced.
+        best: per suite, the results with the highest mean among accepted snapshots.
+        accepted_rounds: earlier accepted rounds, whose suites must not regress.
+        retired: rounds that this one or an earlier one overrode; their suites are only shown.
+        looks: this decision's number in the campaign, retries of rejected rounds included. Beyond
+            ``gate.campaign_rounds`` it makes the decision stricter; None stands for that number.
+
+    Raises:
+        RunError: results that are needed are missing or cannot be compared.
+    """
+    rules = tuple(suite if isinstance(suite, SuiteRule) else suite.rule for suite in suites)
+    if target not in {rule.target_of for rule in rules}:
+        raise ValueError(f"no suite measures round {target!r}")
+    looks = max(looks or 0, gate.campaign_rounds)
+    alpha = alpha_per_look(gate.alpha, looks)
+    comparators: dict[Against, Results] = {"parent": parent, "best": best, "start": start}
+    checks: list[Check] = []
+    for rule in rules:
+        role = role_of(rule, target, accepted_rounds, retired)
+        checks += _suite_checks(rule, role, candidate, comparators, gate.min_gain, alpha)
+    outcome = _overall(checks)
+    return Verdict(
+        accepted=outcome == "accepted" or gate.mode == "observe",
+        outcome=outcome,
+        checks=tuple(checks),
+        reasons=_reasons(checks, outcome, gate, looks),
+        inputs=VerdictInputs(
+            target=target,
+            gate=gate,
+            looks=looks,
+            suites=rules,
+            accepted_rounds=tuple(sorted(accepted_rounds)),
+            retired=tuple(sorted(retired)),
+            candidate=_snapshots(candidate, rules),
+            parent=_snapshots(parent, rules),
+            best=_snapshots(best, rules),
+            start=_snapshots(start, rules),
+        ),
+    )
+
+
+def decide_from_files(
+    inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str | Path]
+) -> Verdict:
+    """The same verdict again, from the inputs stored with it and the results on disk.
+
+    Args:
+        locate: path of the results of (snapshot, suite hash).
+
+    Raises:
+        RunError: a file is missing, damaged, or holds results of something else.
+    """
+    hashes = {rule.name: rule.hash for rule in inputs.suites}
+
+    def load(snapshots: Snapshots) -> dict[str, ItemResults]:
+        return {suite: _load(locate, suite, hashes[suite], id) for suite, id in snapshots.items()}
+
+    return decide(
+        target=inputs.target,
+        candidate=load(inputs.candidate),
+        parent=load(inputs.parent),
+        start=load(inputs.start),
+        best=load(inputs.best),
+        suites=inputs.suites,
+        gate=inputs.gate,
+        accepted_rounds=inputs.accepted_rounds,
+        retired=inputs.retired,
+        looks=inputs.looks,
+    )
+
+
+def role_of(
+    rule: SuiteRule, target: str, accepted_rounds: Collection[str], retired: Collection[str] = ()
+) -> Role:
+    """What a suite has to say in the decision on round ``target``."""
+    if rule.target_of == target:
+        return "target"
+    if rule.role == "watch" or rule.name in retired:
+        return "shown"
+    return "retention" if rule.target_of is None or rule.target_of in accepted_rounds else "shown"
+
+
+def _suite_checks(
+    rule: SuiteRule,
+    role: Role,
+    candidate: Results,
+    comparators: Mapping[Against, Results],
+    min_gain: float,
+    alpha: float,
+) -> list[Check]:
+    """One check per distinct comparator; a snapshot that plays two parts is tested once."""
+    if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):
+        return []
+    measured = _need(candidate, rule, "the candidate")
+    whom: Sequence[Against] = ("parent", "best", "start") if role == "retention" else ("parent",)
+    by_snapshot: dict[SnapshotId, list[Against]] = {}
+    for against in whom:
+        results = _need(comparators[against], rule, against)
+        by_snapshot.setdefault(results.snapshot, []).append(against)
+    checks = []
+    for names in by_snapshot.values():
+        margins = [rule.budget if name == "start" else rule.margin for name in names]
+        checks.append(
+            check(
+                rule,
+                measured,
+                comparators[names[0]][rule.name],
+                role=role,
+                against=names[0],
+                also=names[1:],
+                margin=min_gain if role == "target" else min(margins),
+                alpha=alpha,
+            )
+        )
+    return checks
+
+
+def _overall(checks: Iterable[Check]) -> Literal["accepted", "rejected", "too_few_items"]:
+    outcomes = {check.outcome for check in checks if check.role != "shown"}
+    if outcomes <= {"passed"}:
+        return "accepted"
+    return "rejected" if outcomes & {"regressed", "not_improved"} else "too_few_items"
+
+
+def _reasons(
+    checks: Iterable[Check], outcome: str, gate: GateConfig, looks: int
+) -> tuple[str, ...]:
+    reasons = [c.sentence for c in checks if c.role != "shown" and c.outcome != "passed"]
+    if gate.mode == "observe" and outcome != "accepted":
+        reasons.append("accepted all the same: the gate only observes")
+    if looks > gate.campaign_rounds:
+        reasons.append(
+            f"decision {looks} of {gate.campaign_rounds} declared: alpha is spread over {looks}"
+        )
+    return tuple(reasons)
+
+
+def _snapshots(results: Results, rules: Iterable[SuiteRule]) -> dict[str, SnapshotId]:
+    return {rule.name: results[rule.name].snapshot for rule in rules if rule.name in results}
+
+
+def _need(results: Results, rule: SuiteRule, whose: str) -> ItemResults:
+    if rule.name not in results:
+        raise RunError(
+            f"there are no results of {whose} on suite {rule.name!r}",
+            remedy="evaluate that snapshot on every suite before deciding",
+        )
+    return results[rule.name]
+
+
+def _load(
+    locate: Callable[[SnapshotId, str], str | Path], suite: str, suite_hash: str, id: SnapshotId
+) -> ItemResults:
+    path = locate(id, suite_hash)
+    results = ItemResults.load(path)
+    if (results.suite, results.suite_hash, results.snapshot) != (suite, suite_hash, id):
+        raise RunError(
+            f"these are results of {results.snapshot} on {results.suite!r}, wanted {id} on "
+            f"{suite!r}",
+            where=str(path),
+            remedy="restore the file from a backup, or evaluate the snapshot again",
+        )
+    return results

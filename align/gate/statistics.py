@@ -1,0 +1,259 @@
+"""The tests behind a verdict: pure functions of counts and differences, with no scipy.
+
+A *difference* is candidate minus comparator, per item; ``lost`` are items that only the comparator
+got right, ``won`` those that only the candidate did. One null hypothesis serves both questions:
+*the candidate is worse by at least ``margin``*. Rejecting it with a positive margin shows
+non-inferiority, with a margin of 0 superiority, with ``-gain`` superiority by more than ``gain``.
+
+It does not decide anything and knows no suites: `align.gate.gate` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+_NORMAL = NormalDist()
+_BISECTIONS = 80
+_TINY = 1e-300
+
+
+class ScoreTest(NamedTuple):
+    """Outcome of a score test: standard normal statistic and one-sided p value."""
+
+    z: float
+    p: float
+
+
+class PairedT(NamedTuple):
+    """Outcome of a paired t test, with the interval of the mean difference."""
+
+    t: float
+    p: float
+    dof: int
+    interval: tuple[float, float]
+
+
+def normal_cdf(z: float) -> float:
+    """P(Z <= z) of the standard normal; its tail is exact far below 1e-16."""
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+
+def normal_quantile(p: float) -> float:
+    """The z with P(Z <= z) = p, for 0 < p < 1."""
+    return _NORMAL.inv_cdf(p)
+
+
+def t_cdf(t: float, dof: float) -> float:
+    """P(T <= t) of Student's t with ``dof`` > 0 degrees of freedom."""
+    if math.isinf(t):
+        return 0.0 if t < 0 else 1.0
+    tail = 0.5 * _incomplete_beta(t * t, dof)
+    return tail if t < 0 else 1.0 - tail
+
+
+def t_quantile(p: float, dof: float) -> float:
+    """The t with P(T <= t) = p, for 0 < p < 1."""
+    if p > 0.5:
+        return -t_quantile(1.0 - p, dof)
+    if p == 0.5:
+        return 0.0
+    low = -1.0
+    while t_cdf(low, dof) > p:
+        low *= 2.0
+    return _bisect(lambda t: t_cdf(t, dof) - p, low, 0.0)
+
+
+def tango_noninferiority(lost: float, won: float, n: int, margin: float) -> ScoreTest:
+    """Tango's score test that the candidate is worse by at least ``margin``, from paired pass/fail.
+
+    The variance is the one under the null (closed form for the constrained maximum likelihood), so
+    the test keeps its level with few items: with none lost and none won it does not pass a small
+    suite, where the Wald test has a standard error of 0. (Tango 1998, Statistics in Medicine 17.)
+
+    Args:
+        lost, won: discordant items; fractions are allowed for scores scaled into [-1, 1].
+        n: all items, concordant ones included.
+        margin: in shares of items, above -1 and below 1.
+
+    >>> round(tango_noninferiority(lost=18, won=0, n=1500, margin=0.02).p, 4)
+    0.0134
+    """
+    if n < 1 or lost < 0 or won < 0 or lost + won > n * (1 + 1e-12):
+        raise ValueError(f"lost {lost} and won {won} are not counts out of {n}")
+    if not -1.0 < margin < 1.0:
+        raise ValueError(f"margin {margin} must lie between -1 and 1")
+    z = _tango_z(lost, won, n, -margin)
+    return ScoreTest(z=z, p=normal_cdf(-z))
+
+
+def tango_interval(lost: float, won: float, n: int, alpha: float) -> tuple[float, float]:
+    """Differences that neither one-sided test at level ``alpha`` rejects: coverage 1 - 2 alpha.
+
+    The lower end is above ``-margin`` exactly when the test with that margin rejects at ``alpha``.
+    """
+    critical = normal_quantile(1.0 - alpha)
+    edge = 1.0 - 1e-12
+
+    def end(level: float) -> float:
+        if _tango_z(lost, won, n, -edge) <= level:
+            return -1.0
+        if _tango_z(lost, won, n, edge) >= level:
+            return 1.0
+        return _bisect(lambda d: level - _tango_z(lost, won, n, d), -edge, edge)
+
+    return end(critical), end(-critical)
+
+
+def paired_t_noninferiority(
+    differences: Sequence[float],
+    margin: float,
+    clusters: Sequence[Hashable] | None = None,
+    alpha: float = 0.05,
+) -> PairedT:
+    """Paired t test that the mean difference is at most ``-margin``, for scores.
+
+    Args:
+        differences: one per item, at least two. Their order does not change a bit of the result.
+        clusters: a label per item where items come in families; the variance is then robust to
+            correlation within a family and the degrees of freedom are families minus one.
+        alpha: each side's error of the interval, whose coverage is 1 - 2 alpha.
+
+    Where all differences are equal the standard error is 0 and the sign of mean + margin decides.
+    """
+    n = len(differences)
+    labels: Sequence[Hashable] = range(n) if clusters is None else clusters
+    if len(labels) != n:
+        raise ValueError(f"{n} differences but {len(labels)} cluster labels")
+    families: dict[Hashable, list[float]] = {}
+    mean = math.fsum(differences) / n if n else 0.0
+    for label, difference in zip(labels, differences, strict=True):
+        families.setdefault(label, []).append(difference - mean)
+    groups = len(families)
+    if groups < 2:
+        raise ValueError(f"a paired t test needs at least two independent items, got {groups}")
+    squares = math.fsum(math.fsum(members) ** 2 for members in families.values())
+    error = math.sqrt(groups / (groups - 1) * squares) / n
+    t = _ratio(mean + margin, error)
+    half = t_quantile(1.0 - alpha, groups - 1) * error
+    return PairedT(
+        t=t, p=t_cdf(-t, groups - 1), dof=groups - 1, interval=(mean - half, mean + half)
+    )
+
+
+def mcnemar_exact(lost: int, won: int) -> float:
+    """Two-sided exact p value that losing and winning an item are equally likely.
+
+    >>> mcnemar_exact(1, 5)
+    0.21875
+    """
+    discordant = lost + won
+    tail = sum(math.comb(discordant, k) for k in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / (1 << discordant))
+
+
+def alpha_per_look(alpha: float, campaign_rounds: int) -> float:
+    """Error each of ``campaign_rounds`` decisions may make so that together they keep ``alpha``."""
+    if campaign_rounds < 1:
+        raise ValueError(f"a campaign has at least one round, got {campaign_rounds}")
+    return alpha / campaign_rounds
+
+
+def smallest_margin(n: int, psi: float, alpha: float, power: float = 0.8) -> float:
+    """Smallest margin that ``n`` pass/fail items can show with ``power`` for an equal candidate.
+
+    Args:
+        psi: share of discordant items, (lost + won) / n.
+
+    >>> round(smallest_margin(773, 0.05, 0.05), 3)
+    0.02
+    """
+    deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
+    squared = normal_quantile(1.0 - alpha) ** 2
+    return max(deviates * math.sqrt(psi / n), squared / (n + squared))
+
+
+def items_needed(
+    psi: float, margin: float, alpha: float, power: float = 0.8, *, pass_fail: bool = True
+) -> int:
+    """Items that show ``margin`` with ``power`` for an equal candidate.
+
+    Args:
+        psi: variance of one difference; for pass/fail items the share of discordant ones.
+        pass_fail: also count the items that Tango's test asks for when nothing differs at all.
+
+    >>> items_needed(psi=0.05, margin=0.02, alpha=0.05)
+    773
+    """
+    deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
+    usual = deviates**2 * psi / margin**2
+    floor = normal_quantile(1.0 - alpha) ** 2 * (1.0 - margin) / margin if pass_fail else 0.0
+    return max(1, math.ceil(max(usual, floor)))
+
+
+def _tango_z(lost: float, won: float, n: int, d: float) -> float:
+    """Score statistic of "the true difference is ``d``"; falls as ``d`` rises."""
+    b = -(lost + won) + (2 * n - won + lost) * d
+    c = -lost * d * (1.0 - d)
+    root = math.sqrt(max(0.0, b * b - 8 * n * c))
+    # The same root in two forms: the plain one cancels where b is positive.
+    q = -2.0 * c / (b + root) if b > 0 else (root - b) / (4 * n)
+    variance = n * (2.0 * q + d * (1.0 - d))
+    return _ratio(won - lost - n * d, math.sqrt(max(0.0, variance)))
+
+
+def _ratio(value: float, error: float) -> float:
+    """``value / error``, where an error of 0 leaves only the sign to go by."""
+    if error > 0.0:
+        return value / error
+    return 0.0 if value == 0.0 else math.copysign(math.inf, value)
+
+
+def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function crosses 0 between ``low`` and ``high``."""
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if rising(middle) < 0.0:
+            low = middle
+        else:
+            high = middle
+    return 0.5 * (low + high)
+
+
+def _incomplete_beta(t_squared: float, dof: float) -> float:
+    """I_x(dof/2, 1/2) at x = dof / (dof + t^2): both tails of Student's t."""
+    if t_squared == 0.0:
+        return 1.0
+    a, b = 0.5 * dof, 0.5
+    log_x = -math.log1p(t_squared / dof)
+    log_rest = math.log(t_squared) - math.log(dof + t_squared)
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    front = math.exp(a * log_x + b * log_rest - log_beta)
+    x, rest = math.exp(log_x), math.exp(log_rest)
+    # The fraction converges fast on one side of the mean of the beta distribution only.
+    if x < (a + 1.0) / (a + b + 2.0):
+        return front * _beta_fraction(a, b, x) / a
+    return 1.0 - front * _beta_fraction(b, a, rest) / b
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta function, by Lentz's method (DLMF 8.17.22)."""
+    c, d = 1.0, 1.0 / _nonzero(1.0 - (a + b) * x / (a + 1.0))
+    value = d
+    for m in range(1, 10_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1.0 / _nonzero(1.0 + term * d)
+            c = _nonzero(1.0 + term / c)
+            step = c * d
+            value *= step
+        if abs(step - 1.0) < 1e-15:
+            return value
+    raise ArithmeticError(f"incomplete beta did not converge at a={a}, b={b}, x={x}")
+
+
+def _nonzero(value: float) -> float:
+    return value if abs(value) > _TINY else _TINY

@@ -1,0 +1,86 @@
+"""Everything a campaign reads, loaded and checked before anything is started or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config import CampaignConfig
+from align.gate.suites import Suite, build_suites
+from align.models import SCHEMES, load_tokenizer, resolve_model
+from rewards.rubric import build_rubric
+from rollouts.collect import check_lengths
+from rollouts.model_folder import check_model_folder
+from rollouts.prompts import PromptEncoder, load_prompts
+from rollouts.types import Prompt
+
+LONGEST_CONTEXT = 4096
+"""Context reserved for engines unless the campaign asks for more, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """A campaign's model folder, tokenizer, prompts and suites."""
+
+    model: Path
+    context: int
+    """Prompt plus completion, in tokens, that engines are started for."""
+    encoder: PromptEncoder
+    prompts: Mapping[str, Sequence[Prompt]]
+    """New prompts of every round."""
+    general: Mapping[str, Sequence[Prompt]]
+    """The general pool of every round that has one."""
+    suites: Sequence[Suite]
+
+    def data_hashes(self, round_name: str) -> dict[str, str]:
+        """sha256 of the prompts a round draws from, for its snapshot's provenance."""
+        pools = {"prompts": self.prompts[round_name], "general": self.general.get(round_name, ())}
+        return {
+            name: hashlib.sha256("\n".join(p.id for p in pool).encode()).hexdigest()
+            for name, pool in pools.items()
+            if pool
+        }
+
+
+def load_inputs(config: CampaignConfig) -> Inputs:
+    """Load and check; raises `UserError` for the first thing that cannot be used."""
+    rubrics = {
+        spec.name: build_rubric(spec.rewards, f"rounds.{index}.rewards")
+        for index, spec in enumerate(config.rounds)
+    }
+    model = resolve_model(config.policy)
+    check_model_folder(model, "auto")
+    context = context_of(model, config)
+    prompts = {
+        spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new") for spec in config.rounds
+    }
+    general = {
+        spec.name: load_prompts(spec.replay.general_prompts, SCHEMES, None, "general")
+        for spec in config.rounds
+        if spec.replay.general_prompts is not None
+    }
+    for name, rubric in rubrics.items():
+        rubric.check_columns(prompts[name], f"round {name}")
+    encoder = PromptEncoder(load_tokenizer(model, config.policy))
+    for spec in config.rounds:
+        for pool in (prompts[spec.name], general.get(spec.name, [])):
+            check_lengths(pool, encoder, spec.sampling.max_tokens, context)
+    return Inputs(
+        model=model,
+        context=context,
+        encoder=encoder,
+        prompts=prompts,
+        general=general,
+        suites=build_suites(config, SCHEMES, encoder),
+    )
+
+
+def context_of(model: Path, config: CampaignConfig) -> int:
+    """The context engines are started for: as configured, else the model's own up to a limit."""
+    own = int(
+        json.loads((model / "config.json").read_text()).get("max_position_embeddings", LONGEST_CONTEXT)
+    )
+    return config.rollouts.max_model_len or min(own, LONGEST_CONTEXT)

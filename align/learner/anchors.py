@@ -1,0 +1,111 @@
+"""Anchors: the earlier snapshots a policy is held to, loaded when a row needs them.
+
+Which snapshot holds a row is decided here (`References.resolve`); what its logits are, too
+(`AnchorBank.logits`). One forward pass per sample, however many snapshots a campaign has collected.
+Every snapshot is named by its content hash, so a resumed run is held to exactly the same weights.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config import AnchorConfig
+from align.learner.batch import MicroBatch, Row
+from align.learner.policy import TRAINED_ADAPTER, Policy, completion_logits, load_model
+from rollouts.types import SnapshotId
+
+CACHE_BYTES = 2 << 30
+"""Host memory that full-weight anchors may keep resident; beyond it the least recently used goes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class References:
+    """The snapshots a round may name."""
+
+    base: SnapshotId
+    parent: SnapshotId
+    rounds: Mapping[str, SnapshotId] = field(default_factory=dict)
+    """Accepted rounds by name."""
+
+    def resolve(self, to: str, row: Row) -> SnapshotId:
+        """The snapshot that ``to`` means for this row."""
+        if to == "owner":
+            assert row.owner is not None, "a past prompt without an owner reached the learner"
+            return row.owner
+        if to.startswith("round:"):
+            return self.rounds[to.removeprefix("round:")]
+        return self.base if to == "base" else self.parent
+
+
+class AnchorBank:
+    """Frozen snapshots by content hash; full models in an LRU, adapters over the policy's base."""
+
+    def __init__(
+        self, policy: Policy, folder_of: Callable[[SnapshotId], Path], cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes
+        self._models: OrderedDict[SnapshotId, Any] = OrderedDict()
+        self._adapters: set[SnapshotId] = set()
+
+    @torch.no_grad()
+    def logits(self, snapshot: SnapshotId, micro: MicroBatch) -> Tensor:
+        """Logits of the snapshot at the completion tokens; shape ``N, V``."""
+        if self._policy.config.lora is not None:
+            return self._adapter_logits(snapshot, micro)
+        return completion_logits(self._model(snapshot), micro)
+
+    def _model(self, snapshot: SnapshotId) -> Any:
+        if snapshot in self._models:
+            self._models.move_to_end(snapshot)
+            return self._models[snapshot]
+        model = load_model(self._folder_of(snapshot), self._policy.config, self._policy.device)
+        self._models[snapshot] = model.requires_grad_(False)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        while len(self._models) > 1 and size * len(self._models) > self._cache_bytes:
+            self._models.popitem(last=False)
+        return model
+
+    def _adapter_logits(self, snapshot: SnapshotId, micro: MicroBatch) -> Tensor:
+        model, folder = self._policy.model, self._folder_of(snapshot)
+        if not (folder / "adapter_config.json").exists():
+            with model.disable_adapter():
+                return completion_logits(model, micro)
+        if snapshot not in self._adapters:
+            model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
+            self._adapters.add(snapshot)
+        model.set_adapter(snapshot, inference_mode=True)
+        try:
+            return completion_logits(model, micro)
+        finally:
+            model.set_adapter(TRAINED_ADAPTER)
+
+
+class BetaController:
+    """Steers one anchor's weight so that its KL stays near a target.
+
+    ``log beta += rate * clip(kl / target - 1, -1, 1)`` after every step. Source: the adaptive KL
+    coefficient of Ziegler et al. 2019, arXiv 1909.08593, section 2.2, in log space so that beta stays
+    positive. Without a target beta is constant.
+    """
+
+    RATE = 0.1
+    BOUNDS = (1e-4, 1e2)
+
+    def __init__(self, config: AnchorConfig) -> None:
+        self._target, self.beta = config.target, config.beta
+
+    def observe(self, kl_per_token: float) -> None:
+        """Take note of this step's measured KL, in nats per token."""
+        if self._target is None:
+            return
+        error = min(max(kl_per_token / self._target - 1.0, -1.0), 1.0)
+        low, high = self.BOUNDS
+        self.beta = min(max(self.beta * exp(self.RATE * error), low), high)

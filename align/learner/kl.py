@@ -1,0 +1,62 @@
+"""KL toward an anchor: estimators, each a pure function of tensors over ``N`` flat tokens.
+
+With ``r = log pi - log pi_anchor`` at the sampled token:
+
+    full  sum_v pi(v) (log pi(v) - log pi_anchor(v))   exact per token; the default as a loss
+    k1    r                                            unbiased; as a *loss* its gradient is zero in
+                                                       expectation, so it acts through the reward
+    k2    r^2 / 2                                      as a loss: expected gradient of the reverse KL
+    k3    exp(-r) - 1 + r                              >= 0, low variance: the meter. As a loss its
+                                                       expected gradient is that of the *forward* KL
+
+All on samples of ``pi`` itself. Source: Schulman 2020, "Approximating KL divergence"; gradients:
+Tang and Munos 2025, arXiv 2506.09477. Measured on the tiny world, ``full`` keeps about three times
+more of earlier rounds than ``k2`` at the same weight.
+
+A weighted list of anchors needs no code of its own: ``sum_k b_k KL(pi || p_k)`` equals ``(sum b) KL(pi ||
+geometric mixture of the p_k with weights b_k / sum b)`` up to a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def full(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
+    """Exact reverse KL per token, in nats; shape ``N``."""
+    return (logprobs_NV.exp() * (logprobs_NV - anchor_logprobs_NV)).sum(-1)
+
+
+def k2(logprobs_N: Tensor, anchor_logprobs_N: Tensor) -> Tensor:
+    """Half the squared log ratio; as a loss, the reverse KL's gradient in expectation."""
+    return (logprobs_N - anchor_logprobs_N).square() / 2
+
+
+def k3(logprobs_N: Tensor, anchor_logprobs_N: Tensor) -> Tensor:
+    """The low-variance estimate to report."""
+    log_ratio_N = logprobs_N - anchor_logprobs_N
+    return torch.expm1(-log_ratio_N) + log_ratio_N
+
+
+def k1_in_reward(logprobs_N: Tensor, anchor_logprobs_N: Tensor, rows_N: Tensor) -> Tensor:
+    """A surrogate whose gradient is the policy gradient of the sequence KL.
+
+    Every token's log ratio is a cost of its own and of all tokens before it, so token ``t`` is
+    weighted by the cost to go ``sum_{s >= t} r_s`` of its row. The *value* of the surrogate means
+    nothing; report `k3` instead.
+
+    Args:
+        rows_N: completion index of each token, non-decreasing.
+    """
+    cost_N = (logprobs_N - anchor_logprobs_N).detach()
+    total_N = cost_N.cumsum(0)
+    last_of_row = torch.bincount(rows_N).cumsum(0) - 1
+    cost_to_go_N = total_N[last_of_row[rows_N]] - total_N + cost_N
+    return cost_to_go_N * logprobs_N
+
+
+TOKEN_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k2": k2, "k3": k3}
+"""Estimators that need only the sampled tokens and act as a loss directly."""

@@ -1,0 +1,62 @@
+"""GRPO: group-relative policy optimisation, on-policy or nearly so.
+
+    A_i = (r_i - mean_G r) / (std_G r + eps)
+    L   = -1/N sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
+    rho = exp(logprob_t - sampler_logprob_t)
+
+Source: Shao et al. 2024, arXiv 2402.03300, eq. 3; token-mean over the step as in Yu et al. 2025,
+arXiv 2503.14476, eq. 10. ``std: false`` is the advantage of Dr. GRPO (Liu et al. 2025, arXiv
+2503.20783), ``clip_high > clip_low`` is clip-higher. The KL penalty is not here: anchors add it.
+
+Assumes rewards that compare within one prompt. A group whose rewards are all equal has no signal:
+its advantages are exactly zero, and it still counts in the token mean. Torch is used through the
+tensors' own methods, so reading a campaign file does not import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from align.learner.advantages import group_relative, group_relative_by_part
+from align.learner.losses.base import Algorithm, PolicyInputs
+from rollouts.types import ScoredGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GRPO(Algorithm):
+    """Group-relative policy optimisation."""
+
+    name: Literal["grpo"] = "grpo"
+    std: bool = True
+    """Divide advantages by the group's standard deviation; False is Dr. GRPO's."""
+    by_part: bool = False
+    """Normalise every reward part within the group, then add: a saturated part cannot drown
+    another (Liu et al. 2026, GDPO)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+
+    def check(self, group_size: int, where: str) -> None:
+        if group_size < 2:
+            raise ValueError(
+                f"{where}.sampling.group_size: grpo compares completions of one prompt, got group_size "
+                f"{group_size}; use at least 2"
+            )
+
+    def advantages(self, group: ScoredGroup) -> Sequence[float | None]:
+        if self.by_part:
+            return group_relative_by_part(group.scores_G, std=self.std)
+        return group_relative([score.value for score in group.scores_G], std=self.std)
+
+    def loss(
+        self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        ratio_N = (inputs.logprobs_N - inputs.sampler_logprobs_N).exp()
+        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high)
+        surrogate_N = (ratio_N * inputs.advantages_N).minimum(clipped_N * inputs.advantages_N)
+        clip_share = (ratio_N != clipped_N).float().sum().detach() / num_tokens
+        return -surrogate_N.sum() / num_tokens, {"loss/clip_share": clip_share}

@@ -1,0 +1,161 @@
+"""The model that learns: loading, logits where they are needed, weights out.
+
+A policy holds full weights, or a peft adapter over a frozen base (``lora``). Earlier snapshots never
+live in here: `AnchorBank` holds those, and for adapters borrows this base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from align.config import PolicyConfig
+from align.learner.batch import MicroBatch
+from rollouts.engine import WeightUpdate
+from rollouts.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRAINED_ADAPTER = "policy"
+
+
+def load_model(folder: Path, config: PolicyConfig, device: torch.device) -> PreTrainedModel:
+    """A causal language model from a folder, without code of its own unless allowed."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
+    ).to(device)
+    return model.eval()
+
+
+def completion_logits(model: nn.Module, micro: MicroBatch) -> Tensor:
+    """Logits of the positions that predict a completion token; shape ``N, V``, float32.
+
+    The decoder runs over everything, the output head over ``N`` positions only.
+    """
+    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = next(model.parameters()).device
+    hidden_BTD = causal.get_decoder()(
+        input_ids=micro.tokens_BT.to(device), use_cache=False
+    ).last_hidden_state
+    hidden_ND = hidden_BTD.flatten(0, 1)[micro.where_N.to(device)]
+    logits: Tensor = causal.get_output_embeddings()(hidden_ND)
+    return logits.float()
+
+
+class Policy:
+    """The trained weights and what an engine or a snapshot needs of them."""
+
+    def __init__(self, base: Path, config: PolicyConfig, *, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.model: Any = load_model(base, config, device)
+        self._check_head()
+        if config.lora is not None:
+            self.model = _with_adapter(self.model, config)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a snapshot: a model folder, or an adapter folder under ``lora``."""
+        from safetensors.torch import load_file
+
+        if self.config.lora is not None:
+            from peft import set_peft_model_state_dict
+
+            if not (folder / "adapter_model.safetensors").exists():
+                self.reset_adapter()
+                return
+            state = load_file(folder / "adapter_model.safetensors")
+            set_peft_model_state_dict(self.model, state, adapter_name=TRAINED_ADAPTER)
+            return
+        state = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            state.update(load_file(file, device=str(self.device)))
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        tied = set(self.model.all_tied_weights_keys) if hasattr(self.model, "all_tied_weights_keys") else set()
+        if unexpected or set(missing) - tied:
+            raise RunError(
+                f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
+                where=folder.name,
+            )
+
+    def reset_adapter(self) -> None:
+        """Back to the base: the adapter's update becomes exactly zero."""
+        for module in self.model.modules():
+            if hasattr(module, "reset_lora_parameters") and TRAINED_ADAPTER in getattr(module, "lora_A", {}):
+                module.reset_lora_parameters(TRAINED_ADAPTER, init_lora_weights=True)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def weights(self, version: str, scratch: Path) -> WeightUpdate:
+        """The current weights for an engine: tensors, or under ``lora`` a fresh adapter folder."""
+        if self.config.lora is not None:
+            folder = scratch / version.replace("/", "-")
+            self.save(folder)
+            return WeightUpdate(version=version, adapter=str(folder))
+        return WeightUpdate(version=version, tensors=dict(self._named_tensors()))
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors and configs: a whole model, or the adapter alone under ``lora``."""
+        if self.config.lora is None:
+            self.model.save_pretrained(folder)
+            return
+        self.model.save_pretrained(folder, selected_adapters=[TRAINED_ADAPTER])
+        nested = folder / TRAINED_ADAPTER
+        for file in nested.iterdir():
+            if file.suffix in {".safetensors", ".json"}:
+                file.rename(folder / file.name)
+            else:
+                file.unlink()
+        nested.rmdir()
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
+
+    def _check_head(self) -> None:
+        """The shortcut through the decoder must give the model's own logits.
+
+        Models that scale or cap their logits after the head would be trained on other numbers than
+        the engines sample from; better to say so at the start.
+        """
+        tokens_BT = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
+        with torch.no_grad():
+            whole = self.model(input_ids=tokens_BT, use_cache=False).logits.float()
+            hidden = self.model.get_decoder()(input_ids=tokens_BT, use_cache=False).last_hidden_state
+            short = self.model.get_output_embeddings()(hidden).float()
+        if not torch.allclose(whole, short, atol=1e-3):
+            raise UserError(
+                f"{type(self.model).__name__} changes its logits after the output head",
+                where="policy.model",
+                cause="it scales or caps them, and the learner computes logits without that step",
+                remedy="choose a model without logit scaling or soft-capping",
+            )
+
+
+def _with_adapter(model: Any, config: PolicyConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    assert config.lora is not None
+    peft_config = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, peft_config, adapter_name=TRAINED_ADAPTER)

@@ -1,0 +1,166 @@
+"""Prompts of accepted rounds, to be asked again while later rounds train.
+
+Prompts only: what held their behaviour is the snapshot named as their ``owner``, and the KL term
+holds the policy to it. No answers, no labels, no rewards. A draw is a function of the seed and the
+step, so a resumed round sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from align.errors import StoreError, UserError
+from align.memory.durable import write_atomic
+from rollouts.errors import nearest
+from rollouts.types import Prompt, SnapshotId
+
+SCHEMA_VERSION = 1
+
+
+class ReplayBuffer:
+    """The kept prompts of every accepted round, rounds in the order they were added."""
+
+    def __init__(self, entries: Mapping[str, Sequence[Prompt]] | None = None) -> None:
+        self._entries = {round_: tuple(prompts) for round_, prompts in (entries or {}).items()}
+
+    @property
+    def entries(self) -> Mapping[str, Sequence[Prompt]]:
+        """Prompts by round name."""
+        return dict(self._entries)
+
+    def __len__(self) -> int:
+        return sum(len(prompts) for prompts in self._entries.values())
+
+    def add(
+        self, round: str, prompts: Iterable[Prompt], owner: SnapshotId, cap: int, seed: int
+    ) -> None:
+        """Keep at most ``cap`` distinct prompts of an accepted round, chosen evenly by the seed.
+
+        Adding a round again replaces its prompts, so a resumed run may repeat the call.
+
+        Raises:
+            UserError: a prompt has a column that JSON cannot hold.
+        """
+        distinct = list({prompt.id: prompt for prompt in prompts}.values())
+        if len(distinct) > cap:
+            kept = sorted(Random(f"{seed}/{round}").sample(range(len(distinct)), cap))
+            distinct = [distinct[i] for i in kept]
+        self._entries[round] = tuple(_past(prompt, round, owner) for prompt in distinct)
+
+    def draw(
+        self, n: int, seed: int, step: int, rounds: Iterable[str] | None = None
+    ) -> list[Prompt]:
+        """``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
+
+        When ``n`` is no multiple of the number of rounds, the odd places pass from round to round
+        with the step, so over the steps every round gets the same share.
+
+        Args:
+            rounds: names to draw from; None draws from all.
+        """
+        names = list(self._entries) if rounds is None else list(dict.fromkeys(rounds))
+        for name in names:
+            if name not in self._entries:
+                hint = nearest(name, list(self._entries))
+                raise ValueError(f"no round {name!r} in the buffer; {hint}")
+        if not names:
+            return []
+        first = step * (n % len(names)) % len(names)
+        queues = [iter(self._shuffled(name, seed, step)) for name in names]
+        drawn: dict[str, Prompt] = {}
+        exhausted: set[int] = set()
+        for turn in islice(cycle(range(len(names))), first, None):
+            if len(drawn) >= n or len(exhausted) == len(names):
+                return list(drawn.values())
+            fresh = next((p for p in queues[turn] if p.id not in drawn), None)
+            if fresh is None:
+                exhausted.add(turn)
+            else:
+                drawn[fresh.id] = fresh
+        raise AssertionError("the cycle over the rounds never ends")
+
+    def save(self, path: Path) -> None:
+        """Write JSON lines, atomically: a version line, then one prompt a line."""
+        head = {"schema_version": SCHEMA_VERSION, "rounds": list(self._entries)}
+        lines = [head, *(asdict(p) for prompts in self._entries.values() for p in prompts)]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomic(path, text.encode("ascii"))
+
+    @classmethod
+    def load(cls, path: Path) -> ReplayBuffer:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
+        """
+        entries: dict[str, list[Prompt]] = {}
+        for number, line in enumerate(path.read_text("ascii", "replace").splitlines(), start=1):
+            try:
+                data = json.loads(line)
+                if number == 1:
+                    _check_version(data["schema_version"], path)
+                    entries = {name: [] for name in data["rounds"]}
+                else:
+                    entries[data["round"]].append(_prompt(data))
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"this is no replayed prompt ({error!r})",
+                    where=f"{path}:{number}",
+                    cause="the file was edited or damaged",
+                    remedy="restore it from a backup",
+                ) from error
+        return cls(entries)
+
+    def _shuffled(self, name: str, seed: int, step: int) -> list[Prompt]:
+        prompts = list(self._entries[name])
+        Random(f"{seed}/{step}/{name}").shuffle(prompts)
+        return prompts
+
+
+def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
+    """The prompt as later rounds will see it, exactly as it would come back from the file."""
+    columns = {
+        name: _plain(value, f"prompt {prompt.id}, column {name}")
+        for name, value in prompt.columns.items()
+    }
+    marked = replace(prompt, columns=columns, source="past", owner=owner, round=round_)
+    return _prompt(json.loads(json.dumps(asdict(marked))))
+
+
+def _prompt(data: Mapping[str, Any]) -> Prompt:
+    messages = data["messages"]
+    return Prompt(**{**data, "messages": None if messages is None else tuple(messages)})
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value with tuples as lists; raises for what would not come back from JSON as it was."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, where) for key, item in value.items()}
+    raise UserError(
+        f"{value!r} cannot be kept as JSON",
+        where=where,
+        cause="replayed prompts are stored as JSON lines, with all their columns",
+        remedy="use text, finite numbers, lists and mappings with text keys, or drop the column",
+    )
+
+
+def _check_version(version: int, path: Path) -> None:
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"replay file version {version} is newer than {SCHEMA_VERSION}, the newest known here",
+            where=str(path),
+            remedy="update Keel",
+        )

@@ -1,0 +1,110 @@
+"""What a round reports of itself: rollout statistics, drift from earlier snapshots, and the probe.
+
+Drift is the mean full-vocabulary KL per token, policy against snapshot, on the policy's own samples:
+``K_new`` from the parent on this round's prompts, ``K_old(k)`` from the owner on round k's prompts,
+``K_gen`` from the base on the general pool. Meter samples are not part of the training budget.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from align.errors import ParityError
+from align.learner.advantages import has_signal
+from align.learner.batch import Batch, Row, row_of
+from rollouts.collect import collect
+from rollouts.engine import ScoreRequest, SyncReport
+from rollouts.types import Prompt, Sampling, ScoredGroup
+
+if TYPE_CHECKING:
+    from align.learner.anchors import References
+    from align.mixture import Mixture
+    from align.parts import Parts
+
+METER_PROMPTS = 8
+"""Prompts of each kind that one drift measurement samples."""
+
+
+def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport) -> dict[str, float]:
+    """Rewards, their parts, and how much of the batch carries a signal."""
+    new = [s for s in scored if s.group.prompt.source == "new"]
+    scores = [score for group in new for score in group.scores_G]
+    completions = [c for group in new for c in group.group.completions_G]
+    usable = [c for c in completions if c.token_ids]
+    metrics = {
+        "reward/mean": _mean([s.value for s in scores if s.value is not None]),
+        "reward/failed_share": _mean([s.status == "failed" for s in scores]),
+        "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
+        "groups/zero_variance_share": _mean([not _varies(group) for group in new]),
+        "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
+        "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
+        "completions/failed_share": _mean([not c.token_ids for c in completions]),
+        "sync/seconds": sync.seconds,
+        **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
+    }
+    for part in sorted({name for s in scores for name in s.parts}):
+        values = [v for s in scores if (v := s.parts.get(part)) is not None]
+        metrics[f"reward/{part}"] = _mean(values)
+    return metrics
+
+
+def measure_drift(
+    mixture: Mixture, references: References, sampling: Sampling, parts: Parts, seed: int
+) -> dict[str, float]:
+    """K_new, K_old of every earlier round, and K_gen; see the module's docstring."""
+    prompts = mixture.meter_prompts(METER_PROMPTS)
+    groups = collect(
+        parts.engine, prompts, [1] * len(prompts), parts.inputs.encoder, sampling, seed=seed, policy="meter"
+    )
+    rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for group in groups:
+        prompt = group.prompt
+        name, anchor = {
+            "new": ("K_new", references.parent),
+            "past": (f"K_old/{prompt.round}", prompt.owner or references.base),
+            "general": ("K_gen", references.base),
+        }[prompt.source]
+        rows[name, anchor] += [row_of(group, c, None) for c in group.completions_G if c.token_ids]
+    return {
+        f"drift/{name}": parts.learner.divergence(held, anchor)
+        for (name, anchor), held in rows.items()
+        if held
+    }
+
+
+def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
+    """Largest logprob difference (nats) between every engine and the learner on fresh samples.
+
+    Raises:
+        ParityError: above the tolerance; the candidate must not be measured by such engines.
+    """
+    sampling = Sampling(max_tokens=max_tokens)
+    groups = collect(
+        parts.engine, prompts, [1] * len(prompts), parts.inputs.encoder, sampling, seed=0, policy="probe"
+    )
+    rows = [row_of(g, c, None) for g in groups for c in g.completions_G if c.token_ids]
+    requests = [ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows]
+    pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
+    gap = max(abs(a - b) for theirs, ours in pairs for a, b in zip(theirs, ours, strict=True))
+    if not gap <= parts.learner.tolerance:
+        raise ParityError(
+            f"engine and learner disagree by {gap:.3g} nats after the last sync, tolerance "
+            f"{parts.learner.tolerance:g}",
+            where="parity probe",
+            cause="an engine holds other weights than the learner",
+            remedy="run again; if it stays, report the model and engine version",
+        )
+    return gap
+
+
+def _varies(group: ScoredGroup) -> bool:
+    values = [s.value for s in group.scores_G if s.value is not None]
+    return has_signal([v - values[0] for v in values]) if values else False
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean, or 0 of nothing: metrics stay finite numbers."""
+    return float(sum(values)) / len(values) if values else 0.0
+

@@ -1,0 +1,86 @@
+"""What one step samples: the round's own prompts, replayed ones and general ones, within one budget.
+
+The budget is ``prompts_per_step * group_size`` completions whatever is replayed: retention is paid for
+by fewer new prompts, never by more sampling. Shares that are not whole numbers carry over, so over a
+round each share is exact: with 128 completions and 5% the counts run 6, 6, 7, 6, 7, ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.config import ReplayConfig, SamplingConfig
+from align.memory.replay import ReplayBuffer
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """The prompts of one step and how many completions each one gets."""
+
+    prompts: tuple[Prompt, ...]
+    group_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Draws every step of one round; what step ``n`` holds depends on the seed and ``n`` alone."""
+
+    new: PromptStream
+    past: ReplayBuffer
+    general: PromptStream | None
+    sampling: SamplingConfig
+    replay: ReplayConfig
+    seed: int
+
+    def draw(self, step: int) -> Draw:
+        """Prompts of step ``step``, counted from 0."""
+        budget = self.sampling.budget
+        singles = self.replay.samples_per_prompt
+        past_share = self.replay.past if len(self.past) else 0.0
+        general_share = self.replay.general if self.general is not None else 0.0
+        new_share = 1.0 - past_share - general_share
+        past = self.past.draw(
+            whole(budget * past_share / singles, step), seed=self.seed, step=step
+        )
+        general = (
+            window(self.general, budget * general_share, step) if self.general is not None else []
+        )
+        new = window(self.new, budget * new_share / self.sampling.group_size, step)
+        return Draw(
+            prompts=(*new, *past, *general),
+            group_sizes=(
+                *[self.sampling.group_size] * len(new),
+                *[singles] * len(past),
+                *[1] * len(general),
+            ),
+        )
+
+    def meter_prompts(self, count: int) -> list[Prompt]:
+        """The same ``count`` prompts of every kind each time: new, of each past round, general."""
+        streams = [s for s in (self.new, self.general) if s is not None]
+        for stream in streams:
+            stream.seek(0)
+        held = [p for prompts in self.past.entries.values() for p in prompts[:count]]
+        return [p for stream in streams for p in stream.take(min(count, len(stream)))] + held
+
+
+def whole(rate: float, step: int) -> int:
+    """How many whole units step ``step`` gets of ``rate`` units per step, fractions carried over.
+
+    >>> [whole(6.4, step) for step in range(5)]
+    [6, 6, 7, 6, 7]
+    """
+    return total_before(rate, step + 1) - total_before(rate, step)
+
+
+def total_before(rate: float, step: int) -> int:
+    """Units handed out before ``step``. The tiny shift keeps 0.1 * 30 from falling below 3."""
+    return int(rate * step + 1e-9)
+
+
+def window(stream: PromptStream, rate: float, step: int) -> list[Prompt]:
+    """The stream's prompts of one step, found from the step number alone."""
+    stream.seek(total_before(rate, step))
+    return stream.take(whole(rate, step))

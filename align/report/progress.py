@@ -1,0 +1,66 @@
+"""Live progress of a campaign: one bar per round on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from align.round import RoundOutcome, RoundPlan
+
+LINE_EVERY = 15
+"""Steps between lines where there is no terminal to draw a bar on."""
+
+
+class LiveProgress:
+    """An `Observer` that shows a person what is going on."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[tuple[int, int], TaskID] = {}
+        self._started = perf_counter()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._bar.console.print(f"[{perf_counter() - self._started:6.1f}s] {text}", markup=False)
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """Advance the round's bar."""
+        key = (plan.index, plan.attempt)
+        if key not in self._tasks:
+            self._tasks[key] = self._bar.add_task(plan.spec.name, total=plan.spec.steps, status="")
+        status = f"reward {metrics['reward/mean']:.3f}  entropy {metrics['entropy']:.3f}"
+        self._bar.update(self._tasks[key], completed=step + 1, status=status)
+        last = step + 1 == plan.spec.steps
+        if not self._console.is_terminal and (step % LINE_EVERY == 0 or last):
+            self.note(f"{plan.spec.name} step {step + 1}/{plan.spec.steps}  {status}")
+
+    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
+        """Say what the gate decided, and why when it refused."""
+        self.note(f"{plan.spec.name}: {outcome.verdict.outcome.replace('_', ' ')}")
+        if not outcome.verdict.accepted:
+            for reason in outcome.verdict.reasons:
+                self._bar.console.print(f"          {reason}", markup=False)

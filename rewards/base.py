@@ -1,0 +1,67 @@
+"""What a reward is: a function with TRL's signature, named and weighted as one part of a rubric.
+
+    def shouting(completions, **columns) -> list[float | None]:
+        return [float(completion.isupper()) for completion in completions]
+
+Sync or async. It is called once per batch, by keyword, with what it names (all of it when it takes
+``**kwargs``): ``prompts``, ``completions``, ``completion_ids``, every dataset column as a list,
+``trainer_state``, ``log_extra``, ``log_metric`` and its own options. A chat prompt comes as a list
+of messages and its completion as ``[{"role": "assistant", "content": ...}]``; a text prompt and its
+completion as strings. None abstains. Functions written for TRL's GRPOTrainer work unchanged
+(https://huggingface.co/docs/trl/grpo_trainer, "Using a custom reward function").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollouts.types import Completion, Prompt
+
+RewardFunction = Callable[..., Any]
+"""``f(prompts, completions, completion_ids, **columns) -> list[float | None]``, sync or async."""
+
+ShownCompletion = str | Sequence[Mapping[str, str]]
+"""A completion as a reward sees it: text, or one assistant message in a list."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardPart:
+    """One named, weighted reward of a rubric."""
+
+    name: str
+    """Name in scores, metrics and messages; unique in a rubric."""
+    weight: float
+    """Factor in the sum."""
+    function: RewardFunction
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of every call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One completion with the prompt it answers. A batch of ``_B`` samples is one call."""
+
+    prompt: Prompt
+    completion: Completion
+
+
+def shown_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The prompt as a reward sees it; messages are copies, so no reward can change them."""
+    if prompt.messages is None:
+        assert prompt.text is not None
+        return prompt.text
+    return [dict(message) for message in prompt.messages]
+
+
+def shown_completion(sample: Sample) -> str | list[dict[str, str]]:
+    """The completion as a reward sees it: in the form of its prompt."""
+    if sample.prompt.messages is None:
+        return sample.completion.text
+    return [{"role": "assistant", "content": sample.completion.text}]
+
+
+def completion_text(completion: ShownCompletion) -> str:
+    """The text of a completion in either form."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]

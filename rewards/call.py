@@ -1,0 +1,115 @@
+"""Call one part on one batch and read what comes back, sample by sample.
+
+This is the one place where a reward's own errors are caught: whatever a reward does, the answer is
+one outcome per sample. Deadlines and isolation are not here; they would wrap these two functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from rewards.base import RewardFunction, RewardPart, Sample
+from rewards.signature import arguments
+from rollouts.errors import KeelError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A sample that a reward could not score."""
+
+    reason: str
+    """One line."""
+    trace: str
+    """The traceback of a raise; otherwise the reason again."""
+
+    @classmethod
+    def of(cls, reason: str) -> Failure:
+        """A failure without a raise."""
+        return cls(reason=reason, trace=reason)
+
+    @classmethod
+    def raised(cls, error: BaseException) -> Failure:
+        """What a reward raised."""
+        return cls(
+            reason=traceback.format_exception_only(error)[-1].strip(),
+            trace="".join(traceback.format_exception(error)).strip(),
+        )
+
+
+Outcome = float | None | Failure
+"""Scored, abstained, or failed."""
+
+# SystemExit: a reward that calls sys.exit must not end the run. CancelledError: an inner timeout of
+# an async reward surfaces as one. KeelError passes: it is addressed to the person, not to a sample.
+_CAUGHT = (Exception, SystemExit, asyncio.CancelledError)
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether a call gives an awaitable; also for objects with an async ``__call__``."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def call_part(
+    part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
+) -> list[Outcome]:
+    """Outcomes [B] of a sync part."""
+    try:
+        returned = part.function(**arguments(part, samples_B, context))
+        return read_values(returned, len(samples_B))
+    except KeelError:
+        raise
+    except _CAUGHT as error:
+        return [Failure.raised(error)] * len(samples_B)
+
+
+async def call_part_async(
+    part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
+) -> list[Outcome]:
+    """Outcomes [B] of an async part."""
+    try:
+        returned = await part.function(**arguments(part, samples_B, context))
+        return read_values(returned, len(samples_B))
+    except KeelError:
+        raise
+    except _CAUGHT as error:
+        return [Failure.raised(error)] * len(samples_B)
+
+
+def read_values(returned: Any, num_samples: int) -> list[Outcome]:
+    """One outcome per sample; anything but a sequence of the right length fails all of them."""
+    unordered = isinstance(returned, str | bytes | Mapping | set | frozenset)
+    if unordered or not (hasattr(returned, "__len__") and hasattr(returned, "__iter__")):
+        kind = type(returned).__name__
+        failure = Failure.of(f"returned {kind}, expected a list of {num_samples}")
+        return [failure] * num_samples
+    values = list(returned)
+    if len(values) != num_samples:
+        failure = Failure.of(f"returned {len(values)} values for {num_samples} completions")
+        return [failure] * num_samples
+    return [read_value(value) for value in values]
+
+
+def read_value(value: Any) -> Outcome:
+    """A finite number (bool, numpy and torch scalars too), None, or a failure that says why."""
+    if value is None:
+        return None
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if not isinstance(value, Real):
+        return Failure.of(f"returned a {type(value).__name__}, expected a number or None")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        return Failure.of(f"returned {number}, expected a finite number")
+    return number

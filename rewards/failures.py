@@ -1,0 +1,64 @@
+"""What rewards could not score: counted, with each part's first reason, and held to a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewards.call import Failure, Outcome
+from rollouts.errors import RunError
+
+_LINES = 6
+"""Last lines of a traceback that are worth showing in a message."""
+
+
+class RewardFailure(RunError):
+    """More samples could not be scored than the round may lose."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FailureLog:
+    """Reward failures since the log was made. Failed rollouts are not among them."""
+
+    samples: int = 0
+    """Completions shown to the rewards."""
+    failed: int = 0
+    """Of those, the ones that at least one part failed on."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Failed samples per part; a part that never failed is not in it."""
+    first: dict[str, str] = field(default_factory=dict)
+    """First traceback (or reason) per part, as text."""
+
+    @property
+    def failed_share(self) -> float:
+        """Failed samples over samples; 0.0 before the first sample."""
+        return self.failed / self.samples if self.samples else 0.0
+
+    def record(self, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+        """Add one batch: part name -> outcomes [B]."""
+        for name, outcomes_B in outcomes.items():
+            failures = [outcome for outcome in outcomes_B if isinstance(outcome, Failure)]
+            if failures:
+                self.counts[name] = self.counts.get(name, 0) + len(failures)
+                self.first.setdefault(name, failures[0].trace)
+        rows = list(zip(*outcomes.values(), strict=True))
+        self.samples += len(rows)
+        self.failed += sum(any(isinstance(outcome, Failure) for outcome in row) for row in rows)
+
+    def check_budget(self, budget: float, planned: int = 0) -> None:
+        """Raise `RewardFailure` when more than ``budget`` (a share) of the samples failed.
+
+        ``planned`` is the number of samples the whole round will have, where the caller knows it:
+        then one bad batch at the start does not end a round that can afford it.
+        """
+        total = max(self.samples, planned)
+        if self.failed <= budget * total:
+            return
+        worst = max(self.counts, key=lambda name: self.counts[name])
+        lines = self.first[worst].splitlines()[-_LINES:]
+        raise RewardFailure(
+            f"reward {worst!r} failed on {self.counts[worst]} of {self.samples} samples; "
+            f"{self.failed / total:.1%} could not be scored, the budget is {budget:.1%}",
+            cause="\n    ".join(lines),
+            remedy="correct the reward, or raise failed_budget if the failures are expected",
+        )

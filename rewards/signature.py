@@ -1,0 +1,118 @@
+"""Which arguments a reward function takes, and whether that is a signature a rubric can call.
+
+Checked when a campaign is loaded, so that a misspelt option or a missing argument is one clear
+message instead of a failed round.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.base import RewardFunction, RewardPart, Sample, shown_completion, shown_prompt
+from rollouts.errors import UserError, nearest
+
+CONTEXT = ("trainer_state", "log_extra", "log_metric")
+RESERVED = ("prompts", "completions", "completion_ids", *CONTEXT)
+"""Names the rubric fills in. A dataset column or an option of such a name would hide them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """The keyword arguments a function takes."""
+
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    """Those without a default."""
+    anything: bool
+    """It has ``**kwargs``."""
+
+    def take(self, name: str) -> bool:
+        """Whether the function can be given ``name``."""
+        return self.anything or name in self.names
+
+
+def parameters(function: RewardFunction) -> Parameters:
+    """Read a signature. Raises `ValueError` or `TypeError` for objects that have none."""
+    found = inspect.signature(function).parameters.values()
+    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Parameters(
+        names=tuple(p.name for p in named),
+        required=tuple(p.name for p in named if p.default is p.empty),
+        anything=any(p.kind is p.VAR_KEYWORD for p in found),
+    )
+
+
+def required_columns(part: RewardPart) -> tuple[str, ...]:
+    """Dataset columns a part cannot do without."""
+    required = parameters(part.function).required
+    return tuple(name for name in required if name not in RESERVED and name not in part.options)
+
+
+def arguments(
+    part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of one call: only what the function takes, every list fresh.
+
+    A sample whose prompt lacks a column that others have gives None in that column.
+    """
+    offered: dict[str, Any] = {
+        "prompts": [shown_prompt(sample.prompt) for sample in samples_B],
+        "completions": [shown_completion(sample) for sample in samples_B],
+        "completion_ids": [list(sample.completion.token_ids) for sample in samples_B],
+        **context,
+    }
+    columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
+    for name in columns:
+        if name not in RESERVED:
+            offered[name] = [sample.prompt.columns.get(name) for sample in samples_B]
+    takes = parameters(part.function)
+    return {k: v for k, v in {**offered, **part.options}.items() if takes.take(k)}
+
+
+def check_signature(
+    name: str, function: RewardFunction, options: Mapping[str, Any], where: str | None
+) -> None:
+    """Raise a `UserError` unless a rubric can call ``function`` with these options."""
+    try:
+        takes = parameters(function)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"reward {name!r} has no readable signature",
+            where=where,
+            cause=str(error),
+            remedy="wrap it in a def with named arguments",
+        ) from error
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise UserError(
+                f"reward {name!r} takes {parameter.name!r} by position only",
+                where=where,
+                cause="rewards are called by keyword",
+                remedy="remove the '/' from its signature",
+            )
+    if not (takes.take("completions") or takes.take("completion_ids")):
+        raise UserError(
+            f"reward {name!r} is missing the argument 'completions'",
+            where=where,
+            cause=f"its arguments are ({', '.join(takes.names)})",
+            remedy="give it the signature f(completions, **columns) -> list[float | None]",
+        )
+    known = [known for known in takes.names if known not in RESERVED]
+    for option in options:
+        if option in RESERVED:
+            raise UserError(
+                f"option {option!r} of reward {name!r} is filled in by the rubric",
+                where=where,
+                remedy="remove it from options",
+            )
+        if not takes.take(option):
+            raise UserError(
+                f"reward {name!r} does not take the option {option!r}",
+                where=where,
+                remedy=nearest(option, known)
+                if known
+                else "remove it: the reward takes no options",
+            )

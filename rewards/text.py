@@ -1,0 +1,123 @@
+"""Rewards for the style of a text: how it sounds, what it is made of, how long it is.
+
+All of them are cheap and can be computed without a model; all of them can be gamed. Weigh them
+against one another, and watch `distinct_ngrams` even where it is not rewarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
+
+from rewards.base import ShownCompletion, completion_text
+from rollouts.errors import UserError
+
+Unit = Literal["token", "character", "word"]
+UNITS = ("token", "character", "word")
+
+QUOTES = '"\u201c\u201d'
+"""The straight double quotation mark and the two curly ones."""
+
+
+def sentiment(completions: Sequence[ShownCompletion]) -> list[float]:
+    """VADER's compound score, -1 (negative) to 1 (positive); 0 for a text without known words.
+
+    Hutto & Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis", ICWSM 2014.
+    Needs the extra ``stories``.
+    """
+    analyzer = _vader()
+    return [float(analyzer.polarity_scores(completion_text(c))["compound"]) for c in completions]
+
+
+def dialogue(completions: Sequence[ShownCompletion], cap: int = 2) -> list[float]:
+    """Quotation marks over ``cap``, at most 1.0. The cap keeps a page of quotes from paying."""
+    _at_least_one("cap", cap)
+    texts = [completion_text(completion) for completion in completions]
+    return [min(sum(text.count(quote) for quote in QUOTES), cap) / cap for text in texts]
+
+
+def ends_within(
+    completions: Sequence[ShownCompletion],
+    completion_ids: Sequence[Sequence[int]],
+    tokens: int | None = None,
+    characters: int | None = None,
+) -> list[float]:
+    """1.0 where the completion is at most so long; give ``tokens`` or ``characters``.
+
+    Tokens count the end-of-sequence token. A completion that is cut at the sampler's ``max_tokens``
+    has exactly that many, so with ``tokens`` below ``max_tokens`` a 1.0 also means that the model
+    itself ended; at or above it every completion would get 1.0.
+    """
+    if (tokens is None) == (characters is None):
+        raise UserError(
+            "ends_within takes either 'tokens' or 'characters'", remedy="set exactly one"
+        )
+    unit: Unit = "character" if tokens is None else "token"
+    limit = tokens if tokens is not None else characters
+    assert limit is not None
+    _at_least_one(f"{unit}s", limit)
+    return [float(len(units) <= limit) for units in _units(completions, completion_ids, unit)]
+
+
+def distinct_ngrams(
+    completions: Sequence[ShownCompletion],
+    completion_ids: Sequence[Sequence[int]],
+    n: int = 4,
+    unit: Unit = "token",
+) -> list[float | None]:
+    """Different n-grams over all n-grams: 1.0 says nothing is repeated, near 0 it is one loop.
+
+    distinct-n of Li et al. 2016, arXiv 1510.03055. None where the completion has no n-gram.
+    """
+    _at_least_one("n", n)
+    shares: list[float | None] = []
+    for units in _units(completions, completion_ids, unit):
+        ngrams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+        shares.append(len(set(ngrams)) / len(ngrams) if ngrams else None)
+    return shares
+
+
+def length(
+    completions: Sequence[ShownCompletion],
+    completion_ids: Sequence[Sequence[int]],
+    target: int | None = None,
+    unit: Unit = "token",
+) -> list[float]:
+    """The length L; with a ``target`` how near it is: max(0, 1 - |L - target| / target)."""
+    lengths = [len(units) for units in _units(completions, completion_ids, unit)]
+    if target is None:
+        return [float(count) for count in lengths]
+    _at_least_one("target", target)
+    return [max(0.0, 1.0 - abs(count - target) / target) for count in lengths]
+
+
+def _units(
+    completions: Sequence[ShownCompletion], completion_ids: Sequence[Sequence[int]], unit: Unit
+) -> list[Sequence[Any]]:
+    """Each completion as a sequence of tokens, characters or words."""
+    if unit not in UNITS:
+        raise UserError(f"unit {unit!r} is not known", remedy=f"Known: {', '.join(UNITS)}")
+    if unit == "token":
+        return list(completion_ids)
+    texts = [completion_text(completion) for completion in completions]
+    return list(texts) if unit == "character" else [text.split() for text in texts]
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise UserError(f"{option} must be a whole number of at least 1, got {value!r}")
+
+
+@cache
+def _vader() -> Any:
+    """The analyzer, with its lexicon read once."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise UserError(
+            "reward 'sentiment' needs the package vaderSentiment",
+            cause=str(error),
+            remedy="pip install 'keel-align[stories]'",
+        ) from error
+    return SentimentIntensityAnalyzer()

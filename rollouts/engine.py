@@ -1,0 +1,83 @@
+"""The one protocol behind every sampler: generate, score, sync.
+
+`VLLMEngine` (one vLLM in one process), `EnginePool` (many of them in Ray actors) and
+`ScriptedEngine` (for tests) all speak it, so whoever samples does not know how many engines there
+are. Token ids go in and come out: text is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollouts.types import Completion, Sampling, WeightVersion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRequest:
+    """Ask for ``n`` completions of one tokenized prompt. ``id`` makes a retry idempotent."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    n: int
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleResult:
+    """The answer to one request; ``text`` of its completions is empty until decoded."""
+
+    id: str
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRequest:
+    """Ask for the logprobs of given completion tokens after a prompt, at temperature 1."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """New weights for an engine: all tensors of a full model, or a folder with an adapter.
+
+    ``tensors`` maps Hugging Face parameter names to host arrays (bf16 as a torch tensor); ``adapter``
+    is a folder as written by peft, with a name no earlier version used. Neither: the engine's base.
+    """
+
+    version: WeightVersion
+    tensors: Mapping[str, Any] | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncReport:
+    """What a sync cost, for the metrics."""
+
+    version: WeightVersion
+    seconds: float
+    num_engines: int
+
+
+class RolloutEngine(Protocol):
+    """Sampling and scoring under one known weight version."""
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """Sample every request once; results in request order."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        """Logprobs (nats) of each request's completion tokens, in request order."""
+        ...
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        """Load weights, drop every cache that depends on the old ones, stamp the version."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine and its processes; safe to call twice."""
+        ...

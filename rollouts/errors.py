@@ -1,0 +1,71 @@
+"""The root of Keel's error tree: errors a person can act on.
+
+    KeelError               what happened, where, the value, the likely cause, what to do
+    ├── UserError           the input is wrong; the command exits 2 and prints no traceback
+    └── RunError            the input was fine and something failed on the way; exits 1
+
+Everything else that is raised is a defect of ours and keeps its traceback. `align.errors` adds the
+errors of rounds, stores and gates. Errors stay picklable: they travel through Ray.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+
+class KeelError(Exception):
+    """A failure described for the person who has to act on it.
+
+    Args:
+        what: one sentence: what is wrong, with the offending value in it.
+        where: file, key or component, such as ``rounds.0.rewards`` or ``prompts.jsonl:7``.
+        cause: the likely reason, when there is one worth naming.
+        remedy: the next step, as a command or an edit.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: str | None = None, cause: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.what, self.where, self.cause, self.remedy = what, where, cause, remedy
+        super().__init__(what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.cause, self.remedy))
+
+    def __str__(self) -> str:
+        lines = [self.what if self.where is None else f"{self.where}: {self.what}"]
+        if self.cause is not None:
+            lines.append(f"  likely cause: {self.cause}")
+        if self.remedy is not None:
+            lines.append(f"  what to do:   {self.remedy}")
+        return "\n".join(lines)
+
+
+class UserError(KeelError):
+    """The input is wrong: one clear message, exit code 2, nothing half-written."""
+
+    exit_code = 2
+
+
+class RunError(KeelError):
+    """The run could not go on although its input was fine."""
+
+
+def _rebuild(
+    kind: type[KeelError], what: str, where: str | None, cause: str | None, remedy: str | None
+) -> KeelError:
+    return kind(what, where=where, cause=cause, remedy=remedy)
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """A remedy for a misspelt name: the nearest known one, or the whole list.
+
+    >>> nearest("exact_mach", ["exact_match", "length"])
+    "did you mean 'exact_match'? Known: exact_match, length"
+    """
+    listing = "Known: " + ", ".join(sorted(known))
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'? {listing}" if close else listing

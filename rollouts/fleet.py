@@ -1,0 +1,133 @@
+"""The engines of a pool as a group: they start, they are replaced, and they share one version.
+
+It holds the current weights so that a replacement can load them before it works. It sends no
+requests: `Dispatch` and `EnginePool` do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rollouts.engine_slot import EngineSlot, Launch
+from rollouts.errors import KeelError, RunError
+from rollouts.types import WeightVersion
+
+
+class Fleet:
+    """Engine slots, all launched at once in the background.
+
+    Args:
+        launch: how to start an engine.
+        num_engines: how many.
+        max_restarts: how often in a row one engine may fail before `RunError`.
+    """
+
+    def __init__(self, launch: Launch, num_engines: int, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        self._ready = False
+        self.weights: Any | None = None
+        """Object ref of the current `WeightUpdate`; None: the engines' base."""
+        self.version: WeightVersion | None = None
+        """Version of ``weights``."""
+        self.restarts = 0
+        """Engines replaced so far."""
+        self.slots = [EngineSlot(index=i, launch=launch) for i in range(num_engines)]
+        for slot in self.slots:
+            slot.fill(None)
+
+    def wait_ready(self) -> None:
+        """Block until every engine of the first launch has started.
+
+        Raises:
+            RunError: one did not; a first start is not tried again, it fails for a lasting reason.
+        """
+        import ray
+
+        if not self.slots:
+            raise RunError("the engine pool is closed", where="engine pool")
+        for slot in () if self._ready else self.slots:
+            remaining = max(0.0, slot.deadline - time.monotonic())
+            done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
+            if len(done) < len(slot.starting):
+                raise self.lost(slot, self.slow_start(slot))
+            try:
+                slot.finish_start(None)
+            except ray.exceptions.RayTaskError as error:
+                raise refusal(error, f"engine {slot.index} did not start") from error
+            except ray.exceptions.RayError as error:
+                raise self.lost(slot, reason_of(error)) from error
+        self._ready = True
+
+    def wait_any(self) -> None:
+        """Block until at least one engine may work, replacing those that do not start."""
+        import ray
+
+        while all(slot.starting for slot in self.slots):
+            starting = {slot.starting[-1]: slot for slot in self.slots}
+            first = min(self.slots, key=lambda slot: slot.deadline)
+            timeout = max(0.0, first.deadline - time.monotonic())
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=timeout)
+            if done:
+                self.settle_start(starting[done[0]])
+            else:
+                self.replace(first, self.slow_start(first))
+
+    def replace(self, slot: EngineSlot, reason: str) -> None:
+        """Kill an engine and launch another one with the current weights in its place."""
+        slot.kill()
+        slot.failures += 1
+        if slot.failures > self._max_restarts:
+            raise self.lost(slot, reason)
+        self.restarts += 1
+        slot.fill(self.weights)
+
+    def settle_start(self, slot: EngineSlot) -> None:
+        """A replacement finished starting, well or not."""
+        try:
+            slot.finish_start(self.version)
+        except Exception as error:  # whatever the start raised, it is an engine that did not start
+            self.replace(slot, reason_of(error))
+
+    def slow_start(self, slot: EngineSlot) -> str:
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        wanted = "GPU" if slot.launch.num_gpus else "CPU"
+        return (
+            f"it did not start within {slot.launch.start_deadline_s:g} s (the pool needs "
+            f"{len(self.slots)} {wanted}s; "
+            f"{free.get(wanted, 0):g} of {total.get(wanted, 0):g} are free)"
+        )
+
+    def lost(self, slot: EngineSlot, reason: str) -> RunError:
+        what = f"failed {slot.failures} times in a row" if self._ready else "did not start"
+        return RunError(
+            f"engine {slot.index} {what}",
+            where="engine pool",
+            cause=reason,
+            remedy="look for memory pressure on its machine, lower max_num_seqs or kv_cache_mb, "
+            "or raise the deadlines",
+        )
+
+    def close(self) -> None:
+        """Kill every engine."""
+        for slot in self.slots:
+            slot.kill()
+        self.slots, self.weights = [], None
+
+
+def refusal(error: Any, what: str) -> KeelError:
+    """What an engine raised, in its own words when those are meant for people."""
+    if isinstance(error.cause, KeelError):
+        return error.cause
+    return RunError(what, where="engine pool", cause=reason_of(error))
+
+
+def reason_of(error: BaseException) -> str:
+    """The last line of a Ray error: the one that says what happened, without the traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

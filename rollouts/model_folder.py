@@ -1,0 +1,103 @@
+"""Refuses a model folder the sampler cannot serve, in milliseconds and in words.
+
+vLLM needs seconds to start and then fails deep inside its own code; everything that can be read
+from the folder's file names and its ``config.json`` is checked here first. It imports neither torch
+nor vllm, and it reads no weights: a file that is there but damaged is not found out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from rollouts.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM 0.32's CPU attention; the GPU backends take more."""
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+def check_model_folder(path: str | Path, device: Device) -> None:
+    """Raise a `UserError` unless ``path`` holds a config, safetensors weights and a tokenizer.
+
+    Args:
+        path: a folder as written by ``save_pretrained``.
+        device: where it will be served; ``cpu`` adds the head size check.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no model folder {str(path)!r}",
+            where="policy.model",
+            remedy="give a folder written by save_pretrained, or a Hugging Face id",
+        )
+    config = _read_config(folder)
+    _check_weights(folder)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(
+            f"the model folder has no tokenizer (looked for {', '.join(_TOKENIZERS)})",
+            where=str(folder),
+            cause="the model was saved without its tokenizer",
+            remedy="call tokenizer.save_pretrained on the same folder",
+        )
+    if device == "cpu":
+        _check_head_dim(folder, config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            "the model folder has no config.json",
+            where=str(folder),
+            remedy="give a whole model as written by save_pretrained, not an adapter alone",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"config.json is not JSON: {error}", where=str(file), remedy="save the model again"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(
+            "config.json does not hold an object", where=str(file), remedy="save the model again"
+        )
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return
+    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+    raise UserError(
+        "the model folder has no *.safetensors weights",
+        where=str(folder),
+        cause=f"its weights are pickled ({', '.join(pickled[:3])}), which can run code when read"
+        if pickled
+        else None,
+        remedy="save the model with save_pretrained(folder), which writes safetensors",
+    )
+
+
+def _check_head_dim(folder: Path, config: dict[str, Any]) -> None:
+    # A model with several parts keeps its text model's numbers one level down.
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(text, dict)
+    head_dim = text.get("head_dim")
+    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    if head_dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        head_dim = hidden // heads
+    if not isinstance(head_dim, int) or head_dim in CPU_HEAD_DIMS:
+        return
+    raise UserError(
+        f"attention head size {head_dim} cannot be sampled on a CPU",
+        where=str(folder / "config.json"),
+        cause=f"vLLM's CPU attention knows the head sizes {', '.join(map(str, CPU_HEAD_DIMS))}",
+        remedy="use a model with one of these (head_dim, or hidden_size / num_attention_heads), "
+        "or run on a GPU",
+    )

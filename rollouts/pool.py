@@ -1,0 +1,223 @@
+"""Many engines as one: balances requests, replaces engines that die, keeps all on one version.
+
+Every engine is a Ray actor. What a caller may rely on:
+
+* each request is answered exactly once, in order, however many engines die on the way;
+* an engine works only with the current weights: a replacement loads and reports them first;
+* every wait has a deadline, and an engine that misses it is killed and replaced.
+
+Ray must be running; the pool starts no cluster. It does not know what tokens mean, and an engine
+that is alive and answers wrongly is not its business (the parity probe after a sync is).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollouts.balance import num_chunks, split
+from rollouts.dispatch import Dispatch, Failure, Verb
+from rollouts.engine import SampleRequest, SampleResult, ScoreRequest, SyncReport, WeightUpdate
+from rollouts.engine_slot import EngineFactory, EngineSlot, Launch
+from rollouts.errors import RunError
+from rollouts.fleet import Fleet, reason_of, refusal
+from rollouts.model_folder import check_model_folder
+from rollouts.types import Completion
+from rollouts.vllm_engine import VLLMConfig, VLLMEngine, engine_environment
+from rollouts.weight_transfer import to_host
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolMetrics:
+    """Counters since the pool was made."""
+
+    restarts: int
+    """Engines that were replaced."""
+    failed_requests: int
+    """Requests that were given up and answered as failed."""
+    tokens: tuple[int, ...]
+    """Tokens sampled, per engine."""
+
+
+class EnginePool:
+    """A `RolloutEngine` over ``num_engines`` actors.
+
+    The constructor returns at once while the engines start behind it, so that a caller can load its
+    own libraries meanwhile; every other call waits for them.
+
+    Args:
+        config: the engines, all alike.
+        num_engines: how many actors; each takes one CPU, and one GPU on a GPU.
+        start_deadline_s: seconds an engine may take to start and load its weights.
+        deadline_s: seconds one call to one engine may take.
+        max_restarts: how often in a row one engine may fail before the pool gives up.
+        engine_factory: builds the engine inside its actor instead of vLLM; for tests.
+
+    Raises:
+        UserError: the model folder cannot be served.
+        RunError: Ray is not running; from any call: an engine failed for good.
+    """
+
+    def __init__(
+        self,
+        config: VLLMConfig,
+        *,
+        num_engines: int = 1,
+        start_deadline_s: float = 180.0,
+        deadline_s: float = 600.0,
+        max_restarts: int = 3,
+        engine_factory: EngineFactory | None = None,
+    ) -> None:
+        import ray
+
+        if num_engines < 1:
+            raise ValueError(f"num_engines is {num_engines}, a pool needs at least one")
+        if not ray.is_initialized():
+            raise RunError("Ray is not running", where="engine pool", remedy="call ray.init first")
+        self._config, self._deadline_s = config, deadline_s
+        self._unsynced: str | None = None
+        self._failed = 0
+        launch = _launch(config, engine_factory, start_deadline_s)
+        self._fleet = Fleet(launch, num_engines, max_restarts)
+
+    @property
+    def metrics(self) -> PoolMetrics:
+        """Counters since the pool was made."""
+        return PoolMetrics(
+            restarts=self._fleet.restarts,
+            failed_requests=self._failed,
+            tokens=tuple(slot.tokens for slot in self._fleet.slots),
+        )
+
+    @property
+    def pids(self) -> tuple[int | None, ...]:
+        """Process id per engine; None while it starts."""
+        return tuple(slot.pid for slot in self._fleet.slots)
+
+    def wait_ready(self) -> None:
+        """Block until every engine has started.
+
+        Raises:
+            UserError: an engine refused its configuration.
+            RunError: an engine did not start in time, or at all.
+        """
+        self._fleet.wait_ready()
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """Sample every request once, spread over the engines; results in request order."""
+        sequences = sum(request.n for request in requests)
+        costs = [request.n * request.sampling.max_tokens for request in requests]
+        answers = self._spread("generate", requests, costs, sequences)
+        self._failed += sum(isinstance(answer, Failure) for answer in answers)
+        return [_result(*pair) for pair in zip(requests, answers, strict=True)]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        """Logprobs of given completions, spread over the engines, in request order.
+
+        Raises:
+            RunError: a sequence could not be scored.
+        """
+        costs = [len(r.prompt_ids) + len(r.completion_ids) for r in requests]
+        answers = self._spread("score", requests, costs, len(requests))
+        for answer in answers:
+            if isinstance(answer, Failure):
+                raise RunError(
+                    "a sequence could not be scored", where="engine pool", cause=answer.detail
+                )
+        return answers
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        """Hand the update to all engines at once, through one copy in the object store."""
+        import ray
+
+        start = time.perf_counter()
+        self._fleet.wait_ready()
+        self._fleet.wait_any()
+        if update.tensors is not None:
+            update = replace(update, tensors=to_host(update.tensors))
+        self._fleet.weights, self._fleet.version = ray.put(update), update.version
+        self._unsynced = f"the sync of {update.version!r} did not finish"
+        refs: dict[Any, EngineSlot] = {}
+        for slot in self._fleet.slots:
+            ref = slot.actor.sync.remote(self._fleet.weights)
+            if slot.starting:
+                slot.starting.append(ref)
+            else:
+                refs[ref] = slot
+        done, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        for ref in late:
+            self._fleet.replace(refs[ref], f"its sync took longer than {self._deadline_s:g} s")
+        synced = sum(self._check_sync(ref, refs[ref]) for ref in done)
+        self._unsynced = None
+        seconds = time.perf_counter() - start
+        return SyncReport(version=update.version, seconds=seconds, num_engines=synced)
+
+    def close(self) -> None:
+        """Kill every engine; safe to call twice and after Ray has gone."""
+        self._fleet.close()
+
+    def _check_sync(self, ref: Any, slot: EngineSlot) -> bool:
+        """Whether the engine reports the new version; one that died is replaced."""
+        import ray
+
+        try:
+            report = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            # All engines got the same update: what one refuses, its replacement refuses too.
+            raise refusal(error, f"engine {slot.index} could not load the weights") from error
+        except ray.exceptions.RayError as error:
+            self._fleet.replace(slot, reason_of(error))
+            return False
+        if report.version != self._fleet.version:
+            self._fleet.replace(
+                slot, f"it holds {report.version!r} after the sync of {self._fleet.version!r}"
+            )
+            return False
+        return True
+
+    def _spread(
+        self, verb: Verb, items: Sequence[Any], costs: list[int], sequences: int
+    ) -> list[Any]:
+        self._fleet.wait_ready()
+        if self._unsynced is not None:
+            raise RunError(
+                "the engines may hold different weights",
+                where="engine pool",
+                cause=self._unsynced,
+                remedy="sync again before sampling",
+            )
+        chunks = split(
+            costs, num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
+        )
+        dispatch = Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
+        return dispatch.run()
+
+
+def _launch(config: VLLMConfig, factory: EngineFactory | None, start_deadline_s: float) -> Launch:
+    import ray
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    if factory is None:
+        if Path(config.model).is_dir():
+            check_model_folder(config.model, device)
+        factory = partial(VLLMEngine, replace(config, device=device))
+    return Launch(
+        factory=factory,
+        environment=engine_environment(config.model, device),
+        num_gpus=1 if device == "cuda" else 0,
+        start_deadline_s=start_deadline_s,
+    )
+
+
+def _result(request: SampleRequest, answer: Any) -> SampleResult:
+    if isinstance(answer, Failure):
+        failed = (Completion.failed(answer.detail),) * request.n
+        return SampleResult(id=request.id, completions=failed)
+    assert isinstance(answer, SampleResult)
+    return answer

@@ -1,0 +1,135 @@
+"""The carriers: what moves between sampling, scoring and learning.
+
+Frozen, keyword-only, slotted; no dict with string keys crosses a module. Shapes are in the names:
+``_G`` completions of one group, ``_T`` tokens of one completion. Imports no torch, no ray, no vllm.
+
+Example, one group of two completions of a digit task::
+
+    prompt = Prompt(id="rev/31415", text="rev _ 3 1 4 1 5 =", columns={"answer": "5 1 4 1 3"})
+    RolloutGroup(
+        prompt=prompt,
+        prompt_ids=(10, 15, 3, 1, 4, 1, 5, 16),
+        completions_G=(
+            Completion(token_ids=(5, 1, 4, 1, 3, 17), logprobs_T=(-0.1,) * 6, text="5 1 4 1 3",
+                       finish_reason="stop", weight_versions=(WeightSpan("reverse/12", 0, 6),)),
+            Completion.failed("engine 0 died twice on this prompt"),
+        ),
+        policy="reverse/12",
+        seed=17,
+    )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Source = Literal["new", "past", "general"]
+"""Why a prompt is in the batch: this round's own, a replayed earlier round's, or the general pool's."""
+
+SnapshotId = str
+"""sha256 of a snapshot's manifest, in hex: it names exact bytes."""
+
+WeightVersion = str
+"""Name of the weights an engine holds, ``<round>/<learner step>`` while training."""
+
+FinishReason = Literal["stop", "length", "failed"]
+"""``stop``: the model ended; ``length``: cut at max_tokens; ``failed``: no usable completion."""
+
+Message = Mapping[str, str]
+"""One chat turn, ``{"role": "user", "content": "..."}``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One thing to answer. Exactly one of ``text`` and ``messages`` is set."""
+
+    id: str
+    """Stable across runs: derived from the content, never from the position alone."""
+    text: str | None = None
+    """Plain text, tokenized as it is."""
+    messages: tuple[Message, ...] | None = None
+    """Chat turns, rendered with the model's chat template."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The dataset's other columns, handed to rewards by name."""
+    source: Source = "new"
+    owner: SnapshotId | None = None
+    """For a replayed prompt: the accepted snapshot that holds its behaviour."""
+    round: str | None = None
+    """Name of the round the prompt belongs to; None for the general pool."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError(f"prompt {self.id!r}: give exactly one of text and messages")
+
+
+class WeightSpan(NamedTuple):
+    """Tokens ``[start, end)`` of a completion were sampled by weights ``version``."""
+
+    version: WeightVersion
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled answer. ``logprobs_T`` are nats under the true sampling distribution."""
+
+    token_ids: tuple[int, ...]
+    logprobs_T: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+    weight_versions: tuple[WeightSpan, ...] = ()
+    detail: str | None = None
+    """Why it failed; None for a usable completion."""
+
+    @classmethod
+    def failed(cls, detail: str) -> Completion:
+        """A rollout that could not be had: data with a reason, not a crash."""
+        return cls(token_ids=(), logprobs_T=(), text="", finish_reason="failed", detail=detail)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """All completions of one prompt, sampled by one policy."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    completions_G: tuple[Completion, ...]
+    policy: SnapshotId | WeightVersion
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What the rubric said of one completion. ``value`` is set exactly when ``status`` is scored."""
+
+    value: float | None
+    status: Literal["scored", "abstained", "failed"]
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    """Unweighted value of every named part; None where that part abstained."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of every named part in ``value``."""
+    detail: str | None = None
+    """For a failure: the part and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredGroup:
+    """A group with one score per completion, in the same order."""
+
+    group: RolloutGroup
+    scores_G: tuple[Score, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How to sample. The defaults are the plain distribution: logprobs then need no correction."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends a completion besides the model's own end-of-sequence token."""

@@ -1,0 +1,76 @@
+"""Ledgers for the tests: a campaign of two rounds, and a look at its file from outside."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from align.memory.ledger import Ledger
+from align.memory.manifest import Manifest, Provenance
+from align.memory.snapshots import Snapshot
+
+RAM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+"""Where tests with very many durable writes put them; None is the usual place."""
+
+CONFIG: dict[str, Any] = {
+    "name": "digits",
+    "gate": {"alpha": 0.05},
+    "rounds": [{"name": "reverse", "steps": 45}, {"name": "sort", "steps": 45}],
+}
+REPORT = {"verdict": "accepted", "checks": [{"suite": "general", "p": 0.01}]}
+
+MOVE = """
+INSERT INTO alias_moves (alias, previous, target, round, reason, time)
+VALUES ('production', ?, ?, ?, '', '')
+"""
+
+
+def snapshot(letter: str) -> Snapshot:
+    """A snapshot by name alone: the ledger never looks at files."""
+    manifest = Manifest(provenance=Provenance(kind="model"), files=())
+    return Snapshot(id=letter * 64, path=Path("unused"), kind="model", manifest=manifest)
+
+
+BASE, FIRST, SECOND = snapshot("a"), snapshot("b"), snapshot("c")
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'ledger.sqlite'}"
+
+
+def started(folder: Path, **options: Any) -> Ledger:
+    """A campaign of two rounds whose production is the base."""
+    ledger = Ledger(url(folder), **options)
+    ledger.open_campaign("digits", CONFIG, "hash-1")
+    for each in (BASE, FIRST, SECOND):
+        ledger.record_snapshot(each)
+    ledger.set_alias_initial("production", BASE.id)
+    return ledger
+
+
+@contextmanager
+def raw(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The database as any other program sees it."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection, connection:
+        yield connection
+
+
+def state(ledger: Ledger) -> list[tuple[str, str, int]]:
+    return [(record.name, record.state, record.attempt) for record in ledger.rounds()]
+
+
+def python(script: str, *arguments: str) -> subprocess.Popen[str]:
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": root},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )

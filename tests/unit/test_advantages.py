@@ -1,0 +1,70 @@
+"""Group-relative advantages by hand and by property."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.learner.advantages import group_relative, group_relative_by_part, has_signal
+from rollouts.types import Score
+
+rewards = st.lists(st.none() | st.floats(-10, 10), min_size=2, max_size=8)
+
+
+def score(value: float | None, **parts: float) -> Score:
+    status = "scored" if value is not None else "failed"
+    return Score(value=value, status=status, parts=parts, weights=dict.fromkeys(parts, 1.0))
+
+
+def test_by_hand() -> None:
+    # mean 0.5, unbiased std of (1, 0, 1, 0) is sqrt(1/3) = 0.57735
+    assert group_relative([1.0, 0.0, 1.0, 0.0], std=True, eps=0.0) == pytest.approx(
+        [0.866025, -0.866025, 0.866025, -0.866025], abs=1e-6
+    )
+    assert group_relative([1.0, 0.0, None, 0.5], std=False) == [0.5, -0.5, None, 0.0]
+
+
+def test_nothing_to_compare() -> None:
+    assert group_relative([1.0, None, None], std=True) == [None, None, None]
+    assert group_relative([1.0, 1.0], std=True) == [0.0, 0.0]
+
+
+@given(rewards, st.booleans())
+def test_sums_to_zero_and_keeps_none(values: list[float | None], std: bool) -> None:
+    advantages = group_relative(values, std=std)
+    kept = [a for a in advantages if a is not None]
+    assert sum(kept) == pytest.approx(0.0, abs=1e-6)
+    if sum(v is not None for v in values) >= 2:
+        assert [a is None for a in advantages] == [v is None for v in values]
+
+
+@given(rewards, st.booleans(), st.randoms())
+def test_permutation_of_the_group(values: list[float | None], std: bool, random: object) -> None:
+    order = list(range(len(values)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    straight = group_relative(values, std=std)
+    shuffled = group_relative([values[i] for i in order], std=std)
+    for position, index in enumerate(order):
+        assert shuffled[position] == pytest.approx(straight[index], abs=1e-6) or (
+            shuffled[position] is None and straight[index] is None
+        )
+
+
+def test_by_part_gives_every_part_its_weight() -> None:
+    group = [score(101.0, big=100.0, small=1.0), score(1.0, big=0.0, small=1.0),
+             score(100.0, big=100.0, small=0.0), score(0.0, big=0.0, small=0.0)]  # fmt: skip
+    by_part = group_relative_by_part(group, std=True, eps=0.0)
+    assert by_part == pytest.approx([2 * 0.866025, 0.0, 0.0, -2 * 0.866025], abs=1e-5)
+    summed = group_relative([s.value for s in group], std=True, eps=0.0)
+    assert summed[1] is not None and summed[1] < -0.8, "the sum hides the small part"
+
+
+def test_by_part_masks_failed_samples() -> None:
+    group = [score(1.0, a=1.0), score(None), score(0.0, a=0.0)]
+    assert group_relative_by_part(group, std=False) == [0.5, None, -0.5]
+
+
+def test_has_signal() -> None:
+    assert has_signal([0.5, -0.5])
+    assert not has_signal([0.0, None, 0.0])

@@ -1,0 +1,114 @@
+"""Matrix metrics worked by hand, with cells that nobody measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.gate.evaluate import ItemResults
+from align.gate.forgetting import MatrixRow, ScoreMatrix, Transitions, transitions
+from rollouts.errors import RunError
+
+SUITES = ("general", "rev", "sort", "inc")
+
+
+def row(name: str, *scores: float | None, accepted: bool = True) -> MatrixRow:
+    return MatrixRow(name=name, accepted=accepted, scores=scores)
+
+
+FULL = ScoreMatrix(
+    suites=SUITES,
+    rows=(
+        row("base", 1.0, 0.1, 0.2, 0.0),
+        row("rev", 0.9, 0.8, 0.3, 0.1),
+        row("sort", 0.9, 0.9, 0.7, 0.3),
+        row("inc", 0.8, 0.5, 0.6, 0.4),
+    ),
+)
+
+
+def test_metrics_by_hand() -> None:
+    assert FULL.average_performance() == pytest.approx((0.5 + 0.6 + 0.4) / 3)
+    assert FULL.learning_accuracy() == pytest.approx((0.8 + 0.7 + 0.4) / 3)
+    assert FULL.backward_transfer() == pytest.approx(((0.5 - 0.8) + (0.6 - 0.7)) / 2)
+    assert FULL.forgetting() == pytest.approx(((0.9 - 0.5) + (0.7 - 0.6)) / 2)
+    assert FULL.forward_transfer() == pytest.approx(((0.3 - 0.2) + (0.3 - 0.0)) / 2)
+    assert FULL.empty_cells() == ()
+
+
+def test_a_rejected_round_is_shown_and_counts_nowhere() -> None:
+    base, rev, sort, inc = FULL.rows
+    rejected = row("bad", 0.0, 0.0, 0.0, 0.0, accepted=False)
+    matrix = ScoreMatrix(suites=SUITES, rows=(base, rev, rejected, sort, inc))
+    assert matrix.backward_transfer() == FULL.backward_transfer()
+    assert matrix.tasks == ((1, "rev"), (2, "sort"), (3, "inc"))
+
+
+def test_empty_cells_are_left_out_and_named() -> None:
+    matrix = ScoreMatrix(
+        suites=SUITES,
+        rows=(
+            row("base", 1.0, 0.1, None, 0.0),
+            row("rev", 0.9, None, 0.3, 0.1),
+            row("sort", 0.9, 0.9, 0.7, 0.3),
+            row("inc", None, 0.5, 0.6, 0.4),
+        ),
+    )
+    assert matrix.average_performance() == pytest.approx(0.5)
+    assert matrix.learning_accuracy() == pytest.approx((0.7 + 0.4) / 2)
+    assert matrix.backward_transfer() == pytest.approx(0.6 - 0.7)
+    assert matrix.forgetting() == pytest.approx(((0.9 - 0.5) + (0.7 - 0.6)) / 2)
+    assert matrix.forward_transfer() == pytest.approx(0.3 - 0.0)
+    assert matrix.empty_cells() == (("base", "sort"), ("rev", "rev"))
+
+
+def test_one_round_has_nothing_to_forget() -> None:
+    matrix = ScoreMatrix(suites=SUITES, rows=FULL.rows[:2])
+    assert matrix.average_performance() == pytest.approx(0.8)
+    assert matrix.backward_transfer() is None
+    assert matrix.forgetting() is None
+    assert matrix.forward_transfer() is None
+
+
+def test_the_base_alone_has_no_metrics() -> None:
+    matrix = ScoreMatrix(suites=SUITES, rows=FULL.rows[:1])
+    assert matrix.average_performance() is None
+    assert matrix.learning_accuracy() is None
+
+
+def test_losing_an_overridden_round_is_no_forgetting() -> None:
+    matrix = ScoreMatrix(suites=SUITES, rows=FULL.rows, retired=frozenset({"rev"}))
+    assert matrix.backward_transfer() == pytest.approx(0.6 - 0.7)
+
+
+def test_a_ragged_matrix_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs 4 cells"):
+        ScoreMatrix(suites=SUITES, rows=(row("base", 1.0),))
+
+
+def results(snapshot: str, values: dict[str, float], suite_hash: str = "h") -> ItemResults:
+    return ItemResults(
+        suite="rev",
+        suite_hash=suite_hash,
+        snapshot=snapshot,
+        item_ids=tuple(values),
+        values=tuple(values.values()),
+        statuses=("scored",) * len(values),
+        finishes=("stop",) * len(values),
+    )
+
+
+def test_transitions_do_not_cancel_and_follow_ids() -> None:
+    before = results("one", {"a": 1.0, "b": 1.0, "c": 0.0, "d": 1.0})
+    after = results("two", {"d": 1.0, "c": 1.0, "b": 0.0, "a": 0.0})
+    change = transitions(before, after)
+    assert change == Transitions(lost=2, won=1, n=4)
+    assert (change.lost_share, change.won_share) == (0.5, 0.25)
+    assert transitions(before, before) == Transitions(lost=0, won=0, n=4)
+
+
+@pytest.mark.parametrize(
+    "other", [results("two", {"a": 1.0, "x": 0.0}), results("two", {"a": 1.0, "b": 0.0}, "other")]
+)
+def test_different_items_cannot_be_compared(other: ItemResults) -> None:
+    with pytest.raises(RunError, match="different items"):
+        transitions(results("one", {"a": 1.0, "b": 1.0}), other)

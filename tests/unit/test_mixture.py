@@ -1,0 +1,79 @@
+"""One budget per step, shares exact over a round, and every step known from its number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.config import ReplayConfig, SamplingConfig
+from align.memory.replay import ReplayBuffer
+from align.mixture import Mixture, whole
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt
+
+
+def prompts(name: str, count: int) -> list[Prompt]:
+    return [Prompt(id=f"{name}/{i}", text=f"{name} {i}") for i in range(count)]
+
+
+def mixture(*, past: float = 0.05, general: float = 0.05, singles: int = 1) -> Mixture:
+    buffer = ReplayBuffer()
+    for name in ("first", "second"):
+        buffer.add(name, prompts(name, 100), owner=name * 3, cap=64, seed=0)
+    return Mixture(
+        new=PromptStream(prompts("new", 500), seed=1),
+        past=buffer,
+        general=PromptStream(prompts("general", 300), seed=2),
+        sampling=SamplingConfig(group_size=8, prompts_per_step=16),
+        replay=ReplayConfig(past=past, general=general, samples_per_prompt=singles),
+        seed=3,
+    )
+
+
+def test_whole_by_hand() -> None:
+    assert [whole(6.4, step) for step in range(5)] == [6, 6, 7, 6, 7]
+    assert sum(whole(0.1, step) for step in range(30)) == 3
+
+
+@given(st.floats(0, 40), st.integers(1, 200))
+def test_fractions_carry_over(rate: float, steps: int) -> None:
+    assert abs(sum(whole(rate, step) for step in range(steps)) - rate * steps) < 1.001
+
+
+@pytest.mark.parametrize("singles", [1, 8])
+def test_budget_holds_over_a_round(singles: int) -> None:
+    mixed = mixture(singles=singles)
+    total = 0
+    shares = {"new": 0, "past": 0, "general": 0}
+    for step in range(40):
+        draw = mixed.draw(step)
+        total += sum(draw.group_sizes)
+        for prompt, size in zip(draw.prompts, draw.group_sizes, strict=True):
+            shares["past" if prompt.owner else prompt.text.split()[0]] += size  # type: ignore[union-attr]
+    assert abs(total - 40 * 128) <= 8
+    assert shares["past"] == pytest.approx(0.05 * 40 * 128, abs=8)
+    assert shares["general"] == pytest.approx(0.05 * 40 * 128, abs=1)
+
+
+def test_a_step_does_not_depend_on_the_steps_before() -> None:
+    straight, jumped = mixture(), mixture()
+    drawn = [straight.draw(step) for step in range(8)]
+    assert jumped.draw(7) == drawn[7]
+    assert jumped.draw(2) == drawn[2]
+
+
+def test_no_past_gives_its_share_to_new_prompts() -> None:
+    mixed = mixture()
+    alone = Mixture(
+        new=mixed.new, past=ReplayBuffer(), general=None, sampling=mixed.sampling,
+        replay=mixed.replay, seed=0,
+    )  # fmt: skip
+    draw = alone.draw(0)
+    assert draw.group_sizes == (8,) * 16
+
+
+def test_past_prompts_are_balanced_over_rounds() -> None:
+    mixed = mixture(past=0.25)
+    rounds = [p.round for step in range(10) for p in mixed.draw(step).prompts if p.source == "past"]
+    assert abs(rounds.count("first") - rounds.count("second")) <= 10

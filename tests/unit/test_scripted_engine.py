@@ -1,0 +1,78 @@
+"""The scripted engine keeps the contract that real engines keep."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollouts.engine import RolloutEngine, SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.scripted_engine import ScriptedEngine
+from rollouts.types import Sampling, WeightSpan
+
+EOS = 9
+
+
+def script(prompt_ids: tuple[int, ...], seed: int) -> tuple[list[int], list[float]]:
+    """Three tokens: the prompt's first, the seed, and the end."""
+    return [prompt_ids[0], seed, EOS], [-0.1, -0.2, -0.3]
+
+
+def ask(id: str, *, n: int = 1, max_tokens: int = 8, stop: tuple[int, ...] = ()) -> SampleRequest:
+    sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop)
+    return SampleRequest(id=id, prompt_ids=(5, 6), n=n, sampling=sampling, seed=3)
+
+
+def test_completions_of_one_request_differ_by_seed():
+    engine: RolloutEngine = ScriptedEngine(script)
+    (result,) = engine.generate([ask("a", n=2)])
+    assert result.id == "a"
+    assert [c.token_ids for c in result.completions] == [(5, 3, EOS), (5, 4, EOS)]
+    assert result.completions[0].logprobs_T == (-0.1, -0.2, -0.3)
+    assert result.completions[0].finish_reason == "stop"
+
+
+def test_a_completion_is_cut_at_max_tokens():
+    (result,) = ScriptedEngine(script).generate([ask("a", max_tokens=2)])
+    (completion,) = result.completions
+    assert (completion.token_ids, completion.logprobs_T) == ((5, 3), (-0.1, -0.2))
+    assert completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize(("eos_ids", "stop", "reason"), [
+    ((EOS,), (), "stop"), ((), (EOS,), "stop"), ((), (), "length"),
+])  # fmt: skip
+def test_a_full_completion_stopped_only_if_it_ends_in_a_stop_token(eos_ids, stop, reason):
+    engine = ScriptedEngine(script, eos_ids=eos_ids)
+    (result,) = engine.generate([ask("a", max_tokens=3, stop=stop)])
+    assert result.completions[0].finish_reason == reason
+
+
+def test_sync_stamps_the_tokens_that_follow():
+    engine = ScriptedEngine(script)
+    report = engine.sync(WeightUpdate(version="r/1"))
+    (result,) = engine.generate([ask("a")])
+    assert report.version == "r/1"
+    assert result.completions[0].weight_versions == (WeightSpan("r/1", 0, 3),)
+
+
+def test_it_fails_on_demand():
+    engine = ScriptedEngine(script)
+    engine.fail_request("b", "lost")
+    engine.fail_next(RuntimeError("down"))
+    with pytest.raises(RuntimeError, match="down"):
+        engine.generate([ask("a")])
+    a, b = engine.generate([ask("a"), ask("b", n=2)])
+    assert a.completions[0].finish_reason == "stop"
+    assert [c.detail for c in b.completions] == ["lost", "lost"]
+
+
+def test_scores_have_one_value_per_completion_token():
+    engine = ScriptedEngine(script, scorer=lambda prompt, said: [-float(t) for t in said])
+    request = ScoreRequest(prompt_ids=(5,), completion_ids=(1, 2))
+    assert engine.score([request]) == [(-1.0, -2.0)]
+    assert ScriptedEngine(script).score([request]) == [(-1.0, -1.0)]
+
+
+def test_a_script_must_give_one_logprob_per_token():
+    engine = ScriptedEngine(lambda prompt, seed: ([1, 2], [-0.1]))
+    with pytest.raises(ValueError, match="2 tokens and 1 logprobs"):
+        engine.generate([ask("a")])
