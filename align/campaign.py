@@ -56,12 +56,16 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     try:
         outcome = run_round(plan, parts)
     except BaseException as error:
-        parts.ledger.commit_round(index, attempt, "failed", None, {"error": str(error) or repr(error)})
+        parts.ledger.commit_round(
+            index, attempt, "failed", None, {"error": str(error) or repr(error)}
+        )
         raise
     parts.observer.on_verdict(plan, outcome)
 
 
-def plan_round(index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, parts: Parts) -> RoundPlan:
+def plan_round(
+    index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, parts: Parts
+) -> RoundPlan:
     """Fix what the round samples, what scores it and what it is held to."""
     accepted = {r.name: r for r in parts.ledger.rounds() if r.state == "accepted" and r.candidate}
     before = {s.name: s for s in parts.config.rounds if s.name in accepted}
@@ -75,7 +79,9 @@ def plan_round(index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, 
         references=References(base=parts.base, parent=parent, rounds=candidates(accepted)),
         mixture=Mixture(
             new=PromptStream(parts.inputs.prompts[spec.name], seed),
-            past=load_replay(parts.folder, [accepted[name] for name in before if name not in shared]),
+            past=load_replay(
+                parts.folder, [accepted[name] for name in before if name not in shared]
+            ),
             general=None if general is None else PromptStream(general, seed),
             sampling=spec.sampling,
             replay=spec.replay,

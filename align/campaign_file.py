@@ -111,7 +111,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(
-            f"not of the form key.path=value: {override!r}", where="--set", remedy="--set rounds.0.steps=10"
+            f"not of the form key.path=value: {override!r}",
+            where="--set",
+            remedy="--set rounds.0.steps=10",
         )
     *parents, last = key.split(".")
     place: Any = raw
@@ -168,7 +170,9 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [CampaignConfig]
     for part in location[:-1]:
-        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        fields = [
+            m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
+        ]
         found = [model for f in fields for model in _models_in(f.annotation)]
         models = found or models
     return sorted({name for model in models for name in model.model_fields})

@@ -339,7 +339,9 @@ class CampaignConfig(Settings):
     def _cross_check(self) -> Self:
         names = [r.name for r in self.rounds] + [s.name for s in self.suites]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"rounds and suites share one name space, {twice[0]!r} stands twice; rename one")
+            raise ValueError(
+                f"rounds and suites share one name space, {twice[0]!r} stands twice; rename one"
+            )
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             earlier = [r.name for r in self.rounds[:index]]
@@ -377,5 +379,7 @@ def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return merged

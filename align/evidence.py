@@ -66,7 +66,9 @@ class Evidence:
         self, target: str, candidate: SnapshotId, parent: SnapshotId, suites: Sequence[Suite]
     ) -> Verdict:
         """The gate's verdict on a candidate of round ``target``."""
-        accepted = {r.name: r.candidate for r in self.committed() if r.state == "accepted" and r.candidate}
+        accepted = {
+            r.name: r.candidate for r in self.committed() if r.state == "accepted" and r.candidate
+        }
         history = [self.base, *accepted.values()]
         known = {s: self.load(s, suites) for s in dict.fromkeys([*history, parent, candidate])}
         return decide(
@@ -114,7 +116,11 @@ class Evidence:
     def matrix(self) -> ScoreMatrix:
         """Mean score of every measured snapshot on every suite; unseen cells stay empty."""
         means = {(e.snapshot, e.suite): e.mean for e in self.ledger.evaluations()}
-        names = tuple(dict.fromkeys([s.name for s in self.config.suites] + [r.name for r in self.config.rounds]))
+        names = tuple(
+            dict.fromkeys(
+                [s.name for s in self.config.suites] + [r.name for r in self.config.rounds]
+            )
+        )
         rows = [("base", self.base, True)]
         rows += [(r.name, r.candidate or "", r.state == "accepted") for r in self.committed()]
         return ScoreMatrix(
@@ -136,6 +142,8 @@ def stored_evidence(config: CampaignConfig) -> Evidence:
     path = config.folder / "ledger.db"
     if not path.is_file():
         raise UserError(
-            "there is no campaign in this store yet", where=str(config.folder), remedy="start it with keel run"
+            "there is no campaign in this store yet",
+            where=str(config.folder),
+            remedy="start it with keel run",
         )
     return Evidence(folder=config.folder, ledger=Ledger(f"sqlite:///{path}"), config=config)

@@ -81,6 +81,8 @@ def load_inputs(config: CampaignConfig) -> Inputs:
 def context_of(model: Path, config: CampaignConfig) -> int:
     """The context engines are started for: as configured, else the model's own up to a limit."""
     own = int(
-        json.loads((model / "config.json").read_text()).get("max_position_embeddings", LONGEST_CONTEXT)
+        json.loads((model / "config.json").read_text()).get(
+            "max_position_embeddings", LONGEST_CONTEXT
+        )
     )
     return config.rollouts.max_model_len or min(own, LONGEST_CONTEXT)

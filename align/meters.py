@@ -27,7 +27,9 @@ METER_PROMPTS = 8
 """Prompts of each kind that one drift measurement samples."""
 
 
-def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport) -> dict[str, float]:
+def rollout_metrics(
+    scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport
+) -> dict[str, float]:
     """Rewards, their parts, and how much of the batch carries a signal."""
     new = [s for s in scored if s.group.prompt.source == "new"]
     scores = [score for group in new for score in group.scores_G]
@@ -56,7 +58,13 @@ def measure_drift(
     """K_new, K_old of every earlier round, and K_gen; see the module's docstring."""
     prompts = mixture.meter_prompts(METER_PROMPTS)
     groups = collect(
-        parts.engine, prompts, [1] * len(prompts), parts.inputs.encoder, sampling, seed=seed, policy="meter"
+        parts.engine,
+        prompts,
+        [1] * len(prompts),
+        parts.inputs.encoder,
+        sampling,
+        seed=seed,
+        policy="meter",
     )
     rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for group in groups:
@@ -82,10 +90,18 @@ def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
     """
     sampling = Sampling(max_tokens=max_tokens)
     groups = collect(
-        parts.engine, prompts, [1] * len(prompts), parts.inputs.encoder, sampling, seed=0, policy="probe"
+        parts.engine,
+        prompts,
+        [1] * len(prompts),
+        parts.inputs.encoder,
+        sampling,
+        seed=0,
+        policy="probe",
     )
     rows = [row_of(g, c, None) for g in groups for c in g.completions_G if c.token_ids]
-    requests = [ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows]
+    requests = [
+        ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
+    ]
     pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
     gap = max(abs(a - b) for theirs, ours in pairs for a, b in zip(theirs, ours, strict=True))
     if not gap <= parts.learner.tolerance:
@@ -107,4 +123,3 @@ def _varies(group: ScoredGroup) -> bool:
 def _mean(values: Sequence[float]) -> float:
     """Mean, or 0 of nothing: metrics stay finite numbers."""
     return float(sum(values)) / len(values) if values else 0.0
-

@@ -41,9 +41,7 @@ class Mixture:
         past_share = self.replay.past if len(self.past) else 0.0
         general_share = self.replay.general if self.general is not None else 0.0
         new_share = 1.0 - past_share - general_share
-        past = self.past.draw(
-            whole(budget * past_share / singles, step), seed=self.seed, step=step
-        )
+        past = self.past.draw(whole(budget * past_share / singles, step), seed=self.seed, step=step)
         general = (
             window(self.general, budget * general_share, step) if self.general is not None else []
         )

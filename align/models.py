@@ -34,7 +34,9 @@ def resolve_model(policy: PolicyConfig) -> Path:
         name = policy.model.removeprefix("demo://")
         if name not in DEMO_MODELS:
             raise UserError(
-                f"no demo model {name!r}", where="policy.model", remedy=nearest(name, list(DEMO_MODELS))
+                f"no demo model {name!r}",
+                where="policy.model",
+                remedy=nearest(name, list(DEMO_MODELS)),
             )
         return DEMO_MODELS[name]
     folder = Path(policy.model).expanduser()
@@ -60,7 +62,11 @@ def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
 
 def _download(policy: PolicyConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = [f"*{suffix}" for suffix in sorted(SNAPSHOT_SUFFIXES)]
     try:

@@ -72,7 +72,12 @@ class Parts:
 
     def round_folder(self, plan: RoundPlan) -> Path:
         """Every attempt writes into a folder of its own."""
-        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / f"attempt-{plan.attempt}"
+        return (
+            self.folder
+            / "rounds"
+            / f"{plan.index:02d}-{plan.spec.name}"
+            / f"attempt-{plan.attempt}"
+        )
 
     def remember(self, plan: RoundPlan, candidate: SnapshotId) -> None:
         """Write the prompts that later rounds will replay, should the candidate be accepted.
@@ -166,7 +171,9 @@ def import_base(
             if file.suffix in SNAPSHOT_SUFFIXES:
                 copyfile(file, folder / file.name)
 
-    origin = Provenance(kind="model", base=Path(config.policy.model).name, config_hash=config.hash())
+    origin = Provenance(
+        kind="model", base=Path(config.policy.model).name, config_hash=config.hash()
+    )
     snapshot = store.publish(copy, origin)
     ledger.record_snapshot(snapshot)
     ledger.set_alias_initial("production", snapshot.id)

@@ -63,9 +63,7 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure(parts, candidate))
     parts.remember(plan, candidate)
-    verdict = parts.evidence.judge(
-        plan.spec.name, candidate, plan.parent, parts.inputs.suites
-    )
+    verdict = parts.evidence.judge(plan.spec.name, candidate, plan.parent, parts.inputs.suites)
     parts.ledger.commit_round(
         plan.index,
         plan.attempt,
@@ -79,9 +77,7 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
 def train(plan: RoundPlan, parts: Parts) -> None:
     """The learner steps of a round. The engines hold the learner's weights before and after."""
     spec, learner = plan.spec, parts.learner
-    sampling = Sampling(
-        max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature
-    )
+    sampling = Sampling(max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature)
     learner.begin(spec, plan.references, seed=plan.seed)
     parts.engine.sync(learner.weights(version(plan, 0)))
     for step in range(spec.steps):
@@ -112,9 +108,7 @@ def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
 def measure(parts: Parts, snapshot: SnapshotId) -> dict[str, ItemResults]:
     """Every suite not yet measured, on the weights the engines hold now: the snapshot's."""
     missing = parts.evidence.missing(snapshot, parts.inputs.suites)
-    return evaluate(
-        parts.engine, missing, parts.inputs.encoder, snapshot, seed=parts.config.seed
-    )
+    return evaluate(parts.engine, missing, parts.inputs.encoder, snapshot, seed=parts.config.seed)
 
 
 def version(plan: RoundPlan, step: int) -> str:

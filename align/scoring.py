@@ -28,7 +28,9 @@ class Scorer:
         """One `ScoredGroup` per group, in order."""
         scored: dict[int, ScoredGroup] = {}
         for rubric, chosen in self._routes(groups):
-            for index, result in zip(chosen, rubric.score([groups[i] for i in chosen]), strict=True):
+            for index, result in zip(
+                chosen, rubric.score([groups[i] for i in chosen]), strict=True
+            ):
                 scored[index] = result
         return [
             scored.get(i, ScoredGroup(group=g, scores_G=(UNSCORED,) * len(g.completions_G)))
@@ -48,7 +50,9 @@ class Scorer:
         routes = [(self.new, [i for i, g in enumerate(groups) if g.prompt.source == "new"])]
         for name, rubric in self.past.items():
             mine = [
-                i for i, g in enumerate(groups) if g.prompt.source == "past" and g.prompt.round == name
+                i
+                for i, g in enumerate(groups)
+                if g.prompt.source == "past" and g.prompt.round == name
             ]
             routes.append((rubric, mine))
         return [(rubric, chosen) for rubric, chosen in routes if chosen]

@@ -89,7 +89,9 @@ def doctor() -> None:
 def config_show(
     campaign: CampaignPath,
     overrides: Overrides = None,
-    resolved: Annotated[bool, typer.Option(help="Every default too, and where each value is from.")] = False,
+    resolved: Annotated[
+        bool, typer.Option(help="Every default too, and where each value is from.")
+    ] = False,
 ) -> None:
     """Print a campaign as it was understood."""
     file = _load(campaign, overrides)
@@ -138,7 +140,9 @@ def gate_recompute(
     same = again.to_dict() == recorded.to_dict()
     for reason in again.reasons:
         typer.echo(f"  {reason}")
-    typer.echo(f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger")
+    typer.echo(
+        f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
+    )
     if not same:
         raise typer.Exit(1)
 
@@ -161,5 +165,7 @@ def main() -> None:
     except KeelError as error:
         _fail(error)
     except KeyboardInterrupt:
-        typer.echo("interrupted: finished rounds are kept; the same command goes on from there", err=True)
+        typer.echo(
+            "interrupted: finished rounds are kept; the same command goes on from there", err=True
+        )
         sys.exit(130)

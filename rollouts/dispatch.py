@@ -57,9 +57,14 @@ class Dispatch:
 
     def run(self) -> list[Any]:
         """One answer or `Failure` per item, in order."""
-        while len(self._answers) < len(self._items):
-            self._send()
-            self._receive()
+        try:
+            while len(self._answers) < len(self._items):
+                self._send()
+                self._receive()
+        finally:
+            # After an interrupt the engines finish what they were at, and are free again then.
+            for flight in self._flights.values():
+                flight.slot.busy = False
         return [self._answers[i] for i in range(len(self._items))]
 
     def _send(self) -> None:

@@ -27,7 +27,12 @@ class KeelError(Exception):
     exit_code = 1
 
     def __init__(
-        self, what: str, *, where: str | None = None, cause: str | None = None, remedy: str | None = None
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        cause: str | None = None,
+        remedy: str | None = None,
     ) -> None:
         self.what, self.where, self.cause, self.remedy = what, where, cause, remedy
         super().__init__(what)

@@ -46,7 +46,9 @@ class Fleet:
 
         if not self.slots:
             raise RunError("the engine pool is closed", where="engine pool")
-        for slot in () if self._ready else self.slots:
+        for slot in self.slots:
+            if self._ready or not slot.starting:
+                continue
             remaining = max(0.0, slot.deadline - time.monotonic())
             done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
             if len(done) < len(slot.starting):
@@ -90,6 +92,7 @@ class Fleet:
             self.replace(slot, reason_of(error))
 
     def slow_start(self, slot: EngineSlot) -> str:
+        """Why a start that missed its deadline may have done so: what it needed, what was free."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
@@ -101,6 +104,7 @@ class Fleet:
         )
 
     def lost(self, slot: EngineSlot, reason: str) -> RunError:
+        """The error for an engine that is given up."""
         what = f"failed {slot.failures} times in a row" if self._ready else "did not start"
         return RunError(
             f"engine {slot.index} {what}",

@@ -49,7 +49,10 @@ class AnchorBank:
     """Frozen snapshots by content hash; full models in an LRU, adapters over the policy's base."""
 
     def __init__(
-        self, policy: Policy, folder_of: Callable[[SnapshotId], Path], cache_bytes: int = CACHE_BYTES
+        self,
+        policy: Policy,
+        folder_of: Callable[[SnapshotId], Path],
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes
         self._models: OrderedDict[SnapshotId, Any] = OrderedDict()

@@ -88,7 +88,9 @@ class MicroBatch:
         return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
 
 
-def build_batch(groups: Iterable[ScoredGroup], algorithm: Algorithm, *, replay_rewards: bool) -> Batch:
+def build_batch(
+    groups: Iterable[ScoredGroup], algorithm: Algorithm, *, replay_rewards: bool
+) -> Batch:
     """Rows of every usable completion, with the algorithm's advantages.
 
     Failed completions have no tokens and are left out. General prompts never carry an advantage, and
@@ -140,7 +142,10 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
     padded = [
         [*row.prompt_ids, *row.completion_ids] + [0] * (width - row.num_tokens) for row in rows
     ]
-    where, targets, owners, sampler = [], [], [], []
+    where: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    sampler: list[float] = []
     for b, row in enumerate(rows):
         first = b * width + len(row.prompt_ids) - 1
         where.extend(range(first, first + len(row.completion_ids)))

@@ -89,10 +89,10 @@ class Learner:
         sums: defaultdict[str, float] = defaultdict(float)
         gap = 0.0
         for micro in micro_batches(batch, self._spec.optimizer.micro_batch_tokens):
-            loss, metrics, difference = self._loss(micro.to(self.device), batch)
+            loss, parts, difference = self._loss(micro.to(self.device), batch)
             loss.backward()  # type: ignore[no-untyped-call]
             gap = max(gap, difference)
-            for name, value in metrics.items():
+            for name, value in parts.items():
                 sums[name] += float(value)
         self._check_parity(gap)
         metrics = {**sums, **self._step(), "parity/max_abs_diff": gap}
@@ -147,7 +147,9 @@ class Learner:
         self, micro: MicroBatch, logprobs_N: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         learns_N = micro.select([row.advantage is not None for row in micro.rows])
-        advantages_B = torch.tensor([row.advantage or 0.0 for row in micro.rows], device=self.device)
+        advantages_B = torch.tensor(
+            [row.advantage or 0.0 for row in micro.rows], device=self.device
+        )
         if not learns_N.any():
             return logprobs_N.sum() * 0.0, {}
         inputs = PolicyInputs(

@@ -41,12 +41,12 @@ def load_model(folder: Path, config: PolicyConfig, device: torch.device) -> PreT
     return model.eval()
 
 
-def completion_logits(model: nn.Module, micro: MicroBatch) -> Tensor:
+def completion_logits(model: Any, micro: MicroBatch) -> Tensor:
     """Logits of the positions that predict a completion token; shape ``N, V``, float32.
 
     The decoder runs over everything, the output head over ``N`` positions only.
     """
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = next(model.parameters()).device
     hidden_BTD = causal.get_decoder()(
         input_ids=micro.tokens_BT.to(device), use_cache=False
@@ -83,7 +83,11 @@ class Policy:
         for file in sorted(folder.glob("*.safetensors")):
             state.update(load_file(file, device=str(self.device)))
         missing, unexpected = self.model.load_state_dict(state, strict=False)
-        tied = set(self.model.all_tied_weights_keys) if hasattr(self.model, "all_tied_weights_keys") else set()
+        tied = (
+            set(self.model.all_tied_weights_keys)
+            if hasattr(self.model, "all_tied_weights_keys")
+            else set()
+        )
         if unexpected or set(missing) - tied:
             raise RunError(
                 f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
@@ -93,7 +97,9 @@ class Policy:
     def reset_adapter(self) -> None:
         """Back to the base: the adapter's update becomes exactly zero."""
         for module in self.model.modules():
-            if hasattr(module, "reset_lora_parameters") and TRAINED_ADAPTER in getattr(module, "lora_A", {}):
+            if hasattr(module, "reset_lora_parameters") and TRAINED_ADAPTER in getattr(
+                module, "lora_A", {}
+            ):
                 module.reset_lora_parameters(TRAINED_ADAPTER, init_lora_weights=True)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -136,7 +142,9 @@ class Policy:
         tokens_BT = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
         with torch.no_grad():
             whole = self.model(input_ids=tokens_BT, use_cache=False).logits.float()
-            hidden = self.model.get_decoder()(input_ids=tokens_BT, use_cache=False).last_hidden_state
+            hidden = self.model.get_decoder()(
+                input_ids=tokens_BT, use_cache=False
+            ).last_hidden_state
             short = self.model.get_output_embeddings()(hidden).float()
         if not torch.allclose(whole, short, atol=1e-3):
             raise UserError(

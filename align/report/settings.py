@@ -23,7 +23,13 @@ def resolved_lines(file: CampaignFile) -> list[str]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     nested = list(children)
     if not nested:
         yield path, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
@@ -33,7 +39,10 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _origin(file: CampaignFile, key: str) -> str:
     steps = key.split(".")
-    if any(key == o.partition("=")[0] or key.startswith(o.partition("=")[0] + ".") for o in file.overrides):
+    if any(
+        key == o.partition("=")[0] or key.startswith(o.partition("=")[0] + ".")
+        for o in file.overrides
+    ):
         return "--set"
     if _stated(file.raw, steps):
         return "file"

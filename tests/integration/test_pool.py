@@ -191,6 +191,17 @@ def test_the_pool_gives_up_with_a_reason(pool_of):
     assert error.value.remedy
 
 
+def test_an_interrupted_call_leaves_the_pool_usable(pool_of):
+    pool = pool_of(num_engines=1, deadline_s=3)
+    pool.wait_ready()
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        pool.generate([ask("a", first=SLOW)])
+    requests = [ask("b", seed=1)]
+    check_answers(requests, pool.generate(requests))
+
+
 def test_a_start_that_fails_is_told_in_its_own_words(pool_of):
     def refuse():
         raise UserError("no such model", remedy="name another")

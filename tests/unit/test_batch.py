@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.tiny import row
 
 from align.learner.batch import Batch, build_batch, micro_batches, to_tensors
 from align.learner.losses import GRPO
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
+from tests.unit.tiny import row
 
 
 def test_to_tensors_by_hand() -> None:
@@ -25,7 +25,10 @@ def test_to_tensors_by_hand() -> None:
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
        st.integers(1, 60))  # fmt: skip
 def test_micro_batches_hold_every_row_once(lengths: list[tuple[int, int]], budget: int) -> None:
-    rows = tuple(row(tuple(range(p)), tuple(range(c)), advantage=float(i)) for i, (p, c) in enumerate(lengths))
+    rows = tuple(
+        row(tuple(range(p)), tuple(range(c)), advantage=float(i))
+        for i, (p, c) in enumerate(lengths)
+    )
     pieces = list(micro_batches(Batch(rows=rows), budget))
     assert sorted(r.advantage for m in pieces for r in m.rows) == [r.advantage for r in rows]  # type: ignore[type-var]
     for micro in pieces:
@@ -34,7 +37,8 @@ def test_micro_batches_hold_every_row_once(lengths: list[tuple[int, int]], budge
 
 def group(source: str, values: list[float]) -> ScoredGroup:
     completions = tuple(
-        Completion(token_ids=(1, 2), logprobs_T=(0.0, 0.0), text="", finish_reason="stop") for _ in values
+        Completion(token_ids=(1, 2), logprobs_T=(0.0, 0.0), text="", finish_reason="stop")
+        for _ in values
     )
     return ScoredGroup(
         group=RolloutGroup(

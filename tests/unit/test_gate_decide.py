@@ -316,6 +316,15 @@ def test_fewer_than_thirty_scored_items_never_pass() -> None:
     assert (found.outcome, found.needed) == ("too_few_items", 30)
 
 
+def test_the_items_asked_for_allow_for_the_loss_that_was_measured() -> None:
+    """8 lost and 4 won of 400 leave 1 of 2 points: (1.645 + 0.842)^2 * 0.03 / 0.01^2 = 1854.8"""
+    before = right(204, 400)
+    after = [0.0] * 8 + right(200, 392)
+    found = score_check(before, after, margin=0.02)
+    assert (found.lost, found.won, found.outcome) == (8, 4, "too_few_items")
+    assert found.needed == 1855
+
+
 def test_eight_windows_of_text_can_pass() -> None:
     before = [-1.0 - 0.1 * i for i in range(8)]
     after = [b - 0.001 * (i % 3) for i, b in enumerate(before)]

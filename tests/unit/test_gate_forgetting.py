@@ -112,3 +112,10 @@ def test_transitions_do_not_cancel_and_follow_ids() -> None:
 def test_different_items_cannot_be_compared(other: ItemResults) -> None:
     with pytest.raises(RunError, match="different items"):
         transitions(results("one", {"a": 1.0, "b": 1.0}), other)
+
+
+def test_what_a_task_scored_before_its_round_cannot_be_forgotten() -> None:
+    knew_it = row("base", 1.0, 0.1, 0.95, 0.0)
+    matrix = ScoreMatrix(suites=SUITES, rows=(knew_it, *FULL.rows[1:]))
+    assert matrix.forgetting() == FULL.forgetting()
+    assert matrix.forward_transfer() != FULL.forward_transfer()

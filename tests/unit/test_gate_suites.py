@@ -103,6 +103,11 @@ def test_demo_sources_are_measured_on_their_eval_split() -> None:
     ]
 
 
+def test_a_training_source_is_never_measured_on_its_own_split() -> None:
+    spec = {**ROUND, "prompts": "demo://rev?split=train&n=50&seed=3"}
+    assert build(campaign([spec]))[1].prompts == build(campaign())[1].prompts
+
+
 def test_margins_and_sampling_are_taken_as_given() -> None:
     own = {"items": 5, "margin": 0.1, "budget": 0.12, "temperature": 0.7, "max_tokens": 9}
     spec = {**GENERAL, "budget": 0.07, "role": "watch", "max_tokens": 8}
@@ -180,6 +185,13 @@ def test_a_text_suite_uses_what_the_text_gives(tmp_path: Path) -> None:
     assert len(build(campaign(suites=[spec]))[0].windows) == 9
     with pytest.raises(UserError, match=r"fills 7 windows of 10 tokens, at least 8"):
         build(campaign(suites=[text_file(tmp_path / "t.txt", 79)]))
+
+
+def test_the_hash_follows_the_text(tmp_path: Path) -> None:
+    spec = text_file(tmp_path / "t.txt", 80)
+    before = build(campaign(suites=[spec]))[0].hash
+    Path(spec["text"]).write_text("7 " * 80)
+    assert build(campaign(suites=[spec]))[0].hash != before
 
 
 def test_a_missing_text_is_named(tmp_path: Path) -> None:

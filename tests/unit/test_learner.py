@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.tiny import VOCABULARY, row, save_model
 
-from align.config import AnchorConfig, AnchorsConfig, LoraConfig, OptimizerConfig, PolicyConfig, RoundSettings
+from align.config import (
+    AnchorConfig,
+    AnchorsConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+)
 from align.errors import NonFiniteError, ParityError
 from align.learner.anchors import BetaController, References
 from align.learner.batch import Batch, Row
 from align.learner.learner import Learner
+from tests.unit.tiny import VOCABULARY, row, save_model
 
 REFERENCES = References(base="base", parent="base", rounds={"first": "other"})
 
@@ -37,7 +44,9 @@ def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy:
 
 
 def settings(**changes: Any) -> RoundSettings:
-    return RoundSettings(anchors=AnchorsConfig(new=(), past=(), general=())).model_copy(update=changes)
+    return RoundSettings(anchors=AnchorsConfig(new=(), past=(), general=())).model_copy(
+        update=changes
+    )
 
 
 ROWS = (
@@ -72,7 +81,9 @@ def test_micro_batch_split_and_row_order_do_not_matter(
     )
     expected = gradients(whole, Batch(rows=ROWS))
     torch.testing.assert_close(gradients(split, Batch(rows=ROWS)), expected, atol=2e-5, rtol=1e-3)
-    torch.testing.assert_close(gradients(whole, Batch(rows=ROWS[::-1])), expected, atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        gradients(whole, Batch(rows=ROWS[::-1])), expected, atol=2e-5, rtol=1e-3
+    )
 
 
 def test_update_by_the_definition(models: dict[str, Path], tmp_path: Path) -> None:
@@ -109,7 +120,9 @@ def test_zero_advantage_moves_nothing(models: dict[str, Path], tmp_path: Path) -
     assert gradients(learner, flat).abs().max().item() == 0.0
 
 
-def test_gradient_raises_what_had_a_positive_advantage(models: dict[str, Path], tmp_path: Path) -> None:
+def test_gradient_raises_what_had_a_positive_advantage(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     learner = make(models, tmp_path, settings(optimizer=OptimizerConfig(lr=1e-3)))
     good, bad = row((1, 2, 3), (4, 5), 1.0), row((1, 2, 3), (8, 9), -1.0)
     before = learner.completion_logprobs([good, bad])
@@ -123,10 +136,17 @@ def test_parity_is_checked_on_every_token(models: dict[str, Path], tmp_path: Pat
     learner = make(models, tmp_path, settings())
     honest = row()
     (logprobs,) = learner.completion_logprobs([honest])
-    exact = Row(**{**{f: getattr(honest, f) for f in honest.__slots__}, "sampler_logprobs_T": tuple(logprobs)})
+    exact = Row(
+        **{
+            **{f: getattr(honest, f) for f in honest.__slots__},
+            "sampler_logprobs_T": tuple(logprobs),
+        }
+    )
     learner.tolerance = 1e-4
     assert learner.update(Batch(rows=(exact,)))["parity/max_abs_diff"] < 1e-5
-    stale = Row(**{**{f: getattr(honest, f) for f in honest.__slots__}, "sampler_logprobs_T": (-1.0, -1.0)})
+    stale = Row(
+        **{**{f: getattr(honest, f) for f in honest.__slots__}, "sampler_logprobs_T": (-1.0, -1.0)}
+    )
     with pytest.raises(ParityError, match="disagree"):
         learner.update(Batch(rows=(stale,)))
 
@@ -154,7 +174,9 @@ def test_divergence_is_zero_from_itself(models: dict[str, Path], tmp_path: Path)
 def test_kl_toward_an_anchor_pulls_there(models: dict[str, Path], tmp_path: Path) -> None:
     anchors = AnchorsConfig(new=(AnchorConfig(to="round:first", beta=1.0),), past=(), general=())
     learner = make(models, tmp_path, settings(anchors=anchors, optimizer=OptimizerConfig(lr=3e-3)))
-    flat = Batch(rows=tuple(row((i,), (i + 1, i + 2, i + 3), 0.0) for i in range(1, VOCABULARY - 3)))
+    flat = Batch(
+        rows=tuple(row((i,), (i + 1, i + 2, i + 3), 0.0) for i in range(1, VOCABULARY - 3))
+    )
     start = learner.divergence(list(flat.rows), "other")
     for _ in range(10):
         metrics = learner.update(flat)
