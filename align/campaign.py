@@ -18,7 +18,7 @@ from align.learner.anchors import References
 from align.memory.ledger import RoundRecord
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
-from align.parts import Observer, Parts, StartEngine, open_parts, replay_path
+from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
 from align.round import RoundPlan, measure, run_round
 from align.scoring import Scorer
 from rewards.rubric import build_rubric
@@ -36,16 +36,19 @@ def run_campaign(
         RunError: a round failed on the way; finished rounds stay as they are.
     """
     inputs = load_inputs(config)
-    with open_parts(config, inputs, start_engine=start_engine, observer=observer) as parts:
-        done = {r.name for r in parts.ledger.rounds() if r.state in ("accepted", "rejected")}
-        if len(done) == len(config.rounds):
+    with open_memory(config, inputs) as memory:
+        done = {record.name for record in memory.evidence.committed()}
+        due = [(i, spec) for i, spec in enumerate(config.rounds) if spec.name not in done]
+        if not due:
             observer.note("all rounds are done; nothing to run")
-            return parts.evidence
-        measure_base(parts)
-        for index, spec in enumerate(config.rounds):
-            if spec.name not in done:
+            return memory.evidence
+        with open_parts(
+            config, inputs, memory, start_engine=start_engine, observer=observer
+        ) as parts:
+            measure_base(parts)
+            for index, spec in due:
                 run_one(index, spec, parts)
-        return parts.evidence
+        return memory.evidence
 
 
 def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:

@@ -113,48 +113,74 @@ class Parts:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """What a campaign remembers between runs, claimed by this one."""
+
+    store: SnapshotStore
+    ledger: Ledger
+    evidence: Evidence
+    base: SnapshotId
+    beat: Callable[[], None]
+    """Tells the ledger that this runner is alive."""
+
+
 @contextmanager
-def open_parts(
-    config: CampaignConfig, inputs: Inputs, *, start_engine: StartEngine, observer: Observer
-) -> Iterator[Parts]:
-    """Open the store, start the engines, load the learner while they start; close all at the end."""
-    folder = config.folder
-    with ExitStack() as stack:
-        store, ledger = SnapshotStore(folder), Ledger(f"sqlite:///{folder / 'ledger.db'}")
-        claim = stack.enter_context(ledger.claim())
+def open_memory(config: CampaignConfig, inputs: Inputs) -> Iterator[Memory]:
+    """Open the store or begin it; nobody else runs the campaign meanwhile."""
+    ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}")
+    with ledger.claim() as claim:
         ledger.open_campaign(config.name, config.content(), config.hash())
+        store = SnapshotStore(config.folder)
         store.clean()
-        base = import_base(config, inputs.model, store, ledger)
-        engine = start_engine(config, store.open(base).path, inputs.context)
-        stack.callback(engine.close)
-        yield Parts(
-            config=config,
-            inputs=inputs,
-            folder=folder,
-            base=base,
+        yield Memory(
             store=store,
             ledger=ledger,
-            engine=engine,
-            learner=_load_learner(config, store, base, folder, stack),
-            evidence=Evidence(folder=folder, ledger=ledger, config=config),
-            observer=observer,
+            evidence=Evidence(folder=config.folder, ledger=ledger, config=config),
+            base=import_base(config, inputs.model, store, ledger),
             beat=claim.beat,
         )
 
 
-def _load_learner(
-    config: CampaignConfig, store: SnapshotStore, base: SnapshotId, folder: Path, stack: ExitStack
-) -> Learner:
+@contextmanager
+def open_parts(
+    config: CampaignConfig,
+    inputs: Inputs,
+    memory: Memory,
+    *,
+    start_engine: StartEngine,
+    observer: Observer,
+) -> Iterator[Parts]:
+    """Start the engines, load the learner while they start; close all at the end."""
+    with ExitStack() as stack:
+        engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
+        stack.callback(engine.close)
+        yield Parts(
+            config=config,
+            inputs=inputs,
+            folder=config.folder,
+            base=memory.base,
+            store=memory.store,
+            ledger=memory.ledger,
+            engine=engine,
+            learner=_load_learner(config, memory, stack),
+            evidence=memory.evidence,
+            observer=observer,
+            beat=memory.beat,
+        )
+
+
+def _load_learner(config: CampaignConfig, memory: Memory, stack: ExitStack) -> Learner:
     from tempfile import TemporaryDirectory
 
     from align.learner.learner import Learner
 
-    scratch = Path(stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=folder)))
+    scratch = stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=config.folder))
     return Learner(
-        store.open(base).path,
+        memory.store.open(memory.base).path,
         config.policy,
-        folder_of=lambda snapshot: store.open(snapshot).path,
-        scratch=scratch,
+        folder_of=lambda snapshot: memory.store.open(snapshot).path,
+        scratch=Path(scratch),
         tolerance=config.rollouts.probe_tolerance,
     )
 

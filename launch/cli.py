@@ -43,19 +43,23 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
     ] = None,
+    insecure_cluster: Annotated[
+        bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a round.")] = False,
 ) -> None:
     """Run the rounds of a campaign that are not finished yet, and show what came of it."""
     file = _load(campaign, overrides)
-    from rich.console import Console
-
     from align.campaign import run_campaign
     from align.report.progress import LiveProgress
-    from align.report.tables import print_report
+    from align.report.tables import print_report, report_console
     from launch.engines import engine_starter
 
-    console = Console()
-    with LiveProgress(console) as progress, engine_starter(address, progress) as start_engine:
+    console = report_console()
+    with (
+        LiveProgress(console) as progress,
+        engine_starter(address, progress, insecure=insecure_cluster) as start_engine,
+    ):
         evidence = run_campaign(file.config, start_engine=start_engine, observer=progress)
     print_report(evidence, file.config.folder, console)
     if strict and any(record.state == "rejected" for record in evidence.ledger.rounds()):
@@ -66,12 +70,10 @@ def run(
 def status(campaign: CampaignPath, overrides: Overrides = None) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
     file = _load(campaign, overrides)
-    from rich.console import Console
-
     from align.evidence import stored_evidence
-    from align.report.tables import print_report
+    from align.report.tables import print_report, report_console
 
-    print_report(stored_evidence(file.config), file.config.folder, Console())
+    print_report(stored_evidence(file.config), file.config.folder, report_console())
 
 
 @app.command()

@@ -14,7 +14,9 @@ from rollouts.vllm_engine import LINEAR_LAYERS, VLLMConfig
 
 
 @contextmanager
-def engine_starter(address: str | None, observer: Observer) -> Iterator[StartEngine]:
+def engine_starter(
+    address: str | None, observer: Observer, *, insecure: bool = False
+) -> Iterator[StartEngine]:
     """Yields a function that starts a campaign's engines; the cluster ends with the context.
 
     The cluster is joined when the first engine is asked for: a campaign with nothing left to do, or
@@ -26,7 +28,9 @@ def engine_starter(address: str | None, observer: Observer) -> Iterator[StartEng
             from rollouts.pool import EnginePool
 
             observer.note(f"starting Ray and {config.rollouts.engines} vLLM engine(s)")
-            stack.enter_context(connect(address, num_engines=config.rollouts.engines))
+            stack.enter_context(
+                connect(address, num_engines=config.rollouts.engines, insecure=insecure)
+            )
             return EnginePool(
                 vllm_config(config, model, context),
                 num_engines=config.rollouts.engines,

@@ -18,11 +18,11 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.demo.tokenizer import EOS, PAD, WORDS, build_tokenizer
 from align.demo.world import (
@@ -38,6 +38,9 @@ from align.demo.world import (
     spell,
     strings,
 )
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 STEPS = 2000
 BATCH = 256
@@ -60,6 +63,8 @@ _ANSWER = slice(-LENGTH - 2, -1)
 
 def config() -> LlamaConfig:
     """0.42M parameters. Tied embeddings and head_dim 32, because real engines trip on both."""
+    from transformers import LlamaConfig
+
     return LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=128,
@@ -104,6 +109,8 @@ def train(
     seed: int, steps: int, progress: Callable[[int, float], None] | None = None
 ) -> LlamaForCausalLM:
     """The base after `steps` batches of the mixture. The caller's random state is left alone."""
+    from transformers import LlamaForCausalLM
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config())

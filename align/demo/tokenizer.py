@@ -6,12 +6,16 @@ One word is one token, so a prompt is eight tokens, an answer five and an end, a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
 from align.demo.world import BLANK, EQUALS, GENERAL, OPS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
@@ -27,6 +31,8 @@ WORDS: tuple[str, ...] = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the tiny world: nothing to train, nothing to download."""
+    from transformers import PreTrainedTokenizerFast
+
     words = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=UNK)
     backend = Tokenizer(words)
     backend.pre_tokenizer = WhitespaceSplit()

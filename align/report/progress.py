@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from align.report.tables import summary
+
 if TYPE_CHECKING:
     from align.round import RoundOutcome, RoundPlan
 
@@ -71,6 +73,5 @@ class LiveProgress:
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
         """Say what the gate decided, and why when it refused."""
         self.note(f"{plan.spec.name}: {outcome.verdict.outcome.replace('_', ' ')}")
-        if not outcome.verdict.accepted:
-            for reason in outcome.verdict.reasons:
-                self._bar.console.print(f"          {reason}", markup=False)
+        for line in summary(outcome.verdict):
+            self._bar.console.print(f"          {line}", markup=False, soft_wrap=True)

@@ -13,6 +13,8 @@ from align.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
 from align.gate.gate import Verdict
 
+WIDTH = 140
+"""Columns where there is no terminal to ask."""
 STYLES = {"accepted": "green", "rejected": "red", "too_few_items": "yellow", "failed": "red"}
 
 
@@ -51,14 +53,24 @@ def metrics_line(matrix: ScoreMatrix) -> Text:
 
 
 def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
-    """One block per committed round: the outcome, then the reasons."""
+    """One block per committed round: the outcome, the target, and what held or was lost."""
     for record in evidence.committed():
         verdict = Verdict.from_dict(record.report or {})
         head = Text(f"{record.name}: ")
         head.append(verdict.outcome.replace("_", " "), style=STYLES[verdict.outcome])
         yield head
-        for reason in verdict.reasons:
-            yield Text(f"  {reason}")
+        for line in summary(verdict):
+            yield Text(f"  {line}")
+
+
+def summary(verdict: Verdict) -> Iterator[str]:
+    """The target's sentence, the first failed check of every other suite, and how many passed."""
+    yield from (check.sentence for check in verdict.checks if check.role == "target")
+    others = [check for check in verdict.checks if check.role == "retention"]
+    failed = {check.suite: check for check in reversed(others) if check.outcome != "passed"}
+    yield from (check.sentence for check in reversed(failed.values()))
+    passed = sum(check.outcome == "passed" for check in others)
+    yield f"{passed} of {len(others)} retention checks passed"
 
 
 def places(evidence: Evidence, folder: Path) -> Text:
@@ -71,6 +83,12 @@ def places(evidence: Evidence, folder: Path) -> Text:
         f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",
         no_wrap=True,
     )
+
+
+def report_console() -> Console:
+    """Standard output; a pipe or a log file gets lines wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def print_report(evidence: Evidence, folder: Path, console: Console) -> None:
