@@ -8,13 +8,16 @@ undisturbed one does.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.evidence import Evidence
 from align.inputs import load_inputs
 from align.learner.anchors import References
+from align.memory.answers import load_answers, save_answers
 from align.memory.ledger import RoundRecord
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
@@ -22,8 +25,9 @@ from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, r
 from align.round import RoundPlan, measure, run_round
 from align.scoring import Scorer
 from rewards.rubric import build_rubric
+from rollouts.collect import collect
 from rollouts.prompts import PromptStream
-from rollouts.types import Prompt, SnapshotId
+from rollouts.types import Prompt, RolloutGroup, Sampling, SnapshotId
 
 
 def run_campaign(
@@ -86,6 +90,7 @@ def plan_round(
                 parts.folder, [accepted[name] for name in before if name not in shared]
             ),
             general=None if general is None else PromptStream(general, seed),
+            stored=stored_answers(spec, parts),
             sampling=spec.sampling,
             replay=spec.replay,
             seed=seed,
@@ -93,6 +98,39 @@ def plan_round(
         scorer=scorer_of(spec, before, shared),
         seed=seed,
     )
+
+
+def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
+    """The start's own answers to the general pool, sampled when a round first asks for them."""
+    general = parts.inputs.general.get(spec.name)
+    if general is None or spec.replay.general_answers != "stored":
+        return []
+    sampling = Sampling(
+        max_tokens=spec.replay.general_tokens or spec.sampling.max_tokens,
+        temperature=spec.sampling.temperature,
+    )
+    seed = seed_of(parts.config.seed, "general")
+    what = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, spec.replay.buffer])
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    path = parts.folder / "replay" / f"answers-{name}.jsonl"
+    if not path.exists():
+        parts.learner.load(parts.base)
+        parts.engine.sync(parts.learner.weights("base"))
+        prompts = PromptStream(general, seed).take(spec.replay.buffer)
+        sizes = [1] * len(prompts)
+        save_answers(
+            path,
+            collect(
+                parts.engine,
+                prompts,
+                sizes,
+                parts.inputs.encoder,
+                sampling,
+                seed,
+                policy=parts.base,
+            ),
+        )
+    return load_answers(path)
 
 
 def scorer_of(spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str]) -> Scorer:

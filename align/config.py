@@ -122,6 +122,8 @@ class OptimizerConfig(Settings):
     """Gradients are scaled down to this global norm."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly."""
+    final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate falls linearly to this share of ``lr`` at the round's last step."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens in one forward pass. Any value gives the same gradient."""
 
@@ -165,8 +167,9 @@ class AnchorConfig(Settings):
     """``parent`` (where the round started), ``owner`` (of each prompt), ``base``, ``round:NAME``."""
     beta: Annotated[float, Field(ge=0)]
     """Weight; with a target, the weight it starts from."""
-    estimator: Literal["full", "k1", "k2", "k3"] = "full"
-    """``full`` sums over the vocabulary; the others use sampled tokens only."""
+    estimator: Literal["full", "forward", "k1", "k2", "k3"] = "full"
+    """``full`` sums over the vocabulary; k1 to k3 use sampled tokens only; ``forward`` is for stored
+    answers, which the anchor sampled."""
     target: Annotated[float, Field(gt=0)] | None = None
     """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
 
@@ -195,6 +198,11 @@ class ReplayConfig(Settings):
     """Share for the general pool."""
     general_prompts: Prompts | None = None
     """The general pool; None turns its share off."""
+    general_answers: Literal["sampled", "stored"] = "sampled"
+    """``sampled``: the policy answers, held by the reverse KL. ``stored``: the campaign's start answered
+    once, and the policy is held to those answers; they cost no sampling and no share of the budget."""
+    general_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest stored answer, in tokens; None: as in training."""
     buffer: Annotated[int, Field(ge=1)] = 256
     """Prompts kept of each accepted round. No answers, no labels."""
     samples_per_prompt: Annotated[int, Field(ge=1)] = 1

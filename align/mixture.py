@@ -7,12 +7,13 @@ round each share is exact: with 128 completions and 5% the counts run 6, 6, 7, 6
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.config import ReplayConfig, SamplingConfig
 from align.memory.replay import ReplayBuffer
 from rollouts.prompts import PromptStream
-from rollouts.types import Prompt
+from rollouts.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Draw:
 
     prompts: tuple[Prompt, ...]
     group_sizes: tuple[int, ...]
+    stored: list[RolloutGroup]
+    """Answers that exist already; they cost no sampling."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,8 @@ class Mixture:
     new: PromptStream
     past: ReplayBuffer
     general: PromptStream | None
+    stored: Sequence[RolloutGroup]
+    """Stored answers of the general pool; they take the place of sampled ones."""
     sampling: SamplingConfig
     replay: ReplayConfig
     seed: int
@@ -39,12 +44,11 @@ class Mixture:
         budget = self.sampling.budget
         singles = self.replay.samples_per_prompt
         past_share = self.replay.past if len(self.past) else 0.0
-        general_share = self.replay.general if self.general is not None else 0.0
+        sampled = self.general is not None and not self.stored
+        general_share = self.replay.general if sampled else 0.0
         new_share = 1.0 - past_share - general_share
         past = self.past.draw(whole(budget * past_share / singles, step), seed=self.seed, step=step)
-        general = (
-            window(self.general, budget * general_share, step) if self.general is not None else []
-        )
+        general = window(self.general, budget * general_share, step) if self.general else []
         new = window(self.new, budget * new_share / self.sampling.group_size, step)
         return Draw(
             prompts=(*new, *past, *general),
@@ -53,7 +57,13 @@ class Mixture:
                 *[singles] * len(past),
                 *[1] * len(general),
             ),
+            stored=self._stored(budget * self.replay.general, step),
         )
+
+    def _stored(self, rate: float, step: int) -> list[RolloutGroup]:
+        first = total_before(rate, step)
+        count = whole(rate, step) if self.stored else 0
+        return [self.stored[i % len(self.stored)] for i in range(first, first + count)]
 
     def meter_prompts(self, count: int) -> list[Prompt]:
         """The same ``count`` prompts of every kind each time: new, of each past round, general."""

@@ -78,14 +78,14 @@ def train(plan: RoundPlan, parts: Parts) -> None:
     """The learner steps of a round. The engines hold the learner's weights before and after."""
     spec, learner = plan.spec, parts.learner
     sampling = Sampling(max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature)
-    learner.begin(spec, plan.references, seed=plan.seed)
+    learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
     parts.engine.sync(learner.weights(version(plan, 0)))
     for step in range(spec.steps):
         draw = plan.mixture.draw(step)
         groups = collect(
             parts.engine, draw.prompts, draw.group_sizes, parts.inputs.encoder, sampling,
             seed=plan.seed + step, policy=version(plan, step),
-        )  # fmt: skip
+        ) + draw.stored  # fmt: skip
         scored = plan.scorer.score(groups)
         plan.scorer.check_budget(spec.failed_budget, planned=spec.steps * spec.sampling.budget)
         batch = build_batch(scored, spec.algorithm, replay_rewards=spec.replay.rewards)

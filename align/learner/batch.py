@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from align.learner.losses import Algorithm
-from rollouts.types import Completion, RolloutGroup, ScoredGroup, SnapshotId, Source
+from rollouts.types import Completion, RolloutGroup, ScoredGroup, SnapshotId, Source, WeightVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +30,8 @@ class Row:
     source: Source
     owner: SnapshotId | None
     round: str | None
+    policy: SnapshotId | WeightVersion
+    """The weights that sampled it."""
 
     @property
     def num_tokens(self) -> int:
@@ -117,6 +119,7 @@ def row_of(group: RolloutGroup, completion: Completion, advantage: float | None)
         source=group.prompt.source,
         owner=group.prompt.owner,
         round=group.prompt.round,
+        policy=group.policy,
     )
 
 

@@ -19,7 +19,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from align.config import AnchorConfig, PolicyConfig, RoundSettings
+from align.config import AnchorConfig, OptimizerConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
 from align.learner import kl
 from align.learner.anchors import AnchorBank, BetaController, References
@@ -53,14 +53,17 @@ class Learner:
         self.policy = Policy(base, config, device=self.device)
         self.anchors = AnchorBank(self.policy, folder_of)
         self._folder_of, self._scratch = folder_of, scratch
+        self._version = ""
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
-    def begin(self, spec: RoundSettings, references: References, *, seed: int) -> None:
+    def begin(
+        self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
+    ) -> None:
         """Take the parent's weights and start the round's optimizer."""
         torch.manual_seed(seed)
         self.load(references.parent)
         self._spec, self._references = spec, references
-        self._steps = self._skipped = 0
+        self._num_steps, self._steps, self._skipped = num_steps, 0, 0
         chosen = spec.optimizer
         self._optimizer = torch.optim.AdamW(
             self.policy.parameters(),
@@ -79,7 +82,8 @@ class Learner:
         self.policy.load(self._folder_of(snapshot))
 
     def weights(self, version: str) -> WeightUpdate:
-        """The current weights, for the engines."""
+        """The current weights, for the engines; what these sample under ``version`` is on-policy."""
+        self._version = version
         return self.policy.weights(version, self._scratch)
 
     def update(self, batch: Batch) -> Metrics:
@@ -107,7 +111,7 @@ class Learner:
         """The optimizer step, unless a gradient is not finite: then nothing moves, and it is counted."""
         chosen = self._spec.optimizer
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), chosen.max_grad_norm)
-        lr = chosen.lr * min(1.0, (self._steps + 1) / (chosen.warmup_steps + 1))
+        lr = learning_rate(chosen, self._steps, self._num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._steps += 1
@@ -129,7 +133,9 @@ class Learner:
         """Loss and summable metrics of one micro-batch, and its largest engine-learner gap."""
         logprobs_NV = self._logprobs(micro)
         logprobs_N = logprobs_NV.gather(-1, micro.targets_N[:, None])[:, 0]
-        gap = float((logprobs_N.detach() - micro.sampler_logprobs_N).abs().max())
+        fresh_N = micro.select([row.policy == self._version for row in micro.rows])
+        differences_N = (logprobs_N.detach() - micro.sampler_logprobs_N)[fresh_N].abs()
+        gap = float(differences_N.max()) if fresh_N.any() else 0.0
         loss, metrics = self._policy_loss(micro, logprobs_N, batch)
         for source, terms in self._anchors.items():
             for term, controller in terms:
@@ -222,12 +228,24 @@ class Learner:
             )
 
 
+def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up, then a linear fall to ``final_lr * lr`` at the last step.
+
+    >>> chosen = OptimizerConfig(lr=0.1, warmup_steps=1, final_lr=0.5)
+    >>> [round(learning_rate(chosen, step, 5), 4) for step in range(5)]
+    [0.05, 0.0875, 0.075, 0.0625, 0.05]
+    """
+    warm = min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
+    progress = step / max(num_steps - 1, 1)
+    return optimizer.lr * warm * (1.0 - progress * (1.0 - optimizer.final_lr))
+
+
 def penalty_of(
     estimator: str, logprobs_NV: Tensor, anchor_NV: Tensor, rows: MicroBatch
 ) -> tuple[Tensor, Tensor]:
     """Summed penalty with the estimator's gradient, and summed KL to report (detached)."""
-    if estimator == "full":
-        total = kl.full(logprobs_NV, anchor_NV).sum()
+    if estimator in kl.VOCABULARY_ESTIMATORS:
+        total = kl.VOCABULARY_ESTIMATORS[estimator](logprobs_NV, anchor_NV).sum()
         return total, total.detach()
     own_N = logprobs_NV.gather(-1, rows.targets_N[:, None])[:, 0]
     anchor_N = anchor_NV.gather(-1, rows.targets_N[:, None])[:, 0]

@@ -39,7 +39,7 @@ def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy:
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, REFERENCES, seed=0)
+    learner.begin(spec, REFERENCES, num_steps=5, seed=0)
     return learner
 
 

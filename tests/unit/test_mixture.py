@@ -25,6 +25,7 @@ def mixture(*, past: float = 0.05, general: float = 0.05, singles: int = 1) -> M
         new=PromptStream(prompts("new", 500), seed=1),
         past=buffer,
         general=PromptStream(prompts("general", 300), seed=2),
+        stored=(),
         sampling=SamplingConfig(group_size=8, prompts_per_step=16),
         replay=ReplayConfig(past=past, general=general, samples_per_prompt=singles),
         seed=3,
@@ -66,7 +67,7 @@ def test_a_step_does_not_depend_on_the_steps_before() -> None:
 def test_no_past_gives_its_share_to_new_prompts() -> None:
     mixed = mixture()
     alone = Mixture(
-        new=mixed.new, past=ReplayBuffer(), general=None, sampling=mixed.sampling,
+        new=mixed.new, past=ReplayBuffer(), general=None, stored=(), sampling=mixed.sampling,
         replay=mixed.replay, seed=0,
     )  # fmt: skip
     draw = alone.draw(0)

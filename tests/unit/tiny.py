@@ -35,5 +35,5 @@ def row(
 ) -> Row:
     return Row(
         prompt_ids=prompt, completion_ids=completion, sampler_logprobs_T=(0.0,) * len(completion),
-        advantage=advantage, source=source, owner=owner, round=round,  # type: ignore[arg-type]
+        advantage=advantage, source=source, owner=owner, round=round, policy="",  # type: ignore[arg-type]
     )  # fmt: skip
