@@ -7,7 +7,7 @@ errors, and nothing in a file can run code.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from align.config import CampaignConfig
+from align.learner.losses import ALGORITHMS, Algorithm
 from rollouts.errors import UserError, nearest
 
 MAX_BYTES = 1 << 20
@@ -36,6 +37,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a word, not a list or mapping", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -58,7 +63,8 @@ class CampaignFile:
 
     config: CampaignConfig
     raw: dict[str, Any]
-    overrides: tuple[str, ...]
+    overridden: tuple[str, ...]
+    """Keys that an override set, with positions in place of the names of rounds and suites."""
 
 
 def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
@@ -71,13 +77,12 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
         UserError: with every problem found, the nearest known key for a misspelt one.
     """
     raw = _read(path)
-    for override in overrides:
-        _apply(raw, override)
+    overridden = tuple(_apply(raw, override) for override in overrides)
     try:
         config = CampaignConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(_describe(error), where=str(path)) from None
-    return CampaignFile(config=config, raw=raw, overrides=tuple(overrides))
+    return CampaignFile(config=config, raw=raw, overridden=overridden)
 
 
 def parse_value(text: str) -> Any:
@@ -107,7 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, Any], override: str) -> str:
+    """Write one override into the raw campaign; returns its key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(
@@ -115,22 +121,34 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             where="--set",
             remedy="--set rounds.0.steps=10",
         )
-    *parents, last = key.split(".")
+    try:
+        value = parse_value(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"the value of {key!r} is not YAML: {text!r}",
+            where="--set",
+            cause=str(error),
+            remedy="put a text with special characters in double quotes",
+        ) from None
+    *above, last = key.split(".")
+    steps: list[Any] = []
     place: Any = raw
-    for step in parents:
-        place = _descend(place, step, key)
-    if isinstance(place, list):
-        place[_index(place, last, key)] = parse_value(text)
-    else:
-        place[last] = parse_value(text)
+    for step in above:
+        here = _position(place, step, key)
+        below = place[here] if isinstance(place, list) else place.get(here)
+        if not isinstance(below, dict | list):
+            # A word or a number gives way to what the override puts in its place.
+            below = place[here] = {}
+        steps.append(here)
+        place = below
+    steps.append(_position(place, last, key))
+    place[steps[-1]] = value
+    return ".".join(map(str, steps))
 
 
-def _descend(place: Any, step: str, key: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, step, key)]
-    if not isinstance(place.get(step), dict | list):
-        place[step] = {}
-    return place[step]
+def _position(place: Any, step: str, key: str) -> Any:
+    """Key of a mapping, or position in a list."""
+    return _index(place, step, key) if isinstance(place, list) else step
 
 
 def _index(place: list[Any], step: str, key: str) -> int:
@@ -181,5 +199,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+        if annotation is Algorithm:
+            yield from ALGORITHMS.values()
     for argument in get_args(annotation):
         yield from _models_in(argument)

@@ -16,6 +16,7 @@ from rollouts.collect import check_lengths
 from rollouts.model_folder import check_model_folder
 from rollouts.prompts import PromptEncoder, load_prompts
 from rollouts.types import Prompt
+from rollouts.vllm_engine import resolve_device
 
 LONGEST_CONTEXT = 4096
 """Context reserved for engines unless the campaign asks for more, in tokens."""
@@ -52,7 +53,8 @@ def load_inputs(config: CampaignConfig) -> Inputs:
         for index, spec in enumerate(config.rounds)
     }
     model = resolve_model(config.policy)
-    check_model_folder(model, "auto")
+    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
+    check_model_folder(model, resolve_device("auto"))
     context = context_of(model, config)
     prompts = {
         spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new") for spec in config.rounds
@@ -67,14 +69,14 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     encoder = PromptEncoder(load_tokenizer(model, config.policy))
     for spec in config.rounds:
         for pool in (prompts[spec.name], general.get(spec.name, [])):
-            check_lengths(pool, encoder, spec.sampling.max_tokens, context)
+            check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
     return Inputs(
         model=model,
         context=context,
         encoder=encoder,
         prompts=prompts,
         general=general,
-        suites=build_suites(config, SCHEMES, encoder),
+        suites=build_suites(config, SCHEMES, encoder, context),
     )
 
 

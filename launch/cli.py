@@ -1,6 +1,7 @@
 """The ``keel`` command. Every sub-command imports what it needs when it runs, so help is instant.
 
-Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected.
+Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from rollouts.errors import KeelError
 
 if TYPE_CHECKING:
     from align.campaign_file import CampaignFile
+
+INTERRUPTED = 130
+"""128 plus the number of SIGINT, as shells have it."""
 
 app = typer.Typer(
     name="keel",
@@ -166,8 +170,11 @@ def main() -> None:
         app()
     except KeelError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        typer.echo(
-            "interrupted: finished rounds are kept; the same command goes on from there", err=True
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns an interrupt into an exit with this code, without a word.
+        if end.code == INTERRUPTED:
+            typer.echo(
+                "interrupted: finished rounds are kept; the same command goes on from there",
+                err=True,
+            )
+        raise

@@ -56,7 +56,11 @@ def collect(
 
 
 def check_lengths(
-    prompts: Sequence[Prompt], encoder: PromptEncoder, max_tokens: int, max_model_len: int
+    prompts: Sequence[Prompt],
+    encoder: PromptEncoder,
+    max_tokens: int,
+    max_model_len: int,
+    where: str | None = None,
 ) -> None:
     """Raise a `UserError` when a prompt with ``max_tokens`` after it does not fit the context."""
     lengths = [len(encoder.encode(prompt)) for prompt in prompts]
@@ -68,6 +72,7 @@ def check_lengths(
             f"prompt {prompts[worst].id!r} has {lengths[worst]} tokens and max_tokens is "
             f"{max_tokens}, more than the context of {max_model_len}; {len(too_long)} of "
             f"{len(prompts)} prompts are too long, this one is the longest",
+            where=where,
             cause=f"it begins {beginning!r}",
             remedy="shorten or drop these prompts, lower sampling.max_tokens, "
             "or raise rollouts.max_model_len",

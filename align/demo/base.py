@@ -4,9 +4,12 @@ The pretraining mixture is what makes the world forgetful. Every prompt looks al
 word, and on ops that word only tilts the odds: the right answer is one of several the base may
 give. Reinforcing one op is then solved fastest by ignoring the word, which overwrites the others.
 
-    50%  a single op     its own answer .35, the copied digits .35, another op's answer .30
+    50%  a single op     its own answer .36, the copied digits .28, another op's answer .36
     25%  a general skill always right
-    25%  a trained pair  right .50, only one of the two ops applied .50
+    25%  a trained pair  right .50, the answer of any one op .50
+
+The less the op word tilts the odds, the harder a naive sequence of rounds forgets: with .35 / .35 / .30
+and pairs that never answer with a foreign op, backward transfer was -.12 instead of -.62.
 
 Loss falls on the answer and the end token only. Digits come from the train split.
 """
@@ -42,7 +45,7 @@ from align.demo.world import (
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-STEPS = 2000
+STEPS = 1200
 BATCH = 256
 PEAK_LR = 2e-3
 WARMUP = 50
@@ -50,11 +53,11 @@ WARMUP = 50
 OP_SHARE, GENERAL_SHARE = 0.50, 0.25
 """Shares of the pretraining mixture; trained pairs take the rest."""
 
-OP_RIGHT, OP_COPIED = 0.35, 0.35
+OP_RIGHT, OP_COPIED = 0.36, 0.28
 """How often a single op is answered rightly, and with its own digits; else another op answers."""
 
 PAIR_RIGHT = 0.50
-"""How often a trained pair is answered rightly; else one of its ops is left out."""
+"""How often a trained pair is answered rightly; else any one op answers."""
 
 _IDS = {word: i for i, word in enumerate(WORDS)}
 _ANSWER = slice(-LENGTH - 2, -1)
@@ -143,7 +146,7 @@ def lesson(rng: random.Random) -> list[int]:
         answer = task.answer(digits)
     else:
         task = Task(*rng.choice(TRAINED_PAIRS))
-        said = task if rng.random() < PAIR_RIGHT else Task(rng.choice([task.first, task.second]))
+        said = task if rng.random() < PAIR_RIGHT else Task(rng.choice(list(OPS)))
         answer = said.answer(digits)
     return _token_ids(task.prompt(digits), spell(answer))
 

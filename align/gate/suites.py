@@ -114,12 +114,16 @@ class Suite:
         )
 
 
-def build_suites(config: CampaignConfig, schemes: Schemes, encoder: PromptEncoder) -> list[Suite]:
+def build_suites(
+    config: CampaignConfig, schemes: Schemes, encoder: PromptEncoder, context: int | None = None
+) -> list[Suite]:
     """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
 
     Args:
         schemes: resolves ``scheme://`` sources, such as ``{"demo": demo_prompts}``.
         encoder: tokenizes the texts of likelihood suites.
+        context: prompt plus completion, in tokens, that engines are started for; None takes what
+            the campaign declares.
 
     Raises:
         UserError: a source is missing or too small, or items are also training prompts.
@@ -129,7 +133,7 @@ def build_suites(config: CampaignConfig, schemes: Schemes, encoder: PromptEncode
     ]
     suites += [_round_suite(spec, index, schemes) for index, spec in enumerate(config.rounds)]
     _forbid_overlap(suites, _training_prompts(config, schemes))
-    _forbid_overlong(suites, config.rollouts.max_model_len, encoder)
+    _forbid_overlong(suites, context or config.rollouts.max_model_len, encoder)
     return suites
 
 
@@ -331,14 +335,17 @@ def _forbid_overlap(suites: Iterable[Suite], training: Mapping[str, str]) -> Non
 def _forbid_overlong(
     suites: Iterable[Suite], max_model_len: int | None, encoder: PromptEncoder
 ) -> None:
-    """Prompts and windows that a declared context length cannot hold."""
+    """Prompts and windows that the context cannot hold."""
     if max_model_len is None:
         return
     from rollouts.collect import check_lengths
 
     for suite in suites:
         if suite.sampling is not None:
-            check_lengths(suite.prompts, encoder, suite.sampling.max_tokens, max_model_len)
+            max_tokens = suite.sampling.max_tokens
+            check_lengths(
+                suite.prompts, encoder, max_tokens, max_model_len, f"suite {suite.name!r}"
+            )
         # An engine scores a sequence by generating one token after it.
         longest = max(map(len, suite.windows), default=0)
         if longest + 1 > max_model_len:

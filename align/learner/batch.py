@@ -140,11 +140,10 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
 
 
 def to_tensors(rows: Sequence[Row]) -> MicroBatch:
-    """Pad rows into one micro-batch."""
-    width = max(row.num_tokens for row in rows)
-    padded = [
-        [*row.prompt_ids, *row.completion_ids] + [0] * (width - row.num_tokens) for row in rows
-    ]
+    """Pad rows into one micro-batch. Nothing follows a row's last token, so it is no input."""
+    width = max(row.num_tokens for row in rows) - 1
+    inputs = [[*row.prompt_ids, *row.completion_ids[:-1]] for row in rows]
+    padded = [tokens + [0] * (width - len(tokens)) for tokens in inputs]
     where: list[int] = []
     targets: list[int] = []
     owners: list[int] = []

@@ -59,7 +59,15 @@ class Database:
         if file in (None, "", ":memory:"):
             what = "a ledger in memory would not outlive the process"
             raise UserError(what, where=self.where, remedy="name a file")
-        Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(str(file)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the store's folder cannot be made ({error})",
+                where=str(folder),
+                remedy="set store to a folder that can be written",
+            ) from error
         event.listen(self.engine, "connect", _configure)
         event.listen(self.engine, "begin", _begin)
 

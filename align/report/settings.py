@@ -39,10 +39,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _origin(file: CampaignFile, key: str) -> str:
     steps = key.split(".")
-    if any(
-        key == o.partition("=")[0] or key.startswith(o.partition("=")[0] + ".")
-        for o in file.overrides
-    ):
+    if any(key == own or key.startswith(f"{own}.") for own in file.overridden):
         return "--set"
     if _stated(file.raw, steps):
         return "file"

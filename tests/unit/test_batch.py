@@ -14,9 +14,9 @@ from tests.unit.tiny import row
 
 def test_to_tensors_by_hand() -> None:
     micro = to_tensors([row((1, 2, 3), (4, 5)), row((6,), (7, 8, 9))])
-    assert micro.tokens_BT.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 0]]
-    # token 4 is predicted at position 2 of row 0; token 7 at position 0 of row 1, flat index 5
-    assert micro.where_N.tolist() == [2, 3, 5, 6, 7]
+    assert micro.tokens_BT.tolist() == [[1, 2, 3, 4], [6, 7, 8, 0]]
+    # token 4 is predicted at position 2 of row 0; token 7 at position 0 of row 1, flat index 4
+    assert micro.where_N.tolist() == [2, 3, 4, 5, 6]
     assert micro.targets_N.tolist() == [4, 5, 7, 8, 9]
     assert micro.rows_N.tolist() == [0, 0, 1, 1, 1]
     assert micro.select([False, True]).tolist() == [False, False, True, True, True]

@@ -39,6 +39,10 @@ class Algorithm(Settings):
         """One advantage per completion; None masks the completion out of the loss."""
         raise NotImplementedError
 
+    def moves(self, advantage: float) -> bool:
+        """Whether a completion with this advantage can have a gradient; the rest need none taken."""
+        return True
+
     def loss(
         self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:

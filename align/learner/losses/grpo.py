@@ -52,6 +52,9 @@ class GRPO(Algorithm):
             return group_relative_by_part(group.scores_G, std=self.std)
         return group_relative([score.value for score in group.scores_G], std=self.std)
 
+    def moves(self, advantage: float) -> bool:
+        return advantage != 0
+
     def loss(
         self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -1,0 +1,1 @@
+"""What Keel claims, measured: one script per claim, each prints one table."""

@@ -1,0 +1,233 @@
+"""What the benchmarks share: models to measure on, clocks for process trees, tables, JSON.
+
+`prepare` must run before torch is imported: it sets what OpenMP and the Hugging Face libraries read
+only once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    # Threads that wait must sleep: beside any other busy process, spinning ones cost twice the time.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+SIZES: dict[str, dict[str, int]] = {
+    "3M": {
+        "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+    },
+    "28M": {
+        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 4096,
+    },
+}  # fmt: skip
+"""Llama shapes by their rough number of parameters; tied output layer, head size 64."""
+
+PASSED, FAILED = "[green]passed[/green]", "[red]FAILED[/red]"
+
+
+def prepare() -> None:
+    """Set the environment that libraries read at import, and silence what they say."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="a smoke run: figures mean nothing")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the raw figures here")
+    return made
+
+
+def letter_share(completions: Sequence[Any]) -> list[float]:
+    """A reward that costs nothing: the share of the letter a."""
+    return [text.count("a") / len(text) if text else 0.0 for text in map(str, completions)]
+
+
+def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = False) -> Path:
+    """A random Llama with a tokenizer of single characters.
+
+    Without an end-of-sequence token every completion has exactly the length that was asked for, so
+    two systems do the same work. ``with_eos`` names one all the same, for libraries that insist.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **SIZES[size],
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=END if with_eos else None,
+        pad_token_id=PAD,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    _tokenizer(with_eos).save_pretrained(folder)
+    return folder
+
+
+PAD, END, UNKNOWN = 0, 1, 2
+
+
+def _tokenizer(with_eos: bool) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127))]
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    special = {"eos_token": "<eos>"} if with_eos else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", **special
+    )
+
+
+class Tree:
+    """This process and its children, without the subtree of some of them."""
+
+    def __init__(self, root: int | None = None, without: Sequence[int] = ()) -> None:
+        self._root, self._without = psutil.Process(root), set(without)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything alive in the tree now."""
+        found, pending = [], [self._root]
+        while pending:
+            process = pending.pop()
+            if process.pid in self._without:
+                continue
+            found.append(process)
+            try:
+                pending.extend(process.children())
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def cpu_s(self) -> float:
+        """CPU seconds used so far by what is alive."""
+        return sum(sum(times[:2]) for times in self._each("cpu_times"))
+
+    def rss_mib(self) -> float:
+        """Resident memory of all processes, summed; pages they share count in each."""
+        return sum(info.rss for info in self._each("memory_info")) / 2**20
+
+    def _each(self, name: str) -> Iterator[Any]:
+        for process in self.processes():
+            try:
+                yield getattr(process, name)()
+            except psutil.NoSuchProcess:
+                continue
+
+
+@dataclass(kw_only=True, slots=True)
+class Peak:
+    """Largest resident memory of a tree, looked at four times a second."""
+
+    tree: Tree
+    mib: float = 0.0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Look while the block runs."""
+        self._stop.clear()
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.mib = max(self.mib, self.tree.rss_mib())
+            if self._stop.wait(0.25):
+                return
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median; not a number of nothing."""
+    return median(values) if values else float("nan")
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """``median [lowest, highest]``."""
+    low, high = min(values), max(values)
+    return f"{middle(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def verdict(passed: bool) -> str:
+    """Coloured for a table."""
+    return PASSED if passed else FAILED
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> None:
+    """Print the one table of a benchmark, and lines below it."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for note in notes:
+        console.print(note)
+
+
+def save(path: Path | None, name: str, arguments: argparse.Namespace, data: Any) -> None:
+    """The raw figures with what they were measured on."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    given = {key: _plain(value) for key, value in vars(arguments).items()}
+    record = {"benchmark": name, "machine": machine(), "arguments": given, "data": data}
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def machine() -> Mapping[str, Any]:
+    """What figures depend on besides the code."""
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "ray", "trl")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1min": os.getloadavg()[0],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,271 @@
+"""Claim: one GRPO step, from prompts to synced weights, takes at most half the time TRL's takes.
+
+Ours: vLLM engines in Ray actors sample, the rubric scores, the learner updates under one KL anchor,
+the engines take the new weights. TRL's: `GRPOTrainer` with its own generation, same model, prompts,
+reward, KL weight and learning rate. Both sides take turns, so that a machine that slows down slows
+down for both; TRL runs once for every number of threads given and its best one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Peak, Tree, middle, parser, prepare, save, show, verdict, write_model
+
+REQUIRED = 2.0
+"""TRL's seconds per step over ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """Our side, ready to step."""
+
+    learner: Any
+    pool: Any
+    stream: Any
+    encoder: Any
+    rubric: Any
+    spec: Any
+
+    def step(self, number: int) -> dict[str, float]:
+        """One step as `align.round.train` takes it; seconds of its phases."""
+        from align.learner.batch import build_batch
+        from rollouts.collect import collect
+        from rollouts.types import Sampling
+
+        sizes = self.spec.sampling
+        clock = [time.perf_counter()]
+        groups = collect(
+            self.pool,
+            self.stream.take(sizes.prompts_per_step),
+            [sizes.group_size] * sizes.prompts_per_step,
+            self.encoder,
+            Sampling(max_tokens=sizes.max_tokens),
+            seed=number,
+            policy=f"step/{number}",
+        )
+        clock.append(time.perf_counter())
+        scored = self.rubric.score(groups)
+        clock.append(time.perf_counter())
+        batch = build_batch(scored, self.spec.algorithm, replay_rewards=False)
+        expected = sizes.budget * sizes.max_tokens
+        assert batch.num_advantage_tokens == expected, "both sides must do the same work"
+        metrics = self.learner.update(batch)
+        assert metrics["parity/max_abs_diff"] > 0, "no token was compared with its engine's"
+        clock.append(time.perf_counter())
+        self.pool.sync(self.learner.weights(f"step/{number + 1}"))
+        clock.append(time.perf_counter())
+        names = ("sample_s", "score_s", "update_s", "sync_s")
+        phases = dict(zip(names, _differences(clock), strict=True))
+        return {**phases, "wall_s": clock[-1] - clock[0]}
+
+
+@contextmanager
+def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
+    """Cluster, engines and learner for one model."""
+    from align.config import AnchorConfig, AnchorsConfig, OptimizerConfig, PolicyConfig
+    from align.config import RewardConfig, RoundSettings, SamplingConfig
+    from align.learner.anchors import References
+    from align.learner.learner import Learner
+    from align.models import load_tokenizer
+    from launch.cluster import connect
+    from rewards.rubric import build_rubric
+    from rollouts.pool import EnginePool
+    from rollouts.prompts import PromptEncoder, PromptStream
+    from rollouts.types import Prompt
+    from rollouts.vllm_engine import VLLMConfig
+
+    policy = PolicyConfig(model=str(model), threads=args.threads, dtype=args.dtype)
+    spec = RoundSettings(
+        sampling=SamplingConfig(
+            group_size=args.group, prompts_per_step=args.prompts, max_tokens=args.tokens
+        ),
+        optimizer=OptimizerConfig(lr=args.lr, micro_batch_tokens=args.micro_batch_tokens),
+        anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=args.beta),), past=(), general=()),
+    )
+    with connect(num_engines=args.engines), tempfile.TemporaryDirectory() as scratch:
+        engines = VLLMConfig(model=str(model), max_model_len=256, dtype=args.dtype)
+        pool = EnginePool(engines, num_engines=args.engines)
+        learner = Learner(model, policy, folder_of=lambda _: model, scratch=Path(scratch))
+        learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
+        texts = [f"add {i} and {i + 1} =" for i in range(80)]
+        pool.sync(learner.weights("step/0"))
+        yield Ours(
+            learner=learner,
+            pool=pool,
+            stream=PromptStream([Prompt(id=text, text=text) for text in texts], seed=0),
+            encoder=PromptEncoder(load_tokenizer(model, policy)),
+            rubric=build_rubric([RewardConfig(name="benchmarks.common:letter_share")]),
+            spec=spec,
+        )
+        pool.close()
+
+
+@dataclass(kw_only=True)
+class Trl:
+    """TRL in its own process, for one number of threads."""
+
+    threads: int
+    process: subprocess.Popen[str]
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    @classmethod
+    def start(cls, model: Path, threads: int, args: argparse.Namespace, out: Path) -> Trl:
+        """Start; the first order waits until it is ready."""
+        options = {
+            "threads": threads, "prompts": args.prompts, "group": args.group,
+            "tokens": args.tokens, "lr": args.lr, "beta": args.beta, "out": out,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.trl_worker", str(model)]
+        command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        command += ["--bf16"] if args.dtype == "bfloat16" else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        return cls(threads=threads, process=process)
+
+    def steps(self, count: int, *, keep: bool = True) -> None:
+        """Take some steps; without ``keep`` they only warm up."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        peak = Peak(tree=Tree(self.process.pid))
+        with peak.watch():
+            print(count, file=self.process.stdin, flush=True)
+            answer = next((line for line in self.process.stdout if line.startswith("@")), None)
+        if answer is None:
+            raise RuntimeError(
+                "the TRL process ended; run benchmarks.trl_worker by hand to see why"
+            )
+        if keep:
+            self.wall_s += [wall for wall, _ in json.loads(answer[1:])]
+            self.cpu_s += [cpu for _, cpu in json.loads(answer[1:])]
+        self.peak_mib = max(self.peak_mib, peak.mib)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def main() -> None:
+    """Measure in alternation and print."""
+    prepare()
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder) / "model", "3M")
+        other = write_model(Path(folder) / "model-eos", "3M", with_eos=True)
+        rivals = [
+            Trl.start(other, threads, args, Path(folder) / f"out-{threads}")
+            for threads in args.trl_threads
+        ]
+        try:
+            data = measure(model, rivals, args)
+        finally:
+            for rival in rivals:
+                rival.close()
+    report(data, args)
+    save(args.json, "step", args, data)
+
+
+def measure(model: Path, rivals: list[Trl], args: argparse.Namespace) -> dict[str, Any]:
+    """Turns of a few steps each; the first step of a side is a warm-up."""
+    for rival in rivals:
+        rival.steps(1, keep=False)
+    steps: list[dict[str, float]] = []
+    with ours(model, args) as side:
+        tree = Tree(without=[rival.process.pid for rival in rivals])
+        peak = Peak(tree=tree)
+        side.step(0)
+        number = 1
+        for _ in range(args.turns):
+            with peak.watch():
+                for _ in range(args.steps):
+                    cpu = tree.cpu_s()
+                    taken = side.step(number)
+                    steps.append({**taken, "cpu_s": tree.cpu_s() - cpu})
+                    number += 1
+            for rival in rivals:
+                rival.steps(args.steps)
+    return {
+        "ours": {"steps": steps, "peak_mib": peak.mib},
+        "trl": [
+            {"threads": r.threads, "wall_s": r.wall_s, "cpu_s": r.cpu_s, "peak_mib": r.peak_mib}
+            for r in rivals
+        ],
+    }
+
+
+def report(data: dict[str, Any], args: argparse.Namespace) -> None:
+    """The table and the verdict."""
+    steps = data["ours"]["steps"]
+    mine = {name: middle([step[name] for step in steps]) for name in steps[0]}
+    rows = [
+        [f"Keel, {args.engines} engine(s), {args.threads} learner thread(s)",
+         f"{mine['wall_s']:.2f}", f"{mine['cpu_s']:.2f}", f"{data['ours']['peak_mib']:.0f}", ""]
+    ]  # fmt: skip
+    ratios = []
+    for rival in data["trl"]:
+        ratios.append(middle(rival["wall_s"]) / mine["wall_s"])
+        rows.append(
+            [f"TRL, {rival['threads']} thread(s)", f"{middle(rival['wall_s']):.2f}",
+             f"{middle(rival['cpu_s']):.2f}", f"{rival['peak_mib']:.0f}", f"{ratios[-1]:.2f}x"]
+        )  # fmt: skip
+    phases = ", ".join(f"{n[:-2]} {mine[n]:.2f}" for n in mine if n not in ("wall_s", "cpu_s"))
+    notes = [f"Keel's phases, median seconds: {phases}"]
+    if ratios:
+        passed = verdict(min(ratios) >= REQUIRED)
+        notes.append(f"at least {REQUIRED:g}x faster than TRL's best: {min(ratios):.2f}x {passed}")
+    show(
+        f"One GRPO step: {args.prompts} prompts x {args.group} completions x {args.tokens} tokens, "
+        f"3M parameters, one KL anchor, {args.dtype}",
+        ["", "median s/step", "cpu s/step", "peak RSS MiB", "slower than Keel"],
+        rows,
+        *notes,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser("One GRPO step end to end, against TRL.")
+    cores = len(os.sched_getaffinity(0))
+    options.add_argument("--turns", type=int, default=5, help="turns of each side")
+    options.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    options.add_argument("--engines", type=int, default=cores)
+    options.add_argument("--threads", type=int, default=cores, help="of our learner")
+    options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
+    options.add_argument("--micro-batch-tokens", type=int, default=16384)
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--prompts", type=int, default=8, help="per step")
+    options.add_argument("--group", type=int, default=8, help="completions per prompt")
+    options.add_argument("--tokens", type=int, default=64, help="per completion")
+    options.add_argument("--lr", type=float, default=1e-5)
+    options.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
+    args = options.parse_args()
+    if args.quick:
+        args.turns, args.steps, args.prompts, args.tokens = 1, 1, 2, 8
+    return args
+
+
+def _differences(clock: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in zip(clock, clock[1:], strict=False)]
+
+
+if __name__ == "__main__":
+    main()
