@@ -49,7 +49,7 @@ def run_campaign(
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
-            measure_base(parts)
+            measure_known(parts)
             for index, spec in due:
                 run_one(index, spec, parts)
         return memory.evidence
@@ -155,14 +155,21 @@ def candidates(accepted: Mapping[str, RoundRecord]) -> dict[str, SnapshotId]:
     return {name: record.candidate for name, record in accepted.items() if record.candidate}
 
 
-def measure_base(parts: Parts) -> None:
-    """Evaluate the campaign's start once: row 0 of the matrix, and the gate's fixed anchor."""
-    if not parts.evidence.missing(parts.base, parts.inputs.suites):
-        return
-    parts.observer.note("measuring the base model on every suite")
-    parts.learner.load(parts.base)
-    parts.engine.sync(parts.learner.weights("base"))
-    parts.evidence.save(parts.base, measure(parts, parts.base))
+def measure_known(parts: Parts) -> None:
+    """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
+
+    The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
+    their own rounds; only suites that came later, with appended rounds, are left to do.
+    """
+    accepted = candidates({r.name: r for r in parts.evidence.committed() if r.state == "accepted"})
+    for name, snapshot in {"base": parts.base, **accepted}.items():
+        missing = parts.evidence.missing(snapshot, parts.inputs.suites)
+        if not missing:
+            continue
+        parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
+        parts.learner.load(snapshot)
+        parts.engine.sync(parts.learner.weights(name))
+        parts.evidence.save(snapshot, measure(parts, snapshot))
 
 
 def seed_of(seed: int, name: str) -> int:

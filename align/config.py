@@ -124,6 +124,8 @@ class OptimizerConfig(Settings):
     """Steps over which the learning rate rises linearly."""
     final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The learning rate falls linearly to this share of ``lr`` at the round's last step."""
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the round after which it begins to fall."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens in one forward pass. Any value gives the same gradient."""
 
@@ -172,6 +174,10 @@ class AnchorConfig(Settings):
     answers, which the anchor sampled."""
     target: Annotated[float, Field(gt=0)] | None = None
     """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    """Largest relative change of a steered beta in one step."""
+    bounds: tuple[float, float] = (1e-4, 1e2)
+    """Smallest and largest steered beta."""
 
 
 class AnchorsConfig(Settings):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import inf, isnan
 from typing import TYPE_CHECKING
 
 from align.errors import ParityError
@@ -103,7 +104,9 @@ def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
         ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
     ]
     pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
-    gap = max(abs(a - b) for theirs, ours in pairs for a, b in zip(theirs, ours, strict=True))
+    gaps = [abs(a - b) for theirs, ours in pairs for a, b in zip(theirs, ours, strict=True)]
+    # A NaN would lose every comparison with a number, and the probe would pass.
+    gap = inf if any(map(isnan, gaps)) else max(gaps)
     if not gap <= parts.learner.tolerance:
         raise ParityError(
             f"engine and learner disagree by {gap:.3g} nats after the last sync, tolerance "

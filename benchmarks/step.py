@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,15 @@ class Ours:
 @contextmanager
 def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     """Cluster, engines and learner for one model."""
-    from align.config import AnchorConfig, AnchorsConfig, OptimizerConfig, PolicyConfig
-    from align.config import RewardConfig, RoundSettings, SamplingConfig
+    from align.config import (
+        AnchorConfig,
+        AnchorsConfig,
+        OptimizerConfig,
+        PolicyConfig,
+        RewardConfig,
+        RoundSettings,
+        SamplingConfig,
+    )
     from align.learner.anchors import References
     from align.learner.learner import Learner
     from align.models import load_tokenizer
@@ -264,7 +272,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _differences(clock: list[float]) -> list[float]:
-    return [later - earlier for earlier, later in zip(clock, clock[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(clock)]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ REWARDS: dict[str, RewardFunction] = {
     "sentiment": text.sentiment,
     "dialogue": text.dialogue,
     "ends_within": text.ends_within,
+    "short_sentences": text.short_sentences,
     "distinct_ngrams": text.distinct_ngrams,
     "length": text.length,
 }

@@ -6,6 +6,7 @@ against one another, and watch `distinct_ngrams` even where it is not rewarded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
@@ -58,6 +59,22 @@ def ends_within(
     assert limit is not None
     _at_least_one(f"{unit}s", limit)
     return [float(len(units) <= limit) for units in _units(completions, completion_ids, unit)]
+
+
+def short_sentences(
+    completions: Sequence[ShownCompletion], target: int = 20, limit: int = 48
+) -> list[float]:
+    """1.0 where no sentence is longer than ``target`` characters, falling to 0.0 at ``limit``.
+
+    The longest sentence counts, the unfinished one at the end included: a text that never ends its
+    sentence earns nothing.
+    """
+    _at_least_one("target", target)
+    if limit <= target:
+        raise UserError(f"limit must be above target, got {limit} and {target}")
+    texts = [completion_text(completion) for completion in completions]
+    longest = [max(len(part.strip(' "\n')) for part in re.split(r"[.!?]", text)) for text in texts]
+    return [min(1.0, max(0.0, (limit - n) / (limit - target))) for n in longest]
 
 
 def distinct_ngrams(

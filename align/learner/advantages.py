@@ -1,60 +1,102 @@
 """Advantages: how much better a completion is than its peers. Pure functions of plain numbers.
 
-Legend: ``_G`` completions of one prompt. None stands for a completion without a usable reward: it is
-left out of every mean and gets no advantage.
+Legend: ``_G`` completions of one prompt, ``_PG`` groups of a step. None stands for a completion without
+a usable reward: it is left out of every mean and gets no advantage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Literal
 
 from rollouts.types import Score
+
+Scale = Literal["group", "batch", "none"]
+"""What centred rewards are divided by."""
 
 EPS = 1e-4
 """Added to the standard deviation (reward units), as TRL does, so that parity is exact."""
 
+FLOOR = 0.1
+"""Smallest batch standard deviation that is divided by (reward units): noise stays noise."""
+
 
 def group_relative(
-    rewards_G: Sequence[float | None], *, std: bool, eps: float = EPS
-) -> list[float | None]:
-    """``r_i - mean(r)``, divided by the group's unbiased standard deviation when ``std``.
+    rewards_PG: Sequence[Sequence[float | None]], scale: Scale, *, eps: float = EPS
+) -> list[list[float | None]]:
+    """``r - mean_G(r)`` in every group, divided according to ``scale``.
 
-    Source: arXiv 2402.03300 section 4.1 (with std), arXiv 2503.20783 (without). Fewer than two
-    scored completions leave nothing to compare: all None.
+    ``group``: the group's unbiased standard deviation plus ``eps`` (arXiv 2402.03300 section 4.1).
+    ``batch``: the standard deviation of all centred rewards, at least `FLOOR`. ``none``: nothing (Dr.
+    GRPO, arXiv 2503.20783). A group with fewer than two scored completions has nothing to compare:
+    all None.
 
-    >>> group_relative([1.0, 0.0, None, 0.5], std=False)
-    [0.5, -0.5, None, 0.0]
+    >>> group_relative([[1.0, 0.0, None, 0.5]], "none")
+    [[0.5, -0.5, None, 0.0]]
     """
-    scored = [r for r in rewards_G if r is not None]
-    if len(scored) < 2:
-        return [None] * len(rewards_G)
-    mean = sum(scored) / len(scored)
-    spread = sqrt(sum((r - mean) ** 2 for r in scored) / (len(scored) - 1))
-    scale = spread + eps if std else 1.0
-    return [None if r is None else (r - mean) / scale for r in rewards_G]
+    centred_PG = [_centred(rewards_G) for rewards_G in rewards_PG]
+    if scale == "none":
+        return centred_PG
+    if scale == "group":
+        return [_divided(centred_G, _spread(centred_G) + eps) for centred_G in centred_PG]
+    everything = [value for centred_G in centred_PG for value in centred_G]
+    spread = max(_spread(everything), FLOOR)
+    return [_divided(centred_G, spread) for centred_G in centred_PG]
 
 
 def group_relative_by_part(
-    scores_G: Sequence[Score], *, std: bool, eps: float = EPS
-) -> list[float | None]:
+    scores_PG: Sequence[Sequence[Score]], scale: Scale, *, eps: float = EPS
+) -> list[list[float | None]]:
     """Group-relative advantage of every reward part on its own, weighted and summed.
 
     Normalising the sum lets the part with the largest spread set the scale; normalising the parts
-    gives each its declared weight whatever its spread. A part that abstained adds nothing.
+    gives each its declared weight whatever its spread (arXiv 2601.05242, eq. 4). A part that abstained
+    adds nothing.
     """
-    usable = [s.status == "scored" for s in scores_G]
-    if sum(usable) < 2:
-        return [None] * len(scores_G)
-    totals = [0.0] * len(scores_G)
-    for part in sorted({name for s in scores_G for name in s.parts}):
-        values = [s.parts.get(part) if ok else None for s, ok in zip(scores_G, usable, strict=True)]
-        weight = next(s.weights[part] for s in scores_G if part in s.weights)
-        for i, advantage in enumerate(group_relative(values, std=std, eps=eps)):
-            totals[i] += 0.0 if advantage is None else weight * advantage
-    return [total if ok else None for total, ok in zip(totals, usable, strict=True)]
+    usable_PG = [_usable(scores_G) for scores_G in scores_PG]
+    totals_PG = [[0.0] * len(scores_G) for scores_G in scores_PG]
+    weights = {name: w for scores_G in scores_PG for s in scores_G for name, w in s.weights.items()}
+    for part, weight in sorted(weights.items()):
+        values_PG = [
+            [s.parts.get(part) if ok else None for s, ok in zip(scores_G, usable_G, strict=True)]
+            for scores_G, usable_G in zip(scores_PG, usable_PG, strict=True)
+        ]
+        for totals_G, advantages_G in zip(
+            totals_PG, group_relative(values_PG, scale, eps=eps), strict=True
+        ):
+            for i, advantage in enumerate(advantages_G):
+                totals_G[i] += 0.0 if advantage is None else weight * advantage
+    return [
+        [total if ok else None for total, ok in zip(totals_G, usable_G, strict=True)]
+        for totals_G, usable_G in zip(totals_PG, usable_PG, strict=True)
+    ]
 
 
 def has_signal(advantages_G: Sequence[float | None]) -> bool:
     """Whether any completion of the group moves the policy."""
     return any(a is not None and abs(a) > 0 for a in advantages_G)
+
+
+def _centred(rewards_G: Sequence[float | None]) -> list[float | None]:
+    scored = [r for r in rewards_G if r is not None]
+    if len(scored) < 2:
+        return [None] * len(rewards_G)
+    mean = sum(scored) / len(scored)
+    return [None if r is None else r - mean for r in rewards_G]
+
+
+def _spread(centred: Sequence[float | None]) -> float:
+    """Unbiased standard deviation of centred values; 0 of fewer than two."""
+    values = [value for value in centred if value is not None]
+    return sqrt(sum(v * v for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def _divided(centred_G: Sequence[float | None], by: float) -> list[float | None]:
+    return [None if value is None else value / by for value in centred_G]
+
+
+def _usable(scores_G: Sequence[Score]) -> list[bool]:
+    """Which completions take part; none where there is nothing to compare."""
+    usable = [s.status == "scored" for s in scores_G]
+    return usable if sum(usable) >= 2 else [False] * len(usable)

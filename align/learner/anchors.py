@@ -99,16 +99,13 @@ class BetaController:
     positive. Without a target beta is constant.
     """
 
-    RATE = 0.1
-    BOUNDS = (1e-4, 1e2)
-
     def __init__(self, config: AnchorConfig) -> None:
-        self._target, self.beta = config.target, config.beta
+        self._config, self.beta = config, config.beta
 
     def observe(self, kl_per_token: float) -> None:
         """Take note of this step's measured KL, in nats per token."""
-        if self._target is None:
+        if self._config.target is None:
             return
-        error = min(max(kl_per_token / self._target - 1.0, -1.0), 1.0)
-        low, high = self.BOUNDS
-        self.beta = min(max(self.beta * exp(self.RATE * error), low), high)
+        error = min(max(kl_per_token / self._config.target - 1.0, -1.0), 1.0)
+        low, high = self._config.bounds
+        self.beta = min(max(self.beta * exp(self._config.rate * error), low), high)

@@ -98,12 +98,15 @@ def build_batch(
     Failed completions have no tokens and are left out. General prompts never carry an advantage, and
     past prompts only with ``replay_rewards``: by default KL alone retains them.
     """
+    learning = {"new", "past"} if replay_rewards else {"new"}
+    given = list(groups)
+    learns = [scored for scored in given if scored.group.prompt.source in learning]
+    advantages = dict(zip(map(id, learns), algorithm.advantages(learns), strict=True))
     rows = []
-    for scored in groups:
+    for scored in given:
         group = scored.group
-        learns = group.prompt.source == "new" or (group.prompt.source == "past" and replay_rewards)
-        advantages = algorithm.advantages(scored) if learns else [None] * len(group.completions_G)
-        for completion, advantage in zip(group.completions_G, advantages, strict=True):
+        advantages_G = advantages.get(id(scored), [None] * len(group.completions_G))
+        for completion, advantage in zip(group.completions_G, advantages_G, strict=True):
             if completion.token_ids:
                 rows.append(row_of(group, completion, advantage))
     return Batch(rows=tuple(rows))

@@ -12,7 +12,7 @@ With ``r = log pi - log pi_anchor`` at the sampled token:
                                                        expected gradient is that of the *forward* KL
 
 All but ``forward`` on samples of ``pi`` itself. Source: Schulman 2020, "Approximating KL divergence";
-gradients: Tang and Munos 2025, arXiv 2506.09477. Measured on the tiny world, ``full`` keeps about three times
+gradients: Tang and Munos 2025, arXiv 2506.09477. Measured on the tiny world, ``full`` keeps about 3x
 more of earlier rounds than ``k2`` at the same weight.
 
 A weighted list of anchors needs no code of its own: ``sum_k b_k KL(pi || p_k)`` equals ``(sum b) KL(pi ||

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -148,7 +149,8 @@ class Learner:
         logprobs_N = logprobs_NV.gather(-1, micro.targets_N[:, None])[:, 0]
         fresh_N = micro.select([row.policy == self._version for row in micro.rows])
         differences_N = (logprobs_N.detach() - micro.sampler_logprobs_N)[fresh_N].abs()
-        gap = float(differences_N.max()) if fresh_N.any() else 0.0
+        # A NaN would lose every comparison with a number, and the check would pass.
+        gap = float(differences_N.nan_to_num(nan=inf).max()) if fresh_N.any() else 0.0
         loss, metrics = self._policy_loss(micro, logprobs_N, batch)
         for source, terms in self._anchors.items():
             for term, controller in terms:
@@ -250,7 +252,8 @@ def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> floa
     """
     warm = min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
     progress = step / max(num_steps - 1, 1)
-    return optimizer.lr * warm * (1.0 - progress * (1.0 - optimizer.final_lr))
+    fallen = max(0.0, progress - optimizer.decay_from) / (1.0 - optimizer.decay_from)
+    return optimizer.lr * warm * (1.0 - fallen * (1.0 - optimizer.final_lr))
 
 
 def penalty_of(

@@ -21,8 +21,8 @@ class HFEngine:
     """A `RolloutEngine` over one float32 transformers model that takes full weights.
 
     Attributes:
-        deaf_from: this sync and all later ones take the version but not the weights.
-        sample_lie, score_lie: added to every logprob of `generate` and of `score`.
+        deaf_from: this sync, counted from 1, and all later ones take the version without the weights.
+        sample_lie, score_lie: added to the last logprob of every sequence of `generate`, of `score`.
         versions: of every sync, in order.
     """
 
@@ -58,7 +58,8 @@ class HFEngine:
         logprobs_BTV = self._model(input_ids=_padded(rows)).logits.log_softmax(-1)
         return [
             tuple(
-                float(logprobs_BTV[b, len(r.prompt_ids) + t - 1, token]) + self.score_lie
+                float(logprobs_BTV[b, len(r.prompt_ids) + t - 1, token])
+                + (self.score_lie if t + 1 == len(r.completion_ids) else 0.0)
                 for t, token in enumerate(r.completion_ids)
             )
             for b, r in enumerate(requests)
@@ -67,7 +68,7 @@ class HFEngine:
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Load full weights and take their version."""
         assert update.tensors is not None, "this engine takes full weights"
-        if self.deaf_from is None or len(self.versions) <= self.deaf_from:
+        if self.deaf_from is None or len(self.versions) < self.deaf_from:
             missing, unexpected = self._model.load_state_dict(update.tensors, strict=False)
             assert not unexpected
             assert set(missing) <= set(self._model.all_tied_weights_keys)
@@ -96,7 +97,7 @@ class HFEngine:
             taken_B = logits_BV.log_softmax(-1).gather(-1, chosen_B[:, None])[:, 0]
             for i, token, logprob in zip(live, chosen_B.tolist(), taken_B.tolist(), strict=True):
                 rows[i].append(token)
-                logprobs[i].append(logprob + self.sample_lie)
+                logprobs[i].append(logprob)
             live = [i for i in live if rows[i][-1] != self._eos]
             if not live:
                 break
@@ -112,7 +113,7 @@ class HFEngine:
     def _completion(self, token_ids: list[int], logprobs: list[float]) -> Completion:
         return Completion(
             token_ids=tuple(token_ids),
-            logprobs_T=tuple(logprobs),
+            logprobs_T=(*logprobs[:-1], logprobs[-1] + self.sample_lie),
             text="",
             finish_reason="stop" if token_ids[-1] == self._eos else "length",
             weight_versions=(WeightSpan(self.versions[-1], 0, len(token_ids)),),

@@ -51,9 +51,9 @@ def group(source: str, values: list[float]) -> ScoredGroup:
 
 def test_only_new_prompts_carry_an_advantage() -> None:
     groups = [group("new", [1.0, 0.0]), group("past", [1.0, 0.0]), group("general", [1.0, 0.0])]
-    kl_only = build_batch(groups, GRPO(std=False), replay_rewards=False)
+    kl_only = build_batch(groups, GRPO(scale="none"), replay_rewards=False)
     assert [r.advantage for r in kl_only.rows] == [0.5, -0.5, None, None, None, None]
-    rewarded = build_batch(groups, GRPO(std=False), replay_rewards=True)
+    rewarded = build_batch(groups, GRPO(scale="none"), replay_rewards=True)
     assert [r.advantage for r in rewarded.rows] == [0.5, -0.5, 0.5, -0.5, None, None]
     assert kl_only.num_advantage_tokens == 4
     assert kl_only.class_tokens == {"new": 4, "past": 4, "general": 4}
@@ -67,6 +67,6 @@ def test_failed_completions_are_left_out() -> None:
     )
     scores = (*scored.scores_G[:2], Score(value=None, status="failed"))
     batch = build_batch(
-        [ScoredGroup(group=whole, scores_G=scores)], GRPO(std=False), replay_rewards=False
+        [ScoredGroup(group=whole, scores_G=scores)], GRPO(scale="none"), replay_rewards=False
     )
     assert [r.advantage for r in batch.rows] == pytest.approx([0.5, -0.5])

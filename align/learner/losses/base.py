@@ -35,8 +35,8 @@ class Algorithm(Settings):
     def check(self, group_size: int, where: str) -> None:
         """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
 
-    def advantages(self, group: ScoredGroup) -> Sequence[float | None]:
-        """One advantage per completion; None masks the completion out of the loss."""
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
+        """One advantage per completion of each group; None masks the completion out of the loss."""
         raise NotImplementedError
 
     def moves(self, advantage: float) -> bool:

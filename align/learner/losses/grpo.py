@@ -5,7 +5,7 @@
     rho = exp(logprob_t - sampler_logprob_t)
 
 Source: Shao et al. 2024, arXiv 2402.03300, eq. 3; token-mean over the step as in Yu et al. 2025,
-arXiv 2503.14476, eq. 10. ``std: false`` is the advantage of Dr. GRPO (Liu et al. 2025, arXiv
+arXiv 2503.14476, eq. 10. ``scale: none`` is the advantage of Dr. GRPO (Liu et al. 2025, arXiv
 2503.20783), ``clip_high > clip_low`` is clip-higher. The KL penalty is not here: anchors add it.
 
 Assumes rewards that compare within one prompt. A group whose rewards are all equal has no signal:
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from align.learner.advantages import group_relative, group_relative_by_part
+from align.learner.advantages import Scale, group_relative, group_relative_by_part
 from align.learner.losses.base import Algorithm, PolicyInputs
 from rollouts.types import ScoredGroup
 
@@ -32,11 +32,12 @@ class GRPO(Algorithm):
     """Group-relative policy optimisation."""
 
     name: Literal["grpo"] = "grpo"
-    std: bool = True
-    """Divide advantages by the group's standard deviation; False is Dr. GRPO's."""
+    scale: Scale = "group"
+    """What advantages are divided by: the standard deviation of the ``group``, that of all centred
+    rewards of the ``batch`` (a nearly solved group is then not blown up), or ``none``: Dr. GRPO."""
     by_part: bool = False
-    """Normalise every reward part within the group, then add: a saturated part cannot drown
-    another (Liu et al. 2026, GDPO)."""
+    """Centre and scale every reward part on its own, then add by weight: a part with a wide spread
+    cannot drown another (Liu et al. 2026, arXiv 2601.05242)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
 
@@ -47,13 +48,11 @@ class GRPO(Algorithm):
                 f"{group_size}; use at least 2"
             )
 
-    def advantages(self, group: ScoredGroup) -> Sequence[float | None]:
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
         if self.by_part:
-            return group_relative_by_part(group.scores_G, std=self.std)
-        return group_relative([score.value for score in group.scores_G], std=self.std)
-
-    def moves(self, advantage: float) -> bool:
-        return advantage != 0
+            return group_relative_by_part([g.scores_G for g in groups], self.scale)
+        values = [[score.value for score in group.scores_G] for group in groups]
+        return group_relative(values, self.scale)
 
     def loss(
         self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
