@@ -16,6 +16,11 @@ from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
 
 
+ROUNDS_PER_STEP = 3
+"""Earlier rounds that one step replays. Each costs a forward pass of its own snapshot, so a step costs
+the same however many rounds a campaign has behind it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
     """The prompts of one step and how many completions each one gets."""
@@ -47,7 +52,12 @@ class Mixture:
         sampled = self.general is not None and not self.stored
         general_share = self.replay.general if sampled else 0.0
         new_share = 1.0 - past_share - general_share
-        past = self.past.draw(whole(budget * past_share / singles, step), seed=self.seed, step=step)
+        past = self.past.draw(
+            whole(budget * past_share / singles, step),
+            seed=self.seed,
+            step=step,
+            rounds=in_turn(tuple(self.past.entries), step),
+        )
         general = window(self.general, budget * general_share, step) if self.general else []
         new = window(self.new, budget * new_share / self.sampling.group_size, step)
         return Draw(
@@ -72,6 +82,17 @@ class Mixture:
             stream.seek(0)
         held = [p for prompts in self.past.entries.values() for p in prompts[:count]]
         return [p for stream in streams for p in stream.take(min(count, len(stream)))] + held
+
+
+def in_turn(rounds: Sequence[str], step: int) -> list[str]:
+    """The rounds that step ``step`` replays: a window that moves on by one, so all get the same share.
+
+    >>> [in_turn("abcd", step) for step in range(2)]
+    [['a', 'b', 'c'], ['b', 'c', 'd']]
+    """
+    count = min(len(rounds), ROUNDS_PER_STEP)
+    first = step if count < len(rounds) else 0
+    return [rounds[(first + i) % len(rounds)] for i in range(count)]
 
 
 def whole(rate: float, step: int) -> int:

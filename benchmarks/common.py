@@ -133,11 +133,11 @@ class Tree:
 
     def cpu_s(self) -> float:
         """CPU seconds used so far by what is alive."""
-        return sum(sum(times[:2]) for times in self._each("cpu_times"))
+        return float(sum(sum(times[:2]) for times in self._each("cpu_times")))
 
     def rss_mib(self) -> float:
         """Resident memory of all processes, summed; pages they share count in each."""
-        return sum(info.rss for info in self._each("memory_info")) / 2**20
+        return float(sum(info.rss for info in self._each("memory_info"))) / 2**20
 
     def _each(self, name: str) -> Iterator[Any]:
         for process in self.processes():

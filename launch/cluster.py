@@ -19,6 +19,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,10 +104,17 @@ def connect(
     try:
         with _actor_environment(keep), _deadline(timeout_s):
             info = _init(init)
+        _end_on_sigterm()
         cpus = int(ray.cluster_resources().get("CPU", 0))
         yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
     finally:
         ray.shutdown()
+
+
+def _end_on_sigterm() -> None:
+    """Make SIGTERM end the run in order: Ray's own handler prints a stack and leaves at once."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
 
 
 def _local_options(num_engines: int, num_cpus: int | None) -> dict[str, object]:

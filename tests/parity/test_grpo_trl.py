@@ -218,9 +218,7 @@ def test_kl_to_an_anchor_is_trls_kl_to_its_reference(
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
-def test_advantages_are_trls(
-    models: dict[str, Path], tmp_path: Path, scale: Scale
-) -> None:
+def test_advantages_are_trls(models: dict[str, Path], tmp_path: Path, scale: Scale) -> None:
     """TRL samples, scores with these rewards and normalises; ``none`` is Dr. GRPO's advantage."""
     rewards = [1.0, 0.0, 0.25, 0.5, 2.0, None, -1.0, 0.0]
     trainer = make_trainer(

@@ -137,7 +137,7 @@ def test_a_file_of_absurd_size(tmp_path: Path) -> None:
         ("defaults.sampling.groupsize=8", "defaults.sampling.groupsize", "'group_size'"),
         ("rounds.0.replay.genral=0.1", "rounds.0.replay.genral", "'general'"),
         ("rounds.0.anchors.past={to: owner, betta: 1}", "rounds.0.anchors.past.0.betta", "'beta'"),
-        ("rounds.0.algorithm={name: grpo, st: false}", "rounds.0.algorithm.st", "std"),
+        ("rounds.0.algorithm={name: grpo, scal: none}", "rounds.0.algorithm.scal", "'scale'"),
         ("suites.0.margn=0.1", "suites.0.margn", "'margin'"),
         ("gate.alfa=0.1", "gate.alfa", "'alpha'"),
         ("rollouts.engine=2", "rollouts.engine", "'engines'"),
@@ -353,7 +353,7 @@ def test_short_and_long_spellings_are_one_campaign(tmp_path: Path) -> None:
     long["rounds"][0] |= {
         "prompts": {"source": "demo://rev", "column": "prompt"},
         "rewards": [{"name": "exact_match", "weight": 1.0}],
-        "algorithm": {"name": "grpo", "std": True},
+        "algorithm": {"name": "grpo", "scale": "group"},
         "anchors": {"past": {"to": "owner", "beta": 3.0}},
     }
     config = CampaignConfig.model_validate(long)

@@ -20,6 +20,7 @@ from align.errors import NonFiniteError, ParityError
 from align.learner.anchors import BetaController, References
 from align.learner.batch import Batch, Row
 from align.learner.learner import Learner
+from align.learner.losses import GRPO
 from tests.unit.tiny import VOCABULARY, row, save_model
 
 REFERENCES = References(base="base", parent="base", rounds={"first": "other"})
@@ -221,3 +222,18 @@ def test_beta_is_steered_toward_the_target() -> None:
     fixed = BetaController(AnchorConfig(to="base", beta=0.1))
     fixed.observe(5.0)
     assert fixed.beta == 0.1
+
+
+def test_rows_without_signal_are_measured_and_leave_the_gradient_alone(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (*ROWS, row((1, 6), (7, 8, 9), 0.0), row((9,), (3,), 0.0))
+    anchors = AnchorsConfig(new=(), past=(AnchorConfig(to="owner", beta=3.0),), general=())
+    learner = make(models, tmp_path, settings(anchors=anchors))
+    lean, metrics = gradients(learner, Batch(rows=rows)), learner.update(Batch(rows=rows))
+    monkeypatch.setattr(GRPO, "moves", lambda *_: True)
+    whole = make(models, tmp_path, settings(anchors=anchors))
+    expected, others = gradients(whole, Batch(rows=rows)), whole.update(Batch(rows=rows))
+    torch.testing.assert_close(lean, expected, atol=1e-6, rtol=1e-4)
+    for name in ("entropy", "loss/policy", "parity/max_abs_diff", "kl/past/owner"):
+        assert metrics[name] == pytest.approx(others[name], rel=1e-4, abs=1e-6)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config import ReplayConfig, SamplingConfig
 from align.memory.replay import ReplayBuffer
-from align.mixture import Mixture, whole
+from align.mixture import ROUNDS_PER_STEP, Mixture, whole
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt
 
@@ -78,3 +81,18 @@ def test_past_prompts_are_balanced_over_rounds() -> None:
     mixed = mixture(past=0.25)
     rounds = [p.round for step in range(10) for p in mixed.draw(step).prompts if p.source == "past"]
     assert abs(rounds.count("first") - rounds.count("second")) <= 10
+
+
+@pytest.mark.parametrize("rounds", [4, 5, 8, 9])
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1])
+def test_many_rounds_take_turns(rounds: int, share: float) -> None:
+    mixed = mixture()
+    buffer = ReplayBuffer()
+    for i in range(rounds):
+        buffer.add(f"r{i}", prompts(f"r{i}", 100), owner=f"o{i}", cap=64, seed=0)
+    many = replace(mixed, past=buffer, replay=ReplayConfig(past=share))
+    drawn = [[p.round for p in many.draw(s).prompts if p.source == "past"] for s in range(180)]
+    assert max(len(set(step)) for step in drawn) <= ROUNDS_PER_STEP
+    counts = Counter(name for step in drawn for name in step)
+    assert len(counts) == rounds
+    assert max(counts.values()) <= 1.1 * min(counts.values())

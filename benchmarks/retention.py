@@ -1,0 +1,365 @@
+"""Claim: under Keel's defaults the tiny world is not forgotten, at the rollouts naive GRPO spends.
+
+Every run is a whole campaign through `align.campaign.run_campaign`: four rounds, each with a reward
+of its own, on a gate that observes, so that naive rounds are accepted too. All rows draw the same
+number of completions per step; what is replayed is taken from new prompts (``ours_long`` alone gets
+more steps). Runs are appended to a JSONL file as they end: a killed benchmark goes on with the run it
+was in, from the round it was in.
+
+Columns: AP, LA and BWT as in `align.gate.forgetting`, on suites sampled at temperature 1; F10, the
+share of an earlier round's items, answered greedily, that were right right after that round and wrong
+at the end; the general and the held-out composition suite at the end; seconds of training a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import middle, parser, prepare, save, show, verdict
+
+if TYPE_CHECKING:
+    from align.config import CampaignConfig
+    from align.evidence import Evidence
+    from align.parts import StartEngine
+    from rollouts.engine import RolloutEngine
+
+ROWS: dict[str, dict[str, Any]] = {
+    "naive": {
+        "replay": {"past": 0.0, "general": 0.0},
+        "anchors": {"new": [], "past": [], "general": []},
+    },
+    "kl_parent": {
+        "replay": {"past": 0.0, "general": 0.0},
+        "anchors": {"new": [{"to": "parent", "beta": 0.1}], "past": [], "general": []},
+    },
+    "grouped": {
+        "replay": {"past": 0.15, "general": 0.05, "rewards": True, "samples_per_prompt": 8},
+        "anchors": {"past": [{"to": "owner", "beta": 1.0}]},
+    },
+    "ours": {},
+    "ours_long": {},
+}
+"""What a row sets on top of Keel's defaults."""
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "given": ("rev", "sort", "rotl", "inc"),
+    "reversed": ("inc", "rotl", "sort", "rev"),
+}
+
+METRICS = ("AP", "LA", "BWT", "F10", "general", "heldout", "round_s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requirement:
+    """One bound on the runs of one learning rate."""
+
+    text: str
+    lr: float
+    rows: tuple[str, ...]
+    holds: Callable[[Mapping[str, list[dict[str, float]]]], bool]
+    """Takes the metrics of every run, by row."""
+
+
+def _every(row: str, metric: str, low: float, high: float = 1.0) -> Callable[..., bool]:
+    return lambda runs: all(low <= run[metric] <= high for run in runs[row])
+
+
+def _mean(runs: Sequence[Mapping[str, float]], metric: str) -> float:
+    return sum(run[metric] for run in runs) / len(runs)
+
+
+REQUIREMENTS = (
+    Requirement(text="naive forgets: every BWT <= -0.30", lr=1e-4, rows=("naive",),
+                holds=_every("naive", "BWT", -1.0, -0.30)),
+    Requirement(text="ours: every BWT >= -0.06", lr=1e-4, rows=("ours",),
+                holds=_every("ours", "BWT", -0.06)),
+    Requirement(text="ours: every AP >= 0.90", lr=1e-4, rows=("ours",),
+                holds=_every("ours", "AP", 0.90)),
+    Requirement(text="ours: every LA >= 0.93", lr=1e-4, rows=("ours",),
+                holds=_every("ours", "LA", 0.93)),
+    Requirement(text="ours: every general >= 0.98", lr=1e-4, rows=("ours",),
+                holds=_every("ours", "general", 0.98)),
+    Requirement(text="mean AP, ours - naive >= 0.15", lr=1e-4, rows=("ours", "naive"),
+                holds=lambda runs: _mean(runs["ours"], "AP") - _mean(runs["naive"], "AP") >= 0.15),
+    Requirement(text="mean BWT, ours > kl_parent", lr=1e-4, rows=("ours", "kl_parent"),
+                holds=lambda runs: _mean(runs["ours"], "BWT") > _mean(runs["kl_parent"], "BWT")),
+    Requirement(text="mean AP, ours > naive", lr=3e-4, rows=("ours", "naive"),
+                holds=lambda runs: _mean(runs["ours"], "AP") > _mean(runs["naive"], "AP")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One campaign to run."""
+
+    row: str
+    lr: float
+    order: str
+    seed: int
+    steps: int
+    items: int
+
+    @property
+    def key(self) -> str:
+        """Names the run in the result file and its store; holds all that decides its result."""
+        return f"{self.row}-lr{self.lr:g}-{self.order}-s{self.seed}-{self.steps}x-{self.items}i"
+
+    def config(self, stores: Path) -> CampaignConfig:
+        """The campaign; all runs evaluate on the same items."""
+        from align.config import CampaignConfig, overlay
+
+        defaults = {
+            "sampling": {"group_size": 8, "prompts_per_step": 16, "max_tokens": 6},
+            "optimizer": {"lr": self.lr},
+            "replay": {"general_prompts": "demo://general"},
+            "suite": {"items": self.items, "temperature": 1.0},
+            # The drift meter samples and computes; no row is charged for it.
+            "meter_every": 10**6,
+        }
+        tasks = ORDERS[self.order]
+        return CampaignConfig.model_validate(
+            {
+                "name": "retention",
+                "policy": {"model": "demo://digits"},
+                "store": str(stores / self.key),
+                "seed": self.seed,
+                "defaults": overlay(defaults, ROWS[self.row]),
+                "rounds": [
+                    {"name": task, "prompts": f"demo://{task}", "rewards": ["exact_match"],
+                     "steps": self.steps}
+                    for task in tasks
+                ],
+                "suites": self._suites(tasks),
+                "gate": {"mode": "observe"},
+            }
+        )  # fmt: skip
+
+    def _suites(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        def suite(name: str, source: str, temperature: float, role: str) -> dict[str, Any]:
+            return {
+                "name": name, "prompts": f"demo://{source}?split=eval&n={self.items}",
+                "metric": "exact_match", "items": self.items, "max_tokens": 6,
+                "temperature": temperature, "role": role,
+            }  # fmt: skip
+
+        greedy = [suite(f"greedy-{task}", task, 0.0, "watch") for task in tasks]
+        general = suite("general", "general", 1.0, "gate")
+        return [general, suite("heldout", "heldout", 1.0, "watch"), *greedy]
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """An observer that times the learner steps of every round, evaluation left out."""
+
+    label: str
+    steps: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Nothing to time."""
+
+    def on_step(self, plan: Any, step: int, metrics: Mapping[str, float]) -> None:
+        """A step has ended now."""
+        self.steps.setdefault(plan.spec.name, []).append(time.perf_counter())
+
+    def on_verdict(self, plan: Any, outcome: Any) -> None:
+        """Say that something is happening."""
+        print(f"  {self.label}: {plan.spec.name} done", flush=True)
+
+    def round_s(self) -> float:
+        """Median over the rounds; the first step, which no step precedes, counts as an average one."""
+        spans = [
+            (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
+            for ends in self.steps.values()
+            if len(ends) > 1
+        ]
+        return middle(spans)
+
+
+class Kept:
+    """An engine that many campaigns use one after the other: closing it is left to the owner.
+
+    Every campaign syncs its own base before it samples, so nothing of the one before remains.
+    """
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine = engine
+        self.generate, self.score, self.sync = engine.generate, engine.score, engine.sync
+
+    def close(self) -> None:
+        """Nothing: the next campaign goes on with the same engines."""
+
+
+@contextmanager
+def shared_engine(engines: int) -> Iterator[StartEngine]:
+    """One cluster and one pool, started when the first campaign asks."""
+    from align.models import resolve_model
+    from launch.cluster import connect
+    from launch.engines import vllm_config
+    from rollouts.pool import EnginePool
+
+    pools: list[EnginePool] = []
+
+    def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
+        if not pools:
+            # The packaged model, not the first campaign's copy: that store is deleted.
+            settings = vllm_config(config, resolve_model(config.policy), context)
+            pools.append(EnginePool(settings, num_engines=engines))
+        return Kept(pools[0])
+
+    with connect(num_engines=engines):
+        yield start
+        for pool in pools:
+            pool.close()
+
+
+def main() -> None:
+    """Run what is missing, then print what there is."""
+    prepare()
+    args = _arguments()
+    wanted = list(_wanted(args))
+    found = _load(args.results)
+    missing = [run for run in wanted if run.key not in found]
+    if missing:
+        with shared_engine(args.engines) as start:
+            for number, run in enumerate(missing, start=1):
+                print(f"run {number} of {len(missing)}: {run.key}", flush=True)
+                metrics = execute(run, args.stores, start)
+                _append(args.results, run, metrics)
+                shutil.rmtree(args.stores / run.key)
+    found = _load(args.results)
+    data = [{**asdict(run), **found[run.key]} for run in wanted]
+    report(data, args)
+    save(args.json, "retention", args, data)
+
+
+def execute(run: Run, stores: Path, start: StartEngine) -> dict[str, float]:
+    """Run a campaign to its end and read its figures from what it stored."""
+    from align.campaign import run_campaign
+
+    clock = Clock(label=run.key)
+    config = run.config(stores)
+    evidence = run_campaign(config, start_engine=start, observer=clock)
+    matrix = evidence.matrix()
+    final = dict(zip(matrix.suites, matrix.path[-1].scores, strict=True))
+    figures = {
+        "AP": matrix.average_performance(),
+        "LA": matrix.learning_accuracy(),
+        "BWT": matrix.backward_transfer(),
+        "general": final["general"],
+        "heldout": final["heldout"],
+    }
+    assert None not in figures.values(), f"{run.key}: a cell of the matrix was not measured"
+    measured = {name: float(value) for name, value in figures.items() if value is not None}
+    return {**measured, "F10": _lost_share(evidence, config), "round_s": clock.round_s()}
+
+
+def _lost_share(evidence: Evidence, config: CampaignConfig) -> float:
+    """Mean over all rounds but the last: greedy items lost between the round's snapshot and the end."""
+    from align.gate.evaluate import ItemResults
+    from align.gate.forgetting import transitions
+
+    snapshots = {record.name: record.candidate or "" for record in evidence.committed()}
+    last = snapshots[config.rounds[-1].name]
+    hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations()}
+
+    def items(snapshot: str, task: str) -> ItemResults:
+        return ItemResults.load(evidence.locate(snapshot, hashes[f"greedy-{task}"]))
+
+    earlier = [spec.name for spec in config.rounds[:-1]]
+    shares = [
+        transitions(items(snapshots[task], task), items(last, task)).lost_share for task in earlier
+    ]
+    return sum(shares) / len(shares)
+
+
+def report(data: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """A row per recipe and learning rate: mean and range over its runs; then the requirements."""
+    rows, notes = [], []
+    for lr in args.lrs:
+        runs = {row: [d for d in data if d["row"] == row and d["lr"] == lr] for row in args.rows}
+        for row, measured in runs.items():
+            cells = [_cell([run[name] for run in measured], name) for name in METRICS]
+            rows.append([f"{row}, lr {lr:g}", str(len(measured)), *cells])
+        for requirement in REQUIREMENTS:
+            if requirement.lr == lr and set(requirement.rows) <= set(args.rows):
+                notes.append(f"lr {lr:g}: {requirement.text}: {verdict(requirement.holds(runs))}")
+    names = ("AP", "LA", "BWT", "F10", "general", "heldout", "s/round")
+    show(
+        f"Four rounds on the tiny world, {args.steps} steps of 128 completions each "
+        f"({args.long_steps} for ours_long): mean [min, max]",
+        ["", "runs", *names],
+        rows,
+        *notes,
+    )
+
+
+def _cell(values: list[float], name: str) -> str:
+    digits = 1 if name == "round_s" else 3
+    low, high = min(values), max(values)
+    return f"{sum(values) / len(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _wanted(args: argparse.Namespace) -> Iterator[Run]:
+    for seed, order, lr, row in product(args.seeds, args.orders, args.lrs, args.rows):
+        steps = args.long_steps if row == "ours_long" else args.steps
+        yield Run(row=row, lr=lr, order=order, seed=seed, steps=steps, items=args.items)
+
+
+def _load(path: Path) -> dict[str, dict[str, float]]:
+    """Finished runs by key; a last line that was cut short is as if it had not been written."""
+    found: dict[str, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        found[record["key"]] = record["metrics"]
+    return found
+
+
+def _append(path: Path, run: Run, metrics: dict[str, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps({"key": run.key, "metrics": metrics}) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser("Naive GRPO and Keel's defaults over a sequence of rounds.")
+    options.add_argument("--rows", type=_several(str), default=list(ROWS))
+    options.add_argument("--seeds", type=_several(int), default=[0, 1])
+    options.add_argument("--lrs", type=_several(float), default=[1e-4, 3e-4])
+    options.add_argument("--orders", type=_several(str), default=list(ORDERS))
+    options.add_argument("--steps", type=int, default=60, help="learner steps of a round")
+    options.add_argument("--long-steps", type=int, default=80, help="those of ours_long")
+    options.add_argument("--items", type=int, default=1000, help="of every suite")
+    options.add_argument("--engines", type=int, default=1)
+    folder = Path("runs/benchmarks")
+    options.add_argument("--results", type=Path, default=folder / "retention.jsonl")
+    options.add_argument("--stores", type=Path, default=folder / "retention")
+    args = options.parse_args()
+    for name, known in (("rows", ROWS), ("orders", ORDERS)):
+        if unknown := set(getattr(args, name)) - set(known):
+            options.error(f"--{name}: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    if args.quick:
+        args.rows, args.seeds, args.lrs, args.orders = ["naive", "ours"], [0], [1e-4], ["given"]
+        args.steps, args.long_steps, args.items = 2, 2, 60
+    return args
+
+
+def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """``1,2`` as a list."""
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

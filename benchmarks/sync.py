@@ -1,0 +1,141 @@
+"""Claim: new weights reach every engine within 0.2 s (3M parameters) and 0.6 s (28M).
+
+Times `EnginePool.sync`, from the learner's tensors through Ray's object store to engines that have
+loaded them, dropped their caches and reported the new version; beside it a plain copy of the same
+bytes in memory. After the last sync the engines' logprobs are compared with the learner's own: a sync
+that is quick and wrong would show.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.common import (
+    SIZES,
+    middle,
+    parser,
+    prepare,
+    save,
+    show,
+    spread,
+    verdict,
+    write_model,
+)
+
+REQUIRED_S = {"3M": 0.2, "28M": 0.6}
+TOLERANCE = 1e-4
+"""Nats; float32 on both sides."""
+
+
+def main() -> None:
+    """Measure every size on every number of engines and print."""
+    prepare()
+    options = parser("Weight sync from the learner to its engines.")
+    options.add_argument("--sizes", nargs="*", choices=list(SIZES), default=list(SIZES))
+    options.add_argument("--engines", type=int, nargs="*", default=[1, 2])
+    options.add_argument("--repeats", type=int, default=15)
+    args = options.parse_args()
+    if args.quick:
+        args.repeats = 2
+    from launch.cluster import connect
+
+    data = []
+    with connect(num_engines=max(args.engines)), tempfile.TemporaryDirectory() as folder:
+        for size in args.sizes:
+            model = write_model(Path(folder) / size, size)
+            data += [measure(model, size, count, args.repeats) for count in args.engines]
+    report(data)
+    save(args.json, "sync", args, data)
+
+
+def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any]:
+    """Seconds of every sync and of every copy, and the gap between engines and learner."""
+    import torch
+
+    from align.config import PolicyConfig
+    from align.learner.learner import Learner
+    from rollouts.pool import EnginePool
+    from rollouts.vllm_engine import VLLMConfig
+
+    policy = PolicyConfig(model=str(model))
+    pool = EnginePool(VLLMConfig(model=str(model), max_model_len=256), num_engines=engines)
+    learner = Learner(model, policy, folder_of=lambda _: model, scratch=model)
+    parameters = learner.policy.parameters()
+    pool.sync(learner.weights("warm-up"))
+    synced, copied = [], []
+    for number in range(repeats):
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
+        started = time.perf_counter()
+        report = pool.sync(learner.weights(f"sync/{number}"))
+        synced.append(time.perf_counter() - started)
+        assert report.num_engines == engines, "an engine was replaced on the way"
+        copied.append(_copy_s(parameters))
+    gap = _gap(pool, learner)
+    pool.close()
+    return {
+        "size": size,
+        "engines": engines,
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "sync_s": synced,
+        "copy_s": copied,
+        "gap": gap,
+    }
+
+
+def _copy_s(parameters: list[Any]) -> float:
+    """Seconds to copy all parameters into memory that was touched before."""
+    import torch
+
+    targets = [torch.zeros_like(p) for p in parameters]
+    started = time.perf_counter()
+    with torch.no_grad():
+        for target, source in zip(targets, parameters, strict=True):
+            target.copy_(source)
+    return time.perf_counter() - started
+
+
+def _gap(pool: Any, learner: Any) -> float:
+    """Largest logprob difference, engines against learner, in nats."""
+    from align.learner.batch import Row
+    from rollouts.engine import ScoreRequest
+
+    random = Random(0)
+    tokens = [tuple(random.randrange(3, 90) for _ in range(40)) for _ in range(8)]
+    rows = [
+        Row(
+            prompt_ids=t[:8], completion_ids=t[8:], sampler_logprobs_T=(0.0,) * 32, advantage=None,
+            source="new", owner=None, round=None, policy="",
+        )
+        for t in tokens
+    ]  # fmt: skip
+    requests = [ScoreRequest(prompt_ids=t[:8], completion_ids=t[8:]) for t in tokens]
+    pairs = zip(pool.score(requests), learner.completion_logprobs(rows), strict=True)
+    gaps = [abs(a - b) for theirs, own in pairs for a, b in zip(theirs, own, strict=True)]
+    return float(max(gaps))
+
+
+def report(data: list[dict[str, Any]]) -> None:
+    """The table; every row has its own requirement."""
+    rows = []
+    for found in data:
+        limit = REQUIRED_S[found["size"]]
+        good = middle(found["sync_s"]) <= limit and found["gap"] <= TOLERANCE
+        rows.append(
+            [f"{found['size']}, {found['engines']} engine(s)", f"{found['bytes'] / 2**20:.0f}",
+             spread(found["sync_s"]), f"{middle(found['copy_s']):.4f}",
+             f"{middle(found['sync_s']) / middle(found['copy_s']):.0f}x", f"{found['gap']:.1e}",
+             f"{limit:g} {verdict(good)}"]
+        )  # fmt: skip
+    columns = ["", "MiB", "sync s, median [min, max]", "plain copy s", "sync / copy",
+               "max |dlogp|", "allowed s"]  # fmt: skip
+    show("Weight sync through Ray", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
