@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import inf, isnan
 from typing import TYPE_CHECKING
 
-from align.errors import ParityError
+from align.errors import ParityError, RunError
 from align.learner.advantages import has_signal
 from align.learner.batch import Batch, Row, row_of
 from rollouts.collect import collect
@@ -100,6 +100,8 @@ def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
         policy="probe",
     )
     rows = [row_of(g, c, None) for g in groups for c in g.completions_G if c.token_ids]
+    if not rows:
+        raise RunError("no engine answered a single probe prompt", where="parity probe")
     requests = [
         ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
     ]

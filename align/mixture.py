@@ -7,18 +7,19 @@ round each share is exact: with 128 completions and 5% the counts run 6, 6, 7, 6
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from align.config import ReplayConfig, SamplingConfig
 from align.memory.replay import ReplayBuffer
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
 
-
 ROUNDS_PER_STEP = 3
-"""Earlier rounds that one step replays. Each costs a forward pass of its own snapshot, so a step costs
-the same however many rounds a campaign has behind it."""
+"""Earlier rounds that one step replays at most: each costs a forward pass of its own snapshot, and a
+step shall cost the same however many rounds a campaign has behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +53,7 @@ class Mixture:
         sampled = self.general is not None and not self.stored
         general_share = self.replay.general if sampled else 0.0
         new_share = 1.0 - past_share - general_share
-        past = self.past.draw(
-            whole(budget * past_share / singles, step),
-            seed=self.seed,
-            step=step,
-            rounds=in_turn(tuple(self.past.entries), step),
-        )
+        past = self._past(budget * past_share / singles, step)
         general = window(self.general, budget * general_share, step) if self.general else []
         new = window(self.new, budget * new_share / self.sampling.group_size, step)
         return Draw(
@@ -69,6 +65,16 @@ class Mixture:
             ),
             stored=self._stored(budget * self.replay.general, step),
         )
+
+    def _past(self, rate: float, step: int) -> list[Prompt]:
+        rounds = tuple(self.past.entries)
+        if len(rounds) <= ROUNDS_PER_STEP:
+            return self.past.draw(whole(rate, step), seed=self.seed, step=step)
+        drawn: dict[str, Prompt] = {}
+        for name, count in in_turn(rounds, rate, step).items():
+            for prompt in self.past.draw(count, seed=self.seed, step=step, rounds=[name]):
+                drawn.setdefault(prompt.id, prompt)
+        return list(drawn.values())
 
     def _stored(self, rate: float, step: int) -> list[RolloutGroup]:
         first = total_before(rate, step)
@@ -84,15 +90,18 @@ class Mixture:
         return [p for stream in streams for p in stream.take(min(count, len(stream)))] + held
 
 
-def in_turn(rounds: Sequence[str], step: int) -> list[str]:
-    """The rounds that step ``step`` replays: a window that moves on by one, so all get the same share.
+def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
+    """How many prompts of which rounds step ``step`` replays, at ``rate`` prompts a step.
 
-    >>> [in_turn("abcd", step) for step in range(2)]
-    [['a', 'b', 'c'], ['b', 'c', 'd']]
+    The prompts of a whole round are numbered through and dealt to the earlier rounds in runs so long
+    that a step touches at most `ROUNDS_PER_STEP`; over the steps every round gets the same share.
+
+    >>> [in_turn("abcd", 4, step) for step in range(3)]
+    [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
     """
-    count = min(len(rounds), ROUNDS_PER_STEP)
-    first = step if count < len(rounds) else 0
-    return [rounds[(first + i) % len(rounds)] for i in range(count)]
+    run = max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
+    numbers = range(total_before(rate, step), total_before(rate, step + 1))
+    return dict(Counter(rounds[number // run % len(rounds)] for number in numbers))
 
 
 def whole(rate: float, step: int) -> int:

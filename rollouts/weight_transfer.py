@@ -148,7 +148,7 @@ def _host_engine_class() -> type[Any]:
 
         def receive_weights(self, update_info: HostUpdate) -> None:
             tensors = update_info.tensors
-            pairs = self._own_files() if tensors is None else from_host(tensors)
+            pairs = own_files(self) if tensors is None else from_host(tensors)
             try:
                 loaded = self.model.load_weights(pairs)
                 # Some architectures do not tell what they loaded.
@@ -167,10 +167,12 @@ def _host_engine_class() -> type[Any]:
         def shutdown(self) -> None:
             """Nothing is held between updates."""
 
-        def _own_files(self) -> Iterator[tuple[str, torch.Tensor]]:
-            from vllm.model_executor.model_loader import get_model_loader
-
-            loader: Any = get_model_loader(self.vllm_config.load_config)
-            return loader.get_all_weights(self.model_config, self.model)  # type: ignore[no-any-return]
-
     return HostEngine
+
+
+def own_files(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the files an engine was started on, for going back to its base."""
+    from vllm.model_executor.model_loader import get_model_loader
+
+    loader: Any = get_model_loader(engine.vllm_config.load_config)
+    return loader.get_all_weights(engine.model_config, engine.model)  # type: ignore[no-any-return]

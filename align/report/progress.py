@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from align.report.tables import summary
+from align.report.tables import outcome_of, summary
 
 if TYPE_CHECKING:
     from align.round import RoundOutcome, RoundPlan
@@ -72,6 +72,6 @@ class LiveProgress:
 
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
         """Say what the gate decided, and why when it refused."""
-        self.note(f"{plan.spec.name}: {outcome.verdict.outcome.replace('_', ' ')}")
+        self.note(f"{plan.spec.name}: {outcome_of(outcome.verdict)}")
         for line in summary(outcome.verdict):
             self._bar.console.print(f"          {line}", markup=False, soft_wrap=True)

@@ -57,10 +57,17 @@ def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
     for record in evidence.committed():
         verdict = Verdict.from_dict(record.report or {})
         head = Text(f"{record.name}: ")
-        head.append(verdict.outcome.replace("_", " "), style=STYLES[verdict.outcome])
+        head.append(outcome_of(verdict), style=STYLES[verdict.outcome])
         yield head
         for line in summary(verdict):
             yield Text(f"  {line}")
+
+
+def outcome_of(verdict: Verdict) -> str:
+    """The outcome in words; an observing gate accepts what it would have refused, and says so."""
+    words = verdict.outcome.replace("_", " ")
+    observed = verdict.accepted and verdict.outcome != "accepted"
+    return f"accepted by an observing gate (would be: {words})" if observed else words
 
 
 def summary(verdict: Verdict) -> Iterator[str]:
