@@ -40,7 +40,7 @@ def main() -> None:
 def build_trainer(chosen: argparse.Namespace) -> Any:
     """TRL's trainer with TRL's own generation, on the same model, prompts and reward as ours."""
     import torch
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 

@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from align.learner.losses import Algorithm
 from rollouts.types import Completion, RolloutGroup, ScoredGroup, SnapshotId, Source, WeightVersion
+
+
+MAX_PADDING = 1.25
+"""Padded over real tokens of one forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +94,13 @@ class MicroBatch:
         """Mask over ``N`` of the tokens whose row is chosen."""
         return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
 
+    def tokens_of(self, rows: Sequence[int]) -> Tensor:
+        """Indices into ``N`` of the completion tokens of some rows, row after row in this order."""
+        counts = [len(row.completion_ids) for row in self.rows]
+        ends = list(accumulate(counts))
+        found = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
+        return torch.tensor(found, device=self.rows_N.device)
+
 
 def build_batch(
     groups: Iterable[ScoredGroup], algorithm: Algorithm, *, replay_rewards: bool
@@ -129,15 +141,19 @@ def row_of(group: RolloutGroup, completion: Completion, advantage: float | None)
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
     """Split a batch so that no forward pass holds more than ``max_tokens`` padded tokens.
 
-    Rows are sorted by length, which wastes the least padding. A single row longer than the budget
-    still gets its own pass.
+    Rows are sorted by length, and a pass ends where its rows would be padded by more than a quarter:
+    a few long rows must not stretch all short ones. A single row longer than the budget still gets its
+    own pass.
     """
     pending: list[Row] = []
+    real = 0
     for row in sorted(batch.rows, key=lambda r: r.num_tokens):
-        if pending and row.num_tokens * (len(pending) + 1) > max_tokens:
+        padded = row.num_tokens * (len(pending) + 1)
+        if pending and padded > min(max_tokens, MAX_PADDING * (real + row.num_tokens)):
             yield to_tensors(pending)
-            pending = []
+            pending, real = [], 0
         pending.append(row)
+        real += row.num_tokens
     if pending:
         yield to_tensors(pending)
 

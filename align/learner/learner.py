@@ -190,23 +190,28 @@ class Learner:
     def _anchor_loss(
         self, micro: MicroBatch, logprobs_NV: Tensor, source: str, term: AnchorConfig, batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
-        """One anchor's penalty over the rows of one class, grouped by the snapshot that holds them."""
-        holders: dict[SnapshotId, list[bool]] = {}
+        """One anchor's penalty over the rows of one class: a forward pass for each snapshot that holds
+        some of them, one penalty for all."""
+        holders: dict[SnapshotId, list[int]] = {}
         for index, row in enumerate(micro.rows):
             if row.source == source:
-                snapshot = self._references.resolve(term.to, row)
-                holders.setdefault(snapshot, [False] * len(micro.rows))[index] = True
-        penalty, measured = logprobs_NV.new_zeros(()), None
-        for snapshot, chosen in holders.items():
-            held_N = micro.select(chosen)
-            rows = to_tensors([r for r, keep in zip(micro.rows, chosen, strict=True) if keep])
-            rows = rows.to(self.device)
-            anchor_NV = self._log_softmax(self.anchors.logits(snapshot, rows))
-            value, meter = penalty_of(term.estimator, logprobs_NV[held_N], anchor_NV, rows)
-            penalty = penalty + value
-            measured = meter if measured is None else measured + meter
+                holders.setdefault(self._references.resolve(term.to, row), []).append(index)
+        if not holders:
+            return logprobs_NV.new_zeros(()), None
+        held = [[micro.rows[i] for i in indices] for indices in holders.values()]
+        anchor_NV = torch.cat(
+            [
+                self._log_softmax(self.anchors.logits(snapshot, to_tensors(rows).to(self.device)))
+                for snapshot, rows in zip(holders, held, strict=True)
+            ]
+        )
+        order = [i for indices in holders.values() for i in indices]
+        if order != list(range(len(micro.rows))):
+            logprobs_NV = logprobs_NV[micro.tokens_of(order)]
+            micro = to_tensors([row for rows in held for row in rows]).to(self.device)
+        value, meter = penalty_of(term.estimator, logprobs_NV, anchor_NV, micro)
         denominator = max(batch.class_tokens[source], 1)
-        return penalty / denominator, None if measured is None else measured / denominator
+        return value / denominator, meter / denominator
 
     def _logprobs(self, micro: MicroBatch) -> Tensor:
         return self._log_softmax(completion_logits(self.policy.model, micro))
