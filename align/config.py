@@ -59,7 +59,7 @@ class PolicyConfig(Settings):
     lora: LoraConfig | None = None
     """None trains all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines and of the learner's forward pass."""
+    """Of the engines and of the learner's matrix products; its master weights stay in float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read it."""
     revision: str | None = None

@@ -63,13 +63,15 @@ class AnchorBank:
         """Logits of the snapshot at the completion tokens; shape ``N, V``."""
         if self._policy.config.lora is not None:
             return self._adapter_logits(snapshot, micro)
-        return completion_logits(self._model(snapshot), micro)
+        return completion_logits(self._model(snapshot), micro, self._policy.dtype)
 
     def _model(self, snapshot: SnapshotId) -> Any:
         if snapshot in self._models:
             self._models.move_to_end(snapshot)
             return self._models[snapshot]
-        model = load_model(self._folder_of(snapshot), self._policy.config, self._policy.device)
+        model = load_model(
+            self._folder_of(snapshot), self._policy.config, self._policy.device, self._policy.dtype
+        )
         self._models[snapshot] = model.requires_grad_(False)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         while len(self._models) > 1 and size * len(self._models) > self._cache_bytes:
@@ -80,13 +82,13 @@ class AnchorBank:
         model, folder = self._policy.model, self._folder_of(snapshot)
         if not (folder / "adapter_config.json").exists():
             with model.disable_adapter():
-                return completion_logits(model, micro)
+                return completion_logits(model, micro, self._policy.dtype)
         if snapshot not in self._adapters:
             model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
             self._adapters.add(snapshot)
         model.set_adapter(snapshot, inference_mode=True)
         try:
-            return completion_logits(model, micro)
+            return completion_logits(model, micro, self._policy.dtype)
         finally:
             model.set_adapter(TRAINED_ADAPTER)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from align.learner.losses import Algorithm
 from rollouts.types import Completion, RolloutGroup, ScoredGroup, SnapshotId, Source, WeightVersion
 
-
 MAX_PADDING = 1.25
 """Padded over real tokens of one forward pass."""
 

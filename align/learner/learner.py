@@ -214,7 +214,7 @@ class Learner:
         return value / denominator, meter / denominator
 
     def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return self._log_softmax(completion_logits(self.policy.model, micro))
+        return self._log_softmax(completion_logits(self.policy.model, micro, self.policy.dtype))
 
     def _log_softmax(self, logits_NV: Tensor) -> Tensor:
         """Under the sampling temperature: the distribution that completions are drawn from."""
@@ -231,7 +231,7 @@ class Learner:
     def completion_logprobs(self, rows: list[Row]) -> list[list[float]]:
         """Logprobs at temperature 1 of each row's completion tokens: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
-        logprobs_NV = completion_logits(self.policy.model, micro).log_softmax(-1)
+        logprobs_NV = completion_logits(self.policy.model, micro, self.policy.dtype).log_softmax(-1)
         flat = logprobs_NV.gather(-1, micro.targets_N[:, None])[:, 0].tolist()
         lengths = [len(row.completion_ids) for row in rows]
         starts = [sum(lengths[:i]) for i in range(len(rows))]

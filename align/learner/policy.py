@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 TRAINED_ADAPTER = "policy"
 
 
-def load_model(folder: Path, config: PolicyConfig, device: torch.device) -> PreTrainedModel:
+def load_model(
+    folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
     """A causal language model from a folder, without code of its own unless allowed."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -32,7 +34,7 @@ def load_model(folder: Path, config: PolicyConfig, device: torch.device) -> PreT
     disable_progress_bar()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype,
         attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=config.trust_remote_code,
@@ -41,18 +43,20 @@ def load_model(folder: Path, config: PolicyConfig, device: torch.device) -> PreT
     return model.eval()
 
 
-def completion_logits(model: Any, micro: MicroBatch) -> Tensor:
+def completion_logits(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
     """Logits of the positions that predict a completion token; shape ``N, V``, float32.
 
-    The decoder runs over everything, the output head over ``N`` positions only.
+    The decoder runs over everything, the output head over ``N`` positions only. With ``dtype`` bfloat16
+    the matrix products are computed in it, whatever the weights are held in.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = next(model.parameters()).device
-    hidden_BTD = causal.get_decoder()(
-        input_ids=micro.tokens_BT.to(device), use_cache=False
-    ).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1)[micro.where_N.to(device)]
-    logits: Tensor = causal.get_output_embeddings()(hidden_ND)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        hidden_BTD = causal.get_decoder()(
+            input_ids=micro.tokens_BT.to(device), use_cache=False
+        ).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[micro.where_N.to(device)]
+        logits: Tensor = causal.get_output_embeddings()(hidden_ND)
     return logits.float()
 
 
@@ -61,7 +65,9 @@ class Policy:
 
     def __init__(self, base: Path, config: PolicyConfig, *, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.model: Any = load_model(base, config, device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
+        self.model: Any = load_model(base, config, device, torch.float32)
         self._check_head()
         if config.lora is not None:
             self.model = _with_adapter(self.model, config)
