@@ -185,8 +185,8 @@ class PromptEncoder:
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         """The text's ids with what the tokenizer puts before them (bos), not after (eos)."""
-        full = list(self.tokenizer(text).input_ids)
-        bare = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        full = list(self.tokenizer(text, verbose=False).input_ids)
+        bare = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         for start in range(len(full) - len(bare), -1, -1):
             if full[start : start + len(bare)] == bare:
                 return tuple(full[: start + len(bare)])
