@@ -106,3 +106,15 @@ def test_several_anchors_are_one_geometric_mixture() -> None:
     mixture = unnormalised - log_z
     expected = 0.4 * (kl.full(own[None], mixture[None]) - log_z)
     torch.testing.assert_close(summed, expected)
+
+
+@given(st.integers(0, 10_000))
+def test_forward_is_the_other_direction(seed: int) -> None:
+    """Its value is the likelihood lost on the anchor's own text; its gradient pulls the policy there."""
+    logits, anchor_V = distributions(seed)
+    logits.requires_grad_(True)
+    own_V = logits.log_softmax(-1)
+    value = kl.forward(own_V[None], anchor_V[None]).sum()
+    lost = (anchor_V.exp() * anchor_V).sum() - (anchor_V.exp() * own_V).sum()
+    torch.testing.assert_close(value, lost)
+    torch.testing.assert_close(gradient(value, logits), own_V.exp().detach() - anchor_V.exp())

@@ -19,7 +19,7 @@ from align.config import (
 from align.errors import NonFiniteError, ParityError
 from align.learner.anchors import BetaController, References
 from align.learner.batch import Batch, Row
-from align.learner.learner import Learner
+from align.learner.learner import Learner, learning_rate
 from align.learner.losses import GRPO
 from tests.unit.tiny import VOCABULARY, row, save_model
 
@@ -237,3 +237,25 @@ def test_rows_without_signal_are_measured_and_leave_the_gradient_alone(
     torch.testing.assert_close(lean, expected, atol=1e-6, rtol=1e-4)
     for name in ("entropy", "loss/policy", "parity/max_abs_diff", "kl/past/owner"):
         assert metrics[name] == pytest.approx(others[name], rel=1e-4, abs=1e-6)
+
+
+def test_learning_rate_by_hand() -> None:
+    chosen = OptimizerConfig(lr=0.1, warmup_steps=1, decay_from=0.5, final_lr=0.2)
+    found = [learning_rate(chosen, step, 5) for step in range(5)]
+    assert found == pytest.approx([0.05, 0.1, 0.1, 0.06, 0.02])
+
+
+def test_stored_answers_are_no_parity_evidence(models: dict[str, Path], tmp_path: Path) -> None:
+    """Other weights sampled them: their logprobs say nothing about the last sync."""
+    anchors = AnchorsConfig(
+        new=(), past=(), general=(AnchorConfig(to="base", beta=1.0, estimator="forward"),)
+    )
+    learner = make(models, tmp_path, settings(anchors=anchors))
+    learner.tolerance = 1e-4
+    stored = Row(
+        prompt_ids=(1,), completion_ids=(2, 3), sampler_logprobs_T=(-9.0, -9.0), advantage=None,
+        source="general", owner=None, round=None, policy="somebody else",
+    )  # fmt: skip
+    metrics = learner.update(Batch(rows=(stored,)))
+    assert metrics["parity/max_abs_diff"] == 0.0
+    assert metrics["kl/general/base"] == pytest.approx(0.0, abs=1e-6)

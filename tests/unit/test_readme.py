@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = [
-    line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh"
+    for line in text.splitlines()
 ]
 
 
@@ -37,7 +40,9 @@ def test_the_reward_works(tmp_path: Path) -> None:
     (text,) = [text for kind, text in BLOCKS if kind == "python"]
     (tmp_path / "polite.py").write_text(text)
     polite = load_reward(f"{tmp_path / 'polite.py'}:polite")
-    assert polite(completions=["yes please", "no"], prompts=["", ""], completion_ids=[[1], [1]]) == [1.0, 0.0]
+    assert polite(
+        completions=["yes please", "no"], prompts=["", ""], completion_ids=[[1], [1]]
+    ) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("keel ")])
@@ -56,7 +61,9 @@ def test_every_make_target_exists(target: str) -> None:
 
 
 def test_every_linked_or_named_file_exists() -> None:
-    named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:configs|benchmarks|align)/[\w./]+)`", README)
+    named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
+        r"`((?:configs|benchmarks|align)/[\w./]+)`", README
+    )
     assert named
     for path in named:
         assert (ROOT / path).exists(), path
