@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from align.config import CampaignConfig, RoundConfig
+from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence
 from align.inputs import load_inputs
 from align.learner.anchors import References
@@ -75,7 +75,8 @@ def plan_round(
 ) -> RoundPlan:
     """Fix what the round samples, what scores it and what it is held to."""
     accepted = {r.name: r for r in parts.ledger.rounds() if r.state == "accepted" and r.candidate}
-    before = {s.name: s for s in parts.config.rounds if s.name in accepted}
+    retired = parts.evidence.retired((*accepted, spec.name))
+    before = {s.name: s for s in parts.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in before.items() if earlier.prompts == spec.prompts}
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
@@ -86,9 +87,7 @@ def plan_round(
         references=References(base=parts.base, parent=parent, rounds=candidates(accepted)),
         mixture=Mixture(
             new=PromptStream(parts.inputs.prompts[spec.name], seed),
-            past=load_replay(
-                parts.folder, [accepted[name] for name in before if name not in shared]
-            ),
+            past=load_replay(parts.folder, [accepted[name] for name in owners(before, shared)]),
             general=None if general is None else PromptStream(general, seed),
             stored=stored_answers(spec, parts),
             sampling=spec.sampling,
@@ -133,10 +132,23 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
     return load_answers(path)
 
 
+def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
+    """Earlier rounds whose prompts are replayed, each held to its own snapshot.
+
+    Prompts that this round asks itself are not: the old behaviour would forbid the new one. Of rounds
+    that shared their prompts only the last owns them, since its snapshot has all their behaviours.
+    """
+    last = {spec.prompts: name for name, spec in before.items() if name not in shared}
+    return [name for name in before if name in last.values()]
+
+
 def scorer_of(spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str]) -> Scorer:
     """The round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts."""
     retained = [before[n] for n in before if n in shared] if spec.mode == "add" else []
-    parts = [reward for earlier in (*retained, spec) for reward in earlier.rewards]
+    parts: list[RewardConfig] = []
+    for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
+        if reward not in parts:
+            parts.append(reward)
     past = {n: build_rubric(before[n].rewards) for n in before if n not in shared}
     return Scorer(new=build_rubric(parts), past=past if spec.replay.rewards else {})
 

@@ -490,3 +490,22 @@ def test_completions_that_are_lost_are_left_out(tmp_path: Path) -> None:
     assert line["completions/failed_share"] == 0.25
     assert line["reward/failed_share"] <= 0.25
     assert line["batch/new_tokens"] == 3 * 4 * 6
+
+
+def test_the_last_of_rounds_with_the_same_prompts_owns_them() -> None:
+    """Its snapshot has all their behaviours; an earlier owner would undo the later rounds."""
+    from align.campaign import owners
+    from align.config import RoundConfig
+
+    def spec(name: str, prompts: str) -> RoundConfig:
+        return RoundConfig.model_validate(
+            {"name": name, "prompts": prompts, "rewards": ["exact_match"], "steps": 1}
+        )
+
+    before = {
+        "a": spec("a", "demo://rev"),
+        "b": spec("b", "demo://sort"),
+        "c": spec("c", "demo://rev"),
+    }
+    assert owners(before, shared=set()) == ["b", "c"]
+    assert owners(before, shared={"a", "c"}) == ["b"]
