@@ -58,6 +58,11 @@ def write_campaign(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def heed_interrupts() -> None:
+    """A background job of a script starts with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Driver:
     """A `keel run` in a session of its own, as a terminal would start it."""
 
@@ -66,7 +71,7 @@ class Driver:
         self.process = subprocess.Popen(
             [*KEEL, "run", str(path)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=ROOT, env=environ, start_new_session=True,
+            cwd=ROOT, env=environ, start_new_session=True, preexec_fn=heed_interrupts,
         )  # fmt: skip
         self.seen: dict[int, psutil.Process] = {}
         """Every descendant there has ever been."""

@@ -157,6 +157,11 @@ def test_a_defect_of_ours_keeps_its_trace(path: Path, monkeypatch: pytest.Monkey
         cli.main()
 
 
+def heed_interrupts() -> None:
+    """A background job of a script starts with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_exits_130_and_says_what_is_kept(path: Path) -> None:
     code = f"""
 import time, align.campaign
@@ -168,7 +173,12 @@ align.campaign.run_campaign = stand_still
 """
     command = [sys.executable, "-c", code, "run", str(path)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=heed_interrupts,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "standing\n"
