@@ -43,7 +43,7 @@ def load_model(
     return model.eval()
 
 
-def completion_logits(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
+def completion_logits(model: Any, micro: MicroBatch, dtype: torch.dtype = torch.float32) -> Tensor:
     """Logits of the positions that predict a completion token; shape ``N, V``, float32.
 
     The decoder runs over everything, the output head over ``N`` positions only. With ``dtype`` bfloat16
