@@ -16,7 +16,7 @@ __all__ = ["ALGORITHMS", "GRPO", "Algorithm", "PolicyInputs", "algorithm_from"]
 
 
 def algorithm_from(value: Any) -> Any:
-    """``grpo`` or ``{name: grpo, std: false}`` as the algorithm's own config object."""
+    """``grpo`` or ``{name: grpo, scale: none}`` as the algorithm's own config object."""
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
