@@ -14,9 +14,36 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from align.learner.importance import ImportanceConfig
 from align.learner.losses import GRPO, Algorithm, algorithm_from
+from align.learning_config import (
+    AnchorConfig,
+    AnchorsConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
+from align.policy_config import EngineConfig, LoraConfig, PolicyConfig
 from align.settings import Settings
-from rollouts.vllm_engine import LINEAR_LAYERS
+
+__all__ = [
+    "AnchorConfig",
+    "AnchorsConfig",
+    "CampaignConfig",
+    "EngineConfig",
+    "GateConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "PromptsConfig",
+    "ReplayConfig",
+    "RewardConfig",
+    "RoundConfig",
+    "RoundSettings",
+    "RoundSuiteConfig",
+    "SamplingConfig",
+    "SuiteConfig",
+    "overlay",
+]
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -31,103 +58,6 @@ def _named(value: Any) -> Any:
 def _sourced(value: Any) -> Any:
     """``demo://rev`` is short for ``{source: demo://rev}``."""
     return {"source": value} if isinstance(value, str) else value
-
-
-def _listed(value: Any) -> Any:
-    """One anchor is short for a list of one."""
-    return [value] if isinstance(value, dict) else value
-
-
-class LoraConfig(Settings):
-    """A peft adapter in place of full weights; snapshots are then adapters over one base."""
-
-    rank: Annotated[int, Field(ge=1)] = 16
-    """Inner dimension of the update."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """Scale: the update is multiplied by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's input. Above 0 the learner is no longer exactly on-policy."""
-    targets: tuple[str, ...] = LINEAR_LAYERS
-    """Modules that get an adapter. Never lm_head: engines drop its update silently."""
-
-
-class PolicyConfig(Settings):
-    """The model that is aligned."""
-
-    model: str
-    """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
-    lora: LoraConfig | None = None
-    """None trains all weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines and of the learner's matrix products; its master weights stay in float32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you have read it."""
-    revision: str | None = None
-    """Commit of a Hugging Face id; None takes the newest."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of the learner. More than the free cores make it slower, not faster: waiting
-    threads spin."""
-
-
-class EngineConfig(Settings):
-    """The vLLM engines that sample and evaluate."""
-
-    engines: Annotated[int, Field(ge=1)] = 1
-    """Engine actors. One core each on CPU, one GPU each elsewhere."""
-    max_num_seqs: Annotated[int, Field(ge=1)] = 256
-    """Sequences one engine decodes at a time."""
-    max_model_len: Annotated[int, Field(ge=8)] | None = None
-    """Prompt plus completion, in tokens. None takes the model's own limit, at most 4096."""
-    kv_cache_mb: Annotated[int, Field(ge=16)] = 256
-    """KV cache of one engine on CPU, in MiB."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of a GPU one engine may take."""
-    start_deadline_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds an engine may take to start."""
-    deadline_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds any one engine call may take before the engine is replaced."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Engines replaced in one run before the run stops."""
-    probe_sequences: Annotated[int, Field(ge=1)] = 8
-    """Sequences compared between engine and learner after every sync."""
-    probe_tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Largest allowed logprob difference in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
-
-
-class SamplingConfig(Settings):
-    """The rollouts of one learner step."""
-
-    group_size: Annotated[int, Field(ge=1)] = 8
-    """Completions per new prompt."""
-    prompts_per_step: Annotated[int, Field(ge=1)] = 16
-    """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    max_tokens: Annotated[int, Field(ge=1)] = 64
-    """Longest completion, in tokens."""
-
-    @property
-    def budget(self) -> int:
-        """Completions of one step, replay included."""
-        return self.prompts_per_step * self.group_size
-
-
-class OptimizerConfig(Settings):
-    """AdamW, fresh in every round."""
-
-    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global norm."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the learning rate rises linearly."""
-    final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The learning rate falls linearly to this share of ``lr`` at the round's last step."""
-    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the round after which it begins to fall."""
-    micro_batch_tokens: Annotated[int, Field(ge=1)] = 16384
-    """Padded tokens in one forward pass. Any value gives the same gradient."""
 
 
 class PromptsConfig(Settings):
@@ -160,39 +90,6 @@ class RewardConfig(Settings):
 
 
 Reward = Annotated[RewardConfig, BeforeValidator(_named)]
-
-
-class AnchorConfig(Settings):
-    """One KL term: ``beta`` times the mean per-token KL toward one earlier snapshot, in nats."""
-
-    to: Annotated[str, Field(pattern=r"^(parent|owner|base|round:.+)$")]
-    """``parent`` (where the round started), ``owner`` (of each prompt), ``base``, ``round:NAME``."""
-    beta: Annotated[float, Field(ge=0)]
-    """Weight; with a target, the weight it starts from."""
-    estimator: Literal["full", "forward", "k1", "k2", "k3"] = "full"
-    """``full`` sums over the vocabulary; k1 to k3 use sampled tokens only; ``forward`` is for stored
-    answers, which the anchor sampled."""
-    target: Annotated[float, Field(gt=0)] | None = None
-    """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
-    rate: Annotated[float, Field(gt=0)] = 0.1
-    """Largest relative change of a steered beta in one step."""
-    bounds: tuple[float, float] = (1e-4, 1e2)
-    """Smallest and largest steered beta."""
-
-
-class AnchorsConfig(Settings):
-    """Which snapshots hold which prompts. Each class's KL is a mean over its own tokens."""
-
-    new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = ()
-    """A trust region, for reward models and judges; costs plasticity."""
-    past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
-        AnchorConfig(to="owner", beta=3.0),
-    )
-    """The retention term: each replayed prompt is held to the snapshot that owned it."""
-    general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
-        AnchorConfig(to="base", beta=1.0),
-    )
-    """Holds what no round trains."""
 
 
 class ReplayConfig(Settings):
@@ -251,6 +148,7 @@ class RoundSettings(Settings):
 
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithm_from)] = GRPO()
     sampling: SamplingConfig = SamplingConfig()
+    importance: ImportanceConfig = ImportanceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     replay: ReplayConfig = ReplayConfig()
     anchors: AnchorsConfig = AnchorsConfig()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import ParityError, RunError
 from align.learner.advantages import has_signal
-from align.learner.batch import Batch, Row, row_of
+from align.learner.rows import Batch, Row, row_of
 from rollouts.collect import collect
 from rollouts.engine import ScoreRequest, SyncReport
 from rollouts.types import Prompt, Sampling, ScoredGroup

@@ -61,7 +61,7 @@ class Ours:
         clock.append(time.perf_counter())
         batch = build_batch(scored, self.spec.algorithm, replay_rewards=False)
         expected = sizes.budget * sizes.max_tokens
-        assert batch.num_advantage_tokens == expected, "both sides must do the same work"
+        assert batch.totals.tokens == expected, "both sides must do the same work"
         metrics = self.learner.update(batch)
         assert metrics["parity/max_abs_diff"] > 0, "no token was compared with its engine's"
         clock.append(time.perf_counter())

@@ -102,7 +102,7 @@ def _copy_s(parameters: list[Any]) -> float:
 
 def _gap(pool: Any, learner: Any) -> float:
     """Largest logprob difference, engines against learner, in nats."""
-    from align.learner.batch import Row
+    from align.learner.rows import Row
     from rollouts.engine import ScoreRequest
 
     random = Random(0)

@@ -1,7 +1,7 @@
 """Anchors: the earlier snapshots a policy is held to, loaded when a row needs them.
 
-Which snapshot holds a row is decided here (`References.resolve`); what its logits are, too
-(`AnchorBank.logits`). One forward pass per sample, however many snapshots a campaign has collected.
+Which snapshot holds a row is decided here (`References.resolve`); what it says, too
+(`AnchorBank.outputs`). One forward pass per sample, however many snapshots a campaign has collected.
 Every snapshot is named by its content hash, so a resumed run is held to exactly the same weights.
 """
 
@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from align.config import AnchorConfig
-from align.learner.batch import MicroBatch, Row
-from align.learner.policy import TRAINED_ADAPTER, Policy, completion_logits, load_model
+from align.learner.batch import MicroBatch
+from align.learner.outputs import Outputs
+from align.learner.policy import TRAINED_ADAPTER, Policy, completion_outputs, load_model
+from align.learner.rows import Row
 from rollouts.types import SnapshotId
 
 CACHE_BYTES = 2 << 30
@@ -59,11 +61,13 @@ class AnchorBank:
         self._adapters: set[SnapshotId] = set()
 
     @torch.no_grad()
-    def logits(self, snapshot: SnapshotId, micro: MicroBatch) -> Tensor:
-        """Logits of the snapshot at the completion tokens; shape ``N, V``."""
+    def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
+        """What the snapshot says at the completion tokens, without gradient."""
         if self._policy.config.lora is not None:
-            return self._adapter_logits(snapshot, micro)
-        return completion_logits(self._model(snapshot), micro, self._policy.dtype)
+            return self._adapter_outputs(snapshot, micro, temperature)
+        return completion_outputs(
+            self._model(snapshot), micro, dtype=self._policy.dtype, temperature=temperature
+        )
 
     def _model(self, snapshot: SnapshotId) -> Any:
         if snapshot in self._models:
@@ -78,17 +82,22 @@ class AnchorBank:
             self._models.popitem(last=False)
         return model
 
-    def _adapter_logits(self, snapshot: SnapshotId, micro: MicroBatch) -> Tensor:
+    def _adapter_outputs(
+        self, snapshot: SnapshotId, micro: MicroBatch, temperature: float
+    ) -> Outputs:
         model, folder = self._policy.model, self._folder_of(snapshot)
+        run = partial(
+            completion_outputs, model, micro, dtype=self._policy.dtype, temperature=temperature
+        )
         if not (folder / "adapter_config.json").exists():
             with model.disable_adapter():
-                return completion_logits(model, micro, self._policy.dtype)
+                return run()
         if snapshot not in self._adapters:
             model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
             self._adapters.add(snapshot)
         model.set_adapter(snapshot, inference_mode=True)
         try:
-            return completion_logits(model, micro, self._policy.dtype)
+            return run()
         finally:
             model.set_adapter(TRAINED_ADAPTER)
 

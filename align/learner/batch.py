@@ -1,4 +1,4 @@
-"""From scored groups to tensors: one row per completion, padded on the right, split by a token budget.
+"""From rows to tensors: forward passes padded on the right, split by a token budget.
 
 Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order.
 Completion token ``n`` is predicted at the position before it; only those positions get logits, so
@@ -7,62 +7,20 @@ neither prompts nor padding ever cost a row of the vocabulary.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from align.learner.losses import Algorithm
-from rollouts.types import Completion, RolloutGroup, ScoredGroup, SnapshotId, Source, WeightVersion
+from align.learner.rows import Batch, Row, row_of, units_of
+from rollouts.types import ScoredGroup
 
 MAX_PADDING = 1.25
 """Padded over real tokens of one forward pass."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One completion as the learner sees it."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    sampler_logprobs_T: tuple[float, ...]
-    advantage: float | None
-    """None: this row moves the policy only through its KL terms."""
-    source: Source
-    owner: SnapshotId | None
-    round: str | None
-    policy: SnapshotId | WeightVersion
-    """The weights that sampled it."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """All rows of one learner step, and the denominators of its means."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def num_advantage_tokens(self) -> int:
-        return sum(len(r.completion_ids) for r in self.rows if r.advantage is not None)
-
-    @property
-    def num_advantage_rows(self) -> int:
-        return sum(r.advantage is not None for r in self.rows)
-
-    @property
-    def class_tokens(self) -> Counter[str]:
-        """Completion tokens of each prompt class: KL is a mean over its class's own tokens."""
-        counts: Counter[str] = Counter()
-        for row in self.rows:
-            counts[row.source] += len(row.completion_ids)
-        return counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,17 +35,48 @@ class MicroBatch:
     targets_N: Tensor
     rows_N: Tensor
     """Row of each completion token."""
-    sampler_logprobs_N: Tensor
+    weights_N: Tensor | None = None
+    """Importance weight of each token; None: all 1."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on another device."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name).to(device)
-                for name in ("tokens_BT", "where_N", "targets_N", "rows_N", "sampler_logprobs_N")
-            },
-        )
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device)
+            for name in ("tokens_BT", "where_N", "targets_N", "rows_N")
+        }
+        return replace(self, **moved)
+
+    @property
+    def teaches_N(self) -> Tensor:
+        """Mask of the tokens whose row carries an advantage."""
+        return self.select([row.advantage is not None for row in self.rows])
+
+    @property
+    def advantages_N(self) -> Tensor:
+        """Each token's advantage: its own, or its row's; 0 where there is none."""
+        flat = [
+            value
+            for row in self.rows
+            for value in row.advantages_T or (row.advantage or 0.0,) * len(row.completion_ids)
+        ]
+        return torch.tensor(flat, device=self.rows_N.device)
+
+    def of_tokens(self, name: str) -> Tensor:
+        """A per-token field of the rows, flat over ``N``; NaN where a row has none."""
+        flat: list[float] = []
+        for row in self.rows:
+            flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
+        return torch.tensor(flat, device=self.rows_N.device)
+
+    def of_rows(self, name: str) -> Tensor:
+        """A number of every row; shape ``B``. None becomes NaN."""
+        values = [getattr(row, name) for row in self.rows]
+        plain = [float("nan") if value is None else float(value) for value in values]
+        return torch.tensor(plain, device=self.rows_N.device)
+
+    def sums_B(self, values_N: Tensor) -> Tensor:
+        """Sum over each row's completion tokens; shape ``B``, with gradient."""
+        return values_N.new_zeros(len(self.rows)).index_add(0, self.rows_N, values_N)
 
     def select(self, chosen: Sequence[bool]) -> Tensor:
         """Mask over ``N`` of the tokens whose row is chosen."""
@@ -102,59 +91,57 @@ class MicroBatch:
 
 
 def build_batch(
-    groups: Iterable[ScoredGroup], algorithm: Algorithm, *, replay_rewards: bool
+    groups: Iterable[ScoredGroup],
+    algorithm: Algorithm,
+    *,
+    replay_rewards: bool,
+    examples: Sequence[Row] = (),
 ) -> Batch:
-    """Rows of every usable completion, with the algorithm's advantages.
+    """Rows of everything a step has: what the algorithm learns from, and what KL alone holds.
 
-    Failed completions have no tokens and are left out. General prompts never carry an advantage, and
-    past prompts only with ``replay_rewards``: by default KL alone retains them.
+    General prompts never teach, and past prompts only with ``replay_rewards``: by default KL alone
+    retains them. Failed completions have no tokens and are left out.
+
+    Args:
+        examples: rows of a file, for algorithms that learn from one.
     """
     learning = {"new", "past"} if replay_rewards else {"new"}
     given = list(groups)
-    learns = [scored for scored in given if scored.group.prompt.source in learning]
-    advantages = dict(zip(map(id, learns), algorithm.advantages(learns), strict=True))
-    rows = []
-    for scored in given:
-        group = scored.group
-        advantages_G = advantages.get(id(scored), [None] * len(group.completions_G))
-        for completion, advantage in zip(group.completions_G, advantages_G, strict=True):
-            if completion.token_ids:
-                rows.append(row_of(group, completion, advantage))
-    return Batch(rows=tuple(rows))
+    taught = algorithm.rows([s for s in given if s.group.prompt.source in learning])
+    held = [
+        row_of(scored.group, completion, None)
+        for scored in given
+        if scored.group.prompt.source not in learning
+        for completion in scored.group.completions_G
+        if completion.token_ids
+    ]
+    return Batch(rows=(*taught.rows, *examples, *held), metrics=taught.metrics)
 
 
-def row_of(group: RolloutGroup, completion: Completion, advantage: float | None) -> Row:
-    """One completion of a group as a row."""
-    return Row(
-        prompt_ids=group.prompt_ids,
-        completion_ids=completion.token_ids,
-        sampler_logprobs_T=completion.logprobs_T,
-        advantage=advantage,
-        source=group.prompt.source,
-        owner=group.prompt.owner,
-        round=group.prompt.round,
-        policy=group.policy,
-    )
+def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[MicroBatch]:
+    """Split rows so that no forward pass holds more than ``max_tokens`` padded tokens.
 
-
-def micro_batches(batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
-    """Split a batch so that no forward pass holds more than ``max_tokens`` padded tokens.
-
-    Rows are sorted by length, and a pass ends where its rows would be padded by more than a quarter:
-    a few long rows must not stretch all short ones. A single row longer than the budget still gets its
-    own pass.
+    Units are sorted by length and stay whole, and a pass ends where its rows would be padded by more
+    than a quarter: a few long rows must not stretch all short ones. A single unit longer than the
+    budget still gets its own pass.
     """
     pending: list[Row] = []
-    real = 0
-    for row in sorted(batch.rows, key=lambda r: r.num_tokens):
-        padded = row.num_tokens * (len(pending) + 1)
-        if pending and padded > min(max_tokens, MAX_PADDING * (real + row.num_tokens)):
+    real = widest = 0
+    for unit in sorted(units_of(rows), key=_width):
+        size = sum(row.num_tokens for row in unit)
+        width = max(widest, _width(unit))
+        padded = width * (len(pending) + len(unit))
+        if pending and padded > min(max_tokens, MAX_PADDING * (real + size)):
             yield to_tensors(pending)
-            pending, real = [], 0
-        pending.append(row)
-        real += row.num_tokens
+            pending, real, width = [], 0, _width(unit)
+        pending.extend(unit)
+        real, widest = real + size, width
     if pending:
         yield to_tensors(pending)
+
+
+def _width(unit: Sequence[Row]) -> int:
+    return max(row.num_tokens for row in unit)
 
 
 def to_tensors(rows: Sequence[Row]) -> MicroBatch:
@@ -165,18 +152,15 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
     where: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    sampler: list[float] = []
     for b, row in enumerate(rows):
         first = b * width + len(row.prompt_ids) - 1
         where.extend(range(first, first + len(row.completion_ids)))
         targets.extend(row.completion_ids)
         owners.extend([b] * len(row.completion_ids))
-        sampler.extend(row.sampler_logprobs_T)
     return MicroBatch(
         rows=tuple(rows),
         tokens_BT=torch.tensor(padded),
         where_N=torch.tensor(where),
         targets_N=torch.tensor(targets),
         rows_N=torch.tensor(owners),
-        sampler_logprobs_N=torch.tensor(sampler),
     )

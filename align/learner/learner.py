@@ -1,32 +1,38 @@
-"""The learner: one `update` per batch of rollouts, under KL toward earlier snapshots.
+"""The learner: one `update` per batch of rows, under KL toward earlier snapshots.
 
 The objective of a step, each mean over its own tokens (``c``: new, past, general prompts):
 
-    loss = algorithm(new tokens) + sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
+    loss = algorithm(rows that teach) + sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
 
-Exactly one optimizer step per update, or none at all when a gradient is not finite. Strictly
-on-policy, the sampler's logprobs and the learner's are two computations of the same number: every
-update compares them over all its tokens, which proves the last weight sync on the way.
+One optimizer step for every mini-batch of every epoch, or none where a gradient is not finite. Where
+the engines hold the learner's weights, the sampler's logprobs and the learner's are two computations of
+the same number: the first pass over a batch compares them over all its tokens, which proves the last
+weight sync on the way.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from align.config import AnchorConfig, OptimizerConfig, PolicyConfig, RoundSettings
+from align.config import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
 from align.learner import kl
 from align.learner.anchors import AnchorBank, BetaController, References
-from align.learner.batch import Batch, MicroBatch, Row, micro_batches, to_tensors
-from align.learner.losses import PolicyInputs
-from align.learner.policy import Policy, completion_logits
+from align.learner.batch import MicroBatch, micro_batches, to_tensors
+from align.learner.importance import importance_weights
+from align.learner.optimizer import learning_rate, make_optimizer
+from align.learner.outputs import Outputs
+from align.learner.policy import Policy, completion_outputs
+from align.learner.rows import Batch, Row, Totals
 from rollouts.engine import WeightUpdate
 from rollouts.types import SnapshotId
 
@@ -35,6 +41,8 @@ MAX_SKIPPED_STEPS = 3
 """Non-finite steps in a row before the round fails."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest allowed |engine - learner| logprob, in nats."""
+MICRO_BATCH_TOKENS = {"cpu": 2600, "cuda": 16384}
+"""Padded tokens of one forward pass unless the campaign says otherwise."""
 
 
 class Learner:
@@ -54,29 +62,29 @@ class Learner:
         self.policy = Policy(base, config, device=self.device)
         self.anchors = AnchorBank(self.policy, folder_of)
         self._folder_of, self._scratch = folder_of, scratch
-        self._version = ""
+        self._version: str | None = ""
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
     def begin(
         self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
     ) -> None:
-        """Take the parent's weights and start the round's optimizer."""
+        """Take the parent's weights and start the round's optimizer.
+
+        Args:
+            num_steps: updates to come, for the learning rate's schedule.
+        """
         torch.manual_seed(seed)
         self.load(references.parent)
         self._spec, self._references = spec, references
-        self._num_steps, self._steps, self._skipped = num_steps, 0, 0
-        chosen = spec.optimizer
-        self._optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
-            lr=chosen.lr,
-            betas=chosen.betas,
-            eps=chosen.eps,
-            weight_decay=chosen.weight_decay,
-        )
+        per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
+        self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0
+        self._optimizer = make_optimizer(self.policy.parameters(), spec.optimizer)
         self._anchors: dict[str, list[tuple[AnchorConfig, BetaController]]] = {
             source: [(term, BetaController(term)) for term in getattr(spec.anchors, source)]
             for source in ("new", "past", "general")
         }
+        if spec.algorithm.anchors_are_reference:
+            self._anchors["new"] = []
 
     def load(self, snapshot: SnapshotId) -> None:
         """Make the policy equal to a snapshot."""
@@ -88,16 +96,31 @@ class Learner:
         return self.policy.weights(version, self._scratch)
 
     def update(self, batch: Batch) -> Metrics:
-        """One optimizer step on one batch; returns metrics, all plain floats."""
+        """Learn from one batch; returns metrics, all plain floats, means over the optimizer steps."""
         started = perf_counter()
+        chosen = self._spec.optimizer
+        rows = self._prepared(batch.rows)
+        steps: list[Metrics] = []
+        for _ in range(chosen.epochs):
+            for part in Batch(rows=tuple(rows)).split(chosen.mini_batches):
+                steps.append(self._step_on(part))
+        metrics = {
+            name: sum(step.get(name, 0.0) for step in steps) / len(steps)
+            for name in {name for step in steps for name in step}
+        }
+        metrics["parity/max_abs_diff"] = max(step["parity/max_abs_diff"] for step in steps)
+        return {**metrics, **batch.metrics, "time/update_s": perf_counter() - started}
+
+    def _step_on(self, batch: Batch) -> Metrics:
+        """One optimizer step on one mini-batch."""
         for parameter in self.policy.parameters():
             parameter.grad = torch.zeros_like(parameter)
         sums: defaultdict[str, float] = defaultdict(float)
-        gap = 0.0
-        for rows, moving in self._by_effect(batch):
-            for micro in micro_batches(rows, self._spec.optimizer.micro_batch_tokens):
+        gap, totals = 0.0, batch.totals
+        for rows, moving in self._by_effect(batch.rows):
+            for micro in self._passes(rows):
                 with torch.set_grad_enabled(moving):
-                    loss, parts, difference = self._loss(micro.to(self.device), batch)
+                    loss, parts, difference = self._loss(micro, batch, totals)
                 if moving:
                     loss.backward()  # type: ignore[no-untyped-call]
                 gap = max(gap, difference)
@@ -110,16 +133,20 @@ class Learner:
                 if (measured := sums.get(f"kl/{source}/{term.to}")) is not None:
                     metrics[f"beta/{source}/{term.to}"] = controller.beta
                     controller.observe(measured)
-        return {**metrics, "time/update_s": perf_counter() - started}
+        return metrics
 
-    def _by_effect(self, batch: Batch) -> tuple[tuple[Batch, bool], ...]:
+    def _passes(self, rows: Sequence[Row]) -> Any:
+        size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+        return (micro.to(self.device) for micro in micro_batches(rows, size))
+
+    def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
         """Rows that can move the policy, and those that cannot: these are measured, at a third of
         the cost. Groups whose rewards are all equal are the usual case late in a round."""
         sides: tuple[list[Row], list[Row]] = ([], [])
-        for row in batch.rows:
+        for row in rows:
             learns = row.advantage is not None and self._spec.algorithm.moves(row.advantage)
             sides[0 if learns or self._anchors[row.source] else 1].append(row)
-        return tuple((Batch(rows=tuple(side)), side is sides[0]) for side in sides)
+        return ((sides[0], True), (sides[1], False))
 
     def _step(self) -> Metrics:
         """The optimizer step, unless a gradient is not finite: then nothing moves, and it is counted."""
@@ -131,7 +158,7 @@ class Learner:
         self._steps += 1
         if torch.isfinite(norm):
             self._optimizer.step()
-            self._skipped = 0
+            self._version, self._skipped = None, 0
         else:
             self._skipped += 1
             if self._skipped >= MAX_SKIPPED_STEPS:
@@ -143,99 +170,137 @@ class Learner:
                 )
         return {"grad_norm": float(norm), "lr": lr, "steps_skipped": float(self._skipped > 0)}
 
-    def _loss(self, micro: MicroBatch, batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
+    def _loss(
+        self, micro: MicroBatch, batch: Batch, totals: Totals
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
         """Loss and summable metrics of one micro-batch, and its largest engine-learner gap."""
-        logprobs_NV = self._logprobs(micro)
-        logprobs_N = logprobs_NV.gather(-1, micro.targets_N[:, None])[:, 0]
-        fresh_N = micro.select([row.policy == self._version for row in micro.rows])
-        differences_N = (logprobs_N.detach() - micro.sampler_logprobs_N)[fresh_N].abs()
-        # A NaN would lose every comparison with a number, and the check would pass.
-        gap = float(differences_N.nan_to_num(nan=inf).max()) if fresh_N.any() else 0.0
-        loss, metrics = self._policy_loss(micro, logprobs_N, batch)
+        outputs = self._outputs(micro)
+        gap = self._gap(micro, outputs)
+        loss, found = self._spec.algorithm.objective(
+            self._weighted(micro, outputs), outputs, totals
+        )
+        metrics = dict(found)
         for source, terms in self._anchors.items():
             for term, controller in terms:
-                penalty, measured = self._anchor_loss(micro, logprobs_NV, source, term, batch)
+                penalty, measured = self._anchor_loss(micro, outputs, source, term, batch)
                 loss = loss + controller.beta * penalty
                 if measured is not None:
                     metrics[f"kl/{source}/{term.to}"] = measured
         new_N = micro.select([row.source == "new" for row in micro.rows])
-        with torch.no_grad():
-            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)[new_N]
-            metrics["entropy"] = entropy_N.sum() / max(batch.class_tokens["new"], 1)
+        metrics["entropy"] = outputs.entropy_N[new_N].sum() / max(batch.class_tokens["new"], 1)
         return loss, metrics, gap
 
-    def _policy_loss(
-        self, micro: MicroBatch, logprobs_N: Tensor, batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        learns_N = micro.select([row.advantage is not None for row in micro.rows])
-        advantages_B = torch.tensor(
-            [row.advantage or 0.0 for row in micro.rows], device=self.device
+    def _outputs(self, micro: MicroBatch) -> Outputs:
+        return completion_outputs(
+            self.policy.model,
+            micro,
+            dtype=self.policy.dtype,
+            temperature=self._spec.sampling.temperature,
         )
-        if not learns_N.any():
-            return logprobs_N.sum() * 0.0, {}
-        inputs = PolicyInputs(
-            logprobs_N=logprobs_N[learns_N],
-            # Strictly on-policy the learner's own logprobs are the sampler's, without its rounding.
-            sampler_logprobs_N=logprobs_N[learns_N].detach(),
-            advantages_N=advantages_B[micro.rows_N][learns_N],
-            rows_N=micro.rows_N[learns_N],
-        )
-        loss, metrics = self._spec.algorithm.loss(
-            inputs,
-            num_tokens=batch.num_advantage_tokens,
-            num_sequences=batch.num_advantage_rows,
-        )
-        return loss, {**metrics, "loss/policy": loss.detach()}
+
+    def _gap(self, micro: MicroBatch, outputs: Outputs) -> float:
+        """Largest difference to the sampler's logprobs, over rows sampled with exactly these weights."""
+        fresh = [row.policy == self._version for row in micro.rows]
+        if not any(fresh):
+            return 0.0
+        difference_N = outputs.logprobs_N.detach() - micro.of_tokens("sampler_logprobs_T")
+        # A NaN would lose every comparison with a number, and the check would pass.
+        return float(difference_N[micro.select(fresh)].abs().nan_to_num(nan=inf).max())
+
+    def _weighted(self, micro: MicroBatch, outputs: Outputs) -> MicroBatch:
+        """With importance weights where rows were sampled by other weights than the learner's."""
+        chosen = self._spec.importance
+        stale = [row.stale for row in micro.rows]
+        if chosen.level == "none" or not any(stale):
+            return micro
+        moved = any(row.start_logprobs_T is not None for row in micro.rows)
+        start_N = micro.of_tokens("start_logprobs_T") if moved else outputs.logprobs_N.detach()
+        gap_N = start_N - micro.of_tokens("sampler_logprobs_T")
+        gap_N = torch.where(micro.select(stale), gap_N, 0.0)
+        return replace(micro, weights_N=importance_weights(gap_N, micro.rows_N, chosen))
 
     def _anchor_loss(
-        self, micro: MicroBatch, logprobs_NV: Tensor, source: str, term: AnchorConfig, batch: Batch
+        self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig, batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
         """One anchor's penalty over the rows of one class: a forward pass for each snapshot that holds
-        some of them, one penalty for all."""
+        some of them."""
         holders: dict[SnapshotId, list[int]] = {}
         for index, row in enumerate(micro.rows):
             if row.source == source:
                 holders.setdefault(self._references.resolve(term.to, row), []).append(index)
         if not holders:
-            return logprobs_NV.new_zeros(()), None
-        held = [[micro.rows[i] for i in indices] for indices in holders.values()]
-        anchor_NV = torch.cat(
-            [
-                self._log_softmax(self.anchors.logits(snapshot, to_tensors(rows).to(self.device)))
-                for snapshot, rows in zip(holders, held, strict=True)
-            ]
-        )
-        order = [i for indices in holders.values() for i in indices]
-        if order != list(range(len(micro.rows))):
-            logprobs_NV = logprobs_NV[micro.tokens_of(order)]
-            micro = to_tensors([row for rows in held for row in rows]).to(self.device)
-        value, meter = penalty_of(term.estimator, logprobs_NV, anchor_NV, micro)
+            return outputs.hidden_ND.new_zeros(()), None
+        pairs = []
+        for snapshot, indices in holders.items():
+            whole = len(indices) == len(micro.rows)
+            held = micro if whole else to_tensors([micro.rows[i] for i in indices]).to(self.device)
+            own = outputs if whole else outputs.at(micro.tokens_of(indices))
+            anchor = self.anchors.outputs(snapshot, held, outputs.temperature)
+            pairs.append(penalty_of(term.estimator, own, anchor, held))
         denominator = max(batch.class_tokens[source], 1)
-        return value / denominator, meter / denominator
+        penalty, meter = (
+            torch.stack(side).sum() / denominator for side in zip(*pairs, strict=True)
+        )
+        return penalty, meter
 
-    def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return self._log_softmax(completion_logits(self.policy.model, micro, self.policy.dtype))
+    def _prepared(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows with what the algorithm needs to know of them before the first step, and marked stale
+        where other weights than the learner's sampled them."""
+        chosen = self._spec.optimizer
+        rows = [replace(row, stale=self._is_stale(row)) for row in rows]
+        needs = set[str](self._spec.algorithm.needs)
+        if chosen.epochs * chosen.mini_batches > 1:
+            needs.add("start")
+        if needs:
+            rows = [filled for micro in self._passes(rows) for filled in self._filled(micro, needs)]
+        return self._spec.algorithm.complete(rows)
 
-    def _log_softmax(self, logits_NV: Tensor) -> Tensor:
-        """Under the sampling temperature: the distribution that completions are drawn from."""
-        return (logits_NV / self._spec.sampling.temperature).log_softmax(-1)
+    def _is_stale(self, row: Row) -> bool:
+        return bool(row.sampler_logprobs_T) and row.policy != self._version
+
+    @torch.no_grad()
+    def _filled(self, micro: MicroBatch, needs: set[str]) -> list[Row]:
+        """The rows of one pass with the columns that are asked for."""
+        columns: dict[str, list[tuple[float, ...]]] = {}
+        if "start" in needs:
+            columns["start_logprobs_T"] = by_row(self._outputs(micro).logprobs_N, micro)
+        if "reference" in needs:
+            columns["reference_logprobs_T"] = by_row(self._reference(micro), micro)
+        return [
+            replace(row, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
+            for i, row in enumerate(micro.rows)
+        ]
+
+    def _reference(self, micro: MicroBatch) -> Tensor:
+        """Logprobs of the weighted mean of the anchors of new prompts; the parent's without any."""
+        terms = self._spec.anchors.new
+        weights = {self._references.resolve(term.to, micro.rows[0]): term.beta for term in terms}
+        weights = weights or {self._references.parent: 1.0}
+        total = sum(weights.values())
+        return torch.stack(
+            [
+                self.anchors.outputs(snapshot, micro, self._spec.sampling.temperature).logprobs_N
+                * (weight / total)
+                for snapshot, weight in weights.items()
+            ]
+        ).sum(0)
 
     @torch.no_grad()
     def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
         """Mean full-vocabulary KL(policy || snapshot) over the rows' tokens, in nats: a drift meter."""
         micro = to_tensors(rows).to(self.device)
-        anchor_NV = self._log_softmax(self.anchors.logits(snapshot, micro))
-        return float(kl.full(self._logprobs(micro), anchor_NV).mean())
+        own = self._outputs(micro)
+        anchor = self.anchors.outputs(snapshot, micro, own.temperature)
+        return float(own.divergence(anchor, kl.full).mean())
 
     @torch.no_grad()
-    def completion_logprobs(self, rows: list[Row]) -> list[list[float]]:
+    def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
         """Logprobs at temperature 1 of each row's completion tokens: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
-        logprobs_NV = completion_logits(self.policy.model, micro, self.policy.dtype).log_softmax(-1)
-        flat = logprobs_NV.gather(-1, micro.targets_N[:, None])[:, 0].tolist()
-        lengths = [len(row.completion_ids) for row in rows]
-        starts = [sum(lengths[:i]) for i in range(len(rows))]
-        return [flat[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+        outputs = completion_outputs(
+            self.policy.model, micro, dtype=self.policy.dtype, temperature=1.0
+        )
+        return by_row(outputs.logprobs_N, micro)
 
     def _check_parity(self, gap: float) -> None:
         if not gap <= self.tolerance:
@@ -248,29 +313,20 @@ class Learner:
             )
 
 
-def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then a linear fall to ``final_lr * lr`` at the last step.
-
-    >>> chosen = OptimizerConfig(lr=0.1, warmup_steps=1, final_lr=0.5)
-    >>> [round(learning_rate(chosen, step, 5), 4) for step in range(5)]
-    [0.05, 0.0875, 0.075, 0.0625, 0.05]
-    """
-    warm = min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
-    progress = step / max(num_steps - 1, 1)
-    fallen = max(0.0, progress - optimizer.decay_from) / (1.0 - optimizer.decay_from)
-    return optimizer.lr * warm * (1.0 - fallen * (1.0 - optimizer.final_lr))
+def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
+    """A flat column cut into the rows it belongs to."""
+    counts = [len(row.completion_ids) for row in micro.rows]
+    return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]
 
 
 def penalty_of(
-    estimator: str, logprobs_NV: Tensor, anchor_NV: Tensor, rows: MicroBatch
+    estimator: str, own: Outputs, anchor: Outputs, micro: MicroBatch
 ) -> tuple[Tensor, Tensor]:
     """Summed penalty with the estimator's gradient, and summed KL to report (detached)."""
     if estimator in kl.VOCABULARY_ESTIMATORS:
-        total = kl.VOCABULARY_ESTIMATORS[estimator](logprobs_NV, anchor_NV).sum()
+        total = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator]).sum()
         return total, total.detach()
-    own_N = logprobs_NV.gather(-1, rows.targets_N[:, None])[:, 0]
-    anchor_N = anchor_NV.gather(-1, rows.targets_N[:, None])[:, 0]
-    meter = kl.k3(own_N.detach(), anchor_N).sum()
+    meter = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N).sum()
     if estimator == "k1":
-        return kl.k1_in_reward(own_N, anchor_N, rows.rows_N).sum(), meter
-    return kl.TOKEN_ESTIMATORS[estimator](own_N, anchor_N).sum(), meter
+        return kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N).sum(), meter
+    return kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N).sum(), meter

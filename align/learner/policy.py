@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from align.config import PolicyConfig
 from align.learner.batch import MicroBatch
+from align.learner.outputs import CHUNK, Outputs
 from rollouts.engine import WeightUpdate
 from rollouts.errors import RunError, UserError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRAINED_ADAPTER = "policy"
+EAGER_WIDTH = 256
+"""Longest row, in tokens, whose attention matrix is written out on CPU."""
 
 
 def load_model(
@@ -43,21 +46,36 @@ def load_model(
     return model.eval()
 
 
-def completion_logits(model: Any, micro: MicroBatch, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits of the positions that predict a completion token; shape ``N, V``, float32.
+def completion_outputs(
+    model: Any, micro: MicroBatch, *, dtype: torch.dtype, temperature: float, chunk: int = CHUNK
+) -> Outputs:
+    """Run the decoder over everything; the output head will see the completion positions only.
 
-    The decoder runs over everything, the output head over ``N`` positions only. With ``dtype`` bfloat16
-    the matrix products are computed in it, whatever the weights are held in.
+    With ``dtype`` bfloat16 the matrix products are computed in it, whatever the weights are held in.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    device = next(model.parameters()).device
+    device = micro.tokens_BT.device
+    _choose_attention(causal, micro.tokens_BT.shape[1], device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         hidden_BTD = causal.get_decoder()(
-            input_ids=micro.tokens_BT.to(device), use_cache=False
+            input_ids=micro.tokens_BT, use_cache=False
         ).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[micro.where_N.to(device)]
-        logits: Tensor = causal.get_output_embeddings()(hidden_ND)
-    return logits.float()
+    return Outputs(
+        hidden_ND=hidden_BTD.flatten(0, 1)[micro.where_N],
+        head=causal.get_output_embeddings(),
+        targets_N=micro.targets_N,
+        temperature=temperature,
+        dtype=dtype,
+        vocabulary=causal.config.get_text_config().vocab_size,
+        chunk=chunk,
+    )
+
+
+def _choose_attention(model: Any, width: int, device: torch.device) -> None:
+    """On CPU the fused kernel's backward is several times slower than plain products on short rows."""
+    chosen = "eager" if device.type == "cpu" and width <= EAGER_WIDTH else "sdpa"
+    if model.config._attn_implementation != chosen:
+        model.set_attn_implementation(chosen)
 
 
 class Policy:

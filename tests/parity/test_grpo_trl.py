@@ -20,10 +20,11 @@ from align.config import AnchorConfig, AnchorsConfig, PolicyConfig, RoundSetting
 from align.demo import BASE_MODEL
 from align.learner.advantages import Scale, group_relative
 from align.learner.anchors import References
-from align.learner.batch import Batch, Row, to_tensors
+from align.learner.batch import to_tensors
 from align.learner.learner import Learner
 from align.learner.losses import GRPO, PolicyInputs
-from align.learner.policy import completion_logits
+from align.learner.policy import completion_outputs
+from align.learner.rows import Batch, Row, Totals
 from tests.unit.tiny import row, save_model
 
 ROWS = (
@@ -157,8 +158,8 @@ def test_clipping_off_policy_is_trls(models: dict[str, Path], tmp_path: Path) ->
     micro = to_tensors(ROWS)
 
     def logprobs(model: Any) -> Tensor:
-        values_NV = completion_logits(model, micro).log_softmax(-1)
-        return values_NV.gather(-1, micro.targets_N[:, None])[:, 0]
+        outputs = completion_outputs(model, micro, dtype=torch.float32, temperature=1.0)
+        return outputs.logprobs_N
 
     own_N = logprobs(trainer.model)
     sampler_N = own_N.detach() + torch.linspace(-0.6, 0.6, NUM_TOKENS)
@@ -171,12 +172,11 @@ def test_clipping_off_policy_is_trls(models: dict[str, Path], tmp_path: Path) ->
     loss, metrics = GRPO(clip_low=0.1, clip_high=0.4).loss(
         PolicyInputs(
             logprobs_N=own_N,
-            sampler_logprobs_N=sampler_N,
+            start_logprobs_N=sampler_N,
             advantages_N=torch.tensor([r.advantage or 0.0 for r in ROWS])[micro.rows_N],
             rows_N=micro.rows_N,
         ),
-        num_tokens=NUM_TOKENS,
-        num_sequences=len(ROWS),
+        Totals(tokens=NUM_TOKENS, sequences=len(ROWS), units=len(ROWS)),
     )
     loss.backward()
     assert 0.0 < float(metrics["loss/clip_share"]) < 1.0
@@ -198,8 +198,8 @@ def test_kl_to_an_anchor_is_trls_kl_to_its_reference(
     reference = AutoModelForCausalLM.from_pretrained(models["other"])
     micro = to_tensors(ROWS)
     with torch.no_grad():
-        held_NV = completion_logits(reference, micro).log_softmax(-1)
-    held_N = held_NV.gather(-1, micro.targets_N[:, None])[:, 0]
+        outputs = completion_outputs(reference, micro, dtype=torch.float32, temperature=1.0)
+        held_N = outputs.logprobs_N
     inputs = trl_inputs(ROWS) | {"ref_per_token_logps": spread(held_N, ROWS)}
     theirs = trainer._compute_loss(trainer.model, inputs)
     theirs.backward()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.learner.batch import Batch, build_batch, micro_batches, to_tensors
+from align.learner.batch import build_batch, micro_batches, to_tensors
 from align.learner.losses import GRPO
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tests.unit.tiny import row
@@ -29,7 +29,7 @@ def test_micro_batches_hold_every_row_once(lengths: list[tuple[int, int]], budge
         row(tuple(range(p)), tuple(range(c)), advantage=float(i))
         for i, (p, c) in enumerate(lengths)
     )
-    pieces = list(micro_batches(Batch(rows=rows), budget))
+    pieces = list(micro_batches(rows, budget))
     assert sorted(r.advantage for m in pieces for r in m.rows) == [r.advantage for r in rows]  # type: ignore[type-var]
     for micro in pieces:
         assert micro.tokens_BT.numel() <= budget or len(micro.rows) == 1
@@ -55,7 +55,7 @@ def test_only_new_prompts_carry_an_advantage() -> None:
     assert [r.advantage for r in kl_only.rows] == [0.5, -0.5, None, None, None, None]
     rewarded = build_batch(groups, GRPO(scale="none"), replay_rewards=True)
     assert [r.advantage for r in rewarded.rows] == [0.5, -0.5, 0.5, -0.5, None, None]
-    assert kl_only.num_advantage_tokens == 4
+    assert kl_only.totals.tokens == 4
     assert kl_only.class_tokens == {"new": 4, "past": 4, "general": 4}
 
 

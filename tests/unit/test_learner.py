@@ -18,9 +18,10 @@ from align.config import (
 )
 from align.errors import NonFiniteError, ParityError
 from align.learner.anchors import BetaController, References
-from align.learner.batch import Batch, Row
-from align.learner.learner import Learner, learning_rate
+from align.learner.learner import Learner
 from align.learner.losses import GRPO
+from align.learner.optimizer import learning_rate
+from align.learner.rows import Batch, Row
 from tests.unit.tiny import VOCABULARY, row, save_model
 
 REFERENCES = References(base="base", parent="base", rounds={"first": "other"})
@@ -148,6 +149,7 @@ def test_parity_is_checked_on_every_token(models: dict[str, Path], tmp_path: Pat
     stale = Row(
         **{**{f: getattr(honest, f) for f in honest.__slots__}, "sampler_logprobs_T": (-1.0, -1.0)}
     )
+    learner.weights("")
     with pytest.raises(ParityError, match="disagree"):
         learner.update(Batch(rows=(stale,)))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from align.learner.batch import Row
+from align.learner.rows import Row
 
 VOCABULARY = 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from align.learner.losses.base import Algorithm, PolicyInputs
+from align.learner.losses.base import Algorithm, PolicyGradient, PolicyInputs
 from align.learner.losses.grpo import GRPO
 from rollouts.errors import nearest
 
@@ -12,7 +12,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "grpo": GRPO,
 }
 
-__all__ = ["ALGORITHMS", "GRPO", "Algorithm", "PolicyInputs", "algorithm_from"]
+__all__ = ["ALGORITHMS", "GRPO", "Algorithm", "PolicyGradient", "PolicyInputs", "algorithm_from"]
 
 
 def algorithm_from(value: Any) -> Any:

@@ -1,16 +1,71 @@
-"""What every algorithm is: a config object with two pure steps, advantages and loss."""
+"""What every algorithm is: a config object that turns a step's material into rows, and rows into a loss.
+
+Three pure stages, in this order:
+
+    rows      scored groups (or examples from a file) -> rows that teach
+    complete  rows whose ``needs`` the learner has filled in -> rows with their final numbers
+    objective one forward pass -> loss and metrics, summable over micro-batches and ranks
+
+Families differ in what a row's loss is made of: `PolicyGradient` (tokens with advantages, here),
+`Preference` (pairs of whole answers), `Imitation` (tokens to repeat). A new algorithm is a new file
+and a line in `ALGORITHMS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from align.learner.rows import Batch, Row, Totals, row_of
 from align.settings import Settings
 from rollouts.types import ScoredGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from align.learner.batch import MicroBatch
+    from align.learner.outputs import Outputs
+
+Need = Literal["start", "reference", "values"]
+"""Columns that the learner computes before the first step on a batch, without gradient."""
+Material = Literal["rollouts", "pairs", "ratings", "demonstrations", "texts"]
+"""What an algorithm learns from: this round's own samples, or rows of a file."""
+LossAndMetrics = tuple["Tensor", Mapping[str, "Tensor"]]
+
+
+class Algorithm(Settings):
+    """Base of all algorithms."""
+
+    name: str
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    anchors_are_reference: ClassVar[bool] = False
+    """The anchors of new prompts are this loss's reference, and add no KL term of their own."""
+
+    @property
+    def material(self) -> Material:
+        """What a step of new prompts is made of."""
+        return "rollouts"
+
+    def check(self, group_size: int, where: str) -> None:
+        """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
+
+    def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
+        """What the sampled groups that teach become; completions without tokens are left out."""
+        raise NotImplementedError
+
+    def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows after the learner has filled in `needs`; may drop rows that were only measured."""
+        return rows
+
+    def moves(self, advantage: float) -> bool:
+        """Whether a row with this advantage can have a gradient; the rest need none taken."""
+        return True
+
+    def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
+        """Loss of one micro-batch and metrics, both summable over the micro-batches of a step."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,37 +74,50 @@ class PolicyInputs:
 
     logprobs_N: Tensor
     """Of the policy that learns, nats, with gradient."""
-    sampler_logprobs_N: Tensor
-    """Of the policy that sampled, nats."""
+    start_logprobs_N: Tensor
+    """Of the policy when this batch came: what ratios are taken to. No gradient."""
     advantages_N: Tensor
-    """Each token carries its completion's advantage."""
     rows_N: Tensor
-    """Index of the completion each token belongs to."""
+    """Index of the completion each token belongs to, non-decreasing."""
+    weights_N: Tensor | None = None
+    """Importance weight for samples of other weights than the start's; None: all 1."""
 
 
-class Algorithm(Settings):
-    """Base of all algorithms. A new one is a new file and a line in `ALGORITHMS`."""
-
-    name: str
-
-    def check(self, group_size: int, where: str) -> None:
-        """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
+class PolicyGradient(Algorithm):
+    """Algorithms whose loss is a sum over sampled tokens, weighted by advantages."""
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
         """One advantage per completion of each group; None masks the completion out of the loss."""
         raise NotImplementedError
 
-    def moves(self, advantage: float) -> bool:
-        """Whether a completion with this advantage can have a gradient; the rest need none taken."""
-        return True
+    def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
+        found = [
+            row_of(scored.group, completion, advantage)
+            for scored, advantages_G in zip(groups, self.advantages(groups), strict=True)
+            for completion, advantage in zip(scored.group.completions_G, advantages_G, strict=True)
+            if completion.token_ids
+        ]
+        return Batch(rows=tuple(found))
 
-    def loss(
-        self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one micro-batch and metrics, both summable over the micro-batches of a step.
-
-        Args:
-            num_tokens: tokens with an advantage in the *whole* step, over all micro-batches.
-            num_sequences: completions with an advantage in the whole step.
-        """
+    def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
+        """The formula. Both results summable over the micro-batches of a step."""
         raise NotImplementedError
+
+    def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
+        teaches_N = micro.teaches_N
+        logprobs_N = outputs.logprobs_N
+        if not teaches_N.any():
+            return logprobs_N.sum() * 0.0, {}
+        moved = any(row.start_logprobs_T is not None for row in micro.rows)
+        start_N = micro.of_tokens("start_logprobs_T") if moved else logprobs_N.detach()
+        loss, metrics = self.loss(
+            PolicyInputs(
+                logprobs_N=logprobs_N[teaches_N],
+                start_logprobs_N=start_N[teaches_N],
+                advantages_N=micro.advantages_N[teaches_N],
+                rows_N=micro.rows_N[teaches_N],
+                weights_N=None if micro.weights_N is None else micro.weights_N[teaches_N],
+            ),
+            totals,
+        )
+        return loss, {**metrics, "loss/policy": loss.detach()}

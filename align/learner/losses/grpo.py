@@ -2,7 +2,7 @@
 
     A_i = (r_i - mean_G r) / (std_G r + eps)
     L   = -1/N sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
-    rho = exp(logprob_t - sampler_logprob_t)
+    rho = exp(logprob_t - start_logprob_t)
 
 Source: Shao et al. 2024, arXiv 2402.03300, eq. 3; token-mean over the step as in Yu et al. 2025,
 arXiv 2503.14476, eq. 10. ``scale: none`` is the advantage of Dr. GRPO (Liu et al. 2025, arXiv
@@ -15,20 +15,19 @@ tensors' own methods, so reading a campaign file does not import it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from align.learner.advantages import Scale, group_relative, group_relative_by_part
-from align.learner.losses.base import Algorithm, PolicyInputs
+from align.learner.losses.base import LossAndMetrics, PolicyGradient, PolicyInputs
+from align.learner.losses.clipping import clipped_surrogate
+from align.learner.rows import Totals
 from rollouts.types import ScoredGroup
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class GRPO(Algorithm):
+class GRPO(PolicyGradient):
     """Group-relative policy optimisation."""
 
     name: Literal["grpo"] = "grpo"
@@ -54,11 +53,7 @@ class GRPO(Algorithm):
         values = [[score.value for score in group.scores_G] for group in groups]
         return group_relative(values, self.scale)
 
-    def loss(
-        self, inputs: PolicyInputs, *, num_tokens: int, num_sequences: int
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        ratio_N = (inputs.logprobs_N - inputs.sampler_logprobs_N).exp()
-        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high)
-        surrogate_N = (ratio_N * inputs.advantages_N).minimum(clipped_N * inputs.advantages_N)
-        clip_share = (ratio_N != clipped_N).float().sum().detach() / num_tokens
-        return -surrogate_N.sum() / num_tokens, {"loss/clip_share": clip_share}
+    def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
+        loss_N, clipped_N = clipped_surrogate(inputs, self.clip_low, self.clip_high)
+        share = clipped_N.float().sum() / totals.tokens
+        return loss_N.sum() / totals.tokens, {"loss/clip_share": share}

@@ -1,0 +1,51 @@
+"""Importance weights: samples of somewhat older weights, weighted as if the learner had drawn them.
+
+    token     w_t = exp(start_t - sampler_t)
+    sequence  w   = exp(sum_t (start_t - sampler_t)), the same for every token of a row
+
+``truncate`` takes ``min(w, cap)``; ``mask`` gives tokens above the cap, or below ``1 / cap``, no weight
+at all. ``start`` are the learner's logprobs when the batch came, ``sampler`` those of the engine that
+sampled: with equal weights the ratio is 1 but for rounding. Source: truncation, Ionides 2008 and Yao et
+al. 2025 ("Your efficient RL framework secretly brings you off-policy RL training"); masking, Team et al.
+2025, arXiv 2510.18855.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from align.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ImportanceConfig(Settings):
+    """How samples of older weights are corrected."""
+
+    level: Literal["token", "sequence", "none"] = "token"
+    """What a ratio is of; ``none`` leaves samples as they are."""
+    limit: Literal["truncate", "mask"] = "truncate"
+    """What happens beyond the cap."""
+    cap: Annotated[float, Field(gt=1)] = 2.0
+    """Largest weight."""
+
+
+def importance_weights(log_ratio_N: Tensor, rows_N: Tensor, config: ImportanceConfig) -> Tensor:
+    """Weight of every token, without gradient; see the module's docstring.
+
+    Args:
+        log_ratio_N: ``start - sampler``, nats.
+        rows_N: completion index of each token.
+    """
+    difference_N = log_ratio_N.detach()
+    if config.level == "sequence":
+        sums_B = difference_N.new_zeros(int(rows_N.max()) + 1).index_add(0, rows_N, difference_N)
+        difference_N = sums_B[rows_N]
+    weights_N = difference_N.exp()
+    if config.limit == "truncate":
+        return weights_N.clamp(max=config.cap)
+    keep_N = (weights_N <= config.cap) & (weights_N >= 1 / config.cap)
+    return weights_N * keep_N

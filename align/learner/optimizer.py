@@ -1,0 +1,36 @@
+"""The optimizer of a round, and its learning rate over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from align.config import OptimizerConfig
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """AdamW with fresh state."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up, then a linear fall to ``final_lr * lr`` at the last step.
+
+    >>> chosen = OptimizerConfig(lr=0.1, warmup_steps=1, final_lr=0.5)
+    >>> [round(learning_rate(chosen, step, 5), 4) for step in range(5)]
+    [0.05, 0.0875, 0.075, 0.0625, 0.05]
+    """
+    warm = min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
+    progress = step / max(num_steps - 1, 1)
+    fallen = max(0.0, progress - optimizer.decay_from) / (1.0 - optimizer.decay_from)
+    return optimizer.lr * warm * (1.0 - fallen * (1.0 - optimizer.final_lr))

@@ -1,0 +1,130 @@
+"""What a model says at the completion tokens of one forward pass, without more logits than needed.
+
+Legend: ``_N`` completion tokens, ``_D`` hidden size, ``_V`` vocabulary. With a small vocabulary the
+log-probabilities of all tokens exist at once and are shared by everything that asks. Beyond `CHUNK`
+floats they are made a piece at a time and again in the backward pass, so that peak memory does not grow
+with ``N * V``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1 << 25
+"""Log-probabilities that may exist at once for one model, in floats (128 MiB)."""
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""From log-probabilities ``n, V`` of two models to nats per token, ``n``."""
+
+
+@dataclass
+class Outputs:
+    """Log-probabilities under the sampling temperature: the distribution completions are drawn from."""
+
+    hidden_ND: Tensor
+    head: Callable[[Tensor], Tensor]
+    targets_N: Tensor
+    temperature: float
+    dtype: torch.dtype
+    vocabulary: int
+    chunk: int = CHUNK
+    values_N: Tensor | None = None
+    """The critic's, with gradient; None without a critic."""
+    teacher: Outputs | None = None
+    """Of the model that is distilled, at the same tokens."""
+    given_NV: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all log-probabilities may exist at once."""
+        return len(self.targets_N) * self.vocabulary <= self.chunk
+
+    @cached_property
+    def logprobs_NV(self) -> Tensor:
+        """All of them at once; ask only where it `fits`."""
+        return self._log_softmax(self.hidden_ND) if self.given_NV is None else self.given_NV
+
+    @property
+    def logprobs_N(self) -> Tensor:
+        """Of the completion tokens."""
+        return self._tokens[0]
+
+    @property
+    def entropy_N(self) -> Tensor:
+        """In nats, without gradient."""
+        return self._tokens[1]
+
+    def at(self, index_M: Tensor) -> Outputs:
+        """The same model at some of the tokens."""
+        return Outputs(
+            hidden_ND=self.hidden_ND[index_M],
+            head=self.head,
+            targets_N=self.targets_N[index_M],
+            temperature=self.temperature,
+            dtype=self.dtype,
+            vocabulary=self.vocabulary,
+            chunk=self.chunk,
+            given_NV=self.logprobs_NV[index_M] if self.fits else None,
+        )
+
+    def divergence(self, other: Outputs, between: Divergence) -> Tensor:
+        """Nats per token between two models over the whole vocabulary; shape ``N``."""
+        if self.fits:
+            return between(self.logprobs_NV, other.logprobs_NV)
+
+        def piece(own_nD: Tensor, other_nD: Tensor) -> Tensor:
+            return between(self._log_softmax(own_nD), other._log_softmax(other_nD))
+
+        return torch.cat(
+            [
+                _again(piece, own_nD, other_nD)
+                for own_nD, other_nD in zip(
+                    self._pieces(self.hidden_ND), self._pieces(other.hidden_ND), strict=True
+                )
+            ]
+        )
+
+    @cached_property
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        if self.fits:
+            return _token_outputs(self.logprobs_NV, self.targets_N)
+
+        def piece(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+            return _token_outputs(self._log_softmax(hidden_nD), targets_n)
+
+        pieces = [
+            _again(piece, hidden_nD, targets_n)
+            for hidden_nD, targets_n in zip(
+                self._pieces(self.hidden_ND), self._pieces(self.targets_N), strict=True
+            )
+        ]
+        return torch.cat([own for own, _ in pieces]), torch.cat([h for _, h in pieces])
+
+    def _pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(rows, max(1, self.chunk // self.vocabulary))
+
+    def _log_softmax(self, hidden_nD: Tensor) -> Tensor:
+        with torch.autocast(hidden_nD.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits_nV = self.head(hidden_nD)
+        return (logits_nV.float() / self.temperature).log_softmax(-1)
+
+
+def _token_outputs(logprobs_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+    own_n = logprobs_nV.gather(-1, targets_n[:, None])[:, 0]
+    with torch.no_grad():
+        entropy_n = -(logprobs_nV.exp() * logprobs_nV).sum(-1)
+    return own_n, entropy_n
+
+
+def _again(piece: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Run a piece now and, where a gradient is taken, once more then."""
+    if not torch.is_grad_enabled():
+        return piece(*inputs)
+    return checkpoint(piece, *inputs, use_reentrant=False)

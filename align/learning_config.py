@@ -1,0 +1,88 @@
+"""Fields of a campaign file that say how a step samples, learns, and what holds it back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from align.settings import Settings
+
+
+def _listed(value: Any) -> Any:
+    """One anchor is short for a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+class SamplingConfig(Settings):
+    """The rollouts of one learner step."""
+
+    group_size: Annotated[int, Field(ge=1)] = 8
+    """Completions per new prompt."""
+    prompts_per_step: Annotated[int, Field(ge=1)] = 16
+    """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest completion, in tokens."""
+
+    @property
+    def budget(self) -> int:
+        """Completions of one step, replay included."""
+        return self.prompts_per_step * self.group_size
+
+
+class OptimizerConfig(Settings):
+    """AdamW, fresh in every round."""
+
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly."""
+    final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate falls linearly to this share of ``lr`` at the round's last step."""
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the round after which it begins to fall."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over every batch of rollouts."""
+    mini_batches: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps in one pass: the batch is split into so many equal parts."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Padded tokens in one forward pass; any value gives the same gradient. None: 2,600 on CPU, where
+    activations should stay in the cache, 16,384 on GPU."""
+
+
+class AnchorConfig(Settings):
+    """One KL term: ``beta`` times the mean per-token KL toward one earlier snapshot, in nats."""
+
+    to: Annotated[str, Field(pattern=r"^(parent|owner|base|round:.+)$")]
+    """``parent`` (where the round started), ``owner`` (of each prompt), ``base``, ``round:NAME``."""
+    beta: Annotated[float, Field(ge=0)]
+    """Weight; with a target, the weight it starts from."""
+    estimator: Literal["full", "forward", "k1", "k2", "k3"] = "full"
+    """``full`` sums over the vocabulary; k1 to k3 use sampled tokens only; ``forward`` is for stored
+    answers, which the anchor sampled."""
+    target: Annotated[float, Field(gt=0)] | None = None
+    """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    """Largest relative change of a steered beta in one step."""
+    bounds: tuple[float, float] = (1e-4, 1e2)
+    """Smallest and largest steered beta."""
+
+
+class AnchorsConfig(Settings):
+    """Which snapshots hold which prompts. Each class's KL is a mean over its own tokens."""
+
+    new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = ()
+    """A trust region, for reward models and judges; costs plasticity."""
+    past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+        AnchorConfig(to="owner", beta=3.0),
+    )
+    """The retention term: each replayed prompt is held to the snapshot that owned it."""
+    general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+        AnchorConfig(to="base", beta=1.0),
+    )
+    """Holds what no round trains."""

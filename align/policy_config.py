@@ -1,0 +1,66 @@
+"""Fields of a campaign file that say what model is aligned, and what engines sample from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.settings import Settings
+from rollouts.vllm_engine import LINEAR_LAYERS
+
+
+class LoraConfig(Settings):
+    """A peft adapter in place of full weights; snapshots are then adapters over one base."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Inner dimension of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input. Above 0 the learner is no longer exactly on-policy."""
+    targets: tuple[str, ...] = LINEAR_LAYERS
+    """Modules that get an adapter. Never lm_head: engines drop its update silently."""
+
+
+class PolicyConfig(Settings):
+    """The model that is aligned."""
+
+    model: str
+    """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the engines and of the learner's matrix products; its master weights stay in float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read it."""
+    revision: str | None = None
+    """Commit of a Hugging Face id; None takes the newest."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of the learner. More than the free cores make it slower, not faster: waiting
+    threads spin."""
+
+
+class EngineConfig(Settings):
+    """The vLLM engines that sample and evaluate."""
+
+    engines: Annotated[int, Field(ge=1)] = 1
+    """Engine actors. One core each on CPU, one GPU each elsewhere."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Sequences one engine decodes at a time."""
+    max_model_len: Annotated[int, Field(ge=8)] | None = None
+    """Prompt plus completion, in tokens. None takes the model's own limit, at most 4096."""
+    kv_cache_mb: Annotated[int, Field(ge=16)] = 256
+    """KV cache of one engine on CPU, in MiB."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a GPU one engine may take."""
+    start_deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds an engine may take to start."""
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds any one engine call may take before the engine is replaced."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Engines replaced in one run before the run stops."""
+    probe_sequences: Annotated[int, Field(ge=1)] = 8
+    """Sequences compared between engine and learner after every sync."""
+    probe_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Largest allowed logprob difference in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
