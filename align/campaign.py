@@ -15,6 +15,7 @@ from pathlib import Path
 
 from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence
+from align.examples.stream import ExampleStream
 from align.inputs import load_inputs
 from align.learner.anchors import References
 from align.memory.answers import load_answers, save_answers
@@ -67,6 +68,7 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
             index, attempt, "failed", None, {"error": str(error) or repr(error)}
         )
         raise
+    parts.forget_checkpoints(plan)
     parts.observer.on_verdict(plan, outcome)
 
 
@@ -77,9 +79,12 @@ def plan_round(
     accepted = {r.name: r for r in parts.ledger.rounds() if r.state == "accepted" and r.candidate}
     retired = parts.evidence.retired((*accepted, spec.name))
     before = {s.name: s for s in parts.config.rounds if s.name in accepted.keys() - retired}
-    shared = {name for name, earlier in before.items() if earlier.prompts == spec.prompts}
+    shared = {name for name, earlier in before.items() if earlier.asks == spec.asks}
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
+    examples = parts.inputs.examples.get(spec.name)
+    algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
+    spec = spec.model_copy(update={"algorithm": algorithm})
     return RoundPlan(
         index=index,
         attempt=attempt,
@@ -93,6 +98,7 @@ def plan_round(
             sampling=spec.sampling,
             replay=spec.replay,
             seed=seed,
+            examples=None if examples is None else ExampleStream(examples, seed),
         ),
         scorer=scorer_of(spec, before, shared),
         seed=seed,
@@ -138,7 +144,7 @@ def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
     Prompts that this round asks itself are not: the old behaviour would forbid the new one. Of rounds
     that shared their prompts only the last owns them, since its snapshot has all their behaviours.
     """
-    last = {spec.prompts: name for name, spec in before.items() if name not in shared}
+    last = {spec.asks: name for name, spec in before.items() if name not in shared}
     return [name for name in before if name in last.values()]
 
 
@@ -149,8 +155,12 @@ def scorer_of(spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[
     for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
         if reward not in parts:
             parts.append(reward)
-    past = {n: build_rubric(before[n].rewards) for n in before if n not in shared}
-    return Scorer(new=build_rubric(parts), past=past if spec.replay.rewards else {})
+    past = {
+        n: build_rubric(before[n].rewards)
+        for n in before
+        if n not in shared and before[n].rewards and spec.replay.rewards
+    }
+    return Scorer(new=build_rubric(parts) if parts else None, past=past)
 
 
 def load_replay(folder: Path, records: Sequence[RoundRecord]) -> ReplayBuffer:

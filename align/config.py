@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from align.examples.config import ExamplesConfig
 from align.learner.importance import ImportanceConfig
 from align.learner.losses import GRPO, Algorithm, algorithm_from
 from align.learning_config import (
@@ -74,6 +75,7 @@ class PromptsConfig(Settings):
 
 
 Prompts = Annotated[PromptsConfig, BeforeValidator(_sourced)]
+Examples = Annotated[ExamplesConfig, BeforeValidator(_sourced)]
 
 
 class RewardConfig(Settings):
@@ -160,17 +162,58 @@ class RoundSettings(Settings):
     """Share of a round's samples whose reward may fail before the round stops."""
     meter_every: Annotated[int, Field(ge=1)] = 15
     """Learner steps between drift measurements."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 15
+    """Learner steps between checkpoints: a round that was stopped goes on from the last one."""
 
 
 class RoundConfig(RoundSettings):
     """One preference round."""
 
     name: Name
-    prompts: Prompts
-    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    prompts: Prompts | None = None
+    """What completions are sampled for; None where the round learns from ``data``."""
+    data: Examples | None = None
+    """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
+    rewards: tuple[Reward, ...] = ()
     """The preference of this round; parts are summed by weight."""
     steps: Annotated[int, Field(ge=1)]
     """Learner steps."""
+
+    @property
+    def asks(self) -> PromptsConfig | ExamplesConfig:
+        """Where the round's prompts come from: what two rounds may share."""
+        found = self.prompts or self.data
+        assert found is not None, "the check of the material"
+        return found
+
+    @model_validator(mode="after")
+    def _material(self) -> Self:
+        algorithm, material = self.algorithm, self.algorithm.material
+        if material == "rollouts":
+            if self.prompts is None:
+                raise ValueError(f"{algorithm.name} samples completions of prompts; set prompts")
+            if self.data is not None:
+                raise ValueError(
+                    f"{algorithm.name} learns from its own samples and would not read data; "
+                    "remove it, or choose an algorithm that learns from a file"
+                )
+            if algorithm.needs_rewards and not self.rewards:
+                raise ValueError(f"{algorithm.name} learns from rewards; set rewards")
+        elif self.data is None:
+            raise ValueError(f"{algorithm.name} learns from {material} of a file; set data")
+        terms = self.anchors.new
+        if algorithm.anchors_are_reference and terms and not sum(term.beta for term in terms):
+            raise ValueError(
+                f"{algorithm.name} takes the weighted mean of anchors.new as its reference and their total "
+                "weight is 0; give one of them a beta above 0, or leave anchors.new out for the parent"
+            )
+        if self.sampling.max_staleness and self.importance.level == "none":
+            raise ValueError(
+                f"max_staleness is {self.sampling.max_staleness} and importance.level is none: samples "
+                "of older weights would count as the learner's own; set importance.level to token or "
+                "sequence, or max_staleness to 0"
+            )
+        return self
 
 
 class SuiteConfig(Settings):

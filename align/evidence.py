@@ -106,7 +106,7 @@ class Evidence:
             for i, later in enumerate(specs)
             if later.mode == "override"
             for earlier in specs[:i]
-            if earlier.prompts == later.prompts
+            if earlier.asks == later.asks
         )
 
     def committed(self) -> list[RoundRecord]:

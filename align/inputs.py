@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import CampaignConfig
+from align.examples import Unit, load_examples
+from align.examples.holdout import hold_out, prompts_of
 from align.gate.suites import Suite, build_suites
 from align.models import SCHEMES, load_tokenizer, resolve_model
 from rewards.rubric import build_rubric
@@ -31,10 +33,14 @@ class Inputs:
     """Prompt plus completion, in tokens, that engines are started for."""
     encoder: PromptEncoder
     prompts: Mapping[str, Sequence[Prompt]]
-    """New prompts of every round."""
+    """New prompts of every round; those of its examples where it learns from a file."""
     general: Mapping[str, Sequence[Prompt]]
     """The general pool of every round that has one."""
     suites: Sequence[Suite]
+    examples: Mapping[str, Sequence[Unit]]
+    """Of every round that learns from a file: what it may learn from."""
+    reports: Mapping[str, str]
+    """What became of these rounds' files: rows read, cut and left out."""
 
     def data_hashes(self, round_name: str) -> dict[str, str]:
         """sha256 of the prompts a round draws from, for its snapshot's provenance."""
@@ -51,13 +57,28 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     rubrics = {
         spec.name: build_rubric(spec.rewards, f"rounds.{index}.rewards")
         for index, spec in enumerate(config.rounds)
+        if spec.rewards
     }
     model = resolve_model(config.policy)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_model_folder(model, resolve_device("auto"))
     context = context_of(model, config)
+    encoder = PromptEncoder(load_tokenizer(model, config.policy))
+    examples = {
+        spec.name: load_examples(spec.data, spec.algorithm.material, encoder, context, spec.name)
+        for spec in config.rounds
+        if spec.data is not None
+    }
+    files = {
+        spec.name: hold_out(examples[spec.name].units, spec.data.heldout)
+        for spec in config.rounds
+        if spec.data is not None
+    }
     prompts = {
-        spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new") for spec in config.rounds
+        spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new")
+        if spec.prompts is not None
+        else prompts_of(files[spec.name][0], encoder)
+        for spec in config.rounds
     }
     general = {
         spec.name: load_prompts(spec.replay.general_prompts, SCHEMES, None, "general")
@@ -66,7 +87,6 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     }
     for name, rubric in rubrics.items():
         rubric.check_columns(prompts[name], f"round {name}")
-    encoder = PromptEncoder(load_tokenizer(model, config.policy))
     for spec in config.rounds:
         for pool in (prompts[spec.name], general.get(spec.name, [])):
             check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
@@ -76,7 +96,11 @@ def load_inputs(config: CampaignConfig) -> Inputs:
         encoder=encoder,
         prompts=prompts,
         general=general,
-        suites=build_suites(config, SCHEMES, encoder, context),
+        suites=build_suites(
+            config, SCHEMES, encoder, context, {name: held for name, (_, held) in files.items()}
+        ),
+        examples={name: kept for name, (kept, _) in files.items()},
+        reports={name: str(found.report) for name, found in examples.items()},
     )
 
 

@@ -24,6 +24,9 @@ class SamplingConfig(Settings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Learner steps that samples may lag behind the weights that learn from them. 0 samples and learns
+    in turn; 1 does both at the same time; k also syncs the engines at every k-th step only."""
 
     @property
     def budget(self) -> int:

@@ -29,7 +29,7 @@ METER_PROMPTS = 8
 
 
 def rollout_metrics(
-    scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport
+    scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport | None
 ) -> dict[str, float]:
     """Rewards, their parts, and how much of the batch carries a signal."""
     new = [s for s in scored if s.group.prompt.source == "new"]
@@ -44,7 +44,7 @@ def rollout_metrics(
         "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
         "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
         "completions/failed_share": _mean([not c.token_ids for c in completions]),
-        "sync/seconds": sync.seconds,
+        "sync/seconds": sync.seconds if sync else 0.0,
         **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
     }
     for part in sorted({name for s in scores for name in s.parts}):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from align.config import ReplayConfig, SamplingConfig
+from align.examples.stream import ExampleStream, rows_of
+from align.learner.rows import Row
 from align.memory.replay import ReplayBuffer
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
@@ -30,6 +32,8 @@ class Draw:
     group_sizes: tuple[int, ...]
     stored: list[RolloutGroup]
     """Answers that exist already; they cost no sampling."""
+    examples: list[Row] = field(default_factory=list)
+    """Rows of a file that the step learns from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,7 @@ class Mixture:
     """Draws every step of one round; what step ``n`` holds depends on the seed and ``n`` alone."""
 
     new: PromptStream
+    """The round's own prompts; with ``examples`` they are only measured on."""
     past: ReplayBuffer
     general: PromptStream | None
     stored: Sequence[RolloutGroup]
@@ -44,6 +49,8 @@ class Mixture:
     sampling: SamplingConfig
     replay: ReplayConfig
     seed: int
+    examples: ExampleStream | None = None
+    """Rows of a file, for algorithms that learn from one: they take the place of new prompts."""
 
     def draw(self, step: int) -> Draw:
         """Prompts of step ``step``, counted from 0."""
@@ -55,7 +62,13 @@ class Mixture:
         new_share = 1.0 - past_share - general_share
         past = self._past(budget * past_share / singles, step)
         general = window(self.general, budget * general_share, step) if self.general else []
-        new = window(self.new, budget * new_share / self.sampling.group_size, step)
+        examples: list[Row] = []
+        new: list[Prompt] = []
+        if self.examples is not None:
+            rate = budget * new_share / len(self.examples.at(0, 1)[0].rows)
+            examples = rows_of(self.examples.at(total_before(rate, step), whole(rate, step)))
+        else:
+            new = window(self.new, budget * new_share / self.sampling.group_size, step)
         return Draw(
             prompts=(*new, *past, *general),
             group_sizes=(
@@ -64,7 +77,17 @@ class Mixture:
                 *[1] * len(general),
             ),
             stored=self._stored(budget * self.replay.general, step),
+            examples=examples,
         )
+
+    def spare(self, step: int, turn: int) -> Draw:
+        """As many new prompts as a step has, from further on in the stream: replacements."""
+        count = self.sampling.prompts_per_step
+        first = total_before(float(count), step) + turn * len(self.new) // 2
+        self.new.seek(first)
+        prompts = tuple(self.new.take(count))
+        sizes = (self.sampling.group_size,) * count
+        return Draw(prompts=prompts, group_sizes=sizes, stored=[])
 
     def _past(self, rate: float, step: int) -> list[Prompt]:
         rounds = tuple(self.past.entries)

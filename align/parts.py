@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, rmtree
 from typing import TYPE_CHECKING, Protocol
 
 from align.config import CampaignConfig
+from align.errors import SnapshotError
 from align.evidence import Evidence
 from align.inputs import Inputs
 from align.memory.ledger import Ledger
@@ -21,6 +22,7 @@ from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
+    from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
     from align.round import RoundOutcome, RoundPlan
 
@@ -55,7 +57,7 @@ class Parts:
     store: SnapshotStore
     ledger: Ledger
     engine: RolloutEngine
-    learner: Learner
+    learner: Learner | LearnerGroup
     evidence: Evidence
     observer: Observer
     beat: Callable[[], None]
@@ -69,6 +71,40 @@ class Parts:
             file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
         self.beat()
         self.observer.on_step(plan, step, metrics)
+
+    def checkpoint(self, plan: RoundPlan, step: int) -> None:
+        """Write down the learner's state after ``step`` steps, where one is due."""
+        if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
+            folder = self.checkpoint_folder(plan)
+            self.learner.checkpoint(folder, step, identity=self.identity(plan))
+
+    def resume(self, plan: RoundPlan) -> int:
+        """Steps of the round that an earlier attempt has done; the learner goes on from there."""
+        try:
+            found = self.learner.restore(self.checkpoint_folder(plan), identity=self.identity(plan))
+        except SnapshotError as error:
+            self.observer.note(f"the round starts over: {error}")
+            return 0
+        if found is None:
+            return 0
+        self.observer.note(f"round {plan.spec.name} goes on from step {found.step}")
+        return found.step
+
+    def forget_checkpoints(self, plan: RoundPlan) -> None:
+        """A committed round has nothing to go on with."""
+        rmtree(self.checkpoint_folder(plan), ignore_errors=True)
+
+    def checkpoint_folder(self, plan: RoundPlan) -> Path:
+        """Shared by the attempts of a round."""
+        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / "checkpoint"
+
+    def identity(self, plan: RoundPlan) -> dict[str, str]:
+        """What must not have changed for a checkpoint to be gone on with."""
+        return {
+            "round": plan.spec.name,
+            "parent": plan.parent,
+            "config": self.config.hash(),
+        }
 
     def round_folder(self, plan: RoundPlan) -> Path:
         """Every attempt writes into a folder of its own."""
@@ -96,7 +132,7 @@ class Parts:
 
     def write_snapshot(self, folder: Path) -> None:
         """The policy and its tokenizer: a snapshot can be served as it is."""
-        self.learner.policy.save(folder)
+        self.learner.save(folder)
         self.inputs.encoder.tokenizer.save_pretrained(folder)
 
     def provenance(self, plan: RoundPlan) -> Provenance:
@@ -170,19 +206,28 @@ def open_parts(
         )
 
 
-def _load_learner(config: CampaignConfig, memory: Memory, stack: ExitStack) -> Learner:
+def _load_learner(
+    config: CampaignConfig, memory: Memory, stack: ExitStack
+) -> Learner | LearnerGroup:
     from tempfile import TemporaryDirectory
 
+    from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
 
     scratch = stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=config.folder))
-    return Learner(
+    kind: type[Learner] | type[LearnerGroup] = Learner
+    if config.policy.ranks > 1:
+        kind = LearnerGroup
+    learner = kind(
         memory.store.open(memory.base).path,
         config.policy,
         folder_of=lambda snapshot: memory.store.open(snapshot).path,
         scratch=Path(scratch),
         tolerance=config.rollouts.probe_tolerance,
     )
+    if isinstance(learner, LearnerGroup):
+        stack.callback(learner.close)
+    return learner
 
 
 def import_base(

@@ -36,9 +36,15 @@ class PolicyConfig(Settings):
     """Run Python code that comes with the model. Off unless you have read it."""
     revision: str | None = None
     """Commit of a Hugging Face id; None takes the newest."""
+    ranks: Annotated[int, Field(ge=1)] = 1
+    """Processes that learn together, each on a GPU of its own where there are any. Full weights are dealt
+    out over them; an adapter is on each, and so are anchors."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third slower, and memory for one layer at a
+    time."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of the learner. More than the free cores make it slower, not faster: waiting
-    threads spin."""
+    """CPU threads of every rank of the learner. More than the free cores make it slower, not faster:
+    waiting threads spin."""
 
 
 class EngineConfig(Settings):

@@ -4,13 +4,14 @@ This is the file to read first. A round starts from its parent snapshot, takes `
 on its own rollouts, publishes the result as an immutable candidate, measures it on every suite and
 commits a verdict. Nothing is undone on a rejection: production never moved.
 
-    mixture.draw -> collect -> scorer.score -> learner.update -> engine.sync     (every step)
+    rollouts.take -> build_batch -> learner.update -> rollouts.sync             (every step)
     store.publish -> evaluate -> decide -> ledger.commit_round                   (once)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from align.config import RoundConfig
 from align.gate.evaluate import ItemResults, evaluate
@@ -20,9 +21,9 @@ from align.learner.batch import build_batch
 from align.meters import measure_drift, probe, rollout_metrics
 from align.mixture import Mixture
 from align.parts import Parts
+from align.sampling import StepSampler
 from align.scoring import Scorer
-from rollouts.collect import collect
-from rollouts.types import Sampling, SnapshotId
+from rollouts.types import SnapshotId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,23 +78,27 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
 def train(plan: RoundPlan, parts: Parts) -> None:
     """The learner steps of a round. The engines hold the learner's weights before and after."""
     spec, learner = plan.spec, parts.learner
-    sampling = Sampling(max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature)
     learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
-    parts.engine.sync(learner.weights(version(plan, 0)))
-    for step in range(spec.steps):
-        draw = plan.mixture.draw(step)
-        groups = collect(
-            parts.engine, draw.prompts, draw.group_sizes, parts.inputs.encoder, sampling,
-            seed=plan.seed + step, policy=version(plan, step),
-        ) + draw.stored  # fmt: skip
-        scored = plan.scorer.score(groups)
+    first = parts.resume(plan)
+    rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
+    rollouts.start(first)
+    for step in range(first, spec.steps):
+        scored = rollouts.take(step)
         plan.scorer.check_budget(spec.failed_budget, planned=spec.steps * spec.sampling.budget)
-        batch = build_batch(scored, spec.algorithm, replay_rewards=spec.replay.rewards)
+        batch = build_batch(
+            scored,
+            spec.algorithm,
+            replay_rewards=spec.replay.rewards,
+            examples=plan.mixture.draw(step).examples,
+        )
         metrics = learner.update(batch)
-        sync = parts.engine.sync(learner.weights(version(plan, step + 1)))
+        sync = rollouts.sync(step + 1)
+        parts.checkpoint(plan, step + 1)
         if step % spec.meter_every == 0 or step == spec.steps - 1:
-            metrics |= measure_drift(plan.mixture, plan.references, sampling, parts, plan.seed)
-        parts.log(plan, step, metrics | rollout_metrics(scored, batch, sync))
+            metrics |= measure_drift(
+                plan.mixture, plan.references, rollouts.sampling, parts, plan.seed
+            )
+        parts.log(plan, step, metrics | rollout_metrics(scored, batch, sync) | rollouts.metrics)
 
 
 def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:

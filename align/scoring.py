@@ -20,7 +20,8 @@ UNSCORED = Score(value=None, status="abstained")
 class Scorer:
     """Routes groups to rubrics."""
 
-    new: Rubric
+    new: Rubric | None
+    """None where the round learns without rewards."""
     past: Mapping[str, Rubric]
     """By round name; empty when replay learns through KL alone."""
 
@@ -44,10 +45,12 @@ class Scorer:
             planned: samples the whole round will ask for; a few early failures are no large share.
         """
         for rubric in (self.new, *self.past.values()):
-            rubric.failures.check_budget(budget, planned)
+            if rubric is not None:
+                rubric.failures.check_budget(budget, planned)
 
     def _routes(self, groups: Sequence[RolloutGroup]) -> list[tuple[Rubric, list[int]]]:
-        routes = [(self.new, [i for i, g in enumerate(groups) if g.prompt.source == "new"])]
+        mine = [i for i, g in enumerate(groups) if g.prompt.source == "new"]
+        routes = [] if self.new is None else [(self.new, mine)]
         for name, rubric in self.past.items():
             mine = [
                 i

@@ -192,7 +192,8 @@ class Kept:
 
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
-        self.generate, self.score, self.sync = engine.generate, engine.score, engine.sync
+        self.generate, self.submit = engine.generate, engine.submit
+        self.score, self.sync = engine.score, engine.sync
 
     def close(self) -> None:
         """Nothing: the next campaign goes on with the same engines."""

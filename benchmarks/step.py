@@ -38,24 +38,17 @@ class Ours:
     encoder: Any
     rubric: Any
     spec: Any
+    pending: dict[int, Any] = field(default_factory=dict)
 
     def step(self, number: int) -> dict[str, float]:
         """One step as `align.round.train` takes it; seconds of its phases."""
         from align.learner.batch import build_batch
-        from rollouts.collect import collect
-        from rollouts.types import Sampling
 
         sizes = self.spec.sampling
         clock = [time.perf_counter()]
-        groups = collect(
-            self.pool,
-            self.stream.take(sizes.prompts_per_step),
-            [sizes.group_size] * sizes.prompts_per_step,
-            self.encoder,
-            Sampling(max_tokens=sizes.max_tokens),
-            seed=number,
-            policy=f"step/{number}",
-        )
+        groups = (self.pending.pop(number, None) or self.ask(number, number)).groups()
+        if sizes.max_staleness:
+            self.pending[number + 1] = self.ask(number + 1, number)
         clock.append(time.perf_counter())
         scored = self.rubric.score(groups)
         clock.append(time.perf_counter())
@@ -63,13 +56,30 @@ class Ours:
         expected = sizes.budget * sizes.max_tokens
         assert batch.totals.tokens == expected, "both sides must do the same work"
         metrics = self.learner.update(batch)
-        assert metrics["parity/max_abs_diff"] > 0, "no token was compared with its engine's"
+        compared = metrics["parity/max_abs_diff"] > 0
+        assert compared or sizes.max_staleness, "no token was compared with its engine's"
         clock.append(time.perf_counter())
         self.pool.sync(self.learner.weights(f"step/{number + 1}"))
         clock.append(time.perf_counter())
         names = ("sample_s", "score_s", "update_s", "sync_s")
         phases = dict(zip(names, _differences(clock), strict=True))
         return {**phases, "wall_s": clock[-1] - clock[0]}
+
+    def ask(self, number: int, held: int) -> Any:
+        """Begin to sample a step from the weights that the engines hold."""
+        from rollouts.collect import begin
+        from rollouts.types import Sampling
+
+        sizes = self.spec.sampling
+        return begin(
+            self.pool,
+            self.stream.take(sizes.prompts_per_step),
+            [sizes.group_size] * sizes.prompts_per_step,
+            self.encoder,
+            Sampling(max_tokens=sizes.max_tokens),
+            seed=number,
+            policy=f"step/{held}",
+        )
 
 
 @contextmanager
@@ -97,7 +107,10 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     policy = PolicyConfig(model=str(model), threads=args.threads, dtype=args.dtype)
     spec = RoundSettings(
         sampling=SamplingConfig(
-            group_size=args.group, prompts_per_step=args.prompts, max_tokens=args.tokens
+            group_size=args.group,
+            prompts_per_step=args.prompts,
+            max_tokens=args.tokens,
+            max_staleness=args.staleness,
         ),
         optimizer=OptimizerConfig(lr=args.lr, micro_batch_tokens=args.micro_batch_tokens),
         anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=args.beta),), past=(), general=()),
@@ -258,7 +271,8 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--engines", type=int, default=cores)
     options.add_argument("--threads", type=int, default=cores, help="of our learner")
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
-    options.add_argument("--micro-batch-tokens", type=int, default=16384)
+    options.add_argument("--micro-batch-tokens", type=int)
+    options.add_argument("--staleness", type=int, default=0, help="1 samples while it learns")
     options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options.add_argument("--prompts", type=int, default=8, help="per step")
     options.add_argument("--group", type=int, default=8, help="completions per prompt")

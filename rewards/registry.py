@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import text, verifiable
+from rewards import reward_model, text, verifiable
 from rewards.base import RewardFunction, RewardPart
 from rewards.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
@@ -30,6 +30,7 @@ REWARDS: dict[str, RewardFunction] = {
     "short_sentences": text.short_sentences,
     "distinct_ngrams": text.distinct_ngrams,
     "length": text.length,
+    "reward_model": reward_model.reward_model,
 }
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from rollouts.engine import RolloutEngine, SampleRequest, SampleResult
+from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, Ticket
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import (
@@ -23,6 +23,56 @@ from rollouts.types import (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pending:
+    """Rollouts that an engine was asked for."""
+
+    prompts: Sequence[Prompt]
+    requests: Sequence[SampleRequest]
+    ticket: Ticket
+    encoder: PromptEncoder
+    policy: SnapshotId | WeightVersion
+
+    def groups(self) -> list[RolloutGroup]:
+        """Wait for them: one group per prompt, in order.
+
+        A failed completion stays in its group. Raises `RunError` when the engine answers something
+        else than it was asked.
+        """
+        results = self.ticket()
+        _check_answers(self.requests, results)
+        return [
+            RolloutGroup(
+                prompt=prompt,
+                prompt_ids=request.prompt_ids,
+                completions_G=tuple(_decoded(c, self.encoder) for c in result.completions),
+                policy=self.policy,
+                seed=request.seed,
+            )
+            for prompt, request, result in zip(self.prompts, self.requests, results, strict=True)
+        ]
+
+
+def begin(
+    engine: RolloutEngine,
+    prompts: Sequence[Prompt],
+    group_sizes: Sequence[int],
+    encoder: PromptEncoder,
+    sampling: Sampling,
+    seed: int,
+    policy: SnapshotId | WeightVersion,
+) -> Pending:
+    """Ask for ``group_sizes`` completions of each prompt, and wait for nothing."""
+    requests = [
+        _request(prompt, size, position, encoder, sampling, seed)
+        for position, (prompt, size) in enumerate(zip(prompts, group_sizes, strict=True))
+    ]
+    ticket = engine.submit(requests) if requests else list
+    return Pending(
+        prompts=prompts, requests=requests, ticket=ticket, encoder=encoder, policy=policy
+    )
+
+
 def collect(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],
@@ -32,27 +82,8 @@ def collect(
     seed: int,
     policy: SnapshotId | WeightVersion,
 ) -> list[RolloutGroup]:
-    """One group per prompt, in order, of ``group_sizes`` completions with their text.
-
-    A failed completion stays in its group. Raises `RunError` when the engine answers something else
-    than it was asked.
-    """
-    requests = [
-        _request(prompt, size, position, encoder, sampling, seed)
-        for position, (prompt, size) in enumerate(zip(prompts, group_sizes, strict=True))
-    ]
-    results = engine.generate(requests) if requests else []
-    _check_answers(requests, results)
-    return [
-        RolloutGroup(
-            prompt=prompt,
-            prompt_ids=request.prompt_ids,
-            completions_G=tuple(_decoded(completion, encoder) for completion in result.completions),
-            policy=policy,
-            seed=request.seed,
-        )
-        for prompt, request, result in zip(prompts, requests, results, strict=True)
-    ]
+    """One group per prompt, in order, of ``group_sizes`` completions with their text."""
+    return begin(engine, prompts, group_sizes, encoder, sampling, seed, policy).groups()
 
 
 def check_lengths(

@@ -56,10 +56,10 @@ class Dispatch:
         self._attempts = [0] * len(items)
 
     def run(self) -> list[Any]:
-        """One answer or `Failure` per item, in order."""
+        """One answer or `Failure` per item, in order; calling it again gives them again."""
         try:
             while len(self._answers) < len(self._items):
-                self._send()
+                self.send()
                 self._receive()
         finally:
             # After an interrupt the engines finish what they were at, and are free again then.
@@ -67,7 +67,8 @@ class Dispatch:
                 flight.slot.busy = False
         return [self._answers[i] for i in range(len(self._items))]
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Give every idle engine a chunk, and wait for nothing."""
         for slot in self._fleet.slots:
             if self._queue and slot.idle:
                 chunk = self._queue.popleft()

@@ -7,7 +7,7 @@ are. Token ids go in and come out: text is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +63,16 @@ class SyncReport:
     num_engines: int
 
 
+Ticket = Callable[[], list[SampleResult]]
+"""Samples under way: calling it waits for them, a second time gives them again."""
+
+
 class RolloutEngine(Protocol):
     """Sampling and scoring under one known weight version."""
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Begin to sample and return at once, where the engine can; any other call finishes this first."""
+        ...
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Sample every request once; results in request order."""

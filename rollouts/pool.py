@@ -21,7 +21,14 @@ from typing import Any
 
 from rollouts.balance import num_chunks, split
 from rollouts.dispatch import Dispatch, Failure, Verb
-from rollouts.engine import SampleRequest, SampleResult, ScoreRequest, SyncReport, WeightUpdate
+from rollouts.engine import (
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightUpdate,
+)
 from rollouts.engine_slot import EngineFactory, EngineSlot, Launch
 from rollouts.errors import RunError
 from rollouts.fleet import Fleet, reason_of, refusal
@@ -81,6 +88,7 @@ class EnginePool:
         self._config, self._deadline_s = config, deadline_s
         self._unsynced: str | None = None
         self._failed = 0
+        self._open: list[Dispatch] = []
         launch = _launch(config, engine_factory, start_deadline_s)
         self._fleet = Fleet(launch, num_engines, max_restarts)
 
@@ -109,11 +117,25 @@ class EnginePool:
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Sample every request once, spread over the engines; results in request order."""
+        return self.submit(requests)()
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Begin to sample; the engines work on while the caller does something else.
+
+        Several may be under way: what finds no idle engine begins when an earlier one is collected.
+        Scoring and syncing finish them all first.
+        """
         sequences = sum(request.n for request in requests)
         costs = [request.n * request.sampling.max_tokens for request in requests]
-        answers = self._spread("generate", requests, costs, sequences)
-        self._failed += sum(isinstance(answer, Failure) for answer in answers)
-        return [_result(*pair) for pair in zip(requests, answers, strict=True)]
+        dispatch = self._dispatch("generate", requests, costs, sequences)
+        self._open.append(dispatch)
+        dispatch.send()
+
+        def collect() -> list[SampleResult]:
+            answers = self._finish(dispatch)
+            return [_result(*pair) for pair in zip(requests, answers, strict=True)]
+
+        return collect
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Logprobs of given completions, spread over the engines, in request order.
@@ -122,7 +144,8 @@ class EnginePool:
             RunError: a sequence could not be scored.
         """
         costs = [len(r.prompt_ids) + len(r.completion_ids) for r in requests]
-        answers = self._spread("score", requests, costs, len(requests))
+        self._finish_all()
+        answers = self._dispatch("score", requests, costs, len(requests)).run()
         for answer in answers:
             if isinstance(answer, Failure):
                 raise RunError(
@@ -134,6 +157,7 @@ class EnginePool:
         """Hand the update to all engines at once, through one copy in the object store."""
         import ray
 
+        self._finish_all()
         start = time.perf_counter()
         self._fleet.wait_ready()
         self._fleet.wait_any()
@@ -179,9 +203,9 @@ class EnginePool:
             return False
         return True
 
-    def _spread(
+    def _dispatch(
         self, verb: Verb, items: Sequence[Any], costs: list[int], sequences: int
-    ) -> list[Any]:
+    ) -> Dispatch:
         self._fleet.wait_ready()
         if self._unsynced is not None:
             raise RunError(
@@ -193,8 +217,25 @@ class EnginePool:
         chunks = split(
             costs, num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
         )
-        dispatch = Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
-        return dispatch.run()
+        return Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
+
+    def _finish(self, dispatch: Dispatch) -> list[Any]:
+        """Wait for a call's answers, then let the next one under way have the engines."""
+        try:
+            answers = dispatch.run()
+        except BaseException:
+            self._open.clear()
+            raise
+        if dispatch in self._open:
+            self._open.remove(dispatch)
+            self._failed += sum(isinstance(answer, Failure) for answer in answers)
+            for waiting in self._open:
+                waiting.send()
+        return answers
+
+    def _finish_all(self) -> None:
+        while self._open:
+            self._finish(self._open[0])
 
 
 def _launch(config: VLLMConfig, factory: EngineFactory | None, start_deadline_s: float) -> Launch:

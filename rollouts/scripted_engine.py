@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from rollouts.engine import SampleRequest, SampleResult, ScoreRequest, SyncReport, WeightUpdate
+from rollouts.engine import (
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightUpdate,
+)
 from rollouts.types import Completion, WeightSpan, WeightVersion
 
 Script = Callable[[tuple[int, ...], int], tuple[Sequence[int], Sequence[float]]]
@@ -55,6 +62,11 @@ class ScriptedEngine:
     def fail_next(self, error: Exception, times: int = 1) -> None:
         """Raise ``error`` from the next ``times`` calls of generate, score or sync."""
         self._errors.extend([error] * times)
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Sample now; there is nobody to do it meanwhile."""
+        results = self.generate(requests)
+        return lambda: results
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Answer every request from the script."""

@@ -19,14 +19,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rollouts.engine import SampleRequest, SampleResult, ScoreRequest, SyncReport, WeightUpdate
+from rollouts.engine import (
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightUpdate,
+)
 from rollouts.errors import UserError
 from rollouts.model_folder import Device, check_model_folder
-from rollouts.types import Completion, FinishReason, Sampling, WeightSpan, WeightVersion
+from rollouts.types import WeightVersion
+from rollouts.vllm_format import completions, sampling_params, scores
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -107,15 +114,6 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def distinct_seed(seed: int) -> int:
-    """A 62-bit seed unrelated to that of ``seed + 1``.
-
-    vLLM seeds the n completions of a request with seed, seed + 1, ...: without this, two requests
-    with neighbouring seeds would share all but one of their random streams.
-    """
-    return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
-
-
 class VLLMEngine:
     """A `RolloutEngine` over one in-process vLLM; one per process.
 
@@ -144,15 +142,20 @@ class VLLMEngine:
         """Longest prompt plus completion, in tokens."""
         return int(self._llm.model_config.max_model_len)
 
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Sample now; there is nobody to do it meanwhile."""
+        results = self.generate(requests)
+        return lambda: results
+
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Sample every request; one that vLLM refuses or aborts comes back as failed.
 
         ``logprobs_T`` are nats under the distribution that was sampled from, after temperature,
         top-p and top-k; at temperature 0 they are those of the model itself.
         """
-        outputs = self._run([(r.prompt_ids, _sampling_params(r)) for r in requests])
+        outputs = self._run([(r.prompt_ids, sampling_params(r)) for r in requests])
         return [
-            SampleResult(id=request.id, completions=_completions(output, request.n))
+            SampleResult(id=request.id, completions=completions(output, request.n))
             for request, output in zip(requests, outputs, strict=True)
         ]
 
@@ -174,7 +177,7 @@ class VLLMEngine:
             skip_clone=True,
         )
         outputs = self._run([((*r.prompt_ids, *r.completion_ids), params) for r in requests])
-        return [_scores(*pair) for pair in zip(requests, outputs, strict=True)]
+        return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Load an update, drop the prefix cache, stamp the version.
@@ -341,55 +344,3 @@ def _served_rank(rank: int) -> int:
             remedy=f"choose a rank of at most {ranks[-1]}",
         )
     return served
-
-
-def _sampling_params(request: SampleRequest) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    sampling: Sampling = request.sampling
-    return SamplingParams(
-        n=request.n,
-        seed=distinct_seed(request.seed),
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        stop_token_ids=list(sampling.stop_token_ids),
-        logprobs=0,
-        # One list of floats per completion in place of a dict per token.
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        # These parameters belong to this request alone, so vLLM may skip its deep copy.
-        skip_clone=True,
-    )
-
-
-def _completions(output: Any, n: int) -> tuple[Completion, ...]:
-    if output is None or isinstance(output, str):
-        return (Completion.failed(output or "vLLM returned nothing"),) * n
-    return tuple(_completion(one) for one in output.outputs)
-
-
-def _completion(output: Any) -> Completion:
-    reason: FinishReason
-    if output.finish_reason not in ("stop", "length"):
-        return Completion.failed(f"vLLM ended the request with {output.finish_reason!r}")
-    reason = output.finish_reason
-    spans = output.weight_versions or ()
-    return Completion(
-        token_ids=tuple(output.token_ids),
-        logprobs_T=tuple(output.logprobs.logprobs),
-        text="",
-        finish_reason=reason,
-        weight_versions=tuple(WeightSpan(s.version, s.start, s.end) for s in spans),
-    )
-
-
-def _scores(request: ScoreRequest, output: Any) -> tuple[float, ...]:
-    if output is None or isinstance(output, str):
-        raise ValueError(f"a sequence could not be scored: {output or 'vLLM returned nothing'}")
-    # vLLM holds one value per token but the first, which nothing precedes.
-    values = output.prompt_logprobs.logprobs
-    return tuple(values[len(values) - len(request.completion_ids) :])

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from align.gate.evaluate import ItemResults, paired
+from align.gate.sequences import MIN_ITEMS
 from align.gate.statistics import (
     items_needed,
     paired_t_noninferiority,
     tango_interval,
     tango_noninferiority,
 )
-from align.gate.suites import MIN_WINDOWS, Kind, SuiteRule
+from align.gate.suites import Kind, SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -163,7 +164,7 @@ def compare(
         enough = n >= MIN_SCORED_ITEMS
         return Comparison("tango_scaled", n, lost, won, mean, interval, p, variance, enough)
     result = paired_t_noninferiority(differences, margin, alpha=alpha)
-    enough = n >= (MIN_WINDOWS if kind == "likelihood" else MIN_SCORED_ITEMS)
+    enough = n >= (MIN_ITEMS if kind == "likelihood" else MIN_SCORED_ITEMS)
     return Comparison("paired_t", n, lost, won, mean, result.interval, result.p, variance, enough)
 
 
@@ -197,7 +198,7 @@ def _needed(result: Comparison, kind: Kind, allowed: float, alpha: float) -> int
     room = allowed + (result.difference if allowed <= 0 else min(0.0, result.difference))
     whole = result.test != "paired_t"
     usual = items_needed(result.variance, room, alpha, pass_fail=whole and allowed > 0)
-    fewest = 0 if result.enough else MIN_SCORED_ITEMS if kind == "items" else MIN_WINDOWS
+    fewest = 0 if result.enough else MIN_SCORED_ITEMS if kind == "items" else MIN_ITEMS
     return max(usual, fewest, result.n + 1)
 
 

@@ -139,7 +139,7 @@ def evaluate(
         suite.name: (
             _evaluate_items(engine, suite, encoder, snapshot_id, seed)
             if suite.kind == "items"
-            else _evaluate_text(engine, suite, snapshot_id)
+            else _evaluate_sequences(engine, suite, snapshot_id)
         )
         for suite in suites
     }
@@ -186,12 +186,13 @@ def _evaluate_items(
     return _results(suite, snapshot, scores, completions)
 
 
-def _evaluate_text(engine: RolloutEngine, suite: Suite, snapshot: SnapshotId) -> ItemResults:
-    requests = [ScoreRequest(prompt_ids=w[:1], completion_ids=w[1:]) for w in suite.windows]
-    scores = [
-        _finite(Score(value=math.fsum(logprobs_T) / len(logprobs_T), status="scored"))
-        for logprobs_T in engine.score(requests)
-    ]
+def _evaluate_sequences(engine: RolloutEngine, suite: Suite, snapshot: SnapshotId) -> ItemResults:
+    """Mean logprob per token of every answer, or of every pair whether the better one has more."""
+    requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in suite.sequences]
+    means = [math.fsum(found) / len(found) for found in engine.score(requests)]
+    if suite.kind == "pairs":
+        means = [float(a > b) for a, b in zip(means[::2], means[1::2], strict=True)]
+    scores = [_finite(Score(value=mean, status="scored")) for mean in means]
     return _results(suite, snapshot, scores, None)
 
 

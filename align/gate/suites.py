@@ -1,9 +1,11 @@
 """What every candidate is measured on: the campaign's suites and one per round.
 
-A suite of *items* holds prompts and the rewards that score one completion of each; a suite of
-*likelihood* holds windows of a text, and an item's value is its mean logprob per token in nats, so
-higher is better in both. A suite is fixed before the first round: its hash covers everything that
-decides a value. It never holds a training prompt, and nothing of it goes back to the learner.
+A suite of *items* holds prompts and the rewards that score one completion of each. A suite of
+*likelihood* holds given answers, or windows of a text, and an item's value is its mean logprob per
+token in nats. A suite of *pairs* holds a better and a worse answer of each item, whose value is 1 where
+the better one has the higher mean logprob. Higher is better in all. A suite is fixed before the first
+round: its hash covers everything that decides a value. It never holds a training prompt, and nothing of
+it goes back to the learner.
 """
 
 from __future__ import annotations
@@ -21,20 +23,18 @@ from align.config import (
     PromptsConfig,
     RewardConfig,
     RoundConfig,
-    SuiteConfig,
 )
+from align.gate.sequences import TokenPair, example_sequences, text_sequences
 from rollouts.errors import UserError
 from rollouts.types import Prompt, Sampling
 
 if TYPE_CHECKING:
+    from align.examples import Unit
     from rewards.rubric import Rubric
     from rollouts.prompts import PromptEncoder
 
-Kind = Literal["items", "likelihood"]
+Kind = Literal["items", "likelihood", "pairs"]
 Schemes = Mapping[str, Callable[[str], list[Prompt]]]
-
-MIN_WINDOWS = 8
-"""Fewest windows a text must fill: below, the spread between them cannot be estimated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,14 +70,16 @@ class Suite:
     """Built from ``metric``."""
     sampling: Sampling | None = None
     """Temperature 0 is greedy. One completion per item."""
-    windows: tuple[tuple[int, ...], ...] = ()
-    """Of a likelihood suite: token ids; the first one of each is the prompt."""
+    sequences: tuple[TokenPair, ...] = ()
+    """Prompt and completion of what is scored, not sampled. Of pairs: better, worse, better, ..."""
+    sequence_ids: tuple[str, ...] = ()
+    """Names of the items of a suite of sequences."""
 
     @property
     def item_ids(self) -> tuple[str, ...]:
         if self.kind == "items":
             return tuple(prompt.id for prompt in self.prompts)
-        return tuple(f"window/{index}" for index in range(len(self.windows)))
+        return self.sequence_ids
 
     @property
     def hash(self) -> str:
@@ -97,7 +99,7 @@ class Suite:
                 sampling.top_k,
                 sampling.stop_token_ids,
             ],
-            "windows": self.windows,
+            "sequences": self.sequences,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -115,7 +117,11 @@ class Suite:
 
 
 def build_suites(
-    config: CampaignConfig, schemes: Schemes, encoder: PromptEncoder, context: int | None = None
+    config: CampaignConfig,
+    schemes: Schemes,
+    encoder: PromptEncoder,
+    context: int | None = None,
+    held_out: Mapping[str, Sequence[Unit]] | None = None,
 ) -> list[Suite]:
     """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
 
@@ -124,6 +130,7 @@ def build_suites(
         encoder: tokenizes the texts of likelihood suites.
         context: prompt plus completion, in tokens, that engines are started for; None takes what
             the campaign declares.
+        held_out: by round, the examples it must not learn from.
 
     Raises:
         UserError: a source is missing or too small, or items are also training prompts.
@@ -131,7 +138,12 @@ def build_suites(
     suites = [
         _capability_suite(config, index, schemes, encoder) for index in range(len(config.suites))
     ]
-    suites += [_round_suite(spec, index, schemes) for index, spec in enumerate(config.rounds)]
+    for index, spec in enumerate(config.rounds):
+        examples = (held_out or {}).get(spec.name)
+        if examples is not None and spec.suite.prompts is None:
+            suites.append(_example_suite(spec, index, examples))
+        else:
+            suites.append(_round_suite(spec, index, schemes))
     _forbid_overlap(suites, _training_prompts(config, schemes))
     _forbid_overlong(suites, context or config.rollouts.max_model_len, encoder)
     return suites
@@ -142,25 +154,6 @@ def rendered(prompt: Prompt) -> str:
     if prompt.text is not None:
         return prompt.text
     return json.dumps([dict(message) for message in prompt.messages or ()], sort_keys=True)
-
-
-def windows_of(
-    token_ids: Sequence[int], window: int, bos: int | None = None
-) -> tuple[tuple[int, ...], ...]:
-    """Non-overlapping windows of ``window`` tokens, each opened by ``bos`` where there is one.
-
-    The remainder is left out: shorter windows would be noisier items.
-
-    >>> windows_of([1, 2, 3, 4, 5], 2)
-    ((1, 2), (3, 4))
-    >>> windows_of([0, 1, 2, 3, 4, 5], 3, bos=0)
-    ((0, 1, 2), (0, 3, 4))
-    """
-    body = token_ids[1:] if bos is not None and token_ids[:1] == [bos] else token_ids
-    opening = () if bos is None else (bos,)
-    size = window - len(opening)
-    starts = range(0, len(body) - size + 1, size)
-    return tuple((*opening, *body[start : start + size]) for start in starts)
 
 
 def _capability_suite(
@@ -176,7 +169,7 @@ def _capability_suite(
             role=spec.role,
             margin=spec.margin,
             budget=budget,
-            windows=_windows(spec, where, encoder),
+            **text_sequences(spec, where, encoder),
         )
     held_out = _held_out(spec.prompts, spec.items, forced=False)
     prompts = _items(spec.name, held_out, spec.items, schemes, None, f"{where}.prompts")
@@ -196,15 +189,30 @@ def _capability_suite(
     )
 
 
+def _example_suite(spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Suite:
+    """What a round that learns from a file is measured on: the examples it never sees."""
+    own = spec.suite
+    kind: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
+    return Suite(
+        name=spec.name,
+        kind=kind,
+        role="gate",
+        margin=own.margin,
+        budget=own.budget if own.budget is not None else 2 * own.margin,
+        target_of=spec.name,
+        **example_sequences(examples, own.items, f"rounds.{index}.data"),
+    )
+
+
 def _round_suite(spec: RoundConfig, index: int, schemes: Schemes) -> Suite:
     own, where = spec.suite, f"rounds.{index}.suite.prompts"
     if own.prompts is not None:
         held_out = _held_out(own.prompts, own.items, forced=False)
-    elif _is_demo(spec.prompts.source):
+    elif spec.prompts is not None and _is_demo(spec.prompts.source):
         held_out = _held_out(spec.prompts, own.items, forced=True)
     else:
         raise UserError(
-            f"round {spec.name!r} trains on {spec.prompts.source!r} and has no prompts to be "
+            f"round {spec.name!r} trains on {spec.asks.source!r} and has no prompts to be "
             "measured on",
             where=where,
             cause="only demo:// sources come with an eval split of their own",
@@ -277,28 +285,6 @@ def _items(
     return tuple(found[:items])
 
 
-def _windows(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> tuple[tuple[int, ...], ...]:
-    """At most ``items`` windows of a text file."""
-    path = Path(spec.text or "")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the text {spec.text!r} of suite {spec.name!r} cannot be read: {error}",
-            where=f"{where}.text",
-        ) from error
-    token_ids = list(encoder.encode(Prompt(id=spec.name, text=text)))
-    windows = windows_of(token_ids, spec.window, encoder.tokenizer.bos_token_id)[: spec.items]
-    if len(windows) < MIN_WINDOWS:
-        raise UserError(
-            f"the text of suite {spec.name!r} fills {len(windows)} windows of {spec.window} "
-            f"tokens, at least {MIN_WINDOWS} are needed",
-            where=f"{where}.text",
-            remedy="give it a longer text, or a smaller window",
-        )
-    return windows
-
-
 def _training_prompts(config: CampaignConfig, schemes: Schemes) -> dict[str, str]:
     """Every rendered training prompt, with the words that name where it is trained on."""
     from rollouts.prompts import load_prompts
@@ -306,7 +292,8 @@ def _training_prompts(config: CampaignConfig, schemes: Schemes) -> dict[str, str
     places: dict[str, str] = {}
     pools: list[PromptsConfig] = []
     for spec in config.rounds:
-        for prompt in load_prompts(spec.prompts, schemes, spec.name, "new"):
+        new = load_prompts(spec.prompts, schemes, spec.name, "new") if spec.prompts else ()
+        for prompt in new:
             places.setdefault(rendered(prompt), f"the training prompts of round {spec.name!r}")
         pool = spec.replay.general_prompts
         if pool is None or pool in pools:
@@ -347,10 +334,10 @@ def _forbid_overlong(
                 suite.prompts, encoder, max_tokens, max_model_len, f"suite {suite.name!r}"
             )
         # An engine scores a sequence by generating one token after it.
-        longest = max(map(len, suite.windows), default=0)
+        longest = max((len(a) + len(b) for a, b in suite.sequences), default=0)
         if longest + 1 > max_model_len:
             raise UserError(
-                f"windows of suite {suite.name!r} are {longest} tokens long, the engines hold "
+                f"sequences of suite {suite.name!r} are {longest} tokens long, the engines hold "
                 f"{max_model_len}",
                 where=suite.name,
                 remedy=f"set its window to {max_model_len - 1} or less",

@@ -73,6 +73,36 @@ def group_relative_by_part(
     ]
 
 
+def leave_one_out(rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """``r_i`` minus the mean of the group's others; shape as given.
+
+    The same as ``n / (n - 1) (r_i - mean_G(r))`` with ``n`` scored completions. A group with fewer than
+    two has nothing to compare: all None. Source: Ahmadian et al. 2024, arXiv 2402.14740, section 3.3.
+
+    >>> leave_one_out([[1.0, 0.0, None, 0.5]])
+    [[0.75, -0.75, None, 0.0]]
+    """
+    return [_without_own_share(_centred(rewards_G)) for rewards_G in rewards_PG]
+
+
+def batch_normalised(
+    rewards_PG: Sequence[Sequence[float | None]], *, group_mean: bool
+) -> list[list[float | None]]:
+    """Mean 0 and standard deviation 1 over the whole step; shape as given.
+
+    The step is one large group, or with ``group_mean`` every group is centred first. The deviation is
+    unbiased and at least `FLOOR`. Source: Hu et al. 2025, arXiv 2501.03262.
+
+    >>> batch_normalised([[1.0], [0.0], [None], [2.0]], group_mean=False)
+    [[0.0], [-1.0], [None], [1.0]]
+    """
+    if group_mean:
+        return group_relative(rewards_PG, "batch")
+    (flat,) = group_relative([[r for rewards_G in rewards_PG for r in rewards_G]], "batch")
+    advantages = iter(flat)
+    return [[next(advantages) for _ in rewards_G] for rewards_G in rewards_PG]
+
+
 def has_signal(advantages_G: Sequence[float | None]) -> bool:
     """Whether any completion of the group moves the policy."""
     return any(a is not None and abs(a) > 0 for a in advantages_G)
@@ -82,8 +112,15 @@ def _centred(rewards_G: Sequence[float | None]) -> list[float | None]:
     scored = [r for r in rewards_G if r is not None]
     if len(scored) < 2:
         return [None] * len(rewards_G)
-    mean = sum(scored) / len(scored)
-    return [None if r is None else r - mean for r in rewards_G]
+    # Measured from the first, so that equal rewards are centred to exactly zero.
+    first = scored[0]
+    mean = sum(r - first for r in scored) / len(scored)
+    return [None if r is None else r - first - mean for r in rewards_G]
+
+
+def _without_own_share(centred_G: Sequence[float | None]) -> list[float | None]:
+    count = sum(value is not None for value in centred_G)
+    return [None if value is None else value * count / (count - 1) for value in centred_G]
 
 
 def _spread(centred: Sequence[float | None]) -> float:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from align.config import AnchorConfig
-from align.learner.batch import MicroBatch
+from align.learner import kl
+from align.learner.batch import MicroBatch, to_tensors
 from align.learner.outputs import Outputs
 from align.learner.policy import TRAINED_ADAPTER, Policy, completion_outputs, load_model
 from align.learner.rows import Row
+from align.learner.teacher import MODEL
 from rollouts.types import SnapshotId
 
 CACHE_BYTES = 2 << 30
@@ -38,12 +41,14 @@ class References:
     """Accepted rounds by name."""
 
     def resolve(self, to: str, row: Row) -> SnapshotId:
-        """The snapshot that ``to`` means for this row."""
+        """The snapshot that ``to`` means for this row; a model folder stands for itself."""
         if to == "owner":
             assert row.owner is not None, "a past prompt without an owner reached the learner"
             return row.owner
         if to.startswith("round:"):
             return self.rounds[to.removeprefix("round:")]
+        if to.startswith(MODEL):
+            return to
         return self.base if to == "base" else self.parent
 
 
@@ -63,24 +68,39 @@ class AnchorBank:
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """What the snapshot says at the completion tokens, without gradient."""
-        if self._policy.config.lora is not None:
+        if self._policy.config.lora is not None and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
         return completion_outputs(
             self._model(snapshot), micro, dtype=self._policy.dtype, temperature=temperature
         )
+
+    def teacher(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
+        """As `outputs`, but after the prompts that rows hold for their teacher."""
+        read = [
+            row
+            if row.teacher_prompt_ids is None
+            else replace(row, prompt_ids=row.teacher_prompt_ids)
+            for row in micro.rows
+        ]
+        return self.outputs(snapshot, to_tensors(read).to(micro.tokens_BT.device), temperature)
 
     def _model(self, snapshot: SnapshotId) -> Any:
         if snapshot in self._models:
             self._models.move_to_end(snapshot)
             return self._models[snapshot]
         model = load_model(
-            self._folder_of(snapshot), self._policy.config, self._policy.device, self._policy.dtype
+            self._folder(snapshot), self._policy.config, self._policy.device, self._policy.dtype
         )
         self._models[snapshot] = model.requires_grad_(False)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         while len(self._models) > 1 and size * len(self._models) > self._cache_bytes:
             self._models.popitem(last=False)
         return model
+
+    def _folder(self, snapshot: SnapshotId) -> Path:
+        if snapshot.startswith(MODEL):
+            return Path(snapshot.removeprefix(MODEL)).expanduser()
+        return self._folder_of(snapshot)
 
     def _adapter_outputs(
         self, snapshot: SnapshotId, micro: MicroBatch, temperature: float
@@ -120,3 +140,16 @@ class BetaController:
         error = min(max(kl_per_token / self._config.target - 1.0, -1.0), 1.0)
         low, high = self._config.bounds
         self.beta = min(max(self.beta * exp(self._config.rate * error), low), high)
+
+
+def penalty_of(
+    estimator: str, own: Outputs, anchor: Outputs, micro: MicroBatch
+) -> tuple[Tensor, Tensor]:
+    """Summed penalty with the estimator's gradient, and summed KL to report (detached)."""
+    if estimator in kl.VOCABULARY_ESTIMATORS:
+        total = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator]).sum()
+        return total, total.detach()
+    meter = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N).sum()
+    if estimator == "k1":
+        return kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N).sum(), meter
+    return kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N).sum(), meter

@@ -115,7 +115,8 @@ def build_batch(
         for completion in scored.group.completions_G
         if completion.token_ids
     ]
-    return Batch(rows=(*taught.rows, *examples, *held), metrics=taught.metrics)
+    rows = (*taught.rows, *algorithm.examples(examples), *held)
+    return Batch(rows=rows, metrics=taught.metrics)
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[MicroBatch]:
@@ -164,3 +165,9 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
         targets_N=torch.tensor(targets),
         rows_N=torch.tensor(owners),
     )
+
+
+def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
+    """A flat column cut into the rows it belongs to."""
+    counts = [len(row.completion_ids) for row in micro.rows]
+    return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]

@@ -48,4 +48,4 @@ def importance_weights(log_ratio_N: Tensor, rows_N: Tensor, config: ImportanceCo
     if config.limit == "truncate":
         return weights_N.clamp(max=config.cap)
     keep_N = (weights_N <= config.cap) & (weights_N >= 1 / config.cap)
-    return weights_N * keep_N
+    return weights_N.masked_fill(~keep_N, 0.0)

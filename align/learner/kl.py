@@ -22,6 +22,7 @@ geometric mixture of the p_k with weights b_k / sum b)`` up to a constant.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log, log1p
 
 import torch
 from torch import Tensor
@@ -35,6 +36,18 @@ def full(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
 def forward(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
     """Exact forward KL per token, in nats; shape ``N``. Bounds what likelihood is lost on such text."""
     return full(anchor_logprobs_NV, logprobs_NV)
+
+
+def jsd(logprobs_NV: Tensor, teacher_logprobs_NV: Tensor, beta: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence per token, in nats; shape ``N``. At most ``log 2``.
+
+    ``beta KL(teacher || m) + (1 - beta) KL(pi || m)`` with the mixture ``m = beta teacher + (1 - beta) pi``
+    and ``0 < beta < 1``. Over ``beta`` it tends to `forward` where beta goes to 0, and over ``1 - beta`` to
+    `full` where beta goes to 1. Source: Agarwal et al. 2023, arXiv 2306.13649, eq. 1.
+    """
+    mixture_NV = torch.logaddexp(logprobs_NV + log1p(-beta), teacher_logprobs_NV + log(beta))
+    own_N, teacher_N = full(logprobs_NV, mixture_NV), full(teacher_logprobs_NV, mixture_NV)
+    return beta * teacher_N + (1 - beta) * own_N
 
 
 def k2(logprobs_N: Tensor, anchor_logprobs_N: Tensor) -> Tensor:

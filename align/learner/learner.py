@@ -13,26 +13,30 @@ weight sync on the way.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.config import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
 from align.learner import kl
-from align.learner.anchors import AnchorBank, BetaController, References
-from align.learner.batch import MicroBatch, micro_batches, to_tensors
+from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
+from align.learner.batch import MicroBatch, by_row, micro_batches, to_tensors
+from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
+from align.learner.critic import Critic, make_critic
 from align.learner.importance import importance_weights
-from align.learner.optimizer import learning_rate, make_optimizer
+from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs
+from align.learner.ranks import SOLO, Ranks
 from align.learner.rows import Batch, Row, Totals
+from align.learner.sharding import whole
 from rollouts.engine import WeightUpdate
 from rollouts.types import SnapshotId
 
@@ -56,12 +60,15 @@ class Learner:
         folder_of: Callable[[SnapshotId], Path],
         scratch: Path,
         tolerance: float | None = None,
+        ranks: Ranks = SOLO,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy = Policy(base, config, device=self.device)
+        self.ranks = ranks
+        self.policy = Policy(base, config, device=self.device, ranks=ranks)
         self.anchors = AnchorBank(self.policy, folder_of)
-        self._folder_of, self._scratch = folder_of, scratch
+        self.critic: Critic | None = None
+        self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self._version: str | None = ""
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
@@ -78,7 +85,15 @@ class Learner:
         self._spec, self._references = spec, references
         per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
         self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0
+        # The last round's critic goes, with its moments, before the next one comes.
+        self.critic = None
         self._optimizer = make_optimizer(self.policy.parameters(), spec.optimizer)
+        self._critic_only = 0
+        if (chosen := spec.algorithm.critic_config) is not None:
+            full = self._base if self.policy.config.lora else self._folder_of(references.parent)
+            self.critic = make_critic(chosen, self.policy, full)
+            add_group(self._optimizer, self.critic.parameters(), chosen.lr)
+            self._critic_only = chosen.warmup_steps * per_update
         self._anchors: dict[str, list[tuple[AnchorConfig, BetaController]]] = {
             source: [(term, BetaController(term)) for term in getattr(spec.anchors, source)]
             for source in ("new", "past", "general")
@@ -90,10 +105,22 @@ class Learner:
         """Make the policy equal to a snapshot."""
         self.policy.load(self._folder_of(snapshot))
 
+    def save(self, folder: Path) -> None:
+        """Write the policy as a snapshot; see `Policy.save`."""
+        self.policy.save(folder)
+
     def weights(self, version: str) -> WeightUpdate:
         """The current weights, for the engines; what these sample under ``version`` is on-policy."""
         self._version = version
         return self.policy.weights(version, self._scratch)
+
+    def checkpoint(self, folder: Path, step: int, **told: Any) -> None:
+        """Write down the state after ``step`` updates; see `save_checkpoint`."""
+        save_checkpoint(self, folder, step, **told)
+
+    def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
+        """Continue a round after `begin`; see `restore_checkpoint`."""
+        return restore_checkpoint(self, folder, identity=identity)
 
     def update(self, batch: Batch) -> Metrics:
         """Learn from one batch; returns metrics, all plain floats, means over the optimizer steps."""
@@ -108,36 +135,46 @@ class Learner:
             name: sum(step.get(name, 0.0) for step in steps) / len(steps)
             for name in {name for step in steps for name in step}
         }
-        metrics["parity/max_abs_diff"] = max(step["parity/max_abs_diff"] for step in steps)
+        # A batch may have nothing to learn from, and then no step.
+        gaps = [step["parity/max_abs_diff"] for step in steps]
+        metrics["parity/max_abs_diff"] = max(gaps, default=0.0)
+        metrics |= self._spec.algorithm.derived(metrics)
         return {**metrics, **batch.metrics, "time/update_s": perf_counter() - started}
 
     def _step_on(self, batch: Batch) -> Metrics:
         """One optimizer step on one mini-batch."""
-        for parameter in self.policy.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
         sums: defaultdict[str, float] = defaultdict(float)
         gap, totals = 0.0, batch.totals
         for rows, moving in self._by_effect(batch.rows):
-            for micro in self._passes(rows):
+            for micro, counts in self._passes(rows):
                 with torch.set_grad_enabled(moving):
                     loss, parts, difference = self._loss(micro, batch, totals)
                 if moving:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    (loss if counts else loss * 0.0).backward()  # type: ignore[no-untyped-call]
+                if not counts:
+                    continue
                 gap = max(gap, difference)
                 for name, value in parts.items():
                     sums[name] += float(value)
+        gap, found = self.ranks.max(gap), self.ranks.sum(sums)
         self._check_parity(gap)
-        metrics = {**sums, **self._step(), "parity/max_abs_diff": gap}
+        metrics = {**found, **self._step(), "parity/max_abs_diff": gap}
         for source, terms in self._anchors.items():
             for term, controller in terms:
-                if (measured := sums.get(f"kl/{source}/{term.to}")) is not None:
+                if (measured := found.get(f"kl/{source}/{term.to}")) is not None:
                     metrics[f"beta/{source}/{term.to}"] = controller.beta
                     controller.observe(measured)
         return metrics
 
-    def _passes(self, rows: Sequence[Row]) -> Any:
+    def _passes(self, rows: Sequence[Row]) -> Iterator[tuple[MicroBatch, bool]]:
+        """This rank's share of the forward passes over rows, and whether each counts."""
         size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        return (micro.to(self.device) for micro in micro_batches(rows, size))
+        passes = list(micro_batches(rows, size))
+        for index, counts in self.ranks.deal(len(passes)):
+            yield passes[index].to(self.device), counts
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
         """Rows that can move the policy, and those that cannot: these are measured, at a third of
@@ -149,16 +186,26 @@ class Learner:
         return ((sides[0], True), (sides[1], False))
 
     def _step(self) -> Metrics:
-        """The optimizer step, unless a gradient is not finite: then nothing moves, and it is counted."""
+        """The optimizer step, unless a gradient is not finite: then nothing moves, and it is counted.
+
+        The critic's gradient is clipped on its own: a large one must not shrink the policy's. While the
+        critic warms up, a policy without gradients is one that the optimizer passes over.
+        """
         chosen = self._spec.optimizer
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), chosen.max_grad_norm)
+        norms = {"grad_norm": self._clip(self.policy.parameters())}
+        if self.critic is not None:
+            norms["critic/grad_norm"] = self._clip(self.critic.parameters())
         lr = learning_rate(chosen, self._steps, self._num_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rates(self._optimizer, lr / chosen.lr)
+        warming = self._steps < self._critic_only
         self._steps += 1
-        if torch.isfinite(norm):
+        if all(isfinite(norm) for norm in norms.values()):
+            if warming:
+                self.policy.model.zero_grad(set_to_none=True)
+            else:
+                self._version = None
             self._optimizer.step()
-            self._version, self._skipped = None, 0
+            self._skipped = 0
         else:
             self._skipped += 1
             if self._skipped >= MAX_SKIPPED_STEPS:
@@ -168,7 +215,13 @@ class Learner:
                     cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
                     remedy="lower optimizer.lr, or set policy.dtype to float32",
                 )
-        return {"grad_norm": float(norm), "lr": lr, "steps_skipped": float(self._skipped > 0)}
+        return {**norms, "lr": lr, "steps_skipped": float(self._skipped > 0)}
+
+    def _clip(self, parameters: list[nn.Parameter]) -> float:
+        """Clip what all ranks' gradients come to; its norm before."""
+        self.ranks.add_gradients(parameters)
+        largest = self._spec.optimizer.max_grad_norm
+        return float(whole(torch.nn.utils.clip_grad_norm_(parameters, largest)))
 
     def _loss(
         self, micro: MicroBatch, batch: Batch, totals: Totals
@@ -176,10 +229,18 @@ class Learner:
         """Loss and summable metrics of one micro-batch, and its largest engine-learner gap."""
         outputs = self._outputs(micro)
         gap = self._gap(micro, outputs)
-        loss, found = self._spec.algorithm.objective(
-            self._weighted(micro, outputs), outputs, totals
-        )
+        if self.critic is not None:
+            outputs.values_N = self.critic.values(micro, outputs)
+        teacher = self._spec.algorithm.teacher_snapshot
+        if teacher is not None and micro.teaches_N.any():
+            snapshot = self._references.resolve(teacher, micro.rows[0])
+            outputs.teacher = self.anchors.teacher(snapshot, micro, outputs.temperature)
+        micro = self._weighted(micro, outputs)
+        loss, found = self._spec.algorithm.objective(micro, outputs, totals)
         metrics = dict(found)
+        if micro.weights_N is not None:
+            far_N = (micro.weights_N - 1.0).abs()[micro.teaches_N]
+            metrics["importance/mean_abs_shift"] = far_N.sum() / max(totals.tokens, 1)
         for source, terms in self._anchors.items():
             for term, controller in terms:
                 penalty, measured = self._anchor_loss(micro, outputs, source, term, batch)
@@ -252,7 +313,9 @@ class Learner:
         if chosen.epochs * chosen.mini_batches > 1:
             needs.add("start")
         if needs:
-            rows = [filled for micro in self._passes(rows) for filled in self._filled(micro, needs)]
+            made = [(self._filled(micro, needs), counts) for micro, counts in self._passes(rows)]
+            shares = self.ranks.gather([filled for filled, counts in made if counts])
+            rows = [row for share in shares for row in share]
         return self._spec.algorithm.complete(rows)
 
     def _is_stale(self, row: Row) -> bool:
@@ -262,8 +325,11 @@ class Learner:
     def _filled(self, micro: MicroBatch, needs: set[str]) -> list[Row]:
         """The rows of one pass with the columns that are asked for."""
         columns: dict[str, list[tuple[float, ...]]] = {}
-        if "start" in needs:
-            columns["start_logprobs_T"] = by_row(self._outputs(micro).logprobs_N, micro)
+        if needs & {"start", "values"}:
+            outputs = self._outputs(micro)
+            columns["start_logprobs_T"] = by_row(outputs.logprobs_N, micro)
+            if self.critic is not None:
+                columns["values_T"] = by_row(self.critic.values(micro, outputs), micro)
         if "reference" in needs:
             columns["reference_logprobs_T"] = by_row(self._reference(micro), micro)
         return [
@@ -311,22 +377,3 @@ class Learner:
                 cause="an engine sampled with other weights, another temperature or another precision",
                 remedy="report the model and engine version; rollouts.probe_tolerance sets the tolerance",
             )
-
-
-def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
-    """A flat column cut into the rows it belongs to."""
-    counts = [len(row.completion_ids) for row in micro.rows]
-    return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]
-
-
-def penalty_of(
-    estimator: str, own: Outputs, anchor: Outputs, micro: MicroBatch
-) -> tuple[Tensor, Tensor]:
-    """Summed penalty with the estimator's gradient, and summed KL to report (detached)."""
-    if estimator in kl.VOCABULARY_ESTIMATORS:
-        total = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator]).sum()
-        return total, total.detach()
-    meter = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N).sum()
-    if estimator == "k1":
-        return kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N).sum(), meter
-    return kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N).sum(), meter

@@ -1,4 +1,4 @@
-"""The optimizer of a round, and its learning rate over the steps."""
+"""The optimizer of a round, and its learning rates over the steps: one schedule, a peak for each group."""
 
 from __future__ import annotations
 
@@ -9,18 +9,34 @@ from torch import nn
 
 from align.config import OptimizerConfig
 
+PEAK = "initial_lr"
+"""Key of a group's peak learning rate, as torch's own schedules name it."""
+
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """AdamW with fresh state."""
     return torch.optim.AdamW(
-        parameters,
+        [{"params": list(parameters), PEAK: config.lr}],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+
+
+def add_group(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], lr: float
+) -> None:
+    """More parameters, with a peak learning rate of their own."""
+    optimizer.add_param_group({"params": list(parameters), PEAK: lr})
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Every group's learning rate as a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[PEAK] * share
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -9,7 +9,7 @@ with ``N * V``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,17 +62,21 @@ class Outputs:
         return self._tokens[1]
 
     def at(self, index_M: Tensor) -> Outputs:
-        """The same model at some of the tokens."""
-        return Outputs(
+        """The same model, and its teacher, at some of the tokens."""
+        return replace(
+            self,
             hidden_ND=self.hidden_ND[index_M],
-            head=self.head,
             targets_N=self.targets_N[index_M],
-            temperature=self.temperature,
-            dtype=self.dtype,
-            vocabulary=self.vocabulary,
-            chunk=self.chunk,
+            values_N=None if self.values_N is None else self.values_N[index_M],
+            teacher=None if self.teacher is None else self.teacher.at(index_M),
             given_NV=self.logprobs_NV[index_M] if self.fits else None,
         )
+
+    def tempered(self, temperature: float) -> Outputs:
+        """The same model at the same tokens under another temperature."""
+        if temperature == self.temperature:
+            return self
+        return replace(self, temperature=temperature, given_NV=None)
 
     def divergence(self, other: Outputs, between: Divergence) -> Tensor:
         """Nats per token between two models over the whole vocabulary; shape ``N``."""

@@ -6,16 +6,27 @@ live in here: `AnchorBank` holds those, and for adapters borrows this base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from align.config import PolicyConfig
 from align.learner.batch import MicroBatch
 from align.learner.outputs import CHUNK, Outputs
+from align.learner.ranks import SOLO, Ranks
+from align.learner.sharding import (
+    decoder_layers,
+    decoder_of,
+    drop_gathered,
+    gathered,
+    part_like,
+    shard,
+)
 from rollouts.engine import WeightUpdate
 from rollouts.errors import RunError, UserError
 
@@ -57,7 +68,7 @@ def completion_outputs(
     device = micro.tokens_BT.device
     _choose_attention(causal, micro.tokens_BT.shape[1], device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        hidden_BTD = causal.get_decoder()(
+        hidden_BTD = decoder_of(causal)(
             input_ids=micro.tokens_BT, use_cache=False
         ).last_hidden_state
     return Outputs(
@@ -81,14 +92,23 @@ def _choose_attention(model: Any, width: int, device: torch.device) -> None:
 class Policy:
     """The trained weights and what an engine or a snapshot needs of them."""
 
-    def __init__(self, base: Path, config: PolicyConfig, *, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self, base: Path, config: PolicyConfig, *, device: torch.device, ranks: Ranks = SOLO
+    ) -> None:
+        self.config, self.device, self._ranks = config, device, ranks
         self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self._sharded = ranks.size > 1 and config.lora is None
+        # A model that is dealt out over ranks need not fit one device before.
+        self._home = torch.device("cpu") if self._sharded else device
         # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
-        self.model: Any = load_model(base, config, device, torch.float32)
+        self.model: Any = load_model(base, config, self._home, torch.float32)
         self._check_head()
+        if config.gradient_checkpointing:
+            _recompute_layers(self.model)
         if config.lora is not None:
             self.model = _with_adapter(self.model, config)
+        elif self._sharded:
+            shard(self.model, device)
 
     def load(self, folder: Path) -> None:
         """Take over the weights of a snapshot: a model folder, or an adapter folder under ``lora``."""
@@ -103,9 +123,11 @@ class Policy:
             state = load_file(folder / "adapter_model.safetensors")
             set_peft_model_state_dict(self.model, state, adapter_name=TRAINED_ADAPTER)
             return
-        state = {}
+        drop_gathered(self.model)
+        own, state = self.model.state_dict(), {}
         for file in sorted(folder.glob("*.safetensors")):
-            state.update(load_file(file, device=str(self.device)))
+            found = load_file(file, device=str(self._home))
+            state |= {name: part_like(full, own.get(name)) for name, full in found.items()}
         missing, unexpected = self.model.load_state_dict(state, strict=False)
         tied = (
             set(self.model.all_tied_weights_keys)
@@ -128,20 +150,37 @@ class Policy:
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer updates."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """`parameters` by name; of sharded weights this rank's part."""
+        drop_gathered(self.model)
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def weights(self, version: str, scratch: Path) -> WeightUpdate:
-        """The current weights for an engine: tensors, or under ``lora`` a fresh adapter folder."""
+        """The current weights for an engine: tensors, or under ``lora`` a fresh adapter folder. Of
+        several ranks the first has them."""
         if self.config.lora is not None:
             folder = scratch / version.replace("/", "-")
             self.save(folder)
             return WeightUpdate(version=version, adapter=str(folder))
-        return WeightUpdate(version=version, tensors=dict(self._named_tensors()))
+        drop_gathered(self.model)
+        named = dict(self.model.named_parameters())
+        if self._sharded:
+            return WeightUpdate(version=version, tensors=self._gathered(named))
+        return WeightUpdate(version=version, tensors={n: p.detach() for n, p in named.items()})
 
     def save(self, folder: Path) -> None:
-        """Write safetensors and configs: a whole model, or the adapter alone under ``lora``."""
+        """Write safetensors and configs: a whole model, or the adapter alone under ``lora``. Of several
+        ranks the first writes, and all must call."""
+        state = None
+        if self._sharded:
+            drop_gathered(self.model)
+            state = self._gathered(self.model.state_dict(keep_vars=True))
+        if self._ranks.rank > 0:
+            return
         if self.config.lora is None:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
             return
         self.model.save_pretrained(folder, selected_adapters=[TRAINED_ADAPTER])
         nested = folder / TRAINED_ADAPTER
@@ -153,9 +192,8 @@ class Policy:
         nested.rmdir()
         (folder / "README.md").unlink(missing_ok=True)
 
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, parameter.detach()
+    def _gathered(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gathered(named.items(), keep=self._ranks.rank == 0)
 
     def _check_head(self) -> None:
         """The shortcut through the decoder must give the model's own logits.
@@ -163,7 +201,7 @@ class Policy:
         Models that scale or cap their logits after the head would be trained on other numbers than
         the engines sample from; better to say so at the start.
         """
-        tokens_BT = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
+        tokens_BT = torch.arange(4, device=self._home)[None] % self.model.config.vocab_size
         with torch.no_grad():
             whole = self.model(input_ids=tokens_BT, use_cache=False).logits.float()
             hidden = self.model.get_decoder()(
@@ -177,6 +215,15 @@ class Policy:
                 cause="it scales or caps them, and the learner computes logits without that step",
                 remedy="choose a model without logit scaling or soft-capping",
             )
+
+
+def _recompute_layers(model: Any) -> None:
+    """Keep only each layer's input, and run the layer again in the backward pass.
+
+    Not by transformers' own switch: that one acts in training mode only, where dropout acts too.
+    """
+    for layer in decoder_layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _with_adapter(model: Any, config: PolicyConfig) -> Any:

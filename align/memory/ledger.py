@@ -175,6 +175,8 @@ class Ledger:
     ) -> None:
         """Give the verdict and, when accepted, move production: both or neither.
 
+        Only a policy becomes production: an accepted reward model leaves it where it is.
+
         Raises:
             StaleAttempt: a newer attempt exists, or production moved since the round began.
             ValueError: not the candidate that entered the gate, or no round that can end like this.
@@ -189,6 +191,7 @@ class Ledger:
             self._set(connection, row, state=verdict, report=report, ends=True)
             if verdict == "accepted":
                 self._check_production(connection, row.parent, f"round {row.name!r}")
+            if verdict == "accepted" and _kind(connection, row.candidate) != "reward":
                 reason = f"round {row.name!r} was accepted"
                 self._move(connection, PRODUCTION, row.parent, row.candidate, index, reason)
 
@@ -366,6 +369,10 @@ def _owned(connection: Connection, index: int, attempt: int) -> Row[Any]:
 def _alias(connection: Connection, name: str) -> SnapshotId | None:
     moves = select(alias_moves.c.target).where(alias_moves.c.alias == name)
     return connection.scalar(moves.order_by(alias_moves.c.seq.desc()).limit(1))
+
+
+def _kind(connection: Connection, snapshot: SnapshotId) -> str | None:
+    return connection.scalar(select(snapshots.c.kind).where(snapshots.c.id == snapshot))
 
 
 def _evaluation(snapshot: SnapshotId, suite_hash: str) -> Select[Any]:

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from align.errors import SnapshotError, UserError
 from rollouts.types import SnapshotId
 
-Kind = Literal["model", "adapter"]
-"""Full weights, or a peft adapter over a base."""
+Kind = Literal["model", "adapter", "reward"]
+"""Full weights, a peft adapter over a base, or a model that scores answers and is never production."""
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -51,8 +51,8 @@ class Provenance:
     """JSON values only."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("model", "adapter"):
-            raise ValueError(f"kind is 'model' or 'adapter', got {self.kind!r}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind is {' or '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollouts.engine import SampleRequest, SampleResult, ScoreRequest, SyncReport, WeightUpdate
+from rollouts.engine import (
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightUpdate,
+)
 from rollouts.types import Completion, Sampling, WeightSpan
 
 
@@ -37,6 +44,11 @@ class HFEngine:
         self.sample_lie = self.score_lie = 0.0
         self.versions: list[str] = ["base"]
         self.closed = False
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Sample now; there is nobody to do it meanwhile."""
+        results = self.generate(requests)
+        return lambda: results
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Sample the completions of all requests together, one position at a time."""

@@ -17,6 +17,7 @@ from rollouts.engine import (
     SampleResult,
     ScoreRequest,
     SyncReport,
+    Ticket,
     WeightUpdate,
 )
 from rollouts.errors import RunError, UserError
@@ -33,6 +34,10 @@ class Echo:
     def __init__(self, fail_first: bool = False) -> None:
         self.fail_first = fail_first
         self.requests: list[SampleRequest] = []
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        results = self.generate(requests)
+        return lambda: results
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         self.requests += requests

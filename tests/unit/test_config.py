@@ -165,7 +165,20 @@ def test_a_mistake_in_defaults_is_told_once(tmp_path: Path) -> None:
         ("rounds.0.steps=2.5", "rounds.0.steps:"),
         ("rounds.0.optimizer.lr=fast", "rounds.0.optimizer.lr: Input should be a valid number"),
         ("rounds.0.optimizer.lr=.nan", "rounds.0.optimizer.lr:"),
-        ("rounds.0.rewards=[]", "rounds.0.rewards:"),
+        ("rounds.0.rewards=[]", "rounds.0: grpo learns from rewards; set rewards"),
+        ("rounds.0.prompts=null", "samples completions of prompts; set prompts"),
+        (
+            "rounds.0={name: first, prompts: demo://rev, rewards: [exact_match], steps: 2, "
+            "algorithm: dpo, anchors: {new: {to: parent, beta: 0}}}",
+            "total weight is 0",
+        ),
+        ("rounds.0.data=pairs.jsonl", "would not read data"),
+        ("rounds.0.algorithm={name: dpo, pairs: file}", "learns from pairs of a file; set data"),
+        (
+            "rounds.0={name: first, prompts: demo://rev, rewards: [exact_match], steps: 2, "
+            "sampling: {max_staleness: 1}, importance: {level: none}}",
+            "samples of older weights would count",
+        ),
         ("rounds.0.prompts=3", "rounds.0.prompts:"),
         ("rounds.0.mode=on", "rounds.0.mode: Input should be 'add' or 'override', got 'on'"),
         ("rounds=[]", "rounds:"),

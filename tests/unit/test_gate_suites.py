@@ -15,7 +15,8 @@ from align.config import CampaignConfig
 from align.demo.tokenizer import build_tokenizer
 from align.demo.world import demo_prompts
 from align.gate.evaluate import ItemResults, evaluate
-from align.gate.suites import Suite, build_suites, windows_of
+from align.gate.sequences import windows_of
+from align.gate.suites import Suite, build_suites
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.scripted_engine import ScriptedEngine
@@ -180,9 +181,13 @@ def test_windows_by_hand(
 
 def test_a_text_suite_uses_what_the_text_gives(tmp_path: Path) -> None:
     text, _ = build(campaign(suites=[text_file(tmp_path / "t.txt", 85)]))
-    assert (text.kind, len(text.windows), {len(w) for w in text.windows}) == ("likelihood", 8, {10})
+    assert (text.kind, len(text.sequences), {len(a) + len(b) for a, b in text.sequences}) == (
+        "likelihood",
+        8,
+        {10},
+    )
     spec = {**text_file(tmp_path / "t.txt", 120), "items": 9}
-    assert len(build(campaign(suites=[spec]))[0].windows) == 9
+    assert len(build(campaign(suites=[spec]))[0].sequences) == 9
     with pytest.raises(UserError, match=r"fills 7 windows of 10 tokens, at least 8"):
         build(campaign(suites=[text_file(tmp_path / "t.txt", 79)]))
 
@@ -303,8 +308,8 @@ def test_likelihood_is_the_mean_logprob_of_all_but_the_first_token(tmp_path: Pat
     results = evaluate(engine, [text], ENCODER, "snap", seed=0)["text"]
     assert results.values == pytest.approx((-0.5,) * 8)
     assert all(
-        (r.prompt_ids, r.completion_ids) == (w[:1], w[1:])
-        for r, w in zip(engine.scored, text.windows, strict=True)
+        (r.prompt_ids, r.completion_ids) == (w, rest)
+        for r, (w, rest) in zip(engine.scored, text.sequences, strict=True)
     )
 
 

@@ -5,11 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 from align.learner.losses.base import Algorithm, PolicyGradient, PolicyInputs
+from align.learner.losses.cispo import CISPO
+from align.learner.losses.dapo import DAPO
+from align.learner.losses.distill import Distill
+from align.learner.losses.dpo import DPO
+from align.learner.losses.dr_grpo import DrGRPO
 from align.learner.losses.grpo import GRPO
+from align.learner.losses.gspo import GSPO
+from align.learner.losses.kto import KTO
+from align.learner.losses.ppo import PPO
+from align.learner.losses.pretrain import Pretrain
+from align.learner.losses.reinforce_pp import ReinforcePP
+from align.learner.losses.reward_model import RewardModel
+from align.learner.losses.rft import RFT
+from align.learner.losses.rloo import RLOO
+from align.learner.losses.sft import SFT
 from rollouts.errors import nearest
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "cispo": CISPO,
+    "dapo": DAPO,
+    "dpo": DPO,
+    "distill": Distill,
+    "dr_grpo": DrGRPO,
     "grpo": GRPO,
+    "gspo": GSPO,
+    "kto": KTO,
+    "ppo": PPO,
+    "pretrain": Pretrain,
+    "reinforce_pp": ReinforcePP,
+    "reward_model": RewardModel,
+    "rft": RFT,
+    "rloo": RLOO,
+    "sft": SFT,
 }
 
 __all__ = ["ALGORITHMS", "GRPO", "Algorithm", "PolicyGradient", "PolicyInputs", "algorithm_from"]

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from align.learner.rows import Batch, Row, Totals, row_of
 from align.settings import Settings
-from rollouts.types import ScoredGroup
+from rollouts.types import Prompt, ScoredGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.learner.batch import MicroBatch
+    from align.learner.losses.ppo import CriticConfig
     from align.learner.outputs import Outputs
 
 Need = Literal["start", "reference", "values"]
@@ -43,17 +44,52 @@ class Algorithm(Settings):
     anchors_are_reference: ClassVar[bool] = False
     """The anchors of new prompts are this loss's reference, and add no KL term of their own."""
 
+    needs_rewards: ClassVar[bool] = True
+    """Whether rollouts must be scored to learn from them."""
+
     @property
     def material(self) -> Material:
         """What a step of new prompts is made of."""
         return "rollouts"
 
+    @property
+    def critic_config(self) -> CriticConfig | None:
+        """The critic that gives `Outputs.values_N` and the need ``values``; None: there is none."""
+        return None
+
+    @property
+    def teacher_snapshot(self) -> str | None:
+        """The model that gives `Outputs.teacher`, named as anchors are, or ``model:PATH``; None: there
+        is none."""
+        return None
+
+    def teacher_prompt(self, prompt: Prompt) -> Prompt | None:
+        """What the teacher reads in place of a prompt; None: the same."""
+        return None
+
     def check(self, group_size: int, where: str) -> None:
         """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
+
+    def for_round(self, max_tokens: int) -> Self:
+        """The same algorithm for a round whose completions have at most so many tokens."""
+        return self
+
+    @property
+    def resamples(self) -> int:
+        """How often a step draws again in place of groups that are not `informative`."""
+        return 0
+
+    def informative(self, scored: ScoredGroup) -> bool:
+        """Whether a group is worth its place in a step."""
+        return True
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
         """What the sampled groups that teach become; completions without tokens are left out."""
         raise NotImplementedError
+
+    def examples(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """What rows of a file become; may add rows that are only measured."""
+        return rows
 
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows after the learner has filled in `needs`; may drop rows that were only measured."""
@@ -66,6 +102,10 @@ class Algorithm(Settings):
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
         """Loss of one micro-batch and metrics, both summable over the micro-batches of a step."""
         raise NotImplementedError
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Metrics of an update that are no sums, from those that are."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,186 @@
+"""Examples as token ids: the prompt exactly as engines read it, the answer as they would sample it.
+
+So what is learnt from a file is learnt in the context that rollouts have. Answers end with the
+tokenizer's end of sequence, which a model can only stop with if it learns to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from align.examples.forms import Content, Example, Unusable
+from align.examples.stream import Unit
+from align.learner.rows import Row
+from rollouts.errors import UserError
+from rollouts.prompts import PromptEncoder, content_id
+from rollouts.types import Message, Prompt
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A unit, and how many of its answers were cut to fit."""
+
+    unit: Unit
+    num_cut: int
+
+
+def encode(
+    example: Example,
+    encoder: PromptEncoder,
+    *,
+    context: int,
+    cut: bool,
+    round: str,
+    columns: Mapping[str, Any],
+) -> Encoded:
+    """One example as rows of at most ``context`` tokens, prompt included.
+
+    ``round`` and ``columns`` are written on its prompt: rewards of later rounds may ask for them.
+
+    Raises `Unusable` where a row is longer and may not be cut, or where tokens leave nothing to learn,
+    and a `UserError` for messages where the model has no chat template.
+    """
+    prompt = _prompt(example.prompt, columns, round)
+    prompt_ids = _prompt_ids(prompt, encoder)
+    answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
+    room = context - len(prompt_ids)
+    if room < 1 or (not cut and any(len(ids) > room for ids in answers)):
+        raise Unusable("over-long")
+    fitting = [ids[:room] for ids in answers]
+    if len(set(fitting)) < len(fitting):
+        raise Unusable("equal sides")
+    rows = tuple(
+        _row(prompt_ids, ids, answer.advantage, round)
+        for ids, answer in zip(fitting, example.answers, strict=True)
+    )
+    sides = [(answer.content, answer.advantage) for answer in example.answers]
+    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows)
+    return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
+
+
+def windows(
+    texts: Iterable[str], encoder: PromptEncoder, *, context: int, round: str
+) -> Iterator[Unit]:
+    """Documents one after another, cut into windows of ``context`` tokens; the last may be shorter.
+
+    Each document ends with the end of sequence. A window begins with the token that the one before ended
+    with, as its context: every token but the very first is predicted exactly once.
+    """
+    assert context > 1, "a window needs a token and what it follows"
+    held: list[int] = []
+    for text in texts:
+        held.extend(_ended(encoder.encode(Prompt(id="", text=text)), encoder))
+        while len(held) >= context:
+            yield _window(held[:context], round)
+            held = held[context - 1 :]
+    if len(held) > 1:
+        yield _window(held, round)
+
+
+def _window(ids: Sequence[int], round: str) -> Unit:
+    row = _row(tuple(ids[:1]), tuple(ids[1:]), 1.0, round)
+    return Unit(id=_id(list(ids)), prompt=None, rows=(row,))
+
+
+def _row(prompt_ids: Ids, completion_ids: Ids, advantage: float, round: str) -> Row:
+    return Row(
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        advantage=advantage,
+        source="new",
+        round=round,
+    )
+
+
+def _prompt(content: Content, columns: Mapping[str, Any], round: str) -> Prompt:
+    try:
+        name = content_id(content)
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode") from error
+    if isinstance(content, str):
+        return Prompt(id=name, text=content, columns=columns, round=round)
+    return Prompt(id=name, messages=content, columns=columns, round=round)
+
+
+def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
+    try:
+        return encoder.encode(prompt)
+    except UserError as error:
+        # Without a chat template every row is bad; otherwise this one conversation is.
+        if prompt.messages is not None and encoder.tokenizer.chat_template is None:
+            raise
+        raise Unusable("refused by the tokenizer or its chat template") from error
+
+
+def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
+    """The answer's tokens after these prompt tokens, ended."""
+    if prompt.messages is not None:
+        ids = _chat_answer(prompt.messages, prompt_ids, answer, encoder)
+    elif isinstance(answer, str):
+        ids = _text_answer(prompt.text or "", prompt_ids, answer, encoder)
+    else:
+        raise Unusable("the prompt is text, the answer messages")
+    if not ids:
+        raise Unusable("empty")
+    return _ended(ids, encoder)
+
+
+def _text_answer(text: str, prompt_ids: Ids, answer: str, encoder: PromptEncoder) -> Ids:
+    """As the tokenizer has it after the prompt, unless tokens merge across the seam: then on its own."""
+    whole = encoder.encode(Prompt(id="", text=text + answer))
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return whole[len(prompt_ids) :]
+    return tuple(encoder.tokenizer(answer, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _chat_answer(
+    turns: Sequence[Message], prompt_ids: Ids, answer: Content, encoder: PromptEncoder
+) -> Ids:
+    """What the template adds to the rendered prompt, up to the last end of sequence.
+
+    Some templates end a prompt that waits for its answer otherwise than one that has it (an empty
+    thought, say). The answer then begins where the two part, if that is after the last turn.
+    """
+    if isinstance(answer, str):
+        answer = ({"role": "assistant", "content": answer},)
+    whole = _rendered((*turns, *answer), encoder)
+    shared = len(
+        list(takewhile(lambda two: two[0] == two[1], zip(whole, prompt_ids, strict=False)))
+    )
+    if shared < len(prompt_ids) and shared < len(_rendered(turns, encoder)):
+        raise Unusable("the chat template changes the prompt once it is answered")
+    ids = whole[shared:]
+    ends = [index for index, token in enumerate(ids) if token in encoder.eos_ids]
+    # What a template writes behind the end, such as a line break, is never sampled.
+    return ids[: ends[-1] + 1] if ends else ids
+
+
+def _rendered(turns: Sequence[Message], encoder: PromptEncoder) -> Ids:
+    import jinja2
+
+    try:
+        ids = encoder.tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=True, return_dict=False
+        )
+    except jinja2.TemplateError as error:
+        raise Unusable("refused by the tokenizer or its chat template") from error
+    return tuple(int(token) for token in ids)
+
+
+def _ended(ids: Ids, encoder: PromptEncoder) -> Ids:
+    if not encoder.eos_ids or ids[-1] in encoder.eos_ids:
+        return ids
+    return (*ids, encoder.eos_ids[0])
+
+
+def _id(content: object) -> str:
+    try:
+        return content_id(json.dumps(content))
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode") from error

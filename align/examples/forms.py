@@ -1,0 +1,195 @@
+"""Rows of a file as examples: the formats that TRL reads, plain or conversational.
+
+    pairs           prompt, chosen, rejected; or chosen and rejected that begin alike
+    ratings         prompt, completion, label; or pairs, whose sides are then rated
+    demonstrations  prompt, completion; or messages, of which the last is the answer
+    texts           text
+
+Source: TRL's "Dataset formats and types". No tokens here. What cannot be used is `Unusable`, with a
+reason that many rows can share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from align.examples.config import ExamplesConfig, columns_of
+from align.learner.losses.base import Material
+from rollouts.types import Message
+
+Messages = tuple[Message, ...]
+Content = str | Messages
+"""Plain text, or chat turns."""
+Values = Mapping[str, Any]
+"""The columns of one row."""
+
+
+class Unusable(Exception):
+    """A row that cannot teach. The message is the reason, without the row's own values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer to an example's prompt."""
+
+    content: Content
+    advantage: float
+    """+1: to be made likelier, -1: less likely."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A prompt with the answers that are learnt from together."""
+
+    prompt: Content
+    answers: tuple[Answer, ...]
+
+
+def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of two answers, the chosen one first."""
+    prompt, chosen, rejected = _sides(values, config)
+    if chosen == rejected:
+        raise Unusable("equal sides")
+    answers = (Answer(content=chosen, advantage=1.0), Answer(content=rejected, advantage=-1.0))
+    return [Example(prompt=prompt, answers=answers)]
+
+
+def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of one rated answer; of a pair two."""
+    if config.completion not in values and config.chosen in values:
+        (pair,) = pairs(values, config)
+        return [Example(prompt=pair.prompt, answers=(side,)) for side in pair.answers]
+    prompt = _prompt(values, config)
+    answer = Answer(
+        content=_content(values, config.completion), advantage=_advantage(values, config.label)
+    )
+    return [Example(prompt=prompt, answers=(answer,))]
+
+
+def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of one answer: the completion, or the last turn of a conversation."""
+    if config.completion in values or config.messages not in values:
+        prompt, content = _prompt(values, config), _content(values, config.completion)
+    else:
+        turns = _content(values, config.messages)
+        if isinstance(turns, str):
+            raise Unusable(f"{config.messages!r} holds no messages")
+        prompt, content = turns[:-1], turns[-1:]
+        if content[0]["role"] != "assistant":
+            raise Unusable("the last message is not the assistant's")
+        if not prompt:
+            raise Unusable("no prompt")
+    return [Example(prompt=prompt, answers=(Answer(content=content, advantage=1.0),))]
+
+
+def text(values: Values, config: ExamplesConfig) -> str:
+    """The document of a row."""
+    content = _content(values, config.text)
+    if not isinstance(content, str):
+        raise Unusable(f"{config.text!r} is not text")
+    return content
+
+
+FORMS: dict[Material, Callable[[Values, ExamplesConfig], list[Example]]] = {
+    "pairs": pairs,
+    "ratings": ratings,
+    "demonstrations": demonstrations,
+}
+
+
+def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Content]:
+    """Prompt, chosen and rejected answer; whole conversations contain their prompt, as TRL has it."""
+    chosen, rejected = _content(values, config.chosen), _content(values, config.rejected)
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise Unusable("one side is text, the other messages")
+    whole = any(
+        not isinstance(side, str) and side[0]["role"] != "assistant" for side in (chosen, rejected)
+    )
+    given = config.template is not None or values.get(config.prompt) is not None
+    if given and not whole:
+        return _prompt(values, config), chosen, rejected
+    if chosen == rejected:
+        raise Unusable("equal sides")
+    shared = common_prompt(chosen, rejected)
+    if not shared:
+        raise Unusable("no prompt")
+    start = len(shared)
+    return _asking(shared), _not_empty(chosen[start:]), _not_empty(rejected[start:])
+
+
+def common_prompt(chosen: Content, rejected: Content) -> Content:
+    """What two answers begin with: whole turns, or text up to the last space before they part.
+
+    TRL parts text at the character, so that "... blue" and "... black" would share a "b"; the prompt of
+    a half word has other tokens than any prompt that is sampled from.
+
+    >>> common_prompt("The sky is blue.", "The sky is black.")
+    'The sky is'
+    """
+    same = list(takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
+    if not isinstance(chosen, str):
+        return chosen[: len(same)]
+    end = len(same)
+    while end and not all(side[end : end + 1].isspace() for side in (chosen, str(rejected))):
+        end -= 1
+    return chosen[:end]
+
+
+def _prompt(values: Values, config: ExamplesConfig) -> Content:
+    if config.template is not None:
+        for column in columns_of(config.template):
+            if values.get(column) is None:
+                raise Unusable(f"nothing in column {column!r}")
+        prompt: Content = config.template.format_map(values)
+    elif values.get(config.prompt) is None:
+        raise Unusable("no prompt")
+    else:
+        prompt = _content(values, config.prompt)
+    return _asking(prompt)
+
+
+def _asking(prompt: Content) -> Content:
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise Unusable("the prompt ends with an answer")
+    return _not_empty(prompt)
+
+
+def _content(values: Values, column: str) -> Content:
+    """A column as text or as chat turns with role and content; None values, which tables fill in, go."""
+    value = values.get(column)
+    if column not in values:
+        raise Unusable(f"no column {column!r}")
+    if isinstance(value, str):
+        return _not_empty(value)
+    if value is None or (isinstance(value, list | tuple) and not value):
+        raise Unusable("empty")
+    if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
+        raise Unusable(f"{column!r} is not text")
+    turns = tuple({name: part for name, part in turn.items() if part is not None} for turn in value)
+    for turn in turns:
+        if not (isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            raise Unusable(f"{column!r} holds a message without role or content")
+    return _not_empty(turns)
+
+
+def _not_empty(content: Content) -> Content:
+    texts = [content] if isinstance(content, str) else [turn["content"] for turn in content]
+    if not any(part.strip() for part in texts):
+        raise Unusable("empty")
+    return content
+
+
+LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
+"""How files without a boolean type write one."""
+
+
+def _advantage(values: Values, column: str) -> float:
+    if column not in values:
+        raise Unusable(f"no column {column!r}")
+    side = LABELS.get(str(values[column]).lower())
+    if side is None:
+        raise Unusable(f"{column!r} is not true or false")
+    return side

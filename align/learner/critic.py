@@ -1,0 +1,182 @@
+"""The critic: what score to expect, at every token that is about to be chosen.
+
+A linear head, zero at first, on the hidden states that predict the completion tokens: those of a decoder
+of its own, or those of the policy. Here are also the two checks that come before one is built: whether
+the folder fits the policy, and whether the machine has room.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.learner.batch import MicroBatch
+from align.learner.losses.ppo import SHARED, CriticConfig
+from align.learner.outputs import Outputs
+from align.learner.policy import Policy, completion_outputs, load_model
+from rollouts.errors import RunError, UserError
+
+FILE = "critic.safetensors"
+FLOAT_BYTES = 4
+TRAINED_COPIES = 4
+"""Weights, gradient and the two moments of Adam, all in float32."""
+GIB = 1 << 30
+
+
+class Critic:
+    """Values of completion tokens, in units of the score."""
+
+    def __init__(
+        self, head: nn.Linear, body: Any | None, *, dtype: torch.dtype, shared_gradient: bool
+    ) -> None:
+        self.head, self._body = head, body
+        self._dtype, self._shared_gradient = dtype, shared_gradient
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+
+    def values(self, micro: MicroBatch, outputs: Outputs) -> Tensor:
+        """Value of each completion token, before it is chosen; shape ``N``.
+
+        Args:
+            outputs: the policy's over the same rows.
+        """
+        # Outside autocast: a value is regressed on, and bfloat16 has three digits.
+        values_N1: Tensor = self.head(self._hidden(micro, outputs).float())
+        return values_N1[:, 0]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates besides the policy's."""
+        return [parameter for _, parameter in self._named_parameters()]
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All weights by name: the critic's part of the training state."""
+        return {name: parameter.detach() for name, parameter in self._named_parameters()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over `named_tensors` of a critic of the same kind, in place: the optimizer keeps its hold
+        on the weights. Raises RunError where names differ."""
+        own = self.named_tensors()
+        if other := sorted(own.keys() ^ tensors.keys()):
+            raise RunError(
+                f"the weights do not fit the critic: {other[0]!r} is on one side only",
+                where="critic",
+                cause="they are of another model, or of a head on other hidden states",
+                remedy="continue with the critic.model that they were written with",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def save(self, folder: Path) -> None:
+        """Write ``critic.safetensors``. Not into a snapshot's folder: whatever safetensors lie there are
+        the policy's."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors().items()}
+        save_file(tensors, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take over what `save` wrote."""
+        from safetensors.torch import load_file
+
+        self.load_tensors(load_file(folder / FILE))
+
+    def _hidden(self, micro: MicroBatch, outputs: Outputs) -> Tensor:
+        if self._body is not None:
+            own = completion_outputs(self._body, micro, dtype=self._dtype, temperature=1.0)
+            return own.hidden_ND
+        return outputs.hidden_ND if self._shared_gradient else outputs.hidden_ND.detach()
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.head.named_parameters():
+            yield f"head.{name}", parameter
+        if self._body is not None:
+            for name, parameter in self._body.get_decoder().named_parameters():
+                yield f"body.{name}", parameter
+
+
+def make_critic(config: CriticConfig, policy: Policy, parent: Path) -> Critic:
+    """A fresh critic of a policy.
+
+    Args:
+        parent: folder of the model that the round starts from, with full weights.
+    """
+    body = None
+    if config.model != SHARED:
+        body = load_model(_folder(config, parent), policy.config, policy.device, torch.float32)
+    width = (policy.model if body is None else body).get_output_embeddings().weight.shape[1]
+    if body is not None:
+        # A row of the vocabulary is never asked for, and large: it need not lie in memory.
+        body.set_output_embeddings(nn.Identity())
+    return Critic(
+        nn.Linear(width, 1, device=policy.device),
+        body,
+        dtype=policy.dtype,
+        shared_gradient=config.shared_gradient,
+    )
+
+
+def _folder(config: CriticConfig, parent: Path) -> Path:
+    if config.model is None:
+        return parent
+    folder = Path(config.model).expanduser()
+    check_critic(parent, folder)
+    return folder
+
+
+def check_critic(policy_folder: Path, critic_folder: Path) -> None:
+    """Raise UserError where a critic would read the policy's token ids as other tokens."""
+    policy, critic = (_tokens(folder) for folder in (policy_folder, critic_folder))
+    if other := sorted(policy.items() ^ critic.items()):
+        token, number = other[0]
+        raise UserError(
+            f"the critic has another tokenizer than the policy: only one of them has the token "
+            f"{token!r} as {number}",
+            where="algorithm.critic.model",
+            cause="the two are not from one model family",
+            remedy="choose a model with the policy's tokenizer, or leave critic.model out",
+        )
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """Token to id. Not the file's bytes: the same tokenizer is written differently by each version of
+    its library."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"there is no {file.name} in {str(folder)!r}",
+            where="algorithm.critic.model",
+            cause="without it nobody can tell whether critic and policy mean the same tokens",
+            remedy="save the tokenizer beside the weights, or leave critic.model out",
+        )
+    content = json.loads(file.read_text())
+    listed = content["model"]["vocab"]
+    tokens = dict(listed) if isinstance(listed, dict) else {t: i for i, (t, _) in enumerate(listed)}
+    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens", [])}
+
+
+def critic_bytes(num_parameters: int, trained: bool) -> int:
+    """Memory that a critic's weights take, activations not counted.
+
+    >>> critic_bytes(1_000_000, trained=True)
+    16000000
+    """
+    return num_parameters * FLOAT_BYTES * (TRAINED_COPIES if trained else 1)
+
+
+def check_memory(needed: int, available: int) -> None:
+    """Raise UserError where a critic does not fit; both in bytes."""
+    if needed > available:
+        raise UserError(
+            f"the critic needs {needed / GIB:.1f} GiB and {available / GIB:.1f} GiB are available",
+            where="algorithm.critic",
+            cause="a critic of its own holds weights, gradients and two moments in float32",
+            remedy="set critic.model to shared (a head on the policy's hidden states) or to the folder of "
+            "a smaller model with the same tokenizer, or train the policy with policy.lora",
+        )

@@ -1,0 +1,179 @@
+"""The learner of a reward model: a decoder with a head of one number, trained on pairs.
+
+It is a model for sequence classification from the start, so whoever can load one can use the result.
+Its head begins at random, fixed by the seed; rewards are read as `rewards.reward_model` reads them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config import PolicyConfig, RoundSettings
+from align.errors import NonFiniteError
+from align.learner.batch import micro_batches
+from align.learner.learner import MAX_SKIPPED_STEPS, MICRO_BATCH_TOKENS, Metrics
+from align.learner.losses.preference import pairs_in
+from align.learner.losses.reward_model import RewardModel
+from align.learner.optimizer import learning_rate, make_optimizer, set_learning_rates
+from align.learner.rows import Batch, Row, units_of
+from rewards.reward_model import sequence_scores, set_padding
+
+
+class RewardLearner:
+    """Model and optimizer of one round."""
+
+    def __init__(
+        self,
+        start: Path,
+        tokenizer: Any,
+        policy: PolicyConfig,
+        spec: RoundSettings,
+        *,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        """Begin from the decoder of a folder with full weights.
+
+        Args:
+            num_steps: updates to come, for the learning rate's schedule.
+        """
+        assert isinstance(spec.algorithm, RewardModel)
+        self._algorithm, self._chosen = spec.algorithm, spec.optimizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._dtype: torch.dtype = getattr(torch, policy.dtype)
+        torch.manual_seed(seed)
+        self.model = fresh_model(start, policy).to(self.device)
+        own = self.model.config.get_text_config().pad_token_id
+        set_padding(self.model, (tokenizer.pad_token_id, own, tokenizer.eos_token_id))
+        self._optimizer = make_optimizer(self.model.parameters(), spec.optimizer)
+        per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
+        self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0
+
+    def update(self, rows: Sequence[Row]) -> Metrics:
+        """Learn from pairs; returns plain floats, means over the optimizer steps."""
+        steps = [
+            self._step_on(part.rows)
+            for _ in range(self._chosen.epochs)
+            for part in Batch(rows=tuple(rows)).split(self._chosen.mini_batches)
+        ]
+        return {name: fmean(step[name] for step in steps) for name in steps[0]}
+
+    def loss(self, rows: Sequence[Row], num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and summable metrics of whole pairs in one forward pass; a chosen row's ``baseline`` is its
+        pair's margin."""
+        chosen, rejected = [list(side) for side in zip(*pairs_in(rows), strict=True)]
+        scores_B = self._scores(rows)
+        chosen_U, rejected_U = scores_B[chosen], scores_B[rejected]
+        margins_U = scores_B.new_tensor([rows[index].baseline for index in chosen])
+        loss, metrics = self._algorithm.loss(chosen_U, rejected_U, margins_U, num_pairs)
+        return loss, dict(metrics)
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[Row]) -> list[float]:
+        """Reward of each row, in the given order.
+
+        Raises:
+            NonFiniteError: one of them is no number.
+        """
+        found: dict[int | None, float] = {}
+        numbered = [replace(row, unit=index) for index, row in enumerate(rows)]
+        for micro in micro_batches(numbered, self._micro_batch_tokens):
+            scores = self._scores(micro.rows).tolist()
+            found |= {row.unit: score for row, score in zip(micro.rows, scores, strict=True)}
+        if not all(map(isfinite, found.values())):
+            raise NonFiniteError(
+                "the reward model gives rewards that are not finite", where="learner"
+            )
+        return [found[index] for index in range(len(rows))]
+
+    def calibrate(self, scores: Sequence[float]) -> None:
+        """Write mean and standard deviation of these rewards into the model's config."""
+        self.model.config.reward_mean = fmean(scores)
+        self.model.config.reward_std = pstdev(scores) or 1.0
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors and config; the tokenizer is the caller's."""
+        self.model.save_pretrained(folder)
+
+    @property
+    def _micro_batch_tokens(self) -> int:
+        return self._chosen.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+
+    def _scores(self, rows: Sequence[Row]) -> Tensor:
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return sequence_scores(self.model, [(*r.prompt_ids, *r.completion_ids) for r in rows])
+
+    def _step_on(self, rows: Sequence[Row]) -> Metrics:
+        """One optimizer step."""
+        self._optimizer.zero_grad()
+        sums: defaultdict[str, float] = defaultdict(float)
+        num_pairs = len(units_of(rows))
+        for micro in micro_batches(rows, self._micro_batch_tokens):
+            loss, metrics = self.loss(micro.rows, num_pairs)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                sums[name] += float(value)
+        return {**sums, **self._step()}
+
+    def _step(self) -> Metrics:
+        """The optimizer step, unless the gradient is not finite: then nothing moves, and it is counted."""
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._chosen.max_grad_norm)
+        )
+        lr = learning_rate(self._chosen, self._steps, self._num_steps)
+        set_learning_rates(self._optimizer, lr / self._chosen.lr)
+        self._steps += 1
+        if isfinite(norm):
+            self._optimizer.step()
+            self._skipped = 0
+        else:
+            self._skipped += 1
+            if self._skipped >= MAX_SKIPPED_STEPS:
+                raise NonFiniteError(
+                    f"the gradient was not finite in {self._skipped} steps in a row",
+                    where="learner",
+                    cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
+                    remedy="lower optimizer.lr, or set policy.dtype to float32",
+                )
+        return {"grad_norm": norm, "lr": lr, "steps_skipped": float(self._skipped > 0)}
+
+
+def fresh_model(folder: Path, policy: PolicyConfig) -> Any:
+    """The decoder of a causal language model under a new head, its master weights in float32."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    with _without_warnings():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=policy.trust_remote_code,
+            use_safetensors=True,
+        )
+    return model.eval()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """That the head is new is no news here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

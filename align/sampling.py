@@ -1,0 +1,108 @@
+"""The scored rollouts of every step, sampled in order and, where allowed, ahead of the learner.
+
+With ``max_staleness: 0`` a step's samples are drawn from the weights it begins with. With 1 the engines
+sample step ``n + 1`` while the learner learns from step ``n``: samples lag one optimizer step behind,
+which importance weights correct. With ``k`` the engines also keep their weights for ``k`` steps.
+
+An algorithm may find groups uninformative (all rewards equal, say): they are replaced by groups of
+fresh prompts, a bounded number of times (dynamic sampling, Yu et al. 2025, arXiv 2503.14476).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from align.mixture import Draw
+from rollouts.collect import Pending, begin
+from rollouts.engine import SyncReport
+from rollouts.types import Sampling, ScoredGroup
+
+if TYPE_CHECKING:
+    from align.parts import Parts
+    from align.round import RoundPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """One step's rollouts under way."""
+
+    draw: Draw
+    pending: Pending
+    held: int
+    """Learner steps behind the weights that sample them."""
+
+
+@dataclass(kw_only=True)
+class StepSampler:
+    """Rollouts of one round, step after step."""
+
+    plan: RoundPlan
+    parts: Parts
+    version: Callable[[int], str]
+    """Name of the weights after so many learner steps."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the step taken last: its staleness in learner steps, and groups that were replaced."""
+    _held: int = 0
+    """Learner steps behind the weights that the engines hold."""
+    _pending: dict[int, Asked] = field(default_factory=dict)
+
+    def start(self, step: int) -> None:
+        """Hand the learner's weights to the engines before the first step."""
+        self._held = step
+        self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
+
+    def take(self, step: int) -> list[ScoredGroup]:
+        """Scored groups of step ``step``; the next step's are begun where they may be stale."""
+        asked = self._pending.pop(step) if step in self._pending else self._ask(step)
+        groups = asked.pending.groups() + asked.draw.stored
+        self.metrics = {"staleness/steps": float(step - asked.held)}
+        if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
+            self._pending[step + 1] = self._ask(step + 1)
+        return self._refilled(self.plan.scorer.score(groups), step)
+
+    def sync(self, step: int) -> SyncReport | None:
+        """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
+        behind = step - self._held
+        if behind < self.plan.spec.sampling.max_staleness and step < self.plan.spec.steps:
+            return None
+        self._held = step
+        return self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
+
+    def _ask(self, step: int, turn: int = 0) -> Asked:
+        draw = self.plan.mixture.draw(step) if turn == 0 else self.plan.mixture.spare(step, turn)
+        pending = begin(
+            self.parts.engine,
+            draw.prompts,
+            draw.group_sizes,
+            self.parts.inputs.encoder,
+            self.sampling,
+            seed=self.plan.seed + step + turn * self.plan.spec.steps,
+            policy=self.version(self._held),
+        )
+        return Asked(draw=draw, pending=pending, held=self._held)
+
+    @property
+    def sampling(self) -> Sampling:
+        chosen = self.plan.spec.sampling
+        return Sampling(max_tokens=chosen.max_tokens, temperature=chosen.temperature)
+
+    def _refilled(self, scored: list[ScoredGroup], step: int) -> list[ScoredGroup]:
+        """With groups of fresh prompts in place of those the algorithm cannot learn from."""
+        algorithm, replaced = self.plan.spec.algorithm, 0
+        for turn in range(1, algorithm.resamples + 1):
+            poor = [
+                i
+                for i, s in enumerate(scored)
+                if s.group.prompt.source == "new" and not algorithm.informative(s)
+            ]
+            if not poor:
+                break
+            found = self.plan.scorer.score(self._ask(step, turn).pending.groups())
+            spare = [s for s in found if algorithm.informative(s)]
+            for i, better in zip(poor, spare, strict=False):
+                scored[i] = better
+                replaced += 1
+        self.metrics["groups/resampled"] = float(replaced)
+        return scored

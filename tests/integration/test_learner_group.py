@@ -1,0 +1,227 @@
+"""Several ranks over real Ray actors and gloo: the same numbers as one, and deaths that are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from align.config import (
+    AnchorConfig,
+    AnchorsConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+)
+from align.errors import SnapshotError
+from align.learner.anchors import References
+from align.learner.group import LearnerGroup
+from align.learner.learner import Learner
+from align.learner.losses import algorithm_from
+from align.learner.rows import Batch
+from rollouts.errors import RunError
+from rollouts.weight_transfer import from_host
+from tests.unit.tiny import row, save_model
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+IDENTITY = {"config": "abc", "parent": "base"}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"gradient_checkpointing": True},
+    "lora": {"lora": LoraConfig(rank=4, alpha=8.0)},
+}
+SPEC = RoundSettings(
+    # Two mini-batches need start logprobs, and seven padded tokens a pass make uneven shares.
+    optimizer=OptimizerConfig(lr=3e-3, mini_batches=2, micro_batch_tokens=7),
+    anchors=AnchorsConfig(
+        new=(AnchorConfig(to="parent", beta=0.1, target=0.02),),
+        past=(),
+        general=(AnchorConfig(to="base", beta=1.0),),
+    ),
+)
+BATCHES = [
+    Batch(
+        rows=(
+            row((1, 2, 3), (4, 5, step), 1.0),
+            row((7, step), (8, 9, 10), -1.0),
+            row((3, 4), (5, 6, 7, 8), 0.5),
+            row((1, step), (3,), 0.0),
+            row((5, 6), (7, 8, step), None, "general"),
+        )
+    )
+    for step in range(1, 6)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def groups(
+    ray_cluster: None, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], LearnerGroup]]:
+    """Two ranks of a kind, started when first asked for and again after they died."""
+    alive: dict[str, LearnerGroup] = {}
+
+    def group_of(kind: str) -> LearnerGroup:
+        if kind not in alive or not alive[kind]._actors:
+            alive[kind] = LearnerGroup(
+                base,
+                PolicyConfig(model="tiny", ranks=2, **KINDS[kind]),
+                folder_of=lambda _: base,
+                scratch=tmp_path_factory.mktemp(kind),
+                tolerance=1e9,
+                start_deadline_s=120,
+                deadline_s=60,
+            )
+        return alive[kind]
+
+    yield group_of
+    for group in alive.values():
+        group.close()
+
+
+def alone(base: Path, scratch: Path, kind: str) -> Learner:
+    """One rank, in this process; without gradient checkpointing, which must not matter."""
+    config = PolicyConfig(model="tiny", **{**KINDS[kind], "gradient_checkpointing": False})
+    return Learner(base, config, folder_of=lambda _: base, scratch=scratch, tolerance=1e9)
+
+
+def begin(learner: Learner | LearnerGroup, kind: str, spec: RoundSettings = SPEC) -> None:
+    references = References(base="base", parent="base")
+    learner.begin(spec, references, num_steps=len(BATCHES), seed=3)
+    if kind == "full":
+        # The first batch then counts as sampled with these weights, so the parity meter runs.
+        learner.weights("")
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {k: t for file in folder.glob("*.safetensors") for k, t in load_file(file).items()}
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while not all(map(gone, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(map(gone, pids))
+
+
+PPO = SPEC.model_copy(update={"algorithm": algorithm_from("ppo")})
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"), [("full", SPEC), ("full", PPO), ("lora", SPEC)], ids=["full", "ppo", "lora"]
+)
+def test_two_ranks_learn_what_one_does(
+    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, kind: str, spec: Any
+) -> None:
+    one, two = alone(base, tmp_path, kind), groups(kind)
+    begin(one, kind, spec), begin(two, kind, spec)
+    rows = list(BATCHES[0].rows)
+    for batch in BATCHES:
+        expected, found = one.update(batch), two.update(batch)
+        assert found.keys() == expected.keys()
+        for name in expected.keys() - {"time/update_s"}:
+            assert found[name] == pytest.approx(expected[name], abs=1e-4, rel=1e-4), name
+        drift = one.divergence(rows, "base")
+        assert two.divergence(rows, "base") == pytest.approx(drift, rel=1e-3, abs=1e-5)
+    for ours, theirs in zip(
+        one.completion_logprobs(rows), two.completion_logprobs(rows), strict=True
+    ):
+        assert theirs == pytest.approx(ours, abs=1e-4)
+    if kind == "full":
+        ours, theirs = one.weights("a").tensors, dict(from_host(two.weights("a").tensors))
+        assert theirs.keys() == ours.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
+    one.save(tmp_path / "one"), two.save(tmp_path / "two")
+    assert {f.name for f in (tmp_path / "two").iterdir()} == {
+        f.name for f in (tmp_path / "one").iterdir()
+    }
+    ours, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert theirs.keys() == ours.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
+    if kind == "lora":
+        assert tensors(Path(two.weights("r/1").adapter)).keys() == ours.keys()
+    two.load("base")
+    assert two.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_exactly(
+    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path
+) -> None:
+    group = groups("full")
+    begin(group, "full")
+    for batch in BATCHES[:3]:
+        group.update(batch)
+    group.checkpoint(tmp_path / "kept", 3, identity=IDENTITY)
+    expected = [group.update(batch) for batch in BATCHES[3:]]
+    group.save(tmp_path / "straight")
+
+    begin(group, "full")
+    with pytest.raises(SnapshotError, match="another parent"):
+        group.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
+    found = group.restore(tmp_path / "kept", identity=IDENTITY)
+    assert found is not None and found.step == 3
+    for batch, metrics in zip(BATCHES[3:], expected, strict=True):
+        assert {**group.update(batch), "time/update_s": 0} == {**metrics, "time/update_s": 0}
+    group.save(tmp_path / "resumed")
+    ours, theirs = tensors(tmp_path / "straight"), tensors(tmp_path / "resumed")
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+
+    one = alone(base, tmp_path, "full")
+    begin(one, "full")
+    with pytest.raises(SnapshotError, match="another ranks: '2', not '1'"):
+        one.restore(tmp_path / "kept", identity=IDENTITY)
+
+
+def test_a_killed_rank_is_named_and_nothing_is_left(
+    groups: Callable[[str], LearnerGroup],
+) -> None:
+    group = groups("full")
+    begin(group, "full")
+    os.kill(group.pids[1], signal.SIGKILL)
+    with pytest.raises(RunError, match="rank 1 died"):
+        group.update(BATCHES[0])
+    assert_gone(group.pids)
+    with pytest.raises(RunError, match="closed"):
+        group.update(BATCHES[0])
+    group.close()
+
+
+def test_a_rank_that_does_not_answer_is_named(groups: Callable[[str], LearnerGroup]) -> None:
+    group = groups("lora")
+    begin(group, "lora")
+    group._deadline_s = 3
+    os.kill(group.pids[1], signal.SIGSTOP)
+    with pytest.raises(RunError, match="rank 1 did not answer within 3 s"):
+        group.divergence(list(BATCHES[0].rows), "base")
+    assert_gone(group.pids)
+
+
+def test_more_ranks_than_room_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no machine had room for 99 ranks"):
+        LearnerGroup(
+            base,
+            PolicyConfig(model="tiny", ranks=99),
+            folder_of=lambda _: base,
+            scratch=tmp_path,
+            start_deadline_s=1,
+        )

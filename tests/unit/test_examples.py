@@ -1,0 +1,341 @@
+"""Examples: every format, what is cut and dropped, and an order that a restart repeats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from align.examples import Examples, ExamplesConfig, ExampleStream, Unit, load_examples, rows_of
+from align.examples.forms import common_prompt
+from rollouts.errors import UserError
+from rollouts.prompts import PromptEncoder
+from tests.unit.tiny import row
+
+LETTERS = "abcdefgh .:"
+IDS = {token: i for i, token in enumerate(["^", "$", "?", *LETTERS, "U", "A"])}
+"""One character is one token; ^ begins, $ ends, U and A are the speakers of a chat."""
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ 'U' if m.role == 'user' else 'A' }}{{ m.content }}{{ '$ ' if m.role == 'assistant' }}"
+    "{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+)
+
+
+def encoder(*, chat: str | None = None, bos: bool = False, eos: bool = True) -> PromptEncoder:
+    backend = Tokenizer(WordLevel(IDS, unk_token="?"))
+    backend.pre_tokenizer = Split("", "isolated")
+    if bos:
+        backend.post_processor = TemplateProcessing(single="^ $A", special_tokens=[("^", IDS["^"])])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="?", **({"eos_token": "$"} if eos else {})
+    )
+    tokenizer.chat_template = chat
+    return PromptEncoder(tokenizer)
+
+
+def load(
+    tmp_path: Path, records: Any, material: Any = "pairs", context: int = 40,
+    using: PromptEncoder | None = None, **fields: Any,
+) -> Examples:  # fmt: skip
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(json.dumps(record) for record in records))
+    config = ExamplesConfig(source=str(source), **fields)
+    return load_examples(config, material, using or encoder(), context, "taste")
+
+
+def written(unit: Unit) -> list[tuple[str, str, float | None]]:
+    """Prompt, answer and advantage of every row, as text."""
+    letters = {i: token for token, i in IDS.items()}
+
+    def text(ids: tuple[int, ...]) -> str:
+        return "".join(letters[i] for i in ids)
+
+    return [(text(r.prompt_ids), text(r.completion_ids), r.advantage) for r in unit.rows]
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+GOOD = {"prompt": "a:", "chosen": " b", "rejected": " c"}
+
+
+def test_a_pair(tmp_path: Path) -> None:
+    found = load(tmp_path, [GOOD | {"topic": "x"}])
+    (unit,) = found.units
+    assert written(unit) == [("a:", " b$", 1.0), ("a:", " c$", -1.0)]
+    assert {(r.source, r.round, r.policy, r.sampler_logprobs_T) for r in unit.rows} == {
+        ("new", "taste", "data", ())
+    }
+    assert unit.prompt is not None
+    assert (unit.prompt.text, unit.prompt.round) == ("a:", "taste")
+    assert unit.prompt.columns["topic"] == "x"
+    assert str(found.report) == "1 row gave 1 pair"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("a b: c d.", "a b: c.", "a b:"),
+        ("a: bc", "a: bd", "a:"),
+        ("a bc", "a b", "a"),
+        ("ab c", "abd c", ""),
+        ("a b", "a b c", "a"),
+    ],
+)
+def test_an_implicit_prompt_ends_before_a_space(chosen: str, rejected: str, prompt: str) -> None:
+    assert common_prompt(chosen, rejected) == prompt
+
+
+def test_an_implicit_prompt_is_read(tmp_path: Path) -> None:
+    (unit,) = load(tmp_path, [{"chosen": "a b: c", "rejected": "a b: d"}]).units
+    assert written(unit) == [("a b:", " c$", 1.0), ("a b:", " d$", -1.0)]
+
+
+def test_a_template_makes_the_prompt(tmp_path: Path) -> None:
+    records = [{"instruction": "a", "input": "b", "prompt": "x", "good": "c", "bad": "d"}]
+    (unit,) = load(
+        tmp_path, records, template="{instruction}.{input}:", chosen="good", rejected="bad"
+    ).units
+    assert written(unit) == [("a.b:", "c$", 1.0), ("a.b:", "d$", -1.0)]
+
+
+@pytest.mark.parametrize("template", ["no column", "{}", "{a.b}", "{a[0]}"])
+def test_a_template_names_columns_and_nothing_else(template: str) -> None:
+    with pytest.raises(ValueError, match="must name columns"):
+        ExamplesConfig(source="x", template=template)
+
+
+def test_conversational_pairs_go_through_the_chat_template(tmp_path: Path) -> None:
+    """What the template writes behind the end is not learnt: nobody ever samples it."""
+    asked, chosen, rejected = said("user", "a"), said("assistant", "b"), said("assistant", "c")
+    records = [
+        {"prompt": [asked], "chosen": [chosen], "rejected": [rejected]},
+        {"chosen": [asked, chosen], "rejected": [asked, rejected]},
+        {"prompt": "a", "chosen": [asked, chosen], "rejected": [asked, rejected]},
+        {"prompt": [asked], "chosen": "b", "rejected": "c"},
+    ]
+    found = load(tmp_path, records, using=encoder(chat=CHAT))
+    for unit in found.units:
+        assert written(unit) == [("UaA", "b$", 1.0), ("UaA", "c$", -1.0)]
+    assert found.units[0].prompt is not None
+    assert found.units[0].prompt.messages == (asked,)
+    assert len(found.units) == 4
+
+
+def test_an_answer_starts_where_the_template_leaves_the_prompt(tmp_path: Path) -> None:
+    """This one ends a waiting prompt with an empty thought, '.', that no answered one has."""
+    thinking = CHAT.replace("%}A{%", "%}A.{%")
+    records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+    (unit,) = load(tmp_path, records, "demonstrations", using=encoder(chat=thinking)).units
+    assert written(unit) == [("UaA.", "b$", 1.0)]
+
+
+def test_a_template_that_rewrites_an_answered_prompt_is_refused(tmp_path: Path) -> None:
+    rewriting = "{{ 'b' if add_generation_prompt else 'c' }}" + CHAT
+    records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+    with pytest.raises(UserError, match="changes the prompt"):
+        load(tmp_path, records, "demonstrations", using=encoder(chat=rewriting))
+
+
+def test_messages_without_a_chat_template(tmp_path: Path) -> None:
+    records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+    with pytest.raises(UserError, match="no chat template"):
+        load(tmp_path, records, "demonstrations", max_dropped=1.0)
+
+
+@pytest.mark.parametrize(
+    ("label", "advantage"), [(True, 1.0), (False, -1.0), ("true", 1.0), (0, -1.0)]
+)
+def test_a_rating(tmp_path: Path, label: Any, advantage: float) -> None:
+    records = [{"prompt": "a:", "completion": "b", "label": label}]
+    (unit,) = load(tmp_path, records, "ratings").units
+    assert written(unit) == [("a:", "b$", advantage)]
+
+
+def test_the_sides_of_a_pair_are_ratings(tmp_path: Path) -> None:
+    units = load(tmp_path, [GOOD], "ratings").units
+    assert [written(unit) for unit in units] == [[("a:", " b$", 1.0)], [("a:", " c$", -1.0)]]
+    assert len({unit.id for unit in units}) == 2
+
+
+def test_demonstrations(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "a:", "completion": "b"},
+        {"messages": [said("user", "a"), said("assistant", "b"), said("user", "c"),
+                      said("assistant", "d")]},
+    ]  # fmt: skip
+    units = load(tmp_path, records, "demonstrations", using=encoder(chat=CHAT)).units
+    assert [written(unit) for unit in units] == [
+        [("a:", "b$", 1.0)],
+        [("UaAb$ UcA", "d$", 1.0)],
+    ]
+
+
+def test_texts_are_packed_and_every_token_is_predicted_once(tmp_path: Path) -> None:
+    records = [{"text": "abc"}, {"text": "de"}, {"text": "f"}]
+    found = load(tmp_path, records, "texts", context=4)
+    assert [written(unit)[0][:2] for unit in found.units] == [
+        ("a", "bc$"),
+        ("$", "de$"),
+        ("$", "f$"),
+    ]
+    assert all(unit.prompt is None for unit in found.units)
+    assert str(found.report) == "3 rows gave 3 windows"
+
+
+def test_a_prompt_keeps_its_beginning_token_and_answers_get_none(tmp_path: Path) -> None:
+    (unit,) = load(tmp_path, [GOOD], using=encoder(bos=True)).units
+    assert written(unit) == [("^a:", " b$", 1.0), ("^a:", " c$", -1.0)]
+
+
+def test_an_answer_without_an_end_of_sequence_and_one_that_has_it(tmp_path: Path) -> None:
+    (bare,) = load(tmp_path, [GOOD], using=encoder(eos=False)).units
+    assert [answer for _, answer, _ in written(bare)] == [" b", " c"]
+    (ended,) = load(tmp_path, [GOOD | {"chosen": " b$"}]).units
+    assert [answer for _, answer, _ in written(ended)] == [" b$", " c$"]
+
+
+def test_tokens_that_merge_across_the_seam_leave_the_prompt_alone(tmp_path: Path) -> None:
+    """`ab` is one token here: the prompt `a` is still read as engines read it."""
+    backend = Tokenizer(WordLevel(IDS | {"ab": 99}, unk_token="?"))
+    merging = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?", eos_token="$")
+    records = [{"prompt": "a", "completion": "b"}]
+    (unit,) = load(tmp_path, records, "demonstrations", using=PromptEncoder(merging)).units
+    assert written(unit) == [("a", "b$", 1.0)]
+
+
+BAD: list[tuple[Any, str]] = [
+    ({"prompt": "", "chosen": "b", "rejected": "c"}, "empty"),
+    ({"prompt": "a", "chosen": " ", "rejected": "c"}, "empty"),
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "equal sides"),
+    ({"prompt": "a", "chosen": 7, "rejected": "c"}, "'chosen' is not text"),
+    ({"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
+    ({"chosen": "b", "rejected": "c"}, "no prompt"),
+    ({"prompt": None, "chosen": "b", "rejected": "c"}, "no prompt"),
+    ({"prompt": "a", "chosen": "b" * 40, "rejected": "c"}, "over-long"),
+    ({"prompt": "a", "chosen": [said("assistant", "b")], "rejected": "c"}, "one side is text"),
+    ({"prompt": [said("assistant", "a")], "chosen": "b", "rejected": "c"}, "ends with an answer"),
+    ({"prompt": [said("system", "a")], "chosen": "b", "rejected": "c"}, "chat template"),
+    ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "without role or content"),
+    ({"prompt": "a\ud800", "chosen": "b", "rejected": "c"}, "Unicode"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD)
+def test_a_bad_row_is_dropped_and_counted(tmp_path: Path, record: Any, reason: str) -> None:
+    found = load(tmp_path, [GOOD] * 9 + [record], using=encoder(chat=CHAT))
+    assert len(found.units) == 9
+    (said_reason,) = found.report.dropped
+    assert reason in said_reason
+    assert found.report.dropped[said_reason] == ("rows.jsonl:10",)
+
+
+@pytest.mark.parametrize(
+    ("record", "material", "reason"),
+    [
+        ({"prompt": "a", "completion": "b", "label": "maybe"}, "ratings", "not true or false"),
+        ({"prompt": "a", "completion": "b"}, "ratings", "no column 'label'"),
+        ({"prompt": "a"}, "demonstrations", "no column 'completion'"),
+        ({"messages": [said("user", "a")]}, "demonstrations", "not the assistant's"),
+        ({"messages": [said("assistant", "a")]}, "demonstrations", "no prompt"),
+        ({"text": ["a"]}, "texts", "'text' is not text"),
+    ],
+)
+def test_bad_rows_of_other_material(
+    tmp_path: Path, record: Any, material: Any, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        load(tmp_path, [record], material, max_dropped=1.0)
+
+
+def test_too_many_bad_rows_are_one_message(tmp_path: Path) -> None:
+    records = [GOOD] * 6 + [GOOD | {"chosen": "b" * 40}] * 4 + [GOOD | {"rejected": " b"}]
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, records)
+    message = str(caught.value)
+    assert "5 of 11 rows cannot be used, 45.5%; max_dropped allows 10.0%" in message
+    assert "4 over-long (rows.jsonl:7; rows.jsonl:8; rows.jsonl:9; ...)" in message
+    assert "1 equal sides (rows.jsonl:11)" in message
+    assert "cut: true" in message
+    assert len(load(tmp_path, records, max_dropped=0.5).units) == 6
+
+
+def test_cutting_instead_of_dropping(tmp_path: Path) -> None:
+    """Ten tokens: the prompt's two, and eight of the answer, which then has no end."""
+    records = [GOOD | {"chosen": "bcdefghabcd"}, GOOD | {"prompt": "a" * 10}] + [GOOD] * 9
+    found = load(tmp_path, records, context=10, cut=True)
+    assert written(found.units[0]) == [("a:", "bcdefgha", 1.0), ("a:", " c$", -1.0)]
+    assert str(found.report) == (
+        "11 rows gave 10 pairs; 1 answer cut to the context; "
+        "1 row left out: 1 over-long (rows.jsonl:2)"
+    )
+
+
+def test_sides_that_are_equal_once_cut_are_dropped(tmp_path: Path) -> None:
+    record = {"prompt": "a", "chosen": "bbbbbc", "rejected": "bbbbbd"}
+    with pytest.raises(UserError, match="equal sides"):
+        load(tmp_path, [record], context=5, cut=True)
+
+
+def test_an_empty_source_and_a_limit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no examples"):
+        load(tmp_path, [])
+    assert load(tmp_path, [GOOD] * 3, limit=2).report.num_rows == 2
+
+
+def test_a_json_list_is_read(tmp_path: Path) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([GOOD, GOOD | {"rejected": " d"}]))
+    config = ExamplesConfig(source=str(source))
+    assert len(load_examples(config, "pairs", encoder(), 40, "taste").units) == 2
+
+
+def test_ids_follow_the_content(tmp_path: Path) -> None:
+    first = load(tmp_path, [GOOD, GOOD | {"topic": "x"}, GOOD | {"rejected": " d"}]).units
+    assert first[0].id == first[1].id != first[2].id
+    assert [unit.id for unit in load(tmp_path, [GOOD]).units] == [first[0].id]
+
+
+UNITS = tuple(
+    Unit(id=f"{i:02}", prompt=None, rows=(row(advantage=1.0), row(advantage=-1.0)))
+    for i in range(7)
+)
+
+
+@given(st.integers(0, 40), st.integers(0, 20), st.permutations(UNITS))
+def test_what_is_dealt_depends_on_the_position_alone(
+    first: int, count: int, units: list[Unit]
+) -> None:
+    whole = ExampleStream(UNITS, seed=3).at(0, 60)
+    stream = ExampleStream(units, seed=3)
+    stream.at(11, 1)
+    assert stream.at(first, count) == whole[first : first + count]
+
+
+def test_every_epoch_is_another_permutation() -> None:
+    stream = ExampleStream(UNITS, seed=0)
+    epochs = [[unit.id for unit in stream.at(epoch * 7, 7)] for epoch in range(5)]
+    assert all(sorted(epoch) == [unit.id for unit in UNITS] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert epochs[0] != [unit.id for unit in ExampleStream(UNITS, seed=1).at(0, 7)]
+    with pytest.raises(ValueError, match="negative"):
+        stream.at(-1, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        ExampleStream([], seed=0)
+
+
+def test_rows_of_a_pair_share_a_number_and_single_rows_have_none() -> None:
+    single = Unit(id="s", prompt=None, rows=(row(),))
+    rows = rows_of([UNITS[0], single, UNITS[0]])
+    assert [r.unit for r in rows] == [-1, -1, None, -3, -3]

@@ -1,0 +1,147 @@
+"""The rollouts of every step: when they are asked for, of which weights, and which are asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.campaign import run_campaign
+from align.config import CampaignConfig
+from rollouts.engine import SampleRequest, Ticket, WeightUpdate
+from tests.unit.campaigns import Watcher, campaign, rounds
+from tests.unit.hf_engine import HFEngine
+from tests.unit.test_round import Ran
+
+
+class Diary(HFEngine):
+    """Writes down what was asked in what order."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.said: list[str] = []
+
+    def submit(self, requests: Any) -> Ticket:
+        ticket = super().submit(requests)
+        if requests[0].n == 1:  # A drift meter or the probe.
+            return ticket
+        self.said.append(f"ask {self.versions[-1].rpartition('/')[2]}")
+
+        def collect() -> Any:
+            self.said.append("collect")
+            return ticket()
+
+        return collect
+
+    def sync(self, update: WeightUpdate) -> Any:
+        self.said.append(f"sync {update.version.rpartition('/')[2]}")
+        return super().sync(update)
+
+
+class Starter:
+    def __init__(self) -> None:
+        self.engines: list[Any] = []
+
+    def __call__(self, config: CampaignConfig, model: Path, context: int) -> Any:
+        self.engines.append(Diary(model))
+        return self.engines[-1]
+
+
+def run(folder: Path, **changes: Any) -> tuple[Ran, list[str]]:
+    """One round, and what its engine was asked between the first sync of the round and the probe."""
+    spec = {"steps": 4, "meter_every": 99, **changes}
+    starter, watcher = Starter(), Watcher()
+    config = campaign(folder, rounds=rounds(spec))
+    evidence = run_campaign(config, start_engine=starter, observer=watcher)
+    said = starter.engines[0].said
+    start = len(said) - 1 - said[::-1].index("sync 0")
+    end = len(said) - 1 - said[::-1].index("sync 4")
+    ran = Ran(config=config, evidence=evidence, starter=starter, watcher=watcher)  # type: ignore[arg-type]
+    return ran, said[start : end + 1]
+
+
+def test_on_policy_every_step_waits_for_its_own_samples(tmp_path: Path) -> None:
+    ran, said = run(tmp_path)
+    assert said == [
+        "sync 0", "ask 0", "collect", "sync 1", "ask 1", "collect", "sync 2",
+        "ask 2", "collect", "sync 3", "ask 3", "collect", "sync 4",
+    ]  # fmt: skip
+    assert all(m["parity/max_abs_diff"] > 0 for m in ran.metrics(0, "round0"))
+    assert {m["staleness/steps"] for m in ran.metrics(0, "round0")} == {0.0}
+
+
+def test_one_step_ahead_the_next_samples_are_asked_for_before_the_update(tmp_path: Path) -> None:
+    """``ask n`` names the weights: step n + 1 is asked of weights n, and never of older ones."""
+    ran, said = run(tmp_path, sampling={"max_staleness": 1})
+    assert said == [
+        "sync 0", "ask 0", "collect", "ask 0", "sync 1", "collect", "ask 1", "sync 2",
+        "collect", "ask 2", "sync 3", "collect", "sync 4",
+    ]  # fmt: skip
+    assert [m["staleness/steps"] for m in ran.metrics(0, "round0")] == [0.0, 1.0, 1.0, 1.0]
+    # Only the first step was sampled by the very weights that learn from it.
+    assert [m["parity/max_abs_diff"] > 0 for m in ran.metrics(0, "round0")] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_staleness_of_two_syncs_at_every_second_step_and_never_lags_more(tmp_path: Path) -> None:
+    ran, said = run(tmp_path, sampling={"max_staleness": 2})
+    assert [word for word in said if word.startswith("sync")] == ["sync 0", "sync 2", "sync 4"]
+    assert [m["staleness/steps"] for m in ran.metrics(0, "round0")] == [0.0, 1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_stale_samples_are_weighted(tmp_path: Path, level: str) -> None:
+    """With a learning rate that moves the policy, a later step's weights are not all one."""
+    ran, _ = run(
+        tmp_path,
+        sampling={"max_staleness": 1},
+        importance={"level": level},
+        optimizer={"lr": 3e-3},
+    )
+    weights = [m.get("importance/mean_abs_shift", 0.0) for m in ran.metrics(0, "round0")]
+    assert weights[0] == 0.0
+    assert all(weight > 1e-3 for weight in weights[1:])
+
+
+def test_groups_without_a_signal_are_asked_again_a_bounded_number_of_times(tmp_path: Path) -> None:
+    algorithm = {"name": "dapo", "max_resamples": 2}
+    ran, said = run(tmp_path, algorithm=algorithm, rewards=[__file__ + ":constant"])
+    assert said[:5] == ["sync 0", "ask 0", "collect", "ask 0", "collect"]
+    assert said.count("collect") == 4 * 3
+    assert {m["groups/resampled"] for m in ran.metrics(0, "round0")} == {0.0}
+
+    ran, _ = run(tmp_path / "mixed", algorithm=algorithm)
+    assert sum(m["groups/resampled"] for m in ran.metrics(0, "round0")) > 0
+    for m in ran.metrics(0, "round0"):
+        assert m["batch/new_tokens"] > 0
+
+
+def constant(completions: list[str], **_: Any) -> list[float]:
+    """A reward that says nothing."""
+    return [1.0] * len(completions)
+
+
+def test_what_a_request_asks_depends_on_the_step_alone(tmp_path: Path) -> None:
+    """Sampling ahead asks the same prompts with the same seeds."""
+    asked: list[list[SampleRequest]] = []
+    for name, staleness in (("now", 0), ("ahead", 1)):
+        found: list[SampleRequest] = []
+
+        class Keeping(Diary):
+            def submit(self, requests: Any, found: Any = found) -> Ticket:
+                found.extend(requests)
+                return super().submit(requests)
+
+        run_campaign(
+            campaign(
+                tmp_path / name,
+                rounds=rounds({"steps": 3, "sampling": {"max_staleness": staleness}}),
+            ),
+            start_engine=lambda config, model, context, kind=Keeping: kind(model),
+            observer=Watcher(),
+        )
+        asked.append(found)
+    ids = [{(r.id, r.seed, r.n) for r in found} for found in asked]
+    assert ids[0] == ids[1]
