@@ -197,10 +197,15 @@ class RoundConfig(RoundSettings):
                     f"{algorithm.name} learns from its own samples and would not read data; "
                     "remove it, or choose an algorithm that learns from a file"
                 )
-            if algorithm.needs_rewards and not self.rewards:
-                raise ValueError(f"{algorithm.name} learns from rewards; set rewards")
+            if not self.rewards:
+                use = "learns from" if algorithm.needs_rewards else "is measured by"
+                raise ValueError(f"{algorithm.name} {use} rewards; set rewards")
         elif self.data is None:
             raise ValueError(f"{algorithm.name} learns from {material} of a file; set data")
+        if self.replay.rewards and not algorithm.needs_rewards:
+            raise ValueError(
+                f"replay.rewards learns from rewards and {algorithm.name} does not; set it to false"
+            )
         terms = self.anchors.new
         if algorithm.anchors_are_reference and terms and not sum(term.beta for term in terms):
             raise ValueError(
@@ -300,15 +305,19 @@ class CampaignConfig(Settings):
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             earlier = [r.name for r in self.rounds[:index]]
-            for anchor in (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general):
-                kind, _, name = anchor.to.partition(":")
+            anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
+            named = [("anchors", anchor.to) for anchor in anchors]
+            named.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
+            for place, to in named:
+                kind, _, name = to.partition(":")
                 if kind == "round" and name not in earlier:
                     when = "comes later" if name in names else "does not exist"
                     raise ValueError(
-                        f"rounds.{index}.anchors: {anchor.to!r} names a round that {when}; "
+                        f"rounds.{index}.{place}: {to!r} names a round that {when}; "
                         f"rounds before {spec.name!r}: {', '.join(earlier) or 'none'}"
                     )
-                if kind == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):
+            for anchor in anchors:
+                if anchor.to == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):
                     raise ValueError(
                         f"rounds.{index}.anchors: only past prompts have an owner; "
                         "use parent or base for new and general prompts"
@@ -321,8 +330,11 @@ class CampaignConfig(Settings):
         return Path(self.store or f"runs/{self.name}")
 
     def content(self) -> dict[str, Any]:
-        """Everything that decides the result: not where the store lies, not how engines are run."""
-        return self.model_dump(mode="json", exclude={"store", "rollouts"})
+        """Everything that decides the result: not where the store lies, not what it is run on."""
+        resources = {"threads", "ranks", "gradient_checkpointing"}
+        return self.model_dump(
+            mode="json", exclude={"store": True, "rollouts": True, "policy": resources}
+        )
 
     def hash(self) -> str:
         """sha256 of `content`."""
@@ -330,7 +342,10 @@ class CampaignConfig(Settings):
 
 
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``; mappings are merged key by key, everything else is replaced."""
+    """``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so is a
+    mapping that names something else."""
+    if "name" in above and above["name"] != below.get("name", above["name"]):
+        return above  # Another algorithm or reward: it has other options.
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)

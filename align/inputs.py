@@ -12,6 +12,7 @@ from align.config import CampaignConfig
 from align.examples import Unit, load_examples
 from align.examples.holdout import hold_out, prompts_of
 from align.gate.suites import Suite, build_suites
+from align.model_checks import check_round_models
 from align.models import SCHEMES, load_tokenizer, resolve_model
 from rewards.rubric import build_rubric
 from rollouts.collect import check_lengths
@@ -62,10 +63,14 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     model = resolve_model(config.policy)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_model_folder(model, resolve_device("auto"))
+    for spec in config.rounds:
+        check_round_models(spec, model)
     context = context_of(model, config)
     encoder = PromptEncoder(load_tokenizer(model, config.policy))
     examples = {
-        spec.name: load_examples(spec.data, spec.algorithm.material, encoder, context, spec.name)
+        spec.name: load_examples(
+            spec.data, spec.algorithm.material, encoder, context - 1, spec.name
+        )
         for spec in config.rounds
         if spec.data is not None
     }
@@ -90,6 +95,9 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     for spec in config.rounds:
         for pool in (prompts[spec.name], general.get(spec.name, [])):
             check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
+        shown = map(spec.algorithm.teacher_prompt, prompts[spec.name])
+        teacher = [prompt for prompt in shown if prompt is not None]
+        check_lengths(teacher, encoder, spec.sampling.max_tokens, context, "algorithm.teacher")
     return Inputs(
         model=model,
         context=context,

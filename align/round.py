@@ -18,6 +18,7 @@ from align.gate.evaluate import ItemResults, evaluate
 from align.gate.gate import Verdict
 from align.learner.anchors import References
 from align.learner.batch import build_batch
+from align.learner.teacher import with_teacher_prompts
 from align.meters import measure_drift, probe, rollout_metrics
 from align.mixture import Mixture
 from align.parts import Parts
@@ -89,7 +90,10 @@ def train(plan: RoundPlan, parts: Parts) -> None:
             scored,
             spec.algorithm,
             replay_rewards=spec.replay.rewards,
-            examples=plan.mixture.draw(step).examples,
+            examples=rollouts.examples,
+        )
+        batch = with_teacher_prompts(
+            batch, [s.group for s in scored], spec.algorithm, parts.inputs.encoder.encode
         )
         metrics = learner.update(batch)
         sync = rollouts.sync(step + 1)

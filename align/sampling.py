@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from align.learner.rows import Row
 from align.mixture import Draw
 from rollouts.collect import Pending, begin
 from rollouts.engine import SyncReport
@@ -42,6 +43,8 @@ class StepSampler:
     parts: Parts
     version: Callable[[int], str]
     """Name of the weights after so many learner steps."""
+    examples: list[Row] = field(default_factory=list)
+    """Rows of a file that the step taken last learns from."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the step taken last: its staleness in learner steps, and groups that were replaced."""
     _held: int = 0
@@ -57,6 +60,7 @@ class StepSampler:
         """Scored groups of step ``step``; the next step's are begun where they may be stale."""
         asked = self._pending.pop(step) if step in self._pending else self._ask(step)
         groups = asked.pending.groups() + asked.draw.stored
+        self.examples = asked.draw.examples
         self.metrics = {"staleness/steps": float(step - asked.held)}
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)

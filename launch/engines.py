@@ -28,8 +28,9 @@ def engine_starter(
             from rollouts.pool import EnginePool
 
             observer.note(f"starting Ray and {config.rollouts.engines} vLLM engine(s)")
+            ranks = config.policy.ranks if config.policy.ranks > 1 else 0
             stack.enter_context(
-                connect(address, num_engines=config.rollouts.engines, insecure=insecure)
+                connect(address, num_engines=config.rollouts.engines + ranks, insecure=insecure)
             )
             return EnginePool(
                 vllm_config(config, model, context),

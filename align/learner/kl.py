@@ -13,7 +13,8 @@ With ``r = log pi - log pi_anchor`` at the sampled token:
 
 All but ``forward`` on samples of ``pi`` itself. Source: Schulman 2020, "Approximating KL divergence";
 gradients: Tang and Munos 2025, arXiv 2506.09477. Measured on the tiny world, ``full`` keeps about 3x
-more of earlier rounds than ``k2`` at the same weight.
+more of earlier rounds than ``k2`` at the same weight. `jsd` lies between ``full`` and ``forward``, for
+distillation.
 
 A weighted list of anchors needs no code of its own: ``sum_k b_k KL(pi || p_k)`` equals ``(sum b) KL(pi ||
 geometric mixture of the p_k with weights b_k / sum b)`` up to a constant.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import exp, log, log1p
 from pathlib import Path
 from statistics import fmean, pstdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,6 +179,23 @@ def test_padding_does_not_change_a_score(base: Path, pad: int) -> None:
         other = sequence_scores(model, [(*ids("3 1 5"), TOKENIZER.eos_token_id)]).item()
     assert found == pytest.approx([alone] * 3, abs=1e-5)
     assert abs(other - alone) > 1e-3
+
+
+def test_padding_is_masked() -> None:
+    """A decoder would not see it anyway; a model that reads in both directions would."""
+    seen: dict[str, list[list[int]]] = {}
+
+    def model(**inputs: torch.Tensor) -> Any:
+        seen.update((name, tensor.tolist()) for name, tensor in inputs.items())
+        return SimpleNamespace(logits=torch.zeros(2, 1))
+
+    text = SimpleNamespace(pad_token_id=9)
+    model.config = SimpleNamespace(get_text_config=lambda: text)  # type: ignore[attr-defined]
+    model.device = torch.device("cpu")  # type: ignore[attr-defined]
+    sequence_scores(model, [(1,), (2, 3, 4)])
+    assert seen == {
+        "input_ids": [[1, 9, 9], [2, 3, 4]], "attention_mask": [[1, 0, 0], [1, 1, 1]]
+    }  # fmt: skip
 
 
 def test_a_model_without_padding_gets_the_tokenizers(base: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,10 +19,10 @@ from hypothesis import strategies as st
 from align.config import GateConfig, OptimizerConfig, PolicyConfig, RoundSettings, SamplingConfig
 from align.demo.tokenizer import build_tokenizer
 from align.evidence import Evidence
+from align.examples.holdout import hold_out
 from align.examples.stream import ExampleStream, Unit
 from align.gate.evaluate import ItemResults
 from align.gate.gate import Verdict
-from align.gate.heldout import hold_out
 from align.gate.pairs import check_rule, decide_pairs, measure_pairs, pair_inputs
 from align.gate.statistics import normal_cdf
 from align.gate.suites import Suite
@@ -30,7 +31,7 @@ from align.learner.rows import Row
 from align.memory.ledger import Ledger
 from align.memory.snapshots import Provenance, SnapshotStore
 from align.reward_round import run_reward_round, start_of
-from rewards.reward_model import reward_model
+from rewards.reward_model import load_scorer, reward_model
 from rollouts.errors import UserError
 from rollouts.types import Prompt
 from tests.unit.tiny import save_model
@@ -169,6 +170,11 @@ def test_the_snapshot_is_a_reward_that_scores_text(accepted: tuple[Round, Any]) 
     assert snapshot.manifest.provenance.parent == round.base
     good, bad = reward_model(["4 2"] * 2, ["7 7 3 7", "1 1 3 1"], model=str(snapshot.path))
     assert good > bad + 0.5
+    config = load_scorer(snapshot.path).model.config
+    (suite,) = round.parts.inputs.suites
+    held = load_scorer(snapshot.path).scores([(*p, *c) for p, c in suite.sequences], batch_size=8)
+    expected = (fmean(held), pstdev(held))
+    assert (config.reward_mean, config.reward_std) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_verdict_follows_from_the_stored_items(accepted: tuple[Round, Any]) -> None:
@@ -303,30 +309,3 @@ def test_alpha_is_spread_over_the_looks(tmp_path: Path) -> None:
     assert Verdict.from_json(verdict.to_json()) == verdict
     later = decide_pairs(pair_inputs(suite, "s", inputs.gate, looks=10), locate)
     assert [check.alpha for check in later.checks] == [0.005, 0.005]
-
-
-# what is held out
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), unique=True, max_size=40),
-    st.integers(0, 40),
-    st.floats(0.05, 0.95),
-)
-def test_a_unit_is_held_out_for_its_prompt_alone(
-    names: list[tuple[int, int]], cut: int, share: float
-) -> None:
-    every = [unit(" ".join(str(prompt)), f"7 {answer}", "1") for prompt, answer in names]
-    learn, held = hold_out(every, share)
-    assert [u for u in every if u in learn or u in held] == every
-    assert len(learn) + len(held) == len(every)
-    assert not {u.rows[0].prompt_ids for u in learn} & {u.rows[0].prompt_ids for u in held}
-    # Neither the order of the file nor what else is in it moves a unit to the other side.
-    _, fewer = hold_out(every[cut:][::-1], share)
-    assert fewer[::-1] == [u for u in held if u in every[cut:]]
-
-
-def test_the_share_is_that_of_the_prompts() -> None:
-    learn, held = hold_out([unit(" ".join(str(n)), "7", "1") for n in range(3000)], 0.1)
-    assert len(held) / 3000 == pytest.approx(0.1, abs=0.02)
-    assert learn

@@ -7,8 +7,7 @@ margin: by how much the chosen one should win, 0 unless the data say so.
 
 Source: Bradley & Terry 1952 as in Ouyang et al. 2022, arXiv 2203.02155, eq. 1; the margin as in
 Touvron et al. 2023, arXiv 2307.09288, eq. 2; the centring term as in Eisenstein et al. 2023, arXiv
-2312.09244, section 2. Together
-this is the loss of TRL's `RewardTrainer`.
+2312.09244. Together this is the loss of TRL's `RewardTrainer`.
 
 Assumes that each pair compares two answers to the same prompt. A pair fixes only the difference of its
 rewards; without centring their level is free to drift. The letter ``U`` counts pairs.
