@@ -19,13 +19,14 @@ from align.examples.stream import ExampleStream
 from align.inputs import load_inputs
 from align.learner.anchors import References
 from align.memory.answers import load_answers, save_answers
-from align.memory.ledger import RoundRecord
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
 from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
+from align.reward_models import resolved
+from align.reward_round import run_reward_round
 from align.round import RoundPlan, measure, run_round
 from align.scoring import Scorer
-from rewards.rubric import build_rubric
+from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup, Sampling, SnapshotId
@@ -50,8 +51,8 @@ def run_campaign(
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
-            measure_known(parts)
             for index, spec in due:
+                measure_known(parts)
                 run_one(index, spec, parts)
         return memory.evidence
 
@@ -62,7 +63,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     attempt = parts.ledger.begin_round(index, spec.name, parent)
     plan = plan_round(index, attempt, spec, parent, parts)
     try:
-        outcome = run_round(plan, parts)
+        run = run_reward_round if spec.algorithm.makes == "reward_model" else run_round
+        outcome = run(plan, parts)
     except BaseException as error:
         parts.ledger.commit_round(
             index, attempt, "failed", None, {"error": str(error) or repr(error)}
@@ -76,7 +78,7 @@ def plan_round(
     index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, parts: Parts
 ) -> RoundPlan:
     """Fix what the round samples, what scores it and what it is held to."""
-    accepted = {r.name: r for r in parts.ledger.rounds() if r.state == "accepted" and r.candidate}
+    accepted = parts.evidence.accepted("policy")
     retired = parts.evidence.retired((*accepted, spec.name))
     before = {s.name: s for s in parts.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in before.items() if earlier.asks == spec.asks}
@@ -89,7 +91,7 @@ def plan_round(
         index=index,
         attempt=attempt,
         spec=spec,
-        references=References(base=parts.base, parent=parent, rounds=candidates(accepted)),
+        references=References(base=parts.base, parent=parent, rounds=accepted),
         mixture=Mixture(
             new=PromptStream(parts.inputs.prompts[spec.name], seed),
             past=load_replay(parts.folder, [accepted[name] for name in owners(before, shared)]),
@@ -100,7 +102,7 @@ def plan_round(
             seed=seed,
             examples=None if examples is None else ExampleStream(examples, seed),
         ),
-        scorer=scorer_of(spec, before, shared),
+        scorer=scorer_of(spec, before, shared, parts),
         seed=seed,
     )
 
@@ -148,44 +150,46 @@ def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
     return [name for name in before if name in last.values()]
 
 
-def scorer_of(spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str]) -> Scorer:
+def scorer_of(
+    spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str], parts: Parts
+) -> Scorer:
     """The round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts."""
     retained = [before[n] for n in before if n in shared] if spec.mode == "add" else []
-    parts: list[RewardConfig] = []
+    own: list[RewardConfig] = []
     for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
-        if reward not in parts:
-            parts.append(reward)
+        if reward not in own:
+            own.append(reward)
+    models = parts.evidence.accepted("reward_model")
+
+    def rubric(rewards: Sequence[RewardConfig]) -> Rubric:
+        return build_rubric(resolved(rewards, models, parts.folder_of))
+
     past = {
-        n: build_rubric(before[n].rewards)
+        n: rubric(before[n].rewards)
         for n in before
         if n not in shared and before[n].rewards and spec.replay.rewards
     }
-    return Scorer(new=build_rubric(parts) if parts else None, past=past)
+    return Scorer(new=rubric(own) if own else None, past=past)
 
 
-def load_replay(folder: Path, records: Sequence[RoundRecord]) -> ReplayBuffer:
+def load_replay(folder: Path, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
     """The kept prompts of some accepted rounds."""
     entries: dict[str, Sequence[Prompt]] = {}
-    for record in records:
-        assert record.candidate is not None, "an accepted round has a candidate"
-        entries |= ReplayBuffer.load(replay_path(folder, record.candidate)).entries
+    for candidate in accepted:
+        entries |= ReplayBuffer.load(replay_path(folder, candidate)).entries
     return ReplayBuffer(entries)
-
-
-def candidates(accepted: Mapping[str, RoundRecord]) -> dict[str, SnapshotId]:
-    """Snapshot of every accepted round."""
-    return {name: record.candidate for name, record in accepted.items() if record.candidate}
 
 
 def measure_known(parts: Parts) -> None:
     """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
 
     The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
-    their own rounds; only suites that came later, with appended rounds, are left to do.
+    their own rounds; only suites that came later are left to do: of appended rounds, and those whose
+    reward model was accepted since.
     """
-    accepted = candidates({r.name: r for r in parts.evidence.committed() if r.state == "accepted"})
+    accepted, suites = parts.evidence.accepted("policy"), parts.suites()
     for name, snapshot in {"base": parts.base, **accepted}.items():
-        missing = parts.evidence.missing(snapshot, parts.inputs.suites)
+        missing = parts.evidence.missing(snapshot, suites)
         if not missing:
             continue
         parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")

@@ -202,6 +202,11 @@ class RoundConfig(RoundSettings):
                 raise ValueError(f"{algorithm.name} {use} rewards; set rewards")
         elif self.data is None:
             raise ValueError(f"{algorithm.name} learns from {material} of a file; set data")
+        if algorithm.makes == "reward_model" and (self.rewards or self.suite.prompts):
+            raise ValueError(
+                "a reward model learns from pairs and is measured on held-out ones; remove rewards and "
+                "suite.prompts"
+            )
         if self.replay.rewards and not algorithm.needs_rewards:
             raise ValueError(
                 f"replay.rewards learns from rewards and {algorithm.name} does not; set it to false"
@@ -306,15 +311,21 @@ class CampaignConfig(Settings):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             earlier = [r.name for r in self.rounds[:index]]
             anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
-            named = [("anchors", anchor.to) for anchor in anchors]
-            named.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
-            for place, to in named:
+            policies = [("anchors", anchor.to) for anchor in anchors]
+            policies.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
+            models = [("rewards", str(reward.options.get("model"))) for reward in spec.rewards]
+            for place, to in (*policies, *models):
                 kind, _, name = to.partition(":")
-                if kind == "round" and name not in earlier:
+                if kind != "round":
+                    continue
+                makes = "reward_model" if (place, to) in models else "policy"
+                known = [r.name for r in self.rounds[:index] if r.algorithm.makes == makes]
+                if name not in known:
                     when = "comes later" if name in names else "does not exist"
+                    wrong = f"makes no {makes.replace('_', ' ')}" if name in earlier else when
                     raise ValueError(
-                        f"rounds.{index}.{place}: {to!r} names a round that {when}; "
-                        f"rounds before {spec.name!r}: {', '.join(earlier) or 'none'}"
+                        f"rounds.{index}.{place}: {to!r} names a round that {wrong}; "
+                        f"rounds before {spec.name!r}: {', '.join(known) or 'none'}"
                     )
             for anchor in anchors:
                 if anchor.to == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):

@@ -14,6 +14,7 @@ from align.config import CampaignConfig
 from align.gate.evaluate import ItemResults
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.gate import Verdict, decide, decide_from_files
+from align.gate.pairs import decide_pairs
 from align.gate.suites import Suite
 from align.memory.ledger import Ledger, RoundRecord
 from rollouts.errors import UserError, nearest
@@ -66,9 +67,7 @@ class Evidence:
         self, target: str, candidate: SnapshotId, parent: SnapshotId, suites: Sequence[Suite]
     ) -> Verdict:
         """The gate's verdict on a candidate of round ``target``."""
-        accepted = {
-            r.name: r.candidate for r in self.committed() if r.state == "accepted" and r.candidate
-        }
+        accepted = self.accepted("policy")
         history = [self.base, *accepted.values()]
         known = {s: self.load(s, suites) for s in dict.fromkeys([*history, parent, candidate])}
         return decide(
@@ -96,11 +95,28 @@ class Evidence:
                 f"round {name!r} has no verdict", where="ROUND", remedy=nearest(name, list(reports))
             )
         recorded = Verdict.from_dict(report)
-        return decide_from_files(recorded.inputs, self.locate), recorded
+        decide_again = decide_pairs if self._makes(name) == "reward_model" else decide_from_files
+        return decide_again(recorded.inputs, self.locate), recorded
+
+    def accepted(self, makes: str) -> dict[str, SnapshotId]:
+        """Candidate of every accepted round that makes a policy, or a reward model; in order."""
+        return {
+            r.name: r.candidate
+            for r in self.committed()
+            if r.state == "accepted" and r.candidate and self._makes(r.name) == makes
+        }
+
+    def _makes(self, name: str) -> str:
+        spec = next((spec for spec in self.config.rounds if spec.name == name), None)
+        return "policy" if spec is None else spec.algorithm.makes
 
     def retired(self, rounds: Sequence[str]) -> frozenset[str]:
         """Of these rounds, those whose preference a later one with the same prompts has replaced."""
-        specs = [spec for spec in self.config.rounds if spec.name in rounds]
+        specs = [
+            spec
+            for spec in self.config.rounds
+            if spec.name in rounds and spec.algorithm.makes == "policy"
+        ]
         return frozenset(
             earlier.name
             for i, later in enumerate(specs)
@@ -118,11 +134,16 @@ class Evidence:
         means = {(e.snapshot, e.suite): e.mean for e in self.ledger.evaluations()}
         names = tuple(
             dict.fromkeys(
-                [s.name for s in self.config.suites] + [r.name for r in self.config.rounds]
+                [s.name for s in self.config.suites]
+                + [r.name for r in self.config.rounds if r.algorithm.makes == "policy"]
             )
         )
         rows = [("base", self.base, True)]
-        rows += [(r.name, r.candidate or "", r.state == "accepted") for r in self.committed()]
+        rows += [
+            (r.name, r.candidate or "", r.state == "accepted")
+            for r in self.committed()
+            if self._makes(r.name) == "policy"
+        ]
         return ScoreMatrix(
             rows=tuple(
                 MatrixRow(

@@ -40,8 +40,15 @@ class Inputs:
     suites: Sequence[Suite]
     examples: Mapping[str, Sequence[Unit]]
     """Of every round that learns from a file: what it may learn from."""
+    reward_models: frozenset[str]
+    """Rounds that make no policy."""
     reports: Mapping[str, str]
     """What became of these rounds' files: rows read, cut and left out."""
+
+    @property
+    def policy_suites(self) -> list[Suite]:
+        """What policies are measured on: not the held-out pairs of reward models."""
+        return [suite for suite in self.suites if suite.target_of not in self.reward_models]
 
     def data_hashes(self, round_name: str) -> dict[str, str]:
         """sha256 of the prompts a round draws from, for its snapshot's provenance."""
@@ -93,6 +100,8 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     for name, rubric in rubrics.items():
         rubric.check_columns(prompts[name], f"round {name}")
     for spec in config.rounds:
+        if spec.algorithm.makes == "reward_model":
+            continue  # It samples nothing.
         for pool in (prompts[spec.name], general.get(spec.name, [])):
             check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
         shown = map(spec.algorithm.teacher_prompt, prompts[spec.name])
@@ -108,6 +117,9 @@ def load_inputs(config: CampaignConfig) -> Inputs:
             config, SCHEMES, encoder, context, {name: held for name, (_, held) in files.items()}
         ),
         examples={name: kept for name, (kept, _) in files.items()},
+        reward_models=frozenset(
+            spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
+        ),
         reports={name: str(found.report) for name, found in examples.items()},
     )
 

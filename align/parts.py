@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 from align.config import CampaignConfig
 from align.errors import SnapshotError
 from align.evidence import Evidence
+from align.gate.suites import Suite
 from align.inputs import Inputs
 from align.memory.ledger import Ledger
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import Provenance, SnapshotStore
 from align.models import SNAPSHOT_SUFFIXES
+from align.reward_models import measurable
 from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
@@ -71,6 +73,16 @@ class Parts:
             file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
         self.beat()
         self.observer.on_step(plan, step, metrics)
+
+    def suites(self) -> list[Suite]:
+        """What a policy can be measured on by now."""
+        return measurable(
+            self.inputs.policy_suites, self.evidence.accepted("reward_model"), self.folder_of
+        )
+
+    def folder_of(self, snapshot: SnapshotId) -> Path:
+        """Where a snapshot lies; its bytes are verified."""
+        return self.store.open(snapshot).path
 
     def checkpoint(self, plan: RoundPlan, step: int) -> None:
         """Write down the learner's state after ``step`` steps, where one is due."""

@@ -65,7 +65,7 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure(parts, candidate))
     parts.remember(plan, candidate)
-    verdict = parts.evidence.judge(plan.spec.name, candidate, plan.parent, parts.inputs.suites)
+    verdict = parts.evidence.judge(plan.spec.name, candidate, plan.parent, parts.suites())
     parts.ledger.commit_round(
         plan.index,
         plan.attempt,
@@ -116,7 +116,7 @@ def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
 
 def measure(parts: Parts, snapshot: SnapshotId) -> dict[str, ItemResults]:
     """Every suite not yet measured, on the weights the engines hold now: the snapshot's."""
-    missing = parts.evidence.missing(snapshot, parts.inputs.suites)
+    missing = parts.evidence.missing(snapshot, parts.suites())
     return evaluate(parts.engine, missing, parts.inputs.encoder, snapshot, seed=parts.config.seed)
 
 

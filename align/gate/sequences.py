@@ -78,7 +78,8 @@ def example_sequences(examples: Sequence[Unit], items: int, where: str) -> Seque
     Raises:
         UserError: too few examples are held out to measure anything.
     """
-    units = [unit for unit in examples if any(row.advantage == 1.0 for row in unit.rows)][:items]
+    distinct = {unit.id: unit for unit in examples if any(r.advantage == 1.0 for r in unit.rows)}
+    units = list(distinct.values())[:items]
     if len(units) < MIN_ITEMS:
         raise UserError(
             f"{len(units)} examples are held out, at least {MIN_ITEMS} are needed",

@@ -22,6 +22,8 @@ from align.report.tables import outcome_of, summary
 if TYPE_CHECKING:
     from align.round import RoundOutcome, RoundPlan
 
+SHOWN = {"reward/mean": "reward", "pairs/accuracy": "right pairs", "entropy": "entropy"}
+"""Metrics on a line of progress, and what they are called there; an algorithm may lack some."""
 LINE_EVERY = 15
 """Steps between lines where there is no terminal to draw a bar on."""
 
@@ -64,7 +66,9 @@ class LiveProgress:
         key = (plan.index, plan.attempt)
         if key not in self._tasks:
             self._tasks[key] = self._bar.add_task(plan.spec.name, total=plan.spec.steps, status="")
-        status = f"reward {metrics['reward/mean']:.3f}  entropy {metrics['entropy']:.3f}"
+        status = "  ".join(
+            f"{word} {metrics[name]:.3f}" for name, word in SHOWN.items() if name in metrics
+        )
         self._bar.update(self._tasks[key], completed=step + 1, status=status)
         last = step + 1 == plan.spec.steps
         if not self._console.is_terminal and (step % LINE_EVERY == 0 or last):

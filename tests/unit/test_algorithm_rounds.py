@@ -133,6 +133,47 @@ def test_the_suite_of_a_file_is_what_was_held_out(files: Path, tmp_path: Path) -
     assert means[ran.evidence.base, "round1"].mean < 0.0  # Nats per token.
 
 
+def test_a_reward_model_rewards_the_next_round_and_is_no_policy(
+    files: Path, tmp_path: Path
+) -> None:
+    """Three rounds: a reward model from pairs, a policy that learns from it, one that holds both."""
+    pairs = {"source": str(files / "pairs.jsonl"), "heldout": 0.3}
+    judge = {
+        "algorithm": "reward_model", "data": pairs, "prompts": None, "rewards": [], "steps": 3,
+    }  # fmt: skip
+    learned = {"name": "reward_model", "options": {"model": "round:round0"}}
+    ran = run(tmp_path, judge, {"rewards": [learned], "steps": 1}, {"prompts": "demo://sort?n=60"})
+    states = {r.name: r for r in ran.evidence.ledger.rounds()}
+    assert [r.state for r in states.values()] == ["accepted"] * 3
+    assert ran.evidence.accepted("reward_model") == {"round0": states["round0"].candidate}
+    assert list(ran.evidence.accepted("policy")) == ["round1", "round2"]
+    moves = [move.target for move in ran.evidence.ledger.alias_moves()]
+    assert states["round0"].candidate not in moves
+    assert "reward/reward_model" in ran.metrics(1, "round1")[0]
+    assert ran.evidence.matrix().suites == ("general", "round1", "round2")
+    for name in states:
+        again, recorded = ran.evidence.recompute(name)
+        assert again == recorded
+    # The base was measured by the model as soon as there was one.
+    assert ("round1", ran.evidence.base) in {
+        (e.suite, e.snapshot) for e in ran.evidence.ledger.evaluations()
+    }
+
+
+def test_a_round_that_needs_a_refused_reward_model_says_so(files: Path, tmp_path: Path) -> None:
+    pairs = {"source": str(files / "pairs.jsonl"), "heldout": 0.3}
+    judge = {
+        "algorithm": "reward_model", "data": pairs, "prompts": None, "rewards": [], "steps": 1,
+        "optimizer": {"lr": 1e-9},
+    }  # fmt: skip
+    learned = {"name": "reward_model", "options": {"model": "round:round0"}}
+    config = campaign(
+        tmp_path, rounds=rounds(judge, {"rewards": [learned]}), gate={"mode": "enforce"}
+    )
+    with pytest.raises(UserError, match="reward model of round 'round0', which was not accepted"):
+        run_campaign(config, start_engine=Starter(), observer=Watcher())
+
+
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [

@@ -29,6 +29,7 @@ def refused(name: str, options: Mapping[str, Any] | None = None) -> str:
 
 
 REQUIRED: dict[str, dict[str, Any]] = {
+    "reward_model": {"model": "round:x"},
     "regex_match": {"pattern": "a"},
     "ends_within": {"tokens": 3},
 }

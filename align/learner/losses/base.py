@@ -44,6 +44,8 @@ class Algorithm(Settings):
     anchors_are_reference: ClassVar[bool] = False
     """The anchors of new prompts are this loss's reference, and add no KL term of their own."""
 
+    makes: ClassVar[Literal["policy", "reward_model"]] = "policy"
+    """What a round leaves behind. Only a policy can become production."""
     needs_rewards: ClassVar[bool] = True
     """Whether rollouts must be scored to learn from them."""
 

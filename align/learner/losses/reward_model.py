@@ -32,6 +32,7 @@ class RewardModel(Algorithm):
     centring: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the squared sum of a pair's rewards, which keeps their middle at 0. 0 turns it off."""
 
+    makes: ClassVar[Literal["policy", "reward_model"]] = "reward_model"
     needs_rewards: ClassVar[bool] = False
 
     @property
