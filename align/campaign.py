@@ -59,6 +59,8 @@ def run_campaign(
 
 def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     """Plan, run and report one round; a failure is written down before it travels on."""
+    if (report := parts.inputs.reports.get(spec.name)) is not None:
+        parts.observer.note(f"{spec.name}: {report}")
     parent = parts.ledger.alias("production") or parts.base
     attempt = parts.ledger.begin_round(index, spec.name, parent)
     plan = plan_round(index, attempt, spec, parent, parts)

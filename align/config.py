@@ -89,6 +89,30 @@ class RewardConfig(Settings):
     """Name in the metrics; None takes the function's own name."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments passed to the function at every call."""
+    isolation: Literal["auto", "inline", "process", "sandbox"] = "auto"
+    """``inline``: in this process, trusted, without deadlines. ``process``: in worker processes without
+    tokens. ``sandbox``: those without network and files, for a reward that runs the model's code.
+    ``auto``: inline for Keel's own rewards, process for all others."""
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """For one batch, repeats included; about twice what a batch takes. None: 120."""
+    sample_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """For one sample: the function is then called with one at a time. None: only the batch has one."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that share a batch, cut between groups. None: 1."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Address space of one process; ``.inf`` where a GPU is used. None: 4."""
+    environment: tuple[str, ...] = ()
+    """Names of environment variables its processes may see, such as the key of a judge."""
+
+    @model_validator(mode="after")
+    def _deadlines(self) -> Self:
+        most = self.deadline_s
+        if most is not None and self.sample_deadline_s is not None and self.sample_deadline_s > most:
+            raise ValueError(
+                f"sample_deadline_s {self.sample_deadline_s:g} is longer than deadline_s {most:g}; "
+                "raise deadline_s, which is for the whole batch"
+            )
+        return self
 
 
 Reward = Annotated[RewardConfig, BeforeValidator(_named)]

@@ -48,6 +48,12 @@ class Scorer:
             if rubric is not None:
                 rubric.failures.check_budget(budget, planned)
 
+    def close(self, deadline_s: float = 5.0) -> None:
+        """End the worker processes of all rubrics, busy ones after ``deadline_s``."""
+        for rubric in (self.new, *self.past.values()):
+            if rubric is not None:
+                rubric.close(deadline_s)
+
     def _routes(self, groups: Sequence[RolloutGroup]) -> list[tuple[Rubric, list[int]]]:
         mine = [i for i, g in enumerate(groups) if g.prompt.source == "new"]
         routes = [] if self.new is None else [(self.new, mine)]

@@ -117,6 +117,8 @@ def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
         f"{campaign}: {len(file.config.rounds)} rounds, {len(inputs.suites)} suites, "
         f"{sum(len(p) for p in inputs.prompts.values())} prompts: valid"
     )
+    for name, report in inputs.reports.items():
+        typer.echo(f"  round {name}: {report}")
 
 
 @demo_app.command("build")

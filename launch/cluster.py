@@ -123,6 +123,8 @@ def _local_options(num_engines: int, num_cpus: int | None) -> dict[str, object]:
         "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
         "object_store_memory": min(GIB, int(psutil.virtual_memory().total * 0.10)),
         "include_dashboard": False,
+        # Ray gives its workers the lowest priority; engines that starve hold the learner up.
+        "_system_config": {"worker_niceness": 0},
     }
 
 
