@@ -65,7 +65,7 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     rubrics = {
         spec.name: build_rubric(spec.rewards, f"rounds.{index}.rewards")
         for index, spec in enumerate(config.rounds)
-        if spec.rewards
+        if spec.rewards and spec.algorithm.material == "rollouts"
     }
     model = resolve_model(config.policy)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.

@@ -31,12 +31,18 @@ METER_PROMPTS = 8
 def rollout_metrics(
     scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport | None
 ) -> dict[str, float]:
-    """Rewards, their parts, and how much of the batch carries a signal."""
+    """Rewards, their parts, and how much of the batch carries a signal; of samples, where there are any."""
+    metrics = {
+        "sync/seconds": sync.seconds if sync else 0.0,
+        **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
+    }
     new = [s for s in scored if s.group.prompt.source == "new"]
     scores = [score for group in new for score in group.scores_G]
     completions = [c for group in new for c in group.group.completions_G]
+    if not new:
+        return metrics
     usable = [c for c in completions if c.token_ids]
-    metrics = {
+    metrics |= {
         "reward/mean": _mean([s.value for s in scores if s.value is not None]),
         "reward/failed_share": _mean([s.status == "failed" for s in scores]),
         "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
@@ -44,8 +50,6 @@ def rollout_metrics(
         "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
         "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
         "completions/failed_share": _mean([not c.token_ids for c in completions]),
-        "sync/seconds": sync.seconds if sync else 0.0,
-        **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
     }
     for part in sorted({name for s in scores for name in s.parts}):
         values = [v for s in scores if (v := s.parts.get(part)) is not None]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import middle, parser, prepare, save, show, verdict
+from benchmarks.recipes import LR_FACTORS, RECIPES, rounds_of
 
 if TYPE_CHECKING:
     from align.config import CampaignConfig
@@ -48,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours_long": {},
 }
-"""What a row sets on top of Keel's defaults."""
+"""What a row sets on top of Keel's defaults; ``ours:dpo`` is a row with another algorithm."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "given": ("rev", "sort", "rotl", "inc"),
@@ -109,6 +110,16 @@ class Run:
     items: int
 
     @property
+    def recipe(self) -> str:
+        """The row without its algorithm."""
+        return self.row.partition(":")[0]
+
+    @property
+    def algorithm(self) -> str:
+        """GRPO unless the row names another one."""
+        return self.row.partition(":")[2] or "grpo"
+
+    @property
     def key(self) -> str:
         """Names the run in the result file and its store; holds all that decides its result."""
         return f"{self.row}-lr{self.lr:g}-{self.order}-s{self.seed}-{self.steps}x-{self.items}i"
@@ -119,7 +130,7 @@ class Run:
 
         defaults = {
             "sampling": {"group_size": 8, "prompts_per_step": 16, "max_tokens": 6},
-            "optimizer": {"lr": self.lr},
+            "optimizer": {"lr": self.lr * LR_FACTORS.get(self.algorithm, 1.0)},
             "replay": {"general_prompts": "demo://general"},
             "suite": {"items": self.items, "temperature": 1.0},
             # The drift meter samples and computes; no row is charged for it.
@@ -132,12 +143,10 @@ class Run:
                 "policy": {"model": "demo://digits"},
                 "store": str(stores / self.key),
                 "seed": self.seed,
-                "defaults": overlay(defaults, ROWS[self.row]),
-                "rounds": [
-                    {"name": task, "prompts": f"demo://{task}", "rewards": ["exact_match"],
-                     "steps": self.steps}
-                    for task in tasks
-                ],
+                "defaults": overlay(
+                    overlay(defaults, RECIPES[self.algorithm]), ROWS[self.recipe]
+                ),
+                "rounds": rounds_of(self.algorithm, tasks, self.steps, stores / "data"),
                 "suites": self._suites(tasks),
                 "gate": {"mode": "observe"},
             }
@@ -348,7 +357,8 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--results", type=Path, default=folder / "retention.jsonl")
     options.add_argument("--stores", type=Path, default=folder / "retention")
     args = options.parse_args()
-    for name, known in (("rows", ROWS), ("orders", ORDERS)):
+    algorithms = [f"{row}:{name}" for row in ROWS for name in RECIPES]
+    for name, known in (("rows", [*ROWS, *algorithms]), ("orders", list(ORDERS))):
         if unknown := set(getattr(args, name)) - set(known):
             options.error(f"--{name}: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     if args.quick:

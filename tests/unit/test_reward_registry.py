@@ -32,13 +32,21 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "reward_model": {"model": "round:x"},
     "regex_match": {"pattern": "a"},
     "ends_within": {"tokens": 3},
+    "json_schema": {"schema": {"type": "object"}},
+    "language": {"code": "en"},
+    "soft_overlong": {"max_tokens": 8},
+    "preference_model": {"model": "round:taste"},
+    "llm_judge": {"base_url": "http://127.0.0.1:1/v1", "model": "m", "criteria": "Kind."},
+    "pairwise_judge": {"base_url": "http://127.0.0.1:1/v1", "model": "m", "criteria": "Kind."},
+    "agreement": {"of": ["exact_match", "contains"]},
 }
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_registered_reward_loads(name: str) -> None:
-    assert load_reward(name, REQUIRED.get(name)) is REWARDS[name]
-    assert REWARDS[name].__doc__
+    loaded, shipped = load_reward(name, REQUIRED.get(name)), REWARDS[name]
+    assert type(loaded) is shipped if isinstance(shipped, type) else loaded is shipped
+    assert shipped.__doc__
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
