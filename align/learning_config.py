@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from align.settings import Settings
 
@@ -24,6 +24,8 @@ class SamplingConfig(Settings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
+    repairs: Annotated[int, Field(ge=0)] = 1
+    """How often a step asks again in place of groups of which fewer than two completions were scored."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Learner steps that samples may lag behind the weights that learn from them. 0 samples and learns
     in turn; 1 does both at the same time; k also syncs the engines at every k-th step only."""
@@ -45,8 +47,10 @@ class OptimizerConfig(Settings):
     """Gradients are scaled down to this global norm."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to ``final_lr``: evenly, slowly at both ends, or not at all."""
     final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The learning rate falls linearly to this share of ``lr`` at the round's last step."""
+    """Share of ``lr`` that is left at the round's last step. 1: it does not fall."""
     decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the round after which it begins to fall."""
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -56,6 +60,15 @@ class OptimizerConfig(Settings):
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Padded tokens in one forward pass; any value gives the same gradient. None: 2,600 on CPU, where
     activations should stay in the cache, 16,384 on GPU."""
+
+    @model_validator(mode="after")
+    def _falls_or_not(self) -> Self:
+        if self.schedule == "constant" and self.final_lr < 1:
+            raise ValueError(
+                f"schedule constant never falls to final_lr {self.final_lr:g}; set final_lr to 1, or "
+                "choose schedule linear or cosine"
+            )
+        return self
 
 
 class AnchorConfig(Settings):

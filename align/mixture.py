@@ -80,10 +80,10 @@ class Mixture:
             examples=examples,
         )
 
-    def spare(self, step: int, turn: int) -> Draw:
-        """As many new prompts as a step has, from further on in the stream: replacements."""
-        count = self.sampling.prompts_per_step
-        first = total_before(float(count), step) + turn * len(self.new) // 2
+    def spare(self, step: int, turn: int, count: int) -> Draw:
+        """``count`` new prompts from elsewhere in the stream: replacements."""
+        first = total_before(float(self.sampling.prompts_per_step), step)
+        first += turn * len(self.new) // 2
         self.new.seek(first)
         prompts = tuple(self.new.take(count))
         sizes = (self.sampling.group_size,) * count

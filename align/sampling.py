@@ -4,8 +4,9 @@ With ``max_staleness: 0`` a step's samples are drawn from the weights it begins 
 sample step ``n + 1`` while the learner learns from step ``n``: samples lag one optimizer step behind,
 which importance weights correct. With ``k`` the engines also keep their weights for ``k`` steps.
 
-An algorithm may find groups uninformative (all rewards equal, say): they are replaced by groups of
-fresh prompts, a bounded number of times (dynamic sampling, Yu et al. 2025, arXiv 2503.14476).
+A group of which fewer than two completions could be scored is repaired: a fresh prompt takes its place.
+So do fresh prompts for groups that an algorithm finds uninformative, all rewards equal, say (dynamic
+sampling, Yu et al. 2025, arXiv 2503.14476). Both a bounded number of times.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class StepSampler:
         self._held = step
         return self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
 
-    def _ask(self, step: int, turn: int = 0) -> Asked:
-        draw = self.plan.mixture.draw(step) if turn == 0 else self.plan.mixture.spare(step, turn)
+    def _ask(self, step: int, turn: int = 0, count: int = 0) -> Asked:
+        mixture = self.plan.mixture
+        draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
         pending = begin(
             self.parts.engine,
             draw.prompts,
@@ -93,20 +95,39 @@ class StepSampler:
         return Sampling(max_tokens=chosen.max_tokens, temperature=chosen.temperature)
 
     def _refilled(self, scored: list[ScoredGroup], step: int) -> list[ScoredGroup]:
-        """With groups of fresh prompts in place of those the algorithm cannot learn from."""
-        algorithm, replaced = self.plan.spec.algorithm, 0
-        for turn in range(1, algorithm.resamples + 1):
+        """With groups of fresh prompts in place of broken ones, and of those that teach nothing."""
+        algorithm, repairs = self.plan.spec.algorithm, self.plan.spec.sampling.repairs
+        counts = {"groups/repaired": 0.0, "groups/resampled": 0.0}
+        for turn in range(1, max(algorithm.resamples, repairs) + 1):
+            broken = [i for i in _new(scored) if turn <= repairs and self._is_broken(scored[i])]
             poor = [
                 i
-                for i, s in enumerate(scored)
-                if s.group.prompt.source == "new" and not algorithm.informative(s)
+                for i in _new(scored)
+                if i not in broken
+                and turn <= algorithm.resamples
+                and not algorithm.informative(scored[i])
             ]
-            if not poor:
+            if not broken and not poor:
                 break
-            found = self.plan.scorer.score(self._ask(step, turn).pending.groups())
-            spare = [s for s in found if algorithm.informative(s)]
-            for i, better in zip(poor, spare, strict=False):
+            count = self.plan.spec.sampling.prompts_per_step if poor else len(broken)
+            found = self.plan.scorer.score(self._ask(step, turn, count).pending.groups())
+            spare = [
+                s
+                for s in found
+                if not self._is_broken(s) and (not poor or algorithm.informative(s))
+            ]
+            for i, better in zip([*broken, *poor], spare, strict=False):
                 scored[i] = better
-                replaced += 1
-        self.metrics["groups/resampled"] = float(replaced)
+                counts["groups/repaired" if i in broken else "groups/resampled"] += 1
+        self.metrics |= counts
         return scored
+
+    def _is_broken(self, scored: ScoredGroup) -> bool:
+        """Too few completions were scored to compare them; rewards or engines failed on the rest."""
+        failed = any(score.status == "failed" for score in scored.scores_G)
+        usable = sum(score.status == "scored" for score in scored.scores_G)
+        return failed and usable < min(2, len(scored.scores_G))
+
+
+def _new(scored: list[ScoredGroup]) -> list[int]:
+    return [i for i, s in enumerate(scored) if s.group.prompt.source == "new"]

@@ -118,6 +118,33 @@ def test_groups_without_a_signal_are_asked_again_a_bounded_number_of_times(tmp_p
         assert m["batch/new_tokens"] > 0
 
 
+def test_a_group_whose_reward_failed_is_repaired(tmp_path: Path) -> None:
+    flaky = {"rewards": [__file__ + ":flaky"], "failed_budget": 1.0}
+    CALLS.clear()
+    ran, said = run(tmp_path, **flaky)
+    assert said[:5] == ["sync 0", "ask 0", "collect", "ask 0", "collect"]
+    first, *later = ran.metrics(0, "round0")
+    assert first["groups/repaired"] == 1.0
+    assert all(m["groups/repaired"] == 0.0 for m in later)
+    assert first["reward/failed_share"] == 0.0  # What the learner saw.
+
+    CALLS.clear()
+    ran, said = run(tmp_path / "without", **flaky, sampling={"repairs": 0})
+    assert said.count("ask 0") == 1
+    assert ran.metrics(0, "round0")[0]["reward/failed_share"] > 0.0
+
+
+CALLS: list[int] = []
+
+
+def flaky(completions: list[str], **_: Any) -> list[float]:
+    """Cannot score the first group of training; evaluations ask about 30 items at once."""
+    training = len(completions) != 30
+    broken = [float("nan")] * (4 if training and not CALLS else 0)
+    CALLS.extend([1] * training)
+    return broken + [float(len(c)) for c in completions[len(broken) :]]
+
+
 def constant(completions: list[str], **_: Any) -> list[float]:
     """A reward that says nothing."""
     return [1.0] * len(completions)
