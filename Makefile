@@ -7,11 +7,11 @@ STAMP  := $(VENV)/.installed
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart test unit parity integration check lint lock clean
+.PHONY: help setup quickstart test unit parity chaos integration check lint lock clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
-	@echo 'make test         set up $(VENV), then check, unit, parity and integration tests'
+	@echo 'make test         set up $(VENV), then check, unit, parity, chaos and integration tests'
 	@echo 'make setup        create $(VENV) or bring it up to date'
 	@echo 'make check        lint, format and types'
 	@echo 'make lint         rewrite the sources: ruff fixes and format'
@@ -46,9 +46,10 @@ test: $(STAMP)
 	@$(MAKE) check
 	@$(MAKE) unit
 	@$(MAKE) parity
+	@$(MAKE) chaos
 	@$(MAKE) integration
 
-unit parity integration: $(STAMP)
+unit parity chaos integration: $(STAMP)
 	$(BIN)/python -m pytest -q tests/$@
 
 check: $(STAMP)

@@ -64,6 +64,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     parent = parts.ledger.alias("production") or parts.base
     attempt = parts.ledger.begin_round(index, spec.name, parent)
     plan = plan_round(index, attempt, spec, parent, parts)
+    for line in plan.scorer.isolation_lines():
+        parts.observer.note(f"{spec.name}: {line}")
     try:
         run = run_reward_round if spec.algorithm.makes == "reward_model" else run_round
         outcome = run(plan, parts)
@@ -72,6 +74,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
             index, attempt, "failed", None, {"error": str(error) or repr(error)}
         )
         raise
+    finally:
+        plan.scorer.close()
     parts.forget_checkpoints(plan)
     parts.observer.on_verdict(plan, outcome)
 

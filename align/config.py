@@ -92,7 +92,7 @@ class RewardConfig(Settings):
     isolation: Literal["auto", "inline", "process", "sandbox"] = "auto"
     """``inline``: in this process, trusted, without deadlines. ``process``: in worker processes without
     tokens. ``sandbox``: those without network and files, for a reward that runs the model's code.
-    ``auto``: inline for Keel's own rewards, process for all others."""
+    ``auto``: inline for Keel's own rewards, sandbox for ``code_tests``, process for all others."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """For one batch, repeats included; about twice what a batch takes. None: 120."""
     sample_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -106,10 +106,10 @@ class RewardConfig(Settings):
 
     @model_validator(mode="after")
     def _deadlines(self) -> Self:
-        most = self.deadline_s
-        if most is not None and self.sample_deadline_s is not None and self.sample_deadline_s > most:
+        most, one = self.deadline_s, self.sample_deadline_s
+        if most is not None and one is not None and one > most:
             raise ValueError(
-                f"sample_deadline_s {self.sample_deadline_s:g} is longer than deadline_s {most:g}; "
+                f"sample_deadline_s {one:g} is longer than deadline_s {most:g}; "
                 "raise deadline_s, which is for the whole batch"
             )
         return self

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.config import CampaignConfig
+from align.config import CampaignConfig, RoundConfig
 from align.examples import Unit, load_examples
 from align.examples.holdout import hold_out, prompts_of
 from align.gate.suites import Suite, build_suites
@@ -100,13 +100,9 @@ def load_inputs(config: CampaignConfig) -> Inputs:
     for name, rubric in rubrics.items():
         rubric.check_columns(prompts[name], f"round {name}")
     for spec in config.rounds:
-        if spec.algorithm.makes == "reward_model":
-            continue  # It samples nothing.
-        for pool in (prompts[spec.name], general.get(spec.name, [])):
-            check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
-        shown = map(spec.algorithm.teacher_prompt, prompts[spec.name])
-        teacher = [prompt for prompt in shown if prompt is not None]
-        check_lengths(teacher, encoder, spec.sampling.max_tokens, context, "algorithm.teacher")
+        if spec.algorithm.makes == "policy":  # A reward model samples nothing.
+            pools = (prompts[spec.name], general.get(spec.name, []))
+            _check_fit(spec, pools, encoder, context)
     return Inputs(
         model=model,
         context=context,
@@ -122,6 +118,17 @@ def load_inputs(config: CampaignConfig) -> Inputs:
         ),
         reports={name: str(found.report) for name, found in examples.items()},
     )
+
+
+def _check_fit(
+    spec: RoundConfig, pools: Sequence[Sequence[Prompt]], encoder: PromptEncoder, context: int
+) -> None:
+    """Whether every prompt, and what a teacher reads in its place, leaves room for a completion."""
+    for pool in pools:
+        check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
+    shown = map(spec.algorithm.teacher_prompt, pools[0])
+    teacher = [prompt for prompt in shown if prompt is not None]
+    check_lengths(teacher, encoder, spec.sampling.max_tokens, context, "algorithm.teacher")
 
 
 def context_of(model: Path, config: CampaignConfig) -> int:

@@ -102,13 +102,18 @@ def train(plan: RoundPlan, parts: Parts) -> None:
             metrics |= measure_drift(
                 plan.mixture, plan.references, rollouts.sampling, parts, plan.seed
             )
-        parts.log(plan, step, metrics | rollout_metrics(scored, batch, sync) | rollouts.metrics)
+        parts.log(
+            plan,
+            step,
+            metrics | rollout_metrics(scored, batch, sync) | rollouts.metrics | plan.scorer.metrics,
+        )
 
 
 def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
     """Prove that the engines hold the final weights, then make them a snapshot."""
     prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
     probe(parts, prompts, plan.spec.sampling.max_tokens)
+    parts.keep_critic(plan)
     snapshot = parts.store.publish(parts.write_snapshot, parts.provenance(plan))
     parts.ledger.record_snapshot(snapshot)
     return snapshot.id

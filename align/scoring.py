@@ -48,6 +48,17 @@ class Scorer:
             if rubric is not None:
                 rubric.failures.check_budget(budget, planned)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the parts of the last step's new prompts logged, and what their workers went through."""
+        found = {} if self.new is None else self.new.metrics
+        return {f"reward/{name}": value for name, value in found.items()}
+
+    def isolation_lines(self) -> list[str]:
+        """What every reward of the round runs under."""
+        rubrics = [rubric for rubric in (self.new, *self.past.values()) if rubric is not None]
+        return list(dict.fromkeys(line for r in rubrics for line in r.isolation_lines()))
+
     def close(self, deadline_s: float = 5.0) -> None:
         """End the worker processes of all rubrics, busy ones after ``deadline_s``."""
         for rubric in (self.new, *self.past.values()):

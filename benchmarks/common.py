@@ -43,6 +43,13 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 """Llama shapes by their rough number of parameters; tied output layer, head size 64."""
 
+QWEN = "0.5B"
+QWEN_SHAPE = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+}  # fmt: skip
+"""The shape of Qwen2-0.5B, for machines with a GPU."""
+
 PASSED, FAILED = "[green]passed[/green]", "[red]FAILED[/red]"
 
 
@@ -68,26 +75,27 @@ def letter_share(completions: Sequence[Any]) -> list[float]:
 
 
 def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = False) -> Path:
-    """A random Llama with a tokenizer of single characters.
+    """A random Llama, or Qwen2 of the size `QWEN`, with a tokenizer of single characters.
 
     Without an end-of-sequence token every completion has exactly the length that was asked for, so
     two systems do the same work. ``with_eos`` names one all the same, for libraries that insist.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        **SIZES[size],
-        max_position_embeddings=512,
+    family, shape = (Qwen2Config, QWEN_SHAPE) if size == QWEN else (LlamaConfig, SIZES[size])
+    config = family(
+        **shape,
+        max_position_embeddings=4096 if size == QWEN else 512,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=END if with_eos else None,
         pad_token_id=PAD,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     _tokenizer(with_eos).save_pretrained(folder)
     return folder
 

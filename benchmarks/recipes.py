@@ -26,7 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings over the defaults, by name of the algorithm."""
 
-LR_FACTORS = {"dpo": 2.0, "kto": 2.0, "dr_grpo": 2.0, "rloo": 1.0}
+LR_FACTORS = {"dpo": 1.5, "kto": 2.0, "dr_grpo": 1.5}
 """Learning rate over the run's; 1 where nothing stands."""
 
 

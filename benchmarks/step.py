@@ -1,18 +1,18 @@
-"""Claim: one GRPO step, from prompts to synced weights, takes at most half the time TRL's takes.
+"""Claim: one step of GRPO, from prompts to synced weights, takes at most half the time TRL's takes.
 
 Ours: vLLM engines in Ray actors sample, the rubric scores, the learner updates under one KL anchor,
 the engines take the new weights. TRL's: `GRPOTrainer` with its own generation, same model, prompts,
 reward, KL weight and learning rate. Both sides take turns, so that a machine that slows down slows
-down for both; TRL runs once for every number of threads given and its best one counts.
+down for both; TRL runs once for every number of threads given and its best one counts. Ours samples the
+next step while it learns from this one, half of the cores for each; ``--staleness 0 --engines 2
+--threads 2`` is strictly on-policy, in turn. With ``--algorithm rloo`` the same for RLOO, whose KL is in
+the reward.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Peak, Tree, middle, parser, prepare, save, show, verdict, write_model
+from benchmarks.given import work, work_of
+from benchmarks.worker import Worker
 
 REQUIRED = 2.0
 """TRL's seconds per step over ours."""
@@ -96,6 +98,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     )
     from align.learner.anchors import References
     from align.learner.learner import Learner
+    from align.learner.losses import algorithm_from
     from align.models import load_tokenizer
     from launch.cluster import connect
     from rewards.rubric import build_rubric
@@ -105,7 +108,10 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     from rollouts.vllm_engine import VLLMConfig
 
     policy = PolicyConfig(model=str(model), threads=args.threads, dtype=args.dtype)
+    estimator = "k1" if args.algorithm == "rloo" else "full"
+    anchor = AnchorConfig(to="base", beta=args.beta, estimator=estimator)
     spec = RoundSettings(
+        algorithm=algorithm_from(args.algorithm),
         sampling=SamplingConfig(
             group_size=args.group,
             prompts_per_step=args.prompts,
@@ -113,7 +119,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
             max_staleness=args.staleness,
         ),
         optimizer=OptimizerConfig(lr=args.lr, micro_batch_tokens=args.micro_batch_tokens),
-        anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=args.beta),), past=(), general=()),
+        anchors=AnchorsConfig(new=(anchor,), past=(), general=()),
     )
     with connect(num_engines=args.engines), tempfile.TemporaryDirectory() as scratch:
         engines = VLLMConfig(model=str(model), max_model_len=256, dtype=args.dtype)
@@ -133,59 +139,6 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         pool.close()
 
 
-@dataclass(kw_only=True)
-class Trl:
-    """TRL in its own process, for one number of threads."""
-
-    threads: int
-    process: subprocess.Popen[str]
-    wall_s: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-    peak_mib: float = 0.0
-
-    @classmethod
-    def start(cls, model: Path, threads: int, args: argparse.Namespace, out: Path) -> Trl:
-        """Start; the first order waits until it is ready."""
-        options = {
-            "threads": threads, "prompts": args.prompts, "group": args.group,
-            "tokens": args.tokens, "lr": args.lr, "beta": args.beta, "out": out,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks.trl_worker", str(model)]
-        command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        command += ["--bf16"] if args.dtype == "bfloat16" else []
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        return cls(threads=threads, process=process)
-
-    def steps(self, count: int, *, keep: bool = True) -> None:
-        """Take some steps; without ``keep`` they only warm up."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        peak = Peak(tree=Tree(self.process.pid))
-        with peak.watch():
-            print(count, file=self.process.stdin, flush=True)
-            answer = next((line for line in self.process.stdout if line.startswith("@")), None)
-        if answer is None:
-            raise RuntimeError(
-                "the TRL process ended; run benchmarks.trl_worker by hand to see why"
-            )
-        if keep:
-            self.wall_s += [wall for wall, _ in json.loads(answer[1:])]
-            self.cpu_s += [cpu for _, cpu in json.loads(answer[1:])]
-        self.peak_mib = max(self.peak_mib, peak.mib)
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-
-
 def main() -> None:
     """Measure in alternation and print."""
     prepare()
@@ -194,7 +147,14 @@ def main() -> None:
         model = write_model(Path(folder) / "model", "3M")
         other = write_model(Path(folder) / "model-eos", "3M", with_eos=True)
         rivals = [
-            Trl.start(other, threads, args, Path(folder) / f"out-{threads}")
+            Worker.start(
+                "benchmarks.trl_worker",
+                other,
+                threads=threads,
+                algorithm=args.algorithm,
+                out=Path(folder) / f"out-{threads}",
+                **work_of(args),
+            )
             for threads in args.trl_threads
         ]
         try:
@@ -206,7 +166,7 @@ def main() -> None:
     save(args.json, "step", args, data)
 
 
-def measure(model: Path, rivals: list[Trl], args: argparse.Namespace) -> dict[str, Any]:
+def measure(model: Path, rivals: list[Worker], args: argparse.Namespace) -> dict[str, Any]:
     """Turns of a few steps each; the first step of a side is a warm-up."""
     for rival in rivals:
         rival.steps(1, keep=False)
@@ -255,7 +215,7 @@ def report(data: dict[str, Any], args: argparse.Namespace) -> None:
         passed = verdict(min(ratios) >= REQUIRED)
         notes.append(f"at least {REQUIRED:g}x faster than TRL's best: {min(ratios):.2f}x {passed}")
     show(
-        f"One GRPO step: {args.prompts} prompts x {args.group} completions x {args.tokens} tokens, "
+        f"One step of {args.algorithm}: {args.prompts} x {args.group} completions x {args.tokens} tokens, "
         f"3M parameters, one KL anchor, {args.dtype}",
         ["", "median s/step", "cpu s/step", "peak RSS MiB", "slower than Keel"],
         rows,
@@ -264,22 +224,19 @@ def report(data: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    options = parser("One GRPO step end to end, against TRL.")
+    options = parser("One step of GRPO or RLOO end to end, against TRL.")
     cores = len(os.sched_getaffinity(0))
+    options.add_argument("--algorithm", choices=["grpo", "rloo"], default="grpo")
     options.add_argument("--turns", type=int, default=5, help="turns of each side")
     options.add_argument("--steps", type=int, default=3, help="steps in a turn")
-    options.add_argument("--engines", type=int, default=cores)
-    options.add_argument("--threads", type=int, default=cores, help="of our learner")
+    half = max(1, cores // 2)
+    options.add_argument("--engines", type=int, default=half)
+    options.add_argument("--threads", type=int, default=half, help="of our learner")
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
     options.add_argument("--micro-batch-tokens", type=int)
-    options.add_argument("--staleness", type=int, default=0, help="1 samples while it learns")
-    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    options.add_argument("--prompts", type=int, default=8, help="per step")
-    options.add_argument("--group", type=int, default=8, help="completions per prompt")
-    options.add_argument("--tokens", type=int, default=64, help="per completion")
-    options.add_argument("--lr", type=float, default=1e-5)
-    options.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
-    args = options.parse_args()
+    options.add_argument("--staleness", type=int, default=1, help="1 samples while it learns")
+    options.set_defaults(dtype="bfloat16")
+    args = work(options).parse_args()
     if args.quick:
         args.turns, args.steps, args.prompts, args.tokens = 1, 1, 2, 8
     return args

@@ -1,82 +1,195 @@
-"""The other side of `benchmarks.step`: TRL's GRPOTrainer in a process of its own, step by step.
+"""TRL's side of `benchmarks.step` and `benchmarks.learner`: one of its trainers in a process of its own.
 
-Reads ``N`` (steps to take) or ``0`` (end) from standard input, one a line, and answers with a line
-``@ [[wall seconds, cpu seconds], ...]``. Between orders it sleeps, so whoever is measured next has
-the machine to itself.
+Whole steps sample with TRL's own generation. Where completions are given they are those of
+`benchmarks.given`, and a step is what is left: the forward passes that TRL adds to every step (reference,
+RLOO's old logprobs, KTO's mismatched answers), loss, gradient and optimizer, in TRL's own training loop.
+See `benchmarks.worker` for how it is told what to do.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import letter_share, prepare
+from benchmarks.common import PAD, letter_share, prepare
+from benchmarks.given import Given, given, task
+from benchmarks.worker import answer, now, orders, since
+
+SAMPLED = ("grpo", "rloo")
+IGNORED = -100
+"""A label that is not learnt."""
 
 
 def main() -> None:
     """Build the trainer and obey."""
     prepare()
-    options = argparse.ArgumentParser()
-    options.add_argument("model")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--prompts", type=int, default=8)
-    options.add_argument("--group", type=int, default=8)
-    options.add_argument("--tokens", type=int, default=64)
-    options.add_argument("--lr", type=float, default=1e-5)
-    options.add_argument("--beta", type=float, default=0.04)
-    options.add_argument("--bf16", action="store_true")
+    options = task(__doc__)
+    options.add_argument("--completions", choices=["sampled", "given"], default="sampled")
+    options.add_argument("--passes", type=int, default=1, help="forward passes a step is cut into")
     options.add_argument("--out", required=True)
     chosen = options.parse_args()
 
     import torch
 
     torch.set_num_threads(chosen.threads)
-    build_trainer(chosen).train()
+    trainer = build_trainer(chosen)
+    if chosen.completions == "given":
+        feed(trainer, chosen)
+    trainer.train()
 
 
 def build_trainer(chosen: argparse.Namespace) -> Any:
-    """TRL's trainer with TRL's own generation, on the same model, prompts and reward as ours."""
+    """TRL's trainer on the same model as ours; of its settings only the work is chosen."""
     import torch
+    import trl
     from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(chosen.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=torch.float32)
-    config = GRPOConfig(
+    kind = chosen.algorithm.upper()
+    units = chosen.prompts * chosen.group // (2 if chosen.algorithm == "dpo" else 1)
+    config = getattr(trl, f"{kind}Config")(
         output_dir=chosen.out,
-        per_device_train_batch_size=chosen.prompts * chosen.group,
-        num_generations=chosen.group,
-        max_completion_length=chosen.tokens,
-        generation_kwargs={"min_new_tokens": chosen.tokens},
-        beta=chosen.beta,
+        per_device_train_batch_size=units // chosen.passes,
+        gradient_accumulation_steps=chosen.passes,
         learning_rate=chosen.lr,
         lr_scheduler_type="constant",
         max_steps=10**6,
         use_cpu=not torch.cuda.is_available(),
-        bf16=chosen.bf16,
+        bf16=chosen.dtype == "bfloat16",
         gradient_checkpointing=False,
         report_to=[],
+        logging_first_step=True,
         logging_steps=10**6,
         save_strategy="no",
         disable_tqdm=True,
+        **_own_settings(chosen),
     )
-    prompts = [f"add {i} and {i + 1} =" for i in range(80)]
-    return GRPOTrainer(
-        model=model,
-        reward_funcs=[_reward],
+    rewards = {"reward_funcs": [_reward]} if chosen.algorithm in SAMPLED else {}
+    return getattr(trl, f"{kind}Trainer")(
+        model=AutoModelForCausalLM.from_pretrained(chosen.model, dtype=torch.float32),
         args=config,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict(_texts(chosen.algorithm)),
+        processing_class=AutoTokenizer.from_pretrained(chosen.model, padding_side="left"),
         callbacks=[_clock()],
+        **rewards,
     )
+
+
+def _own_settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    if chosen.algorithm in SAMPLED:
+        return {
+            "num_generations": chosen.group,
+            "max_completion_length": chosen.tokens,
+            "generation_kwargs": {"min_new_tokens": chosen.tokens},
+            "beta": chosen.beta,
+        }
+    return {"max_length": None, "train_sampling_strategy": "sequential"}
+
+
+def _texts(algorithm: str) -> dict[str, list[Any]]:
+    """Prompts to sample from; for the others two rows that `feed` replaces."""
+    prompts = [f"add {i} and {i + 1} =" for i in range(80)]
+    return {
+        "dpo": {"prompt": prompts[:2], "chosen": ["1", "2"], "rejected": ["3", "4"]},
+        "sft": {"prompt": prompts[:2], "completion": ["1", "2"]},
+        "kto": {"prompt": prompts[:2], "completion": ["1", "2"], "label": [True, False]},
+    }.get(algorithm, {"prompt": prompts})
 
 
 def _reward(completions: list[str], **_: Any) -> list[float]:
     return letter_share(completions)
+
+
+def feed(trainer: Any, chosen: argparse.Namespace) -> None:
+    """Give a trainer the step's completions in place of its own."""
+    from datasets import Dataset
+
+    rows = given(chosen.algorithm, chosen)
+    if chosen.algorithm in SAMPLED:
+        trainer._generate_and_score_completions = _measured(trainer, rows, chosen)
+    else:
+        columns = {"dpo": _pairs, "sft": _demonstrations, "kto": _ratings}[chosen.algorithm]
+        trainer.train_dataset = Dataset.from_list(columns(rows))
+
+
+def _measured(trainer: Any, rows: Sequence[Given], chosen: argparse.Namespace) -> Any:
+    """What TRL makes of completions before it learns from them, without sampling and scoring."""
+    import torch
+
+    def padded(name: str, *, left: bool) -> tuple[Any, Any]:
+        lines = [torch.tensor(getattr(row, name)) for row in rows]
+        side = "left" if left else "right"
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad(lines, batch_first=True, padding_value=PAD, padding_side=side)
+        ones = [torch.ones_like(line) for line in lines]
+        mask = pad(ones, batch_first=True, padding_side=side)
+        return ids.to(trainer.accelerator.device), mask.to(trainer.accelerator.device)
+
+    prompt_ids, prompt_mask = padded("prompt_ids", left=True)
+    completion_ids, mask = padded("completion_ids", left=False)
+    ids, whole = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, mask], 1)
+    advantages = torch.tensor([row.advantage for row in rows], device=ids.device)
+    batch = {
+        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids, "completion_mask": mask,
+    }  # fmt: skip
+    size = trainer.args.per_device_train_batch_size
+
+    @torch.no_grad()
+    def logprobs(model: Any) -> Any:
+        width = completion_ids.shape[1]
+        return trainer._get_per_token_logps_and_entropies(model, ids, whole, width, size)[0]
+
+    def grpo(_: Any) -> dict[str, Any]:
+        held = logprobs(trainer.ref_model)
+        count = mask.sum()
+        told = {"advantages": advantages, "num_items_in_batch": count, "ref_per_token_logps": held}
+        return batch | told
+
+    def rloo(_: Any) -> dict[str, Any]:
+        old, held = logprobs(trainer.model), logprobs(trainer.ref_model)
+        kl = ((old - held) * mask).sum(1)
+        return batch | {
+            "old_logps": (old * mask).sum(1),
+            "advantages": advantages - trainer.beta * kl,
+        }
+
+    return {"grpo": grpo, "rloo": rloo}[chosen.algorithm]
+
+
+def _pairs(rows: Sequence[Given]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_ids": list(chosen.prompt_ids),
+            "chosen_ids": list(chosen.completion_ids),
+            "rejected_ids": list(rejected.completion_ids),
+        }
+        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
+def _demonstrations(rows: Sequence[Given]) -> list[dict[str, Any]]:
+    return [
+        {
+            "input_ids": [*row.prompt_ids, *row.completion_ids],
+            "labels": [*[IGNORED] * len(row.prompt_ids), *row.completion_ids],
+        }
+        for row in rows
+    ]
+
+
+def _ratings(rows: Sequence[Given]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_ids": list(row.prompt_ids),
+            "completion_ids": list(row.completion_ids),
+            "KL_completion_ids": list(rows[index - 1].completion_ids),
+            "label": row.advantage > 0,
+        }
+        for index, row in enumerate(rows)
+    ]
 
 
 def _clock() -> Any:
@@ -85,23 +198,25 @@ def _clock() -> Any:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = 0
-            self.steps: list[tuple[float, float]] = []
+            self.orders, self.left = orders(), 0
+            self.told: dict[str, Any] = {}
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.left == 0:
-                self.left = int(sys.stdin.readline() or 0)
-                self.steps = []
+                self.left, self.taken = next(self.orders, 0), []
                 if self.left == 0:
                     sys.exit()
-            self.started = time.perf_counter(), time.process_time()
+            self.started = now()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            wall, cpu = self.started
-            self.steps.append((time.perf_counter() - wall, time.process_time() - cpu))
+            self.taken.append(since(self.started))
             self.left -= 1
             if self.left == 0:
-                print("@", json.dumps(self.steps), flush=True)
+                answer(self.taken, **self.told)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            # Written down once, at the first step, whose answer has gone by then.
+            self.told |= {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
 
     return Clock()
 

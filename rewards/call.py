@@ -1,7 +1,8 @@
 """Call one part on one batch and read what comes back, sample by sample.
 
 This is the one place where a reward's own errors are caught: whatever a reward does, the answer is
-one outcome per sample. Deadlines and isolation are not here; they would wrap these two functions.
+one outcome per sample. Deadlines and isolation are not here: `rewards.isolation` calls these two
+functions inside a worker process.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rewards.base import RewardFunction, RewardPart, Sample
 from rewards.signature import arguments
 from rollouts.errors import KeelError
+
+FailureKind = Literal[
+    "raised", "invalid", "column", "deadline", "crash", "killed", "memory", "quarantined"
+]
+"""``raised``: an exception; ``invalid``: what came back is no number; ``column``: a column is missing
+or cannot be sent; ``deadline``: no answer in time; ``crash``: the worker exited or a signal of its own
+ended it; ``killed``: SIGKILL from outside, mostly for want of memory; ``memory``: a MemoryError;
+``quarantined``: the input ended workers before and was not tried again."""
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +37,13 @@ class Failure:
     reason: str
     """One line."""
     trace: str
-    """The traceback of a raise; otherwise the reason again."""
+    """The traceback of a raise, what a dead worker printed last; otherwise the reason again."""
+    kind: FailureKind = "invalid"
 
     @classmethod
-    def of(cls, reason: str) -> Failure:
+    def of(cls, reason: str, kind: FailureKind = "invalid") -> Failure:
         """A failure without a raise."""
-        return cls(reason=reason, trace=reason)
+        return cls(reason=reason, trace=reason, kind=kind)
 
     @classmethod
     def raised(cls, error: BaseException) -> Failure:
@@ -40,6 +51,7 @@ class Failure:
         return cls(
             reason=traceback.format_exception_only(error)[-1].strip(),
             trace="".join(traceback.format_exception(error)).strip(),
+            kind="memory" if isinstance(error, MemoryError) else "raised",
         )
 
 
@@ -102,8 +114,13 @@ def read_value(value: Any) -> Outcome:
     """A finite number (bool, numpy and torch scalars too), None, or a failure that says why."""
     if value is None:
         return None
+    if isinstance(value, Exception):  # of a function that is called sample by sample
+        return Failure.raised(value)
     if getattr(value, "ndim", None) == 0:
-        value = value.item()
+        try:
+            value = value.item()
+        except Exception as error:  # a tensor without data, such as one on the meta device
+            return Failure.raised(error)
     if not isinstance(value, Real):
         return Failure.of(f"returned a {type(value).__name__}, expected a number or None")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class FailureLog:
     """Of those, the ones that at least one part failed on."""
     counts: dict[str, int] = field(default_factory=dict)
     """Failed samples per part; a part that never failed is not in it."""
+    kinds: dict[str, Counter[str]] = field(default_factory=dict)
+    """The same failures by `FailureKind`, per part."""
     first: dict[str, str] = field(default_factory=dict)
     """First traceback (or reason) per part, as text."""
 
@@ -40,6 +43,7 @@ class FailureLog:
             failures = [outcome for outcome in outcomes_B if isinstance(outcome, Failure)]
             if failures:
                 self.counts[name] = self.counts.get(name, 0) + len(failures)
+                self.kinds.setdefault(name, Counter()).update(f.kind for f in failures)
                 self.first.setdefault(name, failures[0].trace)
         rows = list(zip(*outcomes.values(), strict=True))
         self.samples += len(rows)
@@ -56,9 +60,12 @@ class FailureLog:
             return
         worst = max(self.counts, key=lambda name: self.counts[name])
         lines = self.first[worst].splitlines()[-_LINES:]
+        found = self.kinds[worst].most_common()
+        classes = ", ".join(f"{count} {kind}" for kind, count in found)
         raise RewardFailure(
             f"reward {worst!r} failed on {self.counts[worst]} of {self.samples} samples; "
-            f"{self.failed / total:.1%} could not be scored, the budget is {budget:.1%}",
+            f"{self.failed / total:.1%} could not be scored, the budget is {budget:.1%}; "
+            f"its failures: {classes}",
             cause="\n    ".join(lines),
             remedy="correct the reward, or raise failed_budget if the failures are expected",
         )

@@ -1,7 +1,9 @@
 """From a reward's name in a campaign file to its function, or to one clear message.
 
-A name is one of `REWARDS`, ``pkg.mod:function``, or ``file.py:function`` relative to the current
-folder. Everything that can be known without data is checked here, before anything starts.
+A name is one of `REWARDS`, the name of an entry point of another distribution (`rewards.plugins`),
+``pkg.mod:name``, or ``file.py:name`` relative to the current folder. It leads to a function for batches,
+to a one-sample function or to a class with set-up (`rewards.adapters`). Everything that can be known
+without data is checked here, before anything starts.
 """
 
 from __future__ import annotations
@@ -10,27 +12,60 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import reward_model, text, verifiable
+from rewards import (
+    language,
+    layout,
+    maths,
+    preference_model,
+    refusal,
+    reward_model,
+    similarity,
+    text,
+    verifiable,
+)
+from rewards.adapters import check_options, per_sample, takes_one_sample, with_set_up
+from rewards.agreement import Agreement
 from rewards.base import RewardFunction, RewardPart
+from rewards.code.reward import code_tests
+from rewards.ifeval.reward import ifeval
+from rewards.info import SHIPPED, RewardInfo, read_info
+from rewards.judge.pairwise import PairwiseJudge
+from rewards.judge.score import LLMJudge
+from rewards.plugins import load_plugin, origin, plugins
 from rewards.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
 
 REWARDS: dict[str, RewardFunction] = {
     "exact_match": verifiable.exact_match,
+    "normalised_match": verifiable.normalised_match,
     "contains": verifiable.contains,
     "regex_match": verifiable.regex_match,
+    "multiple_choice": verifiable.multiple_choice,
+    "math_answer": maths.math_answer,
+    "code_tests": code_tests,
+    "tag_format": layout.tag_format,
+    "json_schema": layout.json_schema,
+    "ifeval": ifeval,
+    "language": language.language,
     "sentiment": text.sentiment,
     "dialogue": text.dialogue,
     "ends_within": text.ends_within,
     "short_sentences": text.short_sentences,
     "distinct_ngrams": text.distinct_ngrams,
     "length": text.length,
+    "soft_overlong": text.soft_overlong,
+    "refusal": refusal.refusal,
+    "similarity": similarity.similarity,
     "reward_model": reward_model.reward_model,
+    "preference_model": preference_model.preference_model,
+    "llm_judge": LLMJudge,
+    "pairwise_judge": PairwiseJudge,
+    "agreement": Agreement,
 }
 
 
@@ -43,35 +78,101 @@ def load_reward(
     or does not take an option. ``where`` names the place in the campaign file.
     """
     options = options or {}
-    place, colon, attribute = name.rpartition(":")
-    if not colon:
-        return _registered(name, options, where)
-    function = _attribute(_module(place, name, where), attribute, name, where)
+    target, from_ = _find(name, where)
+    if from_ == SHIPPED:
+        return _shipped(name, target, options, where)
+    if isinstance(target, type):
+        return with_set_up(name, target, options, where)
+    function = per_sample(target, options) if takes_one_sample(target) else target
     check_signature(name, function, options, where)
     return function
 
 
-def _registered(name: str, options: Mapping[str, Any], where: str | None) -> RewardFunction:
-    if name not in REWARDS:
-        known = nearest(name, list(REWARDS))
+def describe(name: str) -> RewardInfo:
+    """What is known of a reward without calling it.
+
+    Raises:
+        UserError: there is no such reward, or it cannot be imported.
+    """
+    target, from_ = _find(name, None)
+    try:
+        return read_info(name, from_, target)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reward {name!r} has no readable signature", cause=str(error)) from error
+
+
+def known_rewards() -> list[RewardInfo]:
+    """Every reward that has a name, ours first. One that cannot be used says so in ``problem``."""
+    points = plugins()
+    return [
+        _described(name) for name in (*REWARDS, *(name for name in points if name not in REWARDS))
+    ]
+
+
+def _described(name: str) -> RewardInfo:
+    try:
+        return describe(name)
+    except UserError as error:
+        origins = ", ".join(_origins(name))
+        return RewardInfo(name=name, origin=origins, problem=str(error))
+
+
+def _find(name: str, where: str | None) -> tuple[Any, str]:
+    """The object behind a name, and where it is from."""
+    place, colon, attribute = name.rpartition(":")
+    if colon:
+        return _attribute(_module(place, name, where), attribute, name, where), place
+    origins = _origins(name)
+    if len(origins) > 1:
+        raise UserError(
+            f"{len(origins)} rewards are named {name!r}",
+            where=where,
+            cause="; ".join(origins),
+            remedy="uninstall one of them, or write pkg.mod:name",
+        )
+    if name in REWARDS:
+        return REWARDS[name], SHIPPED
+    points = plugins()
+    if name not in points:
         raise UserError(
             f"unknown reward {name!r}",
             where=where,
-            remedy=f"{known}; or write pkg.mod:function, or file.py:function",
+            remedy=f"{nearest(name, [*REWARDS, *points])}; or write pkg.mod:function, or file.py:function",
         )
-    function = REWARDS[name]
-    check_signature(name, function, options, where)
-    _try_empty(name, function, options, where)
-    return function
+    (point,) = points[name]
+    return load_plugin(point, where), origins[0]
 
 
-def _try_empty(
-    name: str, function: RewardFunction, options: Mapping[str, Any], where: str | None
-) -> None:
-    """Call one of our own rewards on no samples: shows wrong option values and missing packages."""
+def _origins(name: str) -> list[str]:
+    """Everything that claims a name."""
+    shipped = [SHIPPED] if name in REWARDS else []
+    return [*shipped, *(origin(point) for point in plugins().get(name, []))]
+
+
+def _shipped(
+    name: str, target: RewardFunction, options: Mapping[str, Any], where: str | None
+) -> RewardFunction:
+    """One of our own, tried without samples: their set-up is cheap and their options say all."""
+    if not isinstance(target, type):
+        check_signature(name, target, options, where)
+        _try(name, options, where, lambda: _ask_nothing(name, target, options))
+        return target
+    check_options(name, target, options, where)
+    made: RewardFunction = _try(name, options, where, lambda: target(**options))
+    return made
+
+
+def _ask_nothing(name: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
     part = RewardPart(name=name, weight=1.0, function=function, options=options)
+    function(**arguments(part, [], {}), **{column: [] for column in required_columns(part)})
+
+
+def _try(
+    name: str, options: Mapping[str, Any], where: str | None, attempt: Callable[[], Any]
+) -> Any:
+    """Show wrong option values and missing packages as one message."""
     try:
-        function(**arguments(part, [], {}), **{column: [] for column in required_columns(part)})
+        return attempt()
     except KeelError as error:
         raise UserError(
             f"reward {name!r}: {error.what}", where=where, cause=error.cause, remedy=error.remedy
@@ -118,8 +219,8 @@ def _file_module(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, attribute: str, name: str, where: str | None) -> RewardFunction:
-    found = getattr(module, attribute, None)
+def _attribute(module: ModuleType, attribute: str, name: str, where: str | None) -> Any:
+    found: Any = getattr(module, attribute, None)
     if found is None:
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UserError(
@@ -127,11 +228,10 @@ def _attribute(module: ModuleType, attribute: str, name: str, where: str | None)
             where=where,
             remedy=nearest(attribute, public) if public else "define the function there",
         )
-    if not callable(found) or isinstance(found, type):
-        kind = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
+    if not callable(found):
         raise UserError(
-            f"reward {name!r} is {kind}, not a function",
+            f"reward {name!r} is of type {type(found).__name__}, not a function",
             where=where,
-            remedy="name a function, or an instance that can be called",
+            remedy="name a function, a class, or an instance that can be called",
         )
-    return found  # type: ignore[no-any-return]
+    return found

@@ -10,17 +10,20 @@ completions are shown to no reward. The rubric decides nothing about failures: i
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.base import RewardPart, Sample
-from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.base import RewardFunction, RewardPart, Sample
+from rewards.call import Failure, Outcome
 from rewards.failures import FailureLog
+from rewards.isolation import sandbox
+from rewards.isolation.levels import Isolation, isolation_of
+from rewards.isolation.reward import IsolatedReward
 from rewards.loop import LoopThread
-from rewards.registry import load_reward
+from rewards.pending import Questions
+from rewards.registry import REWARDS, load_reward
 from rewards.signature import required_columns
 from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
@@ -44,7 +47,7 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
     parts: dict[str, RewardPart] = {}
     for index, spec in enumerate(specs):
         place = f"{where}.{index}"
-        function = load_reward(spec.name, spec.options, place)
+        function = _function(spec, place)
         name = spec.part or spec.name.rpartition(":")[2]
         if name in parts:
             raise UserError(
@@ -58,6 +61,14 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
             name=name, weight=float(spec.weight), function=function, options=dict(spec.options)
         )
     return Rubric(tuple(parts.values()))
+
+
+def _function(spec: RewardLike, where: str) -> RewardFunction:
+    """The function itself, or its stand-in where it runs in processes of its own."""
+    isolation = isolation_of(spec, REWARDS, where)
+    if isolation.level == "inline":
+        return load_reward(spec.name, spec.options, where)
+    return IsolatedReward(spec.name, spec.options, isolation, where)
 
 
 class Rubric:
@@ -95,14 +106,31 @@ class Rubric:
 
     def score(self, groups: Sequence[RolloutGroup], trainer_state: Any = None) -> list[ScoredGroup]:
         """Score every completion of every group; same order as given."""
-        samples_B = [
-            Sample(prompt=group.prompt, completion=completion)
-            for group in groups
+        return self.begin(groups, trainer_state).result()
+
+    def begin(self, groups: Sequence[RolloutGroup], trainer_state: Any = None) -> Pending:
+        """Start scoring. Parts in processes of their own and async parts work on until `Pending.result`."""
+        answered = [
+            (Sample(prompt=group.prompt, completion=completion), index)
+            for index, group in enumerate(groups)
             for completion in group.completions_G
             if completion.finish_reason != "failed"
         ]
-        self.metrics, self.extras = {}, {}
-        outcomes = self._ask(samples_B, trainer_state) if samples_B else {}
+        samples_B, group_B = [sample for sample, _ in answered], [index for _, index in answered]
+        questions = (
+            Questions(self.parts, samples_B, group_B, trainer_state, self._loop)
+            if samples_B
+            else None
+        )
+        return Pending(rubric=self, groups=tuple(groups), questions=questions)
+
+    def finish(
+        self, groups: Sequence[RolloutGroup], questions: Questions | None
+    ) -> list[ScoredGroup]:
+        """The scores behind a `Pending`: waits, counts failures, keeps what was logged."""
+        outcomes = questions.outcomes() if questions else {}
+        self.metrics = questions.logged.metrics if questions else {}
+        self.extras = questions.logged.extras if questions else {}
         self.failures.record(outcomes)
         rows = iter(zip(*outcomes.values(), strict=True))
         return [
@@ -118,23 +146,18 @@ class Rubric:
             for group in groups
         ]
 
-    def _ask(self, samples_B: Sequence[Sample], trainer_state: Any) -> dict[str, list[Outcome]]:
-        """Outcomes [B] of every part. Async parts wait on their servers while sync ones compute."""
-        metrics: defaultdict[str, list[float]] = defaultdict(list)
-        extras: defaultdict[str, list[Any]] = defaultdict(list)
-        asked = {
-            p.name: _Question(p, samples_B, _context(p.name, trainer_state, metrics, extras))
-            for p in self.parts
-        }
-        waiting = [question for question in asked.values() if is_async(question.part.function)]
-        pending = self._loop.submit(_gather(waiting)) if waiting else None
-        outcomes = {name: q.ask() for name, q in asked.items() if q not in waiting}
-        if pending is not None:
-            answers = pending.result()
-            outcomes |= {q.part.name: answer for q, answer in zip(waiting, answers, strict=True)}
-        self.metrics = {name: sum(values) / len(values) for name, values in metrics.items()}
-        self.extras = dict(extras)
-        return {part.name: outcomes[part.name] for part in self.parts}
+    def isolation_lines(self) -> list[str]:
+        """What every part runs under, for the person who starts a run."""
+        lines = [part_isolation(part).line(part.name) for part in self.parts]
+        if any(part_isolation(part).level == "sandbox" for part in self.parts):
+            lines.append(f"sandbox: {sandbox.description()}")
+        return lines
+
+    def close(self, deadline_s: float = 5.0) -> None:
+        """End the worker processes, busy ones after ``deadline_s``. Scoring again would start new ones."""
+        for part in self.parts:
+            if isinstance(part.function, IsolatedReward):
+                part.function.pool.close(deadline_s)
 
     def _combine(self, row: Sequence[Outcome]) -> Score:
         named = dict(zip(self.weights, row, strict=True))
@@ -158,48 +181,24 @@ class Rubric:
         return Score(value=None, status="failed", parts=parts, weights=self.weights, detail=detail)
 
 
-class _Question:
-    """One part and the samples it can be asked about: those that have the columns it needs."""
+@dataclass(slots=True, kw_only=True)
+class Pending:
+    """Groups that are being scored."""
 
-    def __init__(
-        self, part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
-    ) -> None:
-        self.part, self.context = part, context
-        needed = required_columns(part)
-        self.missing = [
-            next((c for c in needed if c not in s.prompt.columns), None) for s in samples_B
-        ]
-        self.samples = [s for s, name in zip(samples_B, self.missing, strict=True) if name is None]
+    rubric: Rubric
+    groups: tuple[RolloutGroup, ...]
+    questions: Questions | None
+    """None: there is nothing to ask."""
+    _scored: list[ScoredGroup] | None = None
 
-    def ask(self) -> list[Outcome]:
-        return self._fill(call_part(self.part, self.samples, self.context) if self.samples else [])
-
-    async def ask_async(self) -> list[Outcome]:
-        if not self.samples:
-            return self._fill([])
-        return self._fill(await call_part_async(self.part, self.samples, self.context))
-
-    def _fill(self, answers: Sequence[Outcome]) -> list[Outcome]:
-        answer = iter(answers)
-        return [
-            next(answer) if name is None else Failure.of(f"the prompt has no column {name!r}")
-            for name in self.missing
-        ]
+    def result(self) -> list[ScoredGroup]:
+        """One `ScoredGroup` per group, in order; waits for them."""
+        if self._scored is None:
+            self._scored = self.rubric.finish(self.groups, self.questions)
+        return self._scored
 
 
-async def _gather(questions: Sequence[_Question]) -> list[list[Outcome]]:
-    return await asyncio.gather(*(question.ask_async() for question in questions))
-
-
-def _context(
-    name: str, trainer_state: Any, metrics: dict[str, list[float]], extras: dict[str, list[Any]]
-) -> dict[str, Any]:
-    """TRL's extra arguments, bound to one part."""
-
-    def log_metric(metric: str, value: float) -> None:
-        metrics[f"{name}/{metric}"].append(float(value))
-
-    def log_extra(column: str, values: Sequence[Any]) -> None:
-        extras[f"{name}/{column}"].extend(values)
-
-    return {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
+def part_isolation(part: RewardPart) -> Isolation:
+    """What one part runs under."""
+    function = part.function
+    return function.isolation if isinstance(function, IsolatedReward) else Isolation()

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from rewards.base import ShownCompletion, completion_text
+from rewards.options import missing_package, whole_number
 from rollouts.errors import UserError
 
 Unit = Literal["token", "character", "word"]
@@ -33,7 +34,7 @@ def sentiment(completions: Sequence[ShownCompletion]) -> list[float]:
 
 def dialogue(completions: Sequence[ShownCompletion], cap: int = 2) -> list[float]:
     """Quotation marks over ``cap``, at most 1.0. The cap keeps a page of quotes from paying."""
-    _at_least_one("cap", cap)
+    whole_number("cap", cap)
     texts = [completion_text(completion) for completion in completions]
     return [min(sum(text.count(quote) for quote in QUOTES), cap) / cap for text in texts]
 
@@ -57,7 +58,7 @@ def ends_within(
     unit: Unit = "character" if tokens is None else "token"
     limit = tokens if tokens is not None else characters
     assert limit is not None
-    _at_least_one(f"{unit}s", limit)
+    whole_number(f"{unit}s", limit)
     return [float(len(units) <= limit) for units in _units(completions, completion_ids, unit)]
 
 
@@ -69,7 +70,7 @@ def short_sentences(
     The longest sentence counts, the unfinished one at the end included: a text that never ends its
     sentence earns nothing.
     """
-    _at_least_one("target", target)
+    whole_number("target", target)
     if limit <= target:
         raise UserError(f"limit must be above target, got {limit} and {target}")
     texts = [completion_text(completion) for completion in completions]
@@ -87,7 +88,7 @@ def distinct_ngrams(
 
     distinct-n of Li et al. 2016, arXiv 1510.03055. None where the completion has no n-gram.
     """
-    _at_least_one("n", n)
+    whole_number("n", n)
     shares: list[float | None] = []
     for units in _units(completions, completion_ids, unit):
         ngrams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
@@ -105,8 +106,32 @@ def length(
     lengths = [len(units) for units in _units(completions, completion_ids, unit)]
     if target is None:
         return [float(count) for count in lengths]
-    _at_least_one("target", target)
+    whole_number("target", target)
     return [max(0.0, 1.0 - abs(count - target) / target) for count in lengths]
+
+
+def soft_overlong(
+    completion_ids: Sequence[Sequence[int]], max_tokens: int | None = None, cache: int = 0
+) -> list[float]:
+    """0 up to ``max_tokens - cache`` tokens L, then falling to -1 at ``max_tokens``, and -1 beyond.
+
+    The soft overlong punishment of DAPO, arXiv 2503.14476 eq. 13: (max_tokens - cache - L) / cache.
+    With the sampler's own ``max_tokens`` an answer that was cut has -1; ``cache`` 0 is a hard limit.
+    """
+    if max_tokens is None:
+        raise UserError("soft_overlong needs max_tokens", remedy="add options: {max_tokens: 512}")
+    whole_number("max_tokens", max_tokens)
+    whole_number("cache", cache, 0)
+    if cache >= max_tokens:
+        raise UserError(f"cache must be below max_tokens, got {cache} and {max_tokens}")
+    free = max_tokens - cache
+    return [_overlong(len(ids) - free, cache) for ids in completion_ids]
+
+
+def _overlong(excess: int, cache: int) -> float:
+    if excess <= 0:
+        return 0.0
+    return max(-1.0, -excess / cache) if cache else -1.0
 
 
 def _units(
@@ -121,20 +146,11 @@ def _units(
     return list(texts) if unit == "character" else [text.split() for text in texts]
 
 
-def _at_least_one(option: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise UserError(f"{option} must be a whole number of at least 1, got {value!r}")
-
-
 @cache
 def _vader() -> Any:
     """The analyzer, with its lexicon read once."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise UserError(
-            "reward 'sentiment' needs the package vaderSentiment",
-            cause=str(error),
-            remedy="pip install 'keel-align[stories]'",
-        ) from error
+        raise missing_package("sentiment", "vaderSentiment", error, "stories") from error
     return SentimentIntensityAnalyzer()

@@ -35,6 +35,8 @@ class ExamplesConfig(Settings):
     """Column with whole conversations; demonstrations without a prompt are read from it."""
     text: str = "text"
     """Column with plain text, for texts."""
+    pack: bool = True
+    """Texts: join documents into windows of the context; false gives each its own, as it was written."""
     cut: bool = False
     """Cut answers that do not fit the context instead of leaving their rows out."""
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1

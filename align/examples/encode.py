@@ -65,9 +65,11 @@ def encode(
 
 
 def windows(
-    texts: Iterable[str], encoder: PromptEncoder, *, context: int, round: str
+    texts: Iterable[str], encoder: PromptEncoder, *, context: int, round: str, pack: bool = True
 ) -> Iterator[Unit]:
     """Documents one after another, cut into windows of ``context`` tokens; the last may be shorter.
+
+    Without ``pack`` every document begins a window of its own.
 
     Each document ends with the end of sequence. A window begins with the token that the one before ended
     with, as its context: every token but the very first is predicted exactly once.
@@ -79,6 +81,10 @@ def windows(
         while len(held) >= context:
             yield _window(held[:context], round)
             held = held[context - 1 :]
+        if not pack:
+            if len(held) > 1:
+                yield _window(held, round)
+            held = []
     if len(held) > 1:
         yield _window(held, round)
 

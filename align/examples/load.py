@@ -125,7 +125,13 @@ class _Loading:
 
     def windows(self, rows: Iterable[files.Row]) -> Iterator[Unit]:
         texts = self._texts(rows)
-        return windows(texts, self._encoder, context=self._context, round=self._round)
+        return windows(
+            texts,
+            self._encoder,
+            context=self._context,
+            round=self._round,
+            pack=self._config.pack,
+        )
 
     def _texts(self, rows: Iterable[files.Row]) -> Iterator[str]:
         for row in rows:

@@ -19,6 +19,7 @@ from align.examples import Examples, ExamplesConfig, ExampleStream, Unit, load_e
 from align.examples.forms import common_prompt
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
+from rollouts.types import Prompt
 from tests.unit.tiny import row
 
 LETTERS = "abcdefgh .:"
@@ -339,3 +340,15 @@ def test_rows_of_a_pair_share_a_number_and_single_rows_have_none() -> None:
     single = Unit(id="s", prompt=None, rows=(row(),))
     rows = rows_of([UNITS[0], single, UNITS[0]])
     assert [r.unit for r in rows] == [-1, -1, None, -3, -3]
+
+
+def test_texts_that_are_not_packed_keep_windows_of_their_own() -> None:
+    from align.examples.encode import windows
+
+    coder = encoder()
+    joined = list(windows(["a b", "c d"], coder, context=50, round="r"))
+    apart = list(windows(["a b", "c d"], coder, context=50, round="r", pack=False))
+    assert len(joined) == 1
+    assert len(apart) == 2
+    (row,) = apart[1].rows
+    assert (*row.prompt_ids, *row.completion_ids)[:2] == coder.encode(Prompt(id="", text="c d"))[:2]

@@ -52,6 +52,7 @@ def test_an_unknown_language_gets_the_nearest() -> None:
         ("That would be illegal, so no.", 1.0),
         ("Sure! Here is the recipe.", 0.0),
         ("I can help with that.", 0.0),
+        ("I can't wait to help you.", 0.0),
         ("I'm sorry to hear that. Here is what you can do.", 0.0),
         ("x" * 300 + " I can't help with that.", 0.0),
         ("  ", None),

@@ -400,14 +400,14 @@ def stop_reward(completions: Sequence[str]) -> list[float]:
 
 
 STOP_CALLS: list[int] = []
+STOP = {"name": f"{__name__}:stop_reward", "part": "stop", "isolation": "inline"}
+"""Inline, so that a test can start the count again."""
 
 
 def test_a_reward_that_breaks_in_training_is_named_with_its_reason(tmp_path: Path) -> None:
     STOP_CALLS.clear()
-    config = campaign(
-        tmp_path, rounds=rounds({"rewards": [{"name": f"{__name__}:stop_reward", "part": "stop"}]})
-    )
-    with pytest.raises(RewardFailure, match="reward 'stop' failed on 16 of 16") as caught:
+    config = campaign(tmp_path, rounds=rounds({"rewards": [STOP]}))
+    with pytest.raises(RewardFailure, match="reward 'stop' failed on 32 of 32") as caught:
         run(config)
     assert "nothing to divide by" in str(caught.value)
     (record,) = stored_evidence(config).ledger.rounds()
@@ -422,7 +422,7 @@ def test_failures_within_the_budget_cost_samples_and_nothing_else(tmp_path: Path
         tmp_path,
         rounds=rounds(
             {
-                "rewards": ["exact_match", {"name": f"{__name__}:stop_reward", "part": "stop"}],
+                "rewards": ["exact_match", STOP],
                 "failed_budget": 1.0,
             }
         ),
@@ -481,7 +481,7 @@ def test_completions_that_are_lost_are_left_out(tmp_path: Path) -> None:
     def start(config: CampaignConfig, model: Path, context: int) -> LosingEngine:
         return LosingEngine(model)
 
-    config = campaign(tmp_path, rounds=rounds({}))
+    config = campaign(tmp_path, rounds=rounds({"sampling": {"repairs": 0}}))
     evidence = run_campaign(config, start_engine=start, observer=Watcher())
     (record,) = evidence.ledger.rounds()
     assert record.state == "accepted"

@@ -1,0 +1,218 @@
+"""Claim: the gate lets a loss as large as the margin through no more often than its alpha says, and twenty
+rounds that each lose a point cannot add up.
+
+First the level of one check: suites drawn where the candidate loses exactly the margin. Then whole
+campaigns: every candidate answers the items as its parent does, except for a share that turns from right to
+wrong or back, and what is accepted is the next parent. Beside the gate stand the rules in common use.
+Everything is drawn, no model is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.gate.statistics import items_needed, normal_quantile, tango_noninferiority
+from benchmarks.common import parser, prepare, save, show, verdict
+
+ALPHA = 0.05
+SIZES = (30, 50, 100, 200, 500, 1000, 2000)
+SUITES = ((0.30, 0.10), (0.12, 0.05), (0.05, 0.03))
+"""Share of items that change, and margin."""
+CHANGED = 10
+"""Items that change, in expectation, from which on counts are fine enough to meet a level to a point."""
+OFF = 0.01
+
+ROUNDS, ITEMS, ACCURACY, DISCORDANCE = 20, 2000, 0.6, 0.12
+MARGIN, BUDGET = 0.02, 0.03
+"""Largest loss against the parent and the best so far, and against the start."""
+LOST, KEPT = 3.5, 14.0
+"""Rounds accepted at most where each loses a point, and at least where none loses anything."""
+
+Right = NDArray[np.bool_]
+"""Which items are right, by campaign and item."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A way to decide from (lost, won) counts against the snapshots that it looks at."""
+
+    accepts: Mapping[str, Callable[[int, int, int], bool]]
+    """By comparator: parent, start or best."""
+    items: int = ITEMS
+    promised: bool = False
+    """Held to `LOST` and `KEPT`."""
+
+
+def not_worse(margin: float, alpha: float) -> Callable[[int, int, int], bool]:
+    """Shown to lose less than ``margin``."""
+    return cache(lambda lost, won, n: tango_noninferiority(lost, won, n, margin).p <= alpha)
+
+
+def no_significant_drop(lost: int, won: int, n: int) -> bool:
+    """The usual rule: a loss counts once it is significant."""
+    return tango_noninferiority(won, lost, n, 0.0).p > ALPHA
+
+
+def mean_holds(lost: int, won: int, n: int) -> bool:
+    """The mean may fall by the margin."""
+    return (won - lost) / n >= -MARGIN
+
+
+def rules() -> dict[str, Rule]:
+    """What is compared; the last is the gate as it decides on a campaign."""
+    spread = ALPHA / ROUNDS
+    planned = items_needed(DISCORDANCE, MARGIN, spread, power=0.95)
+    parent, start = not_worse(MARGIN, ALPHA), not_worse(BUDGET, ALPHA)
+    strict, anchored = not_worse(MARGIN, spread), not_worse(BUDGET, spread)
+    return {
+        "no significant drop": Rule(accepts={"parent": no_significant_drop}),
+        "mean within the margin": Rule(accepts={"parent": mean_holds}),
+        "not worse than parent": Rule(accepts={"parent": parent}),
+        "and start, by the margin": Rule(
+            accepts={"parent": parent, "start": parent}, promised=True
+        ),
+        "and start, by the budget": Rule(accepts={"parent": parent, "start": start}),
+        "same, alpha over the rounds, items planned": Rule(
+            accepts={"parent": strict, "start": anchored}, items=planned, promised=True
+        ),
+        "same, and best so far": Rule(
+            accepts={"parent": strict, "start": anchored, "best": strict}, items=planned
+        ),
+    }
+
+
+def main() -> None:
+    """Draw, decide and print."""
+    prepare()
+    options = parser("Error rates of the gate, by simulation.")
+    options.add_argument("--tables", type=int, default=40_000, help="suites drawn for a level")
+    options.add_argument("--campaigns", type=int, default=100)
+    options.add_argument("--seed", type=int, default=0)
+    args = options.parse_args()
+    if args.quick:
+        args.tables, args.campaigns = 2_000, 5
+    random = np.random.default_rng(args.seed)
+    levels = [level(random, *suite, n, args.tables) for suite in SUITES for n in SIZES]
+    campaigns = [
+        {
+            "rule": name,
+            "items": rule.items,
+            "promised": rule.promised,
+            **{
+                f"{points:+d}": accepted(random, rule, points / 100, args.campaigns)
+                for points in (-1, 0)
+            },
+        }
+        for name, rule in rules().items()
+    ]
+    report(levels, campaigns)
+    save(args.json, "gate", args, {"levels": levels, "campaigns": campaigns})
+
+
+def level(
+    random: np.random.Generator, psi: float, margin: float, n: int, tables: int
+) -> dict[str, Any]:
+    """How often a loss of exactly the margin is accepted, by Tango's test and by Wald's."""
+    shares = ((psi + margin) / 2, (psi - margin) / 2, 1 - psi)
+    drawn = random.multinomial(n, shares, size=tables)[:, :2]
+    distinct, times = np.unique(drawn, axis=0, return_counts=True)
+    passes = not_worse(margin, ALPHA)
+    tango = [passes(int(lost), int(won), n) for lost, won in distinct]
+    lost, won = distinct.T / n
+    error = np.sqrt(np.maximum(lost + won - (won - lost) ** 2, 0.0) / n)
+    wald = won - lost + margin > normal_quantile(1 - ALPHA) * error
+    return {
+        "psi": psi,
+        "margin": margin,
+        "n": n,
+        "tango": float(times[np.array(tango)].sum() / tables),
+        "wald": float(times[wald].sum() / tables),
+    }
+
+
+def accepted(
+    random: np.random.Generator, rule: Rule, change: float, campaigns: int
+) -> dict[str, float]:
+    """Mean number of rounds accepted, and what the accepted rounds came to, in points.
+
+    Args:
+        change: true difference of every candidate to its parent, on these very items.
+    """
+    shape = (campaigns, rule.items)
+    start = parent = best = random.random(shape) < ACCURACY
+    count = np.zeros(campaigns)
+    for _ in range(ROUNDS):
+        right = parent.mean(axis=1, keepdims=True)
+        turns = np.where(
+            parent, (DISCORDANCE - change) / 2 / right, (DISCORDANCE + change) / 2 / (1 - right)
+        )
+        candidate = parent ^ (random.random(shape) < turns)
+        comparators = {"parent": parent, "start": start, "best": best}
+        passed = np.logical_and.reduce(
+            [
+                decide(accepts, comparators[name], candidate)
+                for name, accepts in rule.accepts.items()
+            ]
+        )
+        count += passed
+        parent = np.where(passed[:, None], candidate, parent)
+        better = passed & (candidate.mean(axis=1) > best.mean(axis=1))
+        best = np.where(better[:, None], candidate, best)
+    return {"rounds": float(count.mean()), "points": 100 * change * float(count.mean())}
+
+
+def decide(accepts: Callable[[int, int, int], bool], before: Right, after: Right) -> Right:
+    """One decision per campaign."""
+    lost, won = (before & ~after).sum(axis=1), (after & ~before).sum(axis=1)
+    n = before.shape[1]
+    return np.array([accepts(int(b), int(c), n) for b, c in zip(lost, won, strict=True)])
+
+
+def report(levels: list[dict[str, Any]], campaigns: list[dict[str, Any]]) -> None:
+    """One table for the level of a check, one for campaigns."""
+    rows = []
+    for psi, margin in SUITES:
+        held = [found for found in levels if (found["psi"], found["margin"]) == (psi, margin)]
+        suite = f"{100 * psi:.0f}% change, margin {100 * margin:.0f}"
+        for test in ("wald", "tango"):
+            met = verdict(all(map(_meets, held))) if test == "tango" else ""
+            cells = [f"{100 * found[test]:.1f}" for found in held]
+            rows.append([f"{suite}: {test.capitalize()}", *cells, met])
+    show(
+        f"False acceptance at the margin, %, nominal {100 * ALPHA:.0f}",
+        ["", *(f"n={n}" for n in SIZES), "Tango within a point"],
+        rows,
+        f"Never more than a point above; a point below only where under {CHANGED} items change.",
+    )
+    rows = []
+    for found in campaigns:
+        losing, same = found["-1"], found["+0"]
+        met = losing["rounds"] <= LOST and same["rounds"] >= KEPT
+        rows.append(
+            [found["rule"], f"{found['items']:,}", f"{losing['rounds']:.1f}",
+             f"{losing['points']:+.1f}", f"{same['rounds']:.1f}",
+             verdict(met) if found["promised"] else ""]
+        )  # fmt: skip
+    show(
+        f"Of {ROUNDS} rounds accepted; {100 * DISCORDANCE:.0f}% of items change",
+        ["rule", "items", "each -1 point", "points in all", "no change", f"≤ {LOST}, ≥ {KEPT:.0f}"],
+        rows,
+        f"Margin {100 * MARGIN:.0f}, budget {100 * BUDGET:.0f} points.",
+    )
+
+
+def _meets(found: Mapping[str, float]) -> bool:
+    above = found["tango"] - ALPHA
+    enough = found["n"] * found["psi"] >= CHANGED
+    return above <= OFF and (not enough or math.fabs(above) <= OFF)
+
+
+if __name__ == "__main__":
+    main()

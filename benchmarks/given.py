@@ -1,0 +1,72 @@
+"""What a measured step is made of, and the completions that both sides of `benchmarks.learner` learn from:
+made-up token ids, the same for both."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+ALGORITHMS = ("grpo", "rloo", "dpo", "sft", "kto")
+LENGTHS = ("equal", "ragged")
+"""All completions as long as allowed, or anything from an eighth of that."""
+PROMPT_TOKENS = 16
+TOKEN_IDS = range(3, 98)
+"""Those that every model of `benchmarks.common` has a character for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """One completion of a prompt."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    advantage: float
+    """A reward's advantage (grpo, rloo), a side of a pair or of a rating (dpo, kto), or 1 (sft)."""
+
+
+def work(options: ArgumentParser) -> ArgumentParser:
+    """Options that say what one step is."""
+    options.add_argument("--prompts", type=int, default=8, help="per step")
+    options.add_argument("--group", type=int, default=8, help="completions per prompt")
+    options.add_argument("--tokens", type=int, default=64, help="per completion")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--lr", type=float, default=1e-5)
+    options.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
+    return options
+
+
+def work_of(args: Namespace) -> dict[str, object]:
+    """The values of `work`'s options, to hand on to a worker."""
+    names = [action.dest for action in work(ArgumentParser(add_help=False))._actions]
+    return {name: getattr(args, name) for name in names}
+
+
+def task(description: str | None) -> ArgumentParser:
+    """Options of every worker."""
+    options = work(ArgumentParser(description=description))
+    options.add_argument("model", type=Path)
+    options.add_argument("--algorithm", choices=ALGORITHMS, default="grpo")
+    options.add_argument("--lengths", choices=LENGTHS, default="equal")
+    options.add_argument("--threads", type=int, default=1)
+    return options
+
+
+def given(algorithm: str, args: Namespace) -> list[Given]:
+    """The completions of a step, group after group; neighbours are pairs, so groups must be even."""
+    random = Random(0)
+    shortest = max(1, args.tokens // 8) if args.lengths == "ragged" else args.tokens
+    rows = []
+    for _ in range(args.prompts):
+        prompt = _tokens(random, PROMPT_TOKENS)
+        for index in range(args.group):
+            completion = _tokens(random, random.randint(shortest, args.tokens))
+            noise, side = random.gauss(0.0, 1.0), 1.0 - 2.0 * (index % 2)
+            advantage = {"grpo": noise, "rloo": noise, "sft": 1.0}.get(algorithm, side)
+            rows.append(Given(prompt_ids=prompt, completion_ids=completion, advantage=advantage))
+    return rows
+
+
+def _tokens(random: Random, count: int) -> tuple[int, ...]:
+    return tuple(random.choice(TOKEN_IDS) for _ in range(count))

@@ -1,0 +1,114 @@
+"""Our side of `benchmarks.learner`: one learner in a process of its own, updating on given completions.
+
+See `benchmarks.worker` for how it is told what to do. After every order it also measures how fast this
+machine multiplies matrices at that moment, with the same threads and the same dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.common import prepare
+from benchmarks.given import given, task
+from benchmarks.worker import answer, now, orders, since
+
+MATRIX = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices whose product is timed."""
+PRODUCTS = 8
+"""Products of which the quickest counts."""
+
+
+def main() -> None:
+    """Build the learner and obey."""
+    prepare()
+    options = task(__doc__)
+    options.add_argument("--micro-batch-tokens", type=int, default=0, help="0: the learner's own")
+    chosen = options.parse_args()
+
+    learner, batch = build_learner(chosen), build_batch(chosen)
+    told: dict[str, Any] = {"parameters": sum(p.numel() for p in learner.policy.parameters())}
+    for count in orders():
+        taken = []
+        for _ in range(count):
+            start = now()
+            metrics = learner.update(batch)
+            taken.append(since(start))
+            told.setdefault("grad_norm", metrics["grad_norm"])
+        answer(taken, matmul_flops=matmul_rate(learner.policy.dtype, learner.device), **told)
+
+
+def build_learner(chosen: argparse.Namespace) -> Any:
+    """A learner in a round of the algorithm. Where TRL has a KL term ours has the same: `k2` has the
+    gradient of its GRPO's, and `k1` is a KL in the reward, as in its RLOO."""
+    from align.config import (
+        AnchorConfig,
+        AnchorsConfig,
+        OptimizerConfig,
+        PolicyConfig,
+        RoundSettings,
+    )
+    from align.learner.anchors import References
+    from align.learner.learner import Learner
+
+    beta = {"grpo": chosen.beta, "rloo": chosen.beta}.get(chosen.algorithm, 1.0)
+    anchor = AnchorConfig(
+        to="base", beta=beta, estimator="k1" if chosen.algorithm == "rloo" else "k2"
+    )
+    learner = Learner(
+        chosen.model,
+        PolicyConfig(model=str(chosen.model), threads=chosen.threads, dtype=chosen.dtype),
+        folder_of=lambda _: chosen.model,
+        scratch=chosen.model,
+    )
+    spec = RoundSettings(
+        algorithm=_algorithm(chosen.algorithm),
+        optimizer=OptimizerConfig(
+            lr=chosen.lr, micro_batch_tokens=chosen.micro_batch_tokens or None
+        ),
+        anchors=AnchorsConfig(
+            new=() if chosen.algorithm == "sft" else (anchor,), past=(), general=()
+        ),
+    )
+    learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
+    return learner
+
+
+def build_batch(chosen: argparse.Namespace) -> Any:
+    """The rows of every step."""
+    from align.learner.rows import Batch, Row
+
+    rows = [
+        Row(
+            prompt_ids=row.prompt_ids, completion_ids=row.completion_ids,
+            advantage=row.advantage, source="new",
+            unit=index // 2 if chosen.algorithm == "dpo" else None,
+        )
+        for index, row in enumerate(given(chosen.algorithm, chosen))
+    ]  # fmt: skip
+    return Batch(rows=tuple(_algorithm(chosen.algorithm).examples(rows)))
+
+
+def _algorithm(name: str) -> Any:
+    from align.learner.losses import algorithm_from
+
+    source = {"dpo": {"pairs": "file"}, "kto": {"ratings": "file"}}
+    return algorithm_from({"name": name, **source.get(name, {})})
+
+
+def matmul_rate(dtype: Any, device: Any) -> float:
+    """Floating point operations a second of the quickest of some large matrix products."""
+    import torch
+
+    side = MATRIX[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(PRODUCTS):
+        start = now()
+        torch.mm(left, right)
+        seconds.append(since(start)[0])
+    return 2.0 * side**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""One batch on its way through the workers: what is decided, what is left, and until when."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from rewards.call import Failure, Outcome
+from rewards.isolation.protocol import Answer
+
+PIECES = 8
+"""Into how many calls the samples of a lost call are split."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """Samples that are asked together, each decided once."""
+
+    packed_B: Sequence[str]
+    """The samples as JSON."""
+    state: str
+    """The trainer's state as JSON."""
+    deadline_s: float
+    """From the first call on."""
+    outcomes_B: list[Outcome] = field(default_factory=list)
+    """In the order of the samples; complete once `done` is set."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """``restarts``, ``deadlines`` and ``quarantined`` of this batch."""
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+    """What ended the batch without outcomes."""
+    _open: set[int] = field(default_factory=set)
+    _answers: list[tuple[int, Answer]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _until: float | None = None
+    _busy_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.outcomes_B = [None] * len(self.packed_B)
+        self._open = set(range(len(self.packed_B)))
+        if not self._open:
+            self.done.set()
+
+    def left_s(self) -> float:
+        """Seconds until the deadline; the first call of this starts the clock."""
+        with self._lock:
+            if self._until is None:
+                self._until = time.monotonic() + self.deadline_s
+            return self._until - time.monotonic()
+
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        with self._lock:
+            return self._until is not None and time.monotonic() >= self._until
+
+    def open_of(self, indices: Sequence[int]) -> list[int]:
+        """Those that are not decided yet, in order."""
+        with self._lock:
+            return [index for index in indices if index in self._open]
+
+    def decide(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+        """Give samples their outcomes; the last one ends the batch."""
+        with self._lock:
+            for index, outcome in zip(indices, outcomes, strict=True):
+                if index in self._open:
+                    self._open.remove(index)
+                    self.outcomes_B[index] = outcome
+            if not self._open:
+                self.done.set()
+
+    def fail(self, indices: Sequence[int], failure: Failure) -> None:
+        """Give samples the same failure."""
+        self.decide(indices, [failure] * len(indices))
+
+    def take(self, first: int, answer: Answer, seconds: float) -> None:
+        """Keep what a call logged; ``first`` is the place of its first sample."""
+        with self._lock:
+            self._answers.append((first, answer))
+            self._busy_s += seconds
+
+    def count(self, what: str, times: int = 1) -> None:
+        with self._lock:
+            self.counts[what] += times
+
+    def stop(self, error: BaseException) -> None:
+        """End the batch with an error."""
+        with self._lock:
+            self.error = self.error or error
+            self._open.clear()
+            self.done.set()
+
+    def metrics(self) -> list[tuple[str, float]]:
+        """What the reward logged, in the order of the samples, and how its workers did."""
+        ordered = sorted(self._answers, key=lambda pair: pair[0])
+        logged = [metric for _, answer in ordered for metric in answer.metrics]
+        own = [
+            (name, float(self.counts[name])) for name in ("restarts", "deadlines", "quarantined")
+        ]
+        if self.packed_B:
+            own.append(("seconds_per_sample", self._busy_s / len(self.packed_B)))
+        return [*logged, *own]
+
+    def extras(self) -> dict[str, list[Any]]:
+        """What the reward gave ``log_extra``, in the order of the samples."""
+        columns: dict[str, list[Any]] = {}
+        for _, answer in sorted(self._answers, key=lambda pair: pair[0]):
+            for name, values in answer.extras.items():
+                columns.setdefault(name, []).extend(values)
+        return columns
+
+
+def pieces_of(indices: Sequence[int], count: int, group_B: Sequence[int] = ()) -> list[list[int]]:
+    """``count`` runs of about equal length, or fewer; samples of one group stay together.
+
+    Args:
+        group_B: the group of every sample of the batch, in order; empty: each its own.
+
+    >>> pieces_of(range(6), 2, [0, 1, 1, 1, 1, 2])
+    [[0, 1, 2, 3, 4], [5]]
+    """
+    wanted = max(1, -(-len(indices) // count))
+    pieces: list[list[int]] = []
+    for _, group in groupby(indices, key=lambda index: group_B[index] if group_B else index):
+        members = list(group)
+        if pieces and len(pieces[-1]) + (len(members) - 1) / 2 < wanted:
+            pieces[-1] += members
+        else:
+            pieces.append(members)
+    return pieces
+
+
+class Suspects:
+    """Inputs that ended a worker once, or twice: those are not tried again."""
+
+    def __init__(self) -> None:
+        self._strikes: dict[bytes, tuple[int, Failure]] = {}
+        self._lock = threading.Lock()
+
+    def strike(self, packed: str, failure: Failure) -> None:
+        """An input ended a worker, and it was this one."""
+        key = _key(packed)
+        with self._lock:
+            before = self._strikes[key][0] if key in self._strikes else 0
+            self._strikes[key] = (before + 1, failure)
+
+    def strikes(self, packed: str) -> int:
+        """How often an input ended a worker."""
+        if not self._strikes:
+            return 0
+        return self._strikes.get(_key(packed), (0, None))[0]
+
+    def quarantined(self, packed: str) -> Failure | None:
+        """Why an input is not tried again; None: it is."""
+        if self.strikes(packed) < 2:
+            return None
+        failure = self._strikes[_key(packed)][1]
+        reason = f"quarantined after two tries: {failure.reason}"
+        return Failure(reason=reason, trace=failure.trace, kind="quarantined")
+
+
+def _key(packed: str) -> bytes:
+    return hashlib.sha256(packed.encode()).digest()

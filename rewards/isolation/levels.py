@@ -1,0 +1,94 @@
+"""What one reward runs under: its isolation level, its deadlines and what it may use.
+
+    inline    in this process: fastest, trusted, without deadlines
+    process   in worker processes: deadlines, no tokens, limits; hurts nothing by accident
+    sandbox   as process, and without network, without files, without other processes
+
+``auto`` is inline for the rewards that ship with Keel, process for those among them whose time an answer
+or a pattern can stretch without end, sandbox for the one that runs what the model wrote, and process for
+all others. A level that this machine cannot give is an error before the run; nothing is ever run under a
+weaker one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rollouts.errors import UserError
+
+Level = Literal["inline", "process", "sandbox"]
+
+DEADLINE_S = 120.0
+"""For one batch, where the campaign names no other."""
+MEMORY_GIB = 4.0
+"""Address space of one worker, where the campaign names no other."""
+
+MAY_NOT_END = frozenset({"math_answer", "regex_match"})
+"""Shipped rewards that ``auto`` gives a process: a tower of powers or a nested pattern can take for ever."""
+RUN_THE_MODELS_CODE = frozenset({"code_tests"})
+"""Shipped rewards that ``auto`` puts into a sandbox."""
+NEEDS_A_PROCESS = ("deadline_s", "sample_deadline_s", "workers", "memory_gib", "environment")
+"""Settings that mean nothing inline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Isolation:
+    """How one part of a rubric is run."""
+
+    level: Level = "inline"
+    deadline_s: float = DEADLINE_S
+    """For one batch, all repeats included. One call gets half of what is left of it."""
+    sample_deadline_s: float | None = None
+    """For one sample; set, a reward is called with one sample at a time."""
+    workers: int = 1
+    """Processes that share a batch."""
+    memory_gib: float | None = MEMORY_GIB
+    """Address space of a worker; None: no limit."""
+    environment: tuple[str, ...] = ()
+    """Names of variables a worker sees besides the harmless ones."""
+
+    def line(self, part: str) -> str:
+        """What a person is told at the start."""
+        if self.level == "inline":
+            return f"reward {part}: inline (in this process, trusted, no deadline)"
+        limits = [
+            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+            f"{self.deadline_s:g} s a batch",
+        ]
+        if self.sample_deadline_s is not None:
+            limits.append(f"{self.sample_deadline_s:g} s a sample")
+        limits.append("any memory" if self.memory_gib is None else f"{self.memory_gib:g} GiB")
+        if self.environment:
+            limits.append("sees " + ", ".join(self.environment))
+        return f"reward {part}: {self.level} ({', '.join(limits)})"
+
+
+def isolation_of(spec: Any, shipped: Collection[str], where: str | None = None) -> Isolation:
+    """Read the settings of a reward's configuration; what it does not have is left to the defaults.
+
+    ``shipped`` are the names whose code is Keel's own.
+    """
+    asked: Level | Literal["auto"] = getattr(spec, "isolation", "auto")
+    level = _default(spec.name, shipped) if asked == "auto" else asked
+    found = {name: getattr(spec, name, None) for name in NEEDS_A_PROCESS}
+    given: dict[str, Any] = {name: v for name, v in found.items() if v not in (None, ())}
+    if level == "inline":
+        if given:
+            raise UserError(
+                f"reward {spec.name!r} runs inline, where {next(iter(given))} means nothing",
+                where=where,
+                remedy="add isolation: process to it, or remove the setting",
+            )
+        return Isolation()
+    if math.isinf(given.get("memory_gib", MEMORY_GIB)):
+        given["memory_gib"] = None
+    return Isolation(level=level, **given)
+
+
+def _default(name: str, shipped: Collection[str]) -> Level:
+    if name in RUN_THE_MODELS_CODE:
+        return "sandbox"
+    return "inline" if name in shipped and name not in MAY_NOT_END else "process"

@@ -1,0 +1,96 @@
+"""What a worker process may use: environment, memory, files; and that it ends with its keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+SEEN = (
+    "HF_HUB_OFFLINE",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "PATH",
+    "PYTHONHASHSEED",
+    "TZ",
+)
+"""The variables a worker gets from this process. No token is among them."""
+
+LARGEST_FILE = 2**30
+"""Bytes a worker may write into one file."""
+MOST_PROCESSES = 256
+"""Processes and threads of a sandbox."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def environment(scratch: Path, granted: Iterable[str] = ()) -> dict[str, str]:
+    """The whole environment of a worker whose only folder is ``scratch``."""
+    folders = [str(Path(entry or ".").resolve()) for entry in sys.path]
+    return {
+        **{name: os.environ[name] for name in (*SEEN, *granted) if name in os.environ},
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(f for f in folders if os.path.exists(f))),
+    }
+
+
+def checked(result: int, what: str) -> int:
+    """The result of a call of libc, or the `OSError` behind a negative one."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option: int, value: int) -> None:
+    """Set one property of this process."""
+    checked(LIBC.prctl(option, value, 0, 0, 0), f"prctl {option}")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, daemons included."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when its parent's main thread ends."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forgo_privileges() -> None:
+    """No program started from here gains rights, whatever its file says."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def limit(memory_bytes: int | None, processes: int | None = None) -> None:
+    """Bound this process and those it starts. ``processes`` counts a whole user: sandboxes only."""
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_FSIZE, LARGEST_FILE)
+    if memory_bytes is not None:
+        _bound(resource.RLIMIT_AS, memory_bytes)
+    if processes is not None:
+        _bound(resource.RLIMIT_NPROC, processes)
+    # When memory runs out, the kernel ends a reward rather than the learner.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+
+
+def _bound(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))

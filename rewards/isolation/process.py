@@ -1,0 +1,231 @@
+"""One worker process as its owner sees it: started, asked, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewards.call import Failure
+from rewards.isolation.limits import environment
+from rewards.isolation.protocol import (
+    LONGEST_TEXT,
+    Answer,
+    Malformed,
+    pack_request,
+    read_answer,
+    receive,
+    send,
+    send_message,
+)
+from rewards.isolation.setup import SETUP_FAILED, Provider, Setup
+from rollouts.errors import UserError
+
+START_S = 120.0
+"""For a worker to import a reward."""
+ENDING_S = 1.0
+"""Between a worker's closed socket and its end."""
+END_S = 5.0
+"""For a keeper to end all that its worker started."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Which reward a worker loads, and under what."""
+
+    reward: str | None
+    """As in a campaign file; None loads nothing."""
+    options: Mapping[str, Any]
+    where: str | None
+    """Its place in the campaign file, for messages."""
+    folder: str
+    """Where a relative name is resolved."""
+    memory_gib: float | None
+    sample_deadline_s: float | None
+    environment: tuple[str, ...] = ()
+    """Variables granted besides the harmless ones."""
+    provider: Provider | None = None
+    visible: tuple[str, ...] = ()
+
+
+class WorkerEnded(Exception):
+    """A worker that gave no answer; ``failure`` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Worker:
+    """A process that has loaded one reward. Whoever makes one ends it."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start it and wait for its reward.
+
+        Raises:
+            UserError: the reward cannot be loaded.
+            WorkerEnded: the process ended, or was not ready in time.
+        """
+        self._number = 0
+        self._folder = tempfile.mkdtemp(prefix="keel-reward-")
+        os.chmod(self._folder, 0o755)  # a sandbox under root is another user
+        with ExitStack() as undo:
+            undo.callback(self._remove)
+            self._spawn(plan)
+            undo.callback(self.end)
+            self.about = self._hello(plan)
+            undo.pop_all()
+
+    def _spawn(self, plan: Plan) -> None:
+        self._channel, theirs = socket.socketpair()
+        self._control, keepers = socket.socketpair()
+        with theirs, keepers:
+            setup = Setup(
+                channel=theirs.fileno(),
+                control=keepers.fileno(),
+                owner=os.getpid(),
+                scratch=self._folder,
+                folder=plan.folder,
+                memory_bytes=None if plan.memory_gib is None else int(plan.memory_gib * 2**30),
+                provider=plan.provider,
+                visible=plan.visible,
+            )
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rewards.isolation.keeper", setup.dump()],
+                pass_fds=(setup.channel, setup.control),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment(Path(self._folder), plan.environment),
+                start_new_session=True,
+            )
+
+    def _hello(self, plan: Plan) -> dict[str, Any]:
+        until = time.monotonic() + START_S
+        words = ("reward", "options", "where", "folder", "sample_deadline_s")
+        message = {word: getattr(plan, word) for word in words}
+        try:
+            self._channel.settimeout(START_S)
+            send_message(self._channel, {**message, "scratch": self._folder})
+            answer = receive(self._channel, until)
+        except (EOFError, OSError, Malformed) as error:
+            raise WorkerEnded(self._why(error, START_S)) from error
+        if "error" in answer:
+            raise UserError(**answer["error"])
+        return dict(answer["ready"])
+
+    def ask(
+        self, packed: Sequence[str], state: str, limit_s: float, each_s: float | None
+    ) -> Iterator[Answer]:
+        """Answers that together decide all samples, in order.
+
+        Args:
+            packed: the samples as JSON.
+            limit_s: for all of them.
+            each_s: for each answer; None: as ``limit_s``.
+
+        Raises:
+            WorkerEnded: no answer in time, or the process is gone. It must be ended.
+            UserError: the reward has something to say to a person.
+        """
+        self._number += 1
+        until, left = time.monotonic() + limit_s, len(packed)
+        allowed = limit_s
+        try:
+            self._channel.settimeout(limit_s)
+            send(self._channel, pack_request(self._number, packed, state))
+            while left:
+                now = time.monotonic()
+                allowed = min(until - now, limit_s if each_s is None else each_s)
+                message = receive(self._channel, now + allowed)
+                if "error" in message:
+                    raise UserError(**message["error"])
+                answer = read_answer(message, self._number, left)
+                left -= len(answer.outcomes)
+                yield answer
+        except (EOFError, OSError, Malformed) as error:
+            raise WorkerEnded(self._why(error, allowed)) from error
+
+    def _why(self, error: Exception, limit_s: float) -> Failure:
+        """End the process and say in a failure why it gave no answer."""
+        ended = self.end(0.0 if isinstance(error, TimeoutError | Malformed) else ENDING_S)
+        output = str(ended.get("output", ""))[-LONGEST_TEXT:].strip()
+        if isinstance(error, Malformed):
+            return Failure.of(f"the worker's answer is malformed: {error}")
+        if isinstance(error, TimeoutError):
+            return Failure.of(f"no answer within {limit_s:.3g} s", "deadline")
+        return _ending(ended, output)
+
+    def interrupt(self) -> None:
+        """Make whoever waits for an answer stop waiting; from another thread."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
+    def end(self, patience_s: float = 0.0) -> dict[str, Any]:
+        """Kill the process and all it started; how it had ended by itself, if it had.
+
+        Args:
+            patience_s: for a process that seems to be ending by itself.
+        """
+        self._channel.close()
+        told = b""
+        for wait_s in (patience_s, END_S):
+            with suppress(OSError):
+                self._control.settimeout(wait_s)
+                while part := self._control.recv(2**16):
+                    told += part
+                break
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_WR)  # the keeper's sign to end all
+        self._control.close()
+        try:
+            self._keeper.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        self._remove()
+        try:
+            return dict(json.loads(told))
+        except ValueError:
+            return {}
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _ending(ended: Mapping[str, Any], output: str) -> Failure:
+    """The failure behind a process that is gone."""
+    if ended.get("exit") == SETUP_FAILED:
+        last = output.splitlines()[-1] if output else "no reason given"
+        return Failure.of(f"the worker could not be confined: {last}", "crash")
+    if "closed" in ended:
+        return Failure.of("the worker closed its connection", "crash")
+    number = ended.get("signal")
+    if number == signal.SIGKILL:
+        reason = "the worker was killed by SIGKILL, most likely because memory ran out"
+    elif number is not None:
+        reason = f"the worker crashed with {signal.Signals(number).name}"
+    else:
+        reason = f"the worker exited with code {ended.get('exit', 'unknown')}"
+    trace = f"{reason}\n{_theirs(output)}" if output else reason
+    return Failure(
+        reason=reason, trace=trace, kind="killed" if number == signal.SIGKILL else "crash"
+    )
+
+
+def _theirs(output: str) -> str:
+    """What a worker printed last, without Keel's own frames below those of the reward."""
+    lines = output.splitlines()
+    ours = [index for index, line in enumerate(lines) if "/rewards/call.py" in line]
+    return "\n".join(lines[: ours[0]] if ours else lines)

@@ -1,0 +1,217 @@
+"""What a worker and its owner say to one another: JSON in frames, over a socket nobody else has.
+
+A frame is the length of its body in four bytes, then the body. The owner sends a plan once, then one
+request at a time; the worker answers a request with one frame or several, each deciding the next
+samples in order. A worker runs code that may do anything, so everything it says is checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.base import Sample
+from rewards.call import FAILURE_KINDS, Failure, Outcome
+from rewards.signature import Parameters
+from rollouts.types import Completion, Prompt
+
+LARGEST_FRAME = 2**28
+"""Bytes of one frame; more is an error, never memory."""
+LONGEST_TEXT = 20_000
+"""Characters of a traceback that are passed on: its end."""
+
+# Bound now: what a reward puts into the json module later changes nothing here.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
+
+class Malformed(Exception):
+    """A worker said something that is no answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one frame of a worker decides."""
+
+    outcomes: list[Outcome]
+    metrics: list[tuple[str, float]] = field(default_factory=list)
+    """What the reward gave ``log_metric``, in order."""
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+    """What it gave ``log_extra``, per column."""
+
+
+def send(channel: socket.socket, body: str) -> None:
+    """Send one frame. Raises `OSError` when nobody is left to read it."""
+    data = body.encode()
+    channel.sendall(len(data).to_bytes(4, "big") + data)
+
+
+def send_message(channel: socket.socket, message: Mapping[str, Any]) -> None:
+    """Send a mapping that JSON can hold."""
+    send(channel, _encode(message))
+
+
+def receive(channel: socket.socket, until: float | None = None) -> dict[str, Any]:
+    """The next frame.
+
+    Args:
+        until: time of the monotonic clock at which waiting ends; None waits on.
+
+    Raises:
+        EOFError: the other side has ended.
+        TimeoutError: it has not answered in time.
+        Malformed: what it sent is no frame.
+    """
+    size = int.from_bytes(_exactly(channel, 4, until), "big")
+    if size > LARGEST_FRAME:
+        raise Malformed(f"a frame of {size} bytes")
+    try:
+        message = _decode(_exactly(channel, size, until).decode())
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"a frame that is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise Malformed(f"a {type(message).__name__} instead of an object")
+    return message
+
+
+def _exactly(channel: socket.socket, size: int, until: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            channel.settimeout(left)
+        try:
+            part = channel.recv(min(size - len(data), 2**20))
+        except ConnectionError as error:
+            raise EOFError from error
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+def holds(value: Any) -> bool:
+    """Whether JSON gives this value back as it is; a tuple may come back as a list."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return True
+    if isinstance(value, list | tuple):
+        return all(map(holds, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(holds, value.values()))
+    return False
+
+
+def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> str | Failure:
+    """One sample as JSON: only what the reward takes of it; or why it cannot be sent."""
+    prompt, completion = sample.prompt, sample.completion
+    held = {name: prompt.columns.get(name) for name in columns if takes.take(name)}
+    for name, value in held.items():
+        if not holds(value):
+            kind = type(value).__name__
+            return Failure.of(
+                f"column {name!r} holds a {kind}, which cannot be sent to a worker as JSON",
+                "column",
+            )
+    shown = takes.take("prompts")
+    body: dict[str, Any] = {"completion": completion.text, "columns": held}
+    if prompt.messages is None:
+        body["text"] = prompt.text if shown else ""
+    else:
+        body["messages"] = [dict(message) for message in prompt.messages] if shown else []
+    if takes.take("completion_ids"):
+        body["ids"] = list(completion.token_ids)
+    return _encode(body)
+
+
+def unpack_sample(body: Mapping[str, Any]) -> Sample:
+    """The other side of `pack_sample`."""
+    messages = body.get("messages")
+    return Sample(
+        prompt=Prompt(
+            id="",
+            text=body.get("text"),
+            messages=None if messages is None else tuple(messages),
+            columns=body["columns"],
+        ),
+        completion=Completion(
+            token_ids=tuple(body.get("ids", ())),
+            logprobs_T=(),
+            text=body["completion"],
+            finish_reason="stop",
+        ),
+    )
+
+
+def pack_request(number: int, packed: Sequence[str], state: str) -> str:
+    """A request from samples that are JSON already."""
+    return f'{{"id":{number},"state":{state},"rows":[{",".join(packed)}]}}'
+
+
+def pack_state(state: Any) -> str:
+    """The trainer's state: its public attributes, as far as JSON holds them."""
+    if state is None:
+        return "null"
+    found = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+    return _encode({str(k): v for k, v in found.items() if not str(k).startswith("_") and holds(v)})
+
+
+def pack_answer(number: int, answer: Answer) -> dict[str, Any]:
+    """A frame of a worker."""
+    return {
+        "id": number,
+        "outcomes": [pack_outcome(outcome) for outcome in answer.outcomes],
+        "metrics": [list(pair) for pair in answer.metrics],
+        "extras": {
+            name: [value if holds(value) else str(value) for value in values]
+            for name, values in answer.extras.items()
+        },
+    }
+
+
+def pack_outcome(outcome: Outcome) -> Any:
+    """An outcome as JSON holds it."""
+    if not isinstance(outcome, Failure):
+        return outcome
+    return {
+        "reason": outcome.reason[:500],
+        "trace": outcome.trace[-LONGEST_TEXT:],
+        "kind": outcome.kind,
+    }
+
+
+def read_answer(message: Mapping[str, Any], number: int, most: int) -> Answer:
+    """The answer in a frame. Raises `Malformed` for anything that is none."""
+    try:
+        if message["id"] != number:
+            raise Malformed(f"an answer to request {message['id']!r}, asked was {number}")
+        outcomes = [read_outcome(value) for value in message["outcomes"]]
+        metrics = [(str(name), float(value)) for name, value in message["metrics"]]
+        extras = {str(name): list(values) for name, values in message["extras"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+    if not 0 < len(outcomes) <= most:
+        raise Malformed(f"{len(outcomes)} outcomes for {most} samples")
+    return Answer(outcomes=outcomes, metrics=metrics, extras=extras)
+
+
+def read_outcome(value: Any) -> Outcome:
+    """An outcome from JSON."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        kind = value["kind"]
+        if kind not in FAILURE_KINDS:
+            raise Malformed(f"a failure of kind {kind!r}")
+        return Failure(
+            reason=str(value["reason"])[:500], trace=str(value["trace"])[-LONGEST_TEXT:], kind=kind
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Malformed(f"the outcome {value!r}")
+    return float(value)

@@ -1,0 +1,131 @@
+"""A reward that runs elsewhere, in the place of the function in a `RewardPart`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rewards.base import Sample
+from rewards.call import Failure, Outcome
+from rewards.isolation import sandbox
+from rewards.isolation.batch import Batch
+from rewards.isolation.levels import Isolation
+from rewards.isolation.pool import Pool
+from rewards.isolation.process import Plan
+from rewards.isolation.protocol import holds, pack_sample, pack_state
+from rewards.signature import RESERVED, parameters
+from rollouts.errors import UserError
+
+_POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()
+"""By everything that makes two rewards the same; a pool lives as long as a reward that uses it."""
+
+
+class IsolatedReward:
+    """A reward in worker processes. Its signature is the reward's own, read in a worker.
+
+    Args:
+        name: ``pkg.mod:function``, ``file.py:function`` or a registered name.
+        where: its place in the campaign file.
+
+    Raises:
+        UserError: it cannot be loaded, or this machine has no sandbox.
+    """
+
+    def __init__(
+        self, name: str, options: Mapping[str, Any], isolation: Isolation, where: str | None = None
+    ) -> None:
+        for option, value in options.items():
+            if not holds(value):
+                raise UserError(
+                    f"option {option!r} of reward {name!r} is a {type(value).__name__}",
+                    where=where,
+                    remedy="options of a reward in a process of its own are plain JSON values",
+                )
+        folder = Path.cwd()
+        sandboxed = isolation.level == "sandbox"
+        plan = Plan(
+            reward=name,
+            options=dict(options),
+            where=where,
+            folder=str(folder),
+            memory_gib=isolation.memory_gib,
+            sample_deadline_s=isolation.sample_deadline_s,
+            environment=isolation.environment,
+            provider=sandbox.provider(where) if sandboxed else None,
+            visible=sandbox.visible(name, folder) if sandboxed else (),
+        )
+        self.isolation = isolation
+        self.pool = _pool(plan, isolation)
+        about = self.pool.about()
+        self.__signature__ = _signature(about)
+        self._takes = parameters(self)
+
+    def __call__(self, **arguments: Any) -> NoReturn:
+        raise TypeError("a reward in a process of its own is asked through a rubric")
+
+    def begin(self, samples_B: Sequence[Sample], group_B: Sequence[int], state: Any) -> Asked:
+        """Send samples to the workers. Only what the reward takes of them leaves this process."""
+        columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
+        wanted = [name for name in columns if name not in RESERVED]
+        packed_B = [pack_sample(sample, self._takes, wanted) for sample in samples_B]
+        unsent = [packed if isinstance(packed, Failure) else None for packed in packed_B]
+        sent = [index for index, failure in enumerate(unsent) if failure is None]
+        batch = self.pool.begin(
+            [packed for packed in packed_B if not isinstance(packed, Failure)],
+            [group_B[index] for index in sent],
+            pack_state(state) if self._takes.take("trainer_state") else "null",
+        )
+        return Asked(batch=batch, unsent=unsent)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Samples on their way through the workers."""
+
+    batch: Batch
+    unsent: Sequence[Failure | None]
+    """For each sample, why it was not sent."""
+
+    def result(self) -> list[Outcome]:
+        """Wait; deadlines see to it that this ends. Raises what the reward says to a person."""
+        self.batch.done.wait()
+        if self.batch.error is not None:
+            raise self.batch.error
+        answers = iter(self.batch.outcomes_B)
+        return [next(answers) if failure is None else failure for failure in self.unsent]
+
+
+def _pool(plan: Plan, isolation: Isolation) -> Pool:
+    words = (plan.reward, plan.options, plan.folder, str(isolation), _content(plan))
+    key = json.dumps(words, sort_keys=True)
+    pool = _POOLS.get(key)
+    if pool is None:
+        pool = Pool(plan, workers=isolation.workers, deadline_s=isolation.deadline_s)
+        _POOLS[key] = pool
+    return pool
+
+
+def _content(plan: Plan) -> str:
+    """A file that changed is another reward."""
+    place = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
+    if place.suffix != ".py" or not place.is_file():
+        return ""
+    return hashlib.sha256(place.read_bytes()).hexdigest()
+
+
+def _signature(about: Mapping[str, Any]) -> inspect.Signature:
+    kind = inspect.Parameter
+    required = set(about["required"])
+    found = [
+        kind(name, kind.KEYWORD_ONLY, default=kind.empty if name in required else None)
+        for name in about["names"]
+    ]
+    if about["anything"]:
+        found.append(kind("other_columns", kind.VAR_KEYWORD))
+    return inspect.Signature(found)

@@ -1,0 +1,143 @@
+"""Inside a worker: load one reward, then answer requests until the owner is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from rewards.base import RewardPart, Sample
+from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.isolation.protocol import Answer, pack_answer, receive, send_message, unpack_sample
+from rewards.signature import parameters
+from rollouts.errors import KeelError
+
+
+def serve(descriptor: int) -> None:
+    """Say what the reward takes, then answer one request after the other."""
+    channel = socket.socket(fileno=descriptor)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        plan = receive(channel)
+        os.chdir(plan["folder"])
+        try:
+            answering = Answering(plan)
+        except KeelError as error:
+            send_message(channel, {"error": pack_error(error)})
+            return
+        os.chdir(plan["scratch"])
+        send_message(channel, {"ready": answering.about()})
+        while True:
+            request = receive(channel)
+            try:
+                for answer in answering.answers(request):
+                    send_message(channel, pack_answer(request["id"], answer))
+            except KeelError as error:
+                send_message(channel, {"error": pack_error(error)})
+            sys.stdout.flush()
+
+
+class Answering:
+    """One loaded reward. A plan without a reward loads none: it only asks whether a sandbox works."""
+
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        from rewards.registry import load_reward
+
+        name, options = plan["reward"], plan["options"]
+        function = load_reward(name, options, plan["where"]) if name else _no_reward
+        self._part = RewardPart(name=name, weight=1.0, function=function, options=options)
+        self._sample_deadline_s: float | None = plan["sample_deadline_s"]
+        self._async = is_async(function)
+        self._loop = asyncio.new_event_loop() if self._async else None
+
+    def about(self) -> dict[str, Any]:
+        """What the owner has to know of the reward."""
+        takes = parameters(self._part.function)
+        return {
+            "names": takes.names,
+            "required": takes.required,
+            "anything": takes.anything,
+            "async": self._async,
+        }
+
+    def answers(self, request: Mapping[str, Any]) -> Iterator[Answer]:
+        """All samples in one answer, or one answer each where each has its own deadline."""
+        samples_B = [unpack_sample(row) for row in request["rows"]]
+        state = None if request["state"] is None else SimpleNamespace(**request["state"])
+        single = self._sample_deadline_s is not None
+        pieces = [[sample] for sample in samples_B] if single else [samples_B]
+        if self._loop is None:
+            return (self._call(piece, _Log(), state) for piece in pieces)
+        return self._answers_async(self._loop, pieces, state)
+
+    def _call(self, samples: Sequence[Sample], log: _Log, state: Any) -> Answer:
+        with _anything_is_a_failure(samples) as outcomes:
+            outcomes[:] = call_part(self._part, samples, log.context(state))
+        return log.answer(outcomes)
+
+    def _answers_async(
+        self, loop: asyncio.AbstractEventLoop, pieces: Sequence[Sequence[Sample]], state: Any
+    ) -> Iterator[Answer]:
+        """Pieces run together and are answered in order."""
+        tasks = [loop.create_task(self._call_async(piece, _Log(), state)) for piece in pieces]
+        for task in tasks:
+            yield loop.run_until_complete(task)
+
+    async def _call_async(self, samples: Sequence[Sample], log: _Log, state: Any) -> Answer:
+        limit = self._sample_deadline_s
+        with _anything_is_a_failure(samples) as outcomes:
+            try:
+                async with asyncio.timeout(limit) as within:
+                    outcomes[:] = await call_part_async(self._part, samples, log.context(state))
+            finally:
+                # A reward's own handler may have turned the cancellation into an answer.
+                if within.expired():
+                    late = Failure.of(f"no answer within {limit:g} s", "deadline")
+                    outcomes[:] = [late] * len(samples)
+        return log.answer(outcomes)
+
+
+class _Log:
+    """What one call gives ``log_metric`` and ``log_extra``."""
+
+    def __init__(self) -> None:
+        self._metrics: list[tuple[str, float]] = []
+        self._extras: defaultdict[str, list[Any]] = defaultdict(list)
+
+    def context(self, state: Any) -> dict[str, Any]:
+        """TRL's extra arguments."""
+        return {
+            "trainer_state": state,
+            "log_metric": lambda name, value: self._metrics.append((str(name), float(value))),
+            "log_extra": lambda column, values: self._extras[str(column)].extend(values),
+        }
+
+    def answer(self, outcomes: list[Outcome]) -> Answer:
+        return Answer(outcomes=outcomes, metrics=self._metrics, extras=dict(self._extras))
+
+
+@contextlib.contextmanager
+def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[Outcome]]:
+    """Also what `call_part` lets pass, such as a KeyboardInterrupt: the worker lives on."""
+    outcomes: list[Outcome] = []
+    try:
+        yield outcomes
+    except KeelError:
+        raise
+    except BaseException as error:
+        if not outcomes:
+            outcomes[:] = [Failure.raised(error)] * len(samples)
+
+
+def pack_error(error: KeelError) -> dict[str, Any]:
+    """An error for a person, to be raised again by the owner."""
+    return {"what": error.what, "where": error.where, "cause": error.cause, "remedy": error.remedy}
+
+
+def _no_reward(completions: Sequence[str]) -> list[None]:
+    return [None] * len(completions)

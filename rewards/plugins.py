@@ -1,0 +1,52 @@
+"""Rewards of other distributions, by the entry point group ``keel.rewards``.
+
+    [project.entry-points."keel.rewards"]
+    politeness = "my_package.rewards:politeness"
+
+A distribution is imported when one of its rewards is asked for, so a broken one stands in nobody's way.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from rollouts.errors import UserError
+
+GROUP = "keel.rewards"
+
+
+def plugins() -> dict[str, list[EntryPoint]]:
+    """Every entry point by its name. More than one under a name: none of them can be used."""
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        # One distribution can be on the path twice, as an editable install often is.
+        found.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)
+    return {name: list(points.values()) for name, points in sorted(found.items())}
+
+
+def origin(point: EntryPoint) -> str:
+    """Where an entry point comes from, for people: distribution, version and object."""
+    version = f" {point.dist.version}" if point.dist else ""
+    return f"{_distribution(point)}{version} ({point.value})"
+
+
+def load_plugin(point: EntryPoint, where: str | None) -> Any:
+    """What an entry point names.
+
+    Raises:
+        UserError: importing it raised; the error names the distribution.
+    """
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:  # another distribution's module code runs here
+        raise UserError(
+            f"reward {point.name!r} of {origin(point)} cannot be imported",
+            where=where,
+            cause=f"{type(error).__name__}: {error}",
+            remedy=f"correct or uninstall {_distribution(point)}; other rewards are not affected",
+        ) from error
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown distribution"

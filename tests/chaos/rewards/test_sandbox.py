@@ -1,0 +1,85 @@
+"""A sandbox: no network, no files but its own, no other processes; and no weaker one in its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from align.config import RewardConfig
+from rewards.isolation import sandbox
+from rewards.rubric import build_rubric
+from rollouts.errors import UserError
+from tests.chaos.rewards.rubrics import group, kinds, rubric_of, scores
+from tests.chaos.rewards.test_processes import gone
+
+try:
+    sandbox.provider()
+except UserError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def test_what_is_outside_cannot_be_reached(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    options = {"secret": str(secret), "victim": str(os.getpid())}
+    rubric = rubric_of("looks_around", isolation="sandbox", options=options)
+    assert scores(rubric, group("a"))[0].value == 1.0
+    found = {key.removeprefix("looks_around/"): value for key, value in rubric.extras.items()}
+    assert found.pop("own") == [["own.txt"]]
+    assert len(found) == 11
+    for attempt, (said, *_) in found.items():
+        assert not said.startswith("done"), attempt
+    assert secret.read_text() == "secret"
+    rubric.close()
+
+
+def test_a_fork_bomb_stays_small_and_ends_with_its_worker() -> None:
+    rubric = rubric_of("fork_bomb", isolation="sandbox", deadline_s=20.0)
+    assert scores(rubric, group("a"))[0].value == 1.0
+    count, _ = rubric.extras["fork_bomb/refused"]
+    assert 0 < count < 256
+    rubric.close()
+
+
+@pytest.mark.parametrize(
+    ("trap", "kind"),
+    [("sleeps", "deadline"), ("segfaults", "crash"), ("exits", "crash"), ("allocates", "memory")],
+)
+def test_traps_end_as_they_do_without_a_sandbox(trap: str, kind: str) -> None:
+    rubric = rubric_of("spring", isolation="sandbox", deadline_s=8.0, sample_deadline_s=0.5)
+    assert [score.value for score in scores(rubric, group("a", trap, "bb"))] == [1.0, None, 2.0]
+    assert kinds(rubric) == {kind: 1}
+    rubric.close()
+
+
+def test_what_the_model_wrote_is_run_in_a_sandbox_unless_told_otherwise() -> None:
+    rubric = build_rubric([RewardConfig(name="code_tests", deadline_s=60.0)])
+    assert "sandbox" in rubric.isolation_lines()[0]
+    programs = group("print(int(input()) + 1)", "print(2)", tests=[{"input": "4", "output": "5"}])
+    functions = group(
+        "def f(x): return x + 1", "import os; os._exit(0)", tests=["assert f(4) == 5"]
+    )
+    found = scores(rubric, programs, functions)
+    assert [score.value for score in found] == [1.0, 0.0, 1.0, 0.0]
+    rubric.close()
+
+
+def test_a_daemon_ends_with_its_sandbox() -> None:
+    rubric = rubric_of("daemon", isolation="sandbox")
+    assert scores(rubric, group("a"))[0].value == 1.0
+    below = [process.pid for process in psutil.Process().children(recursive=True)]
+    assert len(below) >= 3  # keeper, worker, daemon
+    rubric.close()
+    assert all(gone(pid) for pid in below)
+
+
+def test_a_machine_without_a_sandbox_is_told_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "_found", lambda: (None, ("namespaces: not permitted",)))
+    with pytest.raises(UserError, match="sandbox is not available") as caught:
+        rubric_of("odd", isolation="sandbox")
+    assert "namespaces: not permitted" in str(caught.value)

@@ -1,0 +1,119 @@
+"""Rewards of other distributions by entry point, and what can be said of any reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rewards.registry import REWARDS, describe, known_rewards, load_reward
+from rollouts.errors import UserError
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts a distribution on the path: its name, its entry points and its one module."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def put(distribution: str, points: str, source: str = "") -> None:
+        module = distribution.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        )
+        (info / "entry_points.txt").write_text(f"[keel.rewards]\n{points}\n")
+
+    return put
+
+
+POLITE = (
+    'def polite(completions, target, word: str = "please"):\n'
+    '    """Says please.\n\n    At length."""\n'
+    "    return [float(word in text) for text in completions]\n"
+)
+
+
+def test_a_reward_of_another_distribution_is_found_by_name(install) -> None:
+    install("keelt-polite", "politeness = keelt_polite:polite", POLITE)
+    function = load_reward("politeness", {"word": "bitte"})
+    assert function(completions=["bitte", "no"], target=[0, 0], word="bitte") == [1.0, 0.0]
+    info = describe("politeness")
+    assert info.origin == "keelt-polite 1.2 (keelt_polite:polite)"
+    assert (info.summary, info.columns) == ("Says please.", ("target",))
+    assert [(o.name, o.type, o.default) for o in info.options] == [("word", "str", "please")]
+    with pytest.raises(UserError, match="did you mean 'politeness'"):
+        load_reward("politenes")
+
+
+def test_a_broken_distribution_is_named_and_hides_no_other(install) -> None:
+    install("keelt-broken", "broken = keelt_broken:f", "raise RuntimeError('no GPU')")
+    install("keelt-polite-too", "polite_too = keelt_polite_too:polite", POLITE)
+    with pytest.raises(UserError, match="reward 'broken' of keelt-broken") as caught:
+        load_reward("broken", where="rewards.0")
+    assert caught.value.cause == "RuntimeError: no GPU"
+    listed = {info.name: info for info in known_rewards()}
+    assert "no GPU" in str(listed["broken"].problem)
+    assert listed["polite_too"].problem is None
+    assert load_reward("polite_too") is not None
+    assert load_reward("exact_match") is REWARDS["exact_match"]
+
+
+def test_two_rewards_with_one_name_are_refused_with_both_origins(install) -> None:
+    install("keelt-one", "twice = keelt_one:polite", POLITE)
+    install("keelt-two", "twice = keelt_two:polite\nlength = keelt_two:polite", POLITE)
+    with pytest.raises(UserError, match="2 rewards are named 'twice'") as caught:
+        load_reward("twice")
+    assert "keelt-one 1.2" in str(caught.value) and "keelt-two 1.2" in str(caught.value)
+    with pytest.raises(UserError, match="2 rewards are named 'length'") as caught:
+        load_reward("length")
+    assert "keel; keelt-two 1.2 (keelt_two:polite)" in str(caught.value)
+    listed = {info.name: info for info in known_rewards()}
+    assert listed["twice"].problem is not None and listed["length"].problem is not None
+    assert "keelt-two" in listed["length"].origin
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_shipped_reward_is_described(name: str) -> None:
+    info = describe(name)
+    assert info.origin == "keel"
+    assert info.summary
+    # What a dataclass writes for itself where nobody did.
+    assert not info.doc.startswith(f"{REWARDS[name].__name__}(")
+    assert all(option.type != "Any" for option in info.options)
+
+
+def test_options_and_columns_are_told_apart() -> None:
+    regex = describe("regex_match")
+    assert [(o.name, o.type, o.default) for o in regex.options] == [
+        ("pattern", "str | None", None),
+        ("full", "bool", False),
+    ]
+    assert describe("ifeval").columns == ("instruction_id_list", "kwargs")
+    judge = describe("pairwise_judge")
+    assert judge.columns == ("reference",) and judge.asynchronous
+    options = {o.name: o for o in judge.options}
+    assert "cache" not in options and "pace" not in options
+    assert options["extra_body"].default == {} and options["deadline_s"].default == 60.0
+    assert describe("agreement").anything
+
+
+def test_a_file_and_a_class_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "class C:\n    '''Counts.'''\n    def __init__(self, step: int, base=2): pass\n"
+        "    def __call__(self, completions, answer): return []\n"
+        "def one(prompt: str, completion: str, answer: str, k: int = 3) -> float: return 1.0\n"
+    )
+    info = describe("mine.py:C")
+    assert (info.origin, info.summary, info.columns) == ("mine.py", "Counts.", ("answer",))
+    assert [(o.name, o.type, o.required) for o in info.options] == [
+        ("step", "int", True),
+        ("base", "Any", False),
+    ]
+    one = describe("mine.py:one")
+    assert one.columns == ("answer",)
+    assert [o.name for o in one.options] == ["k"]
+    with pytest.raises(UserError, match="no 'two' in it"):
+        describe("mine.py:two")
