@@ -24,6 +24,7 @@ from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
+    from align.learner.critic import Critic
     from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
     from align.round import RoundOutcome, RoundPlan
@@ -142,6 +143,15 @@ class Parts:
         )
         buffer.save(replay_path(self.folder, candidate))
 
+    def keep_critic(self, plan: RoundPlan) -> None:
+        """Write the critic beside the attempt's metrics, where the learner has one: no snapshot holds it.
+
+        Of a learner of several ranks nothing is written.
+        """
+        critic: Critic | None = getattr(self.learner, "critic", None)
+        if critic is not None:
+            critic.save(self.round_folder(plan) / "critic")
+
     def write_snapshot(self, folder: Path) -> None:
         """The policy and its tokenizer: a snapshot can be served as it is."""
         self.learner.save(folder)
@@ -150,7 +160,7 @@ class Parts:
     def provenance(self, plan: RoundPlan) -> Provenance:
         """Where a candidate comes from, for its manifest."""
         return Provenance(
-            kind="adapter" if self.config.policy.lora else "model",
+            kind=self.config.policy.snapshot_kind,
             parent=plan.parent,
             base=self.base,
             round=plan.spec.name,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.settings import Settings
 from rollouts.vllm_engine import LINEAR_LAYERS
 
 
 class LoraConfig(Settings):
-    """A peft adapter in place of full weights; snapshots are then adapters over one base."""
+    """A peft adapter in place of full weights; snapshots are adapters over one base, or merged into it."""
 
     rank: Annotated[int, Field(ge=1)] = 16
     """Inner dimension of the update."""
@@ -21,6 +21,37 @@ class LoraConfig(Settings):
     """Dropout on the adapter's input. Above 0 the learner is no longer exactly on-policy."""
     targets: tuple[str, ...] = LINEAR_LAYERS
     """Modules that get an adapter. Never lm_head: engines drop its update silently."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones: rsLoRA, arXiv
+    2312.03732."""
+    dora: bool = False
+    """Learn the length of every weight row apart from its direction: DoRA, arXiv 2402.09353. Every forward
+    pass then computes the update in full."""
+    serve: Literal["adapter", "merged"] = "adapter"
+    """What engines get: the adapter, small to send and slower to sample with, or the base with the update
+    added, as full weights. Small models are often quicker with the second."""
+    merge: bool = False
+    """The snapshot of a round is a whole model, with the update added to the base, and the next round
+    begins a fresh adapter over it: the rank bounds what one round changes, not the campaign."""
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if any("lm_head" in target for target in self.targets):
+            raise ValueError(
+                "targets holds lm_head, whose update engines drop or get wrong; leave it out"
+            )
+        if self.serve == "merged":
+            return self
+        if self.dora:
+            raise ValueError(
+                "dora needs serve: merged, since vLLM takes no DoRA adapters; set serve to merged"
+            )
+        if self.merge:
+            raise ValueError(
+                "merge needs serve: merged, since engines hold the campaign's base and a later round's "
+                "adapter belongs to another one; set serve to merged"
+            )
+        return self
 
 
 class PolicyConfig(Settings):
@@ -45,6 +76,11 @@ class PolicyConfig(Settings):
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of every rank of the learner. More than the free cores make it slower, not faster:
     waiting threads spin."""
+
+    @property
+    def snapshot_kind(self) -> Literal["model", "adapter"]:
+        """What a round leaves behind."""
+        return "model" if self.lora is None or self.lora.merge else "adapter"
 
 
 class EngineConfig(Settings):

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from launch.gate_commands import gate_app
+from launch.report_commands import add_commands as add_report_commands
+from launch.round_commands import rounds_app
 from rollouts.errors import KeelError
 
 if TYPE_CHECKING:
@@ -29,10 +32,11 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
 demo_app = typer.Typer(help="The built-in tiny world.", no_args_is_help=True)
-gate_app = typer.Typer(help="Look at verdicts.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
 app.add_typer(gate_app, name="gate")
+app.add_typer(rounds_app, name="rounds")
+add_report_commands(app)
 
 CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]
 Overrides = Annotated[
@@ -132,27 +136,6 @@ def demo_build(
     skills = build(folder, seed=seed)
     for name, rate in skills.items():
         typer.echo(f"{name:<12} {rate:.3f}")
-
-
-@gate_app.command("recompute")
-def gate_recompute(
-    campaign: CampaignPath,
-    round_name: Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")],
-    overrides: Overrides = None,
-) -> None:
-    """Draw a verdict again from the stored items and compare it with the ledger's."""
-    file = _load(campaign, overrides)
-    from align.evidence import stored_evidence
-
-    again, recorded = stored_evidence(file.config).recompute(round_name)
-    same = again.to_dict() == recorded.to_dict()
-    for reason in again.reasons:
-        typer.echo(f"  {reason}")
-    typer.echo(
-        f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
-    )
-    if not same:
-        raise typer.Exit(1)
 
 
 def _load(campaign: Path, overrides: list[str] | None) -> CampaignFile:

@@ -46,6 +46,7 @@ def engine_starter(
 def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:
     """What one engine of this campaign is."""
     policy, engines = config.policy, config.rollouts
+    adapter = policy.lora if policy.lora and policy.lora.serve == "adapter" else None
     return VLLMConfig(
         model=str(model.resolve()),
         dtype=policy.dtype,
@@ -53,8 +54,8 @@ def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig
         max_num_seqs=engines.max_num_seqs,
         kv_cache_mb=engines.kv_cache_mb,
         gpu_memory_utilization=engines.gpu_memory_utilization,
-        lora_rank=policy.lora.rank if policy.lora else None,
-        lora_targets=policy.lora.targets if policy.lora else LINEAR_LAYERS,
+        lora_rank=adapter.rank if adapter else None,
+        lora_targets=adapter.targets if adapter else LINEAR_LAYERS,
         trust_remote_code=policy.trust_remote_code,
         seed=config.seed,
     )

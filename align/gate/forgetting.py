@@ -6,12 +6,16 @@ Metrics run over the *accepted path*: the base and the accepted rounds, whose su
 base). An empty cell was not measured: it is never a 0, a mean is over the terms that have all their
 cells, and `ScoreMatrix.empty_cells` names what was missing. Nothing here decides: the gate works on
 items, these are averages to look at.
+
+Definitions as in GEM (arXiv 1706.08840), RWalk (arXiv 1801.10112) and the survey of Wang et al. (arXiv
+2302.00487). What a campaign cannot know of itself is given: scores of a joint run (`intransigence`,
+`relative_composition`), of rounds learnt from the base alone (`forward_gain`, `sample_efficiency`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.gate.evaluate import ItemResults, paired
@@ -59,6 +63,12 @@ class ScoreMatrix:
         last = len(self.path) - 1
         return _mean(self._a(last, task) for _, task in self.tasks)
 
+    def average_incremental_accuracy(self) -> float | None:
+        """AIA = 1/T sum_{t<=T} AP_t, with AP_t = 1/t sum_{j<=t} a[t][j]."""
+        return _mean(
+            _mean(self._a(row, task) for i, task in self.tasks if i <= row) for row, _ in self.tasks
+        )
+
     def learning_accuracy(self) -> float | None:
         """LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
         return _mean(self._a(i, task) for i, task in self.tasks)
@@ -91,6 +101,22 @@ class ScoreMatrix:
         return _mean(
             _minus(self._a(i - 1, task), self._a(0, task)) for i, task in self.tasks if i > 1
         )
+
+    def forward_gain(self, alone: Mapping[str, float]) -> float | None:
+        """FWT_gain = 1/(T-1) sum_{j>=2} (a[j][j] - alone[j]): what earlier rounds added to learning.
+
+        Args:
+            alone: by task, its score where its round started from the base; tasks without are left out.
+        """
+        return _mean(_minus(self._a(i, task), alone.get(task)) for i, task in self.tasks if i > 1)
+
+    def intransigence(self, joint: Mapping[str, float]) -> float | None:
+        """IM = 1/T sum_j (joint[j] - a[j][j]); above 0, the sequence learns less than a joint run.
+
+        Args:
+            joint: by task, its score after one run on all tasks at an equal budget (RWalk, eq. 8).
+        """
+        return _mean(_minus(joint.get(task), self._a(i, task)) for i, task in self.tasks)
 
     @property
     def _earlier(self) -> tuple[tuple[int, str], ...]:
@@ -142,6 +168,64 @@ def transitions(before: ItemResults, after: ItemResults) -> Transitions:
         won=sum(now > then for now, then in pairs),
         n=len(pairs),
     )
+
+
+def composition_gap(
+    composed: Mapping[tuple[str, str], float], alone: Mapping[str, float]
+) -> float | None:
+    """1/P sum_(j,k) (c[j,k] - a[j] a[k]): above what two independent skills would give.
+
+    Args:
+        composed: success on held-out pairs of skills from different rounds, never trained together.
+        alone: success on every skill by itself.
+    """
+    return _mean(score - alone[j] * alone[k] for (j, k), score in composed.items())
+
+
+def relative_composition(
+    composed: Mapping[tuple[str, str], float], joint: Mapping[tuple[str, str], float]
+) -> float | None:
+    """C / C_joint, means over the pairs that both runs were measured on; 1 is what a joint run composes.
+
+    None where there is no common pair, or the joint run composes nothing.
+    """
+    common = composed.keys() & joint.keys()
+    mine = _mean(composed[pair] for pair in sorted(common))
+    theirs = _mean(joint[pair] for pair in sorted(common))
+    return mine / theirs if mine is not None and theirs else None
+
+
+def rollouts_to_reach(
+    curve: Sequence[tuple[float, float]], reference: float, share: float = 0.8
+) -> float | None:
+    """N_80: rollouts until a score reaches ``share`` of what can be reached; None within this budget.
+
+    Args:
+        curve: (rollouts so far, score), in order.
+        reference: the score of a joint or single-task run, above 0.
+
+    >>> rollouts_to_reach([(100, 0.2), (200, 0.7), (300, 0.9)], reference=0.8)
+    200
+    """
+    if reference <= 0:
+        raise ValueError(f"a share of the reference needs one above 0, got {reference}")
+    reached = (rollouts for rollouts, score in curve if score >= share * reference)
+    return next(reached, None)
+
+
+def sample_efficiency(
+    in_sequence: Sequence[tuple[float, float]],
+    alone: Sequence[tuple[float, float]],
+    reference: float,
+    share: float = 0.8,
+) -> float | None:
+    """N_80 of a task in its round over N_80 of learning it from the base; above 1 is lost plasticity.
+
+    Parameters are those of `rollouts_to_reach`; None where one of the two did not get there.
+    """
+    here = rollouts_to_reach(in_sequence, reference, share)
+    there = rollouts_to_reach(alone, reference, share)
+    return here / there if here is not None and there else None
 
 
 def _minus(left: float | None, right: float | None) -> float | None:

@@ -1,5 +1,11 @@
 """The tests behind a verdict: pure functions of counts and differences, with no scipy.
 
+    pass/fail items     tango_noninferiority, tango_interval; mcnemar_exact describes
+    scores              paired_t_noninferiority, after item_means where items were sampled repeatedly
+    never to fail       exact_interval
+    many at once        holm for alarms, alpha_per_look and alpha_spent for a campaign's decisions
+    beforehand          power, smallest_margin, items_needed
+
 A *difference* is candidate minus comparator, per item; ``lost`` are items that only the comparator
 got right, ``won`` those that only the candidate did. One null hypothesis serves both questions:
 *the candidate is worse by at least ``margin``*. Rejecting it with a positive margin shows
@@ -50,8 +56,20 @@ def t_cdf(t: float, dof: float) -> float:
     """P(T <= t) of Student's t with ``dof`` > 0 degrees of freedom."""
     if math.isinf(t):
         return 0.0 if t < 0 else 1.0
-    tail = 0.5 * _incomplete_beta(t * t, dof)
+    if t == 0.0:
+        return 0.5
+    # Logarithms of dof / (dof + t^2) and of what is left to 1, neither by subtraction.
+    log_x = -math.log1p(t * t / dof)
+    log_rest = 2.0 * math.log(abs(t)) - math.log(dof + t * t)
+    tail = 0.5 * _incomplete_beta(log_x, log_rest, 0.5 * dof, 0.5)
     return tail if t < 0 else 1.0 - tail
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """P(X <= x) of the beta distribution with parameters ``a``, ``b`` > 0."""
+    if not 0.0 < x < 1.0:
+        return 0.0 if x <= 0.0 else 1.0
+    return _incomplete_beta(math.log(x), math.log1p(-x), a, b)
 
 
 def t_quantile(p: float, dof: float) -> float:
@@ -143,6 +161,21 @@ def paired_t_noninferiority(
     )
 
 
+def item_means(values: Sequence[float], items: Sequence[Hashable]) -> dict[Hashable, float]:
+    """Mean of every item's repeated samples, in the order items first come.
+
+    Repeats of one item are not more items: they are averaged before any test, which then counts each
+    item once (Miller, arXiv 2411.00640, section 3.2).
+
+    >>> item_means([1.0, 0.0, 1.0], ["a", "a", "b"])
+    {'a': 0.5, 'b': 1.0}
+    """
+    samples: dict[Hashable, list[float]] = {}
+    for item, value in zip(items, values, strict=True):
+        samples.setdefault(item, []).append(value)
+    return {item: math.fsum(held) / len(held) for item, held in samples.items()}
+
+
 def mcnemar_exact(lost: int, won: int) -> float:
     """Two-sided exact p value that losing and winning an item are equally likely.
 
@@ -154,6 +187,43 @@ def mcnemar_exact(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / (1 << discordant))
 
 
+def exact_interval(failures: int, n: int, alpha: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a rate: each end is wrong with a chance of at most ``alpha``.
+
+    For lists on which nothing may fail: with no failure seen the rate can still be as high as
+    1 - alpha^(1/n). (Clopper and Pearson 1934, Biometrika 26.)
+
+    >>> [round(end, 3) for end in exact_interval(failures=0, n=50, alpha=0.05)]
+    [0.0, 0.058]
+    """
+    if not 0 <= failures <= n or n < 1:
+        raise ValueError(f"{failures} failures are no count out of {n}")
+    low, high = 0.0, 1.0
+    if failures > 0:
+        low = _bisect(lambda x: beta_cdf(x, failures, n - failures + 1) - alpha, 0.0, 1.0)
+    if failures < n:
+        high = _bisect(lambda x: beta_cdf(x, failures + 1, n - failures) - 1.0 + alpha, 0.0, 1.0)
+    return low, high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values: those at most ``alpha`` are alarms, with one false among all by chance ``alpha``.
+
+    For alarms only. A verdict that needs *every* check to pass asks for no correction. (Holm 1979,
+    Scandinavian Journal of Statistics 6.)
+
+    >>> holm([0.01, 0.5, 0.02])
+    [0.03, 0.5, 0.04]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def alpha_per_look(alpha: float, campaign_rounds: int) -> float:
     """Error each of ``campaign_rounds`` decisions may make so that together they keep ``alpha``."""
     if campaign_rounds < 1:
@@ -161,18 +231,50 @@ def alpha_per_look(alpha: float, campaign_rounds: int) -> float:
     return alpha / campaign_rounds
 
 
-def smallest_margin(n: int, psi: float, alpha: float, power: float = 0.8) -> float:
-    """Smallest margin that ``n`` pass/fail items can show with ``power`` for an equal candidate.
+def alpha_spent(alpha: float, campaign_rounds: int, looks: int) -> float:
+    """Error that ``looks`` decisions may have made together, repeated ones included.
+
+    A decision within the declared rounds costs ``alpha / campaign_rounds``; the t-th one after them
+    alpha / t, so that looking on is possible and is seen to exceed ``alpha``.
+
+    >>> round(alpha_spent(0.05, campaign_rounds=10, looks=4), 6)
+    0.02
+    """
+    declared = min(looks, campaign_rounds) * alpha_per_look(alpha, campaign_rounds)
+    return declared + sum(alpha / look for look in range(campaign_rounds + 1, looks + 1))
+
+
+def power(n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = True) -> float:
+    """Chance that an equal candidate is shown to lose less than ``margin`` on ``n`` items.
+
+    By the normal approximation that `smallest_margin` and `items_needed` invert, whose parameters
+    these are.
+
+    >>> round(power(773, 0.05, 0.02, 0.05), 2)
+    0.8
+    """
+    critical = normal_quantile(1.0 - alpha)
+    if pass_fail and n < _items_when_nothing_differs(margin, alpha):
+        return 0.0
+    return normal_cdf(margin * math.sqrt(n / psi) - critical) if psi > 0 else 1.0
+
+
+def smallest_margin(
+    n: int, psi: float, alpha: float, power: float = 0.8, *, pass_fail: bool = True
+) -> float:
+    """Smallest margin that ``n`` items can show with ``power`` for an equal candidate.
 
     Args:
-        psi: share of discordant items, (lost + won) / n.
+        psi: variance of one difference; for pass/fail items the share of discordant ones,
+            (lost + won) / n.
+        pass_fail: also count the margin that Tango's test asks for when nothing differs at all.
 
     >>> round(smallest_margin(773, 0.05, 0.05), 3)
     0.02
     """
     deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
     squared = normal_quantile(1.0 - alpha) ** 2
-    return max(deviates * math.sqrt(psi / n), squared / (n + squared))
+    return max(deviates * math.sqrt(psi / n), squared / (n + squared) if pass_fail else 0.0)
 
 
 def items_needed(
@@ -189,8 +291,13 @@ def items_needed(
     """
     deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
     usual = deviates**2 * psi / margin**2
-    floor = normal_quantile(1.0 - alpha) ** 2 * (1.0 - margin) / margin if pass_fail else 0.0
+    floor = _items_when_nothing_differs(margin, alpha) if pass_fail else 0.0
     return max(1, math.ceil(max(usual, floor)))
+
+
+def _items_when_nothing_differs(margin: float, alpha: float) -> float:
+    """Where Tango's z of no lost and no won item, sqrt(n m / (1 - m)), reaches its critical value."""
+    return normal_quantile(1.0 - alpha) ** 2 * (1.0 - margin) / margin
 
 
 def _tango_z(lost: float, won: float, n: int, d: float) -> float:
@@ -222,13 +329,8 @@ def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
     return 0.5 * (low + high)
 
 
-def _incomplete_beta(t_squared: float, dof: float) -> float:
-    """I_x(dof/2, 1/2) at x = dof / (dof + t^2): both tails of Student's t."""
-    if t_squared == 0.0:
-        return 1.0
-    a, b = 0.5 * dof, 0.5
-    log_x = -math.log1p(t_squared / dof)
-    log_rest = math.log(t_squared) - math.log(dof + t_squared)
+def _incomplete_beta(log_x: float, log_rest: float, a: float, b: float) -> float:
+    """I_x(a, b), from the logarithms of x and of 1 - x."""
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     front = math.exp(a * log_x + b * log_rest - log_beta)
     x, rest = math.exp(log_x), math.exp(log_rest)

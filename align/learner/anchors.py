@@ -20,9 +20,10 @@ from torch import Tensor
 
 from align.config import AnchorConfig
 from align.learner import kl
+from align.learner.adapter import TRAINED
 from align.learner.batch import MicroBatch, to_tensors
 from align.learner.outputs import Outputs
-from align.learner.policy import TRAINED_ADAPTER, Policy, completion_outputs, load_model
+from align.learner.policy import Policy, completion_outputs, load_model
 from align.learner.rows import Row
 from align.learner.teacher import MODEL
 from rollouts.types import SnapshotId
@@ -68,7 +69,7 @@ class AnchorBank:
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """What the snapshot says at the completion tokens, without gradient."""
-        if self._policy.config.lora is not None and not snapshot.startswith(MODEL):
+        if self._policy.config.snapshot_kind == "adapter" and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
         return completion_outputs(
             self._model(snapshot), micro, dtype=self._policy.dtype, temperature=temperature
@@ -119,7 +120,7 @@ class AnchorBank:
         try:
             return run()
         finally:
-            model.set_adapter(TRAINED_ADAPTER)
+            model.set_adapter(TRAINED)
 
 
 class BetaController:

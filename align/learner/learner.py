@@ -90,7 +90,8 @@ class Learner:
         self._optimizer = make_optimizer(self.policy.parameters(), spec.optimizer)
         self._critic_only = 0
         if (chosen := spec.algorithm.critic_config) is not None:
-            full = self._base if self.policy.config.lora else self._folder_of(references.parent)
+            adapters = self.policy.config.snapshot_kind == "adapter"
+            full = self._base if adapters else self._folder_of(references.parent)
             self.critic = make_critic(chosen, self.policy, full)
             add_group(self._optimizer, self.critic.parameters(), chosen.lr)
             self._critic_only = chosen.warmup_steps * per_update

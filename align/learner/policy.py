@@ -1,6 +1,7 @@
 """The model that learns: loading, logits where they are needed, weights out.
 
-A policy holds full weights, or a peft adapter over a frozen base (``lora``). Earlier snapshots never
+A policy holds full weights, or a peft adapter over a frozen base (``lora``). Engines and snapshots get what
+`LoraConfig` says: the adapter alone, or the plain model that computes the same. Earlier snapshots never
 live in here: `AnchorBank` holds those, and for adapters borrows this base.
 """
 
@@ -16,6 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.config import PolicyConfig
+from align.learner.adapter import (
+    base_keys,
+    causal_of,
+    load_adapter,
+    merged,
+    reset_adapter,
+    save_adapter,
+    with_adapter,
+)
 from align.learner.batch import MicroBatch
 from align.learner.outputs import CHUNK, Outputs
 from align.learner.ranks import SOLO, Ranks
@@ -33,9 +43,8 @@ from rollouts.errors import RunError, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRAINED_ADAPTER = "policy"
 EAGER_WIDTH = 256
-"""Longest row, in tokens, whose attention matrix is written out on CPU."""
+"""Longest row, in tokens, whose attention matrix is written out in bfloat16 on CPU."""
 
 
 def load_model(
@@ -64,9 +73,9 @@ def completion_outputs(
 
     With ``dtype`` bfloat16 the matrix products are computed in it, whatever the weights are held in.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     device = micro.tokens_BT.device
-    _choose_attention(causal, micro.tokens_BT.shape[1], device)
+    _choose_attention(causal, micro.tokens_BT.shape[1], device, dtype)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         hidden_BTD = decoder_of(causal)(
             input_ids=micro.tokens_BT, use_cache=False
@@ -82,9 +91,11 @@ def completion_outputs(
     )
 
 
-def _choose_attention(model: Any, width: int, device: torch.device) -> None:
-    """On CPU the fused kernel's backward is several times slower than plain products on short rows."""
-    chosen = "eager" if device.type == "cpu" and width <= EAGER_WIDTH else "sdpa"
+def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch.dtype) -> None:
+    """In bfloat16 on CPU the fused kernel's backward is several times slower than plain products on
+    short rows; in float32 it is the quicker of the two."""
+    plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= EAGER_WIDTH
+    chosen = "eager" if plain else "sdpa"
     if model.config._attn_implementation != chosen:
         model.set_attn_implementation(chosen)
 
@@ -106,47 +117,19 @@ class Policy:
         if config.gradient_checkpointing:
             _recompute_layers(self.model)
         if config.lora is not None:
-            self.model = _with_adapter(self.model, config)
+            self.model = with_adapter(self.model, config.lora)
         elif self._sharded:
             shard(self.model, device)
 
     def load(self, folder: Path) -> None:
-        """Take over the weights of a snapshot: a model folder, or an adapter folder under ``lora``."""
-        from safetensors.torch import load_file
-
-        if self.config.lora is not None:
-            from peft import set_peft_model_state_dict
-
-            if not (folder / "adapter_model.safetensors").exists():
-                self.reset_adapter()
-                return
-            state = load_file(folder / "adapter_model.safetensors")
-            set_peft_model_state_dict(self.model, state, adapter_name=TRAINED_ADAPTER)
+        """Take over the weights of a snapshot: a model folder, or where snapshots are adapters an adapter
+        folder, or the base's."""
+        if self.config.snapshot_kind == "adapter":
+            load_adapter(self.model, folder)
             return
-        drop_gathered(self.model)
-        own, state = self.model.state_dict(), {}
-        for file in sorted(folder.glob("*.safetensors")):
-            found = load_file(file, device=str(self._home))
-            state |= {name: part_like(full, own.get(name)) for name, full in found.items()}
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
-        tied = (
-            set(self.model.all_tied_weights_keys)
-            if hasattr(self.model, "all_tied_weights_keys")
-            else set()
-        )
-        if unexpected or set(missing) - tied:
-            raise RunError(
-                f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
-                where=folder.name,
-            )
-
-    def reset_adapter(self) -> None:
-        """Back to the base: the adapter's update becomes exactly zero."""
-        for module in self.model.modules():
-            if hasattr(module, "reset_lora_parameters") and TRAINED_ADAPTER in getattr(
-                module, "lora_A", {}
-            ):
-                module.reset_lora_parameters(TRAINED_ADAPTER, init_lora_weights=True)
+        self._load_base(folder)
+        if self.config.lora is not None:
+            reset_adapter(self.model)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer updates."""
@@ -158,39 +141,54 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def weights(self, version: str, scratch: Path) -> WeightUpdate:
-        """The current weights for an engine: tensors, or under ``lora`` a fresh adapter folder. Of
+        """The current weights for an engine: tensors, or a fresh folder where adapters are served. Of
         several ranks the first has them."""
-        if self.config.lora is not None:
+        if self.config.lora is not None and self.config.lora.serve == "adapter":
             folder = scratch / version.replace("/", "-")
             self.save(folder)
             return WeightUpdate(version=version, adapter=str(folder))
         drop_gathered(self.model)
-        named = dict(self.model.named_parameters())
         if self._sharded:
+            named = dict(self.model.named_parameters())
             return WeightUpdate(version=version, tensors=self._gathered(named))
-        return WeightUpdate(version=version, tensors={n: p.detach() for n, p in named.items()})
+        return WeightUpdate(version=version, tensors=merged(self.model))
 
     def save(self, folder: Path) -> None:
-        """Write safetensors and configs: a whole model, or the adapter alone under ``lora``. Of several
-        ranks the first writes, and all must call."""
+        """Write safetensors and configs: a whole model, or the adapter alone where snapshots are adapters.
+        Of several ranks the first writes, and all must call."""
         state = None
         if self._sharded:
             drop_gathered(self.model)
             state = self._gathered(self.model.state_dict(keep_vars=True))
         if self._ranks.rank > 0:
             return
-        if self.config.lora is None:
-            self.model.save_pretrained(folder, state_dict=state)
+        if self.config.snapshot_kind == "adapter":
+            save_adapter(self.model, folder)
             return
-        self.model.save_pretrained(folder, selected_adapters=[TRAINED_ADAPTER])
-        nested = folder / TRAINED_ADAPTER
-        for file in nested.iterdir():
-            if file.suffix in {".safetensors", ".json"}:
-                file.rename(folder / file.name)
-            else:
-                file.unlink()
-        nested.rmdir()
-        (folder / "README.md").unlink(missing_ok=True)
+        if self.config.lora is not None:
+            state = merged(self.model)
+        causal_of(self.model).save_pretrained(folder, state_dict=state)
+
+    def _load_base(self, folder: Path) -> None:
+        """Take over full weights, under the adapter if there is one."""
+        from safetensors.torch import load_file
+
+        drop_gathered(self.model)
+        causal, keys = causal_of(self.model), base_keys(self.model)
+        own, state = causal.state_dict(), {}
+        for file in sorted(folder.glob("*.safetensors")):
+            for name, full in load_file(file, device=str(self._home)).items():
+                key = keys.get(name, name)
+                state[key] = part_like(full, own.get(key))
+        tied = getattr(causal, "all_tied_weights_keys", {}).keys()
+        missing = sorted(keys.values() - state.keys() - tied)
+        unexpected = sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise RunError(
+                f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
+                where=folder.name,
+            )
+        causal.load_state_dict(state, strict=False)
 
     def _gathered(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return gathered(named.items(), keep=self._ranks.rank == 0)
@@ -224,17 +222,3 @@ def _recompute_layers(model: Any) -> None:
     """
     for layer in decoder_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-def _with_adapter(model: Any, config: PolicyConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    assert config.lora is not None
-    peft_config = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, peft_config, adapter_name=TRAINED_ADAPTER)

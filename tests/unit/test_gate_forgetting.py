@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from align.gate.evaluate import ItemResults
-from align.gate.forgetting import MatrixRow, ScoreMatrix, Transitions, transitions
+from align.gate.forgetting import (
+    MatrixRow,
+    ScoreMatrix,
+    Transitions,
+    composition_gap,
+    relative_composition,
+    rollouts_to_reach,
+    sample_efficiency,
+    transitions,
+)
 from rollouts.errors import RunError
 
 SUITES = ("general", "rev", "sort", "inc")
@@ -119,3 +128,55 @@ def test_what_a_task_scored_before_its_round_cannot_be_forgotten() -> None:
     matrix = ScoreMatrix(suites=SUITES, rows=(knew_it, *FULL.rows[1:]))
     assert matrix.forgetting() == FULL.forgetting()
     assert matrix.forward_transfer() != FULL.forward_transfer()
+
+
+def test_averages_over_the_rounds_by_hand() -> None:
+    # AP_1 = .8; AP_2 = (.9 + .7) / 2 = .8; AP_3 = (.5 + .6 + .4) / 3 = .5
+    assert FULL.average_incremental_accuracy() == pytest.approx((0.8 + 0.8 + 0.5) / 3)
+
+
+def test_an_overridden_round_is_in_no_average() -> None:
+    matrix = ScoreMatrix(suites=SUITES, rows=FULL.rows, retired=frozenset({"rev"}))
+    assert matrix.average_incremental_accuracy() == pytest.approx((0.7 + 0.5) / 2)
+
+
+def test_what_earlier_rounds_added_to_learning() -> None:
+    alone = {"rev": 0.8, "sort": 0.9, "inc": 0.3}
+    # The first round also starts from the base: it cannot have gained.
+    assert FULL.forward_gain(alone) == pytest.approx(((0.7 - 0.9) + (0.4 - 0.3)) / 2)
+    assert FULL.forward_gain({"inc": 0.3}) == pytest.approx(0.1)
+    assert FULL.forward_gain({}) is None
+
+
+def test_what_a_joint_run_learns_more() -> None:
+    joint = {"rev": 0.9, "sort": 0.9, "inc": 1.0}
+    assert FULL.intransigence(joint) == pytest.approx((0.1 + 0.2 + 0.6) / 3)
+    assert FULL.intransigence({}) is None
+
+
+def test_composition_by_hand() -> None:
+    composed = {("rev", "sort"): 0.3, ("sort", "inc"): 0.2}
+    alone = {"rev": 0.5, "sort": 0.6, "inc": 0.4}
+    assert composition_gap(composed, alone) == pytest.approx(((0.3 - 0.3) + (0.2 - 0.24)) / 2)
+    joint = {("rev", "sort"): 0.5, ("sort", "inc"): 0.5, ("inc", "rev"): 0.9}
+    assert relative_composition(composed, joint) == pytest.approx(0.25 / 0.5)
+    assert relative_composition(composed, {("inc", "rev"): 0.9}) is None
+    assert relative_composition(composed, dict.fromkeys(composed, 0.0)) is None
+
+
+CURVE = [(32.0, 0.1), (64.0, 0.79), (96.0, 0.85), (128.0, 0.7)]
+
+
+def test_rollouts_until_four_fifths() -> None:
+    assert rollouts_to_reach(CURVE, reference=1.0) == 96
+    assert rollouts_to_reach(CURVE, reference=0.9) == 64
+    assert rollouts_to_reach(CURVE, reference=1.0, share=0.9) is None
+    with pytest.raises(ValueError, match="above 0"):
+        rollouts_to_reach(CURVE, reference=0.0)
+
+
+def test_a_ratio_above_one_is_lost_plasticity() -> None:
+    alone = [(32.0, 0.5), (48.0, 0.8)]
+    assert sample_efficiency(CURVE, alone, reference=1.0) == pytest.approx(96 / 48)
+    assert sample_efficiency(CURVE[:1], alone, reference=1.0) is None
+    assert sample_efficiency(CURVE, alone[:1], reference=1.0) is None

@@ -12,10 +12,16 @@ from scipy import optimize, stats
 
 from align.gate.statistics import (
     alpha_per_look,
+    alpha_spent,
+    beta_cdf,
+    exact_interval,
+    holm,
+    item_means,
     items_needed,
     mcnemar_exact,
     normal_quantile,
     paired_t_noninferiority,
+    power,
     smallest_margin,
     t_cdf,
     t_quantile,
@@ -230,3 +236,88 @@ def test_the_promised_power_is_real() -> None:
     draws = np.random.default_rng(0).multinomial(n, [0.1, 0.1, 0.8], size=2000)
     passed = [tango_noninferiority(int(b), int(c), n, 0.05).p <= 0.05 for b, c, _ in draws]
     assert np.mean(passed) == pytest.approx(0.8, abs=0.03)
+
+
+@given(st.floats(0, 1), st.floats(0.5, 400), st.floats(0.5, 400))
+def test_beta_cdf_is_scipys(x: float, a: float, b: float) -> None:
+    assert beta_cdf(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), rel=1e-8, abs=1e-11)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_exact_interval_is_scipys(table: tuple[int, int]) -> None:
+    failures, n = table
+    theirs = stats.binomtest(failures, n).proportion_ci(0.9, "exact")
+    assert exact_interval(failures, n, 0.05) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "rate"), [(10, 0.26), (20, 0.14), (50, 0.058), (100, 0.03), (300, 0.01)]
+)
+def test_a_list_without_a_failure_still_allows_some(n: int, rate: float) -> None:
+    low, high = exact_interval(0, n, 0.05)
+    assert low == 0.0
+    assert high == pytest.approx(1 - 0.05 ** (1 / n))
+    assert high == pytest.approx(rate, rel=0.02)
+
+
+@pytest.mark.parametrize("table", [(-1, 10), (11, 10), (0, 0)])
+def test_the_exact_interval_refuses_what_is_no_count(table: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="no count"):
+        exact_interval(*table, 0.05)
+
+
+def test_repeated_samples_of_an_item_are_one_item() -> None:
+    once = {"a": 0.5, "b": -0.25, "c": 0.0}
+    sampled = [("a", 1.0), ("b", -0.5), ("a", 0.0), ("c", 0.0), ("b", 0.0), ("c", 0.0)]
+    means = item_means([value for _, value in sampled], [item for item, _ in sampled])
+    assert means == once
+    assert list(means) == ["a", "b", "c"]
+    assert paired_t_noninferiority(list(means.values()), 0.3).dof == 2
+    with pytest.raises(ValueError, match="argument"):
+        item_means([1.0, 2.0], ["a"])
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01, .02, .03, .04, times 4, 3, 2, 1: .04, .06, .06, .04, and never below the one before.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for p, its in zip(p_values, adjusted, strict=True):
+        assert p <= its <= min(1.0, len(p_values) * p) or its == max(adjusted)
+    assert min(adjusted) == min(1.0, len(p_values) * min(p_values))
+    shown = sorted(zip(p_values, adjusted, strict=True))
+    assert [its for _, its in shown] == sorted(its for _, its in shown)
+
+
+def test_alpha_is_used_up_by_the_declared_rounds_and_exceeded_after_them() -> None:
+    assert alpha_spent(0.05, 10, 0) == 0.0
+    assert alpha_spent(0.05, 10, 4) == pytest.approx(0.02)
+    assert alpha_spent(0.05, 10, 10) == pytest.approx(0.05)
+    assert alpha_spent(0.05, 10, 12) == pytest.approx(0.05 + 0.05 / 11 + 0.05 / 12)
+
+
+@given(
+    st.sampled_from([0.005, 0.05]),
+    st.floats(0.01, 0.5),
+    st.floats(0.005, 0.3),
+    st.sampled_from([0.8, 0.95]),
+    st.booleans(),
+)
+def test_power_margin_and_items_are_one_relation(
+    alpha: float, psi: float, margin: float, wanted: float, pass_fail: bool
+) -> None:
+    n = items_needed(psi, margin, alpha, wanted, pass_fail=pass_fail)
+    assert power(n, psi, margin, alpha, pass_fail=pass_fail) >= wanted - 1e-9
+    assert smallest_margin(n, psi, alpha, wanted, pass_fail=pass_fail) <= margin * (1 + 1e-9)
+    if n > 2:
+        assert power(n - 2, psi, margin, alpha, pass_fail=pass_fail) < wanted
+
+
+def test_power_where_nothing_differs() -> None:
+    enough = items_needed(0.0, 0.02, 0.05)
+    assert power(enough, 0.0, 0.02, 0.05) == 1.0
+    assert power(enough - 1, 0.0, 0.02, 0.05) == 0.0

@@ -30,6 +30,7 @@ LATE = {"vllm", "ray", "trl", "lm_eval", "peft", "datasets", "transformers"}
 
 TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/demo/base.py",
+    "align/learner/adapter.py",
     "align/learner/anchors.py",
     "align/learner/batch.py",
     "align/learner/checkpoint.py",

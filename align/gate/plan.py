@@ -1,0 +1,267 @@
+"""What the gate will be able to tell, before it decides: margins, items, power and cost of every suite.
+
+An equal candidate is assumed, whose answers differ from its parent's as much as earlier candidates' did:
+measured on the stored results of every decided round against its parent, and assumed where there are
+none. Nothing is loaded but the campaign file and the store, so a plan can be had before the first run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from align.config import CampaignConfig, RoundConfig, SuiteConfig
+from align.evidence import Evidence
+from align.gate.checks import MIN_SCORED_ITEMS, compare
+from align.gate.evaluate import ItemResults
+from align.gate.sequences import MIN_ITEMS
+from align.gate.statistics import alpha_per_look, items_needed, power, smallest_margin
+from align.gate.suites import Kind
+from align.memory.ledger import RoundRecord
+from align.memory.manifest import MANIFEST
+from rollouts.errors import UserError
+
+POWERS = (0.8, 0.95)
+ASSUMED_DISCORDANCE = 0.1
+"""Share of items that change between two snapshots, or variance of a score's difference."""
+ASSUMED_NATS = 0.01
+"""Variance of a window's difference in mean logprob: 0.1 nats either way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How much one item differs between a candidate and its parent."""
+
+    variance: float
+    """Of one difference; for pass/fail items the share of discordant ones."""
+    pass_fail: bool
+    rounds: int
+    """Decided rounds it was measured on; 0: assumed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuitePlan:
+    """What one suite can tell. Margins are in units of its metric."""
+
+    suite: str
+    role: Literal["gate", "watch", "round"]
+    """``round``: the target of its round, and guarded after it."""
+    n: int
+    """Items: as measured, else as configured."""
+    margin: float
+    spread: Spread
+    testable: Mapping[float, float]
+    """By power, the smallest margin these items can show."""
+    needed: Mapping[float, int]
+    """By power, items that can show the configured margin."""
+    power: float
+    """Chance that an equal candidate passes this one check at the configured margin."""
+    tokens: int | None
+    """For measuring one snapshot, at most: generated, or scored for a text; None where it depends on
+    a file's rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePlan:
+    """All suites of a campaign, and what a decision rests on."""
+
+    alpha: float
+    """Over the whole campaign."""
+    looks: int
+    """Decisions that it is spread over."""
+    alpha_per_look: float
+    suites: tuple[SuitePlan, ...]
+    all_pass: float
+    """Chance that an equal candidate of the last round passes every suite that guards by then, were
+    they independent and the parent the only comparator."""
+    seconds: float | None
+    """For measuring one candidate on all suites, as it took on average; None where not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What a campaign file says of one suite."""
+
+    name: str
+    role: Literal["gate", "watch", "round"]
+    where: str
+    kind: Kind
+    items: int
+    margin: float
+    tokens_per_item: int | None
+
+
+def plan_gate(
+    config: CampaignConfig, evidence: Evidence | None, discordance: float | None = None
+) -> GatePlan:
+    """What the gate of a campaign can tell.
+
+    Args:
+        evidence: of the store; None before the first run.
+        discordance: assumed share of items that change where nothing was measured.
+
+    Raises:
+        UserError: a margin or the assumed share lies outside (0, 1).
+    """
+    if discordance is not None and not 0 < discordance < 1:
+        raise UserError(
+            f"an assumed share of {discordance:g} of the items changes",
+            where="--discordance",
+            remedy="give a share between 0 and 1, such as 0.1",
+        )
+    decided = [] if evidence is None else evidence.committed()
+    looks = max(config.gate.campaign_rounds, len(decided) + 1)
+    alpha = alpha_per_look(config.gate.alpha, looks)
+    suites = tuple(_plan(asked, evidence, decided, alpha, discordance) for asked in _asked(config))
+    return GatePlan(
+        alpha=config.gate.alpha,
+        looks=looks,
+        alpha_per_look=alpha,
+        suites=suites,
+        all_pass=math.prod(suite.power for suite in _guards(suites)),
+        seconds=None if evidence is None else measuring_seconds(evidence),
+    )
+
+
+def measuring_seconds(evidence: Evidence) -> float | None:
+    """Seconds from a candidate's publication to its first recorded result, on average.
+
+    The file times of a store that was copied come after its records; those say nothing.
+    """
+    times = []
+    for record in evidence.committed():
+        manifest = evidence.folder / "snapshots" / (record.candidate or "") / MANIFEST
+        recorded = [e.recorded for e in evidence.ledger.evaluations(record.candidate)]
+        if recorded and manifest.is_file():
+            first = min(map(datetime.fromisoformat, recorded)).timestamp()
+            times.append(first - manifest.stat().st_mtime)
+    usable = [time for time in times if time > 0]
+    return math.fsum(usable) / len(usable) if usable else None
+
+
+def _asked(config: CampaignConfig) -> Iterator[_Asked]:
+    """Capability suites, then one per round that makes a policy."""
+    for index, spec in enumerate(config.suites):
+        yield _of_suite(config, spec, f"suites.{index}")
+    for index, round in enumerate(config.rounds):
+        if round.algorithm.makes == "policy":
+            yield _of_round(round, f"rounds.{index}.suite")
+
+
+def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str) -> _Asked:
+    generated = spec.max_tokens or config.defaults.sampling.max_tokens
+    return _Asked(
+        name=spec.name,
+        role=spec.role,
+        where=where,
+        kind="items" if spec.text is None else "likelihood",
+        items=spec.items,
+        margin=spec.margin,
+        tokens_per_item=generated if spec.text is None else spec.window,
+    )
+
+
+def _of_round(spec: RoundConfig, where: str) -> _Asked:
+    own = spec.suite
+    sampled = own.prompts is not None or spec.data is None
+    given: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
+    return _Asked(
+        name=spec.name,
+        role="round",
+        where=where,
+        kind="items" if sampled else given,
+        items=own.items,
+        margin=own.margin,
+        tokens_per_item=(own.max_tokens or spec.sampling.max_tokens) if sampled else None,
+    )
+
+
+def _plan(
+    asked: _Asked,
+    evidence: Evidence | None,
+    decided: list[RoundRecord],
+    alpha: float,
+    discordance: float | None,
+) -> SuitePlan:
+    pairs = [] if evidence is None else _measured(evidence, decided, asked.name)
+    spread = _spread(asked.kind, pairs, discordance)
+    if spread.pass_fail and not 0 < asked.margin < 1:
+        raise UserError(
+            f"the margin of {asked.name!r} is {asked.margin:g} and counts in shares of items",
+            where=f"{asked.where}.margin",
+            remedy="give a share between 0 and 1, such as 0.02 for two points",
+        )
+    n = len(pairs[-1][0].values) if pairs else asked.items
+    variance, whole = spread.variance, spread.pass_fail
+    # Below, the gate finds too few items whatever they say.
+    fewest = 1 if whole else MIN_SCORED_ITEMS if asked.kind == "items" else MIN_ITEMS
+    return SuitePlan(
+        suite=asked.name,
+        role=asked.role,
+        n=n,
+        margin=asked.margin,
+        spread=spread,
+        testable={p: smallest_margin(n, variance, alpha, p, pass_fail=whole) for p in POWERS},
+        needed={
+            p: max(fewest, items_needed(variance, asked.margin, alpha, p, pass_fail=whole))
+            for p in POWERS
+        },
+        power=power(n, variance, asked.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
+        tokens=None if asked.tokens_per_item is None else n * asked.tokens_per_item,
+    )
+
+
+def _guards(suites: tuple[SuitePlan, ...]) -> Iterator[SuitePlan]:
+    """What a candidate of the last round must not lose: the last round's suite is its target."""
+    rounds = [suite for suite in suites if suite.role == "round"]
+    yield from (suite for suite in suites if suite.role == "gate")
+    yield from rounds[:-1]
+
+
+def _measured(
+    evidence: Evidence, decided: list[RoundRecord], suite: str
+) -> list[tuple[ItemResults, ItemResults]]:
+    """Results of (candidate, parent) on a suite, for every decided round that has both.
+
+    The round that was to change the suite says how much it changed, not how much an equal candidate
+    would: it counts only where there is no other.
+    """
+    others = [record for record in decided if record.name != suite]
+    found = list(_pairs(evidence, others, suite))
+    return found or list(_pairs(evidence, decided, suite))
+
+
+def _pairs(
+    evidence: Evidence, decided: list[RoundRecord], suite: str
+) -> Iterator[tuple[ItemResults, ItemResults]]:
+    for record in decided:
+        found = {
+            (e.snapshot, e.suite_hash): evidence.folder / e.path
+            for snapshot in (record.candidate, record.parent)
+            if snapshot is not None
+            for e in evidence.ledger.evaluations(snapshot)
+            if e.suite == suite
+        }
+        for (snapshot, suite_hash), path in found.items():
+            parent = found.get((record.parent or "", suite_hash))
+            if snapshot == record.candidate and parent is not None:
+                yield ItemResults.load(path), ItemResults.load(parent)
+
+
+def _spread(
+    kind: Kind, pairs: list[tuple[ItemResults, ItemResults]], discordance: float | None
+) -> Spread:
+    """Mean over the rounds; of the kind of metric, where nothing was measured."""
+    if not pairs:
+        usual = ASSUMED_NATS if kind == "likelihood" else ASSUMED_DISCORDANCE
+        given = discordance if discordance is not None and kind != "likelihood" else usual
+        return Spread(variance=given, pass_fail=kind != "likelihood", rounds=0)
+    compared = [compare(after, before, kind, 0.0, 0.05) for after, before in pairs]
+    return Spread(
+        variance=math.fsum(one.variance for one in compared) / len(compared),
+        pass_fail=all(one.test == "tango" for one in compared),
+        rounds=len(compared),
+    )

@@ -1,0 +1,239 @@
+"""What is on record of every round: its states and times, what its steps measured, how two of them differ.
+
+Read from the ledger, the campaign file and ``metrics.jsonl`` alone; nothing is loaded or run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from align.config import CampaignConfig
+from align.evidence import Evidence
+from align.memory.ledger import RoundRecord
+from rollouts.errors import UserError, nearest
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundEntry:
+    """A round as its latest attempt stands."""
+
+    index: int
+    name: str
+    attempt: int
+    """0 before the first."""
+    state: str
+    verdict: str | None
+    """What the evidence says, also where the gate only observes; None before a decision."""
+    parent: SnapshotId | None
+    candidate: SnapshotId | None
+    started: str | None
+    """ISO 8601, UTC; so is ``ended``."""
+    ended: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric over the steps of a round that have it."""
+
+    name: str
+    steps: int
+    first: float
+    last: float
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundDetail:
+    """All that a round left behind, shortened."""
+
+    entry: RoundEntry
+    steps: int
+    """Learner steps on record."""
+    tokens: Mapping[str, int]
+    """Learnt from or held, by where the prompts are from: new ones, and retention's past and general."""
+    metrics: tuple[Metric, ...]
+    reasons: tuple[str, ...]
+    """What kept the candidate out."""
+
+    def named(self, prefix: str) -> tuple[Metric, ...]:
+        """Metrics of one family, such as ``reward/`` or ``drift/``."""
+        return tuple(metric for metric in self.metrics if metric.name.startswith(prefix))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A setting that two rounds have different; None where one has no such setting."""
+
+    key: str
+    one: Any
+    other: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreChange:
+    """Means of two candidates on one suite."""
+
+    suite: str
+    one: float | None
+    other: float | None
+    difference: float | None
+    """``other`` minus ``one``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundDiff:
+    """How two rounds differ: what they were told, and what came of it."""
+
+    one: str
+    other: str
+    config: tuple[Change, ...]
+    scores: tuple[ScoreChange, ...]
+
+
+def entries(evidence: Evidence) -> list[RoundEntry]:
+    """Every round of the ledger, in order."""
+    return [_entry(record) for record in evidence.ledger.rounds()]
+
+
+def record_of(evidence: Evidence, name: str) -> RoundRecord:
+    """The latest attempt at a round.
+
+    Raises:
+        UserError: there is no such round; names the nearest one.
+    """
+    records = {record.name: record for record in evidence.ledger.rounds()}
+    if name not in records:
+        raise UserError(
+            f"there is no round {name!r}", where="ROUND", remedy=nearest(name, list(records))
+        )
+    return records[name]
+
+
+def detail(evidence: Evidence, name: str) -> RoundDetail:
+    """What a round left behind."""
+    record = record_of(evidence, name)
+    steps = steps_of(evidence.folder / "rounds" / f"{record.index:02d}-{record.name}")
+    metrics = tuple(_summaries(steps.values()))
+    sources = ("new", "past", "general")
+    totals = {m.name: round(m.mean * m.steps) for m in metrics if m.name.endswith("_tokens")}
+    return RoundDetail(
+        entry=_entry(record),
+        steps=len(steps),
+        tokens={s: totals[key] for s in sources if (key := f"batch/{s}_tokens") in totals},
+        metrics=metrics,
+        reasons=tuple((record.report or {}).get("reasons", ())),
+    )
+
+
+def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
+    """Settings and scores of ``other`` beside those of ``one``."""
+    records = [record_of(evidence, name) for name in (one, other)]
+    settings = [dict(_leaves(_spec(evidence.config, name))) for name in (one, other)]
+    keys = dict.fromkeys([*settings[0], *settings[1]])
+    means = {(e.snapshot, e.suite): e.mean for e in evidence.ledger.evaluations()}
+    scores = (
+        _score_change(suite, *(means.get((record.candidate or "", suite)) for record in records))
+        for suite in dict.fromkeys(suite for _, suite in means)
+    )
+    return RoundDiff(
+        one=one,
+        other=other,
+        config=tuple(
+            Change(key=key, one=settings[0].get(key), other=settings[1].get(key))
+            for key in keys
+            if key != "name" and settings[0].get(key) != settings[1].get(key)
+        ),
+        scores=tuple(s for s in scores if s.one is not None or s.other is not None),
+    )
+
+
+def steps_of(folder: Path) -> dict[int, dict[str, float]]:
+    """Finite metrics of every learner step of a round.
+
+    An attempt that went on from a checkpoint replaces the steps that it did again. A line that is
+    still being written is left out.
+    """
+    attempts = sorted(
+        folder.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-"))
+    )
+    steps: dict[int, dict[str, float]] = {}
+    for attempt in attempts:
+        path = attempt / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                values = json.loads(line)
+                step = int(values.pop("step"))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            steps[step] = {
+                name: float(value)
+                for name, value in values.items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
+    return dict(sorted(steps.items()))
+
+
+def _score_change(suite: str, one: float | None, other: float | None) -> ScoreChange:
+    difference = None if one is None or other is None else other - one
+    return ScoreChange(suite=suite, one=one, other=other, difference=difference)
+
+
+def _summaries(steps: Iterable[Mapping[str, float]]) -> Iterator[Metric]:
+    series: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            series.setdefault(name, []).append(value)
+    for name, values in sorted(series.items()):
+        yield Metric(
+            name=name,
+            steps=len(values),
+            first=values[0],
+            last=values[-1],
+            mean=math.fsum(values) / len(values),
+        )
+
+
+def _entry(record: RoundRecord) -> RoundEntry:
+    seconds = None
+    if record.started and record.ended:
+        took = datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)
+        seconds = took.total_seconds()
+    return RoundEntry(
+        index=record.index,
+        name=record.name,
+        attempt=record.attempt,
+        state=record.state,
+        verdict=(record.report or {}).get("outcome"),
+        parent=record.parent,
+        candidate=record.candidate,
+        started=record.started,
+        ended=record.ended,
+        seconds=seconds,
+    )
+
+
+def _spec(config: CampaignConfig, name: str) -> dict[str, Any]:
+    """Settings of a round; none where the campaign file no longer has it."""
+    found = (spec for spec in config.rounds if spec.name == name)
+    return next((spec.model_dump(mode="json") for spec in found), {})
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    nested = list(items)
+    if not nested and path:
+        yield path, value
+    for key, child in nested:
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,239 @@
+"""The model card of an exported snapshot: where it comes from, what the gate said, and what is not known.
+
+Everything is read from the ledger, the manifests and the campaign. Text of others is escaped: a card is
+Markdown, and Markdown may hold HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.config import RoundConfig
+from align.evidence import Evidence
+from align.gate.gate import Verdict
+from align.memory.ledger import RoundRecord
+from align.memory.manifest import Manifest
+from align.report.tables import outcome_of
+from rollouts.types import SnapshotId
+
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ancestor:
+    """One snapshot on the way from the start to the exported one."""
+
+    snapshot: SnapshotId
+    manifest: Manifest
+    record: RoundRecord | None
+    """The attempt that made it; None for the start."""
+    spec: RoundConfig | None
+
+
+def model_card(
+    evidence: Evidence,
+    line: Sequence[Ancestor],
+    *,
+    merged: bool,
+    licences: Sequence[tuple[str, str]],
+) -> str:
+    """The whole README.md.
+
+    Args:
+        line: the ancestors in order, the exported snapshot last.
+        merged: an adapter was merged into the base.
+        licences: what and under which licence, as far as known.
+    """
+    parts = (
+        _front_matter(evidence, line, merged, licences),
+        _head(evidence, line[-1], merged),
+        _section("Lineage", _lineage(line)),
+        _section("What the gate said", _gate(line[-1])),
+        _section("Rewards and data", _data(line)),
+        _section("Licences", _table(("what", "licence"), licences)),
+        _section("Hashes and versions", _hashes(line[-1])),
+    )
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def is_accepted(ancestor: Ancestor) -> bool:
+    """The start counts as accepted."""
+    if ancestor.record is None:
+        return ancestor.manifest.provenance.round is None
+    return ancestor.record.state == "accepted"
+
+
+def _front_matter(
+    evidence: Evidence,
+    line: Sequence[Ancestor],
+    merged: bool,
+    licences: Sequence[tuple[str, str]],
+) -> str:
+    """What a model hub reads."""
+    adapter = line[-1].manifest.provenance.kind == "adapter" and not merged
+    known = dict(licences)
+    fields: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "base_model": base_name(evidence),
+        "tags": ["keel", "alignment"],
+    }
+    if (licence := known.get("base model", UNKNOWN)) != UNKNOWN:
+        fields["license"] = licence
+    return f"---\n{yaml.safe_dump(fields, sort_keys=True)}---"
+
+
+def base_name(evidence: Evidence) -> str:
+    """The base as the campaign names it; of a folder only the last part, which names no machine."""
+    model = evidence.config.policy.model
+    return Path(model).name if Path(model).is_dir() or model.startswith(("/", ".", "~")) else model
+
+
+def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
+    provenance = own.manifest.provenance
+    what = {
+        "model": "a language model",
+        "adapter": "an adapter, merged into its base" if merged else "a peft adapter",
+        "reward": "a reward model, which scores answers and writes none",
+    }[provenance.kind]
+    name = provenance.round or "base"
+    lines = [f"# {_text(evidence.config.name)}: {_text(name)}", ""]
+    if not is_accepted(own):
+        state = own.record.state if own.record else "unknown"
+        lines += [
+            f"> **This snapshot was not accepted (state: {state}).** The gate did not let it into "
+            "production; it was exported by force.",
+            "",
+        ]
+    lines.append(
+        f"Snapshot `{own.snapshot}` of the campaign {_text(evidence.config.name)}: {what}, from the base "
+        f"{_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
+    )
+    return "\n".join(lines)
+
+
+def _lineage(line: Sequence[Ancestor]) -> str:
+    return _table(
+        ("round", "algorithm", "outcome", "snapshot"),
+        (
+            (
+                a.manifest.provenance.round or "base",
+                a.spec.algorithm.name if a.spec else "",
+                _outcome(a),
+                a.snapshot[:16],
+            )
+            for a in line
+        ),
+    )
+
+
+def _outcome(ancestor: Ancestor) -> str:
+    record = ancestor.record
+    if record is None:
+        return "start"
+    if record.state not in ("accepted", "rejected"):
+        return record.state
+    return outcome_of(Verdict.from_dict(record.report or {}))
+
+
+def _gate(own: Ancestor) -> str:
+    """Every check of the snapshot's own verdict, the reasons first."""
+    record = own.record
+    if record is None:
+        return "The start of a campaign meets no gate."
+    if record.state not in ("accepted", "rejected"):
+        return f"No verdict: the attempt is {record.state}."
+    verdict = Verdict.from_dict(record.report or {})
+    reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
+    head = (
+        "suite",
+        "part",
+        "against",
+        "difference",
+        "interval",
+        "margin",
+        "lost / won / n",
+        "outcome",
+    )
+    rows = (
+        (
+            check.suite,
+            check.role,
+            ", ".join((check.against, *check.also)),
+            f"{check.difference:+.4g}",
+            f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
+            f"{check.margin:.4g}",
+            f"{check.lost} / {check.won} / {check.n}",
+            check.outcome.replace("_", " "),
+        )
+        for check in verdict.checks
+    )
+    alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
+    return f"{reasons}\n{_table(head, rows)}\n{alpha}".lstrip()
+
+
+def _data(line: Sequence[Ancestor]) -> str:
+    """Per round of the lineage: rewards, where its prompts came from, and their hashes."""
+    rows = [
+        (
+            a.manifest.provenance.round,
+            ", ".join(f"{r.name} × {r.weight:g}" for r in a.spec.rewards) if a.spec else UNKNOWN,
+            source_name(a.spec.asks.source) if a.spec else UNKNOWN,
+            ", ".join(
+                f"{k} {v[:16]}" for k, v in sorted(a.manifest.provenance.data_hashes.items())
+            ),
+        )
+        for a in line
+        if a.record is not None
+    ]
+    head = ("round", "rewards", "data", "sha256")
+    return _table(head, rows) if rows else "No round has trained this snapshot."
+
+
+def source_name(source: str) -> str:
+    """A source without the folders of a machine."""
+    return (
+        source if "://" in source or not source.startswith(("/", "~", ".")) else Path(source).name
+    )
+
+
+def _hashes(own: Ancestor) -> str:
+    provenance = own.manifest.provenance
+    files = _table(("file of the snapshot", "bytes", "sha256"), (
+        (entry.path, f"{entry.size:,}", entry.sha256) for entry in own.manifest.files
+    ))  # fmt: skip
+    versions = ", ".join(f"{name} {v}" for name, v in sorted(provenance.versions.items()))
+    seeds = ", ".join(f"{name} {seed}" for name, seed in sorted(provenance.seeds.items()))
+    return (
+        f"{files}\n"
+        f"- configuration: `{provenance.config_hash or UNKNOWN}`\n"
+        f"- seeds: {_text(seeds or UNKNOWN)}\n"
+        f"- versions: {_text(versions or UNKNOWN)}\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"\n## {title}\n\n{body.rstrip()}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    def lines() -> Iterator[str]:
+        yield " | ".join(head)
+        yield " | ".join("---" for _ in head)
+        for row in rows:
+            yield " | ".join(_text(str(cell)) for cell in row)
+
+    return "".join(f"| {line} |\n" for line in lines())
+
+
+def _text(text: str) -> str:
+    """Nothing of it is markup: no HTML, no links, no column, one line."""
+    plain = escape(" ".join(text.split()), quote=False)
+    for sign in "\\`*[]|":
+        plain = plain.replace(sign, f"\\{sign}")
+    return plain

@@ -1,0 +1,147 @@
+"""Panels as small SVG drawings that take their colours from the page, light or dark.
+
+Matplotlib draws; the drawing is then stripped of what a page does not need: namespaces, ids, metadata,
+fonts. Words stay outside, in a legend of HTML that wraps and can be read aloud.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from xml.etree import ElementTree
+
+from align.report.html.curves import Panel
+
+WIDTH, HEIGHT = 4.4, 1.9
+"""Inches of 72 points; the page scales a drawing to its column."""
+BOX = (0.11, 0.13, 0.87, 0.81)
+"""Left, bottom, width and height of the axes as shares of the drawing: room for the numbers on them."""
+INK, GRID = "#010101", "#020202"
+LINES = ("#030301", "#030302", "#030303", "#030304", "#030305", "#030306")
+"""Colours that stand for the page's own: each becomes a variable of its style sheet."""
+MARKED, DOT = 24, 4
+"""Points of a curve up to which each gets a dot, and how thick that is."""
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 8,
+    "path.simplify": False,
+}
+"""Text stays text, a dollar is no formula, and dots are not simplified away: curves are thin already."""
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
+"""Lines differ without colour too, and in print."""
+VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {
+    colour: f"var(--c{i})" for i, colour in enumerate(LINES, start=1)
+}
+DROPPED = {"metadata", "defs", "style", "title", "desc"}
+KEPT = {"d", "x", "y", "viewBox"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """One line of the legend."""
+
+    name: str
+    line: int
+    """Number of its colour and dashes, from 1."""
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A drawing and the words that belong to it."""
+
+    panel: Panel
+    svg: str
+    """Markup that is safe as it is: it holds numbers and no text of a model."""
+    keys: tuple[Key, ...]
+
+
+@lru_cache(maxsize=2048)
+def draw(panel: Panel) -> Chart:
+    """The chart of a panel. A page that is made again draws only what changed."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.add_axes(BOX)
+        for curve, colour, dashes in zip(panel.curves, LINES, DASHES, strict=False):
+            axes.plot(curve.x, curve.y, color=colour, ls=dashes, lw=1.4, clip_on=False)
+            for x, y in zip(curve.x, curve.y, strict=True) if len(curve.x) <= MARKED else ():
+                # A line without length: round ends make a dot of it.
+                axes.plot([x, x], [y, y], color=colour, lw=DOT, clip_on=False)
+        for x, y in panel.hollow:
+            axes.plot([x], [y], ls="")
+            axes.text(x, y, "×", color=LINES[1], ha="center", va="center_baseline", size=11)
+        if panel.since is not None:
+            axes.axvline(panel.since, color=INK, lw=0.6, ls=":", clip_on=False)
+        _plain(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    keys = tuple(
+        Key(name=curve.name, line=i, first=curve.y[0], last=curve.y[-1])
+        for i, curve in enumerate(panel.curves, start=1)
+    )
+    return Chart(panel=panel, svg=_stripped(buffer.getvalue()), keys=keys)
+
+
+def _plain(axes: Any) -> None:
+    """Two thin axes, horizontal lines, no tick marks: only what carries information."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(length=0, labelcolor=INK, pad=3)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="y", color=GRID, lw=0.6, clip_on=False)
+    axes.set_axisbelow(True)
+
+
+def _stripped(svg: str) -> str:
+    """A drawing that is a part of a page: no namespaces, no ids, the page's colours."""
+    root = _slim(ElementTree.fromstring(svg))
+    root.set("aria-hidden", "true")
+    text = ElementTree.tostring(root, encoding="unicode")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def _slim(element: ElementTree.Element) -> ElementTree.Element:
+    """The element without what does not show; numbers to a tenth of a point."""
+    plain = ElementTree.Element(element.tag.rpartition("}")[2])
+    for name, value in element.attrib.items():
+        if name in KEPT:
+            plain.set(name, _short(value))
+        elif name == "style" and (style := _style(value)):
+            plain.set("style", style)
+    plain.text = (element.text or "").strip()
+    for child in element:
+        if child.tag.rpartition("}")[2] in DROPPED:
+            continue
+        slim = _slim(child)
+        if slim.tag == "g":
+            plain.extend(slim)
+        elif slim.text or "stroke:" in slim.get("style", ""):
+            plain.append(slim)
+    return plain
+
+
+def _short(value: str) -> str:
+    rounded = re.sub(
+        r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value
+    )
+    return re.sub(r"\s+", " ", rounded).strip()
+
+
+def _style(style: str) -> str:
+    """What differs from the page's own style for drawings."""
+    parts = dict(part.strip().split(":", 1) for part in style.split(";") if ":" in part)
+    wanted = ("fill", "stroke", "stroke-width", "stroke-dasharray", "text-anchor", "font-size")
+    return ";".join(f"{name}:{_short(parts[name])}" for name in wanted if name in parts)

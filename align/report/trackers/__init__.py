@@ -1,0 +1,49 @@
+"""Other programs that draw a campaign's curves. ``metrics.jsonl`` is always written; these are extras.
+
+Each tracker is one file and one line here, and is imported when a campaign asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from align.report.trackers.base import Tracker, opened
+from align.report.trackers.observer import TrackedObserver
+
+
+def _tensorboard(folder: Path, campaign: str) -> Tracker:
+    from align.report.trackers.tensorboard import TensorBoardTracker
+
+    return TensorBoardTracker(folder / "tensorboard")
+
+
+def _wandb(folder: Path, campaign: str) -> Tracker:
+    from align.report.trackers.wandb import WandbTracker
+
+    return WandbTracker(folder / "wandb", campaign)
+
+
+def _mlflow(folder: Path, campaign: str) -> Tracker:
+    from align.report.trackers.mlflow import MlflowTracker
+
+    return MlflowTracker(folder / "mlflow", campaign)
+
+
+TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+"""Makes a tracker that writes below a store's folder, for a campaign's name."""
+
+__all__ = ["TRACKERS", "TrackedObserver", "Tracker", "open_tracker"]
+
+
+def open_tracker(name: str, folder: Path, campaign: str) -> Tracker:
+    """A tracker that writes below ``folder``.
+
+    Raises:
+        UserError: no such tracker, or its package is not installed; the remedy names the extra.
+    """
+    return opened(name, TRACKERS, folder, campaign)

@@ -1,0 +1,67 @@
+"""An observer that also tells trackers what it is told. A tracker that fails is dropped, not the round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from align.report.trackers.base import Tracker
+
+if TYPE_CHECKING:
+    from align.parts import Observer
+    from align.round import RoundOutcome, RoundPlan
+
+
+class TrackedObserver:
+    """Passes everything on to another observer, and steps and verdicts to trackers as well."""
+
+    def __init__(self, observer: Observer, trackers: Sequence[Tracker]) -> None:
+        self._observer, self._trackers = observer, list(trackers)
+        self._last: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for tracker in self._trackers:
+            with suppress(Exception):
+                tracker.close()
+
+    def note(self, text: str) -> None:
+        """A line for people is none for curves."""
+        self._observer.note(text)
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """One point on every curve of the round's attempt."""
+        self._observer.on_step(plan, step, metrics)
+        self._last[run_of(plan)] = step
+        self._log(run_of(plan), step, metrics)
+
+    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
+        """Whether it was accepted, and by how much every suite differs from its comparators."""
+        self._observer.on_verdict(plan, outcome)
+        checks = {f"gate/{c.suite}/{c.against}": c.difference for c in outcome.verdict.checks}
+        metrics = {"gate/accepted": float(outcome.verdict.accepted)} | checks
+        self._log(run_of(plan), self._last.get(run_of(plan), 0), metrics)
+
+    def _log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(run, step, finite)
+            except Exception as error:  # Whatever a third party raises, the round goes on.
+                self._trackers.remove(tracker)
+                self._observer.note(f"{type(tracker).__name__} is left out from now on: {error!r}")
+
+
+def run_of(plan: RoundPlan) -> str:
+    """Name of a run: the round's folder and its attempt."""
+    return f"{plan.index:02d}-{plan.spec.name}.{plan.attempt}"

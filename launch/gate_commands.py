@@ -1,0 +1,135 @@
+"""``keel gate``: what the gate can tell beforehand, why it decided, and the same decision again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from align.gate.plan import GatePlan, SuitePlan
+
+RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
+
+gate_app = typer.Typer(help="Plan and look at verdicts.", no_args_is_help=True)
+
+
+@gate_app.command("plan")
+def plan(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    discordance: Annotated[
+        float | None,
+        typer.Option(help="Share of items assumed to change where nothing was measured."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each suite can tell: margins, items, power, cost. Works before the first run."""
+    config = load(campaign, overrides).config
+    from align.evidence import stored_evidence
+    from align.gate.plan import plan_gate
+
+    ran = (config.folder / "ledger.db").is_file()
+    planned = plan_gate(config, stored_evidence(config) if ran else None, discordance)
+    if as_json:
+        print_json(planned)
+        return
+    from align.report.tables import report_console
+
+    report_console().print(_plan_table(planned))
+    typer.echo("\n".join(_plan_notes(planned)))
+
+
+@gate_app.command("explain")
+def explain(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    items: Annotated[
+        int, typer.Option(help="Most items shown as lost, and as won, of a suite.", min=0)
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Say in plain sentences why a round was accepted or not, and what would have changed it."""
+    config = load(campaign, overrides).config
+    from align.evidence import stored_evidence
+    from align.gate.explain import explain as explained
+
+    told = explained(stored_evidence(config), round_name)
+    if as_json:
+        print_json(told)
+    else:
+        typer.echo("\n".join(told.lines(items)))
+
+
+@gate_app.command("recompute")
+def recompute(campaign: CampaignPath, round_name: RoundName, overrides: Overrides = None) -> None:
+    """Draw a verdict again from the stored items and compare it with the ledger's."""
+    config = load(campaign, overrides).config
+    from align.evidence import stored_evidence
+
+    again, recorded = stored_evidence(config).recompute(round_name)
+    same = again.to_dict() == recorded.to_dict()
+    for reason in again.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(
+        f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
+    )
+    if not same:
+        raise typer.Exit(1)
+
+
+def _plan_table(planned: GatePlan) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What the gate can tell of an equal candidate", title_justify="left")
+    table.add_column("suite")
+    for column in (
+        "items", "change", "margin", "shown .8", "shown .95", "items .8", "items .95", "power",
+        "tokens",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for suite in planned.suites:
+        table.add_row(*_plan_row(suite))
+    return table
+
+
+def _plan_row(suite: SuitePlan) -> list[str]:
+    spread, whole = suite.spread, suite.spread.pass_fail
+
+    def amount(value: float) -> str:
+        return f"{100 * value:.1f}%" if whole else f"{value:.3g}"
+
+    name = suite.suite if suite.role == "gate" else f"{suite.suite} ({suite.role})"
+    change = f"{100 * spread.variance:.1f}%" if whole else f"sd {spread.variance**0.5:.3g}"
+    return [
+        name,
+        f"{suite.n:,}",
+        change if spread.rounds else f"{change} assumed",
+        amount(suite.margin),
+        *map(amount, suite.testable.values()),
+        *(f"{needed:,}" for needed in suite.needed.values()),
+        f"{suite.power:.2f}",
+        "?" if suite.tokens is None else f"{suite.tokens:,}",
+    ]
+
+
+def _plan_notes(planned: GatePlan) -> list[str]:
+    measured = max((suite.spread.rounds for suite in planned.suites), default=0)
+    tokens = [suite.tokens for suite in planned.suites]
+    total = f"{sum(t or 0 for t in tokens):,}{' and more' if None in tokens else ''}"
+    took = f", {planned.seconds:.0f} s until now" if planned.seconds is not None else ""
+    return [
+        "shown: smallest margin these items show at that power; items: as many as the margin asks for",
+        f"alpha {planned.alpha:g} over {planned.looks} decisions: {planned.alpha_per_look:.3g} each",
+        f"an equal candidate of the last round loses on no suite with a chance of "
+        f"{planned.all_pass:.2f}, were they independent",
+        f"a candidate costs at most {total} tokens{took}",
+        f"change: of candidates against their parents in {measured} decided rounds"
+        if measured
+        else "change: assumed, nothing was measured yet; --discordance says otherwise",
+    ]

@@ -1,0 +1,147 @@
+"""``keel rounds``: every round of a campaign, one of them, or two side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from align.evidence import Evidence
+    from align.history import Metric, RoundDetail, RoundEntry
+
+RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")]
+
+rounds_app = typer.Typer(help="Look at the rounds of a campaign.", no_args_is_help=True)
+
+
+@rounds_app.command("list")
+def rounds_list(
+    campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Show every round: state, verdict, parent, candidate, times."""
+    from align.history import entries
+
+    found = entries(_evidence(campaign, overrides))
+    if as_json:
+        print_json(found)
+        return
+    columns = ["round", "state", "verdict", "attempt", "parent", "candidate", "started", "seconds"]
+    _print("Rounds", columns, [_entry_row(entry) for entry in found])
+
+
+@rounds_app.command("show")
+def rounds_show(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one round: what its steps measured, reward by parts, drift, tokens, and the verdict."""
+    from align.history import detail
+
+    found = detail(_evidence(campaign, overrides), round_name)
+    if as_json:
+        print_json(found)
+        return
+    for line in _detail_lines(found):
+        typer.echo(line)
+    families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
+    for title, prefix in families.items():
+        _metrics(title, found.named(prefix))
+    shown = {metric.name for prefix in families.values() for metric in found.named(prefix)}
+    _metrics("Metrics", tuple(m for m in found.metrics if m.name not in shown))
+
+
+@rounds_app.command("diff")
+def rounds_diff(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Name of another round.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show in which settings and scores two rounds differ."""
+    from align.history import diff
+
+    found = diff(_evidence(campaign, overrides), round_name, other)
+    if as_json:
+        print_json(found)
+        return
+    settings = [[c.key, _word(c.one), _word(c.other)] for c in found.config]
+    _print("Settings that differ", ["setting", round_name, other], settings)
+    scores = [
+        [s.suite, _number(s.one), _number(s.other), _number(s.difference)] for s in found.scores
+    ]
+    _print("Scores of the candidates", ["suite", round_name, other, "difference"], scores)
+
+
+def _evidence(campaign: CampaignPath, overrides: list[str] | None) -> Evidence:
+    from align.evidence import stored_evidence
+
+    return stored_evidence(load(campaign, overrides).config)
+
+
+def _entry_row(entry: RoundEntry) -> list[str]:
+    return [
+        entry.name,
+        entry.state,
+        (entry.verdict or "").replace("_", " "),
+        str(entry.attempt or ""),
+        (entry.parent or "")[:12],
+        (entry.candidate or "")[:12],
+        (entry.started or "")[:19],
+        "" if entry.seconds is None else f"{entry.seconds:.0f}",
+    ]
+
+
+def _detail_lines(found: RoundDetail) -> list[str]:
+    entry = found.entry
+    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {found.steps} steps"]
+    if entry.seconds is not None:
+        lines.append(f"  {entry.started} to {entry.ended}, {entry.seconds:.0f} s")
+    if found.tokens:
+        parts = ", ".join(f"{count:,} {source}" for source, count in found.tokens.items())
+        lines.append(f"  tokens learnt from: {parts}")
+    return lines + [f"  {reason}" for reason in found.reasons]
+
+
+def _metrics(title: str, metrics: tuple[Metric, ...]) -> None:
+    rows = [
+        [m.name, str(m.steps), _number(m.first), _number(m.last), _number(m.mean)] for m in metrics
+    ]
+    if rows:
+        _print(title, ["metric", "steps", "first", "last", "mean"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.text import Text
+
+    from align.report.tables import report_console
+
+    table = _table(title, columns)
+    for row in rows:
+        # Names and values are a person's own: nothing in them is markup.
+        table.add_row(*map(Text, row))
+    report_console().print(table)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
