@@ -311,6 +311,8 @@ class CampaignConfig(Settings):
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
     suites: tuple[SuiteConfig, ...] = ()
     gate: GateConfig = GateConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -368,7 +370,8 @@ class CampaignConfig(Settings):
         """Everything that decides the result: not where the store lies, not what it is run on."""
         resources = {"threads", "ranks", "gradient_checkpointing"}
         return self.model_dump(
-            mode="json", exclude={"store": True, "rollouts": True, "policy": resources}
+            mode="json",
+            exclude={"store": True, "rollouts": True, "trackers": True, "policy": resources},
         )
 
     def hash(self) -> str:

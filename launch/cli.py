@@ -61,14 +61,20 @@ def run(
     from align.campaign import run_campaign
     from align.report.progress import LiveProgress
     from align.report.tables import print_report, report_console
+    from align.report.trackers import open_tracker
+    from align.report.trackers.observer import TrackedObserver
     from launch.engines import engine_starter
 
     console = report_console()
+    config = file.config
     with (
         LiveProgress(console) as progress,
-        engine_starter(address, progress, insecure=insecure_cluster) as start_engine,
+        TrackedObserver(
+            progress, [open_tracker(name, config.folder, config.name) for name in config.trackers]
+        ) as observer,
+        engine_starter(address, observer, insecure=insecure_cluster) as start_engine,
     ):
-        evidence = run_campaign(file.config, start_engine=start_engine, observer=progress)
+        evidence = run_campaign(config, start_engine=start_engine, observer=observer)
     print_report(evidence, file.config.folder, console)
     if strict and any(record.state == "rejected" for record in evidence.ledger.rounds()):
         raise typer.Exit(3)

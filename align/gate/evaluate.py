@@ -10,11 +10,11 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from align.gate.suites import Suite
+from align.gate.suites import Suite, rendered
 from rollouts.engine import RolloutEngine, ScoreRequest
 from rollouts.errors import RunError
 from rollouts.types import Completion, FinishReason, Score, SnapshotId
@@ -40,6 +40,9 @@ class ItemResults:
     statuses: tuple[ItemStatus, ...]
     finishes: tuple[FinishReason, ...]
     """``length`` where the completion was cut; always ``stop`` for likelihood."""
+    prompts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    answers: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Texts for people to look at, where completions were sampled; no verdict reads them."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
@@ -79,6 +82,11 @@ class ItemResults:
                 "value": pa.array(self.values, pa.float64()),
                 "status": pa.array(self.statuses, pa.string()),
                 "finish": pa.array(self.finishes, pa.string()),
+                **{
+                    name: pa.array(texts, pa.string())
+                    for name, texts in (("prompt", self.prompts), ("answer", self.answers))
+                    if texts
+                },
             }
         ).replace_schema_metadata({_METADATA: json.dumps(header, sort_keys=True).encode()})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,4 +236,6 @@ def _results(
         finishes=tuple("stop" for _ in scores)
         if completions is None
         else tuple(completion.finish_reason for completion in completions),
+        prompts=() if completions is None else tuple(map(rendered, suite.prompts)),
+        answers=() if completions is None else tuple(c.text for c in completions),
     )

@@ -27,7 +27,7 @@ MEMORY_GIB = 4.0
 """Address space of one worker, where the campaign names no other."""
 
 MAY_NOT_END = frozenset({"math_answer", "regex_match"})
-"""Shipped rewards that ``auto`` gives a process: a tower of powers or a nested pattern can take for ever."""
+"""Shipped rewards that ``auto`` gives a process: a tower of powers or a nested pattern may not end."""
 RUN_THE_MODELS_CODE = frozenset({"code_tests"})
 """Shipped rewards that ``auto`` puts into a sandbox."""
 NEEDS_A_PROCESS = ("deadline_s", "sample_deadline_s", "workers", "memory_gib", "environment")

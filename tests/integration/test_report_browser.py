@@ -166,8 +166,11 @@ def test_print_shows_closed_rounds_too(page: Path) -> None:
         driver.get(page.as_uri())
         driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = false)")
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        table = driver.find_element("css selector", "details.round table")
-        assert table.rect["height"] > 50
+        seen = "return document.querySelector('details.round table').checkVisibility()"
+        assert driver.execute_script(seen)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+        assert not driver.execute_script(seen)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         assert not driver.find_element("css selector", "nav").is_displayed()
 
 

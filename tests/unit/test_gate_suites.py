@@ -365,3 +365,18 @@ def test_incomplete_results_cannot_exist(change: dict[str, Any]) -> None:
     }
     with pytest.raises(ValueError, match="'s'"):
         ItemResults(**{**good, **change})
+
+
+def test_what_was_asked_and_answered_is_kept_for_people(tmp_path: Path) -> None:
+    """Beside the values, and no verdict depends on it."""
+    import pyarrow.parquet as pq
+
+    found = ItemResults(
+        suite="s", suite_hash="h", snapshot="x", item_ids=("a", "b"), values=(1.0, 0.0),
+        statuses=("scored", "scored"), finishes=("stop", "stop"),
+        prompts=("one", "two"), answers=("1", "2"),
+    )  # fmt: skip
+    found.save(tmp_path / "items.parquet")
+    table = pq.read_table(tmp_path / "items.parquet").to_pydict()
+    assert (table["prompt"], table["answer"]) == (["one", "two"], ["1", "2"])
+    assert ItemResults.load(tmp_path / "items.parquet") == found

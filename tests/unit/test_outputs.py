@@ -76,9 +76,9 @@ def assert_pieces_are_the_whole(
     piece_N, found = measured(models, measure, own_chunk, other_chunk, **how)
     assert len(expected) == len(found) == len(list(models[0].parameters()))
     assert max(g.abs().max().item() for g in expected) > 0.1, "nothing to compare"
-    torch.testing.assert_close(piece_N, whole_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(piece_N, whole_N, atol=5e-5, rtol=1e-4)
     for own, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, reference, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own, reference, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", PIECES)
@@ -152,7 +152,7 @@ def test_by_the_definition(models: tuple[Any, Any], chunk: int) -> None:
         expected_NV = (logits_NV / 0.7).log_softmax(-1)
         found = outputs_of(model, chunk)
         torch.testing.assert_close(
-            found.logprobs_N, expected_NV[range(NUM_TOKENS), MICRO.targets_N], atol=1e-5, rtol=1e-5
+            found.logprobs_N, expected_NV[range(NUM_TOKENS), MICRO.targets_N], atol=5e-5, rtol=1e-4
         )
         torch.testing.assert_close(
             found.entropy_N, torch.distributions.Categorical(logits=expected_NV).entropy()

@@ -99,7 +99,7 @@ def _changes(evidence: Evidence, verdict: Verdict, check: Check, items: int) -> 
 
     return Changes(
         suite=check.suite,
-        against=" and ".join((check.against, *check.also)),
+        against=", ".join((check.against, *check.also)),
         lost=tuple(map(item, lost[:items])),
         won=tuple(map(item, won[:items])),
         num_lost=len(lost),
