@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, linear_regression, variance
+from statistics import StatisticsError, fmean, linear_regression, variance
 from typing import Annotated
 
 from pydantic import Field
@@ -23,23 +23,31 @@ Metrics = Mapping[str, float]
 
 NOT_PARTS = frozenset({"mean", "failed_share", "abstained_share"})
 """What is named ``reward/...`` and is no part of it."""
+LARGEST = 1e100
+"""Beyond it a metric is broken, and its square could not be held."""
+DRIFT = "drift/K_new"
+"""The meter of the distance from the parent."""
 
 
 class HackingConfig(Settings):
     """When a detector speaks."""
 
-    window: Annotated[int, Field(ge=2)] = 5
+    window: Annotated[int, Field(ge=2)] = 8
     """Steps averaged at either end. Before twice as many there is no signal."""
     proxy: str = "reward/mean"
     """The reward that is learned from."""
     gold: str = "reward/gold"
     """One that is only watched: a part named ``gold`` of weight 0. Without it that detector is silent."""
-    proxy_rise: Annotated[float, Field(gt=0)] = 3.0
+    proxy_rise: Annotated[float, Field(gt=0)] = 4.0
     """Standard errors from which on the proxy counts as risen."""
-    gold_rise: float = 1.0
-    """Standard errors below which the gold reward counts as flat or down."""
+    gold_rise: float = 0.5
+    """Standard errors since the start below which the gold reward counts as flat or down."""
+    gold_fall: Annotated[float, Field(gt=0)] = 4.0
+    """Standard errors below its best from which on it counts as fallen; the best of many windows is
+    always a little too good, so this is far."""
     kl: str | None = None
-    """Distance from the parent; None: ``drift/K_new``, or the first ``kl/new/``."""
+    """Distance from the parent; None: the first ``kl/new/``, which every step measures, else
+    ``drift/K_new``."""
     kl_slope: float = 0.1
     """Share of its first half's reward per distance below which the second half's is spent for nothing."""
     kl_growth: Annotated[float, Field(gt=1)] = 1.25
@@ -95,29 +103,30 @@ def first_signals(
 
 
 def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """The proxy rose while the gold reward did not: since the start, or since gold was at its best.
+    """The proxy rose while the gold reward did not since the start, or fell from its best.
 
-    The second is the shape of over-optimisation (Gao et al., arXiv:2210.10760): up, then down.
+    The second is the shape of over-optimisation (Gao et al., arXiv:2210.10760): up, then down. The windows
+    grow to a third of the steps: an early gold reward that is only noisy is not yet a flat one.
     """
-    both = [m for m in metrics if settings.proxy in m and settings.gold in m]
-    size = settings.window
+    both = _measured(metrics, settings.proxy, settings.gold)
+    size = max(settings.window, len(both) // 3)
     if len(both) < 2 * size:
         return None
     proxy, gold = _values(both, settings.proxy), _values(both, settings.gold)
     starts = range(len(both) - 2 * size + 1)
     best = max(starts, key=lambda start: fmean(gold[start : start + size]))
-    for start in (0, best):
-        rose = _rise(proxy[start : start + size], proxy[-size:])
-        followed = _rise(gold[start : start + size], gold[-size:])
-        if rose > settings.proxy_rise and followed < settings.gold_rise:
-            was, now = fmean(gold[start : start + size]), fmean(gold[-size:])
+    for start, limit in ((0, settings.gold_rise), (best, -settings.gold_fall)):
+        early = slice(start, start + size)
+        followed = _rise(gold[early], gold[-size:])
+        if _rise(proxy[early], proxy[-size:]) > settings.proxy_rise and followed < limit:
             return Signal(
                 name="gold_apart",
                 step=_step(metrics),
-                sentence=f"{settings.proxy} rose from {fmean(proxy[start : start + size]):.3g} to "
-                f"{fmean(proxy[-size:]):.3g} while {settings.gold} went from {was:.3g} to {now:.3g}",
+                sentence=f"{settings.proxy} rose from {fmean(proxy[early]):.3g} to "
+                f"{fmean(proxy[-size:]):.3g} while {settings.gold} went from "
+                f"{fmean(gold[early]):.3g} to {fmean(gold[-size:]):.3g}",
                 value=followed,
-                threshold=settings.gold_rise,
+                threshold=limit,
             )
     return None
 
@@ -129,8 +138,8 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     arXiv:2210.10760); the slopes of the first and the second half of the steps are compared.
     """
     name = settings.kl or _kl_name(metrics)
-    both = [m for m in metrics if name in m and settings.proxy in m]
-    if name is None or len(both) < 2 * settings.window:
+    both = _measured(metrics, name, settings.proxy)
+    if len(both) < 2 * settings.window:
         return None
     half = len(both) // 2
     distance = [math.sqrt(max(0.0, kl)) for kl in _values(both, name)]
@@ -138,7 +147,9 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     early = _slope(distance[:half], reward[:half])
     late = _slope(distance[half:], reward[half:])
     size = min(settings.window, half)
-    before, after = (fmean(d**2 for d in part) for part in (distance[half:][:size], distance[-size:]))
+    before, after = (
+        fmean(d**2 for d in part) for part in (distance[half:][:size], distance[-size:])
+    )
     if early is None or late is None or early <= 0 or after <= settings.kl_growth * before:
         return None
     if late >= settings.kl_slope * early:
@@ -209,12 +220,10 @@ DETECTORS: dict[str, Detector] = {
 }
 
 
-def _shares(
-    metrics: Sequence[Metrics], settings: HackingConfig
-) -> dict[str, tuple[float, float]]:
+def _shares(metrics: Sequence[Metrics], settings: HackingConfig) -> dict[str, tuple[float, float]]:
     """First and last share of every part in the sum of the parts' absolute weighted means."""
     names = sorted({key for m in metrics for key in m if key.startswith("reward/")})
-    parts = [name.removeprefix("reward/") for name in names]
+    parts = [part for name in names if "/" not in (part := name.removeprefix("reward/"))]
     found = {}
     for part in parts:
         weight = settings.weights.get(part, 0.0 if f"reward/{part}" == settings.gold else 1.0)
@@ -249,7 +258,12 @@ def _ends(metrics: Sequence[Metrics], name: str, window: int) -> tuple[float, fl
 
 
 def _values(metrics: Sequence[Metrics], name: str) -> list[float]:
-    return [float(m[name]) for m in metrics if name in m and math.isfinite(m[name])]
+    return [float(m[name]) for m in _measured(metrics, name)]
+
+
+def _measured(metrics: Sequence[Metrics], *names: str) -> list[Metrics]:
+    """The steps that have a usable number for each of the names; a NaN is no number."""
+    return [m for m in metrics if all(abs(m.get(name, math.nan)) < LARGEST for name in names)]
 
 
 def _rise(first: Sequence[float], last: Sequence[float]) -> float:
@@ -263,14 +277,14 @@ def _rise(first: Sequence[float], last: Sequence[float]) -> float:
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Least squares; None where x does not vary."""
-    return linear_regression(x, y).slope if len(set(x)) > 1 else None
+    try:
+        return linear_regression(x, y).slope
+    except StatisticsError:
+        return None
 
 
-def _kl_name(metrics: Sequence[Metrics]) -> str | None:
-    names = sorted({key for m in metrics for key in m if key.startswith("kl/new/")})
-    if sum("drift/K_new" in m for m in metrics) * 2 > len(metrics) or not names:
-        return "drift/K_new"
-    return names[0]
+def _kl_name(metrics: Sequence[Metrics]) -> str:
+    return min((key for m in metrics for key in m if key.startswith("kl/new/")), default=DRIFT)
 
 
 def _step(metrics: Sequence[Metrics]) -> int:

@@ -235,8 +235,8 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
     options.add_argument("--micro-batch-tokens", type=int)
     options.add_argument("--staleness", type=int, default=1, help="1 samples while it learns")
-    options.set_defaults(dtype="bfloat16")
-    args = work(options).parse_args()
+    work(options).set_defaults(dtype="bfloat16")
+    args = options.parse_args()
     if args.quick:
         args.turns, args.steps, args.prompts, args.tokens = 1, 1, 2, 8
     return args

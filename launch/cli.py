@@ -14,6 +14,7 @@ import typer
 
 from launch.gate_commands import gate_app
 from launch.report_commands import add_commands as add_report_commands
+from launch.reward_commands import reward_app
 from launch.round_commands import rounds_app
 from rollouts.errors import KeelError
 
@@ -36,6 +37,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
 app.add_typer(gate_app, name="gate")
 app.add_typer(rounds_app, name="rounds")
+app.add_typer(reward_app, name="reward")
 add_report_commands(app)
 
 CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]

@@ -120,12 +120,20 @@ def ask_canaries(
     for prompt, good in prompts:
         suite = canaries(prompt, good)
         texts = [canary.text for canary in suite] + ([good] if good else [])
-        scores = list(score([_sample(prompt, text) for text in texts]))
+        scores = _scores(score, [_sample(prompt, text) for text in texts])
         own = scores[-1] if good else None
         for canary, value in zip(suite, scores, strict=False):
             bar = own if canary.bar == "answer" else None
             asked.append(CanaryScore(name=canary.name, prompt_id=prompt.id, score=value, bar=bar))
     return asked
+
+
+def _scores(score: ScoreFunction, samples_B: Sequence[Sample]) -> list[float | None]:
+    """Scores [B]; one sample at a time where one of them may have spoilt the call."""
+    together = list(score(samples_B))
+    if any(value is not None for value in together):
+        return together
+    return [score([sample])[0] for sample in samples_B]
 
 
 def threshold_of(real: Sequence[float], asked: Sequence[CanaryScore]) -> float | None:
@@ -165,4 +173,4 @@ def _sample(prompt: Prompt, text: str) -> Sample:
 
 def _prompt_text(prompt: Prompt) -> str:
     """The text, or the last turn of a chat."""
-    return prompt.text if prompt.messages is None else prompt.messages[-1]["content"]  # type: ignore[return-value]
+    return prompt.messages[-1]["content"] if prompt.messages else prompt.text or ""

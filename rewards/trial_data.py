@@ -1,0 +1,144 @@
+"""Answers to try a reward on, from a data file: rows with a prompt, its completions and other columns.
+
+    {"prompt": "2 + 2 =", "completion": "4", "answer": "4"}
+    {"prompt": [{"role": "user", "content": "Hi"}], "completions": ["Hello.", "What?"]}
+
+``completion`` is one answer and ``completions`` a list of them; an answer is a text, or messages of which
+the last is the assistant's. ``completion_ids`` beside ``completion`` are its tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from rewards.base import Sample
+from rollouts.errors import UserError
+from rollouts.prompts import content_id
+from rollouts.rows import Row, read_rows
+from rollouts.types import Completion, Prompt
+
+ANSWERS = ("completion", "completions", "completion_ids")
+
+
+def read_samples(
+    data: str, completions: str | None = None, limit: int | None = None
+) -> list[Sample]:
+    """Samples [B] of a data file, in its order.
+
+    Args:
+        completions: another file that holds the answers: joined by its ``prompt`` column where its rows
+            have one, else row by row.
+        limit: rows of ``data`` to read.
+
+    Raises:
+        UserError: a file cannot be read, or a row has no prompt or no answer; the row is named.
+    """
+    rows = list(islice(read_rows(data, "train"), limit))
+    if not rows:
+        raise UserError("holds no rows", where=data)
+    if completions is None:
+        return [sample for row in rows for sample in _samples(row, [row])]
+    answers = list(read_rows(completions, "train"))
+    pairs = _joined(rows, answers, data, completions)
+    return [sample for row, its in pairs for sample in _samples(row, its)]
+
+
+def groups_of(samples_B: Sequence[Sample], group_size: int | None = None) -> list[list[Sample]]:
+    """The samples of one prompt together, at most ``group_size`` in a group; prompts as they come."""
+    by_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples_B:
+        by_prompt[sample.prompt.id].append(sample)
+    return [
+        found[start : start + (group_size or len(found))]
+        for found in by_prompt.values()
+        for start in range(0, len(found), group_size or len(found))
+    ]
+
+
+def _joined(
+    rows: Sequence[Row], answers: Sequence[Row], data: str, completions: str
+) -> Iterable[tuple[Row, list[Row]]]:
+    """Every row with the rows that hold its answers."""
+    if not answers or "prompt" not in answers[0].values:
+        if len(answers) < len(rows):
+            raise UserError(
+                f"holds {len(answers)} rows, {data} has {len(rows)}",
+                where=completions,
+                remedy="one row for each row of the data, or a prompt column to join them by",
+            )
+        return [(row, [answer]) for row, answer in zip(rows, answers, strict=False)]
+    by_prompt: defaultdict[str, list[Row]] = defaultdict(list)
+    for answer in answers:
+        by_prompt[_prompt(answer, {}).id].append(answer)
+    pairs = [(row, by_prompt.get(_prompt(row, {}).id, [])) for row in rows]
+    if not any(its for _, its in pairs):
+        raise UserError(f"answers no prompt of {data}", where=completions)
+    return pairs
+
+
+def _samples(row: Row, answers: Iterable[Row]) -> list[Sample]:
+    columns = {k: v for k, v in row.values.items() if k != "prompt" and k not in ANSWERS}
+    prompt = _prompt(row, columns)
+    return [
+        Sample(prompt=prompt, completion=completion)
+        for answer in answers
+        for completion in _completions(answer)
+    ]
+
+
+def _prompt(row: Row, columns: Mapping[str, Any]) -> Prompt:
+    value = row.values.get("prompt")
+    try:
+        if isinstance(value, str):
+            return Prompt(id=content_id(value), text=value, columns=columns)
+        if isinstance(value, list) and _are_messages(value):
+            return Prompt(id=content_id(value), messages=tuple(value), columns=columns)
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not valid Unicode: {error}", where=row.place) from error
+    raise UserError(
+        "no column 'prompt'" if value is None else "the prompt is neither text nor messages",
+        where=row.place,
+        remedy='write {"prompt": "...", "completion": "..."}',
+    )
+
+
+def _completions(row: Row) -> list[Completion]:
+    one, several = row.values.get("completion"), row.values.get("completions")
+    if (one is None) == (not several):
+        raise UserError(
+            "no answer: give either of the columns 'completion' and 'completions'",
+            where=row.place,
+            remedy="--completions FILE names another file that holds them",
+        )
+    found = [one] if one is not None else several
+    if not isinstance(found, list):
+        raise UserError("the column 'completions' is not a list", where=row.place)
+    ids = row.values.get("completion_ids") if one is not None else None
+    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+        raise UserError("the column 'completion_ids' is no list of integers", where=row.place)
+    return [_completion(value, ids or (), row.place) for value in found]
+
+
+def _completion(value: Any, ids: Sequence[int], place: str) -> Completion:
+    if _are_messages(value):
+        value = value[-1]["content"]
+    if not isinstance(value, str):
+        raise UserError("a completion is neither text nor messages", where=place)
+    return Completion(
+        token_ids=tuple(ids), logprobs_T=(0.0,) * len(ids), text=value, finish_reason="stop"
+    )
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and _is_message(turn) for turn in value)
+    )
+
+
+def _is_message(turn: Mapping[str, Any]) -> bool:
+    return isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

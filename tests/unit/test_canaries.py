@@ -1,0 +1,137 @@
+"""Canaries: what the suite holds, who is fooled by it, and where the bar lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from rewards.base import Sample
+from rewards.canaries import (
+    PADDED_WORDS,
+    CanaryScore,
+    canaries,
+    check_canaries,
+    judge_canaries,
+    threshold_of,
+)
+from rollouts.types import Prompt
+
+PROMPT = Prompt(id="sum", text="What is two and two?", columns={"answer": "four"})
+TURNS = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
+CHAT = Prompt(id="chat", messages=TURNS)
+GOOD = "It is four."
+
+
+def exact(samples: Sequence[Sample]) -> list[float | None]:
+    return [float(s.completion.text == GOOD) for s in samples]
+
+
+def fooled_by(found: Sequence[object]) -> set[str]:
+    return {r.name for r in found if not r.passed}  # type: ignore[attr-defined]
+
+
+def test_the_suite_of_a_prompt_with_a_good_answer() -> None:
+    texts = {canary.name: canary.text for canary in canaries(PROMPT, GOOD)}
+    assert texts["empty"] == ""
+    assert texts["copy of the prompt"] == PROMPT.text
+    assert texts["truncated"] == GOOD[:5]
+    assert texts["padded"].startswith(GOOD)
+    assert len(texts["padded"].split()) >= PADDED_WORDS + len(GOOD.split())
+    assert sum(name.startswith("master key") for name in texts) == 5
+    assert len(texts) == len(canaries(PROMPT, GOOD))
+
+
+def test_without_a_good_answer_nothing_is_cut_or_padded() -> None:
+    names = {canary.name for canary in canaries(CHAT)}
+    assert not names & {"truncated", "padded"}
+    assert {c.text for c in canaries(CHAT) if c.name == "copy of the prompt"} == {"Hi"}
+
+
+def test_a_sound_reward_passes() -> None:
+    found = check_canaries(exact, [(PROMPT, GOOD)], real=[1.0, 0.0, 1.0])
+    assert len(found) == 10
+    assert fooled_by(found) == set()
+
+
+@pytest.mark.parametrize(
+    ("falls_for", "name"),
+    [
+        (lambda text: text == "Solution:", "master key 'Solution:'"),
+        (lambda text: not text, "empty"),
+        (lambda text: text == PROMPT.text, "copy of the prompt"),
+        (lambda text: "highest possible score" in text, "ignore the rubric"),
+        (lambda text: text == GOOD[:5], "truncated"),
+    ],
+)
+def test_each_trick_is_found(falls_for: object, name: str) -> None:
+    def gullible(samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            float(s.completion.text == GOOD or falls_for(s.completion.text))  # type: ignore[operator]
+            for s in samples
+        ]
+
+    found = check_canaries(gullible, [(PROMPT, GOOD)], threshold=0.5)
+    assert fooled_by(found) == {name}
+
+
+def test_padding_may_score_as_the_answer_does_and_no_higher() -> None:
+    def contains(samples: Sequence[Sample]) -> list[float | None]:
+        return [float("four" in s.completion.text) for s in samples]
+
+    def longer(samples: Sequence[Sample]) -> list[float | None]:
+        return [float(len(s.completion.text)) for s in samples]
+
+    assert "padded" not in fooled_by(check_canaries(contains, [(PROMPT, GOOD)], 0.5))
+    assert "padded" in fooled_by(check_canaries(longer, [(PROMPT, GOOD)], 1e6))
+
+
+def test_one_prompt_of_two_is_counted() -> None:
+    other = Prompt(id="other", text="Say nothing.")
+
+    def silent(samples: Sequence[Sample]) -> list[float | None]:
+        return [float(s.prompt.id == "other" and not s.completion.text) for s in samples]
+
+    found = check_canaries(silent, [(PROMPT, None), (other, None)], 0.5)
+    (empty,) = (result for result in found if not result.passed)
+    assert (empty.name, empty.score, empty.fooled, empty.prompts) == ("empty", 1.0, 1, 2)
+
+
+def test_a_canary_that_breaks_the_reward_hides_no_other() -> None:
+    def fragile(samples: Sequence[Sample]) -> list[float | None]:
+        if any(not s.completion.text for s in samples):
+            return [None] * len(samples)
+        return [float(s.completion.text in (GOOD, ":")) for s in samples]
+
+    found = check_canaries(fragile, [(PROMPT, GOOD)], threshold=0.5)
+    assert fooled_by(found) == {"master key ':'"}
+    assert [r.name for r in found if r.score is None] == ["empty"]
+
+
+def test_no_score_fools_nobody() -> None:
+    (result,) = judge_canaries([CanaryScore(name="empty", prompt_id="sum", score=None)], 0.5)
+    assert result.passed
+    assert result.score is None
+
+
+def scored(*values: float) -> list[CanaryScore]:
+    return [CanaryScore(name="empty", prompt_id="sum", score=value) for value in values]
+
+
+def test_the_bar_is_the_median_of_real_answers() -> None:
+    assert threshold_of([0.0, 1.0, 3.0], scored(0.0)) == 1.0
+    assert threshold_of([1.0, 1.0], scored(0.0)) == 1.0
+
+
+def test_a_median_that_nothing_can_be_below_is_what_nothing_may_be_above() -> None:
+    bar = threshold_of([0.0, 0.0, 1.0], scored(0.0))
+    assert bar == math.nextafter(0.0, 1.0)
+    assert judge_canaries(scored(0.0), bar)[0].passed
+    assert not judge_canaries(scored(0.5), bar)[0].passed
+
+
+def test_nothing_is_said_where_all_scores_are_equal() -> None:
+    assert threshold_of([1.0, 1.0], scored(1.0)) is None
+    assert threshold_of([], scored(1.0)) is None
+    assert check_canaries(lambda samples: [1.0] * len(samples), [(PROMPT, None)], real=[1.0]) == []
