@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from align.examples.config import ExamplesConfig
+from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
 from align.learner.importance import ImportanceConfig
 from align.learner.losses import GRPO, Algorithm, algorithm_from
 from align.learning_config import (
@@ -24,7 +25,9 @@ from align.learning_config import (
     SamplingConfig,
 )
 from align.policy_config import EngineConfig, LoraConfig, PolicyConfig
-from align.settings import Settings
+from align.prompts_config import Prompts, PromptsConfig, sourced
+from align.reward_config import Reward, RewardConfig
+from align.settings import Name, Settings
 
 __all__ = [
     "AnchorConfig",
@@ -46,76 +49,7 @@ __all__ = [
     "overlay",
 ]
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-"""Lower-case letters, digits, dot, dash, underscore: names become folders."""
-
-
-def _named(value: Any) -> Any:
-    """``exact_match`` is short for ``{name: exact_match}``."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _sourced(value: Any) -> Any:
-    """``demo://rev`` is short for ``{source: demo://rev}``."""
-    return {"source": value} if isinstance(value, str) else value
-
-
-class PromptsConfig(Settings):
-    """Where prompts come from."""
-
-    source: str
-    """``demo://NAME``, a .jsonl/.parquet/.csv file, or a ``datasets`` id."""
-    column: str = "prompt"
-    """Column with the text, or with chat messages."""
-    split: str = "train"
-    """Split of a ``datasets`` id."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Take only the first so many rows."""
-
-
-Prompts = Annotated[PromptsConfig, BeforeValidator(_sourced)]
-Examples = Annotated[ExamplesConfig, BeforeValidator(_sourced)]
-
-
-class RewardConfig(Settings):
-    """One named part of a rubric."""
-
-    name: str
-    """Registry name, ``pkg.mod:function`` or ``file.py:function``."""
-    weight: float = 1.0
-    """Factor in the sum."""
-    part: Name | None = None
-    """Name in the metrics; None takes the function's own name."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments passed to the function at every call."""
-    isolation: Literal["auto", "inline", "process", "sandbox"] = "auto"
-    """``inline``: in this process, trusted, without deadlines. ``process``: in worker processes without
-    tokens. ``sandbox``: those without network and files, for a reward that runs the model's code.
-    ``auto``: inline for Keel's own rewards, sandbox for ``code_tests``, process for all others."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """For one batch, repeats included; about twice what a batch takes. None: 120."""
-    sample_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """For one sample: the function is then called with one at a time. None: only the batch has one."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes that share a batch, cut between groups. None: 1."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Address space of one process; ``.inf`` where a GPU is used. None: 4."""
-    environment: tuple[str, ...] = ()
-    """Names of environment variables its processes may see, such as the key of a judge."""
-
-    @model_validator(mode="after")
-    def _deadlines(self) -> Self:
-        most, one = self.deadline_s, self.sample_deadline_s
-        if most is not None and one is not None and one > most:
-            raise ValueError(
-                f"sample_deadline_s {one:g} is longer than deadline_s {most:g}; "
-                "raise deadline_s, which is for the whole batch"
-            )
-        return self
-
-
-Reward = Annotated[RewardConfig, BeforeValidator(_named)]
+Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
 
 class ReplayConfig(Settings):
@@ -152,21 +86,6 @@ class ReplayConfig(Settings):
                 "set samples_per_prompt to the group size, or rewards to false"
             )
         return self
-
-
-class RoundSuiteConfig(Settings):
-    """The suite an accepted round leaves behind: its own reward on held-out prompts."""
-
-    prompts: Prompts | None = None
-    """None: the ``eval`` split of a demo source. Files need their own held-out prompts."""
-    items: Annotated[int, Field(ge=1)] = 1500
-    margin: Annotated[float, Field(gt=0)] = 0.05
-    """Largest loss a later round may cause against its parent or the best so far."""
-    budget: Annotated[float, Field(gt=0)] | None = None
-    """Largest loss over the whole campaign against this round's own snapshot; None: twice the margin."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """None: as in training."""
 
 
 class RoundSettings(Settings):
@@ -248,54 +167,6 @@ class RoundConfig(RoundSettings):
                 "sequence, or max_staleness to 0"
             )
         return self
-
-
-class SuiteConfig(Settings):
-    """A capability every candidate is measured on: items with a metric, or held-out text."""
-
-    name: Name
-    prompts: Prompts | None = None
-    metric: Reward | None = None
-    """Scores each completion; any reward can be one."""
-    text: str | None = None
-    """A text file: the score is the mean logprob per token of its windows, in nats."""
-    window: Annotated[int, Field(ge=8)] = 256
-    """Tokens per item of a text suite."""
-    items: Annotated[int, Field(ge=1)] = 1500
-    """Items used; a source with fewer is an error."""
-    margin: Annotated[float, Field(gt=0)] = 0.02
-    """Largest loss against the parent or the best so far, in units of the metric."""
-    budget: Annotated[float, Field(gt=0)] | None = None
-    """Largest loss against the campaign's start; None takes ``gate.total_budget``."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """None takes ``defaults.sampling.max_tokens``."""
-    role: Literal["gate", "watch"] = "gate"
-    """``watch``: measured and shown, never decides."""
-
-    @model_validator(mode="after")
-    def _kind(self) -> Self:
-        if (self.text is None) == (self.prompts is None):
-            raise ValueError("a suite has either prompts (with a metric) or text; set exactly one")
-        if (self.prompts is None) != (self.metric is None):
-            raise ValueError("a suite over prompts needs a metric, and a text suite takes none")
-        return self
-
-
-class GateConfig(Settings):
-    """When a candidate becomes production."""
-
-    mode: Literal["enforce", "observe"] = "enforce"
-    """``observe`` records the verdict and accepts all the same."""
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Chance, over the whole campaign, of accepting a loss as large as a margin."""
-    campaign_rounds: Annotated[int, Field(ge=1)] = 10
-    """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
-    total_budget: Annotated[float, Field(gt=0)] = 0.03
-    """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
-    min_gain: Annotated[float, Field(ge=0)] = 0.0
-    """The target must be better than the parent by more than this."""
 
 
 class CampaignConfig(Settings):
