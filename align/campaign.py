@@ -10,21 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence
 from align.examples.stream import ExampleStream
+from align.gate.budgets import check_budgets
+from align.gate.overlap import save_overlaps
+from align.gate.sealed import any_due
+from align.inbox.feed import fed
 from align.inputs import load_inputs
 from align.learner.anchors import References
+from align.measuring import measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
 from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
 from align.reward_models import resolved
 from align.reward_round import run_reward_round
-from align.round import RoundPlan, measure, run_round
+from align.round import RoundPlan, run_round
+from align.schedule.expand import expanded_here
 from align.scoring import Scorer
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
@@ -37,23 +43,31 @@ def run_campaign(
 ) -> Evidence:
     """Run every round that is not finished yet; returns what is known of the campaign then.
 
+    Rounds with a schedule are among them once they fell due, see `align.schedule`.
+
     Raises:
         UserError: the campaign, its inputs or its store cannot be used; nothing was changed.
         RunError: a round failed on the way; finished rounds stay as they are.
     """
+    config = expanded_here(config)
     inputs = load_inputs(config)
     with open_memory(config, inputs) as memory:
         done = {record.name for record in memory.evidence.committed()}
         due = [(i, spec) for i, spec in enumerate(config.rounds) if spec.name not in done]
-        if not due:
+        save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
+        if not due and not any_due(memory.evidence):
             observer.note("all rounds are done; nothing to run")
             return memory.evidence
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
             for index, spec in due:
+                parts = replace(parts, inputs=fed(inputs, config, memory.ledger, spec))
+                open_sealed(parts)
                 measure_known(parts)
+                check_budgets(parts.evidence, spec, parts.suites(), parts.observer.note)
                 run_one(index, spec, parts)
+            open_sealed(parts)
         return memory.evidence
 
 
@@ -143,6 +157,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
                 policy=parts.base,
             ),
         )
+        parts.evidence.mirror.push()
     return load_answers(path)
 
 
@@ -184,24 +199,6 @@ def load_replay(folder: Path, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
     for candidate in accepted:
         entries |= ReplayBuffer.load(replay_path(folder, candidate)).entries
     return ReplayBuffer(entries)
-
-
-def measure_known(parts: Parts) -> None:
-    """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
-
-    The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
-    their own rounds; only suites that came later are left to do: of appended rounds, and those whose
-    reward model was accepted since.
-    """
-    accepted, suites = parts.evidence.accepted("policy"), parts.suites()
-    for name, snapshot in {"base": parts.base, **accepted}.items():
-        missing = parts.evidence.missing(snapshot, suites)
-        if not missing:
-            continue
-        parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
-        parts.learner.load(snapshot)
-        parts.engine.sync(parts.learner.weights(name))
-        parts.evidence.save(snapshot, measure(parts, snapshot))
 
 
 def seed_of(seed: int, name: str) -> int:

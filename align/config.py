@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from align.examples.config import ExamplesConfig
 from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
+from align.hacking_config import HackingConfig
 from align.learner.importance import ImportanceConfig
 from align.learner.losses import GRPO, Algorithm, algorithm_from
 from align.learning_config import (
@@ -26,8 +26,11 @@ from align.learning_config import (
 )
 from align.policy_config import EngineConfig, LoraConfig, PolicyConfig
 from align.prompts_config import Prompts, PromptsConfig, sourced
-from align.reward_config import Reward, RewardConfig
+from align.repair.config import RepairConfig
+from align.reward_config import Reward, RewardConfig, check_rewards
+from align.schedule.config import ScheduleSettings, check_schedules
 from align.settings import Name, Settings
+from align.store_config import StoreSettings
 
 __all__ = [
     "AnchorConfig",
@@ -35,10 +38,12 @@ __all__ = [
     "CampaignConfig",
     "EngineConfig",
     "GateConfig",
+    "HackingConfig",
     "LoraConfig",
     "OptimizerConfig",
     "PolicyConfig",
     "PromptsConfig",
+    "RepairConfig",
     "ReplayConfig",
     "RewardConfig",
     "RoundConfig",
@@ -98,6 +103,11 @@ class RoundSettings(Settings):
     replay: ReplayConfig = ReplayConfig()
     anchors: AnchorsConfig = AnchorsConfig()
     suite: RoundSuiteConfig = RoundSuiteConfig()
+    repair: RepairConfig = RepairConfig()
+    gold: tuple[Reward, ...] = ()
+    """Rewards that the rollouts are also scored by and nothing is learned from: does what the round
+    rewards still go with what it is meant to reward?"""
+    hacking: HackingConfig = HackingConfig()
     mode: Literal["add", "override"] = "add"
     """Toward accepted rounds with the same prompts. ``add``: their rewards stay in the rubric;
     ``override``: this round's preference replaces theirs."""
@@ -109,7 +119,7 @@ class RoundSettings(Settings):
     """Learner steps between checkpoints: a round that was stopped goes on from the last one."""
 
 
-class RoundConfig(RoundSettings):
+class RoundConfig(RoundSettings, ScheduleSettings):
     """One preference round."""
 
     name: Name
@@ -124,9 +134,14 @@ class RoundConfig(RoundSettings):
 
     @property
     def asks(self) -> PromptsConfig | ExamplesConfig:
-        """Where the round's prompts come from: what two rounds may share."""
+        """Where the round's prompts come from: what two rounds may share.
+
+        Rounds that read a stream of the inbox once share nothing: each asks what came since the last.
+        """
         found = self.prompts or self.data
         assert found is not None, "the check of the material"
+        if found is self.data and self.data.stream is not None and self.data.use == "once":
+            return self.data.model_copy(update={"source": f"{self.data.source}#{self.name}"})
         return found
 
     @model_validator(mode="after")
@@ -145,6 +160,11 @@ class RoundConfig(RoundSettings):
                 raise ValueError(f"{algorithm.name} {use} rewards; set rewards")
         elif self.data is None:
             raise ValueError(f"{algorithm.name} learns from {material} of a file; set data")
+        elif self.data.stream is not None and material not in ("pairs", "ratings"):
+            raise ValueError(
+                f"the inbox holds pairs and ratings, and {algorithm.name} learns from {material}; set data "
+                "to a file, or choose an algorithm that learns from pairs or ratings"
+            )
         if algorithm.makes == "reward_model" and (self.rewards or self.suite.prompts):
             raise ValueError(
                 "a reward model learns from pairs and is measured on held-out ones; remove rewards and "
@@ -154,6 +174,8 @@ class RoundConfig(RoundSettings):
             raise ValueError(
                 f"replay.rewards learns from rewards and {algorithm.name} does not; set it to false"
             )
+        by_part = getattr(algorithm, "by_part", False)
+        check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
         terms = self.anchors.new
         if algorithm.anchors_are_reference and terms and not sum(term.beta for term in terms):
             raise ValueError(
@@ -166,24 +188,28 @@ class RoundConfig(RoundSettings):
                 "of older weights would count as the learner's own; set importance.level to token or "
                 "sequence, or max_staleness to 0"
             )
+        if "gold_apart" in self.hacking.gate and not self.gold:
+            raise ValueError(
+                "hacking.gate names gold_apart, which compares with a gold reward, and there is none; set "
+                "gold to a reward that is not learned from, or take gold_apart out"
+            )
         return self
 
 
-class CampaignConfig(Settings):
+class CampaignConfig(StoreSettings):
     """One campaign: a policy, its rounds in order, and what must not be lost."""
 
-    name: Name
     policy: PolicyConfig
-    store: str = ""
-    """Folder of snapshots, ledger, metrics and evaluations; empty: ``runs/<name>``."""
     seed: Annotated[int, Field(ge=0)] = 0
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
     suites: tuple[SuiteConfig, ...] = ()
     gate: GateConfig = GateConfig()
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
+    keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
+    """Of how many steps of a round, the last ones, the rollouts are kept as tables."""
 
     @model_validator(mode="before")
     @classmethod
@@ -206,11 +232,18 @@ class CampaignConfig(Settings):
             )
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
+            if spec.repair.interpolate and self.policy.has_bare_dora:
+                raise ValueError(
+                    f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "
+                    "straight line from the base to a DoRA adapter; set interpolate to false, or "
+                    "policy.lora.merge to true"
+                )
             earlier = [r.name for r in self.rounds[:index]]
             anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
             policies = [("anchors", anchor.to) for anchor in anchors]
             policies.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
-            models = [("rewards", str(reward.options.get("model"))) for reward in spec.rewards]
+            rewards = (*spec.rewards, *spec.gold)
+            models = [("rewards", str(reward.options.get("model"))) for reward in rewards]
             for place, to in (*policies, *models):
                 kind, _, name = to.partition(":")
                 if kind != "round":
@@ -230,24 +263,30 @@ class CampaignConfig(Settings):
                         f"rounds.{index}.anchors: only past prompts have an owner; "
                         "use parent or base for new and general prompts"
                     )
+        check_schedules(self.rounds, [s.name for s in self.suites])
         return self
 
-    @property
-    def folder(self) -> Path:
-        """Where the store lies."""
-        return Path(self.store or f"runs/{self.name}")
-
     def content(self) -> dict[str, Any]:
-        """Everything that decides the result: not where the store lies, not what it is run on."""
-        resources = {"threads", "ranks", "gradient_checkpointing"}
+        """Everything that decides the result: not where the store lies, not what it is run on, and not when
+        rounds fall due."""
+        resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
         return self.model_dump(
             mode="json",
-            exclude={"store": True, "rollouts": True, "trackers": True, "policy": resources},
+            exclude={
+                **dict.fromkeys(set(StoreSettings.model_fields) - {"name"}, True),
+                "rollouts": True,
+                "trackers": True,
+                "keep_rollouts": True,
+                "policy": resources,
+                "rounds": {"__all__": set(ScheduleSettings.model_fields)},
+            },
         )
 
-    def hash(self) -> str:
-        """sha256 of `content`."""
-        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+    def hash(self, num_rounds: int | None = None) -> str:
+        """sha256 of `content`; with only its first rounds where their number is given."""
+        content = self.content()
+        content["rounds"] = content["rounds"][:num_rounds]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

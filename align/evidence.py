@@ -16,7 +16,14 @@ from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.gate import Verdict, decide, decide_from_files
 from align.gate.pairs import decide_pairs
 from align.gate.suites import Suite
+from align.memory.anchor import anchor_of
 from align.memory.ledger import Ledger, RoundRecord
+from align.memory.lineage import lineage
+from align.memory.mirror import ONE_SIDED, Mirror
+from align.memory.snapshots import SnapshotStore
+from align.repair.record import repairs_of
+from align.schedule.expand import expanded
+from align.stores import begun_ledger, open_mirror
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -29,6 +36,8 @@ class Evidence:
     """The store; paths in the ledger are relative to it."""
     ledger: Ledger
     config: CampaignConfig
+    mirror: Mirror = ONE_SIDED
+    """Of a store with a URL: its far side."""
 
     @property
     def base(self) -> SnapshotId:
@@ -41,12 +50,20 @@ class Evidence:
 
     def save(self, snapshot: SnapshotId, results: Mapping[str, ItemResults]) -> None:
         """Store per-item results and note them in the ledger."""
+        paths: dict[str, str] = {}
         for name, items in results.items():
             path = Path("evaluations") / snapshot[:16] / f"{name}-{items.suite_hash[:8]}.parquet"
             items.save(self.folder / path)
+            paths[name] = str(path)
+        self.mirror.push()
+        for name, items in results.items():
             self.ledger.record_evaluation(
-                snapshot, name, items.suite_hash, str(path), n=len(items.values), mean=items.mean
+                snapshot, name, items.suite_hash, paths[name], n=len(items.values), mean=items.mean
             )
+
+    def snapshots(self) -> SnapshotStore:
+        """The campaign's snapshots; those that are not here yet are fetched when they are opened."""
+        return SnapshotStore(self.folder, self.mirror.remote)
 
     def load(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> dict[str, ItemResults]:
         """Stored results of a snapshot."""
@@ -63,10 +80,36 @@ class Evidence:
             )
         return self.folder / record.path
 
+    def looks(self) -> int:
+        """Decisions taken so far: one a round, or one for every candidate that it put forward."""
+        return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
+
+    def look_of(self, name: str) -> int:
+        """Number of the decision that a committed round ended with, its repairs counted."""
+        looks = 0
+        for record in self.committed():
+            tried = repairs_of(record.report)
+            if record.name == name:
+                chosen = (one.look for one in tried if one.candidate == record.candidate)
+                return next(chosen, looks + 1)
+            looks += len(tried) or 1
+        raise ValueError(f"round {name!r} has no verdict")
+
     def judge(
-        self, target: str, candidate: SnapshotId, parent: SnapshotId, suites: Sequence[Suite]
+        self,
+        target: str,
+        candidate: SnapshotId,
+        parent: SnapshotId,
+        suites: Sequence[Suite],
+        look: int | None = None,
+        objections: Sequence[str] = (),
     ) -> Verdict:
-        """The gate's verdict on a candidate of round ``target``."""
+        """The gate's verdict on a candidate of round ``target``.
+
+        Args:
+            look: number of this decision in the campaign; None: the one after the last round's.
+            objections: what was noticed while it was trained and keeps it out.
+        """
         accepted = self.accepted("policy")
         history = [self.base, *accepted.values()]
         known = {s: self.load(s, suites) for s in dict.fromkeys([*history, parent, candidate])}
@@ -74,17 +117,26 @@ class Evidence:
             target=target,
             candidate=known[candidate],
             parent=known[parent],
-            start={s.name: known[accepted.get(s.name, self.base)][s.name] for s in suites},
+            start={s.name: known[self.anchor(s.name)][s.name] for s in suites},
             best={
                 s.name: max((known[h][s.name] for h in history), key=lambda items: items.mean)
                 for s in suites
             },
             suites=suites,
             gate=self.config.gate,
-            looks=len(self.committed()) + 1,
+            looks=look or self.looks() + 1,
             accepted_rounds=tuple(accepted),
             retired=self.retired((*accepted, target)),
+            objections=objections,
         )
+
+    def anchor(self, suite: str) -> SnapshotId:
+        """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that
+        round, or the anchor that a person chose after it."""
+        accepted = self.accepted("policy")
+        own, chosen = accepted.get(suite, self.base), anchor_of(self.ledger)
+        order = [self.base, *accepted.values()]
+        return own if chosen is None or order.index(chosen) < order.index(own) else chosen
 
     def recompute(self, name: str) -> tuple[Verdict, Verdict]:
         """A finished round's verdict drawn again from the stored items, and the one on record."""
@@ -99,12 +151,24 @@ class Evidence:
         return decide_again(recorded.inputs, self.locate), recorded
 
     def accepted(self, makes: str) -> dict[str, SnapshotId]:
-        """Candidate of every accepted round that makes a policy, or a reward model; in order."""
+        """Candidate of every accepted round that makes a policy, or a reward model; in order.
+
+        Policies that production was moved back behind are not among them: their rounds count as
+        rejected, until production is moved forward again.
+        """
+        rounds = [r for r in self.committed() if r.state == "accepted"]
+        path = lineage(rounds, self.ledger.alias("production")) if makes == "policy" else None
         return {
             r.name: r.candidate
-            for r in self.committed()
-            if r.state == "accepted" and r.candidate and self._makes(r.name) == makes
+            for r in rounds
+            if r.candidate and self._makes(r.name) == makes and (path is None or r.candidate in path)
         }
+
+    def due_index(self) -> int:
+        """Index of the first round without a verdict; of the next one, where all have theirs."""
+        rounds = self.ledger.rounds()
+        undecided = (r.index for r in rounds if r.state not in ("accepted", "rejected"))
+        return next(undecided, len(rounds))
 
     def _makes(self, name: str) -> str:
         spec = next((spec for spec in self.config.rounds if spec.name == name), None)
@@ -134,13 +198,13 @@ class Evidence:
         means = {(e.snapshot, e.suite): e.mean for e in self.ledger.evaluations()}
         names = tuple(
             dict.fromkeys(
-                [s.name for s in self.config.suites]
+                [s.name for s in self.config.suites if s.role != "sealed"]
                 + [r.name for r in self.config.rounds if r.algorithm.makes == "policy"]
             )
         )
-        rows = [("base", self.base, True)]
+        rows, accepted = [("base", self.base, True)], self.accepted("policy")
         rows += [
-            (r.name, r.candidate or "", r.state == "accepted")
+            (r.name, r.candidate or "", r.name in accepted)
             for r in self.committed()
             if self._makes(r.name) == "policy"
         ]
@@ -160,11 +224,14 @@ class Evidence:
 
 def stored_evidence(config: CampaignConfig) -> Evidence:
     """The evidence of a campaign that ran before."""
-    path = config.folder / "ledger.db"
-    if not path.is_file():
+    ledger = begun_ledger(config)
+    if ledger is None:
         raise UserError(
             "there is no campaign in this store yet",
-            where=str(config.folder),
+            where=config.store if config.is_remote else str(config.folder),
             remedy="start it with keel run",
         )
-    return Evidence(folder=config.folder, ledger=Ledger(f"sqlite:///{path}"), config=config)
+    mirror = open_mirror(config)
+    mirror.pull()
+    expanded_config = expanded(config, ledger)
+    return Evidence(folder=config.folder, ledger=ledger, config=expanded_config, mirror=mirror)

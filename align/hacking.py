@@ -12,67 +12,39 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import StatisticsError, fmean, linear_regression, variance
-from typing import Annotated
 
-from pydantic import Field
-
-from align.settings import Settings
+from align.hacking_config import DetectorName, HackingConfig
 
 Metrics = Mapping[str, float]
 """One learner step, with its number in ``step``."""
 
-NOT_PARTS = frozenset({"mean", "failed_share", "abstained_share"})
-"""What is named ``reward/...`` and is no part of it."""
+PROXY = "reward/mean"
+"""The reward that is learned from."""
+GOLD = "gold/mean"
+"""One that is only watched; without it that detector is silent."""
+SPREAD = {PROXY: "gold/proxy_std", GOLD: "gold/std"}
+"""Standard deviation of either over single completions of a step."""
+KL = "kl/new/"
+"""Begins the name of the distance from an anchor, which every step with such an anchor measures."""
+DRIFT = "drift/K_new"
+"""The meter of the distance from the parent, where there is no such anchor."""
+LENGTH = "completions/tokens_mean"
+REPEATED = "completions/repeated_ngrams"
+DISTINCT = "completions/distinct_ngrams"
+ENTROPY = "entropy"
+SHARE = "reward_share/"
+"""Begins the name of a part's share of the reward."""
+READ = (PROXY, "gold/", KL, DRIFT, LENGTH, REPEATED, DISTINCT, ENTROPY, SHARE)
+"""Beginnings of the names that detectors read."""
 LARGEST = 1e100
 """Beyond it a metric is broken, and its square could not be held."""
-DRIFT = "drift/K_new"
-"""The meter of the distance from the parent."""
-
-
-class HackingConfig(Settings):
-    """When a detector speaks."""
-
-    window: Annotated[int, Field(ge=2)] = 8
-    """Steps averaged at either end. Before twice as many there is no signal."""
-    proxy: str = "reward/mean"
-    """The reward that is learned from."""
-    gold: str = "reward/gold"
-    """One that is only watched: a part named ``gold`` of weight 0. Without it that detector is silent."""
-    proxy_rise: Annotated[float, Field(gt=0)] = 4.0
-    """Standard errors from which on the proxy counts as risen."""
-    gold_rise: float = 0.5
-    """Standard errors since the start below which the gold reward counts as flat or down."""
-    gold_fall: Annotated[float, Field(gt=0)] = 4.0
-    """Standard errors below its best from which on it counts as fallen; the best of many windows is
-    always a little too good, so this is far."""
-    kl: str | None = None
-    """Distance from the parent; None: the first ``kl/new/``, which every step measures, else
-    ``drift/K_new``."""
-    kl_slope: float = 0.1
-    """Share of its first half's reward per distance below which the second half's is spent for nothing."""
-    kl_growth: Annotated[float, Field(gt=1)] = 1.25
-    """Factor by which the KL of the second half must grow for its slope to mean anything."""
-    length_factor: Annotated[float, Field(gt=1)] = 1.5
-    """Change of the mean length of completions, up or down."""
-    distinct: str = "reward/distinct_ngrams"
-    """Share of n-grams that are unique; without such a part that detector is silent."""
-    distinct_left: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    """Share of its first value below which it has collapsed."""
-    entropy_left: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of its first value below which the policy's entropy has collapsed."""
-    part_share: Annotated[float, Field(gt=0.5, le=1)] = 0.9
-    """Share of the reward from which on one part is all of it."""
-    part_growth: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """By how much that share must have grown: parts that were uneven from the start are a choice."""
-    weights: dict[str, float] = Field(default_factory=dict)
-    """Of the parts; those not named count once, the gold one not at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signal:
     """One detector that spoke."""
 
-    name: str
+    name: DetectorName
     step: int
     """The last step it has seen."""
     sentence: str
@@ -108,25 +80,29 @@ def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | 
     The second is the shape of over-optimisation (Gao et al., arXiv:2210.10760): up, then down. The windows
     grow to a third of the steps: an early gold reward that is only noisy is not yet a flat one.
     """
-    both = _measured(metrics, settings.proxy, settings.gold)
+    both = _measured(metrics, PROXY, GOLD)
     size = max(settings.window, len(both) // 3)
     if len(both) < 2 * size:
         return None
-    proxy, gold = _values(both, settings.proxy), _values(both, settings.gold)
+    proxy, gold = _values(both, PROXY), _values(both, GOLD)
     starts = range(len(both) - 2 * size + 1)
     best = max(starts, key=lambda start: fmean(gold[start : start + size]))
+    share = _followed_share(both, size)
     for start, limit in ((0, settings.gold_rise), (best, -settings.gold_fall)):
         early = slice(start, start + size)
         followed = _rise(gold[early], gold[-size:])
-        if _rise(proxy[early], proxy[-size:]) > settings.proxy_rise and followed < limit:
+        little = start == 0 and share < settings.gold_share and followed >= limit
+        if _rise(proxy[early], proxy[-size:]) > settings.proxy_rise and (
+            little or followed < limit
+        ):
             return Signal(
                 name="gold_apart",
                 step=_step(metrics),
-                sentence=f"{settings.proxy} rose from {fmean(proxy[early]):.3g} to "
-                f"{fmean(proxy[-size:]):.3g} while {settings.gold} went from "
+                sentence=f"the reward rose from {fmean(proxy[early]):.3g} to "
+                f"{fmean(proxy[-size:]):.3g} while the gold one, which is not learned from, went from "
                 f"{fmean(gold[early]):.3g} to {fmean(gold[-size:]):.3g}",
-                value=followed,
-                threshold=limit,
+                value=share if little else followed,
+                threshold=settings.gold_share if little else limit,
             )
     return None
 
@@ -137,13 +113,13 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     Reward is taken over the square root of the KL, in which it is close to linear at first (Gao et al.,
     arXiv:2210.10760); the slopes of the first and the second half of the steps are compared.
     """
-    name = settings.kl or _kl_name(metrics)
-    both = _measured(metrics, name, settings.proxy)
+    name = _kl_name(metrics)
+    both = _measured(metrics, name, PROXY)
     if len(both) < 2 * settings.window:
         return None
     half = len(both) // 2
     distance = [math.sqrt(max(0.0, kl)) for kl in _values(both, name)]
-    reward = _values(both, settings.proxy)
+    reward = _values(both, PROXY)
     early = _slope(distance[:half], reward[:half])
     late = _slope(distance[half:], reward[half:])
     size = min(settings.window, half)
@@ -166,7 +142,7 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
 
 def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
     """Completions grew or shrank by a factor."""
-    ends = _ends(metrics, "completions/tokens_mean", settings.window)
+    ends = _ends(metrics, LENGTH, settings.window)
     if ends is None or min(ends) <= 0:
         return None
     factor = ends[1] / ends[0]
@@ -183,61 +159,89 @@ def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal 
     )
 
 
+def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
+    """Completions say again what they said before."""
+    ends = _ends(metrics, REPEATED, settings.window)
+    if ends is None or ends[1] - ends[0] < settings.repetition_rise:
+        return None
+    return Signal(
+        name="repetition_drift",
+        step=_step(metrics),
+        sentence=f"completions repeat themselves: {ends[1]:.0%} of their n-grams stood in them before, "
+        f"{ends[0]:.0%} at first",
+        value=ends[1] - ends[0],
+        threshold=settings.repetition_rise,
+    )
+
+
 def distinct_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """Answers repeat themselves: the share of unique n-grams fell."""
+    """Different prompts get the same answers: the share of unique n-grams among them fell."""
     return _collapse(
-        "distinct_collapse", metrics, settings.distinct, settings.window, settings.distinct_left
+        "distinct_collapse",
+        metrics,
+        DISTINCT,
+        settings.window,
+        settings.distinct_left,
+        "answers to different prompts became alike: their share of unique n-grams",
     )
 
 
 def entropy_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """The policy says one thing only."""
-    return _collapse("entropy_collapse", metrics, "entropy", settings.window, settings.entropy_left)
+    """The policy says one thing only, and is no better for it.
+
+    Entropy that turns into reward is what learning looks like (Cui et al., arXiv:2505.22617: reward is
+    about b - a exp(entropy)). The reward that has to rise is the gold one where there is one.
+    """
+    witness = GOLD if _measured(metrics, GOLD) else PROXY
+    rewards, size = _values(metrics, witness), settings.window
+    if len(rewards) < 2 * size or _rise(rewards[:size], rewards[-size:]) > settings.proxy_rise:
+        return None
+    return _collapse(
+        "entropy_collapse",
+        metrics,
+        ENTROPY,
+        size,
+        settings.entropy_left,
+        f"the {'gold ' if witness == GOLD else ''}reward did not rise, and the policy's entropy",
+    )
 
 
 def part_alone(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
     """One part of the rubric became nearly all of the reward."""
-    shares = _shares(metrics, settings)
-    for name, (first, last) in shares.items():
-        if last >= settings.part_share and last - first >= settings.part_growth:
+    for name in sorted({key for m in metrics for key in m if key.startswith(SHARE)}):
+        ends = _ends(metrics, name, settings.window)
+        if ends is None or ends[1] < settings.part_share:
+            continue
+        if ends[1] - ends[0] >= settings.part_growth:
             return Signal(
                 name="part_alone",
                 step=_step(metrics),
-                sentence=f"part {name} makes {last:.0%} of the reward, {first:.0%} at first",
-                value=last,
+                sentence=f"part {name.removeprefix(SHARE)} makes {ends[1]:.0%} of the reward, "
+                f"{ends[0]:.0%} at first",
+                value=ends[1],
                 threshold=settings.part_share,
             )
     return None
 
 
-DETECTORS: dict[str, Detector] = {
+DETECTORS: dict[DetectorName, Detector] = {
     "gold_apart": gold_apart,
     "kl_without_reward": kl_without_reward,
     "length_drift": length_drift,
+    "repetition_drift": repetition_drift,
     "distinct_collapse": distinct_collapse,
     "entropy_collapse": entropy_collapse,
     "part_alone": part_alone,
 }
 
 
-def _shares(metrics: Sequence[Metrics], settings: HackingConfig) -> dict[str, tuple[float, float]]:
-    """First and last share of every part in the sum of the parts' absolute weighted means."""
-    names = sorted({key for m in metrics for key in m if key.startswith("reward/")})
-    parts = [part for name in names if "/" not in (part := name.removeprefix("reward/"))]
-    found = {}
-    for part in parts:
-        weight = settings.weights.get(part, 0.0 if f"reward/{part}" == settings.gold else 1.0)
-        ends = _ends(metrics, f"reward/{part}", settings.window)
-        if part not in NOT_PARTS and weight and ends is not None:
-            found[part] = (abs(weight * ends[0]), abs(weight * ends[1]))
-    first, last = (sum(ends[index] for ends in found.values()) for index in (0, 1))
-    if len(found) < 2 or not first or not last:
-        return {}
-    return {part: (ends[0] / first, ends[1] / last) for part, ends in found.items()}
-
-
 def _collapse(
-    name: str, metrics: Sequence[Metrics], metric: str, window: int, left: float
+    name: DetectorName,
+    metrics: Sequence[Metrics],
+    metric: str,
+    window: int,
+    left: float,
+    words: str,
 ) -> Signal | None:
     ends = _ends(metrics, metric, window)
     if ends is None or ends[0] <= 0 or ends[1] > left * ends[0]:
@@ -245,7 +249,7 @@ def _collapse(
     return Signal(
         name=name,
         step=_step(metrics),
-        sentence=f"{metric} fell from {ends[0]:.3g} to {ends[1]:.3g}",
+        sentence=f"{words} fell from {ends[0]:.3g} to {ends[1]:.3g}",
         value=ends[1] / ends[0],
         threshold=left,
     )
@@ -275,6 +279,20 @@ def _rise(first: Sequence[float], last: Sequence[float]) -> float:
     return math.copysign(math.inf, difference) if difference else 0.0
 
 
+def _followed_share(metrics: Sequence[Metrics], size: int) -> float:
+    """Rise of the gold reward over that of the proxy, both in their first standard deviations.
+
+    Infinite where nothing can be said: the proxy did not rise, or no spread was measured.
+    """
+    effects = []
+    for name in (GOLD, PROXY):
+        values, spreads = _values(metrics, name), _values(metrics[:size], SPREAD[name])
+        spread = fmean(spreads) if spreads else 0.0
+        effects.append((fmean(values[-size:]) - fmean(values[:size])) / spread if spread else 0.0)
+    gold, proxy = effects
+    return gold / proxy if proxy > 0 and _values(metrics[:size], SPREAD[GOLD]) else math.inf
+
+
 def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Least squares; None where x does not vary."""
     try:
@@ -284,7 +302,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _kl_name(metrics: Sequence[Metrics]) -> str:
-    return min((key for m in metrics for key in m if key.startswith("kl/new/")), default=DRIFT)
+    return min((key for m in metrics for key in m if key.startswith(KL)), default=DRIFT)
 
 
 def _step(metrics: Sequence[Metrics]) -> int:

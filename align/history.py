@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from align.config import CampaignConfig
 from align.evidence import Evidence
+from align.gate.evaluate import ItemResults
+from align.gate.forgetting import transitions
 from align.memory.ledger import RoundRecord
+from align.repair.record import RepairStep, repairs_of
+from align.spending import Spent, spent
+from align.watch_record import WatchRecord
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -48,6 +53,20 @@ class Metric:
     first: float
     last: float
     mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemChanges:
+    """How many items of a suite two snapshots differ on; a difference of means hides what cancels."""
+
+    suite: str
+    n: int
+    lost: int
+    won: int
+    lost_share: float
+    won_share: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +81,14 @@ class RoundDetail:
     metrics: tuple[Metric, ...]
     reasons: tuple[str, ...]
     """What kept the candidate out."""
+    spent: Spent | None = None
+    """On what is new and on retention; None before the first step."""
+    changed: tuple[ItemChanges, ...] = ()
+    """Items that the candidate lost and won against its parent, suite by suite."""
+    repairs: tuple[RepairStep, ...] = ()
+    """All candidates, where the first was refused and others were tried."""
+    watch: WatchRecord = field(default_factory=WatchRecord)
+    """Signs that the reward was gamed."""
 
     def named(self, prefix: str) -> tuple[Metric, ...]:
         """Metrics of one family, such as ``reward/`` or ``drift/``."""
@@ -121,7 +148,7 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
     """What a round left behind."""
     record = record_of(evidence, name)
     steps = steps_of(evidence.folder / "rounds" / f"{record.index:02d}-{record.name}")
-    metrics = tuple(_summaries(steps.values()))
+    metrics = summaries(steps.values())
     sources = ("new", "past", "general")
     totals = {m.name: round(m.mean * m.steps) for m in metrics if m.name.endswith("_tokens")}
     return RoundDetail(
@@ -130,17 +157,49 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
         tokens={s: totals[key] for s in sources if (key := f"batch/{s}_tokens") in totals},
         metrics=metrics,
         reasons=tuple((record.report or {}).get("reasons", ())),
+        spent=spent(steps.values()) if steps else None,
+        changed=tuple(_changed(evidence, record)),
+        repairs=repairs_of(record.report),
+        watch=watch_of(evidence, record),
     )
+
+
+def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
+    """Of every suite that parent and candidate were measured on as it was then; not of sealed ones."""
+    if record.parent is None or record.candidate is None:
+        return
+    before = {e.suite_hash: e for e in evidence.ledger.evaluations(record.parent)}
+    for after in evidence.ledger.evaluations(record.candidate):
+        if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
+            continue
+        paths = (evidence.folder / e.path for e in (before[after.suite_hash], after))
+        found = transitions(*(ItemResults.load(path) for path in paths))
+        yield ItemChanges(
+            suite=after.suite,
+            n=found.n,
+            lost=found.lost,
+            won=found.won,
+            lost_share=found.lost_share,
+            won_share=found.won_share,
+        )
+
+
+def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
+    """What was noticed of a round's latest attempt; of its first candidate, where others were tried."""
+    folder = evidence.folder / "rounds" / f"{record.index:02d}-{record.name}"
+    return WatchRecord.load(folder / f"attempt-{record.attempt}")
 
 
 def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
     """Settings and scores of ``other`` beside those of ``one``."""
-    records = [record_of(evidence, name) for name in (one, other)]
+    rounds = [record_of(evidence, name) for name in (one, other)]
     settings = [dict(_leaves(_spec(evidence.config, name))) for name in (one, other)]
     keys = dict.fromkeys([*settings[0], *settings[1]])
-    means = {(e.snapshot, e.suite): e.mean for e in evidence.ledger.evaluations()}
+    sealed = sealed_names(evidence.config)
+    found = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
+    means = {(e.snapshot, e.suite): e.mean for e in found}
     scores = (
-        _score_change(suite, *(means.get((record.candidate or "", suite)) for record in records))
+        _score_change(suite, *(means.get((record.candidate or "", suite)) for record in rounds))
         for suite in dict.fromkeys(suite for _, suite in means)
     )
     return RoundDiff(
@@ -155,8 +214,13 @@ def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
     )
 
 
-def steps_of(folder: Path) -> dict[int, dict[str, float]]:
-    """Finite metrics of every learner step of a round.
+def sealed_names(config: CampaignConfig) -> frozenset[str]:
+    """Suites that nobody looks at."""
+    return frozenset(suite.name for suite in config.suites if suite.role == "sealed")
+
+
+def steps_of(folder: Path, repair: str = "") -> dict[int, dict[str, float]]:
+    """Finite metrics of every learner step of a round, or of one of its repairs.
 
     An attempt that went on from a checkpoint replaces the steps that it did again. A line that is
     still being written is left out.
@@ -166,7 +230,7 @@ def steps_of(folder: Path) -> dict[int, dict[str, float]]:
     )
     steps: dict[int, dict[str, float]] = {}
     for attempt in attempts:
-        path = attempt / "metrics.jsonl"
+        path = attempt / repair / "metrics.jsonl"
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
                 values = json.loads(line)
@@ -181,24 +245,29 @@ def steps_of(folder: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
-def _score_change(suite: str, one: float | None, other: float | None) -> ScoreChange:
-    difference = None if one is None or other is None else other - one
-    return ScoreChange(suite=suite, one=one, other=other, difference=difference)
-
-
-def _summaries(steps: Iterable[Mapping[str, float]]) -> Iterator[Metric]:
+def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
+    """Every metric over the steps that have it, by name."""
     series: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.items():
             series.setdefault(name, []).append(value)
-    for name, values in sorted(series.items()):
-        yield Metric(
+    return tuple(
+        Metric(
             name=name,
             steps=len(values),
             first=values[0],
             last=values[-1],
             mean=math.fsum(values) / len(values),
+            lowest=min(values),
+            highest=max(values),
         )
+        for name, values in sorted(series.items())
+    )
+
+
+def _score_change(suite: str, one: float | None, other: float | None) -> ScoreChange:
+    difference = None if one is None or other is None else other - one
+    return ScoreChange(suite=suite, one=one, other=other, difference=difference)
 
 
 def _entry(record: RoundRecord) -> RoundEntry:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
-from align.examples import Unit, load_examples
+from align.examples import Examples, Unit, load_examples
 from align.examples.holdout import hold_out, prompts_of
 from align.gate.suites import Suite, build_suites
 from align.model_checks import check_round_models
 from align.models import SCHEMES, load_tokenizer, resolve_model
-from rewards.rubric import build_rubric
+from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import check_lengths
 from rollouts.model_folder import check_model_folder
 from rollouts.prompts import PromptEncoder, load_prompts
+from rollouts.rows import Row
 from rollouts.types import Prompt
 from rollouts.vllm_engine import resolve_device
 
@@ -44,15 +45,27 @@ class Inputs:
     """Rounds that make no policy."""
     reports: Mapping[str, str]
     """What became of these rounds' files: rows read, cut and left out."""
+    awaited: frozenset[str]
+    """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
 
     @property
     def policy_suites(self) -> list[Suite]:
         """What policies are measured on: not the held-out pairs of reward models."""
         return [suite for suite in self.suites if suite.target_of not in self.reward_models]
 
+    def close(self) -> None:
+        """End the worker processes of what suites are measured with."""
+        for suite in self.suites:
+            if suite.rubric is not None:
+                suite.rubric.close()
+
     def data_hashes(self, round_name: str) -> dict[str, str]:
-        """sha256 of the prompts a round draws from, for its snapshot's provenance."""
-        pools = {"prompts": self.prompts[round_name], "general": self.general.get(round_name, ())}
+        """sha256 of what a round draws from, for its snapshot's provenance."""
+        pools: dict[str, Sequence[Prompt | Unit]] = {
+            "prompts": self.prompts[round_name],
+            "general": self.general.get(round_name, ()),
+            "examples": self.examples.get(round_name, ()),
+        }
         return {
             name: hashlib.sha256("\n".join(p.id for p in pool).encode()).hexdigest()
             for name, pool in pools.items()
@@ -60,46 +73,40 @@ class Inputs:
         }
 
 
-def load_inputs(config: CampaignConfig) -> Inputs:
-    """Load and check; raises `UserError` for the first thing that cannot be used."""
-    rubrics = {
-        spec.name: build_rubric(spec.rewards, f"rounds.{index}.rewards")
-        for index, spec in enumerate(config.rounds)
-        if spec.rewards and spec.algorithm.material == "rollouts"
-    }
+def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | None = None) -> Inputs:
+    """Load and check; raises `UserError` for the first thing that cannot be used.
+
+    Args:
+        taken: by round, what it took of the inbox. Rounds that read a stream and are not in it are
+            awaited: their data is checked when they begin.
+    """
+    rubrics = _rubrics(config)
     model = resolve_model(config.policy)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_model_folder(model, resolve_device("auto"))
     for spec in config.rounds:
         check_round_models(spec, model)
     context = context_of(model, config)
+    taken = taken or {}
+    awaited = _awaited(config, taken)
+    known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = PromptEncoder(load_tokenizer(model, config.policy))
-    examples = {
-        spec.name: load_examples(
-            spec.data, spec.algorithm.material, encoder, context - 1, spec.name
-        )
-        for spec in config.rounds
-        if spec.data is not None
-    }
-    files = {
-        spec.name: hold_out(examples[spec.name].units, spec.data.heldout)
-        for spec in config.rounds
-        if spec.data is not None
-    }
+    examples = _examples(known, encoder, context - 1, taken)
+    kept, held = _split(known, examples)
     prompts = {
         spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new")
         if spec.prompts is not None
-        else prompts_of(files[spec.name][0], encoder)
-        for spec in config.rounds
+        else prompts_of(kept[spec.name], encoder)
+        for spec in known
     }
     general = {
         spec.name: load_prompts(spec.replay.general_prompts, SCHEMES, None, "general")
-        for spec in config.rounds
+        for spec in known
         if spec.replay.general_prompts is not None
     }
-    for name, rubric in rubrics.items():
-        rubric.check_columns(prompts[name], f"round {name}")
-    for spec in config.rounds:
+    for name, rubric in rubrics:
+        rubric.check_columns(prompts.get(name, ()), f"round {name}")
+    for spec in known:
         if spec.algorithm.makes == "policy":  # A reward model samples nothing.
             pools = (prompts[spec.name], general.get(spec.name, []))
             _check_fit(spec, pools, encoder, context)
@@ -110,13 +117,72 @@ def load_inputs(config: CampaignConfig) -> Inputs:
         prompts=prompts,
         general=general,
         suites=build_suites(
-            config, SCHEMES, encoder, context, {name: held for name, (_, held) in files.items()}
+            config.model_copy(update={"rounds": tuple(known)}),
+            SCHEMES,
+            encoder,
+            context,
+            held_out=held,
+            examples=kept,
         ),
-        examples={name: kept for name, (kept, _) in files.items()},
+        examples=kept,
         reward_models=frozenset(
             spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
         ),
         reports={name: str(found.report) for name, found in examples.items()},
+        awaited=awaited,
+    )
+
+
+def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
+    """What scores a round's samples, and what only watches them, by the name of the round."""
+    found = []
+    for index, spec in enumerate(config.rounds):
+        if spec.rewards and spec.algorithm.material == "rollouts":
+            found.append((spec.name, build_rubric(spec.rewards, f"rounds.{index}.rewards")))
+        if spec.gold:
+            found.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
+    return found
+
+
+def _examples(
+    rounds: Sequence[RoundConfig],
+    encoder: PromptEncoder,
+    context: int,
+    taken: Mapping[str, Sequence[Row]],
+) -> dict[str, Examples]:
+    """What the rounds with data learn from and are measured on."""
+    return {
+        spec.name: load_examples(
+            spec.data,
+            spec.algorithm.material,
+            encoder,
+            context,
+            spec.name,
+            taken.get(spec.name),
+        )
+        for spec in rounds
+        if spec.data is not None
+    }
+
+
+def _split(
+    rounds: Sequence[RoundConfig], examples: Mapping[str, Examples]
+) -> tuple[dict[str, Sequence[Unit]], dict[str, Sequence[Unit]]]:
+    """By round, what it learns from, and what it is measured on."""
+    kept: dict[str, Sequence[Unit]] = {}
+    held: dict[str, Sequence[Unit]] = {}
+    for spec in rounds:
+        if spec.data is not None:
+            units = examples[spec.name].units
+            kept[spec.name], held[spec.name] = hold_out(units, spec.data.heldout)
+    return kept, held
+
+
+def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[Row]]) -> frozenset[str]:
+    return frozenset(
+        spec.name
+        for spec in config.rounds
+        if spec.data is not None and spec.data.stream is not None and spec.name not in taken
     )
 
 

@@ -36,14 +36,18 @@ def rollout_metrics(
         "sync/seconds": sync.seconds if sync else 0.0,
         **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
     }
+    for source, group in ((s.group.prompt.source, s.group) for s in scored):
+        name = f"rollouts/{source}"
+        metrics[name] = metrics.get(name, 0.0) + len(group.completions_G)
     new = [s for s in scored if s.group.prompt.source == "new"]
     scores = [score for group in new for score in group.scores_G]
     completions = [c for group in new for c in group.group.completions_G]
     if not new:
         return metrics
     usable = [c for c in completions if c.token_ids]
+    if rewards := [s.value for s in scores if s.value is not None]:
+        metrics["reward/mean"] = _mean(rewards)
     metrics |= {
-        "reward/mean": _mean([s.value for s in scores if s.value is not None]),
         "reward/failed_share": _mean([s.status == "failed" for s in scores]),
         "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
         "groups/zero_variance_share": _mean([not _varies(group) for group in new]),

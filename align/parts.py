@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copyfile, rmtree
 from typing import TYPE_CHECKING, Protocol
@@ -14,12 +14,14 @@ from align.config import CampaignConfig
 from align.errors import SnapshotError
 from align.evidence import Evidence
 from align.gate.suites import Suite
+from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
 from align.memory.ledger import Ledger
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import Provenance, SnapshotStore
 from align.models import SNAPSHOT_SUFFIXES
 from align.reward_models import measurable
+from align.stores import open_ledger, open_mirror
 from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
@@ -76,10 +78,13 @@ class Parts:
         self.observer.on_step(plan, step, metrics)
 
     def suites(self) -> list[Suite]:
-        """What a policy can be measured on by now."""
-        return measurable(
-            self.inputs.policy_suites, self.evidence.accepted("reward_model"), self.folder_of
-        )
+        """What a policy is measured on in the round that is due: not what is sealed."""
+        due = self.evidence.due_index()
+        shown = [s.at(due) for s in self.inputs.policy_suites if s.role != "sealed"]
+        known = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
+        parent = self.ledger.alias("production") or self.base
+        rounds = self.evidence.accepted("policy")
+        return with_comparators(known, self.base, parent, rounds, self.folder)
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""
@@ -89,10 +94,15 @@ class Parts:
         """Write down the learner's state after ``step`` steps, where one is due."""
         if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
             folder = self.checkpoint_folder(plan)
-            self.learner.checkpoint(folder, step, identity=self.identity(plan))
+            told = {"failures": plan.scorer.failures()}
+            self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
+            self.evidence.mirror.push()
+            self.evidence.mirror.trim(folder)
 
     def resume(self, plan: RoundPlan) -> int:
-        """Steps of the round that an earlier attempt has done; the learner goes on from there."""
+        """Steps of the round that an earlier attempt has done; the learner goes on from there, and so
+        does the count of what rewards failed on."""
+        plan.scorer.recall({})
         try:
             found = self.learner.restore(self.checkpoint_folder(plan), identity=self.identity(plan))
         except SnapshotError as error:
@@ -100,33 +110,37 @@ class Parts:
             return 0
         if found is None:
             return 0
+        plan.scorer.recall(found.extra.get("failures", {}))
         self.observer.note(f"round {plan.spec.name} goes on from step {found.step}")
         return found.step
 
     def forget_checkpoints(self, plan: RoundPlan) -> None:
-        """A committed round has nothing to go on with."""
-        rmtree(self.checkpoint_folder(plan), ignore_errors=True)
+        """A committed round has nothing to go on with, and nor have its repairs."""
+        folder = self.checkpoint_folder(plan)
+        for path in folder.parent.glob(f"{folder.name}*"):
+            rmtree(path, ignore_errors=True)
+            self.evidence.mirror.trim(path)
 
     def checkpoint_folder(self, plan: RoundPlan) -> Path:
-        """Shared by the attempts of a round."""
-        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / "checkpoint"
+        """Shared by the attempts of a round; each of its repairs has its own."""
+        name = f"checkpoint-{plan.origin.label}" if plan.origin else "checkpoint"
+        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / name
 
     def identity(self, plan: RoundPlan) -> dict[str, str]:
         """What must not have changed for a checkpoint to be gone on with."""
         return {
             "round": plan.spec.name,
             "parent": plan.parent,
-            "config": self.config.hash(),
+            "config": self.config.hash(plan.index + 1),
+            **self.inputs.data_hashes(plan.spec.name),
+            **({"repair of": plan.origin.of} if plan.origin else {}),
         }
 
     def round_folder(self, plan: RoundPlan) -> Path:
-        """Every attempt writes into a folder of its own."""
-        return (
-            self.folder
-            / "rounds"
-            / f"{plan.index:02d}-{plan.spec.name}"
-            / f"attempt-{plan.attempt}"
-        )
+        """Every attempt writes into a folder of its own, and every repair into one below it."""
+        round_folder = self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}"
+        attempt = round_folder / f"attempt-{plan.attempt}"
+        return attempt / plan.origin.label if plan.origin else attempt
 
     def remember(self, plan: RoundPlan, candidate: SnapshotId) -> None:
         """Write the prompts that later rounds will replay, should the candidate be accepted.
@@ -142,6 +156,7 @@ class Parts:
             seed=plan.seed,
         )
         buffer.save(replay_path(self.folder, candidate))
+        self.evidence.mirror.push()
 
     def keep_critic(self, plan: RoundPlan) -> None:
         """Write the critic beside the attempt's metrics, where the learner has one: no snapshot holds it.
@@ -168,6 +183,7 @@ class Parts:
             seeds={"round": plan.seed},
             data_hashes=self.inputs.data_hashes(plan.spec.name),
             versions=versions(),
+            extra={"repair": asdict(plan.origin)} if plan.origin else {},
         )
 
 
@@ -186,15 +202,16 @@ class Memory:
 @contextmanager
 def open_memory(config: CampaignConfig, inputs: Inputs) -> Iterator[Memory]:
     """Open the store or begin it; nobody else runs the campaign meanwhile."""
-    ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}")
+    ledger, mirror = open_ledger(config), open_mirror(config)
     with ledger.claim() as claim:
         ledger.open_campaign(config.name, config.content(), config.hash())
-        store = SnapshotStore(config.folder)
+        mirror.pull(checkpoints=True)
+        store = SnapshotStore(config.folder, mirror.remote)
         store.clean()
         yield Memory(
             store=store,
             ledger=ledger,
-            evidence=Evidence(folder=config.folder, ledger=ledger, config=config),
+            evidence=Evidence(folder=config.folder, ledger=ledger, config=config, mirror=mirror),
             base=import_base(config, inputs.model, store, ledger),
             beat=claim.beat,
         )
@@ -213,6 +230,7 @@ def open_parts(
     with ExitStack() as stack:
         engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
         stack.callback(engine.close)
+        stack.callback(inputs.close)
         yield Parts(
             config=config,
             inputs=inputs,

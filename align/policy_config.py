@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from align.resources_config import ResourcesConfig
 from align.settings import Settings
 from rollouts.vllm_engine import LINEAR_LAYERS
 
@@ -77,17 +78,28 @@ class PolicyConfig(Settings):
     """CPU threads of every rank of the learner. More than the free cores make it slower, not faster:
     waiting threads spin."""
 
+    resources: ResourcesConfig = ResourcesConfig()
+    """What each of several ``ranks`` reserves; a learner that is one process lives in the driver, which
+    reserves nothing."""
+
     @property
     def snapshot_kind(self) -> Literal["model", "adapter"]:
         """What a round leaves behind."""
         return "model" if self.lora is None or self.lora.merge else "adapter"
+
+    @property
+    def has_bare_dora(self) -> bool:
+        """Snapshots are DoRA adapters, whose row lengths the base does not have."""
+        return self.lora is not None and self.lora.dora and not self.lora.merge
 
 
 class EngineConfig(Settings):
     """The vLLM engines that sample and evaluate."""
 
     engines: Annotated[int, Field(ge=1)] = 1
-    """Engine actors. One core each on CPU, one GPU each elsewhere."""
+    """Engine actors."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """What each of them reserves on the cluster."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     """Sequences one engine decodes at a time."""
     max_model_len: Annotated[int, Field(ge=8)] | None = None

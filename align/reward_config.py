@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from align.settings import Name, Settings
+from rewards.normalise import COMPARING, Normalise
 
 
 def _named(value: Any) -> Any:
     """``exact_match`` is short for ``{name: exact_match}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+class RewardGate(Settings):
+    """What a part demands before the other parts of the rubric count."""
+
+    at_least: Annotated[float, Field(allow_inf_nan=False)]
+    """Least raw value that passes. A part that abstains holds nothing back."""
+    otherwise: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Value of a completion that does not pass, in place of the whole sum: no more than the worst that
+    passes can get, which is below 0 where parts are z-scores."""
 
 
 class RewardConfig(Settings):
@@ -20,7 +32,15 @@ class RewardConfig(Settings):
     name: str
     """Registry name, ``pkg.mod:function`` or ``file.py:function``."""
     weight: float = 1.0
-    """Factor in the sum."""
+    """Factor in the sum; 0 for a part that is only watched, or only a gate."""
+    normalise: Normalise = "none"
+    """What becomes of its values before they are summed, within the completions of one prompt: ``zscore``
+    (mean 0, standard deviation 1), ``rank`` (0 for the worst to 1 for the best), ``clip`` to ``bounds``.
+    Logged is the raw value. Suites have one completion to a prompt and only clip."""
+    bounds: tuple[float, float] | None = None
+    """Of ``clip``: least and largest value, in units of the reward."""
+    gate: RewardGate | None = None
+    """What must be passed before the other parts count; several are asked in order."""
     part: Name | None = None
     """Name in the metrics; None takes the function's own name."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -49,6 +69,48 @@ class RewardConfig(Settings):
                 "raise deadline_s, which is for the whole batch"
             )
         return self
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if (self.normalise == "clip") != (self.bounds is not None):
+            raise ValueError(
+                f"bounds belong to normalise: clip, got normalise {self.normalise!r} and bounds "
+                f"{self.bounds}; set both or neither"
+            )
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(
+                f"bounds go from the least to the largest value, got {self.bounds}; swap them"
+            )
+        return self
+
+    @property
+    def absolute(self) -> RewardConfig:
+        """The same part where a completion has no others to be compared with."""
+        if self.normalise not in COMPARING:
+            return self
+        return self.model_copy(update={"normalise": "none"})
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What `absolute` makes of a value besides weighing it; empty for most."""
+        return self.absolute.model_dump(
+            mode="json", include={"normalise", "bounds", "gate"}, exclude_defaults=True
+        )
+
+
+def check_rewards(rewards: Sequence[RewardConfig], group_size: int, *, by_part: bool) -> None:
+    """Raise ValueError (rule, value, remedy) where a round cannot use its parts as they are."""
+    for reward in rewards:
+        if reward.normalise in COMPARING and group_size < 2:
+            raise ValueError(
+                f"normalise: {reward.normalise} of {reward.name!r} compares completions of one prompt, "
+                f"got group_size {group_size}; use at least 2, or normalise: clip"
+            )
+        if reward.gate is not None and by_part:
+            raise ValueError(
+                f"{reward.name!r} has a gate, which gives a completion one value, and algorithm.by_part "
+                "has no use for one; set by_part to false, or remove the gate"
+            )
 
 
 Reward = Annotated[RewardConfig, BeforeValidator(_named)]

@@ -69,6 +69,7 @@ def measurable(
         if not named:
             found.append(suite)
         elif named <= models.keys():
-            rubric = build_rubric(resolved(suite.metric, models, folder_of))
+            metric = resolved(suite.metric, models, folder_of)
+            rubric = build_rubric([spec.absolute for spec in metric])
             found.append(replace(suite, rubric=rubric))
     return found

@@ -19,7 +19,7 @@ from align.gate.suites import Suite
 from align.learner.reward_model import RewardLearner
 from align.learner.rows import Row
 from align.parts import Parts
-from align.round import RoundOutcome, RoundPlan
+from align.round import RoundOutcome, RoundPlan, commit
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -38,18 +38,13 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     candidate = publish(learner, plan, parts)
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
-    looks = len(parts.evidence.committed()) + 1
+    look = parts.evidence.looks() + 1
     verdict = decide_pairs(
-        pair_inputs(suite, candidate, parts.config.gate, looks), parts.evidence.locate
+        pair_inputs(suite, candidate, parts.config.gate, look), parts.evidence.locate
     )
-    parts.ledger.commit_round(
-        plan.index,
-        plan.attempt,
-        "accepted" if verdict.accepted else "rejected",
-        candidate,
-        verdict.to_dict(),
-    )
-    return RoundOutcome(candidate=candidate, verdict=verdict)
+    outcome = RoundOutcome(candidate=candidate, verdict=verdict, look=look)
+    commit(plan, parts, outcome)
+    return outcome
 
 
 def train(plan: RoundPlan, parts: Parts) -> RewardLearner:

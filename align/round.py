@@ -5,7 +5,8 @@ on its own rollouts, publishes the result as an immutable candidate, measures it
 commits a verdict. Nothing is undone on a rejection: production never moved.
 
     rollouts.take -> build_batch -> learner.update -> rollouts.sync             (every step)
-    store.publish -> evaluate -> decide -> ledger.commit_round                   (once)
+    store.publish -> evaluate -> decide                (once, and for every repair that is tried)
+    ledger.commit_round                                                          (once)
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from align.config import RoundConfig
-from align.gate.evaluate import ItemResults, evaluate
 from align.gate.gate import Verdict
 from align.learner.anchors import References
 from align.learner.batch import build_batch
 from align.learner.teacher import with_teacher_prompts
+from align.measuring import measure
 from align.meters import measure_drift, probe, rollout_metrics
 from align.mixture import Mixture
 from align.parts import Parts
+from align.repair.ladder import climb
+from align.repair.record import Origin, RepairStep, with_repairs
+from align.rollout_table import keep_rollouts
+from align.round_watch import RoundWatch
 from align.sampling import StepSampler
 from align.scoring import Scorer
 from rollouts.types import SnapshotId
@@ -29,7 +34,7 @@ from rollouts.types import SnapshotId
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundPlan:
-    """Everything a round needs to know, fixed before its first step."""
+    """Everything that makes a candidate of a round, fixed before its first step."""
 
     index: int
     attempt: int
@@ -38,54 +43,75 @@ class RoundPlan:
     mixture: Mixture
     scorer: Scorer
     seed: int
+    origin: Origin | None = None
+    """How the repair ladder makes another candidate of the round; None: this is the round itself."""
 
     @property
     def parent(self) -> SnapshotId:
         return self.references.parent
 
+    @property
+    def run(self) -> str:
+        """Name of the round's attempt, or of a repair in it, such as ``03-sort.1-distil``."""
+        repair = f"-{self.origin.label}" if self.origin else ""
+        return f"{self.index:02d}-{self.spec.name}.{self.attempt}{repair}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundOutcome:
-    """What a round left behind."""
+    """A candidate and what the gate said of it."""
 
     candidate: SnapshotId
     verdict: Verdict
+    look: int
+    """Number of the decision in the campaign."""
+    repairs: tuple[RepairStep, ...] = ()
+    """Every candidate of the round, where the gate refused the first and others were tried."""
 
 
 def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
-    """Train a candidate and put it before the gate.
+    """Train a candidate, put it before the gate, and where it lost something try to repair it.
 
     Raises:
         RewardFailure: more rewards failed than the round's budget allows.
         ParityError: an engine did not sample from the learner's weights.
         NonFiniteError: the learner could not take a finite step several times in a row.
     """
-    train(plan, parts)
+    first = attempt(plan, parts)
+    outcome = climb(plan, first, partial(attempt, parts=parts), parts.observer.note)
+    parts.remember(plan, outcome.candidate)
+    commit(plan, parts, outcome)
+    return outcome
+
+
+def attempt(plan: RoundPlan, parts: Parts, before: int = 0) -> RoundOutcome:
+    """Train a candidate and ask the gate, which judged ``before`` others in this round."""
+    objections = train(plan, parts)
     candidate = publish(plan, parts)
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure(parts, candidate))
-    parts.remember(plan, candidate)
-    verdict = parts.evidence.judge(plan.spec.name, candidate, plan.parent, parts.suites())
-    parts.ledger.commit_round(
-        plan.index,
-        plan.attempt,
-        "accepted" if verdict.accepted else "rejected",
-        candidate,
-        verdict.to_dict(),
+    look = parts.evidence.looks() + before + 1
+    verdict = parts.evidence.judge(
+        plan.spec.name, candidate, plan.parent, parts.suites(), look, objections
     )
-    return RoundOutcome(candidate=candidate, verdict=verdict)
+    return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
 
 
-def train(plan: RoundPlan, parts: Parts) -> None:
-    """The learner steps of a round. The engines hold the learner's weights before and after."""
+def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
+    """The learner steps of a round, and what the watch holds against them.
+
+    The engines hold the learner's weights before and after.
+    """
     spec, learner = plan.spec, parts.learner
     learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
     first = parts.resume(plan)
     rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
     rollouts.start(first)
+    watch = RoundWatch(plan=plan, parts=parts)
+    watch.start(first)
     for step in range(first, spec.steps):
         scored = rollouts.take(step)
-        plan.scorer.check_budget(spec.failed_budget, planned=spec.steps * spec.sampling.budget)
+        plan.scorer.check_budget(spec.failed_budget, done=(step + 1) / spec.steps)
         batch = build_batch(
             scored,
             spec.algorithm,
@@ -95,6 +121,7 @@ def train(plan: RoundPlan, parts: Parts) -> None:
         batch = with_teacher_prompts(
             batch, [s.group for s in scored], spec.algorithm, parts.inputs.encoder.encode
         )
+        keep_rollouts(plan, parts, step, scored, batch)
         metrics = learner.update(batch)
         sync = rollouts.sync(step + 1)
         parts.checkpoint(plan, step + 1)
@@ -102,11 +129,9 @@ def train(plan: RoundPlan, parts: Parts) -> None:
             metrics |= measure_drift(
                 plan.mixture, plan.references, rollouts.sampling, parts, plan.seed
             )
-        parts.log(
-            plan,
-            step,
-            metrics | rollout_metrics(scored, batch, sync) | rollouts.metrics | plan.scorer.metrics,
-        )
+        metrics |= rollout_metrics(scored, batch, sync) | rollouts.metrics | plan.scorer.metrics
+        parts.log(plan, step, watch.seen(step, scored, metrics))
+    return watch.finish()
 
 
 def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
@@ -119,12 +144,19 @@ def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
     return snapshot.id
 
 
-def measure(parts: Parts, snapshot: SnapshotId) -> dict[str, ItemResults]:
-    """Every suite not yet measured, on the weights the engines hold now: the snapshot's."""
-    missing = parts.evidence.missing(snapshot, parts.suites())
-    return evaluate(parts.engine, missing, parts.inputs.encoder, snapshot, seed=parts.config.seed)
+def commit(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None:
+    """The verdict becomes final, and production moves if it was accepted."""
+    # A repair may have been judged since.
+    parts.ledger.enter_gating(plan.index, plan.attempt, outcome.candidate)
+    parts.ledger.commit_round(
+        plan.index,
+        plan.attempt,
+        "accepted" if outcome.verdict.accepted else "rejected",
+        outcome.candidate,
+        with_repairs(outcome.verdict.to_dict(), outcome.repairs),
+    )
 
 
 def version(plan: RoundPlan, step: int) -> str:
-    """Name of the weights after ``step`` learner steps of this round's attempt."""
-    return f"{plan.index:02d}-{plan.spec.name}.{plan.attempt}/{step}"
+    """Name of the weights after ``step`` learner steps."""
+    return f"{plan.run}/{step}"

@@ -4,9 +4,10 @@ With ``max_staleness: 0`` a step's samples are drawn from the weights it begins 
 sample step ``n + 1`` while the learner learns from step ``n``: samples lag one optimizer step behind,
 which importance weights correct. With ``k`` the engines also keep their weights for ``k`` steps.
 
-A group of which fewer than two completions could be scored is repaired: a fresh prompt takes its place.
-So do fresh prompts for groups that an algorithm finds uninformative, all rewards equal, say (dynamic
-sampling, Yu et al. 2025, arXiv 2503.14476). Both a bounded number of times.
+Groups are scored as they are finished, while others are still sampled. One of which fewer than two
+completions could be scored is repaired: a fresh prompt takes its place. So do fresh prompts for groups
+that an algorithm finds uninformative, all rewards equal, say (dynamic sampling, Yu et al. 2025, arXiv
+2503.14476). Both a bounded number of times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from align.learner.rows import Row
 from align.mixture import Draw
+from align.scoring import Scoring
 from rollouts.collect import Pending, begin
 from rollouts.engine import SyncReport
 from rollouts.types import Sampling, ScoredGroup
@@ -60,12 +62,12 @@ class StepSampler:
     def take(self, step: int) -> list[ScoredGroup]:
         """Scored groups of step ``step``; the next step's are begun where they may be stale."""
         asked = self._pending.pop(step) if step in self._pending else self._ask(step)
-        groups = asked.pending.groups() + asked.draw.stored
+        scoring = self._begin_scoring(asked)
         self.examples = asked.draw.examples
         self.metrics = {"staleness/steps": float(step - asked.held)}
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
-        return self._refilled(self.plan.scorer.score(groups), step)
+        return self._refilled(scoring.result(), step)
 
     def sync(self, step: int) -> SyncReport | None:
         """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
@@ -89,6 +91,14 @@ class StepSampler:
         )
         return Asked(draw=draw, pending=pending, held=self._held)
 
+    def _begin_scoring(self, asked: Asked, *, replacements: bool = False) -> Scoring:
+        """Hand groups over to the rewards as the engines finish them."""
+        scoring = self.plan.scorer.open(replacements=replacements)
+        for groups in asked.pending.arriving():
+            scoring.add(groups)
+        scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
+        return scoring
+
     @property
     def sampling(self) -> Sampling:
         chosen = self.plan.spec.sampling
@@ -110,7 +120,7 @@ class StepSampler:
             if not broken and not poor:
                 break
             count = self.plan.spec.sampling.prompts_per_step if poor else len(broken)
-            found = self.plan.scorer.score(self._ask(step, turn, count).pending.groups())
+            found = self._begin_scoring(self._ask(step, turn, count), replacements=True).result()
             spare = [
                 s
                 for s in found

@@ -3,14 +3,20 @@
 New prompts get the round's rubric: its own rewards, and under ``mode: add`` those of accepted rounds
 that share its prompts. Replayed prompts are scored only when the round learns from their rewards, and
 then by the rubric of the round they belong to. Everything else abstains: KL needs no reward.
+
+Groups may be handed over as they are finished, in any order: which groups a reward is asked about
+together is the caller's choice, and a score depends on nothing else. Only a reward with a memory of
+earlier calls would notice in which order batches came.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from rewards.rubric import Rubric
+from rewards.failures import FailureLog
+from rewards.rubric import Pending, Rubric
 from rollouts.types import RolloutGroup, Score, ScoredGroup
 
 UNSCORED = Score(value=None, status="abstained")
@@ -27,52 +33,104 @@ class Scorer:
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """One `ScoredGroup` per group, in order."""
-        scored: dict[int, ScoredGroup] = {}
-        for rubric, chosen in self._routes(groups):
-            for index, result in zip(
-                chosen, rubric.score([groups[i] for i in chosen]), strict=True
-            ):
-                scored[index] = result
-        return [
-            scored.get(i, ScoredGroup(group=g, scores_G=(UNSCORED,) * len(g.completions_G)))
-            for i, g in enumerate(groups)
-        ]
+        scoring = self.open()
+        scoring.add(dict(enumerate(groups)))
+        return scoring.result()
 
-    def check_budget(self, budget: float, planned: int) -> None:
-        """Stop the round when too large a share of its samples could not be scored.
+    def open(self, *, replacements: bool = False) -> Scoring:
+        """A step whose groups are handed over as they come.
 
         Args:
-            planned: samples the whole round will ask for; a few early failures are no large share.
+            replacements: they stand in for groups of the same step: their failures are counted apart.
         """
-        for rubric in (self.new, *self.past.values()):
-            if rubric is not None:
-                rubric.failures.check_budget(budget, planned)
+        return Scoring(scorer=self, replacements=replacements)
+
+    def check_budget(self, budget: float, done: float = 1.0) -> None:
+        """Stop the round when too large a share of its samples could not be scored.
+
+        Failures are held against the samples that the round will have asked about at its end, going on
+        as it did: a few early ones are no large share. Replacements count on neither side.
+
+        Args:
+            done: share of the round's steps that were scored.
+        """
+        for rubric in self.rubrics.values():
+            log = rubric.failures
+            log.check_budget(budget, planned=round(log.samples / done))
+
+    @property
+    def rubrics(self) -> dict[str, Rubric]:
+        """All of them, by the round whose they are; the round's own under the empty name."""
+        return ({} if self.new is None else {"": self.new}) | dict(self.past)
+
+    def failures(self) -> dict[str, Any]:
+        """What could not be scored so far, as JSON holds it: it survives a restart with the learner."""
+        return {name: rubric.failures.to_dict() for name, rubric in self.rubrics.items()}
+
+    def recall(self, failures: Mapping[str, Any]) -> None:
+        """Go on counting from what `failures` gave; a rubric that is not in it begins anew."""
+        for name, rubric in self.rubrics.items():
+            known = failures.get(name)
+            rubric.failures = FailureLog() if known is None else FailureLog.from_dict(known)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the parts of the last step's new prompts logged, and what their workers went through."""
-        found = {} if self.new is None else self.new.metrics
-        return {f"reward/{name}": value for name, value in found.items()}
+        """What the parts of the last step's new prompts logged, what their workers went through, and
+        what could not be scored since the round began."""
+        if self.new is None:
+            return {}
+        log = self.new.failures
+        return {
+            **{f"reward/{name}": value for name, value in self.new.metrics.items()},
+            "failures/samples": float(log.samples),
+            "failures/failed": float(log.failed),
+            "failures/replaced": float(log.replaced),
+            "failures/replaced_failed": float(log.replaced_failed),
+        }
 
     def isolation_lines(self) -> list[str]:
         """What every reward of the round runs under."""
-        rubrics = [rubric for rubric in (self.new, *self.past.values()) if rubric is not None]
-        return list(dict.fromkeys(line for r in rubrics for line in r.isolation_lines()))
+        lines = [line for r in self.rubrics.values() for line in r.isolation_lines()]
+        return list(dict.fromkeys(lines))
 
     def close(self, deadline_s: float = 5.0) -> None:
         """End the worker processes of all rubrics, busy ones after ``deadline_s``."""
-        for rubric in (self.new, *self.past.values()):
-            if rubric is not None:
-                rubric.close(deadline_s)
+        for rubric in self.rubrics.values():
+            rubric.close(deadline_s)
 
-    def _routes(self, groups: Sequence[RolloutGroup]) -> list[tuple[Rubric, list[int]]]:
-        mine = [i for i, g in enumerate(groups) if g.prompt.source == "new"]
-        routes = [] if self.new is None else [(self.new, mine)]
-        for name, rubric in self.past.items():
-            mine = [
-                i
-                for i, g in enumerate(groups)
-                if g.prompt.source == "past" and g.prompt.round == name
-            ]
-            routes.append((rubric, mine))
-        return [(rubric, chosen) for rubric, chosen in routes if chosen]
+    def route(self, group: RolloutGroup) -> str | None:
+        """Name of the rubric that scores a group; None: nobody does."""
+        prompt = group.prompt
+        if prompt.source == "new":
+            return None if self.new is None else ""
+        return prompt.round if prompt.source == "past" and prompt.round in self.past else None
+
+
+@dataclass(kw_only=True, slots=True)
+class Scoring:
+    """Groups of one step that are being scored."""
+
+    scorer: Scorer
+    replacements: bool = False
+    _groups: dict[int, RolloutGroup] = field(default_factory=dict)
+    _asked: dict[str, Pending] = field(default_factory=dict)
+
+    def add(self, groups: Mapping[int, RolloutGroup]) -> None:
+        """Begin to score groups, by their place in the step."""
+        self._groups |= groups
+        for name, rubric in self.scorer.rubrics.items():
+            mine = {i: g for i, g in groups.items() if self.scorer.route(g) == name}
+            if mine:
+                if name not in self._asked:
+                    self._asked[name] = rubric.open(replacements=self.replacements)
+                self._asked[name].add(mine)
+
+    def result(self) -> list[ScoredGroup]:
+        """One `ScoredGroup` per group, in the order of their places; waits for them."""
+        scored: dict[int, ScoredGroup] = {}
+        for pending in self._asked.values():
+            scored |= pending.result()
+        return [
+            scored.get(i, ScoredGroup(group=g, scores_G=(UNSCORED,) * len(g.completions_G)))
+            for i, g in sorted(self._groups.items())
+        ]

@@ -12,6 +12,9 @@ ALGORITHMS = ("grpo", "rloo", "dpo", "sft", "kto")
 LENGTHS = ("equal", "ragged")
 """All completions as long as allowed, or anything from an eighth of that."""
 PROMPT_TOKENS = 16
+PER_PROMPT = {"dpo": 2, "sft": 1, "kto": 1}
+"""Completions of one prompt in files of pairs, demonstrations and ratings; of sampled ones a group. Where a
+prompt comes once, nobody can save work by reading it once."""
 TOKEN_IDS = range(3, 98)
 """Those that every model of `benchmarks.common` has a character for."""
 
@@ -54,13 +57,15 @@ def task(description: str | None) -> ArgumentParser:
 
 
 def given(algorithm: str, args: Namespace) -> list[Given]:
-    """The completions of a step, group after group; neighbours are pairs, so groups must be even."""
+    """The completions of a step, prompt after prompt; neighbours are pairs, so groups must be even."""
     random = Random(0)
     shortest = max(1, args.tokens // 8) if args.lengths == "ragged" else args.tokens
     rows = []
     for _ in range(args.prompts):
-        prompt = _tokens(random, PROMPT_TOKENS)
+        prompt: tuple[int, ...] = ()
         for index in range(args.group):
+            if index % PER_PROMPT.get(algorithm, args.group) == 0:
+                prompt = _tokens(random, PROMPT_TOKENS)
             completion = _tokens(random, random.randint(shortest, args.tokens))
             noise, side = random.gauss(0.0, 1.0), 1.0 - 2.0 * (index % 2)
             advantage = {"grpo": noise, "rloo": noise, "sft": 1.0}.get(algorithm, side)

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from launch.alias_commands import add_commands as add_alias_commands
+from launch.feedback_commands import feedback_app
 from launch.gate_commands import gate_app
+from launch.kubernetes.commands import kubernetes_app
+from launch.plan_commands import add_commands as add_plan_commands
+from launch.plan_commands import show_plan
 from launch.report_commands import add_commands as add_report_commands
 from launch.reward_commands import reward_app
+from launch.rollout_commands import rollouts_app
 from launch.round_commands import rounds_app
+from launch.running import run_shown
+from launch.schedule_commands import schedule_app, waiting_lines
+from launch.serve_commands import add_commands as add_serve_commands
+from launch.submit_commands import add_commands as add_submit_commands
 from rollouts.errors import KeelError
 
 if TYPE_CHECKING:
@@ -35,10 +45,18 @@ config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
 demo_app = typer.Typer(help="The built-in tiny world.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
+app.add_typer(feedback_app, name="feedback")
 app.add_typer(gate_app, name="gate")
 app.add_typer(rounds_app, name="rounds")
 app.add_typer(reward_app, name="reward")
+app.add_typer(rollouts_app, name="rollouts")
+app.add_typer(schedule_app, name="schedule")
 add_report_commands(app)
+add_alias_commands(app)
+add_plan_commands(app)
+add_submit_commands(app)
+add_serve_commands(app)
+app.add_typer(kubernetes_app, name="k8s")
 
 CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]
 Overrides = Annotated[
@@ -51,33 +69,26 @@ def run(
     campaign: CampaignPath,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
+        str | None,
+        typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
     ] = None,
     insecure_cluster: Annotated[
         bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
     ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds that a cluster's nodes may take to have room.")
+    ] = 0.0,
     strict: Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a round.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would happen; see keel plan.")] = False,
 ) -> None:
     """Run the rounds of a campaign that are not finished yet, and show what came of it."""
     file = _load(campaign, overrides)
-    from align.campaign import run_campaign
-    from align.report.progress import LiveProgress
-    from align.report.tables import print_report, report_console
-    from align.report.trackers import open_tracker
-    from align.report.trackers.observer import TrackedObserver
-    from launch.engines import engine_starter
-
-    console = report_console()
-    config = file.config
-    with (
-        LiveProgress(console) as progress,
-        TrackedObserver(
-            progress, [open_tracker(name, config.folder, config.name) for name in config.trackers]
-        ) as observer,
-        engine_starter(address, observer, insecure=insecure_cluster) as start_engine,
-    ):
-        evidence = run_campaign(config, start_engine=start_engine, observer=observer)
-    print_report(evidence, file.config.folder, console)
+    if dry_run:
+        show_plan(file.config)
+        return
+    for line in waiting_lines(file.config):
+        typer.echo(line)
+    evidence = run_shown(file.config, address=address, insecure=insecure_cluster, wait_s=wait)
     if strict and any(record.state == "rejected" for record in evidence.ledger.rounds()):
         raise typer.Exit(3)
 

@@ -9,7 +9,8 @@ hands the driver's environment to its actors without the secrets in it. Ray list
 network interface, so the token is what protects it. Ray itself ends the processes of a local
 cluster when the thread that started them ends: that is why only the main thread may start one.
 
-Not here: what runs on the cluster (`rollouts.pool`, `align.learner`), and submitting jobs to one.
+Not here: what runs on the cluster (`rollouts.pool`, `align.learner`), whether it fits
+(`launch.preflight`), and submitting jobs (`launch.jobs`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def connect(
     *,
     num_engines: int = 1,
     num_cpus: int | None = None,
+    custom: Mapping[str, float] | None = None,
     insecure: bool = False,
     keep: Sequence[str] = (),
     timeout_s: float = 120.0,
@@ -69,10 +71,11 @@ def connect(
     """Join the cluster at ``address``, or start a local one; disconnect on the way out.
 
     Args:
-        address: host:port, or ``auto`` for the one that runs on this host. None reads RAY_ADDRESS,
-            as Ray does, and starts a local cluster when that is unset.
+        address: host:port, or ``auto`` for the one of RAY_ADDRESS, else the one that runs on this
+            host. None reads RAY_ADDRESS too, and starts a local cluster when that is unset.
         num_engines: rollout engines that have to fit beside the learner, each on one logical CPU.
         num_cpus: logical CPUs of a local cluster; None is this host's, at least num_engines + 1.
+        custom: resources of other names that a local cluster has.
         insecure: join a cluster on another host although Ray's authentication is off.
         keep: names of secrets that actors of a local cluster do need, such as a judge's API key.
         timeout_s: how long starting or joining may take.
@@ -88,9 +91,10 @@ def connect(
             "this process is already connected to a Ray cluster",
             remedy="leave the outer connect() first, or use the cluster it yields",
         )
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address in (None, "", "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address or None
     if address is None or address == "local":
-        init = _local_options(num_engines, num_cpus)
+        init = _local_options(num_engines, num_cpus, custom or {})
     else:
         check_address(address, os.environ, insecure=insecure)
         init = {"address": address}
@@ -117,10 +121,13 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
 
 
-def _local_options(num_engines: int, num_cpus: int | None) -> dict[str, object]:
+def _local_options(
+    num_engines: int, num_cpus: int | None, custom: Mapping[str, float]
+) -> dict[str, object]:
     return {
         "address": "local",
         "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
+        "resources": dict(custom),
         "object_store_memory": min(GIB, int(psutil.virtual_memory().total * 0.10)),
         "include_dashboard": False,
         # Ray gives its workers the lowest priority; engines that starve hold the learner up.
@@ -136,6 +143,13 @@ def _init(options: Mapping[str, object]) -> Mapping[str, object]:
         context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except RunError:
         raise
+    except ConnectionError as error:
+        raise UserError(
+            f"no cluster answers at {options['address']!r}",
+            where="--address",
+            cause=_first_line(error),
+            remedy="`ray start --head` starts one on this host; without --address Keel starts its own",
+        ) from error
     except Exception as error:  # Ray raises a dozen unrelated types here.
         raise RunError(
             f"Ray did not start: {type(error).__name__}: {error}",
@@ -143,6 +157,10 @@ def _init(options: Mapping[str, object]) -> Mapping[str, object]:
             remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
         ) from error
     return dict(context.address_info)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -> None:
@@ -157,8 +175,10 @@ def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -
         raise UserError(
             f"{address!r} is not a cluster address",
             where="--address",
-            cause="Ray Client connections (ray://) copy every weight through one proxy",
-            remedy="run keel on a node of the cluster, or as a job, and give host:port or auto",
+            cause="the driver holds the learner and the store, and over Ray Client (ray://) every weight "
+            "and every sample would pass through one proxy process",
+            remedy="`keel submit FILE --address http://<head node>:8265` runs it on the cluster; on one of "
+            "its nodes give --address auto",
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -166,7 +186,7 @@ def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -
             f"{address!r} is not host:port", where="--address", remedy="such as 10.0.0.5:6379"
         )
     host = host.strip("[]")
-    if not insecure and not is_loopback(host) and not _has_token(environ):
+    if not insecure and not is_loopback(host) and not has_token(environ):
         raise UserError(
             f"the cluster at {address} would be joined without authentication",
             where="--address",
@@ -187,7 +207,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _has_token(environ: Mapping[str, str]) -> bool:
+def has_token(environ: Mapping[str, str]) -> bool:
+    """Whether Ray would use a token, and has one."""
     if environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return False
     return bool(environ.get("RAY_AUTH_TOKEN")) or token_file(environ).is_file()
@@ -212,13 +233,13 @@ def token_file(environ: Mapping[str, str]) -> Path:
     return Path(named) if named else Path.home() / ".ray" / "auth_token"
 
 
-def secure_token_file(environ: Mapping[str, str], *, create: bool) -> None:
-    """Make the token file private to its owner, and write one first if asked to.
+def secure_token_file(environ: Mapping[str, str], *, create: bool) -> bool:
+    """Make the token file private to its owner, and write one first if asked to; whether it was open.
 
     Ray writes the file readable by everyone on the host; written here, it never is.
     """
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return
+        return False
     path = token_file(environ)
     try:
         if create and not path.exists() and not environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -226,12 +247,14 @@ def secure_token_file(environ: Mapping[str, str], *, create: bool) -> None:
             _write_once(path, secrets.token_hex(32))
         elif path.is_file() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
+            return True
     except OSError as error:
         raise RunError(
             f"Ray's token file cannot be made private ({error})",
             where=str(path),
             remedy="chmod 600 it as its owner, or name another one in RAY_AUTH_TOKEN_PATH",
         ) from error
+    return False
 
 
 def _write_once(path: Path, token: str) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from align.config import CampaignConfig
 from align.parts import Observer, StartEngine
 from launch.cluster import connect
+from launch.preflight import Demand, check_room, demands_of
 from rollouts.engine import RolloutEngine
 from rollouts.vllm_engine import LINEAR_LAYERS, VLLMConfig
 
 
 @contextmanager
 def engine_starter(
-    address: str | None, observer: Observer, *, insecure: bool = False
+    address: str | None, observer: Observer, *, insecure: bool = False, wait_s: float = 0.0
 ) -> Iterator[StartEngine]:
     """Yields a function that starts a campaign's engines; the cluster ends with the context.
 
     The cluster is joined when the first engine is asked for: a campaign with nothing left to do, or
-    with a mistake in it, never starts one.
+    with a mistake in it, never starts one. What does not fit on it is told before an engine starts.
+
+    Args:
+        wait_s: how long nodes of the cluster may take to join, and other work on it to end.
     """
     with ExitStack() as stack:
 
@@ -28,19 +33,43 @@ def engine_starter(
             from rollouts.pool import EnginePool
 
             observer.note(f"starting Ray and {config.rollouts.engines} vLLM engine(s)")
-            ranks = config.policy.ranks if config.policy.ranks > 1 else 0
+            asked = demands_of(config, gpus=False)
             stack.enter_context(
-                connect(address, num_engines=config.rollouts.engines + ranks, insecure=insecure)
+                connect(
+                    address,
+                    num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
+                    custom=custom_of(asked),
+                    insecure=insecure,
+                )
             )
+            check_room(config, wait_s=wait_s, note=observer.note)
             return EnginePool(
                 vllm_config(config, model, context),
                 num_engines=config.rollouts.engines,
+                bundle=config.rollouts.resources.bundle(gpus=cluster_has_gpus()),
                 start_deadline_s=config.rollouts.start_deadline_s,
                 deadline_s=config.rollouts.deadline_s,
                 max_restarts=config.rollouts.max_restarts,
             )
 
         yield start
+
+
+def custom_of(demands: Sequence[Demand]) -> dict[str, float]:
+    """Resources of other names than Ray's own that a cluster of one node needs."""
+    total: dict[str, float] = {}
+    for demand in demands:
+        for name, amount in demand.bundle.items():
+            if name not in ("CPU", "GPU"):
+                total[name] = total.get(name, 0.0) + amount * demand.count
+    return total
+
+
+def cluster_has_gpus() -> bool:
+    """Of the cluster that this process is connected to."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) >= 1)
 
 
 def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:

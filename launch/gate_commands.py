@@ -9,9 +9,12 @@ import typer
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from align.gate.plan import GatePlan, SuitePlan
+    from align.round import RoundOutcome, RoundPlan
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
 
@@ -32,8 +35,9 @@ def plan(
     config = load(campaign, overrides).config
     from align.evidence import stored_evidence
     from align.gate.plan import plan_gate
+    from align.stores import begun_ledger
 
-    ran = (config.folder / "ledger.db").is_file()
+    ran = begun_ledger(config) is not None
     planned = plan_gate(config, stored_evidence(config) if ran else None, discordance)
     if as_json:
         print_json(planned)
@@ -67,20 +71,99 @@ def explain(
 
 
 @gate_app.command("recompute")
-def recompute(campaign: CampaignPath, round_name: RoundName, overrides: Overrides = None) -> None:
+def recompute(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Draw a verdict again from the stored items and compare it with the ledger's."""
     config = load(campaign, overrides).config
     from align.evidence import stored_evidence
 
     again, recorded = stored_evidence(config).recompute(round_name)
     same = again.to_dict() == recorded.to_dict()
-    for reason in again.reasons:
-        typer.echo(f"  {reason}")
-    typer.echo(
-        f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
-    )
+    if as_json:
+        print_json({"round": round_name, "identical": same, "verdict": again.to_dict()})
+    else:
+        for reason in again.reasons:
+            typer.echo(f"  {reason}")
+        typer.echo(
+            f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
+        )
     if not same:
         raise typer.Exit(1)
+
+
+@gate_app.command("aa")
+def aa(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only this suite. Repeatable; without it, all.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
+    ] = None,
+    insecure_cluster: Annotated[
+        bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure production twice: what differs is noise, and a floor for keel gate plan."""
+    config = load(campaign, overrides).config
+    from align.aa_run import measure_noise
+    from align.gate.noise import noise_lines
+    from launch.engines import engine_starter
+
+    notes = _Notes()
+    with engine_starter(address, notes, insecure=insecure_cluster) as start_engine:
+        floors = measure_noise(config, suite or (), start_engine=start_engine, observer=notes)
+    if as_json:
+        print_json(floors)
+    else:
+        typer.echo("\n".join(noise_lines(floors)))
+
+
+@gate_app.command("anchor")
+def anchor(
+    campaign: CampaignPath,
+    snapshot: Annotated[
+        str | None,
+        typer.Argument(help="What budgets shall count from; an id or its first digits."),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Why; it is shown in every report from then on.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move the fixed anchor that total budgets count from; without SNAPSHOT, show its log."""
+    config = load(campaign, overrides).config
+    from align.anchor import anchor_log_lines, reanchor
+    from align.evidence import stored_evidence
+    from align.memory.anchor import anchor_moves
+
+    evidence = stored_evidence(config)
+    if snapshot is not None:
+        reanchor(evidence, snapshot, reason or "")
+    if as_json:
+        print_json({"start": evidence.base, "moves": anchor_moves(evidence.ledger)})
+    else:
+        typer.echo("\n".join(anchor_log_lines(evidence)))
+
+
+class _Notes:
+    """An observer that says what it hears on standard error."""
+
+    def note(self, text: str) -> None:
+        typer.echo(text, err=True)
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """An A/A run takes no steps."""
+
+    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
+        """Nor does it decide."""
 
 
 def _plan_table(planned: GatePlan) -> Table:
@@ -90,7 +173,7 @@ def _plan_table(planned: GatePlan) -> Table:
     table.add_column("suite")
     for column in (
         "items", "change", "margin", "shown .8", "shown .95", "items .8", "items .95", "power",
-        "tokens",
+        "tokens", "s",
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for suite in planned.suites:
@@ -109,12 +192,13 @@ def _plan_row(suite: SuitePlan) -> list[str]:
     return [
         name,
         f"{suite.n:,}",
-        change if spread.rounds else f"{change} assumed",
+        change if spread.source == "rounds" else f"{change} {spread.source}",
         amount(suite.margin),
         *map(amount, suite.testable.values()),
         *(f"{needed:,}" for needed in suite.needed.values()),
         f"{suite.power:.2f}",
         "?" if suite.tokens is None else f"{suite.tokens:,}",
+        "?" if suite.seconds is None else f"{suite.seconds:.1f}",
     ]
 
 
@@ -131,5 +215,6 @@ def _plan_notes(planned: GatePlan) -> list[str]:
         f"a candidate costs at most {total} tokens{took}",
         f"change: of candidates against their parents in {measured} decided rounds"
         if measured
-        else "change: assumed, nothing was measured yet; --discordance says otherwise",
+        else "change: assumed, no round was decided yet; --discordance says otherwise, keel gate aa "
+        "measures the noise below it",
     ]

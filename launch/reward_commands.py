@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rewards.trial import Trial
 
 BARS = " ▁▂▃▄▅▆▇█"
+SAMPLES = 4
+"""Answers sampled to a prompt, where no group size is named."""
 
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A name, pkg.mod:function or file.py:function.")
@@ -77,6 +79,12 @@ def reward_test(
     completions: Annotated[
         str | None, typer.Option(help="Answers, where the data holds none.")
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Folder of a snapshot or model whose answers are sampled with vLLM."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a sampled answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampled answers.")] = 1.0,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the reward, k=v in YAML. Repeatable.")
     ] = None,
@@ -93,13 +101,27 @@ def reward_test(
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of the data to read.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score given answers and show everything a round would suffer from, before there is one."""
-    from rewards.trial import TrialSpec, try_reward
-    from rewards.trial_data import read_samples
+    """Score given or sampled answers and show all that a round would suffer from, before there is one."""
+    from rewards.trial import TrialSpec, check_reward, try_reward
+    from rewards.trial_data import read_prompts, read_samples
 
     options = dict(_option(text) for text in option or ())
     asked = TrialSpec(name=spec, options=options, isolation=isolation, deadline_s=deadline_s)
-    trial = try_reward(asked, read_samples(data, completions, limit), group_size, threshold)
+    if policy is None:
+        samples = read_samples(data, completions, limit)
+    elif completions is not None:
+        raise UserError(
+            "answers are either given or sampled", remedy="drop --completions or --policy"
+        )
+    else:
+        from launch.policy_samples import sample_policy
+        from rollouts.types import Sampling
+
+        prompts = read_prompts(data, limit)
+        check_reward(asked, prompts)
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        samples = sample_policy(policy, prompts, group_size or SAMPLES, sampling)
+    trial = try_reward(asked, samples, group_size, threshold)
     if as_json:
         print_json(trial)
         return

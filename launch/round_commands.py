@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from align.evidence import Evidence
     from align.history import Metric, RoundDetail, RoundEntry
+    from align.spending import Spent
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")]
 
@@ -50,6 +52,8 @@ def rounds_show(
         return
     for line in _detail_lines(found):
         typer.echo(line)
+    if found.changed:
+        _print("Items against the parent", *_changed(found))
     families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
     for title, prefix in families.items():
         _metrics(title, found.named(prefix))
@@ -107,7 +111,37 @@ def _detail_lines(found: RoundDetail) -> list[str]:
     if found.tokens:
         parts = ", ".join(f"{count:,} {source}" for source, count in found.tokens.items())
         lines.append(f"  tokens learnt from: {parts}")
-    return lines + [f"  {reason}" for reason in found.reasons]
+    lines += _spending(found.spent) if found.spent else ()
+    lines += [f"  {one.sentence}{_took(one.seconds)}" for one in found.repairs]
+    lines += [f"  {reason}" for reason in found.reasons]
+    return lines + [f"  noticed, {line}" for line in found.watch.remarks()]
+
+
+def _spending(found: Spent) -> Iterator[str]:
+    """On what is new and on retention."""
+    for name, split in (
+        ("rollouts", found.rollouts),
+        ("tokens", found.tokens),
+        ("seconds of updates", found.seconds),
+    ):
+        if split.share is not None:
+            yield (
+                f"  {name}: {split.new:,.0f} for what is new, {split.retention:,.0f} for retention "
+                f"({100 * split.share:.0f}%)"
+            )
+
+
+def _changed(found: RoundDetail) -> tuple[list[str], list[list[str]]]:
+    columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
+    rows = [
+        [c.suite, str(c.n), f"{c.lost} ({100 * c.lost_share:.1f}%)", f"{c.won} ({100 * c.won_share:.1f}%)"]
+        for c in found.changed
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _took(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.0f} s"
 
 
 def _metrics(title: str, metrics: tuple[Metric, ...]) -> None:

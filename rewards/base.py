@@ -5,7 +5,8 @@
 
 Sync or async. It is called once per batch, by keyword, with what it names (all of it when it takes
 ``**kwargs``): ``prompts``, ``completions``, ``completion_ids``, every dataset column as a list,
-``trainer_state``, ``log_extra``, ``log_metric`` and its own options. A chat prompt comes as a list
+``trainer_state``, ``log_extra``, ``log_metric`` and its own options. A batch is whole groups of a step,
+not always all of them: they are scored as they come. A chat prompt comes as a list
 of messages and its completion as ``[{"role": "assistant", "content": ...}]``; a text prompt and its
 completion as strings. None abstains. Functions written for TRL's GRPOTrainer work unchanged
 (https://huggingface.co/docs/trl/grpo_trainer, "Using a custom reward function").
@@ -17,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards.gating import Gate
+from rewards.normalise import Bounds, Normalise
 from rollouts.types import Completion, Prompt
 
 RewardFunction = Callable[..., Any]
@@ -37,6 +40,12 @@ class RewardPart:
     function: RewardFunction
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of every call."""
+    normalise: Normalise = "none"
+    """What becomes of its values within a group before they are summed."""
+    bounds: Bounds | None = None
+    """Of ``normalise: clip``."""
+    gate: Gate | None = None
+    """What must be passed before the other parts count; None: it is a part like any other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

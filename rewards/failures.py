@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rewards.call import Failure, Outcome
 from rollouts.errors import RunError
@@ -19,10 +20,14 @@ class RewardFailure(RunError):
 
 @dataclass(kw_only=True, slots=True)
 class FailureLog:
-    """Reward failures since the log was made. Failed rollouts are not among them."""
+    """Reward failures since the log was made. Failed rollouts are not among them.
+
+    A place in a step is counted once, as it came out when it was first asked. What a replacement of its
+    group came to is kept apart: the share that failed would otherwise depend on how often one tries.
+    """
 
     samples: int = 0
-    """Completions shown to the rewards."""
+    """Completions shown to the rewards, without replacements."""
     failed: int = 0
     """Of those, the ones that at least one part failed on."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -31,29 +36,55 @@ class FailureLog:
     """The same failures by `FailureKind`, per part."""
     first: dict[str, str] = field(default_factory=dict)
     """First traceback (or reason) per part, as text."""
+    replaced: int = 0
+    """Completions shown to the rewards in place of others."""
+    replaced_failed: int = 0
+    """Of those, the ones that at least one part failed on."""
 
     @property
     def failed_share(self) -> float:
         """Failed samples over samples; 0.0 before the first sample."""
         return self.failed / self.samples if self.samples else 0.0
 
-    def record(self, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
-        """Add one batch: part name -> outcomes [B]."""
+    def record(
+        self, outcomes: Mapping[str, Sequence[Outcome]], *, replacements: bool = False
+    ) -> None:
+        """Add one batch: part name -> outcomes [B].
+
+        Args:
+            replacements: of samples that were counted before.
+        """
+        rows = list(zip(*outcomes.values(), strict=True))
+        failed = sum(any(isinstance(outcome, Failure) for outcome in row) for row in rows)
+        if replacements:
+            self.replaced += len(rows)
+            self.replaced_failed += failed
+            return
+        self.samples += len(rows)
+        self.failed += failed
         for name, outcomes_B in outcomes.items():
             failures = [outcome for outcome in outcomes_B if isinstance(outcome, Failure)]
             if failures:
                 self.counts[name] = self.counts.get(name, 0) + len(failures)
                 self.kinds.setdefault(name, Counter()).update(f.kind for f in failures)
                 self.first.setdefault(name, failures[0].trace)
-        rows = list(zip(*outcomes.values(), strict=True))
-        self.samples += len(rows)
-        self.failed += sum(any(isinstance(outcome, Failure) for outcome in row) for row in rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, for a checkpoint."""
+        kinds = {name: dict(counts) for name, counts in self.kinds.items()}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"kinds": kinds}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> FailureLog:
+        """What `to_dict` gave."""
+        kinds = {name: Counter(counts) for name, counts in saved["kinds"].items()}
+        return cls(**{**saved, "kinds": kinds})
 
     def check_budget(self, budget: float, planned: int = 0) -> None:
         """Raise `RewardFailure` when more than ``budget`` (a share) of the samples failed.
 
-        ``planned`` is the number of samples the whole round will have, where the caller knows it:
-        then one bad batch at the start does not end a round that can afford it.
+        ``planned`` is the number of samples the whole round will have, counted as `samples` are, where
+        the caller knows it: then one bad batch at the start does not end a round that can afford it.
         """
         total = max(self.samples, planned)
         if self.failed <= budget * total:

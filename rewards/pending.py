@@ -1,7 +1,7 @@
 """Questions to the parts of a rubric, on their way: what has been asked, and what came back.
 
-Parts in processes of their own and async parts answer while the caller does something else; sync inline
-parts are computed when the answers are wanted.
+Parts in processes of their own and async parts answer while the caller does something else; then sync
+inline parts are computed, at once, so that whoever samples meanwhile is not waited for twice.
 """
 
 from __future__ import annotations
@@ -14,41 +14,14 @@ from typing import Any
 
 from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.isolation.batch import Clock
 from rewards.isolation.reward import Asked, IsolatedReward
+from rewards.logged import Logged
 from rewards.loop import LoopThread
 from rewards.signature import required_columns
 
-
-class Logged:
-    """What the parts gave ``log_metric`` and ``log_extra`` for one batch."""
-
-    def __init__(self) -> None:
-        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
-        self._extras: defaultdict[str, list[Any]] = defaultdict(list)
-
-    def metric(self, part: str, name: str, value: float) -> None:
-        self._metrics[f"{part}/{name}"].append(float(value))
-
-    def extra(self, part: str, column: str, values: Sequence[Any]) -> None:
-        self._extras[f"{part}/{column}"].extend(values)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Means, by ``<part>/<name>``."""
-        return {name: sum(values) / len(values) for name, values in self._metrics.items()}
-
-    @property
-    def extras(self) -> dict[str, list[Any]]:
-        """Everything, by ``<part>/<column>``."""
-        return dict(self._extras)
-
-    def context(self, part: str, trainer_state: Any) -> dict[str, Any]:
-        """TRL's extra arguments, bound to one part."""
-        return {
-            "trainer_state": trainer_state,
-            "log_extra": lambda column, values: self.extra(part, column, values),
-            "log_metric": lambda name, value: self.metric(part, name, value),
-        }
+Clocks = dict[str, Clock]
+"""By part: the deadlines that the batches of one step share. Filled as they are needed."""
 
 
 class Questions:
@@ -56,6 +29,7 @@ class Questions:
 
     Args:
         group_B: the group of every sample, as an index.
+        clocks: of the step that the batch belongs to; None: it stands alone.
     """
 
     def __init__(
@@ -65,23 +39,34 @@ class Questions:
         group_B: Sequence[int],
         trainer_state: Any,
         loop: LoopThread,
+        clocks: Clocks | None = None,
     ) -> None:
         self.logged = Logged()
         self._asked = [_Question(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
         for question in self._asked:
-            question.begin()
-        self._waiting = [question for question in self._asked if question.is_async]
-        self._pending: Future[list[list[Outcome]]] | None = (
-            loop.submit(_gather(self._waiting)) if self._waiting else None
+            question.begin({} if clocks is None else clocks)
+        waiting = [question for question in self._asked if question.is_async]
+        self._pending: Future[list[None]] | None = (
+            loop.submit(_gather(waiting)) if waiting else None
         )
+        for question in self._asked:
+            question.compute()
 
     def outcomes(self) -> dict[str, list[Outcome]]:
         """Outcomes [B] of every part, by its name; waits for them."""
-        found = {q.part.name: q.ask() for q in self._asked if not q.is_async}
         if self._pending is not None:
-            answers = zip(self._waiting, self._pending.result(), strict=True)
-            found |= {question.part.name: outcomes for question, outcomes in answers}
-        return {question.part.name: found[question.part.name] for question in self._asked}
+            self._pending.result()
+        return {question.part.name: question.outcomes() for question in self._asked}
+
+    def extras_B(self) -> list[dict[str, Any]]:
+        """What each sample was given through ``log_extra``, ``<part>/<column>``; after `outcomes`.
+
+        A column that a part did not give once for each of its samples is not in it.
+        """
+        return [
+            {name: value for found in row for name, value in found.items()}
+            for row in zip(*(question.extras_B() for question in self._asked), strict=True)
+        ]
 
 
 class _Question:
@@ -104,35 +89,32 @@ class _Question:
         kept = [index for index, name in enumerate(self._missing) if name is None]
         self._samples = [samples_B[index] for index in kept]
         self._groups = [group_B[index] for index in kept]
-        self._context: Mapping[str, Any] = logged.context(part.name, trainer_state)
+        self._columns: defaultdict[str, list[Any]] = defaultdict(list)
+        self._answers: list[Outcome] = []
         self._sent: Asked | None = None
 
-    def begin(self) -> None:
-        if isinstance(self.part.function, IsolatedReward) and self._samples:
-            self._sent = self.part.function.begin(self._samples, self._groups, self._state)
+    def begin(self, clocks: Clocks) -> None:
+        """Send the samples of a part that runs elsewhere."""
+        function = self.part.function
+        if isinstance(function, IsolatedReward) and self._samples:
+            clock = clocks.setdefault(self.part.name, function.pool.clock())
+            self._sent = function.begin(self._samples, self._groups, self._state, clock)
 
-    def ask(self) -> list[Outcome]:
+    def compute(self) -> None:
+        """Call a sync part of this process."""
+        if self._samples and self._sent is None and not self.is_async:
+            self._answers = call_part(self.part, self._samples, self._context())
+
+    async def compute_async(self) -> None:
+        """Call an async part of this process."""
+        if self._samples:
+            self._answers = await call_part_async(self.part, self._samples, self._context())
+
+    def outcomes(self) -> list[Outcome]:
+        """Outcomes [B]; waits for workers."""
         if self._sent is not None:
-            return self._fill(self._collect(self._sent))
-        if not self._samples:
-            return self._fill([])
-        return self._fill(call_part(self.part, self._samples, self._context))
-
-    async def ask_async(self) -> list[Outcome]:
-        if not self._samples:
-            return self._fill([])
-        return self._fill(await call_part_async(self.part, self._samples, self._context))
-
-    def _collect(self, sent: Asked) -> list[Outcome]:
-        outcomes = sent.result()
-        for name, value in sent.batch.metrics():
-            self._logged.metric(self.part.name, name, value)
-        for column, values in sent.batch.extras().items():
-            self._logged.extra(self.part.name, column, values)
-        return outcomes
-
-    def _fill(self, answers: Sequence[Outcome]) -> list[Outcome]:
-        answer = iter(answers)
+            self._answers = self._collect(self._sent)
+        answer = iter(self._answers)
         return [
             next(answer)
             if name is None
@@ -140,6 +122,39 @@ class _Question:
             for name in self._missing
         ]
 
+    def extras_B(self) -> list[dict[str, Any]]:
+        """See `Questions.extras_B`."""
+        if self._sent is not None:
+            rows = self._sent.extras_B()
+        else:
+            count = len(self._samples)
+            whole = {name: v for name, v in self._columns.items() if len(v) == count}
+            rows = [{name: values[i] for name, values in whole.items()} for i in range(count)]
+        kept = iter(rows)
+        return [
+            {f"{self.part.name}/{name}": value for name, value in next(kept).items()}
+            if missing is None
+            else {}
+            for missing in self._missing
+        ]
 
-async def _gather(questions: Sequence[_Question]) -> list[list[Outcome]]:
-    return await asyncio.gather(*(question.ask_async() for question in questions))
+    def _context(self) -> Mapping[str, Any]:
+        """Made for a call and not kept: it would hold on to the workers of a rubric that is forgotten."""
+        return self._logged.context(self.part.name, self._state, self._extra)
+
+    def _extra(self, column: str, values: Sequence[Any]) -> None:
+        self._logged.extra(self.part.name, column, values)
+        self._columns[column].extend(values)
+
+    def _collect(self, sent: Asked) -> list[Outcome]:
+        name, outcomes, batch = self.part.name, sent.result(), sent.batch
+        for metric, value in batch.metrics():
+            self._logged.metric(name, metric, value)
+        for column, values in batch.extras().items():
+            self._logged.extra(name, column, values)
+        self._logged.work(name, batch.counts, batch.busy_s, len(batch.packed_B))
+        return outcomes
+
+
+async def _gather(questions: Sequence[_Question]) -> list[None]:
+    return await asyncio.gather(*(question.compute_async() for question in questions))

@@ -1,36 +1,41 @@
 """Several rewards as one score per completion: scored, abstained or failed.
 
-    value = sum over the parts that scored of weight * value
+    value = sum over the parts that scored of weight * normalised(value)
 
 All parts abstained: the sample abstained. Any part failed: the sample failed, so that a broken
-reward is never mistaken for a low one. Every part is called once for all groups together; failed
-completions are shown to no reward. The rubric decides nothing about failures: it counts them in
+reward is never mistaken for a low one. A part with a gate must be passed before the others count; see
+`rewards.combine`, `rewards.normalise`. Every part is called once for the groups that are handed over
+together; failed completions are shown to no reward. Groups that belong together, those of one step, may
+be handed over as they come: `Rubric.open`. The rubric decides nothing about failures: it counts them in
 `Rubric.failures`, and who runs the round holds them to a budget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rewards.base import RewardFunction, RewardPart, Sample
-from rewards.call import Failure, Outcome
+from rewards.combine import Answers, combine, failed
 from rewards.failures import FailureLog
+from rewards.gating import Gate
 from rewards.isolation import sandbox
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.reward import IsolatedReward
+from rewards.logged import Logged
 from rewards.loop import LoopThread
-from rewards.pending import Questions
+from rewards.pending import Clocks, Questions
 from rewards.registry import REWARDS, load_reward
 from rewards.signature import required_columns
 from rollouts.errors import UserError, nearest
-from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
+from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
 
 
 class RewardLike(Protocol):
-    """What `build_rubric` reads of a reward's configuration."""
+    """What `build_rubric` reads of a reward's configuration, besides what has a default: the fields of
+    `Isolation`, ``normalise`` with its ``bounds``, and ``gate``."""
 
     @property
     def name(self) -> str: ...
@@ -57,8 +62,15 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
             )
         if not math.isfinite(spec.weight):
             raise UserError(f"weight {spec.weight} is not a finite number", where=f"{place}.weight")
+        gate = getattr(spec, "gate", None)
         parts[name] = RewardPart(
-            name=name, weight=float(spec.weight), function=function, options=dict(spec.options)
+            name=name,
+            weight=float(spec.weight),
+            function=function,
+            options=dict(spec.options),
+            normalise=getattr(spec, "normalise", "none"),
+            bounds=getattr(spec, "bounds", None),
+            gate=gate and Gate(at_least=gate.at_least, otherwise=gate.otherwise),
         )
     return Rubric(tuple(parts.values()))
 
@@ -76,8 +88,6 @@ class Rubric:
 
     Attributes:
         failures: what could not be scored so far.
-        metrics: mean of what the parts gave ``log_metric`` in the last `score`, ``<part>/<name>``.
-        extras: what they gave ``log_extra`` in the last `score`, ``<part>/<column>``.
     """
 
     def __init__(self, parts: Sequence[RewardPart]) -> None:
@@ -86,9 +96,19 @@ class Rubric:
             raise ValueError("a rubric has at least one part, and every part its own name")
         self.weights = {part.name: part.weight for part in self.parts}
         self.failures = FailureLog()
-        self.metrics: dict[str, float] = {}
-        self.extras: dict[str, list[Any]] = {}
+        self._logged = Logged()
         self._loop = LoopThread()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean of what the parts gave ``log_metric`` in the last step, ``<part>/<name>``, and how the
+        workers of those in processes of their own did."""
+        return self._logged.metrics
+
+    @property
+    def extras(self) -> dict[str, list[Any]]:
+        """What the parts gave ``log_extra`` in the last step, ``<part>/<column>``."""
+        return dict(self._logged.extras)
 
     def check_columns(self, prompts: Sequence[Prompt], where: str | None = None) -> None:
         """Raise a `UserError` for the first prompt without a column that a reward needs."""
@@ -106,45 +126,51 @@ class Rubric:
 
     def score(self, groups: Sequence[RolloutGroup], trainer_state: Any = None) -> list[ScoredGroup]:
         """Score every completion of every group; same order as given."""
-        return self.begin(groups, trainer_state).result()
+        pending = self.open(trainer_state)
+        pending.add(dict(enumerate(groups)))
+        return list(pending.result().values())
 
-    def begin(self, groups: Sequence[RolloutGroup], trainer_state: Any = None) -> Pending:
-        """Start scoring. Parts in processes of their own and async parts work on until `Pending.result`."""
+    def open(self, trainer_state: Any = None, *, replacements: bool = False) -> Pending:
+        """A step whose groups are handed over as they come.
+
+        Args:
+            replacements: they stand in for groups of the same step: what is logged is added to it, and
+                failures are counted apart.
+        """
+        return Pending(rubric=self, trainer_state=trainer_state, replacements=replacements)
+
+    def ask(
+        self, groups: Sequence[RolloutGroup], trainer_state: Any, clocks: Clocks
+    ) -> Questions | None:
+        """Put the completions of some groups to all parts; None: there is nothing to ask."""
         answered = [
             (Sample(prompt=group.prompt, completion=completion), index)
             for index, group in enumerate(groups)
-            for completion in group.completions_G
-            if completion.finish_reason != "failed"
+            for completion in sampled(group)
         ]
+        if not answered:
+            return None
         samples_B, group_B = [sample for sample, _ in answered], [index for _, index in answered]
-        questions = (
-            Questions(self.parts, samples_B, group_B, trainer_state, self._loop)
-            if samples_B
-            else None
-        )
-        return Pending(rubric=self, groups=tuple(groups), questions=questions)
+        return Questions(self.parts, samples_B, group_B, trainer_state, self._loop, clocks)
 
-    def finish(
-        self, groups: Sequence[RolloutGroup], questions: Questions | None
-    ) -> list[ScoredGroup]:
+    def finish(self, batches: Sequence[Batch], *, replacements: bool) -> dict[int, ScoredGroup]:
         """The scores behind a `Pending`: waits, counts failures, keeps what was logged."""
-        outcomes = questions.outcomes() if questions else {}
-        self.metrics = questions.logged.metrics if questions else {}
-        self.extras = questions.logged.extras if questions else {}
-        self.failures.record(outcomes)
-        rows = iter(zip(*outcomes.values(), strict=True))
-        return [
-            ScoredGroup(
-                group=group,
-                scores_G=tuple(
-                    self._unsampled(completion)
-                    if completion.finish_reason == "failed"
-                    else self._combine(next(rows))
-                    for completion in group.completions_G
-                ),
-            )
-            for group in groups
-        ]
+        if not replacements:
+            self._logged = Logged()
+        scored: dict[int, ScoredGroup] = {}
+        for batch in sorted(batches, key=lambda batch: min(batch.groups, default=0)):
+            if batch.questions is not None:
+                outcomes = batch.questions.outcomes()
+                self.failures.record(outcomes, replacements=replacements)
+                self._logged.merge(batch.questions.logged)
+                rows = zip(*outcomes.values(), strict=True)
+                answers = iter([dict(zip(outcomes, row, strict=True)) for row in rows])
+                extras = iter(batch.questions.extras_B())
+            else:
+                answers, extras = iter(()), iter(())
+            for place, group in batch.groups.items():
+                scored[place] = self._scored(group, answers, extras)
+        return dict(sorted(scored.items()))
 
     def isolation_lines(self) -> list[str]:
         """What every part runs under, for the person who starts a run."""
@@ -159,42 +185,61 @@ class Rubric:
             if isinstance(part.function, IsolatedReward):
                 part.function.pool.close(deadline_s)
 
-    def _combine(self, row: Sequence[Outcome]) -> Score:
-        named = dict(zip(self.weights, row, strict=True))
-        parts = {name: None if isinstance(o, Failure) else o for name, o in named.items()}
-        scored = {name: value for name, value in parts.items() if value is not None}
-        value = sum(self.weights[name] * value for name, value in scored.items())
-        broken = [f"{name}: {o.reason}" for name, o in named.items() if isinstance(o, Failure)]
-        if not broken and not math.isfinite(value):
-            broken = [f"the weighted sum is {value}"]
-        if broken:
-            return self._failed("; ".join(broken), parts)
-        if not scored:
-            return Score(value=None, status="abstained", parts=parts, weights=self.weights)
-        return Score(value=value, status="scored", parts=parts, weights=self.weights)
+    def _scored(
+        self, group: RolloutGroup, answers: Iterator[Answers], extras: Iterator[dict[str, Any]]
+    ) -> ScoredGroup:
+        """A group with the next scores; completions that were never had get none."""
+        scores = iter(combine(self.parts, [next(answers) for _ in sampled(group)]))
+        return ScoredGroup(
+            group=group,
+            scores_G=tuple(
+                failed(self.weights, f"no completion: {c.detail or 'the rollout failed'}")
+                if c.finish_reason == "failed"
+                else replace(next(scores), extras=next(extras))
+                for c in group.completions_G
+            ),
+        )
 
-    def _unsampled(self, completion: Completion) -> Score:
-        detail = f"no completion: {completion.detail or 'the rollout failed'}"
-        return self._failed(detail, dict.fromkeys(self.weights))
 
-    def _failed(self, detail: str, parts: Mapping[str, float | None]) -> Score:
-        return Score(value=None, status="failed", parts=parts, weights=self.weights, detail=detail)
+def sampled(group: RolloutGroup) -> list[Completion]:
+    """The completions that a reward can be shown."""
+    return [c for c in group.completions_G if c.finish_reason != "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Groups that were handed over together."""
+
+    groups: Mapping[int, RolloutGroup]
+    """By their place in the step."""
+    questions: Questions | None
+    """None: there is nothing to ask."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Pending:
-    """Groups that are being scored."""
+    """Groups of one step that are being scored."""
 
     rubric: Rubric
-    groups: tuple[RolloutGroup, ...]
-    questions: Questions | None
-    """None: there is nothing to ask."""
-    _scored: list[ScoredGroup] | None = None
+    trainer_state: Any = None
+    replacements: bool = False
+    _batches: list[Batch] = field(default_factory=list)
+    _clocks: Clocks = field(default_factory=dict)
+    _scored: dict[int, ScoredGroup] | None = None
 
-    def result(self) -> list[ScoredGroup]:
-        """One `ScoredGroup` per group, in order; waits for them."""
+    def add(self, groups: Mapping[int, RolloutGroup]) -> None:
+        """Begin to score more groups, by their place in the step.
+
+        Parts in processes of their own and async parts work on until `result`; sync inline parts are done
+        when this returns.
+        """
+        questions = self.rubric.ask(list(groups.values()), self.trainer_state, self._clocks)
+        self._batches.append(Batch(groups=dict(groups), questions=questions))
+
+    def result(self) -> dict[int, ScoredGroup]:
+        """One `ScoredGroup` per group, in the order of their places; waits for them."""
         if self._scored is None:
-            self._scored = self.rubric.finish(self.groups, self.questions)
+            self._scored = self.rubric.finish(self._batches, replacements=self.replacements)
         return self._scored
 
 

@@ -125,6 +125,15 @@ def try_reward(
         rubric.close()
 
 
+def check_reward(spec: TrialSpec, prompts: Sequence[Prompt]) -> None:
+    """Raise a `UserError` for a reward that `try_reward` could not be given: before anything is sampled."""
+    rubric = Rubric((_part(spec),))
+    try:
+        rubric.check_columns(prompts)
+    finally:
+        rubric.close()
+
+
 class _Asker:
     """Asks a part for one group at a time and keeps the clock."""
 

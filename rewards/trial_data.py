@@ -16,7 +16,7 @@ from typing import Any
 
 from rewards.base import Sample
 from rollouts.errors import UserError
-from rollouts.prompts import content_id
+from rollouts.prompts import content_id, distinct
 from rollouts.rows import Row, read_rows
 from rollouts.types import Completion, Prompt
 
@@ -44,6 +44,18 @@ def read_samples(
     answers = list(read_rows(completions, "train"))
     pairs = _joined(rows, answers, data, completions)
     return [sample for row, its in pairs for sample in _samples(row, its)]
+
+
+def read_prompts(data: str, limit: int | None = None) -> list[Prompt]:
+    """The distinct prompts of a data file with their columns, in its order; answers are left out.
+
+    Raises:
+        UserError: the file cannot be read or holds no rows, or a row has no prompt.
+    """
+    rows = list(islice(read_rows(data, "train"), limit))
+    if not rows:
+        raise UserError("holds no rows", where=data)
+    return distinct([_prompt(row, _columns(row)) for row in rows])
 
 
 def groups_of(samples_B: Sequence[Sample], group_size: int | None = None) -> list[list[Sample]]:
@@ -80,13 +92,16 @@ def _joined(
 
 
 def _samples(row: Row, answers: Iterable[Row]) -> list[Sample]:
-    columns = {k: v for k, v in row.values.items() if k != "prompt" and k not in ANSWERS}
-    prompt = _prompt(row, columns)
+    prompt = _prompt(row, _columns(row))
     return [
         Sample(prompt=prompt, completion=completion)
         for answer in answers
         for completion in _completions(answer)
     ]
+
+
+def _columns(row: Row) -> dict[str, Any]:
+    return {k: v for k, v in row.values.items() if k != "prompt" and k not in ANSWERS}
 
 
 def _prompt(row: Row, columns: Mapping[str, Any]) -> Prompt:

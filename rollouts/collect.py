@@ -1,16 +1,17 @@
 """Ask an engine for the completions of some prompts and hand back groups with text.
 
 Ids and seeds of the requests follow from the seed, the prompt and its place in the batch, so the
-same step asked again, after a restart too, asks the same.
+same step asked again, after a restart too, asks the same. So do the batches that groups are handed over
+in while others are still sampled: which groups they hold is fixed, only when each comes is not.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, Ticket
+from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, StreamTicket, Ticket
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import (
@@ -21,6 +22,10 @@ from rollouts.types import (
     SnapshotId,
     WeightVersion,
 )
+
+BATCHES = 8
+"""Batches in which the groups of a step are handed over, at most: rewards that work in batches should
+still get some, and the last one comes when sampling is over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +45,44 @@ class Pending:
         else than it was asked.
         """
         results = self.ticket()
-        _check_answers(self.requests, results)
-        return [
-            RolloutGroup(
-                prompt=prompt,
-                prompt_ids=request.prompt_ids,
-                completions_G=tuple(_decoded(c, self.encoder) for c in result.completions),
-                policy=self.policy,
-                seed=request.seed,
-            )
-            for prompt, request, result in zip(self.prompts, self.requests, results, strict=True)
-        ]
+        if len(results) != len(self.requests):
+            raise _wrong(len(self.requests), len(results))
+        return [self._group(place, result) for place, result in enumerate(results)]
+
+    def arriving(self) -> Iterator[dict[int, RolloutGroup]]:
+        """The same groups as they are finished, by place, in at most `BATCHES` batches.
+
+        A batch holds neighbours and comes when all of them are there. An engine that does not stream
+        has them all at once, in one.
+        """
+        if not isinstance(self.ticket, StreamTicket):
+            yield dict(enumerate(self.groups()))
+            return
+        size = max(1, -(-len(self.requests) // BATCHES))
+        waiting: dict[int, dict[int, RolloutGroup]] = {}
+        for found in self.ticket.arrivals():
+            for place, result in found:
+                batch = waiting.setdefault(place // size, {})
+                batch[place] = self._group(place, result)
+            for number in [n for n, batch in waiting.items() if len(batch) == self._size(n, size)]:
+                yield dict(sorted(waiting.pop(number).items()))
+
+    def _size(self, number: int, size: int) -> int:
+        """Groups in a batch; the last one has what is left."""
+        return min(size, len(self.requests) - number * size)
+
+    def _group(self, place: int, result: SampleResult) -> RolloutGroup:
+        request = self.requests[place]
+        asked, answered = (request.id, request.n), (result.id, len(result.completions))
+        if asked != answered:
+            raise _wrong(asked, answered)
+        return RolloutGroup(
+            prompt=self.prompts[place],
+            prompt_ids=request.prompt_ids,
+            completions_G=tuple(_decoded(c, self.encoder) for c in result.completions),
+            policy=self.policy,
+            seed=request.seed,
+        )
 
 
 def begin(
@@ -61,11 +93,17 @@ def begin(
     sampling: Sampling,
     seed: int,
     policy: SnapshotId | WeightVersion,
+    positions: Sequence[int] | None = None,
 ) -> Pending:
-    """Ask for ``group_sizes`` completions of each prompt, and wait for nothing."""
+    """Ask for ``group_sizes`` completions of each prompt, and wait for nothing.
+
+    Args:
+        positions: places of the prompts in the whole that they are a part of; None: they are the whole.
+    """
+    places = range(len(prompts)) if positions is None else positions
     requests = [
         _request(prompt, size, position, encoder, sampling, seed)
-        for position, (prompt, size) in enumerate(zip(prompts, group_sizes, strict=True))
+        for position, prompt, size in zip(places, prompts, group_sizes, strict=True)
     ]
     ticket = engine.submit(requests) if requests else list
     return Pending(
@@ -81,9 +119,11 @@ def collect(
     sampling: Sampling,
     seed: int,
     policy: SnapshotId | WeightVersion,
+    positions: Sequence[int] | None = None,
 ) -> list[RolloutGroup]:
     """One group per prompt, in order, of ``group_sizes`` completions with their text."""
-    return begin(engine, prompts, group_sizes, encoder, sampling, seed, policy).groups()
+    asked = begin(engine, prompts, group_sizes, encoder, sampling, seed, policy, positions)
+    return asked.groups()
 
 
 def check_lengths(
@@ -133,13 +173,8 @@ def _decoded(completion: Completion, encoder: PromptEncoder) -> Completion:
     return replace(completion, text=encoder.decode(completion.token_ids))
 
 
-def _check_answers(requests: Sequence[SampleRequest], results: Sequence[SampleResult]) -> None:
-    asked = [(request.id, request.n) for request in requests]
-    answered = [(result.id, len(result.completions)) for result in results]
-    if asked != answered:
-        pairs = zip(asked, answered, strict=False)
-        wrong = next((pair for pair in pairs if pair[0] != pair[1]), (len(asked), len(answered)))
-        raise RunError(
-            f"the engine was asked {wrong[0]} (request, completions) and answered {wrong[1]}",
-            where="rollout engine",
-        )
+def _wrong(asked: object, answered: object) -> RunError:
+    return RunError(
+        f"the engine was asked {asked} (request, completions) and answered {answered}",
+        where="rollout engine",
+    )

@@ -1,15 +1,16 @@
 """One call to many engines: chunks out, answers in, until every item has exactly one answer.
 
-A chunk whose engine dies or is late goes to another engine; an item that keeps failing is given up
-and answered with a `Failure`. Which engines there are, and replacing them, is the fleet's business.
+Samples are handed over as they are finished, scores a chunk at a time. What a chunk still lacks when its
+engine dies or is late goes to another engine; an item that keeps failing is given up and answered with a
+`Failure`. Which engines there are, and replacing them, is the fleet's business.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rollouts.engine import SampleResult
@@ -17,7 +18,7 @@ from rollouts.engine_slot import EngineSlot
 from rollouts.errors import KeelError
 from rollouts.fleet import Fleet, reason_of
 
-Verb = Literal["generate", "score"]
+Verb = Literal["stream", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,16 @@ class _Flight:
     slot: EngineSlot
     chunk: tuple[int, ...]
     deadline: float
+    left: set[int] = field(default_factory=set)
+    """Those of the chunk without an answer."""
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        return tuple(index for index in self.chunk if index in self.left)
 
 
 class Dispatch:
-    """One generate or score call: chunks out, answers in, until every item has its answer."""
+    """One call to sample or score: chunks out, answers in, until every item has its answer."""
 
     def __init__(
         self,
@@ -57,15 +64,29 @@ class Dispatch:
 
     def run(self) -> list[Any]:
         """One answer or `Failure` per item, in order; calling it again gives them again."""
+        for _ in self.arriving():
+            pass
+        return [self._answers[i] for i in range(len(self._items))]
+
+    def arriving(self) -> Iterator[list[tuple[int, Any]]]:
+        """The same as they come: answers that are there together, each with the place of its item."""
+        told = 0
         try:
-            while len(self._answers) < len(self._items):
-                self.send()
-                self._receive()
+            while True:
+                # Answers keep the order in which they came.
+                fresh = list(self._answers.items())[told:]
+                told += len(fresh)
+                if fresh:
+                    yield fresh
+                if told == len(self._items):
+                    return
+                if told == len(self._answers):
+                    self.send()
+                    self._receive()
         finally:
             # After an interrupt the engines finish what they were at, and are free again then.
             for flight in self._flights.values():
                 flight.slot.busy = False
-        return [self._answers[i] for i in range(len(self._items))]
 
     def send(self) -> None:
         """Give every idle engine a chunk, and wait for nothing."""
@@ -73,10 +94,14 @@ class Dispatch:
             if self._queue and slot.idle:
                 chunk = self._queue.popleft()
                 call = getattr(slot.actor, self._verb)
+                if self._verb == "stream":
+                    call = call.options(num_returns="streaming")
                 ref = call.remote([self._items[i] for i in chunk])
                 slot.busy = True
                 deadline = time.monotonic() + self._deadline_s
-                self._flights[ref] = _Flight(slot=slot, chunk=chunk, deadline=deadline)
+                self._flights[ref] = _Flight(
+                    slot=slot, chunk=chunk, deadline=deadline, left=set(chunk)
+                )
 
     def _receive(self) -> None:
         """Wait for the next answer, the next engine to start, or the next deadline."""
@@ -91,7 +116,7 @@ class Dispatch:
             if ref in starting:
                 self._fleet.settle_start(starting[ref])
             else:
-                self._land(ref, self._flights.pop(ref))
+                self._land(ref, self._flights[ref])
         if not done:
             self._enforce_deadlines(starting)
 
@@ -110,37 +135,56 @@ class Dispatch:
     def _land(self, ref: Any, flight: _Flight) -> None:
         import ray
 
-        flight.slot.busy = False
         try:
-            results = ray.get(ref)
+            answer = ray.get(next(ref) if self._verb == "stream" else ref)
+            found = answer if self._verb == "stream" else enumerate(answer)
+        except StopIteration:
+            self._end(ref, flight)
+            self._retry(flight, "it left out requests", blame_items=True)
         except ray.exceptions.RayTaskError as error:
+            self._end(ref, flight)
             # A refused input leaves the engine as it was; after anything else its state is unknown.
             if not isinstance(error.cause, (ValueError, TypeError, KeelError)):
                 self._fleet.replace(flight.slot, reason_of(error))
             self._retry(flight, reason_of(error), blame_items=True)
         except ray.exceptions.RayError as error:
+            self._end(ref, flight)
             self._fleet.replace(flight.slot, reason_of(error))
             self._retry(flight, reason_of(error), blame_items=False)
         else:
-            flight.slot.failures = 0
-            for index, result in zip(flight.chunk, results, strict=True):
-                self._answers[index] = result
-                if isinstance(result, SampleResult):
-                    flight.slot.tokens += sum(len(c.token_ids) for c in result.completions)
+            self._take(found, flight)
+            if not flight.left:
+                self._end(ref, flight)
+
+    def _take(self, found: Iterable[tuple[int, Any]], flight: _Flight) -> None:
+        """Keep the answers to some items of a chunk."""
+        flight.slot.failures = 0
+        for place, result in found:
+            index = flight.chunk[place]
+            flight.left.discard(index)
+            self._answers[index] = result
+            if isinstance(result, SampleResult):
+                flight.slot.tokens += sum(len(c.token_ids) for c in result.completions)
+
+    def _end(self, ref: Any, flight: _Flight) -> None:
+        """The engine is free again."""
+        del self._flights[ref]
+        flight.slot.busy = False
 
     def _retry(self, flight: _Flight, reason: str, *, blame_items: bool) -> None:
-        """Queue a chunk again, or give its only item up.
+        """Queue what is left of a chunk again, or give its only item up.
 
         An engine's death is its own fault the first time. A raised error, or a second death, may be
         the fault of one item: the others are then sent apart from it, one by one.
         """
-        for index in flight.chunk:
+        rest = flight.rest
+        for index in rest:
             self._attempts[index] += 1
-        attempts = max(self._attempts[index] for index in flight.chunk)
-        if len(flight.chunk) == 1 and attempts >= 2:
+        attempts = max((self._attempts[index] for index in rest), default=0)
+        if len(rest) == 1 and attempts >= 2:
             detail = f"engine {flight.slot.index} failed on it {attempts} times: {reason}"
-            self._answers[flight.chunk[0]] = Failure(detail)
+            self._answers[rest[0]] = Failure(detail)
         elif blame_items or attempts >= 2:
-            self._queue.extend((index,) for index in flight.chunk)
-        else:
-            self._queue.appendleft(flight.chunk)
+            self._queue.extend((index,) for index in rest)
+        elif rest:
+            self._queue.appendleft(rest)

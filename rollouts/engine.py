@@ -7,9 +7,9 @@ are. Token ids go in and come out: text is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rollouts.types import Completion, Sampling, WeightVersion
 
@@ -65,6 +65,31 @@ class SyncReport:
 
 Ticket = Callable[[], list[SampleResult]]
 """Samples under way: calling it waits for them, a second time gives them again."""
+
+Arrivals = Iterator[list[tuple[int, SampleResult]]]
+"""Results as they come: those that are ready together, each with the place of its request."""
+
+
+@runtime_checkable
+class StreamTicket(Protocol):
+    """A `Ticket` of an engine that hands over what is finished while it works on the rest."""
+
+    def __call__(self) -> list[SampleResult]:
+        """Wait for all of them; results in request order."""
+        ...
+
+    def arrivals(self) -> Arrivals:
+        """Every result once, as it comes."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine in its own process that can tell of finished requests while it works on others."""
+
+    def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
+        """Sample every request once. Nothing else may be asked of the engine before the last result."""
+        ...
 
 
 class RolloutEngine(Protocol):

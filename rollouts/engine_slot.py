@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollouts.engine import (
+    Arrivals,
     RolloutEngine,
     SampleRequest,
-    SampleResult,
     ScoreRequest,
+    StreamingEngine,
     SyncReport,
     WeightUpdate,
 )
+from rollouts.placement import Bundle, Room
 
 EngineFactory = Callable[[], RolloutEngine]
 """Builds the engine inside its actor; must be picklable."""
@@ -38,9 +40,13 @@ class EngineActor:
         self._engine = self._factory()
         return os.getpid()
 
-    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
-        """See `RolloutEngine.generate`."""
-        return self._started().generate(requests)
+    def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
+        """See `StreamingEngine.stream`; of an engine that is none, everything at the end."""
+        engine = self._started()
+        if isinstance(engine, StreamingEngine):
+            yield from engine.stream(requests)
+        else:
+            yield list(enumerate(engine.generate(requests)))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """See `RolloutEngine.score`."""
@@ -62,7 +68,8 @@ class Launch:
 
     factory: EngineFactory
     environment: Mapping[str, str]
-    num_gpus: int
+    bundle: Bundle
+    """What one actor takes."""
     start_deadline_s: float
 
 
@@ -72,6 +79,8 @@ class EngineSlot:
 
     index: int
     launch: Launch
+    room: Room
+    """Of the whole pool; this slot's place in it is ``index``."""
     actor: Any = None
     pid: int | None = None
     starting: list[Any] = field(default_factory=list)
@@ -94,8 +103,7 @@ class EngineSlot:
         import ray
 
         options = {
-            "num_cpus": 1,
-            "num_gpus": self.launch.num_gpus,
+            **self.room.options(self.index),
             # The pool itself replaces actors: a restarted one would come back without its weights.
             "max_restarts": 0,
             "runtime_env": {"env_vars": dict(self.launch.environment)},

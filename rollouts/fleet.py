@@ -11,6 +11,7 @@ from typing import Any
 
 from rollouts.engine_slot import EngineSlot, Launch
 from rollouts.errors import KeelError, RunError
+from rollouts.placement import Room, told
 from rollouts.types import WeightVersion
 
 
@@ -32,7 +33,10 @@ class Fleet:
         """Version of ``weights``."""
         self.restarts = 0
         """Engines replaced so far."""
-        self.slots = [EngineSlot(index=i, launch=launch) for i in range(num_engines)]
+        self._room = Room([launch.bundle] * num_engines)
+        self.slots = [
+            EngineSlot(index=i, launch=launch, room=self._room) for i in range(num_engines)
+        ]
         for slot in self.slots:
             slot.fill(None)
 
@@ -96,11 +100,15 @@ class Fleet:
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
-        wanted = "GPU" if slot.launch.num_gpus else "CPU"
+        placed = self._room.wait(0)
+        wanted = slot.launch.bundle
+        there = ", ".join(
+            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in wanted
+        )
         return (
             f"it did not start within {slot.launch.start_deadline_s:g} s (the pool needs "
-            f"{len(self.slots)} {wanted}s; "
-            f"{free.get(wanted, 0):g} of {total.get(wanted, 0):g} are free)"
+            f"{len(self.slots)} times {told(wanted)}, and "
+            + ("has it)" if placed else f"waits for it: {there} are free)")
         )
 
     def lost(self, slot: EngineSlot, reason: str) -> RunError:
@@ -118,6 +126,8 @@ class Fleet:
         """Kill every engine."""
         for slot in self.slots:
             slot.kill()
+        if self.slots:
+            self._room.release()
         self.slots, self.weights = [], None
 
 

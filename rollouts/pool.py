@@ -13,7 +13,7 @@ that is alive and answers wrongly is not its business (the parity probe after a 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +22,19 @@ from typing import Any
 from rollouts.balance import num_chunks, split
 from rollouts.dispatch import Dispatch, Failure, Verb
 from rollouts.engine import (
+    Arrivals,
     SampleRequest,
     SampleResult,
     ScoreRequest,
+    StreamTicket,
     SyncReport,
-    Ticket,
     WeightUpdate,
 )
 from rollouts.engine_slot import EngineFactory, EngineSlot, Launch
 from rollouts.errors import RunError
 from rollouts.fleet import Fleet, reason_of, refusal
 from rollouts.model_folder import check_model_folder
+from rollouts.placement import Bundle
 from rollouts.types import Completion
 from rollouts.vllm_engine import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.weight_transfer import to_host
@@ -58,7 +60,8 @@ class EnginePool:
 
     Args:
         config: the engines, all alike.
-        num_engines: how many actors; each takes one CPU, and one GPU on a GPU.
+        num_engines: how many actors.
+        bundle: what each of them takes of the cluster; None: one CPU, and one GPU where there are any.
         start_deadline_s: seconds an engine may take to start and load its weights.
         deadline_s: seconds one call to one engine may take.
         max_restarts: how often in a row one engine may fail before the pool gives up.
@@ -74,6 +77,7 @@ class EnginePool:
         config: VLLMConfig,
         *,
         num_engines: int = 1,
+        bundle: Bundle | None = None,
         start_deadline_s: float = 180.0,
         deadline_s: float = 600.0,
         max_restarts: int = 3,
@@ -89,7 +93,7 @@ class EnginePool:
         self._unsynced: str | None = None
         self._failed = 0
         self._open: list[Dispatch] = []
-        launch = _launch(config, engine_factory, start_deadline_s)
+        launch = _launch(config, engine_factory, bundle, start_deadline_s)
         self._fleet = Fleet(launch, num_engines, max_restarts)
 
     @property
@@ -119,7 +123,7 @@ class EnginePool:
         """Sample every request once, spread over the engines; results in request order."""
         return self.submit(requests)()
 
-    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+    def submit(self, requests: Sequence[SampleRequest]) -> StreamTicket:
         """Begin to sample; the engines work on while the caller does something else.
 
         Several may be under way: what finds no idle engine begins when an earlier one is collected.
@@ -127,15 +131,10 @@ class EnginePool:
         """
         sequences = sum(request.n for request in requests)
         costs = [request.n * request.sampling.max_tokens for request in requests]
-        dispatch = self._dispatch("generate", requests, costs, sequences)
+        dispatch = self._dispatch("stream", requests, costs, sequences)
         self._open.append(dispatch)
         dispatch.send()
-
-        def collect() -> list[SampleResult]:
-            answers = self._finish(dispatch)
-            return [_result(*pair) for pair in zip(requests, answers, strict=True)]
-
-        return collect
+        return _Ticket(pool=self, requests=requests, dispatch=dispatch)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Logprobs of given completions, spread over the engines, in request order.
@@ -221,29 +220,63 @@ class EnginePool:
 
     def _finish(self, dispatch: Dispatch) -> list[Any]:
         """Wait for a call's answers, then let the next one under way have the engines."""
+        for _ in self._arriving(dispatch):
+            pass
+        return dispatch.run()
+
+    def _arriving(self, dispatch: Dispatch) -> Iterator[list[tuple[int, Any]]]:
+        """The answers of `_finish` as they come."""
+        failed = 0
         try:
-            answers = dispatch.run()
+            for found in dispatch.arriving():
+                failed += sum(isinstance(answer, Failure) for _, answer in found)
+                yield found
         except BaseException:
             self._open.clear()
             raise
         if dispatch in self._open:
             self._open.remove(dispatch)
-            self._failed += sum(isinstance(answer, Failure) for answer in answers)
+            self._failed += failed
             for waiting in self._open:
                 waiting.send()
-        return answers
 
     def _finish_all(self) -> None:
         while self._open:
             self._finish(self._open[0])
 
 
-def _launch(config: VLLMConfig, factory: EngineFactory | None, start_deadline_s: float) -> Launch:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ticket:
+    """Samples under way in a pool."""
+
+    pool: EnginePool
+    requests: Sequence[SampleRequest]
+    dispatch: Dispatch
+
+    def __call__(self) -> list[SampleResult]:
+        answers = self.pool._finish(self.dispatch)
+        return [_result(*pair) for pair in zip(self.requests, answers, strict=True)]
+
+    def arrivals(self) -> Arrivals:
+        for found in self.pool._arriving(self.dispatch):
+            yield [(place, _result(self.requests[place], answer)) for place, answer in found]
+
+
+def _launch(
+    config: VLLMConfig,
+    factory: EngineFactory | None,
+    bundle: Bundle | None,
+    start_deadline_s: float,
+) -> Launch:
     import ray
 
     device = config.device
-    if device == "auto":
+    if device == "auto" and bundle is not None:
+        device = "cuda" if "GPU" in bundle else "cpu"
+    elif device == "auto":
         device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    if bundle is None:
+        bundle = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
     if factory is None:
         if Path(config.model).is_dir():
             check_model_folder(config.model, device)
@@ -251,7 +284,7 @@ def _launch(config: VLLMConfig, factory: EngineFactory | None, start_deadline_s:
     return Launch(
         factory=factory,
         environment=engine_environment(config.model, device),
-        num_gpus=1 if device == "cuda" else 0,
+        bundle=bundle,
         start_deadline_s=start_deadline_s,
     )
 

@@ -111,8 +111,20 @@ class Score:
     """Unweighted value of every named part; None where that part abstained."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of every named part in ``value``."""
+    counted: Mapping[str, float | None] = field(default_factory=dict)
+    """What stands in ``value`` in place of ``parts``, where that differs: a normalised value, or None for
+    a part that a closed gate holds back."""
     detail: str | None = None
-    """For a failure: the part and the reason."""
+    """For a failure: the part and the reason; for a closed gate: which."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Reason of every named part that failed."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What parts gave ``log_extra`` for this completion, ``<part>/<column>``."""
+
+    @property
+    def terms(self) -> dict[str, float | None]:
+        """Value of every named part as it counts, before its weight; None where it does not."""
+        return {**self.parts, **self.counted}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,3 +145,6 @@ class Sampling:
     top_k: int = -1
     stop_token_ids: tuple[int, ...] = ()
     """Ends a completion besides the model's own end-of-sequence token."""
+    stop_texts: tuple[str, ...] = ()
+    """So do these, and what holds one is kept: an engine that only knows tokens goes on, and whoever asks
+    cuts the text."""

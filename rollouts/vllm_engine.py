@@ -16,13 +16,14 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rollouts.engine import (
+    Arrivals,
     SampleRequest,
     SampleResult,
     ScoreRequest,
@@ -154,10 +155,15 @@ class VLLMEngine:
         top-p and top-k; at temperature 0 they are those of the model itself.
         """
         outputs = self._run([(r.prompt_ids, sampling_params(r)) for r in requests])
-        return [
-            SampleResult(id=request.id, completions=completions(output, request.n))
-            for request, output in zip(requests, outputs, strict=True)
-        ]
+        return [_result(*pair) for pair in zip(requests, outputs, strict=True)]
+
+    def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
+        """The results of `generate`, each as soon as its last completion is finished."""
+        silent = dict(enumerate(requests))
+        for outputs in self._finished([(r.prompt_ids, sampling_params(r)) for r in requests]):
+            yield [(index, _result(silent.pop(index), output)) for index, output in outputs]
+        if silent:
+            yield [(index, _result(request, None)) for index, request in silent.items()]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
@@ -239,23 +245,35 @@ class VLLMEngine:
 
     def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
         """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
+        outputs: list[Any] = [None] * len(work)
+        for found in self._finished(work):
+            for index, output in found:
+                outputs[index] = output
+        return outputs
+
+    def _finished(
+        self, work: Sequence[tuple[Sequence[int], SamplingParams]]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """The outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
         if not self._whole:
             raise RuntimeError("the last weight update failed half-way; sync again")
         self._calls += 1
-        outputs: list[Any] = [None] * len(work)
+        call = self._calls
         try:
-            for index, (token_ids, params) in enumerate(work):
-                outputs[index] = self._add(f"{self._calls}.{index}", token_ids, params)
+            added = [
+                (index, self._add(f"{call}.{index}", token_ids, params))
+                for index, (token_ids, params) in enumerate(work)
+            ]
+            if refused := [pair for pair in added if pair[1] is not None]:
+                yield refused
             while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
-                    outputs[int(output.request_id.partition(".")[2])] = output
+                if outputs := self._engine.step():
+                    yield [(int(o.request_id.partition(".")[2]), o) for o in outputs]
         except BaseException:
             # Left in place, the remaining requests would run, and count, in the next call.
             with suppress(Exception):
-                ids = [f"{self._calls}.{index}" for index in range(len(work))]
-                self._engine.abort_request(ids)
+                self._engine.abort_request([f"{call}.{index}" for index in range(len(work))])
             raise
-        return outputs
 
     def _add(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> str | None:
         """Queue one request; None, or the reason why vLLM refuses it."""
@@ -267,6 +285,10 @@ class VLLMEngine:
         except (ValueError, VLLMClientError) as error:
             return f"refused: {error}"
         return None
+
+
+def _result(request: SampleRequest, output: Any) -> SampleResult:
+    return SampleResult(id=request.id, completions=completions(output, request.n))
 
 
 def _start_vllm(config: VLLMConfig) -> Any:

@@ -34,10 +34,11 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         stop_token_ids=list(sampling.stop_token_ids),
+        stop=list(sampling.stop_texts),
         logprobs=0,
         # One list of floats per completion in place of a dict per token.
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(sampling.stop_texts),
         output_kind=RequestOutputKind.FINAL_ONLY,
         # These parameters belong to this request alone, so vLLM may skip its deep copy.
         skip_clone=True,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from string import Formatter
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from align.settings import Settings
+from align.settings import NAME_PATTERN, Settings
+
+INBOX = "inbox://"
+"""Scheme of the campaign's own preference inbox, followed by the name of a stream."""
 
 
 class ExamplesConfig(Settings):
-    """Rows of a file that a round learns from."""
+    """Rows of a file or of the inbox that a round learns from."""
 
     source: str
-    """A .jsonl/.json/.parquet/.csv file, or a ``datasets`` id (``id:config``)."""
+    """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM``: what has
+    arrived in the campaign's preference inbox when the round begins."""
+    use: Annotated[str, Field(pattern=r"^(once|all|last:[1-9][0-9]{0,8})$")] = "once"
+    """Of a stream. ``once``: what no round has used yet; ``all``: everything; ``last:N``: the newest N."""
+    after_rejection: Literal["used", "returned"] = "used"
+    """What becomes of the rows of a stream when the gate rejects the round. ``used``: no later round reads
+    them, so one bad batch cannot stop a stream; ``returned``: the next round reads them again."""
     split: str = "train"
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -27,6 +37,9 @@ class ExamplesConfig(Settings):
     """Column with the preferred answer of a pair."""
     rejected: str = "rejected"
     """Column with the other answer of a pair."""
+    margin: str = "margin"
+    """Column that says by how much a pair's chosen answer is better, in rewards; without it 0. Reward-model
+    rounds alone read it."""
     completion: str = "completion"
     """Column with the answer of a rating or a demonstration."""
     label: str = "label"
@@ -43,6 +56,26 @@ class ExamplesConfig(Settings):
     """Share that is never learnt from: the round is measured on it."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""
+
+    @property
+    def stream(self) -> str | None:
+        """The stream of the inbox that is read; None for files."""
+        return self.source.removeprefix(INBOX) if self.source.startswith(INBOX) else None
+
+    @model_validator(mode="after")
+    def _stream_settings(self) -> Self:
+        stream = self.stream
+        if stream is not None and not re.fullmatch(NAME_PATTERN, stream):
+            raise ValueError(
+                f"{self.source!r} names no stream; write inbox://NAME with lower-case letters, digits, "
+                "dot, dash or underscore"
+            )
+        if stream is None and (self.use, self.after_rejection) != ("once", "used"):
+            raise ValueError(
+                f"use and after_rejection are for streams, and {self.source!r} is none; remove them, or "
+                "read inbox://STREAM"
+            )
+        return self
 
     @field_validator("template")
     @classmethod

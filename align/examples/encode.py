@@ -56,7 +56,7 @@ def encode(
     if len(set(fitting)) < len(fitting):
         raise Unusable("equal sides")
     rows = tuple(
-        _row(prompt_ids, ids, answer.advantage, round)
+        _row(prompt_ids, ids, answer.advantage, round, answer.margin)
         for ids, answer in zip(fitting, example.answers, strict=True)
     )
     sides = [(answer.content, answer.advantage) for answer in example.answers]
@@ -94,13 +94,16 @@ def _window(ids: Sequence[int], round: str) -> Unit:
     return Unit(id=_id(list(ids)), prompt=None, rows=(row,))
 
 
-def _row(prompt_ids: Ids, completion_ids: Ids, advantage: float, round: str) -> Row:
+def _row(
+    prompt_ids: Ids, completion_ids: Ids, advantage: float, round: str, margin: float = 0.0
+) -> Row:
     return Row(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
         advantage=advantage,
         source="new",
         round=round,
+        margin=margin,
     )
 
 

@@ -1,6 +1,6 @@
 """Rows of a file as examples: the formats that TRL reads, plain or conversational.
 
-    pairs           prompt, chosen, rejected; or chosen and rejected that begin alike
+    pairs           prompt, chosen, rejected; or chosen and rejected that begin alike; maybe margin
     ratings         prompt, completion, label; or pairs, whose sides are then rated
     demonstrations  prompt, completion; or messages, of which the last is the answer
     texts           text
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from math import isfinite, nan
 from typing import Any
 
 from align.examples.config import ExamplesConfig, columns_of
@@ -38,6 +39,8 @@ class Answer:
     content: Content
     advantage: float
     """+1: to be made likelier, -1: less likely."""
+    margin: float = 0.0
+    """Of a pair's chosen answer: by how much it is better, in rewards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +56,9 @@ def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
     prompt, chosen, rejected = _sides(values, config)
     if chosen == rejected:
         raise Unusable("equal sides")
-    answers = (Answer(content=chosen, advantage=1.0), Answer(content=rejected, advantage=-1.0))
-    return [Example(prompt=prompt, answers=answers)]
+    margin = _margin(values, config.margin)
+    better = Answer(content=chosen, advantage=1.0, margin=margin)
+    return [Example(prompt=prompt, answers=(better, Answer(content=rejected, advantage=-1.0)))]
 
 
 def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
@@ -180,6 +184,19 @@ def _not_empty(content: Content) -> Content:
     if not any(part.strip() for part in texts):
         raise Unusable("empty")
     return content
+
+
+def _margin(values: Values, column: str) -> float:
+    value = values.get(column)
+    if value is None:
+        return 0.0
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = nan
+    if not isfinite(margin):
+        raise Unusable(f"{column!r} is not a number")
+    return margin
 
 
 LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}

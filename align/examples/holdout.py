@@ -39,6 +39,10 @@ def _opening(unit: Unit, encoder: PromptEncoder) -> Prompt:
 
 
 def _place(unit: Unit) -> float:
-    name = unit.prompt.id if unit.prompt is not None else unit.id
+    return place(unit.prompt.id if unit.prompt is not None else unit.id)
+
+
+def place(name: str) -> float:
+    """Where a prompt's id falls between 0 and 1; what falls below the share is held out."""
     digest = hashlib.sha256(f"held out/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -65,7 +65,12 @@ class Examples:
 
 
 def load_examples(
-    config: ExamplesConfig, material: Material, encoder: PromptEncoder, context: int, round: str
+    config: ExamplesConfig,
+    material: Material,
+    encoder: PromptEncoder,
+    context: int,
+    round: str,
+    taken: Iterable[files.Row] | None = None,
 ) -> Examples:
     """All examples of a source as rows of token ids, in its order.
 
@@ -73,12 +78,15 @@ def load_examples(
         material: what the rows are read as; not ``rollouts``.
         context: longest prompt plus completion, in tokens.
         round: written on every row.
+        taken: what the round took of the inbox, where its source is a stream.
 
     Raises a `UserError` for a source that cannot be read or holds nothing, and where more than
     ``config.max_dropped`` of its rows cannot be used; it names the first of them.
     """
     loading = _Loading(config, encoder, context, round)
-    rows = islice(files.read_rows(config.source, config.split), config.limit)
+    if config.stream is None:
+        taken = islice(files.read_rows(config.source, config.split), config.limit)
+    rows = taken or ()
     units = tuple(loading.windows(rows) if material == "texts" else loading.units(rows, material))
     report = Report(
         made="window" if material == "texts" else material.removesuffix("s"),

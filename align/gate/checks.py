@@ -1,17 +1,18 @@
 """One suite, one comparator: the test, its interval, and one sentence a person can read.
 
-A check says *passed*, *regressed* (*not improved* for the round's own target), or that there are
-*too few items* to tell: a small eval must not pass because it is noisy. What follows from it is
-`align.gate.gate`'s business.
+A check says *passed*, *regressed* (*not improved* for the round's own target), that there are *too
+few items* to tell, or that it is *void*: a small eval must not pass because it is noisy, nor a broken
+one because it failed. What follows from it is `align.gate.gate`'s business.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from align.demands_config import Family
 from align.gate.evaluate import ItemResults, paired
 from align.gate.sequences import MIN_ITEMS
 from align.gate.statistics import (
@@ -20,20 +21,23 @@ from align.gate.statistics import (
     tango_interval,
     tango_noninferiority,
 )
-from align.gate.suites import Kind, SuiteRule
+from align.gate.suite import Kind, SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
 Role = Literal["target", "retention", "shown"]
-Against = Literal["parent", "best", "start"]
-Test = Literal["tango", "tango_scaled", "paired_t"]
-Outcome = Literal["passed", "regressed", "not_improved", "too_few_items"]
+Against = Literal["parent", "best", "start", "last opening"]
+What = Literal["value", "truncation", "failure", "zero_tolerance"]
+Test = Literal["tango", "tango_scaled", "paired_t", "exact"]
+Outcome = Literal["passed", "regressed", "not_improved", "too_few_items", "void"]
 
 MIN_SCORED_ITEMS = 30
-"""Fewest items, and fewest that changed, for the mean of scores to be near normal."""
+"""Fewest items, clusters where items have them, and fewest items that changed, for the mean of scores to
+be near normal."""
 
 MAX_FAILED_SHARE = 0.01
-"""Of a comparator's items: its failures count as worst too, and would make any candidate pass."""
+"""Of items. A comparator's failures count as worst too, and would make any candidate pass; with so many
+of its own a candidate was not measured at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +45,10 @@ class Check:
     """One suite compared with one snapshot. Differences are candidate minus comparator."""
 
     suite: str
+    family: Family = "general"
+    what: What = "value"
+    """What is compared: the mean, the share of answers not cut, that of answers with a score, or the
+    items that must not fail."""
     role: Role
     """``shown`` never decides."""
     against: Against
@@ -64,10 +72,23 @@ class Check:
     alpha: float
     failed: int = 0
     """The candidate's items that failed and count as the worst."""
+    clusters: int | None = None
+    """Independent clusters that the items come in; None: every item counts by itself."""
+    items: tuple[str, ...] = ()
+    """Of a list that must not fail: the items that did."""
     needed: int | None = None
     """With too few items: how many would do, at the spread and the loss measured here."""
     outcome: Outcome
     sentence: str
+
+    @property
+    def allowed(self) -> float:
+        """The loss that the null hypothesis sets: below 0 where a gain is demanded."""
+        return -self.margin if self.role == "target" else self.margin
+
+    def amount(self, value: float) -> str:
+        """A difference as a person reads it: points for pass/fail, else units of the metric."""
+        return f"{100 * value:.1f}" if self.test in ("tango", "exact") else f"{value:.3g}"
 
 
 class Comparison(NamedTuple):
@@ -81,7 +102,8 @@ class Comparison(NamedTuple):
     interval: tuple[float, float]
     p: float
     variance: float
-    """Of one item's difference, the discordant share for pass/fail."""
+    """Of one item's difference, the discordant share for pass/fail; larger where items of a cluster are
+    alike."""
     enough: bool
     """The test's approximation holds at this number of items."""
 
@@ -96,6 +118,7 @@ def check(
     also: Sequence[Against] = (),
     margin: float,
     alpha: float,
+    what: What = "value",
 ) -> Check:
     """Compare two snapshots on one suite.
 
@@ -109,11 +132,13 @@ def check(
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
     result = compare(candidate, comparator, rule.kind, allowed, alpha)
-    outcome = _outcome(result, role, margin, alpha)
+    void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
+    outcome = "void" if void else _outcome(result, role, margin, alpha)
     needed = _needed(result, rule.kind, allowed, alpha) if outcome == "too_few_items" else None
-    names = (against, *also)
-    return Check(
+    found = Check(
         suite=rule.name,
+        family=rule.demands.family,
+        what=what,
         role=role,
         against=against,
         also=tuple(also),
@@ -128,10 +153,12 @@ def check(
         p=result.p,
         alpha=alpha,
         failed=candidate.failed,
+        clusters=len(set(candidate.clusters)) or None,
         needed=needed,
         outcome=outcome,
-        sentence=_sentence(rule, result, role, names, margin, outcome, needed, candidate.failed),
+        sentence="",
     )
+    return replace(found, sentence=_sentence(found, rule.kind))
 
 
 def compare(
@@ -141,21 +168,42 @@ def compare(
 
     Pass/fail items: Tango. Scores: paired t, except where fewer than 30 items changed and their
     spread is therefore not known; those are scaled into [-1, 1] and counted as fractions of lost
-    and won items, whose variance is never smaller.
+    and won items, whose variance is never smaller. Items that come in clusters must pass the
+    cluster-robust t test as well (Miller, arXiv 2411.00640, section 2.2): neither test alone knows both
+    few changes and likeness.
     """
     after, before = paired(candidate, comparator)
     differences = [a - b for a, b in zip(after, before, strict=True)]
-    n = len(differences)
-    lost = sum(d < 0 for d in differences)
-    won = sum(d > 0 for d in differences)
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
     if candidate.is_pass_fail and comparator.is_pass_fail:
-        p = tango_noninferiority(lost, won, n, margin).p
-        interval = tango_interval(lost, won, n, alpha)
-        return Comparison("tango", n, lost, won, mean, interval, p, (lost + won) / n, True)
+        found = _counts(differences, margin, alpha)
+    else:
+        width = max(*after, *before) - min(*after, *before)
+        found = _scores(differences, kind, width, margin, alpha)
+    return _robust(found, differences, candidate.clusters, margin, alpha)
+
+
+def _counts(differences: Sequence[float], margin: float, alpha: float) -> Comparison:
+    n, lost, won, mean, _ = _moments(differences)
+    return Comparison(
+        test="tango",
+        n=n,
+        lost=lost,
+        won=won,
+        difference=mean,
+        interval=tango_interval(lost, won, n, alpha),
+        p=tango_noninferiority(lost, won, n, margin).p,
+        variance=(lost + won) / n,
+        enough=True,
+    )
+
+
+def _scores(
+    differences: Sequence[float], kind: Kind, width: float, margin: float, alpha: float
+) -> Comparison:
+    """``width``: of the range of all values seen."""
+    n, lost, won, mean, variance = _moments(differences)
     if kind == "items" and lost + won < MIN_SCORED_ITEMS:
-        scale = max(1.0, max(*after, *before) - min(*after, *before), 2.0 * abs(margin))
+        scale = max(1.0, width, 2.0 * abs(margin))
         down = math.fsum(-d for d in differences if d < 0) / scale
         up = math.fsum(d for d in differences if d > 0) / scale
         p = tango_noninferiority(down, up, n, margin / scale).p
@@ -166,6 +214,37 @@ def compare(
     result = paired_t_noninferiority(differences, margin, alpha=alpha)
     enough = n >= (MIN_ITEMS if kind == "likelihood" else MIN_SCORED_ITEMS)
     return Comparison("paired_t", n, lost, won, mean, result.interval, result.p, variance, enough)
+
+
+def _robust(
+    found: Comparison,
+    differences: Sequence[float],
+    clusters: Sequence[str],
+    margin: float,
+    alpha: float,
+) -> Comparison:
+    """The larger p and the wider interval of the test at hand and of the cluster-robust one."""
+    if not clusters:
+        return found
+    groups = len(set(clusters))
+    if groups < 2:
+        return found._replace(enough=False)
+    robust = paired_t_noninferiority(differences, margin, clusters, alpha)
+    (low, high), (robust_low, robust_high) = found.interval, robust.interval
+    return found._replace(
+        p=max(found.p, robust.p),
+        interval=(min(low, robust_low), max(high, robust_high)),
+        variance=max(found.variance, found.n * robust.error**2),
+        enough=found.enough and groups >= MIN_SCORED_ITEMS,
+    )
+
+
+def _moments(differences: Sequence[float]) -> tuple[int, int, int, float, float]:
+    """Number, lost, won, mean and variance."""
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
+    return n, sum(d < 0 for d in differences), sum(d > 0 for d in differences), mean, variance
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:
@@ -202,36 +281,36 @@ def _needed(result: Comparison, kind: Kind, allowed: float, alpha: float) -> int
     return max(usual, fewest, result.n + 1)
 
 
-def _sentence(
-    rule: SuiteRule,
-    result: Comparison,
-    role: Role,
-    names: Sequence[Against],
-    margin: float,
-    outcome: Outcome,
-    needed: int | None,
-    failed: int,
-) -> str:
-    pass_fail = result.test == "tango"
-    unit = "points" if pass_fail else "nats" if rule.kind == "likelihood" else "of reward"
+SUBJECTS = {
+    "value": "",
+    "truncation": " of answers that end by themselves",
+    "failure": " of answers with a score",
+}
+"""What is lost or gained."""
 
-    def amount(value: float) -> str:
-        return f"{100 * value:.1f}" if pass_fail else f"{value:.3g}"
 
-    if result.difference == 0:
-        change = "no change"
+def _sentence(found: Check, kind: Kind) -> str:
+    unit = "points" if found.test == "tango" else "nats" if kind == "likelihood" else "of reward"
+    if found.difference == 0:
+        change = f"no change{SUBJECTS[found.what]}"
     else:
-        verb = "lost" if result.difference < 0 else "gained"
-        change = f"{amount(abs(result.difference))} {unit} {verb}"
+        verb = "lost" if found.difference < 0 else "gained"
+        change = f"{found.amount(abs(found.difference))} {unit}{SUBJECTS[found.what]} {verb}"
+    names = (found.against, *found.also)
     whom = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    counts = f"{result.lost} lost, {result.won} won of {result.n}"
-    span = f"interval {amount(result.interval[0])} to {amount(result.interval[1])}"
-    failures = f", {failed} failed" if failed else ""
-    demand = "must gain more than" if role == "target" else "margin"
-    ending = outcome.replace("_", " ")
-    if needed is not None:
-        ending += f" to tell, about {needed} needed"
+    counts = f"{found.lost} lost, {found.won} won of {found.n}"
+    if found.clusters is not None:
+        counts += f" in {found.clusters} clusters"
+    if found.failed:
+        counts += f", {found.failed} failed"
+    span = f"interval {found.amount(found.interval[0])} to {found.amount(found.interval[1])}"
+    demand = "must gain more than" if found.role == "target" else "margin"
+    ending = found.outcome.replace("_", " ")
+    if found.needed is not None:
+        ending += f" to tell, about {found.needed} needed"
+    if found.outcome == "void":
+        ending += f", more than {100 * MAX_FAILED_SHARE:.0f}% failed"
     return (
-        f"{rule.name}: {change} against {whom} ({counts}{failures}; {span}), "
-        f"{demand} {amount(margin)}: {ending}"
+        f"{found.suite}: {change} against {whom} ({counts}; {span}), "
+        f"{demand} {found.amount(found.margin)}: {ending}"
     )

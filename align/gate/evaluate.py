@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from align.gate.samples import ItemScore, checked, merged
 from align.gate.suites import Suite, rendered
 from rollouts.engine import RolloutEngine, ScoreRequest
 from rollouts.errors import RunError
-from rollouts.types import Completion, FinishReason, Score, SnapshotId
+from rollouts.types import FinishReason, Score, SnapshotId
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -43,11 +45,18 @@ class ItemResults:
     prompts: tuple[str, ...] = field(default=(), compare=False, repr=False)
     answers: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """Texts for people to look at, where completions were sampled; no verdict reads them."""
+    clusters: tuple[str, ...] = ()
+    """What items have in common, such as a source; empty: every item counts by itself."""
+    tokens: int | None = field(default=None, compare=False)
+    """Generated, or scored; None where it was not counted. ``seconds``: how long that took."""
+    seconds: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
         if lengths != {len(set(self.item_ids))} or 0 in lengths:
             raise ValueError(f"results of {self.suite!r} need one value per distinct item")
+        if len(self.clusters) not in (0, len(self.values)):
+            raise ValueError(f"results of {self.suite!r} need one cluster per item, or none")
         if not all(math.isfinite(value) for value in self.values):
             raise ValueError(f"results of {self.suite!r} hold a value that is not finite")
 
@@ -75,7 +84,13 @@ class ItemResults:
         import pyarrow.parquet as pq
 
         path = Path(path)
-        header = {"suite": self.suite, "suite_hash": self.suite_hash, "snapshot": self.snapshot}
+        header = {
+            "suite": self.suite,
+            "suite_hash": self.suite_hash,
+            "snapshot": self.snapshot,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, pa.string()),
@@ -84,7 +99,11 @@ class ItemResults:
                 "finish": pa.array(self.finishes, pa.string()),
                 **{
                     name: pa.array(texts, pa.string())
-                    for name, texts in (("prompt", self.prompts), ("answer", self.answers))
+                    for name, texts in (
+                        ("prompt", self.prompts),
+                        ("answer", self.answers),
+                        ("cluster", self.clusters),
+                    )
                     if texts
                 },
             }
@@ -119,6 +138,9 @@ class ItemResults:
                 values=tuple(columns["value"]),
                 statuses=tuple(columns["status"]),
                 finishes=tuple(columns["finish"]),
+                clusters=tuple(columns.get("cluster", ())),
+                tokens=header.get("tokens"),
+                seconds=header.get("seconds"),
             )
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             raise RunError(
@@ -141,16 +163,20 @@ def evaluate(
         seed: fixes every item's sampling; use one for the whole campaign, so that items are paired.
 
     Raises:
-        RunError: no item of a suite has a value.
+        RunError: no item of a suite has a value, or one is outside the metric's range.
     """
-    return {
-        suite.name: (
-            _evaluate_items(engine, suite, encoder, snapshot_id, seed)
-            if suite.kind == "items"
-            else _evaluate_sequences(engine, suite, snapshot_id)
-        )
-        for suite in suites
-    }
+    found = {}
+    for suite in suites:
+        began = time.monotonic()
+        if suite.harness is not None:
+            measured = suite.harness.measure(engine, encoder, seed, suite.value_range)
+            results = _results(suite, snapshot_id, *measured)
+        elif suite.kind == "items":
+            results = _evaluate_items(engine, suite, encoder, snapshot_id, seed)
+        else:
+            results = _evaluate_sequences(engine, suite, snapshot_id)
+        found[suite.name] = replace(results, seconds=time.monotonic() - began)
+    return found
 
 
 def paired(
@@ -182,16 +208,24 @@ def _evaluate_items(
     groups = collect(
         engine,
         suite.prompts,
-        [1] * len(suite.prompts),
+        [suite.samples] * len(suite.prompts),
         encoder,
         suite.sampling,
         seed=seed,
         policy=snapshot,
+        positions=suite.positions,
     )
-    scored = suite.rubric.score(groups)
-    completions = [group.group.completions_G[0] for group in scored]
-    scores = [_finite(group.scores_G[0]) for group in scored]
-    return _results(suite, snapshot, scores, completions)
+    try:
+        scores = merged(suite.score(groups), suite.value_range)
+    except ValueError as error:
+        raise RunError(
+            f"a value of the metric cannot be right: {error}",
+            where=f"suite {suite.name!r}",
+            cause="the metric has a fault, or the suite's range is not the metric's",
+            remedy="correct the metric, or state the range of its values in the suite",
+        ) from error
+    tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
+    return _results(suite, snapshot, scores, tokens)
 
 
 def _evaluate_sequences(engine: RolloutEngine, suite: Suite, snapshot: SnapshotId) -> ItemResults:
@@ -200,22 +234,16 @@ def _evaluate_sequences(engine: RolloutEngine, suite: Suite, snapshot: SnapshotI
     means = [math.fsum(found) / len(found) for found in engine.score(requests)]
     if suite.kind == "pairs":
         means = [float(a > b) for a, b in zip(means[::2], means[1::2], strict=True)]
-    scores = [_finite(Score(value=mean, status="scored")) for mean in means]
-    return _results(suite, snapshot, scores, None)
-
-
-def _finite(score: Score) -> Score:
-    """A value that cannot be averaged is a failure."""
-    if score.value is None or math.isfinite(score.value):
-        return score
-    return Score(value=None, status="failed", detail=f"the value is {score.value}")
+    scores = [checked(Score(value=mean, status="scored"), None) for mean in means]
+    tokens = sum(len(completion_ids) for _, completion_ids in suite.sequences)
+    return _results(suite, snapshot, scores, tokens)
 
 
 def _results(
     suite: Suite,
     snapshot: SnapshotId,
-    scores: Sequence[Score],
-    completions: Sequence[Completion] | None,
+    scores: Sequence[ItemScore] | Sequence[Score],
+    tokens: int,
 ) -> ItemResults:
     values = [score.value for score in scores if score.value is not None]
     if not values:
@@ -226,6 +254,8 @@ def _results(
             cause=details[0] if details else "its metric abstained on every item",
         )
     worst = min(0.0, *values)
+    answers = [score.completion for score in scores if isinstance(score, ItemScore)]
+    finishes: tuple[FinishReason, ...] = tuple(one.finish_reason for one in answers)
     return ItemResults(
         suite=suite.name,
         suite_hash=suite.hash,
@@ -233,9 +263,9 @@ def _results(
         item_ids=suite.item_ids,
         values=tuple(worst if score.value is None else float(score.value) for score in scores),
         statuses=tuple(score.status for score in scores),
-        finishes=tuple("stop" for _ in scores)
-        if completions is None
-        else tuple(completion.finish_reason for completion in completions),
-        prompts=() if completions is None else tuple(map(rendered, suite.prompts)),
-        answers=() if completions is None else tuple(c.text for c in completions),
+        finishes=finishes or tuple("stop" for _ in scores),
+        prompts=tuple(map(rendered, suite.prompts)),
+        answers=tuple(one.text for one in answers),
+        clusters=tuple(str(p.columns[suite.cluster]) for p in suite.prompts if suite.cluster),
+        tokens=tokens,
     )

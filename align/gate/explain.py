@@ -6,22 +6,25 @@ own files where they are at hand. It decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from align.config import CampaignConfig, PromptsConfig
+from align.demands_config import Family
 from align.evidence import Evidence
 from align.gate.checks import Check, Role, compare
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
 from align.gate.pairs import TIE
-from align.gate.statistics import alpha_spent, holm, mcnemar_exact, tango_noninferiority
+from align.gate.statistics import alpha_spent, holm, mcnemar_exact
 from align.gate.suites import SuiteRule, rendered
-from align.history import record_of
+from align.gate.turning import would_change
+from align.history import record_of, watch_of
+from align.memory.anchor import AnchorMove, anchor_moves
+from align.repair.record import RepairStep, repairs_of
 from rollouts.errors import KeelError, UserError
-from rollouts.types import SnapshotId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,25 +39,14 @@ class ChangedItem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """One suite against one snapshot. Numbers are in units of the metric."""
+class Compared:
+    """A check, and what a reader wants to know besides."""
 
-    against: tuple[str, ...]
-    """More than one where a snapshot plays several parts."""
-    snapshot: SnapshotId
-    n: int
-    lost: int
-    won: int
-    difference: float
-    interval: tuple[float, float]
-    margin: float
-    p: float
+    check: Check
     chance: float
     """McNemar's p that losing and winning an item are equally likely; describes, never decides."""
     budget_used: float | None
-    """Share of the suite's budget against the fixed start; None against other snapshots."""
-    outcome: str
-    sentence: str
+    """Share of the suite's budget against the fixed anchor; None against other snapshots."""
     would_change: str
     """What would have turned this one check."""
 
@@ -64,8 +56,12 @@ class SuiteStory:
     """One suite in a decision, with the items behind it."""
 
     suite: str
+    family: Family
     role: Role
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Compared, ...]
+    """Of the mean with every snapshot."""
+    strict: tuple[Compared, ...]
+    """Of what else is asked: answers cut or without a score, items that must not fail."""
     lost: tuple[ChangedItem, ...]
     """Against the first comparator; the largest losses first."""
     won: tuple[ChangedItem, ...]
@@ -89,6 +85,15 @@ class Explanation:
     alpha_spent: float
     """By this decision and those before it."""
     suites: tuple[SuiteStory, ...]
+    anchors: tuple[AnchorMove, ...] = ()
+    """Human acts that moved the fixed anchor before the decision, oldest first."""
+    repairs: tuple[RepairStep, ...] = ()
+    """All candidates, where the first was refused and others were tried. Everything else here is of
+    the one that was decided on."""
+    objections: tuple[str, ...] = ()
+    """Signs that the reward was gamed, which rejected it whatever its suites say."""
+    noticed: tuple[str, ...] = ()
+    """Other such signs, which decided nothing."""
 
     def lines(self, items: int = 3) -> Iterator[str]:
         """To be read by a person.
@@ -101,9 +106,23 @@ class Explanation:
             f"Decision {self.look} of {self.campaign_rounds} declared, each at alpha "
             f"{self.alpha_here:.3g}: {self.alpha_spent:.3g} of {self.alpha:g} is spent."
         )
-        for story in self.suites:
-            yield ""
-            yield from _story_lines(story, items)
+        yield from (f"Candidate of decision {one.look}: {one.sentence}." for one in self.repairs)
+        yield from (f"Rejected whatever its suites say: {one}." for one in self.objections)
+        yield from (f"Noticed, {one}." for one in self.noticed)
+        for move in self.anchors:
+            yield (
+                f"Budgets count from snapshot {move.snapshot[:16]} since {move.time[:10]}: "
+                f"{_short(move.reason)}"
+            )
+        families = sorted({story.family for story in self.suites})
+        for family in families:
+            if len(families) > 1:
+                yield ""
+                yield f"{family.upper()}"
+            for story in self.suites:
+                if story.family == family:
+                    yield ""
+                    yield from _story_lines(story, items)
 
 
 def explain(evidence: Evidence, name: str) -> Explanation:
@@ -122,7 +141,8 @@ def explain(evidence: Evidence, name: str) -> Explanation:
             remedy=f"decided rounds: {', '.join(committed) or 'none'}; go on with keel run",
         )
     verdict = Verdict.from_dict(record.report or {})
-    gate, look = verdict.inputs.gate, committed.index(name) + 1
+    gate, repairs = verdict.inputs.gate, repairs_of(record.report)
+    look = evidence.look_of(name)
     rules = {rule.name: rule for rule in verdict.inputs.suites}
     alarms = _alarms(evidence, verdict)
     names = dict.fromkeys(check.suite for check in verdict.checks)
@@ -135,34 +155,16 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         alpha=gate.alpha,
         alpha_here=verdict.checks[0].alpha,
         alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look),
+        anchors=tuple(
+            move
+            for move in anchor_moves(evidence.ledger)
+            if move.decisions <= committed.index(name)
+        ),
         suites=tuple(_story(evidence, verdict, rules[suite], alarms.get(suite)) for suite in names),
+        repairs=repairs,
+        objections=verdict.inputs.objections,
+        noticed=tuple(watch_of(evidence, record).remarks()),
     )
-
-
-def would_change(check: Check) -> str:
-    """The smallest change to the evidence that would have turned a check, in words.
-
-    For pass/fail items the count of items that would have had to go the other way; for scores the
-    distance of the interval's lower end from what was demanded.
-    """
-    allowed = -check.margin if check.role == "target" else check.margin
-    passed = check.outcome == "passed"
-    if check.needed is not None and not passed:
-        return (
-            f"about {check.needed} items would show it, were the true difference the measured one"
-        )
-    slack = check.interval[0] + allowed
-    if _counted(check):
-        turned = _items_to_turn(check, allowed)
-        if turned is None:
-            return "no other answers to these items would have turned it"
-        items = f"{turned} more {'item' if turned == 1 else 'items'}"
-        return f"it would have {f'failed with {items} wrong' if passed else f'passed with {items} right'}"
-    if passed:
-        return f"it would have failed with a mean lower by {_amount(slack, check)}"
-    shown = _amount(max(0.0, -check.interval[0]), check)
-    other = "" if check.role == "target" else f", or at a margin above {shown}"
-    return f"it would have passed with a mean higher by {_amount(-slack, check)}{other}"
 
 
 def prompt_texts(config: CampaignConfig, suite: str) -> dict[str, str]:
@@ -216,31 +218,23 @@ def _story(
     )
     return SuiteStory(
         suite=rule.name,
+        family=rule.demands.family,
         role=checks[0].role,
-        comparisons=tuple(_comparison(check, rule) for check in checks),
+        comparisons=tuple(_compared(check, rule) for check in checks if check.what == "value"),
+        strict=tuple(_compared(check, rule) for check in checks if check.what != "value"),
         lost=tuple(item for item in changed if item.after < item.before),
         won=tuple(item for item in reversed(changed) if item.after > item.before),
         alarm=alarm,
     )
 
 
-def _comparison(check: Check, rule: SuiteRule) -> Comparison:
-    names = (check.against, *check.also)
-    anchored = "start" in names and check.role == "retention"
-    return Comparison(
-        against=names,
-        snapshot=check.snapshot,
-        n=check.n,
-        lost=check.lost,
-        won=check.won,
-        difference=check.difference,
-        interval=check.interval,
-        margin=check.margin,
-        p=check.p,
+def _compared(check: Check, rule: SuiteRule) -> Compared:
+    anchored = "start" in (check.against, *check.also) and check.role == "retention"
+    budgeted = anchored and check.what == "value"
+    return Compared(
+        check=check,
         chance=mcnemar_exact(check.lost, check.won),
-        budget_used=max(0.0, -check.difference) / rule.budget if anchored else None,
-        outcome=check.outcome,
-        sentence=check.sentence,
+        budget_used=max(0.0, -check.difference) / rule.budget if budgeted else None,
         would_change=would_change(check),
     )
 
@@ -267,50 +261,12 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
     rules = {rule.name: rule for rule in verdict.inputs.suites}
     p_values: dict[str, float] = {}
     for check in verdict.checks:
-        if check.role == "retention" and check.against == "parent":
+        if check.role == "retention" and check.against == "parent" and check.what == "value":
             candidate = _candidate(evidence, verdict, rules[check.suite])
             parent = _comparator(evidence, verdict, check, candidate)
             kind = rules[check.suite].kind
             p_values[check.suite] = compare(parent, candidate, kind, 0.0, check.alpha).p
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
-
-
-def _counted(check: Check) -> bool:
-    """Decided by the counts alone: not by scores, nor by pairs in which a tie is worth a half."""
-    if check.test != "tango":
-        return False
-    allowed = -check.margin if check.role == "target" else check.margin
-    return tango_noninferiority(check.lost, check.won, check.n, allowed).p == check.p
-
-
-def _items_to_turn(check: Check, allowed: float) -> int | None:
-    """Fewest items whose other answer turns the check; None where none would do."""
-    passed = check.outcome == "passed"
-
-    def passes(turned: int) -> bool:
-        if passed:
-            lost, won = check.lost + turned, min(check.won, check.n - check.lost - turned)
-        else:
-            lost, won = max(0, check.lost - turned), check.won + max(0, turned - check.lost)
-        return tango_noninferiority(lost, won, check.n, allowed).p <= check.alpha
-
-    most = check.n - (check.lost if passed else check.won)
-    return _first(lambda turned: passes(turned) != passed, most)
-
-
-def _first(holds: Callable[[int], bool], most: int) -> int | None:
-    """Smallest of 1 .. most from which a monotone condition holds."""
-    if most < 1 or not holds(most):
-        return None
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
-
-
-def _amount(value: float, check: Check) -> str:
-    return f"{100 * value:.1f} points" if check.test == "tango" else f"{value:.3g}"
 
 
 def _decision(told: Explanation) -> str:
@@ -333,12 +289,16 @@ ROLES: Mapping[Role, str] = {
 def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
     yield f"{story.suite} ({ROLES[story.role]})"
     for one in story.comparisons:
-        yield f"  {one.sentence.partition(': ')[2]}"
+        yield f"  {one.check.sentence.partition(': ')[2]}"
         if one.budget_used is not None:
             yield f"    {100 * one.budget_used:.0f}% of its budget against the start is used"
         if story.role != "shown":
             yield f"    {one.would_change}"
         yield f"    lost and won equally likely: p = {one.chance:.3g}"
+    for one in story.strict:
+        if one.check.outcome != "passed" or one.check.what == "zero_tolerance":
+            yield f"  {one.check.sentence.partition(': ')[2]}"
+            yield f"    {one.would_change}"
     if story.alarm is not None and story.alarm <= ALARM:
         yield f"  worse than the parent, whatever the margin: p = {story.alarm:.2g} over all suites"
     for word, changed in (("lost", story.lost), ("won", story.won)):

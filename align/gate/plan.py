@@ -2,7 +2,8 @@
 
 An equal candidate is assumed, whose answers differ from its parent's as much as earlier candidates' did:
 measured on the stored results of every decided round against its parent, and assumed where there are
-none. Nothing is loaded but the campaign file and the store, so a plan can be had before the first run.
+none; in no case less than two measurements of one snapshot differ, where ``keel gate aa`` took them.
+Nothing is loaded but the campaign file and the store, so a plan can be had before the first run.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from datetime import datetime
 from typing import Literal
 
 from align.config import CampaignConfig, RoundConfig, SuiteConfig
+from align.demands_config import Family
 from align.evidence import Evidence
 from align.gate.checks import MIN_SCORED_ITEMS, compare
 from align.gate.evaluate import ItemResults
+from align.gate.noise import noise_floor, repeats_of
 from align.gate.sequences import MIN_ITEMS
 from align.gate.statistics import alpha_per_look, items_needed, power, smallest_margin
 from align.gate.suites import Kind
@@ -39,7 +42,16 @@ class Spread:
     """Of one difference; for pass/fail items the share of discordant ones."""
     pass_fail: bool
     rounds: int
-    """Decided rounds it was measured on; 0: assumed."""
+    """Decided rounds it was measured on; 0: assumed, unless it is the noise."""
+    noise: float | None = None
+    """The same between two measurements of one snapshot: a floor; None: not measured."""
+
+    @property
+    def source(self) -> Literal["rounds", "A/A", "assumed"]:
+        """Where the variance is from."""
+        if self.noise is not None and self.variance == self.noise:
+            return "A/A"
+        return "rounds" if self.rounds else "assumed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +59,8 @@ class SuitePlan:
     """What one suite can tell. Margins are in units of its metric."""
 
     suite: str
-    role: Literal["gate", "watch", "round"]
+    family: Family
+    role: Literal["gate", "watch", "sealed", "round"]
     """``round``: the target of its round, and guarded after it."""
     n: int
     """Items: as measured, else as configured."""
@@ -60,8 +73,10 @@ class SuitePlan:
     power: float
     """Chance that an equal candidate passes this one check at the configured margin."""
     tokens: int | None
-    """For measuring one snapshot, at most: generated, or scored for a text; None where it depends on
-    a file's rows."""
+    """For measuring one snapshot: as it was counted last; else at most, generated or scored for a text;
+    None where it depends on a file's rows."""
+    seconds: float | None
+    """For measuring one snapshot, as it took last; None where it was never measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +101,8 @@ class _Asked:
     """What a campaign file says of one suite."""
 
     name: str
-    role: Literal["gate", "watch", "round"]
+    family: Family
+    role: Literal["gate", "watch", "sealed", "round"]
     where: str
     kind: Kind
     items: int
@@ -113,7 +129,7 @@ def plan_gate(
             remedy="give a share between 0 and 1, such as 0.1",
         )
     decided = [] if evidence is None else evidence.committed()
-    looks = max(config.gate.campaign_rounds, len(decided) + 1)
+    looks = max(config.gate.campaign_rounds, evidence.looks() + 1 if evidence else 1)
     alpha = alpha_per_look(config.gate.alpha, looks)
     suites = tuple(_plan(asked, evidence, decided, alpha, discordance) for asked in _asked(config))
     return GatePlan(
@@ -155,6 +171,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str) -> _Asked:
     generated = spec.max_tokens or config.defaults.sampling.max_tokens
     return _Asked(
         name=spec.name,
+        family=spec.family,
         role=spec.role,
         where=where,
         kind="items" if spec.text is None else "likelihood",
@@ -170,6 +187,7 @@ def _of_round(spec: RoundConfig, where: str) -> _Asked:
     given: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
     return _Asked(
         name=spec.name,
+        family=own.family,
         role="round",
         where=where,
         kind="items" if sampled else given,
@@ -187,19 +205,22 @@ def _plan(
     discordance: float | None,
 ) -> SuitePlan:
     pairs = [] if evidence is None else _measured(evidence, decided, asked.name)
-    spread = _spread(asked.kind, pairs, discordance)
+    repeats = None if evidence is None else _repeats(evidence, asked.name, bool(pairs))
+    spread = _spread(asked.kind, pairs, repeats, discordance)
     if spread.pass_fail and not 0 < asked.margin < 1:
         raise UserError(
             f"the margin of {asked.name!r} is {asked.margin:g} and counts in shares of items",
             where=f"{asked.where}.margin",
             remedy="give a share between 0 and 1, such as 0.02 for two points",
         )
-    n = len(pairs[-1][0].values) if pairs else asked.items
+    last = pairs[-1][0] if pairs else repeats[1] if repeats else None
+    n = len(last.values) if last else asked.items
     variance, whole = spread.variance, spread.pass_fail
     # Below, the gate finds too few items whatever they say.
     fewest = 1 if whole else MIN_SCORED_ITEMS if asked.kind == "items" else MIN_ITEMS
     return SuitePlan(
         suite=asked.name,
+        family=asked.family,
         role=asked.role,
         n=n,
         margin=asked.margin,
@@ -210,8 +231,26 @@ def _plan(
             for p in POWERS
         },
         power=power(n, variance, asked.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
-        tokens=None if asked.tokens_per_item is None else n * asked.tokens_per_item,
+        tokens=_tokens(asked, n, last),
+        seconds=last.seconds if last else None,
     )
+
+
+def _repeats(
+    evidence: Evidence, suite: str, judged: bool
+) -> tuple[ItemResults, ItemResults] | None:
+    """Two measurements of one snapshot. Once candidates were judged, only those of what is production now:
+    what it has learnt since, it answers with less noise."""
+    found = repeats_of(evidence, suite)
+    if found is None or not judged or found[0].snapshot == evidence.ledger.alias("production"):
+        return found
+    return None
+
+
+def _tokens(asked: _Asked, n: int, last: ItemResults | None) -> int | None:
+    if last is not None and last.tokens is not None:
+        return last.tokens
+    return None if asked.tokens_per_item is None else n * asked.tokens_per_item
 
 
 def _guards(suites: tuple[SuitePlan, ...]) -> Iterator[SuitePlan]:
@@ -252,16 +291,24 @@ def _pairs(
 
 
 def _spread(
-    kind: Kind, pairs: list[tuple[ItemResults, ItemResults]], discordance: float | None
+    kind: Kind,
+    pairs: list[tuple[ItemResults, ItemResults]],
+    repeats: tuple[ItemResults, ItemResults] | None,
+    discordance: float | None,
 ) -> Spread:
-    """Mean over the rounds; of the kind of metric, where nothing was measured."""
-    if not pairs:
-        usual = ASSUMED_NATS if kind == "likelihood" else ASSUMED_DISCORDANCE
-        given = discordance if discordance is not None and kind != "likelihood" else usual
-        return Spread(variance=given, pass_fail=kind != "likelihood", rounds=0)
+    """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
     compared = [compare(after, before, kind, 0.0, 0.05) for after, before in pairs]
+    floor = noise_floor(*repeats, kind) if repeats else None
+    if compared:
+        variance = math.fsum(one.variance for one in compared) / len(compared)
+    elif discordance is not None and kind != "likelihood":
+        variance = discordance
+    else:
+        variance = ASSUMED_NATS if kind == "likelihood" else ASSUMED_DISCORDANCE
+    seen = [one.test == "tango" for one in compared] + ([floor.pass_fail] if floor else [])
     return Spread(
-        variance=math.fsum(one.variance for one in compared) / len(compared),
-        pass_fail=all(one.test == "tango" for one in compared),
+        variance=max(variance, floor.variance if floor else 0.0),
+        pass_fail=all(seen) if seen else kind != "likelihood",
         rounds=len(compared),
+        noise=floor.variance if floor else None,
     )

@@ -40,6 +40,8 @@ class PairedT(NamedTuple):
     p: float
     dof: int
     interval: tuple[float, float]
+    error: float
+    """Standard error of the mean."""
 
 
 def normal_cdf(z: float) -> float:
@@ -157,7 +159,11 @@ def paired_t_noninferiority(
     t = _ratio(mean + margin, error)
     half = t_quantile(1.0 - alpha, groups - 1) * error
     return PairedT(
-        t=t, p=t_cdf(-t, groups - 1), dof=groups - 1, interval=(mean - half, mean + half)
+        t=t,
+        p=t_cdf(-t, groups - 1),
+        dof=groups - 1,
+        interval=(mean - half, mean + half),
+        error=error,
     )
 
 

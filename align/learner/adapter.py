@@ -5,7 +5,7 @@ Only the adapter named `TRAINED` is meant here. `AnchorBank` hangs earlier snaps
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,19 @@ def reset_adapter(model: Any) -> None:
 
 def load_adapter(model: Any, folder: Path) -> None:
     """Take over what `save_adapter` wrote; a folder without an adapter is the base."""
-    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if not (folder / WEIGHTS).exists():
         reset_adapter(model)
         return
-    set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name=TRAINED)
+    set_adapter(model, load_file(folder / WEIGHTS))
+
+
+def set_adapter(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Take over an adapter's tensors, named as in its file."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, dict(tensors), adapter_name=TRAINED)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -51,15 +51,15 @@ def group_relative_by_part(
     """Group-relative advantage of every reward part on its own, weighted and summed.
 
     Normalising the sum lets the part with the largest spread set the scale; normalising the parts
-    gives each its declared weight whatever its spread (arXiv 2601.05242, eq. 4). A part that abstained
-    adds nothing.
+    gives each its declared weight whatever its spread (arXiv 2601.05242, eq. 4). A part that abstained,
+    or that a gate holds back, adds nothing.
     """
     usable_PG = [_usable(scores_G) for scores_G in scores_PG]
     totals_PG = [[0.0] * len(scores_G) for scores_G in scores_PG]
     weights = {name: w for scores_G in scores_PG for s in scores_G for name, w in s.weights.items()}
     for part, weight in sorted(weights.items()):
         values_PG = [
-            [s.parts.get(part) if ok else None for s, ok in zip(scores_G, usable_G, strict=True)]
+            [s.terms.get(part) if ok else None for s, ok in zip(scores_G, usable_G, strict=True)]
             for scores_G, usable_G in zip(scores_PG, usable_PG, strict=True)
         ]
         for totals_G, advantages_G in zip(

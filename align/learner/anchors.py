@@ -33,6 +33,15 @@ CACHE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Toward:
+    """A point on the straight line from the parent to another snapshot."""
+
+    snapshot: SnapshotId
+    share: float
+    """0 is the parent, 1 the snapshot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class References:
     """The snapshots a round may name."""
 
@@ -40,6 +49,8 @@ class References:
     parent: SnapshotId
     rounds: Mapping[str, SnapshotId] = field(default_factory=dict)
     """Accepted rounds by name."""
+    toward: Toward | None = None
+    """Where the policy begins; None: at the parent."""
 
     def resolve(self, to: str, row: Row) -> SnapshotId:
         """The snapshot that ``to`` means for this row; a model folder stands for itself."""

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from align.learner.losses import Algorithm
+from align.learner.packing import Packing, pack
 from align.learner.rows import Batch, Row, row_of, units_of
 from rollouts.types import ScoredGroup
 
 MAX_PADDING = 1.25
 """Padded over real tokens of one forward pass."""
+MAX_PADDING_PACKED = 2.0
+"""The same where attention alone sees the padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,8 @@ class MicroBatch:
     targets_N: Tensor
     rows_N: Tensor
     """Row of each completion token."""
+    packing: Packing
+    """The same rows without padding."""
     weights_N: Tensor | None = None
     """Importance weight of each token; None: all 1."""
 
@@ -42,7 +47,7 @@ class MicroBatch:
         """The same micro-batch on another device."""
         moved: dict[str, Any] = {
             name: getattr(self, name).to(device)
-            for name in ("tokens_BT", "where_N", "targets_N", "rows_N")
+            for name in ("tokens_BT", "where_N", "targets_N", "rows_N", "packing")
         }
         return replace(self, **moved)
 
@@ -119,26 +124,44 @@ def build_batch(
     return Batch(rows=rows, metrics=taught.metrics)
 
 
-def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[MicroBatch]:
+def micro_batches(
+    rows: Sequence[Row], max_tokens: int, *, packed: bool = False
+) -> Iterator[MicroBatch]:
     """Split rows so that no forward pass holds more than ``max_tokens`` padded tokens.
 
-    Units are sorted by length and stay whole, and a pass ends where its rows would be padded by more
-    than a quarter: a few long rows must not stretch all short ones. A single unit longer than the
-    budget still gets its own pass.
+    Units are sorted by length and stay whole, and a pass ends where its rows would be padded by too
+    much: a few long rows must not stretch all short ones. A single unit longer than the budget still
+    gets its own pass.
+
+    Args:
+        packed: the model will read the rows' `Packing`, so rows of one prompt stay neighbours.
     """
+    units = units_of(rows)
+    longest: dict[object, int] = {}
+    for unit in units:
+        longest[_shared(unit, packed)] = max(longest.get(_shared(unit, packed), 0), _width(unit))
+    units.sort(
+        key=lambda unit: (longest[_shared(unit, packed)], _shared(unit, packed), _width(unit))
+    )
+    most = MAX_PADDING_PACKED if packed else MAX_PADDING
     pending: list[Row] = []
     real = widest = 0
-    for unit in sorted(units_of(rows), key=_width):
+    for unit in units:
         size = sum(row.num_tokens for row in unit)
         width = max(widest, _width(unit))
         padded = width * (len(pending) + len(unit))
-        if pending and padded > min(max_tokens, MAX_PADDING * (real + size)):
+        if pending and padded > min(max_tokens, most * (real + size)):
             yield to_tensors(pending)
             pending, real, width = [], 0, _width(unit)
         pending.extend(unit)
         real, widest = real + size, width
     if pending:
         yield to_tensors(pending)
+
+
+def _shared(unit: Sequence[Row], packed: bool) -> tuple[int, ...]:
+    """The prompt that a unit may share with others."""
+    return unit[0].prompt_ids if packed else ()
 
 
 def _width(unit: Sequence[Row]) -> int:
@@ -164,6 +187,7 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
         where_N=torch.tensor(where),
         targets_N=torch.tensor(targets),
         rows_N=torch.tensor(owners),
+        packing=pack(rows),
     )
 
 

@@ -26,6 +26,7 @@ from align.config import PolicyConfig, RoundSettings
 from rollouts.engine import WeightUpdate
 from rollouts.errors import KeelError, RunError
 from rollouts.fleet import reason_of
+from rollouts.placement import Room, told
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class RankActor:
 
 
 class LearnerGroup:
-    """A learner over ``config.ranks`` actors; each takes one CPU, and one GPU where there are any.
+    """A learner over ``config.ranks`` actors; each takes ``config.resources``.
 
     Args:
         base: model folder, as for `Learner`.
@@ -136,7 +137,7 @@ class LearnerGroup:
         self.tolerance = tolerance or TOLERANCE[config.dtype]
         self._folder_of, self._deadline_s = folder_of, deadline_s
         self._folders: dict[SnapshotId, Path] = {}
-        self._placement: Any = None
+        self._room: Room | None = None
         self._actors: list[Any] = []
         self.pids: list[int] = []
         """Process id of each rank."""
@@ -156,7 +157,9 @@ class LearnerGroup:
         self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
     ) -> None:
         """See `Learner.begin`."""
-        named = (references.base, references.parent, *references.rounds.values())
+        named = [references.base, references.parent, *references.rounds.values()]
+        if references.toward is not None:
+            named.append(references.toward.snapshot)
         self._call(named, "begin", spec, references, num_steps=num_steps, seed=seed)
 
     def load(self, snapshot: SnapshotId) -> None:
@@ -201,42 +204,34 @@ class LearnerGroup:
         import ray
 
         actors, self._actors = self._actors, []
-        placement, self._placement = self._placement, None
+        room, self._room = self._room, None
         if not ray.is_initialized():
             return
         for actor in actors:
             with suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(actor, no_restart=True)
-        if placement is not None:
-            ray.util.remove_placement_group(placement)
+        if room is not None:
+            room.release()
 
     def _launch(self, config: PolicyConfig, deadline_s: float) -> None:
         """Reserve room for all ranks on one machine, and start an actor in each place."""
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        room = [{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}] * config.ranks
-        self._placement = ray.util.placement_group(room, strategy="STRICT_PACK")
-        if not self._placement.wait(deadline_s):
+        one = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
+        self._room = Room([one] * config.ranks, strategy="STRICT_PACK")
+        if not self._room.wait(deadline_s):
             raise RunError(
                 f"no machine had room for {config.ranks} ranks within {deadline_s:g} s",
                 where=WHERE,
-                cause=f"together they need {config.ranks} free {'GPUs' if gpus else 'CPUs'} on one "
-                "machine, besides those of the engines",
+                cause=f"each needs {told(one)}, all on one machine, besides what the engines take",
                 remedy="lower policy.ranks or rollouts.engines, or use a larger machine",
             )
         loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         environment = {"OMP_NUM_THREADS": str(config.threads), **loopback}
         for rank in range(config.ranks):
-            place = PlacementGroupSchedulingStrategy(
-                self._placement, placement_group_bundle_index=rank
-            )
             options = {
-                "num_cpus": 1,
-                "num_gpus": gpus,
+                **self._room.options(rank),
                 "max_restarts": 0,
-                "scheduling_strategy": place,
                 "runtime_env": {"env_vars": environment},
             }
             actor = ray.remote(RankActor).options(**options)

@@ -13,7 +13,7 @@ weight sync on the way.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from align.config import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
 from align.learner import kl
+from align.learner.allocation import keep_freed_memory
 from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
 from align.learner.batch import MicroBatch, by_row, micro_batches, to_tensors
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
@@ -35,6 +36,7 @@ from align.learner.optimizer import add_group, learning_rate, make_optimizer, se
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs
 from align.learner.ranks import SOLO, Ranks
+from align.learner.reference_cache import Mixture, ReferenceCache
 from align.learner.rows import Batch, Row, Totals
 from align.learner.sharding import whole
 from rollouts.engine import WeightUpdate
@@ -63,11 +65,13 @@ class Learner:
         ranks: Ranks = SOLO,
     ) -> None:
         torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.ranks = ranks
         self.policy = Policy(base, config, device=self.device, ranks=ranks)
         self.anchors = AnchorBank(self.policy, folder_of)
         self.critic: Critic | None = None
+        self.reference_cache = ReferenceCache()
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self._version: str | None = ""
         self.tolerance = tolerance or TOLERANCE[config.dtype]
@@ -75,13 +79,13 @@ class Learner:
     def begin(
         self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
     ) -> None:
-        """Take the parent's weights and start the round's optimizer.
+        """Take the weights that the round begins with and start its optimizer.
 
         Args:
             num_steps: updates to come, for the learning rate's schedule.
         """
         torch.manual_seed(seed)
-        self.load(references.parent)
+        self._start(references)
         self._spec, self._references = spec, references
         per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
         self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0
@@ -105,6 +109,13 @@ class Learner:
     def load(self, snapshot: SnapshotId) -> None:
         """Make the policy equal to a snapshot."""
         self.policy.load(self._folder_of(snapshot))
+
+    def _start(self, references: References) -> None:
+        if (toward := references.toward) is None:
+            self.load(references.parent)
+            return
+        start, end = (self._folder_of(s) for s in (references.parent, toward.snapshot))
+        self.policy.blend(start, end, toward.share)
 
     def save(self, folder: Path) -> None:
         """Write the policy as a snapshot; see `Policy.save`."""
@@ -173,7 +184,7 @@ class Learner:
     def _passes(self, rows: Sequence[Row]) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's share of the forward passes over rows, and whether each counts."""
         size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        passes = list(micro_batches(rows, size))
+        passes = list(micro_batches(rows, size, packed=self.policy.packs))
         for index, counts in self.ranks.deal(len(passes)):
             yield passes[index].to(self.device), counts
 
@@ -252,12 +263,10 @@ class Learner:
         metrics["entropy"] = outputs.entropy_N[new_N].sum() / max(batch.class_tokens["new"], 1)
         return loss, metrics, gap
 
-    def _outputs(self, micro: MicroBatch) -> Outputs:
+    def _outputs(self, micro: MicroBatch, temperature: float | None = None) -> Outputs:
+        chosen = temperature or self._spec.sampling.temperature
         return completion_outputs(
-            self.policy.model,
-            micro,
-            dtype=self.policy.dtype,
-            temperature=self._spec.sampling.temperature,
+            self.policy.model, micro, dtype=self.policy.dtype, temperature=chosen
         )
 
     def _gap(self, micro: MicroBatch, outputs: Outputs) -> float:
@@ -308,22 +317,31 @@ class Learner:
     def _prepared(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows with what the algorithm needs to know of them before the first step, and marked stale
         where other weights than the learner's sampled them."""
-        chosen = self._spec.optimizer
-        rows = [replace(row, stale=self._is_stale(row)) for row in rows]
-        needs = set[str](self._spec.algorithm.needs)
-        if chosen.epochs * chosen.mini_batches > 1:
-            needs.add("start")
-        if needs:
-            made = [(self._filled(micro, needs), counts) for micro, counts in self._passes(rows)]
-            shares = self.ranks.gather([filled for filled, counts in made if counts])
-            rows = [row for share in shares for row in share]
-        return self._spec.algorithm.complete(rows)
+        several = self._spec.optimizer.epochs * self._spec.optimizer.mini_batches > 1
+        cache, temperature = self.reference_cache, self._spec.sampling.temperature
+        by_needs: dict[frozenset[str], list[Row]] = {}
+        for row in rows:
+            given = replace(row, stale=self._is_stale(row))
+            needs: set[str] = {*self._spec.algorithm.needs_of(row), *(["start"] if several else [])}
+            if "reference" in needs:
+                found = cache.recall(given, self._reference_of(row), temperature)
+                needs -= {"reference"} if found else set()
+                given = found or given
+            by_needs.setdefault(frozenset(needs), []).append(given)
+        filled = list(by_needs.pop(frozenset(), []))
+        for asked, some in by_needs.items():
+            made = [(self._filled(micro, asked), counts) for micro, counts in self._passes(some)]
+            shares = self.ranks.gather([rows for rows, counts in made if counts])
+            filled.extend(row for share in shares for row in share)
+        if any(row.reference_logprobs_T for row in filled):
+            cache.keep(filled, self._reference_of(filled[0]), temperature)
+        return self._spec.algorithm.complete(filled)
 
     def _is_stale(self, row: Row) -> bool:
         return bool(row.sampler_logprobs_T) and row.policy != self._version
 
     @torch.no_grad()
-    def _filled(self, micro: MicroBatch, needs: set[str]) -> list[Row]:
+    def _filled(self, micro: MicroBatch, needs: Set[str]) -> list[Row]:
         """The rows of one pass with the columns that are asked for."""
         columns: dict[str, list[tuple[float, ...]]] = {}
         if needs & {"start", "values"}:
@@ -339,18 +357,22 @@ class Learner:
         ]
 
     def _reference(self, micro: MicroBatch) -> Tensor:
-        """Logprobs of the weighted mean of the anchors of new prompts; the parent's without any."""
-        terms = self._spec.anchors.new
-        weights = {self._references.resolve(term.to, micro.rows[0]): term.beta for term in terms}
-        weights = weights or {self._references.parent: 1.0}
-        total = sum(weights.values())
+        """Logprobs of the weighted mean of the reference's snapshots."""
         return torch.stack(
             [
                 self.anchors.outputs(snapshot, micro, self._spec.sampling.temperature).logprobs_N
-                * (weight / total)
-                for snapshot, weight in weights.items()
+                * share
+                for snapshot, share in self._reference_of(micro.rows[0])
             ]
         ).sum(0)
+
+    def _reference_of(self, row: Row) -> Mixture:
+        """The anchors of new prompts by their weight; the parent without any."""
+        terms = self._spec.anchors.new
+        weights = {self._references.resolve(term.to, row): term.beta for term in terms}
+        weights = weights or {self._references.parent: 1.0}
+        total = sum(weights.values())
+        return tuple((snapshot, weight / total) for snapshot, weight in weights.items())
 
     @torch.no_grad()
     def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
@@ -364,10 +386,7 @@ class Learner:
     def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
         """Logprobs at temperature 1 of each row's completion tokens: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
-        outputs = completion_outputs(
-            self.policy.model, micro, dtype=self.policy.dtype, temperature=1.0
-        )
-        return by_row(outputs.logprobs_N, micro)
+        return by_row(self._outputs(micro, temperature=1.0).logprobs_N, micro)
 
     def _check_parity(self, gap: float) -> None:
         if not gap <= self.tolerance:

@@ -7,7 +7,7 @@ live in here: `AnchorBank` holds those, and for adapters borrows this base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,14 @@ from align.learner.adapter import (
     merged,
     reset_adapter,
     save_adapter,
+    set_adapter,
     with_adapter,
 )
 from align.learner.batch import MicroBatch
+from align.learner.blend import blended
+from align.learner.linear import speed_up
 from align.learner.outputs import CHUNK, Outputs
+from align.learner.packing import WRITTEN_OUT, hidden_states, packs, use_packing
 from align.learner.ranks import SOLO, Ranks
 from align.learner.sharding import (
     decoder_layers,
@@ -42,9 +46,6 @@ from rollouts.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-EAGER_WIDTH = 256
-"""Longest row, in tokens, whose attention matrix is written out in bfloat16 on CPU."""
 
 
 def load_model(
@@ -63,7 +64,9 @@ def load_model(
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     ).to(device)
-    return model.eval()
+    speed_up(model.eval())
+    use_packing(model)
+    return model
 
 
 def completion_outputs(
@@ -75,13 +78,14 @@ def completion_outputs(
     """
     causal = causal_of(model)
     device = micro.tokens_BT.device
-    _choose_attention(causal, micro.tokens_BT.shape[1], device, dtype)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        hidden_BTD = decoder_of(causal)(
-            input_ids=micro.tokens_BT, use_cache=False
-        ).last_hidden_state
+        if packs(causal):
+            packing = micro.packing
+            hidden_ND = hidden_states(decoder_of(causal), packing).index_select(0, packing.where_N)
+        else:
+            hidden_ND = _padded_states(causal, micro, dtype)
     return Outputs(
-        hidden_ND=hidden_BTD.flatten(0, 1)[micro.where_N],
+        hidden_ND=hidden_ND,
         head=causal.get_output_embeddings(),
         targets_N=micro.targets_N,
         temperature=temperature,
@@ -91,10 +95,18 @@ def completion_outputs(
     )
 
 
+def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
+    _choose_attention(model, micro.tokens_BT.shape[1], micro.tokens_BT.device, dtype)
+    hidden_BTD: Tensor = decoder_of(model)(
+        input_ids=micro.tokens_BT, use_cache=False
+    ).last_hidden_state
+    return hidden_BTD.flatten(0, 1)[micro.where_N]
+
+
 def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch.dtype) -> None:
     """In bfloat16 on CPU the fused kernel's backward is several times slower than plain products on
     short rows; in float32 it is the quicker of the two."""
-    plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= EAGER_WIDTH
+    plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= WRITTEN_OUT
     chosen = "eager" if plain else "sdpa"
     if model.config._attn_implementation != chosen:
         model.set_attn_implementation(chosen)
@@ -127,9 +139,25 @@ class Policy:
         if self.config.snapshot_kind == "adapter":
             load_adapter(self.model, folder)
             return
-        self._load_base(folder)
+        self._load_base(folder.name, _tensors(folder))
         if self.config.lora is not None:
             reset_adapter(self.model)
+
+    def blend(self, start: Path, end: Path, share: float) -> None:
+        """Take over the weights ``share`` of the way from one snapshot to another; see `blended`."""
+        if share in (0.0, 1.0):
+            self.load(end if share else start)
+        elif self.config.snapshot_kind == "adapter":
+            set_adapter(self.model, dict(blended(start, end, share)))
+        else:
+            self._load_base(end.name, blended(start, end, share))
+            if self.config.lora is not None:
+                reset_adapter(self.model)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the model reads rows without padding."""
+        return packs(causal_of(self.model))
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer updates."""
@@ -169,24 +197,21 @@ class Policy:
             state = merged(self.model)
         causal_of(self.model).save_pretrained(folder, state_dict=state)
 
-    def _load_base(self, folder: Path) -> None:
-        """Take over full weights, under the adapter if there is one."""
-        from safetensors.torch import load_file
-
+    def _load_base(self, name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over a snapshot's full weights, under the adapter if there is one."""
         drop_gathered(self.model)
         causal, keys = causal_of(self.model), base_keys(self.model)
         own, state = causal.state_dict(), {}
-        for file in sorted(folder.glob("*.safetensors")):
-            for name, full in load_file(file, device=str(self._home)).items():
-                key = keys.get(name, name)
-                state[key] = part_like(full, own.get(key))
+        for stored, full in tensors:
+            key = keys.get(stored, stored)
+            state[key] = part_like(full.to(self._home), own.get(key))
         tied = getattr(causal, "all_tied_weights_keys", {}).keys()
         missing = sorted(keys.values() - state.keys() - tied)
         unexpected = sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise RunError(
                 f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
-                where=folder.name,
+                where=name,
             )
         causal.load_state_dict(state, strict=False)
 
@@ -213,6 +238,14 @@ class Policy:
                 cause="it scales or caps them, and the learner computes logits without that step",
                 remedy="choose a model without logit scaling or soft-capping",
             )
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model folder."""
+    from safetensors.torch import load_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        yield from load_file(file).items()
 
 
 def _recompute_layers(model: Any) -> None:

@@ -69,12 +69,12 @@ class RewardLearner:
         return {name: fmean(step[name] for step in steps) for name in steps[0]}
 
     def loss(self, rows: Sequence[Row], num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and summable metrics of whole pairs in one forward pass; a chosen row's ``baseline`` is its
-        pair's margin."""
+        """Loss and summable metrics of whole pairs in one forward pass; a chosen row's ``margin`` is its
+        pair's."""
         chosen, rejected = [list(side) for side in zip(*pairs_in(rows), strict=True)]
         scores_B = self._scores(rows)
         chosen_U, rejected_U = scores_B[chosen], scores_B[rejected]
-        margins_U = scores_B.new_tensor([rows[index].baseline for index in chosen])
+        margins_U = scores_B.new_tensor([rows[index].margin for index in chosen])
         loss, metrics = self._algorithm.loss(chosen_U, rejected_U, margins_U, num_pairs)
         return loss, dict(metrics)
 

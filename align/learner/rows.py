@@ -47,6 +47,8 @@ class Row:
     """The critic's, when the batch came."""
     returns_T: Floats | None = None
     """What the critic learns."""
+    margin: float = 0.0
+    """Of a pair's chosen row: by how much its reward should beat the other's."""
     baseline: float = 0.0
     """A number of the whole batch that a loss subtracts, as KTO's KL does."""
     teacher_prompt_ids: tuple[int, ...] | None = None

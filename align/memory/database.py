@@ -1,8 +1,9 @@
-"""One database and its transactions. SQLite by default; any SQLAlchemy URL works.
+"""One database and its transactions: a SQLite file, or PostgreSQL for a ledger that many machines reach.
 
-Every write is one ``BEGIN IMMEDIATE`` transaction with ``synchronous=FULL``: when it returns, it is
-on the disk, and two writers are one after the other, never between each other. Connections are not
-kept, so forked and spawned processes may use the same object.
+Every write is one transaction that begins by taking the writers' lock (SQLite: ``BEGIN IMMEDIATE`` with
+``synchronous=FULL``; PostgreSQL: see `align.memory.postgres`): when it returns, it is on the disk, and two
+writers are one after the other, never between each other. Connections are not kept, so forked and spawned
+processes may use the same object.
 """
 
 from __future__ import annotations
@@ -15,34 +16,39 @@ from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, insert, inspect, select
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from align.errors import RunError, StoreError, UserError
-from align.memory.tables import SCHEMA_VERSION, metadata, store_schema
+from align.memory import anchor_table, due_tables, inbox_tables, postgres  # noqa: F401 (add their tables)
+from align.memory.postgres import is_postgres
+from align.memory.tables import SCHEMA_VERSION, campaigns, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for another one. Transactions here take milliseconds."""
 
 
 class Database:
-    """Transactions on the ledger's tables, which are created when there are none."""
+    """Transactions on the ledger's tables, which are created when there are none.
+
+    Args:
+        url: ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST/DATABASE``; what libpq reads from its
+            environment (``PGPASSWORD`` and the like) may be left out.
+
+    Raises:
+        UserError: no URL, another kind of database, or its driver is not installed.
+        StoreError: it cannot be reached, or what is there is no ledger of this version.
+    """
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-            engine = create_engine(parsed, poolclass=NullPool, **_options(parsed))
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise UserError(
-                f"this is no database URL that can be used here ({error})",
-                where="ledger",
-                remedy="use sqlite:///PATH, or install the driver the URL names",
-            ) from error
-        self.where = parsed.render_as_string(hide_password=True)
-        self.engine = engine
-        if _is_sqlite(parsed):
-            self._use_file(parsed.database)
+        self.engine = _engine(url)
+        self.where = postgres.shown(self.engine.url)
+        if is_postgres(self.engine.url):
+            postgres.serialise_writers(self.engine)
+            _reach(self.engine)
+        else:
+            self._use_file(self.engine.url.database)
         self._prepare()
 
     @contextmanager
@@ -95,6 +101,7 @@ class Database:
                 cause="a newer Keel wrote this store",
                 remedy="update Keel, or set store to another folder",
             )
+        self._add_new_tables()
 
     def _create(self) -> None:
         """Create the tables unless another process has just done so."""
@@ -103,6 +110,16 @@ class Database:
                 metadata.create_all(connection, checkfirst=False)
                 connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
 
+    def _add_new_tables(self) -> None:
+        """Give a store of an older version the tables that came later."""
+        with self.read() as connection:
+            known = set(inspect(connection).get_table_names())
+        missing = [table for table in metadata.sorted_tables if table.name not in known]
+        if missing:
+            with self.write() as connection:
+                for table in missing:
+                    table.create(connection, checkfirst=True)
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """The database's own failures (full disk, lock, lost server) as errors for people."""
@@ -110,20 +127,68 @@ class Database:
             yield
         except OperationalError as error:
             raise RunError(
-                f"the ledger could not be used: {error.orig}",
+                f"the ledger could not be used: {str(error.orig).strip()}",
                 where=self.where,
-                cause="a full disk, missing permission, or another process that holds the lock",
+                cause="a full disk, missing permission, another process that holds the lock, or a server "
+                "that is gone",
                 remedy="remove the cause and run again; everything committed so far is safe",
             ) from error
 
 
-def _is_sqlite(url: URL) -> bool:
-    return url.get_backend_name() == "sqlite"
+def holds_campaign(url: str) -> bool:
+    """Whether a campaign was begun there; makes nothing.
+
+    Raises:
+        UserError: as `Database`.
+        StoreError: the database cannot be reached.
+    """
+    engine = _engine(url)
+    if not is_postgres(engine.url):
+        return Path(engine.url.database or "").is_file()
+    _reach(engine)
+    with engine.connect() as connection:
+        known = inspect(connection).has_table(campaigns.name)
+        return known and connection.scalar(select(campaigns.c.id)) is not None
 
 
-def _options(url: URL) -> dict[str, Any]:
-    """Elsewhere than in SQLite, serializable transactions stand in for BEGIN IMMEDIATE."""
-    return {} if _is_sqlite(url) else {"isolation_level": "SERIALIZABLE"}
+def _reach(engine: Engine) -> None:
+    """Say at once, and in time, when there is no server to talk to."""
+    try:
+        with engine.connect():
+            pass
+    except OperationalError as error:
+        raise StoreError(
+            f"the ledger's database cannot be reached: {str(error.orig).strip()}",
+            where=postgres.shown(engine.url),
+            cause="no server at this address, or it knows no such user, password or database",
+            remedy="correct the URL, start the server, or set PGPASSWORD",
+        ) from None
+
+
+def _engine(text: str) -> Engine:
+    try:
+        url = postgres.with_driver(make_url(text))
+        if is_postgres(url):
+            arguments = postgres.connect_arguments(url)
+            return create_engine(url, poolclass=NullPool, connect_args=arguments)
+        if url.get_backend_name() == "sqlite":
+            return create_engine(url, poolclass=NullPool)
+    except ImportError as error:
+        raise UserError(
+            f"the database's driver is not installed ({error.name})",
+            where="ledger",
+            remedy='pip install "keel-align[postgres]"',
+        ) from None
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        # The driver's own message may repeat the URL, and so a password.
+        url = None
+    raise UserError(
+        "this is no database URL that can be used here"
+        if url is None
+        else f"a ledger cannot lie in {url.get_backend_name()}",
+        where="ledger",
+        remedy="use sqlite:///PATH or postgresql://USER@HOST/DATABASE",
+    )
 
 
 def _configure(connection: Any, _record: Any) -> None:
@@ -133,6 +198,8 @@ def _configure(connection: Any, _record: Any) -> None:
     _use_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # What a purge removes is overwritten, not only unlinked.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _use_wal(connection: Any) -> None:

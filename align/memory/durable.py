@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+"""Bytes hashed at a time."""
 
 
 def sync(path: Path) -> None:
@@ -27,3 +31,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         staged.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """Size in bytes and sha256 of a plain file; OSError for a link."""
+    digest, size = hashlib.sha256(), 0
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()

@@ -21,7 +21,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -31,59 +30,18 @@ from align.errors import StaleAttempt
 from align.memory.campaign_row import open_campaign_row
 from align.memory.claims import Claim, claimed
 from align.memory.database import Database
+from align.memory.records import AliasMove, EvaluationRecord, RoundRecord, State
 from align.memory.snapshots import Snapshot
 from align.memory.tables import alias_moves, evaluations, rounds, snapshots
+from align.memory.takes import settle
 from rollouts.types import SnapshotId
 
-State = Literal["planned", "running", "gating", "accepted", "rejected", "failed"]
+__all__ = ["AliasMove", "EvaluationRecord", "Ledger", "RoundRecord", "State"]
+
 Verdict = Literal["accepted", "rejected", "failed"]
 PRODUCTION = "production"
 INTERRUPTED = {"reason": "interrupted"}
 """Report of an attempt whose runner never came back."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundRecord:
-    """One attempt at a round; attempt 0 is the plan."""
-
-    index: int
-    attempt: int
-    name: str
-    state: State
-    parent: SnapshotId | None
-    candidate: SnapshotId | None
-    report: Mapping[str, Any] | None
-    started: str | None
-    """ISO 8601, UTC; so is ``ended``."""
-    ended: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AliasMove:
-    """One line of the append-only log of an alias."""
-
-    seq: int
-    alias: str
-    previous: SnapshotId | None
-    target: SnapshotId
-    round: int | None
-    """Index of the accepted round; None for the first move."""
-    reason: str
-    time: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationRecord:
-    """Where the per-item results of one snapshot on one suite lie."""
-
-    snapshot: SnapshotId
-    suite: str
-    suite_hash: str
-    path: str
-    """Relative to the store."""
-    n: int
-    mean: float
-    recorded: str
 
 
 class Ledger:
@@ -92,6 +50,11 @@ class Ledger:
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self._database = Database(url)
         self._clock = clock
+
+    @property
+    def database(self) -> Database:
+        """Where it lies: the inbox is in the same."""
+        return self._database
 
     def open_campaign(self, name: str, config: Mapping[str, Any], config_hash: str) -> None:
         """Create the campaign, or continue it; rounds appended to its list become planned.
@@ -157,10 +120,13 @@ class Ledger:
         return attempt
 
     def enter_gating(self, index: int, attempt: int, candidate: SnapshotId) -> None:
-        """Training is over and ``candidate``, a recorded snapshot, is to be judged."""
+        """Training is over and ``candidate``, a recorded snapshot, is to be judged.
+
+        A repaired candidate enters again, in place of the one that failed.
+        """
         with self._database.write() as connection:
             row = _owned(connection, index, attempt)
-            if row.state != "running":
+            if row.state not in ("running", "gating"):
                 raise ValueError(f"round {row.name!r} is {row.state}, not running")
             _require_snapshot(connection, candidate)
             self._set(connection, row, state="gating", candidate=candidate)
@@ -175,7 +141,8 @@ class Ledger:
     ) -> None:
         """Give the verdict and, when accepted, move production: both or neither.
 
-        Only a policy becomes production: an accepted reward model leaves it where it is.
+        Only a policy becomes production: an accepted reward model leaves it where it is. What the round
+        took from the inbox is spent in the same transaction.
 
         Raises:
             StaleAttempt: a newer attempt exists, or production moved since the round began.
@@ -189,6 +156,7 @@ class Ledger:
             if candidate != row.candidate and not (verdict == "failed" and candidate is None):
                 raise ValueError(f"round {row.name!r} is to judge {row.candidate}, got {candidate}")
             self._set(connection, row, state=verdict, report=report, ends=True)
+            settle(connection, row.name, verdict, self._now())
             if verdict == "accepted":
                 self._check_production(connection, row.parent, f"round {row.name!r}")
             if verdict == "accepted" and _kind(connection, row.candidate) != "reward":
@@ -213,6 +181,17 @@ class Ledger:
                 raise ValueError(f"{name} already names {current}; only an accepted round moves it")
             _require_snapshot(connection, snapshot)
             self._move(connection, name, None, snapshot, None, "start of the campaign")
+
+    def move_production(self, target: SnapshotId, expected: SnapshotId, reason: str) -> None:
+        """A person's own move, from ``expected`` to the candidate of a round that was accepted before.
+
+        Raises:
+            ValueError: no round accepted it, or production is elsewhere.
+        """
+        accepted = and_(rounds.c.state == "accepted", rounds.c.candidate == target)
+        with self._database.write() as connection:
+            index = connection.scalar(select(rounds.c.index).where(accepted))
+            self._move(connection, PRODUCTION, expected, target, index, reason)
 
     def record_snapshot(self, snapshot: Snapshot) -> None:
         """Make a published snapshot known; only known ones are judged. Repeating is harmless."""

@@ -74,6 +74,12 @@ class FileEntry:
             raise SnapshotError(f"{path!r} is no path inside a snapshot", where=MANIFEST)
         return cls(path=path, size=size, sha256=sha256)
 
+    def differs(self, size: int, sha256: str) -> str | None:
+        """What is wrong with a file of this size and hash, as the end of a sentence; None: nothing."""
+        if size != self.size:
+            return f"has {size} bytes, not {self.size}"
+        return None if sha256 == self.sha256 else "has changed since it was published"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:

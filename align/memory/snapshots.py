@@ -9,6 +9,9 @@ Which snapshot is production is the ledger's business.
 
 The manifest carries no time and no absolute path: the same content and provenance give the same id
 on every machine, so publishing again after a crash finds what is already there.
+
+A store with a URL keeps the same snapshots behind it, and the folder is its cache: see
+`align.memory.published`.
 """
 
 from __future__ import annotations
@@ -20,21 +23,21 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import SnapshotError
-from align.memory.durable import sync
+from align.memory.durable import digest_of, sync
 from align.memory.manifest import MANIFEST, FileEntry, Kind, Manifest, Provenance, refuse_leaks
+from align.memory.published import clear, fetch, send
+from align.memory.remote import Remote
 from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Kind", "Manifest", "Provenance", "Snapshot", "SnapshotStore"]
 
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
 """Weights, configs, vocabularies, chat templates, sentencepiece. None of them can run code."""
-
-CHUNK_BYTES = 1 << 20
-"""Bytes hashed at a time."""
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, size, mtime in ns and inode of every file: changes whenever an ordinary write does."""
@@ -52,9 +55,14 @@ class Snapshot:
 
 
 class SnapshotStore:
-    """The snapshots under one folder. Several processes may read; publishing twice is harmless."""
+    """The snapshots under one folder. Several processes may read; publishing twice is harmless.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        remote: where they also are, so that other machines find them; None: nowhere.
+    """
+
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+        self._remote = remote
         self._staging = root.absolute() / "staging"
         self._snapshots = root.absolute() / "snapshots"
         self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
@@ -63,28 +71,20 @@ class SnapshotStore:
         """Make what ``write`` puts into an empty folder a snapshot, atomically and durably.
 
         Raises:
-            SnapshotError: a file that may not be in a snapshot, or the disk is full. On this and
-                on whatever ``write`` raises, nothing is visible and nothing stays behind.
+            SnapshotError: a file that may not be in a snapshot, the disk is full, or what arrived at the
+                remote store is not what was sent. On this and on whatever ``write`` raises, nothing
+                is visible and nothing stays behind.
             UserError: the provenance holds an absolute path or a secret.
         """
         refuse_leaks(provenance)
-        staging = self._staging / uuid.uuid4().hex
-        staging.mkdir(parents=True)
-        self._snapshots.mkdir(exist_ok=True)
-        try:
+        with self._staged() as staging:
             write(staging)
             manifest = _describe(staging, provenance)
-            return self._install(staging, manifest)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise SnapshotError(
-                "the disk is full: the snapshot was not published",
-                where=str(self._snapshots),
-                remedy="free some space and run again; the last accepted snapshot is untouched",
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            (staging / MANIFEST).write_bytes(manifest.to_bytes())
+            snapshot = self._install(staging, manifest)
+        if self._remote is not None:
+            send(self._remote, snapshot.id, snapshot.path, snapshot.manifest)
+        return snapshot
 
     def open(self, snapshot_id: SnapshotId) -> Snapshot:
         """The snapshot, every file verified once per process and again whenever one was touched.
@@ -93,6 +93,10 @@ class SnapshotStore:
             SnapshotError: missing, or not the bytes the id stands for; ``where`` names the file.
         """
         folder = self._folder(snapshot_id)
+        if self._remote is not None and not folder.exists():
+            with self._staged() as staging:
+                self._install(staging, fetch(self._remote, snapshot_id, staging))
+        _require(folder)
         stamp = _stamp(folder)
         known = self._verified.get(snapshot_id)
         if known is not None and known[0] == stamp:
@@ -106,14 +110,31 @@ class SnapshotStore:
         stale = list(self._staging.iterdir()) if self._staging.is_dir() else []
         for folder in stale:
             shutil.rmtree(folder)
-        return len(stale)
+        return len(stale) + (0 if self._remote is None else clear(self._remote))
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A folder to write a snapshot into, gone afterwards."""
+        staging = self._staging / uuid.uuid4().hex
+        staging.mkdir(parents=True)
+        self._snapshots.mkdir(exist_ok=True)
+        try:
+            yield staging
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SnapshotError(
+                "the disk is full: there is no room for the snapshot",
+                where=str(self._snapshots),
+                remedy="free some space and run again; the last accepted snapshot is untouched",
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     def _install(self, staging: Path, manifest: Manifest) -> Snapshot:
         """Move a complete folder to its name; whoever comes second finds the first one's."""
-        content = manifest.to_bytes()
-        (staging / MANIFEST).write_bytes(content)
         _settle(staging)
-        snapshot_id = hashlib.sha256(content).hexdigest()
+        snapshot_id = hashlib.sha256((staging / MANIFEST).read_bytes()).hexdigest()
         target = self._snapshots / snapshot_id
         try:
             staging.rename(target)
@@ -135,15 +156,17 @@ class SnapshotStore:
     def _folder(self, snapshot_id: SnapshotId) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", snapshot_id):
             raise SnapshotError(f"{snapshot_id!r} is no snapshot id; ids are 64 hexadecimal digits")
-        folder = self._snapshots / snapshot_id
-        if folder.is_symlink() or not folder.is_dir():
-            raise SnapshotError(
-                f"no snapshot {snapshot_id[:12]} in this store",
-                where=str(folder),
-                cause="it was removed by hand, or the ledger belongs to another store",
-                remedy="restore the folder from a backup, or set store to the folder that has it",
-            )
-        return folder
+        return self._snapshots / snapshot_id
+
+
+def _require(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        raise SnapshotError(
+            f"no snapshot {folder.name[:12]} in this store",
+            where=str(folder),
+            cause="it was removed by hand, or the ledger belongs to another store",
+            remedy="restore the folder from a backup, or set store to the folder that has it",
+        )
 
 
 def _describe(staging: Path, provenance: Provenance) -> Manifest:
@@ -159,7 +182,7 @@ def _describe(staging: Path, provenance: Provenance) -> Manifest:
                 cause="pickled weights and Python files can run code when they are loaded",
                 remedy="save weights with safetensors, and only what loading needs",
             )
-    entries = (FileEntry.of(name, *_digest(staging / name)) for name in sorted(files))
+    entries = (FileEntry.of(name, *digest_of(staging / name)) for name in sorted(files))
     return Manifest(provenance=provenance, files=tuple(entries))
 
 
@@ -178,11 +201,8 @@ def _verify(snapshot_id: SnapshotId, folder: Path) -> Snapshot:
     for name in sorted(present - listed):
         raise _corrupt(folder / name, "is not listed in the manifest")
     for entry in manifest.files:
-        size, sha256 = _digest(folder / entry.path)
-        if size != entry.size:
-            raise _corrupt(folder / entry.path, f"has {size} bytes, not {entry.size}")
-        if sha256 != entry.sha256:
-            raise _corrupt(folder / entry.path, "has changed since it was published")
+        if wrong := entry.differs(*digest_of(folder / entry.path)):
+            raise _corrupt(folder / entry.path, wrong)
     return Snapshot(id=snapshot_id, path=folder, kind=manifest.provenance.kind, manifest=manifest)
 
 
@@ -226,13 +246,3 @@ def _settle(folder: Path) -> None:
 def _stamp(folder: Path) -> Stamp:
     stats = ((name, (folder / name).stat()) for name in sorted(_files(folder)))
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 of a plain file."""
-    digest, size = hashlib.sha256(), 0
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()

@@ -7,8 +7,8 @@ record; attempt 0 is the plan. JSON and times (ISO 8601, UTC) are text, readable
 from __future__ import annotations
 
 from sqlalchemy import (
-    DDL,
     REAL,
+    BigInteger,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -18,11 +18,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    event,
 )
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION
+
+from align.memory.rules import execute, forbid
 
 SCHEMA_VERSION = 1
 STATES = ("planned", "running", "gating", "accepted", "rejected", "failed")
+
+REAL_8 = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
+"""Eight bytes everywhere: what SQLite calls REAL has four in PostgreSQL."""
+INTEGER_8 = Integer().with_variant(BigInteger(), "postgresql")
 
 metadata = MetaData()
 
@@ -51,7 +57,7 @@ snapshots = Table(
     Column("kind", Text, nullable=False),
     Column("parent", Text),
     Column("round", Text),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", INTEGER_8, nullable=False),
     Column("manifest", Text, nullable=False),
     Column("recorded", Text, nullable=False),
     sqlite_strict=True,
@@ -82,7 +88,7 @@ evaluations = Table(
     Column("suite_hash", Text, nullable=False),
     Column("path", Text, nullable=False),
     Column("n", Integer, nullable=False),
-    Column("mean", REAL, nullable=False),
+    Column("mean", REAL_8, nullable=False),
     Column("recorded", Text, nullable=False),
     UniqueConstraint("snapshot", "suite_hash"),
     sqlite_strict=True,
@@ -109,54 +115,49 @@ claims = Table(
     Column("owner", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("process_started", REAL, nullable=False),
-    Column("heartbeat", REAL, nullable=False),
+    Column("process_started", REAL_8, nullable=False),
+    Column("heartbeat", REAL_8, nullable=False),
     sqlite_strict=True,
 )
 
-# The ledger checks all of this before it writes. In SQLite it holds against every other hand, too.
-RULES = (
+execute(
+    metadata,
+    """CREATE UNIQUE INDEX one_accepted_attempt ON rounds ("index") WHERE state = 'accepted'""",
+)
+execute(
+    metadata,
+    "CREATE UNIQUE INDEX one_live_attempt ON rounds ((1)) WHERE state IN ('running', 'gating')",
+)
+forbid(
+    metadata,
+    "alias_moves_need_an_accept",
+    "INSERT",
+    "alias_moves",
+    "an alias moves only to the candidate of an accepted round",
     """
-    CREATE UNIQUE INDEX one_accepted_attempt ON rounds ("index") WHERE state = 'accepted'
-    """,
-    """
-    CREATE UNIQUE INDEX one_live_attempt ON rounds ((1)) WHERE state IN ('running', 'gating')
-    """,
-    """
-    CREATE TRIGGER alias_moves_need_an_accept BEFORE INSERT ON alias_moves
-    WHEN EXISTS (SELECT 1 FROM alias_moves WHERE alias = NEW.alias)
-     AND NOT EXISTS (
+    EXISTS (SELECT 1 FROM alias_moves WHERE alias = NEW.alias)
+    AND NOT EXISTS (
         SELECT 1 FROM rounds
         WHERE "index" = NEW.round AND state = 'accepted' AND candidate = NEW.target
-     )
-    BEGIN SELECT RAISE(ABORT, 'an alias moves only to the candidate of an accepted round'); END
-    """,
-    """
-    CREATE TRIGGER alias_moves_compare_and_set BEFORE INSERT ON alias_moves
-    WHEN NEW.previous IS NOT (
-        SELECT target FROM alias_moves WHERE alias = NEW.alias ORDER BY seq DESC LIMIT 1
     )
-    BEGIN SELECT RAISE(ABORT, 'the alias does not point where the move expects it'); END
-    """,
-    """
-    CREATE TRIGGER alias_moves_are_never_changed BEFORE UPDATE ON alias_moves
-    BEGIN SELECT RAISE(ABORT, 'alias moves are append-only'); END
-    """,
-    """
-    CREATE TRIGGER alias_moves_are_never_deleted BEFORE DELETE ON alias_moves
-    BEGIN SELECT RAISE(ABORT, 'alias moves are append-only'); END
-    """,
-    """
-    CREATE TRIGGER verdicts_are_never_changed BEFORE UPDATE ON rounds
-    WHEN OLD.state IN ('accepted', 'rejected', 'failed')
-    BEGIN SELECT RAISE(ABORT, 'the verdict of an attempt is final'); END
-    """,
-    """
-    CREATE TRIGGER verdicts_are_never_deleted BEFORE DELETE ON rounds
-    WHEN OLD.state IN ('accepted', 'rejected', 'failed')
-    BEGIN SELECT RAISE(ABORT, 'the verdict of an attempt is final'); END
     """,
 )
-for rule in RULES:
-    statement = DDL(rule)  # type: ignore[no-untyped-call]
-    event.listen(metadata, "after_create", statement.execute_if(dialect="sqlite"))
+forbid(
+    metadata,
+    "alias_moves_compare_and_set",
+    "INSERT",
+    "alias_moves",
+    "the alias does not point where the move expects it",
+    """
+    NEW.previous IS DISTINCT FROM (
+        SELECT target FROM alias_moves WHERE alias = NEW.alias ORDER BY seq DESC LIMIT 1
+    )
+    """,
+)
+APPEND_ONLY = "alias moves are append-only"
+forbid(metadata, "alias_moves_are_never_changed", "UPDATE", "alias_moves", APPEND_ONLY)
+forbid(metadata, "alias_moves_are_never_deleted", "DELETE", "alias_moves", APPEND_ONLY)
+FINAL = "the verdict of an attempt is final"
+DECIDED = "OLD.state IN ('accepted', 'rejected', 'failed')"
+forbid(metadata, "verdicts_are_never_changed", "UPDATE", "rounds", FINAL, DECIDED)
+forbid(metadata, "verdicts_are_never_deleted", "DELETE", "rounds", FINAL, DECIDED)

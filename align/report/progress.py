@@ -42,7 +42,7 @@ class LiveProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[tuple[int, int], TaskID] = {}
+        self._tasks: dict[tuple[int, int, str], TaskID] = {}
         self._started = perf_counter()
 
     def __enter__(self) -> Self:
@@ -63,16 +63,17 @@ class LiveProgress:
 
     def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         """Advance the round's bar."""
-        key = (plan.index, plan.attempt)
+        name = f"{plan.spec.name}, {plan.origin.rung}" if plan.origin else plan.spec.name
+        key = (plan.index, plan.attempt, name)
         if key not in self._tasks:
-            self._tasks[key] = self._bar.add_task(plan.spec.name, total=plan.spec.steps, status="")
+            self._tasks[key] = self._bar.add_task(name, total=plan.spec.steps, status="")
         status = "  ".join(
             f"{word} {metrics[name]:.3f}" for name, word in SHOWN.items() if name in metrics
         )
         self._bar.update(self._tasks[key], completed=step + 1, status=status)
         last = step + 1 == plan.spec.steps
         if not self._console.is_terminal and (step % LINE_EVERY == 0 or last):
-            self.note(f"{plan.spec.name} step {step + 1}/{plan.spec.steps}  {status}")
+            self.note(f"{name} step {step + 1}/{plan.spec.steps}  {status}")
 
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
         """Say what the gate decided, and why when it refused."""

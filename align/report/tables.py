@@ -12,23 +12,38 @@ from rich.text import Text
 from align.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
 from align.gate.gate import Verdict
+from align.gate.sealed import openings
+from align.memory.anchor import anchor_moves
+from align.memory.lineage import by_hand
+from align.report.families import by_family, families_of, passed_lines
 
 WIDTH = 140
 """Columns where there is no terminal to ask."""
-STYLES = {"accepted": "green", "rejected": "red", "too_few_items": "yellow", "failed": "red"}
+STYLES = {
+    "accepted": "green",
+    "rejected": "red",
+    "too_few_items": "yellow",
+    "void": "yellow",
+    "failed": "red",
+}
 
 
 def campaign_report(evidence: Evidence, folder: Path) -> Group:
     """Everything a newcomer wants to know after a run."""
-    matrix = evidence.matrix()
-    return Group(*(part for part in (
-        matrix_table(matrix), metrics_line(matrix), *verdict_lines(evidence), places(evidence, folder)
-    )))  # fmt: skip
+    parts = by_family(evidence.matrix(), families_of(evidence.config))
+    tables: list[RenderableType] = []
+    for family, matrix in parts:
+        tables += [matrix_table(matrix, family if len(parts) > 1 else ""), metrics_line(matrix)]
+    return Group(
+        *tables, *verdict_lines(evidence), *sealed_lines(evidence), *anchor_lines(evidence),
+        places(evidence, folder),
+    )  # fmt: skip
 
 
-def matrix_table(matrix: ScoreMatrix) -> Table:
+def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
     """Rows: snapshots in order; columns: suites. An empty cell was never measured."""
-    table = Table(title="Score of every snapshot on every suite", title_justify="left")
+    which = f"{family} suite" if family else "suite"
+    table = Table(title=f"Score of every snapshot on every {which}", title_justify="left")
     table.add_column("after round")
     for suite in matrix.suites:
         table.add_column(suite, justify="right")
@@ -43,6 +58,7 @@ def metrics_line(matrix: ScoreMatrix) -> Text:
     """The summary numbers of continual learning over the accepted rounds."""
     values = {
         "AP": matrix.average_performance(),
+        "AIA": matrix.average_incremental_accuracy(),
         "LA": matrix.learning_accuracy(),
         "BWT": matrix.backward_transfer(),
         "FM": matrix.forgetting(),
@@ -63,6 +79,24 @@ def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
             yield Text(f"  {line}")
 
 
+def sealed_lines(evidence: Evidence) -> Iterator[Text]:
+    """What sealed suites showed at their openings, and the moves of production that people made."""
+    for opening in openings(evidence):
+        yield Text(opening.sentence, style="red" if opening.outcome == "lost" else "")
+    names = {record.candidate: record.name for record in evidence.committed()}
+    for move in by_hand(evidence.ledger):
+        yield Text(f"production moved by hand to {names.get(move.target)!r}: {move.reason}")
+
+
+def anchor_lines(evidence: Evidence) -> Iterator[Text]:
+    """Human acts that moved what budgets count from."""
+    for move in anchor_moves(evidence.ledger):
+        yield Text(
+            f"budgets count from {move.snapshot[:16]} since {move.time[:10]}: {move.reason}",
+            style="yellow",
+        )
+
+
 def outcome_of(verdict: Verdict) -> str:
     """The outcome in words; an observing gate accepts what it would have refused, and says so."""
     words = verdict.outcome.replace("_", " ")
@@ -76,8 +110,7 @@ def summary(verdict: Verdict) -> Iterator[str]:
     others = [check for check in verdict.checks if check.role == "retention"]
     failed = {check.suite: check for check in reversed(others) if check.outcome != "passed"}
     yield from (check.sentence for check in reversed(failed.values()))
-    passed = sum(check.outcome == "passed" for check in others)
-    yield f"{passed} of {len(others)} retention checks passed"
+    yield from passed_lines(others)
 
 
 def places(evidence: Evidence, folder: Path) -> Text:
@@ -85,7 +118,7 @@ def places(evidence: Evidence, folder: Path) -> Text:
     production = evidence.ledger.alias("production") or evidence.base
     return Text(
         f"\nproduction  {folder / 'snapshots' / production}\n"
-        f"ledger      {folder / 'ledger.db'}\n"
+        f"ledger      {ledger_place(evidence.config, evidence.ledger)}\n"
         f"metrics     {folder / 'rounds'}/<round>/attempt-<n>/metrics.jsonl\n"
         f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",
         no_wrap=True,

@@ -18,34 +18,23 @@ PIECES = 8
 """Into how many calls the samples of a lost call are split."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Batch:
-    """Samples that are asked together, each decided once."""
+class Clock:
+    """Until when batches that belong together, such as those of one step, must be decided.
 
-    packed_B: Sequence[str]
-    """The samples as JSON."""
-    state: str
-    """The trainer's state as JSON."""
-    deadline_s: float
-    """From the first call on."""
-    outcomes_B: list[Outcome] = field(default_factory=list)
-    """In the order of the samples; complete once `done` is set."""
-    counts: Counter[str] = field(default_factory=Counter)
-    """``restarts``, ``deadlines`` and ``quarantined`` of this batch."""
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-    """What ended the batch without outcomes."""
-    _open: set[int] = field(default_factory=set)
-    _answers: list[tuple[int, Answer]] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _until: float | None = None
-    _busy_s: float = 0.0
+    ``deadline_s`` after the first call, or after the last of the batches was handed over where that is
+    later: batches that come one by one end when one batch of them all would have.
+    """
 
-    def __post_init__(self) -> None:
-        self.outcomes_B = [None] * len(self.packed_B)
-        self._open = set(range(len(self.packed_B)))
-        if not self._open:
-            self.done.set()
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._until: float | None = None
+        self._lock = threading.Lock()
+
+    def wind_on(self) -> None:
+        """Another batch was handed over. A clock that does not run yet is left alone."""
+        with self._lock:
+            if self._until is not None:
+                self._until = time.monotonic() + self.deadline_s
 
     def left_s(self) -> float:
         """Seconds until the deadline; the first call of this starts the clock."""
@@ -58,6 +47,35 @@ class Batch:
         """Whether the deadline has passed."""
         with self._lock:
             return self._until is not None and time.monotonic() >= self._until
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """Samples that are asked together, each decided once."""
+
+    packed_B: Sequence[str]
+    """The samples as JSON."""
+    state: str
+    """The trainer's state as JSON."""
+    clock: Clock
+    outcomes_B: list[Outcome] = field(default_factory=list)
+    """In the order of the samples; complete once `done` is set."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """``restarts``, ``deadlines`` and ``quarantined`` of this batch."""
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+    """What ended the batch without outcomes."""
+    _open: set[int] = field(default_factory=set)
+    busy_s: float = 0.0
+    """Time of workers that was spent on it."""
+    _answers: list[tuple[tuple[int, ...], Answer]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.outcomes_B = [None] * len(self.packed_B)
+        self._open = set(range(len(self.packed_B)))
+        if not self._open:
+            self.done.set()
 
     def open_of(self, indices: Sequence[int]) -> list[int]:
         """Those that are not decided yet, in order."""
@@ -78,11 +96,11 @@ class Batch:
         """Give samples the same failure."""
         self.decide(indices, [failure] * len(indices))
 
-    def take(self, first: int, answer: Answer, seconds: float) -> None:
-        """Keep what a call logged; ``first`` is the place of its first sample."""
+    def take(self, indices: Sequence[int], answer: Answer, seconds: float) -> None:
+        """Keep what a call logged for these samples."""
         with self._lock:
-            self._answers.append((first, answer))
-            self._busy_s += seconds
+            self._answers.append((tuple(indices), answer))
+            self.busy_s += seconds
 
     def count(self, what: str, times: int = 1) -> None:
         with self._lock:
@@ -96,23 +114,29 @@ class Batch:
             self.done.set()
 
     def metrics(self) -> list[tuple[str, float]]:
-        """What the reward logged, in the order of the samples, and how its workers did."""
-        ordered = sorted(self._answers, key=lambda pair: pair[0])
-        logged = [metric for _, answer in ordered for metric in answer.metrics]
-        own = [
-            (name, float(self.counts[name])) for name in ("restarts", "deadlines", "quarantined")
-        ]
-        if self.packed_B:
-            own.append(("seconds_per_sample", self._busy_s / len(self.packed_B)))
-        return [*logged, *own]
+        """What the reward gave ``log_metric``, in the order of the samples."""
+        return [metric for _, answer in self._ordered() for metric in answer.metrics]
 
     def extras(self) -> dict[str, list[Any]]:
         """What the reward gave ``log_extra``, in the order of the samples."""
         columns: dict[str, list[Any]] = {}
-        for _, answer in sorted(self._answers, key=lambda pair: pair[0]):
+        for _, answer in self._ordered():
             for name, values in answer.extras.items():
                 columns.setdefault(name, []).extend(values)
         return columns
+
+    def extras_B(self) -> list[dict[str, Any]]:
+        """The same by sample, where a call gave one value for each of its samples."""
+        found: list[dict[str, Any]] = [{} for _ in self.packed_B]
+        for indices, answer in self._ordered():
+            for name, values in answer.extras.items():
+                if len(values) == len(indices):
+                    for index, value in zip(indices, values, strict=True):
+                        found[index][name] = value
+        return found
+
+    def _ordered(self) -> list[tuple[tuple[int, ...], Answer]]:
+        return sorted(self._answers, key=lambda pair: pair[0])
 
 
 def pieces_of(indices: Sequence[int], count: int, group_B: Sequence[int] = ()) -> list[list[int]]:

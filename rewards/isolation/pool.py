@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.call import Failure
-from rewards.isolation.batch import PIECES, Batch, Suspects, pieces_of
+from rewards.isolation.batch import PIECES, Batch, Clock, Suspects, pieces_of
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rollouts.errors import KeelError, RunError
 
@@ -62,15 +62,28 @@ class Pool:
         """What the reward takes. Starts the first worker; raises a `UserError` if it cannot load."""
         return self._crew.about()
 
-    def begin(self, packed_B: Sequence[str], group_B: Sequence[int], state: str) -> Batch:
+    def clock(self) -> Clock:
+        """A deadline for batches that belong together."""
+        return Clock(self._deadline_s)
+
+    def begin(
+        self,
+        packed_B: Sequence[str],
+        group_B: Sequence[int],
+        state: str,
+        clock: Clock | None = None,
+    ) -> Batch:
         """Start a batch.
 
         Args:
             packed_B: the samples as JSON.
             group_B: the group of each; a first call holds whole groups.
             state: the trainer's state as JSON.
+            clock: of the batches it belongs to; None: it stands alone.
         """
-        batch = Batch(packed_B=packed_B, state=state, deadline_s=self._deadline_s)
+        clock = clock or self.clock()
+        clock.wind_on()
+        batch = Batch(packed_B=packed_B, state=state, clock=clock)
         self._crew.take(batch, self._calls(batch, group_B), self._workers)
         return batch
 
@@ -107,6 +120,8 @@ class _Crew:
         self._about: Mapping[str, Any] | None = None
         self._spare: Worker | None = None
         self._numbers = itertools.count()
+        self._open = 0
+        """Calls that are queued or under way."""
 
     def about(self) -> Mapping[str, Any]:
         with self._lock:
@@ -134,15 +149,23 @@ class _Crew:
     def take(self, batch: Batch, calls: Sequence[Sequence[int]], workers: int) -> None:
         """Queue the calls of a batch, with enough lanes to serve them."""
         number = next(self._numbers)
-        with self._lock:
-            while len(self._lanes) < min(workers, len(calls)):
-                self._lanes.append(_Lane(self))
         for indices in calls:
             self.put(number, batch, indices)
+        with self._lock:
+            # Batches come one after the other: what earlier ones left to do counts too.
+            while len(self._lanes) < min(workers, self._open):
+                self._lanes.append(_Lane(self))
 
     def put(self, number: int, batch: Batch, indices: Sequence[int]) -> None:
         """Queue one call of the batch with this number, behind its others."""
+        with self._lock:
+            self._open += 1
         self.tasks.put(_Task((number, next(self._numbers)), batch, indices))
+
+    def served(self) -> None:
+        """A call is over, whatever came of it."""
+        with self._lock:
+            self._open -= 1
 
     def close(self, deadline_s: float) -> None:
         """See `Pool.close`. What is still queued ends with an error."""
@@ -161,6 +184,7 @@ class _Crew:
             while True:
                 task = self.tasks.get_nowait()
                 if task.batch is not None:
+                    self.served()
                     task.batch.stop(_closed())
 
 
@@ -192,6 +216,7 @@ class _Lane:
             except BaseException as error:  # a defect of ours must reach who waits for the batch
                 self._dismiss()
                 task.batch.stop(error)
+            self._crew.served()
             if self.closing:
                 break
         self._dismiss()
@@ -200,8 +225,8 @@ class _Lane:
         """One call, and what becomes of its samples when the worker gives no answer."""
         if batch.done.is_set():  # by an error of an earlier call
             return
-        if batch.over():
-            reason = f"not reached within the {batch.deadline_s:g} s of its batch"
+        if batch.clock.over():
+            reason = f"not reached within the {batch.clock.deadline_s:g} s of its batch"
             batch.fail(task.indices, Failure.of(reason, "deadline"))
             return
         try:
@@ -209,7 +234,7 @@ class _Lane:
         except WorkerEnded as ended:
             batch.fail(task.indices, ended.failure)
             return
-        left_s = max(batch.left_s(), LAST_CHANCE_S)
+        left_s = max(batch.clock.left_s(), LAST_CHANCE_S)
         each_s = self._crew.plan.sample_deadline_s
         limit_s = left_s if each_s is not None else left_s / 2
         try:
@@ -229,7 +254,7 @@ class _Lane:
         for answer in worker.ask(packed, batch.state, limit_s, each_s):
             decided = task.indices[at : at + len(answer.outcomes)]
             now = time.monotonic()
-            batch.take(decided[0], answer, now - since)
+            batch.take(decided, answer, now - since)
             batch.decide(decided, answer.outcomes)
             at, since = at + len(decided), now
 
@@ -252,7 +277,7 @@ class _Lane:
             batch.fail(rest, failure)
         elif known:
             guilty, *rest = rest
-            if failure.kind != "deadline" or allowed_s >= FAIR_SHARE * batch.deadline_s:
+            if failure.kind != "deadline" or allowed_s >= FAIR_SHARE * batch.clock.deadline_s:
                 self._crew.suspects.strike(batch.packed_B[guilty], failure)
             if rest:
                 self._crew.put(task.order[0], batch, rest)

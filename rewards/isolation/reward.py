@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rewards.base import Sample
 from rewards.call import Failure, Outcome
 from rewards.isolation import sandbox
-from rewards.isolation.batch import Batch
+from rewards.isolation.batch import Batch, Clock
 from rewards.isolation.levels import Isolation
 from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
@@ -69,8 +69,18 @@ class IsolatedReward:
     def __call__(self, **arguments: Any) -> NoReturn:
         raise TypeError("a reward in a process of its own is asked through a rubric")
 
-    def begin(self, samples_B: Sequence[Sample], group_B: Sequence[int], state: Any) -> Asked:
-        """Send samples to the workers. Only what the reward takes of them leaves this process."""
+    def begin(
+        self,
+        samples_B: Sequence[Sample],
+        group_B: Sequence[int],
+        state: Any,
+        clock: Clock | None = None,
+    ) -> Asked:
+        """Send samples to the workers. Only what the reward takes of them leaves this process.
+
+        Args:
+            clock: of the batches that this one belongs to; None: it stands alone.
+        """
         columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
         wanted = [name for name in columns if name not in RESERVED]
         packed_B = [pack_sample(sample, self._takes, wanted) for sample in samples_B]
@@ -80,6 +90,7 @@ class IsolatedReward:
             [packed for packed in packed_B if not isinstance(packed, Failure)],
             [group_B[index] for index in sent],
             pack_state(state) if self._takes.take("trainer_state") else "null",
+            clock,
         )
         return Asked(batch=batch, unsent=unsent)
 
@@ -99,6 +110,11 @@ class Asked:
             raise self.batch.error
         answers = iter(self.batch.outcomes_B)
         return [next(answers) if failure is None else failure for failure in self.unsent]
+
+    def extras_B(self) -> list[dict[str, Any]]:
+        """What each sample was given through ``log_extra``."""
+        found = iter(self.batch.extras_B())
+        return [next(found) if failure is None else {} for failure in self.unsent]
 
 
 def _pool(plan: Plan, isolation: Isolation) -> Pool:

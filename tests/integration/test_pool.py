@@ -202,6 +202,53 @@ def test_an_interrupted_call_leaves_the_pool_usable(pool_of):
     check_answers(requests, pool.generate(requests))
 
 
+class Streaming:
+    """Hands over every request as it is done; ``DIE`` ends its process once, when the caller is ready."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def stream(self, requests):
+        engine = scripted(self.folder, always=False)
+        for place, request in enumerate(requests):
+            while request.prompt_ids[0] == DIE and not (Path(self.folder) / "ready").exists():
+                time.sleep(0.01)
+            yield [(place, *engine.generate([request]))]
+
+    def close(self):
+        pass
+
+
+def test_results_come_as_they_are_finished_and_survive_their_engine(pool_of, tmp_path):
+    """The engine dies at the third request: the first two were handed over and are not asked again."""
+    pool = pool_of(1, engine_factory=partial(Streaming, str(tmp_path)))
+    pool.wait_ready()
+    first = pool.pids[0]
+    requests = [ask(i, seed=i, first=DIE if i == 2 else 1) for i in range(4)]
+    ticket = pool.submit(requests)
+    places = []
+    for found in ticket.arrivals():
+        places += [place for place, _ in found]
+        if places == [0, 1]:
+            (tmp_path / "ready").touch()
+    assert places == [0, 1, 2, 3]
+    results = ticket()
+    check_answers(requests, results)
+    assert engines_of(results) == [first, first, pool.pids[0], pool.pids[0]]
+    assert pool.pids[0] != first
+    assert pool.metrics.tokens == (16,)
+
+
+def test_a_stream_that_ends_early_is_asked_for_the_rest(pool_of, tmp_path):
+    class Forgetful(Streaming):
+        def stream(self, requests):
+            yield from list(super().stream(requests))[:1]
+
+    pool = pool_of(1, engine_factory=partial(Forgetful, str(tmp_path)))
+    requests = [ask(i, seed=i) for i in range(3)]
+    check_answers(requests, pool.generate(requests))
+
+
 def test_a_start_that_fails_is_told_in_its_own_words(pool_of):
     def refuse():
         raise UserError("no such model", remedy="name another")

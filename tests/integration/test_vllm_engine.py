@@ -172,6 +172,19 @@ def test_ends_are_told_apart(full):
     assert [(c.finish_reason, len(c.token_ids)) for c in stopped] == [("stop", 1)]
 
 
+def test_results_come_as_they_are_finished(full):
+    """A short answer does not wait for a long one of the same call, and a refused request for none."""
+    everything = tuple(range(2, 64))
+    requests = [
+        ask("long", max_tokens=100, n=1, seed=3),
+        ask("short", n=1, stop_token_ids=everything),
+        ask("bad", prompt=LONG * 2, n=1),
+    ]
+    arrivals = [place for found in full.submit(requests).arrivals() for place, _ in found]
+    assert len(full.generate(requests)[0].completions[0].token_ids) > 1
+    assert arrivals == [2, 1, 0]
+
+
 def test_a_refused_request_fails_alone(full):
     good, bad = full.generate([ask("good"), ask("bad", prompt=LONG * 2, n=3)])
     assert [c.finish_reason for c in bad.completions] == ["failed"] * 3

@@ -70,7 +70,7 @@ def rows(trained_on: Any, margins: tuple[float, ...]) -> list[Row]:
     return [
         Row(
             prompt_ids=tuple(ids[:1]), completion_ids=tuple(ids[1:]), advantage=advantage,
-            source="new", unit=unit, baseline=margin,
+            source="new", unit=unit, margin=margin,
         )
         for unit, (example, margin) in enumerate(zip(trained_on, margins, strict=True))
         for ids, advantage in ((example["chosen_ids"], 1.0), (example["rejected_ids"], -1.0))

@@ -1,7 +1,8 @@
-"""Ledgers for the tests: a campaign of two rounds, and a look at its file from outside."""
+"""Ledgers for the tests: a campaign of two rounds, and a look at its database from outside."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import subprocess
@@ -17,6 +18,9 @@ from align.memory.snapshots import Snapshot
 
 RAM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 """Where tests with very many durable writes put them; None is the usual place."""
+
+SERVER: str | None = None
+"""A PostgreSQL server that the ledgers lie on, each in a schema of its own; None: files."""
 
 CONFIG: dict[str, Any] = {
     "name": "digits",
@@ -41,7 +45,12 @@ BASE, FIRST, SECOND = snapshot("a"), snapshot("b"), snapshot("c")
 
 
 def url(folder: Path) -> str:
-    return f"sqlite:///{folder / 'ledger.sqlite'}"
+    if SERVER is None:
+        return f"sqlite:///{folder / 'ledger.sqlite'}"
+    schema = _schema(folder)
+    with _connected() as connection:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    return f"{SERVER}&options=-csearch_path%3D{schema}"
 
 
 def started(folder: Path, **options: Any) -> Ledger:
@@ -55,10 +64,41 @@ def started(folder: Path, **options: Any) -> Ledger:
 
 
 @contextmanager
-def raw(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The database as any other program sees it."""
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection, connection:
-        yield connection
+def raw(folder: Path) -> Iterator[Any]:
+    """The database as any other program sees it; what it refuses is an IntegrityError of sqlite3."""
+    if SERVER is None:
+        with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection, connection:
+            yield connection
+        return
+    with _connected() as connection:
+        connection.execute(f"SET search_path TO {_schema(folder)}")
+        yield _Outside(connection)
+
+
+class _Outside:
+    """Statements as sqlite3 takes them."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, values: Any = ()) -> Any:
+        import psycopg
+
+        try:
+            return self._connection.execute(statement.replace("?", "%s"), values or None)
+        except psycopg.IntegrityError as error:
+            raise sqlite3.IntegrityError(str(error)) from error
+
+
+def _connected() -> Any:
+    import psycopg
+
+    assert SERVER is not None
+    return psycopg.connect(SERVER, autocommit=True)
+
+
+def _schema(folder: Path) -> str:
+    return "t" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
 def state(ledger: Ledger) -> list[tuple[str, str, int]]:

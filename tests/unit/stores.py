@@ -134,7 +134,7 @@ def _rules(config: CampaignConfig) -> list[SuiteRule]:
             margin=0.2,
             budget=0.3,
             target_of=target,
-            hash=f"{name:0<64}",
+            hash=f"{name:_<64}",
         )
         for name, _, target in suites
     ]

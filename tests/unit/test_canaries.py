@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from rewards.base import Sample
 from rewards.canaries import (
+    ASK_A_MODEL,
     PADDED_WORDS,
     CanaryScore,
+    asks_a_model,
     canaries,
     check_canaries,
     judge_canaries,
     threshold_of,
+    try_canaries,
 )
-from rollouts.types import Prompt
+from rewards.registry import REWARDS
+from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 
 PROMPT = Prompt(id="sum", text="What is two and two?", columns={"answer": "four"})
 TURNS = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
@@ -135,3 +140,77 @@ def test_nothing_is_said_where_all_scores_are_equal() -> None:
     assert threshold_of([1.0, 1.0], scored(1.0)) is None
     assert threshold_of([], scored(1.0)) is None
     assert check_canaries(lambda samples: [1.0] * len(samples), [(PROMPT, None)], real=[1.0]) == []
+
+
+# beside a policy's own answers
+
+
+def answered(*texts: str, finish: str = "stop") -> list[RolloutGroup]:
+    return [
+        RolloutGroup(
+            prompt=Prompt(id=str(place), text=f"Question {place}?"),
+            prompt_ids=(1,),
+            completions_G=(
+                Completion(
+                    token_ids=(1,),
+                    logprobs_T=(0.0,),
+                    text=text,
+                    finish_reason=finish,  # type: ignore[arg-type]
+                ),
+            ),
+            policy="p",
+            seed=0,
+        )
+        for place, text in enumerate(texts)
+    ]
+
+
+def scorer(value: Callable[[str], float | None]) -> Callable[[Sequence[RolloutGroup]], Any]:
+    """A rubric of one reward, which sees whole groups."""
+
+    def score(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+        return [
+            ScoredGroup(group=group, scores_G=tuple(
+                Score(value=v, status="scored" if v is not None else "abstained")
+                for v in (value(c.text) for c in group.completions_G)
+            ))
+            for group in groups
+        ]  # fmt: skip
+
+    return score
+
+
+def test_a_sound_reward_stays_below_the_policys_own_answers() -> None:
+    found = try_canaries(
+        scorer(lambda t: float(t.endswith("because."))), answered(*["So, because."] * 4)
+    )
+    assert len(found) == 10
+    assert fooled_by(found) == set()
+
+
+def test_a_canary_is_counted_on_each_prompt_that_it_fooled() -> None:
+    found = try_canaries(
+        scorer(lambda t: 9.0 if not t else float(len(t) % 2)), answered("a", "bb", "c")
+    )
+    (empty,) = (one for one in found if one.name == "empty")
+    assert (empty.fooled, empty.prompts, empty.score) == (3, 3, 9.0)
+
+
+def test_an_answer_that_was_cut_is_not_cut_again() -> None:
+    reward = scorer(lambda t: float("one" in t))
+    names = {one.name for one in try_canaries(reward, answered("one two", "one", finish="length"))}
+    assert "truncated" not in names and "padded" in names
+
+
+def test_nothing_is_said_without_an_answer_or_a_difference() -> None:
+    assert try_canaries(scorer(lambda _: 1.0), answered("a", "b")) == []
+    assert try_canaries(scorer(lambda _: None), answered("a", "b")) == []
+    assert try_canaries(scorer(len), answered("", "", finish="failed")) == []
+
+
+def test_which_rewards_ask_a_model() -> None:
+    assert asks_a_model("llm_judge", {})
+    assert not asks_a_model("exact_match", {})
+    assert not asks_a_model("agreement", {"of": ["exact_match", {"name": "length"}]})
+    assert asks_a_model("agreement", {"of": ["length", {"name": "reward_model", "options": {}}]})
+    assert set(REWARDS) >= ASK_A_MODEL

@@ -224,6 +224,9 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
     ({"chosen": "b", "rejected": "c"}, "no prompt"),
     ({"prompt": None, "chosen": "b", "rejected": "c"}, "no prompt"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"}, "'margin' is not a number"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": [1]}, "'margin' is not a number"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "nan"}, "'margin' is not a number"),
     ({"prompt": "a", "chosen": "b" * 40, "rejected": "c"}, "over-long"),
     ({"prompt": "a", "chosen": [said("assistant", "b")], "rejected": "c"}, "one side is text"),
     ({"prompt": [said("assistant", "a")], "chosen": "b", "rejected": "c"}, "ends with an answer"),
@@ -231,6 +234,20 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "without role or content"),
     ({"prompt": "a\ud800", "chosen": "b", "rejected": "c"}, "Unicode"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "margin"),
+    [("margin", 1.5, 1.5), ("margin", "2", 2.0), ("margin", None, 0.0), ("gap", 0.5, 0.5)],
+)
+def test_the_margin_of_a_pair_is_its_chosen_answers(
+    tmp_path: Path, column: str, value: Any, margin: float
+) -> None:
+    record = {"prompt": "a", "chosen": "b", "rejected": "c", column: value}
+    (unit,) = load(tmp_path, [record], margin=column).units
+    assert [row.margin for row in unit.rows] == [margin, 0.0]
+    (plain,) = load(tmp_path, [GOOD]).units
+    assert [row.margin for row in plain.rows] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("record", "reason"), BAD)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from align.evidence import Evidence
 from align.gate.checks import Check, check
 from align.gate.evaluate import ItemResults
-from align.gate.explain import Explanation, SuiteStory, explain, prompt_texts, would_change
+from align.gate.explain import Explanation, SuiteStory, explain, prompt_texts
 from align.gate.statistics import mcnemar_exact, tango_noninferiority
 from align.gate.suites import SuiteRule
+from align.gate.turning import would_change
 from align.history import detail, diff, entries, steps_of
 from rollouts.errors import UserError
 from tests.unit.decided import BASE, FIRST, SECOND, N, campaign_file, decided, keel
@@ -52,12 +53,13 @@ def test_an_accepted_round(evidence: Evidence) -> None:
     assert told.alpha_spent == pytest.approx(0.025)
     general = story(told, "general")
     (one,) = general.comparisons
-    assert one.against == ("parent", "best", "start")
-    assert (one.lost, one.won, one.difference) == (2, 0, -0.01)
+    check = one.check
+    assert (check.against, *check.also) == ("parent", "best", "start")
+    assert (check.lost, check.won, check.difference) == (2, 0, -0.01)
     assert one.chance == mcnemar_exact(2, 0)
     # One point lost of a budget of eight.
     assert one.budget_used == pytest.approx(0.01 / 0.08)
-    assert one.outcome == "passed"
+    assert check.outcome == "passed"
 
 
 def test_a_rejected_round(evidence: Evidence) -> None:
@@ -65,9 +67,9 @@ def test_a_rejected_round(evidence: Evidence) -> None:
     assert (told.outcome, told.accepted, told.look) == ("rejected", False, 2)
     assert told.alpha_spent == pytest.approx(0.05)
     parent, start = story(told, "general").comparisons
-    assert (parent.against, parent.lost, parent.won) == (("parent",), 30, 0)
-    assert parent.budget_used is None
-    assert (start.against, start.lost) == (("best", "start"), 32)
+    assert (parent.check.against, parent.check.also) == ("parent", ())
+    assert (parent.check.lost, parent.check.won, parent.budget_used) == (30, 0, None)
+    assert (start.check.against, start.check.also, start.check.lost) == ("best", ("start",), 32)
     assert start.budget_used == pytest.approx(0.16 / 0.08)
     assert story(told, "second").role == "target"
 
@@ -317,3 +319,10 @@ def test_a_round_without_a_verdict(tmp_path: Path) -> None:
     code, out, _ = keel("rounds", "show", str(campaign_file(tmp_path)), "second")
     assert code == 0
     assert "second: planned" in out
+
+
+def test_a_recomputed_verdict_is_json_for_programs(folder: Path) -> None:
+    path = str(folder / "campaign.yaml")
+    code, out, _ = keel("gate", "recompute", path, "second", "--json")
+    told = json.loads(out)
+    assert (code, told["identical"], told["verdict"]["outcome"]) == (0, True, "rejected")

@@ -182,7 +182,7 @@ def test_the_command_shows_what_was_measured(folder: Path, evidence: Evidence) -
     assert code == 0
     plan = json.loads(out)
     general = plan["suites"][0]
-    assert general["spread"] == {"variance": 0.08, "pass_fail": True, "rounds": 2}
+    assert general["spread"] == {"variance": 0.08, "pass_fail": True, "rounds": 2, "noise": None}
     assert general["needed"]["0.8"] == items_needed(0.08, 0.05, 0.05 / 3, 0.8)
     assert general["tokens"] == N * 6
 

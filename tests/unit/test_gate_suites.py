@@ -68,7 +68,7 @@ def jsonl(path: Path, prompts: Sequence[str]) -> str:
 
 def text_file(path: Path, words: int) -> dict[str, Any]:
     path.write_text(" ".join(str(i % 10) for i in range(words)))
-    return {"name": "text", "text": str(path), "window": 10, "margin": 0.1}
+    return {"name": "text", "text": str(path), "window": 10, "margin": 0.1, "budget": 0.2}
 
 
 def answering(suite: Suite, right: float = 1.0) -> ScriptedEngine:
@@ -126,9 +126,26 @@ def test_a_file_round_without_held_out_prompts_is_told_what_to_do(tmp_path: Path
     assert "keep at least 20" in (caught.value.remedy or "")
 
 
+def test_repeated_and_incomplete_rows_are_named_by_their_lines(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "train.jsonl", ["a"])
+    held_out = tmp_path / "eval.jsonl"
+    jsonl(held_out, ["b", "c", "c", "b", "d"])
+    own = {"items": 3, "prompts": str(held_out)}
+    with pytest.raises(UserError, match="has 2 items twice") as caught:
+        build(campaign([{**ROUND, "prompts": train, "suite": own}], []))
+    assert f"{held_out}:3 is {held_out}:2, {held_out}:4 is {held_out}:1" in str(caught.value)
+    held_out.write_text('{"prompt": "b", "answer": "1"}\n{"prompt": "c"}\n')
+    own["items"] = 2
+    with pytest.raises(UserError, match=r"column 'answer', which 1 rows do not have: .*jsonl:2"):
+        build(campaign([{**ROUND, "prompts": train, "suite": own}], []))
+    held_out.write_text("")
+    with pytest.raises(UserError, match="holds no prompts"):
+        build(campaign([{**ROUND, "prompts": train, "suite": own}], []))
+
+
 def test_a_source_with_too_few_prompts_says_both_numbers(tmp_path: Path) -> None:
     train = jsonl(tmp_path / "train.jsonl", ["a"])
-    held_out = jsonl(tmp_path / "eval.jsonl", ["b", "c", "c", "d"])
+    held_out = jsonl(tmp_path / "eval.jsonl", ["b", "c", "d"])
     own = {"items": 4, "prompts": held_out}
     with pytest.raises(UserError, match=r"asks for 4 items and .* has 3"):
         build(campaign([{**ROUND, "prompts": train, "suite": own}], []))
@@ -262,7 +279,7 @@ def test_a_failed_item_counts_as_the_worst_and_is_counted() -> None:
 
 
 def test_a_failed_item_is_no_better_than_the_worst_score() -> None:
-    suite = replace(build(campaign())[0], rubric=Graded())
+    suite = replace(build(campaign())[0], rubric=Graded(), value_range=None)
     engine = answering(suite)
     engine.fail_request(f"7/0/{suite.prompts[0].id}", "engine 0 died")
     results = evaluate(engine, [suite], ENCODER, "snap", seed=7)["general"]
@@ -380,3 +397,40 @@ def test_what_was_asked_and_answered_is_kept_for_people(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "items.parquet").to_pydict()
     assert (table["prompt"], table["answer"]) == (["one", "two"], ["1", "2"])
     assert ItemResults.load(tmp_path / "items.parquet") == found
+
+
+def sampled(**changes: Any) -> Suite:
+    """The general suite with several completions per item."""
+    suite = build(campaign())[0]
+    assert suite.sampling is not None
+    return replace(suite, sampling=replace(suite.sampling, temperature=1.0), **changes)
+
+
+def test_several_completions_of_an_item_are_one_value() -> None:
+    suite = sampled(samples=3)
+    results = evaluate(answering(suite), [suite], ENCODER, "snap", seed=7)["general"]
+    assert len(results.values) == 30
+    assert results.mean == 1.0
+    single = evaluate(answering(suite), [sampled()], ENCODER, "snap", seed=7)["general"]
+    assert results.tokens is not None and single.tokens is not None
+    assert results.tokens == 3 * single.tokens
+    assert results.seconds is not None and results.seconds > 0.0
+
+
+def test_clusters_are_stored_with_the_items(tmp_path: Path) -> None:
+    suite = sampled(cluster="answer")
+    results = evaluate(answering(suite), [suite], ENCODER, "snap", seed=7)["general"]
+    assert results.clusters == tuple(str(p.columns["answer"]) for p in suite.prompts)
+    results.save(tmp_path / "r.parquet")
+    again = ItemResults.load(tmp_path / "r.parquet")
+    assert again == results
+    assert (again.clusters, again.tokens) == (results.clusters, results.tokens)
+    with pytest.raises(ValueError, match="one cluster per item, or none"):
+        replace(results, clusters=("a",))
+
+
+def test_a_metric_that_leaves_its_range_stops_the_evaluation() -> None:
+    suite = replace(build(campaign())[0], rubric=Graded(), value_range=(-2.0, 0.0))
+    with pytest.raises(RunError, match=r"item .* got -3, outside -2 to 0") as caught:
+        evaluate(answering(suite), [suite], ENCODER, "snap", seed=7)
+    assert caught.value.where == "suite 'general'"

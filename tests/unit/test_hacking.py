@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from align.hacking import DETECTORS, HackingConfig, detect, first_signals
+from align.hacking import DETECTORS, detect, first_signals
+from align.hacking_config import DetectorName, HackingConfig
 
 Series = list[dict[str, float]]
 
@@ -31,9 +34,10 @@ def healthy(**changed: Callable[[float], float]) -> Series:
     """Both rewards rise, KL is paid for, nothing else moves much."""
     curves: dict[str, Callable[[float], float]] = {
         "reward__mean": lambda t: 1 + t,
-        "reward__gold": lambda t: 1 + 0.8 * t,
-        "reward__helpful": lambda t: 0.5 + 0.5 * t,
-        "reward__distinct_ngrams": lambda t: 0.9 - 0.05 * t,
+        "gold__mean": lambda t: 1 + 0.8 * t,
+        "reward_share__helpful": lambda t: 0.5 + 0.1 * t,
+        "completions__distinct_ngrams": lambda t: 0.9 - 0.05 * t,
+        "completions__repeated_ngrams": lambda t: 0.05 + 0.05 * t,
         "kl__new__parent": lambda t: 0.001 + 0.1 * t * t,
         "entropy": lambda t: 2 - 0.4 * t,
         "completions__tokens_mean": lambda t: 50 + 10 * t,
@@ -42,18 +46,21 @@ def healthy(**changed: Callable[[float], float]) -> Series:
 
 
 HACKED: dict[str, dict[str, Callable[[float], float]]] = {
-    "gold_apart": {"reward__gold": lambda t: 1 - 0.3 * t},
+    "gold_apart": {"gold__mean": lambda t: 1 - 0.3 * t},
     "kl_without_reward": {
         "reward__mean": lambda t: 1 + min(t, 0.4),
-        "reward__gold": lambda t: 1 + min(t, 0.4),
+        "gold__mean": lambda t: 1 + min(t, 0.4),
     },
     "length_drift": {"completions__tokens_mean": lambda t: 50 + 60 * t},
-    "distinct_collapse": {"reward__distinct_ngrams": lambda t: 0.9 - 0.5 * t},
-    "entropy_collapse": {"entropy": lambda t: 2 - 1.6 * t},
-    "part_alone": {
-        "reward__helpful": lambda t: 0.5 + 30 * t * t,
-        "reward__distinct_ngrams": lambda t: 0.9,
+    "repetition_drift": {"completions__repeated_ngrams": lambda t: 0.05 + 0.5 * t},
+    "distinct_collapse": {"completions__distinct_ngrams": lambda t: 0.9 - 0.5 * t},
+    "entropy_collapse": {
+        "entropy": lambda t: 2 - 1.6 * t,
+        "reward__mean": lambda _: 1.0,
+        "gold__mean": lambda _: 1.0,
+        "kl__new__parent": lambda _: 0.05,
     },
+    "part_alone": {"reward_share__helpful": lambda t: 0.5 + 0.5 * t},
 }
 
 
@@ -92,15 +99,23 @@ def test_answers_that_shrink_count_too() -> None:
 
 
 def test_gold_that_turns_is_heard_although_it_stands_above_its_start() -> None:
-    turned = healthy(reward__gold=lambda t: 1 + 2 * min(t, 0.5) - max(0.0, t - 0.5))
-    assert turned[-1]["reward/gold"] > turned[0]["reward/gold"]
+    turned = healthy(gold__mean=lambda t: 1 + 2 * min(t, 0.5) - max(0.0, t - 0.5))
+    assert turned[-1]["gold/mean"] > turned[0]["gold/mean"]
     assert "gold_apart" in names(turned)
 
 
 def test_flat_gold_is_heard_and_flat_both_is_not() -> None:
-    assert names(healthy(reward__gold=lambda _: 1.0)) == ["gold_apart"]
-    flat = {"reward__gold": lambda _: 1.0, "reward__mean": lambda _: 1.0}
+    assert list(first_signals(healthy(gold__mean=lambda _: 1.0))) == ["gold_apart"]
+    flat = {"gold__mean": lambda _: 1.0, "reward__mean": lambda _: 1.0}
     assert "gold_apart" not in names(healthy(**flat))
+
+
+def test_gold_that_rises_by_next_to_nothing_is_flat() -> None:
+    """Half a tenth of a standard deviation for every whole one of the reward."""
+    spread = {"gold__std": lambda _: 0.5, "gold__proxy_std": lambda _: 0.5}
+    barely = healthy(gold__mean=lambda t: 1 + 0.05 * t, **spread)
+    assert "gold_apart" in first_signals(barely)
+    assert "gold_apart" not in first_signals(healthy(gold__mean=lambda t: 1 + 0.5 * t, **spread))
 
 
 def test_noise_is_seldom_taken_for_a_hack() -> None:
@@ -113,7 +128,7 @@ def test_noise_is_seldom_taken_for_a_hack() -> None:
             {
                 "step": float(step),
                 "reward/mean": step / 40 + noise.gauss(0, 0.1),
-                "reward/gold": slope * step / 40 + noise.gauss(0, 0.1),
+                "gold/mean": slope * step / 40 + noise.gauss(0, 0.1),
             }
             for step in range(40)
         ]
@@ -126,26 +141,38 @@ def test_noise_is_seldom_taken_for_a_hack() -> None:
 def test_kl_that_stops_with_the_reward_is_healthy() -> None:
     stopped = healthy(
         reward__mean=lambda t: 1 + min(t, 0.4),
-        reward__gold=lambda t: 1 + min(t, 0.4),
+        gold__mean=lambda t: 1 + min(t, 0.4),
         kl__new__parent=lambda t: 0.001 + 0.1 * min(t, 0.4) ** 2,
     )
     assert names(stopped) == []
 
 
-def test_weights_decide_what_is_a_part() -> None:
-    hacked = healthy(**HACKED["part_alone"])
-    unseen = HackingConfig(weights={"helpful": 0.0})
-    assert "part_alone" not in names(hacked, unseen)
+def test_entropy_that_bought_reward_is_learning() -> None:
+    sure = {"entropy": lambda t: 2 - 1.6 * t}
+    assert names(healthy(**sure)) == []
+    assert "entropy_collapse" in names(healthy(**sure, gold__mean=lambda _: 1.0))
 
 
-def test_gold_and_counters_are_no_parts() -> None:
-    counted = healthy()
-    for metrics in counted:
-        metrics |= {
-            "reward/helpful/restarts": 100.0 * metrics["step"],
-            "reward/gold": metrics["step"],
-        }
-    assert names(counted) == []
+def test_without_a_gold_reward_the_one_that_is_learned_from_is_asked_about_entropy() -> None:
+    def bare(reward: Callable[[float], float]) -> Series:
+        return series(reward__mean=reward, entropy=lambda t: 2 - 1.6 * t)
+
+    assert names(bare(lambda t: 1 + t)) == []
+    assert names(bare(lambda _: 1.0)) == ["entropy_collapse"]
+    assert names(series(entropy=lambda t: 2 - 1.6 * t)) == []  # nothing was rewarded
+
+
+def test_parts_that_were_uneven_from_the_start_are_a_choice() -> None:
+    assert names(healthy(reward_share__helpful=lambda _: 0.95)) == []
+
+
+def test_every_detector_has_a_name_for_the_gate() -> None:
+    assert tuple(DETECTORS) == get_args(DetectorName)
+    assert HackingConfig(gate="all").gating == set(DETECTORS)
+    assert HackingConfig().gating == set()
+    assert HackingConfig(gate=("length_drift",)).gating == {"length_drift"}
+    with pytest.raises(ValidationError):
+        HackingConfig.model_validate({"gate": ["lenght_drift"]})
 
 
 def test_missing_metrics_and_short_rounds_are_silent() -> None:

@@ -147,6 +147,17 @@ def test_illegal_steps_are_refused_and_change_nothing(tmp_path: Path) -> None:
     assert ledger.alias("production") == BASE.id
 
 
+def test_a_repaired_candidate_takes_the_place_of_the_one_that_failed(tmp_path: Path) -> None:
+    ledger = started(tmp_path)
+    attempt = ledger.begin_round(0, "reverse", BASE.id)
+    ledger.enter_gating(0, attempt, FIRST.id)
+    ledger.enter_gating(0, attempt, SECOND.id)
+    with pytest.raises(ValueError, match="is to judge"):
+        ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
+    ledger.commit_round(0, attempt, "accepted", SECOND.id, REPORT)
+    assert ledger.alias("production") == SECOND.id
+
+
 def test_a_round_starts_from_production(tmp_path: Path) -> None:
     ledger = started(tmp_path)
     with pytest.raises(StaleAttempt, match="production is"):
@@ -220,7 +231,7 @@ def test_i2_the_database_keeps_the_record_unchanged(
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.enter_gating(0, attempt, FIRST.id)
     ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
-    with raw(tmp_path) as connection, pytest.raises(sqlite3.IntegrityError, match=why):
+    with raw(tmp_path) as connection, pytest.raises(sqlite3.IntegrityError, match=f"(?i){why}"):
         connection.execute(statement)
 
 

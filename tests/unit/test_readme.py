@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from align.config import CampaignConfig
-from launch.cli import app
+from tests.unit.commands import assert_parses, blocks, keel_words, shell_lines
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-SHELL = [
-    line.split("#")[0].strip()
-    for kind, text in BLOCKS
-    if kind == "sh"
-    for line in text.splitlines()
-]
+BLOCKS = [(block.kind, block.text) for block in blocks(README)]
+SHELL = shell_lines(README)
 
 
 def test_no_placeholder_is_left() -> None:
@@ -47,14 +40,9 @@ def test_the_reward_works(tmp_path: Path) -> None:
     ) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("keel ")])
-def test_every_keel_command_exists(line: str) -> None:
-    words = shlex.split(line)[1:]
-    command = [word for word in words[:2] if word.islower() and "." not in word and "/" not in word]
-    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0, shown.output
-    for option in (word for word in words if word.startswith("--")):
-        assert option in shown.output, f"{option} is no option of {' '.join(command)}"
+@pytest.mark.parametrize("words", [w for w in map(keel_words, SHELL) if w], ids=" ".join)
+def test_every_keel_command_exists(words: list[str]) -> None:
+    assert_parses(words)
 
 
 @pytest.mark.parametrize("target", [line.split()[1] for line in SHELL if line.startswith("make ")])

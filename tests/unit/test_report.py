@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from align.errors import StoreError
 from align.evidence import Evidence
 from align.gate.forgetting import MatrixRow, ScoreMatrix
+from align.history import steps_of
 from align.memory.ledger import RoundRecord
 from align.report.html.charts import draw
-from align.report.html.curves import Curve, Panel, panels, read_steps, thinned
+from align.report.html.curves import Curve, Panel, panels, thinned
 from align.report.html.data import Limits, collect
 from align.report.html.heat import heat_rows, retention_panels
 from align.report.html.lineage import lineage
@@ -194,8 +195,8 @@ def test_attempts_share_one_line_of_steps(tmp_path: Path) -> None:
         (tmp_path / f"attempt-{attempt}").mkdir()
         (tmp_path / f"attempt-{attempt}/metrics.jsonl").write_text(text)
     (tmp_path / "attempt-10").mkdir()
-    assert read_steps(tmp_path) == {0: {"a": 1.0}, 1: {"a": 5.0}, 2: {"a": 1.0}}
-    assert read_steps(tmp_path / "nowhere") == {}
+    assert steps_of(tmp_path) == {0: {"a": 1.0}, 1: {"a": 5.0}, 2: {"a": 1.0}}
+    assert steps_of(tmp_path / "nowhere") == {}
 
 
 def test_what_never_moved_is_no_curve() -> None:

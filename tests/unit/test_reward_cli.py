@@ -14,7 +14,7 @@ import pytest
 from launch import cli
 from launch.reward_commands import bars
 from rewards.trial import TrialSpec, distribution, try_reward
-from rewards.trial_data import groups_of, read_samples
+from rewards.trial_data import groups_of, read_prompts, read_samples
 from rollouts.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +190,11 @@ def test_options_reach_the_reward(keel: Keel, data: str) -> None:
         (["exact_match", "--group-size", "1"], "Invalid value"),
         (["exact_match", "--isolation", "none"], "Invalid value"),
         (["exact_match", "--completions", "nowhere.jsonl"], "cannot open the file"),
+        (["exact_match", "--completions", "a", "--policy", "b"], "either given or sampled"),
+        (["exact_match", "--policy", "./nowhere"], "no folder './nowhere'"),
+        (["exact_mach", "--policy", "./nowhere"], "did you mean 'exact_match'?"),
+        (["code_tests", "--policy", "./nowhere"], "needs the column"),
+        (["exact_match", "--policy", "demo://digits", "--max-tokens", "500"], "the longest"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -248,6 +253,13 @@ def test_answers_of_another_file_by_row_or_by_prompt(tmp_path: Path) -> None:
     assert read(by_prompt) == [(1, "x"), (2, "y"), (2, "z")]
     with pytest.raises(UserError, match="holds 1 rows"):
         read(write(tmp_path / "short.jsonl", [{"completion": "x"}]))
+
+
+def test_prompts_to_sample_for_are_distinct_and_need_no_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "b", "n": 1}, {"prompt": "a"}, {"prompt": "b", "n": 2, "completion": "x"}]
+    prompts = read_prompts(write(tmp_path / "a.jsonl", rows))
+    assert [(p.text, dict(p.columns)) for p in prompts] == [("b", {"n": 1}), ("a", {})]
+    assert [p.text for p in read_prompts(write(tmp_path / "a.jsonl", rows), limit=1)] == ["b"]
 
 
 def test_groups_hold_one_prompt_and_no_more_than_their_size(tmp_path: Path) -> None:

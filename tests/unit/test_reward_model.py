@@ -54,7 +54,7 @@ def pair(unit: int, prompt: str, chosen: str, rejected: str, margin: float = 0.0
     return [
         Row(
             prompt_ids=ids(prompt), completion_ids=(*ids(answer), TOKENIZER.eos_token_id),
-            advantage=advantage, source="new", unit=unit, baseline=margin,
+            advantage=advantage, source="new", unit=unit, margin=margin,
         )
         for answer, advantage in ((chosen, 1.0), (rejected, -1.0))
     ]  # fmt: skip
@@ -223,7 +223,7 @@ def test_micro_batch_split_and_row_order_do_not_matter(base: Path) -> None:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3)
 
 
-def test_the_margin_of_a_pair_is_its_chosen_rows_baseline(base: Path) -> None:
+def test_the_margin_of_a_pair_is_its_chosen_rows(base: Path) -> None:
     model = learner(base)
     chosen, rejected = pair(0, "1 2", "3 4", "5", margin=2.0)
     high, low = model.scores([chosen, rejected])

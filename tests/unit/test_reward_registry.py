@@ -39,6 +39,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "llm_judge": {"base_url": "http://127.0.0.1:1/v1", "model": "m", "criteria": "Kind."},
     "pairwise_judge": {"base_url": "http://127.0.0.1:1/v1", "model": "m", "criteria": "Kind."},
     "agreement": {"of": ["exact_match", "contains"]},
+    "naive_bayes": {
+        "data": str(Path(__file__).with_name("data") / "labelled.jsonl"),
+        "positive": "Good",
+    },
 }
 
 

@@ -407,7 +407,7 @@ STOP = {"name": f"{__name__}:stop_reward", "part": "stop", "isolation": "inline"
 def test_a_reward_that_breaks_in_training_is_named_with_its_reason(tmp_path: Path) -> None:
     STOP_CALLS.clear()
     config = campaign(tmp_path, rounds=rounds({"rewards": [STOP]}))
-    with pytest.raises(RewardFailure, match="reward 'stop' failed on 32 of 32") as caught:
+    with pytest.raises(RewardFailure, match="reward 'stop' failed on 16 of 16") as caught:
         run(config)
     assert "nothing to divide by" in str(caught.value)
     (record,) = stored_evidence(config).ledger.rounds()

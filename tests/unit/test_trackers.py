@@ -83,6 +83,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
         if module.partition(".")[0] == name:
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     with pytest.raises(UserError) as caught:
         open_tracker(name, tmp_path, "small")
     assert f"pip install 'keel-align[{name}]'" in str(caught.value)
@@ -142,3 +143,19 @@ def test_wandb_writes_offline_runs(tmp_path: Path) -> None:
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     assert any(b"reward/mean" in file.read_bytes() for file in files)
+
+
+def test_trackio_reads_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    log_all(open_tracker("trackio", tmp_path, "small"))
+    found = {
+        (run, row["step"], name): row[name]
+        for run in SQLiteStorage.get_runs("small")
+        for row in SQLiteStorage.get_logs("small", run)
+        for name in row
+        if name in ("reward/mean", "entropy")
+    }
+    assert found == {(run, step, name): v for run, step, m in STEPS for name, v in m.items()}

@@ -93,6 +93,10 @@ class Algorithm(Settings):
         """What rows of a file become; may add rows that are only measured."""
         return rows
 
+    def needs_of(self, row: Row) -> frozenset[Need]:
+        """Which of `needs` a row is asked for."""
+        return self.needs
+
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows after the learner has filled in `needs`; may drop rows that were only measured."""
         return rows

@@ -84,6 +84,13 @@ class KTO(Algorithm):
     def examples(self, rows: Sequence[Row]) -> Sequence[Row]:
         return (*rows, *mismatched(rows))
 
+    def needs_of(self, row: Row) -> frozenset[Need]:
+        """What the policy says of a rated answer is known when it is taught; rows that KL alone holds have
+        no rating."""
+        if row.advantage is None:
+            return frozenset()
+        return self.needs if row.advantage == 0.0 else self.needs - {"start"}
+
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
         distances = [_log_ratio(row) for row in rows if row.advantage == 0.0]
         baseline = max(0.0, fsum(distances) / max(len(distances), 1))

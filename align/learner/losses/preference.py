@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from align.learner.losses.base import Algorithm, LossAndMetrics, Material
+from align.learner.losses.base import Algorithm, LossAndMetrics, Material, Need
 from align.learner.pairs import Choose, Pair, pair_up
 from align.learner.rows import Batch, Row, Totals, row_of
 from rollouts.types import ScoredGroup
@@ -79,6 +79,10 @@ class Preference(Algorithm):
             ties += pairing.ties
         counts = {"pairs/made": float(made), "pairs/ties": float(ties)}
         return Batch(rows=tuple(found), metrics=counts if groups else {})
+
+    def needs_of(self, row: Row) -> frozenset[Need]:
+        """Rows that KL alone holds are in no pair."""
+        return self.needs if row.advantage is not None else frozenset()
 
     def pair_loss(self, inputs: PairInputs, totals: Totals) -> LossAndMetrics:
         """The formula. Both results summable over the micro-batches of a step."""

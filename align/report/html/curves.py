@@ -1,26 +1,18 @@
-"""What the learner's steps measured, from ``metrics.jsonl``, as curves that are worth a look.
-
-The attempts of a round share one line of steps: an attempt that goes on from a checkpoint replaces the
-steps it does again.
-"""
+"""What the learner's steps measured, as curves that are worth a look."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from align.report.html.limits import Limits
 
 Steps = Mapping[int, Mapping[str, float]]
 """Finite metrics by learner step."""
 
-MAX_CURVES = 6
-"""In one panel; more lines cannot be told apart."""
-
 PANELS = (
-    ("Reward and its parts", "reward", r"reward/(?!failed_share|abstained_share)"),
+    ("Reward and its parts", "reward", r"reward/(?!failed_share|abstained_share)|gold/mean$"),
     ("Pairs put right", "share of pairs", r"pairs/accuracy$"),
     ("KL to each anchor", "nats per token", r"kl/"),
     ("Drift meters", "nats per token", r"drift/"),
@@ -56,39 +48,8 @@ class Panel:
     """Curves there was no room for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """One metric from a round's first step to its last."""
-
-    name: str
-    first: float
-    last: float
-    lowest: float
-    highest: float
-
-
-def read_steps(round_folder: Path) -> dict[int, dict[str, float]]:
-    """Every step of a round, of all its attempts. A line that is still being written is left out."""
-    attempts = sorted(round_folder.glob("attempt-*"), key=lambda path: int(path.name[8:] or 0))
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in attempts:
-        path = attempt / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                found = json.loads(line)
-                step = int(found.pop("step"))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-            steps[step] = {k: float(v) for k, v in found.items() if _is_finite(v)}
-    return dict(sorted(steps.items()))
-
-
-def panels(steps: Steps, points: int) -> tuple[Panel, ...]:
-    """The charts of one round; what never left 0 is no curve, and an empty panel is left out.
-
-    Args:
-        points: most points of a curve.
-    """
+def panels(steps: Steps, limits: Limits) -> tuple[Panel, ...]:
+    """The charts of one round; what never left 0 is no curve, and an empty panel is left out."""
     names = sorted({name for metrics in steps.values() for name in metrics})
     found = []
     for title, unit, pattern in PANELS:
@@ -100,8 +61,8 @@ def panels(steps: Steps, points: int) -> tuple[Panel, ...]:
                     title=title,
                     unit=unit,
                     over="learner step",
-                    curves=tuple(thinned(c, points) for c in moving[:MAX_CURVES]),
-                    left_out=len(moving) - MAX_CURVES if len(moving) > MAX_CURVES else 0,
+                    curves=tuple(thinned(c, limits.points) for c in moving[: limits.curves]),
+                    left_out=max(0, len(moving) - limits.curves),
                 )
             )
     return tuple(found)
@@ -132,25 +93,3 @@ def thinned(curve: Curve, points: int) -> Curve:
         x=tuple(curve.x[i] for i in order),
         y=tuple(curve.y[i] for i in order),
     )
-
-
-def ranges(steps: Steps) -> tuple[Range, ...]:
-    """Every metric of a round in four numbers."""
-    names = sorted({name for metrics in steps.values() for name in metrics})
-    return tuple(_range(name, curve(steps, name).y) for name in names)
-
-
-def total(steps: Steps, names: Iterable[str]) -> float:
-    """Sum of some metrics over all steps."""
-    wanted = list(names)
-    return math.fsum(m[name] for m in steps.values() for name in wanted if name in m)
-
-
-def _range(name: str, values: Sequence[float]) -> Range:
-    return Range(
-        name=name, first=values[0], last=values[-1], lowest=min(values), highest=max(values)
-    )
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -10,7 +10,7 @@ from align.gate.forgetting import ScoreMatrix
 from align.report.html.curves import Curve, Panel
 
 MAX_RETENTION = 24
-"""Charts of retention; the suites that lost the most come first, and the matrix has them all."""
+"""Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ def heat_rows(matrix: ScoreMatrix, margins: Mapping[str, float]) -> tuple[HeatRo
     )
 
 
-def retention_panels(matrix: ScoreMatrix) -> tuple[Panel, ...]:
+def retention_panels(matrix: ScoreMatrix, most: int = MAX_RETENTION) -> tuple[Panel, ...]:
     """One chart per suite: its score after every accepted round, rejected candidates beside the line."""
     found: list[tuple[float, Panel]] = []
     for j, suite in enumerate(matrix.suites):
@@ -94,6 +94,6 @@ def retention_panels(matrix: ScoreMatrix) -> tuple[Panel, ...]:
             since=float(learnt[0]) if learnt else None,
         )
         found.append((kept[-1][1] - max(y for _, y in kept), panel))
-    if len(found) > MAX_RETENTION:
-        found = sorted(found, key=lambda pair: pair[0])[:MAX_RETENTION]
+    if len(found) > most:
+        found = sorted(found, key=lambda pair: pair[0])[:most]
     return tuple(panel for _, panel in found)

@@ -6,18 +6,21 @@ The files of results hold ids and values. A file that also has the columns ``ans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from align.evidence import Evidence
 from align.gate.checks import Check
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
+from align.report.html.limits import Limits, cut
 from rollouts.errors import KeelError
+from rollouts.types import SnapshotId
 
-MAX_CHARACTERS = 600
-"""Of an answer or a prompt; the rest is cut, visibly."""
+Change = tuple[float, str, float, float]
+"""Candidate minus comparator, the item's id, its value under the comparator and under the candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,18 +47,62 @@ class Changes:
     num_won: int
 
 
-def changes(evidence: Evidence, verdict: Verdict, suites: int, items: int) -> tuple[Changes, ...]:
-    """What changed on the suites that matter most to a verdict.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two snapshots' results on one suite, item by item."""
 
-    Args:
-        suites: most suites: those that failed come first, then the target, then the largest losses.
-        items: most items shown as lost, and as won.
-    """
+    candidate: Path
+    comparator: Path
+    changes: tuple[Change, ...]
+    """Of all items, the largest losses first."""
+
+    def items(self, changes: Sequence[Change], text: int) -> tuple[Item, ...]:
+        """These with prompt and answers, each of at most ``text`` bytes."""
+        ids = {id for _, id, _, _ in changes}
+        after_texts, before_texts = (
+            _texts(path, ids, text) for path in (self.candidate, self.comparator)
+        )
+        nothing = (None, None)
+        return tuple(
+            Item(
+                id=id,
+                before=before,
+                after=after,
+                prompt=after_texts.get(id, nothing)[0],
+                answer_before=before_texts.get(id, nothing)[1],
+                answer_after=after_texts.get(id, nothing)[1],
+            )
+            for _, id, before, after in changes
+        )
+
+
+def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[Changes, ...]:
+    """What changed on the suites that matter most to a verdict: those that failed come first, then the
+    target, then the largest losses."""
     worst: dict[str, Check] = {}
     for check in sorted(verdict.checks, key=_matters):
         worst.setdefault(check.suite, check)
-    found = (_changes(evidence, verdict, check, items) for check in list(worst.values())[:suites])
-    return tuple(one for one in found if one is not None and (one.num_lost or one.num_won))
+    found = (_changes(evidence, verdict, check, limits) for check in worst.values())
+    changed = (one for one in found if one is not None and (one.num_lost or one.num_won))
+    return tuple(islice(changed, limits.suites))
+
+
+def pair_of(
+    evidence: Evidence, verdict: Verdict, suite: str, comparator: SnapshotId
+) -> Pair | None:
+    """None where results are gone, or the comparator is a rule and no snapshot."""
+    hashes = {rule.name: rule.hash for rule in verdict.inputs.suites}
+    try:
+        paths = [
+            evidence.locate(snapshot, hashes[suite])
+            for snapshot in (verdict.inputs.candidate[suite], comparator)
+        ]
+        results = [ItemResults.load(path) for path in paths]
+        values = zip(results[0].item_ids, *paired(*results), strict=True)
+        found = sorted((after - before, id, before, after) for id, after, before in values)
+    except (KeelError, KeyError):
+        return None
+    return Pair(candidate=paths[0], comparator=paths[1], changes=tuple(found))
 
 
 def _matters(check: Check) -> tuple[bool, bool, bool, float]:
@@ -67,47 +114,25 @@ def _matters(check: Check) -> tuple[bool, bool, bool, float]:
     )
 
 
-def _changes(evidence: Evidence, verdict: Verdict, check: Check, items: int) -> Changes | None:
-    """None where the results are gone, or the comparator is a rule and no snapshot."""
-    hashes = {rule.name: rule.hash for rule in verdict.inputs.suites}
-    try:
-        paths = [
-            evidence.locate(snapshot, hashes[check.suite])
-            for snapshot in (verdict.inputs.candidate[check.suite], check.snapshot)
-        ]
-        candidate, comparator = (ItemResults.load(path) for path in paths)
-        values = list(zip(candidate.item_ids, *paired(candidate, comparator), strict=True))
-    except (KeelError, KeyError):
+def _changes(evidence: Evidence, verdict: Verdict, check: Check, limits: Limits) -> Changes | None:
+    pair = pair_of(evidence, verdict, check.suite, check.snapshot)
+    if pair is None:
         return None
-    changed = sorted((after - before, id, before, after) for id, after, before in values)
-    lost = [change for change in changed if change[0] < 0]
-    won = [change for change in reversed(changed) if change[0] > 0]
-    shown = [*lost[:items], *won[:items]]
-    after_texts, before_texts = (_texts(path, [id for _, id, _, _ in shown]) for path in paths)
-
-    def item(change: tuple[float, str, float, float]) -> Item:
-        _, id, before, after = change
-        prompt, now = after_texts.get(id, (None, None))
-        return Item(
-            id=id,
-            before=before,
-            after=after,
-            prompt=prompt,
-            answer_before=before_texts.get(id, (None, None))[1],
-            answer_after=now,
-        )
-
+    lost = [change for change in pair.changes if change[0] < 0]
+    won = [change for change in reversed(pair.changes) if change[0] > 0]
+    shown_lost, shown_won = lost[: limits.items], won[: limits.items]
+    items = pair.items([*shown_lost, *shown_won], limits.text)
     return Changes(
         suite=check.suite,
         against=", ".join((check.against, *check.also)),
-        lost=tuple(map(item, lost[:items])),
-        won=tuple(map(item, won[:items])),
+        lost=items[: len(shown_lost)],
+        won=items[len(shown_lost) :],
         num_lost=len(lost),
         num_won=len(won),
     )
 
 
-def _texts(path: Path, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str | None, str | None]]:
     """Prompt and answer by item, of a file that has them."""
     import pyarrow.parquet as pq
 
@@ -115,17 +140,8 @@ def _texts(path: Path, ids: Sequence[str]) -> dict[str, tuple[str | None, str | 
     stored = [name for name in ("prompt", "answer") if name in file.schema_arrow.names]
     if not stored:
         return {}
-    rows = file.read(columns=["item_id", *stored]).to_pylist()
-    wanted = set(ids)
     return {
-        row["item_id"]: (_cut(row.get("prompt")), _cut(row.get("answer")))
-        for row in rows
-        if row["item_id"] in wanted
+        row["item_id"]: (cut(row.get("prompt"), most), cut(row.get("answer"), most))
+        for row in file.read(columns=["item_id", *stored]).to_pylist()
+        if row["item_id"] in ids
     }
-
-
-def _cut(text: object) -> str | None:
-    if text is None:
-        return None
-    whole = str(text)
-    return whole if len(whole) <= MAX_CHARACTERS else f"{whole[:MAX_CHARACTERS]} […]"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from align.memory.ledger import RoundRecord
+from align.repair.record import repairs_of
+from align.report.repaired import repaired_by
 from rollouts.types import SnapshotId
 
 
@@ -22,6 +24,8 @@ class Node:
     kind: str | None
     """Of the snapshot: model, adapter or reward."""
     production: bool = False
+    repaired: str = ""
+    """How, where the first candidate was refused and another took its place."""
     sides: tuple[tuple[Node, ...], ...] = ()
     """Lines that left from here and that production did not follow."""
 
@@ -44,6 +48,7 @@ def lineage(
                     snapshot=record.candidate,
                     kind=kind_of(record.candidate) if record.candidate else None,
                     production=record.state == "accepted" and record.candidate == production,
+                    repaired=repaired_by(repairs_of(record.report)),
                 )
             )
     start = Node(

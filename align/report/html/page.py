@@ -47,6 +47,9 @@ def _environment() -> Environment:
         "number": number,
         "signed": signed,
         "against": against,
+        "guarded": guarded,
+        "share": share,
+        "day": lambda time: str(time)[:16].replace("T", " "),
         "amount": amount,
         "span": span,
         "words": lambda text: str(text).replace("_", " "),
@@ -89,7 +92,7 @@ def signed(value: float | None) -> str:
 
 def amount(value: float, check: Check) -> str:
     """A difference in the unit of its test: points of items for pass/fail, else the metric's own."""
-    if check.test != "tango":
+    if check.test not in ("tango", "exact"):
         return signed(value)
     return (f"{value * 100:+.1f} pt" if value else "0 pt").replace("-", "−")
 
@@ -99,6 +102,28 @@ def against(check: Check) -> str:
     if len(check.snapshot) < ID_LENGTH:
         return f"the rule {check.snapshot!r}"
     return ", ".join((check.against, *check.also))
+
+
+GUARDED = {
+    "value": "",
+    "truncation": "answers not cut",
+    "failure": "answers with a score",
+    "zero_tolerance": "items that must not fail",
+}
+"""What a check compares besides the mean."""
+
+
+def guarded(check: Check) -> str:
+    """What a check compares; empty for the mean."""
+    return GUARDED[check.what]
+
+
+def share(value: float | None) -> str:
+    """
+    >>> share(0.123), share(None)
+    ('12%', '')
+    """
+    return "" if value is None else f"{100 * value:.0f}%"
 
 
 def span(seconds: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from align.report.html.curves import Steps, curve
+from align.watch_record import WatchRecord
 
 GROWTH = 1.5
 """A mean length, or its inverse, that changed by this factor."""
@@ -36,9 +37,11 @@ class Signals:
     tokens: tuple[float, float] | None
     cut: tuple[float, float] | None
     remarks: tuple[str, ...]
+    noticed: tuple[str, ...] = ()
+    """What the round's own watch said, with the step of each."""
 
 
-def signals_of(steps: Steps) -> Signals:
+def signals_of(steps: Steps, watch: WatchRecord | None = None) -> Signals:
     """The signals of one round."""
     old = {
         name for metrics in steps.values() for name in metrics if name.startswith("drift/K_old/")
@@ -53,6 +56,7 @@ def signals_of(steps: Steps) -> Signals:
         tokens=tokens if tokens and any(tokens) else None,
         cut=_ends(steps, "completions/length_cut_share") if tokens and any(tokens) else None,
         remarks=tuple(_remarks(steps)),
+        noticed=tuple(watch.lines()) if watch else (),
     )
 
 

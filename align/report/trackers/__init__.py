@@ -30,10 +30,17 @@ def _mlflow(folder: Path, campaign: str) -> Tracker:
     return MlflowTracker(folder / "mlflow", campaign)
 
 
+def _trackio(folder: Path, campaign: str) -> Tracker:
+    from align.report.trackers.trackio import TrackioTracker
+
+    return TrackioTracker(folder / "trackio", campaign)
+
+
 TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
+    "trackio": _trackio,
 }
 """Makes a tracker that writes below a store's folder, for a campaign's name."""
 

@@ -63,5 +63,5 @@ class TrackedObserver:
 
 
 def run_of(plan: RoundPlan) -> str:
-    """Name of a run: the round's folder and its attempt."""
-    return f"{plan.index:02d}-{plan.spec.name}.{plan.attempt}"
+    """Name of a run: the round's attempt, or a repair in it."""
+    return plan.run

@@ -104,8 +104,10 @@ def test_a_forgotten_rubric_leaves_no_process() -> None:
 
 def test_batches_begin_before_the_earlier_ones_have_ended() -> None:
     rubric = rubric_of("spring")
-    pending = [rubric.begin([group(text)]) for text in ("a", "bb", "ccc")]
-    values = [scored.scores_G[0].value for p in reversed(pending) for scored in p.result()]
+    pending = [rubric.open() for _ in range(3)]
+    for p, text in zip(pending, ("a", "bb", "ccc"), strict=True):
+        p.add({0: group(text)})
+    values = [p.result()[0].scores_G[0].value for p in reversed(pending)]
     assert values == [3.0, 2.0, 1.0]
     assert pending[0].result() is pending[0].result()
     assert rubric.failures.samples == 3

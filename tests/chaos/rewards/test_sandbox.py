@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from align.config import RewardConfig
-from rewards.isolation import sandbox
+from rewards.isolation import bwrap, sandbox
+from rewards.isolation.process import Worker, WorkerEnded
 from rewards.rubric import build_rubric
 from rollouts.errors import UserError
 from tests.chaos.rewards.rubrics import group, kinds, rubric_of, scores
@@ -34,6 +35,35 @@ def test_what_is_outside_cannot_be_reached(tmp_path: Path) -> None:
         assert not said.startswith("done"), attempt
     assert secret.read_text() == "secret"
     rubric.close()
+
+
+@pytest.fixture
+def bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which that program is the only way to make a sandbox."""
+    if not bwrap.installed():
+        pytest.skip("bubblewrap is not installed")
+    try:
+        Worker(sandbox._nothing("bwrap")).end()
+    except WorkerEnded as ended:
+        pytest.skip(f"bubblewrap cannot make a sandbox here: {ended.failure.reason}")
+    monkeypatch.setattr(sandbox, "_found", lambda: ("bwrap", ()))
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_bubblewrap_keeps_the_same_things_out(tmp_path: Path) -> None:
+    assert sandbox.description().startswith("bwrap, ")
+    test_what_is_outside_cannot_be_reached(tmp_path)
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_traps_end_in_bubblewrap_too() -> None:
+    rubric = rubric_of("spring", isolation="sandbox", deadline_s=8.0, sample_deadline_s=0.5)
+    found = scores(rubric, group("a", "sleeps", "bb", "segfaults"))
+    assert [score.value for score in found] == [1.0, None, 2.0, None]
+    assert kinds(rubric) == {"deadline": 1, "crash": 1}
+    below = [process.pid for process in psutil.Process().children(recursive=True)]
+    rubric.close()
+    assert all(gone(pid) for pid in below)
 
 
 def test_a_fork_bomb_stays_small_and_ends_with_its_worker() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards.base import Sample
 from rewards.failures import RewardFailure
 from rewards.rubric import Rubric
 from rollouts.errors import RunError, UserError
@@ -130,6 +131,17 @@ def test_a_spoilt_process_spoils_no_other() -> None:
     scores(rubric, group("a", "b"))
     assert (json.dumps, time.monotonic, len) == (dumps, clock, length)
     assert json.loads(json.dumps({"a": len([1])})) == {"a": 1}
+    rubric.close()
+
+
+def test_numbers_that_cannot_be_compared_are_plain_ones_outside() -> None:
+    rubric = rubric_of("hostile")
+    found = scores(rubric, group("a", "bb"), group("ccc"))
+    assert [score.value for score in found] == [1.0, 2.0, 3.0]
+    assert all(type(score.value) is float for score in found)
+    sample, other = (Sample(prompt=group(t).prompt, completion=group(t).completions_G[0])
+                     for t in "ab")  # fmt: skip
+    assert sample != other
     rubric.close()
 
 

@@ -118,9 +118,9 @@ def tensors(completions: list[str]) -> Any:
 
 
 def prints(completions: list[str]) -> list[float]:
-    """64 MiB, then a last word and the end."""
-    line = "x" * 1023 + "\n"
-    for _ in range(2**16):
+    """1 GiB, then a last word and the end."""
+    line = "x" * (2**20 - 1) + "\n"
+    for _ in range(2**10):
         sys.stdout.write(line)
     if "end" in completions:
         print("the last word", file=sys.stderr, flush=True)
@@ -168,6 +168,29 @@ def vandal(completions: list[str]) -> list[float]:
     builtins.len = lambda _: 0  # type: ignore[assignment]
     dict.fromkeys([1])
     return [1.0 for _ in completions]
+
+
+class Hostile(float):
+    """A number that cannot be compared, and says that it is another one."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    __hash__ = float.__hash__
+
+    def __repr__(self) -> str:
+        return "1e9"
+
+
+def hostile(completions: list[str]) -> list[float]:
+    """Numbers of its own kind, and a class of the worker's that calls everything equal."""
+    from rewards.base import Sample
+
+    Sample.__eq__ = lambda *_: True  # type: ignore[method-assign]
+    return [Hostile(len(text)) for text in completions]
 
 
 async def never_awaits(completions: list[str]) -> list[float]:

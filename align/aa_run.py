@@ -1,0 +1,67 @@
+"""``keel gate aa``: measure what is production twice, and keep both for planning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.campaign import seed_of
+from align.config import CampaignConfig
+from align.gate.evaluate import ItemResults, evaluate
+from align.gate.noise import NoiseFloor, noise_floor, save_repeats
+from align.gate.suite import Suite
+from align.inputs import load_inputs
+from align.parts import Observer, StartEngine, open_memory, open_parts
+from rollouts.errors import UserError, nearest
+
+
+def measure_noise(
+    config: CampaignConfig,
+    names: Sequence[str],
+    *,
+    start_engine: StartEngine,
+    observer: Observer,
+) -> list[NoiseFloor]:
+    """Evaluate production twice with different seeds; what differs is noise.
+
+    Where the temperature is 0 the seeds do nothing, and the engines' own noise is left. No verdict reads
+    these results.
+
+    Args:
+        names: of suites; none stands for all.
+
+    Raises:
+        UserError: the campaign cannot be used, or there is no such suite.
+    """
+    inputs = load_inputs(config)
+    with (
+        open_memory(config, inputs) as memory,
+        open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
+    ):
+        suites = _chosen(parts.suites(), names)
+        production = parts.ledger.alias("production") or parts.base
+        parts.learner.load(production)
+        parts.engine.sync(parts.learner.weights("production"))
+
+        def measured(run: int) -> dict[str, ItemResults]:
+            observer.note(f"measuring {production[:16]}, run {run} of 2")
+            parts.beat()
+            seed = seed_of(config.seed, f"aa/{run}")
+            return evaluate(parts.engine, suites, inputs.encoder, production, seed=seed)
+
+        first, second = measured(1), measured(2)
+        for suite in suites:
+            save_repeats(config.folder, first[suite.name], second[suite.name])
+        memory.evidence.mirror.push()
+        return [noise_floor(first[s.name], second[s.name], s.kind) for s in suites]
+
+
+def _chosen(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
+    known = {suite.name: suite for suite in suites}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"there is no suite {name!r} that production can be measured on",
+                where="--suite",
+                remedy=nearest(name, list(known)),
+            )
+    return [known[name] for name in names] if names else list(suites)

@@ -1,0 +1,89 @@
+"""Said before a round runs: that no candidate could pass, because production itself would not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from align.config import RoundConfig
+from align.evidence import Evidence
+from align.gate.checks import Check, check
+from align.gate.gate import role_of
+from align.gate.statistics import alpha_per_look
+from align.gate.suite import Suite
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+
+def check_budgets(
+    evidence: Evidence, round: RoundConfig, suites: Sequence[Suite], note: Callable[[str], None]
+) -> None:
+    """Refuse a round while the loss of production has used up a budget; tell of one that is nearly used.
+
+    A candidate equal to production would be rejected, after all of the round's work. An observing gate
+    only tells.
+
+    Raises:
+        UserError: a budget is spent, or a margin is no share although all values are 0 or 1.
+    """
+    if round.algorithm.makes != "policy":
+        return
+    production = evidence.ledger.alias("production") or evidence.base
+    enforced = evidence.config.gate.mode == "enforce"
+    for found in budget_checks(evidence, round.name, production, suites):
+        if found.outcome == "passed":
+            continue
+        used = f"{found.amount(-found.difference)} of {found.amount(found.margin)}"
+        if -found.difference >= found.margin and enforced:
+            raise UserError(
+                f"the budget of suite {found.suite!r} is spent: production has lost {used} against "
+                f"the anchor {found.snapshot[:16]}",
+                where=f"round {round.name!r}",
+                cause="earlier rounds lost a little each, or an observing gate let them through",
+                remedy="a person may accept this loss with keel gate anchor CAMPAIGN SNAPSHOT --reason "
+                "TEXT; else go back to an earlier snapshot, or let the gate only observe",
+            )
+        note(
+            f"{round.name}: {found.suite} has used {used} of its budget; a candidate equal to "
+            f"production would not pass"
+        )
+
+
+def budget_checks(
+    evidence: Evidence, target: str, production: SnapshotId, suites: Sequence[Suite]
+) -> list[Check]:
+    """Production against the anchor, on every suite that guards the round and whose anchor it is not."""
+    gate, accepted = evidence.config.gate, tuple(evidence.accepted("policy"))
+    retired = evidence.retired((*accepted, target))
+    alpha = alpha_per_look(gate.alpha, max(gate.campaign_rounds, evidence.looks() + 1))
+    guards = [s for s in suites if role_of(s.rule, target, accepted, retired) == "retention"]
+    now = evidence.load(production, guards)
+    found = []
+    for suite in guards:
+        _require_share(suite, all(value in (0.0, 1.0) for value in now[suite.name].values))
+        anchor = evidence.anchor(suite.name)
+        if anchor != production:
+            start = evidence.load(anchor, [suite])[suite.name]
+            found.append(
+                check(
+                    suite.rule,
+                    now[suite.name],
+                    start,
+                    role="retention",
+                    against="start",
+                    margin=suite.budget,
+                    alpha=alpha,
+                )
+            )
+    return found
+
+
+def _require_share(suite: Suite, pass_fail: bool) -> None:
+    """Of a metric whose range nobody stated, the values themselves say that a margin is too wide."""
+    if suite.kind == "items" and pass_fail and not 0 < suite.margin <= suite.budget < 1:
+        raise UserError(
+            f"suite {suite.name!r} has a margin of {suite.margin:g} and a budget of {suite.budget:g}, "
+            "and all its values are 0 or 1",
+            where=suite.name,
+            remedy="give shares between 0 and 1, such as 0.02 for two points, the budget not below the "
+            "margin; or state the range of its metric",
+        )

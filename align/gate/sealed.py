@@ -1,0 +1,154 @@
+"""Sealed suites: never shown and never deciding, opened after every so many accepted rounds.
+
+A gate that is asked again and again is fitted to, by people and by rules alike. A suite that nobody sees
+tells later whether what was accepted holds up. At an opening the snapshot in production is compared with
+the campaign's start (``budget``) and with the snapshot of the opening before (``margin``). Where it has
+lost, an opening proposes to go back, to the newest accepted snapshot before it that did not; a person
+decides. An opening follows from stored results, so it is drawn anew whenever somebody looks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from align.config import CampaignConfig, SuiteConfig
+from align.gate.checks import Against, Check, check
+from align.gate.evaluate import ItemResults
+from align.gate.statistics import alpha_per_look
+from align.gate.suite import SuiteRule
+from rollouts.types import SnapshotId
+
+if TYPE_CHECKING:
+    from align.evidence import Evidence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """What a sealed suite showed when it was opened."""
+
+    suite: str
+    round: str
+    """The accepted round whose snapshot was looked at."""
+    snapshot: SnapshotId
+    checks: tuple[Check, ...]
+    """Against the start, and against the opening before where there was one."""
+    back_to: str | None = None
+    """The newest earlier accepted round that had not lost; None: nothing was lost, or all had."""
+
+    @property
+    def outcome(self) -> Literal["held", "lost", "too_few_items"]:
+        """``held``: shown to be no worse than allowed against both."""
+        outcomes = {one.outcome for one in self.checks}
+        if outcomes <= {"passed"}:
+            return "held"
+        return "too_few_items" if outcomes <= {"passed", "too_few_items"} else "lost"
+
+    @property
+    def sentence(self) -> str:
+        """The outcome, what it rests on, and where it proposes to go."""
+        reasons = "; ".join(one.sentence for one in self.checks if one.outcome != "passed")
+        head = f"sealed suite {self.suite!r}, opened after round {self.round!r}: "
+        if self.outcome == "held":
+            return f"{head}held"
+        if self.outcome == "too_few_items":
+            return f"{head}too few items to tell ({reasons})"
+        where = (
+            f"proposed: keel rollback CAMPAIGN --to {self.back_to} --reason 'sealed suite {self.suite}'"
+            if self.back_to
+            else "no accepted round before it had held, so there is none to go back to"
+        )
+        return f"{head}LOST ({reasons}). {where}"
+
+
+def openings(evidence: Evidence) -> list[Opening]:
+    """Every opening so far, suite by suite; an opening whose results are missing is not there yet."""
+    return [
+        opening
+        for spec in evidence.config.suites
+        if spec.role == "sealed" and spec.every
+        for opening in _openings_of(spec, spec.every, evidence)
+    ]
+
+
+def is_due(evidence: Evidence, suite: str) -> bool:
+    """A sealed suite is to be opened by now, and was not."""
+    (spec,) = (spec for spec in evidence.config.suites if spec.name == suite)
+    if spec.every is None:
+        return False
+    accepted = len(evidence.accepted("policy"))
+    return len(_openings_of(spec, spec.every, evidence)) < accepted // spec.every
+
+
+def any_due(evidence: Evidence) -> bool:
+    """Some sealed suite is to be opened by now, and was not."""
+    sealed = (spec.name for spec in evidence.config.suites if spec.role == "sealed")
+    return any(is_due(evidence, name) for name in sealed)
+
+
+def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Opening]:
+    results = _results(spec, evidence)
+    path = [("base", evidence.base), *evidence.accepted("policy").items()]
+    alpha = _alpha(evidence.config, every, len(path) - 1)
+    budget = spec.budget if spec.budget is not None else evidence.config.gate.total_budget
+
+    def compare(snapshot: SnapshotId, against: Against, other: SnapshotId) -> Check:
+        allowed = budget if against == "start" else spec.margin
+        rule = _rule(spec, budget, results[snapshot])
+        return check(
+            rule,
+            results[snapshot],
+            results[other],
+            role="retention",
+            against=against,
+            margin=allowed,
+            alpha=alpha,
+        )
+
+    found: list[Opening] = []
+    for end in range(every, len(path), every):
+        if not {snapshot for _, snapshot in path[: end + 1]} <= results.keys():
+            break
+        name, snapshot = path[end]
+        checks = [compare(snapshot, "start", evidence.base)]
+        if end > every:
+            checks.append(compare(snapshot, "last opening", path[end - every][1]))
+        opening = Opening(suite=spec.name, round=name, snapshot=snapshot, checks=tuple(checks))
+        if opening.outcome == "lost":
+            held = (
+                earlier
+                for earlier, candidate in reversed(path[1:end])
+                if compare(candidate, "start", evidence.base).outcome == "passed"
+            )
+            opening = replace(opening, back_to=next(held, None))
+        found.append(opening)
+    return found
+
+
+def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:
+    return SuiteRule(
+        name=spec.name,
+        kind="likelihood" if spec.text is not None else "items",
+        role="sealed",
+        margin=spec.margin,
+        budget=budget,
+        target_of=None,
+        hash=measured.suite_hash,
+    )
+
+
+def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResults]:
+    """Stored results by snapshot: all of the version of the suite that was measured last."""
+    records = [e for e in evidence.ledger.evaluations() if e.suite == spec.name]
+    return {
+        e.snapshot: ItemResults.load(evidence.folder / e.path)
+        for e in records
+        if e.suite_hash == records[-1].suite_hash
+    }
+
+
+def _alpha(config: CampaignConfig, every: int, accepted: int) -> float:
+    """Openings have an alpha of their own, spread over as many as the declared rounds can cause."""
+    rounds = max(config.gate.campaign_rounds, accepted)
+    return alpha_per_look(config.gate.alpha, math.ceil(rounds / every))

@@ -1,0 +1,129 @@
+"""Checks besides the mean: answers that are cut or cannot be scored, and items that must never fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from align.gate.checks import Against, Check, What, check
+from align.gate.evaluate import ItemResults, paired
+from align.gate.statistics import exact_interval
+from align.gate.suite import SuiteRule
+from rollouts.types import SnapshotId
+
+PASSES = 1.0
+"""Value from which on an item counts as passed."""
+
+
+def rate_checks(
+    rule: SuiteRule, candidate: ItemResults, parent: ItemResults, alpha: float
+) -> Iterator[Check]:
+    """Whether answers are cut, or left without a score, more often than the parent's.
+
+    An answer that is cut or that no metric can read says little about the ability it was asked for, and a
+    metric may still like it; so these shares are held to margins of their own, by Tango's test.
+    """
+    asked: tuple[tuple[What, float | None], ...] = (
+        ("truncation", rule.demands.truncation_margin),
+        ("failure", rule.demands.failure_margin),
+    )
+    for what, margin in asked:
+        if margin is not None:
+            yield check(
+                rule,
+                _usable(candidate, what),
+                _usable(parent, what),
+                role="retention",
+                against="parent",
+                margin=margin,
+                alpha=alpha,
+                what=what,
+            )
+
+
+def tolerance_checks(
+    rule: SuiteRule,
+    candidate: ItemResults,
+    comparators: Mapping[Against, ItemResults],
+    alpha: float,
+) -> Iterator[Check]:
+    """Whether an item on the list fails that passed under a comparator; one check per snapshot."""
+    if not rule.demands.zero_tolerance:
+        return
+    names: dict[SnapshotId, list[Against]] = {}
+    for against, results in comparators.items():
+        names.setdefault(results.snapshot, []).append(against)
+    for first, *also in names.values():
+        yield _tolerance(rule, candidate, comparators[first], (first, *also), alpha)
+
+
+def _tolerance(
+    rule: SuiteRule,
+    candidate: ItemResults,
+    comparator: ItemResults,
+    names: tuple[Against, ...],
+    alpha: float,
+) -> Check:
+    """No test: one item is enough. The bound says how much a list of this length can promise.
+
+    The rate is that of items lost among those that passed before; its upper bound is Clopper and
+    Pearson's, wrong with a chance of at most ``alpha``.
+    """
+    after, before = paired(candidate, comparator)
+    listed = rule.demands.zero_tolerance
+    held = [
+        (item, now >= PASSES)
+        for item, now, was in zip(candidate.item_ids, after, before, strict=True)
+        if was >= PASSES and (listed == "all" or item in listed)
+    ]
+    lost = tuple(item for item, passes in held if not passes)
+    n = len(held)
+    low, high = exact_interval(len(lost), n, alpha) if n else (0.0, 1.0)
+    found = Check(
+        suite=rule.name,
+        family=rule.demands.family,
+        what="zero_tolerance",
+        role="retention",
+        against=names[0],
+        also=names[1:],
+        snapshot=comparator.snapshot,
+        test="exact",
+        n=n,
+        lost=len(lost),
+        won=0,
+        difference=-len(lost) / n if n else 0.0,
+        interval=(-high, -low),
+        margin=0.0,
+        p=float(bool(lost)),
+        alpha=alpha,
+        failed=candidate.failed,
+        items=lost,
+        outcome="regressed" if lost else "passed",
+        sentence="",
+    )
+    return replace(found, sentence=_sentence(found, high))
+
+
+SHOWN = 5
+"""Lost items that a sentence names; the check has them all."""
+
+
+def _sentence(found: Check, bound: float) -> str:
+    whom = " and ".join((found.against, *found.also))
+    named = ", ".join(repr(item) for item in found.items[:SHOWN])
+    more = f" and {len(found.items) - SHOWN} more" if len(found.items) > SHOWN else ""
+    which = f" ({named}{more})" if named else ""
+    return (
+        f"{found.suite}: of {found.n} items that must not fail and passed under {whom}, {found.lost} "
+        f"fail{which}; at most {100 * bound:.1f}% of such items are lost: {found.outcome}"
+    )
+
+
+def _usable(results: ItemResults, what: What) -> ItemResults:
+    """1 where an answer ended by itself, or has a score; a failure of the engine is both."""
+    good = (
+        [finish == "stop" for finish in results.finishes]
+        if what == "truncation"
+        else [status == "scored" for status in results.statuses]
+    )
+    return replace(results, values=tuple(map(float, good)))

@@ -1,0 +1,68 @@
+"""What a round reads of the inbox: taken when it begins, the same for every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from align.config import CampaignConfig, RoundConfig
+from align.examples.holdout import place
+from align.gate.sequences import MIN_ITEMS
+from align.inbox.drop import sweep
+from align.inbox.feedback import StreamForm, stream_forms
+from align.inbox.inbox import Inbox
+from align.inputs import Inputs, load_inputs
+from align.memory.ledger import Ledger
+from rollouts.errors import UserError
+from rollouts.prompts import content_id
+from rollouts.rows import Row
+
+
+def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfig) -> Inputs:
+    """The inputs with the rows that this round takes, and those that earlier rounds took.
+
+    Earlier rounds' rows are read again because their held-out part is a suite: what those rounds taught is
+    still measured, unless a purge has left too little of it. A campaign whose rounds read no stream keeps
+    its inputs as they are.
+
+    Raises:
+        UserError: the round's stream has nothing for it, or its rows cannot be used.
+    """
+    forms = stream_forms(config)
+    if not forms:
+        return inputs
+    inbox = Inbox(ledger.database)
+    take = None
+    if spec.data is not None and spec.data.stream is not None:
+        sweep(config.folder / "inbox", inbox, forms)
+        take = inbox.take(
+            spec.name,
+            spec.data.stream,
+            use=spec.data.use,
+            limit=spec.data.limit,
+            after_rejection=spec.data.after_rejection,
+        )
+        if take is None:
+            raise UserError(
+                f"{spec.data.source} has nothing new for round {spec.name!r}",
+                where=str(config.folder / "inbox"),
+                remedy="send pairs with keel feedback add, keel feedback serve or the drop folder, and run "
+                "again",
+            )
+    taken = {take.round: inbox.read(take) for take in inbox.takes() if take.state != "held"}
+    before = {
+        earlier.name: taken[earlier.name]
+        for earlier in config.rounds
+        if earlier.name in taken and _measurable(earlier, forms, taken[earlier.name])
+    }
+    own = {} if take is None else {spec.name: inbox.read(take)}
+    return load_inputs(config, before | own)
+
+
+def _measurable(spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[Row]) -> bool:
+    """Whether a finished round still has what it is measured on: a purge may have removed too much."""
+    assert spec.data is not None and spec.data.stream is not None
+    if spec.suite.prompts is not None:
+        return True
+    form = forms[spec.data.stream]
+    prompts = (example.prompt for row in rows for example in form.examples(row.values))
+    return sum(place(content_id(prompt)) < spec.data.heldout for prompt in prompts) >= MIN_ITEMS

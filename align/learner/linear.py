@@ -1,0 +1,80 @@
+"""Linear layers in float32 on a CPU, through oneDNN.
+
+For a float32 product torch calls MKL, which uses half of the vector width of processors that are not
+Intel's; oneDNN generates its kernels for the processor it finds. On an AMD EPYC with AVX-512 the same
+products run twice as fast, and differ in the last bits only: the order of the sums. Other precisions and
+devices keep torch's own path, bfloat16 has oneDNN there already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class FloatLinear(nn.Linear):
+    """A linear layer that takes the quicker of torch's two libraries."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _has_other_path(input, self.weight):
+            return super().forward(input)
+        out: Tensor = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+def speed_up(model: nn.Module) -> None:
+    """Make every plain linear layer a `FloatLinear`; parameters and names stay what they are."""
+    if not _is_served():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FloatLinear
+
+
+def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+    """``left @ right.T`` in float32 on a CPU; torch's own where oneDNN is not at hand."""
+    if not _is_served():
+        return left_MK @ right_NK.T
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+    return found
+
+
+def _is_served() -> bool:
+    """Narrower processors have nothing to gain, and torch may be built without oneDNN."""
+    return torch.backends.mkldnn.is_available() and (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+
+
+def _has_other_path(input: Tensor, weight: Tensor) -> bool:
+    return (
+        input.device.type != "cpu"
+        or input.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not input.numel()
+    )
+
+
+class _Product(torch.autograd.Function):
+    """``x @ W.T + b`` with its gradients, each one product of oneDNN's."""
+
+    @staticmethod
+    def forward(ctx: Any, input_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input_MK, weight_NK)
+        out_MN = product(input_MK, weight_NK)
+        return out_MN if bias_N is None else out_MN.add_(bias_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input_MK, weight_NK = ctx.saved_tensors
+        of_input, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            product(grad_MN, weight_NK.T) if of_input else None,
+            product(grad_MN.T, input_MK.T) if of_weight else None,
+            grad_MN.sum(0) if of_bias else None,
+        )

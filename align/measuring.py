@@ -1,0 +1,114 @@
+"""Measuring snapshots on suites: what verdicts compare, and nothing twice.
+
+Every snapshot that a verdict names is measured on the items that are due in the round it belongs to.
+Sealed suites are measured when they are opened, so that until then there is nothing to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from align.gate.evaluate import ItemResults, evaluate
+from align.gate.reuse import earlier, joined, load_with_texts, rest_of
+from align.gate.sealed import is_due, openings
+from align.gate.suite import Suite
+from align.gate.win_rate import save_answers
+from align.parts import Parts
+from rollouts.collect import collect
+from rollouts.types import SnapshotId
+
+
+def measure(
+    parts: Parts, snapshot: SnapshotId, suites: Sequence[Suite] | None = None
+) -> dict[str, ItemResults]:
+    """Every suite not yet measured, on the weights the engines hold now: the snapshot's.
+
+    Args:
+        suites: those to measure; None: those that are due.
+    """
+    missing = parts.evidence.missing(snapshot, parts.suites() if suites is None else suites)
+    found = {suite.name: _stored(parts, snapshot, suite) for suite in missing}
+    rest = {suite.name: rest_of(suite, found[suite.name]) for suite in missing}
+    asked = [part for part in rest.values() if part is not None]
+    fresh = evaluate(parts.engine, asked, parts.inputs.encoder, snapshot, seed=parts.config.seed)
+    return {
+        suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
+        if found[suite.name]
+        else fresh[suite.name]
+        for suite in missing
+    }
+
+
+def measure_known(parts: Parts) -> None:
+    """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
+
+    The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
+    their own rounds; only what came later is left to do: suites of appended rounds, those whose reward
+    model was accepted since, and items that rotate in.
+    """
+    sample_rivals(parts)
+    _measure_accepted(parts, parts.suites())
+
+
+def open_sealed(parts: Parts) -> None:
+    """Measure sealed suites that are due to be opened, and say what they show."""
+    sealed = [s for s in parts.inputs.policy_suites if s.role == "sealed"]
+    due = [s for s in sealed if is_due(parts.evidence, s.name)]
+    if not due:
+        return
+    _measure_accepted(parts, due)
+    names = {suite.name for suite in due}
+    latest = {one.suite: one for one in openings(parts.evidence) if one.suite in names}
+    for opening in latest.values():
+        parts.observer.note(opening.sentence)
+
+
+def sample_rivals(parts: Parts) -> None:
+    """The answers that win rates are compared with, from the snapshots that give them; once each."""
+    for suite in parts.suites():
+        duel = suite.duel
+        if duel is None or duel.answers is None or duel.answers.exists():
+            continue
+        assert duel.comparator is not None and suite.sampling is not None
+        parts.observer.note(f"sampling the answers of {duel.against} for {suite.name}")
+        _hold(parts, duel.comparator, duel.against)
+        groups = collect(
+            parts.engine,
+            suite.prompts,
+            [1] * len(suite.prompts),
+            parts.inputs.encoder,
+            suite.sampling,
+            parts.config.seed,
+            policy=duel.comparator,
+        )
+        save_answers(duel.answers, groups)
+
+
+def _measure_accepted(parts: Parts, suites: Sequence[Suite]) -> None:
+    for name, snapshot in {"base": parts.base, **parts.evidence.accepted("policy")}.items():
+        missing = parts.evidence.missing(snapshot, suites)
+        if not missing:
+            continue
+        parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
+        _hold(parts, snapshot, name)
+        parts.evidence.save(snapshot, measure(parts, snapshot, missing))
+
+
+def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:
+    """Give the engines a snapshot's weights."""
+    parts.learner.load(snapshot)
+    parts.engine.sync(parts.learner.weights(name))
+
+
+def _stored(parts: Parts, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
+    """What is on record of the items of a rotating suite from other rounds."""
+    evidence = parts.evidence
+    return [
+        load_with_texts(evidence.locate(snapshot, found))
+        for found in earlier(suite, evidence.due_index())
+        if evidence.ledger.find_evaluation(snapshot, found) is not None
+    ]
+
+
+def _one(results: Mapping[str, ItemResults], name: str) -> list[ItemResults]:
+    return [results[name]] if name in results else []

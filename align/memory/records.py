@@ -1,0 +1,55 @@
+"""Rows of the ledger as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rollouts.types import SnapshotId
+
+State = Literal["planned", "running", "gating", "accepted", "rejected", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """One attempt at a round; attempt 0 is the plan."""
+
+    index: int
+    attempt: int
+    name: str
+    state: State
+    parent: SnapshotId | None
+    candidate: SnapshotId | None
+    report: Mapping[str, Any] | None
+    started: str | None
+    """ISO 8601, UTC; so is ``ended``."""
+    ended: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AliasMove:
+    """One line of the append-only log of an alias."""
+
+    seq: int
+    alias: str
+    previous: SnapshotId | None
+    target: SnapshotId
+    round: int | None
+    """Index of the accepted round; None for the first move."""
+    reason: str
+    time: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRecord:
+    """Where the per-item results of one snapshot on one suite lie."""
+
+    snapshot: SnapshotId
+    suite: str
+    suite_hash: str
+    path: str
+    """Relative to the store."""
+    n: int
+    mean: float
+    recorded: str

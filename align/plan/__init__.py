@@ -1,0 +1,1 @@
+"""What a campaign would do next and what it would take, without doing any of it."""

@@ -1,0 +1,118 @@
+"""Bytes that a campaign's weights take, in memory and on disk, from the headers of a model folder.
+
+Counted are weights and what an optimizer keeps of them; activations are not, since they depend on what is
+sampled, and neither are the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config import CampaignConfig, RoundConfig
+from align.learner.losses.ppo import SHARED
+from align.model_checks import num_parameters
+from align.policy_config import LoraConfig, PolicyConfig
+
+FLOAT32 = 4
+BYTES = {"float32": 4, "bfloat16": 2}
+MOMENTS = 2
+"""Of AdamW: a mean and a mean square of every trained weight's gradient."""
+ANCHOR_CACHE = 2 << 30
+"""Full-weight anchors beyond it are loaded again when they are needed; one always stays."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerMemory:
+    """Of every rank of the learner while a round runs, in bytes."""
+
+    weights: int
+    gradients: int
+    moments: int
+    anchors: int
+    """Snapshots that the policy is held to."""
+    critic: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.anchors + self.critic
+
+
+def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> LearnerMemory:
+    """What a round keeps in memory; full weights are dealt out over the ranks, an adapter is on each."""
+    whole, trained = num_parameters(model), num_trained(model, policy)
+    ranks = policy.ranks if policy.lora is None else 1
+    adapter = 0 if policy.lora is None else trained
+    return LearnerMemory(
+        weights=(whole + adapter) * FLOAT32 // ranks,
+        gradients=trained * FLOAT32 // ranks,
+        moments=trained * FLOAT32 * MOMENTS // ranks,
+        anchors=_anchors(whole, trained, policy, spec),
+        critic=_critic(whole, spec),
+    )
+
+
+def num_trained(model: Path, policy: PolicyConfig) -> int:
+    """Parameters that learn: all of them, or those of the adapter."""
+    if policy.lora is None:
+        return num_parameters(model)
+    return sum(_adapter_parameters(policy.lora, name, shape) for name, shape in _shapes(model))
+
+
+def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
+    """One snapshot on disk; weights are written in float32."""
+    whole = policy.snapshot_kind == "model"
+    return FLOAT32 * (num_parameters(model) if whole else num_trained(model, policy))
+
+
+def checkpoint_bytes(model: Path, policy: PolicyConfig) -> int:
+    """The newest checkpoint of a round that is under way: what learns, and its moments."""
+    return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS)
+
+
+def engine_bytes(model: Path, config: CampaignConfig) -> int:
+    """Weights and KV cache of one engine on a CPU; on a GPU it takes the share it is told to."""
+    weights = num_parameters(model) * BYTES[config.policy.dtype]
+    return weights + config.rollouts.kv_cache_mb * MIB
+
+
+def folder_bytes(model: Path) -> int:
+    """What copying the model takes."""
+    return sum(file.stat().st_size for file in model.iterdir() if file.is_file())
+
+
+def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) -> int:
+    """An adapter is held to other adapters over its own base; full weights to models, up to the cache."""
+    anchors = spec.anchors
+    named = {anchor.to for anchor in (*anchors.new, *anchors.past, *anchors.general) if anchor.beta}
+    if policy.snapshot_kind == "adapter":
+        return len(named) * trained * FLOAT32
+    one = whole * BYTES[policy.dtype]
+    return max(one, min(one * len(named), ANCHOR_CACHE)) if named else 0
+
+
+def _critic(whole: int, spec: RoundConfig) -> int:
+    critic = spec.algorithm.critic_config
+    if critic is None or critic.model == SHARED:
+        return 0
+    own = whole if critic.model is None else num_parameters(Path(critic.model))
+    return own * FLOAT32 * (2 + MOMENTS)
+
+
+def _adapter_parameters(lora: LoraConfig, name: str, shape: tuple[int, ...]) -> int:
+    """Of the pair of matrices beside one weight of shape (out, in)."""
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return lora.rank * sum(shape) if len(shape) == 2 and module in lora.targets else 0
+
+
+def _shapes(model: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header: Mapping[str, Mapping[str, list[int]]] = json.loads(stream.read(size))
+        for name, value in header.items():
+            if name != "__metadata__":
+                yield name, tuple(value["shape"])

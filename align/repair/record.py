@@ -1,0 +1,81 @@
+"""What the repair of a round leaves on record: every candidate, the first included, and its decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from rollouts.types import SnapshotId
+
+RungName = Literal["interpolate", "distil", "rerun"]
+KEY = "repairs"
+"""Where a round's report lists its candidates, if there was more than one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """How a repaired candidate is made."""
+
+    rung: RungName
+    of: SnapshotId
+    """The failed candidate."""
+    share: float | None = None
+    """Of the way from the parent to the failed candidate; None off that line."""
+    told: str
+    """For a person, such as ``interpolation at 0.5``."""
+
+    @property
+    def label(self) -> str:
+        """A name for its files, distinct within the round."""
+        return self.rung if self.share is None else f"{self.rung}-{self.share:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairStep:
+    """One candidate before the gate."""
+
+    rung: RungName | Literal["round"]
+    """``round`` is the round itself, the candidate that failed."""
+    told: str
+    candidate: SnapshotId
+    look: int
+    """Decision of the campaign that it was."""
+    outcome: Literal["accepted", "rejected", "too_few_items", "void", "too_little_kept"]
+    """The gate's; ``too_little_kept`` where it passed with too small a share of the gain."""
+    kept: float
+    """Its gain at the target, as a share of the failed candidate's."""
+    reasons: tuple[str, ...]
+    seconds: float | None = None
+    """To make, publish, measure and judge it; None of the round itself."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it could take the failed candidate's place."""
+        return self.outcome == "accepted"
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        gain = f"{100 * self.kept:.0f}% of the target gain"
+        if self.accepted:
+            return f"{self.told}: accepted with {gain}"
+        if self.outcome == "too_little_kept":
+            return f"{self.told}: passed the gate with only {gain}"
+        what = self.outcome.replace("_", " ")
+        return f"{self.told}: {what} because {'; '.join(self.reasons)}"
+
+
+_STEPS = TypeAdapter(tuple[RepairStep, ...])
+
+
+def repairs_of(report: Mapping[str, Any] | None) -> tuple[RepairStep, ...]:
+    """The candidates in a round's report, in order; none where nothing was repaired."""
+    return _STEPS.validate_python((report or {}).get(KEY, ()))
+
+
+def with_repairs(report: Mapping[str, Any], steps: tuple[RepairStep, ...]) -> dict[str, Any]:
+    """A report of a verdict, with all candidates; where nothing was repaired the report itself."""
+    return {**report, KEY: _STEPS.dump_python(steps, mode="json")} if steps else dict(report)

@@ -1,0 +1,68 @@
+"""What people did to a campaign by hand, read from the logs that only grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from align.evidence import Evidence
+from align.inbox.purge import purges
+from align.memory.anchor import anchor_moves
+from align.memory.lineage import by_hand
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Act:
+    """One human act."""
+
+    time: str
+    """ISO 8601, UTC."""
+    what: str
+    reason: str
+    """Empty where none was asked for."""
+
+
+def acts_of(evidence: Evidence) -> tuple[Act, ...]:
+    """Moves of production and of the fixed anchor, and removals of a person's data; oldest first."""
+    found = (*_moves(evidence), *_anchors(evidence), *_purges(evidence))
+    return tuple(sorted(found, key=lambda act: act.time))
+
+
+def _moves(evidence: Evidence) -> Iterator[Act]:
+    names = _names(evidence)
+    for move in by_hand(evidence.ledger):
+        what = f"production moved to {_named(names, move.target)}"
+        yield Act(time=move.time, what=what, reason=move.reason)
+
+
+def _anchors(evidence: Evidence) -> Iterator[Act]:
+    names = _names(evidence)
+    for move in anchor_moves(evidence.ledger):
+        what = f"total budgets count from {_named(names, move.snapshot)}"
+        yield Act(time=move.time, what=what, reason=move.reason)
+
+
+def _purges(evidence: Evidence) -> Iterator[Act]:
+    """Without the hash of the person's key: short keys are guessed from it, and reports travel."""
+    for purge in purges(evidence.ledger):
+        read = f"; read before by {', '.join(purge.rounds)}" if purge.rounds else ""
+        yield Act(
+            time=purge.time,
+            what=f"a person's data was removed: {purge.num_rows} rows of feedback, "
+            f"{purge.num_replayed} replayed prompts{read}",
+            reason="",
+        )
+
+
+def _names(evidence: Evidence) -> dict[SnapshotId, str]:
+    attempts = (r for r in evidence.ledger.attempts() if r.candidate)
+    return {evidence.base: "the base"} | {
+        record.candidate: f"the snapshot of round {record.name}"
+        for record in attempts
+        if record.candidate
+    }
+
+
+def _named(names: dict[SnapshotId, str], snapshot: SnapshotId) -> str:
+    return names.get(snapshot, f"snapshot {snapshot[:16]}")

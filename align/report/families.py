@@ -1,0 +1,51 @@
+"""Suites told apart by family: a gain in following instructions makes up for no loss of safety."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from align.config import CampaignConfig
+from align.demands_config import Family
+from align.gate.checks import Check
+from align.gate.forgetting import ScoreMatrix
+
+ORDER: tuple[Family, ...] = ("general", "instruction", "safety")
+
+
+def families_of(config: CampaignConfig) -> dict[str, Family]:
+    """Family of every suite, those of rounds included."""
+    return {spec.name: spec.family for spec in config.suites} | {
+        round.name: round.suite.family for round in config.rounds
+    }
+
+
+def by_family(
+    matrix: ScoreMatrix, families: Mapping[str, Family]
+) -> list[tuple[Family, ScoreMatrix]]:
+    """The columns of each family that has any, as a matrix of their own: no mean is over two families."""
+    parts = []
+    for family in ORDER:
+        columns = [
+            column
+            for column, suite in enumerate(matrix.suites)
+            if families.get(suite, "general") == family
+        ]
+        if columns:
+            suites = tuple(matrix.suites[column] for column in columns)
+            rows = tuple(
+                replace(row, scores=tuple(row.scores[column] for column in columns))
+                for row in matrix.rows
+            )
+            parts.append((family, replace(matrix, suites=suites, rows=rows)))
+    return parts
+
+
+def passed_lines(checks: Iterable[Check]) -> Iterator[str]:
+    """How many retention checks passed, family by family."""
+    held = [check for check in checks if check.role == "retention"]
+    present = [family for family in ORDER if any(check.family == family for check in held)]
+    for family in present or [ORDER[0]]:
+        outcomes = [check.outcome for check in held if check.family == family]
+        which = f"{family}: " if len(present) > 1 else ""
+        yield f"{which}{outcomes.count('passed')} of {len(outcomes)} retention checks passed"

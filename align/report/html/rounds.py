@@ -1,0 +1,220 @@
+"""One round as the page shows it: what was asked of it, what the gate tested, what was tried to save it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from align.config import RoundConfig
+from align.evidence import Evidence
+from align.gate.checks import Check
+from align.gate.gate import Verdict
+from align.history import Metric, steps_of, summaries, watch_of
+from align.memory.ledger import RoundRecord
+from align.memory.manifest import MANIFEST, Manifest
+from align.memory.takes import Take
+from align.repair.record import RepairStep, repairs_of
+from align.report.feedback import told
+from align.report.html.curves import Panel, Steps, panels
+from align.report.html.items import Changes, Item, changes
+from align.report.html.limits import Limits, cut
+from align.report.html.said import SaidAt, said_of
+from align.report.html.samples import samples_of
+from align.report.html.signals import Signals, signals_of
+from align.report.repaired import accepted_repair
+from align.report.tables import outcome_of
+from align.spending import Spent, spent
+from rollouts.errors import KeelError
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What was spent on a round."""
+
+    seconds: float
+    """Wall clock of all attempts, from their beginning to their verdict."""
+    repair_seconds: float
+    """Of them, in repairs."""
+    spent: Spent
+    """By the round's own learner steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckView:
+    """One check with the budget it draws on."""
+
+    check: Check
+    budget: float | None
+    """Loss allowed over the whole campaign; None where it was not compared with the fixed anchor."""
+
+    @property
+    def used(self) -> float:
+        """Loss against the fixed anchor."""
+        return max(0.0, -self.check.difference)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundView:
+    """One round."""
+
+    index: int
+    name: str
+    state: str
+    attempts: int
+    algorithm: str
+    rewards: tuple[str, ...]
+    feedback: str
+    """What it read of the preference inbox; empty where it reads none."""
+    steps_done: int
+    steps: int
+    outcome: str | None
+    """The verdict in words; None while there is none."""
+    reasons: tuple[str, ...]
+    reasons_left_out: int
+    repairs: tuple[RepairStep, ...]
+    """All candidates, where the first was refused and others were tried."""
+    repaired: RepairStep | None
+    """The one that was accepted."""
+    checks: tuple[CheckView, ...]
+    checks_left_out: int
+    changes: tuple[Changes, ...]
+    samples: tuple[Item, ...]
+    said: tuple[SaidAt, ...]
+    panels: tuple[Panel, ...]
+    repair_panels: tuple[Panel, ...]
+    """Of the learner steps that made the accepted repair."""
+    ranges: tuple[Metric, ...]
+    ranges_left_out: int
+    signals: Signals
+    cost: Cost
+    candidate: SnapshotId | None
+    manifest: Manifest | None
+
+
+def round_view(
+    evidence: Evidence,
+    record: RoundRecord,
+    attempts: Sequence[RoundRecord],
+    takes: Mapping[str, Take],
+    now: datetime,
+    limits: Limits,
+) -> RoundView:
+    """Everything about one round.
+
+    Args:
+        record: its latest attempt.
+        attempts: of all rounds.
+        takes: what rounds read of the inbox, by round.
+    """
+    spec = next((spec for spec in evidence.config.rounds if spec.name == record.name), None)
+    own = [a for a in attempts if a.index == record.index and a.attempt > 0]
+    folder = evidence.folder / "rounds" / f"{record.index:02d}-{record.name}"
+    steps = steps_of(folder)
+    committed = record.state in ("accepted", "rejected")
+    verdict = Verdict.from_dict(record.report or {}) if committed else None
+    checks = check_views(verdict) if verdict else []
+    reasons = _reasons(record, verdict)
+    repairs = repairs_of(record.report) if committed else ()
+    ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
+    return RoundView(
+        index=record.index,
+        name=record.name,
+        state=record.state,
+        attempts=len(own),
+        algorithm=spec.algorithm.name if spec else "unknown",
+        rewards=_rewards(spec),
+        feedback=told(takes[record.name]) if record.name in takes else "",
+        steps_done=max(steps, default=-1) + 1,
+        steps=spec.steps if spec else len(steps),
+        outcome=outcome_of(verdict) if verdict else None,
+        reasons=reasons[: limits.reasons],
+        reasons_left_out=max(0, len(reasons) - limits.reasons),
+        repairs=repairs,
+        repaired=accepted_repair(repairs),
+        checks=tuple(checks[: limits.checks]),
+        checks_left_out=max(0, len(checks) - limits.checks),
+        changes=changes(evidence, verdict, limits) if verdict else (),
+        samples=samples_of(evidence, verdict, limits) if verdict else (),
+        said=said_of(folder, limits),
+        panels=panels(steps, limits),
+        repair_panels=_repair_panels(folder, repairs, limits),
+        ranges=tuple(ranges[: limits.metrics]),
+        ranges_left_out=max(0, len(ranges) - limits.metrics),
+        signals=signals_of(steps, watch_of(evidence, record)),
+        cost=_cost(own, repairs, steps, now),
+        candidate=record.candidate,
+        manifest=manifest_of(evidence, record.candidate),
+    )
+
+
+def check_views(verdict: Verdict) -> list[CheckView]:
+    """Those that decided against the candidate first, then the target, then the closest calls."""
+    budgets = {rule.name: rule.budget for rule in verdict.inputs.suites}
+
+    def order(view: CheckView) -> tuple[bool, bool, bool, float]:
+        check = view.check
+        room = (check.difference + check.margin) / (check.margin or 1.0)
+        return check.role == "shown", check.outcome == "passed", check.role != "target", room
+
+    views = [
+        CheckView(
+            check=check,
+            budget=budgets.get(check.suite)
+            if check.role == "retention"
+            and check.what == "value"
+            and "start" in (check.against, *check.also)
+            else None,
+        )
+        for check in verdict.checks
+    ]
+    return sorted(views, key=order)
+
+
+def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | None:
+    """What a snapshot says of itself; None where its folder is gone or damaged."""
+    path = evidence.folder / "snapshots" / (snapshot or "-") / MANIFEST
+    try:
+        return Manifest.from_bytes(path.read_bytes(), where=str(path))
+    except (OSError, KeelError):
+        return None
+
+
+def _reasons(record: RoundRecord, verdict: Verdict | None) -> tuple[str, ...]:
+    if verdict is not None:
+        return verdict.reasons
+    error = (record.report or {}).get("error") if record.state == "failed" else None
+    return (cut(error, 2000) or "",) if error else ()
+
+
+def _repair_panels(
+    folder: Path, repairs: Sequence[RepairStep], limits: Limits
+) -> tuple[Panel, ...]:
+    step = accepted_repair(repairs)
+    return panels(steps_of(folder, step.rung), limits) if step else ()
+
+
+def _cost(
+    attempts: Sequence[RoundRecord], repairs: Sequence[RepairStep], steps: Steps, now: datetime
+) -> Cost:
+    return Cost(
+        seconds=math.fsum(_seconds(attempt, now) for attempt in attempts),
+        repair_seconds=math.fsum(step.seconds or 0.0 for step in repairs),
+        spent=spent(steps.values()),
+    )
+
+
+def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
+    rewards = spec.rewards if spec else ()
+    return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
+
+
+def _seconds(attempt: RoundRecord, now: datetime) -> float:
+    """Wall-clock time of one attempt; of one that runs, until now."""
+    if attempt.started is None:
+        return 0.0
+    end = datetime.fromisoformat(attempt.ended) if attempt.ended else now
+    return max(0.0, (end - datetime.fromisoformat(attempt.started)).total_seconds())

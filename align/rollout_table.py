@@ -1,0 +1,263 @@
+"""Every sample of a step as a row: what was asked and answered, what each reward said, what was learned.
+
+    rounds/<index>-<name>/attempt-<n>/rollouts/step-0000.parquet
+
+One row per completion, in the order of the step. Columns of a fixed name come first; then for every part
+of the rubric ``reward/<part>`` (its raw value), ``term/<part>`` (as it counts: normalised, or empty behind
+a closed gate) and ``why/<part>`` (why it failed); then ``extra/<part>/<column>`` for what it gave
+``log_extra``. ``advantage`` is empty where a completion teaches nothing, or where only the learner knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.learner.rows import Row
+from align.memory.durable import write_atomic
+from rollouts.errors import RunError, UserError, nearest
+from rollouts.types import Completion, Prompt, Score, ScoredGroup
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from align.config import CampaignConfig
+    from align.learner.rows import Batch
+    from align.parts import Parts
+    from align.round import RoundPlan
+
+FOLDER = "rollouts"
+Keep = int | Literal["all", "none"]
+"""How many steps of a round stay on disk, the last ones."""
+FIXED = {
+    "group": "int64", "sample": "int64", "prompt_id": "string", "source": "string", "owner": "string",
+    "round": "string", "prompt": "string", "completion": "string", "tokens": "int64",
+    "finish": "string", "version": "string", "status": "string", "value": "float64",
+    "detail": "string", "advantage": "float64",
+}  # fmt: skip
+"""Columns that every table has, by type."""
+ORDERS = {"reward": "value", "length": "tokens", "advantage": "advantage"}
+"""What rows can be sorted by besides the parts, and the column behind it."""
+
+Record = dict[str, Any]
+"""One row, by column."""
+
+
+def keep_rollouts(
+    plan: RoundPlan, parts: Parts, step: int, scored: Sequence[ScoredGroup], batch: Batch
+) -> None:
+    """Write the table of a step, and remove those of steps that are no longer kept."""
+    keep = parts.config.keep_rollouts
+    if keep == "none" or not scored:
+        return
+    folder = parts.round_folder(plan) / FOLDER
+    save_records(folder / f"step-{step:04d}.parquet", records_of(scored, batch.rows))
+    prune(folder, keep)
+
+
+def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[Record]:
+    """One record per completion, failed ones included.
+
+    Args:
+        rows: what the learner was given; the advantages are read from them. Rows that repeat another's
+            tokens are told apart by their order.
+    """
+    advantages: defaultdict[Any, deque[float | None]] = defaultdict(deque)
+    for row in rows:
+        advantages[row.prompt_ids, row.completion_ids].append(row.advantage)
+    records = []
+    for place, group in enumerate(scored):
+        pairs = zip(group.group.completions_G, group.scores_G, strict=True)
+        for sample, (completion, score) in enumerate(pairs):
+            found = advantages.get((group.group.prompt_ids, completion.token_ids))
+            records.append(
+                {
+                    "group": place,
+                    "sample": sample,
+                    **_of_prompt(group.group.prompt),
+                    **_of_completion(completion, group.group.policy),
+                    **_of_score(score),
+                    "advantage": found.popleft() if found else None,
+                    **_of_parts(score),
+                }
+            )
+    return records
+
+
+def save_records(path: Path, records: Sequence[Record]) -> None:
+    """Write parquet; the file is there whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = dict.fromkeys([*FIXED, *(name for record in records for name in record)])
+    table = pa.table({name: _column(name, [r.get(name) for r in records]) for name in names})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def load_records(path: Path) -> list[Record]:
+    """What `save_records` wrote.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: list[Record] = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"the rollouts cannot be read: {error}", where=str(path), remedy="delete the file"
+        ) from error
+    return found
+
+
+def prune(folder: Path, keep: Keep) -> None:
+    """Remove all tables but those of the last ``keep`` steps."""
+    if keep == "all":
+        return
+    tables = sorted(folder.glob("step-*.parquet"), key=_step_of)
+    for path in tables[: max(0, len(tables) - (0 if keep == "none" else keep))]:
+        path.unlink(missing_ok=True)
+
+
+def find_table(config: CampaignConfig, round_name: str, step: int | None) -> tuple[int, Path]:
+    """The table of a step of a round, of the latest attempt that has it, and the step's number.
+
+    Args:
+        step: None: the last one there is.
+
+    Raises:
+        UserError: there is no such round, or no such table; what there is is named.
+    """
+    names = [spec.name for spec in config.rounds]
+    if round_name not in names:
+        raise UserError(
+            f"there is no round {round_name!r}", where="ROUND", remedy=nearest(round_name, names)
+        )
+    folder = config.folder / "rounds" / f"{names.index(round_name):02d}-{round_name}"
+    attempts = sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    tables = {
+        _step_of(path): path
+        for attempt in attempts
+        for path in (attempt / FOLDER).glob("step-*.parquet")
+    }
+    if not tables:
+        raise UserError(
+            f"no rollouts of round {round_name!r} are kept",
+            where=str(folder),
+            cause="it has not begun, learns from a file, or keep_rollouts is none",
+        )
+    if step is None:
+        step = max(tables)
+    if step not in tables:
+        raise UserError(
+            f"no rollouts of step {step} of round {round_name!r} are kept",
+            where="--step",
+            cause=f"keep_rollouts is {config.keep_rollouts}",
+            remedy=f"kept are {_ranges(sorted(tables))}",
+        )
+    return step, tables[step]
+
+
+def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[Record]:
+    """Records by ``reward``, ``length``, ``advantage`` or a part, the largest first; those without a
+    number come last either way.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    known = {
+        **{name.partition("/")[2]: name for name in records[0] if name.startswith("reward/")},
+        **ORDERS,
+    }
+    if by not in known:
+        raise UserError(
+            f"rollouts have no part {by!r}", where="--by", remedy=nearest(by, list(known))
+        )
+    column = known[by]
+    numbered = [record for record in records if record[column] is not None]
+    rest = [record for record in records if record[column] is None]
+    return [*sorted(numbered, key=lambda record: record[column], reverse=not worst), *rest]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _of_prompt(prompt: Prompt) -> Record:
+    messages = [dict(message) for message in prompt.messages or ()]
+    return {
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "owner": prompt.owner,
+        "round": prompt.round,
+        "prompt": json.dumps(messages) if prompt.text is None else prompt.text,
+    }
+
+
+def _of_completion(completion: Completion, policy: str) -> Record:
+    versions = dict.fromkeys(span.version for span in completion.weight_versions)
+    return {
+        "completion": completion.text,
+        "tokens": len(completion.token_ids),
+        "finish": completion.finish_reason,
+        "version": " ".join(versions) or policy,
+    }
+
+
+def _of_score(score: Score) -> Record:
+    return {"status": score.status, "value": score.value, "detail": score.detail}
+
+
+def _of_parts(score: Score) -> Record:
+    terms = score.terms if score.status == "scored" else {}
+    found: Record = {}
+    for name, value in score.parts.items():
+        found[f"reward/{name}"] = value
+        found[f"term/{name}"] = terms.get(name)
+        found[f"why/{name}"] = score.failures.get(name)
+    return found | {f"extra/{name}": value for name, value in score.extras.items()}
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    """Numbers and texts as they are; anything else that a reward may log as JSON."""
+    import pyarrow as pa
+
+    kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
+    if name.startswith("extra/"):
+        present = [value for value in values if value is not None]
+        if not all(type(value) in (int, float) for value in present):
+            kind = "string"
+            values = [None if v is None else _text(v) for v in values]
+    elif kind == "string":
+        values = [None if v is None else _valid(v) for v in values]
+    return pa.array(values, getattr(pa, kind)())
+
+
+def _text(value: Any) -> str:
+    return _valid(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def _valid(text: str) -> str:
+    """Half a surrogate pair is no Unicode, and parquet refuses it."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """
+    >>> _ranges([0, 1, 2, 5])
+    '0 to 2, 5'
+    """
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)

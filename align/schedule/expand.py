@@ -1,0 +1,45 @@
+"""A campaign file and what fell due -> the campaign of plain rounds that runs and is reported.
+
+Rounds that the ledger knows keep their place for good; after them come plain rounds of the file, then what
+fell due, in the order it did. So a round that is appended changes nothing before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.config import CampaignConfig, RoundConfig
+from align.memory.ledger import Ledger
+from align.schedule.claims import claimed_rounds
+from align.stores import begun_ledger
+
+
+def expand(
+    config: CampaignConfig, planned: Sequence[str], claimed: Sequence[RoundConfig]
+) -> CampaignConfig:
+    """The campaign with concrete rounds.
+
+    Args:
+        planned: names of the ledger's rounds, in order.
+        claimed: rounds that fell due, in order.
+    """
+    specs = {
+        spec.name: spec for spec in config.rounds if not spec.scheduled or spec.name in planned
+    } | {spec.name: spec for spec in claimed}
+    known = [name for name in planned if name in specs]
+    order = [*known, *(name for name in specs if name not in known)]
+    return config.model_copy(update={"rounds": tuple(specs[name] for name in order)})
+
+
+def expanded(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:
+    """`expand` with what the ledger says."""
+    claimed = [one.spec for one in claimed_rounds(ledger.database)]
+    if not claimed and not any(spec.scheduled for spec in config.rounds):
+        return config
+    return expand(config, [record.name for record in ledger.rounds()], claimed)
+
+
+def expanded_here(config: CampaignConfig) -> CampaignConfig:
+    """`expanded` from the campaign's store, which is not made where there is none."""
+    ledger = begun_ledger(config)
+    return expand(config, (), ()) if ledger is None else expanded(config, ledger)

@@ -1,0 +1,47 @@
+"""Opens what a campaign file says of its places: the ledger, and the far side of a store with a URL.
+
+With a URL the local folder is a cache of the store: snapshots are fetched when they are opened,
+everything else when the store is. A machine with an empty cache, the same ledger and the same URL goes on
+where another one stopped.
+"""
+
+from __future__ import annotations
+
+from align.memory.database import holds_campaign
+from align.memory.ledger import Ledger
+from align.memory.mirror import Mirror
+from align.memory.remote import Remote
+from align.store_config import StoreSettings
+
+
+def open_ledger(config: StoreSettings) -> Ledger:
+    """The campaign's ledger, made if there is none.
+
+    Raises:
+        UserError: the URL is none, or not given where it should be.
+        StoreError: the database cannot be reached, or holds something else.
+    """
+    return Ledger(config.ledger_url)
+
+
+def begun_ledger(config: StoreSettings) -> Ledger | None:
+    """The ledger of a campaign that ran before; None where none did. A file is not made by asking."""
+    return open_ledger(config) if holds_campaign(config.ledger_url) else None
+
+
+def open_mirror(config: StoreSettings) -> Mirror:
+    """The two sides of the store; of a local one there is only one.
+
+    Raises:
+        UserError: no such store, no credentials, or its package is missing.
+        RunError: it cannot be reached.
+    """
+    if not config.is_remote:
+        return Mirror(config.folder)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    return Mirror(config.folder, Remote(config.store, config.store_options))
+
+
+def ledger_place(config: StoreSettings, ledger: Ledger) -> str:
+    """Where the ledger lies, for people: no password."""
+    return ledger.database.where if config.ledger else str(config.folder / "ledger.db")

@@ -1,0 +1,189 @@
+"""POST /v1/feedback, GET /v1/stats, GET /healthz. An answer means that the rows are on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
+
+from align.inbox.deal import Receipt
+from align.inbox.drop import sweep
+from align.inbox.feedback import StreamForm, form_of
+from align.inbox.inbox import Inbox
+from align.inbox.writer import QueueFull, Writer, WriterClosed
+from launch.feedback.body import BadRequest, Limits, Parsed, parse
+from launch.feedback.token import is_bearer
+from rollouts.errors import KeelError, RunError, UserError
+
+RETRY_S = 1
+SWEEP_S = 5.0
+FORGET_S = 3600.0
+CONFLICT = "its key came with another row before"
+
+
+class Desk:
+    """Takes requests for one campaign: who may, what is in them, what came of it."""
+
+    def __init__(
+        self, inbox: Inbox, forms: Mapping[str, StreamForm], token: str, limits: Limits
+    ) -> None:
+        self.inbox, self.forms = inbox, forms
+        self._token, self._limits = token, limits
+        self.writer = Writer(inbox)
+        self._seen: Counter[str] = Counter()
+
+    async def feedback(self, request: Request) -> Response:
+        """Store the usable rows of a request and say what is wrong with the others."""
+        self._admit(request)
+        form = self._form(request.query_params.get("stream"))
+        key = request.headers.get("idempotency-key")
+        parsed = parse(await self._body(request), form, self._limits, key)
+        receipt = Receipt()
+        if parsed.submission.rows:
+            receipt = await asyncio.wrap_future(self.writer.submit(parsed.submission))
+        if receipt.refused:
+            raise BadRequest(422, "Idempotency-Key belongs to another request")
+        answer = _answer(parsed, receipt)
+        for name in ("stored", "duplicates"):
+            self._seen[name] += answer[name]
+        self._seen["rejected"] += len(answer["rejected"])
+        useful = answer["stored"] or answer["duplicates"]
+        headers = {"Idempotent-Replayed": "true"} if receipt.repeated else None
+        return _json(answer, 200 if useful else 422, headers)
+
+    async def stats(self, request: Request) -> Response:
+        """What is stored, and what came since the server began."""
+        self._admit(request)
+        counts = await asyncio.to_thread(self.inbox.counts)
+        answer = {"streams": counts, "queued": self.writer.queued, "since_start": self._seen}
+        return _json(answer)
+
+    async def health(self, request: Request) -> Response:
+        """Whether feedback is taken; says nothing else, so it asks for no token."""
+        alive = self.writer.alive
+        return _json({"status": "ok" if alive else "closing"}, 200 if alive else 503)
+
+    def _admit(self, request: Request) -> None:
+        if not is_bearer(request.headers.get("authorization"), self._token):
+            raise BadRequest(401, "a bearer token is needed")
+
+    def _form(self, stream: str | None) -> StreamForm:
+        try:
+            return form_of(self.forms, stream)
+        except UserError as error:
+            raise BadRequest(404, f"{error.what}; {error.remedy}") from error
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._limits.body_bytes
+        too_large = BadRequest(413, f"more than {limit} bytes")
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    parts.append(part)
+        except TimeoutError as error:
+            raise BadRequest(408, f"no body within {self._limits.body_s:g} s") from error
+        return b"".join(parts)
+
+
+def make_app(
+    inbox: Inbox,
+    forms: Mapping[str, StreamForm],
+    token: str,
+    *,
+    folder: Path,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """The application; while it runs it also takes what lies in the drop folder.
+
+    Args:
+        folder: of the inbox, with ``drop`` in it.
+    """
+    desk = Desk(inbox, forms, token, limits or Limits())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with desk.writer:
+            tending = asyncio.create_task(_tend(folder, inbox, forms))
+            yield
+            tending.cancel()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # Plain routes: what FastAPI does for parameters and models costs more than storing a pair.
+    app.add_route("/v1/feedback", desk.feedback, methods=["POST"])
+    app.add_route("/v1/stats", desk.stats, methods=["GET"])
+    app.add_route("/healthz", desk.health, methods=["GET"])
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status in (401, 408, 413):
+        headers["Connection"] = "close"  # Whatever else is on its way is not read.
+    return _json({"error": str(error)}, error.status, headers)
+
+
+async def _later(request: Request, error: Exception) -> Response:
+    why = "the queue is full" if isinstance(error, QueueFull) else "the rows could not be stored"
+    return _json({"error": f"{why}; try again"}, 503, {"Retry-After": str(RETRY_S)})
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
+    BadRequest: _refused,
+    QueueFull: _later,
+    WriterClosed: _later,
+    RunError: _later,
+}
+
+
+async def _tend(folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm]) -> None:
+    """Take dropped files and forget old requests, for as long as the server runs."""
+    forget_at = 0.0
+    while True:
+        try:
+            await asyncio.to_thread(sweep, folder, inbox, forms)
+            if time.monotonic() >= forget_at:
+                await asyncio.to_thread(inbox.forget_requests)
+                forget_at = time.monotonic() + FORGET_S
+        except (KeelError, OSError) as error:
+            print(f"drop folder: {error}", file=sys.stderr)
+        await asyncio.sleep(SWEEP_S)
+
+
+def _answer(parsed: Parsed, receipt: Receipt) -> dict[str, Any]:
+    """What the sender is told, rows by their place in the request."""
+    dealt = list(zip(parsed.places, receipt.outcomes, receipt.numbers, strict=True))
+    refused = [(place, CONFLICT) for place, outcome, _ in dealt if outcome == "conflict"]
+    rejected = sorted([*parsed.rejected, *refused])
+    return {
+        "stream": parsed.submission.stream,
+        "stored": receipt.count("stored"),
+        "duplicates": receipt.count("duplicate"),
+        "numbers": [number for _, _, number in dealt if number is not None],
+        "rejected": [{"index": place, "reason": reason} for place, reason in rejected],
+    }
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    plain = asdict(content) if hasattr(content, "__dataclass_fields__") else content
+    return Response(
+        to_json(plain), status_code=status, headers=headers, media_type="application/json"
+    )

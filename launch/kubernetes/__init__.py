@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes, written out and not sent anywhere."""

@@ -1,0 +1,314 @@
+"""A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay v1.7, or a plain CronJob.
+
+One pod for every engine, one for all ranks of the learner where there are several, and a head that the
+driver runs in. The campaign file is a ConfigMap. The store is a volume that all pods share: Keel's ledger,
+not the cluster, remembers what is done, so a job that is started again goes on. No value of a secret is
+written into a manifest: Ray's token and what rewards need are named, and lie in Secrets.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from align.config import CampaignConfig
+from align.resources_config import ResourcesConfig
+from launch.jobs import check_env
+from rollouts.errors import UserError
+
+Kind = Literal["rayjob", "raycronjob", "cronjob"]
+Manifest = dict[str, Any]
+
+CONFIG_DIR = "/etc/keel"
+CONFIG_FILE = "campaign.yaml"
+NOTHING_DUE = 4
+"""How ``keel schedule tick`` exits then, which is no failure."""
+MOST_BYTES = 1_000_000
+"""A ConfigMap holds 1 MiB."""
+
+NOTES: Mapping[Kind, str] = {
+    "rayjob": "One run. Delete the RayJob and apply it again for another: finished rounds are kept.",
+    "raycronjob": "RayCronJob is alpha: the operator needs --feature-gates=RayCronJob=true. It has no\n"
+    "concurrencyPolicy, so a run may start while another one works: the later one finds the store\n"
+    "claimed and ends with an error, and nothing is done twice. Missed times are made up for one by one.",
+    "cronjob": "The schedule here only says how often to ask; what is due stands in the campaign file.\n"
+    "Kubernetes may start a job twice or not at all: each due round is claimed once in the ledger.",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What the manifests say besides the campaign."""
+
+    kind: Kind
+    image: str
+    """Has Keel and the packages of its lock."""
+    namespace: str = "default"
+    gpus: bool = False
+    """The nodes have GPUs: engines and ranks take theirs, and so does the head for a learner in it."""
+    schedule: str | None = None
+    """Cron, of a RayCronJob or a CronJob."""
+    time_zone: str = "Etc/UTC"
+    claim: str = "keel-store"
+    """PersistentVolumeClaim of the store, ReadWriteMany."""
+    mount: str = "/shared"
+    token_secret: str = "keel-ray-token"
+    """Secret with Ray's token under the key ``auth_token``."""
+    env: tuple[str, ...] = ()
+    """Variables that the campaign needs."""
+    env_secret: str = "keel-env"
+    """Secret that has each of them under its name."""
+    memory: str = "16Gi"
+    """Of every pod."""
+    deadline_s: int = 86_400
+    """A run is ended after it."""
+    retries: int = 1
+
+
+def render(
+    config: CampaignConfig, text: str, target: Target, *, files: Sequence[tuple[str, Path]] = ()
+) -> list[Manifest]:
+    """The manifests in the order in which they are to be applied.
+
+    Args:
+        text: the campaign file as it is.
+        files: what it names that is on this machine, each with its key.
+
+    Raises:
+        UserError: the campaign cannot run there as it is.
+    """
+    for key, path in files:
+        raise UserError(
+            f"{path} is a file here, and a pod would not find it",
+            where=key,
+            remedy=f"put it on the volume and name it below {target.mount}",
+        )
+    _check(config, text, target)
+    build = {"rayjob": _ray_job, "raycronjob": _ray_cron_job, "cronjob": _cron_job}
+    return [_config_map(config, text, target), build[target.kind](config, target)]
+
+
+def _check(config: CampaignConfig, text: str, target: Target) -> None:
+    check_env(target.env)
+    store = config.store
+    if "://" not in store and not PurePosixPath(store).is_relative_to(target.mount):
+        raise UserError(
+            f"the store {store or 'runs/<name>'!r} is not on the volume at {target.mount}",
+            where="store",
+            remedy=f"set store to a path such as {target.mount}/{config.name}, or give --mount",
+        )
+    if len(text.encode()) > MOST_BYTES:
+        raise UserError(
+            "the campaign file is too large for a ConfigMap",
+            remedy="move prompts and suites into files on the volume",
+        )
+    if (target.kind == "rayjob") != (target.schedule is None):
+        needs = "takes no" if target.kind == "rayjob" else "needs a"
+        raise UserError(f"--kind {target.kind} {needs} --schedule", where="--schedule")
+    if target.schedule is not None:
+        _check_schedule(target.schedule)
+
+
+def _check_schedule(schedule: str) -> None:
+    from datetime import UTC, datetime
+
+    from cronsim import CronSim, CronSimError
+
+    try:
+        CronSim(schedule, datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise UserError(
+            f"{schedule!r} is not a cron expression: {error}",
+            where="--schedule",
+            remedy="five fields, such as '0 3 * * *' for three at night",
+        ) from None
+
+
+def _name(config: CampaignConfig) -> str:
+    """A label of DNS: what a campaign's name may hold and Kubernetes not becomes a dash, and KubeRay adds
+    to it."""
+    return config.name.replace("_", "-").replace(".", "-")[:30].rstrip("-")
+
+
+def _metadata(config: CampaignConfig, target: Target, suffix: str = "") -> Manifest:
+    return {
+        "name": f"keel-{_name(config)}{suffix}",
+        "namespace": target.namespace,
+        "labels": {"app.kubernetes.io/name": "keel", "app.kubernetes.io/instance": _name(config)},
+    }
+
+
+def _config_map(config: CampaignConfig, text: str, target: Target) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(config, target, "-campaign"),
+        "data": {CONFIG_FILE: text},
+    }
+
+
+def _ray_job(config: CampaignConfig, target: Target) -> Manifest:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(config, target),
+        "spec": _ray_job_spec(config, target),
+    }
+
+
+def _ray_cron_job(config: CampaignConfig, target: Target) -> Manifest:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": _metadata(config, target),
+        "spec": {
+            "schedule": target.schedule,
+            "timeZone": target.time_zone,
+            "jobTemplate": _ray_job_spec(config, target),
+        },
+    }
+
+
+def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
+    words = ["keel", "run", f"{CONFIG_DIR}/{CONFIG_FILE}", "--address", "auto", "--wait", "600"]
+    return {
+        "entrypoint": shlex.join(words),
+        "submissionMode": "K8sJobMode",
+        "activeDeadlineSeconds": target.deadline_s,
+        # Every retry is a fresh cluster; the round goes on from its last checkpoint in the store.
+        "backoffLimit": target.retries,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "rayClusterSpec": _ray_cluster(config, target),
+    }
+
+
+def _ray_cluster(config: CampaignConfig, target: Target) -> Manifest:
+    from importlib.metadata import version
+
+    policy, engines = config.policy, config.rollouts
+    # A learner that is one process is in the driver, and the driver on the head.
+    alone = policy.ranks == 1
+    head = ResourcesConfig(cpus=policy.threads + 1, gpus=None if alone else 0.0)
+    groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
+    if not alone:
+        groups.append(_workers("learner", policy.resources, 1, policy.ranks, config, target))
+    return {
+        "rayVersion": version("ray"),
+        "authOptions": {"mode": "token", "secretName": target.token_secret},
+        "headGroupSpec": {
+            # Nothing but the driver runs there, so Ray has nothing to give away on it.
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+            "template": {
+                "spec": _pod("ray-head", _limits(head, 1, target), config, target, secrets=True)
+            },
+        },
+        "workerGroupSpecs": groups,
+    }
+
+
+def _workers(
+    name: str,
+    resources: ResourcesConfig,
+    pods: int,
+    processes: int,
+    config: CampaignConfig,
+    target: Target,
+) -> Manifest:
+    """A group of pods that each hold some processes."""
+    start = {"num-cpus": str(math.ceil(resources.cpus * processes))}
+    if resources.custom:
+        pairs = ", ".join(f'\\"{n}\\": {a * processes:g}' for n, a in resources.custom.items())
+        start["resources"] = f'"{{{pairs}}}"'
+    return {
+        "groupName": name,
+        "replicas": pods,
+        "minReplicas": pods,
+        "maxReplicas": pods,
+        "rayStartParams": start,
+        "template": {
+            "spec": _pod(f"ray-{name}", _limits(resources, processes, target), config, target)
+        },
+    }
+
+
+def _cron_job(config: CampaignConfig, target: Target) -> Manifest:
+    """Everything in one pod, with a Ray cluster of its own for as long as a round takes."""
+    policy, engines = config.policy, config.rollouts
+    cpus = math.ceil(engines.engines * engines.resources.cpus + policy.ranks * policy.threads + 1)
+    whole = ResourcesConfig(cpus=cpus, gpus=0.0)
+    limits = _limits(whole, 1, target)
+    if target.gpus:
+        limits["nvidia.com/gpu"] = str(engines.engines + policy.ranks)
+    pod = _pod("keel", limits, config, target, secrets=True)
+    tick = shlex.join(["keel", "schedule", "tick", f"{CONFIG_DIR}/{CONFIG_FILE}"])
+    pod["containers"][0]["command"] = ["sh", "-c", f"{tick} || test $? -eq {NOTHING_DUE}"]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": _metadata(config, target),
+        "spec": {
+            "schedule": target.schedule,
+            "timeZone": target.time_zone,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": 300,
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {
+                "spec": {
+                    "activeDeadlineSeconds": target.deadline_s,
+                    "backoffLimit": 0,  # The next tick is the retry.
+                    "template": {"spec": {"restartPolicy": "Never", **pod}},
+                }
+            },
+        },
+    }
+
+
+def _limits(resources: ResourcesConfig, processes: int, target: Target) -> dict[str, str]:
+    """Requested and limited alike, so that a node's memory is never promised twice."""
+    bundle = resources.bundle(gpus=target.gpus)
+    gpus = math.ceil(bundle.get("GPU", 0.0) * processes)
+    limits = {"cpu": str(math.ceil(bundle["CPU"] * processes)), "memory": target.memory}
+    return limits | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+
+
+def _pod(
+    name: str,
+    limits: Mapping[str, str],
+    config: CampaignConfig,
+    target: Target,
+    *,
+    secrets: bool = False,
+) -> dict[str, Any]:
+    """A pod of one container; only the driver's gets secrets."""
+    container = {
+        "name": name,
+        "image": target.image,
+        "env": _environment(target.env if secrets else (), target.env_secret),
+        "resources": {"requests": dict(limits), "limits": dict(limits)},
+        "volumeMounts": [
+            {"name": "campaign", "mountPath": CONFIG_DIR, "readOnly": True},
+            {"name": "store", "mountPath": target.mount},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    volumes = [
+        {"name": "campaign", "configMap": {"name": _metadata(config, target, "-campaign")["name"]}},
+        {"name": "store", "persistentVolumeClaim": {"claimName": target.claim}},
+        # Ray's object store; without it a pod has 64 MiB.
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+    ]
+    return {"containers": [container], "volumes": volumes}
+
+
+def _environment(names: Sequence[str], secret: str) -> list[Manifest]:
+    plain = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    return plain + [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
+        for name in names
+    ]

@@ -1,0 +1,206 @@
+"""The address that stays: passes requests on to whatever serves, byte by byte, and says who answered.
+
+Only what is listed here is passed on. vLLM itself asks for its key under ``/v1`` and a few other prefixes
+alone, and would sample for anybody who posts to ``/invocations``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from launch.feedback.token import is_bearer
+from launch.serving.route import Backend, NoBackend, Route
+
+PASSED = ("/v1/", "/metrics", "/tokenize", "/detokenize")
+"""Beginnings of paths that are passed on, all of them with the key."""
+HEALTH = "/health"
+SNAPSHOT_HEADER = b"x-keel-snapshot"
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
+    b"transfer-encoding upgrade".split()
+)
+"""About one connection and not about the message: RFC 9110, section 7.6.1."""
+OURS = frozenset({b"host", b"content-length", b"authorization", b"expect"})
+"""Of a request, written anew for the backend."""
+RETRY_S = 5
+CONNECT_TRIES, CONNECT_PAUSE_S = 3, 0.2
+TIMEOUT = {"connect": 5.0, "read": None, "write": 60.0, "pool": None}
+"""Seconds. A long completion may be silent for as long as its client is patient."""
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one request may hold."""
+
+    body_bytes: int = 32 << 20
+    body_s: float = 60.0
+    """Seconds for a body to arrive."""
+
+
+class Refused(Exception):
+    """A request that gets an answer of the proxy's own, in the form of OpenAI's errors."""
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        error = {"message": message, "type": kind, "param": None, "code": status}
+        self.response = JSONResponse({"error": error}, status, headers)
+
+
+class Proxy:
+    """An ASGI application over a `Route`."""
+
+    def __init__(
+        self,
+        route: Route,
+        transport: httpx.AsyncBaseTransport,
+        *,
+        key: str | None,
+        say: Callable[[str], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self._route, self._transport, self._key, self._say = route, transport, key, say
+        self._limits = limits or Limits()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})
+            return
+        request = Request(scope, receive)
+        if request.url.path == HEALTH:
+            await self._health()(scope, receive, send)
+            return
+        try:
+            self._admit(request)
+            body = await self._body(request)
+            await _while_connected(self._relay(request, body, send), receive)
+        except Refused as refused:
+            await refused.response(scope, receive, send)
+        except ClientDisconnect:
+            return
+
+    def _admit(self, request: Request) -> None:
+        path = request.url.path
+        if self._key is not None and not is_bearer(request.headers.get("authorization"), self._key):
+            raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+        # A client library would resolve `..` after the check.
+        steps = path.split("/")
+        if not path.startswith(PASSED) or "." in steps or ".." in steps or "//" in path:
+            raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
+
+    def _health(self) -> Response:
+        """Whether requests are taken; says nothing else, so it asks for no key."""
+        if self._route.now is None:
+            return _unavailable().response
+        return JSONResponse({"status": "ok"})
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body: only what is complete can be sent again after a refused connection."""
+        parts, size = [], 0
+        close = {"Connection": "close"}
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self._limits.body_bytes:
+                        raise Refused(413, f"more than {self._limits.body_bytes} bytes", close)
+                    parts.append(part)
+        except TimeoutError as error:
+            raise Refused(408, f"no body within {self._limits.body_s:g} s", close) from error
+        return b"".join(parts)
+
+    async def _relay(self, request: Request, body: bytes, send: Send) -> None:
+        """Ask the backend; ask again only where the connection was refused, so nothing was sent."""
+        for again in range(CONNECT_TRIES):
+            if again:
+                await asyncio.sleep(CONNECT_PAUSE_S)
+            try:
+                with self._route.lease() as backend:
+                    await self._ask(backend, request, body, send)
+                return
+            except (httpx.ConnectError, NoBackend):
+                continue
+        raise _unavailable()
+
+    async def _ask(self, backend: Backend, request: Request, body: bytes, send: Send) -> None:
+        asked = httpx.Request(
+            request.method,
+            httpx.URL(backend.url).copy_with(raw_path=_raw_path(request.scope)),
+            headers=[
+                *_passed(request.headers.raw, OURS),
+                (b"authorization", b"Bearer " + backend.key.encode()),
+            ],
+            content=body,
+            extensions={"timeout": TIMEOUT},
+        )
+        try:
+            answer = await self._transport.handle_async_request(asked)
+        except httpx.ConnectError:
+            raise
+        except httpx.TransportError as error:
+            raise Refused(502, f"the server failed ({type(error).__name__})") from error
+        headers = _passed(answer.headers.raw, {b"server", b"date"})
+        headers.append((SNAPSHOT_HEADER, backend.snapshot.encode()))
+        start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+        stream = answer.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        try:
+            await send(start)
+            async for chunk in stream:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except httpx.TransportError as error:
+            # Left unfinished: the client must not take half an answer for a whole one.
+            self._say(f"a server broke off in the middle of an answer ({type(error).__name__})")
+        else:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await stream.aclose()
+
+
+async def _while_connected(work: Any, receive: Receive) -> None:
+    """Do the work unless the client leaves; then the backend's connection closes and it stops too."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unavailable() -> Refused:
+    return Refused(503, "no model is being served yet; try again", {"Retry-After": str(RETRY_S)})
+
+
+def _raw_path(scope: Scope) -> bytes:
+    query: bytes = scope["query_string"]
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path + b"?" + query if query else path
+
+
+def _passed(headers: Iterable[tuple[bytes, bytes]], without: Iterable[bytes]) -> Headers:
+    """Headers of a message without those of its connection, which it may list itself."""
+    known = [(name.lower(), value) for name, value in headers]
+    listed = [value for name, value in known if name == b"connection"]
+    own = {word.strip().lower() for value in listed for word in value.split(b",")}
+    drop = HOP_BY_HOP | own | set(without)
+    return [(name, value) for name, value in known if name not in drop]

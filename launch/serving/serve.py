@@ -1,0 +1,169 @@
+"""The process of ``keel serve``: its socket, its key, its proxy, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.config import CampaignConfig
+from align.evidence import stored_evidence
+from launch.cluster import is_loopback
+from launch.feedback.token import read_token
+from launch.serving.command import check_extra, vllm_device
+from launch.serving.follow import Follower, Pace
+from launch.serving.route import Backend, Route
+from launch.serving.shelf import SHOWN, Shelf
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+if TYPE_CHECKING:
+    import uvicorn
+
+BACKLOG = 1024
+KEEP_ALIVE_S = 75
+IDLE_CONNECTIONS, IDLE_S = 256, 60.0
+"""To a backend: how many are kept, and for how long."""
+OVERLAP_SHARE, WHOLE_SHARE = 0.45, 0.9
+"""Of a GPU's memory, for one of two servers during a swap, and for one alone."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What ``keel serve`` is asked for."""
+
+    alias: str = "production"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free one."""
+    name: str | None = None
+    """Of the model; None: the campaign's."""
+    key_file: Path | None = None
+    """Made when it is not there; None: ``serving/key`` in the store."""
+    pace: Pace = field(default_factory=Pace)
+    start_deadline_s: float = 600.0
+    """Seconds that a server may take to be healthy."""
+    gpu_memory_utilization: float | None = None
+    """Share of a GPU for one server; None: 0.45 where two run during a swap, else 0.9."""
+    extra: Sequence[str] = ()
+    """More arguments for vLLM."""
+
+
+def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
+    """Serve an alias until SIGTERM or SIGINT; requests under way are finished first.
+
+    Raises:
+        UserError: no such alias, a reward model, an address that cannot be used, or a package is missing.
+        SnapshotError: the snapshot is missing or damaged; nothing was started.
+        RunError: vLLM did not come up, or does not stay up.
+    """
+    check_extra(options.extra)
+    device = vllm_device()
+    try:
+        from launch.serving.vllm_server import VLLMStarter
+    except ImportError as error:
+        raise UserError(
+            f"the server needs {error.name}", remedy="pip install 'keel-align[serve]'"
+        ) from error
+    shelf = Shelf(stored_evidence(config), options.alias, options.name)
+    target = shelf.open(shelf.wanted())
+    key_file = options.key_file or config.folder / "serving" / "key"
+    key = read_token(key_file)
+    overlaps = options.pace.follow and options.pace.swap == "overlap"
+    start = VLLMStarter(
+        shelf=shelf,
+        device=device,
+        gpu_memory_utilization=options.gpu_memory_utilization
+        or (OVERLAP_SHARE if overlaps else WHOLE_SHARE),
+        extra=options.extra,
+        deadline_s=options.start_deadline_s,
+    )
+    with listen(options.host, options.port) as listening:
+        host, port = listening.getsockname()[:2]
+        say(f"model {target.name}, now {target.snapshot[:SHOWN]}; the key is in {key_file}")
+        if not is_loopback(host):
+            say("warning: not only this machine can reach it, and the key travels unencrypted;")
+            say("         put a proxy with TLS in front")
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        asyncio.run(
+            run(listening, wanted=shelf.wanted, start=start, key=key, pace=options.pace, say=say)
+        )
+    say("stopped")
+
+
+async def run(
+    listening: socket.socket,
+    *,
+    wanted: Callable[[], SnapshotId],
+    start: Callable[[SnapshotId], Awaitable[Backend]],
+    key: str,
+    pace: Pace,
+    say: Say,
+) -> None:
+    """Answer on a socket with whatever a follower serves, until a signal or the follower's end.
+
+    Raises:
+        KeelError: the follower's.
+    """
+    import httpx
+    import uvicorn
+
+    from launch.serving.proxy import Proxy
+
+    route = Route()
+    follower = Follower(route, wanted=wanted, start=start, say=say, pace=pace)
+    limits = httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_S)
+    async with httpx.AsyncHTTPTransport(limits=limits, trust_env=False) as transport:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                Proxy(route, transport, key=key, say=say),
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(pace.drain_s),
+            )
+        )
+        _hand_signals_to(server)
+        answering = asyncio.create_task(server.serve(sockets=[listening]))
+        following = asyncio.create_task(follower.run())
+        try:
+            await asyncio.wait({answering, following}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await answering
+            if following.done():
+                following.result()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await follower.close()
+
+
+def _hand_signals_to(server: uvicorn.Server) -> None:
+    """uvicorn raises the signal that ended it once more, for whoever handled it before: that is itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address cannot be used, such as a port that is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen there ({error})",
+            where=f"{host}:{port}",
+            remedy="choose another --port, or 0 for any free one",
+        ) from error

@@ -1,0 +1,102 @@
+"""From an alias to the files that vLLM serves, every byte of them verified."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.evidence import Evidence
+from rollouts.errors import UserError, nearest
+from rollouts.types import SnapshotId
+
+SHOWN = 16
+"""Digits of a snapshot's id in the name of a model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A peft adapter."""
+
+    folder: Path
+    rank: int
+    targets: tuple[str, ...]
+    """Names of the layers that it changes."""
+    must_merge: bool
+    """vLLM cannot serve it beside the base, or the campaign asks for full weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A verified snapshot, and the names that it answers to."""
+
+    snapshot: SnapshotId
+    name: str
+    """Stays the same over all swaps."""
+    folder: Path
+    """Full weights: the snapshot's own, or those of its adapter's base."""
+    adapter: Adapter | None = None
+
+    @property
+    def pinned(self) -> str:
+        """The name that only this snapshot answers to.
+
+        >>> Target(snapshot="ab" * 32, name="digits", folder=Path()).pinned
+        'digits@abababababababab'
+        """
+        return f"{self.name}@{self.snapshot[:SHOWN]}"
+
+
+class Shelf:
+    """The snapshots of one campaign, of which an alias names one."""
+
+    def __init__(self, evidence: Evidence, alias: str, name: str | None = None) -> None:
+        self.evidence, self._alias = evidence, alias
+        self.name = name or evidence.config.name
+        self._store = evidence.snapshots()
+
+    def wanted(self) -> SnapshotId:
+        """What the alias names now.
+
+        Raises:
+            UserError: it names nothing.
+        """
+        found = self.evidence.ledger.alias(self._alias)
+        if found is None:
+            known = sorted({move.alias for move in self.evidence.ledger.alias_moves()})
+            raise UserError(
+                f"no snapshot is called {self._alias!r}",
+                where="--alias",
+                remedy=nearest(self._alias, known) if known else "run the campaign with keel run",
+            )
+        return found
+
+    def open(self, snapshot: SnapshotId) -> Target:
+        """A snapshot and, of an adapter, its base.
+
+        Raises:
+            SnapshotError: missing or damaged; the file is named.
+            UserError: it is a reward model.
+        """
+        found = self._store.open(snapshot)
+        if found.kind == "reward":
+            raise UserError(
+                f"snapshot {snapshot[:SHOWN]} is a reward model: it scores answers and writes none",
+                where=self._alias,
+                remedy="serve an alias that names a policy, such as production",
+            )
+        if found.kind == "model":
+            return Target(snapshot=snapshot, name=self.name, folder=found.path)
+        base = self._store.open(self.evidence.base)
+        adapter = self._adapter(found.path)
+        return Target(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
+
+    def _adapter(self, folder: Path) -> Adapter:
+        content = json.loads((folder / "adapter_config.json").read_text())
+        lora = self.evidence.config.policy.lora
+        return Adapter(
+            folder=folder,
+            rank=content["r"],
+            targets=tuple(content["target_modules"]),
+            must_merge=content.get("use_dora", False) or (lora and lora.serve) == "merged",
+        )

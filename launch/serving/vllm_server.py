@@ -1,0 +1,213 @@
+"""One vLLM server in a process of its own, for one snapshot: started, asked once, stopped.
+
+It listens on loopback and asks for a key that is made for it alone and passed in its environment. The
+proxy in front has the address and the key that people know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
+
+import httpx
+
+from align.config import CampaignConfig
+from align.evidence import stored_evidence
+from launch.serving import guard
+from launch.serving.command import Device, environment, vllm_arguments
+from launch.serving.shelf import SHOWN, Shelf, Target
+from rollouts.errors import RunError
+from rollouts.types import SnapshotId
+
+GRACE_S = 10.0
+"""Seconds that vLLM has to end when it is asked to; no request runs any more by then."""
+LOOK_S = 0.2
+WARM_UP_S = 120.0
+TAIL_LINES = 15
+
+
+class VLLMServer:
+    """A `Backend`: a running vLLM."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        url: str,
+        key: str,
+        process: subprocess.Popen[bytes],
+        log: Path,
+    ) -> None:
+        self._target, self._url, self._key = target, url, key
+        self._process, self._log = process, log
+
+    @property
+    def snapshot(self) -> SnapshotId:
+        """Whose weights it holds."""
+        return self._target.snapshot
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:port``."""
+        return self._url
+
+    @property
+    def key(self) -> str:
+        """Bearer token that it asks for."""
+        return self._key
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    async def stop(self) -> None:
+        """Let go of the guard, which ends the whole process group."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        until = time.monotonic() + 2 * GRACE_S
+        while self.alive() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_S / 4)
+        if self.alive():
+            self._process.kill()
+        self._process.wait()
+
+    async def ready(self, deadline_s: float) -> None:
+        """Wait until it is healthy, has the snapshot's name, and has answered a request.
+
+        Raises:
+            RunError: it ended, or was not ready in time; with the last lines of its log.
+        """
+        async with httpx.AsyncClient(
+            base_url=self._url, trust_env=False, headers={"Authorization": f"Bearer {self._key}"}
+        ) as client:
+            until = time.monotonic() + deadline_s
+            while not await _healthy(client):
+                if not self.alive():
+                    raise self._failure("vLLM ended before it was ready")
+                if time.monotonic() > until:
+                    raise self._failure(f"vLLM was not ready after {deadline_s:g} s")
+                await asyncio.sleep(LOOK_S)
+            question = {"model": self._target.pinned, "prompt": [0], "max_tokens": 1}
+            try:
+                answer = await client.post("/v1/completions", json=question, timeout=WARM_UP_S)
+            except httpx.TransportError as error:
+                raise self._failure(f"vLLM did not answer ({type(error).__name__})") from error
+            if answer.status_code != 200:
+                raise self._failure(f"vLLM answered with {answer.status_code}: {answer.text[:300]}")
+
+    def _failure(self, what: str) -> RunError:
+        tail = self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        return RunError(
+            what,
+            where=str(self._log),
+            cause="\n    ".join(["the last it wrote:", *tail]),
+            remedy="pass what is missing to vLLM with --vllm, or give it more time or memory",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLLMStarter:
+    """Starts servers of one campaign's snapshots."""
+
+    shelf: Shelf
+    device: Device
+    gpu_memory_utilization: float
+    """Share of a GPU that one server takes."""
+    extra: Sequence[str]
+    """More arguments for vLLM."""
+    deadline_s: float
+    """Seconds that a server may take to be healthy."""
+
+    async def __call__(self, snapshot: SnapshotId) -> VLLMServer:
+        """A server that has answered once; nothing is left of one that has not.
+
+        Raises:
+            SnapshotError: the snapshot is damaged; nothing was started.
+            RunError: vLLM did not come up.
+        """
+        target = await asyncio.to_thread(self.shelf.open, snapshot)
+        folder = self.shelf.evidence.folder.absolute() / "serving"
+        folder.mkdir(exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=folder))
+        try:
+            if target.adapter is not None and target.adapter.must_merge:
+                merged = await _merged(self.shelf.evidence.config, snapshot, scratch / "merged")
+                target = replace(target, folder=merged, adapter=None)
+            server = self._launch(target, folder / f"{snapshot[:SHOWN]}.log", scratch)
+        except BaseException:
+            rmtree(scratch, ignore_errors=True)
+            raise
+        try:
+            await server.ready(self.deadline_s)
+        except BaseException:
+            await asyncio.shield(server.stop())
+            raise
+        return server
+
+    def _launch(self, target: Target, log: Path, scratch: Path) -> VLLMServer:
+        port, key = free_port(), secrets.token_urlsafe(32)
+        arguments = vllm_arguments(
+            target,
+            self.shelf.evidence.config,
+            port=port,
+            device=self.device,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+        )
+        # -I and -P: neither the working folder nor PYTHONPATH may slip a module in.
+        command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S), str(scratch)]
+        command += [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, *arguments, *self.extra],
+                env=environment(os.environ, target.folder, self.device, key),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        url = f"http://127.0.0.1:{port}"
+        return VLLMServer(target, url=url, key=key, process=process, log=log)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+async def _healthy(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health", timeout=5.0)).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def _merged(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> Path:
+    """The whole model that an adapter stands for, made in a process that gives its memory back."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(pool, _merge, config, snapshot, folder)
+    return folder
+
+
+def _merge(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> None:
+    from align.report.export import export
+
+    export(stored_evidence(config), snapshot, folder, merge=True, force=True)

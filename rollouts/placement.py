@@ -1,0 +1,64 @@
+"""Room on a Ray cluster, reserved before anything is started in it: a placement group.
+
+Once it is reserved nobody else gets it, and when a node is lost Ray looks for the same room on the
+nodes that are left, or on the next one to come. Ray must be running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Bundle = Mapping[str, float]
+"""What one process takes, as Ray names it: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
+
+
+class Room:
+    """One bundle for each process of a group.
+
+    Args:
+        bundles: what each takes.
+        strategy: ``PACK`` on as few nodes as there is room on, ``STRICT_PACK`` on one node.
+    """
+
+    def __init__(
+        self, bundles: Sequence[Bundle], strategy: Literal["PACK", "STRICT_PACK"] = "PACK"
+    ) -> None:
+        import ray
+
+        self._bundles = tuple(bundles)
+        self._group: Any = ray.util.placement_group([dict(b) for b in bundles], strategy=strategy)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there was room for every process within that time."""
+        return bool(self._group.wait(seconds))
+
+    def options(self, index: int) -> dict[str, Any]:
+        """Options of the actor that takes one of the places."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        named = dict(self._bundles[index])
+        return {
+            "num_cpus": named.pop("CPU", 0),
+            "num_gpus": named.pop("GPU", 0),
+            "resources": named,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=index
+            ),
+        }
+
+    def release(self) -> None:
+        """Give the room back; whatever still runs in it is killed. Safe after Ray has gone."""
+        import ray
+
+        if ray.is_initialized():
+            ray.util.remove_placement_group(self._group)
+
+
+def told(bundle: Bundle) -> str:
+    """For people.
+
+    >>> told({"CPU": 2.0, "a100": 0.5})
+    '2 CPU, 0.5 a100'
+    """
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())

@@ -1,0 +1,175 @@
+"""A campaign as a job of a cluster of three machines, one of which is lost in the middle and comes back.
+
+The driver and its learner are on the first machine, an engine on each of the others. The machines have
+addresses of their own and share the store, as over a network file system, and Keel's own code is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from align.campaign_file import load_campaign
+from align.evidence import stored_evidence
+from tests.integration.machines import Machine, Machines, head_command, machines, why_not
+from tests.integration.machines import worker_command as worker
+
+PATIENCE_S = 240.0
+SECRET = "hunter2-of-the-judge"
+ADDRESS = "http://127.0.0.1:8265"
+ENGINE = '{"engine":1}'
+HOLD_S = 2.0
+
+pytestmark = pytest.mark.skipif((reason := why_not()) is not None, reason=reason or "")
+
+REWARD = """
+import os, time
+from pathlib import Path
+
+def unhurried(completions, answer):
+    if Path({hold!r}).exists():
+        time.sleep({seconds})
+    assert os.environ["JUDGE_API_KEY"] == {secret!r}
+    return [float(text.strip() == right) for text, right in zip(completions, answer)]
+"""
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o644)
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return ours | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A machine without power says nothing: it is missed after three silent checks.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "3",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def net(tmp_path: Path, environ: dict[str, str]) -> Iterator[Machines]:
+    with machines(tmp_path, environ) as made:
+        yield made
+
+
+def write_campaign(folder: Path) -> Path:
+    hold = folder / "hold"
+    text = REWARD.format(hold=str(hold), seconds=HOLD_S, secret=SECRET)
+    (folder / "unhurried.py").write_text(text)
+    (folder / "env").mkdir()
+    (folder / "env" / "JUDGE_API_KEY").write_text(SECRET + "\n")
+    (folder / "env" / "JUDGE_API_KEY").chmod(0o600)
+    content = {
+        "name": "three-machines",
+        "policy": {"model": "demo://digits"},
+        "store": str(folder / "store"),
+        "rollouts": {
+            "engines": 2, "max_num_seqs": 64, "kv_cache_mb": 64,
+            "resources": {"custom": {"engine": 1}},
+        },
+        "defaults": {
+            "sampling": {"group_size": 4, "prompts_per_step": 8, "max_tokens": 6},
+            "suite": {"items": 60, "temperature": 1.0},
+        },
+        "rounds": [
+            {"name": "first", "prompts": "demo://rev", "steps": 40,
+             "rewards": [{"name": "unhurried.py:unhurried", "environment": ["JUDGE_API_KEY"]}]},
+        ],
+        "gate": {"mode": "observe"},
+    }  # fmt: skip
+    path = folder / "campaign.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen[Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.1)
+
+
+def steps(path: Path) -> list[dict[str, float]]:
+    file = path.parent / "store/rounds/00-first/attempt-1/metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def has_engine(machine: Machine) -> bool:
+    children = psutil.Process(machine.process.pid).children(recursive=True)
+    return any(
+        "EngineActor" in " ".join(child.cmdline()) for child in children if child.is_running()
+    )
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_lost_and_comes_back(
+    tmp_path: Path, net: Machines, environ: dict[str, str]
+) -> None:
+    path = write_campaign(tmp_path)
+    head = net.add("head", head_command(cpus=0))
+    net.add("one", worker(1, ENGINE))
+    lost = net.add("two", worker(1, ENGINE))
+    keel = (sys.executable, "-c", "from launch.cli import main; main()")
+    root = str(Path(__file__).parents[2])
+
+    def asked(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            head.run(tmp_path, *keel, *words, "--address", ADDRESS),
+            env=environ | {"PYTHONPATH": root},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    log = tmp_path / "head.log"
+    until(lambda: "Ray runtime started" in log.read_text(), head.process, "the head")
+    job = asked(
+        "submit", path.name, "--include", "unhurried.py", "--id", "first-job", "--follow",
+        "--env", "JUDGE_API_KEY", "--env-dir", str(tmp_path / "env"), "--wait", "120",
+    )  # fmt: skip
+    until(lambda: len(steps(path)) >= 2, job, "the first steps")
+
+    (tmp_path / "hold").touch()
+    lost.kill()
+    before = len(steps(path))
+    back = net.add("two", worker(1, ENGINE))
+    until(lambda: has_engine(back), job, "an engine on the machine that came back")
+    assert len(steps(path)) > before, "the other engine went on meanwhile"
+    (tmp_path / "hold").unlink()
+
+    out, error = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 0, out + error
+    assert "its mode is 0600 now" in error
+    assert "SUCCEEDED" in error
+    evidence = stored_evidence(load_campaign(path).config)
+    (first,) = evidence.ledger.rounds()
+    assert (first.state, first.attempt) == ("accepted", 1)
+    assert [step["step"] for step in steps(path)] == list(range(40))
+    assert all(step["parity/max_abs_diff"] < 1e-4 for step in steps(path))
+
+    listed, _ = asked("jobs", "list", "--json").communicate(timeout=PATIENCE_S)
+    (only,) = json.loads(listed)
+    assert (only["id"], only["status"], only["campaign"]) == (
+        "first-job",
+        "SUCCEEDED",
+        "three-machines",
+    )
+    logs = "".join(f.read_text(errors="replace") for f in (tmp_path / "head-ray").rglob("*.log"))
+    assert SECRET not in out + error + listed + logs

@@ -1,0 +1,29 @@
+"""Inboxes for the tests: the ledger of a campaign whose two rounds read one stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.examples.config import ExamplesConfig
+from align.inbox.feedback import Feedback, StreamForm
+from align.inbox.inbox import Inbox
+from align.memory.ledger import Ledger
+from tests.unit.ledgers import started
+
+TASTE = StreamForm(stream="taste", config=ExamplesConfig(source="inbox://taste"), kinds=("pair",))
+
+
+def pair(number: int, **columns: Any) -> dict[str, Any]:
+    """The row of a pair, distinct by its number."""
+    return {"prompt": f"Question {number}?", "chosen": "yes", "rejected": "no", **columns}
+
+
+def feedback(number: int, **columns: Any) -> Feedback:
+    return TASTE.read(pair(number, **columns), "test")
+
+
+def opened(folder: Path) -> tuple[Ledger, Inbox]:
+    """A started campaign of two rounds and its inbox."""
+    ledger = started(folder)
+    return ledger, Inbox(ledger.database)

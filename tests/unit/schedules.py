@@ -1,0 +1,87 @@
+"""Schedules for the tests, and a campaign in memory that lives by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from align.schedule.config import ScheduleSettings
+from align.schedule.due import Arrivals, Claimed, Due, History, Schedule, Tick, Waits, tick
+
+START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+NAME = "nightly"
+
+
+def at(text: str) -> datetime:
+    """A moment in UTC, such as ``2026-11-20 03:00``."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def schedule(name: str = NAME, stream: str | None = None, **settings: Any) -> Schedule:
+    return Schedule(name=name, settings=ScheduleSettings.model_validate(settings), stream=stream)
+
+
+def arrived(count: int, since: datetime = START, **changes: Any) -> Arrivals:
+    """So many rows that nobody has used."""
+    return replace(Arrivals(count=count, oldest=since if count else None, newest=count), **changes)
+
+
+class World:
+    """One schedule, its stream and its rounds, as the store would have them."""
+
+    def __init__(self, one: Schedule, now: datetime = START) -> None:
+        self.schedule, self.now = one, now
+        self.history = History(since={one.name: now})
+        self.rows: list[datetime] = []
+        """When each arrived."""
+        self.watermark = 0
+        self.found: list[Due] = []
+        """Everything that was claimed."""
+
+    def arrivals(self) -> Arrivals:
+        new = self.rows[self.watermark :]
+        oldest = min(new, default=None)
+        return Arrivals(
+            count=len(new), oldest=oldest, newest=len(self.rows), watermark=self.watermark
+        )
+
+    def look(self) -> Due | Waits:
+        found = self.tick()
+        return (*found.due, *found.waits)[0]
+
+    def tick(self) -> Tick:
+        place = self.schedule.stream or ""
+        return tick([self.schedule], self.history, {place: self.arrivals()}, self.now)
+
+    def claim(self) -> Due | Waits:
+        """Look, and write down what follows from it."""
+        found = self.look()
+        if isinstance(found, Due) and not found.claimed:
+            self.found.append(found)
+            here = self.arrivals()
+            new = Claimed(
+                schedule=found.schedule,
+                key=found.key,
+                round=found.round,
+                claimed=self.now,
+                newest=here.newest,
+                watermark=here.watermark,
+            )
+            self.history = replace(self.history, claims=(*self.history.claims, new))
+        if isinstance(found, Waits) and found.passed:
+            self.history = replace(self.history, since={found.schedule: self.now})
+        return found
+
+    def wait(self, **time: float) -> None:
+        self.now += timedelta(**time)
+
+    def arrive(self, count: int) -> None:
+        self.rows += [self.now] * count
+
+    def finish(self, *, uses: bool = True) -> None:
+        """The round that is open gets its verdict."""
+        verdicts = self.history.verdicts | {claim.round for claim in self.history.claims}
+        if uses and verdicts != self.history.verdicts:
+            self.watermark = len(self.rows)
+        self.history = replace(self.history, verdicts=verdicts)

@@ -1,0 +1,166 @@
+"""The guide says what there is: every page is walked as a reader would, and the site is built.
+
+Engines are small transformers models in this process and rounds have one step, so that `keel run` and
+all that looks at a finished campaign really runs. What listens, or needs a cluster, is only parsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from align.config import CampaignConfig, overlay
+from launch.cli import app
+from tests.unit.commands import assert_parses, blocks, command_of, keel_words, shell_lines, walk
+from tests.unit.hf_engine import HFEngine
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in DOCS.rglob("*.md")}
+MOST_LINES = 110
+"""A page answers one question."""
+
+ONLY_PARSED = {
+    "demo build", "doctor", "feedback serve", "gate aa", "jobs list", "jobs logs", "jobs status", "jobs stop",
+    "schedule run", "serve", "submit",
+}  # fmt: skip
+"""They listen, train, need a cluster, or ask the machine."""
+ONLY_PARSED_WITH = {"--address", "--watch", "--policy"}
+MEANT = {"ROUND": "first", "OTHER": "second", "SNAPSHOT": "production"}
+"""What a reader puts in the place of a word."""
+
+FINISHED: dict[str, Any] = {
+    "name": "campaign",
+    "policy": {"model": "demo://digits"},
+    "defaults": {
+        "sampling": {"group_size": 8, "prompts_per_step": 4, "max_tokens": 6},
+        "replay": {"general_prompts": "demo://general"},
+    },
+    "rounds": [
+        {"name": "first", "prompts": "demo://rev", "rewards": ["exact_match"], "steps": 1},
+        {"name": "second", "prompts": "demo://inc", "rewards": ["exact_match"], "steps": 1},
+    ],
+    "suites": [{"name": "general", "prompts": "demo://general", "metric": "exact_match"}],
+}
+
+
+def shortened(text: str) -> str:
+    """A campaign that takes a second, whose rounds are accepted whatever comes of them."""
+    if "\nrounds:" not in text:
+        return text
+    raw = yaml.safe_load(text)
+    for spec in raw["rounds"]:
+        spec["steps"] = 1
+    raw["defaults"] = overlay(raw.get("defaults", {}), {"suite": {"items": 20}})
+    for suite in raw.get("suites", []):
+        suite["items"] = 20
+    raw["gate"] = {**raw.get("gate", {}), "mode": "observe"}
+    return yaml.safe_dump(raw, sort_keys=False)
+
+
+@contextlib.contextmanager
+def in_process(*_: Any, **__: Any) -> Iterator[Callable[..., HFEngine]]:
+    """Stands in for `launch.engines.engine_starter`."""
+    yield lambda config, model, context: HFEngine(model)
+
+
+def run(words: list[str]) -> None:
+    """A command in this process and folder, or at least its words."""
+    words = [MEANT.get(word, word) for word in words]
+    assert_parses(words)
+    if command_of(words)[0] in ONLY_PARSED or ONLY_PARSED_WITH & set(words):
+        return
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, f"keel {' '.join(words)}: {result.exception}\n{result.output}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader who has a campaign that ran."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "campaign.yaml").write_text(shortened(yaml.safe_dump(FINISHED, sort_keys=False)))
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr("launch.engines.engine_starter", in_process)
+        run(["run", "campaign.yaml"])
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_reader_can_do_what_a_page_says(
+    name: str, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("launch.engines.engine_starter", in_process)
+    walk(PAGES[name], folder, run=run, change=shortened)
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_every_piece_of_a_campaign_is_valid(name: str) -> None:
+    for block in blocks(PAGES[name]):
+        if block.kind != "yaml" or Path(block.title or "").parts[:1] == ("tasks",):
+            continue
+        CampaignConfig.model_validate(completed(yaml.safe_load(block.text)))
+
+
+def completed(piece: Mapping[str, Any]) -> dict[str, Any]:
+    """A campaign around a piece of one: keys of a round go into the first."""
+    whole = {key: value for key, value in piece.items() if key in CampaignConfig.model_fields}
+    own = {key: value for key, value in piece.items() if key not in whole}
+    filled = overlay(FINISHED, whole)
+    first, *others = filled["rounds"]
+    return {**filled, "rounds": [overlay(first, own), *others]}
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_pages_are_short_and_name_what_exists(name: str) -> None:
+    text = PAGES[name]
+    assert len(text.splitlines()) <= MOST_LINES
+    for path in re.findall(r"`((?:configs|benchmarks|launch|align|docs)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    targets = [line.split()[1] for line in shell_lines(text) if line.startswith("make ")]
+    for target in targets:
+        assert re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_most_commands_are_run_not_only_parsed() -> None:
+    shown = [
+        words for text in PAGES.values() for words in map(keel_words, shell_lines(text)) if words
+    ]
+    parsed = [
+        words
+        for words in shown
+        if command_of(words)[0] in ONLY_PARSED or ONLY_PARSED_WITH & set(words)
+    ]
+    assert len(shown) > 30
+    assert len(parsed) < len(shown) / 2
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Strict: links, anchors and the table of contents are checked."""
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert built.returncode == 0, built.stderr
+    for name in PAGES:
+        html = (tmp_path / "site" / name).with_suffix(".html").read_text()
+        assert 'class="arithmatex"' not in html, f"{name}: an equation was not drawn"
+    for page in ("campaign", "algorithms", "rewards", "commands"):
+        assert "<table>" in (tmp_path / "site" / "reference" / f"{page}.html").read_text()
