@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart test unit parity chaos integration check lint lock clean
+.PHONY: help setup quickstart test unit parity chaos integration check lint docs lock clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make setup        create $(VENV) or bring it up to date'
 	@echo 'make check        lint, format and types'
 	@echo 'make lint         rewrite the sources: ruff fixes and format'
+	@echo 'make docs         build the guide into site/; a broken link is an error'
 	@echo 'make lock         compile requirements/cpu.lock again'
 	@echo 'make clean        remove $(VENV) and caches; runs/ is kept'
 	@echo
@@ -61,6 +62,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -d site
+	@echo 'site/index.html'
+
 # The versions already in the lock stay unless requirements/cpu.in forbids them.
 lock: $(STAMP)
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 \
@@ -70,5 +75,5 @@ lock: $(STAMP)
 		--override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,8 @@ from align.mixture import Mixture
 from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
 from align.reward_models import resolved
 from align.reward_round import run_reward_round
-from align.round import RoundPlan, run_round
+from align.round import run_round
+from align.round_plan import RoundPlan
 from align.schedule.expand import expanded_here
 from align.scoring import Scorer
 from rewards.rubric import Rubric, build_rubric

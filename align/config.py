@@ -123,6 +123,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     """One preference round."""
 
     name: Name
+    """Unique among rounds and suites; it names the round in the ledger and in commands."""
     prompts: Prompts | None = None
     """What completions are sampled for; None where the round learns from ``data``."""
     data: Examples | None = None
@@ -201,6 +202,7 @@ class CampaignConfig(StoreSettings):
 
     policy: PolicyConfig
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of prompts, samples and suites: the same seed draws the same."""
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]

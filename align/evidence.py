@@ -161,7 +161,9 @@ class Evidence:
         return {
             r.name: r.candidate
             for r in rounds
-            if r.candidate and self._makes(r.name) == makes and (path is None or r.candidate in path)
+            if r.candidate
+            and self._makes(r.name) == makes
+            and (path is None or r.candidate in path)
         }
 
     def due_index(self) -> int:

@@ -43,6 +43,7 @@ class RoundSuiteConfig(SuiteDemands):
     prompts: Prompts | None = None
     """None: the ``eval`` split of a demo source. Files need their own held-out prompts."""
     items: Annotated[int, Field(ge=1)] = 1500
+    """Prompts used, of those held out."""
     margin: Annotated[float, Field(gt=0)] = 0.05
     """Largest loss a later round may cause against its parent."""
     budget: Annotated[float, Field(gt=0)] | None = None
@@ -55,6 +56,7 @@ class SuiteConfig(SuiteDemands):
     """A capability every candidate is measured on: items with a metric, held-out text, a harness task."""
 
     name: Name
+    """Unique among rounds and suites."""
     prompts: Prompts | None = None
     metric: Reward | None = None
     """Scores each completion; any reward can be one."""
@@ -85,13 +87,17 @@ class SuiteConfig(SuiteDemands):
     @model_validator(mode="after")
     def _kind(self) -> Self:
         if sum(source is not None for source in (self.prompts, self.text, self.harness)) != 1:
-            raise ValueError("a suite has prompts (with a metric), text or harness; set exactly one")
+            raise ValueError(
+                "a suite has prompts (with a metric), text or harness; set exactly one"
+            )
         if (self.prompts is None) != (self.metric is None):
             raise ValueError(
                 "a suite over prompts needs a metric; a text suite takes none, and a harness task's is "
                 "harness.metric"
             )
-        if self.harness and (self.samples > 1 or self.temperature or "window" in self.model_fields_set):
+        if self.harness and (
+            self.samples > 1 or self.temperature or "window" in self.model_fields_set
+        ):
             raise ValueError(
                 "a harness task says itself how it samples; remove samples, temperature and window, and "
                 "set generation_kwargs and repeats in its file"

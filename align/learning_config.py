@@ -22,6 +22,7 @@ class SamplingConfig(Settings):
     prompts_per_step: Annotated[int, Field(ge=1)] = 16
     """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling; the loss is of the distribution at this temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
     repairs: Annotated[int, Field(ge=0)] = 1
@@ -40,9 +41,13 @@ class OptimizerConfig(Settings):
     """AdamW, fresh in every round."""
 
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Learning rate, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of gradients and of their squares."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the squares' mean, so that nothing is divided by zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of all weights that are trained, apart from the gradient."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

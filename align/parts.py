@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from align.learner.critic import Critic
     from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""

@@ -19,7 +19,8 @@ from align.gate.suites import Suite
 from align.learner.reward_model import RewardLearner
 from align.learner.rows import Row
 from align.parts import Parts
-from align.round import RoundOutcome, RoundPlan, commit
+from align.round import commit
+from align.round_plan import RoundOutcome, RoundPlan
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 

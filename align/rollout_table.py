@@ -1,6 +1,7 @@
 """Every sample of a step as a row: what was asked and answered, what each reward said, what was learned.
 
     rounds/<index>-<name>/attempt-<n>/rollouts/step-0000.parquet
+    rounds/<index>-<name>/attempt-<n>/<repair>/rollouts/step-0000.parquet
 
 One row per completion, in the order of the step. Columns of a fixed name come first; then for every part
 of the rubric ``reward/<part>`` (its raw value), ``term/<part>`` (as it counts: normalised, or empty behind
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from align.config import CampaignConfig
     from align.learner.rows import Batch
     from align.parts import Parts
-    from align.round import RoundPlan
+    from align.round_plan import RoundPlan
 
 FOLDER = "rollouts"
 Keep = int | Literal["all", "none"]
@@ -126,27 +127,32 @@ def prune(folder: Path, keep: Keep) -> None:
         path.unlink(missing_ok=True)
 
 
-def find_table(config: CampaignConfig, round_name: str, step: int | None) -> tuple[int, Path]:
+def find_table(
+    config: CampaignConfig, round_name: str, step: int | None, repair: str = ""
+) -> tuple[int, Path]:
     """The table of a step of a round, of the latest attempt that has it, and the step's number.
 
     Args:
         step: None: the last one there is.
+        repair: label of a repair of the round, such as ``distil``; empty: the round itself.
 
     Raises:
-        UserError: there is no such round, or no such table; what there is is named.
+        UserError: there is no such round, repair or table; what there is is named.
     """
-    names = [spec.name for spec in config.rounds]
-    if round_name not in names:
-        raise UserError(
-            f"there is no round {round_name!r}", where="ROUND", remedy=nearest(round_name, names)
-        )
-    folder = config.folder / "rounds" / f"{names.index(round_name):02d}-{round_name}"
-    attempts = sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    folder = _round_folder(config, round_name)
     tables = {
         _step_of(path): path
-        for attempt in attempts
-        for path in (attempt / FOLDER).glob("step-*.parquet")
+        for attempt in _attempts(folder)
+        for path in (attempt / repair / FOLDER).glob("step-*.parquet")
     }
+    others = repairs_with_tables(config, round_name)
+    if repair and repair not in others:
+        raise UserError(
+            f"no rollouts of a repair {repair!r} of round {round_name!r} are kept",
+            where="--repair",
+            cause="the round was not repaired like this, or only by weights between two snapshots",
+            remedy=f"kept are {', '.join(others)}" if others else "leave --repair out",
+        )
     if not tables:
         raise UserError(
             f"no rollouts of round {round_name!r} are kept",
@@ -163,6 +169,34 @@ def find_table(config: CampaignConfig, round_name: str, step: int | None) -> tup
             remedy=f"kept are {_ranges(sorted(tables))}",
         )
     return step, tables[step]
+
+
+def repairs_with_tables(config: CampaignConfig, round_name: str) -> list[str]:
+    """Labels of the repairs of a round that sampled; those that only mix weights did not.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    found = {
+        path.parent.parent.name
+        for attempt in _attempts(_round_folder(config, round_name))
+        for path in attempt.glob(f"*/{FOLDER}/step-*.parquet")
+    }
+    return sorted(found)
+
+
+def _round_folder(config: CampaignConfig, round_name: str) -> Path:
+    names = [spec.name for spec in config.rounds]
+    if round_name not in names:
+        raise UserError(
+            f"there is no round {round_name!r}", where="ROUND", remedy=nearest(round_name, names)
+        )
+    return config.folder / "rounds" / f"{names.index(round_name):02d}-{round_name}"
+
+
+def _attempts(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[Record]:

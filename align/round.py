@@ -11,62 +11,20 @@ commits a verdict. Nothing is undone on a rejection: production never moved.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
-from align.config import RoundConfig
-from align.gate.gate import Verdict
-from align.learner.anchors import References
 from align.learner.batch import build_batch
 from align.learner.teacher import with_teacher_prompts
 from align.measuring import measure
 from align.meters import measure_drift, probe, rollout_metrics
-from align.mixture import Mixture
 from align.parts import Parts
 from align.repair.ladder import climb
-from align.repair.record import Origin, RepairStep, with_repairs
+from align.repair.record import with_repairs
 from align.rollout_table import keep_rollouts
+from align.round_plan import RoundOutcome, RoundPlan
 from align.round_watch import RoundWatch
 from align.sampling import StepSampler
-from align.scoring import Scorer
 from rollouts.types import SnapshotId
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundPlan:
-    """Everything that makes a candidate of a round, fixed before its first step."""
-
-    index: int
-    attempt: int
-    spec: RoundConfig
-    references: References
-    mixture: Mixture
-    scorer: Scorer
-    seed: int
-    origin: Origin | None = None
-    """How the repair ladder makes another candidate of the round; None: this is the round itself."""
-
-    @property
-    def parent(self) -> SnapshotId:
-        return self.references.parent
-
-    @property
-    def run(self) -> str:
-        """Name of the round's attempt, or of a repair in it, such as ``03-sort.1-distil``."""
-        repair = f"-{self.origin.label}" if self.origin else ""
-        return f"{self.index:02d}-{self.spec.name}.{self.attempt}{repair}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundOutcome:
-    """A candidate and what the gate said of it."""
-
-    candidate: SnapshotId
-    verdict: Verdict
-    look: int
-    """Number of the decision in the campaign."""
-    repairs: tuple[RepairStep, ...] = ()
-    """Every candidate of the round, where the gate refused the first and others were tried."""
 
 
 def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:

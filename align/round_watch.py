@@ -29,7 +29,7 @@ from rollouts.types import RolloutGroup, Sampling, ScoredGroup
 if TYPE_CHECKING:
     from align.config import RewardConfig
     from align.parts import Parts
-    from align.round import RoundPlan
+    from align.round_plan import RoundPlan
 
 
 class RewardFooled(RunError):

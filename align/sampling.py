@@ -25,7 +25,7 @@ from rollouts.types import Sampling, ScoredGroup
 
 if TYPE_CHECKING:
     from align.parts import Parts
-    from align.round import RoundPlan
+    from align.round_plan import RoundPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

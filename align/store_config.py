@@ -22,6 +22,7 @@ class StoreSettings(Settings):
     """The campaign's name and the places that it keeps things in."""
 
     name: Name
+    """Of the campaign; its store is named by it."""
     store: str = ""
     """Folder of snapshots, ledger, metrics and evaluations; empty: ``runs/<name>``. Or the URL of a folder
     elsewhere, such as ``s3://bucket/prefix``: then it holds everything but the ledger, and credentials

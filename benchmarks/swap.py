@@ -77,7 +77,7 @@ def main() -> None:
     """Measure and print."""
     prepare()
     options = parser("Requests lost during a swap.")
-    options.add_argument("--requests", type=int, default=10_000, help="against light servers")
+    options.add_argument("--requests", type=int, default=10_000, help="to light servers; 0: none")
     options.add_argument("--swaps", type=int, default=20, help="of light servers")
     options.add_argument("--vllm-requests", type=int, default=500, help="at least; 0: no vLLM")
     options.add_argument("--connections", type=int, default=16)
@@ -85,7 +85,9 @@ def main() -> None:
     if args.quick:
         args.requests, args.swaps, args.vllm_requests = 500, 4, 0
     with TemporaryDirectory(prefix="swap-") as folder:
-        data = {"light": asyncio.run(light(Path(folder), args))}
+        data = {}
+        if args.requests:
+            data["light"] = asyncio.run(light(Path(folder), args))
         if args.vllm_requests:
             data["vLLM"] = asyncio.run(real(Path(folder), args))
     report(data, args)
@@ -100,6 +102,7 @@ async def light(folder: Path, args: Any) -> dict[str, Any]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_proxy_process, args=(alias, theirs))
     process.start()
+    theirs.close()
     try:
         url = f"http://127.0.0.1:{ours.recv()}"
 
@@ -227,6 +230,7 @@ class LightServer:
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_light_process, args=(snapshot, theirs))
         self._process.start()
+        theirs.close()
         self.url = f"http://127.0.0.1:{self._ours.recv()}"
 
     def alive(self) -> bool:

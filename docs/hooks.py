@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from html import unescape
 from pathlib import Path
 from types import UnionType
@@ -18,8 +19,9 @@ from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from align.config import CampaignConfig
+from align.config import CampaignConfig, RoundSettings
 from align.learner.losses import ALGORITHMS, Algorithm
+from align.schedule.config import spell_duration
 from launch.cli import app
 from rewards.info import read_info
 from rewards.registry import REWARDS
@@ -47,24 +49,36 @@ EQUATION = re.compile(
 def _mathml(found: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
-    return convert(unescape(found["latex"]), "inline" if found["tag"] == "span" else "block")
+    if found["tag"] == "span":
+        return str(convert(unescape(found["latex"]), "inline"))
+    return f'<div class="equation">{convert(unescape(found["latex"]), "block")}</div>'
 
 
 def campaign_page() -> str:
     """Every block of a campaign file, the file itself first."""
     sections = [
-        f"## `{model.__name__}`\n\n{_intro(model)}\n\n{_fields(model)}" for model in blocks()
+        f"## {_title(model)}\n\n{_prose(model)}\n\n{_where(places)}{_fields(model)}"
+        for model, places in blocks().items()
     ]
-    return "# Campaign file\n\nUnknown keys are errors.\n\n" + "\n\n".join(sections) + "\n"
+    return (
+        "# Campaign file\n\nUnknown keys are errors. Whatever a round leaves out comes from "
+        "`defaults`; what those leave out has the default here. `keel config show FILE --resolved` "
+        "prints every value with where it is from.\n\n" + "\n\n".join(sections) + "\n"
+    )
 
 
 def algorithms_page() -> str:
     """Every algorithm: its module's equations and its settings."""
     sections = []
     for name, algorithm in ALGORITHMS.items():
-        about = inspect.getdoc(inspect.getmodule(algorithm)) or ""
-        sections.append(f"## `{name}`\n\n```text\n{about}\n```\n\n{_fields(algorithm)}")
-    return "# Algorithms\n\n" + "\n\n".join(sections) + "\n"
+        about = _prose(inspect.getmodule(algorithm))
+        sections.append(f"## `{name}`\n\n{about}\n\n{_fields(algorithm)}")
+    return (
+        "# Algorithms\n\nA round names its algorithm, `algorithm: dpo`, or gives it settings too, "
+        "`algorithm: {name: dpo, beta: 0.2}`. Anchors and replay are the same under all of them.\n\n"
+        + "\n\n".join(sections)
+        + "\n"
+    )
 
 
 def rewards_page() -> str:
@@ -89,14 +103,26 @@ def commands_page() -> str:
     sections = []
     for path, command in _commands(typer.main.get_command(app), "keel"):
         rows = [
-            (_cell(_spelt(p)), _cell(getattr(p, "help", None) or ""))
+            (_cell(_spelt(p)), _option_default(p), _cell(getattr(p, "help", None) or ""))
             for p in command.params
             if p.name != "help"
         ]
-        about = inspect.cleandoc(command.help or "")
-        sections.append(f"## `{path}`\n\n{about}\n\n{_table(('', ''), rows) if rows else ''}")
-    return "# Commands\n\n" + "\n\n".join(sections) + "\n"
+        table = _table(("argument or option", "default", "meaning"), rows) if rows else ""
+        sections.append(f"## `{path}`\n\n{inspect.cleandoc(command.help or '')}\n\n{table}")
+    ends = _table(
+        ("exit code", "meaning"), [(f"`{code}`", text) for code, text in EXIT_CODES.items()]
+    )
+    return "# Commands\n\n" + f"{ends}\n\n" + "\n\n".join(sections) + "\n"
 
+
+EXIT_CODES = {
+    0: "done",
+    1: "a run failed",
+    2: "the input is wrong; nothing was started",
+    3: "with `--strict`: the gate rejected a round",
+    4: "`keel schedule`: nothing is due",
+    130: "interrupted; the same command goes on from there",
+}
 
 PAGES: dict[str, Callable[[], str]] = {
     "campaign": campaign_page,
@@ -106,15 +132,49 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def blocks() -> list[type[BaseModel]]:
-    """The models a campaign file is made of, breadth first; algorithms have a page of their own."""
-    found: list[type[BaseModel]] = [CampaignConfig]
-    for model in found:
-        for field in model.model_fields.values():
+def blocks() -> dict[type[BaseModel], list[str]]:
+    """The models a campaign file is made of with the keys they stand at, breadth first.
+
+    Algorithms have a page of their own, and what a round has is not told again for ``defaults``.
+    """
+    found: dict[type[BaseModel], list[str]] = {CampaignConfig: []}
+    queue: list[tuple[type[BaseModel], str]] = [(CampaignConfig, "")]
+    for model, path in queue:
+        for name, field in model.model_fields.items():
+            many = "[]" if get_origin(_bare(field.annotation)) in (tuple, list) else ""
             for inner in _models(field.annotation):
-                if inner not in found and not issubclass(inner, Algorithm):
-                    found.append(inner)
+                if issubclass(inner, Algorithm):
+                    continue
+                if inner not in found:
+                    queue.append((inner, f"{path}{name}{many}."))
+                place = f"{path}{name}"
+                if place not in found.setdefault(inner, []) and not _twice(path, name):
+                    found[inner].append(place)
     return found
+
+
+def _twice(path: str, name: str) -> bool:
+    return path == "rounds[]." and name in RoundSettings.model_fields
+
+
+def _bare(annotation: Any) -> Any:
+    """Without the None of what may be left out, and without constraints."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) in (Union, UnionType) and len(kinds) == 1:
+        return _bare(kinds[0])
+    return annotation
+
+
+def _where(places: list[str]) -> str:
+    return f"At {', '.join(f'`{place}`' for place in places)}.\n\n" if places else ""
+
+
+def _title(model: type[BaseModel]) -> str:
+    """``RoundSuiteConfig`` as ``Round suite``."""
+    name = model.__name__.removesuffix("Config")
+    return re.sub(r"(?<!^)([A-Z])", lambda found: f" {found[1].lower()}", name)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -132,45 +192,91 @@ def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Co
         yield from _commands(child, f"{path} {name}")
 
 
-def _intro(model: type[BaseModel]) -> str:
-    return inspect.cleandoc(model.__doc__ or "").replace("``", "`")
+def _prose(documented: Any) -> str:
+    """A docstring as Markdown: equations, which are indented, are code in both."""
+    return (inspect.getdoc(documented) or "").replace("``", "`")
 
 
 def _fields(model: type[BaseModel]) -> str:
     rows = [
-        (
-            f"`{name}`",
-            _cell(_type(field.annotation)),
-            _default(field),
-            _cell(field.description or ""),
-        )
+        (f"`{name}`", _cell(_type(field.annotation)), _default(field), _cell(_meaning(field)))
         for name, field in model.model_fields.items()
+        if not (issubclass(model, Algorithm) and name == "name")
     ]
-    return _table(("key", "type", "default", "meaning"), rows)
+    return _table(("key", "type", "default", "meaning"), rows) if rows else "No settings."
+
+
+def _meaning(field: Any) -> str:
+    """The field's own words, or the first sentence of the block that it holds."""
+    if field.description:
+        return str(field.description)
+    block = next(_models(field.annotation), None)
+    return "" if block is None else " ".join(_prose(block).split()).split(". ")[0].rstrip(".") + "."
+
+
+WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}
 
 
 def _type(annotation: Any) -> str:
-    """An annotation as one reads it: without modules and constraints, alternatives with bars."""
+    """An annotation as somebody who writes YAML reads it; None, which leaves a key out, is not told."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inner[0])
     if origin is Literal:
-        return ", ".join(repr(value) for value in inner)
+        return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
-        return " | ".join(_type(kind) for kind in inner)
-    if annotation in (None, type(None)):
-        return "None"
-    name = getattr(annotation, "__name__", str(annotation))
-    kinds = ", ".join("..." if kind is Ellipsis else _type(kind) for kind in inner)
-    return f"{name}[{kinds}]" if inner else name
+        return " or ".join(_type(kind) for kind in inner if kind is not type(None))
+    if origin is tuple and inner[1:] != (Ellipsis,):
+        return f"list of {len(inner)}: {', '.join(map(_type, inner))}"
+    if origin in (tuple, list):
+        return f"list of {_type(inner[0])}"
+    if origin is dict:
+        return f"mapping to {_type(inner[1])}"
+    if annotation in WORDS:
+        return WORDS[annotation]
+    if annotation is timedelta:
+        return "duration, as `6h`"
+    if issubclass(annotation, Algorithm):
+        return "[algorithm](algorithms.md)"
+    title = _title(annotation)
+    return f"[{title}](campaign.md#{title.lower().replace(' ', '-')})"
 
 
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "needed" if field.default_factory is None else "empty"
-    if isinstance(field.default, BaseModel):
-        return "the block's own"
-    return f"`{_cell(repr(field.default))}`"
+    return _value(field.default)
+
+
+def _value(default: Any) -> str:
+    """A default as YAML has it; what blocks hold stands in their own tables."""
+    if isinstance(default, Algorithm):
+        return f"`{default.name}`"  # type: ignore[attr-defined]
+    if isinstance(default, BaseModel):
+        return ""
+    if isinstance(default, timedelta):
+        return f"`{spell_duration(default)}`"
+    if default in ((), ""):
+        return "empty"
+    if default is None or isinstance(default, bool):
+        return "none" if default is None else f"`{str(default).lower()}`"
+    if isinstance(default, tuple):
+        return ", ".join(
+            f"`{{{', '.join(f'{k}: {v}' for k, v in one.model_dump(exclude_unset=True).items())}}}`"
+            if isinstance(one, BaseModel)
+            else f"`{one}`"
+            for one in default
+        )
+    return f"`{_cell(str(default))}`"
+
+
+def _option_default(parameter: click.Parameter) -> str:
+    if parameter.required:
+        return "needed"
+    default = parameter.default
+    if default is None or default is False or default == () or callable(default):
+        return ""
+    return f"`{default}`"
 
 
 def _spelt(parameter: click.Parameter) -> str:

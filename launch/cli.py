@@ -70,7 +70,9 @@ def run(
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
+        typer.Option(
+            help="Ray cluster to join: host:port, or auto; without it, one of your own here."
+        ),
     ] = None,
     insecure_cluster: Annotated[
         bool, typer.Option(help="Join a cluster on another host although it asks for no token.")

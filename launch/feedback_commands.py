@@ -170,9 +170,10 @@ def feedback_purge(
     """Remove all that a person sent, from replay buffers too, and write that down."""
     from align.inbox.feedback import stream_forms
     from align.inbox.purge import purge
+    from align.stores import open_mirror
 
     config = load(campaign, overrides).config
-    done = purge(_ledger(config), config.folder, stream_forms(config), user)
+    done = purge(_ledger(config), config.folder, stream_forms(config), user, open_mirror(config))
     if as_json:
         print_json(done)
         return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from align.gate.plan import GatePlan, SuitePlan
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+from align.store_config import StoreSettings
 from launch.cluster import PACKAGE_ROOT, has_token, is_loopback, is_secret, secure_token_file
 from rollouts.errors import RunError, UserError
 
@@ -145,21 +146,29 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def check_store(store: str) -> None:
+def check_store(config: StoreSettings) -> None:
     """A job's own folder ends with it, and engines on other nodes never see it."""
-    if "://" not in store and not Path(store).is_absolute():
+    if not config.folder.is_absolute():
+        name = "cache" if config.is_remote else "store"
         raise UserError(
-            f"the store {store or 'runs/<name>'!r} would lie in the job's own folder, which is removed",
-            where="store",
-            remedy="set store to an absolute path on a file system that every node has mounted, such as "
-            "--set store=/shared/runs/nightly",
+            f"the {name} {str(config.folder)!r} would lie in the job's own folder, which is removed",
+            where=name,
+            remedy=f"set {name} to an absolute path on a file system that every node has mounted, such as "
+            f"--set {name}=/shared/runs/nightly",
+        )
+    ledger = config.ledger.removeprefix("sqlite:///")
+    if ledger != config.ledger and not Path(ledger).is_absolute():
+        raise UserError(
+            "the ledger would lie in the job's own folder, which is removed",
+            where="ledger",
+            remedy="name a file by its absolute path, sqlite:////shared/ledger.db, or a PostgreSQL server",
         )
 
 
 def check_env(names: Sequence[str]) -> None:
     """Names only: a value in a job's specification can be read by whoever lists jobs."""
     for name in names:
-        if "=" in name or not name.isidentifier():
+        if not name.isidentifier():
             raise UserError(
                 f"{name.partition('=')[0]!r} is to be the name of a variable, without a value",
                 where="--env",
@@ -206,7 +215,7 @@ class Jobs:
     def __init__(self, address: str) -> None:
         from ray.job_submission import JobSubmissionClient
 
-        class Client(JobSubmissionClient):  # type: ignore[misc]
+        class Client(JobSubmissionClient):
             def _do_request(self, *args: Any, **told: Any) -> Any:
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **told)
 
@@ -318,7 +327,9 @@ class Jobs:
             raise RunError(f"the jobs API refused: {text}", where=self._address) from error
 
 
-def check_jobs_address(address: str, environ: dict[str, str], *, insecure: bool) -> list[str]:
+def check_jobs_address(
+    address: str, environ: MutableMapping[str, str], *, insecure: bool
+) -> list[str]:
     """Refuse an address that would be talked to without authentication; what there is to know of it.
 
     Where there is a token, ``environ`` is told to use it.

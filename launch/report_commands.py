@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,9 +74,10 @@ def export(
 def _watch(config: CampaignConfig, port: int, every: int) -> None:
     from align.report.html.serve import LivePage, server
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server(LivePage(config, every), port, every) as running:
-        typer.echo(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)")
         try:
+            typer.echo(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)")
             running.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("")
+            typer.echo("stopped")

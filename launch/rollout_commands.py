@@ -32,6 +32,9 @@ def rollouts_show(
     step: Annotated[
         int | None, typer.Option(min=0, help="Learner step; without it, the last.")
     ] = None,
+    repair: Annotated[
+        str, typer.Option(metavar="LABEL", help="A repair of the round instead, such as distil.")
+    ] = "",
     top: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
     by: Annotated[
         str, typer.Option(help="reward, length, advantage, or a part of the rubric.")
@@ -43,16 +46,22 @@ def rollouts_show(
 ) -> None:
     """Show the samples of a step with the largest or smallest reward, length or part."""
     from align.report.tables import report_console
-    from align.rollout_table import find_table, load_records, ordered
+    from align.rollout_table import find_table, load_records, ordered, repairs_with_tables
 
-    number, path = find_table(load(campaign, overrides).config, round_name, step)
+    config = load(campaign, overrides).config
+    number, path = find_table(config, round_name, step, repair)
+    others = repairs_with_tables(config, round_name)
     records = load_records(path)
     found = ordered(records, by, worst=worst)[:top]
     if as_json:
-        print_json({"round": round_name, "step": number, "samples": found})
+        told = {"round": round_name, "repair": repair or None, "repairs": others}
+        print_json({**told, "step": number, "samples": found})
         return
     states = ", ".join(f"{n} {state}" for state, n in Counter(r["status"] for r in records).items())
-    typer.echo(f"{round_name}, step {number}: {len(records)} samples, {states}")
+    which = f"{round_name}, {repair}" if repair else round_name
+    typer.echo(f"{which}, step {number}: {len(records)} samples, {states}")
+    if others and not repair:
+        typer.echo(f"its repairs sampled too: --repair {' or '.join(others)}")
     table = _table(found)
     for record in found:
         table.add_row(*_cells(record, _parts(found), None if full else SHOWN))

@@ -116,14 +116,14 @@ def schedule_run(
 
 def look(config: CampaignConfig, now: datetime | None = None) -> Tick:
     """What is due and why the rest is not, from the store as it is; none is made."""
+    from align.schedule.claims import Dues, schedules_of
     from align.schedule.due import History, tick
-    from align.stores import begun_ledger
+    from align.schedule.expand import known_ledger
 
-    if begun_ledger(config) is not None:
-        return _dues(config).look(now or _now())
-    from align.schedule.claims import schedules_of
-
-    return tick(schedules_of(config), History(), {}, now or _now())
+    ledger = known_ledger(config)
+    if ledger is None:
+        return tick(schedules_of(config), History(), {}, now or _now())
+    return Dues(ledger.database, config).look(now or _now())
 
 
 def waiting_lines(config: CampaignConfig) -> list[str]:

@@ -26,6 +26,18 @@ Timeout = Annotated[
     float | None, typer.Option("--timeout", min=0, help="Seconds to follow for; the job goes on.")
 ]
 
+Include = Annotated[
+    list[Path] | None,
+    typer.Option(help="A file or folder that the campaign reads. Repeatable."),
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a variable that the job needs; its value is on the cluster."),
+]
+EnvDir = Annotated[
+    str | None, typer.Option(help="Folder on the cluster with one file per such variable.")
+]
+
 jobs_app = typer.Typer(help="Campaigns that run as jobs of a cluster.", no_args_is_help=True)
 
 
@@ -39,17 +51,9 @@ def submit(
     campaign: CampaignPath,
     address: Address,
     overrides: Overrides = None,
-    include: Annotated[
-        list[Path] | None,
-        typer.Option(help="A file or folder that the campaign reads. Repeatable."),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a variable that the job needs; its value is on the cluster."),
-    ] = None,
-    env_dir: Annotated[
-        str | None, typer.Option(help="Folder on the cluster with one file per such variable.")
-    ] = None,
+    include: Include = None,
+    env: Env = None,
+    env_dir: EnvDir = None,
     job_id: Annotated[
         str | None, typer.Option("--id", help="Id of the job; a second one of that id is refused.")
     ] = None,
@@ -72,7 +76,7 @@ def submit(
 
     file = load(campaign, overrides)
     config = file.config
-    jobs.check_store(config.store)
+    jobs.check_store(config)
     jobs.check_env(env or ())
     files = jobs.working_files(campaign, include or (), file.raw)
     spec = jobs.JobSpec(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from tempfile import mkdtemp
 
 from align.schedule.config import parse_duration
+from launch.serving import guard
 from rollouts.errors import UserError
 
-GUARD = Path(__file__).parent / "serving" / "guard.py"
 KEEL = "from launch.cli import main; main()"
 GRACE_S = 60.0
 """For a round that is told to end: engines and learner close in seconds."""
@@ -23,7 +23,9 @@ def run_tick(arguments: Sequence[str], limit_s: float | None, *, say: Callable[[
     Past ``limit_s`` it is told to end. It is told the same when this process ends, however it does.
     """
     command = [sys.executable, "-c", KEEL, "schedule", "tick", *arguments]
-    guarded = [sys.executable, "-I", str(GUARD), str(GRACE_S), *command]
+    # The guard removes this folder, and with it nothing of ours.
+    scratch = mkdtemp(prefix="keel-tick-")
+    guarded = [sys.executable, "-I", str(guard.__file__), str(GRACE_S), scratch, *command]
     # A terminal's interrupt is for this process, which passes it on.
     child = subprocess.Popen(guarded, stdin=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None

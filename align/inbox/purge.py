@@ -25,6 +25,7 @@ from align.inbox.feedback import StreamForm
 from align.inbox.inbox import StoredRow, stored_row
 from align.memory.inbox_tables import inbox_purges, inbox_rows, inbox_takes
 from align.memory.ledger import Ledger
+from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.replay import ReplayBuffer
 from align.memory.takes import all_takes
 from rollouts.prompts import content_id
@@ -54,20 +55,29 @@ class Purge:
     """ISO 8601, UTC."""
 
 
-def purge(ledger: Ledger, folder: Path, forms: Mapping[str, StreamForm], user: str) -> Purge:
+def purge(
+    ledger: Ledger,
+    folder: Path,
+    forms: Mapping[str, StreamForm],
+    user: str,
+    mirror: Mirror = ONE_SIDED,
+) -> Purge:
     """Remove what ``user`` sent to any stream, and write that down.
 
     Args:
-        folder: the store.
+        folder: the store, or the cache of one with a URL.
+        mirror: the far side of that one.
 
     Raises:
         StoreBusy: a runner holds the campaign.
     """
     with ledger.claim("keel feedback purge"):
+        mirror.pull()
         with ledger.database.read() as connection:
             rows = _rows(connection, user)
         prompts = {name for row in rows for name in _prompt_ids(row, forms)}
         num_replayed = sum(_forget(file, prompts) for file in (folder / "replay").glob("*.jsonl"))
+        mirror.push()
         sources = sorted({LINE.sub("", row.source) for row in rows})
         files = _remove_files(folder / "inbox" / "done", sources)
         with ledger.database.write() as connection:

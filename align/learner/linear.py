@@ -21,7 +21,8 @@ class FloatLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if _has_other_path(input, self.weight):
             return super().forward(input)
-        out: Tensor = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        flat = input.reshape(-1, self.in_features)
+        out: Tensor = _Product.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return out.view(*input.shape[:-1], self.out_features)
 
 
@@ -44,9 +45,8 @@ def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
 
 def _is_served() -> bool:
     """Narrower processors have nothing to gain, and torch may be built without oneDNN."""
-    return torch.backends.mkldnn.is_available() and (
-        torch.backends.cpu.get_cpu_capability() == "AVX512"
-    )
+    served: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return served and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _has_other_path(input: Tensor, weight: Tensor) -> bool:

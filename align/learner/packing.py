@@ -50,8 +50,12 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         """The same packing on another device."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Packing(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in held.items()})
+        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: part.to(device) if isinstance(part, Tensor) else part
+            for name, part in held.items()
+        }
+        return Packing(**moved)
 
 
 def pack(rows: Sequence[Row]) -> Packing:
@@ -175,17 +179,21 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     # Rotary embeddings leave autocast in float32: the values alone have the precision of the products.
-    rows = [_lay_out(states.to(value.dtype), packing) for states in (query, key, value)]
+    queries, keys, values = (
+        _lay_out(states.to(value.dtype), packing) for states in (query, key, value)
+    )
     plain = value.device.type == "cpu" and value.dtype == torch.bfloat16
     attend = _written_out if plain and packing.shape[1] <= WRITTEN_OUT else _fused
-    out_BHTD = attend(*rows, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    flat: Tensor = _TakeBack.apply(out_BHTD.transpose(1, 2).flatten(0, 1), packing)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out_BHTD = attend(queries, keys, values, scale)
+    flat_BTHD = out_BHTD.transpose(1, 2).flatten(0, 1)
+    flat: Tensor = _TakeBack.apply(flat_BTHD, packing)  # type: ignore[no-untyped-call]
     return flat[None], None
 
 
 def _lay_out(states: Tensor, packing: Packing) -> Tensor:
-    laid: Tensor = _LayOut.apply(states[0].transpose(0, 1), packing)
-    return laid.unflatten(0, packing.shape).transpose(1, 2)
+    laid: Tensor = _LayOut.apply(states[0].transpose(0, 1), packing)  # type: ignore[no-untyped-call]
+    return laid.view(*packing.shape, *laid.shape[1:]).transpose(1, 2)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

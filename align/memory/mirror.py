@@ -151,6 +151,10 @@ class Mirror:
         write_atomic(self._folder / INDEX, json.dumps(content).encode())
 
 
+ONE_SIDED = Mirror(Path())
+"""Of a store that is only local."""
+
+
 def _of_checkpoint(path: str) -> bool:
     return path.rpartition("/")[0].rpartition("/")[2].startswith("step-")
 

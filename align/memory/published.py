@@ -31,7 +31,11 @@ def send(remote: Remote, snapshot_id: SnapshotId, folder: Path, manifest: Manife
         path = f"{place}/{entry.path}"
         remote.upload(folder / entry.path, path)
         if wrong := entry.differs(*remote.digest(path)):
-            raise _damaged(remote, path, wrong)
+            raise SnapshotError(
+                f"{entry.path} {wrong}: it did not arrive as it was sent",
+                where=remote.place(path),
+                remedy="run again; nothing was published",
+            )
     remote.write(f"{place}/{MANIFEST}", content)
 
 
@@ -41,19 +45,7 @@ def fetch(remote: Remote, snapshot_id: SnapshotId, folder: Path) -> Manifest:
     Raises:
         SnapshotError: it is not there, or its bytes are not those that the id stands for; names the file.
     """
-    path = f"{FOLDER}/{snapshot_id}/{MANIFEST}"
-    content = remote.read(path)
-    if content is None:
-        raise SnapshotError(
-            f"no snapshot {snapshot_id[:12]} in this store",
-            where=remote.place(path),
-            cause="it was removed by hand, its publication was cut short, or the ledger belongs to "
-            "another store",
-            remedy="restore it from a backup, or set store to the one that has it",
-        )
-    if hashlib.sha256(content).hexdigest() != snapshot_id:
-        raise _damaged(remote, path, "does not have the hash that names the snapshot")
-    manifest = Manifest.from_bytes(content, where=remote.place(path))
+    content, manifest = _read(remote, snapshot_id)
     for entry in manifest.files:
         path = f"{FOLDER}/{snapshot_id}/{entry.path}"
         local = folder / entry.path
@@ -68,6 +60,11 @@ def fetch(remote: Remote, snapshot_id: SnapshotId, folder: Path) -> Manifest:
     return manifest
 
 
+def manifest_of(remote: Remote, snapshot_id: SnapshotId) -> Manifest:
+    """What a snapshot there says of itself; SnapshotError where it is none, or another one."""
+    return _read(remote, snapshot_id)[1]
+
+
 def clear(remote: Remote) -> int:
     """Remove what publications that were cut short left; returns of how many. Hold the claim first."""
     files = list(remote.versions(FOLDER))
@@ -75,6 +72,23 @@ def clear(remote: Remote) -> int:
     complete = {path.split("/")[1] for path in files if path.split("/")[2:] == [MANIFEST]}
     remote.remove([path for path in files if path.split("/")[1] not in complete])
     return len(named - complete)
+
+
+def _read(remote: Remote, snapshot_id: SnapshotId) -> tuple[bytes, Manifest]:
+    """The manifest as it lies there, and what it says."""
+    path = f"{FOLDER}/{snapshot_id}/{MANIFEST}"
+    content = remote.read(path)
+    if content is None:
+        raise SnapshotError(
+            f"no snapshot {snapshot_id[:12]} in this store",
+            where=remote.place(path),
+            cause="it was removed by hand, its publication was cut short, or the ledger belongs to "
+            "another store",
+            remedy="restore it from a backup, or set store to the one that has it",
+        )
+    if hashlib.sha256(content).hexdigest() != snapshot_id:
+        raise _damaged(remote, path, "does not have the hash that names the snapshot")
+    return content, Manifest.from_bytes(content, where=remote.place(path))
 
 
 def _damaged(remote: Remote, path: str, how: str) -> SnapshotError:

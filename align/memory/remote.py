@@ -10,6 +10,7 @@ import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ class Remote:
 def _version(info: Mapping[str, Any]) -> str:
     names = ("ETag", "etag", "md5Hash", "mtime", "created", "LastModified", "last_modified")
     changing = next((info[name] for name in names if info.get(name)), "")
-    return f"{changing}/{info['size']}"
+    # Some file systems give seconds where they list, and a date where they are asked for one file.
+    plain = changing.timestamp() if isinstance(changing, datetime) else changing
+    return f"{plain}/{info['size']}"
 
 
 def _missing_package(url: str, protocol: str, error: ImportError) -> UserError:

@@ -33,11 +33,13 @@ def forbid(
         {f"WHEN {own}" if own else ""}
         BEGIN SELECT RAISE(ABORT, '{message}'); END
     """
+    # Emptying a table removes its rows past every trigger that looks at rows.
+    truncates = "TG_OP = 'TRUNCATE' OR " if change == "DELETE" else ""
     body = f"""
         CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $rule$
         BEGIN
             PERFORM {WRITER_LOCK};
-            IF {when or "true"} THEN
+            IF {truncates}({when or "true"}) THEN
                 RAISE EXCEPTION USING
                     ERRCODE = 'integrity_constraint_violation', MESSAGE = '{message}';
             END IF;
@@ -50,12 +52,17 @@ def forbid(
     execute(target, sqlite, dialect="sqlite")
     execute(target, body, dialect="postgresql")
     execute(target, trigger, dialect="postgresql")
+    if truncates:
+        empty = trigger.replace("BEFORE DELETE", "BEFORE TRUNCATE").replace(
+            "EACH ROW", "EACH STATEMENT"
+        )
+        execute(target, empty.replace(name, f"{name}_at_once", 1), dialect="postgresql")
 
 
 def append_only(table: Table, message: str, prefix: str) -> None:
     """Refuse to change or remove a row of a log, as rules named ``<prefix>_update`` and so on."""
     for change in ("UPDATE", "DELETE"):
-        forbid(table, f"{prefix}_{change.lower()}", change, table.name, message)  # type: ignore[arg-type]
+        forbid(table, f"{prefix}_{change.lower()}", change, table.name, message)
 
 
 def execute(target: Table | MetaData, statement: str, dialect: str | None = None) -> None:

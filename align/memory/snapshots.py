@@ -30,7 +30,7 @@ from pathlib import Path
 from align.errors import SnapshotError
 from align.memory.durable import digest_of, sync
 from align.memory.manifest import MANIFEST, FileEntry, Kind, Manifest, Provenance, refuse_leaks
-from align.memory.published import clear, fetch, send
+from align.memory.published import clear, fetch, manifest_of, send
 from align.memory.remote import Remote
 from rollouts.types import SnapshotId
 
@@ -104,6 +104,18 @@ class SnapshotStore:
         snapshot = _verify(snapshot_id, folder)
         self._verified[snapshot_id] = (stamp, snapshot)
         return snapshot
+
+    def manifest(self, snapshot_id: SnapshotId) -> Manifest:
+        """What a snapshot says of itself, without its files and unverified.
+
+        Raises:
+            SnapshotError: there is none, or it cannot be read.
+        """
+        path = self._folder(snapshot_id) / MANIFEST
+        if not path.is_file() and self._remote is not None:
+            return manifest_of(self._remote, snapshot_id)
+        _require(path.parent)
+        return Manifest.from_bytes(path.read_bytes(), where=str(path))
 
     def clean(self) -> int:
         """Remove what crashed publishers left; returns how many folders. Hold the claim first."""

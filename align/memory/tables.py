@@ -20,15 +20,16 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION
+from sqlalchemy.types import TypeEngine
 
 from align.memory.rules import execute, forbid
 
 SCHEMA_VERSION = 1
 STATES = ("planned", "running", "gating", "accepted", "rejected", "failed")
 
-REAL_8 = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
+REAL_8: TypeEngine[float] = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
 """Eight bytes everywhere: what SQLite calls REAL has four in PostgreSQL."""
-INTEGER_8 = Integer().with_variant(BigInteger(), "postgresql")
+INTEGER_8: TypeEngine[int] = Integer().with_variant(BigInteger(), "postgresql")
 
 metadata = MetaData()
 

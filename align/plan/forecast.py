@@ -1,7 +1,7 @@
 """What `run_campaign` would do now: rounds that are due, what each samples, and what all of it takes.
 
-Read from the campaign file, its inputs and a copy of the ledger: opening the ledger itself could create
-tables in it. Nothing is started, claimed or written.
+Read from the campaign file, its inputs and, where the ledger is a file, a copy of it: opening the file
+itself could create tables in it. Nothing is started, claimed or written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
+
+from sqlalchemy import make_url
 
 from align.config import CampaignConfig, RoundConfig
 from align.gate.suites import Suite
@@ -29,10 +31,7 @@ from align.plan.sizes import (
 )
 from align.schedule.claims import Dues, schedules_of
 from align.schedule.due import History, Tick, tick
-from align.schedule.expand import expand, expanded
-from align.stores import begun_ledger
-
-LEDGER = "ledger.db"
+from align.schedule.expand import expand, expanded, known_ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,21 +135,21 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
 
 @contextmanager
 def stored(config: CampaignConfig) -> Iterator[Ledger | None]:
-    """A copy of the campaign's ledger; None where it has not begun."""
-    if config.ledger:
-        # A server's tables cannot be copied; nothing is written to them.
-        yield begun_ledger(config)
+    """The campaign's ledger, of a file a copy; None where there is none."""
+    url = make_url(config.ledger_url)
+    if url.get_backend_name() != "sqlite":
+        yield known_ledger(config)
         return
-    path = config.folder / LEDGER
+    path = Path(url.database or "")
     if not path.is_file():
         yield None
         return
     with TemporaryDirectory(prefix="keel-plan-") as folder:
         # The log of what is not yet in the file belongs to it.
-        for file in (path, path.with_name(f"{LEDGER}-wal")):
+        for file in (path, path.with_name(f"{path.name}-wal")):
             if file.is_file():
                 shutil.copyfile(file, Path(folder) / file.name)
-        yield Ledger(f"sqlite:///{Path(folder) / LEDGER}")
+        yield Ledger(f"sqlite:///{Path(folder) / path.name}")
 
 
 def _look(config: CampaignConfig, ledger: Ledger | None, now: datetime) -> Tick:

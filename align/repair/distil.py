@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from align.config import RoundConfig
     from align.repair.config import DistilConfig
     from align.repair.ladder import Tried
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:

@@ -22,7 +22,7 @@ from align.repair.record import Origin
 
 if TYPE_CHECKING:
     from align.repair.ladder import Tried
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from align.repair.damage import gain, gained, lost
 from align.repair.record import Origin, RepairStep, RungName
 
 if TYPE_CHECKING:
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence["Tried"]], "RoundPlan | None"]
 

@@ -11,7 +11,7 @@ from align.repair.record import Origin
 if TYPE_CHECKING:
     from align.config import RoundConfig
     from align.repair.ladder import Tried
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 MOST_REPLAY = 0.9
 """Share of a step's completions that replay may take at most: something new has to be left."""

@@ -16,9 +16,17 @@ import yaml
 
 from align.config import RoundConfig
 from align.evidence import Evidence
+from align.gate.checks import Check
 from align.gate.gate import Verdict
+from align.history import watch_of
 from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
+from align.repair.record import repairs_of
+from align.report.acts import acts_of
+from align.report.families import GUARDED, ORDER
+from align.report.feedback import takes_of, told
+from align.report.repaired import repaired_by
+from align.report.seals import seals_of
 from align.report.tables import outcome_of
 from rollouts.types import SnapshotId
 
@@ -55,7 +63,10 @@ def model_card(
         _head(evidence, line[-1], merged),
         _section("Lineage", _lineage(line)),
         _section("What the gate said", _gate(line[-1])),
-        _section("Rewards and data", _data(line)),
+        _section("Sealed suites", _seals(evidence)),
+        _section("Signs of reward hacking", _noticed(evidence, line)),
+        _section("Rewards and data", _data(evidence, line)),
+        _section("Acts of people", _acts(evidence)),
         _section("Licences", _table(("what", "licence"), licences)),
         _section("Hashes and versions", _hashes(line[-1])),
     )
@@ -138,7 +149,8 @@ def _outcome(ancestor: Ancestor) -> str:
         return "start"
     if record.state not in ("accepted", "rejected"):
         return record.state
-    return outcome_of(Verdict.from_dict(record.report or {}))
+    outcome = outcome_of(Verdict.from_dict(record.report or {}))
+    return ", ".join(filter(None, (outcome, repaired_by(repairs_of(record.report)))))
 
 
 def _gate(own: Ancestor) -> str:
@@ -150,6 +162,22 @@ def _gate(own: Ancestor) -> str:
         return f"No verdict: the attempt is {record.state}."
     verdict = Verdict.from_dict(record.report or {})
     reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
+    alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
+    tables = "\n".join(_families(verdict.checks))
+    tried = "".join(f"- {_text(one.sentence)}\n" for one in repairs_of(record.report))
+    repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
+    return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
+
+
+def _families(checks: Sequence[Check]) -> Iterator[str]:
+    """One table per family: a gain in one makes up for nothing in another."""
+    present = [family for family in ORDER if any(check.family == family for check in checks)]
+    for family in present:
+        head = f"### Family {family}\n\n" if len(present) > 1 else ""
+        yield head + _checks(check for check in checks if check.family == family)
+
+
+def _checks(checks: Iterable[Check]) -> str:
     head = (
         "suite",
         "part",
@@ -163,7 +191,7 @@ def _gate(own: Ancestor) -> str:
     rows = (
         (
             check.suite,
-            check.role,
+            ", ".join(filter(None, (check.role, GUARDED[check.what]))),
             ", ".join((check.against, *check.also)),
             f"{check.difference:+.4g}",
             f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
@@ -171,14 +199,41 @@ def _gate(own: Ancestor) -> str:
             f"{check.lost} / {check.won} / {check.n}",
             check.outcome.replace("_", " "),
         )
-        for check in verdict.checks
+        for check in checks
     )
-    alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
-    return f"{reasons}\n{_table(head, rows)}\n{alpha}".lstrip()
+    return _table(head, rows)
 
 
-def _data(line: Sequence[Ancestor]) -> str:
+def _seals(evidence: Evidence) -> str:
+    """What suites that nobody looks at say of the campaign; empty where there are none."""
+    rows = [
+        (seal.suite, f"after every {seal.every} accepted rounds", seal.state)
+        for seal in seals_of(evidence)
+    ]
+    return _table(("suite", "opened", "state"), rows) if rows else ""
+
+
+def _noticed(evidence: Evidence, line: Sequence[Ancestor]) -> str:
+    """What detectors and canaries said of the rounds of the lineage."""
+    rows = [
+        (ancestor.record.name, said)
+        for ancestor in line
+        if ancestor.record is not None
+        for said in watch_of(evidence, ancestor.record).lines()
+    ]
+    return _table(("round", "noticed"), rows) if rows else "None was noticed."
+
+
+def _acts(evidence: Evidence) -> str:
+    rows = [(act.time[:16], act.what, act.reason) for act in acts_of(evidence)]
+    return _table(("UTC", "what", "reason"), rows) if rows else ""
+
+
+def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
     """Per round of the lineage: rewards, where its prompts came from, and their hashes."""
+    takes = takes_of(evidence.ledger)
+    names = [ancestor.record.name for ancestor in line if ancestor.record is not None]
+    read = "".join(f"- {_text(n)} read {_text(told(takes[n]))}\n" for n in names if n in takes)
     rows = [
         (
             a.manifest.provenance.round,
@@ -192,7 +247,7 @@ def _data(line: Sequence[Ancestor]) -> str:
         if a.record is not None
     ]
     head = ("round", "rewards", "data", "sha256")
-    return _table(head, rows) if rows else "No round has trained this snapshot."
+    return f"{_table(head, rows)}\n{read}" if rows else "No round has trained this snapshot."
 
 
 def source_name(source: str) -> str:
@@ -218,7 +273,8 @@ def _hashes(own: Ancestor) -> str:
 
 
 def _section(title: str, body: str) -> str:
-    return f"\n## {title}\n\n{body.rstrip()}"
+    """Nothing where there is nothing to say."""
+    return f"\n## {title}\n\n{body.rstrip()}" if body else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

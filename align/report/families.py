@@ -7,10 +7,18 @@ from dataclasses import replace
 
 from align.config import CampaignConfig
 from align.demands_config import Family
-from align.gate.checks import Check
+from align.gate.checks import Check, What
 from align.gate.forgetting import ScoreMatrix
 
 ORDER: tuple[Family, ...] = ("general", "instruction", "safety")
+
+GUARDED: dict[What, str] = {
+    "value": "",
+    "truncation": "answers not cut",
+    "failure": "answers with a score",
+    "zero_tolerance": "items that must not fail",
+}
+"""What a check compares besides the mean."""
 
 
 def families_of(config: CampaignConfig) -> dict[str, Family]:

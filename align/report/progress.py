@@ -20,7 +20,7 @@ from rich.progress import (
 from align.report.tables import outcome_of, summary
 
 if TYPE_CHECKING:
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 SHOWN = {"reward/mean": "reward", "pairs/accuracy": "right pairs", "entropy": "entropy"}
 """Metrics on a line of progress, and what they are called there; an algorithm may lack some."""

@@ -16,6 +16,7 @@ from align.gate.sealed import openings
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
 from align.report.families import by_family, families_of, passed_lines
+from align.stores import ledger_place
 
 WIDTH = 140
 """Columns where there is no terminal to ask."""
@@ -116,8 +117,9 @@ def summary(verdict: Verdict) -> Iterator[str]:
 def places(evidence: Evidence, folder: Path) -> Text:
     """Where the snapshot in production and the records lie."""
     production = evidence.ledger.alias("production") or evidence.base
+    far = f"store       {evidence.config.store}\n" if evidence.config.is_remote else ""
     return Text(
-        f"\nproduction  {folder / 'snapshots' / production}\n"
+        f"\n{far}production  {folder / 'snapshots' / production}\n"
         f"ledger      {ledger_place(evidence.config, evidence.ledger)}\n"
         f"metrics     {folder / 'rounds'}/<round>/attempt-<n>/metrics.jsonl\n"
         f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",

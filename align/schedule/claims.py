@@ -181,7 +181,8 @@ def claimed_rounds(database: Database) -> list[ClaimedRound]:
 def history_of(connection: Connection) -> History:
     """Claims, verdicts and clocks as the ledger has them."""
     decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
-    found = connection.execute(select(due_claims).order_by(due_claims.c.seq))
+    columns = [c for c in due_claims.c if c.name not in ("spec", "reason")]
+    found = connection.execute(select(*columns).order_by(due_claims.c.seq))
     return History(
         claims=tuple(
             Claimed(

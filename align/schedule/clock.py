@@ -1,8 +1,8 @@
 """Ticks of a cron expression on a clock of some time zone; all moments in and out are UTC.
 
 Summer time is handled as Debian's cron does, which cronsim follows: a fixed time that the clock skips comes
-when the skip ends, one that it shows twice comes once, and expressions with a wildcard hour go by elapsed
-time.
+when the skip ends, one that it shows twice comes once, and with a wildcard for the hour every hour that the
+clock shows counts.
 """
 
 from __future__ import annotations

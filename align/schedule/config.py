@@ -80,8 +80,8 @@ class ScheduleSettings(Settings):
 
     every: str | None = None
     """Five cron fields, minute, hour, day of month, month, day of week, as in ``"0 3 * * *"``. Ticks that
-    were missed count as one. A time that the clock skips comes when the skip ends, one that it shows twice
-    comes once."""
+    were missed count as one. A fixed hour that the clock skips comes when the skip ends, one that it shows
+    twice comes once."""
     timezone: str = "UTC"
     """IANA name of the clock that ``every`` reads, such as Europe/Berlin."""
     when: ArrivalsConfig | None = None

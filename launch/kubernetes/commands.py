@@ -11,6 +11,16 @@ from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 kubernetes_app = typer.Typer(help="Manifests for Kubernetes.", no_args_is_help=True)
 
 
+KindOption = Annotated[
+    Literal["rayjob", "raycronjob", "cronjob"],
+    typer.Option("--kind", help="One run, KubeRay's own schedule, or ticks of keel schedule."),
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a variable that the campaign needs. Repeatable."),
+]
+
+
 @kubernetes_app.callback()
 def _group() -> None:
     """Manifests for Kubernetes."""
@@ -20,10 +30,7 @@ def _group() -> None:
 def render(
     campaign: CampaignPath,
     image: Annotated[str, typer.Option(help="Image that has Keel and the packages of its lock.")],
-    kind: Annotated[
-        Literal["rayjob", "raycronjob", "cronjob"],
-        typer.Option(help="One run, KubeRay's own schedule, or ticks of keel schedule."),
-    ] = "rayjob",
+    kind: KindOption = "rayjob",
     namespace: Annotated[str, typer.Option(help="Namespace of everything.")] = "default",
     gpus: Annotated[
         bool, typer.Option(help="The nodes have GPUs; engines and ranks get theirs.")
@@ -35,10 +42,7 @@ def render(
     claim: Annotated[str, typer.Option(help="PersistentVolumeClaim of the store.")] = "keel-store",
     mount: Annotated[str, typer.Option(help="Where it is mounted.")] = "/shared",
     token_secret: Annotated[str, typer.Option(help="Secret with Ray's token.")] = "keel-ray-token",
-    env: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a variable that the campaign needs. Repeatable."),
-    ] = None,
+    env: Env = None,
     env_secret: Annotated[str, typer.Option(help="Secret with their values.")] = "keel-env",
     memory: Annotated[str, typer.Option(help="Of every pod.")] = "16Gi",
     deadline_s: Annotated[

@@ -12,7 +12,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from align.config import CampaignConfig
@@ -94,12 +94,12 @@ def render(
 
 def _check(config: CampaignConfig, text: str, target: Target) -> None:
     check_env(target.env)
-    store = config.store
-    if "://" not in store and not PurePosixPath(store).is_relative_to(target.mount):
+    if not config.folder.is_relative_to(target.mount):
+        name = "cache" if config.is_remote else "store"
         raise UserError(
-            f"the store {store or 'runs/<name>'!r} is not on the volume at {target.mount}",
-            where="store",
-            remedy=f"set store to a path such as {target.mount}/{config.name}, or give --mount",
+            f"the {name} {str(config.folder)!r} is not on the volume at {target.mount}",
+            where=name,
+            remedy=f"set {name} to a path such as {target.mount}/{config.name}, or give --mount",
         )
     if len(text.encode()) > MOST_BYTES:
         raise UserError(

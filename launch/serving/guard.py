@@ -26,8 +26,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> int:
     """Exit code of the command; of one that a signal ended, 128 plus its number, as shells have it."""
     grace_s, scratch, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    # Somebody may kill the guard itself.
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_guard
+        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
     )
     ended = os.pidfd_open(child.pid)
     ready, _, _ = select.select([sys.stdin.fileno(), ended], [], [])
@@ -42,8 +43,8 @@ def main() -> int:
     return code if code >= 0 else 128 - code
 
 
-def _end_with_guard() -> None:
-    """The guard itself may be killed."""
+def end_with_parent() -> None:
+    """Have this process asked to end when its parent does, however that happens."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

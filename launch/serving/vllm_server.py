@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,13 +200,27 @@ async def _healthy(client: httpx.AsyncClient) -> bool:
 async def _merged(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> Path:
     """The whole model that an adapter stands for, made in a process that gives its memory back."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(pool, _merge, config, snapshot, folder)
+    process = context.Process(target=_merge, args=(config, snapshot, folder), daemon=True)
+    process.start()
+    try:
+        while process.is_alive():
+            await asyncio.sleep(LOOK_S)
+    finally:
+        process.kill()
+        process.join()
+    if process.exitcode != 0:
+        raise RunError(
+            f"the adapter of {snapshot[:SHOWN]} could not be merged (exit code {process.exitcode})",
+            cause="too little memory or disk; what it said stands above",
+        )
     return folder
 
 
 def _merge(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
     from align.report.export import export
 
+    guard.end_with_parent()
+    disable_progress_bar()
     export(stored_evidence(config), snapshot, folder, merge=True, force=True)

@@ -1,7 +1,8 @@
-"""A campaign as a job of a cluster of three machines, one of which is lost in the middle and comes back.
+"""Several nodes: room on them, engines over them, and one that is lost in the middle and comes back.
 
-The driver and its learner are on the first machine, an engine on each of the others. The machines have
-addresses of their own and share the store, as over a network file system, and Keel's own code is sent.
+Once with raylets on this machine and scripted engines; and once as people run it: a campaign as a job of a
+cluster of three machines, the driver and its learner on the first, an engine on each of the others. Those
+have addresses of their own and share the store, as over a network file system, and Keel's code is sent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,95 @@ ADDRESS = "http://127.0.0.1:8265"
 ENGINE = '{"engine":1}'
 HOLD_S = 2.0
 
-pytestmark = pytest.mark.skipif((reason := why_not()) is not None, reason=reason or "")
+RAYLETS = """
+import functools, logging, os, time
+import ray
+from ray.cluster_utils import Cluster
+from align.config import CampaignConfig
+from launch.preflight import check_room, cluster_nodes
+from rollouts.engine import SampleRequest, WeightUpdate
+from rollouts.errors import UserError
+from rollouts.pool import EnginePool
+from rollouts.scripted_engine import ScriptedEngine
+from rollouts.types import Sampling
+from rollouts.vllm_engine import VLLMConfig
+
+def campaign(engines, **resources):
+    return CampaignConfig.model_validate({
+        "name": "nodes", "policy": {"model": "demo://digits"},
+        "rollouts": {"engines": engines, "resources": {"custom": {"engine": 1}, **resources}},
+        "rounds": [{"name": "r", "prompts": "demo://rev", "rewards": ["exact_match"], "steps": 1}],
+    })
+
+def refused(config, **told):
+    try:
+        check_room(config, **told)
+    except UserError as error:
+        return str(error)
+
+def engine():
+    return ScriptedEngine(lambda ids, seed: (time.sleep(0.05), ([seed], [-0.5]))[1])
+
+def ask(pool, step):
+    requests = [
+        SampleRequest(id=f"{step}/{i}", prompt_ids=(1,), n=1, seed=i, sampling=Sampling(max_tokens=1))
+        for i in range(24)
+    ]
+    said = [result.completions[0].token_ids for result in pool.generate(requests)]
+    assert said == [(i,) for i in range(24)], said
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+one = cluster.add_node(num_cpus=1, resources={"engine": 1})
+two = cluster.add_node(num_cpus=1, resources={"engine": 1})
+ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+assert len(cluster_nodes()) == 3
+assert refused(campaign(2)) is None
+assert "room for 2 of 3 x engine (1 CPU, 1 engine each)" in refused(campaign(3))
+assert "one engine asks for 2 CPU; the largest node has 1" in refused(campaign(1, cpus=2))
+assert "one engine asks for GPU, which no node has" in refused(campaign(1, gpus=1))
+
+pool = EnginePool(
+    VLLMConfig(model="scripted", max_num_seqs=4, device="cpu"), num_engines=2,
+    bundle={"CPU": 1, "engine": 1}, engine_factory=engine,
+)
+pool.wait_ready()
+assert "other work has taken the room" in refused(campaign(2))
+pool.sync(WeightUpdate(version="v1"))
+ask(pool, 0)
+cluster.remove_node(two, allow_graceful=False)
+ask(pool, 1)
+assert pool.metrics.restarts == 1, pool.metrics
+assert pool.sync(WeightUpdate(version="v2")).num_engines == 1
+cluster.add_node(num_cpus=1, resources={"engine": 1})
+deadline = time.monotonic() + 120
+while any(slot.starting for slot in pool._fleet.slots):
+    ask(pool, 2)
+    assert time.monotonic() < deadline, "no engine on the node that came"
+assert pool.sync(WeightUpdate(version="v3")).num_engines == 2
+ask(pool, 3)
+assert pool.metrics.failed_requests == 0
+pool.close()
+assert refused(campaign(2), wait_s=60) is None, "the pool gave its room back"
+ray.shutdown()
+cluster.shutdown()
+print("lost and found")
+"""
+
+
+def test_raylets_come_and_go(tmp_path: Path) -> None:
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    root = str(Path(__file__).parents[2])
+    run = subprocess.run(
+        [sys.executable, "-c", RAYLETS],
+        cwd=tmp_path,
+        env=ours | {"PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.strip().endswith("lost and found")
+
 
 REWARD = """
 import os, time
@@ -112,12 +202,14 @@ def steps(path: Path) -> list[dict[str, float]]:
 
 
 def has_engine(machine: Machine) -> bool:
-    children = psutil.Process(machine.process.pid).children(recursive=True)
-    return any(
-        "EngineActor" in " ".join(child.cmdline()) for child in children if child.is_running()
-    )
+    for child in psutil.Process(machine.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # It may end while it is looked at.
+            if "EngineActor" in " ".join(child.cmdline()):
+                return True
+    return False
 
 
+@pytest.mark.skipif((reason := why_not()) is not None, reason=reason or "")
 @pytest.mark.timeout(600)
 def test_a_machine_is_lost_and_comes_back(
     tmp_path: Path, net: Machines, environ: dict[str, str]

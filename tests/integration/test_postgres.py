@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import IntegrityError
 from typing import Any
 from urllib.parse import quote
 
@@ -151,6 +152,14 @@ def test_an_outside_hand_waits_for_the_writer_and_is_judged_by_what_it_wrote(
     assert len(refused) == 1
     assert "does not point where" in refused[0]
     assert len(ledger.alias_moves()) == 2
+
+
+@pytest.mark.parametrize("table", ["alias_moves", "rounds", "anchor_log"])
+def test_no_hand_can_empty_a_record_at_once(tmp_path: Path, table: str) -> None:
+    ledger = started(tmp_path)
+    with raw(tmp_path) as connection, pytest.raises(IntegrityError, match=r"append-only|final"):
+        connection.execute(f"TRUNCATE {table} CASCADE")
+    assert len(ledger.rounds()) == 2
 
 
 def test_a_view_stays_as_it_was(tmp_path: Path) -> None:

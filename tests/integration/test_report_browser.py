@@ -14,7 +14,8 @@ import pytest
 
 from align.report.html import render
 from align.report.html.serve import LivePage, server
-from tests.unit.stores import BETTER, GOOD, HARMFUL, made
+from tests.unit.full_store import full
+from tests.unit.stores import GOOD, made
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -25,12 +26,17 @@ pytestmark = pytest.mark.skipif(
 WIDTHS = (390, 1600)
 
 
+EVIL = (
+    "<script>hacked = 1</script><img src=x onerror='hacked = 1'><b onmouseover=\"hacked = 1\">&amp;"
+)
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of three rounds, one of them rejected."""
+    """The report of three rounds with everything that can happen, and a text that wants to be markup."""
     folder = tmp_path_factory.mktemp("browser")
     file = folder / "report.html"
-    file.write_text(render(made(folder, GOOD, HARMFUL, BETTER)))
+    file.write_text(render(full(folder, EVIL)))
     return file
 
 
@@ -79,6 +85,10 @@ def test_the_page_fits_and_says_no_error(page: Path, width: int) -> None:
         driver.get(page.as_uri())
         open_all(driver)
         assert driver.get_log("browser") == []
+        assert driver.execute_script(
+            "return window.hacked === undefined && !document.scripts.length"
+        )
+        assert EVIL in driver.find_element("css selector", ".answer").get_property("textContent")
         assert [url for url in requests(driver) if not url.startswith(("file:", "data:"))] == []
         wide = driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width
@@ -92,6 +102,17 @@ def test_the_page_fits_and_says_no_error(page: Path, width: int) -> None:
             ".map(e => e.getBoundingClientRect().height)"
         )
         assert len(charts) > 10 and min(charts) > 80
+        for part in (
+            "lineage",
+            "scores",
+            "retention",
+            "rounds",
+            "signals",
+            "trail",
+            "cost",
+            "environment",
+        ):
+            assert driver.find_element("id", part).is_displayed()
 
 
 def test_everything_is_reached_by_keyboard_and_shows_it(page: Path) -> None:

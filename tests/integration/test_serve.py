@@ -146,6 +146,7 @@ class Load:
                 thread.join()
 
 
+@pytest.mark.timeout(3 * PATIENCE_S)
 def test_a_promotion_under_load_loses_nothing(evidence: Evidence, tmp_path: Path) -> None:
     first, third = candidate(evidence, "round0"), candidate(evidence, "round2")
     with serving(tmp_path / "campaign.yaml") as served:

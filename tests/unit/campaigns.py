@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config import CampaignConfig
-from align.round import RoundOutcome, RoundPlan
+from align.round_plan import RoundOutcome, RoundPlan
 from rollouts.engine import RolloutEngine
 from tests.unit.hf_engine import HFEngine
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from align.config import CampaignConfig
 from align.evidence import Evidence
+from align.gate.demands import Demands
 from align.gate.evaluate import ItemResults
 from align.gate.gate import decide
 from align.gate.suites import SuiteRule
@@ -19,7 +20,7 @@ from align.memory.snapshots import Kind, Provenance, Snapshot, SnapshotStore
 from tests.unit.campaigns import campaign, rounds
 
 ITEMS = 60
-START = {"general": 50, "round0": 10, "round1": 10, "round2": 10}
+START = {"general": 50, "polite": 50, "secret": 50, "round0": 10, "round1": 10, "round2": 10}
 """Items that the base passes, of 60."""
 GOOD, HARMFUL, BETTER = ({"round0": 50}, {"round1": 55, "general": 20}, {"round2": 45})
 """Items that the candidates of three rounds pass, where that is not what their parents do."""
@@ -35,12 +36,14 @@ def made(
     folder: Path,
     *scores: Mapping[str, int],
     write: Callable[[Path, str | None], Kind] = stub,
+    report: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, verdict: verdict,
     **changes: Any,
 ) -> Evidence:
     """A store with one round per mapping, each judged by the real gate; accepted ones become production.
 
     Args:
         write: puts the files of a round's candidate (None: of the base) into a folder; says what they are.
+        report: what a round of this name leaves on record, of its verdict.
     """
     raw = {"rounds": rounds(*({} for _ in scores)), "gate": {"mode": "enforce"}} | changes
     config = campaign(folder, **raw)
@@ -75,7 +78,7 @@ def made(
                 r.name: max((known[s][r.name] for s in (base.id, *accepted.values())), key=_mean)
                 for r in rules
             },
-            suites=rules,
+            suites=[rule for rule in rules if rule.role != "sealed"],
             gate=config.gate,
             accepted_rounds=tuple(accepted),
         )
@@ -83,7 +86,9 @@ def made(
         if verdict.accepted:
             accepted[spec.name] = candidate.id
         write_steps(evidence, index, attempt, [_metrics(step) for step in range(spec.steps)])
-        ledger.commit_round(index, attempt, state, candidate.id, verdict.to_dict())
+        ledger.commit_round(
+            index, attempt, state, candidate.id, report(spec.name, verdict.to_dict())
+        )
     return evidence
 
 
@@ -124,19 +129,20 @@ def _metrics(step: int) -> dict[str, float]:
 
 
 def _rules(config: CampaignConfig) -> list[SuiteRule]:
-    suites = [(suite.name, suite.margin, None) for suite in config.suites]
-    suites += [(spec.name, spec.suite.margin, spec.name) for spec in config.rounds]
+    suites: list[tuple[str, str | None, Any]] = [(one.name, None, one) for one in config.suites]
+    suites += [(spec.name, spec.name, spec.suite) for spec in config.rounds]
     return [
         SuiteRule(
             name=name,
             kind="items",
-            role="gate",
+            role=getattr(suite, "role", "gate"),
             margin=0.2,
             budget=0.3,
             target_of=target,
             hash=f"{name:_<64}",
+            demands=Demands(family=suite.family, zero_tolerance=suite.zero_tolerance),
         )
-        for name, _, target in suites
+        for name, target, suite in suites
     ]
 
 

@@ -166,3 +166,24 @@ def test_deadline_leaves_no_timer_behind() -> None:
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, outer_s)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_the_address_of_the_environment_is_checked_as_any_other(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", FAR)
+    with (
+        pytest.raises(UserError, match="without authentication") as caught,
+        cluster.connect(address),
+    ):
+        pass
+    assert FAR in str(caught.value)
+
+
+def test_ray_client_is_told_what_to_do_instead() -> None:
+    with pytest.raises(UserError, match="keel submit FILE") as caught:
+        cluster.check_address("ray://host:10001", {}, insecure=True)
+    assert "the driver holds the learner" in str(caught.value)

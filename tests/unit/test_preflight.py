@@ -96,6 +96,14 @@ def test_a_busy_cluster_is_not_one_that_is_too_small() -> None:
     assert shortages(nodes, demands) == ["there is room for 1 of 2 x engine (1 CPU each)"]
 
 
+def test_ranks_on_a_busy_node() -> None:
+    nodes = [node("a", free={"CPU": 1}, CPU=4)]
+    demands = [ranks(2, CPU=1)]
+    assert problems(nodes, demands) == []
+    (reason,) = shortages(nodes, demands)
+    assert reason.startswith("no single node has room for 2 x learner rank")
+
+
 def test_shares_of_a_gpu_add_up() -> None:
     assert problems([node("a", CPU=10, GPU=1)], [engines(3, CPU=1, GPU=1 / 3)]) == []
     assert problems([node("a", CPU=10, GPU=1)], [engines(4, CPU=1, GPU=1 / 3)]) != []

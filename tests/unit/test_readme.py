@@ -22,9 +22,11 @@ def test_no_placeholder_is_left() -> None:
 
 
 def test_the_campaign_is_valid() -> None:
-    (text, more) = [text for kind, text in BLOCKS if kind == "yaml" and "rounds:" in text]
-    rounds = yaml.safe_load(more)["rounds"]
-    CampaignConfig.model_validate({"name": "a", "policy": {"model": "m"}, "rounds": rounds})
+    text, *more = [text for kind, text in BLOCKS if kind == "yaml" and "rounds:" in text]
+    assert more
+    for piece in more:
+        rounds = yaml.safe_load(piece)["rounds"]
+        CampaignConfig.model_validate({"name": "a", "policy": {"model": "m"}, "rounds": rounds})
     config = CampaignConfig.model_validate(yaml.safe_load(text.replace("1e-4", "1.0e-4")))
     assert config.defaults.anchors == CampaignConfig.model_fields["defaults"].default.anchors
 

@@ -22,7 +22,7 @@ from align.repair.config import DistilConfig, InterpolateConfig, RepairConfig
 from align.repair.interpolate import Point, next_share
 from align.repair.ladder import climb
 from align.repair.rerun import careful
-from align.round import RoundOutcome, RoundPlan
+from align.round_plan import RoundOutcome, RoundPlan
 from align.scoring import Scorer
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt

@@ -21,7 +21,7 @@ from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import SnapshotStore
 from align.parts import replay_path
 from align.repair.record import repairs_of
-from align.round import RoundPlan
+from align.round_plan import RoundPlan
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 
 

@@ -216,6 +216,38 @@ def test_what_cannot_be_shown_exits_2(keel: Keel, arguments: list[str], words: s
     assert words in " ".join(error.split())
 
 
+def test_repairs_are_shown_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A repair's steps have the round's numbers, and are never mixed up with them."""
+    config = campaign(tmp_path, rounds=rounds({}))
+    (tmp_path / "campaign.yaml").write_text(json.dumps(raw_campaign(tmp_path, rounds=rounds({}))))
+    attempt = config.folder / "rounds/00-round0/attempt-2"
+    save_records(attempt / "rollouts/step-0003.parquet", records_of(SAMPLES))
+    save_records(
+        attempt / "distil/rollouts/step-0003.parquet", records_of(scored(said("mended", 1)))
+    )
+    (attempt / "interpolate-0.5").mkdir()
+
+    def show(*arguments: str) -> tuple[str, str]:
+        file = str(tmp_path / "campaign.yaml")
+        monkeypatch.setattr("sys.argv", ["keel", "rollouts", "show", file, "round0", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        out, error = capsys.readouterr()
+        return out, " ".join(error.split())
+
+    own = json.loads(show("--json")[0])
+    assert (own["repair"], own["repairs"], len(own["samples"])) == (None, ["distil"], 5)
+    assert "--repair distil" in show()[0]
+    mended = json.loads(show("--repair", "distil", "--json")[0])
+    assert (mended["repair"], mended["step"]) == ("distil", 3)
+    assert [sample["completion"] for sample in mended["samples"]] == ["mended"]
+    assert "round0, distil, step 3: 1 samples" in show("--repair", "distil")[0]
+    for label in ("interpolate-0.5", "..", "rerun"):
+        assert "kept are distil" in show("--repair", label)[1]
+
+
 def test_no_text_of_a_model_reaches_the_terminal_as_a_command() -> None:
     assert (
         printable("\x1b]0;title\x07\u202eabc\rx\ty\n") == "\\x1b]0;title\\x07\\u202eabc\\rx\\ty\n"

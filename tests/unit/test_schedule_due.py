@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -74,7 +75,7 @@ def test_an_open_round_is_what_is_due() -> None:
         # On 29 March the clocks go from 02:00 to 03:00, on 25 October from 03:00 back to 02:00.
         ("30 2 * * *", "2026-03-29", ["01:00"]),
         ("30 2 * * *", "2026-10-25", ["00:30"]),
-        ("0 */2 * * *", "2026-10-25", ["00:00", "03:00"]),
+        ("0 */2 * * *", "2026-10-25", ["00:00", "01:00", "03:00"]),
         ("30 * * * *", "2026-10-25", ["00:30", "01:30", "02:30", "03:30"]),
         ("0 3 * * *", "2026-03-29", ["01:00"]),
         ("0 3 * * *", "2026-10-25", ["02:00"]),
@@ -91,7 +92,7 @@ def test_summer_time_begins_and_ends(every: str, day: str, ticks: list[str]) -> 
     assert found == ticks
 
 
-moments = st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31)).map(lambda m: m.replace(tzinfo=UTC))  # fmt: skip
+moments = st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC))
 crons = st.sampled_from(
     ["30 2 * * *", "0 */6 * * *", "*/20 * * * *", "0 3 * * 1", "15 1,2,3 * * *"]
 )
@@ -287,7 +288,7 @@ def test_whatever_happens_nothing_is_due_twice(one: object, happened: list[Event
     gap = (
         world.schedule.settings.when.min_interval if world.schedule.settings.when else timedelta(0)
     )
-    assert all(later - earlier >= gap for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= gap for earlier, later in pairwise(times))
 
 
 @given(kinds, st.integers(0, 400), st.integers(0, 400_000), st.integers(0, 400_000))

@@ -167,6 +167,28 @@ def test_a_server_that_is_no_longer_wanted_gets_no_request() -> None:
     asyncio.run(scene())
 
 
+def test_an_alias_is_looked_at_again_before_the_switch() -> None:
+    """It is rolled back in the moment in which the new server is ready."""
+
+    async def scene() -> None:
+        world = World()
+
+        async def start(snapshot: str) -> Echo:
+            found = await world.echo(snapshot)
+            world.wants = "a"
+            return found
+
+        world.start = start
+        async with followed(world) as (client, _):
+            await healthy(client)
+            world.wants = "b"
+            await until(lambda: world.heard("b is no longer wanted; a stays"))
+            assert await ask(client) == "a"
+            assert world.started[1].stopped and world.started[1].asked == []
+
+    asyncio.run(scene())
+
+
 def test_restart_tells_clients_to_come_again() -> None:
     async def scene() -> None:
         world, go_on = World(), asyncio.Event()

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from launch import entrypoint, jobs
 from launch.cli import app
 from rollouts.errors import UserError
+from tests.unit.campaigns import campaign
 
 SECRET = "hunter2-hunter2"
 
@@ -79,15 +80,36 @@ def test_a_file_elsewhere_has_no_name_in_the_job(here: Path, outside: str) -> No
         jobs.working_files(Path(outside), (), {})
 
 
-@pytest.mark.parametrize("store", ["", "runs/x"])
-def test_a_store_in_the_jobs_own_folder_is_refused(store: str) -> None:
-    with pytest.raises(UserError, match="absolute path"):
-        jobs.check_store(store)
+S3 = {"store": "s3://bucket/x", "ledger": "postgresql://keel@db/keel"}
 
 
-def test_a_store_that_every_node_reaches() -> None:
-    jobs.check_store("/shared/x")
-    jobs.check_store("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("stated", "key"),
+    [
+        ({"store": ""}, "store"),
+        ({"store": "runs/x"}, "store"),
+        (S3, "cache"),
+        ({"store": "/shared/x", "ledger": "sqlite:///x.db"}, "ledger"),
+    ],
+)
+def test_what_lies_in_the_jobs_own_folder_is_refused(
+    tmp_path: Path, stated: dict[str, str], key: str
+) -> None:
+    with pytest.raises(UserError, match="the job's own folder") as caught:
+        jobs.check_store(campaign(tmp_path, **stated))
+    assert caught.value.where == key
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"store": "/shared/x"},
+        {"store": "/shared/x", "ledger": "sqlite:////shared/x.db"},
+        {**S3, "cache": "/shared/x"},
+    ],
+)
+def test_a_store_that_every_node_reaches(tmp_path: Path, stated: dict[str, str]) -> None:
+    jobs.check_store(campaign(tmp_path, **stated))
 
 
 @pytest.mark.parametrize("wrong", [f"KEY={SECRET}", "A B", ""])
@@ -104,14 +126,14 @@ def test_values_of_secrets_are_not_sent(here: Path) -> None:
         "SHORT_KEY": "abc",
         "HOME": SECRET,
     }
-    campaign = here / "c.yaml"
-    campaign.write_text("abc, and nothing else that is secret")
-    jobs.check_no_secrets(spec(a=campaign), environ)
+    file = here / "c.yaml"
+    file.write_text("abc, and nothing else that is secret")
+    jobs.check_no_secrets(spec(a=file), environ)
     (here / "folder").mkdir()
     for value, name in ((SECRET, "JUDGE_API_KEY"), ("r" * 64, "RAY_AUTH_TOKEN")):
         (here / "folder" / "x.py").write_text(f"key = '{value}'")
         with pytest.raises(UserError, match=name) as caught:
-            jobs.check_no_secrets(spec(a=campaign, b=here / "folder"), environ)
+            jobs.check_no_secrets(spec(a=file, b=here / "folder"), environ)
         assert value not in str(caught.value)
     with pytest.raises(UserError, match="the job's command"):
         line = jobs.entrypoint("c.yaml", overrides=[f"x={SECRET}"])

@@ -37,7 +37,9 @@ class DAPO(GroupRelative):
 
     name: Literal["dapo"] = "dapo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """How far it may rise above 1."""
     max_resamples: Annotated[int, Field(ge=0)] = 3
     """How often a step draws again in place of groups whose rewards are all equal."""
     overlong_penalty: Annotated[float, Field(ge=0)] = 1.0

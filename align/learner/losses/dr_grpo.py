@@ -30,7 +30,9 @@ class DrGRPO(GroupRelative):
     scale: Literal["none"] = "none"
     """Always none: dividing by a group's spread favours prompts that are nearly always or never solved."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
     length: Annotated[int, Field(ge=1)] | None = None
     """Tokens that each completion counts for in the mean; None: ``sampling.max_tokens``."""
 

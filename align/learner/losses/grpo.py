@@ -31,7 +31,9 @@ class GRPO(GroupRelative):
 
     name: Literal["grpo"] = "grpo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         return clipped_mean(inputs, self.clip_low, self.clip_high, totals.tokens)

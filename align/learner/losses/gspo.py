@@ -30,7 +30,9 @@ class GSPO(GroupRelative):
 
     name: Literal["gspo"] = "gspo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 3e-4
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 4e-4
+    """How far it may rise above 1."""
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         sequences = by_sequence(inputs, mean=True)

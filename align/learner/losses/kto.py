@@ -45,6 +45,7 @@ class KTO(Algorithm):
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly the reference holds: rewards are ``beta`` times a log-ratio in nats."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of answers that were liked."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """Where one kind is rarer, its weight times its number should stay near the other's."""
 

@@ -74,7 +74,9 @@ class PPO(PolicyGradient):
 
     name: Literal["ppo"] = "ppo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount per token; below 1 it favours short answers."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95

@@ -35,7 +35,9 @@ class ReinforcePP(OutcomeGradient):
     group_baseline: bool = False
     """Subtract the mean of the completion's group first. Suits prompts of uneven difficulty."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
 
     def check(self, group_size: int, where: str) -> None:
         if self.group_baseline:

@@ -34,7 +34,9 @@ class RLOO(OutcomeGradient):
 
     name: Literal["rloo"] = "rloo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
 
     def check(self, group_size: int, where: str) -> None:
         need_groups(self.name, group_size, where)

@@ -36,6 +36,8 @@ DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
 VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(LINES, start=1)
 }
+USUAL = ("fill:none", f"fill:{INK}", "font-size:8px")
+"""What the page's own style sheet says of every drawing."""
 DROPPED = {"metadata", "defs", "style", "title", "desc"}
 KEPT = {"d", "x", "y", "viewBox"}
 
@@ -137,11 +139,12 @@ def _short(value: str) -> str:
     rounded = re.sub(
         r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value
     )
-    return re.sub(r"\s+", " ", rounded).strip()
+    return re.sub(r"\s*([A-Za-z])\s+(?=[-\d])", r"\1", re.sub(r"\s+", " ", rounded)).strip()
 
 
 def _style(style: str) -> str:
     """What differs from the page's own style for drawings."""
     parts = dict(part.strip().split(":", 1) for part in style.split(";") if ":" in part)
     wanted = ("fill", "stroke", "stroke-width", "stroke-dasharray", "text-anchor", "font-size")
-    return ";".join(f"{name}:{_short(parts[name])}" for name in wanted if name in parts)
+    found = [f"{name}:{_short(parts[name])}" for name in wanted if name in parts]
+    return ";".join(one for one in found if one not in USUAL)

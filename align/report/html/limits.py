@@ -16,6 +16,8 @@ class Limits:
     """Of one curve."""
     curves: int
     """Of one chart."""
+    repair_charts: int
+    """Of the steps that made an accepted repair."""
     checks: int
     """Rows of the verdict's table; those furthest inside their margin are left out first."""
     suites: int
@@ -27,7 +29,7 @@ class Limits:
     metrics: int
     """Rows of the table of all metrics."""
     reasons: int
-    """Of the verdict."""
+    """Of the verdict; so many remarks, too."""
     text: int
     """Bytes of one prompt or answer on the page."""
 
@@ -37,6 +39,7 @@ class Limits:
             return cls(
                 points=160,
                 curves=6,
+                repair_charts=6,
                 checks=60,
                 suites=8,
                 items=10,
@@ -46,14 +49,15 @@ class Limits:
                 text=1200,
             )
         return cls(
-            points=40,
-            curves=4,
-            checks=8,
+            points=30,
+            curves=3,
+            repair_charts=0,
+            checks=6,
             suites=2,
             items=2,
             samples=1,
-            metrics=20,
-            reasons=6,
+            metrics=12,
+            reasons=5,
             text=240,
         )
 

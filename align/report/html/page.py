@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from align.evidence import Evidence
 from align.gate.checks import Check
+from align.report.families import GUARDED
 from align.report.html.charts import Chart, draw
 from align.report.html.curves import Panel
 from align.report.html.data import CampaignView, collect
@@ -102,15 +103,6 @@ def against(check: Check) -> str:
     if len(check.snapshot) < ID_LENGTH:
         return f"the rule {check.snapshot!r}"
     return ", ".join((check.against, *check.also))
-
-
-GUARDED = {
-    "value": "",
-    "truncation": "answers not cut",
-    "failure": "answers with a score",
-    "zero_tolerance": "items that must not fail",
-}
-"""What a check compares besides the mean."""
 
 
 def guarded(check: Check) -> str:

@@ -14,7 +14,7 @@ from align.gate.checks import Check
 from align.gate.gate import Verdict
 from align.history import Metric, steps_of, summaries, watch_of
 from align.memory.ledger import RoundRecord
-from align.memory.manifest import MANIFEST, Manifest
+from align.memory.manifest import Manifest
 from align.memory.takes import Take
 from align.repair.record import RepairStep, repairs_of
 from align.report.feedback import told
@@ -144,7 +144,7 @@ def round_view(
         repair_panels=_repair_panels(folder, repairs, limits),
         ranges=tuple(ranges[: limits.metrics]),
         ranges_left_out=max(0, len(ranges) - limits.metrics),
-        signals=signals_of(steps, watch_of(evidence, record)),
+        signals=signals_of(steps, watch_of(evidence, record), limits.reasons),
         cost=_cost(own, repairs, steps, now),
         candidate=record.candidate,
         manifest=manifest_of(evidence, record.candidate),
@@ -152,13 +152,15 @@ def round_view(
 
 
 def check_views(verdict: Verdict) -> list[CheckView]:
-    """Those that decided against the candidate first, then the target, then the closest calls."""
+    """Those that decided against the candidate first, then the target, then the closest calls; rates of
+    answers that were not cut or have a score come last where they passed."""
     budgets = {rule.name: rule.budget for rule in verdict.inputs.suites}
 
-    def order(view: CheckView) -> tuple[bool, bool, bool, float]:
-        check = view.check
+    def order(view: CheckView) -> tuple[bool, bool, bool, bool, float]:
+        check, passed = view.check, view.check.outcome == "passed"
         room = (check.difference + check.margin) / (check.margin or 1.0)
-        return check.role == "shown", check.outcome == "passed", check.role != "target", room
+        usual = passed and check.what in ("truncation", "failure")
+        return check.role == "shown", passed, check.role != "target", usual, room
 
     views = [
         CheckView(
@@ -176,9 +178,8 @@ def check_views(verdict: Verdict) -> list[CheckView]:
 
 def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | None:
     """What a snapshot says of itself; None where its folder is gone or damaged."""
-    path = evidence.folder / "snapshots" / (snapshot or "-") / MANIFEST
     try:
-        return Manifest.from_bytes(path.read_bytes(), where=str(path))
+        return evidence.snapshots().manifest(snapshot or "-")
     except (OSError, KeelError):
         return None
 
@@ -194,7 +195,8 @@ def _repair_panels(
     folder: Path, repairs: Sequence[RepairStep], limits: Limits
 ) -> tuple[Panel, ...]:
     step = accepted_repair(repairs)
-    return panels(steps_of(folder, step.rung), limits) if step else ()
+    found = panels(steps_of(folder, step.rung), limits) if step and limits.repair_charts else ()
+    return found[: limits.repair_charts]
 
 
 def _cost(

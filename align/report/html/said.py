@@ -10,6 +10,9 @@ from align.report.html.limits import Limits, cut
 from align.rollout_table import FOLDER, Record, load_records
 from rollouts.errors import KeelError
 
+NAME = 120
+"""Bytes of a part's name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
@@ -68,7 +71,11 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
 
 def _said(record: Record, text: int) -> Said:
     names = [name for name in record if name.startswith("reward/")]
-    parts = [(name.partition("/")[2], record[name]) for name in names if record[name] is not None]
+    parts = [
+        (cut(name.partition("/")[2], NAME) or "", record[name])
+        for name in names
+        if record[name] is not None
+    ]
     return Said(
         prompt=cut(record["prompt"], text),
         completion=cut(record["completion"], text),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from html import escape
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 
 from align.config import CampaignConfig
 from align.evidence import stored_evidence
@@ -14,6 +15,8 @@ from align.report.html.page import render
 from rollouts.errors import KeelError, UserError
 
 LOOPBACK = "127.0.0.1"
+DEADLINE_S = 10.0
+"""For a browser to say what it wants, and to take what it is given."""
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -27,23 +30,34 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 class LivePage:
-    """The page of a store; made again only when the store has changed."""
+    """The page of a store; made again only when the store has changed, where its files tell."""
 
     def __init__(self, config: CampaignConfig, refresh_s: int) -> None:
         self._config, self._refresh_s = config, refresh_s
         self._made: tuple[Stamp, str] | None = None
+        self._lock = Lock()
 
     def __call__(self) -> str:
-        stamp = tuple(self._files())
-        if self._made is None or self._made[0] != stamp:
-            page = render(stored_evidence(self._config), refresh_s=self._refresh_s)
-            self._made = (stamp, page)
-        return self._made[1]
+        with self._lock:  # Charts are drawn with settings that all threads share.
+            stamp = tuple(self._files())
+            # A ledger elsewhere leaves no trace here when it changes.
+            if self._made is None or self._made[0] != stamp or self._config.ledger:
+                page = render(stored_evidence(self._config), refresh_s=self._refresh_s)
+                self._made = (stamp, page)
+            return self._made[1]
 
     def _files(self) -> Iterator[tuple[str, int, int]]:
-        for pattern in ("ledger.db*", "rounds/*/attempt-*/metrics.jsonl"):
+        metrics = "rounds/*/attempt-*"
+        for pattern in ("ledger.db*", f"{metrics}/metrics.jsonl", f"{metrics}/*/metrics.jsonl"):
             for path in sorted(self._config.folder.glob(pattern)):
                 yield _stamp(path)
+
+
+class Server(ThreadingHTTPServer):
+    """One thread per connection: browsers open some that they never use. None outlives the command."""
+
+    daemon_threads = True
+    block_on_close = False
 
 
 def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
@@ -57,6 +71,8 @@ def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = DEADLINE_S
+
         def do_GET(self) -> None:
             # A page elsewhere whose name was made to point here still sends its own name.
             host = self.headers.get("Host", "").rpartition(":")[0]
@@ -78,7 +94,7 @@ def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
             """Requests are no news."""
 
     try:
-        return HTTPServer((LOOPBACK, port), Handler)
+        return Server((LOOPBACK, port), Handler)
     except OSError as error:
         raise UserError(
             f"port {port} cannot be listened on ({error.strerror})",

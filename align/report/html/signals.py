@@ -41,13 +41,14 @@ class Signals:
     """What the round's own watch said, with the step of each."""
 
 
-def signals_of(steps: Steps, watch: WatchRecord | None = None) -> Signals:
-    """The signals of one round."""
+def signals_of(steps: Steps, watch: WatchRecord | None = None, most: int = 40) -> Signals:
+    """The signals of one round, with at most so many remarks."""
     old = {
         name for metrics in steps.values() for name in metrics if name.startswith("drift/K_old/")
     }
     last_old = [ends[1] for name in sorted(old) if (ends := _ends(steps, name))]
     tokens = _ends(steps, "completions/tokens_mean")
+    remarks = tuple(_remarks(steps))
     return Signals(
         k_new=_last(steps, "drift/K_new"),
         k_old=max(last_old, default=None),
@@ -55,7 +56,10 @@ def signals_of(steps: Steps, watch: WatchRecord | None = None) -> Signals:
         entropy=_ends(steps, "entropy"),
         tokens=tokens if tokens and any(tokens) else None,
         cut=_ends(steps, "completions/length_cut_share") if tokens and any(tokens) else None,
-        remarks=tuple(_remarks(steps)),
+        remarks=(
+            *remarks[:most],
+            *([f"and {len(remarks) - most} more"] if len(remarks) > most else ()),
+        ),
         noticed=tuple(watch.lines()) if watch else (),
     )
 

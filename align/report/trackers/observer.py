@@ -12,7 +12,7 @@ from align.report.trackers.base import Tracker
 
 if TYPE_CHECKING:
     from align.parts import Observer
-    from align.round import RoundOutcome, RoundPlan
+    from align.round_plan import RoundOutcome, RoundPlan
 
 
 class TrackedObserver:

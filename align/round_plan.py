@@ -1,0 +1,50 @@
+"""What a round is told before it starts, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.config import RoundConfig
+from align.gate.gate import Verdict
+from align.learner.anchors import References
+from align.mixture import Mixture
+from align.repair.record import Origin, RepairStep
+from align.scoring import Scorer
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundPlan:
+    """Everything that makes a candidate of a round, fixed before its first step."""
+
+    index: int
+    attempt: int
+    spec: RoundConfig
+    references: References
+    mixture: Mixture
+    scorer: Scorer
+    seed: int
+    origin: Origin | None = None
+    """How the repair ladder makes another candidate of the round; None: this is the round itself."""
+
+    @property
+    def parent(self) -> SnapshotId:
+        return self.references.parent
+
+    @property
+    def run(self) -> str:
+        """Name of the round's attempt, or of a repair in it, such as ``03-sort.1-distil``."""
+        repair = f"-{self.origin.label}" if self.origin else ""
+        return f"{self.index:02d}-{self.spec.name}.{self.attempt}{repair}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundOutcome:
+    """A candidate and what the gate said of it."""
+
+    candidate: SnapshotId
+    verdict: Verdict
+    look: int
+    """Number of the decision in the campaign."""
+    repairs: tuple[RepairStep, ...] = ()
+    """Every candidate of the round, where the gate refused the first and others were tried."""

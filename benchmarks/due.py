@@ -1,0 +1,136 @@
+"""From a round falling due to its first sample, on a cluster that is up.
+
+    .venv/bin/python -m benchmarks.due [--address HOST:PORT]
+
+The pair that makes `configs/nightly.yaml` due is stored at second 0. Then: claimed; inputs checked and
+engines asked for; the first answer of an engine; the first learner step; the verdict. Engines of a round
+start and end with it, so what is warm are Ray and the files of the model, not vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import middle, parser, prepare, save, show, spread
+
+if TYPE_CHECKING:
+    from align.config import CampaignConfig
+    from align.round import RoundOutcome, RoundPlan
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("claimed", "engines asked for", "first sample", "first step", "verdict")
+
+
+class Marks:
+    """Seconds since the round fell due; an observer, and the engine's ear."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        self.seconds.setdefault(stage, time.perf_counter() - self.start)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        self.mark("first step")
+
+    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
+        self.mark("verdict")
+
+
+class Heard:
+    """An engine, or what it gave a ticket for, whose first answer is marked."""
+
+    def __init__(self, inner: Any, marks: Marks) -> None:
+        self._inner, self._marks = inner, marks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self) -> Any:
+        found = self._inner()
+        self._marks.mark("first sample")
+        return found
+
+    def submit(self, requests: Sequence[Any]) -> Any:
+        return Heard(self._inner.submit(requests), self._marks)
+
+    def generate(self, requests: Sequence[Any]) -> Any:
+        found = self._inner.generate(requests)
+        self._marks.mark("first sample")
+        return found
+
+
+def once(folder: Path) -> dict[str, float]:
+    """One night in a fresh store; seconds by stage."""
+    from datetime import UTC, datetime
+
+    from align.campaign import run_campaign
+    from align.campaign_file import load_campaign
+    from align.inbox import Inbox
+    from align.inbox.feedback import stream_forms
+    from align.schedule.claims import Dues
+    from align.stores import open_ledger
+    from launch.engines import cluster_has_gpus, vllm_config
+    from rollouts.pool import EnginePool
+
+    config = load_campaign(ROOT / "configs/nightly.yaml", [f"store={folder}"]).config
+    rows = json.loads((ROOT / "configs/nightly/monday.json").read_text())["rows"]
+    form = stream_forms(config)["pairs"]
+    database = open_ledger(config).database
+    Inbox(database).add("pairs", [form.read(row, "benchmark") for row in rows])
+    marks = Marks()
+    assert Dues(database, config).claim(datetime.now(UTC)).due
+    marks.mark("claimed")
+
+    def start(config: CampaignConfig, model: Path, context: int) -> Any:
+        marks.mark("engines asked for")
+        engines = config.rollouts
+        pool = EnginePool(
+            vllm_config(config, model, context),
+            num_engines=engines.engines,
+            bundle=engines.resources.bundle(gpus=cluster_has_gpus()),
+            start_deadline_s=engines.start_deadline_s,
+            deadline_s=engines.deadline_s,
+        )
+        return Heard(pool, marks)
+
+    run_campaign(config, start_engine=start, observer=marks)
+    return marks.seconds
+
+
+def main() -> None:
+    """Measure and show."""
+    prepare()
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--address", help="cluster to join; without, one is started first")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--insecure-cluster", action="store_true")
+    options = arguments.parse_args()
+    from launch.cluster import connect
+
+    found = []
+    with (
+        connect(options.address, num_engines=2, insecure=options.insecure_cluster),
+        TemporaryDirectory() as scratch,
+    ):
+        for number in range(1 if options.quick else options.rounds):
+            found.append(once(Path(scratch) / str(number)))
+    times = {stage: [one.get(stage, math.nan) for one in found] for stage in STAGES}
+    rows = [[stage, spread(seconds)] for stage, seconds in times.items()]
+    note = f"From due to the first sample: {middle(times['first sample']):.1f} s."
+    show("A round falls due", ["", "s since due, median [min, max]"], rows, note)
+    save(options.json, "due", options, found)
+
+
+if __name__ == "__main__":
+    main()

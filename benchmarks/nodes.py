@@ -1,0 +1,184 @@
+"""Claim: engines on 2 and 3 nodes give at least 90% of 2 and 3 times the throughput of one node.
+
+Real raylets, the real pool with its placement group, and engines that sleep as long as a GPU would
+decode: what is measured is what Keel and Ray add (splitting, sending, collecting, and a sync of weights
+to every node between two steps), not how quickly somebody's engine decodes. Every node gets the same work.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Any
+
+from benchmarks.common import middle, parser, prepare, save, show, spread, verdict
+
+REQUIRED = 0.9
+"""Of linear."""
+SLOTS = 64
+"""Sequences that an engine decodes at a time."""
+TOKENS = 64
+WEIGHTS = 3_000_000
+"""Parameters of a sync, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What one node gets in a step."""
+
+    engines: int
+    prompts: int
+    group: int
+    wave_s: float
+    """Seconds that an engine decodes a full batch for."""
+
+
+def main() -> None:
+    """Measure every number of nodes and print."""
+    prepare()
+    options = parser("Throughput of simulated engines on several nodes.")
+    options.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 3])
+    options.add_argument("--engines", type=int, default=2, help="on each node")
+    options.add_argument("--prompts", type=int, default=32, help="of a step, for each node")
+    options.add_argument("--group", type=int, default=16, help="completions of a prompt")
+    options.add_argument("--wave-s", type=float, default=1.0, help="to decode a full batch")
+    options.add_argument("--steps", type=int, default=8)
+    args = options.parse_args()
+    if args.quick:
+        args.steps, args.wave_s = 2, 0.2
+    work = Work(engines=args.engines, prompts=args.prompts, group=args.group, wave_s=args.wave_s)
+    data = []
+    with cluster() as made:
+        for count in sorted(args.nodes):
+            while len(made.worker_nodes) < count:
+                made.add_node(num_cpus=work.engines, resources={"engine": work.engines})
+            data.append(measure(count, work, args.steps))
+    report(data, work)
+    save(args.json, "nodes", args, data)
+
+
+def measure(nodes: int, work: Work, steps: int) -> dict[str, Any]:
+    """Seconds of every step, sampling and sync apart, on a cluster of so many nodes."""
+    import numpy as np
+
+    from rollouts.engine import SampleRequest, WeightUpdate
+    from rollouts.pool import EnginePool
+    from rollouts.types import Sampling
+    from rollouts.vllm_engine import VLLMConfig
+
+    weights = {"weight": np.zeros(WEIGHTS, dtype=np.float32)}
+    pool = EnginePool(
+        VLLMConfig(model="simulated", max_num_seqs=SLOTS, device="cpu"),
+        num_engines=nodes * work.engines,
+        bundle={"CPU": 1, "engine": 1},
+        engine_factory=partial(sleeper, work.wave_s),
+    )
+    try:
+        pool.wait_ready()
+        hosts = len(set(pool_nodes()))
+        assert hosts == nodes, f"engines are on {hosts} nodes"
+        pool.sync(WeightUpdate(version="warm-up", tensors=weights))
+        sampled, synced = [], []
+        for step in range(steps):
+            requests = [
+                SampleRequest(
+                    id=f"{step}/{i}", prompt_ids=(1, 2, 3), n=work.group, seed=i,
+                    sampling=Sampling(max_tokens=TOKENS),
+                )
+                for i in range(nodes * work.prompts)
+            ]  # fmt: skip
+            started = time.perf_counter()
+            results = pool.generate(requests)
+            sampled.append(time.perf_counter() - started)
+            assert sum(len(r.completions) for r in results) == len(requests) * work.group
+            synced.append(pool.sync(WeightUpdate(version=f"{step}", tensors=weights)).seconds)
+    finally:
+        pool.close()
+    completions = nodes * work.prompts * work.group
+    seconds = [a + b for a, b in zip(sampled, synced, strict=True)]
+    rates = [completions / s for s in seconds]
+    return {"nodes": nodes, "sampled_s": sampled, "synced_s": synced, "completions_per_s": rates}
+
+
+def sleeper(wave_s: float) -> Any:
+    """An engine that decodes a full batch in ``wave_s`` seconds; built in its actor."""
+    from rollouts.engine import SampleRequest, SampleResult, SyncReport, WeightUpdate
+    from rollouts.scripted_engine import ScriptedEngine
+
+    class Sleeper(ScriptedEngine):
+        def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+            self.requests.clear()
+            time.sleep(wave_s * ceil(sum(r.n for r in requests) / SLOTS))
+            return super().generate(requests)
+
+        def sync(self, update: WeightUpdate) -> SyncReport:
+            self.updates.clear()  # It would keep them all.
+            return super().sync(update)
+
+    return Sleeper(lambda prompt_ids, seed: ([5] * TOKENS, [-0.5] * TOKENS))
+
+
+@contextmanager
+def cluster() -> Iterator[Any]:
+    """A head that runs nothing; nodes are added to it."""
+    import logging
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from launch.cluster import PACKAGE_ROOT
+
+    os.environ["PYTHONPATH"] = str(PACKAGE_ROOT)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def pool_nodes() -> Iterator[str]:
+    """The node of every bundle of the pool's placement group."""
+    import ray
+
+    for group in ray.util.placement_group_table().values():
+        if group["state"] == "CREATED":
+            yield from group["bundles_to_node_id"].values()
+
+
+def report(data: Sequence[dict[str, Any]], work: Work) -> None:
+    """Throughput against one node's, times the number of nodes."""
+    one = middle(data[0]["completions_per_s"]) / data[0]["nodes"]
+    engine_s = work.wave_s * ceil(work.prompts * work.group / work.engines / SLOTS)
+    rows, passed = [], True
+    for found in data:
+        rate = middle(found["completions_per_s"])
+        share = rate / (one * found["nodes"])
+        passed &= share >= REQUIRED
+        rows.append(
+            [
+                str(found["nodes"]),
+                spread(found["completions_per_s"], 0),
+                f"{100 * share:.1f}%",
+                spread(found["sampled_s"]),
+                spread(found["synced_s"]),
+            ]
+        )
+    show(
+        "Simulated engines on several nodes",
+        ["nodes", "completions/s", "of linear", "sampling, s", "sync of 12 MB, s"],
+        rows,
+        f"The engines alone take {engine_s:g} s a step.",
+        f"At least {100 * REQUIRED:.0f}% of linear: {verdict(passed)}",
+    )
+
+
+if __name__ == "__main__":
+    main()
