@@ -75,13 +75,21 @@ def run(
         ),
     ] = None,
     insecure_cluster: Annotated[
-        bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
+        bool,
+        typer.Option(
+            "--insecure-cluster",
+            help="Join a cluster on another host although it asks for no token.",
+        ),
     ] = False,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds that a cluster's nodes may take to have room.")
     ] = 0.0,
-    strict: Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a round.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show what would happen; see keel plan.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 when the gate rejected a round.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would happen; see keel plan.")
+    ] = False,
 ) -> None:
     """Run the rounds of a campaign that are not finished yet, and show what came of it."""
     file = _load(campaign, overrides)
