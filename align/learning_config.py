@@ -30,11 +30,23 @@ class SamplingConfig(Settings):
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Learner steps that samples may lag behind the weights that learn from them. 0 samples and learns
     in turn; 1 does both at the same time; k also syncs the engines at every k-th step only."""
+    in_flight: bool = False
+    """Hand new weights to the engines while they sample the next step: completions under way go on under
+    them, so that their later tokens are fresher. Needs ``max_staleness`` of at least 1."""
 
     @property
     def budget(self) -> int:
         """Completions of one step, replay included."""
         return self.prompts_per_step * self.group_size
+
+    @model_validator(mode="after")
+    def _samples_ahead(self) -> Self:
+        if self.in_flight and self.max_staleness < 1:
+            raise ValueError(
+                "in_flight changes the weights of samples that are under way, and with max_staleness 0 "
+                "there are none at a sync; set max_staleness to 1, or in_flight to false"
+            )
+        return self
 
 
 class OptimizerConfig(Settings):

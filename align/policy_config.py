@@ -88,6 +88,11 @@ class PolicyConfig(Settings):
         return "model" if self.lora is None or self.lora.merge else "adapter"
 
     @property
+    def serves_adapters(self) -> bool:
+        """Engines get adapters, not full weights."""
+        return self.lora is not None and self.lora.serve == "adapter"
+
+    @property
     def has_bare_dora(self) -> bool:
         """Snapshots are DoRA adapters, whose row lengths the base does not have."""
         return self.lora is not None and self.lora.dora and not self.lora.merge

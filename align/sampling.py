@@ -3,6 +3,8 @@
 With ``max_staleness: 0`` a step's samples are drawn from the weights it begins with. With 1 the engines
 sample step ``n + 1`` while the learner learns from step ``n``: samples lag one optimizer step behind,
 which importance weights correct. With ``k`` the engines also keep their weights for ``k`` steps.
+``in_flight`` hands weights to engines that are still sampling: what they sample from then on is of the
+newer weights, token by token (PipelineRL, Piche et al. 2025, arXiv 2509.19128).
 
 Groups are scored as they are finished, while others are still sampled. One of which fewer than two
 completions could be scored is repaired: a fresh prompt takes its place. So do fresh prompts for groups
@@ -12,7 +14,7 @@ that an algorithm finds uninformative, all rewards equal, say (dynamic sampling,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from align.learner.rows import Row
 from align.mixture import Draw
 from align.scoring import Scoring
 from rollouts.collect import Pending, begin
-from rollouts.engine import SyncReport
+from rollouts.engine import InFlightEngine, SyncReport
 from rollouts.types import Sampling, ScoredGroup
 
 if TYPE_CHECKING:
@@ -67,7 +69,10 @@ class StepSampler:
         self.metrics = {"staleness/steps": float(step - asked.held)}
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
-        return self._refilled(scoring.result(), step)
+        scored = self._refilled(scoring.result(), step)
+        if self.plan.spec.sampling.in_flight:
+            self.metrics["staleness/tokens_fresher"] = fresher_share(scored)
+        return scored
 
     def sync(self, step: int) -> SyncReport | None:
         """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
@@ -75,7 +80,15 @@ class StepSampler:
         if behind < self.plan.spec.sampling.max_staleness and step < self.plan.spec.steps:
             return None
         self._held = step
-        return self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
+        engine, weights = self.parts.engine, self.parts.learner.weights(self.version(step))
+        # An engine that samples within `submit` has nothing under way.
+        if (
+            self._pending
+            and self.plan.spec.sampling.in_flight
+            and isinstance(engine, InFlightEngine)
+        ):
+            return engine.deposit(weights)
+        return engine.sync(weights)
 
     def _ask(self, step: int, turn: int = 0, count: int = 0) -> Asked:
         mixture = self.plan.mixture
@@ -137,6 +150,15 @@ class StepSampler:
         failed = any(score.status == "failed" for score in scored.scores_G)
         usable = sum(score.status == "scored" for score in scored.scores_G)
         return failed and usable < min(2, len(scored.scores_G))
+
+
+def fresher_share(scored: Iterable[ScoredGroup]) -> float:
+    """Share of the sampled tokens whose weights came after those that their group was asked of."""
+    tokens = {True: 0, False: 0}
+    for group in (s.group for s in scored):
+        for span in (span for c in group.completions_G for span in c.weight_versions):
+            tokens[span.version != group.policy] += span.end - span.start
+    return tokens[True] / max(sum(tokens.values()), 1)
 
 
 def _new(scored: list[ScoredGroup]) -> list[int]:

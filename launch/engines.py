@@ -50,6 +50,7 @@ def engine_starter(
                 start_deadline_s=config.rollouts.start_deadline_s,
                 deadline_s=config.rollouts.deadline_s,
                 max_restarts=config.rollouts.max_restarts,
+                in_flight=any(spec.sampling.in_flight for spec in config.rounds),
             )
 
         yield start

@@ -92,6 +92,19 @@ class StreamingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class InFlightEngine(Protocol):
+    """An engine that takes new weights in the middle of its completions."""
+
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """Leave weights that are loaded before the next token is sampled, whatever is running.
+
+        Completions under way go on under them, with their KV cache computed again; `Completion.
+        weight_versions` tells which tokens are whose. The last of several deposits counts.
+        """
+        ...
+
+
 class RolloutEngine(Protocol):
     """Sampling and scoring under one known weight version."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rollouts.engine import (
     Arrivals,
+    InFlightEngine,
     RolloutEngine,
     SampleRequest,
     ScoreRequest,
@@ -23,6 +24,9 @@ from rollouts.engine import (
     WeightUpdate,
 )
 from rollouts.placement import Bundle, Room
+
+MAIL = "mail"
+"""Concurrency group of `EngineActor.deposit`, which must not wait for the actor's running call."""
 
 EngineFactory = Callable[[], RolloutEngine]
 """Builds the engine inside its actor; must be picklable."""
@@ -56,6 +60,13 @@ class EngineActor:
         """See `RolloutEngine.sync`."""
         return self._started().sync(update)
 
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """See `InFlightEngine.deposit`; called on a thread of its own beside a running call."""
+        engine = self._started()
+        if not isinstance(engine, InFlightEngine):
+            raise TypeError(f"a {type(engine).__name__} takes no weights while it samples")
+        return engine.deposit(update)
+
     def _started(self) -> RolloutEngine:
         if self._engine is None:
             raise RuntimeError("the engine did not start")
@@ -71,6 +82,8 @@ class Launch:
     bundle: Bundle
     """What one actor takes."""
     start_deadline_s: float
+    in_flight: bool = False
+    """Whether an actor takes weights while it samples."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,7 +121,8 @@ class EngineSlot:
             "max_restarts": 0,
             "runtime_env": {"env_vars": dict(self.launch.environment)},
         }
-        self.actor = ray.remote(EngineActor).options(**options).remote(self.launch.factory)
+        groups = ray.remote(concurrency_groups={MAIL: 1}) if self.launch.in_flight else ray.remote
+        self.actor = groups(EngineActor).options(**options).remote(self.launch.factory)
         self.pid, self.busy = None, False
         self.deadline = time.monotonic() + self.launch.start_deadline_s
         self.starting = [self.actor.start.remote()]
@@ -123,6 +137,13 @@ class EngineSlot:
         if reports and reports[-1].version != version:
             raise RuntimeError(f"it holds weights {reports[-1].version!r} instead of {version!r}")
         self.pid, self.starting = pid, []
+
+    def end_actor(self) -> None:
+        """End the actor's process and leave it in place: whoever waits for a call to it replaces it."""
+        import ray
+
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self.actor, no_restart=True)
 
     def kill(self) -> None:
         """End the actor's process, whatever it is doing."""

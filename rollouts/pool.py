@@ -30,7 +30,7 @@ from rollouts.engine import (
     SyncReport,
     WeightUpdate,
 )
-from rollouts.engine_slot import EngineFactory, EngineSlot, Launch
+from rollouts.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
 from rollouts.errors import RunError
 from rollouts.fleet import Fleet, reason_of, refusal
 from rollouts.model_folder import check_model_folder
@@ -65,6 +65,7 @@ class EnginePool:
         start_deadline_s: seconds an engine may take to start and load its weights.
         deadline_s: seconds one call to one engine may take.
         max_restarts: how often in a row one engine may fail before the pool gives up.
+        in_flight: engines take weights while they sample, see `deposit`.
         engine_factory: builds the engine inside its actor instead of vLLM; for tests.
 
     Raises:
@@ -81,6 +82,7 @@ class EnginePool:
         start_deadline_s: float = 180.0,
         deadline_s: float = 600.0,
         max_restarts: int = 3,
+        in_flight: bool = False,
         engine_factory: EngineFactory | None = None,
     ) -> None:
         import ray
@@ -93,7 +95,8 @@ class EnginePool:
         self._unsynced: str | None = None
         self._failed = 0
         self._open: list[Dispatch] = []
-        launch = _launch(config, engine_factory, bundle, start_deadline_s)
+        self._in_flight = in_flight
+        launch = _launch(config, engine_factory, bundle, start_deadline_s, in_flight)
         self._fleet = Fleet(launch, num_engines, max_restarts)
 
     @property
@@ -160,9 +163,7 @@ class EnginePool:
         start = time.perf_counter()
         self._fleet.wait_ready()
         self._fleet.wait_any()
-        if update.tensors is not None:
-            update = replace(update, tensors=to_host(update.tensors))
-        self._fleet.weights, self._fleet.version = ray.put(update), update.version
+        self._put(update)
         self._unsynced = f"the sync of {update.version!r} did not finish"
         refs: dict[Any, EngineSlot] = {}
         for slot in self._fleet.slots:
@@ -179,9 +180,49 @@ class EnginePool:
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=synced)
 
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """Hand the update to engines that sample; each loads it before its next token.
+
+        Waits until it lies at every engine, not until it is loaded: a later `sync` proves what they hold.
+        An engine that does not take it is ended, and whoever waits for its answers replaces it.
+
+        Raises:
+            ValueError: the pool was not made with ``in_flight``.
+        """
+        import ray
+
+        if not self._in_flight:
+            raise ValueError(
+                "a pool takes weights while it samples only if made with in_flight=True"
+            )
+        start = time.perf_counter()
+        self._fleet.wait_ready()
+        self._put(update)
+        refs: dict[Any, EngineSlot] = {}
+        for slot in self._fleet.slots:
+            if slot.starting:
+                slot.starting.append(slot.actor.sync.remote(self._fleet.weights))
+            else:
+                call = slot.actor.deposit.options(concurrency_group=MAIL)
+                refs[call.remote(self._fleet.weights)] = slot
+        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        taken = sum(_has_taken(ref) for ref in refs if ref not in late)
+        for ref in late:
+            refs[ref].end_actor()
+        seconds = time.perf_counter() - start
+        return SyncReport(version=update.version, seconds=seconds, num_engines=taken)
+
     def close(self) -> None:
         """Kill every engine; safe to call twice and after Ray has gone."""
         self._fleet.close()
+
+    def _put(self, update: WeightUpdate) -> None:
+        """Make the update what engines should hold: those that start from now on load it."""
+        import ray
+
+        if update.tensors is not None:
+            update = replace(update, tensors=to_host(update.tensors))
+        self._fleet.weights, self._fleet.version = ray.put(update), update.version
 
     def _check_sync(self, ref: Any, slot: EngineSlot) -> bool:
         """Whether the engine reports the new version; one that died is replaced."""
@@ -225,7 +266,13 @@ class EnginePool:
         return dispatch.run()
 
     def _arriving(self, dispatch: Dispatch) -> Iterator[list[tuple[int, Any]]]:
-        """The answers of `_finish` as they come."""
+        """The answers of `_finish` as they come.
+
+        What was asked earlier is finished first: it may hold the engines, and only its own wait frees them.
+        """
+        if dispatch in self._open:
+            for earlier in self._open[: self._open.index(dispatch)]:
+                self._finish(earlier)
         failed = 0
         try:
             for found in dispatch.arriving():
@@ -267,6 +314,7 @@ def _launch(
     factory: EngineFactory | None,
     bundle: Bundle | None,
     start_deadline_s: float,
+    in_flight: bool,
 ) -> Launch:
     import ray
 
@@ -286,7 +334,21 @@ def _launch(
         environment=engine_environment(config.model, device),
         bundle=bundle,
         start_deadline_s=start_deadline_s,
+        in_flight=in_flight,
     )
+
+
+def _has_taken(ref: Any) -> bool:
+    """Whether an engine took a deposit; False where it died, which its running call tells as well."""
+    import ray
+
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise refusal(error, "an engine could not take the weights") from error
+    except ray.exceptions.RayError:
+        return False
+    return True
 
 
 def _result(request: SampleRequest, answer: Any) -> SampleResult:

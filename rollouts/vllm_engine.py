@@ -3,7 +3,7 @@
 The sampler and the learner never share a process: importing vllm turns torch's thread settings
 into no-ops, seeds its generators and binds its memory. `EnginePool` therefore gives every engine a
 Ray actor of its own, started under ``engine_environment``. The engine steps vLLM itself (no
-``LLM.generate``), so weights can later change between two steps of one request.
+``LLM.generate``), so weights can change between two steps of one request: `VLLMEngine.deposit`.
 
 Weights arrive through the ``host`` backend of `rollouts.weight_transfer` on CPU and on GPU alike.
 GPU-to-GPU transfer (vLLM's ``nccl`` and ``ipc`` backends) speaks the same verbs; it comes later.
@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ class VLLMEngine:
         self._adapters_seen = 0
         self._holds_base = self._whole = True
         self._calls = 0
+        # Another thread may leave weights here; of two that nobody loaded the later one stays.
+        self._mail: deque[WeightUpdate] = deque(maxlen=1)
         self._engine.set_weight_version(BASE_VERSION)
 
     @property
@@ -190,9 +193,34 @@ class VLLMEngine:
 
         Raises:
             ValueError: tensors for an adapter engine or the reverse, or tensors are missing.
-            RuntimeError: requests are running, so that the prefix cache could not be dropped.
+            RuntimeError: the prefix cache could not be dropped, or requests run under an adapter.
         """
+        self._mail.clear()
+        return self._load(update)
+
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """Leave weights, from any thread, for the one that steps vLLM: it loads them before its next step.
+
+        Running requests then compute their KV cache again. Kept, it would mix keys and values of old
+        weights with new ones: a distribution of no version.
+        """
+        self._mail.append(update)
+        return SyncReport(version=update.version, seconds=0.0, num_engines=1)
+
+    def _open_mail(self) -> None:
+        """Load what was deposited, if anything; RuntimeError where that fails, a reason to replace us."""
+        if self._mail:
+            update = self._mail.popleft()
+            try:
+                self._load(update)
+            except Exception as error:
+                raise RuntimeError(f"the weights {update.version!r} were not loaded") from error
+
+    def _load(self, update: WeightUpdate) -> SyncReport:
         start = time.perf_counter()
+        running = self._engine.has_unfinished_requests()
+        if running and self._config.lora_rank is not None:
+            raise RuntimeError("running requests keep their adapter, no other can take its place")
         if update.tensors is not None and update.adapter is not None:
             raise ValueError("a weight update holds tensors or an adapter, not both")
         if update.adapter is not None:
@@ -203,7 +231,7 @@ class VLLMEngine:
             self._use_adapter(None)
         else:
             self._load_tensors(update.tensors)
-        if not self._llm.reset_prefix_cache():
+        if not self._llm.reset_prefix_cache(reset_running_requests=running):
             raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
         self._engine.set_weight_version(update.version)
         seconds = time.perf_counter() - start
@@ -255,6 +283,7 @@ class VLLMEngine:
         self, work: Sequence[tuple[Sequence[int], SamplingParams]]
     ) -> Iterator[list[tuple[int, Any]]]:
         """The outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
+        self._open_mail()
         if not self._whole:
             raise RuntimeError("the last weight update failed half-way; sync again")
         self._calls += 1
@@ -267,6 +296,7 @@ class VLLMEngine:
             if refused := [pair for pair in added if pair[1] is not None]:
                 yield refused
             while self._engine.has_unfinished_requests():
+                self._open_mail()
                 if outputs := self._engine.step():
                     yield [(int(o.request_id.partition(".")[2]), o) for o in outputs]
         except BaseException:

@@ -239,6 +239,24 @@ def test_results_come_as_they_are_finished_and_survive_their_engine(pool_of, tmp
     assert pool.metrics.tokens == (16,)
 
 
+def test_calls_are_collected_in_any_order(pool_of):
+    """The earlier one holds the only engine: collecting the later one finishes it on the way."""
+    pool = pool_of(1)
+    calls = [[ask(i, seed=i)] for i in (1, 2, 3)]
+    tickets = [pool.submit(requests) for requests in calls]
+    for i in (2, 0, 1):
+        check_answers(calls[i], tickets[i]())
+
+
+def test_weights_for_running_engines_need_a_pool_made_for_them(pool_of):
+    pool = pool_of(1)
+    with pytest.raises(ValueError, match="in_flight=True"):
+        pool.deposit(WeightUpdate(version="r/1"))
+    pool = pool_of(1, in_flight=True)
+    with pytest.raises(RunError, match="ScriptedEngine takes no weights while it samples"):
+        pool.deposit(WeightUpdate(version="r/1"))
+
+
 def test_a_stream_that_ends_early_is_asked_for_the_rest(pool_of, tmp_path):
     class Forgetful(Streaming):
         def stream(self, requests):

@@ -179,6 +179,7 @@ def test_a_mistake_in_defaults_is_told_once(tmp_path: Path) -> None:
             "sampling: {max_staleness: 1}, importance: {level: none}}",
             "samples of older weights would count",
         ),
+        ("rounds.0.sampling={in_flight: true}", "with max_staleness 0 there are none at a sync"),
         ("rounds.0.prompts=3", "rounds.0.prompts:"),
         ("rounds.0.mode=on", "rounds.0.mode: Input should be 'add' or 'override', got 'on'"),
         ("rounds=[]", "rounds:"),
@@ -220,6 +221,15 @@ def test_group_size_one_has_nothing_to_compare(tmp_path: Path) -> None:
     message = refusal(tmp_path, "rounds.1.sampling.group_size=1")
     assert "rounds.1.sampling.group_size: grpo compares completions of one prompt" in message
     assert "use at least 2" in message
+
+
+def test_weights_in_flight_are_whole_models(tmp_path: Path) -> None:
+    in_flight = "rounds.1.sampling={max_staleness: 1, in_flight: true}"
+    message = refusal(tmp_path, in_flight, "policy.lora.rank=4")
+    assert "rounds.1.sampling: in_flight is on and engines serve adapters" in message
+    assert "set policy.lora.serve to merged" in message
+    config = load(tmp_path, overrides=[in_flight, "policy.lora={rank: 4, serve: merged}"]).config
+    assert [spec.sampling.in_flight for spec in config.rounds] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config import CampaignConfig
+from align.sampling import fresher_share
 from rollouts.engine import SampleRequest, Ticket, WeightUpdate
+from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup, WeightSpan
 from tests.unit.campaigns import Watcher, campaign, rounds
 from tests.unit.hf_engine import HFEngine
 from tests.unit.test_round import Ran
@@ -39,19 +41,39 @@ class Diary(HFEngine):
         return super().sync(update)
 
 
+class InFlight(Diary):
+    """Takes weights while it samples: what is asked for is sampled when it is collected."""
+
+    def submit(self, requests: Any) -> Ticket:
+        if requests[0].n == 1:
+            return super().submit(requests)
+        self.said.append(f"ask {self.versions[-1].rpartition('/')[2]}")
+
+        def collect() -> Any:
+            self.said.append("collect")
+            return self.generate(requests)
+
+        return collect
+
+    def deposit(self, update: WeightUpdate) -> Any:
+        self.said.append(f"deposit {update.version.rpartition('/')[2]}")
+        return HFEngine.sync(self, update)
+
+
 class Starter:
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Diary]) -> None:
+        self.kind = kind
         self.engines: list[Any] = []
 
     def __call__(self, config: CampaignConfig, model: Path, context: int) -> Any:
-        self.engines.append(Diary(model))
+        self.engines.append(self.kind(model))
         return self.engines[-1]
 
 
-def run(folder: Path, **changes: Any) -> tuple[Ran, list[str]]:
+def run(folder: Path, kind: type[Diary] = Diary, **changes: Any) -> tuple[Ran, list[str]]:
     """One round, and what its engine was asked between the first sync of the round and the probe."""
     spec = {"steps": 4, "meter_every": 99, **changes}
-    starter, watcher = Starter(), Watcher()
+    starter, watcher = Starter(kind), Watcher()
     config = campaign(folder, rounds=rounds(spec))
     evidence = run_campaign(config, start_engine=starter, observer=watcher)
     said = starter.engines[0].said
@@ -89,6 +111,52 @@ def test_staleness_of_two_syncs_at_every_second_step_and_never_lags_more(tmp_pat
     ran, said = run(tmp_path, sampling={"max_staleness": 2})
     assert [word for word in said if word.startswith("sync")] == ["sync 0", "sync 2", "sync 4"]
     assert [m["staleness/steps"] for m in ran.metrics(0, "round0")] == [0.0, 1.0, 2.0, 1.0]
+
+
+def test_in_flight_weights_go_to_engines_with_samples_under_way(tmp_path: Path) -> None:
+    """The last sync, with nothing under way, is a real one: it proves what the engines hold."""
+    ran, said = run(tmp_path, InFlight, sampling={"max_staleness": 1, "in_flight": True})
+    assert said == [
+        "sync 0", "ask 0", "collect", "ask 0", "deposit 1", "collect", "ask 1", "deposit 2",
+        "collect", "ask 2", "deposit 3", "collect", "sync 4",
+    ]  # fmt: skip
+    metrics = ran.metrics(0, "round0")
+    # This engine samples every token after the deposit.
+    assert [m["staleness/tokens_fresher"] for m in metrics] == [0.0, 1.0, 1.0, 1.0]
+    assert [m["staleness/steps"] for m in metrics] == [0.0, 1.0, 1.0, 1.0]
+    assert [m["parity/max_abs_diff"] > 0 for m in metrics] == [True, False, False, False]
+
+
+def test_an_engine_that_never_samples_behind_its_caller_is_synced(tmp_path: Path) -> None:
+    ran, said = run(tmp_path, sampling={"max_staleness": 1, "in_flight": True})
+    assert [word for word in said if word.startswith("sync")] == [f"sync {n}" for n in range(5)]
+    assert {m["staleness/tokens_fresher"] for m in ran.metrics(0, "round0")} == {0.0}
+
+
+def test_the_share_of_fresher_tokens_counts_tokens_not_completions() -> None:
+    def said(*spans: WeightSpan) -> Completion:
+        length = spans[-1].end if spans else 0
+        return Completion(
+            token_ids=(1,) * length,
+            logprobs_T=(-1.0,) * length,
+            text="",
+            finish_reason="stop",
+            weight_versions=spans,
+        )
+
+    group = RolloutGroup(
+        prompt=Prompt(id="p", text="p"),
+        prompt_ids=(1,),
+        completions_G=(
+            said(WeightSpan("r/0", 0, 6), WeightSpan("r/1", 6, 8)),
+            said(WeightSpan("r/0", 0, 2)),
+            Completion.failed("lost"),
+        ),
+        policy="r/0",
+        seed=0,
+    )
+    assert fresher_share([ScoredGroup(group=group, scores_G=())]) == 0.2
+    assert fresher_share([]) == 0.0
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
