@@ -244,8 +244,9 @@ class LightServer:
 
 
 def _proxy_process(alias: Path, port: Any) -> None:
+    from launch.listening import listen
     from launch.serving.follow import Pace
-    from launch.serving.serve import listen, run
+    from launch.serving.serve import run
 
     async def start(snapshot: str) -> LightServer:
         return await asyncio.to_thread(LightServer, snapshot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from align.inbox.feedback import stream_forms
 from align.inbox.inbox import Inbox
 from align.stores import open_ledger
 from launch.feedback.token import read_token
+from launch.listening import listen
 from rollouts.errors import UserError
 
 GRACE_S = 30
 """Seconds that requests under way have to end when the server is asked to."""
 MAX_CONNECTIONS = 512
-BACKLOG = 1024
 
 
 def serve(
@@ -54,7 +53,7 @@ def serve(
     token = read_token(token_file)
     inbox = Inbox(open_ledger(config).database)
     make_drop(folder, forms)
-    with _listen(host, port) as listening:
+    with listen(host, port) as listening:
         address, bound = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         say(f"streams {', '.join(forms)}; the token is in {token_file}")
@@ -77,15 +76,3 @@ def serve(
             signal.signal(number, server.handle_exit)
         server.run(sockets=[listening])
     say("stopped; everything that was received is stored")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen there ({error})",
-            where=f"{host}:{port}",
-            remedy="choose another --port, or 0 for any free one",
-        ) from error

@@ -14,6 +14,7 @@ from align.config import CampaignConfig
 from align.evidence import stored_evidence
 from launch.cluster import is_loopback
 from launch.feedback.token import read_token
+from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device
 from launch.serving.follow import Follower, Pace
 from launch.serving.route import Backend, Route
@@ -24,7 +25,6 @@ from rollouts.types import SnapshotId
 if TYPE_CHECKING:
     import uvicorn
 
-BACKLOG = 1024
 KEEP_ALIVE_S = 75
 IDLE_CONNECTIONS, IDLE_S = 256, 60.0
 """To a backend: how many are kept, and for how long."""
@@ -150,20 +150,3 @@ def _hand_signals_to(server: uvicorn.Server) -> None:
     """uvicorn raises the signal that ended it once more, for whoever handled it before: that is itself."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        UserError: the address cannot be used, such as a port that is taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen there ({error})",
-            where=f"{host}:{port}",
-            remedy="choose another --port, or 0 for any free one",
-        ) from error

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import uvicorn
 
+from launch.listening import listen
 from launch.serving.follow import Follower, Pace
 from launch.serving.proxy import Limits, Proxy
 from launch.serving.route import Backend, Route
-from launch.serving.serve import listen
 from rollouts.errors import RunError
 
 KEY = "sk-public-key-of-the-test"
