@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -76,15 +77,16 @@ class AnchorBank:
         self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes
         self._models: OrderedDict[SnapshotId, Any] = OrderedDict()
         self._adapters: set[SnapshotId] = set()
+        self._loading = Lock()
 
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """What the snapshot says at the completion tokens, without gradient."""
         if self._policy.config.snapshot_kind == "adapter" and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
-        return completion_outputs(
-            self._model(snapshot), micro, dtype=self._policy.dtype, temperature=temperature
-        )
+        with self._loading:
+            model = self._model(snapshot)
+        return completion_outputs(model, micro, dtype=self._policy.dtype, temperature=temperature)
 
     def teacher(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """As `outputs`, but after the prompts that rows hold for their teacher."""

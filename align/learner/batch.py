@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.learner.lanes import dealt_evenly
 from align.learner.losses import Algorithm
 from align.learner.packing import Packing, pack
 from align.learner.rows import Batch, Row, row_of, units_of
@@ -24,6 +25,8 @@ MAX_PADDING = 1.25
 """Padded over real tokens of one forward pass."""
 MAX_PADDING_PACKED = 2.0
 """The same where attention alone sees the padding."""
+PASS_TOKENS = 100
+"""Tokens of a small model that take as long as starting a pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +130,32 @@ def build_batch(
 def micro_batches(
     rows: Sequence[Row], max_tokens: int, *, packed: bool = False
 ) -> Iterator[MicroBatch]:
+    """The rows of `passes`, as tensors."""
+    return map(to_tensors, passes(rows, max_tokens, packed=packed))
+
+
+def even_passes(
+    rows: Sequence[Row], max_tokens: int, lanes: int, *, packed: bool = False
+) -> list[list[Row]]:
+    """`passes` that keep several lanes busy for the same time: smaller ones where that shortens the
+    longest lane."""
+    budgets = [max_tokens * share // 4 for share in ((4,) if lanes == 1 else (4, 3, 2))]
+    return min(
+        (list(passes(rows, budget, packed=packed)) for budget in budgets),
+        key=lambda found: _longest(list(map(cost, found)), lanes),
+    )
+
+
+def cost(rows: Sequence[Row]) -> int:
+    """How long a pass takes, in tokens: each has work to do that does not depend on them."""
+    return PASS_TOKENS + sum(row.num_tokens for row in rows)
+
+
+def _longest(costs: Sequence[int], lanes: int) -> int:
+    return max(sum(costs[index] for index in hand) for hand in dealt_evenly(costs, lanes))
+
+
+def passes(rows: Sequence[Row], max_tokens: int, *, packed: bool = False) -> Iterator[list[Row]]:
     """Split rows so that no forward pass holds more than ``max_tokens`` padded tokens.
 
     Units are sorted by length and stay whole, and a pass ends where its rows would be padded by too
@@ -151,12 +180,12 @@ def micro_batches(
         width = max(widest, _width(unit))
         padded = width * (len(pending) + len(unit))
         if pending and padded > min(max_tokens, most * (real + size)):
-            yield to_tensors(pending)
+            yield pending
             pending, real, width = [], 0, _width(unit)
         pending.extend(unit)
         real, widest = real + size, width
     if pending:
-        yield to_tensors(pending)
+        yield pending
 
 
 def _shared(unit: Sequence[Row], packed: bool) -> tuple[int, ...]:

@@ -1,9 +1,5 @@
 """The learner: one `update` per batch of rows, under KL toward earlier snapshots.
 
-The objective of a step, each mean over its own tokens (``c``: new, past, general prompts):
-
-    loss = algorithm(rows that teach) + sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
-
 One optimizer step for every mini-batch of every epoch, or none where a gradient is not finite. Where
 the engines hold the learner's weights, the sampler's logprobs and the learner's are two computations of
 the same number: the first pass over a batch compares them over all its tokens, which proves the last
@@ -13,35 +9,37 @@ weight sync on the way.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
-from math import inf, isfinite
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from align.config import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
 from align.learner import kl
 from align.learner.allocation import keep_freed_memory
-from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
-from align.learner.batch import MicroBatch, by_row, micro_batches, to_tensors
+from align.learner.anchors import AnchorBank, BetaController, References
+from align.learner.batch import MicroBatch, by_row, cost, even_passes, to_tensors
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
-from align.learner.importance import importance_weights
+from align.learner.lanes import Gradients, Lanes, lanes_for
+from align.learner.objective import Denominators, Objective
 from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
-from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs
+from align.learner.policy import Policy
 from align.learner.ranks import SOLO, Ranks
-from align.learner.reference_cache import Mixture, ReferenceCache
-from align.learner.rows import Batch, Row, Totals
+from align.learner.reference_cache import ReferenceCache
+from align.learner.rows import Batch, Row
 from align.learner.sharding import whole
 from rollouts.engine import WeightUpdate
 from rollouts.types import SnapshotId
 
+T = TypeVar("T")
 Metrics = dict[str, float]
 MAX_SKIPPED_STEPS = 3
 """Non-finite steps in a row before the round fails."""
@@ -69,6 +67,7 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.ranks = ranks
         self.policy = Policy(base, config, device=self.device, ranks=ranks)
+        self.lanes = Lanes(self._num_lanes(), config.threads)
         self.anchors = AnchorBank(self.policy, folder_of)
         self.critic: Critic | None = None
         self.reference_cache = ReferenceCache()
@@ -86,7 +85,7 @@ class Learner:
         """
         torch.manual_seed(seed)
         self._start(references)
-        self._spec, self._references = spec, references
+        self._spec = spec
         per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
         self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0
         # The last round's critic goes, with its moments, before the next one comes.
@@ -105,6 +104,23 @@ class Learner:
         }
         if spec.algorithm.anchors_are_reference:
             self._anchors["new"] = []
+        self._objective = Objective(
+            policy=self.policy,
+            anchors=self.anchors,
+            critic=self.critic,
+            spec=spec,
+            references=references,
+            terms=self._anchors,
+        )
+
+    def _num_lanes(self) -> int:
+        """Side by side only where no pass changes what another sees: ranks wait for each other, adapters
+        are switched on one base, and padded models change their attention with the rows' length."""
+        alone = self.ranks.size == 1 and self.policy.config.lora is None and self.policy.packs
+        if self.device.type != "cpu" or not alone:
+            return 1
+        trained = sum(parameter.numel() for parameter in self.policy.parameters())
+        return lanes_for(trained, self.policy.config.threads)
 
     def load(self, snapshot: SnapshotId) -> None:
         """Make the policy equal to a snapshot."""
@@ -155,22 +171,17 @@ class Learner:
 
     def _step_on(self, batch: Batch) -> Metrics:
         """One optimizer step on one mini-batch."""
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        gradients, over = Gradients(trained, self.lanes.count), Denominators.of(batch)
         sums: defaultdict[str, float] = defaultdict(float)
-        gap, totals = 0.0, batch.totals
+        gap = 0.0
         for rows, moving in self._by_effect(batch.rows):
-            for micro, counts in self._passes(rows):
-                with torch.set_grad_enabled(moving):
-                    loss, parts, difference = self._loss(micro, batch, totals)
-                if moving:
-                    (loss if counts else loss * 0.0).backward()  # type: ignore[no-untyped-call]
-                if not counts:
-                    continue
+            learn = partial(self._learn, gradients if moving else None, over)
+            for difference, parts in self._each_pass(rows, learn):
                 gap = max(gap, difference)
                 for name, value in parts.items():
-                    sums[name] += float(value)
+                    sums[name] += value
+        gradients.collect()
         gap, found = self.ranks.max(gap), self.ranks.sum(sums)
         self._check_parity(gap)
         metrics = {**found, **self._step(), "parity/max_abs_diff": gap}
@@ -181,20 +192,43 @@ class Learner:
                     controller.observe(measured)
         return metrics
 
-    def _passes(self, rows: Sequence[Row]) -> Iterator[tuple[MicroBatch, bool]]:
-        """This rank's share of the forward passes over rows, and whether each counts."""
+    def _learn(
+        self,
+        gradients: Gradients | None,
+        over: Denominators,
+        lane: int,
+        micro: MicroBatch,
+        counts: bool,
+    ) -> tuple[float, Metrics]:
+        """Gap and metrics of one pass; its gradient, if there is one to take, goes into its lane."""
+        with torch.set_grad_enabled(gradients is not None):
+            made = self._objective.measure(micro, over, self._version)
+        if gradients is not None:
+            gradients.add(lane, made.loss if counts else made.loss * 0.0)
+        return made.gap, {name: float(value) for name, value in made.metrics.items()}
+
+    def _each_pass(
+        self, rows: Sequence[Row], work: Callable[[int, MicroBatch, bool], T]
+    ) -> list[T]:
+        """``work(lane, micro-batch, whether it counts)`` over this rank's share of the forward passes;
+        the results of those that count."""
         size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        passes = list(micro_batches(rows, size, packed=self.policy.packs))
-        for index, counts in self.ranks.deal(len(passes)):
-            yield passes[index].to(self.device), counts
+        passes = even_passes(rows, size, self.lanes.count, packed=self.policy.packs)
+        own = [(passes[index], counts) for index, counts in self.ranks.deal(len(passes))]
+
+        def run(lane: int, one: tuple[list[Row], bool]) -> T:
+            some, counts = one
+            return work(lane, to_tensors(some).to(self.device), counts)
+
+        found = self.lanes.each(run, own, [cost(some) for some, _ in own])
+        return [result for result, (_, counts) in zip(found, own, strict=True) if counts]
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
         """Rows that can move the policy, and those that cannot: these are measured, at a third of
         the cost. Groups whose rewards are all equal are the usual case late in a round."""
         sides: tuple[list[Row], list[Row]] = ([], [])
         for row in rows:
-            learns = row.advantage is not None and self._spec.algorithm.moves(row.advantage)
-            sides[0 if learns or self._anchors[row.source] else 1].append(row)
+            sides[0 if self._objective.moves(row) else 1].append(row)
         return ((sides[0], True), (sides[1], False))
 
     def _step(self) -> Metrics:
@@ -235,85 +269,6 @@ class Learner:
         largest = self._spec.optimizer.max_grad_norm
         return float(whole(torch.nn.utils.clip_grad_norm_(parameters, largest)))
 
-    def _loss(
-        self, micro: MicroBatch, batch: Batch, totals: Totals
-    ) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Loss and summable metrics of one micro-batch, and its largest engine-learner gap."""
-        outputs = self._outputs(micro)
-        gap = self._gap(micro, outputs)
-        if self.critic is not None:
-            outputs.values_N = self.critic.values(micro, outputs)
-        teacher = self._spec.algorithm.teacher_snapshot
-        if teacher is not None and micro.teaches_N.any():
-            snapshot = self._references.resolve(teacher, micro.rows[0])
-            outputs.teacher = self.anchors.teacher(snapshot, micro, outputs.temperature)
-        micro = self._weighted(micro, outputs)
-        loss, found = self._spec.algorithm.objective(micro, outputs, totals)
-        metrics = dict(found)
-        if micro.weights_N is not None:
-            far_N = (micro.weights_N - 1.0).abs()[micro.teaches_N]
-            metrics["importance/mean_abs_shift"] = far_N.sum() / max(totals.tokens, 1)
-        for source, terms in self._anchors.items():
-            for term, controller in terms:
-                penalty, measured = self._anchor_loss(micro, outputs, source, term, batch)
-                loss = loss + controller.beta * penalty
-                if measured is not None:
-                    metrics[f"kl/{source}/{term.to}"] = measured
-        new_N = micro.select([row.source == "new" for row in micro.rows])
-        metrics["entropy"] = outputs.entropy_N[new_N].sum() / max(batch.class_tokens["new"], 1)
-        return loss, metrics, gap
-
-    def _outputs(self, micro: MicroBatch, temperature: float | None = None) -> Outputs:
-        chosen = temperature or self._spec.sampling.temperature
-        return completion_outputs(
-            self.policy.model, micro, dtype=self.policy.dtype, temperature=chosen
-        )
-
-    def _gap(self, micro: MicroBatch, outputs: Outputs) -> float:
-        """Largest difference to the sampler's logprobs, over rows sampled with exactly these weights."""
-        fresh = [row.policy == self._version for row in micro.rows]
-        if not any(fresh):
-            return 0.0
-        difference_N = outputs.logprobs_N.detach() - micro.of_tokens("sampler_logprobs_T")
-        # A NaN would lose every comparison with a number, and the check would pass.
-        return float(difference_N[micro.select(fresh)].abs().nan_to_num(nan=inf).max())
-
-    def _weighted(self, micro: MicroBatch, outputs: Outputs) -> MicroBatch:
-        """With importance weights where rows were sampled by other weights than the learner's."""
-        chosen = self._spec.importance
-        stale = [row.stale for row in micro.rows]
-        if chosen.level == "none" or not any(stale):
-            return micro
-        moved = any(row.start_logprobs_T is not None for row in micro.rows)
-        start_N = micro.of_tokens("start_logprobs_T") if moved else outputs.logprobs_N.detach()
-        gap_N = start_N - micro.of_tokens("sampler_logprobs_T")
-        gap_N = torch.where(micro.select(stale), gap_N, 0.0)
-        return replace(micro, weights_N=importance_weights(gap_N, micro.rows_N, chosen))
-
-    def _anchor_loss(
-        self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig, batch: Batch
-    ) -> tuple[Tensor, Tensor | None]:
-        """One anchor's penalty over the rows of one class: a forward pass for each snapshot that holds
-        some of them."""
-        holders: dict[SnapshotId, list[int]] = {}
-        for index, row in enumerate(micro.rows):
-            if row.source == source:
-                holders.setdefault(self._references.resolve(term.to, row), []).append(index)
-        if not holders:
-            return outputs.hidden_ND.new_zeros(()), None
-        pairs = []
-        for snapshot, indices in holders.items():
-            whole = len(indices) == len(micro.rows)
-            held = micro if whole else to_tensors([micro.rows[i] for i in indices]).to(self.device)
-            own = outputs if whole else outputs.at(micro.tokens_of(indices))
-            anchor = self.anchors.outputs(snapshot, held, outputs.temperature)
-            pairs.append(penalty_of(term.estimator, own, anchor, held))
-        denominator = max(batch.class_tokens[source], 1)
-        penalty, meter = (
-            torch.stack(side).sum() / denominator for side in zip(*pairs, strict=True)
-        )
-        return penalty, meter
-
     def _prepared(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows with what the algorithm needs to know of them before the first step, and marked stale
         where other weights than the learner's sampled them."""
@@ -324,61 +279,30 @@ class Learner:
             given = replace(row, stale=self._is_stale(row))
             needs: set[str] = {*self._spec.algorithm.needs_of(row), *(["start"] if several else [])}
             if "reference" in needs:
-                found = cache.recall(given, self._reference_of(row), temperature)
+                found = cache.recall(given, self._objective.reference_of(row), temperature)
                 needs -= {"reference"} if found else set()
                 given = found or given
             by_needs.setdefault(frozenset(needs), []).append(given)
         filled = list(by_needs.pop(frozenset(), []))
         for asked, some in by_needs.items():
-            made = [(self._filled(micro, asked), counts) for micro, counts in self._passes(some)]
-            shares = self.ranks.gather([rows for rows, counts in made if counts])
+            fill = partial(self._fill, asked)
+            shares = self.ranks.gather(self._each_pass(some, fill))
             filled.extend(row for share in shares for row in share)
         if any(row.reference_logprobs_T for row in filled):
-            cache.keep(filled, self._reference_of(filled[0]), temperature)
+            cache.keep(filled, self._objective.reference_of(filled[0]), temperature)
         return self._spec.algorithm.complete(filled)
+
+    def _fill(self, needs: Set[str], lane: int, micro: MicroBatch, counts: bool) -> list[Row]:
+        return self._objective.filled(micro, needs)
 
     def _is_stale(self, row: Row) -> bool:
         return bool(row.sampler_logprobs_T) and row.policy != self._version
 
     @torch.no_grad()
-    def _filled(self, micro: MicroBatch, needs: Set[str]) -> list[Row]:
-        """The rows of one pass with the columns that are asked for."""
-        columns: dict[str, list[tuple[float, ...]]] = {}
-        if needs & {"start", "values"}:
-            outputs = self._outputs(micro)
-            columns["start_logprobs_T"] = by_row(outputs.logprobs_N, micro)
-            if self.critic is not None:
-                columns["values_T"] = by_row(self.critic.values(micro, outputs), micro)
-        if "reference" in needs:
-            columns["reference_logprobs_T"] = by_row(self._reference(micro), micro)
-        return [
-            replace(row, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
-            for i, row in enumerate(micro.rows)
-        ]
-
-    def _reference(self, micro: MicroBatch) -> Tensor:
-        """Logprobs of the weighted mean of the reference's snapshots."""
-        return torch.stack(
-            [
-                self.anchors.outputs(snapshot, micro, self._spec.sampling.temperature).logprobs_N
-                * share
-                for snapshot, share in self._reference_of(micro.rows[0])
-            ]
-        ).sum(0)
-
-    def _reference_of(self, row: Row) -> Mixture:
-        """The anchors of new prompts by their weight; the parent without any."""
-        terms = self._spec.anchors.new
-        weights = {self._references.resolve(term.to, row): term.beta for term in terms}
-        weights = weights or {self._references.parent: 1.0}
-        total = sum(weights.values())
-        return tuple((snapshot, weight / total) for snapshot, weight in weights.items())
-
-    @torch.no_grad()
     def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
         """Mean full-vocabulary KL(policy || snapshot) over the rows' tokens, in nats: a drift meter."""
         micro = to_tensors(rows).to(self.device)
-        own = self._outputs(micro)
+        own = self._objective.outputs(micro)
         anchor = self.anchors.outputs(snapshot, micro, own.temperature)
         return float(own.divergence(anchor, kl.full).mean())
 
@@ -386,7 +310,7 @@ class Learner:
     def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
         """Logprobs at temperature 1 of each row's completion tokens: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
-        return by_row(self._outputs(micro, temperature=1.0).logprobs_N, micro)
+        return by_row(self._objective.outputs(micro, temperature=1.0).logprobs_N, micro)
 
     def _check_parity(self, gap: float) -> None:
         if not gap <= self.tolerance:

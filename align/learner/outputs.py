@@ -115,7 +115,8 @@ class Outputs:
         return torch.split(rows, max(1, self.chunk // self.vocabulary))
 
     def _log_softmax(self, hidden_nD: Tensor) -> Tensor:
-        with torch.autocast(hidden_nD.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        low = self.dtype != torch.float32
+        with torch.autocast(hidden_nD.device.type, self.dtype, enabled=low, cache_enabled=False):
             logits_nV = self.head(hidden_nD)
         return (logits_nV.float() / self.temperature).log_softmax(-1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,9 @@ from rollouts.errors import RunError, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PADDED = Lock()
+"""Held while a model reads padded rows."""
+
 
 def load_model(
     folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
@@ -78,7 +82,8 @@ def completion_outputs(
     """
     causal = causal_of(model)
     device = micro.tokens_BT.device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    # The cache of cast weights is one for all threads, and keeps casts that carry no gradient.
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
         if packs(causal):
             packing = micro.packing
             hidden_ND = hidden_states(decoder_of(causal), packing).index_select(0, packing.where_N)
@@ -96,10 +101,12 @@ def completion_outputs(
 
 
 def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
-    _choose_attention(model, micro.tokens_BT.shape[1], micro.tokens_BT.device, dtype)
-    hidden_BTD: Tensor = decoder_of(model)(
-        input_ids=micro.tokens_BT, use_cache=False
-    ).last_hidden_state
+    # Passes may run side by side, and the choice is the model's: nobody else may make it meanwhile.
+    with PADDED:
+        _choose_attention(model, micro.tokens_BT.shape[1], micro.tokens_BT.device, dtype)
+        hidden_BTD: Tensor = decoder_of(model)(
+            input_ids=micro.tokens_BT, use_cache=False
+        ).last_hidden_state
     return hidden_BTD.flatten(0, 1)[micro.where_N]
 
 

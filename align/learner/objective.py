@@ -1,0 +1,189 @@
+"""What a round minimizes, one forward pass at a time, and the columns that rows need before it.
+
+The objective of a step, each mean over its own tokens (``c``: new, past, general prompts):
+
+    loss = algorithm(rows that teach) + sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
+
+Nothing in here moves a weight or counts a step, so passes may run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from math import inf
+
+import torch
+from torch import Tensor
+
+from align.config import AnchorConfig, RoundSettings
+from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
+from align.learner.batch import MicroBatch, by_row, to_tensors
+from align.learner.critic import Critic
+from align.learner.importance import importance_weights
+from align.learner.outputs import Outputs
+from align.learner.policy import Policy, completion_outputs
+from align.learner.reference_cache import Mixture
+from align.learner.rows import Batch, Row, Totals
+from rollouts.types import SnapshotId
+
+Terms = Mapping[str, Sequence[tuple[AnchorConfig, BetaController]]]
+"""The anchors of each prompt class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denominators:
+    """What the sums of one optimizer step are divided by, over all its passes and ranks."""
+
+    totals: Totals
+    class_tokens: Mapping[str, int]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Denominators:
+        """Those of a mini-batch."""
+        return cls(totals=batch.totals, class_tokens=batch.class_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """What one forward pass found."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    """Summable over the passes of a step."""
+    gap: float
+    """Largest difference between engine and learner logprobs, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """One round's, over the models that it asks."""
+
+    policy: Policy
+    anchors: AnchorBank
+    critic: Critic | None
+    spec: RoundSettings
+    references: References
+    terms: Terms
+
+    def measure(self, micro: MicroBatch, over: Denominators, version: str | None) -> Pass:
+        """Loss and metrics of one micro-batch.
+
+        Args:
+            version: of the learner's weights, where engines may hold the same.
+        """
+        outputs = self.outputs(micro)
+        gap = _gap(micro, outputs, version)
+        if self.critic is not None:
+            outputs.values_N = self.critic.values(micro, outputs)
+        teacher = self.spec.algorithm.teacher_snapshot
+        if teacher is not None and micro.teaches_N.any():
+            snapshot = self.references.resolve(teacher, micro.rows[0])
+            outputs.teacher = self.anchors.teacher(snapshot, micro, outputs.temperature)
+        micro = self._weighted(micro, outputs)
+        loss, found = self.spec.algorithm.objective(micro, outputs, over.totals)
+        metrics = dict(found)
+        if micro.weights_N is not None:
+            far_N = (micro.weights_N - 1.0).abs()[micro.teaches_N]
+            metrics["importance/mean_abs_shift"] = far_N.sum() / max(over.totals.tokens, 1)
+        for source, terms in self.terms.items():
+            tokens = max(over.class_tokens.get(source, 0), 1)
+            for term, controller in terms:
+                penalty, meter = self._penalty(micro, outputs, source, term)
+                loss = loss + controller.beta * (penalty / tokens)
+                if meter is not None:
+                    metrics[f"kl/{source}/{term.to}"] = meter / tokens
+        new_N = micro.select([row.source == "new" for row in micro.rows])
+        new_tokens = max(over.class_tokens.get("new", 0), 1)
+        metrics["entropy"] = outputs.entropy_N[new_N].sum() / new_tokens
+        return Pass(loss=loss, metrics=metrics, gap=gap)
+
+    def outputs(self, micro: MicroBatch, temperature: float | None = None) -> Outputs:
+        """What the policy says, by default under the temperature that completions are drawn with."""
+        chosen = temperature or self.spec.sampling.temperature
+        return completion_outputs(
+            self.policy.model, micro, dtype=self.policy.dtype, temperature=chosen
+        )
+
+    @torch.no_grad()
+    def filled(self, micro: MicroBatch, needs: Set[str]) -> list[Row]:
+        """The rows of one pass with the columns that are asked for."""
+        columns: dict[str, list[tuple[float, ...]]] = {}
+        if needs & {"start", "values"}:
+            outputs = self.outputs(micro)
+            columns["start_logprobs_T"] = by_row(outputs.logprobs_N, micro)
+            if self.critic is not None:
+                columns["values_T"] = by_row(self.critic.values(micro, outputs), micro)
+        if "reference" in needs:
+            columns["reference_logprobs_T"] = by_row(self._reference(micro), micro)
+        return [
+            replace(row, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
+            for i, row in enumerate(micro.rows)
+        ]
+
+    def reference_of(self, row: Row) -> Mixture:
+        """The anchors of new prompts by their weight; the parent without any."""
+        weights = {self.references.resolve(t.to, row): t.beta for t in self.spec.anchors.new}
+        weights = weights or {self.references.parent: 1.0}
+        total = sum(weights.values())
+        return tuple((snapshot, weight / total) for snapshot, weight in weights.items())
+
+    def moves(self, row: Row) -> bool:
+        """Whether the row has a gradient: it teaches, or an anchor holds it."""
+        learns = row.advantage is not None and self.spec.algorithm.moves(row.advantage)
+        return learns or bool(self.terms[row.source])
+
+    def _weighted(self, micro: MicroBatch, outputs: Outputs) -> MicroBatch:
+        """With importance weights where rows were sampled by other weights than the learner's."""
+        chosen = self.spec.importance
+        stale = [row.stale for row in micro.rows]
+        if chosen.level == "none" or not any(stale):
+            return micro
+        moved = any(row.start_logprobs_T is not None for row in micro.rows)
+        start_N = micro.of_tokens("start_logprobs_T") if moved else outputs.logprobs_N.detach()
+        gap_N = start_N - micro.of_tokens("sampler_logprobs_T")
+        gap_N = torch.where(micro.select(stale), gap_N, 0.0)
+        return replace(micro, weights_N=importance_weights(gap_N, micro.rows_N, chosen))
+
+    def _penalty(
+        self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig
+    ) -> tuple[Tensor, Tensor | None]:
+        """One anchor's summed penalty and KL over the rows of one class: a forward pass for each snapshot
+        that holds some of them."""
+        holders: dict[SnapshotId, list[int]] = {}
+        for index, row in enumerate(micro.rows):
+            if row.source == source:
+                holders.setdefault(self.references.resolve(term.to, row), []).append(index)
+        if not holders:
+            return outputs.hidden_ND.new_zeros(()), None
+        pairs = []
+        for snapshot, indices in holders.items():
+            whole = len(indices) == len(micro.rows)
+            held = micro if whole else self._some(micro, indices)
+            own = outputs if whole else outputs.at(micro.tokens_of(indices))
+            anchor = self.anchors.outputs(snapshot, held, outputs.temperature)
+            pairs.append(penalty_of(term.estimator, own, anchor, held))
+        penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
+        return penalty, meter
+
+    def _some(self, micro: MicroBatch, indices: Sequence[int]) -> MicroBatch:
+        return to_tensors([micro.rows[i] for i in indices]).to(self.policy.device)
+
+    def _reference(self, micro: MicroBatch) -> Tensor:
+        """Logprobs of the weighted mean of the reference's snapshots."""
+        temperature = self.spec.sampling.temperature
+        logprobs = [
+            self.anchors.outputs(snapshot, micro, temperature).logprobs_N * share
+            for snapshot, share in self.reference_of(micro.rows[0])
+        ]
+        return torch.stack(logprobs).sum(0)
+
+
+def _gap(micro: MicroBatch, outputs: Outputs, version: str | None) -> float:
+    """Largest difference to the sampler's logprobs, over rows sampled with exactly these weights."""
+    fresh = [row.policy == version for row in micro.rows]
+    if not any(fresh):
+        return 0.0
+    difference_N = outputs.logprobs_N.detach() - micro.of_tokens("sampler_logprobs_T")
+    # A NaN would lose every comparison with a number, and the check would pass.
+    return float(difference_N[micro.select(fresh)].abs().nan_to_num(nan=inf).max())
