@@ -75,8 +75,9 @@ class PolicyConfig(Settings):
     """Compute activations again in the backward pass: a third slower, and memory for one layer at a
     time."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of every rank of the learner. More than the free cores make it slower, not faster:
-    waiting threads spin."""
+    """CPU threads of every rank of the learner. A small model's forward passes run side by side, one on
+    each; a large one's products, and those under adapters, are divided. More than the free cores make it
+    slower, not faster: waiting threads spin."""
 
     resources: ResourcesConfig = ResourcesConfig()
     """What each of several ``ranks`` reserves; a learner that is one process lives in the driver, which

@@ -67,7 +67,9 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--algorithm", choices=["grpo"], default="grpo")
     options.add_argument("--turns", type=int, default=8)
     options.add_argument("--micro-batch-tokens", type=int)
-    options.set_defaults(dtype="bfloat16", engines=1, threads=1, staleness=1)
+    options.set_defaults(
+        dtype="bfloat16", engines=1, threads=1, staleness=1, in_flight=False, max_num_seqs=128
+    )
     args = options.parse_args()
     if args.quick:
         args.turns, args.prompts, args.tokens = 1, 2, 8

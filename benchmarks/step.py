@@ -30,7 +30,7 @@ REQUIRED = 2.0
 """TRL's seconds per step over ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Ours:
     """Our side, ready to step."""
 
@@ -41,10 +41,13 @@ class Ours:
     rubric: Any
     spec: Any
     pending: dict[int, Any] = field(default_factory=dict)
+    in_flight: bool = False
+    """Engines take new weights while they sample."""
 
     def step(self, number: int) -> dict[str, float]:
         """One step as `align.round.train` takes it; seconds of its phases."""
         from align.learner.batch import build_batch
+        from align.sampling import fresher_share
 
         sizes = self.spec.sampling
         clock = [time.perf_counter()]
@@ -61,11 +64,13 @@ class Ours:
         compared = metrics["parity/max_abs_diff"] > 0
         assert compared or sizes.max_staleness, "no token was compared with its engine's"
         clock.append(time.perf_counter())
-        self.pool.sync(self.learner.weights(f"step/{number + 1}"))
+        hand_over = self.pool.deposit if self.in_flight and self.pending else self.pool.sync
+        hand_over(self.learner.weights(f"step/{number + 1}"))
         clock.append(time.perf_counter())
         names = ("sample_s", "score_s", "update_s", "sync_s")
         phases = dict(zip(names, _differences(clock), strict=True))
-        return {**phases, "wall_s": clock[-1] - clock[0]}
+        fresher = fresher_share(scored)
+        return {**phases, "wall_s": clock[-1] - clock[0], "fresher": fresher}
 
     def ask(self, number: int, held: int) -> Any:
         """Begin to sample a step from the weights that the engines hold."""
@@ -122,8 +127,10 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         anchors=AnchorsConfig(new=(anchor,), past=(), general=()),
     )
     with connect(num_engines=args.engines), tempfile.TemporaryDirectory() as scratch:
-        engines = VLLMConfig(model=str(model), max_model_len=256, dtype=args.dtype)
-        pool = EnginePool(engines, num_engines=args.engines)
+        engines = VLLMConfig(
+            model=str(model), max_model_len=256, max_num_seqs=args.max_num_seqs, dtype=args.dtype
+        )
+        pool = EnginePool(engines, num_engines=args.engines, in_flight=args.in_flight)
         learner = Learner(model, policy, folder_of=lambda _: model, scratch=Path(scratch))
         learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
         texts = [f"add {i} and {i + 1} =" for i in range(80)]
@@ -209,7 +216,9 @@ def report(data: dict[str, Any], args: argparse.Namespace) -> None:
             [f"TRL, {rival['threads']} thread(s)", f"{middle(rival['wall_s']):.2f}",
              f"{middle(rival['cpu_s']):.2f}", f"{rival['peak_mib']:.0f}", f"{ratios[-1]:.2f}x"]
         )  # fmt: skip
-    phases = ", ".join(f"{n[:-2]} {mine[n]:.2f}" for n in mine if n not in ("wall_s", "cpu_s"))
+    phases = ", ".join(
+        f"{n[:-2]} {mine[n]:.2f}" for n in mine if n not in ("wall_s", "cpu_s", "fresher")
+    )
     notes = [f"Keel's phases, median seconds: {phases}"]
     if ratios:
         passed = verdict(min(ratios) >= REQUIRED)
@@ -235,7 +244,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
     options.add_argument("--micro-batch-tokens", type=int)
     options.add_argument("--staleness", type=int, default=1, help="1 samples while it learns")
-    work(options).set_defaults(dtype="bfloat16")
+    work(options).set_defaults(dtype="bfloat16", in_flight=False, max_num_seqs=128)
     args = options.parse_args()
     if args.quick:
         args.turns, args.steps, args.prompts, args.tokens = 1, 1, 2, 8
