@@ -8,12 +8,11 @@ Every snapshot is named by its content hash, so a resumed run is held to exactly
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import exp
+from math import exp, isfinite
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -77,16 +76,23 @@ class AnchorBank:
         self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes
         self._models: OrderedDict[SnapshotId, Any] = OrderedDict()
         self._adapters: set[SnapshotId] = set()
-        self._loading = Lock()
 
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """What the snapshot says at the completion tokens, without gradient."""
         if self._policy.config.snapshot_kind == "adapter" and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
-        with self._loading:
-            model = self._model(snapshot)
-        return completion_outputs(model, micro, dtype=self._policy.dtype, temperature=temperature)
+        return completion_outputs(
+            self._model(snapshot), micro, dtype=self._policy.dtype, temperature=temperature
+        )
+
+    def hold(self, snapshots: Iterable[SnapshotId]) -> bool:
+        """Load full-weight snapshots now, so that no pass does it beside another: transformers changes
+        the process's default dtype meanwhile. Whether all are in memory then."""
+        wanted = sorted(set(snapshots))
+        for snapshot in wanted:
+            self._model(snapshot)
+        return all(snapshot in self._models for snapshot in wanted)
 
     def teacher(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """As `outputs`, but after the prompts that rows hold for their teacher."""
@@ -149,7 +155,8 @@ class BetaController:
 
     def observe(self, kl_per_token: float) -> None:
         """Take note of this step's measured KL, in nats per token."""
-        if self._config.target is None:
+        # A step that was skipped measured nothing: one NaN would stay in beta for good.
+        if self._config.target is None or not isfinite(kl_per_token):
             return
         error = min(max(kl_per_token / self._config.target - 1.0, -1.0), 1.0)
         low, high = self._config.bounds

@@ -67,20 +67,20 @@ class MicroBatch:
             for row in self.rows
             for value in row.advantages_T or (row.advantage or 0.0,) * len(row.completion_ids)
         ]
-        return torch.tensor(flat, device=self.rows_N.device)
+        return self._floats(flat)
 
     def of_tokens(self, name: str) -> Tensor:
         """A per-token field of the rows, flat over ``N``; NaN where a row has none."""
         flat: list[float] = []
         for row in self.rows:
             flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
-        return torch.tensor(flat, device=self.rows_N.device)
+        return self._floats(flat)
 
     def of_rows(self, name: str) -> Tensor:
         """A number of every row; shape ``B``. None becomes NaN."""
         values = [getattr(row, name) for row in self.rows]
         plain = [float("nan") if value is None else float(value) for value in values]
-        return torch.tensor(plain, device=self.rows_N.device)
+        return self._floats(plain)
 
     def sums_B(self, values_N: Tensor) -> Tensor:
         """Sum over each row's completion tokens; shape ``B``, with gradient."""
@@ -89,6 +89,10 @@ class MicroBatch:
     def select(self, chosen: Sequence[bool]) -> Tensor:
         """Mask over ``N`` of the tokens whose row is chosen."""
         return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
+
+    def _floats(self, values: Sequence[float]) -> Tensor:
+        # Whoever loads a model sets another default for the whole process meanwhile.
+        return torch.tensor(values, dtype=torch.float32, device=self.rows_N.device)
 
     def tokens_of(self, rows: Sequence[int]) -> Tensor:
         """Indices into ``N`` of the completion tokens of some rows, row after row in this order."""

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,10 @@ class RankActor:
             return replace(result, tensors=to_host(result.tensors))
         return result
 
+    def save_critic(self, folder: Path) -> None:
+        """Write the critic; asked of one rank, since each holds it whole."""
+        self._learner.critic.save(folder)
+
     def _meet(self, port: int) -> Any:
         import torch
 
@@ -101,6 +105,17 @@ class RankActor:
             timeout=self._deadline,
             wait_for_workers=False,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCritic:
+    """The critic of several ranks, as seen from outside."""
+
+    group: LearnerGroup
+
+    def save(self, folder: Path) -> None:
+        """See `Critic.save`; the first rank writes."""
+        self.group._save_critic(folder.absolute())
 
 
 class LearnerGroup:
@@ -141,6 +156,8 @@ class LearnerGroup:
         self._actors: list[Any] = []
         self.pids: list[int] = []
         """Process id of each rank."""
+        self.critic: GroupCritic | None = None
+        """Of the round that was begun last; None where its algorithm has none."""
         try:
             self._launch(config, start_deadline_s)
             port = self._wait([self._actors[0].open_store.remote()], start_deadline_s, "start")[0]
@@ -161,6 +178,7 @@ class LearnerGroup:
         if references.toward is not None:
             named.append(references.toward.snapshot)
         self._call(named, "begin", spec, references, num_steps=num_steps, seed=seed)
+        self.critic = None if spec.algorithm.critic_config is None else GroupCritic(self)
 
     def load(self, snapshot: SnapshotId) -> None:
         """See `Learner.load`."""
@@ -212,6 +230,13 @@ class LearnerGroup:
                 ray.kill(actor, no_restart=True)
         if room is not None:
             room.release()
+
+    def _save_critic(self, folder: Path) -> None:
+        if not self._actors:
+            raise RunError("the learner's ranks are closed", where=WHERE)
+        self._wait(
+            [self._actors[0].save_critic.remote(folder)], self._deadline_s, "save the critic"
+        )
 
     def _launch(self, config: PolicyConfig, deadline_s: float) -> None:
         """Reserve room for all ranks on one machine, and start an actor in each place."""

@@ -220,7 +220,10 @@ class Learner:
             some, counts = one
             return work(lane, to_tensors(some).to(self.device), counts)
 
-        found = self.lanes.each(run, own, [cost(some) for some, _ in own])
+        lanes = self.lanes
+        if lanes.count > 1 and not self.anchors.hold(self._objective.snapshots(rows)):
+            lanes = Lanes()
+        found = lanes.each(run, own, [cost(some) for some, _ in own])
         return [result for result, (_, counts) in zip(found, own, strict=True) if counts]
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
@@ -270,30 +273,42 @@ class Learner:
         return float(whole(torch.nn.utils.clip_grad_norm_(parameters, largest)))
 
     def _prepared(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows with what the algorithm needs to know of them before the first step, and marked stale
-        where other weights than the learner's sampled them."""
+        """Rows, in their order, with what the algorithm needs to know of them before the first step, and
+        marked stale where other weights than the learner's sampled them."""
         several = self._spec.optimizer.epochs * self._spec.optimizer.mini_batches > 1
         cache, temperature = self.reference_cache, self._spec.sampling.temperature
-        by_needs: dict[frozenset[str], list[Row]] = {}
-        for row in rows:
+        ready: list[Row] = []
+        by_needs: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
             given = replace(row, stale=self._is_stale(row))
             needs: set[str] = {*self._spec.algorithm.needs_of(row), *(["start"] if several else [])}
             if "reference" in needs:
                 found = cache.recall(given, self._objective.reference_of(row), temperature)
                 needs -= {"reference"} if found else set()
                 given = found or given
-            by_needs.setdefault(frozenset(needs), []).append(given)
-        filled = list(by_needs.pop(frozenset(), []))
-        for asked, some in by_needs.items():
-            fill = partial(self._fill, asked)
-            shares = self.ranks.gather(self._each_pass(some, fill))
-            filled.extend(row for share in shares for row in share)
-        if any(row.reference_logprobs_T for row in filled):
-            cache.keep(filled, self._objective.reference_of(filled[0]), temperature)
-        return self._spec.algorithm.complete(filled)
+            ready.append(given)
+            if needs:
+                by_needs[frozenset(needs)].append(index)
+        for asked, places in by_needs.items():
+            fill = partial(self._fill, asked, {id(ready[index]): index for index in places})
+            shares = self.ranks.gather(self._each_pass([ready[index] for index in places], fill))
+            for index, row in (pair for share in shares for pair in share):
+                ready[index] = row
+        if any(row.reference_logprobs_T for row in ready):
+            cache.keep(ready, self._objective.reference_of(ready[0]), temperature)
+        return self._spec.algorithm.complete(ready)
 
-    def _fill(self, needs: Set[str], lane: int, micro: MicroBatch, counts: bool) -> list[Row]:
-        return self._objective.filled(micro, needs)
+    def _fill(
+        self,
+        needs: Set[str],
+        places: Mapping[int, int],
+        lane: int,
+        micro: MicroBatch,
+        counts: bool,
+    ) -> list[tuple[int, Row]]:
+        """The rows of one pass with the columns they need, each with its place in the batch."""
+        filled = self._objective.filled(micro, needs)
+        return [(places[id(row)], full) for row, full in zip(micro.rows, filled, strict=True)]
 
     def _is_stale(self, row: Row) -> bool:
         return bool(row.sampler_logprobs_T) and row.policy != self._version

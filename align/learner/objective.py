@@ -9,7 +9,8 @@ Nothing in here moves a weight or counts a step, so passes may run side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -73,7 +74,7 @@ class Objective:
             version: of the learner's weights, where engines may hold the same.
         """
         outputs = self.outputs(micro)
-        gap = _gap(micro, outputs, version)
+        gap = gap_of(micro, outputs, version)
         if self.critic is not None:
             outputs.values_N = self.critic.values(micro, outputs)
         teacher = self.spec.algorithm.teacher_snapshot
@@ -123,10 +124,26 @@ class Objective:
 
     def reference_of(self, row: Row) -> Mixture:
         """The anchors of new prompts by their weight; the parent without any."""
-        weights = {self.references.resolve(t.to, row): t.beta for t in self.spec.anchors.new}
-        weights = weights or {self.references.parent: 1.0}
+        weights: defaultdict[SnapshotId, float] = defaultdict(float)
+        for term in self.spec.anchors.new:
+            # Several may name one snapshot, as the parent and the last round do.
+            weights[self.references.resolve(term.to, row)] += term.beta
+        if not weights:
+            return ((self.references.parent, 1.0),)
         total = sum(weights.values())
         return tuple((snapshot, weight / total) for snapshot, weight in weights.items())
+
+    def snapshots(self, rows: Iterable[Row]) -> set[SnapshotId]:
+        """The earlier snapshots that passes over these rows ask."""
+        asked: set[SnapshotId] = set()
+        for row in rows:
+            asked |= {self.references.resolve(t.to, row) for t, _ in self.terms[row.source]}
+            if "reference" in self.spec.algorithm.needs_of(row):
+                asked |= {snapshot for snapshot, _ in self.reference_of(row)}
+            teacher = self.spec.algorithm.teacher_snapshot
+            if teacher is not None and row.advantage is not None:
+                asked.add(self.references.resolve(teacher, row))
+        return asked
 
     def moves(self, row: Row) -> bool:
         """Whether the row has a gradient: it teaches, or an anchor holds it."""
@@ -179,7 +196,7 @@ class Objective:
         return torch.stack(logprobs).sum(0)
 
 
-def _gap(micro: MicroBatch, outputs: Outputs, version: str | None) -> float:
+def gap_of(micro: MicroBatch, outputs: Outputs, version: str | None) -> float:
     """Largest difference to the sampler's logprobs, over rows sampled with exactly these weights."""
     fresh = [row.policy == version for row in micro.rows]
     if not any(fresh):

@@ -103,7 +103,7 @@ def tilt(learner: Learner) -> None:
 
 def values_of(learner: Learner, *rows: Row) -> list[float]:
     micro = to_tensors(rows).to(learner.device)
-    return critic_of(learner).values(micro, learner._outputs(micro)).tolist()
+    return critic_of(learner).values(micro, learner._objective.outputs(micro)).tolist()
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:
@@ -243,10 +243,10 @@ def test_a_round_begins_with_a_fresh_critic(models: dict[str, Path], tmp_path: P
     start = {name: t.clone() for name, t in critic_of(learner).named_tensors().items()}
     learner.update(Batch(rows=ROWS))
     assert not torch.equal(critic_of(learner).named_tensors()["head.bias"], start["head.bias"])
-    learner.begin(learner._spec, learner._references, num_steps=5, seed=0)
+    learner.begin(learner._spec, learner._objective.references, num_steps=5, seed=0)
     for name, tensor in critic_of(learner).named_tensors().items():
         assert torch.equal(tensor, start[name]), name
-    learner.begin(RoundSettings(), learner._references, num_steps=5, seed=0)
+    learner.begin(RoundSettings(), learner._objective.references, num_steps=5, seed=0)
     assert learner.critic is None and len(learner._optimizer.param_groups) == 1
 
 
