@@ -62,9 +62,22 @@ def rollout_metrics(
 
 
 def measure_drift(
-    mixture: Mixture, references: References, sampling: Sampling, parts: Parts, seed: int
+    mixture: Mixture,
+    references: References,
+    sampling: Sampling,
+    parts: Parts,
+    *,
+    seed: int,
+    policy: str,
 ) -> dict[str, float]:
-    """K_new, K_old of every earlier round, and K_gen; see the module's docstring."""
+    """K_new, K_old of every earlier round, and K_gen; see the module's docstring.
+
+    Where the engines hold the learner's weights these samples also prove it: with ``max_staleness`` those
+    that are learnt from come a step too late to be compared.
+
+    Args:
+        policy: version of the weights that the engines hold.
+    """
     prompts = mixture.meter_prompts(METER_PROMPTS)
     groups = collect(
         parts.engine,
@@ -73,7 +86,7 @@ def measure_drift(
         parts.inputs.encoder,
         sampling,
         seed=seed,
-        policy="meter",
+        policy=policy,
     )
     rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for group in groups:

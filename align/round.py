@@ -85,7 +85,12 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
         parts.checkpoint(plan, step + 1)
         if step % spec.meter_every == 0 or step == spec.steps - 1:
             metrics |= measure_drift(
-                plan.mixture, plan.references, rollouts.sampling, parts, plan.seed
+                plan.mixture,
+                plan.references,
+                rollouts.sampling,
+                parts,
+                seed=plan.seed,
+                policy=rollouts.held,
             )
         metrics |= rollout_metrics(scored, batch, sync) | rollouts.metrics | plan.scorer.metrics
         parts.log(plan, step, watch.seen(step, scored, metrics))

@@ -29,7 +29,7 @@ from align.learner.batch import MicroBatch, by_row, cost, even_passes, to_tensor
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
 from align.learner.lanes import Gradients, Lanes, lanes_for
-from align.learner.objective import Denominators, Objective
+from align.learner.objective import Denominators, Objective, gap_of
 from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
 from align.learner.policy import Policy
 from align.learner.ranks import SOLO, Ranks
@@ -276,7 +276,7 @@ class Learner:
         """Rows, in their order, with what the algorithm needs to know of them before the first step, and
         marked stale where other weights than the learner's sampled them."""
         several = self._spec.optimizer.epochs * self._spec.optimizer.mini_batches > 1
-        cache, temperature = self.reference_cache, self._spec.sampling.temperature
+        cache, temperature = self.reference_cache, self._objective.temperature
         ready: list[Row] = []
         by_needs: defaultdict[frozenset[str], list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
@@ -292,8 +292,10 @@ class Learner:
         for asked, places in by_needs.items():
             fill = partial(self._fill, asked, {id(ready[index]): index for index in places})
             shares = self.ranks.gather(self._each_pass([ready[index] for index in places], fill))
-            for index, row in (pair for share in shares for pair in share):
-                ready[index] = row
+            for placed, gap in shares:
+                self._check_parity(gap)
+                for index, row in placed:
+                    ready[index] = row
         if any(row.reference_logprobs_T for row in ready):
             cache.keep(ready, self._objective.reference_of(ready[0]), temperature)
         return self._spec.algorithm.complete(ready)
@@ -305,19 +307,25 @@ class Learner:
         lane: int,
         micro: MicroBatch,
         counts: bool,
-    ) -> list[tuple[int, Row]]:
-        """The rows of one pass with the columns they need, each with its place in the batch."""
-        filled = self._objective.filled(micro, needs)
-        return [(places[id(row)], full) for row, full in zip(micro.rows, filled, strict=True)]
+    ) -> tuple[list[tuple[int, Row]], float]:
+        """The rows of one pass with the columns they need, each with its place in the batch; its gap."""
+        filled, gap = self._objective.filled(micro, needs, self._version)
+        placed = [(places[id(row)], full) for row, full in zip(micro.rows, filled, strict=True)]
+        return placed, gap
 
     def _is_stale(self, row: Row) -> bool:
         return bool(row.sampler_logprobs_T) and row.policy != self._version
 
     @torch.no_grad()
     def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
-        """Mean full-vocabulary KL(policy || snapshot) over the rows' tokens, in nats: a drift meter."""
+        """Mean full-vocabulary KL(policy || snapshot) over the rows' tokens, in nats: a drift meter.
+
+        Raises:
+            ParityError: these weights sampled the rows, and the engine says other logprobs.
+        """
         micro = to_tensors(rows).to(self.device)
         own = self._objective.outputs(micro)
+        self._check_parity(gap_of(micro, own, self._version))
         anchor = self.anchors.outputs(snapshot, micro, own.temperature)
         return float(own.divergence(anchor, kl.full).mean())
 

@@ -67,6 +67,12 @@ class Objective:
     references: References
     terms: Terms
 
+    @property
+    def temperature(self) -> float:
+        """Of the likelihoods that teach: nobody drew a file's rows at the round's temperature."""
+        drawn = self.spec.algorithm.material == "rollouts"
+        return self.spec.sampling.temperature if drawn else 1.0
+
     def measure(self, micro: MicroBatch, over: Denominators, version: str | None) -> Pass:
         """Loss and metrics of one micro-batch.
 
@@ -82,7 +88,8 @@ class Objective:
             snapshot = self.references.resolve(teacher, micro.rows[0])
             outputs.teacher = self.anchors.teacher(snapshot, micro, outputs.temperature)
         micro = self._weighted(micro, outputs)
-        loss, found = self.spec.algorithm.objective(micro, outputs, over.totals)
+        learnt = outputs.tempered(self.temperature)
+        loss, found = self.spec.algorithm.objective(micro, learnt, over.totals)
         metrics = dict(found)
         if micro.weights_N is not None:
             far_N = (micro.weights_N - 1.0).abs()[micro.teaches_N]
@@ -107,20 +114,26 @@ class Objective:
         )
 
     @torch.no_grad()
-    def filled(self, micro: MicroBatch, needs: Set[str]) -> list[Row]:
-        """The rows of one pass with the columns that are asked for."""
+    def filled(
+        self, micro: MicroBatch, needs: Set[str], version: str | None
+    ) -> tuple[list[Row], float]:
+        """The rows of one pass with the columns that are asked for, and the gap as in `Pass`."""
         columns: dict[str, list[tuple[float, ...]]] = {}
+        gap = 0.0
         if needs & {"start", "values"}:
             outputs = self.outputs(micro)
-            columns["start_logprobs_T"] = by_row(outputs.logprobs_N, micro)
+            gap = gap_of(micro, outputs, version)
+            learnt = outputs.tempered(self.temperature)
+            columns["start_logprobs_T"] = by_row(learnt.logprobs_N, micro)
             if self.critic is not None:
                 columns["values_T"] = by_row(self.critic.values(micro, outputs), micro)
         if "reference" in needs:
             columns["reference_logprobs_T"] = by_row(self._reference(micro), micro)
-        return [
+        rows = [
             replace(row, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
             for i, row in enumerate(micro.rows)
         ]
+        return rows, gap
 
     def reference_of(self, row: Row) -> Mixture:
         """The anchors of new prompts by their weight; the parent without any."""
@@ -188,9 +201,8 @@ class Objective:
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         """Logprobs of the weighted mean of the reference's snapshots."""
-        temperature = self.spec.sampling.temperature
         logprobs = [
-            self.anchors.outputs(snapshot, micro, temperature).logprobs_N * share
+            self.anchors.outputs(snapshot, micro, self.temperature).logprobs_N * share
             for snapshot, share in self.reference_of(micro.rows[0])
         ]
         return torch.stack(logprobs).sum(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ class Policy:
         self.config, self.device, self._ranks = config, device, ranks
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._sharded = ranks.size > 1 and config.lora is None
+        self._served: list[Path] = []
         # A model that is dealt out over ranks need not fit one device before.
         self._home = torch.device("cpu") if self._sharded else device
         # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
@@ -181,6 +183,11 @@ class Policy:
         if self.config.lora is not None and self.config.lora.serve == "adapter":
             folder = scratch / version.replace("/", "-")
             self.save(folder)
+            # Engines keep the adapter before until they have the new one, and nobody reads older ones.
+            if folder not in self._served:
+                self._served.append(folder)
+            if self._ranks.rank == 0 and len(self._served) > 2:
+                rmtree(self._served.pop(0), ignore_errors=True)
             return WeightUpdate(version=version, adapter=str(folder))
         drop_gathered(self.model)
         if self._sharded:

@@ -20,6 +20,7 @@ from align.config import (
     PolicyConfig,
     RoundSettings,
 )
+from align.learner import anchors as anchors_module
 from align.learner.anchors import References
 from align.learner.batch import cost, even_passes, passes
 from align.learner.lanes import Gradients, Lanes, dealt_evenly, lanes_for
@@ -109,6 +110,39 @@ def test_lanes_make_the_same_bits_in_every_run(models: dict[str, Path], tmp_path
             learner.update(Batch(rows=ROWS + HELD))
         runs.append(weights(learner))
     assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+def test_anchors_are_loaded_before_passes_run_side_by_side(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers sets the process's default dtype while it loads, and every thread would see it."""
+    loaded, real = [], anchors_module.load_model
+
+    def load(folder: Path, *rest: Any) -> Any:
+        loaded.append((folder.name, threading.current_thread() is threading.main_thread()))
+        return real(folder, *rest)
+
+    monkeypatch.setattr(anchors_module, "load_model", load)
+    learner = make(models, tmp_path, 2, dtype="bfloat16")
+    learner.update(Batch(rows=ROWS + HELD))
+    assert sorted(loaded) == [("base", True), ("other", True)]
+
+
+def test_one_lane_where_anchors_do_not_stay_in_memory(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make(models, tmp_path, 2)
+    learner.anchors._cache_bytes = 1
+    threads = set()
+    real = learner._objective.anchors.outputs
+
+    def outputs(*args: Any) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return real(*args)
+
+    monkeypatch.setattr(learner.anchors, "outputs", outputs)
+    learner.update(Batch(rows=ROWS + HELD))
+    assert threads == {True}
 
 
 def test_no_lanes_where_passes_would_disturb_each_other(

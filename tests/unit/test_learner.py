@@ -261,3 +261,10 @@ def test_stored_answers_are_no_parity_evidence(models: dict[str, Path], tmp_path
     metrics = learner.update(Batch(rows=(stored,)))
     assert metrics["parity/max_abs_diff"] == 0.0
     assert metrics["kl/general/base"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_adapters_that_no_engine_reads_are_removed(models: dict[str, Path], tmp_path: Path) -> None:
+    learner = make(models, tmp_path, settings(), lora=LoraConfig(rank=2))
+    for version in ("r/0", "r/1", "r/1", "r/2", "r/3"):
+        assert Path(str(learner.weights(version).adapter)).is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r-2", "r-3"]

@@ -1,0 +1,142 @@
+"""What a pass asks of its models: references, temperatures, and the proof that engines are in step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config import (
+    AnchorConfig,
+    AnchorsConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+    SamplingConfig,
+)
+from align.errors import ParityError
+from align.learner.anchors import BetaController, References
+from align.learner.learner import Learner
+from align.learner.losses import algorithm_from
+from align.learner.rows import DATA, Batch, Row
+from tests.unit.tiny import row, save_model
+
+PAIRS = tuple(
+    replace(row((1, 2, unit), (3, 4 + unit) if side > 0 else (5,), side), policy=DATA, unit=unit)
+    for unit in range(4)
+    for side in (1.0, -1.0)
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_model(root / name, seed) for seed, name in enumerate(("base", "other"))}
+
+
+def make(
+    models: dict[str, Path], tmp_path: Path, spec: RoundSettings, *, tolerance: float = 1e9
+) -> Learner:
+    learner = Learner(
+        models["base"],
+        PolicyConfig(model="tiny"),
+        folder_of=lambda snapshot: models[snapshot],
+        scratch=tmp_path,
+        tolerance=tolerance,
+    )
+    references = References(base="other", parent="base", rounds={"last": "base"})
+    learner.begin(spec, references, num_steps=5, seed=0)
+    return learner
+
+
+def settings(algorithm: dict[str, Any], *anchors: str, **changes: Any) -> RoundSettings:
+    terms = tuple(AnchorConfig(to=to, beta=1.0) for to in anchors)
+    return RoundSettings(
+        algorithm=algorithm_from(algorithm),
+        anchors=AnchorsConfig(new=terms, past=(), general=()),
+    ).model_copy(update=changes)
+
+
+def test_a_snapshot_that_two_anchors_name_counts_twice(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    spec = settings({"name": "dpo", "pairs": "file"}, "parent", "round:last", "base")
+    learner = make(models, tmp_path, spec)
+    assert learner._objective.reference_of(PAIRS[0]) == (("base", 2 / 3), ("other", 1 / 3))
+
+
+def test_rows_keep_their_order_whatever_is_known_of_them(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Or a round that goes on without the cache would deal out other mini-batches."""
+    learner = make(models, tmp_path, settings({"name": "dpo", "pairs": "file"}, "base"))
+    fresh = learner._prepared(PAIRS)
+    learner.reference_cache.clear()
+    learner._prepared(PAIRS[4:])
+    for found in (fresh, learner._prepared(PAIRS)):
+        assert [r.completion_ids for r in found] == [r.completion_ids for r in PAIRS]
+        assert all(r.reference_logprobs_T for r in found)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"name": "dpo", "pairs": "file"}, {"name": "kto", "ratings": "file"}]
+)
+def test_rows_of_a_file_teach_at_temperature_1(
+    models: dict[str, Path], tmp_path: Path, algorithm: dict[str, Any]
+) -> None:
+    losses = []
+    for temperature in (1.0, 0.5):
+        sampling = SamplingConfig(temperature=temperature)
+        learner = make(models, tmp_path, settings(algorithm, "base", sampling=sampling))
+        examples = learner._spec.algorithm.examples(PAIRS)
+        losses.append(learner.update(Batch(rows=tuple(examples)))["loss/policy"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def sampled(learner: Learner, rows: tuple[Row, ...], version: str) -> list[Row]:
+    """As engines would return them that hold the learner's weights."""
+    learner.weights(version)
+    logprobs = learner.completion_logprobs(list(rows))
+    return [
+        replace(one, policy=version, sampler_logprobs_T=found)
+        for one, found in zip(rows, logprobs, strict=True)
+    ]
+
+
+def wrong(one: Row) -> Row:
+    return replace(one, sampler_logprobs_T=tuple(v - 0.01 for v in one.sampler_logprobs_T))
+
+
+def test_every_token_is_compared_before_the_first_of_several_steps(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    optimizer = OptimizerConfig(mini_batches=4)
+    spec = settings({"name": "grpo"}, optimizer=optimizer)
+    rows = tuple(replace(r, unit=None) for r in PAIRS)
+    for place in range(len(rows)):
+        learner = make(models, tmp_path, spec, tolerance=1e-4)
+        given = sampled(learner, rows, "r/0")
+        given[place] = wrong(given[place])
+        with pytest.raises(ParityError):
+            learner.update(Batch(rows=tuple(given)))
+
+
+def test_samples_of_the_drift_meter_prove_the_sync(models: dict[str, Path], tmp_path: Path) -> None:
+    learner = make(models, tmp_path, settings({"name": "grpo"}), tolerance=1e-4)
+    given = sampled(learner, PAIRS, "r/3")
+    assert learner.divergence(given, "other") > 0
+    with pytest.raises(ParityError, match="disagree"):
+        learner.divergence([*given[:-1], wrong(given[-1])], "other")
+    # Of older weights nothing can be said.
+    learner.divergence([replace(wrong(one), policy="r/2") for one in given], "other")
+
+
+def test_a_step_that_measured_nothing_does_not_steer() -> None:
+    controller = BetaController(AnchorConfig(to="base", beta=0.5, target=0.1))
+    controller.observe(nan)
+    assert controller.beta == 0.5
+    controller.observe(0.2)
+    assert controller.beta > 0.5
