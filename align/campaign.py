@@ -14,13 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from align.config import CampaignConfig, RewardConfig, RoundConfig
-from align.evidence import Evidence
+from align.evidence import Evidence, view_of_due
 from align.examples.stream import ExampleStream
 from align.gate.budgets import check_budgets
 from align.gate.overlap import save_overlaps
 from align.gate.sealed import any_due
-from align.inbox.feed import fed
-from align.inputs import load_inputs
+from align.inbox.feed import fed, starved
 from align.learner.anchors import References
 from align.measuring import measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
@@ -31,8 +30,11 @@ from align.reward_models import resolved
 from align.reward_round import run_reward_round
 from align.round import run_round
 from align.round_plan import RoundPlan
+from align.schedule.checked import load_checked, open_claims
 from align.schedule.expand import expanded_here
+from align.schedule.nights import in_view, only_of
 from align.scoring import Scorer
+from align.stores import known_ledger
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream
@@ -51,19 +53,31 @@ def run_campaign(
         RunError: a round failed on the way; finished rounds stay as they are.
     """
     config = expanded_here(config)
-    inputs = load_inputs(config)
+    known = known_ledger(config)
+    inputs = load_checked(view_of_due(config, known), open_claims(known))
     with open_memory(config, inputs) as memory:
-        done = {record.name for record in memory.evidence.committed()}
-        due = [(i, spec) for i, spec in enumerate(config.rounds) if spec.name not in done]
+        done = memory.ledger.closed()
+        due = [
+            (i, spec)
+            for i, spec in enumerate(config.rounds)
+            if spec.name not in done and not starved(config, memory.ledger, spec, observer.note)
+        ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
         if not due and not any_due(memory.evidence):
-            observer.note("all rounds are done; nothing to run")
+            observer.note("no round is due; nothing to run")
             return memory.evidence
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
             for index, spec in due:
-                parts = replace(parts, inputs=fed(inputs, config, memory.ledger, spec))
+                if spec.name in memory.ledger.closed():
+                    observer.note(f"{spec.name} was skipped meanwhile")
+                    continue
+                if starved(config, memory.ledger, spec, observer.note):
+                    continue
+                view = in_view(memory.evidence, [spec.name])
+                taken = fed(inputs, view, memory.ledger, spec)
+                parts = replace(parts, inputs=only_of(taken, view))
                 open_sealed(parts)
                 measure_known(parts)
                 check_budgets(parts.evidence, spec, parts.suites(), parts.observer.note)
@@ -79,6 +93,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     parent = parts.ledger.alias("production") or parts.base
     attempt = parts.ledger.begin_round(index, spec.name, parent)
     plan = plan_round(index, attempt, spec, parent, parts)
+    if (recalled := parts.evidence.recall(spec.name, "gate")).left_out:
+        parts.observer.note(f"{spec.name}: {recalled.sentence}")
     for line in plan.scorer.isolation_lines():
         parts.observer.note(f"{spec.name}: {line}")
     try:
@@ -103,6 +119,12 @@ def plan_round(
     retired = parts.evidence.retired((*accepted, spec.name))
     before = {s.name: s for s in parts.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in before.items() if earlier.asks == spec.asks}
+    owned = owners(before, shared)
+    replayed = parts.evidence.recall(spec.name, "replay", owned).kept
+    looked_at = parts.evidence.recall(spec.name, "gate").kept
+    held = load_replay(
+        parts.folder, [accepted[n] for n in owned if n in replayed or n in looked_at]
+    )
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
@@ -115,7 +137,7 @@ def plan_round(
         references=References(base=parts.base, parent=parent, rounds=accepted),
         mixture=Mixture(
             new=PromptStream(parts.inputs.prompts[spec.name], seed),
-            past=load_replay(parts.folder, [accepted[name] for name in owners(before, shared)]),
+            past=ReplayBuffer({n: p for n, p in held.entries.items() if n in replayed}),
             general=None if general is None else PromptStream(general, seed),
             stored=stored_answers(spec, parts),
             sampling=spec.sampling,
@@ -123,8 +145,9 @@ def plan_round(
             seed=seed,
             examples=None if examples is None else ExampleStream(examples, seed),
         ),
-        scorer=scorer_of(spec, before, shared, parts),
+        scorer=scorer_of(spec, before, shared, replayed, parts),
         seed=seed,
+        held=held,
     )
 
 
@@ -173,9 +196,17 @@ def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
 
 
 def scorer_of(
-    spec: RoundConfig, before: Mapping[str, RoundConfig], shared: set[str], parts: Parts
+    spec: RoundConfig,
+    before: Mapping[str, RoundConfig],
+    shared: set[str],
+    replayed: Sequence[str],
+    parts: Parts,
 ) -> Scorer:
-    """The round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts."""
+    """The round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts.
+
+    Args:
+        replayed: earlier rounds whose prompts come up, and their rewards where those are learned from.
+    """
     retained = [before[n] for n in before if n in shared] if spec.mode == "add" else []
     own: list[RewardConfig] = []
     for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
@@ -187,9 +218,7 @@ def scorer_of(
         return build_rubric(resolved(rewards, models, parts.folder_of))
 
     past = {
-        n: rubric(before[n].rewards)
-        for n in before
-        if n not in shared and before[n].rewards and spec.replay.rewards
+        n: rubric(before[n].rewards) for n in replayed if before[n].rewards and spec.replay.rewards
     }
     return Scorer(new=rubric(own) if own else None, past=past)
 

@@ -14,9 +14,10 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from align.config import CampaignConfig
-from align.learner.losses import ALGORITHMS, Algorithm
+from align.config import CampaignConfig, filled
+from align.learner.losses import ALGORITHMS, Algorithm, spelt_out
 from rollouts.errors import UserError, nearest
 
 MAX_BYTES = 1 << 20
@@ -81,7 +82,7 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     try:
         config = CampaignConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_describe(error), where=str(path)) from None
+        raise UserError(_describe(error, raw), where=str(path)) from None
     return CampaignFile(config=config, raw=raw, overridden=overridden)
 
 
@@ -136,6 +137,8 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     for step in above:
         here = _position(place, step, key)
         below = place[here] if isinstance(place, list) else place.get(here)
+        if here == "algorithm" and isinstance(below, str):
+            below = place[here] = spelt_out(below)
         if not isinstance(below, dict | list):
             # A word or a number gives way to what the override puts in its place.
             below = place[here] = {}
@@ -162,16 +165,16 @@ def _index(place: list[Any], step: str, key: str) -> int:
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, raw: dict[str, Any]) -> str:
     """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
-    for problem in error.errors(include_url=False):
+    for problem in _first_causes(error.errors(include_url=False)):
         key = ".".join(str(part) for part in problem["loc"])
         shared = re.sub(r"^rounds\.\d+\.", "defaults.", key)
         if any(line.startswith(f"{shared}:") for line in lines):
             continue
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"])
+            known = _known_keys(problem["loc"], raw)
             lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "value_error":
             text = str(problem["msg"]).removeprefix("Value error, ")
@@ -184,22 +187,40 @@ def _describe(error: ValidationError) -> str:
     return "\n  ".join(["the campaign is not valid", *lines[:MAX_SHOWN], *more])
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because an entry of theirs is not valid."""
+    inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
+    return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
+
+
+def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
     """Field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [CampaignConfig]
+    place: Any = filled(raw)
     for part in location[:-1]:
         fields = [
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
-        found = [model for f in fields for model in _models_in(f.annotation)]
+        place = _entry(place, part)
+        found = [_named(m, place) for f in fields for m in _models_in(f.annotation)]
         models = found or models
     return sorted({name for model in models for name in model.model_fields})
+
+
+def _entry(place: Any, part: int | str) -> Any:
+    """What lies below a mapping or list; what stands for a list of itself is its own entry."""
+    if isinstance(place, dict):
+        return place if isinstance(part, int) else place.get(part)
+    return place[part] if isinstance(place, list) and isinstance(part, int) else None
+
+
+def _named(model: type[BaseModel], value: Any) -> type[BaseModel]:
+    """The algorithm that a value names, where the field takes any."""
+    return ALGORITHMS[spelt_out(value)["name"]] if model is Algorithm else model
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-        if annotation is Algorithm:
-            yield from ALGORITHMS.values()
     for argument in get_args(annotation):
         yield from _models_in(argument)

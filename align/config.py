@@ -17,7 +17,7 @@ from align.examples.config import ExamplesConfig
 from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
 from align.hacking_config import HackingConfig
 from align.learner.importance import ImportanceConfig
-from align.learner.losses import GRPO, Algorithm, algorithm_from
+from align.learner.losses import GRPO, Algorithm, algorithm_from, spelt_out
 from align.learning_config import (
     AnchorConfig,
     AnchorsConfig,
@@ -28,7 +28,8 @@ from align.policy_config import EngineConfig, LoraConfig, PolicyConfig
 from align.prompts_config import Prompts, PromptsConfig, sourced
 from align.repair.config import RepairConfig
 from align.reward_config import Reward, RewardConfig, check_rewards
-from align.schedule.config import ScheduleSettings, check_schedules
+from align.round_rules import check_anchors, check_dropout, check_staleness, check_used
+from align.schedule.config import RememberConfig, ScheduleSettings, check_schedules
 from align.settings import Name, Settings
 from align.store_config import StoreSettings
 
@@ -51,6 +52,7 @@ __all__ = [
     "RoundSuiteConfig",
     "SamplingConfig",
     "SuiteConfig",
+    "filled",
     "overlay",
 ]
 
@@ -132,6 +134,9 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     """The preference of this round; parts are summed by weight."""
     steps: Annotated[int, Field(ge=1)]
     """Learner steps."""
+    remember: RememberConfig | Literal["all"] | None = None
+    """Of a template: which of its accepted rounds later rounds look back on. None: the defaults, 7 and 3;
+    ``all``: every one, so that a round costs more the more there were."""
 
     @property
     def asks(self) -> PromptsConfig | ExamplesConfig:
@@ -177,18 +182,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             )
         by_part = getattr(algorithm, "by_part", False)
         check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
-        terms = self.anchors.new
-        if algorithm.anchors_are_reference and terms and not sum(term.beta for term in terms):
-            raise ValueError(
-                f"{algorithm.name} takes the weighted mean of anchors.new as its reference and their total "
-                "weight is 0; give one of them a beta above 0, or leave anchors.new out for the parent"
-            )
-        if self.sampling.max_staleness and self.importance.level == "none":
-            raise ValueError(
-                f"max_staleness is {self.sampling.max_staleness} and importance.level is none: samples "
-                "of older weights would count as the learner's own; set importance.level to token or "
-                "sequence, or max_staleness to 0"
-            )
+        check_anchors(self)
+        check_staleness(self)
         if "gold_apart" in self.hacking.gate and not self.gold:
             raise ValueError(
                 "hacking.gate names gold_apart, which compares with a gold reward, and there is none; set "
@@ -216,14 +211,7 @@ class CampaignConfig(StoreSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_rounds(cls, data: Any) -> Any:
-        """A round is ``defaults`` overlaid with what the round itself says."""
-        if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
-            return data
-        defaults = data.get("defaults") or {}
-        if not isinstance(defaults, dict):
-            return data
-        rounds = [overlay(defaults, r) if isinstance(r, dict) else r for r in data["rounds"]]
-        return {**data, "rounds": rounds}
+        return filled(data)
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
@@ -234,6 +222,8 @@ class CampaignConfig(StoreSettings):
             )
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
+            check_used(spec, self.defaults, f"rounds.{index}")
+            check_dropout(spec, index, self.policy)
             if spec.repair.interpolate and self.policy.has_bare_dora:
                 raise ValueError(
                     f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "
@@ -244,6 +234,12 @@ class CampaignConfig(StoreSettings):
                 raise ValueError(
                     f"rounds.{index}.sampling: in_flight is on and engines serve adapters: a request that "
                     "runs keeps its adapter; set policy.lora.serve to merged, or in_flight to false"
+                )
+            if spec.algorithm.teacher_follows and (self.policy.lora or self.policy.ranks > 1):
+                held = "adapters" if self.policy.lora else f"{self.policy.ranks} ranks"
+                raise ValueError(
+                    f"rounds.{index}.algorithm: follow moves a teacher's full weights on one rank, and the "
+                    f"policy has {held}; remove follow, or train full weights with policy.ranks 1"
                 )
             earlier = [r.name for r in self.rounds[:index]]
             anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
@@ -275,7 +271,7 @@ class CampaignConfig(StoreSettings):
 
     def content(self) -> dict[str, Any]:
         """Everything that decides the result: not where the store lies, not what it is run on, and not when
-        rounds fall due."""
+        rounds fall due. What rounds of templates look back on is stated with the round that fell due."""
         resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
         return self.model_dump(
             mode="json",
@@ -285,7 +281,8 @@ class CampaignConfig(StoreSettings):
                 "trackers": True,
                 "keep_rollouts": True,
                 "policy": resources,
-                "rounds": {"__all__": set(ScheduleSettings.model_fields)},
+                "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
+                "gate": set() if self.gate.spending else {"spending"},
             },
         )
 
@@ -296,14 +293,27 @@ class CampaignConfig(StoreSettings):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def filled(data: Any) -> Any:
+    """A raw campaign in which a round is ``defaults`` overlaid with what the round itself says."""
+    if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
+        return data
+    defaults = data.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        return data
+    rounds = [overlay(defaults, r) if isinstance(r, dict) else r for r in data["rounds"]]
+    return {**data, "rounds": rounds}
+
+
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so is a
-    mapping that names something else."""
+    mapping that names something else. An algorithm that is only a word is a mapping with its name."""
     if "name" in above and above["name"] != below.get("name", above["name"]):
         return above  # Another algorithm or reward: it has other options.
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
+        if key == "algorithm":
+            old, value = spelt_out(old), spelt_out(value)
         merged[key] = (
             overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )

@@ -6,11 +6,12 @@ files, never memory, so it can be recomputed at any later time and comes out the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.config import CampaignConfig
+from align.config import CampaignConfig, GateConfig
+from align.gate.alpha import spent_by
 from align.gate.evaluate import ItemResults
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.gate import Verdict, decide, decide_from_files
@@ -23,6 +24,8 @@ from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.snapshots import SnapshotStore
 from align.repair.record import repairs_of
 from align.schedule.expand import expanded
+from align.schedule.nights import in_view, nights_of
+from align.schedule.recall import Purpose, Recall, recall
 from align.stores import begun_ledger, open_mirror
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
@@ -43,6 +46,21 @@ class Evidence:
     def base(self) -> SnapshotId:
         """The snapshot the campaign started from."""
         return self.ledger.alias_moves()[0].target
+
+    @property
+    def gate(self) -> GateConfig:
+        """What decides: the campaign's gate, with alpha spent as suits rounds that end or do not."""
+        return spent_by(self.config.gate, endless=bool(nights_of(self.ledger.database)))
+
+    def recall(self, round: str, purpose: Purpose, earlier: Sequence[str] | None = None) -> Recall:
+        """Which earlier rounds a round looks back on, and which it leaves out.
+
+        Args:
+            earlier: the rounds in question, in order; None: all that are accepted.
+        """
+        names = list(self.accepted("policy")) if earlier is None else earlier
+        draw = f"{self.config.seed}/{purpose}/{round}"
+        return recall(names, nights_of(self.ledger.database), draw)
 
     def missing(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> list[Suite]:
         """Suites, as they stand now, that were not measured on the snapshot."""
@@ -111,24 +129,52 @@ class Evidence:
             objections: what was noticed while it was trained and keeps it out.
         """
         accepted = self.accepted("policy")
-        history = [self.base, *accepted.values()]
-        known = {s: self.load(s, suites) for s in dict.fromkeys([*history, parent, candidate])}
         return decide(
             target=target,
-            candidate=known[candidate],
-            parent=known[parent],
-            start={s.name: known[self.anchor(s.name)][s.name] for s in suites},
-            best={
-                s.name: max((known[h][s.name] for h in history), key=lambda items: items.mean)
-                for s in suites
-            },
+            candidate=self.load(candidate, suites),
+            parent=self.load(parent, suites),
+            start={s.name: self.load(self.anchor(s.name), [s])[s.name] for s in suites},
+            best={s.name: self.load(h, [s])[s.name] for s, h in self._best(suites)},
             suites=suites,
-            gate=self.config.gate,
+            gate=self.gate,
             looks=look or self.looks() + 1,
             accepted_rounds=tuple(accepted),
             retired=self.retired((*accepted, target)),
             objections=objections,
+            left_out=self.recall(target, "gate").left_out,
         )
+
+    def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
+        """By suite, the snapshots that have to be measured on it before a candidate is judged.
+
+        The start and every accepted snapshot; of rounds of templates only production, the suite's anchor
+        and what the last verdict on the suite called best. The best is sought among all that were measured,
+        as every snapshot was in its own round; on items that rotate in, the best until then competes again.
+        """
+        nights, accepted = nights_of(self.ledger.database), self.accepted("policy")
+        known = {self.base, *accepted.values()}
+        last_best: dict[str, SnapshotId] = {}
+        for record in self.committed() if nights else ():
+            last_best |= (record.report or {}).get("inputs", {}).get("best", {})
+        plain = {self.base, *(s for name, s in accepted.items() if name not in nights)}
+        plain.add(self.ledger.alias("production") or self.base)
+        return {
+            s.name: frozenset(
+                known & {*plain, self.anchor(s.name), last_best.get(s.name, self.base)}
+            )
+            for s in suites
+        }
+
+    def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
+        """By suite, the first of the accepted snapshots with the highest mean on its items."""
+        history = [self.base, *self.accepted("policy").values()]
+        means = {(e.suite_hash, e.snapshot): e.mean for e in self.ledger.evaluations()}
+        needed = self.comparators(suites)
+        for suite in suites:
+            on = {h: means[suite.hash, h] for h in history if (suite.hash, h) in means}
+            for snapshot in needed[suite.name] - on.keys():
+                self.locate(snapshot, suite.hash)  # Says what was not measured.
+            yield suite, max(on, key=on.__getitem__)
 
     def anchor(self, suite: str) -> SnapshotId:
         """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that
@@ -167,10 +213,9 @@ class Evidence:
         }
 
     def due_index(self) -> int:
-        """Index of the first round without a verdict; of the next one, where all have theirs."""
+        """Index of the first round to come; of the next one, where all are over."""
         rounds = self.ledger.rounds()
-        undecided = (r.index for r in rounds if r.state not in ("accepted", "rejected"))
-        return next(undecided, len(rounds))
+        return next((r.index for r in rounds if not r.closed), len(rounds))
 
     def _makes(self, name: str) -> str:
         spec = next((spec for spec in self.config.rounds if spec.name == name), None)
@@ -222,6 +267,15 @@ class Evidence:
             suites=names,
             retired=self.retired([name for name, _, accepted in rows if accepted]),
         )
+
+
+def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
+    """An expanded campaign without what its rounds to come do not look back on."""
+    if ledger is None:
+        return config
+    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+    done = ledger.closed()
+    return in_view(evidence, [spec.name for spec in config.rounds if spec.name not in done])
 
 
 def stored_evidence(config: CampaignConfig) -> Evidence:

@@ -12,6 +12,8 @@ from align.prompts_config import Prompts
 from align.reward_config import Reward
 from align.settings import Name, Settings
 
+Spending = Literal["campaign", "window", "forever"]
+"""Which decisions share alpha: see `align.gate.alpha`."""
 SuiteRole = Literal["gate", "watch", "sealed"]
 """What a suite has to say: it decides, it is shown, or nobody looks at it for a while."""
 
@@ -133,6 +135,10 @@ class GateConfig(Settings):
     """Chance, over the whole campaign, of accepting a loss as large as a margin."""
     campaign_rounds: Annotated[int, Field(ge=1)] = 10
     """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
+    spending: Spending | None = None
+    """Which decisions share alpha. ``campaign``: the declared rounds; later ones are stricter and exceed
+    it. ``window``: any ``campaign_rounds`` in a row, without end. ``forever``: all there will ever be, so
+    that they get stricter fast. None: ``window`` with rounds of a template, else ``campaign``."""
     total_budget: Annotated[float, Field(gt=0)] = 0.03
     """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0

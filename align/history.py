@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from align.gate.evaluate import ItemResults
 from align.gate.forgetting import transitions
 from align.memory.ledger import RoundRecord
 from align.repair.record import RepairStep, repairs_of
+from align.schedule.skips import skips
 from align.spending import Spent, spent
 from align.watch_record import WatchRecord
 from rollouts.errors import UserError, nearest
@@ -29,7 +30,8 @@ from rollouts.types import SnapshotId
 class RoundEntry:
     """A round as its latest attempt stands."""
 
-    index: int
+    index: int | None
+    """None: the campaign never had it, it was skipped before."""
     name: str
     attempt: int
     """0 before the first."""
@@ -42,6 +44,8 @@ class RoundEntry:
     """ISO 8601, UTC; so is ``ended``."""
     ended: str | None
     seconds: float | None
+    skipped: str | None = None
+    """Who passed it over, when and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +130,12 @@ class RoundDiff:
 
 
 def entries(evidence: Evidence) -> list[RoundEntry]:
-    """Every round of the ledger, in order."""
-    return [_entry(record) for record in evidence.ledger.rounds()]
+    """Every round of the ledger, in order, then those that a person skipped before they came so far."""
+    told = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
+    found = [
+        replace(e, skipped=told.pop(e.name, None)) for e in map(_entry, evidence.ledger.rounds())
+    ]
+    return [*found, *(_never(name, sentence) for name, sentence in told.items())]
 
 
 def record_of(evidence: Evidence, name: str) -> RoundRecord:
@@ -156,12 +164,18 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
         steps=len(steps),
         tokens={s: totals[key] for s in sources if (key := f"batch/{s}_tokens") in totals},
         metrics=metrics,
-        reasons=tuple((record.report or {}).get("reasons", ())),
+        reasons=reasons_of(evidence, record),
         spent=spent(steps.values()) if steps else None,
         changed=tuple(_changed(evidence, record)),
         repairs=repairs_of(record.report),
         watch=watch_of(evidence, record),
     )
+
+
+def reasons_of(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
+    """What kept the candidate out, or who skipped the round and why."""
+    told = [one.sentence for one in skips(evidence.ledger) if one.round == record.name]
+    return (*(record.report or {}).get("reasons", ()), *told)
 
 
 def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
@@ -287,6 +301,14 @@ def _entry(record: RoundRecord) -> RoundEntry:
         ended=record.ended,
         seconds=seconds,
     )
+
+
+def _never(name: str, sentence: str) -> RoundEntry:
+    """Of a round that was skipped before the campaign had planned it."""
+    return RoundEntry(
+        index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None, candidate=None,
+        started=None, ended=None, seconds=None, skipped=sentence,
+    )  # fmt: skip
 
 
 def _spec(config: CampaignConfig, name: str) -> dict[str, Any]:

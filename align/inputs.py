@@ -16,6 +16,7 @@ from align.model_checks import check_round_models
 from align.models import SCHEMES, load_tokenizer, resolve_model
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import check_lengths
+from rollouts.errors import UserError
 from rollouts.model_folder import check_model_folder
 from rollouts.prompts import PromptEncoder, load_prompts
 from rollouts.rows import Row
@@ -85,7 +86,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_model_folder(model, resolve_device("auto"))
     for spec in config.rounds:
-        check_round_models(spec, model)
+        check_round_models(spec, model, config)
     context = context_of(model, config)
     taken = taken or {}
     awaited = _awaited(config, taken)
@@ -175,6 +176,13 @@ def _split(
         if spec.data is not None:
             units = examples[spec.name].units
             kept[spec.name], held[spec.name] = hold_out(units, spec.data.heldout)
+            if not kept[spec.name]:
+                raise UserError(
+                    f"all {len(units)} examples are held out, and none is left to learn from",
+                    where=f"rounds.{spec.name}.data.heldout",
+                    cause=f"heldout is {spec.data.heldout:g}, and answers to one prompt stay together",
+                    remedy="lower heldout, or give more examples",
+                )
     return kept, held
 
 
@@ -192,9 +200,10 @@ def _check_fit(
     """Whether every prompt, and what a teacher reads in its place, leaves room for a completion."""
     for pool in pools:
         check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
+    where = f"rounds.{spec.name}.algorithm.teacher"
     shown = map(spec.algorithm.teacher_prompt, pools[0])
     teacher = [prompt for prompt in shown if prompt is not None]
-    check_lengths(teacher, encoder, spec.sampling.max_tokens, context, "algorithm.teacher")
+    check_lengths(teacher, encoder, spec.sampling.max_tokens, context, where)
 
 
 def context_of(model: Path, config: CampaignConfig) -> int:

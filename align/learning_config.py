@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from align.settings import Settings
 
@@ -12,6 +12,10 @@ from align.settings import Settings
 def _listed(value: Any) -> Any:
     """One anchor is short for a list of one."""
     return [value] if isinstance(value, dict) else value
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0)]
 
 
 class SamplingConfig(Settings):
@@ -54,7 +58,7 @@ class OptimizerConfig(Settings):
 
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Learning rate, after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the running means of gradients and of their squares."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the squares' mean, so that nothing is divided by zero."""
@@ -102,8 +106,22 @@ class AnchorConfig(Settings):
     """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
     rate: Annotated[float, Field(gt=0)] = 0.1
     """Largest relative change of a steered beta in one step."""
-    bounds: tuple[float, float] = (1e-4, 1e2)
+    bounds: tuple[Weight, Weight] = (1e-4, 1e2)
     """Smallest and largest steered beta."""
+
+    @model_validator(mode="after")
+    def _steered(self) -> Self:
+        low, high = self.bounds
+        if low > high:
+            raise ValueError(
+                f"bounds are the smallest and the largest beta, got {low:g} and {high:g}; swap them"
+            )
+        if self.target is None and (given := self.changed("rate", "bounds")):
+            raise ValueError(
+                f"{given} says how beta is steered toward a target, and there is none; set target, or "
+                f"remove {given}"
+            )
+        return self
 
 
 class AnchorsConfig(Settings):
@@ -119,3 +137,14 @@ class AnchorsConfig(Settings):
         AnchorConfig(to="base", beta=1.0),
     )
     """Holds what no round trains."""
+
+    @field_validator("new", "past", "general")
+    @classmethod
+    def _distinct(cls, anchors: tuple[AnchorConfig, ...]) -> tuple[AnchorConfig, ...]:
+        names = [anchor.to for anchor in anchors]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two anchors to {twice!r} would share one KL and its metrics; write one, with both betas "
+                "added up"
+            )
+        return anchors

@@ -6,7 +6,7 @@ Sealed suites are measured when they are opened, so that until then there is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from align.gate.evaluate import ItemResults, evaluate
 from align.gate.reuse import earlier, joined, load_with_texts, rest_of
@@ -44,10 +44,12 @@ def measure_known(parts: Parts) -> None:
 
     The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
     their own rounds; only what came later is left to do: suites of appended rounds, those whose reward
-    model was accepted since, and items that rotate in.
+    model was accepted since, and items that rotate in. Of rounds without end not every snapshot is.
     """
     sample_rivals(parts)
-    _measure_accepted(parts, parts.suites())
+    suites = parts.suites()
+    needed = parts.evidence.comparators(suites)
+    _measure_accepted(parts, lambda snapshot: [s for s in suites if snapshot in needed[s.name]])
 
 
 def open_sealed(parts: Parts) -> None:
@@ -56,7 +58,7 @@ def open_sealed(parts: Parts) -> None:
     due = [s for s in sealed if is_due(parts.evidence, s.name)]
     if not due:
         return
-    _measure_accepted(parts, due)
+    _measure_accepted(parts, lambda _: due)
     names = {suite.name for suite in due}
     latest = {one.suite: one for one in openings(parts.evidence) if one.suite in names}
     for opening in latest.values():
@@ -84,9 +86,9 @@ def sample_rivals(parts: Parts) -> None:
         save_answers(duel.answers, groups)
 
 
-def _measure_accepted(parts: Parts, suites: Sequence[Suite]) -> None:
+def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite]]) -> None:
     for name, snapshot in {"base": parts.base, **parts.evidence.accepted("policy")}.items():
-        missing = parts.evidence.missing(snapshot, suites)
+        missing = parts.evidence.missing(snapshot, asked(snapshot))
         if not missing:
             continue
         parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")

@@ -21,15 +21,16 @@ from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import Provenance, SnapshotStore
 from align.models import SNAPSHOT_SUFFIXES
 from align.reward_models import measurable
+from align.stored_config import as_read
 from align.stores import open_ledger, open_mirror
 from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
-    from align.learner.critic import Critic
     from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
     from align.round_plan import RoundOutcome, RoundPlan
+    from align.sampling import StepSampler
 
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""
@@ -90,18 +91,19 @@ class Parts:
         """Where a snapshot lies; its bytes are verified."""
         return self.store.open(snapshot).path
 
-    def checkpoint(self, plan: RoundPlan, step: int) -> None:
-        """Write down the learner's state after ``step`` steps, where one is due."""
+    def checkpoint(self, plan: RoundPlan, step: int, rollouts: StepSampler) -> None:
+        """Write down the learner's state after ``step`` steps, where one is due, and what was sampled
+        ahead."""
         if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
             folder = self.checkpoint_folder(plan)
-            told = {"failures": plan.scorer.failures()}
+            told = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
             self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
             self.evidence.mirror.push()
             self.evidence.mirror.trim(folder)
 
-    def resume(self, plan: RoundPlan) -> int:
-        """Steps of the round that an earlier attempt has done; the learner goes on from there, and so
-        does the count of what rewards failed on."""
+    def resume(self, plan: RoundPlan, rollouts: StepSampler) -> int:
+        """Steps of the round that an earlier attempt has done; the learner goes on from there, and so do
+        the samples that were drawn ahead and the count of what rewards failed on."""
         plan.scorer.recall({})
         try:
             found = self.learner.restore(self.checkpoint_folder(plan), identity=self.identity(plan))
@@ -111,6 +113,7 @@ class Parts:
         if found is None:
             return 0
         plan.scorer.recall(found.extra.get("failures", {}))
+        rollouts.recall(found.extra.get("sampled", {}))
         self.observer.note(f"round {plan.spec.name} goes on from step {found.step}")
         return found.step
 
@@ -159,13 +162,9 @@ class Parts:
         self.evidence.mirror.push()
 
     def keep_critic(self, plan: RoundPlan) -> None:
-        """Write the critic beside the attempt's metrics, where the learner has one: no snapshot holds it.
-
-        Of a learner of several ranks nothing is written.
-        """
-        critic: Critic | None = getattr(self.learner, "critic", None)
-        if critic is not None:
-            critic.save(self.round_folder(plan) / "critic")
+        """Write the critic, where there is one, beside the attempt's metrics: no snapshot holds it."""
+        if self.learner.critic is not None:
+            self.learner.critic.save(self.round_folder(plan) / "critic")
 
     def write_snapshot(self, folder: Path) -> None:
         """The policy and its tokenizer: a snapshot can be served as it is."""
@@ -204,7 +203,7 @@ def open_memory(config: CampaignConfig, inputs: Inputs) -> Iterator[Memory]:
     """Open the store or begin it; nobody else runs the campaign meanwhile."""
     ledger, mirror = open_ledger(config), open_mirror(config)
     with ledger.claim() as claim:
-        ledger.open_campaign(config.name, config.content(), config.hash())
+        ledger.open_campaign(config.name, config.content(), config.hash(), read=as_read)
         mirror.pull(checkpoints=True)
         store = SnapshotStore(config.folder, mirror.remote)
         store.clean()

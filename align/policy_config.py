@@ -19,7 +19,8 @@ class LoraConfig(Settings):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """Scale: the update is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's input. Above 0 the learner is no longer exactly on-policy."""
+    """Dropout on the adapter's input, for rounds that learn from files and replay nothing: engines drop
+    nothing, so in rounds that sample the learner's logprobs would not be theirs."""
     targets: tuple[str, ...] = LINEAR_LAYERS
     """Modules that get an adapter. Never lm_head: engines drop its update silently."""
     rslora: bool = False

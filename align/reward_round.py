@@ -41,7 +41,7 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
     look = parts.evidence.looks() + 1
     verdict = decide_pairs(
-        pair_inputs(suite, candidate, parts.config.gate, look), parts.evidence.locate
+        pair_inputs(suite, candidate, parts.evidence.gate, look), parts.evidence.locate
     )
     outcome = RoundOutcome(candidate=candidate, verdict=verdict, look=look)
     commit(plan, parts, outcome)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +125,29 @@ def prune(folder: Path, keep: Keep) -> None:
     tables = sorted(folder.glob("step-*.parquet"), key=_step_of)
     for path in tables[: max(0, len(tables) - (0 if keep == "none" else keep))]:
         path.unlink(missing_ok=True)
+
+
+def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:
+    """Remove what was asked under these ids, and every answer to it, from all tables below a folder.
+
+    Returns:
+        How many rows each table lost; one that has none left is gone.
+
+    Raises:
+        RunError: a table is damaged.
+    """
+    lost: dict[Path, int] = {}
+    for path in sorted(folder.rglob(f"{FOLDER}/step-*.parquet")) if prompts else ():
+        records = load_records(path)
+        kept = [record for record in records if record["prompt_id"] not in prompts]
+        if len(kept) == len(records):
+            continue
+        lost[path] = len(records) - len(kept)
+        if kept:
+            save_records(path, kept)
+        else:
+            path.unlink()
+    return lost
 
 
 def find_table(

@@ -62,8 +62,8 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
     """
     spec, learner = plan.spec, parts.learner
     learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
-    first = parts.resume(plan)
     rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
+    first = parts.resume(plan, rollouts)
     rollouts.start(first)
     watch = RoundWatch(plan=plan, parts=parts)
     watch.start(first)
@@ -82,7 +82,7 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
         keep_rollouts(plan, parts, step, scored, batch)
         metrics = learner.update(batch)
         sync = rollouts.sync(step + 1)
-        parts.checkpoint(plan, step + 1)
+        parts.checkpoint(plan, step + 1, rollouts)
         if step % spec.meter_every == 0 or step == spec.steps - 1:
             metrics |= measure_drift(
                 plan.mixture,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from align.config import RoundConfig
 from align.gate.gate import Verdict
 from align.learner.anchors import References
+from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
 from align.repair.record import Origin, RepairStep
 from align.scoring import Scorer
@@ -26,6 +27,8 @@ class RoundPlan:
     seed: int
     origin: Origin | None = None
     """How the repair ladder makes another candidate of the round; None: this is the round itself."""
+    held: ReplayBuffer | None = None
+    """Prompts of all that the gate looks at, too, for repairs to ask for; None: of what is replayed."""
 
     @property
     def parent(self) -> SnapshotId:

@@ -14,15 +14,17 @@ that an algorithm finds uninformative, all rewards equal, say (dynamic sampling,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from align.learner.rows import Row
 from align.mixture import Draw
 from align.scoring import Scoring
-from rollouts.collect import Pending, begin
-from rollouts.engine import InFlightEngine, SyncReport
+from rollouts.collect import Pending, Sampler, begin
+from rollouts.engine import InFlightEngine, ReplacingEngine, SyncReport
+from rollouts.recorded import Recorded, from_json, to_json
 from rollouts.types import Sampling, ScoredGroup
 
 if TYPE_CHECKING:
@@ -51,14 +53,36 @@ class StepSampler:
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step taken last learns from."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the step taken last: its staleness in learner steps, and groups that were replaced."""
+    """Of the step taken last: its staleness in learner steps, and groups and engines that were replaced."""
     _held: int = 0
     """Learner steps behind the weights that the engines hold."""
     _pending: dict[int, Asked] = field(default_factory=dict)
+    _replaced: int = 0
+    """Engines whose replacement has been told."""
+
+    def under_way(self) -> dict[str, Any]:
+        """What is sampled ahead, waited for: JSON values for `recall`."""
+        told = {}
+        for step, asked in self._pending.items():
+            results = asked.pending.ticket()
+            pending = replace(asked.pending, ticket=partial(list, results))
+            self._pending[step] = replace(asked, pending=pending)
+            told[str(step)] = {"held": asked.held, "results": to_json(results)}
+        return told
+
+    def recall(self, told: Mapping[str, Any]) -> None:
+        """Learn from what an earlier attempt had sampled ahead, and do not ask again.
+
+        With ``max_staleness`` above 1 engines may have held older weights than those they get now: the
+        steps after these are fresher than they would have been.
+        """
+        for step, one in told.items():
+            recorded = Recorded(from_json(one["results"]))
+            self._pending[int(step)] = self._ask(int(step), engine=recorded, held=one["held"])
 
     def start(self, step: int) -> None:
         """Hand the learner's weights to the engines before the first step."""
-        self._held = step
+        self._held, self._replaced = step, len(self._replacements())
         self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
 
     def take(self, step: int) -> list[ScoredGroup]:
@@ -76,6 +100,11 @@ class StepSampler:
 
     def sync(self, step: int) -> SyncReport | None:
         """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
+        report = self._hand_over(step)
+        self._tell_replacements()
+        return report
+
+    def _hand_over(self, step: int) -> SyncReport | None:
         behind = step - self._held
         if behind < self.plan.spec.sampling.max_staleness and step < self.plan.spec.steps:
             return None
@@ -90,19 +119,41 @@ class StepSampler:
             return engine.deposit(weights)
         return engine.sync(weights)
 
-    def _ask(self, step: int, turn: int = 0, count: int = 0) -> Asked:
+    def _replacements(self) -> Sequence[str]:
+        """Why engines were replaced so far; empty for an engine that stands alone."""
+        engine = self.parts.engine
+        return engine.replaced if isinstance(engine, ReplacingEngine) else ()
+
+    def _tell_replacements(self) -> None:
+        """Count the engines that were replaced in this step, and say why."""
+        told = self._replacements()
+        for reason in told[self._replaced :]:
+            self.parts.observer.note(f"{self.plan.spec.name}: replaced {reason}")
+        self.metrics["engines/replaced"] = float(len(told) - self._replaced)
+        self._replaced = len(told)
+
+    def _ask(
+        self,
+        step: int,
+        turn: int = 0,
+        count: int = 0,
+        *,
+        engine: Sampler | None = None,
+        held: int | None = None,
+    ) -> Asked:
+        held = self._held if held is None else held
         mixture = self.plan.mixture
         draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
         pending = begin(
-            self.parts.engine,
+            engine or self.parts.engine,
             draw.prompts,
             draw.group_sizes,
             self.parts.inputs.encoder,
             self.sampling,
             seed=self.plan.seed + step + turn * self.plan.spec.steps,
-            policy=self.version(self._held),
+            policy=self.version(held),
         )
-        return Asked(draw=draw, pending=pending, held=self._held)
+        return Asked(draw=draw, pending=pending, held=held)
 
     def _begin_scoring(self, asked: Asked, *, replacements: bool = False) -> Scoring:
         """Hand groups over to the rewards as the engines finish them."""
@@ -111,6 +162,11 @@ class StepSampler:
             scoring.add(groups)
         scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
         return scoring
+
+    @property
+    def held(self) -> str:
+        """Version of the weights that the engines hold."""
+        return self.version(self._held)
 
     @property
     def sampling(self) -> Sampling:

@@ -12,6 +12,16 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Settings(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen; an unknown key is an error, and so is a number that is infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def changed(self, *names: str) -> str | None:
+        """The first of these fields whose value is not its default; None: there is none.
+
+        By value, not by what was written: a campaign that is read back from its ledger states all of it.
+        """
+        fields = type(self).model_fields
+        return next((n for n in names if getattr(self, n) != fields[n].get_default()), None)

@@ -7,7 +7,7 @@ where another one stopped.
 
 from __future__ import annotations
 
-from align.memory.database import holds_campaign
+from align.memory.database import holds_ledger
 from align.memory.ledger import Ledger
 from align.memory.mirror import Mirror
 from align.memory.remote import Remote
@@ -24,9 +24,15 @@ def open_ledger(config: StoreSettings) -> Ledger:
     return Ledger(config.ledger_url)
 
 
+def known_ledger(config: StoreSettings) -> Ledger | None:
+    """The ledger if there is one; none is made. Feedback and claims lie there before any round has run."""
+    return open_ledger(config) if holds_ledger(config.ledger_url) else None
+
+
 def begun_ledger(config: StoreSettings) -> Ledger | None:
-    """The ledger of a campaign that ran before; None where none did. A file is not made by asking."""
-    return open_ledger(config) if holds_campaign(config.ledger_url) else None
+    """The ledger of a campaign that ran before, and so has a base; None where none did."""
+    ledger = known_ledger(config)
+    return None if ledger is None or ledger.alias("production") is None else ledger
 
 
 def open_mirror(config: StoreSettings) -> Mirror:

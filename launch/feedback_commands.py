@@ -56,13 +56,14 @@ def feedback_sweep(
     campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Take what lies in the drop folder, as a round and the server do on their own."""
-    from align.inbox.drop import make_drop, sweep
+    from align.inbox.drop import SETTLED_S, make_drop, sweep, waiting_files
     from align.inbox.feedback import stream_forms
 
     config = load(campaign, overrides).config
     forms = stream_forms(config)
     drop = make_drop(config.folder / "inbox", forms)
     found = sweep(config.folder / "inbox", _inbox(config), forms)
+    left = waiting_files(config.folder / "inbox")
     if as_json:
         print_json(found)
         return
@@ -71,6 +72,10 @@ def feedback_sweep(
             f"{intake.file}: {intake.error or f'{intake.stored} stored, {intake.quarantined} aside'}"
         )
     typer.echo(f"{len(found)} files taken from {drop}")
+    if left:
+        typer.echo(
+            f"{len(left)} left there: changed in the last {SETTLED_S:g} s, or not under a final name"
+        )
 
 
 @feedback_app.command("list")
@@ -81,9 +86,11 @@ def feedback_list(
     from align.inbox.purge import purges
 
     config = load(campaign, overrides).config
-    ledger = _ledger(config)
-    inbox = _of(ledger)
-    counts, takes, removed = inbox.counts(), inbox.takes(), purges(ledger)
+    ledger = _known_ledger(config)
+    inbox = None if ledger is None else _of(ledger)
+    counts = inbox.counts() if inbox else []
+    takes = inbox.takes() if inbox else []
+    removed = purges(ledger) if ledger else []
     if as_json:
         print_json({"streams": counts, "takes": takes, "purges": removed})
         return
@@ -115,12 +122,8 @@ def feedback_show(
 ) -> None:
     """Show rows with where they came from."""
     config = load(campaign, overrides).config
-    inbox, name = _inbox(config), _stream(config, stream)
-    rows = (
-        inbox.rows(name, newest=last)
-        if number is None
-        else [inbox.row(name, number)]
-    )  # fmt: skip
+    name, inbox = _stream(config, stream), _known_inbox(config)
+    rows = inbox.rows(name, newest=last) if number is None else [inbox.row(name, number)]
     if as_json:
         print_json(rows)
         return
@@ -143,7 +146,7 @@ def feedback_quarantine(
 ) -> None:
     """Set rows aside for good, or show those that are and why."""
     config = load(campaign, overrides).config
-    inbox, name = _inbox(config), _stream(config, stream)
+    name, inbox = _stream(config, stream), _known_inbox(config)
     if numbers:
         changed = inbox.quarantine(name, numbers, reason)
         if as_json:
@@ -167,7 +170,7 @@ def feedback_purge(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove all that a person sent, from replay buffers too, and write that down."""
+    """Remove all that a person sent, from files and replay buffers too, and write that down."""
     from align.inbox.feedback import stream_forms
     from align.inbox.purge import purge
     from align.stores import open_mirror
@@ -177,12 +180,16 @@ def feedback_purge(
     if as_json:
         print_json(done)
         return
-    typer.echo(f"{done.num_rows} rows and {done.num_replayed} replayed prompts removed")
+    typer.echo(
+        f"{done.num_rows} rows, {done.num_replayed} replayed prompts and {done.num_rollouts} answers "
+        "to them removed"
+    )
     notes = {
         "rounds that have learnt from them, and keep it in their weights": done.rounds,
         "unfinished rounds that will start over": done.restarted,
-        "processed files removed": done.files,
+        "files removed": done.files,
         "came from, and may still lie in": done.sources,
+        "what may still hold something of them": done.remains,
     }
     for text, names in notes.items():
         if names:
@@ -214,8 +221,31 @@ def _ledger(config: CampaignConfig) -> Ledger:
     return open_ledger(config)
 
 
+def _known_ledger(config: CampaignConfig) -> Ledger | None:
+    """To look at: none is made."""
+    from align.stores import known_ledger
+
+    return known_ledger(config)
+
+
 def _inbox(config: CampaignConfig) -> Inbox:
     return _of(_ledger(config))
+
+
+def _known_inbox(config: CampaignConfig) -> Inbox:
+    """To look at: none is made.
+
+    Raises:
+        UserError: there is none.
+    """
+    ledger = _known_ledger(config)
+    if ledger is None:
+        raise UserError(
+            "nothing has arrived yet",
+            where=str(config.folder),
+            remedy="send pairs with keel feedback add, keel feedback serve or the drop folder",
+        )
+    return _of(ledger)
 
 
 def _of(ledger: Ledger) -> Inbox:
@@ -231,7 +261,9 @@ def _stream(config: CampaignConfig, stream: str | None) -> str:
     try:
         return form_of(stream_forms(config), stream).stream
     except UserError:
-        if stream is not None and any(one.stream == stream for one in _inbox(config).counts()):
+        ledger = _known_ledger(config)
+        arrived = _of(ledger).counts() if ledger else []
+        if stream is not None and any(one.stream == stream for one in arrived):
             return stream
         raise
 

@@ -209,7 +209,9 @@ def _plan_notes(planned: GatePlan) -> list[str]:
     took = f", {planned.seconds:.0f} s until now" if planned.seconds is not None else ""
     return [
         "shown: smallest margin these items show at that power; items: as many as the margin asks for",
-        f"alpha {planned.alpha:g} over {planned.looks} decisions: {planned.alpha_per_look:.3g} each",
+        planned.spending,
+        *(template.sentence for template in planned.templates),
+        *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
         f"an equal candidate of the last round loses on no suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
         f"a candidate costs at most {total} tokens{took}",

@@ -11,24 +11,30 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from align.store_config import StoreSettings
-from launch.cluster import PACKAGE_ROOT, has_token, is_loopback, is_secret, secure_token_file
+from launch.cluster import PACKAGE_ROOT
+from launch.job_log import Log, tail
+from launch.jobs_address import shown
 from rollouts.errors import RunError, UserError
 
 PACKAGES = ("align", "launch", "rewards", "rollouts")
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 1.0
+OUTAGE_S = 120.0
+"""So long a job that is watched may not be asked about: its cluster, or the way there, has an outage."""
+QUIET_S = 300.0
+"""After so long without a word a connection to a log counts as lost; a job may just be quiet."""
+RECONNECT_S = 5.0
+T = TypeVar("T")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-LEAST_SECRET = 8
-"""Shorter values of secret variables are not looked for: they are found everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,12 +115,8 @@ def files_named(raw: Any) -> list[tuple[str, Path]]:
     for key, text in _texts(raw):
         file, colon, _ = text.rpartition(":")
         path = Path(file if colon and file.endswith(".py") else text)
-        if (
-            len(text) < 1024
-            and not path.is_absolute()
-            and path.name not in ("", "..")
-            and path.exists()
-        ):
+        # Not Path.exists: it raises for a text that is too long for a path.
+        if not path.is_absolute() and path.name not in ("", "..") and os.path.exists(path):
             found.append((key, path))
     return found
 
@@ -177,29 +179,8 @@ def check_env(names: Sequence[str]) -> None:
             )
 
 
-def check_no_secrets(spec: JobSpec, environ: Mapping[str, str]) -> None:
-    """Refuse to send the value of a variable whose name says that it is secret."""
-    from launch.cluster import NOT_SECRET
-
-    known = {
-        value: name
-        for name, value in environ.items()
-        if (is_secret(name) or name in NOT_SECRET)
-        and len(value) >= LEAST_SECRET
-        and not Path(value).exists()
-    }
-    told = {"the job's command": spec.entrypoint.encode()}
-    for path in spec.files.values():
-        inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-        told |= {str(file): file.read_bytes() for file in inside}
-    for where, content in told.items():
-        for value, name in known.items():
-            if value.encode() in content:
-                raise UserError(
-                    f"holds the value of {name}, and would be sent to the cluster in the clear",
-                    where=where,
-                    remedy=f"take it out and name the variable instead: --env {name}",
-                )
+class Unreachable(UserError):
+    """Nothing answers at the address; it may again."""
 
 
 class Jobs:
@@ -219,7 +200,7 @@ class Jobs:
             def _do_request(self, *args: Any, **told: Any) -> Any:
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **told)
 
-        self._address = address
+        self._address, self._where = address, shown(address)
         # Ray lets these two overrule the address that it is given.
         with self._asking(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self._client = Client(address)
@@ -264,34 +245,50 @@ class Jobs:
     def follow(
         self, submission_id: str, write: Callable[[str], None], timeout_s: float | None = None
     ) -> Job:
-        """Print what the job prints until it ends; the job as it is then, or when time is up."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        shown = 0
+        """Print what the job prints until it ends; the job as it is then, or when time is up.
+
+        Ray sends what is new over one connection. Where that breaks, or cannot be had, the whole log says
+        what is missing, and a new connection goes on.
+        """
+        limit = inf if timeout_s is None else time.monotonic() + timeout_s
+        log = Log(write)
+        self.get(submission_id)  # One that does not exist is not waited for.
         while True:
-            job = self.get(submission_id)
-            text = self.logs(submission_id)
-            if len(text) > shown:
-                write(text[shown:])
-                shown = len(text)
-            late = deadline is not None and time.monotonic() >= deadline
-            if job.status in ENDED or late:
+            tail(self._client.tail_job_logs(submission_id), log, limit, QUIET_S)
+            # In this order: of a job that has ended, the log is complete.
+            job = self._insist(lambda: self.get(submission_id), limit)
+            log.write_rest(self._insist(lambda: self.logs(submission_id), limit))
+            if job.status in ENDED or time.monotonic() >= limit:
                 return job
-            time.sleep(POLL_S)
+            time.sleep(max(0.0, min(RECONNECT_S, limit - time.monotonic())))
 
     def stop(self, submission_id: str, timeout_s: float) -> Job:
         """Ask the job to end, and wait until it has."""
         with self._asking(submission_id):
             self._client.stop_job(submission_id)
         deadline = time.monotonic() + timeout_s
-        while (job := self.get(submission_id)).status not in ENDED:
+        while True:
+            job = self._insist(lambda: self.get(submission_id), deadline)
+            if job.status in ENDED:
+                return job
             if time.monotonic() >= deadline:
                 raise RunError(
                     f"job {submission_id} is still {job.status} after {timeout_s:g} s",
-                    where=self._address,
+                    where=self._where,
                     remedy="ask again with `keel jobs status`",
                 )
             time.sleep(POLL_S)
-        return job
+
+    def _insist(self, ask: Callable[[], T], limit: float) -> T:
+        """Ask until there is an answer, through failures of OUTAGE_S at most, and not beyond a moment."""
+        limit = min(limit, time.monotonic() + OUTAGE_S)
+        while True:
+            try:
+                return ask()
+            except (Unreachable, RunError):
+                if time.monotonic() >= limit:
+                    raise
+            time.sleep(POLL_S)
 
     @contextmanager
     def _asking(self, submission_id: str | None = None) -> Iterator[None]:
@@ -304,64 +301,27 @@ class Jobs:
         except AuthenticationError as error:
             raise UserError(
                 "the cluster refuses the token",
-                where=self._address,
+                where=self._where,
                 cause="RAY_AUTH_MODE is not `token` here, or the token is another cluster's",
                 remedy="export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with its token>",
             ) from error
         except (ConnectionError, RequestException) as error:
-            raise UserError(
+            raise Unreachable(
                 "no jobs API answers",
-                where=self._address,
+                where=self._where,
                 cause=f"{type(error).__name__}: no head node, or not its dashboard's port",
                 remedy="give the dashboard's address, such as http://head:8265; from outside, through a "
                 "tunnel (ssh -L 8265:127.0.0.1:8265, kubectl port-forward)",
             ) from error
         except (RuntimeError, ValueError) as error:
-            text = next(iter(str(error).splitlines()), "")
+            text = next(iter(str(error).splitlines()), "").replace(self._address, self._where)
             if submission_id is not None and "404" in text:
                 raise UserError(
                     f"there is no job {submission_id!r}",
-                    where=self._address,
+                    where=self._where,
                     remedy="`keel jobs list` shows those there are",
                 ) from error
-            raise RunError(f"the jobs API refused: {text}", where=self._address) from error
-
-
-def check_jobs_address(
-    address: str, environ: MutableMapping[str, str], *, insecure: bool
-) -> list[str]:
-    """Refuse an address that would be talked to without authentication; what there is to know of it.
-
-    Where there is a token, ``environ`` is told to use it.
-    """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f"{address!r} is not the address of a jobs API",
-            where="--address",
-            cause="jobs are sent to the dashboard of the head node, not to its GCS port",
-            remedy="such as http://head:8265",
-        )
-    notes = []
-    if secure_token_file(environ, create=False):
-        notes.append("Ray's token file was readable by others; its mode is 0600 now")
-    if environ.get("RAY_AUTH_MODE", "") == "" and has_token({**environ, "RAY_AUTH_MODE": "token"}):
-        environ["RAY_AUTH_MODE"] = "token"
-    far, token = not is_loopback(parts.hostname), has_token(environ)
-    if far and not token and not insecure:
-        raise UserError(
-            f"jobs would be sent to {address} without authentication",
-            where="--address",
-            cause="there is no token; a cluster that asks for none runs anybody's code",
-            remedy="export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with the cluster's token>; or "
-            "pass --insecure-cluster on a network where everyone may run code",
-        )
-    if far and token and parts.scheme == "http":
-        notes.append(
-            "http does not encrypt the token; use https, or a tunnel to 127.0.0.1, on a network that "
-            "others can read"
-        )
-    return notes
+            raise RunError(f"the jobs API refused: {text}", where=self._where) from error
 
 
 def _job(details: Any) -> Job:

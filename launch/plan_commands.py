@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.schedule_commands import endless_lines
 
 if TYPE_CHECKING:
     from align.config import CampaignConfig
@@ -20,7 +21,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def plan(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what keel run would do now: rounds, sizes, memory, disk, processes; changes nothing."""
+    """Show what would run now: rounds, sizes, memory, disk, processes; changes nothing."""
     show_plan(load(campaign, overrides).config, as_json=as_json)
 
 
@@ -48,7 +49,7 @@ def _print_rounds(found: Forecast) -> None:
 
     from align.report.tables import report_console
 
-    table = Table(title=f"What keel run would do: {found.campaign}", title_justify="left")
+    table = Table(title=f"What would run: {found.campaign}", title_justify="left")
     columns = ("round", "", "algorithm", "steps", "new", "past", "general", "completions", "tokens <=",
                "measured", "learner")  # fmt: skip
     for number, column in enumerate(columns):
@@ -76,13 +77,20 @@ def _row(one: RoundForecast) -> list[str]:
 
 
 def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Iterator[str]:
+    from align.plan.notes import notes_of
+
     left = found.to_run
     if not left:
-        yield "nothing to run: all rounds have their verdict"
+        none = "nothing is due now" if found.waits else "all rounds have their verdict"
+        yield f"nothing to run: {none}"
     for due in found.claims:
         yield f"would be claimed by keel schedule tick: {due}"
     for waits in found.waits:
         yield f"not due: {waits}"
+    yield from endless_lines(config)
+    yield from notes_of(config)
+    for name, report in found.reports.items():
+        yield f"{name}: {report}"
     if not left:
         return
     learner = max(one.memory.total for one in left if one.memory is not None)

@@ -34,6 +34,9 @@ def rounds_list(
         return
     columns = ["round", "state", "verdict", "attempt", "parent", "candidate", "started", "seconds"]
     _print("Rounds", columns, [_entry_row(entry) for entry in found])
+    for entry in found:
+        if entry.skipped:
+            typer.echo(entry.skipped)
 
 
 @rounds_app.command("show")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from getpass import getuser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.running import Address, Insecure, Strict, Wait
+from rollouts.errors import UserError
 
 if TYPE_CHECKING:
     from align.config import CampaignConfig
-    from align.schedule.claims import Dues
+    from align.memory.ledger import Ledger
     from align.schedule.due import Due, Tick
 
 REJECTED, NOTHING_DUE = 3, 4
@@ -27,7 +30,8 @@ def schedule_next(
     campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Show what is due, what falls due when, and why not yet; changes nothing."""
-    found = look(load(campaign, overrides).config)
+    config = load(campaign, overrides).config
+    found = look(config)
     if as_json:
         print_json(found)
         return
@@ -35,6 +39,8 @@ def schedule_next(
         typer.echo(line)
     if not (found.due or found.waits):
         typer.echo("nothing is to come: all rounds are done, and none has a schedule")
+    for line in endless_lines(config):
+        typer.echo(line)
 
 
 @schedule_app.command("tick")
@@ -48,7 +54,7 @@ def schedule_tick(
 ) -> None:
     """Run what is due now, then end: for cron, timers and Kubernetes. Exit 4 when nothing is due."""
     config = load(campaign, overrides).config
-    found = claim(config)
+    found = claim(config, address=address, insecure=insecure_cluster)
     for line in lines(found):
         typer.echo(line)
     _run(config, found.due, address, insecure_cluster, wait, strict)
@@ -66,9 +72,41 @@ def schedule_run_now(
 ) -> None:
     """Run a scheduled round now, whatever its schedule says; one that fell due before goes on instead."""
     config = load(campaign, overrides).config
-    due = _dues(config).claim_now(name, _now())
+    due = _claim_now(config, name, address, insecure_cluster)
     typer.echo(f"{due.round}: {due.reason}")
     _run(config, [due], address, insecure_cluster, wait, strict)
+
+
+@schedule_app.command("skip")
+def schedule_skip(
+    campaign: CampaignPath,
+    round_name: Annotated[
+        str, typer.Argument(metavar="ROUND", help="A round with a schedule, or one that fell due.")
+    ],
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pass over what is due of a schedule, this time; what it would have read waits for the next one."""
+    from align.schedule.skips import skip_round
+    from align.stores import known_ledger
+
+    config = load(campaign, overrides).config
+    ledger = known_ledger(config)
+    if ledger is None:
+        raise UserError(
+            f"round {round_name!r} is not due: nothing has happened in this store yet",
+            where="ROUND",
+            remedy="keel schedule next shows what falls due when",
+        )
+    done = skip_round(ledger, config, round_name, who=_user(), reason=reason, now=_now())
+    if as_json:
+        print_json(done)
+        return
+    typer.echo(done.sentence)
+    for one in look(config).waits:
+        if one.schedule == done.schedule:
+            typer.echo(f"not yet  {one.schedule}: {one.why}")
 
 
 @schedule_app.command("run")
@@ -103,7 +141,7 @@ def schedule_run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         keep(
-            lambda now: claim(load(campaign, overrides).config, now),
+            lambda now: notice(load(campaign, overrides).config, now),
             lambda: run_tick([str(campaign), *options], limit_s, say=_say),
             poll_s=poll,
             now=_now,
@@ -118,7 +156,7 @@ def look(config: CampaignConfig, now: datetime | None = None) -> Tick:
     """What is due and why the rest is not, from the store as it is; none is made."""
     from align.schedule.claims import Dues, schedules_of
     from align.schedule.due import History, tick
-    from align.schedule.expand import known_ledger
+    from align.stores import known_ledger
 
     ledger = known_ledger(config)
     if ledger is None:
@@ -135,26 +173,50 @@ def waiting_lines(config: CampaignConfig) -> list[str]:
     return due + waits if scheduled else []
 
 
-def claim(config: CampaignConfig, now: datetime | None = None) -> Tick:
-    """What is due, claimed, with what lies in the drop folder counted in."""
-    from align.inbox.drop import sweep
-    from align.inbox.feedback import stream_forms
-    from align.inbox.inbox import Inbox
+def notice(config: CampaignConfig, now: datetime | None = None) -> Tick:
+    """What is due, not claimed, with what lies in the drop folder counted in; ticks that found too little
+    are over."""
     from align.schedule.claims import Dues
-    from align.stores import open_ledger
 
-    ledger = open_ledger(config)
-    if forms := stream_forms(config):
-        sweep(config.folder / "inbox", Inbox(ledger.database), forms)
-    return Dues(ledger.database, config).claim(now or _now())
+    return Dues(_swept(config).database, config).claim(now or _now(), checked=())
+
+
+def claim(
+    config: CampaignConfig,
+    now: datetime | None = None,
+    *,
+    address: str | None = None,
+    insecure: bool = False,
+) -> Tick:
+    """What is due, claimed once it could run: a claim keeps its settings, mistakes included."""
+    from align.schedule.claims import Dues
+
+    found = notice(config, now)
+    new = [due for due in found.due if not due.claimed]
+    if not new:
+        return found
+    ledger = _checked(config, new, address, insecure)
+    return Dues(ledger.database, config).claim(now or _now(), checked=[due.schedule for due in new])
 
 
 def lines(found: Tick) -> list[str]:
-    """One a schedule: what is due and why, or why not."""
+    """One a schedule: what is due and why, or why not; and what of it was passed over last."""
     from align.schedule.loop import sentence
 
     due = [f"due      {sentence(one)}" for one in found.due]
-    return due + [f"not yet  {one.schedule}: {one.why}" for one in found.waits]
+    waits = [f"not yet  {one.schedule}: {one.why}" for one in found.waits]
+    return due + waits + [f"skipped  {one.sentence}" for one in found.skips]
+
+
+def endless_lines(config: CampaignConfig) -> list[str]:
+    """How rounds without end stay affordable: what later ones look back on, and how they share alpha."""
+    from align.gate.alpha import spending_sentence, spent_by
+    from align.schedule.nights import templates_in
+
+    templates = templates_in(config)
+    gate = spent_by(config.gate, endless=True)
+    told = [template.sentence for template in templates]
+    return [*told, spending_sentence(gate, 1)] if templates else []
 
 
 def _run(
@@ -184,11 +246,49 @@ def _run(
         raise typer.Exit(REJECTED)
 
 
-def _dues(config: CampaignConfig) -> Dues:
+def _claim_now(config: CampaignConfig, name: str, address: str | None, insecure: bool) -> Due:
     from align.schedule.claims import Dues
+
+    dues, now = Dues(_swept(config).database, config), _now()
+    if not (asked := dues.ask(name, now)).claimed:
+        _checked(config, [asked], address, insecure)
+    return dues.claim_now(name, now)
+
+
+def _swept(config: CampaignConfig) -> Ledger:
+    """The ledger, with what lay in the drop folder."""
+    from align.inbox.drop import sweep
+    from align.inbox.feedback import stream_forms
+    from align.inbox.inbox import Inbox
     from align.stores import open_ledger
 
-    return Dues(open_ledger(config).database, config)
+    ledger = open_ledger(config)
+    if forms := stream_forms(config):
+        sweep(config.folder / "inbox", Inbox(ledger.database), forms)
+    return ledger
+
+
+def _checked(
+    config: CampaignConfig, due: Sequence[Due], address: str | None, insecure: bool
+) -> Ledger:
+    """The ledger, where what is due could run: its inputs, and the cluster that it would run on."""
+    from align.schedule.checked import check_due
+    from align.stores import open_ledger
+    from launch.cluster import check_address
+
+    ledger = open_ledger(config)
+    if address is not None and address != "local":
+        check_address(address, os.environ, insecure=insecure)
+    check_due(config, ledger, due)
+    return ledger
+
+
+def _user() -> str:
+    """Name of the person at the terminal; a user id where it has none."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _now() -> datetime:

@@ -72,7 +72,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run a campaign on a Ray cluster, as a job that needs this terminal no longer."""
-    from launch import jobs
+    from launch import jobs, jobs_address, leaks
 
     file = load(campaign, overrides)
     config = file.config
@@ -93,16 +93,15 @@ def submit(
         metadata={"keel_campaign": config.name, "keel_config": config.hash()[:16]},
         ship=not installed,
     )
-    jobs.check_no_secrets(spec, os.environ)
+    leaks.check_no_secrets(spec.entrypoint, files.values(), os.environ)
     found = _open(address, insecure=insecure_cluster)
     name = job_id or f"{config.name}-{secrets.token_hex(4)}"
     found.submit(spec, name)
     if as_json and not follow:
         print_json({"id": name, "entrypoint": spec.entrypoint, "files": list(files)})
         return
-    typer.echo(
-        f"submitted {name}; its log: keel jobs logs {name} --address {address} --follow", err=True
-    )
+    hint = f"keel jobs logs {name} --address {jobs_address.shown(address)} --follow"
+    typer.echo(f"submitted {name}; its log: {hint}", err=True)
     if follow:
         _follow(found, name, timeout)
 
@@ -167,10 +166,10 @@ def jobs_stop(
 
 
 def _open(address: str, *, insecure: bool) -> Jobs:
-    from launch import jobs
+    from launch import jobs, jobs_address
 
     # Before Ray is imported: it reads its authentication mode then.
-    for note in jobs.check_jobs_address(address, os.environ, insecure=insecure):
+    for note in jobs_address.check_jobs_address(address, os.environ, insecure=insecure):
         typer.echo(f"note: {note}", err=True)
     return jobs.Jobs(address)
 

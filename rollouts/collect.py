@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, StreamTicket, Ticket
 from rollouts.errors import RunError, UserError
@@ -26,6 +27,14 @@ from rollouts.types import (
 BATCHES = 8
 """Batches in which the groups of a step are handed over, at most: rewards that work in batches should
 still get some, and the last one comes when sampling is over."""
+
+
+class Sampler(Protocol):
+    """Whoever answers requests: a `RolloutEngine`, or what one has answered before."""
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Begin to sample and return at once, where that is possible."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +95,7 @@ class Pending:
 
 
 def begin(
-    engine: RolloutEngine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     group_sizes: Sequence[int],
     encoder: PromptEncoder,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rollouts.engine import SampleResult
+from rollouts.engine import SampleResult, WeightLoadError
 from rollouts.engine_slot import EngineSlot
 from rollouts.errors import KeelError
 from rollouts.fleet import Fleet, reason_of
@@ -84,9 +84,12 @@ class Dispatch:
                     self.send()
                     self._receive()
         finally:
-            # After an interrupt the engines finish what they were at, and are free again then.
-            for flight in self._flights.values():
-                flight.slot.busy = False
+            self.leave()
+
+    def leave(self) -> None:
+        """Wait for nothing any more: the engines finish what they are at, and are free again then."""
+        for flight in self._flights.values():
+            flight.slot.busy = False
 
     def send(self) -> None:
         """Give every idle engine a chunk, and wait for nothing."""
@@ -146,7 +149,8 @@ class Dispatch:
             # A refused input leaves the engine as it was; after anything else its state is unknown.
             if not isinstance(error.cause, (ValueError, TypeError, KeelError)):
                 self._fleet.replace(flight.slot, reason_of(error))
-            self._retry(flight, reason_of(error), blame_items=True)
+            blame_items = not isinstance(error.cause, WeightLoadError)
+            self._retry(flight, reason_of(error), blame_items=blame_items)
         except ray.exceptions.RayError as error:
             self._end(ref, flight)
             self._fleet.replace(flight.slot, reason_of(error))

@@ -63,6 +63,10 @@ class SyncReport:
     num_engines: int
 
 
+class WeightLoadError(RuntimeError):
+    """Weights that lay ready for an engine could not be loaded; what it holds now has no name."""
+
+
 Ticket = Callable[[], list[SampleResult]]
 """Samples under way: calling it waits for them, a second time gives them again."""
 
@@ -102,6 +106,16 @@ class InFlightEngine(Protocol):
         Completions under way go on under them, with their KV cache computed again; `Completion.
         weight_versions` tells which tokens are whose. The last of several deposits counts.
         """
+        ...
+
+
+@runtime_checkable
+class ReplacingEngine(Protocol):
+    """An engine of several, of which those that fail are replaced."""
+
+    @property
+    def replaced(self) -> Sequence[str]:
+        """Why each of those was that were replaced, in order."""
         ...
 
 

@@ -31,8 +31,8 @@ class Fleet:
         """Object ref of the current `WeightUpdate`; None: the engines' base."""
         self.version: WeightVersion | None = None
         """Version of ``weights``."""
-        self.restarts = 0
-        """Engines replaced so far."""
+        self.replaced: list[str] = []
+        """Why each of the engines was that were replaced so far."""
         self._room = Room([launch.bundle] * num_engines)
         self.slots = [
             EngineSlot(index=i, launch=launch, room=self._room) for i in range(num_engines)
@@ -85,7 +85,7 @@ class Fleet:
         slot.failures += 1
         if slot.failures > self._max_restarts:
             raise self.lost(slot, reason)
-        self.restarts += 1
+        self.replaced.append(f"engine {slot.index}: {reason}")
         slot.fill(self.weights)
 
     def settle_start(self, slot: EngineSlot) -> None:

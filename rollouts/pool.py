@@ -103,10 +103,15 @@ class EnginePool:
     def metrics(self) -> PoolMetrics:
         """Counters since the pool was made."""
         return PoolMetrics(
-            restarts=self._fleet.restarts,
+            restarts=len(self._fleet.replaced),
             failed_requests=self._failed,
             tokens=tuple(slot.tokens for slot in self._fleet.slots),
         )
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Why each of the engines was that were replaced, in order."""
+        return tuple(self._fleet.replaced)
 
     @property
     def pids(self) -> tuple[int | None, ...]:
@@ -198,6 +203,7 @@ class EnginePool:
         start = time.perf_counter()
         self._fleet.wait_ready()
         self._put(update)
+        self._unsynced = f"not every engine took {update.version!r}"
         refs: dict[Any, EngineSlot] = {}
         for slot in self._fleet.slots:
             if slot.starting:
@@ -209,6 +215,7 @@ class EnginePool:
         taken = sum(_has_taken(ref) for ref in refs if ref not in late)
         for ref in late:
             refs[ref].end_actor()
+        self._unsynced = None
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=taken)
 
@@ -279,6 +286,8 @@ class EnginePool:
                 failed += sum(isinstance(answer, Failure) for _, answer in found)
                 yield found
         except BaseException:
+            for other in self._open:
+                other.leave()
             self._open.clear()
             raise
         if dispatch in self._open:

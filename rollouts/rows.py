@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,9 @@ def _jsonl(source: str, path: Path) -> Iterator[Row]:
                 place = f"{source}:{number}"
                 try:
                     value = json.loads(line)
-                except json.JSONDecodeError as error:
+                except ValueError as error:
                     raise UserError(
-                        f"not valid JSON: {error.msg} at column {error.colno}",
+                        f"not valid JSON: {_fault(error)}",
                         where=place,
                         remedy="every line is one JSON object",
                     ) from error
@@ -76,13 +78,12 @@ def _jsonl(source: str, path: Path) -> Iterator[Row]:
 
 
 def _json(source: str, path: Path) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        place = f"{source}:{error.lineno}"
-        raise UserError(
-            f"not valid JSON: {error.msg} at column {error.colno}", where=place
-        ) from error
+        records = json.loads(text)
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"not valid JSON: {_fault(error)}", where=f"{source}{line}") from error
     if not isinstance(records, list):
         raise UserError(
             f"holds a {type(records).__name__}, expected a list of objects", where=source
@@ -92,7 +93,17 @@ def _json(source: str, path: Path) -> Iterator[Row]:
         yield Row(place=place, values=_object(record, place))
 
 
+def _fault(error: ValueError) -> str:
+    """What is wrong with a JSON text: its syntax, or a number too long to be one."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "a number has more digits than can be read"
+
+
 def _csv(source: str, path: Path) -> Iterator[Row]:
+    csv.field_size_limit(
+        sys.maxsize
+    )  # Of the process; how long a row may be is for its reader to say.
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
@@ -120,14 +131,17 @@ def _parquet(source: str, path: Path) -> Iterator[Row]:
 
     with path.open("rb") as stream:
         try:
-            table = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"not a parquet file: {error}", where=source) from error
-        number = 0
-        for batch in table.iter_batches():
-            for values in batch.to_pylist():
-                number += 1
+            batches = pq.ParquetFile(stream).iter_batches()
+            records = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, values in enumerate(records, start=1):
                 yield Row(place=f"{source} row {number}", values=values)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            # Arrow reports damaged pages as OSError; text that is no UTF-8 is a ValueError.
+            raise UserError(
+                f"not a parquet file, or a damaged one: {error}",
+                where=source,
+                remedy="write it again",
+            ) from error
 
 
 READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {

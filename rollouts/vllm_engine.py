@@ -30,6 +30,7 @@ from rollouts.engine import (
     ScoreRequest,
     SyncReport,
     Ticket,
+    WeightLoadError,
     WeightUpdate,
 )
 from rollouts.errors import UserError
@@ -208,13 +209,13 @@ class VLLMEngine:
         return SyncReport(version=update.version, seconds=0.0, num_engines=1)
 
     def _open_mail(self) -> None:
-        """Load what was deposited, if anything; RuntimeError where that fails, a reason to replace us."""
+        """Load what was deposited, if anything; where that fails we are to be replaced."""
         if self._mail:
             update = self._mail.popleft()
             try:
                 self._load(update)
             except Exception as error:
-                raise RuntimeError(f"the weights {update.version!r} were not loaded") from error
+                raise WeightLoadError(f"{update.version!r} was not loaded: {error}") from error
 
     def _load(self, update: WeightUpdate) -> SyncReport:
         start = time.perf_counter()
@@ -231,7 +232,8 @@ class VLLMEngine:
             self._use_adapter(None)
         else:
             self._load_tensors(update.tensors)
-        if not self._llm.reset_prefix_cache(reset_running_requests=running):
+        self._whole = bool(self._llm.reset_prefix_cache(reset_running_requests=running))
+        if not self._whole:
             raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
         self._engine.set_weight_version(update.version)
         seconds = time.perf_counter() - start
@@ -250,7 +252,7 @@ class VLLMEngine:
         self._llm.start_weight_update()
         self._llm.update_weights({"update_info": {"tensors": tensors}})
         self._llm.finish_weight_update()
-        self._holds_base, self._whole = tensors is None, True
+        self._holds_base = tensors is None
 
     def _load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -377,7 +379,7 @@ def _lora_arguments(config: VLLMConfig) -> dict[str, Any]:
         return {}
     return {
         "enable_lora": True,
-        "max_lora_rank": _served_rank(config.lora_rank),
+        "max_lora_rank": served_rank(config.lora_rank),
         # Two: the adapter in use and the one before it.
         "max_loras": 2,
         "max_cpu_loras": 4,
@@ -385,8 +387,8 @@ def _lora_arguments(config: VLLMConfig) -> dict[str, Any]:
     }
 
 
-def _served_rank(rank: int) -> int:
-    """The smallest rank that vLLM can be started with and that holds ``rank``."""
+def served_rank(rank: int) -> int:
+    """The smallest rank that vLLM can be started with and that holds ``rank``; UserError if none does."""
     ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
     served = next((known for known in ranks if known >= rank), None)
     if served is None:

@@ -21,7 +21,8 @@ class ExamplesConfig(Settings):
     """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM``: what has
     arrived in the campaign's preference inbox when the round begins."""
     use: Annotated[str, Field(pattern=r"^(once|all|last:[1-9][0-9]{0,8})$")] = "once"
-    """Of a stream. ``once``: what no round has used yet; ``all``: everything; ``last:N``: the newest N."""
+    """Of a stream. ``once``: what no round has used yet; ``all``: everything; ``last:N``: the newest N.
+    What ``all`` and ``last:N`` read stays unused for rounds with ``once``."""
     after_rejection: Literal["used", "returned"] = "used"
     """What becomes of the rows of a stream when the gate rejects the round. ``used``: no later round reads
     them, so one bad batch cannot stop a stream; ``returned``: the next round reads them again."""
@@ -74,6 +75,11 @@ class ExamplesConfig(Settings):
             raise ValueError(
                 f"use and after_rejection are for streams, and {self.source!r} is none; remove them, or "
                 "read inbox://STREAM"
+            )
+        if self.use == "all" and self.limit is not None:
+            raise ValueError(
+                f"use: all with limit: {self.limit} would read the oldest {self.limit} rows forever; set "
+                f"use: last:{self.limit} for the newest, or remove limit"
             )
         return self
 

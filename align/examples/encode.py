@@ -20,6 +20,8 @@ from rollouts.prompts import PromptEncoder, content_id
 from rollouts.types import Message, Prompt
 
 Ids = tuple[int, ...]
+OVER_LONG = "over-long"
+"""Begins the reason of rows that do not fit the context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +52,9 @@ def encode(
     prompt_ids = _prompt_ids(prompt, encoder)
     answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
     room = context - len(prompt_ids)
-    if room < 1 or (not cut and any(len(ids) > room for ids in answers)):
-        raise Unusable("over-long")
+    longest = max(map(len, answers))
+    if room < 1 or (not cut and longest > room):
+        raise Unusable(f"{OVER_LONG} for {context} tokens", f"{len(prompt_ids) + longest} tokens")
     fitting = [ids[:room] for ids in answers]
     if len(set(fitting)) < len(fitting):
         raise Unusable("equal sides")
@@ -136,7 +139,7 @@ def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: Promp
     else:
         raise Unusable("the prompt is text, the answer messages")
     if not ids:
-        raise Unusable("empty")
+        raise Unusable("an answer without tokens")
     return _ended(ids, encoder)
 
 

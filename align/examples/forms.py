@@ -31,6 +31,11 @@ Values = Mapping[str, Any]
 class Unusable(Exception):
     """A row that cannot teach. The message is the reason, without the row's own values."""
 
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.detail = detail
+        """The row's own value."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
@@ -120,8 +125,9 @@ def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Co
     shared = common_prompt(chosen, rejected)
     if not shared:
         raise Unusable("no prompt")
-    start = len(shared)
-    return _asking(shared), _not_empty(chosen[start:]), _not_empty(rejected[start:])
+    sides = ((chosen, config.chosen), (rejected, config.rejected))
+    better, worse = [_not_empty(side[len(shared) :], repr(column)) for side, column in sides]
+    return _asking(shared), better, worse
 
 
 def common_prompt(chosen: Content, rejected: Content) -> Content:
@@ -158,7 +164,7 @@ def _prompt(values: Values, config: ExamplesConfig) -> Content:
 def _asking(prompt: Content) -> Content:
     if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise Unusable("the prompt ends with an answer")
-    return _not_empty(prompt)
+    return _not_empty(prompt, "the prompt")
 
 
 def _content(values: Values, column: str) -> Content:
@@ -167,22 +173,22 @@ def _content(values: Values, column: str) -> Content:
     if column not in values:
         raise Unusable(f"no column {column!r}")
     if isinstance(value, str):
-        return _not_empty(value)
+        return _not_empty(value, repr(column))
     if value is None or (isinstance(value, list | tuple) and not value):
-        raise Unusable("empty")
+        raise Unusable(f"{column!r} is empty")
     if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
         raise Unusable(f"{column!r} is not text")
     turns = tuple({name: part for name, part in turn.items() if part is not None} for turn in value)
     for turn in turns:
         if not (isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
             raise Unusable(f"{column!r} holds a message without role or content")
-    return _not_empty(turns)
+    return _not_empty(turns, repr(column))
 
 
-def _not_empty(content: Content) -> Content:
+def _not_empty(content: Content, what: str) -> Content:
     texts = [content] if isinstance(content, str) else [turn["content"] for turn in content]
     if not any(part.strip() for part in texts):
-        raise Unusable("empty")
+        raise Unusable(f"{what} is empty")
     return content
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from align.examples.config import ExamplesConfig
-from align.examples.encode import encode, windows
+from align.examples.encode import OVER_LONG, encode, windows
 from align.examples.forms import FORMS, Unusable, text
 from align.examples.stream import Unit
 from align.learner.losses.base import Material
@@ -31,7 +31,8 @@ class Report:
     num_cut: int
     """Answers cut to the context."""
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By reason, the places of the rows that could not be used: ``pairs.jsonl:7``."""
+    """By reason, the places of the rows that could not be used: ``pairs.jsonl:7``, or with a row's own
+    value ``pairs.jsonl:7: 812 tokens``."""
 
     @property
     def num_dropped(self) -> int:
@@ -150,7 +151,9 @@ class _Loading:
                 self._drop(row, reason)
 
     def _drop(self, row: files.Row, reason: Unusable) -> None:
-        self.dropped.setdefault(str(reason), []).append(row.place.rpartition("/")[2])
+        place = row.place.rpartition("/")[2]
+        told = place if reason.detail is None else f"{place}: {reason.detail}"
+        self.dropped.setdefault(str(reason), []).append(told)
 
 
 def _count(number: int, noun: str) -> str:
@@ -163,9 +166,8 @@ def _check(report: Report, config: ExamplesConfig) -> None:
     share = report.num_dropped / report.num_rows
     if share <= config.max_dropped and report.num_units:
         return
-    shorten = (
-        "set cut: true to shorten over-long answers, " if "over-long" in report.dropped else ""
-    )
+    too_long = any(reason.startswith(OVER_LONG) for reason in report.dropped)
+    shorten = "set cut: true to shorten over-long answers, " if too_long else ""
     raise UserError(
         f"{report.num_dropped} of {report.num_rows} rows cannot be used, {share:.1%}; "
         f"max_dropped allows {config.max_dropped:.1%}",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from align.config import RoundConfig
 from align.evidence import Evidence
+from align.gate.alpha import alpha_at
 from align.gate.checks import Check, check
 from align.gate.gate import role_of
-from align.gate.statistics import alpha_per_look
 from align.gate.suite import Suite
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
@@ -52,9 +52,9 @@ def budget_checks(
     evidence: Evidence, target: str, production: SnapshotId, suites: Sequence[Suite]
 ) -> list[Check]:
     """Production against the anchor, on every suite that guards the round and whose anchor it is not."""
-    gate, accepted = evidence.config.gate, tuple(evidence.accepted("policy"))
+    gate, accepted = evidence.gate, tuple(evidence.accepted("policy"))
     retired = evidence.retired((*accepted, target))
-    alpha = alpha_per_look(gate.alpha, max(gate.campaign_rounds, evidence.looks() + 1))
+    alpha = alpha_at(gate.alpha, gate.campaign_rounds, evidence.looks() + 1, gate.spending)
     guards = [s for s in suites if role_of(s.rule, target, accepted, retired) == "retention"]
     now = evidence.load(production, guards)
     found = []

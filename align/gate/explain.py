@@ -14,16 +14,19 @@ from urllib.parse import parse_qsl, urlencode
 from align.config import CampaignConfig, PromptsConfig
 from align.demands_config import Family
 from align.evidence import Evidence
+from align.gate.alpha import alpha_spent
 from align.gate.checks import Check, Role, compare
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
 from align.gate.pairs import TIE
-from align.gate.statistics import alpha_spent, holm, mcnemar_exact
+from align.gate.statistics import holm, mcnemar_exact
 from align.gate.suites import SuiteRule, rendered
 from align.gate.turning import would_change
+from align.gate_config import Spending
 from align.history import record_of, watch_of
 from align.memory.anchor import AnchorMove, anchor_moves
 from align.repair.record import RepairStep, repairs_of
+from align.schedule.recall import listed
 from rollouts.errors import KeelError, UserError
 
 
@@ -83,7 +86,7 @@ class Explanation:
     """Of the whole campaign."""
     alpha_here: float
     alpha_spent: float
-    """By this decision and those before it."""
+    """By this decision and those before it; of a window, by those in it."""
     suites: tuple[SuiteStory, ...]
     anchors: tuple[AnchorMove, ...] = ()
     """Human acts that moved the fixed anchor before the decision, oldest first."""
@@ -94,6 +97,10 @@ class Explanation:
     """Signs that the reward was gamed, which rejected it whatever its suites say."""
     noticed: tuple[str, ...] = ()
     """Other such signs, which decided nothing."""
+    spending: Spending = "campaign"
+    """Which decisions share alpha."""
+    left_out: tuple[str, ...] = ()
+    """Earlier rounds of templates that were not looked at."""
 
     def lines(self, items: int = 3) -> Iterator[str]:
         """To be read by a person.
@@ -102,10 +109,12 @@ class Explanation:
             items: most items shown as lost, and as won, of a suite.
         """
         yield f"{self.round}: {_decision(self)}."
-        yield (
-            f"Decision {self.look} of {self.campaign_rounds} declared, each at alpha "
-            f"{self.alpha_here:.3g}: {self.alpha_spent:.3g} of {self.alpha:g} is spent."
-        )
+        yield _spent(self)
+        if self.left_out:
+            yield (
+                f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
+                f"{listed(self.left_out)}."
+            )
         yield from (f"Candidate of decision {one.look}: {one.sentence}." for one in self.repairs)
         yield from (f"Rejected whatever its suites say: {one}." for one in self.objections)
         yield from (f"Noticed, {one}." for one in self.noticed)
@@ -154,7 +163,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         campaign_rounds=gate.campaign_rounds,
         alpha=gate.alpha,
         alpha_here=verdict.checks[0].alpha,
-        alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look),
+        alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending),
         anchors=tuple(
             move
             for move in anchor_moves(evidence.ledger)
@@ -164,6 +173,8 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         repairs=repairs,
         objections=verdict.inputs.objections,
         noticed=tuple(watch_of(evidence, record).remarks()),
+        spending=gate.spending or "campaign",
+        left_out=verdict.inputs.left_out,
     )
 
 
@@ -267,6 +278,15 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
             kind = rules[check.suite].kind
             p_values[check.suite] = compare(parent, candidate, kind, 0.0, check.alpha).p
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
+def _spent(told: Explanation) -> str:
+    here, spent = f"alpha {told.alpha_here:.3g}", f"{told.alpha_spent:.3g} of {told.alpha:g}"
+    if told.spending == "window":
+        return f"Decision {told.look}, at {here}: any {told.campaign_rounds} in a row share {told.alpha:g}."
+    if told.spending == "forever":
+        return f"Decision {told.look} of any number, at {here}: {spent} is spent."
+    return f"Decision {told.look} of {told.campaign_rounds} declared, each at {here}: {spent} is spent."
 
 
 def _decision(told: Explanation) -> str:

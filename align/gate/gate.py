@@ -29,11 +29,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from align.config import GateConfig
+from align.gate.alpha import alpha_at
 from align.gate.checks import Against, Check, Role, check
 from align.gate.evaluate import ItemResults
-from align.gate.statistics import alpha_per_look
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites import Suite, SuiteRule
+from align.schedule.recall import listed
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -51,7 +52,7 @@ class VerdictInputs:
     """The round that is decided on."""
     gate: GateConfig
     looks: int
-    """Decisions that alpha was spread over."""
+    """Number of the decision, or of the declared rounds where it is one of them."""
     suites: tuple[SuiteRule, ...]
     accepted_rounds: tuple[str, ...]
     """Earlier accepted rounds."""
@@ -64,6 +65,8 @@ class VerdictInputs:
     start: Snapshots
     objections: tuple[str, ...] = ()
     """Of the round's watch: signs that the reward was gamed, which no suite can outweigh."""
+    left_out: tuple[str, ...] = ()
+    """Earlier accepted rounds of templates that were not looked at this time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,19 +115,18 @@ def decide(
     retired: Collection[str] = (),
     looks: int | None = None,
     objections: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on one round's candidate.
+    """The verdict on the candidate of round ``target``.
 
     Args:
-        target: name of the round.
-        start: the fixed anchor: results of the campaign's start, and for a round's suite those of
-            the snapshot that round produced.
+        start: of the fixed anchor: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots.
         accepted_rounds: earlier accepted rounds, whose suites must not regress.
         retired: rounds that this one or an earlier one overrode; their suites are only shown.
-        looks: this decision's number in the campaign, retries of rejected rounds included. Beyond
-            ``gate.campaign_rounds`` it makes the decision stricter; None stands for that number.
+        looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
+        left_out: accepted rounds whose suites are not among ``suites`` by choice.
 
     Raises:
         RunError: results that are needed are missing or cannot be compared.
@@ -133,7 +135,7 @@ def decide(
     if target not in {rule.target_of for rule in rules}:
         raise ValueError(f"no suite measures round {target!r}")
     looks = max(looks or 0, gate.campaign_rounds)
-    alpha = alpha_per_look(gate.alpha, looks)
+    alpha = alpha_at(gate.alpha, gate.campaign_rounds, looks, gate.spending)
     comparators: dict[Against, Results] = {"parent": parent, "best": best, "start": start}
     checks: list[Check] = []
     for rule in rules:
@@ -144,7 +146,7 @@ def decide(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=(*objections, *_reasons(checks, outcome, gate, looks)),
+        reasons=(*objections, *_reasons(checks, outcome, gate, looks), *_unseen(left_out)),
         inputs=VerdictInputs(
             target=target,
             gate=gate,
@@ -157,6 +159,7 @@ def decide(
             best=_snapshots(best, rules),
             start=_snapshots(start, rules),
             objections=tuple(objections),
+            left_out=tuple(left_out),
         ),
     )
 
@@ -189,6 +192,7 @@ def decide_from_files(
         retired=inputs.retired,
         looks=inputs.looks,
         objections=inputs.objections,
+        left_out=inputs.left_out,
     )
 
 
@@ -267,11 +271,19 @@ def _reasons(
     reasons = [c.sentence for c in checks if c.role != "shown" and c.outcome != "passed"]
     if gate.mode == "observe" and outcome != "accepted":
         reasons.append("accepted all the same: the gate only observes")
-    if looks > gate.campaign_rounds:
+    if looks > gate.campaign_rounds and gate.spending in (None, "campaign"):
         reasons.append(
             f"decision {looks} of {gate.campaign_rounds} declared: alpha is spread over {looks}"
         )
     return tuple(reasons)
+
+
+def _unseen(left_out: Sequence[str]) -> tuple[str, ...]:
+    """What the verdict says nothing about."""
+    if not left_out:
+        return ()
+    them = "round was" if len(left_out) == 1 else "rounds were"
+    return (f"{len(left_out)} earlier {them} not looked at this time: {listed(left_out)}",)
 
 
 def _snapshots(results: Results, rules: Iterable[SuiteRule]) -> dict[str, SnapshotId]:

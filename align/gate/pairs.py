@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from align.config import GateConfig
+from align.gate.alpha import alpha_at
 from align.gate.checks import Check, Outcome
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict, VerdictInputs
 from align.gate.statistics import (
-    alpha_per_look,
     items_needed,
     tango_interval,
     tango_noninferiority,
@@ -105,7 +105,8 @@ def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str 
         RunError: a file is missing, damaged, or holds results of something else.
     """
     own, length = (_load(rule, inputs.candidate[rule.name], locate) for rule in inputs.suites)
-    alpha = alpha_per_look(inputs.gate.alpha, inputs.looks)
+    gate = inputs.gate
+    alpha = alpha_at(gate.alpha, gate.campaign_rounds, inputs.looks, gate.spending)
     length = replace(length, suite=own.suite, suite_hash=own.suite_hash)
     coin = replace(own, values=(TIE,) * len(own.values))
     checks = (check_rule(own, length, "length", alpha), check_rule(own, coin, "chance", alpha))

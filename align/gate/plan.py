@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from align.config import CampaignConfig, RoundConfig, SuiteConfig
 from align.demands_config import Family
 from align.evidence import Evidence
+from align.gate.alpha import alpha_at, spending_sentence, spent_by
 from align.gate.checks import MIN_SCORED_ITEMS, compare
 from align.gate.evaluate import ItemResults
 from align.gate.noise import noise_floor, repeats_of
 from align.gate.sequences import MIN_ITEMS
-from align.gate.statistics import alpha_per_look, items_needed, power, smallest_margin
+from align.gate.statistics import items_needed, power, smallest_margin
 from align.gate.suites import Kind
-from align.memory.ledger import RoundRecord
+from align.memory.ledger import EvaluationRecord, RoundRecord
 from align.memory.manifest import MANIFEST
+from align.schedule.nights import nights_of, templates_in, upcoming
+from align.schedule.recall import Recall, Template
 from rollouts.errors import UserError
+from rollouts.types import SnapshotId
 
 POWERS = (0.8, 0.95)
 ASSUMED_DISCORDANCE = 0.1
@@ -72,6 +77,9 @@ class SuitePlan:
     """By power, items that can show the configured margin."""
     power: float
     """Chance that an equal candidate passes this one check at the configured margin."""
+    rounds: int
+    """Of a template: earlier rounds with such a suite that a decision looks at, once there are so many.
+    0: it is no template, or one that remembers all."""
     tokens: int | None
     """For measuring one snapshot: as it was counted last; else at most, generated or scored for a text;
     None where it depends on a file's rows."""
@@ -86,7 +94,9 @@ class GatePlan:
     alpha: float
     """Over the whole campaign."""
     looks: int
-    """Decisions that it is spread over."""
+    """Decisions that share it; beyond the declared ones, the number of the next."""
+    spending: str
+    """How it is spread over them, and what that comes to."""
     alpha_per_look: float
     suites: tuple[SuitePlan, ...]
     all_pass: float
@@ -94,6 +104,10 @@ class GatePlan:
     they independent and the parent the only comparator."""
     seconds: float | None
     """For measuring one candidate on all suites, as it took on average; None where not known."""
+    templates: tuple[Template, ...] = ()
+    """Rounds without end, and what is remembered of them."""
+    recalls: Mapping[str, Recall] = field(default_factory=dict)
+    """By the round of a template that is decided on next: what it looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +122,7 @@ class _Asked:
     items: int
     margin: float
     tokens_per_item: int | None
+    rounds: int = 0
 
 
 def plan_gate(
@@ -129,16 +144,28 @@ def plan_gate(
             remedy="give a share between 0 and 1, such as 0.1",
         )
     decided = [] if evidence is None else evidence.committed()
-    looks = max(config.gate.campaign_rounds, evidence.looks() + 1 if evidence else 1)
-    alpha = alpha_per_look(config.gate.alpha, looks)
-    suites = tuple(_plan(asked, evidence, decided, alpha, discordance) for asked in _asked(config))
+    nights = {} if evidence is None else nights_of(evidence.ledger.database)
+    templates = templates_in(config)
+    gate = spent_by(config.gate, endless=bool(templates or nights))
+    look = 1 if evidence is None else evidence.looks() + 1
+    alpha = alpha_at(gate.alpha, gate.campaign_rounds, look, gate.spending)
+    suites = tuple(
+        _plan(asked, evidence, decided, alpha, discordance)
+        for asked in _asked(config, {template.name: template for template in templates})
+    )
+    coming = upcoming(nights, () if evidence is None else evidence.ledger.closed())
     return GatePlan(
-        alpha=config.gate.alpha,
-        looks=looks,
+        alpha=gate.alpha,
+        looks=gate.campaign_rounds
+        if gate.spending == "window"
+        else max(gate.campaign_rounds, look),
+        spending=spending_sentence(gate, look),
         alpha_per_look=alpha,
         suites=suites,
-        all_pass=math.prod(suite.power for suite in _guards(suites)),
+        all_pass=math.prod(suite.power**times for suite, times in _guards(suites)),
         seconds=None if evidence is None else measuring_seconds(evidence),
+        templates=tuple(templates),
+        recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
     )
 
 
@@ -158,13 +185,17 @@ def measuring_seconds(evidence: Evidence) -> float | None:
     return math.fsum(usable) / len(usable) if usable else None
 
 
-def _asked(config: CampaignConfig) -> Iterator[_Asked]:
-    """Capability suites, then one per round that makes a policy."""
+def _asked(config: CampaignConfig, templates: Mapping[str, Template]) -> Iterator[_Asked]:
+    """Capability suites, then one per round that makes a policy; one stands for all of a template."""
     for index, spec in enumerate(config.suites):
         yield _of_suite(config, spec, f"suites.{index}")
     for index, round in enumerate(config.rounds):
         if round.algorithm.makes == "policy":
-            yield _of_round(round, f"rounds.{index}.suite")
+            asked = _of_round(round, f"rounds.{index}.suite")
+            template = templates.get(round.name)
+            remember = None if template is None else template.remember
+            many = 0 if remember is None else remember.newest + remember.older
+            yield replace(asked, rounds=many)
 
 
 def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str) -> _Asked:
@@ -231,6 +262,7 @@ def _plan(
             for p in POWERS
         },
         power=power(n, variance, asked.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
+        rounds=asked.rounds,
         tokens=_tokens(asked, n, last),
         seconds=last.seconds if last else None,
     )
@@ -253,11 +285,13 @@ def _tokens(asked: _Asked, n: int, last: ItemResults | None) -> int | None:
     return None if asked.tokens_per_item is None else n * asked.tokens_per_item
 
 
-def _guards(suites: tuple[SuitePlan, ...]) -> Iterator[SuitePlan]:
-    """What a candidate of the last round must not lose: the last round's suite is its target."""
+def _guards(suites: tuple[SuitePlan, ...]) -> Iterator[tuple[SuitePlan, int]]:
+    """What a candidate of the last round must not lose, and how often. The last round's suite is its
+    target, but other rounds of its template have left theirs."""
     rounds = [suite for suite in suites if suite.role == "round"]
-    yield from (suite for suite in suites if suite.role == "gate")
-    yield from rounds[:-1]
+    yield from ((suite, 1) for suite in suites if suite.role == "gate")
+    yield from ((suite, suite.rounds or 1) for suite in rounds[:-1])
+    yield from ((suite, suite.rounds) for suite in rounds[-1:])
 
 
 def _measured(
@@ -268,26 +302,23 @@ def _measured(
     The round that was to change the suite says how much it changed, not how much an equal candidate
     would: it counts only where there is no other.
     """
+    stored = [e for e in evidence.ledger.evaluations() if e.suite == suite]
     others = [record for record in decided if record.name != suite]
-    found = list(_pairs(evidence, others, suite))
-    return found or list(_pairs(evidence, decided, suite))
+    found = list(_pairs(evidence, others, stored))
+    return found or list(_pairs(evidence, decided, stored))
 
 
 def _pairs(
-    evidence: Evidence, decided: list[RoundRecord], suite: str
+    evidence: Evidence, decided: list[RoundRecord], stored: list[EvaluationRecord]
 ) -> Iterator[tuple[ItemResults, ItemResults]]:
+    paths: dict[SnapshotId | None, dict[str, Path]] = {}
+    for one in stored:
+        paths.setdefault(one.snapshot, {})[one.suite_hash] = evidence.folder / one.path
     for record in decided:
-        found = {
-            (e.snapshot, e.suite_hash): evidence.folder / e.path
-            for snapshot in (record.candidate, record.parent)
-            if snapshot is not None
-            for e in evidence.ledger.evaluations(snapshot)
-            if e.suite == suite
-        }
-        for (snapshot, suite_hash), path in found.items():
-            parent = found.get((record.parent or "", suite_hash))
-            if snapshot == record.candidate and parent is not None:
-                yield ItemResults.load(path), ItemResults.load(parent)
+        parents = paths.get(record.parent, {})
+        for suite_hash, path in paths.get(record.candidate, {}).items():
+            if suite_hash in parents:
+                yield ItemResults.load(path), ItemResults.load(parents[suite_hash])
 
 
 def _spread(

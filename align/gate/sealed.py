@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from align.config import CampaignConfig, SuiteConfig
+from align.config import GateConfig, SuiteConfig
+from align.gate.alpha import alpha_at
 from align.gate.checks import Against, Check, check
 from align.gate.evaluate import ItemResults
-from align.gate.statistics import alpha_per_look
 from align.gate.suite import SuiteRule
 from rollouts.types import SnapshotId
 
@@ -90,7 +90,7 @@ def any_due(evidence: Evidence) -> bool:
 def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Opening]:
     results = _results(spec, evidence)
     path = [("base", evidence.base), *evidence.accepted("policy").items()]
-    alpha = _alpha(evidence.config, every, len(path) - 1)
+    alpha = _alpha(evidence.gate, every, len(path) - 1)
     budget = spec.budget if spec.budget is not None else evidence.config.gate.total_budget
 
     def compare(snapshot: SnapshotId, against: Against, other: SnapshotId) -> Check:
@@ -148,7 +148,7 @@ def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResu
     }
 
 
-def _alpha(config: CampaignConfig, every: int, accepted: int) -> float:
+def _alpha(gate: GateConfig, every: int, accepted: int) -> float:
     """Openings have an alpha of their own, spread over as many as the declared rounds can cause."""
-    rounds = max(config.gate.campaign_rounds, accepted)
-    return alpha_per_look(config.gate.alpha, math.ceil(rounds / every))
+    declared, opened = (math.ceil(n / every) for n in (gate.campaign_rounds, accepted))
+    return alpha_at(gate.alpha, declared, opened, gate.spending)

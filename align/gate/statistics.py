@@ -3,7 +3,7 @@
     pass/fail items     tango_noninferiority, tango_interval; mcnemar_exact describes
     scores              paired_t_noninferiority, after item_means where items were sampled repeatedly
     never to fail       exact_interval
-    many at once        holm for alarms, alpha_per_look and alpha_spent for a campaign's decisions
+    many at once        holm for alarms; `align.gate.alpha` for a campaign's decisions
     beforehand          power, smallest_margin, items_needed
 
 A *difference* is candidate minus comparator, per item; ``lost`` are items that only the comparator
@@ -228,26 +228,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def alpha_per_look(alpha: float, campaign_rounds: int) -> float:
-    """Error each of ``campaign_rounds`` decisions may make so that together they keep ``alpha``."""
-    if campaign_rounds < 1:
-        raise ValueError(f"a campaign has at least one round, got {campaign_rounds}")
-    return alpha / campaign_rounds
-
-
-def alpha_spent(alpha: float, campaign_rounds: int, looks: int) -> float:
-    """Error that ``looks`` decisions may have made together, repeated ones included.
-
-    A decision within the declared rounds costs ``alpha / campaign_rounds``; the t-th one after them
-    alpha / t, so that looking on is possible and is seen to exceed ``alpha``.
-
-    >>> round(alpha_spent(0.05, campaign_rounds=10, looks=4), 6)
-    0.02
-    """
-    declared = min(looks, campaign_rounds) * alpha_per_look(alpha, campaign_rounds)
-    return declared + sum(alpha / look for look in range(campaign_rounds + 1, looks + 1))
 
 
 def power(n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = True) -> float:

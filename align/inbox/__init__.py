@@ -6,6 +6,7 @@
     write   many senders' rows in one durable commit              `writer`
     feed    what a round takes, and keeps when it is resumed      `feed`
     purge   everything a person sent, wherever it went            `purge`
+    traces  what of it lies in the inbox's own files              `traces`
 
 It lies in the database of the ledger: a verdict and the rows it spends are one transaction.
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from align.config import CampaignConfig, RoundConfig
 from align.examples.holdout import place
@@ -10,8 +11,10 @@ from align.gate.sequences import MIN_ITEMS
 from align.inbox.drop import sweep
 from align.inbox.feedback import StreamForm, stream_forms
 from align.inbox.inbox import Inbox
-from align.inputs import Inputs, load_inputs
-from align.memory.ledger import Ledger
+from align.inputs import Inputs
+from align.memory.ledger import INTERRUPTED, Ledger
+from align.schedule.checked import load_checked, open_claims
+from align.schedule.claims import pass_over
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
 from rollouts.rows import Row
@@ -55,7 +58,36 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
         if earlier.name in taken and _measurable(earlier, forms, taken[earlier.name])
     }
     own = {} if take is None else {spec.name: inbox.read(take)}
-    return load_inputs(config, before | own)
+    mine = [one for one in open_claims(ledger) if one.spec.name == spec.name]
+    return load_checked(config, mine, before | own)
+
+
+def starved(
+    config: CampaignConfig, ledger: Ledger, spec: RoundConfig, note: Callable[[str], None]
+) -> bool:
+    """Whether a round that fell due does not run: its rows were removed, or another round has used them.
+
+    An attempt that was under way has failed. A template's round is over, and the next one falls due as its
+    schedule says; one that does not repeat waits for more rows.
+    """
+    if spec.data is None or spec.data.stream is None:
+        return False
+    claim = next((one for one in open_claims(ledger) if one.spec.name == spec.name), None)
+    if claim is None:
+        return False
+    inbox = Inbox(ledger.database)
+    sweep(config.folder / "inbox", inbox, stream_forms(config))
+    again = spec.data.use != "once"
+    if inbox.waiting(spec.data.stream, above=0 if again else None).count:
+        return False
+    for record in ledger.rounds():
+        if record.name == spec.name and record.state in ("running", "gating"):
+            ledger.commit_round(record.index, record.attempt, "failed", None, INTERRUPTED)
+    with ledger.database.write() as connection:
+        over = pass_over(connection, claim.schedule, claim.key, spec.name, datetime.now(UTC))
+    what = "is skipped" if over else "waits for more"
+    note(f"{spec.name} {what}: nothing is left in {spec.data.source} for it")
+    return True
 
 
 def _measurable(spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[Row]) -> bool:

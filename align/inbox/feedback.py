@@ -27,8 +27,10 @@ KEY = "key"
 """Column with the sender's own key of the row: sent again, it is stored once."""
 MAX_KEY = 256
 """Characters of a user's or a sender's key."""
+MAX_ROW = 200_000
+"""Characters of a row as JSON, however it comes."""
 MAX_KEPT = 4000
-"""Characters that are kept of a row that cannot be read at all."""
+"""Characters that are kept of a row that is longer, or cannot be read at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class StreamForm:
         source: str,
         *,
         user_column: str = USER,
-        max_chars: int | None = None,
+        max_chars: int = MAX_ROW,
     ) -> Feedback:
         """A row that rounds may use.
 
@@ -83,7 +85,7 @@ class StreamForm:
         user, key = _key(values, user_column), _key(values, KEY)
         columns = {name: v for name, v in values.items() if name not in (user_column, KEY)}
         payload = _payload(columns)
-        if max_chars is not None and len(payload) > max_chars:
+        if len(payload) > max_chars:
             raise Unusable(f"longer than {max_chars} characters")
         self.examples(columns)
         return Feedback(
@@ -188,4 +190,6 @@ def _quarantined(values: Values, source: str, user_column: str, reason: str) -> 
         payload = _payload(columns)
     except Unusable:
         payload = json.dumps({"unreadable": repr(columns)[:MAX_KEPT]})
+    if len(payload) > MAX_ROW:
+        payload = json.dumps({"beginning": payload[:MAX_KEPT]})
     return Feedback(kind=None, payload=payload, user=user, key=None, source=source, reason=reason)

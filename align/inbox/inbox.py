@@ -89,14 +89,20 @@ class Inbox:
         with self.database.write() as connection:
             return deal(connection, submissions, self._now())
 
-    def waiting(self, stream: str) -> Waiting:
-        """What the next round of a stream would find new."""
+    def waiting(self, stream: str, *, above: int | None = None) -> Waiting:
+        """What the next round of a stream would find new.
+
+        Args:
+            above: the number of a row, for rounds that read rows whether or not others have used them;
+                None: the stream's watermark.
+        """
         counter = select(inbox_streams).where(inbox_streams.c.stream == stream)
         with self.database.read() as connection:
             found = connection.execute(counter).one_or_none()
             if found is None:
                 return Waiting(count=0, oldest=None, newest_id=0)
-            count, oldest = _new_rows(connection, stream, found.watermark)
+            above = found.watermark if above is None else above
+            count, oldest = _new_rows(connection, stream, above)
         return Waiting(
             count=count,
             oldest=None if oldest is None else datetime.fromisoformat(oldest),

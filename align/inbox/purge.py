@@ -1,8 +1,9 @@
-"""Removes everything a person sent: from the inbox, from replay buffers and from processed files.
+"""Removes everything a person sent: from the inbox and its files, from replay buffers and rollout tables.
 
-What a model has learnt stays in its weights; the record names the rounds that read the rows. It holds a
-hash of the person's key and counts, never what was removed. Nobody runs the campaign meanwhile, so no
-round can write a removed prompt back; a purge that was cut short is repeated as a whole.
+What a model has learnt stays in its weights; the record names the rounds that read the rows, and what is
+left elsewhere. It holds a hash of the person's key and counts, never what was removed. Nobody runs the
+campaign or sweeps the drop folder meanwhile, so nothing that was removed is written back; a purge that was
+cut short is repeated as a whole.
 """
 
 from __future__ import annotations
@@ -11,27 +12,35 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, select
 
+from align.errors import StoreBusy
 from align.examples.forms import Unusable
+from align.inbox.drop import alone, take_files
 from align.inbox.feedback import StreamForm
-from align.inbox.inbox import StoredRow, stored_row
+from align.inbox.inbox import Inbox, StoredRow, stored_row
+from align.inbox.traces import remove_files
+from align.memory.database import Database
 from align.memory.inbox_tables import inbox_purges, inbox_rows, inbox_takes
 from align.memory.ledger import Ledger
 from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.replay import ReplayBuffer
 from align.memory.takes import all_takes
+from align.rollout_table import forget_prompts
 from rollouts.prompts import content_id
 
 LINE = re.compile(r"(:| row )\d+$")
 """What follows the name of a file in a row's source."""
+WAIT_S = 60.0
+"""How long a sweep under way is waited for."""
+LOG = "ledger.db-wal: another process reads the ledger; purge again when it is done"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +52,12 @@ class Purge:
     """Rows removed from the inbox, quarantined ones included."""
     num_replayed: int
     """Prompts removed from replay buffers."""
+    num_rollouts: int = 0
+    """Answers to those prompts that were removed, with them, from the tables of steps."""
     files: tuple[str, ...]
-    """Processed files of the drop folder that were removed; their other rows are in the inbox."""
+    """Files that were swept from the drop folder and removed now, with their reports."""
+    remains: tuple[str, ...] = ()
+    """What may still hold something of them, and why."""
     sources: tuple[str, ...]
     """Where the rows came from: files outside the store are for their owner to remove."""
     rounds: tuple[str, ...]
@@ -53,6 +66,16 @@ class Purge:
     """Unfinished rounds that have: they take again, and begin from the start."""
     time: str
     """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """The part of a record that lies outside the database."""
+
+    num_replayed: int
+    num_rollouts: int
+    files: tuple[str, ...]
+    remains: tuple[str, ...]
 
 
 def purge(
@@ -69,19 +92,39 @@ def purge(
         mirror: the far side of that one.
 
     Raises:
-        StoreBusy: a runner holds the campaign.
+        StoreBusy: a runner holds the campaign, or another process the drop folder.
     """
-    with ledger.claim("keel feedback purge"):
+    inbox = folder / "inbox"
+    with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as mine:
+        if not mine:
+            raise StoreBusy(
+                f"another process has read the drop folder for {WAIT_S:g} s",
+                where=str(inbox / "drop"),
+                remedy="purge again when it is done",
+            )
         mirror.pull()
+        # What is left in the drop folder would come back with the next sweep.
+        take_files(inbox, Inbox(ledger.database), forms)
         with ledger.database.read() as connection:
             rows = _rows(connection, user)
         prompts = {name for row in rows for name in _prompt_ids(row, forms)}
-        num_replayed = sum(_forget(file, prompts) for file in (folder / "replay").glob("*.jsonl"))
+        replayed = sum(_forget(file, prompts) for file in (folder / "replay").glob("*.jsonl"))
+        rollouts = forget_prompts(folder / "rounds", prompts)
         mirror.push()
-        sources = sorted({LINE.sub("", row.source) for row in rows})
-        files = _remove_files(folder / "inbox" / "done", sources)
+        for table in rollouts:
+            mirror.trim(table.parent)
+        files, left = remove_files(inbox, user)
+        found = _Found(
+            num_replayed=replayed,
+            num_rollouts=sum(rollouts.values()),
+            files=tuple(files),
+            remains=(*left, *_elsewhere(ledger, mirror)),
+        )
         with ledger.database.write() as connection:
-            return _remove(connection, user, num_replayed, files, sources)
+            done = _remove(connection, user, found)
+        if _fold_log(ledger.database):
+            return done
+        return replace(done, remains=(*done.remains, LOG))
 
 
 def purges(ledger: Ledger) -> list[Purge]:
@@ -126,20 +169,31 @@ def _forget(file: Path, prompts: set[str]) -> int:
     return removed
 
 
-def _remove_files(done: Path, sources: Iterable[str]) -> list[str]:
-    """Delete processed files under these names, with their reports."""
-    removed = []
-    for source in sources:
-        for file in sorted(done.glob("*/*")):
-            if file.name.partition("-")[2] in (source, f"{source}.report.json"):
-                file.unlink(missing_ok=True)
-                removed.append(str(file.relative_to(done.parent)))
-    return removed
+def _elsewhere(ledger: Ledger, mirror: Mirror) -> Iterator[str]:
+    """Copies that cannot be reached from here."""
+    if mirror.remote is not None:
+        yield "the caches of this store on other machines, until they open it again"
+    if not _is_sqlite(ledger.database):
+        yield "the pages of the database server, until it vacuums inbox_rows"
 
 
-def _remove(
-    connection: Connection, user: str, num_replayed: int, files: list[str], sources: list[str]
-) -> Purge:
+def _fold_log(database: Database) -> bool:
+    """Empty SQLite's log, which keeps what was written before; whether nobody was in the way."""
+    if not _is_sqlite(database):
+        return True
+    connection = database.engine.raw_connection()  # A checkpoint is no part of a transaction.
+    try:
+        busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+    finally:
+        connection.close()
+
+
+def _is_sqlite(database: Database) -> bool:
+    return database.engine.dialect.name == "sqlite"
+
+
+def _remove(connection: Connection, user: str, found: _Found) -> Purge:
     rows = _rows(connection, user)
     numbers = {(row.stream, row.number) for row in rows if row.state == "ready"}
     touched = [
@@ -154,9 +208,8 @@ def _remove(
     record = Purge(
         user_sha256=hashlib.sha256(user.encode()).hexdigest(),
         num_rows=len(rows),
-        num_replayed=num_replayed,
-        files=tuple(files),
-        sources=tuple(sources),
+        sources=tuple(sorted({LINE.sub("", row.source) for row in rows})),
+        **asdict(found),
         rounds=tuple(take.round for take in touched if take.state != "held"),
         restarted=restarted,
         time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import exp, isfinite
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from align.config import AnchorConfig
 from align.learner import kl
 from align.learner.adapter import TRAINED
-from align.learner.batch import MicroBatch, to_tensors
+from align.learner.batch import MicroBatch
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs, load_model
 from align.learner.rows import Row
@@ -57,6 +57,10 @@ class References:
         if to == "owner":
             assert row.owner is not None, "a past prompt without an owner reached the learner"
             return row.owner
+        return self.named(to)
+
+    def named(self, to: str) -> SnapshotId:
+        """As `resolve`, for what is the same snapshot for every row."""
         if to.startswith("round:"):
             return self.rounds[to.removeprefix("round:")]
         if to.startswith(MODEL):
@@ -94,15 +98,10 @@ class AnchorBank:
             self._model(snapshot)
         return all(snapshot in self._models for snapshot in wanted)
 
-    def teacher(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
-        """As `outputs`, but after the prompts that rows hold for their teacher."""
-        read = [
-            row
-            if row.teacher_prompt_ids is None
-            else replace(row, prompt_ids=row.teacher_prompt_ids)
-            for row in micro.rows
-        ]
-        return self.outputs(snapshot, to_tensors(read).to(micro.tokens_BT.device), temperature)
+    def copy(self, snapshot: SnapshotId) -> Any:
+        """A model of its own with the snapshot's full weights, in float32."""
+        folder = self._folder(snapshot)
+        return load_model(folder, self._policy.config, self._policy.device, torch.float32)
 
     def _model(self, snapshot: SnapshotId) -> Any:
         if snapshot in self._models:

@@ -224,6 +224,15 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
     )
 
 
+def as_teachers_read(micro: MicroBatch) -> MicroBatch:
+    """The same completions after the prompts that rows hold for their teacher."""
+    read = [
+        row if row.teacher_prompt_ids is None else replace(row, prompt_ids=row.teacher_prompt_ids)
+        for row in micro.rows
+    ]
+    return to_tensors(read).to(micro.tokens_BT.device)
+
+
 def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
     """A flat column cut into the rows it belongs to."""
     counts = [len(row.completion_ids) for row in micro.rows]

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "checkpoint.json"
 STAGING = "staging"
-WEIGHTS, CRITIC, MOMENTS, GENERATOR = "weights/", "critic/", "optimizer/", "generator/"
+WEIGHTS, CRITIC, TEACHER = "weights/", "critic/", "teacher/"
+MOMENTS, GENERATOR = "optimizer/", "generator/"
 """What a tensor of a rank's file belongs to."""
 
 
@@ -203,6 +204,8 @@ def _held(learner: Learner) -> dict[str, Tensor]:
     found = {f"{WEIGHTS}{name}": local(parameter) for name, parameter in policy.items()}
     if critic is not None:
         found |= {f"{CRITIC}{name}": tensor for name, tensor in critic.named_tensors().items()}
+    if (teacher := learner.slow_teacher) is not None:
+        found |= {f"{TEACHER}{name}": tensor for name, tensor in teacher.named_tensors().items()}
     return found
 
 

@@ -1,13 +1,11 @@
 """The critic: what score to expect, at every token that is about to be chosen.
 
 A linear head, zero at first, on the hidden states that predict the completion tokens: those of a decoder
-of its own, or those of the policy. Here are also the two checks that come before one is built: whether
-the folder fits the policy, and whether the machine has room.
+of its own, or those of the policy.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from align.learner.batch import MicroBatch
+from align.learner.companions import check_companion
 from align.learner.losses.ppo import SHARED, CriticConfig
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs, load_model
-from rollouts.errors import RunError, UserError
+from rollouts.errors import RunError
 
 FILE = "critic.safetensors"
-FLOAT_BYTES = 4
-TRAINED_COPIES = 4
-"""Weights, gradient and the two moments of Adam, all in float32."""
-GIB = 1 << 30
 
 
 class Critic:
@@ -126,57 +121,5 @@ def _folder(config: CriticConfig, parent: Path) -> Path:
     if config.model is None:
         return parent
     folder = Path(config.model).expanduser()
-    check_critic(parent, folder)
+    check_companion(parent, folder, what="critic", where="algorithm.critic.model")
     return folder
-
-
-def check_critic(policy_folder: Path, critic_folder: Path) -> None:
-    """Raise UserError where a critic would read the policy's token ids as other tokens."""
-    policy, critic = (_tokens(folder) for folder in (policy_folder, critic_folder))
-    if other := sorted(policy.items() ^ critic.items()):
-        token, number = other[0]
-        raise UserError(
-            f"the critic has another tokenizer than the policy: only one of them has the token "
-            f"{token!r} as {number}",
-            where="algorithm.critic.model",
-            cause="the two are not from one model family",
-            remedy="choose a model with the policy's tokenizer, or leave critic.model out",
-        )
-
-
-def _tokens(folder: Path) -> dict[str, int]:
-    """Token to id. Not the file's bytes: the same tokenizer is written differently by each version of
-    its library."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(
-            f"there is no {file.name} in {str(folder)!r}",
-            where="algorithm.critic.model",
-            cause="without it nobody can tell whether critic and policy mean the same tokens",
-            remedy="save the tokenizer beside the weights, or leave critic.model out",
-        )
-    content = json.loads(file.read_text())
-    listed = content["model"]["vocab"]
-    tokens = dict(listed) if isinstance(listed, dict) else {t: i for i, (t, _) in enumerate(listed)}
-    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens", [])}
-
-
-def critic_bytes(num_parameters: int, trained: bool) -> int:
-    """Memory that a critic's weights take, activations not counted.
-
-    >>> critic_bytes(1_000_000, trained=True)
-    16000000
-    """
-    return num_parameters * FLOAT_BYTES * (TRAINED_COPIES if trained else 1)
-
-
-def check_memory(needed: int, available: int) -> None:
-    """Raise UserError where a critic does not fit; both in bytes."""
-    if needed > available:
-        raise UserError(
-            f"the critic needs {needed / GIB:.1f} GiB and {available / GIB:.1f} GiB are available",
-            where="algorithm.critic",
-            cause="a critic of its own holds weights, gradients and two moments in float32",
-            remedy="set critic.model to shared (a head on the policy's hidden states) or to the folder of "
-            "a smaller model with the same tokenizer, or train the policy with policy.lora",
-        )

@@ -36,6 +36,7 @@ from align.learner.ranks import SOLO, Ranks
 from align.learner.reference_cache import ReferenceCache
 from align.learner.rows import Batch, Row
 from align.learner.sharding import whole
+from align.learner.slow_teacher import SlowTeacher
 from rollouts.engine import WeightUpdate
 from rollouts.types import SnapshotId
 
@@ -70,6 +71,7 @@ class Learner:
         self.lanes = Lanes(self._num_lanes(), config.threads)
         self.anchors = AnchorBank(self.policy, folder_of)
         self.critic: Critic | None = None
+        self.slow_teacher: SlowTeacher | None = None
         self.reference_cache = ReferenceCache()
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self._version: str | None = ""
@@ -98,6 +100,7 @@ class Learner:
             self.critic = make_critic(chosen, self.policy, full)
             add_group(self._optimizer, self.critic.parameters(), chosen.lr)
             self._critic_only = chosen.warmup_steps * per_update
+        self.slow_teacher = self._make_slow_teacher(spec, references)
         self._anchors: dict[str, list[tuple[AnchorConfig, BetaController]]] = {
             source: [(term, BetaController(term)) for term in getattr(spec.anchors, source)]
             for source in ("new", "past", "general")
@@ -111,7 +114,14 @@ class Learner:
             spec=spec,
             references=references,
             terms=self._anchors,
+            slow_teacher=self.slow_teacher,
         )
+
+    def _make_slow_teacher(self, spec: RoundSettings, references: References) -> SlowTeacher | None:
+        follow, named = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
+        if follow is None or named is None:
+            return None
+        return SlowTeacher(self.anchors.copy(references.named(named)), self.policy, follow)
 
     def _num_lanes(self) -> int:
         """Side by side only where no pass changes what another sees: ranks wait for each other, adapters
@@ -255,6 +265,8 @@ class Learner:
                 self._version = None
             self._optimizer.step()
             self._skipped = 0
+            if self.slow_teacher is not None:
+                self.slow_teacher.move()
         else:
             self._skipped += 1
             if self._skipped >= MAX_SKIPPED_STEPS:

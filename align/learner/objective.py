@@ -19,13 +19,14 @@ from torch import Tensor
 
 from align.config import AnchorConfig, RoundSettings
 from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
-from align.learner.batch import MicroBatch, by_row, to_tensors
+from align.learner.batch import MicroBatch, as_teachers_read, by_row, to_tensors
 from align.learner.critic import Critic
 from align.learner.importance import importance_weights
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs
 from align.learner.reference_cache import Mixture
 from align.learner.rows import Batch, Row, Totals
+from align.learner.slow_teacher import SlowTeacher
 from rollouts.types import SnapshotId
 
 Terms = Mapping[str, Sequence[tuple[AnchorConfig, BetaController]]]
@@ -63,6 +64,8 @@ class Objective:
     policy: Policy
     anchors: AnchorBank
     critic: Critic | None
+    slow_teacher: SlowTeacher | None
+    """In place of the snapshot that the algorithm names as its teacher."""
     spec: RoundSettings
     references: References
     terms: Terms
@@ -83,10 +86,8 @@ class Objective:
         gap = gap_of(micro, outputs, version)
         if self.critic is not None:
             outputs.values_N = self.critic.values(micro, outputs)
-        teacher = self.spec.algorithm.teacher_snapshot
-        if teacher is not None and micro.teaches_N.any():
-            snapshot = self.references.resolve(teacher, micro.rows[0])
-            outputs.teacher = self.anchors.teacher(snapshot, micro, outputs.temperature)
+        if self.spec.algorithm.teacher_snapshot is not None and micro.teaches_N.any():
+            outputs.teacher = self._teacher(as_teachers_read(micro), outputs.temperature)
         micro = self._weighted(micro, outputs)
         learnt = outputs.tempered(self.temperature)
         loss, found = self.spec.algorithm.objective(micro, learnt, over.totals)
@@ -153,9 +154,9 @@ class Objective:
             asked |= {self.references.resolve(t.to, row) for t, _ in self.terms[row.source]}
             if "reference" in self.spec.algorithm.needs_of(row):
                 asked |= {snapshot for snapshot, _ in self.reference_of(row)}
-            teacher = self.spec.algorithm.teacher_snapshot
-            if teacher is not None and row.advantage is not None:
-                asked.add(self.references.resolve(teacher, row))
+        teacher = self.spec.algorithm.teacher_snapshot
+        if teacher is not None and self.slow_teacher is None:
+            asked.add(self.references.named(teacher))
         return asked
 
     def moves(self, row: Row) -> bool:
@@ -163,11 +164,19 @@ class Objective:
         learns = row.advantage is not None and self.spec.algorithm.moves(row.advantage)
         return learns or bool(self.terms[row.source])
 
+    def _teacher(self, micro: MicroBatch, temperature: float) -> Outputs:
+        if self.slow_teacher is not None:
+            return self.slow_teacher.outputs(micro, temperature)
+        named = self.spec.algorithm.teacher_snapshot
+        assert named is not None
+        return self.anchors.outputs(self.references.named(named), micro, temperature)
+
     def _weighted(self, micro: MicroBatch, outputs: Outputs) -> MicroBatch:
         """With importance weights where rows were sampled by other weights than the learner's."""
         chosen = self.spec.importance
         stale = [row.stale for row in micro.rows]
-        if chosen.level == "none" or not any(stale):
+        weighs = chosen.level != "none" and "importance" not in self.spec.algorithm.unused
+        if not weighs or not any(stale):
             return micro
         moved = any(row.start_logprobs_T is not None for row in micro.rows)
         start_N = micro.of_tokens("start_logprobs_T") if moved else outputs.logprobs_N.detach()

@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from align.learner.companions import check_companion
 from align.learner.losses import Algorithm
 from align.learner.rows import Batch
 from rollouts.errors import UserError
-from rollouts.model_folder import check_model_folder
 from rollouts.types import Prompt, RolloutGroup
 
 MODEL = "model:"
 """Begins the name of a teacher that is a model folder and no snapshot of the campaign."""
-WHERE = "algorithm.teacher"
 LOGIT_CHANGES = (
     "final_logit_softcapping",
     "logit_scale",
@@ -25,43 +24,31 @@ LOGIT_CHANGES = (
     "output_multiplier",
 )
 """Config keys of models that scale or cap their logits after the output head."""
-RUNTIME_SETTINGS = {"truncation", "padding"}
-"""Of a tokenizer.json: they say how texts are batched, not what a token is."""
 
 
-def check_teacher(policy_folder: Path, teacher_folder: Path) -> None:
+def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None:
     """Raise a `UserError` unless both models mean the same by every token id.
 
     Distillation compares two distributions entry by entry, so another vocabulary would be learned
     without any sign of it. Reads configs and tokenizers, no weights.
+
+    Args:
+        where: the key that names the teacher.
     """
-    if not teacher_folder.is_dir():
-        raise UserError(
-            f"there is no model folder {str(teacher_folder)!r}",
-            where=WHERE,
-            remedy="give a folder written by save_pretrained, as model:PATH",
-        )
-    check_model_folder(teacher_folder, "cuda")
+    check_companion(policy_folder, teacher_folder, what="teacher", where=where)
     own, other = (_text_config(folder) for folder in (policy_folder, teacher_folder))
     if own["vocab_size"] != other["vocab_size"]:
         raise UserError(
             f"the teacher's vocabulary has {other['vocab_size']} entries and the policy's "
             f"{own['vocab_size']}",
-            where=WHERE,
+            where=where,
             cause="it is of another model family, or pads its output layer to another size",
             remedy="choose a teacher whose config.json has the policy's vocab_size",
-        )
-    if _tokenizer(policy_folder) != _tokenizer(teacher_folder):
-        raise UserError(
-            "the teacher's tokenizer.json differs from the policy's",
-            where=WHERE,
-            cause="the same token id stands for other text in the two models",
-            remedy="choose a teacher of the same model family",
         )
     if changes := [key for key in LOGIT_CHANGES if other.get(key) not in (None, 1, 1.0)]:
         raise UserError(
             f"the teacher changes its logits after the output head ({changes[0]})",
-            where=WHERE,
+            where=where,
             cause="it scales or caps them, and the learner computes logits without that step",
             remedy="choose a teacher without logit scaling or soft-capping",
         )
@@ -100,15 +87,3 @@ def _text_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # A model with several parts keeps its text model's numbers one level down.
     return config if "vocab_size" in config else dict(config["text_config"])
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(
-            "there is no tokenizer.json to compare",
-            where=str(folder),
-            remedy="save the model's fast tokenizer into the folder with save_pretrained",
-        )
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return {key: value for key, value in found.items() if key not in RUNTIME_SETTINGS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -13,6 +13,9 @@ from align.memory.tables import campaigns
 
 SHOWN = 20
 """Changed keys listed in an error; of more than that, the number is given."""
+
+Read = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""What a stored configuration, perhaps of an older version, is in this one."""
 
 _ABSENT = object()
 
@@ -25,8 +28,12 @@ def open_campaign_row(
     *,
     where: str,
     now: str,
+    read: Read = dict,
 ) -> list[tuple[int, str]]:
     """Create, continue or extend the campaign; returns index and name of rounds new to the store.
+
+    Args:
+        read: applied to the stored configuration before it is compared.
 
     Raises:
         StoreError: another campaign, or this one with another configuration.
@@ -46,10 +53,12 @@ def open_campaign_row(
         )
     if row.config_hash == config_hash:
         return []
-    old = json.loads(row.config)
+    stored = json.loads(row.config)
+    old = dict(read(stored))
     known = len(old.get("rounds", []))
     changes = list(differences(old, {**new, "rounds": new.get("rounds", [])[:known]}))
-    if changes or len(names) <= known:
+    # What has become longer by nothing but defaults is written down: they may be others tomorrow.
+    if changes or (len(names) <= known and old == stored):
         raise _changed(name, changes or [f"config hash: {row.config_hash} -> {config_hash}"], where)
     connection.execute(update(campaigns).values(**values))
     return names[known:]

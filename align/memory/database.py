@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from align.errors import RunError, StoreError, UserError
 from align.memory import anchor_table, due_tables, inbox_tables, postgres  # noqa: F401 (add their tables)
 from align.memory.postgres import is_postgres
-from align.memory.tables import SCHEMA_VERSION, campaigns, metadata, store_schema
+from align.memory.tables import SCHEMA_VERSION, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for another one. Transactions here take milliseconds."""
@@ -135,8 +135,8 @@ class Database:
             ) from error
 
 
-def holds_campaign(url: str) -> bool:
-    """Whether a campaign was begun there; makes nothing.
+def holds_ledger(url: str) -> bool:
+    """Whether there is a ledger; makes none.
 
     Raises:
         UserError: as `Database`.
@@ -147,8 +147,7 @@ def holds_campaign(url: str) -> bool:
         return Path(engine.url.database or "").is_file()
     _reach(engine)
     with engine.connect() as connection:
-        known = inspect(connection).has_table(campaigns.name)
-        return known and connection.scalar(select(campaigns.c.id)) is not None
+        return inspect(connection).has_table(store_schema.name)
 
 
 def _reach(engine: Engine) -> None:

@@ -21,15 +21,17 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
 
 from align.errors import StaleAttempt
-from align.memory.campaign_row import open_campaign_row
+from align.memory.campaign_row import Read, open_campaign_row
 from align.memory.claims import Claim, claimed
 from align.memory.database import Database
+from align.memory.due_tables import due_skips
 from align.memory.records import AliasMove, EvaluationRecord, RoundRecord, State
 from align.memory.snapshots import Snapshot
 from align.memory.tables import alias_moves, evaluations, rounds, snapshots
@@ -56,12 +58,15 @@ class Ledger:
         """Where it lies: the inbox is in the same."""
         return self._database
 
-    def open_campaign(self, name: str, config: Mapping[str, Any], config_hash: str) -> None:
+    def open_campaign(
+        self, name: str, config: Mapping[str, Any], config_hash: str, *, read: Read = dict
+    ) -> None:
         """Create the campaign, or continue it; rounds appended to its list become planned.
 
         Args:
             config: JSON values, with a list under ``rounds`` whose items have a ``name``; without
                 what does not change the result.
+            read: applied to the stored configuration before it is compared.
 
         Raises:
             StoreError: the store holds another campaign, or this one with another configuration;
@@ -69,7 +74,13 @@ class Ledger:
         """
         with self._database.write() as connection:
             planned = open_campaign_row(
-                connection, name, config, config_hash, where=self._database.where, now=self._now()
+                connection,
+                name,
+                config,
+                config_hash,
+                where=self._database.where,
+                now=self._now(),
+                read=read,
             )
             for index, round_name in planned:
                 connection.execute(
@@ -82,16 +93,31 @@ class Ledger:
         return [latest[index] for index in sorted(latest)]
 
     def attempts(self) -> list[RoundRecord]:
-        """Every attempt at every round, failed ones included, in order."""
+        """Every attempt at every round, failed ones included, in order; a skipped one ends with that."""
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
-            return [_round(row) for row in rows]
+            found = [_round(row) for row in rows]
+            skipped = set(connection.scalars(select(due_skips.c.round)))
+        last = {record.index: record.attempt for record in found}
+        return [
+            replace(one, state="skipped")
+            if one.name in skipped and one.attempt == last[one.index]
+            else one
+            for one in found
+        ]
+
+    def closed(self) -> frozenset[str]:
+        """Rounds with a verdict, and those that a person skipped, perhaps before they were planned."""
+        decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
+        with self._database.read() as connection:
+            skipped = connection.scalars(select(due_skips.c.round))
+            return frozenset([*connection.scalars(decided), *skipped])
 
     def begin_round(self, index: int, name: str, parent: SnapshotId) -> int:
         """Start a planned, failed or interrupted round; from now on only this attempt may write it.
 
         Raises:
-            StaleAttempt: ``parent`` is not what production names.
+            StaleAttempt: ``parent`` is not what production names, or a person skipped the round.
             ValueError: no such round, it has a verdict, or another round is under way.
         """
         with self._database.write() as connection:
@@ -100,6 +126,12 @@ class Ledger:
                 raise ValueError(f"round {index} is {last.name!r}, not {name!r}")
             if last.state in ("accepted", "rejected"):
                 raise ValueError(f"round {name!r} is {last.state}; a verdict is final")
+            if connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == name)):
+                raise StaleAttempt(
+                    f"round {name!r} was skipped, and is not run",
+                    cause="a person passed it over while this runner was on its way to it",
+                    remedy="run again: the runner goes on with what comes after it",
+                )
             live = select(rounds.c.name).where(rounds.c.state.in_(("running", "gating")))
             if other := connection.scalar(live.where(rounds.c.index != index)):
                 raise ValueError(f"round {other!r} is under way; finish it before {name!r}")

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rollouts.types import SnapshotId
 
-State = Literal["planned", "running", "gating", "accepted", "rejected", "failed"]
+State = Literal["planned", "running", "gating", "accepted", "rejected", "failed", "skipped"]
+"""``skipped``: a person said that there shall be no further attempt, whatever came of those before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,11 @@ class RoundRecord:
     started: str | None
     """ISO 8601, UTC; so is ``ended``."""
     ended: str | None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over: it has a verdict, or was skipped."""
+        return self.state in ("accepted", "rejected", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,8 @@
 
 A take is a range of numbers. It may move until the round has begun, and not after: every attempt reads the
 same rows. The stream's watermark moves in the transaction of the verdict and only from where the take
-found it, so two rounds never both spend a row. A failed attempt spends nothing.
+found it, so two rounds never both spend a row. A failed attempt spends nothing, and a round that reads rows
+again (``use`` is ``all`` or ``last:N``) takes none of them from the rounds that read each once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Take:
     above: int
     newest: int
     watermark: int
-    """Where the stream's watermark stood: ``above``, unless the round reads rows a second time."""
+    """Where the stream's watermark stood, which is ``above``; ``newest`` in a round that reads rows again,
+    since its verdict moves nothing."""
     after_rejection: AfterRejection
     """What becomes of the rows when the gate rejects the round."""
     num_rows: int
@@ -39,6 +41,11 @@ class Take:
     taken: str
     """ISO 8601, UTC; so is ``ended``."""
     ended: str | None
+
+    @property
+    def spends(self) -> bool:
+        """Whether its verdict moves the watermark."""
+        return self.watermark == self.above
 
 
 def hold(
@@ -53,18 +60,26 @@ def hold(
 ) -> Take | None:
     """The take of a round, fixed now unless the round has begun; None where there is nothing to read.
 
-    What another unfinished round held of the stream is let go: it takes again when it runs.
+    What another unfinished round was to spend of the stream is let go, if this one spends: it takes again
+    when it runs.
 
     Args:
-        use: ``once``: rows above the watermark; ``all``: also those below; ``last:N``: the newest N.
+        use: ``once``: rows above the watermark; ``all``: also those below; ``last:N``: the newest N. Only
+            ``once`` moves it.
         limit: at most so many rows, the oldest first; the rest stays for the next round.
     """
     begun = connection.scalar(select(func.max(rounds.c.attempt)).where(rounds.c.name == round))
     known = take_of(connection, round)
     if known is not None and (begun or known.state != "held"):
         return known
-    others = and_(inbox_takes.c.stream == stream, inbox_takes.c.state == "held")
-    connection.execute(delete(inbox_takes).where(others))
+    let_go(connection, round)
+    if use == "once":
+        rivals = and_(
+            inbox_takes.c.stream == stream,
+            inbox_takes.c.state == "held",
+            inbox_takes.c.watermark == inbox_takes.c.above,
+        )
+        connection.execute(delete(inbox_takes).where(rivals))
     counters = select(inbox_streams).where(inbox_streams.c.stream == stream)
     found = connection.execute(counters.with_for_update()).one_or_none()
     if found is None:
@@ -79,7 +94,7 @@ def hold(
         stream=stream,
         above=above,
         newest=newest,
-        watermark=found.watermark,
+        watermark=found.watermark if use == "once" else newest,
         after_rejection=after_rejection,
         num_rows=num_rows,
         state="held",
@@ -92,7 +107,7 @@ def hold(
 
 
 def settle(connection: Connection, round: str, verdict: str, now: str) -> None:
-    """Spend what the round took, as part of the transaction that writes its verdict.
+    """Spend what the round took, if it does, as part of the transaction that writes its verdict.
 
     Raises:
         StaleAttempt: the watermark is not where the take found it; the verdict is not written either.
@@ -101,12 +116,11 @@ def settle(connection: Connection, round: str, verdict: str, now: str) -> None:
     if take is None or take.state != "held" or verdict == "failed":
         return
     state = take.after_rejection if verdict == "rejected" else "used"
-    if state == "used":
+    if state == "used" and take.spends:
         stands = and_(
             inbox_streams.c.stream == take.stream, inbox_streams.c.watermark == take.watermark
         )
-        moved = update(inbox_streams).where(stands)
-        moved = moved.values(watermark=max(take.newest, take.watermark))
+        moved = update(inbox_streams).where(stands).values(watermark=take.newest)
         if connection.execute(moved).rowcount != 1:
             raise StaleAttempt(
                 f"the watermark of inbox://{take.stream} is no longer {take.watermark}, "
@@ -116,6 +130,12 @@ def settle(connection: Connection, round: str, verdict: str, now: str) -> None:
             )
     this = inbox_takes.c.round == round
     connection.execute(update(inbox_takes).where(this).values(state=state, ended=now))
+
+
+def let_go(connection: Connection, round: str) -> None:
+    """A round that will not run leaves its rows to the next one; what it has spent stays spent."""
+    held = and_(inbox_takes.c.round == round, inbox_takes.c.state == "held")
+    connection.execute(delete(inbox_takes).where(held))
 
 
 def take_of(connection: Connection, round: str) -> Take | None:

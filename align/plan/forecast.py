@@ -1,26 +1,24 @@
 """What `run_campaign` would do now: rounds that are due, what each samples, and what all of it takes.
 
-Read from the campaign file, its inputs and, where the ledger is a file, a copy of it: opening the file
-itself could create tables in it. Nothing is started, claimed or written.
+Read from the campaign file, its inputs and a copy of the ledger. What is due is claimed there, so that the
+rounds it would become are forecast like all others; nothing is started, claimed or written elsewhere.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from sqlalchemy import make_url
-
 from align.config import CampaignConfig, RoundConfig
+from align.evidence import view_of_due
 from align.gate.suites import Suite
-from align.inputs import Inputs, load_inputs
-from align.memory.ledger import Ledger, RoundRecord
+from align.inputs import Inputs
+from align.memory.ledger import RoundRecord
+from align.plan.ledger_copy import ledger_copy
 from align.plan.sizes import (
     LearnerMemory,
     checkpoint_bytes,
@@ -29,9 +27,9 @@ from align.plan.sizes import (
     learner_memory,
     snapshot_bytes,
 )
-from align.schedule.claims import Dues, schedules_of
-from align.schedule.due import History, Tick, tick
-from align.schedule.expand import expand, expanded, known_ledger
+from align.schedule.checked import load_checked, open_claims
+from align.schedule.claims import Dues
+from align.schedule.expand import expanded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +37,8 @@ class RoundForecast:
     """One round: done, or what it would take."""
 
     name: str
-    state: Literal["accepted", "rejected", "resumes", "due"]
+    state: Literal["accepted", "rejected", "skipped", "resumes", "due", "unclaimed"]
+    """``unclaimed``: due, and a round of the campaign once ``keel schedule tick`` claims it."""
     algorithm: str
     steps: int
     """Learner steps that are left."""
@@ -89,6 +88,8 @@ class Forecast:
     """Due keys that `keel schedule tick` would claim, each with its round."""
     waits: tuple[str, ...]
     """Schedules that are not due, and why."""
+    reports: Mapping[str, str]
+    """What became of the files of rounds that learn from one: rows read, cut and left out."""
     engine: int
     """Bytes of one engine on a CPU."""
     available: int
@@ -104,13 +105,16 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
     """Raises `UserError` as `run_campaign` would, for inputs that cannot be used."""
     import psutil
 
-    with stored(config) as ledger:
-        found = _look(config, ledger, now or datetime.now(UTC))
-        records = [] if ledger is None else ledger.rounds()
-        chosen = expand(config, (), ()) if ledger is None else expanded(config, ledger)
-    inputs = load_inputs(chosen)
+    with ledger_copy(config) as ledger:
+        found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
+        records = ledger.rounds()
+        chosen = expanded(config, ledger)
+        view = view_of_due(chosen, ledger)
+        unclaimed = {due.round for due in found.due if not due.claimed}
+        claims = open_claims(ledger, apart=unclaimed)
+    inputs = load_checked(view, claims)
     try:
-        rounds = list(_rounds(chosen, inputs, records))
+        rounds = list(_rounds(chosen, inputs, records, unclaimed))
         coming = sum(one.memory is not None for one in rounds)
         disk = Disk(
             base=0 if records else folder_bytes(inputs.model),
@@ -127,54 +131,31 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         rounds=tuple(rounds),
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
+        reports=inputs.reports,
         engine=engine_bytes(inputs.model, config),
         available=psutil.virtual_memory().available,
         disk=disk,
     )
 
 
-@contextmanager
-def stored(config: CampaignConfig) -> Iterator[Ledger | None]:
-    """The campaign's ledger, of a file a copy; None where there is none."""
-    url = make_url(config.ledger_url)
-    if url.get_backend_name() != "sqlite":
-        yield known_ledger(config)
-        return
-    path = Path(url.database or "")
-    if not path.is_file():
-        yield None
-        return
-    with TemporaryDirectory(prefix="keel-plan-") as folder:
-        # The log of what is not yet in the file belongs to it.
-        for file in (path, path.with_name(f"{path.name}-wal")):
-            if file.is_file():
-                shutil.copyfile(file, Path(folder) / file.name)
-        yield Ledger(f"sqlite:///{Path(folder) / path.name}")
-
-
-def _look(config: CampaignConfig, ledger: Ledger | None, now: datetime) -> Tick:
-    if ledger is None:
-        return tick(schedules_of(config), History(), {}, now)
-    return Dues(ledger.database, config).look(now)
-
-
 def _rounds(
-    config: CampaignConfig, inputs: Inputs, records: Sequence[RoundRecord]
+    config: CampaignConfig, inputs: Inputs, records: Sequence[RoundRecord], unclaimed: Set[str]
 ) -> Iterator[RoundForecast]:
     states = {record.name: record.state for record in records}
     asked_before = 0
     for index, spec in enumerate(config.rounds):
         state = states.get(spec.name)
-        if state in ("accepted", "rejected"):
-            yield _done(spec, "accepted" if state == "accepted" else "rejected")
+        if state == "accepted" or state == "rejected" or state == "skipped":
+            yield _done(spec, state)
         else:
             folder = config.folder / "rounds" / f"{index:02d}-{spec.name}" / "checkpoint"
-            yield _coming(config, inputs, spec, newest_step(folder), asked_before)
+            coming = _coming(config, inputs, spec, newest_step(folder), asked_before)
+            yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
         # A round that is still to come counts as accepted: that is what it is run for.
-        asked_before += state != "rejected" and spec.algorithm.makes == "policy"
+        asked_before += state not in ("rejected", "skipped") and spec.algorithm.makes == "policy"
 
 
-def _done(spec: RoundConfig, state: Literal["accepted", "rejected"]) -> RoundForecast:
+def _done(spec: RoundConfig, state: Literal["accepted", "rejected", "skipped"]) -> RoundForecast:
     return RoundForecast(
         name=spec.name, state=state, algorithm=spec.algorithm.name, steps=0, from_step=0, new=0.0,
         past=0.0, general=0.0, completions=0, tokens=0, measured=0, memory=None,

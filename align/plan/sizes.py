@@ -7,19 +7,22 @@ sampled, and neither are the libraries.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.learner.losses.ppo import SHARED
-from align.model_checks import num_parameters
+from align.learner.teacher import MODEL
 from align.policy_config import LoraConfig, PolicyConfig
 
 FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = 2
 """Of AdamW: a mean and a mean square of every trained weight's gradient."""
+TRAINED = FLOAT32 * (2 + MOMENTS)
+"""Bytes of a weight that learns, with its gradient and moments."""
 ANCHOR_CACHE = 2 << 30
 """Full-weight anchors beyond it are loaded again when they are needed; one always stays."""
 MIB = 1 << 20
@@ -35,10 +38,14 @@ class LearnerMemory:
     anchors: int
     """Snapshots that the policy is held to."""
     critic: int
+    teacher: int
+    """A model that is no snapshot of the campaign, or a copy that moves; a snapshot counts as an anchor."""
+    reward_model: int
+    """Of the round that trains one, beside the policy that waits for its next round."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.anchors + self.critic
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> LearnerMemory:
@@ -52,7 +59,14 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
         moments=trained * FLOAT32 * MOMENTS // ranks,
         anchors=_anchors(whole, trained, policy, spec),
         critic=_critic(whole, spec),
+        teacher=_teacher(whole, policy, spec),
+        reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
     )
+
+
+def num_parameters(folder: Path) -> int:
+    """Parameters of a model folder, from the headers of its safetensors files."""
+    return sum(math.prod(shape) for _, shape in _shapes(folder))
 
 
 def num_trained(model: Path, policy: PolicyConfig) -> int:
@@ -86,20 +100,41 @@ def folder_bytes(model: Path) -> int:
 
 def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) -> int:
     """An adapter is held to other adapters over its own base; full weights to models, up to the cache."""
-    anchors = spec.anchors
-    named = {anchor.to for anchor in (*anchors.new, *anchors.past, *anchors.general) if anchor.beta}
+    named = _snapshots(spec)
     if policy.snapshot_kind == "adapter":
         return len(named) * trained * FLOAT32
     one = whole * BYTES[policy.dtype]
     return max(one, min(one * len(named), ANCHOR_CACHE)) if named else 0
 
 
+def _snapshots(spec: RoundConfig) -> set[str]:
+    """The names of all that the policy is compared with; a reward model is trained without any."""
+    algorithm, anchors = spec.algorithm, spec.anchors
+    if algorithm.makes == "reward_model":
+        return set()
+    named = {anchor.to for anchor in (*anchors.new, *anchors.past, *anchors.general) if anchor.beta}
+    if algorithm.anchors_are_reference and not anchors.new:
+        named.add("parent")
+    teacher = algorithm.teacher_snapshot
+    alone = teacher is None or teacher.startswith(MODEL) or algorithm.teacher_follows
+    return named if alone else named | {str(teacher)}
+
+
+def _teacher(whole: int, policy: PolicyConfig, spec: RoundConfig) -> int:
+    teacher = spec.algorithm.teacher_snapshot
+    if spec.algorithm.teacher_follows:
+        return whole * FLOAT32
+    if teacher is None or not teacher.startswith(MODEL):
+        return 0
+    return num_parameters(Path(teacher.removeprefix(MODEL)).expanduser()) * BYTES[policy.dtype]
+
+
 def _critic(whole: int, spec: RoundConfig) -> int:
     critic = spec.algorithm.critic_config
     if critic is None or critic.model == SHARED:
         return 0
-    own = whole if critic.model is None else num_parameters(Path(critic.model))
-    return own * FLOAT32 * (2 + MOMENTS)
+    own = whole if critic.model is None else num_parameters(Path(critic.model).expanduser())
+    return own * TRAINED
 
 
 def _adapter_parameters(lora: LoraConfig, name: str, shape: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ from align.evidence import Evidence
 from align.inbox.purge import purges
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
+from align.schedule.skips import skips
 from rollouts.types import SnapshotId
 
 
@@ -24,8 +25,9 @@ class Act:
 
 
 def acts_of(evidence: Evidence) -> tuple[Act, ...]:
-    """Moves of production and of the fixed anchor, and removals of a person's data; oldest first."""
-    found = (*_moves(evidence), *_anchors(evidence), *_purges(evidence))
+    """Moves of production and of the fixed anchor, removals of a person's data, and rounds that were
+    skipped; oldest first."""
+    found = (*_moves(evidence), *_anchors(evidence), *_purges(evidence), *_skips(evidence))
     return tuple(sorted(found, key=lambda act: act.time))
 
 
@@ -52,6 +54,15 @@ def _purges(evidence: Evidence) -> Iterator[Act]:
             what=f"a person's data was removed: {purge.num_rows} rows of feedback, "
             f"{purge.num_replayed} replayed prompts{read}",
             reason="",
+        )
+
+
+def _skips(evidence: Evidence) -> Iterator[Act]:
+    for skip in skips(evidence.ledger):
+        yield Act(
+            time=skip.time.isoformat(timespec="milliseconds"),
+            what=f"round {skip.round} was skipped by {skip.who} ({skip.schedule}/{skip.key})",
+            reason=skip.reason,
         )
 
 

@@ -23,7 +23,7 @@ from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
 from align.repair.record import repairs_of
 from align.report.acts import acts_of
-from align.report.families import GUARDED, ORDER
+from align.report.families import GUARDED, ORDER, RATES
 from align.report.feedback import takes_of, told
 from align.report.repaired import repaired_by
 from align.report.seals import seals_of
@@ -163,7 +163,7 @@ def _gate(own: Ancestor) -> str:
     verdict = Verdict.from_dict(record.report or {})
     reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
     alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
-    tables = "\n".join(_families(verdict.checks))
+    tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks)))
     tried = "".join(f"- {_text(one.sentence)}\n" for one in repairs_of(record.report))
     repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
     return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
@@ -171,10 +171,22 @@ def _gate(own: Ancestor) -> str:
 
 def _families(checks: Sequence[Check]) -> Iterator[str]:
     """One table per family: a gain in one makes up for nothing in another."""
-    present = [family for family in ORDER if any(check.family == family for check in checks)]
+    own = [check for check in checks if check.what not in RATES]
+    present = [family for family in ORDER if any(check.family == family for check in own)]
     for family in present:
         head = f"### Family {family}\n\n" if len(present) > 1 else ""
-        yield head + _checks(check for check in checks if check.family == family)
+        yield head + _checks(check for check in own if check.family == family)
+
+
+def _rates(checks: Sequence[Check]) -> Iterator[str]:
+    """Shares of answers that are not cut, and of those with a score: no measure of what was learned."""
+    own = [check for check in checks if check.what in RATES]
+    if own:
+        yield (
+            "### Answers that were cut or have no score\n\n"
+            "Shares of the answers to a suite, held to margins of their own: where they fall, its mean "
+            f"says less.\n\n{_checks(own)}"
+        )
 
 
 def _checks(checks: Iterable[Check]) -> str:
@@ -191,7 +203,7 @@ def _checks(checks: Iterable[Check]) -> str:
     rows = (
         (
             check.suite,
-            ", ".join(filter(None, (check.role, GUARDED[check.what]))),
+            _part(check),
             ", ".join((check.against, *check.also)),
             f"{check.difference:+.4g}",
             f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
@@ -202,6 +214,13 @@ def _checks(checks: Iterable[Check]) -> str:
         for check in checks
     )
     return _table(head, rows)
+
+
+def _part(check: Check) -> str:
+    """What a row is about: its role, or the share of answers that it compares."""
+    if check.what in RATES:
+        return GUARDED[check.what]
+    return ", ".join(filter(None, (check.role, GUARDED[check.what])))
 
 
 def _seals(evidence: Evidence) -> str:

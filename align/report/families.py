@@ -19,6 +19,8 @@ GUARDED: dict[What, str] = {
     "zero_tolerance": "items that must not fail",
 }
 """What a check compares besides the mean."""
+RATES: frozenset[What] = frozenset({"truncation", "failure"})
+"""Shares of answers: they say nothing about what was learned, and whether to trust what does."""
 
 
 def families_of(config: CampaignConfig) -> dict[str, Family]:
@@ -50,10 +52,13 @@ def by_family(
 
 
 def passed_lines(checks: Iterable[Check]) -> Iterator[str]:
-    """How many retention checks passed, family by family."""
+    """How many retention checks passed, family by family, and how many of those compare rates."""
     held = [check for check in checks if check.role == "retention"]
     present = [family for family in ORDER if any(check.family == family for check in held)]
     for family in present or [ORDER[0]]:
-        outcomes = [check.outcome for check in held if check.family == family]
+        own = [check for check in held if check.family == family]
+        passed = [check for check in own if check.outcome == "passed"]
         which = f"{family}: " if len(present) > 1 else ""
-        yield f"{which}{outcomes.count('passed')} of {len(outcomes)} retention checks passed"
+        rates = sum(check.what in RATES for check in passed)
+        label = f" ({rates} of them on answers that are cut or have no score)" if rates else ""
+        yield f"{which}{len(passed)} of {len(own)} retention checks passed{label}"

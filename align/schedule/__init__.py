@@ -4,6 +4,8 @@
     clock   ticks of a cron expression in a time zone                   `clock`
     due     schedules, history, arrivals, now -> what is due, or why not   `due`
     claims  a due key becomes a round, once, whoever asks                  `claims`
+    checked what is due can be used, or which round cannot                 `checked`
+    skips   a person passes over what is due                               `skips`
     expand  a campaign file and its claims -> a campaign of plain rounds   `expand`
     loop    sleeps until something is due                                  `loop`
 

@@ -9,17 +9,21 @@ a verdict, and that round is what is due next.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, insert, select, update
+from pydantic import ValidationError
+from sqlalchemy import Connection, and_, insert, not_, select, update
 
 from align.config import CampaignConfig, RoundConfig
+from align.errors import StoreError
+from align.examples.config import INBOX
 from align.inbox import Inbox
 from align.memory.database import Database
-from align.memory.due_tables import due_claims, due_since
+from align.memory.due_tables import due_claims, due_since, due_skips
 from align.memory.tables import rounds
+from align.memory.takes import let_go
 from align.schedule.config import ScheduleSettings
 from align.schedule.due import (
     Arrivals,
@@ -27,8 +31,10 @@ from align.schedule.due import (
     Due,
     History,
     Schedule,
+    Skip,
     Tick,
     asked,
+    starved,
     tick,
 )
 from rollouts.errors import UserError, nearest
@@ -54,6 +60,7 @@ def schedules_of(config: CampaignConfig) -> list[Schedule]:
             name=spec.name,
             settings=ScheduleSettings.model_validate({f: getattr(spec, f) for f in fields}),
             stream=None if spec.data is None else spec.data.stream,
+            rereads=spec.data is not None and spec.data.use != "once",
         )
         for spec in config.rounds
     ]
@@ -68,19 +75,25 @@ class Dues:
 
     def look(self, now: datetime) -> Tick:
         """What is due and why the rest is not; changes nothing."""
-        arrivals = self._arrivals()
         with self._database.read() as connection:
-            history = history_of(connection)
-        return tick(self._schedules, history, arrivals, now)
+            return self.look_within(connection, now)[0]
 
-    def claim(self, now: datetime) -> Tick:
-        """What is due, claimed: from now on it is a round of the campaign."""
+    def claim(self, now: datetime, checked: Collection[str] | None = None) -> Tick:
+        """What is due, claimed: from now on it is a round of the campaign.
+
+        Args:
+            checked: schedules whose rounds may be claimed; others that are due stay so. None: all.
+        """
         with self._database.write() as connection:
             self._register(connection, now)
-            arrivals = self._arrivals()
-            found = tick(self._schedules, history_of(connection), arrivals, now)
+            history = history_of(connection)
+            arrivals = self._arrivals(history)
+            found = tick(self._schedules, history, arrivals, now)
+            for claim in history.open:
+                if starved(claim, arrivals) and not _under_way(connection, claim.round):
+                    pass_over(connection, claim.schedule, claim.key, claim.round, now)
             for due in found.due:
-                if not due.claimed:
+                if not due.claimed and (checked is None or due.schedule in checked):
                     self._insert(connection, due, arrivals, now)
             for one in found.waits:
                 if one.passed:
@@ -88,12 +101,27 @@ class Dues:
                     connection.execute(update(due_since).where(this).values(since=_iso(now)))
         return found
 
+    def ask(self, name: str, now: datetime) -> Due:
+        """The round that a person would get; raises as `claim_now` does, and changes nothing."""
+        with self._database.read() as connection:
+            return self._asked(connection, name, now)[0]
+
     def claim_now(self, name: str, now: datetime) -> Due:
         """The round that a person asks for.
 
         Raises:
-            UserError: no schedule has this name, it has run, or its stream holds nothing.
+            UserError: no schedule has this name, it has run, its stream holds nothing, or another round
+                reads that.
         """
+        with self._database.write() as connection:
+            due, arrivals = self._asked(connection, name, now)
+            if not due.claimed:
+                self._insert(connection, due, arrivals, now)
+        return due
+
+    def _asked(
+        self, connection: Connection, name: str, now: datetime
+    ) -> tuple[Due, Mapping[str, Arrivals]]:
         scheduled = {one.name: one for one in self._schedules if one.settings.scheduled}
         schedule = scheduled.get(name)
         if schedule is None:
@@ -102,29 +130,59 @@ class Dues:
                 nearest(name, known) if known else "set every, when, after or manual in a round"
             )
             raise UserError(f"no round {name!r} has a schedule", where="NAME", remedy=remedy)
-        with self._database.write() as connection:
-            arrivals = self._arrivals()
-            due = asked(schedule, history_of(connection), now)
-            if not due.claimed:
-                _check_room(connection, schedule, due, arrivals)
-                self._insert(connection, due, arrivals, now)
-        return due
+        history = history_of(connection)
+        arrivals = self._arrivals(history)
+        due = asked(schedule, history, now)
+        _check_rows(schedule, due, arrivals)
+        if not due.claimed:
+            _check_turn(connection, due)
+            _check_reader(schedule, history)
+        return due, arrivals
 
-    def _arrivals(self) -> dict[str, Arrivals]:
+    def keep_claimed(self, connection: Connection, due: Due, now: datetime) -> None:
+        """Claim what is due inside the caller's transaction, unless it is claimed."""
+        if not due.claimed:
+            self._insert(connection, due, self._arrivals(history_of(connection)), now)
+
+    def look_within(self, connection: Connection, now: datetime) -> tuple[Tick, History]:
+        """What is due and what has been, as the caller's transaction sees it."""
+        history = history_of(connection)
+        return tick(self._schedules, history, self._arrivals(history), now), history
+
+    def _arrivals(self, history: History) -> dict[str, Arrivals]:
         # Its own view: rows may come meanwhile, but no watermark moves while this process writes.
-        return {
+        inbox = Inbox(self._database)
+        found = {
             one.stream: Arrivals(
                 count=one.waiting,
                 oldest=None if one.oldest_waiting is None else _moment(one.oldest_waiting),
                 newest=one.newest,
                 watermark=one.watermark,
             )
-            for one in Inbox(self._database).counts()
+            for one in inbox.counts()
         }
+        for schedule in self._schedules:
+            if schedule.rereads and schedule.stream is not None:
+                read = max((claim.newest for claim in history.of(schedule.name)), default=0)
+                new = inbox.waiting(schedule.stream, above=read)
+                found[schedule.counter] = Arrivals(
+                    count=new.count, oldest=new.oldest, newest=new.newest_id, watermark=read
+                )
+        return found
+
+    def would_be(self, due: Sequence[Due]) -> list[RoundConfig]:
+        """The rounds that these become once they are claimed, without those that are."""
+        return [
+            RoundConfig.model_validate(stated(self._specs[one.schedule], one.round))
+            for one in due
+            if not one.claimed
+        ]
 
     def _register(self, connection: Connection, now: datetime) -> None:
         """Ticks count from when a clock was first seen: a new one, or a changed one, owes nothing."""
-        known = {row.schedule: row.clock for row in connection.execute(select(due_since))}
+        rows = connection.execute(select(due_since)).all()
+        # A moment to come is one that a clock wrote down which was ahead.
+        known = {row.schedule: row.clock if _moment(row.since) <= now else None for row in rows}
         for schedule in self._schedules:
             clock = f"{schedule.settings.every} {schedule.settings.timezone}"
             values = {"clock": clock, "since": _iso(now)}
@@ -140,8 +198,8 @@ class Dues:
         self, connection: Connection, due: Due, arrivals: Mapping[str, Arrivals], now: datetime
     ) -> None:
         spec = self._specs[due.schedule]
-        stream = None if spec.data is None else spec.data.stream
-        seen = arrivals.get(stream or "", Arrivals())
+        (counter,) = (one.counter for one in self._schedules if one.name == due.schedule)
+        seen = arrivals.get(counter, Arrivals())
         connection.execute(
             insert(due_claims).values(
                 schedule=due.schedule,
@@ -163,19 +221,39 @@ def stated(spec: RoundConfig, name: str) -> dict[str, object]:
 
 
 def claimed_rounds(database: Database) -> list[ClaimedRound]:
-    """Every round that fell due, in order."""
+    """Every round that fell due, in order; not what was skipped before the campaign had planned it."""
+    never = and_(
+        due_claims.c.round.in_(select(due_skips.c.round)),
+        due_claims.c.round.not_in(select(rounds.c.name)),
+    )
+    query = select(due_claims).where(not_(never)).order_by(due_claims.c.seq)
     with database.read() as connection:
-        found = connection.execute(select(due_claims).order_by(due_claims.c.seq)).all()
+        found = connection.execute(query).all()
     return [
         ClaimedRound(
             schedule=row.schedule,
             key=row.due_key,
             reason=row.reason,
             claimed=_moment(row.claimed),
-            spec=RoundConfig.model_validate(json.loads(row.spec)),
+            spec=_as_read(row.round, row.spec),
         )
         for row in found
     ]
+
+
+def _as_read(name: str, spec: str) -> RoundConfig:
+    """A round as it was stated; what this version can set and the one before could not has its default."""
+    try:
+        return RoundConfig.model_validate(json.loads(spec))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"{key}: {first['msg']}, got {first['input']!r}",
+            where=f"round {name}, as it fell due",
+            cause="another version of Keel wrote it, and this one cannot read it",
+            remedy="go on with that version",
+        ) from None
 
 
 def history_of(connection: Connection) -> History:
@@ -183,6 +261,9 @@ def history_of(connection: Connection) -> History:
     decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
     columns = [c for c in due_claims.c if c.name not in ("spec", "reason")]
     found = connection.execute(select(*columns).order_by(due_claims.c.seq))
+    never = due_claims.c.round.in_(decided) | due_claims.c.round.in_(select(due_skips.c.round))
+    unfinished = select(due_claims.c.round, due_claims.c.spec).where(not_(never))
+    streams = {row.round: used_up(row.spec) for row in connection.execute(unfinished)}
     return History(
         claims=tuple(
             Claimed(
@@ -192,26 +273,90 @@ def history_of(connection: Connection) -> History:
                 claimed=_moment(row.claimed),
                 newest=row.newest,
                 watermark=row.watermark,
+                stream=streams.get(row.round),
             )
             for row in found
         ),
         verdicts=frozenset(connection.scalars(decided)),
+        skips=skips_of(connection),
         since={r.schedule: _moment(r.since) for r in connection.execute(select(due_since))},
     )
 
 
-def _check_room(
-    connection: Connection, schedule: Schedule, due: Due, arrivals: Mapping[str, Arrivals]
-) -> None:
-    """Whether a round can be had now for the asking."""
+def skips_of(connection: Connection) -> tuple[Skip, ...]:
+    """Every due key that a person passed over, in order."""
+    found = connection.execute(select(due_skips).order_by(due_skips.c.seq))
+    return tuple(
+        Skip(
+            schedule=row.schedule,
+            key=row.due_key,
+            round=row.round,
+            who=row.who,
+            reason=row.reason,
+            time=_moment(row.time),
+        )
+        for row in found
+    )
+
+
+def pass_over(connection: Connection, schedule: str, key: str, round: str, now: datetime) -> bool:
+    """Skip a template's round whose rows are gone, so that the next one falls due as its schedule says.
+
+    A round that does not repeat would be lost: it waits, and False is returned.
+    """
+    if round == schedule:
+        return False
+    if connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == round)) is not None:
+        return True
+    why = {"who": "keel", "reason": "nothing was left in the inbox for it"}
+    spent = {"schedule": schedule, "due_key": key, "round": round}
+    connection.execute(insert(due_skips).values(**spent, **why, time=_iso(now)))
+    let_go(connection, round)
+    return True
+
+
+def _under_way(connection: Connection, round: str) -> bool:
+    live = rounds.c.state.in_(("running", "gating"))
+    return connection.scalar(select(rounds.c.name).where(rounds.c.name == round, live)) is not None
+
+
+def used_up(spec: str) -> str | None:
+    """The stream whose rows a round reads once, of what its claim holds."""
+    data = json.loads(spec).get("data") or {}
+    if data.get("use", "once") != "once" or not str(data.get("source")).startswith(INBOX):
+        return None
+    return str(data["source"]).removeprefix(INBOX)
+
+
+def _check_turn(connection: Connection, due: Due) -> None:
+    """Whether a round without repetition has had its turn."""
     taken = select(due_claims.c.round).where(due_claims.c.round == due.round)
     if connection.scalar(taken) is not None:
+        skipped = connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == due.round))
         raise UserError(
-            f"round {due.round!r} has run, and does not repeat",
+            f"round {due.round!r} {'has run' if skipped is None else 'was skipped'}, and does not repeat",
             where="NAME",
-            remedy=f"set repeat: true for {schedule.name!r}",
+            remedy=f"set repeat: true for {due.schedule!r}",
         )
-    if schedule.stream is not None and not arrivals.get(schedule.stream, Arrivals()).count:
+
+
+def _check_reader(schedule: Schedule, history: History) -> None:
+    """Whether the rows of its stream are another's."""
+    for claim in history.open:
+        if claim.stream is not None and claim.stream == schedule.uses_up:
+            raise UserError(
+                f"inbox://{claim.stream} is read by {claim.round}, which fell due before and has no "
+                "verdict yet",
+                where="NAME",
+                remedy="keel schedule tick runs it; or pass it over: "
+                f"keel schedule skip CAMPAIGN {claim.round}",
+            )
+
+
+def _check_rows(schedule: Schedule, due: Due, arrivals: Mapping[str, Arrivals]) -> None:
+    """Whether there is anything for it to read."""
+    seen = arrivals.get(schedule.counter, Arrivals())
+    if schedule.stream is not None and not (seen.newest if schedule.rereads else seen.count):
         raise UserError(
             f"nothing waits in inbox://{schedule.stream} for {due.round!r}",
             where="NAME",

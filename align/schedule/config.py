@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNITS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
 """In seconds."""
+LONGEST = timedelta(days=3650)
+"""Sums of a moment and a duration stay within the calendar."""
 
 
 def parse_duration(value: Any) -> timedelta:
@@ -33,9 +35,14 @@ def parse_duration(value: Any) -> timedelta:
         raise ValueError(
             f"{value!r} is no duration; write a number with its unit: 90s, 15m, 6h or 7d"
         )
-    if any(len(number) > 6 for number, _ in parts):
-        raise ValueError(f"{value!r} is longer than anybody waits; write at most six digits")
-    return timedelta(seconds=sum(int(number) * UNITS[unit] for number, unit in parts))
+    long = any(len(number) > 9 for number, _ in parts)
+    seconds = 0 if long else sum(int(number) * UNITS[unit] for number, unit in parts)
+    if long or seconds > LONGEST.total_seconds():
+        shown = value if len(value) <= 20 else f"{value[:17]}..."
+        raise ValueError(
+            f"{shown!r} is longer than anybody waits; write at most ten years, {LONGEST.days}d"
+        )
+    return timedelta(seconds=seconds)
 
 
 def spell_duration(value: timedelta) -> str:
@@ -58,7 +65,8 @@ class ArrivalsConfig(Settings):
     """How much must have arrived in the stream that the round reads."""
 
     new_pairs: Annotated[int, Field(ge=1)]
-    """Rows, pairs or ratings, that no round has used."""
+    """Rows, pairs or ratings, that no round has used; where ``data.use`` reads rows again, those that came
+    since the last of these rounds fell due."""
     min_interval: Duration = timedelta(0)
     """Time from one of these rounds falling due to the next, at least."""
     max_wait: Duration | None = None
@@ -133,6 +141,16 @@ class ScheduleSettings(Settings):
         return by_nature if self.repeat is None else self.repeat
 
 
+class RememberConfig(Settings):
+    """How much a template's rounds leave behind, since they never end."""
+
+    newest: Annotated[int, Field(ge=1)] = 7
+    """Accepted rounds, the last ones, of which later rounds keep the suite and replay the prompts."""
+    older: Annotated[int, Field(ge=0)] = 3
+    """Of those before, how many a round looks at: drawn anew for every round, each with the same chance,
+    once for the gate and once for the replay."""
+
+
 def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> None:
     """The rules between rounds.
 
@@ -156,6 +174,11 @@ def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> Non
                     f"{place}: {spec.name!r} is a template whose rounds are called {spec.name}-1 and so "
                     f"on, and {other!r} is taken; rename one"
                 )
+        if spec.remember is not None and not spec.repeats:
+            raise ValueError(
+                f"{place}.remember: of plain rounds nothing is left out, and {spec.name!r} is one; remove "
+                "remember, or make the round a template with every, when, manual or repeat"
+            )
         _check_references(spec, by_name, place)
     _check_streams(rounds)
 
@@ -218,7 +241,7 @@ def _check_streams(rounds: Sequence[RoundConfig]) -> None:
     readers: dict[str, str] = {}
     for index, spec in enumerate(rounds):
         stream = spec.data.stream if spec.data is not None and spec.data.use == "once" else None
-        if stream is None or not spec.repeats:
+        if stream is None or not spec.scheduled:
             continue
         if stream in readers:
             raise ValueError(

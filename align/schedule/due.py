@@ -13,7 +13,7 @@ UTC, arrivals by where their counting began. Whoever looks, and how often, finds
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -34,20 +34,32 @@ class Schedule:
     settings: ScheduleSettings
     stream: str | None = None
     """Of the inbox, that its rounds read."""
+    rereads: bool = False
+    """They read rows whether or not other rounds have used them, and use up none."""
+
+    @property
+    def counter(self) -> str:
+        """Under which its arrivals are counted: what is new to others need not be new to it."""
+        return f"{self.stream}/{self.name}" if self.rereads else self.stream or ""
+
+    @property
+    def uses_up(self) -> str | None:
+        """The stream that no other round may read at the same time."""
+        return None if self.rereads else self.stream
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrivals:
-    """What waits in a stream of the inbox."""
+    """What waits in a stream of the inbox, for all that use it up or for one schedule that rereads it."""
 
     count: int = 0
-    """Usable rows that no round has used."""
+    """Usable rows above the watermark."""
     oldest: datetime | None = None
     """When the first of them arrived."""
     newest: int = 0
     """Number of the last row."""
     watermark: int = 0
-    """Number of the last row that a round has used."""
+    """Number of the last row that a round has used, or that was there when the schedule last fell due."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +74,29 @@ class Claimed:
     """Number of the stream's last row then."""
     watermark: int = 0
     """And where its watermark stood."""
+    stream: str | None = None
+    """That the round uses up, where it has no verdict yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip:
+    """A due key that a person passed over: its round is not run, and it spends nothing."""
+
+    schedule: str
+    key: str
+    round: str
+    who: str
+    reason: str
+    """Empty where none was given."""
+    time: datetime
+
+    @property
+    def sentence(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return (
+            f"{self.round} was skipped by {self.who} on {_spell(self.time)}{why} "
+            f"({self.schedule}/{self.key})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +107,30 @@ class History:
     """In order."""
     verdicts: frozenset[str] = frozenset()
     """Rounds that were accepted or rejected."""
+    skips: tuple[Skip, ...] = ()
+    """In order."""
     since: Mapping[str, datetime] = field(default_factory=dict)
     """From when on the ticks of a schedule count: when it was first seen, or last looked at in vain."""
 
     def of(self, schedule: str) -> list[Claimed]:
         return [claim for claim in self.claims if claim.schedule == schedule]
+
+    @property
+    def open(self) -> list[Claimed]:
+        """Rounds that fell due and have no verdict yet, in order."""
+        over = self.verdicts | self.skipped.keys()
+        return [claim for claim in self.claims if claim.round not in over]
+
+    def last_claimed(self, schedule: str, now: datetime) -> datetime | None:
+        """When its last round fell due. What a clock that was ahead wrote down is not in the past yet, and
+        nothing is counted from it."""
+        past = (claim.claimed for claim in self.of(schedule) if claim.claimed <= now)
+        return max(past, default=None)
+
+    @property
+    def skipped(self) -> dict[str, Skip]:
+        """By round."""
+        return {skip.round: skip for skip in self.skips}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +163,8 @@ class Tick:
 
     due: tuple[Due, ...]
     waits: tuple[Waits, ...]
+    skips: tuple[Skip, ...] = ()
+    """Of the schedules whose last round was skipped."""
 
     @property
     def next(self) -> datetime | None:
@@ -122,30 +178,81 @@ def tick(
     arrivals: Mapping[str, Arrivals],
     now: datetime,
 ) -> Tick:
-    """What is due at ``now``, in the order of the campaign file.
+    """What is due at ``now``, in the order of the campaign file; ``arrivals`` by `Schedule.counter`.
 
-    A schedule has at most one round without a verdict: while it has one, that one is what is due.
+    A schedule has at most one round without a verdict: while it has one, that one is what is due, even if
+    the schedule is no longer in the file. So is a stream's, among those that use up its rows.
     """
+    taken_up = {
+        claim.schedule: starved(claim, arrivals) or _take_up(claim) for claim in history.open
+    }
     found = [
-        decide(s, history, arrivals.get(s.stream or "", Arrivals()), now)
+        taken_up.pop(s.name)
+        if s.name in taken_up
+        else decide(s, history, arrivals.get(s.counter, Arrivals()), now)
         for s in schedules
         if s.settings.scheduled or s.name not in history.verdicts
     ]
+    found = [*_one_a_stream(found, schedules, history), *taken_up.values()]
     return Tick(
         due=tuple(one for one in found if isinstance(one, Due)),
         waits=tuple(one for one in found if isinstance(one, Waits)),
+        skips=tuple(
+            skip
+            for s in schedules
+            for claim in history.of(s.name)[-1:]
+            if (skip := history.skipped.get(claim.round)) is not None
+        ),
     )
 
 
+def _take_up(claim: Claimed) -> Due:
+    """A round that fell due before."""
+    reason = f"fell due {_spell(claim.claimed)} and has no verdict yet"
+    return Due(
+        schedule=claim.schedule, key=claim.key, round=claim.round, claimed=True, reason=reason
+    )
+
+
+def starved(claim: Claimed, arrivals: Mapping[str, Arrivals]) -> Waits | None:
+    """A round whose rows are gone, for another has used them or a person removed them."""
+    if claim.stream is None or arrivals.get(claim.stream, Arrivals()).count:
+        return None
+    why = f"nothing is left in inbox://{claim.stream} for {claim.round}"
+    return Waits(
+        schedule=claim.schedule,
+        why=f"{why}, which fell due {_spell(claim.claimed)}",
+    )
+
+
+def _one_a_stream(
+    found: Sequence[Due | Waits], schedules: Sequence[Schedule], history: History
+) -> Iterator[Due | Waits]:
+    """Two rounds never fall due for the same rows: the second waits for the verdict on the first."""
+    streams = {s.name: s.uses_up for s in schedules}
+    readers = {claim.stream: claim.round for claim in reversed(history.open)}
+    for one in found:
+        if isinstance(one, Due) and one.claimed:
+            readers.setdefault(streams[one.schedule], one.round)
+    for one in found:
+        stream = streams[one.schedule]
+        if isinstance(one, Due) and not one.claimed and stream is not None:
+            reader = readers.setdefault(stream, one.round)
+            if reader != one.round:
+                why = f"waits for the verdict on {reader}, which reads inbox://{stream} too"
+                yield Waits(schedule=one.schedule, why=why)
+                continue
+        yield one
+
+
 def decide(schedule: Schedule, history: History, arrivals: Arrivals, now: datetime) -> Due | Waits:
-    """One schedule: due, or why not yet."""
+    """One schedule whose rounds all have their verdict: due, or why not yet."""
     settings, name = schedule.settings, schedule.name
     last = next(reversed(history.of(name)), None)
-    if last is not None and last.round not in history.verdicts:
-        reason = f"fell due {_spell(last.claimed)} and has no verdict yet"
-        return Due(schedule=name, key=last.key, round=last.round, claimed=True, reason=reason)
+    skipped = last is not None and last.round in history.skipped
     if not settings.repeats and (last is not None or name in history.verdicts):
-        return Waits(schedule=name, why="has run, and does not repeat")
+        done = "was skipped" if skipped else "has run"
+        return Waits(schedule=name, why=f"{done}, and does not repeat")
     if not settings.scheduled:
         return Due(schedule=name, key=AT_ONCE, round=name, claimed=True, reason="is due at once")
     if settings.after is not None and (found := _after(schedule, history)) is not None:
@@ -159,9 +266,9 @@ def decide(schedule: Schedule, history: History, arrivals: Arrivals, now: dateti
 
 def asked(schedule: Schedule, history: History, now: datetime) -> Due:
     """The round that a person asks for now, unless the schedule has one that is not finished."""
-    found = decide(schedule, history, Arrivals(), now)
-    if isinstance(found, Due) and found.claimed:
-        return found
+    for claim in history.open:
+        if claim.schedule == schedule.name:
+            return _take_up(claim)
     key = f"manual/{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     return _due(schedule, history, key, "a person asked")
 
@@ -195,10 +302,18 @@ def _by_clock(
     """At a tick, provided that what the round needs has arrived."""
     settings, mine = schedule.settings, history.of(schedule.name)
     assert settings.every is not None
-    since = max([history.since.get(schedule.name, NOT_BEGUN), *(c.claimed for c in mine[-1:])])
+    over = [history.since.get(schedule.name, NOT_BEGUN), *(c.claimed for c in mine)]
+    # A person who skips a round means the ticks that came while it was open as well.
+    over += [s.time for c in mine[-1:] if (s := history.skipped.get(c.round)) is not None]
+    # A clock that was ahead has written down moments to come: they say nothing of which ticks are over,
+    # and the ticks that it had fall due are not to be had again.
+    since = max((moment for moment in over if moment <= now), default=now)
+    spent = {c.key for c in mine}
     came = last_tick(settings.every, settings.timezone, since, now)
     following = next_tick(settings.every, settings.timezone, now)
-    if came is None:
+    while _tick_key(following) in spent:
+        following = next_tick(settings.every, settings.timezone, following)
+    if came is None or _tick_key(came) in spent:
         why = f"the next tick is {_spell(following)}"
         return Waits(schedule=schedule.name, why=why, next=following)
     reason = f"tick of {_spell(came)}"
@@ -210,7 +325,11 @@ def _by_clock(
     elif schedule.stream is not None and not arrivals.count:
         nothing = Waits(schedule=schedule.name, why=f"nothing waits in inbox://{schedule.stream}")
         return _passed(nothing, came, following)
-    return _due(schedule, history, f"cron/{came:%Y-%m-%dT%H:%MZ}", reason)
+    return _due(schedule, history, _tick_key(came), reason)
+
+
+def _tick_key(moment: datetime) -> str:
+    return f"cron/{moment:%Y-%m-%dT%H:%MZ}"
 
 
 def _passed(found: Waits, came: datetime, following: datetime) -> Waits:
@@ -238,12 +357,18 @@ def _by_arrivals(
     if fresh < 1 or arrivals.oldest is None:
         why = f"0 of {when.new_pairs} new rows in {place}"
         return Waits(schedule=schedule.name, why=why)
-    waits_since = max([arrivals.oldest, *([last.claimed] if last else [])])
-    earliest = last.claimed + when.min_interval if last else now
+    claimed = history.last_claimed(schedule.name, now)
+    # Rows from a clock that was ahead have waited nobody knows how long: long enough.
+    ahead = arrivals.oldest > now
+    known = now - (when.max_wait or timedelta(0)) if ahead else arrivals.oldest
+    waits_since = known if claimed is None else max(known, claimed)
+    earliest = now if claimed is None else claimed + when.min_interval
     patience = None if when.max_wait is None else waits_since + when.max_wait
     why = f"{fresh} of {when.new_pairs} new rows in {place}"
     if patience is not None and now >= patience and fresh < when.new_pairs:
-        why += f", the first has waited {spell_duration(_seconds(now - waits_since))}"
+        stamped = f"is stamped {_spell(arrivals.oldest)}, when a clock was ahead"
+        waited = f"has waited {spell_duration(_seconds(now - waits_since))}"
+        why += f", the first {stamped if ahead else waited}"
     elif fresh < when.new_pairs:
         at = None if patience is None else max(patience, earliest)
         until = "" if at is None else f"; at {_spell(at)} they are enough"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from align.config import CampaignConfig, RoundConfig
 from align.memory.ledger import Ledger
 from align.schedule.claims import claimed_rounds
-from align.stores import begun_ledger, open_ledger
+from align.stores import known_ledger
 
 
 def expand(
@@ -43,10 +43,3 @@ def expanded_here(config: CampaignConfig) -> CampaignConfig:
     """`expanded` from the campaign's store."""
     ledger = known_ledger(config)
     return expand(config, (), ()) if ledger is None else expanded(config, ledger)
-
-
-def known_ledger(config: CampaignConfig) -> Ledger | None:
-    """The ledger if there is one. On a server it is opened in any case where rounds have a schedule: what
-    fell due lies there before the first round has run."""
-    scheduled = any(spec.scheduled for spec in config.rounds)
-    return open_ledger(config) if config.ledger and scheduled else begun_ledger(config)

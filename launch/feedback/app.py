@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,17 +14,16 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 
 from align.inbox.deal import Receipt
-from align.inbox.drop import sweep
 from align.inbox.feedback import StreamForm, form_of
 from align.inbox.inbox import Inbox
 from align.inbox.writer import QueueFull, Writer, WriterClosed
 from launch.feedback.body import BadRequest, Limits, Parsed, parse
+from launch.feedback.receive import Crowded, Receiver
+from launch.feedback.tender import Tender
 from launch.feedback.token import is_bearer
-from rollouts.errors import KeelError, RunError, UserError
+from rollouts.errors import RunError, UserError
 
 RETRY_S = 1
-SWEEP_S = 5.0
-FORGET_S = 3600.0
 CONFLICT = "its key came with another row before"
 
 
@@ -34,11 +31,18 @@ class Desk:
     """Takes requests for one campaign: who may, what is in them, what came of it."""
 
     def __init__(
-        self, inbox: Inbox, forms: Mapping[str, StreamForm], token: str, limits: Limits
+        self,
+        inbox: Inbox,
+        forms: Mapping[str, StreamForm],
+        token: str,
+        *,
+        limits: Limits,
+        tender: Tender,
     ) -> None:
         self.inbox, self.forms = inbox, forms
         self._token, self._limits = token, limits
-        self.writer = Writer(inbox)
+        self._receiver = Receiver(limits)
+        self.writer, self.tender = Writer(inbox), tender
         self._seen: Counter[str] = Counter()
 
     async def feedback(self, request: Request) -> Response:
@@ -46,10 +50,11 @@ class Desk:
         self._admit(request)
         form = self._form(request.query_params.get("stream"))
         key = request.headers.get("idempotency-key")
-        parsed = parse(await self._body(request), form, self._limits, key)
-        receipt = Receipt()
-        if parsed.submission.rows:
-            receipt = await asyncio.wrap_future(self.writer.submit(parsed.submission))
+        async with self._receiver.body(request) as body:
+            parsed = parse(body, form, self._limits, key)
+            receipt = Receipt()
+            if parsed.submission.rows:
+                receipt = await asyncio.wrap_future(self.writer.submit(parsed.submission))
         if receipt.refused:
             raise BadRequest(422, "Idempotency-Key belongs to another request")
         answer = _answer(parsed, receipt)
@@ -68,9 +73,11 @@ class Desk:
         return _json(answer)
 
     async def health(self, request: Request) -> Response:
-        """Whether feedback is taken; says nothing else, so it asks for no token."""
-        alive = self.writer.alive
-        return _json({"status": "ok" if alive else "closing"}, 200 if alive else 503)
+        """Whether feedback is taken, both ways; says nothing else, so it asks for no token."""
+        status = "ok" if self.writer.alive else "closing"
+        if self.tender.failing:
+            status = "the drop folder is not read"
+        return _json({"status": status}, 200 if status == "ok" else 503)
 
     def _admit(self, request: Request) -> None:
         if not is_bearer(request.headers.get("authorization"), self._token):
@@ -81,24 +88,6 @@ class Desk:
             return form_of(self.forms, stream)
         except UserError as error:
             raise BadRequest(404, f"{error.what}; {error.remedy}") from error
-
-    async def _body(self, request: Request) -> bytes:
-        limit = self._limits.body_bytes
-        too_large = BadRequest(413, f"more than {limit} bytes")
-        length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > limit:
-            raise too_large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self._limits.body_s):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise too_large
-                    parts.append(part)
-        except TimeoutError as error:
-            raise BadRequest(408, f"no body within {self._limits.body_s:g} s") from error
-        return b"".join(parts)
 
 
 def make_app(
@@ -114,12 +103,13 @@ def make_app(
     Args:
         folder: of the inbox, with ``drop`` in it.
     """
-    desk = Desk(inbox, forms, token, limits or Limits())
+    tender = Tender(folder, inbox, forms)
+    desk = Desk(inbox, forms, token, limits=limits or Limits(), tender=tender)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with desk.writer:
-            tending = asyncio.create_task(_tend(folder, inbox, forms))
+            tending = asyncio.create_task(tender.run())
             yield
             tending.cancel()
 
@@ -142,30 +132,23 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _later(request: Request, error: Exception) -> Response:
-    why = "the queue is full" if isinstance(error, QueueFull) else "the rows could not be stored"
-    return _json({"error": f"{why}; try again"}, 503, {"Retry-After": str(RETRY_S)})
+    headers = {"Retry-After": str(RETRY_S)}
+    why = "the rows could not be stored"
+    if isinstance(error, QueueFull):
+        why = "the queue is full"
+    elif isinstance(error, Crowded):
+        why = "too much arrives at once"
+        headers["Connection"] = "close"
+    return _json({"error": f"{why}; try again"}, 503, headers)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     BadRequest: _refused,
+    Crowded: _later,
     QueueFull: _later,
     WriterClosed: _later,
     RunError: _later,
 }
-
-
-async def _tend(folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm]) -> None:
-    """Take dropped files and forget old requests, for as long as the server runs."""
-    forget_at = 0.0
-    while True:
-        try:
-            await asyncio.to_thread(sweep, folder, inbox, forms)
-            if time.monotonic() >= forget_at:
-                await asyncio.to_thread(inbox.forget_requests)
-                forget_at = time.monotonic() + FORGET_S
-        except (KeelError, OSError) as error:
-            print(f"drop folder: {error}", file=sys.stderr)
-        await asyncio.sleep(SWEEP_S)
 
 
 def _answer(parsed: Parsed, receipt: Receipt) -> dict[str, Any]:

@@ -10,18 +10,20 @@ from pydantic_core import from_json
 
 from align.examples.forms import Unusable
 from align.inbox.deal import Submission
-from align.inbox.feedback import MAX_KEY, Feedback, StreamForm
+from align.inbox.feedback import MAX_KEY, MAX_ROW, Feedback, StreamForm
 
 SOURCE = "http"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request may hold."""
+    """What one request may hold, and all of them at once."""
 
     body_bytes: int = 8 << 20
+    held_bytes: int = 64 << 20
+    """Of all bodies that have arrived and are not answered."""
     rows: int = 1000
-    row_chars: int = 200_000
+    row_chars: int = MAX_ROW
     """Of one row as JSON."""
     body_s: float = 30.0
     """Seconds for a body to arrive."""

@@ -50,7 +50,7 @@ def serve(
         )
     folder = config.folder / "inbox"
     token_file = token_file or folder / "token"
-    token = read_token(token_file)
+    token = read_token(token_file, option="--token-file")
     inbox = Inbox(open_ledger(config).database)
     make_drop(folder, forms)
     with listen(host, port) as listening:

@@ -6,6 +6,8 @@ import hmac
 import os
 import secrets
 import stat
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from rollouts.errors import UserError
@@ -15,27 +17,32 @@ MIN_LENGTH = 16
 """Characters of a token that somebody chose."""
 
 
-def read_token(file: Path) -> str:
+def read_token(file: Path, *, option: str) -> str:
     """The token in ``file``; a new random one where there is no such file.
 
-    A file that others may read is closed to them.
+    Links are followed, so that it may be a mounted Secret. A file of this user that others may read is
+    closed to them.
+
+    Args:
+        option: of the command line, with which a person names another file.
 
     Raises:
-        UserError: it cannot be read or made, is no plain file, or holds no usable token.
+        UserError: it cannot be read or made, is no plain file, holds no usable token, or everybody may read
+            it and this user cannot change that.
     """
     try:
-        _make(file)
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        if not file.exists():
+            _make(file)
+        # Opening a pipe would wait for somebody to write.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor) as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError("is no plain file", where=str(file))
-            os.fchmod(descriptor, 0o600)
+            _close_to_others(descriptor, file)
             token = opened.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"the token cannot be read ({error})",
             where=str(file),
-            remedy="name a file that this user can write with --token-file",
+            remedy=f"name a file that this user can read, or may make, with {option}",
         ) from error
     if len(token) < MIN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
         raise UserError(
@@ -54,10 +61,36 @@ def is_bearer(header: str | None, token: str) -> bool:
 
 
 def _make(file: Path) -> None:
+    """Put a new token there, whole or not at all; one that somebody else put there first stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as made:
-        made.write(secrets.token_urlsafe(BYTES) + "\n")
+        with os.fdopen(descriptor, "w") as made:
+            made.write(secrets.token_urlsafe(BYTES) + "\n")
+            made.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):
+            os.link(name, file)
+    finally:
+        os.unlink(name)
+
+
+def _close_to_others(descriptor: int, file: Path) -> None:
+    """Let nobody but its owner read it, where it is ours; otherwise see that not everybody may.
+
+    A group is somebody's decision: a Secret for a user other than root is mounted with ``fsGroup``.
+    """
+    found = os.fstat(descriptor)
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError("is no plain file", where=str(file))
+    if mode & 0o077 and found.st_uid == os.geteuid():
+        with suppress(OSError):  # Mounted to be read only.
+            os.fchmod(descriptor, mode & 0o700)
+            return
+    if mode & 0o007:
+        raise UserError(
+            f"everybody may read it (mode {mode:04o}), and this user cannot change that",
+            where=str(file),
+            remedy=f"chmod o= {file} as its owner; of a mounted Secret, set defaultMode: 0440",
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +21,14 @@ Env = Annotated[
     list[str] | None,
     typer.Option(help="Name of a variable that the campaign needs. Repeatable."),
 ]
+CrdsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--crds", help="File or folder with your cluster's CRDs, to check against these as well."
+    ),
+]
+BAD = 2
+"""How ``check`` exits when something does not fit, as for every wrong input."""
 
 
 @kubernetes_app.callback()
@@ -49,6 +59,7 @@ def render(
         int, typer.Option(min=1, help="Seconds after which a run is ended.")
     ] = 86_400,
     retries: Annotated[int, typer.Option(min=0, help="Times a failed run is started again.")] = 1,
+    crds: CrdsOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +69,7 @@ def render(
     from launch.jobs import files_named
     from launch.kubernetes.render import NOTES, Target
     from launch.kubernetes.render import render as manifests_of
-    from launch.kubernetes.schema import check_manifest, to_yaml
+    from launch.kubernetes.stream import to_yaml
 
     file = load(campaign, overrides)
     # An override belongs to the campaign that runs there, so it has to stand in the file.
@@ -80,10 +91,42 @@ def render(
         retries=retries,
     )
     manifests = manifests_of(file.config, text, target, files=files_named(file.raw))
-    for manifest in manifests:
-        check_manifest(manifest)
+    _check_all(manifests, crds)
     if as_json:
         print_json(manifests)
         return
     typer.echo(to_yaml(manifests, NOTES[kind]), nl=False)
     typer.echo(NOTES[kind], err=True)
+
+
+def _check_all(manifests: Sequence[dict[str, Any]], path: Path | None) -> None:
+    from launch.kubernetes.crds import load_crds
+    from launch.kubernetes.schema import check_manifest
+
+    crds = load_crds(path) if path is not None else None
+    for manifest in manifests:
+        check_manifest(manifest)
+        if crds is not None:
+            check_manifest(manifest, crds)
+
+
+@kubernetes_app.command("check")
+def check(
+    files: Annotated[
+        list[Path], typer.Argument(help="Manifests (YAML). A - is standard input.", allow_dash=True)
+    ],
+    crds: CrdsOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold manifests, such as those that you have edited, against the types of Kubernetes and KubeRay."""
+    from launch.kubernetes.check import check_file, lines
+    from launch.kubernetes.crds import load_crds
+
+    known = load_crds(crds) if crds is not None else None
+    checked = [one for path in files for one in check_file(path, known)]
+    if as_json:
+        print_json(checked)
+    else:
+        typer.echo("\n".join(lines(checked)))
+    if any(one.problems for one in checked):
+        raise typer.Exit(BAD)

@@ -1,4 +1,4 @@
-"""A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay v1.7, or a plain CronJob.
+"""A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay, or a plain CronJob.
 
 One pod for every engine, one for all ranks of the learner where there are several, and a head that the
 driver runs in. The campaign file is a ConfigMap. The store is a volume that all pods share: Keel's ledger,
@@ -31,10 +31,12 @@ MOST_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB."""
 
 NOTES: Mapping[Kind, str] = {
-    "rayjob": "One run. Delete the RayJob and apply it again for another: finished rounds are kept.",
-    "raycronjob": "RayCronJob is alpha: the operator needs --feature-gates=RayCronJob=true. It has no\n"
-    "concurrencyPolicy, so a run may start while another one works: the later one finds the store\n"
-    "claimed and ends with an error, and nothing is done twice. Missed times are made up for one by one.",
+    "rayjob": "One run, for KubeRay 1.6 and later. Delete the RayJob and apply it again for another:\n"
+    "finished rounds are kept.",
+    "raycronjob": "RayCronJob is alpha: the operator needs --feature-gates=RayCronJob=true. KubeRay 1.6\n"
+    "drops timeZone without a word, 1.7 has it. There is no concurrencyPolicy, so a run may start while\n"
+    "another one works: the later one finds the store claimed and ends with an error, and nothing is\n"
+    "done twice. Missed times are made up for one by one.",
     "cronjob": "The schedule here only says how often to ask; what is due stands in the campaign file.\n"
     "Kubernetes may start a job twice or not at all: each due round is claimed once in the ledger.",
 }
@@ -110,22 +112,20 @@ def _check(config: CampaignConfig, text: str, target: Target) -> None:
         needs = "takes no" if target.kind == "rayjob" else "needs a"
         raise UserError(f"--kind {target.kind} {needs} --schedule", where="--schedule")
     if target.schedule is not None:
-        _check_schedule(target.schedule)
+        _check_schedule(target.schedule, target.time_zone)
 
 
-def _check_schedule(schedule: str) -> None:
-    from datetime import UTC, datetime
+def _check_schedule(schedule: str, time_zone: str) -> None:
+    from align.schedule.clock import check_cron, check_timezone
 
-    from cronsim import CronSim, CronSimError
-
-    try:
-        CronSim(schedule, datetime(2026, 1, 1, tzinfo=UTC))
-    except CronSimError as error:
-        raise UserError(
-            f"{schedule!r} is not a cron expression: {error}",
-            where="--schedule",
-            remedy="five fields, such as '0 3 * * *' for three at night",
-        ) from None
+    for option, check, value in (
+        ("--schedule", check_cron, schedule),
+        ("--time-zone", check_timezone, time_zone),
+    ):
+        try:
+            check(value)
+        except ValueError as error:
+            raise UserError(str(error), where=option) from None
 
 
 def _name(config: CampaignConfig) -> str:
@@ -199,6 +199,7 @@ def _ray_cluster(config: CampaignConfig, target: Target) -> Manifest:
         groups.append(_workers("learner", policy.resources, 1, policy.ranks, config, target))
     return {
         "rayVersion": version("ray"),
+        # KubeRay 1.5.1 makes a token of its own from this, 1.6 takes one; it reaches every Ray container.
         "authOptions": {"mode": "token", "secretName": target.token_secret},
         "headGroupSpec": {
             # Nothing but the driver runs there, so Ray has nothing to give away on it.

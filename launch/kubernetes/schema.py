@@ -1,50 +1,198 @@
-"""Manifests against a schema of exactly the fields that are written, before anybody sees them."""
+"""Manifests held against the types of Kubernetes and KubeRay, before anybody sees them.
+
+`schemas/kubernetes.json` and `schemas/kuberay.json` are extracts of those types at a named version. They
+are closed: a field that they do not name is an error, because the API server would drop it without a word.
+`schemas/rules.json` has what the API server and the operator check besides types. The CRDs of a cluster
+(`launch.kubernetes.crds`) take the place of the extract where they are at hand.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollouts.errors import UserError
 
-SCHEMA = Path(__file__).with_name("schema.json")
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
+
+    from launch.kubernetes.crds import Crd
+
+SCHEMAS = Path(__file__).with_name("schemas")
+KUBERNETES, KUBERAY = "Kubernetes v1.34.0", "KubeRay v1.7.0"
+KINDS: Mapping[tuple[str, str], str] = {
+    ("v1", "ConfigMap"): KUBERNETES,
+    ("batch/v1", "CronJob"): KUBERNETES,
+    ("ray.io/v1", "RayJob"): KUBERAY,
+    ("ray.io/v1", "RayCronJob"): KUBERAY,
+}
+"""What a manifest here may be, by apiVersion and kind, with whose types it is held against."""
+
+Crds = Mapping[tuple[str, str], "Crd"]
+"""By apiVersion and kind."""
 
 
-def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raise `UserError` for the first field that Kubernetes would not take."""
-    from jsonschema import Draft202012Validator
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A field that a cluster would not take."""
 
-    whole = json.loads(SCHEMA.read_text())
-    kind = str(manifest.get("kind"))
-    name = kind[:1].lower() + kind[1:]
-    if name not in whole["$defs"]:
-        raise UserError(f"not a kind that is written here: {kind!r}")
-    schema = {"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]}
-    for error in Draft202012Validator(schema).iter_errors(manifest):
-        place = ".".join(map(str, error.absolute_path)) or kind
+    where: str
+    """Path in the manifest, such as ``spec.rayClusterSpec.rayVersion``."""
+    what: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        remedy = "" if self.remedy is None else f"; {self.remedy}"
+        return f"{self.where}: {self.what}{remedy}"
+
+
+def check_manifest(manifest: Mapping[str, Any], crds: Crds | None = None) -> None:
+    """Raise `UserError` for the first field that a cluster would not take."""
+    crd = (crds or {}).get(identity(manifest))
+    for problem in problems(manifest, crds):
         raise UserError(
-            f"{error.instance!r} cannot stand there ({error.validator}: {error.validator_value!r})",
-            where=f"{kind}: {place}",
-            remedy="change the option or the name in the campaign file that it comes from",
+            problem.what,
+            where=f"{manifest.get('kind')}: {problem.where}",
+            cause=f"{crd.path} is not of {KUBERAY}, for which this is written" if crd else None,
+            remedy="update the operator and its CRDs"
+            if crd
+            else "change the option or the name in the campaign file that it comes from",
         )
 
 
-def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
-    """One YAML stream that ``kubectl apply -f -`` takes, with the notes as comments at its top."""
-    import yaml
+def problems(manifest: Mapping[str, Any], crds: Crds | None = None) -> list[Problem]:
+    """Everything that is wrong with a manifest, types before rules.
 
-    class Dumper(yaml.SafeDumper):
-        """Texts of several lines as they are."""
+    Args:
+        crds: of a cluster; they, and not the extract, say what a kind of theirs looks like.
 
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        style = "|" if "\n" in value else None
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+    Raises:
+        UserError: there is nothing to hold it against.
+    """
+    kind = identity(manifest)
+    validators = [_types_of(kind, crds)]
+    if kind[1] in _definitions("rules.json"):
+        validators.append(_named("rules.json", kind[1]))
+    return [
+        _problem(error)
+        for validator in validators
+        for error in sorted(validator.iter_errors(manifest), key=_order)
+    ]
 
-    Dumper.add_representer(str, text)
-    Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
-    head = "".join(f"# {line}\n" for line in notes.splitlines())
-    return head + "---\n".join(
-        yaml.dump(dict(one), Dumper=Dumper, sort_keys=False, width=1000) for one in manifests
+
+def identity(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Its apiVersion and kind."""
+    return str(manifest.get("apiVersion")), str(manifest.get("kind"))
+
+
+def types() -> dict[str, Any]:
+    """Every definition of the two extracts by its name."""
+    return {**_definitions("kubernetes.json"), **_definitions("kuberay.json")}
+
+
+def _types_of(kind: tuple[str, str], crds: Crds | None) -> Validator:
+    if crds is not None and kind in crds:
+        return _of(crds[kind])
+    if kind in KINDS and (crds is None or KINDS[kind] == KUBERNETES):
+        return _named("types", kind[1])
+    api, name = kind
+    if crds is None:
+        known = ", ".join(sorted(kind for _, kind in KINDS))
+        raise UserError(f"nothing is known of kind {name} in {api}", remedy=f"Known: {known}")
+    plural = f"{name.lower()}s.{api.partition('/')[0]}"
+    raise UserError(
+        f"none of the CRDs is that of {name} in {api}",
+        where="--crds",
+        cause="the operator is of an older version, or this CRD is missing from the folder",
+        remedy=f"kubectl get crd {plural} -o yaml > FOLDER/{plural}.yaml",
     )
+
+
+@cache
+def _definitions(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((SCHEMAS / name).read_text())["$defs"]
+    return found
+
+
+@cache
+def _named(name: str, kind: str) -> Validator:
+    """Of one definition of a file, or of both extracts."""
+    definitions = types() if name == "types" else _definitions(name)
+    return _validator_class()({"$ref": f"#/$defs/{kind}", "$defs": definitions})
+
+
+@cache
+def _of(crd: Crd) -> Validator:
+    return _validator_class()({**crd.closed(), "$defs": types()})
+
+
+@cache
+def _validator_class() -> type[Validator]:
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    made: type[Validator] = extend(
+        Draft202012Validator, {"x-kubernetes-list-map-keys": _unique_keys}
+    )
+    return made
+
+
+def _unique_keys(
+    validator: object, keys: Sequence[str], items: object, schema: object
+) -> Iterator[ValidationError]:
+    """A list that is a map has each key once."""
+    from jsonschema import ValidationError
+
+    seen = set()
+    for item in items if isinstance(items, list) else ():
+        if not isinstance(item, dict):
+            continue
+        key = tuple(repr(item.get(name)) for name in keys)
+        if key in seen:
+            yield ValidationError(f"{', '.join(key)} stands there twice")
+        seen.add(key)
+
+
+def _order(error: ValidationError) -> tuple[str, str]:
+    return error.json_path, str(error.validator)
+
+
+def _problem(error: ValidationError) -> Problem:
+    where = ".".join(map(str, error.absolute_path)) or "at its top"
+    value, wanted = error.instance, error.validator_value
+    shown = reprlib.repr(value)
+    if title := error.schema.get("title"):
+        what = title if isinstance(value, dict) else f"{shown} cannot stand there: {title}"
+        return Problem(where=where, what=what)
+    if error.validator == "additionalProperties" and wanted is False:
+        fields = sorted(error.schema.get("properties", {}))
+        name = str(next(key for key in value if key not in fields))
+        return Problem(where=where, what=f"no field {name!r} there", remedy=_nearest(name, fields))
+    if error.validator == "required":
+        return Problem(where=where, what=f"{_missing(wanted, value)!r} is missing")
+    if error.validator == "type":
+        named = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        return Problem(where=where, what=f"{shown} cannot stand there, only {_article(named)}")
+    if error.validator == "x-kubernetes-list-map-keys":
+        return Problem(where=where, what=error.message)
+    return Problem(where=where, what=f"{shown} cannot stand there ({error.validator}: {wanted!r})")
+
+
+def _nearest(name: str, fields: Sequence[str]) -> str:
+    close = get_close_matches(name, fields, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields) or 'none'}"
+
+
+def _missing(wanted: Sequence[str], value: Mapping[str, Any]) -> str:
+    return next(name for name in wanted if name not in value)
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

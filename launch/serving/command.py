@@ -12,8 +12,7 @@ from align.config import CampaignConfig
 from launch.cluster import is_secret
 from launch.serving.shelf import Target
 from rollouts.errors import UserError
-from rollouts.vllm_engine import _served_rank as served_rank
-from rollouts.vllm_engine import engine_environment
+from rollouts.vllm_engine import engine_environment, served_rank
 
 Device = Literal["cpu", "cuda"]
 

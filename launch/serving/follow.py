@@ -1,7 +1,8 @@
 """Keeps what is served to what is wanted: starts, switches, drains, stops.
 
 A swap sends no request to a server that has not answered one before, and ends no server that still
-answers. What does not come up changes nothing.
+answers. What does not come up changes nothing. Nothing is waited for without a look at the server that
+answers meanwhile: one that ended by itself gets no more requests.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Pace:
     again_s: float = 60.0
     """Seconds until a snapshot that did not come up is tried again; twice as many each time."""
     max_restarts: int = 3
-    """Servers in a row that may end by themselves, each within a minute of its start."""
+    """Starts in a row after a server ended by itself or did not come up again; a server that answers for a
+    minute ends the row."""
 
 
 SETTLED_S = 60.0
@@ -67,7 +69,7 @@ class Follower:
         self._retiring: asyncio.Task[None] | None = None
         self._failed: SnapshotId | None = None
         self._again_s, self._again_at = pace.again_s, 0.0
-        self._ended = 0
+        self._ended, self._entered_at = 0, 0.0
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -76,18 +78,15 @@ class Follower:
             KeelError: the first server does not come up, or servers keep ending by themselves.
         """
         serving = await self._begin(await asyncio.to_thread(self._wanted))
-        started = self._enter(serving)
+        self._enter(serving)
         while True:
             await asyncio.sleep(self._pace.poll_s)
-            before = serving
+            if time.monotonic() - self._entered_at > SETTLED_S:
+                self._ended = 0
             if not serving.alive():
-                settled = time.monotonic() - started > SETTLED_S
-                self._ended = 0 if settled else self._ended + 1
                 serving = await self._replace(serving)
             elif self._pace.follow:
                 serving = await self._follow(serving)
-            if serving is not before:
-                started = time.monotonic()
 
     async def close(self) -> None:
         """Stop every server, whatever it still does."""
@@ -107,36 +106,45 @@ class Follower:
         if backend in self._alive:
             self._alive.remove(backend)
 
-    def _enter(self, backend: Backend) -> float:
+    def _enter(self, backend: Backend) -> None:
         self._route.switch(backend)
+        self._entered_at = time.monotonic()
+        if backend.snapshot == self._failed:
+            self._failed = None
         self._say(f"serving {backend.snapshot[:SHOWN]}")
-        return time.monotonic()
 
     async def _follow(self, serving: Backend) -> Backend:
-        try:
-            target = await asyncio.to_thread(self._wanted)
-        except Exception as error:  # Not looking is no reason to stop serving.
-            self._say(f"cannot look at the alias, {serving.snapshot[:SHOWN]} stays: {error}")
-            return serving
-        waits = target == self._failed and time.monotonic() < self._again_at
-        if target == serving.snapshot or waits:
+        if self._retiring is not None and not self._retiring.done():
+            return serving  # There is memory for two. What is wanted then is asked then.
+        target = await self._look()
+        if target is None or target == serving.snapshot or self._waits(target):
             return serving
         self._say(f"{target[:SHOWN]} is wanted; starting it ({self._pace.swap})")
-        if self._retiring is not None:
-            await self._retiring
         swap = self._overlap if self._pace.swap == "overlap" else self._restart
         return await swap(serving, target)
 
+    async def _look(self) -> SnapshotId | None:
+        """What is wanted; None while that cannot be known."""
+        try:
+            return await asyncio.to_thread(self._wanted)
+        except Exception as error:  # Not looking is no reason to stop serving.
+            self._say(f"cannot look at the alias, what serves stays: {error}")
+            return None
+
+    def _waits(self, target: SnapshotId) -> bool:
+        """Whether a snapshot did not come up, and it is too early to try again."""
+        return target == self._failed and time.monotonic() < self._again_at
+
     async def _overlap(self, serving: Backend, target: SnapshotId) -> Backend:
         try:
-            backend = await self._unless_moved(target)
+            backend = await self._unless_moved(target, wanted=target, beside=serving)
         except Exception as error:  # Whatever is wrong with the new one, the old one answers.
-            self._put_off(serving, target, error)
-            return serving
+            self._put_off(target, error)
+            backend = None
         if backend is None:
-            self._say(f"{target[:SHOWN]} is no longer wanted; {serving.snapshot[:SHOWN]} stays")
+            if serving.alive():
+                self._say(f"{serving.snapshot[:SHOWN]} stays")
             return serving
-        self._failed = None
         self._enter(backend)
         self._retiring = asyncio.create_task(self._retire(serving))
         return backend
@@ -145,53 +153,105 @@ class Follower:
         self._route.switch(None)
         await self._retire(serving)
         try:
-            backend = await self._begin(target)
-            self._failed = None
-        except Exception as error:  # Whatever is wrong with the new one, the old one answers.
-            self._put_off(serving, target, error)
-            backend = await self._begin(serving.snapshot)
+            backend = await self._unless_moved(target, wanted=target)
+        except Exception as error:  # Whatever is wrong with the new one, the old one did run.
+            self._put_off(target, error)
+            backend = None
+        if backend is None:
+            return await self._revive(serving.snapshot)
         self._enter(backend)
         return backend
 
     async def _replace(self, ended: Backend) -> Backend:
         """A server in place of one that ended by itself, for what is wanted by now."""
-        self._route.switch(None)
+        self._notice(ended)
         await self._end(ended)
-        self._say(f"the server of {ended.snapshot[:SHOWN]} ended by itself; starting it again")
+        self._count(ended.snapshot)
+        return await self._revive(ended.snapshot)
+
+    async def _revive(self, last: SnapshotId) -> Backend:
+        """A server where none is left: of what is wanted by now, or else of what ran before.
+
+        Raises:
+            RunError: none came up, as often as servers may end in a row.
+        """
+        while True:
+            wanted = await self._look() if self._pace.follow else None
+            target = last if wanted is None or self._waits(wanted) else wanted
+            self._say(f"starting {target[:SHOWN]} again")
+            try:
+                backend = await self._unless_moved(target, wanted=wanted)
+            except Exception as error:  # What was lacking may be there the next time.
+                if target == last:
+                    self._say(f"{target[:SHOWN]} did not come up: {error}")
+                else:
+                    self._put_off(target, error)
+                self._count(target, error)
+                await asyncio.sleep(self._pace.poll_s * 2**self._ended)
+                continue
+            if backend is not None:
+                self._enter(backend)
+                return backend
+
+    def _count(self, snapshot: SnapshotId, error: Exception | None = None) -> None:
+        """One more server that ended by itself or did not come up.
+
+        Raises:
+            RunError: it is one too many.
+        """
+        self._ended += 1
         if self._ended > self._pace.max_restarts:
             raise RunError(
-                f"{self._ended} servers in a row ended by themselves",
-                where=ended.snapshot[:SHOWN],
-                cause="too little memory, or a model that this vLLM cannot run",
+                f"{self._ended} servers in a row ended by themselves or did not come up",
+                where=snapshot[:SHOWN],
+                cause=str(error or "too little memory, or a model that this vLLM cannot run"),
                 remedy="see the logs in the store's folder serving/",
-            )
-        backend = await self._begin(ended.snapshot)
-        self._enter(backend)
-        return backend
+            ) from error
 
-    async def _unless_moved(self, target: SnapshotId) -> Backend | None:
-        """A server of the target; None when the alias moved on before it was ready."""
+    async def _unless_moved(
+        self, target: SnapshotId, *, wanted: SnapshotId | None, beside: Backend | None = None
+    ) -> Backend | None:
+        """A server of the target; None when the alias moved on before it was ready.
+
+        Where the one beside it ends meanwhile, this one is nearest to answering, and the start goes on.
+
+        Args:
+            wanted: what the alias named when the target was chosen; None: it is not looked at.
+            beside: the server that answers until this one does.
+        """
         starting = asyncio.create_task(self._begin(target))
+        done = moved = False
         try:
-            while not starting.done():
+            while not (done or moved):
                 await asyncio.wait({starting}, timeout=self._pace.poll_s)
-                if not starting.done() and await self._moved_from(target):
-                    return None
-            backend = starting.result()
+                done = starting.done()
+                if beside is not None:
+                    self._notice(beside)
+                moved = await self._moved_from(wanted)
         finally:
             if not starting.done():
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
-        if await self._moved_from(target):
-            await self._end(backend)
-            return None
-        return backend
+        if not moved:
+            return starting.result()
+        if not starting.cancelled() and starting.exception() is None:
+            await self._end(starting.result())
+        return None
 
-    async def _moved_from(self, target: SnapshotId) -> bool:
-        try:
-            return await asyncio.to_thread(self._wanted) != target
-        except Exception:  # Looked at again once it is up.
+    async def _moved_from(self, wanted: SnapshotId | None) -> bool:
+        if wanted is None:
             return False
+        now = await self._look()
+        if now is None or now == wanted:
+            return False
+        self._say(f"{wanted[:SHOWN]} is no longer wanted")
+        return True
+
+    def _notice(self, backend: Backend) -> None:
+        """Send nothing more to a server that ended by itself."""
+        if not backend.alive() and self._route.now is backend:
+            self._route.switch(None)
+            self._say(f"the server of {backend.snapshot[:SHOWN]} ended by itself")
 
     async def _retire(self, backend: Backend) -> None:
         """Let a server finish what it has, and end it; also when there is no more time."""
@@ -200,7 +260,7 @@ class Follower:
             self._say(f"{left} requests on {backend.snapshot[:SHOWN]} took too long and are cut")
         await self._end(backend)
 
-    def _put_off(self, serving: Backend, target: SnapshotId, error: Exception) -> None:
+    def _put_off(self, target: SnapshotId, error: Exception) -> None:
         self._again_s = 2 * self._again_s if self._failed == target else self._pace.again_s
         self._failed, self._again_at = target, time.monotonic() + self._again_s
-        self._say(f"{target[:SHOWN]} did not come up, {serving.snapshot[:SHOWN]} stays: {error}")
+        self._say(f"{target[:SHOWN]} did not come up: {error}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -16,6 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from launch.feedback.body import BadRequest, Limits
+from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
 from launch.serving.route import Backend, NoBackend, Route
 
@@ -30,7 +31,9 @@ HOP_BY_HOP = frozenset(
 """About one connection and not about the message: RFC 9110, section 7.6.1."""
 OURS = frozenset({b"host", b"content-length", b"authorization", b"expect"})
 """Of a request, written anew for the backend."""
-RETRY_S = 5
+AGAIN = {"Retry-After": "5"}
+CLOSE = {"Connection": "close"}
+"""Whatever else is on its way is not read."""
 CONNECT_TRIES, CONNECT_PAUSE_S = 3, 0.2
 TIMEOUT = {"connect": 5.0, "read": None, "write": 60.0, "pool": None}
 """Seconds. A long completion may be silent for as long as its client is patient."""
@@ -38,13 +41,8 @@ TIMEOUT = {"connect": 5.0, "read": None, "write": 60.0, "pool": None}
 Headers = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one request may hold."""
-
-    body_bytes: int = 32 << 20
-    body_s: float = 60.0
-    """Seconds for a body to arrive."""
+LIMITS = Limits(body_bytes=32 << 20, held_bytes=512 << 20, body_s=60.0)
+"""Of bodies, which are held until their requests are answered."""
 
 
 class Refused(Exception):
@@ -67,10 +65,10 @@ class Proxy:
         *,
         key: str | None,
         say: Callable[[str], None],
-        limits: Limits | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self._route, self._transport, self._key, self._say = route, transport, key, say
-        self._limits = limits or Limits()
+        self._receiver = Receiver(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -84,10 +82,16 @@ class Proxy:
             return
         try:
             self._admit(request)
-            body = await self._body(request)
-            await _while_connected(self._relay(request, body, send), receive)
+            # The whole body: only what is complete can be sent again after a refused connection.
+            async with self._receiver.body(request) as body:
+                await _while_connected(self._relay(request, body, send), receive)
         except Refused as refused:
             await refused.response(scope, receive, send)
+        except BadRequest as bad:
+            await Refused(bad.status, str(bad), CLOSE).response(scope, receive, send)
+        except Crowded:
+            crowded = Refused(503, "too much arrives at once; try again", CLOSE | AGAIN)
+            await crowded.response(scope, receive, send)
         except ClientDisconnect:
             return
 
@@ -102,24 +106,10 @@ class Proxy:
 
     def _health(self) -> Response:
         """Whether requests are taken; says nothing else, so it asks for no key."""
-        if self._route.now is None:
+        now = self._route.now
+        if now is None or not now.alive():
             return _unavailable().response
         return JSONResponse({"status": "ok"})
-
-    async def _body(self, request: Request) -> bytes:
-        """The whole body: only what is complete can be sent again after a refused connection."""
-        parts, size = [], 0
-        close = {"Connection": "close"}
-        try:
-            async with asyncio.timeout(self._limits.body_s):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > self._limits.body_bytes:
-                        raise Refused(413, f"more than {self._limits.body_bytes} bytes", close)
-                    parts.append(part)
-        except TimeoutError as error:
-            raise Refused(408, f"no body within {self._limits.body_s:g} s", close) from error
-        return b"".join(parts)
 
     async def _relay(self, request: Request, body: bytes, send: Send) -> None:
         """Ask the backend; ask again only where the connection was refused, so nothing was sent."""
@@ -188,7 +178,7 @@ async def _left(receive: Receive) -> None:
 
 
 def _unavailable() -> Refused:
-    return Refused(503, "no model is being served yet; try again", {"Retry-After": str(RETRY_S)})
+    return Refused(503, "no model is being served now; try again", AGAIN)
 
 
 def _raw_path(scope: Scope) -> bytes:

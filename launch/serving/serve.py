@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import uvicorn
 
 KEEP_ALIVE_S = 75
+MAX_CONNECTIONS = 1024
+"""Of clients; one more is told to come again."""
 IDLE_CONNECTIONS, IDLE_S = 256, 60.0
 """To a backend: how many are kept, and for how long."""
 OVERLAP_SHARE, WHOLE_SHARE = 0.45, 0.9
@@ -72,9 +74,9 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
             f"the server needs {error.name}", remedy="pip install 'keel-align[serve]'"
         ) from error
     shelf = Shelf(stored_evidence(config), options.alias, options.name)
-    target = shelf.open(shelf.wanted())
+    wanted = shelf.wanted()
     key_file = options.key_file or config.folder / "serving" / "key"
-    key = read_token(key_file)
+    key = read_token(key_file, option="--api-key-file")
     overlaps = options.pace.follow and options.pace.swap == "overlap"
     start = VLLMStarter(
         shelf=shelf,
@@ -86,7 +88,7 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
     )
     with listen(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        say(f"model {target.name}, now {target.snapshot[:SHOWN]}; the key is in {key_file}")
+        say(f"model {shelf.name}, now {wanted[:SHOWN]}; the key is in {key_file}")
         if not is_loopback(host):
             say("warning: not only this machine can reach it, and the key travels unencrypted;")
             say("         put a proxy with TLS in front")
@@ -128,6 +130,7 @@ async def run(
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=int(pace.drain_s),
             )
         )

@@ -13,13 +13,15 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
+from typing import TypeVar
 
 import httpx
 
@@ -27,15 +29,21 @@ from align.config import CampaignConfig
 from align.evidence import stored_evidence
 from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
+from launch.serving.place import Place, claim, clear
 from launch.serving.shelf import SHOWN, Shelf, Target
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
+# -P: the working folder may not slip a module in.
+SERVER = ("-P", "-m", "vllm.entrypoints.openai.api_server")
+"""What Python runs, before vLLM's arguments."""
 GRACE_S = 10.0
 """Seconds that vLLM has to end when it is asked to; no request runs any more by then."""
 LOOK_S = 0.2
 WARM_UP_S = 120.0
 TAIL_LINES = 15
+
+T = TypeVar("T")
 
 
 class VLLMServer:
@@ -138,18 +146,21 @@ class VLLMStarter:
             SnapshotError: the snapshot is damaged; nothing was started.
             RunError: vLLM did not come up.
         """
-        target = await asyncio.to_thread(self.shelf.open, snapshot)
+        target = await _in_background(lambda: self.shelf.open(snapshot))
         folder = self.shelf.evidence.folder.absolute() / "serving"
-        folder.mkdir(exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=folder))
+        await _in_background(lambda: clear(folder))
+        place = claim(folder, snapshot[:SHOWN])
         try:
             if target.adapter is not None and target.adapter.must_merge:
-                merged = await _merged(self.shelf.evidence.config, snapshot, scratch / "merged")
+                merged = place.scratch / "merged"
+                await _merge_into(merged, self.shelf.evidence.config, snapshot, self.deadline_s)
                 target = replace(target, folder=merged, adapter=None)
-            server = self._launch(target, folder / f"{snapshot[:SHOWN]}.log", scratch)
+            server = self._launch(target, place)
         except BaseException:
-            rmtree(scratch, ignore_errors=True)
+            rmtree(place.scratch, ignore_errors=True)
             raise
+        finally:
+            os.close(place.output)
         try:
             await server.ready(self.deadline_s)
         except BaseException:
@@ -157,7 +168,7 @@ class VLLMStarter:
             raise
         return server
 
-    def _launch(self, target: Target, log: Path, scratch: Path) -> VLLMServer:
+    def _launch(self, target: Target, place: Place) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
             target,
@@ -166,20 +177,19 @@ class VLLMStarter:
             device=self.device,
             gpu_memory_utilization=self.gpu_memory_utilization,
         )
-        # -I and -P: neither the working folder nor PYTHONPATH may slip a module in.
-        command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S), str(scratch)]
-        command += [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, *arguments, *self.extra],
-                env=environment(os.environ, target.folder, self.device, key),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        # -I: neither the working folder nor PYTHONPATH may slip a module into the guard.
+        command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S)]
+        command += [str(place.scratch), sys.executable, *SERVER]
+        process = subprocess.Popen(
+            [*command, *arguments, *self.extra],
+            env=environment(os.environ, target.folder, self.device, key),
+            stdin=subprocess.PIPE,
+            stdout=place.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         url = f"http://127.0.0.1:{port}"
-        return VLLMServer(target, url=url, key=key, process=process, log=log)
+        return VLLMServer(target, url=url, key=key, process=process, log=place.log)
 
 
 def free_port() -> int:
@@ -197,23 +207,48 @@ async def _healthy(client: httpx.AsyncClient) -> bool:
         return False
 
 
-async def _merged(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> Path:
-    """The whole model that an adapter stands for, made in a process that gives its memory back."""
+async def _merge_into(
+    folder: Path, config: CampaignConfig, snapshot: SnapshotId, deadline_s: float
+) -> None:
+    """Write the whole model that an adapter stands for, in a process that gives its memory back."""
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_merge, args=(config, snapshot, folder), daemon=True)
     process.start()
+    until = time.monotonic() + deadline_s
     try:
-        while process.is_alive():
+        while process.is_alive() and time.monotonic() < until:
             await asyncio.sleep(LOOK_S)
+        late = process.is_alive()
     finally:
         process.kill()
         process.join()
-    if process.exitcode != 0:
+    if late or process.exitcode != 0:
+        how = f"within {deadline_s:g} s" if late else f"(exit code {process.exitcode})"
         raise RunError(
-            f"the adapter of {snapshot[:SHOWN]} could not be merged (exit code {process.exitcode})",
+            f"the adapter of {snapshot[:SHOWN]} could not be merged {how}",
             cause="too little memory or disk; what it said stands above",
+            remedy="free some, or give it more time with --start-deadline-s"
+            if late
+            else "free some",
         )
-    return folder
+
+
+async def _in_background(work: Callable[[], T]) -> T:
+    """The result of a function in a thread that nothing waits for: a model takes minutes to read.
+
+    `asyncio.to_thread` would hold up the end of the process until the function returned.
+    """
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _merge(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> None:

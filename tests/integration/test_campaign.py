@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which hold no model; orphaned, they look around once a minute and then end."""
+LOOK_S = 0.25
+"""Between two looks at all processes; they take what a small machine needs to get on."""
 PATIENCE_S = 240.0
 """How long a busy machine may take to reach the next landmark."""
 
@@ -79,9 +81,11 @@ class Driver:
 
     def until(self, reached: Callable[[], bool]) -> None:
         """Wait for a landmark, taking note of the processes on the way."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline, next_look = time.monotonic() + PATIENCE_S, 0.0
         while not reached():
-            self.look()
+            if time.monotonic() >= next_look:
+                self.look()
+                next_look = time.monotonic() + LOOK_S
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, "the campaign did not come so far"
             time.sleep(0.02)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rollouts.engine import SampleRequest, WeightUpdate
+from rollouts.engine_slot import MAIL
 from rollouts.pool import EnginePool
 from rollouts.types import Sampling
 from rollouts.vllm_engine import VLLMConfig
@@ -118,4 +119,30 @@ def test_an_engine_that_dies_after_a_deposit_comes_back_with_its_weights(pool, m
     completions = [c for result in ticket() for c in result.completions]
     assert pool.metrics.restarts == 1
     assert completions[-1].weight_versions[0].version == "r/2"
+    assert max(gap(models, c) for c in completions) < TOLERANCE
+
+
+def test_weights_that_vllm_refuses_in_the_middle_cost_the_engine_and_no_sample(pool, models):
+    """It gets other weights than the pool hands to replacements: some of the tensors only."""
+    import ray
+
+    pool.sync(update(models, "r/0"))
+    before, asked = pool.metrics, requests(6)
+    ticket = pool.submit(asked)
+    arrivals = ticket.arrivals()
+    next(arrivals)
+    whole = update(models, "r/1")
+    part = WeightUpdate(version="part", tensors=dict(list(whole.tensors.items())[:1]))
+    pool.deposit(whole)
+    (slot,) = pool._fleet.slots
+    ray.get(slot.actor.deposit.options(concurrency_group=MAIL).remote(part), timeout=30)
+    for _ in arrivals:
+        pass
+    completions = [c for result in ticket() for c in result.completions]
+    assert "was not loaded: the weight update lacks" in pool.replaced[-1]
+    assert pool.metrics.restarts == before.restarts + 1
+    assert pool.metrics.failed_requests == before.failed_requests
+    versions = {span.version for c in completions for span in c.weight_versions}
+    assert versions <= {"r/0", "r/1"}
+    assert completions[-1].weight_versions[0].version == "r/1"
     assert max(gap(models, c) for c in completions) < TOLERANCE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from align.learner.anchors import References, Toward
 from align.learner.group import LearnerGroup
 from align.learner.learner import Learner
 from align.learner.losses import algorithm_from
-from align.learner.rows import Batch
+from align.learner.rows import DATA, Batch, Row
 from rollouts.errors import RunError
 from rollouts.weight_transfer import from_host
 from tests.unit.tiny import row, save_model
@@ -123,22 +124,50 @@ def assert_gone(pids: list[int]) -> None:
 
 
 PPO = SPEC.model_copy(update={"algorithm": algorithm_from("ppo")})
+FILES: dict[str, Any] = {
+    "dpo": {"name": "dpo", "pairs": "file"},
+    "kto": {"name": "kto", "ratings": "file"},
+}
+"""Algorithms that learn from a file; each row comes with its opposite, as pairs do."""
 
 
-@pytest.mark.parametrize(
-    ("kind", "spec"), [("full", SPEC), ("full", PPO), ("lora", SPEC)], ids=["full", "ppo", "lora"]
-)
+def of_a_file(spec: RoundSettings, batch: Batch) -> Batch:
+    """The batch's prompts with an answer wanted and one not, as rows that nobody sampled."""
+    read: list[Row] = []
+    for unit, one in enumerate(batch.rows[:4]):
+        told = replace(one, policy=DATA, sampler_logprobs_T=(), unit=unit)
+        read.append(replace(told, advantage=1.0))
+        read.append(replace(told, advantage=-1.0, completion_ids=(*one.completion_ids[::-1], 2)))
+    return Batch(rows=(*spec.algorithm.examples(read), *batch.rows[4:]))
+
+
+def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch]]:
+    """What kind of ranks, what they learn by, and from what."""
+    if case in FILES:
+        spec = SPEC.model_copy(update={"algorithm": algorithm_from(FILES[case])})
+        return "full", spec, [of_a_file(spec, batch) for batch in BATCHES]
+    if case == "distill":
+        chosen = algorithm_from({"name": "distill", "teacher": f"model:{teacher}"})
+        return "full", SPEC.model_copy(update={"algorithm": chosen}), BATCHES
+    if case == "lora":
+        return "lora", SPEC, BATCHES
+    return "full", {"full": SPEC, "ppo": PPO}[case], BATCHES
+
+
+@pytest.mark.parametrize("case", ["full", "ppo", "dpo", "kto", "distill", "lora"])
 def test_two_ranks_learn_what_one_does(
-    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, kind: str, spec: Any
+    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, case: str
 ) -> None:
+    kind, spec, batches = lesson(case, save_model(tmp_path / "teacher", seed=1))
     one, two = alone(base, tmp_path, kind), groups(kind)
     begin(one, kind, spec), begin(two, kind, spec)
     rows = list(BATCHES[0].rows)
-    for batch in BATCHES:
+    for batch in batches:
         expected, found = one.update(batch), two.update(batch)
         assert found.keys() == expected.keys()
         for name in expected.keys() - {"time/update_s"}:
             assert found[name] == pytest.approx(expected[name], abs=1e-4, rel=1e-4), name
+        assert expected["grad_norm"] > 1e-2
         drift = one.divergence(rows, "base")
         assert two.divergence(rows, "base") == pytest.approx(drift, rel=1e-3, abs=1e-5)
     for ours, theirs in zip(
@@ -158,24 +187,35 @@ def test_two_ranks_learn_what_one_does(
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
+    assert (two.critic is None) == (one.critic is None) == (spec is not PPO)
+    if one.critic is not None and two.critic is not None:
+        two.critic.save(tmp_path / "critic")
+        theirs = tensors(tmp_path / "critic")
+        assert theirs.keys() == one.critic.named_tensors().keys()
+        assert theirs["head.weight"].any()
+        for name, tensor in one.critic.named_tensors().items():
+            torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
     if kind == "lora":
         assert tensors(Path(two.weights("r/1").adapter)).keys() == ours.keys()
     two.load("base")
     assert two.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("spec", [SPEC, PPO], ids=["grpo", "ppo"])
 def test_a_checkpoint_of_two_ranks_goes_on_exactly(
-    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path
+    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, spec: RoundSettings
 ) -> None:
     group = groups("full")
-    begin(group, "full")
+    begin(group, "full", spec)
     for batch in BATCHES[:3]:
         group.update(batch)
     group.checkpoint(tmp_path / "kept", 3, identity=IDENTITY)
     expected = [group.update(batch) for batch in BATCHES[3:]]
     group.save(tmp_path / "straight")
+    if group.critic is not None:
+        group.critic.save(tmp_path / "straight")
 
-    begin(group, "full")
+    begin(group, "full", spec)
     with pytest.raises(SnapshotError, match="another parent"):
         group.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
     found = group.restore(tmp_path / "kept", identity=IDENTITY)
@@ -183,11 +223,14 @@ def test_a_checkpoint_of_two_ranks_goes_on_exactly(
     for batch, metrics in zip(BATCHES[3:], expected, strict=True):
         assert {**group.update(batch), "time/update_s": 0} == {**metrics, "time/update_s": 0}
     group.save(tmp_path / "resumed")
+    if group.critic is not None:
+        group.critic.save(tmp_path / "resumed")
     ours, theirs = tensors(tmp_path / "straight"), tensors(tmp_path / "resumed")
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    assert ("head.weight" in ours) == (spec is PPO)
 
     one = alone(base, tmp_path, "full")
-    begin(one, "full")
+    begin(one, "full", spec)
     with pytest.raises(SnapshotError, match="another ranks: '2', not '1'"):
         one.restore(tmp_path / "kept", identity=IDENTITY)
 

@@ -268,3 +268,19 @@ def test_a_machine_is_lost_and_comes_back(
     )
     logs = "".join(f.read_text(errors="replace") for f in (tmp_path / "head-ray").rglob("*.log"))
     assert SECRET not in out + error + listed + logs
+
+    def told(*words: str) -> dict[str, Any]:
+        process = asked(*words, "--json")
+        found, problem = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, found + problem
+        return dict(json.loads(found))
+
+    # One that waits for more room than there is, until it is stopped.
+    told(
+        "submit", path.name, "--include", "unhurried.py", "--id", "second-job", "--wait", "600",
+        "--set", f"store={tmp_path / 'other'}", "--set", "rollouts.engines=9",
+    )  # fmt: skip
+    assert told("jobs", "status", "second-job")["status"] in ("PENDING", "RUNNING")
+    assert told("jobs", "stop", "second-job")["status"] == "STOPPED"
+    assert told("jobs", "status", "second-job")["status"] == "STOPPED"
+    assert told("jobs", "status", "first-job")["status"] == "SUCCEEDED"

@@ -255,6 +255,10 @@ def test_weights_for_running_engines_need_a_pool_made_for_them(pool_of):
     pool = pool_of(1, in_flight=True)
     with pytest.raises(RunError, match="ScriptedEngine takes no weights while it samples"):
         pool.deposit(WeightUpdate(version="r/1"))
+    with pytest.raises(RunError, match="not every engine took 'r/1'"):
+        pool.generate([ask("a")])
+    pool.sync(WeightUpdate(version="r/1"))
+    check_answers([ask("a")], pool.generate([ask("a")]))
 
 
 def test_a_stream_that_ends_early_is_asked_for_the_rest(pool_of, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import IntegrityError
 from typing import Any
@@ -21,6 +22,8 @@ from align.errors import RunError, StaleAttempt, StoreError
 from align.inbox.inbox import Inbox
 from align.memory import postgres
 from align.memory.ledger import Ledger
+from align.plan.forecast import forecast
+from align.schedule.claims import claimed_rounds
 from tests.integration.servers import postgres_server
 from tests.unit import ledgers
 from tests.unit.inboxes import feedback
@@ -70,6 +73,7 @@ from tests.unit.test_ledger import (  # noqa: F401
     test_illegal_steps_are_refused_and_change_nothing,
 )
 from tests.unit.test_ledger_machine import LedgerMachine
+from tests.unit.test_plan import with_feedback
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,6 +194,19 @@ def test_what_is_in_the_inbox_survives_the_loss_of_a_connection(tmp_path: Path) 
         connection.exec_driver_sql("DELETE FROM inbox_rows")
     assert inbox.waiting("taste").count == 1
     assert inbox.add("taste", [feedback(1)]).outcomes == ("duplicate",)
+
+
+def test_a_forecast_claims_nothing_on_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_LEDGER", url(tmp_path))
+    config = with_feedback(tmp_path, ledger="env:THE_LEDGER")
+    found = forecast(config, datetime(2026, 1, 2, 3, 1, tzinfo=UTC))
+    assert [(one.name, one.state) for one in found.rounds] == [
+        ("nightly-1", "unclaimed"),
+        ("weekly-1", "unclaimed"),
+    ]
+    assert claimed_rounds(Ledger(url(tmp_path)).database) == []
 
 
 def test_two_campaigns_share_a_database_in_schemas(tmp_path: Path) -> None:

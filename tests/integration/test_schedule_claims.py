@@ -1,4 +1,4 @@
-"""Six schedulers on one ledger, as processes: every tick becomes one round."""
+"""Several schedulers on one ledger, as processes: every tick becomes one round."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import pytest
 from align.memory.ledger import Ledger
 from align.schedule.claims import Dues, claimed_rounds
 from tests.unit.campaigns import campaign, rounds
-from tests.unit.ledgers import RAM, python
+from tests.unit.ledgers import RAM, python, url
 from tests.unit.schedules import START
 
-PROCESSES, TICKS = 6, 300
 PATIENCE_S = 500.0
 NIGHTLY = {"name": "nightly", "every": "0 3 * * *"}
 
 # Every process looks at every tick until somebody has claimed it and given its round a verdict.
 MANY = """
-import json, sqlite3, sys
+import json, sys
 from datetime import datetime, timedelta
 from time import sleep
 from align.config import CampaignConfig
 from align.memory.ledger import Ledger
 from align.schedule.claims import Dues
+from tests.unit.schedules import verdict
 
-folder, ticks = sys.argv[1], int(sys.argv[2])
+folder, url, ticks = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = CampaignConfig.model_validate_json(open(f"{folder}/campaign.json").read())
-dues = Dues(Ledger(f"sqlite:///{folder}/ledger.sqlite").database, config)
-start, won = datetime.fromisoformat(sys.argv[3]), []
+ledger = Ledger(url)
+dues = Dues(ledger.database, config)
+start, won = datetime.fromisoformat(sys.argv[4]), []
 print("ready", flush=True)
 sys.stdin.readline()
 for day in range(1, ticks + 1):
@@ -43,12 +44,7 @@ for day in range(1, ticks + 1):
             sleep(0.002)  # Somebody else's, still open.
             continue
         won.append(due.key)
-        with sqlite3.connect(f"{folder}/ledger.sqlite", timeout=60) as ledger:
-            ledger.execute(
-                'INSERT INTO rounds ("index", attempt, name, state, candidate) VALUES (?, 1, ?, ?, ?)',
-                (day, due.round, "rejected", "c"),
-            )
-        ledger.close()
+        verdict(ledger, due.round, day)
 print(json.dumps(won), flush=True)
 """
 
@@ -56,23 +52,25 @@ print(json.dumps(won), flush=True)
 @pytest.mark.timeout(600)
 def test_six_processes_claim_every_tick_once() -> None:
     with TemporaryDirectory(dir=RAM) as scratch:
-        folder = Path(scratch)
-        ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
-        config = campaign(folder, rounds=rounds(NIGHTLY))
-        (folder / "campaign.json").write_text(config.model_dump_json())
-        Dues(ledger.database, config).claim(START)
-        arguments = (str(folder), str(TICKS), START.isoformat())
-        started = [python(MANY, *arguments) for _ in range(PROCESSES)]
-        for process in started:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        with ThreadPoolExecutor(PROCESSES) as threads:
-            talks = list(
-                threads.map(lambda p: p.communicate("go\n", timeout=PATIENCE_S)[0], started)
-            )
-        claims = claimed_rounds(ledger.database)
-    assert [process.returncode for process in started] == [0] * PROCESSES
+        check_claims(Path(scratch), processes=6, ticks=300)
+
+
+def check_claims(folder: Path, *, processes: int, ticks: int) -> None:
+    """Let so many processes claim so many ticks, on the ledger of `tests.unit.ledgers`."""
+    ledger = Ledger(url(folder))
+    config = campaign(folder, rounds=rounds(NIGHTLY))
+    (folder / "campaign.json").write_text(config.model_dump_json())
+    Dues(ledger.database, config).claim(START)
+    arguments = (str(folder), url(folder), str(ticks), START.isoformat())
+    started = [python(MANY, *arguments) for _ in range(processes)]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(processes) as threads:
+        talks = list(threads.map(lambda p: p.communicate("go\n", timeout=PATIENCE_S)[0], started))
+    claims = claimed_rounds(ledger.database)
+    assert [process.returncode for process in started] == [0] * processes
     keys = sorted(key for talk in talks for key in json.loads(talk))
-    days = (START + timedelta(days=day) for day in range(1, TICKS + 1))
+    days = (START + timedelta(days=day) for day in range(1, ticks + 1))
     assert keys == [f"cron/{day:%Y-%m-%d}T03:00Z" for day in days]
-    assert [claim.spec.name for claim in claims] == [f"nightly-{n}" for n in range(1, TICKS + 1)]
+    assert [claim.spec.name for claim in claims] == [f"nightly-{n}" for n in range(1, ticks + 1)]

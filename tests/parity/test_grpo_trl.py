@@ -113,10 +113,14 @@ def same_gradient(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def learner_step(
-    models: dict[str, Path], tmp_path: Path, anchors: AnchorsConfig, batch_tokens: int
+    models: dict[str, Path],
+    tmp_path: Path,
+    anchors: AnchorsConfig,
+    batch_tokens: int,
+    algorithm: GRPO | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and gradient of one real update, before the optimizer moves anything."""
-    spec = RoundSettings(anchors=anchors)
+    spec = RoundSettings(anchors=anchors, algorithm=algorithm or GRPO())
     spec = spec.model_copy(
         update={"optimizer": spec.optimizer.model_copy(update={"micro_batch_tokens": batch_tokens})}
     )
@@ -147,6 +151,22 @@ def test_a_learner_step_is_trls_token_mean(
     )
     assert metrics["loss/policy"] == pytest.approx(theirs.item(), abs=1e-6)
     assert abs(theirs.item()) > 0.01
+    same_gradient(ours, gradient(trainer.model))
+
+
+@pytest.mark.parametrize("batch_tokens", [10_000, 8])
+def test_the_mean_over_completions_is_the_papers_and_trls_grpo(
+    models: dict[str, Path], tmp_path: Path, batch_tokens: int
+) -> None:
+    trainer = make_trainer(models["base"], tmp_path, loss_type="grpo", beta=0.0)
+    theirs = trainer._compute_loss(trainer.model, trl_inputs(ROWS))
+    theirs.backward()
+
+    none = AnchorsConfig(new=(), past=(), general=())
+    metrics, ours = learner_step(models, tmp_path, none, batch_tokens, GRPO(mean="completions"))
+    other, _ = learner_step(models, tmp_path, none, batch_tokens)
+    assert metrics["loss/policy"] == pytest.approx(theirs.item(), abs=1e-6)
+    assert abs(metrics["loss/policy"] - other["loss/policy"]) > 1e-3
     same_gradient(ours, gradient(trainer.model))
 
 

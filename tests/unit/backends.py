@@ -12,14 +12,16 @@ from typing import Any
 import httpx
 import uvicorn
 
+from launch.feedback.body import Limits
 from launch.listening import listen
 from launch.serving.follow import Follower, Pace
-from launch.serving.proxy import Limits, Proxy
+from launch.serving.proxy import LIMITS, Proxy
 from launch.serving.route import Backend, Route
 from rollouts.errors import RunError
 
 KEY = "sk-public-key-of-the-test"
 PATIENCE_S = 30.0
+SNAPSHOT = "x-keel-snapshot"
 
 
 @asynccontextmanager
@@ -147,7 +149,7 @@ async def until(reached: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def proxied(
-    route: Route, said: list[str] | None = None, limits: Limits | None = None
+    route: Route, said: list[str] | None = None, limits: Limits = LIMITS
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a proxy over a route; it has the key."""
     said = [] if said is None else said
@@ -184,3 +186,28 @@ async def followed(world: World, **pace: Any) -> AsyncIterator[tuple[httpx.Async
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await follower.close()
+
+
+async def ask(client: httpx.AsyncClient) -> str:
+    """Who answered, and says so in the body and in the header."""
+    answer = await client.post("/v1/completions", json={"prompt": "x"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers[SNAPSHOT] == answer.json()["model"]
+    return answer.headers[SNAPSHOT]
+
+
+async def healthy(client: httpx.AsyncClient) -> None:
+    while (await client.get("/health")).status_code != 200:
+        await asyncio.sleep(0.005)
+
+
+def failing(world: World, *names: str) -> Callable[[str], Awaitable[Echo]]:
+    """A start at which these snapshots do not come up."""
+
+    async def start(snapshot: str) -> Echo:
+        if snapshot in names:
+            world.said.append(f"tried {snapshot}")
+            raise RunError("vLLM ended before it was ready")
+        return await world.echo(snapshot)
+
+    return start

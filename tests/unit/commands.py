@@ -61,9 +61,17 @@ def keel_words(line: str) -> list[str] | None:
     >>> keel_words(".venv/bin/keel k8s render a.yaml | kubectl apply -f -")
     ['k8s', 'render', 'a.yaml']
     """
-    first, *words = shlex.split(line)
-    if Path(first).name != "keel":
-        return None
+    first, *words = program_words(line)
+    return words if Path(first).name == "keel" else None
+
+
+def program_words(line: str) -> list[str]:
+    """A command and its words up to a pipe or the like.
+
+    >>> program_words("ray get-auth-token --generate > /dev/null")
+    ['ray', 'get-auth-token', '--generate']
+    """
+    words = shlex.split(line)
     ends = [i for i, word in enumerate(words) if word in SHELL_ENDS]
     return words[: ends[0]] if ends else words
 
@@ -91,13 +99,14 @@ def walk(
     markdown: str,
     folder: Path,
     *,
-    run: Callable[[list[str]], None],
+    run: Callable[[list[str]], str],
     change: Callable[[str], str] = lambda text: text,
 ) -> None:
     """Do what a reader does, from top to bottom: save the blocks with a title, run the commands.
 
     Args:
-        run: is given the words after ``keel``; other programs are left out.
+        run: is given the words after ``keel`` and returns what was printed, which a line may keep in a
+            file; other programs are left out.
         change: of a block's text before it is saved.
     """
     for block in blocks(markdown):
@@ -107,4 +116,6 @@ def walk(
             path.write_text(change(block.text))
         for line in commands(block) if block.kind == "sh" else ():
             if (words := keel_words(line)) is not None:
-                run(words)
+                printed = run(words)
+                if kept := re.search(r" > ([\w.-]+)$", line):
+                    (folder / kept[1]).write_text(printed)

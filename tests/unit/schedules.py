@@ -1,4 +1,4 @@
-"""Schedules for the tests, and a campaign in memory that lives by them."""
+"""Schedules for the tests, verdicts for their rounds, and a campaign in memory that lives by them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,40 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import insert
+
+from align.memory.ledger import Ledger
+from align.memory.tables import rounds
 from align.schedule.config import ScheduleSettings
-from align.schedule.due import Arrivals, Claimed, Due, History, Schedule, Tick, Waits, tick
+from align.schedule.due import (
+    Arrivals,
+    Claimed,
+    Due,
+    History,
+    Schedule,
+    Skip,
+    Tick,
+    Waits,
+    tick,
+)
+from tests.unit.ledgers import FIRST
 
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 NAME = "nightly"
+
+
+def verdict(ledger: Ledger, name: str, index: int) -> None:
+    """A round of this name is rejected."""
+    ledger.record_snapshot(FIRST)
+    values = {
+        "index": index,
+        "attempt": 1,
+        "name": name,
+        "state": "rejected",
+        "candidate": FIRST.id,
+    }
+    with ledger.database.write() as connection:
+        connection.execute(insert(rounds).values(values))
 
 
 def at(text: str) -> datetime:
@@ -67,11 +96,26 @@ class World:
                 claimed=self.now,
                 newest=here.newest,
                 watermark=here.watermark,
+                stream=self.schedule.uses_up,
             )
             self.history = replace(self.history, claims=(*self.history.claims, new))
         if isinstance(found, Waits) and found.passed:
             self.history = replace(self.history, since={found.schedule: self.now})
         return found
+
+    def skip(self) -> None:
+        """A person passes over what is due, if anything is."""
+        found = self.claim()
+        if isinstance(found, Due):
+            made = Skip(
+                schedule=found.schedule,
+                key=found.key,
+                round=found.round,
+                who="somebody",
+                reason="bad data",
+                time=self.now,
+            )
+            self.history = replace(self.history, skips=(*self.history.skips, made))
 
     def wait(self, **time: float) -> None:
         self.now += timedelta(**time)
@@ -81,7 +125,8 @@ class World:
 
     def finish(self, *, uses: bool = True) -> None:
         """The round that is open gets its verdict."""
-        verdicts = self.history.verdicts | {claim.round for claim in self.history.claims}
+        opened = {claim.round for claim in self.history.claims} - self.history.skipped.keys()
+        verdicts = self.history.verdicts | opened
         if uses and verdicts != self.history.verdicts:
             self.watermark = len(self.rows)
         self.history = replace(self.history, verdicts=verdicts)

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from align.campaign_file import load_campaign
+from align.config import CampaignConfig
 from align.errors import StoreError, UserError
 from align.memory.ledger import Ledger
+from align.memory.tables import campaigns
+from align.schedule.expand import expand
+from align.stored_config import as_read
+from tests.unit.campaigns import campaign, raw_campaign
 from tests.unit.ledgers import BASE, CONFIG, FIRST, REPORT, started, state, url
+
+ROOT = Path(__file__).parents[2]
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -78,3 +87,61 @@ def test_appended_rounds_are_planned_and_kept(tmp_path: Path) -> None:
 def test_a_hash_that_differs_without_a_visible_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="config hash: hash-1 -> hash-2"):
         started(tmp_path).open_campaign("digits", CONFIG, "hash-2")
+
+
+def reopened(folder: Path, forgotten: str, **now: Any) -> Ledger:
+    """A store of a version that had no such setting, opened by this one with a campaign of its own."""
+    ledger, config = Ledger(url(folder)), campaign(folder)
+    ledger.open_campaign(config.name, without(config.content(), forgotten), "hash-of-then")
+    current = CampaignConfig.model_validate(raw_campaign(folder, **now))
+    ledger.open_campaign(current.name, current.content(), current.hash(), read=as_read)
+    return ledger
+
+
+def without(value: Any, key: str) -> Any:
+    """JSON without a key, wherever it stands."""
+    if isinstance(value, dict):
+        return {k: without(v, key) for k, v in value.items() if k != key}
+    return [without(v, key) for v in value] if isinstance(value, list) else value
+
+
+def test_a_store_that_does_not_know_a_setting_yet_has_its_default(tmp_path: Path) -> None:
+    config = campaign(tmp_path)
+    ledger = reopened(tmp_path, "meter_every")
+    with ledger.database.read() as connection:
+        row = connection.execute(select(campaigns)).one()
+    # Written down: the default may be another one day.
+    assert (json.loads(row.config), row.config_hash) == (config.content(), config.hash())
+    assert [record.name for record in ledger.rounds()] == ["first", "second"]
+
+
+def test_what_is_not_the_default_was_not_so_before(tmp_path: Path) -> None:
+    defaults = {**raw_campaign(tmp_path)["defaults"], "meter_every": 7}
+    with pytest.raises(StoreError) as caught:
+        reopened(tmp_path, "meter_every", defaults=defaults)
+    told = str(caught.value)
+    assert "defaults.meter_every: 15 -> 7" in told
+    assert "rounds.1.meter_every: 15 -> 7" in told
+    assert "checkpoint_every" not in told
+
+
+def test_what_else_has_changed_is_all_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        reopened(tmp_path, "meter_every", seed=3)
+    lines = str(caught.value).splitlines()
+    assert [line.strip() for line in lines[1:-2]] == ["seed: 0 -> 3"]
+
+
+def test_what_this_version_cannot_read_is_refused(tmp_path: Path) -> None:
+    ledger, config = Ledger(url(tmp_path)), campaign(tmp_path)
+    ledger.open_campaign(config.name, {**config.content(), "gone": 1}, "hash-of-then")
+    with pytest.raises(StoreError, match=r"gone: 1 -> \(absent\)"):
+        ledger.open_campaign(config.name, config.content(), config.hash(), read=as_read)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_what_is_stored_of_a_campaign_is_read_as_it_was(file: Path) -> None:
+    config = expand(load_campaign(file).config, (), ())
+    if config.rounds:
+        stored = json.loads(json.dumps(config.content()))
+        assert as_read(stored) == stored

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from align.learner.anchors import References
 from align.learner.checkpoint import MANIFEST, file_of, newest_checkpoint
 from align.learner.learner import Learner
 from align.learner.losses import algorithm_from
-from align.learner.rows import Batch
+from align.learner.rows import DATA, Batch, Row
 from align.learner.sharding import decoder_layers
 from tests.unit.tiny import row, save_model
 
@@ -75,39 +77,82 @@ def betas(learner: Learner) -> list[float]:
     return [one.beta for terms in learner._anchors.values() for _, one in terms]
 
 
-CASES = {
-    "full": (SPEC, {}),
-    "lora": (SPEC, {"lora": LoraConfig(rank=2, alpha=4.0)}),
-    "dropout": (SPEC, {"lora": LoraConfig(rank=2, alpha=4.0, dropout=0.3)}),
-    "critic": (SPEC.model_copy(update={"algorithm": algorithm_from("ppo")}), {}),
-}
+def pair(unit: int) -> list[Row]:
+    """A pair of a file."""
+    sides = (row((1, unit), (4, 5, unit), 1.0), row((1, unit), (6, unit, 8, 9, 2), -1.0))
+    return [replace(side, unit=unit, policy=DATA, sampler_logprobs_T=()) for side in sides]
+
+
+PAIRS = [
+    Batch(rows=tuple(one for unit in units for one in pair(unit)) + BATCHES[0].rows[3:])
+    # Every pair comes twice, the second time beside others.
+    for units in ((1, 2, 3), (4, 5, 6), (7, 8, 9), (1, 6, 9), (2, 4, 7), (3, 5, 8))
+]
+TWICE = SPEC.optimizer.model_copy(update={"mini_batches": 2})
+
+
+def spec_of(algorithm: Any, optimizer: OptimizerConfig = SPEC.optimizer) -> RoundSettings:
+    return SPEC.model_copy(update={"algorithm": algorithm_from(algorithm), "optimizer": optimizer})
+
+
+CASES: dict[str, tuple[RoundSettings, Sequence[Batch], dict[str, Any]]] = {
+    "full": (SPEC, BATCHES, {}),
+    "lora": (SPEC, BATCHES, {"lora": LoraConfig(rank=2, alpha=4.0)}),
+    "dropout": (SPEC, BATCHES, {"lora": LoraConfig(rank=2, alpha=4.0, dropout=0.3)}),
+    "critic": (spec_of("ppo"), BATCHES, {}),
+    "critic_warm_up": (
+        spec_of({"name": "ppo", "critic": {"warmup_steps": 2}}, TWICE), BATCHES, {},
+    ),
+    "dpo": (spec_of({"name": "dpo", "pairs": "file"}, TWICE), PAIRS, {}),
+}  # fmt: skip
+
+
+def stepped(learner: Learner, batch: Batch) -> dict[str, float]:
+    """One step, as a round takes it: engines first get the weights. Without what it cost."""
+    learner.weights("held")
+    return {name: value for name, value in learner.update(batch).items() if name != "time/update_s"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_going_on_is_bit_identical(models: dict[str, Path], tmp_path: Path, case: str) -> None:
-    spec, policy = CASES[case]
+    """Killed after any of the steps. What does not come back is what rows from a file were told before:
+    references are computed again."""
+    spec, batches, policy = CASES[case]
     if case in ("lora", "dropout"):
         spec = spec.model_copy(update={"anchors": spec.anchors.model_copy(update={"past": ()})})
     straight = begun(models, tmp_path, spec, **policy)
-    expected = [straight.update(batch) for batch in BATCHES]
+    expected = [stepped(straight, batch) for batch in batches]
 
     before = begun(models, tmp_path, spec, **policy)
-    for batch in BATCHES[:3]:
-        before.update(batch)
-    before.checkpoint(tmp_path / "kept", 3, identity=IDENTITY, extra={"failed": 2})
-    torch.manual_seed(99)
-    after = begun(models, tmp_path, spec, **policy)
-    found = after.restore(tmp_path / "kept", identity=IDENTITY)
-    assert found is not None
-    assert (found.step, found.extra) == (3, {"failed": 2})
-    for batch, metrics in zip(BATCHES[3:], expected[3:], strict=True):
-        again = after.update(batch)
-        assert {k: v for k, v in again.items() if k != "time/update_s"} == {
-            k: v for k, v in metrics.items() if k != "time/update_s"
-        }
-    assert betas(after) == betas(straight) != betas(begun(models, tmp_path, spec, **policy))
-    for own, other in zip(trained(after), trained(straight), strict=True):
-        assert torch.equal(own, other)
+    assert betas(straight) != betas(before)
+    for step, batch in enumerate(batches[:-1], start=1):
+        stepped(before, batch)
+        kept = tmp_path / f"kept-{step}"
+        before.checkpoint(kept, step, identity=IDENTITY, extra={"failed": 2})
+        torch.manual_seed(99)
+        after = begun(models, tmp_path, spec, **policy)
+        found = after.restore(kept, identity=IDENTITY)
+        assert found is not None
+        assert (found.step, found.extra) == (step, {"failed": 2})
+        # Dropout draws from one generator, which `before` needs again as it was.
+        drawn = torch.get_rng_state()
+        assert [stepped(after, batch) for batch in batches[step:]] == expected[step:]
+        assert betas(after) == betas(straight)
+        for own, other in zip(trained(after), trained(straight), strict=True):
+            assert torch.equal(own, other)
+        torch.set_rng_state(drawn)
+
+
+def test_what_a_file_s_rows_were_told_comes_from_a_cache(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """So that the case above compares a warm cache with a cold one."""
+    spec, batches, policy = CASES["dpo"]
+    learner = begun(models, tmp_path, spec, **policy)
+    for batch in batches[:3]:
+        learner.update(batch)
+    assert len(learner.reference_cache) == 18
+    assert len(begun(models, tmp_path, spec, **policy).reference_cache) == 0
 
 
 def test_without_the_checkpoint_the_rest_differs(models: dict[str, Path], tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_what_a_finished_campaign_prints(
 
     code, again, _ = keel("run", str(path))
     assert code == 0
-    assert "all rounds are done; nothing to run" in again
+    assert "no round is due; nothing to run" in again
     assert "harmful: rejected" in again
     assert keel("run", str(path), "--strict")[0] == 3
 

@@ -211,6 +211,15 @@ def test_a_missing_key(tmp_path: Path) -> None:
     assert "rounds.0.steps: is missing and has no default" in message
 
 
+def test_a_problem_is_told_once(tmp_path: Path) -> None:
+    """Not again as a list of rounds that is too short for want of a valid one, with all of it."""
+    message = refusal(
+        tmp_path, "rounds=[{name: only, prompts: 'demo://rev', rewards: [exact_match]}]"
+    )
+    assert message.splitlines()[1:] == ["  rounds.0.steps: is missing and has no default"]
+    assert "rounds: Tuple should have at least 1 item" in refusal(tmp_path, "rounds=[]")
+
+
 def test_many_problems_are_listed_and_then_counted(tmp_path: Path) -> None:
     message = refusal(tmp_path, *(f"gate.wrong{i}=1" for i in range(8)))
     assert message.count("unknown key") == 5

@@ -136,8 +136,9 @@ def test_an_update_by_the_definition(
     """The teacher reads its own prompts; passes are padded to other widths than the policy's."""
     from transformers import AutoModelForCausalLM
 
+    share = {"beta": 0.3} if divergence == "jsd" else {}
     spec = settings(
-        algorithm=of(divergence, teacher="round:first", beta=0.3),
+        algorithm=of(divergence, teacher="round:first", **share),
         optimizer=OptimizerConfig(micro_batch_tokens=batch_tokens),
     )
     found = gradients(make(models, tmp_path, spec), Batch(rows=ROWS))
@@ -266,6 +267,9 @@ def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None
         Distill(**fields)
 
 
+WHERE = "rounds.first.algorithm.teacher"
+
+
 def changed(tmp_path: Path, file: str, **values: Any) -> Path:
     """The demo model with other values in one of its files."""
     folder = copytree(BASE_MODEL, tmp_path / "teacher")
@@ -280,10 +284,13 @@ def changed(tmp_path: Path, file: str, **values: Any) -> Path:
         ("config.json", {"num_hidden_layers": 9}),
         ("config.json", {"logit_scale": 1.0, "final_logit_softcapping": None}),
         ("tokenizer.json", {"truncation": {"max_length": 8}}),
+        ("tokenizer.json", {"decoder": {"type": "Fuse"}}),
+        ("tokenizer.json", {"added_tokens": []}),
     ],
 )
 def test_a_teacher_that_fits(tmp_path: Path, file: str, values: dict[str, Any]) -> None:
-    check_teacher(BASE_MODEL, changed(tmp_path, file, **values))
+    """The same tokens under the same ids, however the file says it."""
+    check_teacher(BASE_MODEL, changed(tmp_path, file, **values), WHERE)
 
 
 @pytest.mark.parametrize(
@@ -291,20 +298,20 @@ def test_a_teacher_that_fits(tmp_path: Path, file: str, values: dict[str, Any]) 
     [
         ("config.json", {"vocab_size": 50}, "50 entries and the policy's 22"),
         ("config.json", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-        ("tokenizer.json", {"added_tokens": []}, "tokenizer.json differs"),
+        ("tokenizer.json", {"added_tokens": [{"content": "<x>", "id": 3}]}, "the token '<x>' as 3"),
     ],
 )
 def test_a_teacher_that_does_not_fit(
     tmp_path: Path, file: str, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check_teacher(BASE_MODEL, changed(tmp_path, file, **values))
+        check_teacher(BASE_MODEL, changed(tmp_path, file, **values), WHERE)
 
 
 def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
-        check_teacher(BASE_MODEL, tmp_path / "nowhere")
+        check_teacher(BASE_MODEL, tmp_path / "nowhere", WHERE)
     folder = copytree(BASE_MODEL, tmp_path / "teacher")
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        check_teacher(BASE_MODEL, folder)
+        check_teacher(BASE_MODEL, folder, WHERE)

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,20 @@ from typer.testing import CliRunner
 from align.campaign_file import load_campaign
 from align.config import CampaignConfig, overlay
 from align.evidence import stored_evidence
+from align.inputs import load_inputs
 from align.learner.losses import ALGORITHMS
 from launch.cli import app
-from tests.unit.commands import assert_parses, blocks, command_of, keel_words, shell_lines, walk
+from rollouts.errors import UserError
+from tests.unit.commands import (
+    Block,
+    assert_parses,
+    blocks,
+    command_of,
+    keel_words,
+    program_words,
+    shell_lines,
+    walk,
+)
 from tests.unit.hf_engine import HFEngine
 
 ROOT = Path(__file__).parents[2]
@@ -36,13 +48,15 @@ MOST_LINES = 110
 """A page answers one question."""
 
 ONLY_PARSED = {
-    "demo build", "doctor", "feedback serve", "gate aa", "jobs list", "jobs logs", "jobs status",
-    "jobs stop", "schedule run", "serve", "submit",
+    "demo build", "doctor", "feedback serve", "jobs list", "jobs logs", "jobs status", "jobs stop",
+    "schedule run", "serve", "submit",
 }  # fmt: skip
 """They listen, train, need a cluster, or ask the machine."""
-ONLY_PARSED_WITH = {"--address", "--watch", "--policy"}
+ONLY_PARSED_WITH = {"--address", "--crds", "--watch", "--policy"}
 MEANT = {"ROUND": lambda: "first", "OTHER": lambda: "second", "SNAPSHOT": lambda: newest_snapshot()}
 """What a reader puts in the place of a word."""
+THEIR_OWN = re.compile("No such file|reads '.*', which does not exist|there is no folder 'path/to")
+"""Why inputs cannot be loaded that a reader has and the guide has not."""
 
 FINISHED: dict[str, Any] = {
     "name": "campaign",
@@ -85,14 +99,15 @@ def newest_snapshot() -> str:
     return list(evidence.accepted("policy").values())[-1]
 
 
-def run(words: list[str]) -> None:
-    """A command in this process and folder, or at least its words."""
+def run(words: list[str]) -> str:
+    """What a command prints in this process and folder; of some only the words are read."""
     words = [MEANT[word]() if word in MEANT else word for word in words]
     assert_parses(words)
     if command_of(words)[0] in ONLY_PARSED or ONLY_PARSED_WITH & set(words):
-        return
+        return ""
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, f"keel {' '.join(words)}: {result.exception}\n{result.output}"
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +130,21 @@ def test_a_reader_can_do_what_a_page_says(
     monkeypatch.chdir(folder)
     monkeypatch.setattr("launch.engines.engine_starter", in_process)
     walk(PAGES[name], folder, run=run, change=shortened)
+    for block in blocks(PAGES[name]):
+        if block.kind == "yaml":
+            check_inputs(block, folder)
+
+
+def check_inputs(block: Block, folder: Path) -> None:
+    """What a run would check before it starts: that sources exist, and that prompts fit the model."""
+    if block.title is None:
+        config = CampaignConfig.model_validate(completed(yaml.safe_load(block.text)))
+    else:
+        config = load_campaign(folder / block.title).config
+    try:
+        load_inputs(config).close()
+    except UserError as error:
+        assert THEIR_OWN.search(str(error)), error
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
@@ -155,6 +185,28 @@ def test_most_commands_are_run_not_only_parsed() -> None:
     ]
     assert len(shown) > 30
     assert len(parsed) < len(shown) / 2
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_commands_of_others_are_spelt_as_they_take_them(name: str) -> None:
+    """What bash can read; subcommands and options of `ray`; extras of our own package; our own files."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for line in shell_lines(PAGES[name]):
+        read = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
+        assert read.returncode == 0, read.stderr
+        program, *words = program_words(line)
+        if program == "ray":
+            from ray.scripts.scripts import cli
+
+            cli.commands[words[0]].make_context(words[0], words[1:])
+        elif program == "pip":
+            (wanted,) = re.findall(r"keel-align\[(.*)\]", line)
+            assert set(wanted.split(",")) <= set(extras), line
+        for word in words:
+            if word.split("/")[0] in ("launch", "configs", "benchmarks", "align", "docs"):
+                assert (ROOT / word).exists(), line
 
 
 def test_every_key_of_a_campaign_has_a_meaning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,8 +217,11 @@ def test_tokens_that_merge_across_the_seam_leave_the_prompt_alone(tmp_path: Path
 
 
 BAD: list[tuple[Any, str]] = [
-    ({"prompt": "", "chosen": "b", "rejected": "c"}, "empty"),
-    ({"prompt": "a", "chosen": " ", "rejected": "c"}, "empty"),
+    ({"prompt": "", "chosen": "b", "rejected": "c"}, "'prompt' is empty"),
+    ({"prompt": "a", "chosen": " ", "rejected": "c"}, "'chosen' is empty"),
+    ({"prompt": "a", "chosen": "b", "rejected": ""}, "'rejected' is empty"),
+    ({"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' is empty"),
+    ({"chosen": "a b", "rejected": "a "}, "'rejected' is empty"),
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "equal sides"),
     ({"prompt": "a", "chosen": 7, "rejected": "c"}, "'chosen' is not text"),
     ({"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
@@ -227,7 +230,6 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"}, "'margin' is not a number"),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": [1]}, "'margin' is not a number"),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "nan"}, "'margin' is not a number"),
-    ({"prompt": "a", "chosen": "b" * 40, "rejected": "c"}, "over-long"),
     ({"prompt": "a", "chosen": [said("assistant", "b")], "rejected": "c"}, "one side is text"),
     ({"prompt": [said("assistant", "a")], "chosen": "b", "rejected": "c"}, "ends with an answer"),
     ({"prompt": [said("system", "a")], "chosen": "b", "rejected": "c"}, "chat template"),
@@ -283,7 +285,8 @@ def test_too_many_bad_rows_are_one_message(tmp_path: Path) -> None:
         load(tmp_path, records)
     message = str(caught.value)
     assert "5 of 11 rows cannot be used, 45.5%; max_dropped allows 10.0%" in message
-    assert "4 over-long (rows.jsonl:7; rows.jsonl:8; rows.jsonl:9; ...)" in message
+    longest = [f"rows.jsonl:{number}: 43 tokens" for number in (7, 8, 9)]
+    assert f"4 over-long for 40 tokens ({'; '.join(longest)}; ...)" in message
     assert "1 equal sides (rows.jsonl:11)" in message
     assert "cut: true" in message
     assert len(load(tmp_path, records, max_dropped=0.5).units) == 6
@@ -296,7 +299,7 @@ def test_cutting_instead_of_dropping(tmp_path: Path) -> None:
     assert written(found.units[0]) == [("a:", "bcdefgha", 1.0), ("a:", " c$", -1.0)]
     assert str(found.report) == (
         "11 rows gave 10 pairs; 1 answer cut to the context; "
-        "1 row left out: 1 over-long (rows.jsonl:2)"
+        "1 row left out: 1 over-long for 10 tokens (rows.jsonl:2: 13 tokens)"
     )
 
 

@@ -13,9 +13,11 @@ import yaml
 from align.demo import BASE_MODEL
 from align.errors import SnapshotError
 from align.evidence import Evidence
+from align.gate.gate import Verdict
 from align.memory.snapshots import Kind
 from align.report import export as module
 from align.report.export import export, find, licence_of
+from align.report.families import passed_lines
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
@@ -86,6 +88,38 @@ def test_what_was_rejected_goes_out_only_by_force(store: Evidence, tmp_path: Pat
     assert "> **This snapshot was not accepted (state: rejected).**" in body
     assert "general: 50.0 points lost" in body
     assert "regressed" in body
+
+
+def with_rates(name: str, verdict: dict[str, Any]) -> dict[str, Any]:
+    """The verdict, with answers held to margins of rates as well."""
+    first = next(check for check in verdict["checks"] if check["role"] == "retention")
+    rates = [{**first, "what": what, "also": ()} for what in ("truncation", "failure")]
+    return {**verdict, "checks": [*verdict["checks"], *rates]}
+
+
+def test_rates_of_cut_and_failed_answers_stand_apart(tmp_path: Path) -> None:
+    store = made(tmp_path, GOOD, BETTER, report=with_rates)
+    _, body = card(write(store, "production", tmp_path / "out"))
+    gate = body.partition("## What the gate said")[2].partition("\n## ")[0]
+    scores, rates = gate.split("### Answers that were cut or have no score")
+    parts = [
+        [line.split(" | ")[1] for line in part.splitlines() if line.startswith("| ")]
+        for part in (scores, rates)
+    ]
+    heads = ["part", "---"]
+    assert set(parts[0]) - {*heads, "target", "retention", "shown"} == set()
+    assert parts[0].count("retention") >= 1
+    assert parts[1] == [*heads, "answers not cut", "answers with a score"]
+    verdict = Verdict.from_dict(store.committed()[-1].report or {})
+    (line,) = passed_lines(verdict.checks)
+    assert line.endswith(" (2 of them on answers that are cut or have no score)")
+    (plain,) = passed_lines(check for check in verdict.checks if check.what == "value")
+    assert plain.endswith("retention checks passed")
+
+
+def test_a_snapshot_without_rates_has_no_section_of_them(store: Evidence, tmp_path: Path) -> None:
+    _, body = card(write(store, "production", tmp_path / "out"))
+    assert "Answers that were cut" not in body
 
 
 def test_an_observing_gate_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launch import cli
-from tests.unit.inboxes import pair
+from tests.unit.inboxes import pair, settled
 
 Keel = Callable[..., tuple[int, str, str]]
 CAMPAIGN: dict[str, Any] = {
@@ -63,7 +63,10 @@ def test_the_life_of_a_row(keel: Keel) -> None:
     assert "1 pair" in keel("show")[1]
     assert "1 of 1 rows set aside" in keel("quarantine", "1", "--reason", "spam")[1]
     assert "1 rows.jsonl:1: spam" in keel("quarantine")[1]
-    assert "2 rows and 0 replayed prompts removed" in keel("purge", "--user", "bob")[1]
+    assert (
+        "2 rows, 0 replayed prompts and 0 answers to them removed"
+        in keel("purge", "--user", "bob")[1]
+    )
     shown = json.loads(keel("list", "--json")[1])
     (stream,) = shown["streams"]
     assert (stream["ready"], stream["quarantined"], stream["newest"]) == (0, 1, 3)
@@ -73,7 +76,10 @@ def test_the_life_of_a_row(keel: Keel) -> None:
 
 def test_the_drop_folder_by_hand(keel: Keel) -> None:
     assert "0 files taken from store/inbox/drop" in keel("sweep")[1]
-    Path("rows.jsonl").rename("store/inbox/drop/taste/rows.jsonl")
+    dropped = Path("rows.jsonl").rename("store/inbox/drop/taste/rows.jsonl")
+    out = keel("sweep")[1]
+    assert "0 files taken" in out and "1 left there: changed in the last 2 s" in out
+    settled(dropped)
     assert "rows.jsonl: 2 stored, 1 aside" in keel("sweep")[1]
     assert json.loads(keel("sweep", "--json")[1]) == []
 
@@ -83,7 +89,9 @@ def test_the_drop_folder_by_hand(keel: Keel) -> None:
     [
         (("add", "rows.jsonl", "--stream", "tatse"), "did you mean 'taste'"),
         (("add", "absent.jsonl"), "cannot open the file"),
-        (("show", "7"), "has no row 7"),
+        (("add", "absent.txt"), "cannot open the file: there is none"),
+        (("add", "campaign.yaml"), "cannot read .yaml file"),
+        (("show", "7"), "nothing has arrived yet"),
         (("show", "--stream", "other"), "no round reads inbox://other"),
     ],
 )
@@ -91,6 +99,19 @@ def test_what_cannot_be_done_is_said(keel: Keel, arguments: tuple[str, ...], mes
     code, _, err = keel(*arguments)
     assert code == 2
     assert message in err
+
+
+def test_looking_makes_no_store(keel: Keel) -> None:
+    assert keel("list")[:2] == (0, "nothing has arrived yet\n")
+    assert json.loads(keel("list", "--json")[1]) == {"streams": [], "takes": [], "purges": []}
+    for words in (("show",), ("quarantine",), ("quarantine", "1"), ("show", "--stream", "other")):
+        assert keel(*words)[0] == 2
+    assert not Path("store").exists()
+
+
+def test_a_row_that_is_not_there(keel: Keel) -> None:
+    keel("add", "rows.jsonl")
+    assert "has no row 7" in keel("show", "7")[2]
 
 
 def test_a_campaign_without_a_stream_has_nothing_to_serve(keel: Keel, tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from align.gate.statistics import (
-    alpha_per_look,
-    alpha_spent,
     beta_cdf,
     exact_interval,
     holm,
@@ -209,10 +207,6 @@ def test_mcnemar_of_many_items_does_not_overflow() -> None:
     assert 0 < mcnemar_exact(900, 1100) < 1e-4
 
 
-def test_alpha_is_spread_evenly() -> None:
-    assert alpha_per_look(0.05, 10) == pytest.approx(0.005)
-
-
 @pytest.mark.parametrize(
     ("psi", "margin", "items"),
     [(0.05, 0.02, 773), (0.05, 0.005, 12366), (0.10, 0.03, 687), (0.20, 0.05, 495)],
@@ -291,13 +285,6 @@ def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) 
     assert min(adjusted) == min(1.0, len(p_values) * min(p_values))
     shown = sorted(zip(p_values, adjusted, strict=True))
     assert [its for _, its in shown] == sorted(its for _, its in shown)
-
-
-def test_alpha_is_used_up_by_the_declared_rounds_and_exceeded_after_them() -> None:
-    assert alpha_spent(0.05, 10, 0) == 0.0
-    assert alpha_spent(0.05, 10, 4) == pytest.approx(0.02)
-    assert alpha_spent(0.05, 10, 10) == pytest.approx(0.05)
-    assert alpha_spent(0.05, 10, 12) == pytest.approx(0.05 + 0.05 / 11 + 0.05 / 12)
 
 
 @given(

@@ -71,7 +71,7 @@ def test_a_rating_where_rounds_rate_answers() -> None:
     [
         ({"x": 1}, "neither a pair nor a rating"),
         (pair(1, rejected="yes"), "equal sides"),
-        (pair(1, chosen=" "), "empty"),
+        (pair(1, chosen=" "), "'chosen' is empty"),
         ({"chosen": "b", "rejected": "c"}, "no prompt"),
         ({"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
         (pair(1, when=datetime(2026, 1, 1)), "column 'when' cannot be kept as JSON"),
@@ -271,7 +271,9 @@ def test_what_a_policy_reads_twice(tmp_path: Path) -> None:
     assert numbers(inbox, inbox.take("sort", "taste")) == [5]
     inbox.take("sort", "taste", use="all")
     verdict(ledger, 1, "sort", "rejected")
-    assert inbox.waiting("taste").count == 0
+    assert inbox.takes()[-1].state == "used"
+    assert inbox.waiting("taste").count == 1
+    assert inbox.waiting("taste", above=3).count == 2
 
 
 def test_a_limit_leaves_the_rest_to_the_next_round(tmp_path: Path) -> None:
@@ -342,8 +344,9 @@ def test_a_take_of_an_unfinished_round_is_let_go(tmp_path: Path) -> None:
         ({"source": "rows.jsonl", "use": "all"}, "are for streams"),
         ({"source": "rows.jsonl", "after_rejection": "returned"}, "are for streams"),
         ({"source": "inbox://taste", "use": "last:0"}, "pattern"),
+        ({"source": "inbox://taste", "use": "all", "limit": 10}, "set use: last:10 for the newest"),
     ],
 )
-def test_data_that_cannot_be_read(fields: dict[str, str], message: str) -> None:
+def test_data_that_cannot_be_read(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ExamplesConfig(**fields)  # type: ignore[arg-type]
+        ExamplesConfig(**fields)

@@ -1,4 +1,5 @@
-"""Any order of arrivals, quarantines, attempts, crashes and verdicts: every row is used exactly once."""
+"""Any order of arrivals, quarantines, attempts, crashes and verdicts, and any policy of reading: every row
+is used exactly once."""
 
 from __future__ import annotations
 
@@ -38,6 +39,9 @@ class InboxMachine(RuleBasedStateMachine):
         self.ledger.set_alias_initial("production", BASE.id)
         self.waiting: list[int] = []
         self.used: list[int] = []
+        self.aside: set[int] = set()
+        self.use = "once"
+        """Of the round under way."""
         self.newest = self.index = 0
         self.read: list[int] | None = None
         """What the round under way has read in its first attempt."""
@@ -67,20 +71,35 @@ class InboxMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self.waiting))
         assert self.inbox.quarantine("taste", [number], "spam") == 1
         self.waiting.remove(number)
+        self.aside.add(number)
 
-    @rule(limit=st.one_of(st.none(), st.integers(1, 4)))
+    @rule(
+        use=st.sampled_from(("once", "once", "all", "last:2", "last:9")),
+        limit=st.one_of(st.none(), st.integers(1, 4)),
+    )
     @precondition(lambda self: self.index < NUM_ROUNDS and self.attempt is None)
-    def begin(self, limit: int | None) -> None:
+    def begin(self, use: str, limit: int | None) -> None:
         name = f"round{self.index}"
-        take = self.inbox.take(name, "taste", limit=limit)
-        if self.read is None and not self.waiting:
+        take = self.inbox.take(name, "taste", use=use, limit=limit)
+        if self.read is None:
+            self.use, expected = use, self.readable(use)[:limit]
+        else:
+            expected = self.read
+        if not expected:
             assert take is None
             return
         assert take is not None
         found = [int(row.place.rpartition(" ")[2]) for row in self.inbox.read(take)]
-        assert found == (self.waiting[:limit] if self.read is None else self.read)
+        assert found == expected
         self.attempt = self.ledger.begin_round(self.index, name, BASE.id)
         self.read = found
+
+    def readable(self, use: str) -> list[int]:
+        """What a round that begins now may read."""
+        if use == "once":
+            return self.waiting
+        everything = [n for n in range(1, self.newest + 1) if n not in self.aside]
+        return everything if use == "all" else everything[-int(use.removeprefix("last:")) :]
 
     @rule()
     def crash(self) -> None:
@@ -97,14 +116,17 @@ class InboxMachine(RuleBasedStateMachine):
         self.attempt = None
         if verdict == "failed":
             return
-        self.used += self.read
-        self.waiting = [number for number in self.waiting if number not in self.read]
+        if self.use == "once":
+            self.used += self.read
+            self.waiting = [number for number in self.waiting if number not in self.read]
         self.read = None
         self.index += 1
 
     @invariant()
     def i12_every_row_waits_or_was_used_once(self) -> None:
+        """Whatever rounds that read rows again did in between."""
         assert len(set(self.used)) == len(self.used)
+        assert len(self.used) + len(self.waiting) + len(self.aside) == self.newest
         assert not set(self.used) & set(self.waiting)
         waiting = self.inbox.waiting("taste")
         assert (waiting.count, waiting.newest_id) == (len(self.waiting), self.newest)

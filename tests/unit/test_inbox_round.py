@@ -17,6 +17,7 @@ from align.inputs import load_inputs
 from align.memory.ledger import Ledger
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
+from tests.unit.inboxes import settled
 from tests.unit.test_round import Ran
 
 DATA = {"source": "inbox://taste", "heldout": 0.3}
@@ -43,6 +44,7 @@ def drop(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> 
     place = folder / "store" / "inbox" / "drop"
     place.mkdir(parents=True, exist_ok=True)
     (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settled(place / name)
 
 
 def run(folder: Path, *specs: dict[str, Any], watcher: Watcher | None = None) -> Ran:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from fastapi.testclient import TestClient
 
 from align.errors import RunError
 from align.inbox.deal import Receipt, Submission
+from align.inbox.drop import make_drop
 from align.inbox.inbox import Inbox
 from align.inbox.writer import QueueFull, Writer, WriterClosed
+from launch.feedback import tender
 from launch.feedback.app import make_app
 from launch.feedback.body import Limits
+from launch.feedback.receive import Crowded, Receiver
+from launch.feedback.tender import Tender
 from launch.feedback.token import is_bearer, read_token
 from rollouts.errors import UserError
-from tests.unit.inboxes import TASTE, feedback, opened, pair
+from tests.unit.inboxes import TASTE, feedback, opened, pair, settled
 
 TOKEN = "a-token-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -179,6 +184,92 @@ def test_back_pressure(
     assert answer.json() == {"error": message}
 
 
+class Arriving:
+    """A request whose body comes in parts, and stops when it is told to."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.headers: dict[str, str] = {}
+        self._parts = parts
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            yield part
+        yield b""
+
+
+def test_bodies_are_bounded_together() -> None:
+    receiver = Receiver(Limits(body_bytes=100, held_bytes=150))
+
+    async def receive(*parts: bytes) -> bytes:
+        async with receiver.body(Arriving(*parts)) as body:  # type: ignore[arg-type]
+            return body
+
+    async def several() -> None:
+        async with receiver.body(Arriving(b"x" * 60, b"x" * 40)) as held:  # type: ignore[arg-type]
+            assert held == b"x" * 100
+            assert await receive(b"y" * 50) == b"y" * 50
+            with pytest.raises(Crowded):
+                await receive(b"y" * 50, b"y")
+            with pytest.raises(TimeoutError):
+                async with receiver.body(Arriving(b"z")):  # type: ignore[arg-type]
+                    raise TimeoutError
+        assert await receive(b"y" * 100) == b"y" * 100
+
+    asyncio.run(several())
+
+
+def test_who_comes_when_too_much_arrives_is_asked_to_come_back(
+    inbox: Inbox, tmp_path: Path
+) -> None:
+    limits = Limits(held_bytes=10)
+    app = make_app(inbox, {"taste": TASTE}, TOKEN, folder=tmp_path / "inbox", limits=limits)
+    with TestClient(app, headers=HEADERS) as client:
+        answer = client.post("/v1/feedback", json=pair(1))
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "too much arrives at once; try again"},
+    )
+    assert (answer.headers["retry-after"], answer.headers["connection"]) == ("1", "close")
+
+
+def test_health_is_that_of_the_drop_folder_too(
+    client: TestClient, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tender, "SWEEP_S", 0.01)
+    tending = Tender(tmp_path / "inbox", inbox, {})
+    failures = [ZeroDivisionError("of the tests"), RunError("disk full")]
+    passes: list[bool] = []
+
+    def tend() -> None:
+        passes.append(tending.failing)
+        if len(passes) == 4:
+            raise KeyboardInterrupt
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr(tending, "tend", tend)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(tending.run())
+    assert passes == [False, True, True, False]
+    app: Any = client.app
+    desk = next(route.endpoint.__self__ for route in app.routes if route.path == "/healthz")
+    desk.tender.failing = True
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "the drop folder is not read"})
+
+
+def test_the_server_takes_what_is_dropped_and_says_what_it_cannot(
+    inbox: Inbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_drop(tmp_path / "inbox", {"taste": TASTE}) / "taste"
+    for name, content in (("a.jsonl", "{"), ("b.jsonl", json.dumps(pair(1)))):
+        (place / name).write_text(content)
+        settled(place / name)
+    Tender(tmp_path / "inbox", inbox, {"taste": TASTE}).tend()
+    assert inbox.waiting("taste").count == 1
+    assert "drop folder: a.jsonl: " in capsys.readouterr().err
+
+
 # The writer
 
 
@@ -258,23 +349,24 @@ def test_a_commit_that_fails_is_told_and_the_next_is_tried(inbox: Inbox) -> None
 
 def test_a_token_is_made_for_its_owner_only(tmp_path: Path) -> None:
     file = tmp_path / "inbox" / "token"
-    token = read_token(file)
+    token = read_token(file, option="--token-file")
     assert len(token) >= 40
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o644)
-    assert read_token(file) == token
+    assert read_token(file, option="--token-file") == token
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_token_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("abc\n")
     with pytest.raises(UserError, match="at least 16"):
-        read_token(tmp_path / "short")
-    (tmp_path / "link").symlink_to(tmp_path / "short")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_token(tmp_path / "link")
+        read_token(tmp_path / "short", option="--key")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        read_token(tmp_path / "link", option="--key")
+    assert "name a file that this user can read, or may make, with --key" in str(caught.value)
     with pytest.raises(UserError):
-        read_token(tmp_path)
+        read_token(tmp_path, option="--key")
 
 
 def test_who_bears_the_token() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,16 +28,18 @@ echo "scontrol $*" >>"$LOG"
 if [[ $1 == show ]]; then printf '%s\\n' node1 node2 node3; fi
 """
 HOSTNAME = """#!/usr/bin/env bash
-echo "127.0.0.1 10.0.0.1"
+echo "${HEAD_ADDRESSES:-fe80::1 127.0.1.1 127.0.0.2 10.0.0.1}"
 """
 RAY = """#!/usr/bin/env python3
 import os, signal, socket, sys
 log = open(os.environ["LOG"], "a")
 signal.signal(signal.SIGTERM, lambda *_: (print("ray ended", file=log, flush=True), os._exit(0)))
 print("ray", *sys.argv[1:], os.environ["RAY_AUTH_MODE"], file=log, flush=True)
+if os.environ.get("RAY_FAILS"):
+    sys.exit("ray: something is missing")
 port = next((w.partition("=")[2] for w in sys.argv if w.startswith("--port=")), None)
 if port:
-    server = socket.create_server(("127.0.0.1", int(port)))
+    server = socket.create_server(("127.0.0.2", int(port)))
 signal.pause()
 """
 KEEL = """#!/usr/bin/env bash
@@ -77,18 +81,61 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path: Path, slurm: dict[str, 
     run = subprocess.run(words, env=slurm, capture_output=True, text=True, timeout=60)
     assert run.returncode == 3, run.stderr
     log = (tmp_path / "log").read_text().splitlines()
-    port = 20000 + os.getpid() % 20000
-    address = f"127.0.0.1:{port}"
+    port = 20000 + 3 * (os.getpid() % 4000)
+    address = f"127.0.0.2:{port}"
     (head,) = [line for line in log if line.startswith("ray start --head")]
-    assert f"--port={port}" in head and head.endswith(" token")
+    assert f"--port={port} " in head and head.endswith(" token")
     (worker,) = [line for line in log if line.startswith("ray start --block")]
-    assert f'--address={address} --num-cpus=4 --resources={{"engine": 1}}' in worker
-    assert any(line.startswith("srun --nodes=2 --ntasks=2 --exclude=node1") for line in log)
+    assert f"--address={address} --num-cpus=4 " in worker
+    assert '--resources={"engine": 1}' in worker
+    own = f"--dashboard-agent-listen-port={port + 1} --min-worker-port=0 --max-worker-port=0"
+    assert own in head and own in worker and f"--ray-client-server-port={port + 2} " in head
+    steps = [line for line in log if line.startswith("srun ") and " ray start " in line]
+    assert all(line.startswith("srun --overlap --cpus-per-task=4 ") for line in steps)
+    assert any(" --nodes=2 --ntasks=2 --exclude=node1 " in line for line in steps)
     assert f"keel run nightly.yaml --address {address} --wait 180 --strict" in log
     assert "token 600 64" in log
     assert log.count("ray ended") == 2
     assert list((tmp_path / ".ray").iterdir()) == []
     assert not any("requeue" in line for line in log)
+
+
+def run_of(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = ["bash", SBATCH, "nightly.yaml"]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_head_that_ends_at_once_is_not_waited_for(tmp_path: Path, slurm: dict[str, str]) -> None:
+    run = run_of({**slurm, "RAY_FAILS": "1"})
+    assert run.returncode == 1
+    assert "something is missing" in run.stderr
+    assert "the Ray head on node1 ended before it answered" in run.stderr
+    assert "keel" not in (tmp_path / "log").read_text()
+    assert list((tmp_path / ".ray").iterdir()) == []
+
+
+def test_the_address_that_other_nodes_reach(tmp_path: Path, slurm: dict[str, str]) -> None:
+    for only in ("127.0.1.1", "fe80::1 127.0.0.1"):
+        run = run_of({**slurm, "HEAD_ADDRESSES": only})
+        assert run.returncode == 1
+        assert f"its address is {only}, where no other node" in run.stderr
+    run = run_of({**slurm, "HEAD_ADDRESSES": "127.0.1.1", "KEEL_HEAD_ADDRESS": "127.0.0.2"})
+    assert run.returncode == 3, run.stderr
+    assert "--node-ip-address=127.0.0.2 " in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("job", ["1", "3999", "4000", "4294967295"])
+def test_ports_are_below_those_that_the_system_gives_away(job: str) -> None:
+    (line,) = [line for line in SBATCH.read_text().splitlines() if line.startswith("port=")]
+    shell = f"SLURM_JOB_ID={job}; {line}; echo $port"
+    port = int(subprocess.check_output(["bash", "-c", shell], text=True))
+    assert port >= 20000 and port + 2 < 32768
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_has_nothing_to_say() -> None:
+    checked = subprocess.run(["shellcheck", SBATCH], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -137,3 +184,15 @@ def test_the_cluster_file_is_one_for_ray_up() -> None:
         assert "RAY_AUTH_MODE=token" in start
         subprocess.run(["bash", "-n", "-c", start], check=True)
     assert "--dashboard-host=127.0.0.1" in raw["head_start_ray_commands"][1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("head_setup_comands", []), ("max_workers", "two"), ("auth", {"ssh_usr": "keel"})],
+)
+def test_rays_schema_would_notice_a_slip(key: str, value: Any) -> None:
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import validate_config
+
+    with pytest.raises(ValidationError):
+        validate_config({**yaml.safe_load(CLUSTER.read_text()), key: value})

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from align.config import (
     AnchorConfig,
     AnchorsConfig,
+    CampaignConfig,
     OptimizerConfig,
     PolicyConfig,
     RoundSettings,
@@ -140,3 +143,80 @@ def test_a_step_that_measured_nothing_does_not_steer() -> None:
     assert controller.beta == 0.5
     controller.observe(0.2)
     assert controller.beta > 0.5
+
+
+def distilling(**changes: Any) -> RoundSettings:
+    algorithm = {"name": "distill", "teacher": "base", "on_policy": False, **changes}
+    return settings(algorithm, optimizer=OptimizerConfig(lr=1e-2))
+
+
+def parts(learner: Learner) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    assert learner.slow_teacher is not None
+    policy = learner.policy.named_parameters()
+    teacher = learner.slow_teacher.named_tensors()
+    assert policy.keys() == teacher.keys()
+    return [p.detach().clone() for p in policy.values()], [t.clone() for t in teacher.values()]
+
+
+def test_a_slow_teacher_goes_a_share_of_the_way_after_every_step(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    learner = make(models, tmp_path, distilling(follow=0.25))
+    rows = tuple(replace(r, unit=None, advantage=1.0) for r in PAIRS)
+    _, before = parts(learner)
+    first = learner.update(Batch(rows=rows))["loss/policy"]
+    policy, after = parts(learner)
+    for old, new, learned in zip(before, after, policy, strict=True):
+        torch.testing.assert_close(new, old + 0.25 * (learned - old))
+    fixed = make(models, tmp_path, distilling())
+    assert fixed.update(Batch(rows=rows))["loss/policy"] == pytest.approx(first, rel=1e-6)
+    assert fixed.slow_teacher is None
+    slow, still = (one.update(Batch(rows=rows))["loss/policy"] for one in (learner, fixed))
+    assert slow != pytest.approx(still, rel=1e-3)
+
+
+def test_a_slow_teacher_survives_a_stop(models: dict[str, Path], tmp_path: Path) -> None:
+    rows = tuple(replace(r, unit=None, advantage=1.0) for r in PAIRS)
+    whole = make(models, tmp_path, distilling(follow=0.25))
+    curve = [whole.update(Batch(rows=rows))["loss/policy"] for _ in range(4)]
+    stopped = make(models, tmp_path, distilling(follow=0.25))
+    for _ in range(2):
+        stopped.update(Batch(rows=rows))
+    stopped.checkpoint(tmp_path / "checkpoint", 2, identity={})
+    again = make(models, tmp_path, distilling(follow=0.25))
+    found = again.restore(tmp_path / "checkpoint", identity={})
+    assert found is not None and found.step == 2
+    assert [again.update(Batch(rows=rows))["loss/policy"] for _ in range(2)] == curve[2:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"algorithm": {"teacher": "model:elsewhere"}}, "is no earlier policy"),
+        ({"policy": {"lora": {"rank": 2}}}, "the policy has adapters"),
+        ({"policy": {"ranks": 2}}, "the policy has 2 ranks"),
+    ],
+)
+def test_what_cannot_follow(changes: dict[str, Any], words: str) -> None:
+    algorithm = {
+        "name": "distill",
+        "teacher": "base",
+        "follow": 0.1,
+        **changes.get("algorithm", {}),
+    }
+    with pytest.raises(ValidationError, match=words):
+        CampaignConfig.model_validate(
+            {
+                "name": "slow",
+                "policy": {"model": "demo://digits", **changes.get("policy", {})},
+                "rounds": [
+                    {
+                        "name": "one",
+                        "prompts": "demo://rev",
+                        "steps": 1,
+                        "algorithm": algorithm,
+                        "rewards": ["exact_match"],
+                    }
+                ],
+            }
+        )

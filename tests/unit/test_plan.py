@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from align.campaign import run_campaign
 from align.config import CampaignConfig
+from align.errors import StoreError
+from align.inbox.feedback import stream_forms
+from align.inbox.inbox import Inbox
 from align.inputs import load_inputs
+from align.memory.inbox_tables import inbox_streams
 from align.plan.forecast import forecast, step_counts
+from align.plan.ledger_copy import ledger_copy
 from align.plan.sizes import (
     ANCHOR_CACHE,
     checkpoint_bytes,
@@ -24,6 +33,8 @@ from align.plan.sizes import (
     num_trained,
     snapshot_bytes,
 )
+from align.schedule.claims import Dues
+from align.stores import open_ledger
 from launch.cli import app
 from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign
 
@@ -108,13 +119,134 @@ def test_when_all_is_done(tmp_path: Path) -> None:
     assert (found.to_run, found.disk.needed) == ((), 0)
 
 
-def test_what_would_be_claimed(tmp_path: Path) -> None:
+def test_what_waits(tmp_path: Path) -> None:
     raw = raw_campaign(tmp_path)
     raw["rounds"][1] |= {"manual": True}
     found = forecast(CampaignConfig.model_validate(raw), datetime(2026, 1, 1, tzinfo=UTC))
     assert [one.name for one in found.rounds] == ["first"]
     assert found.claims == ()
     assert len(found.waits) == 1 and found.waits[0].startswith("second: runs when asked")
+
+
+NIGHTLY: dict[str, Any] = {
+    "name": "nightly",
+    "when": {"new_pairs": 20},
+    "algorithm": {"name": "dpo", "pairs": "file"},
+    "data": {"source": "inbox://taste", "heldout": 0.5},
+    "steps": 3,
+}
+CLOCK: dict[str, Any] = {
+    "name": "weekly",
+    "every": "0 3 * * *",
+    "prompts": "demo://inc",
+    "rewards": ["exact_match"],
+    "steps": 2,
+}
+
+
+def with_feedback(folder: Path, rows: int = 25, **changes: Any) -> CampaignConfig:
+    """A campaign of schedules, a clock among them that was last looked at in January."""
+    config = campaign(folder, rounds=[NIGHTLY, CLOCK], **changes)
+    ledger = open_ledger(config)
+    Dues(ledger.database, config).claim(datetime(2026, 1, 1, tzinfo=UTC))
+    form = stream_forms(config)["taste"]
+    pairs = [{"prompt": f"rev _ {i} =", "chosen": f"{i}", "rejected": "0 0"} for i in range(rows)]
+    Inbox(ledger.database).add("taste", [form.read(pair, "test") for pair in pairs])
+    return config
+
+
+def test_what_would_be_claimed(tmp_path: Path) -> None:
+    """Rounds that are due and that nobody has claimed: what they take is shown, and they stay unclaimed."""
+    config = with_feedback(tmp_path)
+    before = rows(tmp_path / "store/ledger.db")
+    found = forecast(config, datetime(2026, 1, 2, 3, 1, tzinfo=UTC))
+    assert rows(tmp_path / "store/ledger.db") == before
+    nightly, weekly = found.to_run
+    assert found.claims[0].endswith("-> nightly-1: 25 of 20 new rows in inbox://taste")
+    assert found.claims[1].startswith("cron/2026-01-02T03:00Z -> weekly-1")
+    assert (nightly.name, nightly.state, nightly.steps) == ("nightly-1", "unclaimed", 3)
+    assert (weekly.name, weekly.state, weekly.completions) == ("weekly-1", "unclaimed", 2 * 20)
+    assert nightly.memory is not None and nightly.memory.moments > 0
+    assert found.disk.snapshots == 2 * snapshot_bytes(model_of(config), config.policy)
+    assert found.waits == ()
+
+
+def test_a_round_that_was_claimed_is_due(tmp_path: Path) -> None:
+    config = with_feedback(tmp_path)
+    now = datetime(2026, 1, 2, 3, 1, tzinfo=UTC)
+    Dues(open_ledger(config).database, config).claim(now)
+    found = forecast(config, now)
+    assert [(one.name, one.state) for one in found.rounds] == [
+        ("nightly-1", "due"),
+        ("weekly-1", "due"),
+    ]
+    assert found.claims == ()
+
+
+def test_a_due_round_is_not_nothing(tmp_path: Path) -> None:
+    with_feedback(tmp_path)
+    raw = raw_campaign(tmp_path, rounds=[NIGHTLY])
+    for name, more, shown in (
+        ("due", {}, "unclaimed"),
+        ("early", {"when": {"new_pairs": 99}}, "nothing to run: nothing is due now"),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(raw | {"rounds": [NIGHTLY | more]}))
+        run = CliRunner().invoke(app, ["plan", str(path)], catch_exceptions=False)
+        assert shown in run.output
+        assert ("nothing to run" in run.output) == (name == "early")
+
+
+def test_a_copy_holds_what_can_be_counted(tmp_path: Path) -> None:
+    """Of the inbox how much waits, and nothing that people wrote."""
+    config = with_feedback(tmp_path)
+    original = Inbox(open_ledger(config).database)
+    for watermark, waiting in ((0, 25), (20, 5), (25, 0)):
+        with original.database.write() as connection:
+            connection.execute(update(inbox_streams).values(watermark=watermark))
+        with ledger_copy(config) as copied:
+            file = Path(str(copied.database.engine.url.database))
+            (own,), (other,) = Inbox(copied.database).counts(), original.counts()
+            assert own.waiting == waiting
+            assert replace(own, ready=other.ready) == other
+            assert b"rev _ 7 =" not in file.read_bytes()
+        assert not file.exists()
+
+
+def test_a_copy_is_one_view_of_a_ledger_that_grows(tmp_path: Path) -> None:
+    """Rows and the counter of their stream are written in one transaction, and copied from one."""
+    config = with_feedback(tmp_path, rows=0)
+    inbox, form = Inbox(open_ledger(config).database), stream_forms(config)["taste"]
+    stop = threading.Event()
+
+    def send() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            texts = [f"{number} {i} " + "x" * 5000 for i in range(10)]
+            pairs = [{"prompt": t, "chosen": "1", "rejected": "0"} for t in texts]
+            inbox.add("taste", [form.read(pair, "test") for pair in pairs])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    seen = []
+    try:
+        while len(seen) < 10:
+            with ledger_copy(config) as copied:
+                seen += [(one.waiting, one.newest) for one in Inbox(copied.database).counts()]
+    finally:
+        stop.set()
+        sender.join()
+    assert all(waiting == newest for waiting, newest in seen)
+    assert seen[0] < seen[-1]
+
+
+def test_what_is_no_ledger(tmp_path: Path) -> None:
+    config = campaign(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/ledger.db").write_text("something else entirely" * 100)
+    with pytest.raises(StoreError, match="this is no ledger"):
+        forecast(config)
 
 
 @pytest.mark.parametrize(

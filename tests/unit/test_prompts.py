@@ -143,6 +143,7 @@ def test_messages_are_read_from_json_and_parquet(tmp_path: Path) -> None:
     [
         ('{"prompt": "b"', ":3", "not valid JSON"),
         ('["b"]', ":3", "holds a list, expected an object"),
+        ('{"prompt": ' + "9" * 5000 + "}", ":3", "more digits than can be read"),
         ('{"promt": "b"}', ":3", "did you mean 'promt'?"),
         ('{"prompt": "  "}', ":3", "is empty"),
         ('{"prompt": 3}', ":3", "holds a int, expected text or messages"),
@@ -174,6 +175,7 @@ def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, where: str, what: 
         ("p.csv", "prompt,prompt\na,1\n", ":1", "two columns are named 'prompt'"),
         ("p.csv", 'prompt\n"a\n', ":2", "not valid CSV"),
         ("p.csv", "prompt,n\n,1\n", ":2", "is empty"),
+        ("p.json", "[" + "9" * 5000 + "]", "", "more digits than can be read"),
         ("p.parquet", "prompt", "", "not a parquet file"),
         ("p.txt", "a", "", "cannot read .txt file"),
     ],
@@ -185,6 +187,20 @@ def test_bad_files_say_where(
     path.write_text(content)
     message = refused(path)
     assert message.startswith(f"{path}{where}: ") and what in message
+
+
+def test_a_damaged_parquet_file_is_told_as_one(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": [f"a{number}" for number in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[40:400] = bytes(byte ^ 0x5A for byte in content[40:400])
+    path.write_bytes(content)
+    message = refused(path)
+    assert message.startswith(f"{path}: not a parquet file, or a damaged one")
+    assert "paths are relative" not in message
 
 
 @pytest.mark.parametrize(

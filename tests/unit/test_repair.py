@@ -259,6 +259,15 @@ def test_distillation_asks_for_what_was_lost_and_keeps_what_was_gained() -> None
     assert made.spec.optimizer.lr == spec().optimizer.lr / 2
 
 
+def test_distillation_can_ask_for_a_loss_that_was_looked_at_and_not_replayed() -> None:
+    gate, began = Gate(), plan(repair={"distil": True})
+    only_two = ReplayBuffer({"two": began.mixture.past.entries["two"]})
+    began = replace(began, mixture=replace(began.mixture, past=only_two), held=began.mixture.past)
+    gate.climbed(began, FAILED)
+    (made,) = gate.plans
+    assert list(made.mixture.past.entries) == ["one"]
+
+
 def test_a_lost_capability_is_asked_for_in_the_general_pool() -> None:
     gate = Gate()
     gate.climbed(plan(repair={"distil": {"share": 0.6}}), outcome("", lost=("two", "skills")))

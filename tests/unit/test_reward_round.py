@@ -110,12 +110,13 @@ class Round:
         self.ledger.record_snapshot(start)
         self.ledger.set_alias_initial("production", start.id)
         self.base = start.id
-        self.evidence = Evidence(folder=folder, ledger=self.ledger, config=None)  # type: ignore[arg-type]
+        config: Any = SimpleNamespace(policy=PolicyConfig(model="tiny"), gate=GateConfig(**gate))
+        self.evidence = Evidence(folder=folder, ledger=self.ledger, config=config)
         self.steps: list[Mapping[str, float]] = []
         learn, held = hold_out(given, 0.3)
         self.parts: Any = SimpleNamespace(
             store=self.store, ledger=self.ledger, evidence=self.evidence, base=start.id,
-            config=SimpleNamespace(policy=PolicyConfig(model="tiny"), gate=GateConfig(**gate)),
+            config=config,
             inputs=SimpleNamespace(
                 encoder=SimpleNamespace(tokenizer=TOKENIZER), suites=[suite_of(held)]
             ),

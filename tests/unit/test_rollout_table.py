@@ -13,6 +13,7 @@ from align.campaign import run_campaign
 from align.learner.rows import row_of
 from align.rollout_table import (
     find_table,
+    forget_prompts,
     load_records,
     ordered,
     prune,
@@ -269,3 +270,20 @@ def test_markup_in_texts_is_only_text() -> None:
     console = Console(width=140, record=True, file=StringIO())
     console.print(table)
     assert "[bold]hi[/bold] [/]" in console.export_text()
+
+
+def test_prompts_are_forgotten_and_the_rest_stays_as_it_was(tmp_path: Path) -> None:
+    """Columns of rewards and of what they log included."""
+    records = records_of(SAMPLES)
+    others = [{**record, "prompt_id": "p2"} for record in records]
+    mixed, theirs, hers = (
+        tmp_path / "attempt-1" / "rollouts" / f"step-000{step}.parquet" for step in range(3)
+    )
+    save_records(mixed, [*records, *others])
+    save_records(theirs, others)
+    save_records(hers, records)
+    alone = load_records(theirs)
+    assert forget_prompts(tmp_path, {"p1"}) == {mixed: len(records), hers: len(records)}
+    assert load_records(mixed) == alone == load_records(theirs)
+    assert not hers.exists()
+    assert forget_prompts(tmp_path, set()) == {}

@@ -232,7 +232,7 @@ def test_a_round_without_a_verdict_cannot_be_recomputed(two_rounds: Ran) -> None
 def test_a_finished_campaign_starts_no_engine(copied: CampaignConfig) -> None:
     watcher = Watcher()
     evidence = run_campaign(copied, start_engine=no_engine, observer=watcher)
-    assert watcher.notes == ["all rounds are done; nothing to run"]
+    assert watcher.notes == ["no round is due; nothing to run"]
     assert evidence.ledger.attempts()[-1].attempt == 1
 
 
@@ -444,14 +444,15 @@ def test_failures_within_the_budget_cost_samples_and_nothing_else(tmp_path: Path
     [
         ({"sample_lie": 0.01}, "engine and learner disagree by 0.01 nats on a sampled token"),
         ({"deaf_from": 3}, "nats on a sampled token"),
-        ({"deaf_from": 4}, "after the last sync"),
+        ({"deaf_from": 4}, "nats on a sampled token"),
         ({"score_lie": -0.5}, "disagree by 0.5 nats after the last sync"),
         ({"sample_lie": float("nan")}, "disagree"),
         ({"score_lie": float("nan")}, "disagree"),
     ],
 )
 def test_an_engine_that_lies_is_found_out(tmp_path: Path, lies: dict[str, Any], words: str) -> None:
-    """Syncs are base, 0, 1, 2; the third holds what the second step samples from."""
+    """Syncs are base, 0, 1, 2; the third holds what the second step samples from, the fourth what the
+    drift meter does."""
     config = campaign(tmp_path, rounds=rounds({"steps": 2}))
     with pytest.raises(ParityError) as caught:
         run(config, **lies)

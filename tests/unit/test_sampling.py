@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config import CampaignConfig
+from align.rollout_table import find_table, load_records
 from align.sampling import fresher_share
 from rollouts.engine import SampleRequest, Ticket, WeightUpdate
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup, WeightSpan
@@ -58,6 +60,36 @@ class InFlight(Diary):
     def deposit(self, update: WeightUpdate) -> Any:
         self.said.append(f"deposit {update.version.rpartition('/')[2]}")
         return HFEngine.sync(self, update)
+
+
+class Early(InFlight):
+    """Has answered everything when weights are handed to it."""
+
+    submit = Diary.submit
+
+
+class Replacing(InFlight):
+    """Cannot load the second weights in the middle of its samples: the first request is lost with the
+    engine, and the others are answered by the one that took its place."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.replaced: list[str] = []
+        self.lost = False
+
+    def deposit(self, update: WeightUpdate) -> Any:
+        if update.version.endswith("/2"):
+            self.replaced.append("engine 0: WeightLoadError: no room")
+            self.lost = True
+        return super().deposit(update)
+
+    def generate(self, requests: Any) -> Any:
+        results = super().generate(requests)
+        if self.lost and requests[0].n > 1:
+            self.lost = False
+            failed = (Completion.failed("engine 0 failed on it 2 times"),) * requests[0].n
+            results[0] = replace(results[0], completions=failed)
+        return results
 
 
 class Starter:
@@ -125,6 +157,43 @@ def test_in_flight_weights_go_to_engines_with_samples_under_way(tmp_path: Path) 
     assert [m["staleness/tokens_fresher"] for m in metrics] == [0.0, 1.0, 1.0, 1.0]
     assert [m["staleness/steps"] for m in metrics] == [0.0, 1.0, 1.0, 1.0]
     assert [m["parity/max_abs_diff"] > 0 for m in metrics] == [True, False, False, False]
+
+
+def versions(ran: Ran, step: int) -> set[str]:
+    """Weights that the rollout table names for a step, by their learner step."""
+    _, path = find_table(ran.config, "round0", step)
+    return {record["version"].rpartition("/")[2] for record in load_records(path)}
+
+
+def test_weights_that_come_too_late_are_those_of_the_next_step(tmp_path: Path) -> None:
+    """The step's requests are done: each sample is told to be of the weights that sampled it."""
+    ran, said = run(tmp_path, Early, sampling={"max_staleness": 1, "in_flight": True})
+    assert [word for word in said if word.startswith("deposit")] == [
+        "deposit 1", "deposit 2", "deposit 3",
+    ]  # fmt: skip
+    metrics = ran.metrics(0, "round0")
+    assert {m["staleness/tokens_fresher"] for m in metrics} == {0.0}
+    assert [m["staleness/steps"] for m in metrics] == [0.0, 1.0, 1.0, 1.0]
+    assert [versions(ran, step) for step in range(4)] == [{"0"}, {"0"}, {"1"}, {"2"}]
+
+
+def test_an_engine_that_is_lost_with_new_weights_is_told_and_its_samples_are_failures(
+    tmp_path: Path,
+) -> None:
+    sampling = {"max_staleness": 1, "in_flight": True, "repairs": 0}
+    ran, _ = run(tmp_path, Replacing, sampling=sampling, failed_budget=1.0)
+    metrics = ran.metrics(0, "round0")
+    # Deposited after step 1, while the samples of step 2 were under way.
+    assert [m["engines/replaced"] for m in metrics] == [0.0, 1.0, 0.0, 0.0]
+    assert [m["completions/failed_share"] > 0 for m in metrics] == [False, False, True, False]
+    assert [n for n in ran.watcher.notes if "replaced" in n] == [
+        "round0: replaced engine 0: WeightLoadError: no room"
+    ]
+    assert metrics[2]["staleness/tokens_fresher"] == 1.0
+    _, path = find_table(ran.config, "round0", 2)
+    lost, *rest = [r for r in load_records(path) if r["sample"] == 0 and r["source"] == "new"]
+    assert (lost["finish"], lost["tokens"], lost["advantage"]) == ("failed", 0, None)
+    assert {record["version"].rpartition("/")[2] for record in rest} == {"2"}
 
 
 def test_an_engine_that_never_samples_behind_its_caller_is_synced(tmp_path: Path) -> None:

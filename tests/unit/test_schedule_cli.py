@@ -29,7 +29,10 @@ def test_next_shows_and_makes_nothing(file: Path) -> None:
     assert shown.exit_code == 0
     # Three o'clock in Tokyo is the evening before in UTC.
     assert shown.output.startswith("not yet  nightly: the next tick is ")
-    assert shown.output.rstrip().endswith("-12-31 18:00 UTC")
+    first, remembered, alpha = shown.output.splitlines()
+    assert first.endswith("-12-31 18:00 UTC")
+    assert "on the newest 7 and on 3 of the older ones" in remembered
+    assert alpha == "alpha 0.05 over any 10 decisions in a row: 0.005 each, without end"
     told = json.loads(CliRunner().invoke(app, ["schedule", "next", str(file), "--json"]).output)
     assert told["due"] == []
     assert told["waits"][0]["next"].endswith("-12-31T18:00:00Z")
@@ -42,6 +45,17 @@ def test_tick_ends_with_4_when_nothing_is_due(file: Path) -> None:
         assert ended.exit_code == 4
         assert "not yet  nightly" in ended.output
     assert not (file.parent / "store" / "snapshots").exists()
+
+
+def test_a_store_in_which_rounds_only_wait_has_nothing_to_show(file: Path) -> None:
+    assert CliRunner().invoke(app, ["schedule", "tick", str(file)]).exit_code == 4
+    assert (file.parent / "store" / "ledger.db").exists()
+    for words in (["status"], ["rounds", "list"], ["gate", "anchor"], ["serve"]):
+        ended = CliRunner().invoke(app, [*words, str(file)])
+        assert isinstance(ended.exception, UserError), words
+        assert "there is no campaign in this store yet" in str(ended.exception)
+    for words in (["plan"], ["gate", "plan"]):
+        assert CliRunner().invoke(app, [*words, str(file)]).exit_code == 0, words
 
 
 def test_run_now_knows_the_schedules(file: Path) -> None:

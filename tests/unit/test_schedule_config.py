@@ -41,13 +41,15 @@ def test_durations_are_read(text: str, seconds: int) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "6", 6, "6 h", "h", "-1h", "1.5h", "6h!", None, "9999999d"])
+@pytest.mark.parametrize(
+    "text", ["", "6", 6, "6 h", "h", "-1h", "1.5h", "6h!", None, "9999999d", "999999w", "3651d"]
+)
 def test_what_is_no_duration_says_so(text: Any) -> None:
-    with pytest.raises(ValueError, match=r"6h or 7d|six digits"):
+    with pytest.raises(ValueError, match=r"6h or 7d|at most ten years, 3650d"):
         parse_duration(text)
 
 
-@given(st.integers(0, 10**9))
+@given(st.integers(0, 3650 * 86400))
 def test_durations_are_spelt_as_they_are_read(seconds: int) -> None:
     value = timedelta(seconds=seconds)
     assert parse_duration(spell_duration(value)) == value
@@ -124,8 +126,10 @@ def test_names_of_rounds_to_come_are_taken(tmp_path: Path) -> None:
 
 def test_a_stream_feeds_one_template(tmp_path: Path) -> None:
     fed = {**FED, "every": "0 3 * * *"}
-    told = wrong(tmp_path, fed, {**fed, "name": "other"})
-    assert "'nightly' and 'other' both use up inbox://pairs" in told
+    for repeat in (True, False):
+        one = {**fed, "repeat": repeat}
+        told = wrong(tmp_path, one, {**one, "name": "other"})
+        assert "'nightly' and 'other' both use up inbox://pairs" in told
     campaign(
         tmp_path,
         rounds=rounds(

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.schedule.clock import last_tick, next_tick
-from align.schedule.due import AT_ONCE, Arrivals, Claimed, Due, History, Waits, asked, tick
+from align.schedule.due import (
+    AT_ONCE,
+    Arrivals,
+    Claimed,
+    Due,
+    History,
+    Waits,
+    asked,
+    tick,
+)
 from tests.unit.schedules import NAME, START, World, arrived, at, schedule
 
 NIGHTLY = schedule(every="0 3 * * *")
@@ -244,6 +253,60 @@ def test_a_person_asks() -> None:
     assert asked(manual, open_round, START).claimed
 
 
+def test_what_a_person_skipped_is_over_and_the_next_tick_comes() -> None:
+    world = World(NIGHTLY, at("2026-11-20 02:00"))
+    world.wait(hours=2)
+    world.skip()
+    found = world.tick()
+    assert [one.why for one in found.waits] == ["the next tick is 2026-11-21 03:00 UTC"]
+    assert [one.sentence for one in found.skips] == [
+        "nightly-1 was skipped by somebody on 2026-11-20 04:00 UTC: bad data "
+        "(nightly/cron/2026-11-20T03:00Z)"
+    ]
+    world.wait(days=1)
+    due = world.claim()
+    assert isinstance(due, Due)
+    assert (due.key, due.round) == ("cron/2026-11-21T03:00Z", "nightly-2")
+    # It is the last round that is told of.
+    assert world.tick().skips == ()
+
+
+def test_ticks_that_came_while_the_round_was_open_are_skipped_with_it() -> None:
+    world = World(NIGHTLY, at("2026-11-20 02:00"))
+    world.wait(hours=2)
+    world.claim()
+    world.wait(days=3)
+    world.skip()
+    found = world.look()
+    assert isinstance(found, Waits)
+    assert found.next == at("2026-11-24 03:00")
+
+
+def test_what_was_skipped_is_no_verdict_for_those_that_wait_for_one() -> None:
+    once = World(schedule("judge", every="0 3 * * *", repeat=False), at("2026-11-20 02:00"))
+    once.wait(hours=2)
+    once.skip()
+    after = schedule("tuned", after="judge")
+    found = tick([once.schedule, after], once.history, {}, once.now)
+    assert [one.why for one in found.waits] == [
+        "was skipped, and does not repeat", "waits for the verdict on judge",
+    ]  # fmt: skip
+
+
+def test_rows_of_a_skipped_round_are_read_by_the_next_and_are_no_reason_for_it() -> None:
+    world = World(FED)
+    world.arrive(10)
+    world.skip()
+    world.wait(hours=7)
+    world.arrive(9)
+    assert world.look().why.startswith("9 of 10 new rows")  # type: ignore[union-attr]
+    world.arrive(1)
+    due = world.claim()
+    assert isinstance(due, Due)
+    assert (due.round, due.reason) == ("nightly-2", "10 of 10 new rows in inbox://taste")
+    assert world.arrivals().count == 20
+
+
 Event = tuple[str, int]
 events = st.lists(
     st.one_of(
@@ -251,6 +314,7 @@ events = st.lists(
         st.tuples(st.just("arrive"), st.integers(1, 15)),
         st.tuples(st.just("finish"), st.integers(0, 1)),
         st.tuples(st.just("claim"), st.integers(1, 3)),
+        st.tuples(st.just("skip"), st.just(1)),
     ),
     max_size=40,
 )
@@ -274,12 +338,19 @@ def test_whatever_happens_nothing_is_due_twice(one: object, happened: list[Event
             world.arrive(number)
         elif what == "finish":
             world.finish(uses=bool(number))
+        elif what == "skip":
+            rows = world.watermark
+            world.skip()
+            assert world.watermark == rows
+            after = world.look()
+            assert isinstance(after, Waits) or not after.claimed
         else:
             # However many look, at most one finds something new, and the others find that.
             found = [world.claim() for _ in range(number)]
             assert sum(isinstance(f, Due) and not f.claimed for f in found) <= 1
             assert len({f.key for f in found if isinstance(f, Due)}) <= 1
-        opened = [c for c in world.history.claims if c.round not in world.history.verdicts]
+        over = world.history.verdicts | world.history.skipped.keys()
+        opened = [c for c in world.history.claims if c.round not in over]
         assert len(opened) <= 1
     keys, names = [due.key for due in world.found], [due.round for due in world.found]
     assert len(set(keys)) == len(keys)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rollouts.engine import RolloutEngine, SampleRequest, ScoreRequest, WeightUpdate
-from rollouts.scripted_engine import ScriptedEngine
+from rollouts.engine import (
+    InFlightEngine,
+    RolloutEngine,
+    SampleRequest,
+    ScoreRequest,
+    StreamingEngine,
+    WeightLoadError,
+    WeightUpdate,
+)
+from rollouts.scripted_engine import InFlightScriptedEngine, ScriptedEngine
 from rollouts.types import Sampling, WeightSpan
 
 EOS = 9
@@ -76,3 +84,73 @@ def test_a_script_must_give_one_logprob_per_token():
     engine = ScriptedEngine(lambda prompt, seed: ([1, 2], [-0.1]))
     with pytest.raises(ValueError, match="2 tokens and 1 logprobs"):
         engine.generate([ask("a")])
+
+
+class Versions:
+    """Says the number of the version that it holds, four tokens long; the k-th token may be preceded by
+    a deposit."""
+
+    def __init__(self, deposits: dict[int, str], broken: tuple[str, ...] = ()) -> None:
+        self.engine = InFlightScriptedEngine(
+            self._say, load=self._load, before_token=self._before_token
+        )
+        self.deposits, self.broken = deposits, broken
+        self.engine.sync(WeightUpdate(version="r/1"))
+
+    def _say(self, prompt_ids: tuple[int, ...], seed: int) -> tuple[list[int], list[float]]:
+        return [int(self.engine.version.removeprefix("r/"))] * prompt_ids[0], [-1.0] * prompt_ids[0]
+
+    def _load(self, update: WeightUpdate) -> None:
+        if update.version in self.broken:
+            raise ValueError("it lacks tensors")
+
+    def _before_token(self, position: int) -> None:
+        if position in self.deposits:
+            self.engine.deposit(WeightUpdate(version=self.deposits.pop(position)))
+
+
+def long(id: str, tokens: int) -> SampleRequest:
+    return SampleRequest(id=id, prompt_ids=(tokens,), n=2, sampling=Sampling(max_tokens=4), seed=0)
+
+
+def test_in_flight_weights_count_from_the_next_token():
+    engine = Versions({1: "r/2", 3: "r/3"}).engine
+    assert isinstance(engine, InFlightEngine)
+    assert isinstance(engine, StreamingEngine)
+    first, second = engine.stream([long("long", 4), long("short", 2)])
+    ((place, short),) = first
+    assert (place, short.completions[0].token_ids) == (1, (1, 2))
+    ((place, whole),) = second
+    assert (place, whole.id) == (0, "long")
+    for completion in whole.completions:
+        assert completion.token_ids == (1, 2, 2, 3)
+        assert completion.finish_reason == "length"
+        assert completion.weight_versions == (
+            WeightSpan("r/1", 0, 1), WeightSpan("r/2", 1, 3), WeightSpan("r/3", 3, 4),
+        )  # fmt: skip
+
+
+def test_the_later_of_two_deposits_counts_and_a_sync_forgets_both():
+    engine = Versions({}).engine
+    engine.deposit(WeightUpdate(version="r/2"))
+    engine.deposit(WeightUpdate(version="r/3"))
+    (result,) = engine.generate([long("a", 1)])
+    assert result.completions[0].token_ids == (3,)
+    engine.deposit(WeightUpdate(version="r/4"))
+    engine.sync(WeightUpdate(version="r/5"))
+    (result,) = engine.generate([long("a", 1)])
+    assert result.completions[0].token_ids == (5,)
+
+
+def test_weights_that_do_not_load_end_the_call_and_nothing_is_said_before_a_sync():
+    engine = Versions({2: "r/2"}, broken=("r/2",)).engine
+    stream = engine.stream([long("short", 1), long("long", 4)])
+    assert [place for place, _ in next(stream)] == [0]
+    with pytest.raises(WeightLoadError, match="'r/2' was not loaded: it lacks tensors"):
+        next(stream)
+    for ask_again in (lambda: engine.generate([long("a", 1)]), lambda: engine.score([])):
+        with pytest.raises(RuntimeError, match="half-way; sync again"):
+            ask_again()
+    engine.sync(WeightUpdate(version="r/3"))
+    (result,) = engine.generate([long("a", 1)])
+    assert result.completions[0].token_ids == (3,)

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
 
 from rollouts.errors import RunError
-from tests.unit.backends import Echo, World, followed, until
-
-SNAPSHOT = "x-keel-snapshot"
-
-
-async def ask(client: httpx.AsyncClient) -> str:
-    """Who answered, and says so in the body and in the header."""
-    answer = await client.post("/v1/completions", json={"prompt": "x"})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers[SNAPSHOT] == answer.json()["model"]
-    return answer.headers[SNAPSHOT]
-
-
-async def healthy(client: httpx.AsyncClient) -> None:
-    while (await client.get("/health")).status_code != 200:
-        await asyncio.sleep(0.005)
+from tests.unit.backends import SNAPSHOT, Echo, World, ask, failing, followed, healthy, until
 
 
 def test_no_request_is_lost_while_the_alias_moves_to_and_fro() -> None:
@@ -94,16 +78,6 @@ def test_what_runs_too_long_is_cut_and_said() -> None:
     asyncio.run(scene())
 
 
-def failing(world: World, *names: str) -> Callable[[str], Awaitable[Echo]]:
-    async def start(snapshot: str) -> Echo:
-        if snapshot in names:
-            world.said.append(f"tried {snapshot}")
-            raise RunError("vLLM ended before it was ready")
-        return await world.echo(snapshot)
-
-    return start
-
-
 @pytest.mark.parametrize("swap", ["overlap", "restart"])
 def test_a_snapshot_that_does_not_come_up_changes_nothing(swap: str) -> None:
     async def scene() -> None:
@@ -112,7 +86,7 @@ def test_a_snapshot_that_does_not_come_up_changes_nothing(swap: str) -> None:
         async with followed(world, swap=swap, again_s=1e6) as (client, following):
             await healthy(client)
             world.wants = "b"
-            await until(lambda: world.heard("b did not come up, a stays: vLLM ended"))
+            await until(lambda: world.heard("b did not come up: vLLM ended"))
             await healthy(client)
             looks = world.looks
             await until(lambda: world.looks > looks + 5)
@@ -158,7 +132,7 @@ def test_a_server_that_is_no_longer_wanted_gets_no_request() -> None:
             world.wants = "b"
             await until(lambda: world.heard("b comes up"))
             world.wants = "a"
-            await until(lambda: world.heard("b is no longer wanted; a stays"))
+            await until(lambda: world.heard("b is no longer wanted"))
             go_on.set()
             assert await ask(client) == "a"
         assert world.started[1].asked == []
@@ -182,7 +156,7 @@ def test_an_alias_is_looked_at_again_before_the_switch() -> None:
         async with followed(world) as (client, _):
             await healthy(client)
             world.wants = "b"
-            await until(lambda: world.heard("b is no longer wanted; a stays"))
+            await until(lambda: world.heard("a stays"))
             assert await ask(client) == "a"
             assert world.started[1].stopped and world.started[1].asked == []
 
@@ -214,39 +188,6 @@ def test_restart_tells_clients_to_come_again() -> None:
     asyncio.run(scene())
 
 
-def test_a_server_that_ends_by_itself_is_replaced() -> None:
-    async def scene() -> None:
-        world = World()
-        async with followed(world, follow=False) as (client, _):
-            await healthy(client)
-            world.started[0].dead = True
-            await until(lambda: len(world.started) == 2 and world.said[-1] == "serving a")
-            world.wants = "b"
-            assert await ask(client) == "a", "it does not follow"
-            assert world.started[0].stopped
-
-    asyncio.run(scene())
-
-
-def test_servers_that_keep_ending_end_the_follower() -> None:
-    async def scene() -> None:
-        world = World()
-
-        async def start(snapshot: str) -> Echo:
-            found = await world.echo(snapshot)
-            found.dead = True
-            return found
-
-        world.start = start
-        async with followed(world, max_restarts=2) as (_, following):
-            with pytest.raises(RunError, match="3 servers in a row ended by themselves"):
-                await following
-        assert len(world.started) == 3
-        assert all(one.stopped for one in world.started)
-
-    asyncio.run(scene())
-
-
 def test_the_first_server_must_come_up() -> None:
     async def scene() -> None:
         world = World()
@@ -265,7 +206,7 @@ def test_an_alias_that_cannot_be_read_changes_nothing() -> None:
         async with followed(world) as (client, _):
             await healthy(client)
             world.locked = True
-            await until(lambda: world.heard("cannot look at the alias, a stays"))
+            await until(lambda: world.heard("cannot look at the alias"))
             assert await ask(client) == "a"
 
     asyncio.run(scene())

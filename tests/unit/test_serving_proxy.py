@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from launch.serving.proxy import Limits
+from launch.feedback.body import Limits
+from launch.serving.proxy import LIMITS
 from launch.serving.route import Route
 from launch.serving.vllm_server import free_port
 from tests.unit.backends import KEY, Echo, proxied, until
@@ -17,7 +18,7 @@ from tests.unit.backends import KEY, Echo, proxied, until
 
 @asynccontextmanager
 async def one_backend(
-    limits: Limits | None = None,
+    limits: Limits = LIMITS,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Echo, Route]]:
     backend, route = await Echo("a").start(), Route()
     route.switch(backend)
@@ -194,6 +195,36 @@ def test_a_body_has_a_limit_and_a_deadline() -> None:
 
             assert await raw_status(client, "/v1/x", "Content-Length: 5\r\n") == 408
             assert len(backend.asked) == 1
+
+    asyncio.run(scene())
+
+
+def test_all_bodies_together_have_a_limit() -> None:
+    """What is held until its request is answered counts; the place of what was answered is free again."""
+
+    async def scene() -> None:
+        limits = Limits(body_bytes=1000, held_bytes=1500)
+        async with one_backend(limits) as (client, backend, _):
+            slow = asyncio.create_task(client.post("/v1/slow", content=b"x" * 1000))
+            await until(lambda: backend.running == 1)
+            answer = await client.post("/v1/completions", content=b"x" * 501)
+            assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+            assert answer.json()["error"]["type"] == "server_error"
+            assert (await client.post("/v1/completions", content=b"x" * 500)).status_code == 200
+            backend.release.set()
+            assert (await slow).status_code == 200
+            assert (await client.post("/v1/completions", content=b"x" * 501)).status_code == 200
+            assert len(backend.asked) == 3
+
+    asyncio.run(scene())
+
+
+def test_health_is_that_of_the_process_behind_it() -> None:
+    async def scene() -> None:
+        async with one_backend() as (client, backend, _):
+            assert (await client.get("/health")).status_code == 200
+            backend.dead = True
+            assert (await client.get("/health")).status_code == 503
 
     asyncio.run(scene())
 

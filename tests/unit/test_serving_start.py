@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -18,9 +19,12 @@ from align.evidence import Evidence
 from align.memory.snapshots import Kind
 from launch.serving import command, guard
 from launch.serving.command import check_extra, environment, vllm_arguments, vllm_device
+from launch.serving.route import Backend
 from launch.serving.serve import Options, serve
 from launch.serving.shelf import Shelf, Target
+from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import UserError
+from tests.unit.backends import World, followed, until
 from tests.unit.campaigns import campaign
 from tests.unit.stores import made
 
@@ -70,6 +74,36 @@ def test_a_damaged_snapshot_is_named_and_not_served(evidence: Evidence) -> None:
     assert caught.value.where == str(file)
     with pytest.raises(SnapshotError, match=r"config\.json has changed"):
         serve(evidence.config, Options(port=0), say=lambda text: None)
+
+
+def test_a_damaged_snapshot_is_not_swapped_in(tmp_path: Path) -> None:
+    """What is served stays; of the damaged one no process is started."""
+    evidence = made(tmp_path, {"round0": 50}, {"round1": 50})
+    first, second = evidence.accepted("policy").values()
+    shelf = Shelf(evidence, "production")
+    file = shelf.open(second).folder / "config.json"
+    file.chmod(0o644)
+    file.write_text(file.read_text().replace("round1", "round9"))
+    world = World(wants=first)
+    starter = VLLMStarter(
+        shelf=shelf, device="cpu", gpu_memory_utilization=0.5, extra=(), deadline_s=PATIENCE_S
+    )
+
+    async def start(snapshot: str) -> Backend:
+        return await (world.echo(snapshot) if snapshot == first else starter(snapshot))
+
+    async def scene() -> None:
+        world.start = start
+        async with followed(world) as (client, _):
+            await until(lambda: world.heard(f"serving {first[:16]}"))
+            world.wants = second
+            await until(lambda: world.heard(f"{second[:16]} did not come up"))
+            assert world.heard(f"did not come up: {file}: config.json has changed")
+            answer = await client.post("/v1/completions", json={})
+            assert answer.headers["x-keel-snapshot"] == first
+
+    asyncio.run(scene())
+    assert not (evidence.folder / "serving").exists()
 
 
 def test_a_reward_model_is_not_served(tmp_path: Path) -> None:

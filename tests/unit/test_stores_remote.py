@@ -19,7 +19,7 @@ from align.memory.manifest import MANIFEST, Provenance
 from align.memory.mirror import Mirror
 from align.memory.remote import Remote
 from align.memory.snapshots import SnapshotStore
-from align.stores import begun_ledger, open_ledger, open_mirror
+from align.stores import begun_ledger, known_ledger, open_ledger, open_mirror
 from tests.unit.campaigns import campaign
 
 FILES = {"model.safetensors": b"\x00" * 5000, "config.json": b"{}", "deep/vocab.txt": b"a\nb\n"}
@@ -332,12 +332,13 @@ def test_the_ledgers_url_may_come_from_a_variable(
     with pytest.raises(UserError, match="KEEL_LEDGER is to hold the ledger's URL"):
         open_ledger(config)
     monkeypatch.setenv("KEEL_LEDGER", f"sqlite:///{tmp_path / 'other.db'}")
-    assert begun_ledger(config) is None
+    assert known_ledger(config) is None
     assert not (tmp_path / "other.db").exists()
     open_ledger(config).open_campaign("small", config.content(), config.hash())
-    found = begun_ledger(config)
+    found = known_ledger(config)
     assert found is not None
     assert len(found.rounds()) == 2
+    assert begun_ledger(config) is None, "it has no base yet"
 
 
 # What goes wrong

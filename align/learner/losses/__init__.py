@@ -40,16 +40,32 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "sft": SFT,
 }
 
-__all__ = ["ALGORITHMS", "GRPO", "Algorithm", "PolicyGradient", "PolicyInputs", "algorithm_from"]
+__all__ = [
+    "ALGORITHMS",
+    "GRPO",
+    "Algorithm",
+    "PolicyGradient",
+    "PolicyInputs",
+    "algorithm_from",
+    "spelt_out",
+]
+
+
+def spelt_out(value: Any) -> Any:
+    """``grpo`` as ``{name: grpo}``; anything else as it is."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def algorithm_from(value: Any) -> Any:
     """``grpo`` or ``{name: grpo, scale: none}`` as the algorithm's own config object."""
-    if isinstance(value, str):
-        value = {"name": value}
+    value = spelt_out(value)
     if not isinstance(value, dict):
         return value
-    name = value.get("name", "grpo")
-    if name not in ALGORITHMS:
+    if "name" not in value:
+        raise ValueError(
+            f"{value} are settings of no algorithm; write which one as name, here or in defaults"
+        )
+    name = value["name"]
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ValueError(f"no algorithm {name!r}; {nearest(str(name), list(ALGORITHMS))}")
     return ALGORITHMS[name].model_validate(value)

@@ -48,6 +48,8 @@ class Algorithm(Settings):
     """What a round leaves behind. Only a policy can become production."""
     needs_rewards: ClassVar[bool] = True
     """Whether rollouts must be scored to learn from them."""
+    unused: ClassVar[Mapping[str, str]] = {}
+    """Settings of a round that the algorithm does not read, by key, each with the reason."""
 
     @property
     def material(self) -> Material:
@@ -63,6 +65,12 @@ class Algorithm(Settings):
     def teacher_snapshot(self) -> str | None:
         """The model that gives `Outputs.teacher`, named as anchors are, or ``model:PATH``; None: there
         is none."""
+        return None
+
+    @property
+    def teacher_follows(self) -> float | None:
+        """Share of the way to the policy that the teacher's weights go after every optimizer step; None:
+        it stays."""
         return None
 
     def teacher_prompt(self, prompt: Prompt) -> Prompt | None:

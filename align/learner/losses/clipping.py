@@ -47,6 +47,22 @@ def clipped_mean(inputs: PolicyInputs, low: float, high: float, count: int) -> L
     return loss_N.sum() / count, {"loss/clip_share": clipped_N.float().sum() / count}
 
 
+def clipped_mean_of_means(
+    inputs: PolicyInputs, low: float, high: float, count: int
+) -> LossAndMetrics:
+    """As `clipped_mean`, of the completions' own means over their tokens.
+
+    Args:
+        count: completions of the whole step that teach.
+    """
+    _, entry_N, counts_S = inputs.rows_N.unique_consecutive(  # type: ignore[no-untyped-call]
+        return_inverse=True, return_counts=True
+    )
+    share_N = 1.0 / (counts_S[entry_N] * count)
+    loss_N, clipped_N = clipped_surrogate(inputs, low, high)
+    return (loss_N * share_N).sum(), {"loss/clip_share": (clipped_N * share_N).sum()}
+
+
 def by_sequence(inputs: PolicyInputs, *, mean: bool) -> PolicyInputs:
     """One entry per completion in place of one per token; ``N`` becomes the completions that teach.
 

@@ -9,7 +9,7 @@ and mistakes do not add up as in imitation of others' text: GKD, Agarwal et al. 
 
 With a ``demonstration`` the teacher is an earlier snapshot that has read one: ``x'`` is the prompt with
 the demonstration in front. This is self-distillation fine-tuning, Shenfeld et al. 2026, arXiv
-2601.19897, with a static teacher, which they found as good as a slowly moving one, and safer.
+2601.19897. The teacher stays what it was, or follows the policy slowly (``follow``).
 
 Assumes that teacher and policy share their vocabulary, token by token: `check_teacher` sees to it.
 """
@@ -52,7 +52,11 @@ class Distill(Imitation):
     """The teacher's share in the mixture of ``jsd``: small is like the forward KL, large like the
     reverse. The other divergences have none."""
     temperature: Annotated[float, Field(gt=0)] | None = None
-    """Of both distributions where they are compared; None: the one of sampling."""
+    """Of both distributions where they are compared; None: the one of sampling, and 1 after a file's
+    demonstrations."""
+    follow: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The teacher's weights go this share of the way to the policy's after every optimizer step, such as
+    0.01; None: they stay."""
     on_policy: bool = True
     """Compare after the policy's own prefixes; otherwise after those of a file's demonstrations."""
     demonstration: str | None = None
@@ -72,6 +76,25 @@ class Distill(Imitation):
         if "\0d" not in filled or "\0p" not in filled:
             raise ValueError("the template needs both {demonstration} and {prompt}; add the other")
         return template
+
+    @model_validator(mode="after")
+    def _has_a_mixture(self) -> Self:
+        if self.divergence != "jsd" and self.changed("beta"):
+            raise ValueError(
+                f"beta {self.beta:g} is the teacher's share in the mixture of jsd, and {self.divergence} "
+                "has none; remove beta, or set divergence to jsd"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_follow(self) -> Self:
+        if self.follow is not None and self.teacher.startswith("model:"):
+            raise ValueError(
+                f"follow {self.follow:g} moves the teacher's weights toward the policy's, and "
+                f"{self.teacher} is no earlier policy; set teacher to parent, base or round:NAME, or "
+                "remove follow"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_something_to_teach(self) -> Self:
@@ -95,6 +118,10 @@ class Distill(Imitation):
     def teacher_snapshot(self) -> str:
         return self.teacher
 
+    @property
+    def teacher_follows(self) -> float | None:
+        return self.follow
+
     def teacher_prompt(self, prompt: Prompt) -> Prompt | None:
         if self.demonstration is None:
             return None
@@ -110,7 +137,7 @@ class Distill(Imitation):
         if not isinstance(columns.get(name), str):
             raise UserError(
                 f"prompt {prompt.id!r} has no text in the column {name!r}",
-                where="algorithm.demonstration",
+                where=f"rounds.{prompt.round}.algorithm.demonstration",
                 remedy=nearest(name, list(columns)),
             )
         return str(columns[name])

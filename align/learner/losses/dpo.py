@@ -25,9 +25,9 @@ Assumes that both answers of a pair belong to one prompt and that the reference 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.learner.losses.base import LossAndMetrics, Need
 from align.learner.losses.preference import PairInputs, Preference
@@ -97,6 +97,15 @@ class DPO(Preference):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     anchors_are_reference: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _smooths(self) -> Self:
+        if not self.label_smoothing and self.changed("smoothing"):
+            raise ValueError(
+                f"smoothing {self.smoothing} corrects for swapped labels and label_smoothing is 0; set "
+                "label_smoothing to the share that is swapped, or leave smoothing out"
+            )
+        return self
 
     @property
     def averages_tokens(self) -> bool:

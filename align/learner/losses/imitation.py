@@ -12,7 +12,7 @@ after the given prefix; who sampled the prefix does not bias them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from align.learner.losses.base import Algorithm, LossAndMetrics
@@ -30,6 +30,7 @@ class Imitation(Algorithm):
     """Algorithms whose loss is a mean over the tokens of the rows that teach."""
 
     needs_rewards: ClassVar[bool] = False
+    unused: ClassVar[Mapping[str, str]] = {"importance": "tokens are learned whoever sampled them"}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
         """Samples beside a file's examples are not to be repeated: KL alone holds them."""

@@ -18,7 +18,7 @@ Assumes at least two prompts in a batch; with one nothing can be mismatched, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import fsum, isclose
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -51,6 +51,7 @@ class KTO(Algorithm):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"start", "reference"})
     anchors_are_reference: ClassVar[bool] = True
+    unused: ClassVar[Mapping[str, str]] = {"importance": "answers are rated whoever sampled them"}
 
     @property
     def material(self) -> Material:

@@ -8,11 +8,11 @@ Legend: ``_U`` the pairs of a forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.learner.losses.base import Algorithm, LossAndMetrics, Material, Need
 from align.learner.pairs import Choose, Pair, pair_up
@@ -42,7 +42,11 @@ class PairInputs:
 
 
 class Preference(Algorithm):
-    """Algorithms whose loss is a mean over pairs."""
+    """Algorithms whose loss is a mean over pairs.
+
+    No importance weight is applied: which answer of a pair is the better one does not depend on who
+    sampled them, so pairs of somewhat older weights teach as well.
+    """
 
     pairs: Literal["online", "file"] = "online"
     """``online``: completions of one prompt, compared by their rewards. ``file``: the round's examples."""
@@ -52,6 +56,25 @@ class Preference(Algorithm):
     """Online, ``all``: most pairs of one prompt, the widest score differences first."""
     margin: Annotated[float, Field(ge=0)] = 0.0
     """Online: smallest score difference that makes a pair; equal scores never do."""
+
+    unused: ClassVar[Mapping[str, str]] = {
+        "importance": "pairs are learned from whoever sampled them"
+    }
+
+    @model_validator(mode="after")
+    def _pairing(self) -> Self:
+        given = self.changed("choose", "max_pairs", "margin")
+        if self.pairs == "file" and given is not None:
+            raise ValueError(
+                f"{given} says how samples are paired, and pairs: file brings its own; remove {given}, or "
+                "set pairs to online"
+            )
+        if self.choose != "all" and self.changed("max_pairs"):
+            raise ValueError(
+                f"max_pairs {self.max_pairs} bounds choose: all, and {self.choose} makes one pair of a "
+                "prompt; remove max_pairs, or set choose to all"
+            )
+        return self
 
     @property
     def material(self) -> Material:

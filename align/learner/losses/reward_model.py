@@ -15,6 +15,7 @@ rewards; without centring their level is free to drift. The letter ``U`` counts 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -34,6 +35,17 @@ class RewardModel(Algorithm):
 
     makes: ClassVar[Literal["policy", "reward_model"]] = "reward_model"
     needs_rewards: ClassVar[bool] = False
+    unused: ClassVar[Mapping[str, str]] = {
+        "importance": "it samples nothing",
+        "sampling.max_staleness": "it samples nothing",
+        "sampling.in_flight": "it samples nothing",
+        "replay": "its pairs are all it learns from, and the policy does not move",
+        "anchors": "the policy does not move",
+        "meter_every": "the policy does not drift",
+        "repair": "the ladder repairs policies",
+        "gold": "it samples nothing that could be scored",
+        "checkpoint_every": "it writes no checkpoints: one that was stopped starts over",
+    }
 
     @property
     def material(self) -> Material:

@@ -76,6 +76,7 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
     """
     config, ledger = evidence.config, evidence.ledger
     attempts, production = ledger.attempts(), ledger.alias("production")
+    gate = evidence.gate.model_dump(exclude_none=True)
     limits, takes = Limits.of(len(config.rounds)), takes_of(ledger)
     rounds = tuple(
         round_view(evidence, record, attempts, takes, now, limits) for record in ledger.rounds()
@@ -93,7 +94,7 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         seals=seals_of(evidence),
         acts=acts_of(evidence),
         overlaps=overlaps_of(evidence.folder),
-        gate=tuple((key, str(value)) for key, value in config.gate.model_dump().items()),
+        gate=tuple((key, str(value)) for key, value in gate.items()),
     )
 
 

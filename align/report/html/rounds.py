@@ -12,7 +12,7 @@ from align.config import RoundConfig
 from align.evidence import Evidence
 from align.gate.checks import Check
 from align.gate.gate import Verdict
-from align.history import Metric, steps_of, summaries, watch_of
+from align.history import Metric, reasons_of, steps_of, summaries, watch_of
 from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
 from align.memory.takes import Take
@@ -117,7 +117,7 @@ def round_view(
     committed = record.state in ("accepted", "rejected")
     verdict = Verdict.from_dict(record.report or {}) if committed else None
     checks = check_views(verdict) if verdict else []
-    reasons = _reasons(record, verdict)
+    reasons = verdict.reasons if verdict else _unjudged(evidence, record)
     repairs = repairs_of(record.report) if committed else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
     return RoundView(
@@ -184,11 +184,11 @@ def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | N
         return None
 
 
-def _reasons(record: RoundRecord, verdict: Verdict | None) -> tuple[str, ...]:
-    if verdict is not None:
-        return verdict.reasons
-    error = (record.report or {}).get("error") if record.state == "failed" else None
-    return (cut(error, 2000) or "",) if error else ()
+def _unjudged(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
+    """What ended a round that has no verdict."""
+    error = (record.report or {}).get("error") if record.state in ("failed", "skipped") else None
+    told = reasons_of(evidence, record)
+    return (cut(error, 2000) or "", *told) if error else told
 
 
 def _repair_panels(

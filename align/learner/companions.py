@@ -1,0 +1,55 @@
+"""What a teacher or critic has to share with the policy: what every token id means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rollouts.errors import UserError
+from rollouts.model_folder import check_model_folder
+
+
+def check_companion(policy_folder: Path, folder: Path, *, what: str, where: str) -> None:
+    """Raise `UserError` unless a folder holds a whole model that has the policy's tokens.
+
+    Reads configs and tokenizers, no weights.
+
+    Args:
+        what: the model's part, such as ``teacher``.
+        where: the key that names its folder.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no model folder {str(folder)!r}",
+            where=where,
+            remedy=f"give the folder of the {what} as written by save_pretrained",
+        )
+    # It is not sampled from: engines' limits on a CPU are not its own.
+    check_model_folder(folder, "cuda")
+    own, other = tokens_of(policy_folder, where), tokens_of(folder, where)
+    if differing := sorted(own.items() ^ other.items()):
+        token, number = differing[0]
+        raise UserError(
+            f"the {what} has another tokenizer than the policy: only one of them has the token "
+            f"{token!r} as {number}",
+            where=where,
+            cause="the two are not from one model family",
+            remedy=f"choose a {what} with the policy's tokenizer",
+        )
+
+
+def tokens_of(folder: Path, where: str) -> dict[str, int]:
+    """Token to id. Not the file's bytes: the same tokenizer is written differently by each version of
+    its library, and how ids become text again does not change what is learned."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"there is no tokenizer.json in {str(folder)!r}",
+            where=where,
+            cause="without it nobody can tell whether two models mean the same by a token id",
+            remedy="save the model's fast tokenizer into the folder with save_pretrained",
+        )
+    content = json.loads(file.read_text(encoding="utf-8"))
+    listed = content["model"]["vocab"]
+    tokens = dict(listed) if isinstance(listed, dict) else {t: i for i, (t, _) in enumerate(listed)}
+    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens", [])}

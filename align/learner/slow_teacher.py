@@ -1,0 +1,50 @@
+"""A teacher that moves after the policy, slowly.
+
+    teacher <- teacher + follow * (policy - teacher)      after every optimizer step
+
+Its weights are a moving average of the policy's, so it is calmer than the policy and learns what the policy
+has learned (the mean teacher of Tarvainen and Valpola 2017, arXiv 1703.01780; of self-distillation with
+demonstrations, Shenfeld et al. 2026, arXiv 2601.19897). It exists while its round does: a checkpoint holds
+it, no snapshot does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.learner.batch import MicroBatch
+from align.learner.outputs import Outputs
+from align.learner.policy import Policy, completion_outputs
+
+
+class SlowTeacher:
+    """Full weights in float32: in bfloat16 a small step would be lost to rounding.
+
+    Args:
+        model: where it begins; of the policy's architecture.
+        follow: share of the way to the policy that a step goes.
+    """
+
+    def __init__(self, model: Any, policy: Policy, follow: float) -> None:
+        self._model, self._policy, self._follow = model.requires_grad_(False), policy, follow
+
+    @torch.no_grad()
+    def outputs(self, micro: MicroBatch, temperature: float) -> Outputs:
+        """What it says at the completion tokens."""
+        return completion_outputs(
+            self._model, micro, dtype=self._policy.dtype, temperature=temperature
+        )
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Go one step after the policy."""
+        learned = self._policy.named_parameters()
+        for name, own in self._model.named_parameters():
+            own.lerp_(learned[name], self._follow)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All weights by name: the teacher's part of the training state."""
+        return {name: own.detach() for name, own in self._model.named_parameters()}

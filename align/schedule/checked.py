@@ -1,0 +1,92 @@
+"""The inputs of what is due, loaded and checked before it is claimed.
+
+The settings of a round that fell due are those of that moment: an edit of the campaign file does not mend
+it, and a message about the file would send people astray. So one that cannot be used is told by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from align.config import CampaignConfig
+from align.evidence import view_of_due
+from align.inputs import Inputs, load_inputs
+from align.memory.ledger import Ledger
+from align.schedule.claims import ClaimedRound, Dues, claimed_rounds
+from align.schedule.due import Due
+from align.schedule.expand import expand
+from rollouts.errors import UserError
+from rollouts.rows import Row
+
+
+def check_due(config: CampaignConfig, ledger: Ledger, due: Sequence[Due]) -> None:
+    """Whether the campaign could run with what is due now.
+
+    Raises:
+        UserError: the first thing that cannot be used.
+    """
+    coming = Dues(ledger.database, config).would_be(due)
+    claims = claimed_rounds(ledger.database)
+    planned = [record.name for record in ledger.rounds()]
+    whole = expand(config, planned, [*(one.spec for one in claims), *coming])
+    load_checked(view_of_due(whole, ledger), open_claims(ledger)).close()
+
+
+def open_claims(ledger: Ledger | None, apart: Collection[str] = ()) -> list[ClaimedRound]:
+    """Rounds that fell due and are not over, in order.
+
+    Args:
+        apart: names of rounds that are left out.
+    """
+    if ledger is None:
+        return []
+    over = ledger.closed() | set(apart)
+    return [one for one in claimed_rounds(ledger.database) if one.spec.name not in over]
+
+
+def load_checked(
+    config: CampaignConfig,
+    claims: Sequence[ClaimedRound],
+    taken: Mapping[str, Sequence[Row]] | None = None,
+) -> Inputs:
+    """`load_inputs`; if it fails, then with the round to blame.
+
+    Args:
+        claims: rounds of the campaign that fell due before.
+
+    Raises:
+        UserError: the first thing that cannot be used. If the file's own rounds can all be used: of the
+            first round in ``claims`` that cannot.
+    """
+    try:
+        return load_inputs(config, taken)
+    except UserError:
+        names = {one.spec.name for one in claims}
+        shown = {spec.name for spec in config.rounds} - names
+        _load(config, shown, taken)
+        for one in claims:
+            shown.add(one.spec.name)
+            try:
+                _load(config, shown, taken)
+            except UserError as error:
+                raise _as_it_fell_due(one, error) from error
+        raise
+
+
+def _load(
+    config: CampaignConfig, names: Collection[str], taken: Mapping[str, Sequence[Row]] | None
+) -> None:
+    """Only these rounds."""
+    rounds = tuple(spec for spec in config.rounds if spec.name in names)
+    load_inputs(config.model_copy(update={"rounds": rounds}), taken).close()
+
+
+def _as_it_fell_due(one: ClaimedRound, error: UserError) -> UserError:
+    mend = f"{error.remedy}; if" if error.remedy else "mend it; if"
+    return UserError(
+        error.what if error.where is None else f"{error.where}: {error.what}",
+        where=f"round {one.spec.name}, as it fell due {one.claimed:%Y-%m-%d %H:%M} UTC",
+        cause=error.cause,
+        remedy=f"{mend} its settings are to blame, an edit of the file is for rounds to come, so pass this "
+        f"one over: keel schedule skip CAMPAIGN {one.spec.name}",
+    )

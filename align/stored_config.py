@@ -1,0 +1,22 @@
+"""A campaign's content as a store holds it, read by this version.
+
+Every default stands in the content, so a setting that is new in this version is missing from what an older
+one wrote. It was as the default is now; anything else that differs is a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from align.config import CampaignConfig
+
+
+def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `CampaignConfig.content` would give today; as it is where it is no campaign any more."""
+    try:
+        return CampaignConfig.model_validate(content).content()
+    except ValidationError:
+        return dict(content)

@@ -1,0 +1,48 @@
+"""What a server does beside its requests: takes dropped files, and forgets old requests."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from align.inbox.drop import sweep
+from align.inbox.feedback import StreamForm
+from align.inbox.inbox import Inbox
+
+SWEEP_S = 5.0
+FORGET_S = 3600.0
+
+
+class Tender:
+    """Passes over the drop folder, one after the other. One that fails is told, and the next one tried."""
+
+    def __init__(self, folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm]) -> None:
+        self._folder, self._inbox, self._forms = folder, inbox, forms
+        self._forget_at = 0.0
+        self.failing = False
+        """Whether the last pass did."""
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                await asyncio.to_thread(self.tend)
+                self.failing = False
+            except (
+                Exception
+            ) as error:  # Of whatever kind: files wait here, and nobody else would say it.
+                self.failing = True
+                print(f"drop folder: {type(error).__name__}: {error}", file=sys.stderr)
+            await asyncio.sleep(SWEEP_S)
+
+    def tend(self) -> None:
+        """One pass."""
+        for intake in sweep(self._folder, self._inbox, self._forms):
+            if intake.error is not None:
+                print(f"drop folder: {intake.file}: {intake.error}", file=sys.stderr)
+        if time.monotonic() >= self._forget_at:
+            self._inbox.forget_requests()
+            self._forget_at = time.monotonic() + FORGET_S

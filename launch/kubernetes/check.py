@@ -1,0 +1,66 @@
+"""Files of manifests, each held against the types that its cluster has, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.kubernetes.schema import KINDS, Crds, Problem, identity, problems
+from launch.kubernetes.stream import objects
+from rollouts.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """One manifest."""
+
+    file: str
+    kind: str
+    name: str
+    against: str
+    """Whose types, such as ``KubeRay v1.7.0`` or the path of a CRD."""
+    problems: tuple[Problem, ...]
+    not_evaluated: tuple[str, ...] = ()
+    """CEL rules of the CRD that only the API server evaluates."""
+
+
+def check_file(path: Path, crds: Crds | None = None) -> list[Checked]:
+    """Every manifest of a file.
+
+    Raises:
+        UserError: it cannot be read, has none, or one of a kind that nothing is known of.
+    """
+    found = [_checked(path, manifest, crds) for manifest in objects(path)]
+    if not found:
+        raise UserError("there is no manifest in it", where=str(path))
+    return found
+
+
+def _checked(path: Path, manifest: dict[str, Any], crds: Crds | None) -> Checked:
+    wrong = problems(manifest, crds)
+    kind = identity(manifest)
+    crd = (crds or {}).get(kind)
+    metadata = manifest.get("metadata")
+    return Checked(
+        file=str(path),
+        kind=kind[1],
+        name=str(metadata.get("name", "")) if isinstance(metadata, dict) else "",
+        against=KINDS[kind] if crd is None else _named(crd.path, crd.generator),
+        problems=tuple(wrong),
+        not_evaluated=() if crd is None else tuple(crd.not_evaluated(manifest)),
+    )
+
+
+def _named(path: Path, generator: str | None) -> str:
+    return str(path) if generator is None else f"{path} (controller-gen {generator})"
+
+
+def lines(checked: Sequence[Checked]) -> Iterator[str]:
+    """For people."""
+    for one in checked:
+        verdict = f"{len(one.problems)} wrong" if one.problems else "fits"
+        yield f"{one.file}: {one.kind} {one.name}: {verdict} ({one.against})"
+        yield from (f"  {problem}" for problem in one.problems)
+        yield from (f"  left to the API server: {rule}" for rule in one.not_evaluated)
