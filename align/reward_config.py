@@ -55,7 +55,7 @@ class RewardConfig(Settings):
     """For one sample: the function is then called with one at a time. None: only the batch has one."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that share a batch, cut between groups. None: 1."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=True)] | None = None
     """Address space of one process; ``.inf`` where a GPU is used. None: 4."""
     environment: tuple[str, ...] = ()
     """Names of environment variables its processes may see, such as the key of a judge."""

@@ -309,7 +309,7 @@ def test_the_workers_that_measure_suites_end_with_the_campaign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while somebody still holds what the campaign read."""
-    from align import campaign as module
+    from align.schedule import checked as module
 
     held: list[Inputs] = []
 
