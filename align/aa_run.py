@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from align.campaign import seed_of
 from align.config import CampaignConfig
+from align.evidence import view_of_due
 from align.gate.evaluate import ItemResults, evaluate
 from align.gate.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suite import Suite
 from align.inputs import load_inputs
 from align.parts import Observer, StartEngine, open_memory, open_parts
+from align.schedule.expand import expanded_here
+from align.stores import known_ledger
 from rollouts.errors import UserError, nearest
 
 
@@ -32,7 +35,8 @@ def measure_noise(
     Raises:
         UserError: the campaign cannot be used, or there is no such suite.
     """
-    inputs = load_inputs(config)
+    config = expanded_here(config)
+    inputs = load_inputs(view_of_due(config, known_ledger(config)))
     with (
         open_memory(config, inputs) as memory,
         open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,

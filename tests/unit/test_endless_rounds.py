@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from align.aa_run import measure_noise
 from align.campaign import run_campaign
 from align.config import CampaignConfig
 from align.evidence import stored_evidence
@@ -145,3 +146,9 @@ def test_it_is_said_wherever_somebody_looks(ran: tuple[Path, Nights]) -> None:
     page = collect(evidence, START)
     assert any("not looked at this time" in reason for reason in page.rounds[-1].reasons)
     assert ("spending", "window") in page.gate
+
+
+def test_noise_is_measured_in_a_campaign_of_nights(ran: tuple[Path, Nights]) -> None:
+    config = config_of(ran[0])
+    floors = measure_noise(config, ["general"], start_engine=Starter(), observer=Watcher())
+    assert [floor.suite for floor in floors] == ["general"]
