@@ -27,7 +27,13 @@ DEADLINE_S = 60.0
 def watching(file: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command, and the port that it listens on."""
     command = [sys.executable, "-c", START, "report", str(file), "--watch", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heeds_interrupts,
+    )
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -37,6 +43,11 @@ def watching(file: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     finally:
         process.kill()
         process.wait(DEADLINE_S)
+
+
+def _heeds_interrupts() -> None:
+    """A background job of a script starts with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
