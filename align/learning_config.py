@@ -79,8 +79,9 @@ class OptimizerConfig(Settings):
     mini_batches: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps in one pass: the batch is split into so many equal parts."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Padded tokens in one forward pass; any value gives the same gradient. None: 2,600 on CPU, where
-    activations should stay in the cache, 16,384 on GPU."""
+    """Padded tokens whose activations are held at a time, by one forward pass or by all that run side by
+    side; any value gives the same gradient. None: 2,600 on CPU, where activations should stay in the cache,
+    16,384 on GPU."""
 
     @model_validator(mode="after")
     def _falls_or_not(self) -> Self:

@@ -43,6 +43,9 @@ NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
 """Prefixes that contain a secret word and that actors need."""
 
 PROBE_TIMEOUT_S = 10.0
+CLIENT = "ray://"
+"""Ray Client: a driver that is on no node. Every weight and every sample passes through one process of the
+head node, so a driver on a node, or a job, is quicker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +159,9 @@ def _init(options: Mapping[str, object]) -> Mapping[str, object]:
             where=f"ray.init(address={options['address']!r})",
             remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
         ) from error
-    return dict(context.address_info)
+    # Ray Client's context knows nothing but the address that was asked for.
+    found = getattr(context, "address_info", None)
+    return {"gcs_address": options["address"]} if found is None else dict(found)
 
 
 def _first_line(error: Exception) -> str:
@@ -171,16 +176,15 @@ def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -
     """
     if address == "auto":
         return
-    if "://" in address:
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if "://" in host:
         raise UserError(
             f"{address!r} is not a cluster address",
             where="--address",
-            cause="the driver holds the learner and the store, and over Ray Client (ray://) every weight "
-            "and every sample would pass through one proxy process",
-            remedy="`keel submit FILE --address http://<head node>:8265` runs it on the cluster; on one of "
-            "its nodes give --address auto",
+            cause="it is the address of another of Ray's services, such as that of its jobs",
+            remedy="`keel submit FILE --address http://<head node>:8265` runs a file as a job; "
+            "keel run --address takes host:6379, auto, or ray://host:10001",
         )
-    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
             f"{address!r} is not host:port", where="--address", remedy="such as 10.0.0.5:6379"

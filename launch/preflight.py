@@ -17,6 +17,8 @@ from rollouts.errors import UserError
 from rollouts.placement import Bundle, told
 
 RETRY_S = 2.0
+LOOK_S = 60.0
+"""How long a node may take to tell what is free."""
 HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:")
 """Resources that Ray keeps for itself, by prefix."""
 
@@ -195,9 +197,12 @@ def _no_room(
 def cluster_nodes() -> list[Node]:
     """The nodes of the cluster that this process is connected to."""
     import ray
-    from ray._private.state import available_resources_per_node
 
-    free = available_resources_per_node()
+    if ray.util.client.ray.is_connected():
+        # A driver that is on no node sees no node's resources: one of the nodes looks for it.
+        free = ray.get(ray.remote(num_cpus=0)(_free_by_node).remote(), timeout=LOOK_S)
+    else:
+        free = _free_by_node()
     return [
         Node(
             name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
@@ -207,6 +212,14 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def _free_by_node() -> dict[str, dict[str, float]]:
+    """Resources that nobody has taken, by the node's id."""
+    from ray._private.state import available_resources_per_node
+
+    found: dict[str, dict[str, float]] = available_resources_per_node()
+    return found
 
 
 def _shown(resources: Mapping[str, float]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from rollouts.engine_slot import EngineSlot
 from rollouts.errors import KeelError
 from rollouts.fleet import Fleet, reason_of
 
-Verb = Literal["stream", "score"]
+Verb = Literal["stream", "generate", "score"]
 
 
 @dataclass(frozen=True, slots=True)

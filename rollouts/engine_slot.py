@@ -18,6 +18,7 @@ from rollouts.engine import (
     InFlightEngine,
     RolloutEngine,
     SampleRequest,
+    SampleResult,
     ScoreRequest,
     StreamingEngine,
     SyncReport,
@@ -51,6 +52,10 @@ class EngineActor:
             yield from engine.stream(requests)
         else:
             yield list(enumerate(engine.generate(requests)))
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """See `RolloutEngine.generate`."""
+        return self._started().generate(requests)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """See `RolloutEngine.score`."""

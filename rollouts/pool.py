@@ -139,7 +139,7 @@ class EnginePool:
         """
         sequences = sum(request.n for request in requests)
         costs = [request.n * request.sampling.max_tokens for request in requests]
-        dispatch = self._dispatch("stream", requests, costs, sequences)
+        dispatch = self._dispatch(_sampling_verb(), requests, costs, sequences)
         self._open.append(dispatch)
         dispatch.send()
         return _Ticket(pool=self, requests=requests, dispatch=dispatch)
@@ -316,6 +316,13 @@ class _Ticket:
     def arrivals(self) -> Arrivals:
         for found in self.pool._arriving(self.dispatch):
             yield [(place, _result(self.requests[place], answer)) for place, answer in found]
+
+
+def _sampling_verb() -> Verb:
+    """Ray Client hands on no streams: there an engine answers a whole chunk at a time."""
+    import ray
+
+    return "generate" if ray.util.client.ray.is_connected() else "stream"
 
 
 def _launch(

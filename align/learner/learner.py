@@ -187,7 +187,7 @@ class Learner:
         gap = 0.0
         for rows, moving in self._by_effect(batch.rows):
             learn = partial(self._learn, gradients if moving else None, over)
-            for difference, parts in self._each_pass(rows, learn):
+            for difference, parts in self._each_pass(rows, learn, self._budget(backward=moving)):
                 gap = max(gap, difference)
                 for name, value in parts.items():
                     sums[name] += value
@@ -218,12 +218,11 @@ class Learner:
         return made.gap, {name: float(value) for name, value in made.metrics.items()}
 
     def _each_pass(
-        self, rows: Sequence[Row], work: Callable[[int, MicroBatch, bool], T]
+        self, rows: Sequence[Row], work: Callable[[int, MicroBatch, bool], T], budget: int
     ) -> list[T]:
         """``work(lane, micro-batch, whether it counts)`` over this rank's share of the forward passes;
         the results of those that count."""
-        size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        passes = even_passes(rows, size, self.lanes.count, packed=self.policy.packs)
+        passes = even_passes(rows, budget, self.lanes.count, packed=self.policy.packs)
         own = [(passes[index], counts) for index, counts in self.ranks.deal(len(passes))]
 
         def run(lane: int, one: tuple[list[Row], bool]) -> T:
@@ -235,6 +234,11 @@ class Learner:
             lanes = Lanes()
         found = lanes.each(run, own, [cost(some) for some, _ in own])
         return [result for result, (_, counts) in zip(found, own, strict=True) if counts]
+
+    def _budget(self, *, backward: bool) -> int:
+        """Padded tokens of a pass. What is kept for a backward pass, all lanes hold at a time."""
+        size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+        return size // self.lanes.count if backward else size
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
         """Rows that can move the policy, and those that cannot: these are measured, at a third of
@@ -303,7 +307,8 @@ class Learner:
                 by_needs[frozenset(needs)].append(index)
         for asked, places in by_needs.items():
             fill = partial(self._fill, asked, {id(ready[index]): index for index in places})
-            shares = self.ranks.gather(self._each_pass([ready[index] for index in places], fill))
+            needy = [ready[index] for index in places]
+            shares = self.ranks.gather(self._each_pass(needy, fill, self._budget(backward=False)))
             for placed, gap in shares:
                 self._check_parity(gap)
                 for index, row in placed:
