@@ -71,7 +71,7 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster to join: host:port, or auto; without it, one of your own here."
+            help="Ray cluster to join: host:port, auto or ray://host:10001; without it, one of your own."
         ),
     ] = None,
     insecure_cluster: Annotated[

@@ -34,9 +34,17 @@ def test_malformed_addresses(address: str) -> None:
         cluster.check_address(address, {}, insecure=True)
 
 
-def test_ray_client_is_refused() -> None:
-    with pytest.raises(UserError, match="ray://"):
-        cluster.check_address("ray://host:10001", {}, insecure=True)
+def test_other_services_of_ray_are_no_cluster() -> None:
+    with pytest.raises(UserError, match="is not a cluster address") as caught:
+        cluster.check_address("http://host:8265", {}, insecure=True)
+    assert "keel submit" in str(caught.value)
+
+
+def test_ray_client_is_asked_for_a_token_too() -> None:
+    with pytest.raises(UserError, match="without authentication"):
+        cluster.check_address(f"ray://{FAR}", {}, insecure=False)
+    with pytest.raises(UserError, match="not host:port"):
+        cluster.check_address("ray://host", {}, insecure=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""A driver that is on no node of the cluster: Ray Client, with a token.
+
+In a process of its own, because a process has one Ray connection and other tests here share one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+RAY = str(Path(sys.executable).with_name("ray"))
+DEADLINE_S = 120.0
+
+SCRIPT = """
+import sys
+from functools import partial
+from launch.cluster import connect
+from launch.preflight import cluster_nodes
+from rollouts.engine import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.errors import RunError
+from rollouts.pool import EnginePool
+from rollouts.scripted_engine import ScriptedEngine
+from rollouts.types import Sampling
+from rollouts.vllm_engine import VLLMConfig
+
+def script(prompt_ids, seed):
+    return [prompt_ids[0], seed], [-0.5, -0.25]
+
+with connect(sys.argv[1]) as cluster:
+    assert not cluster.local and cluster.num_cpus == 3, cluster
+    (node,) = cluster_nodes()
+    assert node.total["CPU"] == 3 and node.free["CPU"] == 3, node
+    config = VLLMConfig(model="scripted", max_num_seqs=8, device="cpu")
+    pool = EnginePool(config, num_engines=2, engine_factory=partial(ScriptedEngine, script))
+    try:
+        report = pool.sync(WeightUpdate(version="r/1", tensors={}))
+        assert (report.version, report.num_engines) == ("r/1", 2), report
+        requests = [
+            SampleRequest(id=str(i), prompt_ids=(i + 5,), n=2, sampling=Sampling(max_tokens=2), seed=i)
+            for i in range(6)
+        ]
+        found = {i: r for batch in pool.submit(requests).arrivals() for i, r in batch}
+        assert [found[i].id for i in range(6)] == [str(i) for i in range(6)]
+        assert all(c.token_ids == (i + 5, i) for i in range(6) for c in found[i].completions), found
+        asked = ScoreRequest(prompt_ids=(5,), completion_ids=(5, 0))
+        assert len(pool.score([asked])[0]) == 2
+    finally:
+        pool.close()
+print("came and went")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def head_node(port: int, environ: Mapping[str, str]) -> Iterator[None]:
+    """A cluster of one node that takes drivers at ``port``."""
+    # The sockets of a node lie below, and their names may not be long.
+    with TemporaryDirectory(prefix="ray-") as folder:
+        command = [
+            RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=3",
+            f"--ray-client-server-port={port}", "--include-dashboard=false",
+            f"--temp-dir={folder}", "--object-store-memory=100000000",
+        ]  # fmt: skip
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        head = subprocess.Popen(command, env=environ, start_new_session=True, **quiet)
+        try:
+            deadline = time.monotonic() + DEADLINE_S
+            while not listens(port):
+                assert head.poll() is None and time.monotonic() < deadline, "no head node"
+                time.sleep(0.2)
+            yield
+        finally:
+            head.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(30)
+            with suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
+
+
+def test_a_driver_on_no_node(tmp_path: Path) -> None:
+    port, token = free_port(), tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environ = {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+    def driver(**changes: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", SCRIPT, f"ray://127.0.0.1:{port}"]
+        return subprocess.run(
+            command,
+            env=environ | changes,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    with head_node(port, environ):
+        assert (came := driver()).stdout.endswith("came and went\n"), came.stderr
+        assert driver(RAY_AUTH_MODE="disabled").returncode != 0
