@@ -50,7 +50,9 @@ with connect(sys.argv[1]) as cluster:
         ]
         found = {i: r for batch in pool.submit(requests).arrivals() for i, r in batch}
         assert [found[i].id for i in range(6)] == [str(i) for i in range(6)]
-        assert all(c.token_ids == (i + 5, i) for i in range(6) for c in found[i].completions), found
+        # Every completion of a request has a seed of its own.
+        said = {i: [c.token_ids for c in found[i].completions] for i in found}
+        assert said == {i: [(i + 5, i), (i + 5, i + 1)] for i in range(6)}, said
         asked = ScoreRequest(prompt_ids=(5,), completion_ids=(5, 0))
         assert len(pool.score([asked])[0]) == 2
     finally:

@@ -189,9 +189,3 @@ def test_the_address_of_the_environment_is_checked_as_any_other(
     ):
         pass
     assert FAR in str(caught.value)
-
-
-def test_ray_client_is_told_what_to_do_instead() -> None:
-    with pytest.raises(UserError, match="keel submit FILE") as caught:
-        cluster.check_address("ray://host:10001", {}, insecure=True)
-    assert "the driver holds the learner" in str(caught.value)
