@@ -27,6 +27,16 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def travels_by_value(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[None]:
+    """What a test file defines reaches actors by value: they cannot import it."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(request.module)
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(request.module)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 0.1 M parameters, head size 32, output layer tied to the embedding.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,17 +23,7 @@ CONFIG = VLLMConfig(model="scripted", max_num_seqs=8, device="cpu")
 SLOW, DIE, RAISE, BREAK = 101, 102, 103, 104
 """First prompt tokens that make an engine hang, exit, refuse the request, or fail in itself."""
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _travel_by_value(ray_cluster):
-    """Actors cannot import a test file."""
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("ray_cluster", "travels_by_value")
 
 
 @pytest.fixture

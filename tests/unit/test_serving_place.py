@@ -63,3 +63,4 @@ def test_the_latest_logs_are_kept_and_that_of_a_running_server(tmp_path: Path) -
 
 def test_nothing_to_clear(tmp_path: Path) -> None:
     clear(tmp_path / "serving")
+    assert not (tmp_path / "serving").exists()
