@@ -54,7 +54,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 """Formats that run code when they are read."""
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 
 
