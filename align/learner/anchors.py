@@ -22,8 +22,9 @@ from align.config import AnchorConfig
 from align.learner import kl
 from align.learner.adapter import TRAINED
 from align.learner.batch import MicroBatch
+from align.learner.model.loading import load_model
 from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs, load_model
+from align.learner.policy import Policy, completion_outputs
 from align.learner.rows import Row
 from align.learner.teacher import MODEL
 from rollouts.types import SnapshotId

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from align.learner.batch import MicroBatch
 from align.learner.companions import check_companion
 from align.learner.losses.ppo import SHARED, CriticConfig
+from align.learner.model.loading import load_model
 from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs, load_model
+from align.learner.policy import Policy, completion_outputs
 from rollouts.errors import RunError
 
 FILE = "critic.safetensors"

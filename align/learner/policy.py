@@ -7,12 +7,12 @@ live in here: `AnchorBank` holds those, and for adapters borrows this base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,14 @@ from align.learner.adapter import (
 )
 from align.learner.batch import MicroBatch
 from align.learner.blend import blended
-from align.learner.linear import speed_up
+from align.learner.model.loading import (
+    convert_weights,
+    load_model,
+    read_weights,
+    stored_form,
+)
 from align.learner.outputs import CHUNK, Outputs
-from align.learner.packing import WRITTEN_OUT, hidden_states, packs, use_packing
+from align.learner.packing import WRITTEN_OUT, hidden_states, packs
 from align.learner.ranks import SOLO, Ranks
 from align.learner.sharding import (
     decoder_layers,
@@ -44,34 +49,10 @@ from align.learner.sharding import (
     shard,
 )
 from rollouts.engine import WeightUpdate
-from rollouts.errors import RunError, UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rollouts.errors import UserError
 
 PADDED = Lock()
 """Held while a model reads padded rows."""
-
-
-def load_model(
-    folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """A causal language model from a folder, without code of its own unless allowed."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        local_files_only=True,
-        trust_remote_code=config.trust_remote_code,
-        use_safetensors=True,
-    ).to(device)
-    speed_up(model.eval())
-    use_packing(model)
-    return model
 
 
 def completion_outputs(
@@ -115,7 +96,8 @@ def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch
     """In bfloat16 on CPU the fused kernel's backward is several times slower than plain products on
     short rows; in float32 it is the quicker of the two."""
     plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= WRITTEN_OUT
-    chosen = "eager" if plain else "sdpa"
+    fused = getattr(causal_of(model), "_supports_sdpa", False)
+    chosen = "eager" if plain or not fused else "sdpa"
     if model.config._attn_implementation != chosen:
         model.set_attn_implementation(chosen)
 
@@ -148,7 +130,7 @@ class Policy:
         if self.config.snapshot_kind == "adapter":
             load_adapter(self.model, folder)
             return
-        self._load_base(folder.name, _tensors(folder))
+        self._load_base(read_weights(causal_of(self.model), folder))
         if self.config.lora is not None:
             reset_adapter(self.model)
 
@@ -159,7 +141,8 @@ class Policy:
         elif self.config.snapshot_kind == "adapter":
             set_adapter(self.model, dict(blended(start, end, share)))
         else:
-            self._load_base(end.name, blended(start, end, share))
+            points = blended(start, end, share)
+            self._load_base(convert_weights(causal_of(self.model), points, end.name))
             if self.config.lora is not None:
                 reset_adapter(self.model)
 
@@ -192,8 +175,12 @@ class Policy:
         drop_gathered(self.model)
         if self._sharded:
             named = dict(self.model.named_parameters())
-            return WeightUpdate(version=version, tensors=self._gathered(named))
-        return WeightUpdate(version=version, tensors=merged(self.model))
+            tensors = self._gathered(named)
+        else:
+            tensors = merged(self.model)
+        # Of several ranks the others hold nothing, and nothing can be made of that.
+        own = stored_form(causal_of(self.model), tensors) if tensors else tensors
+        return WeightUpdate(version=version, tensors=own)
 
     def save(self, folder: Path) -> None:
         """Write safetensors and configs: a whole model, or the adapter alone where snapshots are adapters.
@@ -211,22 +198,19 @@ class Policy:
             state = merged(self.model)
         causal_of(self.model).save_pretrained(folder, state_dict=state)
 
-    def _load_base(self, name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over a snapshot's full weights, under the adapter if there is one."""
+    def _load_base(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over full weights, under the adapter if there is one.
+
+        Args:
+            tensors: by the names of the plain model in memory.
+        """
         drop_gathered(self.model)
         causal, keys = causal_of(self.model), base_keys(self.model)
-        own, state = causal.state_dict(), {}
-        for stored, full in tensors:
-            key = keys.get(stored, stored)
-            state[key] = part_like(full.to(self._home), own.get(key))
-        tied = getattr(causal, "all_tied_weights_keys", {}).keys()
-        missing = sorted(keys.values() - state.keys() - tied)
-        unexpected = sorted(state.keys() - own.keys())
-        if missing or unexpected:
-            raise RunError(
-                f"the weights do not fit the policy: missing {missing[:3]}, unexpected {unexpected[:3]}",
-                where=name,
-            )
+        own = causal.state_dict()
+        state = {
+            keys[name]: part_like(full.to(self._home), own[keys[name]])
+            for name, full in tensors.items()
+        }
         causal.load_state_dict(state, strict=False)
 
     def _gathered(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,7 +222,10 @@ class Policy:
         Models that scale or cap their logits after the head would be trained on other numbers than
         the engines sample from; better to say so at the start.
         """
-        tokens_BT = torch.arange(4, device=self._home)[None] % self.model.config.vocab_size
+        tokens_BT = (
+            torch.arange(4, device=self._home)[None]
+            % self.model.config.get_text_config().vocab_size
+        )
         with torch.no_grad():
             whole = self.model(input_ids=tokens_BT, use_cache=False).logits.float()
             hidden = self.model.get_decoder()(
@@ -252,14 +239,6 @@ class Policy:
                 cause="it scales or caps them, and the learner computes logits without that step",
                 remedy="choose a model without logit scaling or soft-capping",
             )
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a model folder."""
-    from safetensors.torch import load_file
-
-    for file in sorted(folder.glob("*.safetensors")):
-        yield from load_file(file).items()
 
 
 def _recompute_layers(model: Any) -> None:

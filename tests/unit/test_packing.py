@@ -15,8 +15,9 @@ from torch import Tensor
 from align.config import PolicyConfig
 from align.learner import packing
 from align.learner.batch import micro_batches, to_tensors
+from align.learner.model.loading import load_model
 from align.learner.packing import pack, packs, use_packing
-from align.learner.policy import completion_outputs, load_model
+from align.learner.policy import completion_outputs
 from align.learner.rows import Row
 from tests.unit.tiny import VOCABULARY, row
 

@@ -1,0 +1,147 @@
+"""Weights between files and memory, always through transformers' own mapping.
+
+A model's parameters need not be named, split or laid out as in its files: experts of a mixture lie stacked
+in memory and one by one on disk, GPT-NeoX's output layer has another name. `from_pretrained` maps one way,
+and `stored_form` maps back, for engines, which read what the files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from align.config import PolicyConfig
+from align.learner.linear import speed_up
+from align.learner.packing import use_packing
+from rollouts.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Load a causal language model from a folder, without code of its own unless allowed."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention_of(folder, config),
+        local_files_only=True,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
+    ).to(device)
+    speed_up(model.eval())
+    use_packing(model)
+    return model
+
+
+def attention_of(folder: Path, config: PolicyConfig) -> str:
+    """Choose fused attention where the architecture has it, and its own otherwise."""
+    return "sdpa" if getattr(model_class(folder, config), "_supports_sdpa", False) else "eager"
+
+
+def model_class(folder: Path, config: PolicyConfig) -> type[PreTrainedModel]:
+    """Name the class that transformers loads a folder with.
+
+    Raises:
+        ValueError: transformers has no causal language model for it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    found = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+    )
+    reference = getattr(found, "auto_map", None) or {}
+    if config.trust_remote_code and "AutoModelForCausalLM" in reference:
+        remote: type[PreTrainedModel] = get_class_from_dynamic_module(
+            reference["AutoModelForCausalLM"], str(folder), local_files_only=True
+        )
+        return remote
+    known = AutoModelForCausalLM._model_mapping
+    if type(found) not in known:
+        raise ValueError(f"{found.model_type!r} has no causal language model in transformers")
+    # Some types map to several classes; the first is the one that is loaded by default.
+    listed = known[type(found)]
+    chosen: type[PreTrainedModel] = listed[0] if isinstance(listed, tuple) else listed
+    return chosen
+
+
+def stored_form(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name and split a model's parameters as `save_pretrained` writes them.
+
+    Args:
+        tensors: by the names of the plain model in memory, on any device.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, dict(tensors)))
+
+
+def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
+    """Read a folder's weights in float32, by the names they have in ``model``; tied ones under every name.
+
+    Raises:
+        RunError: it holds no whole model, or one of another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise _misfit("config.json", folder.name)
+    return _converted(model, folder.name, folder, None)
+
+
+def convert_weights(
+    model: Any, tensors: Iterable[tuple[str, Tensor]], name: str
+) -> dict[str, Tensor]:
+    """Bring tensors that are named as in a file to the form they have in ``model``, in float32.
+
+    Raises:
+        RunError: tensors of the model are missing, or have another shape.
+    """
+    return _converted(model, name, None, dict(tensors))
+
+
+def _converted(
+    model: Any, name: str, folder: Path | None, tensors: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Load a second model of the same class and hand out its state; files are mapped, not copied."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    fresh, report = _plain_class(model).from_pretrained(
+        folder,
+        config=model.config,
+        state_dict=tensors,
+        dtype=torch.float32,
+        attn_implementation="sdpa" if getattr(model, "_supports_sdpa", False) else "eager",
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if absent := [*sorted(report["missing_keys"]), *map(str, report["mismatched_keys"])]:
+        raise _misfit(", ".join(absent[:3]), name)
+    state: dict[str, Tensor] = fresh.state_dict()
+    return state
+
+
+def _plain_class(model: Any) -> Any:
+    """Name the class of a model, which sharding replaces by a subclass of its own."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def _misfit(absent: str, name: str) -> RunError:
+    return RunError(
+        f"the weights do not fit the policy: missing or of another shape: {absent}",
+        where=name,
+        cause="the snapshot is of another model, or an adapter where a whole model is needed",
+    )
