@@ -16,14 +16,19 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rollouts.chat.messages import BadMessages, check_asks, check_tools, check_turns, turns_of
 from rollouts.errors import UserError, nearest
 from rollouts.rows import Row, read_rows
 from rollouts.types import Message, Prompt, Source
+from rollouts.values import to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Places that a message names."""
 
 Scheme = Callable[[str], list[Prompt]]
 """From ``scheme://...`` to prompts with ids of their own; a `ValueError` says what is known."""
@@ -47,27 +52,42 @@ def load_prompts(
 ) -> list[Prompt]:
     """The distinct prompts of a source, in its order; of duplicates the first is kept.
 
-    ``round`` and ``source`` are written on every prompt. Raises a `UserError` that names the file
-    and line of the first bad row.
+    Rows with the same prompt and other columns are different prompts. ``round`` and ``source`` are
+    written on every prompt. Raises a `UserError` that names the file and line of the first bad row.
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", config.source)
     if scheme is not None:
         found = _from_scheme(config.source, scheme[1], schemes)[: config.limit]
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
-        found = [_prompt(row, config.column) for row in rows]
+        found = told_apart(_prompt(row, config.column) for row in rows)
     if not found:
         raise UserError("holds no prompts", where=config.source)
     prompts = distinct(found)
     if len(prompts) < len(found):
-        number = len(found) - len(prompts)
         logger.warning(
-            "%s: %d of %d prompts are duplicates and are left out",
+            "%s: %d of %d prompts are duplicates and are left out: %s",
             config.source,
-            number,
+            len(found) - len(prompts),
             len(found),
+            repeated(found),
         )
     return [replace(prompt, round=round, source=source) for prompt in prompts]
+
+
+def told_apart(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts, where those with one text and different columns get different ids.
+
+    The first keeps the id of its text, so that a row that is added changes no id before it.
+    """
+    ids: dict[str, dict[str, str]] = {}
+    made = []
+    for prompt in prompts:
+        columns = _columns_id(prompt.columns)
+        known = ids.setdefault(prompt.id, {})
+        other = hashlib.sha256(f"{prompt.id}/{columns}".encode()).hexdigest()[:16]
+        made.append(replace(prompt, id=known.setdefault(columns, other if known else prompt.id)))
+    return made
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -76,6 +96,24 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     for prompt in prompts:
         first.setdefault(prompt.id, prompt)
     return list(first.values())
+
+
+def repeated(prompts: Sequence[Prompt]) -> str:
+    """The places of prompts that stood before: ``p.jsonl:7 is p.jsonl:3, ...``."""
+    first: dict[str, Prompt] = {}
+    pairs = [(p, first.setdefault(p.id, p)) for p in prompts]
+    return listed([f"{p.label} is {before.label}" for p, before in pairs if p is not before])
+
+
+def listed(places: Sequence[str]) -> str:
+    """The first few places of many."""
+    return ", ".join(places[:SHOWN]) + (", ..." if len(places) > SHOWN else "")
+
+
+def _columns_id(columns: Mapping[str, Any]) -> str:
+    """Digest of a row's other columns, whatever their order."""
+    text = json.dumps(to_json(columns), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_id(content: str | Sequence[Message]) -> str:
@@ -100,53 +138,40 @@ def _from_scheme(uri: str, scheme: str, schemes: Mapping[str, Scheme]) -> list[P
 
 def _prompt(row: Row, column: str) -> Prompt:
     if column not in row.values:
+        known = "; ".join(row.values)
         raise UserError(
             f"no column {column!r}",
             where=row.place,
+            cause=f"the header is {known!r}" if len(row.values) == 1 and ";" in known else None,
             remedy=f"{nearest(column, list(row.values))}; set prompts.column",
         )
     value = row.values[column]
     columns = {name: other for name, other in row.values.items() if name != column}
-    content = value if isinstance(value, str) else _messages(value, column, row.place)
-    if not any(text.strip() for text in _texts(content)):
-        raise UserError(f"the prompt in column {column!r} is empty", where=row.place)
     try:
-        prompt_id = content_id(content)
+        content = _content(value, column)
+        check_tools(content, columns)
+        name = content_id(content)
+    except BadMessages as error:
+        raise UserError(str(error), where=row.place, remedy=error.remedy) from error
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid Unicode: {error}", where=row.place) from error
     if isinstance(content, str):
-        return Prompt(id=prompt_id, text=content, columns=columns)
-    return Prompt(id=prompt_id, messages=content, columns=columns)
+        return Prompt(id=name, text=content, columns=columns, place=row.place)
+    return Prompt(id=name, messages=content, columns=columns, place=row.place)
 
 
-def _texts(content: str | Sequence[Message]) -> list[str]:
-    return [content] if isinstance(content, str) else [message["content"] for message in content]
-
-
-def _messages(value: Any, column: str, place: str) -> tuple[Message, ...]:
-    """Chat turns as plain dicts; None values, which tables fill in, are left out."""
-    if not isinstance(value, list | tuple):
-        raise UserError(
-            f"column {column!r} holds a {type(value).__name__}, expected text or messages",
-            where=place,
-        )
-    for message in value:
-        good = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
-        if not good or not all(isinstance(part, str | None) for part in message.values()):
-            raise UserError(
-                f"column {column!r} holds the message {message!r}",
-                where=place,
-                remedy='write messages as {"role": "user", "content": "..."}, all values text',
-            )
-    turns = tuple({k: v for k, v in message.items() if v is not None} for message in value)
-    if any(not {"role", "content"} <= turn.keys() for turn in turns):
-        raise UserError(f"column {column!r} holds a message without role or content", where=place)
-    if turns and turns[-1]["role"] == "assistant":
-        raise UserError(
-            f"the last message in column {column!r} is the assistant's",
-            where=place,
-            remedy="a prompt ends with the turn that is to be answered; drop the answer",
-        )
+def _content(value: Any, column: str) -> str | tuple[Message, ...]:
+    """A prompt's text, or its chat turns."""
+    if not isinstance(value, str | list | tuple):
+        kind = type(value).__name__
+        raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
+    if not (value.strip() if isinstance(value, str) else value):
+        raise BadMessages(f"the prompt in column {column!r} is empty")
+    if isinstance(value, str):
+        return value
+    turns = turns_of(value, column)
+    check_turns(turns)
+    check_asks(turns, column)
     return turns
 
 

@@ -1,21 +1,31 @@
 """Rows of a data file or of a ``datasets`` id, each with the place it came from.
 
 JSON, JSONL and CSV are read with the standard library, parquet with pyarrow, anything else by
-Hugging Face ``datasets``. Rows are read lazily and are plain dicts; what is in them is not judged.
+Hugging Face ``datasets``; pyarrow unpacks ``.gz``, ``.bz2``, ``.zst`` and ``.lz4``. Rows are read lazily
+and are plain dicts of the kinds that `rollouts.values` holds; what is in them is not judged.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rollouts.errors import UserError
+from rollouts.values import Unholdable, normalised
+
+LONGEST_LINE = 2**26
+"""Characters of one line; a longer one is no row of a text that a model could read."""
+LARGEST_JSON = 2**30
+"""Characters of a ``.json`` file, which is read as a whole."""
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+"""Suffix behind that of a text format, and pyarrow's name of what unpacks it."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,63 +37,153 @@ class Row:
     values: dict[str, Any]
 
 
+class _StandsTwice(ValueError):
+    """A key that an object of a JSON text has twice."""
+
+
 def read_rows(source: str, split: str) -> Iterator[Row]:
     """Rows of a file by its suffix, else of the ``split`` of a ``datasets`` id (``id:config``).
 
-    Raises a `UserError` for a missing or unreadable source; the line is named where there is one.
+    Raises a `UserError` for a missing or unreadable source, and for a value of a kind that is not kept;
+    the line is named where there is one, and the column.
     """
     path = Path(source).expanduser()
-    reader = READERS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    packing = COMPRESSIONS.get(suffix)
+    reader = TEXTS.get(Path(path.stem).suffix.lower()) if packing else READERS.get(suffix)
     if reader is None and not path.is_file():
-        return _datasets(source, split)
+        return map(_held, _datasets(source, split))
     if reader is None:
-        known = ", ".join(READERS)
+        packed = ", ".join(COMPRESSIONS)
         raise UserError(
             f"cannot read {path.suffix or 'this kind of'} file",
             where=source,
-            remedy=f"convert it to one of {known}",
+            remedy=f"convert it to one of {', '.join(READERS)}; all but .parquet may end in {packed}",
         )
-    return _guarded(source, path, reader)
+    if path.is_dir():
+        raise UserError("is a folder, not a file", where=source, remedy="name a file in it")
+    return map(_held, _guarded(source, path, reader, packing))
+
+
+def _held(row: Row) -> Row:
+    """The row in the kinds of values that are kept."""
+    values = {}
+    for column, value in row.values.items():
+        try:
+            values[column] = normalised(value)
+        except (Unholdable, RecursionError) as error:
+            kind = error.kind if isinstance(error, Unholdable) else "lists nested too deeply"
+            inside = f", at {error.path}" if isinstance(error, Unholdable) and error.path else ""
+            raise UserError(
+                f"column {column!r} holds {kind}{inside}, which is not kept with a prompt",
+                where=row.place,
+                remedy="write it as text, numbers, bytes, decimals, dates, lists or mappings with text "
+                "keys, or drop the column",
+            ) from error
+    return Row(place=row.place, values=values)
 
 
 def _guarded(
-    source: str, path: Path, reader: Callable[[str, Path], Iterator[Row]]
+    source: str,
+    path: Path,
+    reader: Callable[[str, io.BufferedReader], Iterator[Row]],
+    packing: str | None,
 ) -> Iterator[Row]:
     """The reader's rows, with the errors of opening and decoding as messages."""
     try:
-        yield from reader(source, path)
-    except OSError as error:
-        here = f"paths are relative to the current folder, {Path.cwd()}"
+        with _opened(path, packing) as stream:
+            yield from reader(source, stream)
+    except FileNotFoundError as error:
+        relative = f"the path is relative to the current folder, {Path.cwd()}"
         raise UserError(
-            f"cannot open the file: {error.strerror or error}", where=source, remedy=here
+            f"cannot open the file: {error.strerror or error}",
+            where=source,
+            remedy="correct the path" if path.is_absolute() else relative,
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot read the file: {error.strerror or error}",
+            where=source,
+            remedy=f"check that it can be read{' and unpacked whole' if packing else ''}",
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: {error}", where=source, remedy="save it as UTF-8") from error
+        with _opened(path, packing) as stream:
+            where = f"{source}{_undecodable(stream)}"
+        raise UserError(f"not UTF-8: {error}", where=where, remedy="save it as UTF-8") from error
 
 
-def _jsonl(source: str, path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"{source}:{number}"
-                try:
-                    value = json.loads(line)
-                except ValueError as error:
-                    raise UserError(
-                        f"not valid JSON: {_fault(error)}",
-                        where=place,
-                        remedy="every line is one JSON object",
-                    ) from error
-                yield Row(place=place, values=_object(value, place))
+def _opened(path: Path, packing: str | None) -> io.BufferedReader:
+    if packing is None:
+        return path.open("rb")
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression=packing))
 
 
-def _json(source: str, path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
+def _undecodable(stream: io.BufferedReader) -> str:
+    """Line of the first bytes that are no UTF-8, as ``:7``."""
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return f":{number}"
+    return ""
+
+
+def _text(source: str, stream: io.BufferedReader, newline: str | None = None) -> io.TextIOWrapper:
+    """The stream as text; a byte order mark at its beginning is left out."""
+    if stream.peek(2)[:2] in UTF_16:
+        raise UserError("is UTF-16", where=source, remedy="save it as UTF-8")
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+
+
+def _lines(source: str, stream: io.BufferedReader, newline: str | None = None) -> Iterator[str]:
+    """Lines of a text; an endless one is an error, never memory."""
+    with _text(source, stream, newline) as text:
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=1):
+            if len(line) == LONGEST_LINE and not line.endswith("\n"):
+                raise UserError(
+                    f"the line has more than {LONGEST_LINE:,} characters",
+                    where=f"{source}:{number}",
+                    cause="it is no text file, or its lines do not end with line breaks",
+                    remedy="write one row a line",
+                )
+            yield line
+
+
+def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+    for number, line in enumerate(_lines(source, stream), start=1):
+        if line.strip():
+            place = f"{source}:{number}"
+            try:
+                value = json.loads(line, object_pairs_hook=_object_of)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"not valid JSON: {_fault(error)}",
+                    where=place,
+                    remedy="every line is one JSON object",
+                ) from error
+            yield Row(place=place, values=_object(value, place))
+
+
+def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+    with _text(source, stream) as file:
+        text = file.read(LARGEST_JSON)
+    if len(text) == LARGEST_JSON:
+        what = f"has more than {LARGEST_JSON:,} characters, and a .json file is read as a whole"
+        raise UserError(what, where=source, remedy="write one object a line and name it .jsonl")
+    if not text.strip():
+        return
     try:
-        records = json.loads(text)
-    except ValueError as error:
+        records = json.loads(text, object_pairs_hook=_object_of)
+    except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"not valid JSON: {_fault(error)}", where=f"{source}{line}") from error
+        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        raise UserError(
+            f"not valid JSON: {_fault(error)}",
+            where=f"{source}{line}",
+            remedy="if it holds one object a line, name it .jsonl" if several else None,
+        ) from error
     if not isinstance(records, list):
         raise UserError(
             f"holds a {type(records).__name__}, expected a list of objects", where=source
@@ -93,61 +193,86 @@ def _json(source: str, path: Path) -> Iterator[Row]:
         yield Row(place=place, values=_object(record, place))
 
 
-def _fault(error: ValueError) -> str:
-    """What is wrong with a JSON text: its syntax, or a number too long to be one."""
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; json itself would silently keep the last of two values."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _StandsTwice(f"the key {twice!r} stands twice in one object")
+    return made
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    """What is wrong with a JSON text: its syntax, a key, its depth, or a number too long to be one."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
+    if isinstance(error, _StandsTwice):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     return "a number has more digits than can be read"
 
 
-def _csv(source: str, path: Path) -> Iterator[Row]:
-    csv.field_size_limit(
-        sys.maxsize
-    )  # Of the process; how long a row may be is for its reader to say.
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            names = list(reader.fieldnames or [])
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise UserError(f"two columns are named {twice[0]!r}", where=f"{source}:1")
-            for values in reader:
-                place = f"{source}:{reader.line_num}"
-                if None in values or None in values.values():
-                    raise UserError(
-                        f"the row does not have {len(names)} fields as the header does",
-                        where=place,
-                        remedy="quote fields that hold commas or line breaks",
-                    )
-                yield Row(place=place, values=dict(values))
-        except csv.Error as error:
-            raise UserError(
-                f"not valid CSV: {error}", where=f"{source}:{reader.reader.line_num}"
-            ) from error
+def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_LINE)
+    lines = _lines(source, stream, newline="")
+    reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
+    try:
+        names = list(reader.fieldnames or [])
+        _check_names(f"{source}:1", names)
+        for values in reader:
+            place = f"{source}:{reader.line_num}"
+            if None in values or None in values.values():
+                raise UserError(
+                    f"the row does not have {len(names)} fields as the header does",
+                    where=place,
+                    remedy="quote fields that hold commas or line breaks",
+                )
+            yield Row(place=place, values=dict(values))
+    except csv.Error as error:
+        raise UserError(
+            f"not valid CSV: {error}", where=f"{source}:{reader.reader.line_num}"
+        ) from error
 
 
-def _parquet(source: str, path: Path) -> Iterator[Row]:
+def _tsv(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+    return _csv(source, stream, delimiter="\t")
+
+
+def _parquet(source: str, stream: io.BufferedReader) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as stream:
-        try:
-            batches = pq.ParquetFile(stream).iter_batches()
-            records = chain.from_iterable(batch.to_pylist() for batch in batches)
-            for number, values in enumerate(records, start=1):
-                yield Row(place=f"{source} row {number}", values=values)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            # Arrow reports damaged pages as OSError; text that is no UTF-8 is a ValueError.
-            raise UserError(
-                f"not a parquet file, or a damaged one: {error}",
-                where=source,
-                remedy="write it again",
-            ) from error
+    try:
+        file = pq.ParquetFile(stream)
+        _check_names(source, file.schema_arrow.names)
+        records = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+        for number, values in enumerate(records, start=1):
+            yield Row(place=f"{source} row {number}", values=values)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # Arrow reports damaged pages as OSError; text that is no UTF-8 is a ValueError.
+        raise UserError(
+            f"not a parquet file, or a damaged one: {error}",
+            where=source,
+            remedy="write it again",
+        ) from error
 
 
-READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {
+def _check_names(where: str, names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two columns are named {twice[0]!r}", where=where, remedy="rename one")
+
+
+TEXTS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row]]] = {
     ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": _tsv,
+}
+READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row]]] = {
+    **TEXTS,
     ".parquet": _parquet,
 }
 

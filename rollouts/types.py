@@ -37,8 +37,8 @@ WeightVersion = str
 FinishReason = Literal["stop", "length", "failed"]
 """``stop``: the model ended; ``length``: cut at max_tokens; ``failed``: no usable completion."""
 
-Message = Mapping[str, str]
-"""One chat turn, ``{"role": "user", "content": "..."}``."""
+Message = Mapping[str, Any]
+"""One chat turn, ``{"role": "user", "content": "..."}``; all values text but an assistant's tool_calls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +58,17 @@ class Prompt:
     """For a replayed prompt: the accepted snapshot that holds its behaviour."""
     round: str | None = None
     """Name of the round the prompt belongs to; None for the general pool."""
+    place: str = field(default="", compare=False)
+    """File and line it was read from, ``prompts.jsonl:7``; empty where it was made, not read."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
             raise ValueError(f"prompt {self.id!r}: give exactly one of text and messages")
+
+    @property
+    def label(self) -> str:
+        """The words a message names the prompt by: its file and line, else its id."""
+        return self.place or f"prompt {self.id!r}"
 
 
 class WeightSpan(NamedTuple):

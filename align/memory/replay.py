@@ -2,13 +2,13 @@
 
 Prompts only: what held their behaviour is the snapshot named as their ``owner``, and the KL term
 holds the policy to it. No answers, no labels, no rewards. A draw is a function of the seed and the
-step, so a resumed round sees the batches it would have seen.
+step, so a resumed round sees the batches it would have seen. Columns come back as they were, see
+`rollouts.values`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import cycle, islice
@@ -20,8 +20,10 @@ from align.errors import StoreError, UserError
 from align.memory.durable import write_atomic
 from rollouts.errors import nearest
 from rollouts.types import Prompt, SnapshotId
+from rollouts.values import Unholdable, from_json, normalised, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 held the columns as plain JSON."""
 
 
 class ReplayBuffer:
@@ -46,7 +48,7 @@ class ReplayBuffer:
         Adding a round again replaces its prompts, so a resumed run may repeat the call.
 
         Raises:
-            UserError: a prompt has a column that JSON cannot hold.
+            UserError: a prompt has a column of a kind that is not kept.
         """
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
         if len(distinct) > cap:
@@ -89,7 +91,7 @@ class ReplayBuffer:
     def save(self, path: Path) -> None:
         """Write JSON lines, atomically: a version line, then one prompt a line."""
         head = {"schema_version": SCHEMA_VERSION, "rounds": list(self._entries)}
-        lines = [head, *(asdict(p) for prompts in self._entries.values() for p in prompts)]
+        lines = [head, *(_line(p) for prompts in self._entries.values() for p in prompts)]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_atomic(path, text.encode("ascii"))
 
@@ -101,14 +103,16 @@ class ReplayBuffer:
             StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
         """
         entries: dict[str, list[Prompt]] = {}
+        version = SCHEMA_VERSION
         for number, line in enumerate(path.read_text("ascii", "replace").splitlines(), start=1):
             try:
                 data = json.loads(line)
                 if number == 1:
-                    _check_version(data["schema_version"], path)
+                    version = data["schema_version"]
+                    _check_version(version, path)
                     entries = {name: [] for name in data["rounds"]}
                 else:
-                    entries[data["round"]].append(_prompt(data))
+                    entries[data["round"]].append(_prompt(data, version))
             except (ValueError, KeyError, TypeError) as error:
                 raise StoreError(
                     f"this is no replayed prompt ({error!r})",
@@ -126,35 +130,33 @@ class ReplayBuffer:
 
 def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
     """The prompt as later rounds will see it, exactly as it would come back from the file."""
-    columns = {
-        name: _plain(value, f"prompt {prompt.id}, column {name}")
-        for name, value in prompt.columns.items()
-    }
+    columns = {}
+    for name, value in prompt.columns.items():
+        try:
+            columns[name] = normalised(value)
+        except Unholdable as error:
+            raise UserError(
+                f"it holds {error}, which is not kept",
+                where=f"prompt {prompt.place or prompt.id}, column {name}",
+                cause="replayed prompts are stored with all their columns",
+                remedy="use text, numbers, lists and mappings with text keys, or drop the column",
+            ) from error
     marked = replace(prompt, columns=columns, source="past", owner=owner, round=round_)
-    return _prompt(json.loads(json.dumps(asdict(marked))))
+    return _prompt(json.loads(json.dumps(_line(marked))), SCHEMA_VERSION)
 
 
-def _prompt(data: Mapping[str, Any]) -> Prompt:
-    messages = data["messages"]
-    return Prompt(**{**data, "messages": None if messages is None else tuple(messages)})
+def _line(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a line of the file."""
+    data = asdict(prompt)
+    return {**data, "columns": to_json(data["columns"]), "messages": to_json(data["messages"])}
 
 
-def _plain(value: Any, where: str) -> Any:
-    """The value with tuples as lists; raises for what would not come back from JSON as it was."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, where) for key, item in value.items()}
-    raise UserError(
-        f"{value!r} cannot be kept as JSON",
-        where=where,
-        cause="replayed prompts are stored as JSON lines, with all their columns",
-        remedy="use text, finite numbers, lists and mappings with text keys, or drop the column",
-    )
+def _prompt(data: Mapping[str, Any], version: int) -> Prompt:
+    messages, columns = data["messages"], data["columns"]
+    if version > 1:
+        messages, columns = from_json(messages), from_json(columns)
+    turns = None if messages is None else tuple(messages)
+    return Prompt(**{**data, "messages": turns, "columns": columns})
 
 
 def _check_version(version: int, path: Path) -> None:

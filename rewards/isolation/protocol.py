@@ -19,6 +19,7 @@ from rewards.base import Sample
 from rewards.call import FAILURE_KINDS, Failure, Outcome
 from rewards.signature import Parameters
 from rollouts.types import Completion, Prompt
+from rollouts.values import Unholdable, from_json, normalised, to_json
 
 LARGEST_FRAME = 2**28
 """Bytes of one frame; more is an error, never memory."""
@@ -111,16 +112,16 @@ def holds(value: Any) -> bool:
 def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> str | Failure:
     """One sample as JSON: only what the reward takes of it; or why it cannot be sent."""
     prompt, completion = sample.prompt, sample.completion
-    held = {name: prompt.columns.get(name) for name in columns if takes.take(name)}
-    for name, value in held.items():
-        if not holds(value):
-            kind = type(value).__name__
+    sent: dict[str, Any] = {}
+    for name in filter(takes.take, columns):
+        try:
+            sent[name] = to_json(normalised(prompt.columns.get(name)))
+        except Unholdable as error:
             return Failure.of(
-                f"column {name!r} holds a {kind}, which cannot be sent to a worker as JSON",
-                "column",
+                f"column {name!r} holds {error}, which cannot be sent to a worker as JSON", "column"
             )
     shown = takes.take("prompts")
-    body: dict[str, Any] = {"completion": completion.text, "columns": held}
+    body: dict[str, Any] = {"completion": completion.text, "columns": sent}
     if prompt.messages is None:
         body["text"] = prompt.text if shown else ""
     else:
@@ -138,7 +139,7 @@ def unpack_sample(body: Mapping[str, Any]) -> Sample:
             id="",
             text=body.get("text"),
             messages=None if messages is None else tuple(messages),
-            columns=body["columns"],
+            columns={name: from_json(value) for name, value in body["columns"].items()},
         ),
         completion=Completion(
             token_ids=tuple(body.get("ids", ())),

@@ -112,15 +112,36 @@ def test_ids_depend_on_the_content_alone(tmp_path: Path) -> None:
     assert content_id("a b") == "5e229e245c3e5252"
 
 
-def test_duplicates_keep_the_first_and_are_counted(
+def test_exact_duplicates_keep_the_first_and_are_told_by_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("prompt,answer\na,1\nb,2\na,3\na,4\n")
+    path.write_text("prompt,answer\na,1\nb,2\na,1\nb,2\n")
     with caplog.at_level(logging.WARNING):
         prompts = load(path)
     assert [(p.text, p.columns["answer"]) for p in prompts] == [("a", "1"), ("b", "2")]
     assert "2 of 4 prompts are duplicates" in caplog.text
+    assert f"{path}:4 is {path}:2, {path}:5 is {path}:3" in caplog.text
+
+
+def test_one_text_with_other_columns_is_another_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first keeps the id of its text: stores hold it."""
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,answer\na,1\nb,2\na,3\na,4\na,3\n")
+    with caplog.at_level(logging.WARNING):
+        prompts = load(path)
+    assert [(p.text, p.columns["answer"]) for p in prompts] == [
+        ("a", "1"), ("b", "2"), ("a", "3"), ("a", "4"),
+    ]  # fmt: skip
+    assert [p.id for p in prompts[:2]] == [content_id("a"), content_id("b")]
+    assert len({p.id for p in prompts}) == 4
+    assert "1 of 5 prompts are duplicates" in caplog.text
+    path.write_text("answer,prompt\n1,a\n3,a\n2,b\n4,a\n9,c\n")
+    again = {(p.text, p.columns["answer"]): p.id for p in load(path)}
+    for prompt in prompts:
+        assert again[str(prompt.text), prompt.columns["answer"]] == prompt.id
 
 
 def test_messages_are_read_from_json_and_parquet(tmp_path: Path) -> None:
@@ -151,6 +172,39 @@ def test_messages_are_read_from_json_and_parquet(tmp_path: Path) -> None:
         ('{"prompt": []}', ":3", "is empty"),
         ('{"prompt": [{"role": "user", "content": " "}]}', ":3", "is empty"),
         ('{"prompt": ["b"]}', ":3", "holds the message 'b'"),
+        ('{"prompt": [{"role": "user", "content": 3}]}', ":3", "whose content is a int"),
+        ('{"prompt": [{"from": "human", "value": "b"}]}', ":3", "'from' and 'value'"),
+        (
+            '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "b"}]}]}',
+            ":3",
+            "a list of parts",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "b"}, {"role": "assistant", "content": ""}, '
+            '{"role": "user", "content": "c"}]}',
+            ":3",
+            "message 2 (assistant) is empty",
+        ),
+        ('{"prompt": [{"role": "system", "content": "b"}]}', ":3", "is the system prompt's"),
+        (
+            '{"prompt": [{"role": "user", "content": "b", "tool_calls": [{"name": "f"}]}]}',
+            ":3",
+            "tool_calls in a turn that is not the assistant's",
+        ),
+        (
+            '{"prompt": [{"role": "assistant", "tool_calls": ["f"]}, {"role": "tool", "content": ""}]}',
+            ":3",
+            "no list of calls",
+        ),
+        ('{"prompt": "b", "tools": [{"name": "f"}]}', ":3", "no chat template"),
+        (
+            '{"prompt": [{"role": "user", "content": "b"}], "tools": ["f"]}',
+            ":3",
+            "'tools' is no list of functions",
+        ),
+        ('{"prompt": "b", "prompt": "c"}', ":3", "the key 'prompt' stands twice"),
+        ('{"prompt": "b", "x": {"a": 1, "a": 2}}', ":3", "the key 'a' stands twice"),
+        ('{"prompt": "b", "x": ' + "[" * 5000 + "]" * 5000 + "}", ":3", "nested too deeply"),
         ('{"prompt": [{"role": "user", "content": ["b"]}]}', ":3", "all values text"),
         ('{"prompt": [{"role": "user", "content": null}]}', ":3", "without role or content"),
         ('{"prompt": [{"role": "assistant", "content": "b"}]}', ":3", "is the assistant's"),

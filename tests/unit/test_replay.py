@@ -133,8 +133,12 @@ json_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.decimals(allow_nan=False)
+    | st.datetimes()
+    | st.dates(),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
@@ -164,8 +168,8 @@ def test_prompts_survive_the_round_trip(
     assert loaded.draw(1, 3, 4) == built.draw(1, 3, 4)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", float("nan"), float("inf"), {1: "x"}, object()])
-def test_a_column_that_json_cannot_hold_is_refused_by_name(value: object) -> None:
+@pytest.mark.parametrize("value", [{1, 2}, {1: "x"}, object(), 1j])
+def test_a_column_that_cannot_be_kept_is_refused_by_name(value: object) -> None:
     prompt = Prompt(id="p7", text="x", columns={"fine": 1, "odd": [value]})
     with pytest.raises(UserError) as caught:
         ReplayBuffer().add("reverse", [prompt], "owner", cap=1, seed=0)
@@ -202,8 +206,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
 
 def test_a_newer_file_asks_for_an_update(tmp_path: Path) -> None:
     path = tmp_path / "replay.jsonl"
-    path.write_text('{"schema_version": 2}\n')
-    with pytest.raises(StoreError, match="version 2 is newer than 1"):
+    path.write_text('{"schema_version": 3}\n')
+    with pytest.raises(StoreError, match="version 3 is newer than 2"):
         ReplayBuffer.load(path)
 
 

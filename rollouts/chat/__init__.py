@@ -1,0 +1,1 @@
+"""The chat template, its messages and its ends: one reading for learner, engines and gate."""

@@ -1,0 +1,165 @@
+"""Chat turns and tools of a row, as a chat template takes them: checked, and never partly ignored.
+
+A turn is ``{"role": "user", "content": "..."}``. An assistant's turn may hold ``tool_calls`` (then its
+content may be empty), and a turn of role ``tool`` what a call returned. A row's column ``tools`` lists the
+functions that may be called, as JSON schemas. Both are TRL's and transformers' formats. Values that are
+None, which tables fill in, are left out at every depth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rollouts.types import Message
+
+TOOLS = "tools"
+"""Column of a row that lists what may be called."""
+CALLS = "tool_calls"
+SHAPE = 'write messages as {"role": "user", "content": "..."}, all values text'
+MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
+"""Roles whose content may be empty: no instructions, or a call that returned nothing."""
+WAITING = ("assistant", "system", "developer")
+"""Roles that no prompt ends with: the turn after them is not an answer."""
+
+
+class BadMessages(ValueError):
+    """Messages that cannot be used; the message is the reason, without what is written in them."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
+    """The messages of a column.
+
+    Raises:
+        BadMessages: a message without role or content, or with a value that no template takes.
+    """
+    return tuple(_turn(message, column) for message in value)
+
+
+def check_turns(turns: Sequence[Message]) -> None:
+    """Raise `BadMessages` for a turn that says nothing."""
+    for number, turn in enumerate(turns, start=1):
+        says = turn["content"].strip() or turn.get(CALLS) or turn["role"] in MAY_BE_EMPTY
+        if not says:
+            raise BadMessages(
+                f"message {number} ({turn['role']}) is empty", "drop it, or write what it says"
+            )
+
+
+def check_asks(turns: Sequence[Message], column: str) -> None:
+    """Raise `BadMessages` unless the last turn is one that the assistant answers."""
+    last = turns[-1]["role"] if turns else ""
+    if last in WAITING:
+        whose = "assistant's" if last == "assistant" else f"{last} prompt's"
+        raise BadMessages(
+            f"the last message in column {column!r} is the {whose}",
+            "a prompt ends with the turn that is to be answered, of role user or tool"
+            + ("; drop the answer" if last == "assistant" else ""),
+        )
+
+
+def tools_of(columns: Mapping[str, Any]) -> list[Any]:
+    """The functions that the assistant may call in a row; none where it has no such column.
+
+    Raises:
+        BadMessages: the column holds something else than a list of JSON schemas.
+    """
+    value = columns.get(TOOLS)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = [value]
+    if not value:
+        return []
+    plain = _without_none(value)
+    if not isinstance(plain, list) or not all(map(_is_function, plain)) or not _is_json(plain):
+        raise BadMessages(
+            f"column {TOOLS!r} is no list of functions",
+            'write [{"type": "function", "function": {"name": ..., "parameters": ...}}], or give the '
+            "column another name",
+        )
+    return plain
+
+
+def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) -> None:
+    """Raise `BadMessages` for tools that no template could render: ill-formed, or beside plain text."""
+    if not isinstance(content, str):
+        tools_of(columns)
+        return
+    try:
+        tools = tools_of(columns)
+    except BadMessages:
+        return  # A column of that name with something else in it.
+    if tools:
+        raise BadMessages(
+            f"column {TOOLS!r} lists functions, and the prompt is text, which goes through no chat "
+            "template",
+            "write the prompt as messages, or give the column another name",
+        )
+
+
+def _turn(message: Any, column: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise BadMessages(f"column {column!r} holds the message {message!r:.200}", SHAPE)
+    turn: dict[str, Any] = _without_none(message)
+    if {"from", "value"} <= turn.keys():
+        raise BadMessages(
+            f"column {column!r} holds a message with 'from' and 'value' in place of role and content",
+            f"{SHAPE}; human is user and gpt is assistant",
+        )
+    if turn.get(CALLS):
+        turn.setdefault("content", "")
+        if turn.get("role") != "assistant":
+            raise BadMessages(
+                f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
+            )
+        if not _are_calls(turn[CALLS]):
+            raise BadMessages(
+                f"column {column!r} holds {CALLS} that are no list of calls",
+                'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
+            )
+    if not {"role", "content"} <= turn.keys():
+        raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
+    if isinstance(turn["content"], list):
+        raise BadMessages(
+            f"column {column!r} holds a message whose content is a list of parts", SHAPE
+        )
+    for name, part in turn.items():
+        if name != CALLS and not isinstance(part, str):
+            raise BadMessages(
+                f"column {column!r} holds a message whose {name} is a {type(part).__name__}", SHAPE
+            )
+    return turn
+
+
+def _are_calls(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_function, value)) and _is_json(value)
+
+
+def _is_function(value: Any) -> bool:
+    """Whether it names a function, with ``type`` and ``function`` around it or without."""
+    inner = value.get("function", value) if isinstance(value, Mapping) else None
+    return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a chat template can write it: templates write tools and calls as JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

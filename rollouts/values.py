@@ -1,0 +1,145 @@
+"""Values of a row's columns: which kinds are held, and how JSON carries them there and back.
+
+Files hold more than JSON does: not-a-number, bytes, decimals, dates. A column is kept with its prompt for
+as long as a campaign lives (replay, checkpoints, workers of rewards), so a row is brought into a closed
+set of kinds when it is read, and a value of any other kind is refused there, by row and column.
+
+    None, bool, int, float, str, list, dict with text keys     as JSON has them
+    the kinds in `KINDS`, and floats that are not finite       {"$keel": "decimal", "value": "1.10"}
+"""
+
+from __future__ import annotations
+
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import UUID
+
+TAG = "$keel"
+"""Key of a mapping that stands for a value JSON has no word for."""
+NANOSECOND = "a time with nanoseconds"
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Unholdable(ValueError):
+    """A value that is not kept. The message names its kind."""
+
+    def __init__(self, kind: str, path: str = "") -> None:
+        super().__init__(f"{kind}{f' at {path}' if path else ''}")
+        self.kind, self.path = kind, path
+
+
+class Kind(NamedTuple):
+    """One type that JSON has no word for, as text and back."""
+
+    type: type
+    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+
+
+def _read_duration(text: str) -> timedelta:
+    return timedelta(microseconds=int(text))
+
+
+# A datetime is a date too, so it stands before it.
+KINDS: dict[str, Kind] = {
+    "bytes": Kind(bytes, lambda value: b64encode(value).decode(), b64decode),
+    "decimal": Kind(Decimal, str, Decimal),
+    "datetime": Kind(datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": Kind(date, date.isoformat, date.fromisoformat),
+    "time": Kind(time, time.isoformat, time.fromisoformat),
+    "duration": Kind(timedelta, lambda value: str(value // MICROSECOND), _read_duration),
+    "uuid": Kind(UUID, str, UUID),
+}
+
+
+def normalised(value: Any, path: str = "") -> Any:
+    """The value in plain kinds: tuples and arrays as lists, numpy's numbers as Python's.
+
+    Args:
+        path: keys and positions that lead to the value, for the message.
+
+    Raises:
+        Unholdable: the value, or one inside it, is of a kind that is not kept.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        plain = value.tolist()
+        if type(plain) is type(value):
+            raise Unholdable(f"a {type(value).__name__}", path)
+        return normalised(plain, path)
+    if isinstance(value, Mapping):
+        if odd := next((key for key in value if not isinstance(key, str)), None):
+            raise Unholdable(f"a mapping with the key {odd!r}, which is no text", path)
+        return {str(key): normalised(item, _below(path, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [normalised(item, _below(path, index)) for index, item in enumerate(value)]
+    for base in (bool, int, float, str):
+        if isinstance(value, base):
+            return base(value)
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, datetime | time | timedelta):
+        return _normalised_time(value, path)
+    if any(isinstance(value, kind.type) for kind in KINDS.values()):
+        return value
+    raise Unholdable(f"a {type(value).__name__}", path)
+
+
+def to_json(value: Any) -> Any:
+    """What JSON holds and `from_json` turns back into the same value, for one that is `normalised`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {TAG: "float", "value": repr(value)}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        plain = {key: to_json(item) for key, item in value.items()}
+        return {TAG: "mapping", "value": plain} if TAG in plain else plain
+    for name, kind in KINDS.items():
+        if isinstance(value, kind.type):
+            return {TAG: name, "value": kind.write(value)}
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """The value that `to_json` was given.
+
+    Raises:
+        ValueError, KeyError: a tag is not one of ours.
+    """
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if TAG not in value:
+        return {key: from_json(item) for key, item in value.items()}
+    name, inner = value[TAG], value["value"]
+    if name == "mapping":
+        return {key: from_json(item) for key, item in inner.items()}
+    if name == "float":
+        return float(inner)
+    if name not in KINDS:
+        raise ValueError(f"{name!r} is no kind of value that is known here")
+    return KINDS[name].read(inner)
+
+
+def _below(path: str, step: object) -> str:
+    return f"{path}.{step}" if path else str(step)
+
+
+def _normalised_time(value: datetime | time | timedelta, path: str) -> datetime | time | timedelta:
+    """Python's own class, in a zone that is a fixed offset: what text gives back."""
+    if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
+        raise Unholdable(NANOSECOND, path)
+    if isinstance(value, timedelta):
+        return timedelta(value.days, value.seconds, value.microseconds)
+    offset = value.utcoffset()
+    zone = None if offset is None else timezone(offset)
+    if isinstance(value, time):
+        return time(value.hour, value.minute, value.second, value.microsecond, tzinfo=zone)
+    parts = (value.year, value.month, value.day, value.hour, value.minute, value.second)
+    return datetime(*parts, value.microsecond, tzinfo=zone)
