@@ -24,6 +24,7 @@ from align.learner.anchors import References
 from align.measuring import measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
 from align.memory.replay import ReplayBuffer
+from align.memory.settled import settled_lines
 from align.mixture import Mixture
 from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
 from align.reward_models import resolved
@@ -52,7 +53,7 @@ def run_campaign(
         UserError: the campaign, its inputs or its store cannot be used; nothing was changed.
         RunError: a round failed on the way; finished rounds stay as they are.
     """
-    config = expanded_here(config)
+    written, config = config, expanded_here(config)
     known = known_ledger(config)
     inputs = load_checked(view_of_due(config, known), open_claims(known))
     with open_memory(config, inputs) as memory:
@@ -66,6 +67,8 @@ def run_campaign(
         if not due and not any_due(memory.evidence):
             observer.note("no round is due; nothing to run")
             return memory.evidence
+        for line in settled_lines(written, config):
+            observer.note(line)
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:

@@ -230,7 +230,7 @@ class CampaignConfig(StoreSettings):
                     "straight line from the base to a DoRA adapter; set interpolate to false, or "
                     "policy.lora.merge to true"
                 )
-            if spec.sampling.in_flight and self.policy.serves_adapters:
+            if spec.sampling.in_flight and self.policy.lora and self.policy.lora.serve == "adapter":
                 raise ValueError(
                     f"rounds.{index}.sampling: in_flight is on and engines serve adapters: a request that "
                     "runs keeps its adapter; set policy.lora.serve to merged, or in_flight to false"

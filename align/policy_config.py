@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from align.resources_config import ResourcesConfig
 from align.settings import Settings
+from rollouts.machine.processor import Dtype
 from rollouts.vllm_engine import LINEAR_LAYERS
 
 
@@ -29,12 +30,18 @@ class LoraConfig(Settings):
     dora: bool = False
     """Learn the length of every weight row apart from its direction: DoRA, arXiv 2402.09353. Every forward
     pass then computes the update in full."""
-    serve: Literal["adapter", "merged"] = "adapter"
+    serve: Literal["auto", "adapter", "merged"] = "auto"
     """What engines get: the adapter, small to send and slower to sample with, or the base with the update
-    added, as full weights. Small models are often quicker with the second."""
+    added, as full weights. ``auto``: merged on a CPU, whose kernels for adapters gather weights token by
+    token, and where other settings ask for it; the adapter on a GPU. A store keeps what it began with."""
     merge: bool = False
     """The snapshot of a round is a whole model, with the update added to the base, and the next round
     begins a fresh adapter over it: the rank bounds what one round changes, not the campaign."""
+
+    @property
+    def needs_merging(self) -> bool:
+        """Engines cannot hold what the adapter is, or the base that it belongs to."""
+        return self.dora or self.merge
 
     @model_validator(mode="after")
     def _served(self) -> Self:
@@ -42,7 +49,7 @@ class LoraConfig(Settings):
             raise ValueError(
                 "targets holds lm_head, whose update engines drop or get wrong; leave it out"
             )
-        if self.serve == "merged":
+        if self.serve != "adapter":
             return self
         if self.dora:
             raise ValueError(
@@ -63,8 +70,10 @@ class PolicyConfig(Settings):
     """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
     lora: LoraConfig | None = None
     """None trains all weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines and of the learner's matrix products; its master weights stay in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the engines and of the learner's matrix products; master weights stay in float32.
+    ``auto``: bfloat16 where the GPU, or the processor, has instructions for it, float32 elsewhere; decided
+    on the machine that begins the store, which keeps it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read it."""
     revision: str | None = None
@@ -91,8 +100,17 @@ class PolicyConfig(Settings):
 
     @property
     def serves_adapters(self) -> bool:
-        """Engines get adapters, not full weights."""
-        return self.lora is not None and self.lora.serve == "adapter"
+        """Engines get adapters, not full weights; an ``auto`` that nobody settled is the adapter."""
+        return self.lora is not None and self.lora.serve != "merged" and not self.lora.needs_merging
+
+    def settled(self, dtype: Dtype, serve: Literal["adapter", "merged"] = "adapter") -> Self:
+        """The policy with these in place of what it leaves to ``auto``."""
+        lora = self.lora
+        if lora is not None and lora.serve == "auto":
+            chosen = "merged" if lora.needs_merging else serve
+            lora = lora.model_copy(update={"serve": chosen})
+        own = dtype if self.dtype == "auto" else self.dtype
+        return self.model_copy(update={"dtype": own, "lora": lora})
 
     @property
     def has_bare_dora(self) -> bool:

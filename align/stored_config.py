@@ -12,11 +12,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.config import CampaignConfig
+from align.memory.settled import ADAPTER_BEFORE_AUTO
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
     """What `CampaignConfig.content` would give today; as it is where it is no campaign any more."""
     try:
-        return CampaignConfig.model_validate(content).content()
+        return CampaignConfig.model_validate(_as_then(content)).content()
     except ValidationError:
         return dict(content)
+
+
+def _as_then(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with defaults spelt out that were others when it was written: adapters were served."""
+    policy = content.get("policy") or {}
+    if not policy.get("lora"):
+        return dict(content)
+    lora = {"serve": ADAPTER_BEFORE_AUTO, **policy["lora"]}
+    return {**content, "policy": {**policy, "lora": lora}}

@@ -22,6 +22,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from rollouts.machine.processor import Dtype, bfloat16_by, processor_flags, quickest_dtype
+from rollouts.vllm_engine import resolve_device
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -57,6 +60,11 @@ def prepare() -> None:
     """Set the environment that libraries read at import, and silence what they say."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def quickest() -> Dtype:
+    """The dtype that this machine multiplies matrices in quickest."""
+    return quickest_dtype(resolve_device("auto"))
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -233,6 +241,7 @@ def machine() -> Mapping[str, Any]:
 
     packages = ("torch", "transformers", "ray", "trl")
     return {
+        "bfloat16": bfloat16_by(processor_flags()),
         "cores": len(os.sched_getaffinity(0)),
         "load_1min": os.getloadavg()[0],
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

@@ -13,7 +13,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import middle, parser, prepare, save, show, spread, verdict, write_model
+from benchmarks.common import (
+    middle,
+    parser,
+    prepare,
+    quickest,
+    save,
+    show,
+    spread,
+    verdict,
+    write_model,
+)
 from benchmarks.given import work
 from benchmarks.step import ours
 
@@ -74,7 +84,7 @@ def _arguments() -> Any:
     options.add_argument("--turns", type=int, default=6)
     options.add_argument("--max-num-seqs", type=int, default=32, help="completions at a time")
     options.set_defaults(
-        algorithm="grpo", dtype="bfloat16", tokens=128, engines=1, threads=1, staleness=1,
+        algorithm="grpo", dtype=quickest(), tokens=128, engines=1, threads=1, staleness=1,
         in_flight=True, micro_batch_tokens=None,
     )  # fmt: skip
     args = options.parse_args()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import middle, parser, prepare, save, show, verdict, write_model
+from benchmarks.common import middle, parser, prepare, quickest, save, show, verdict, write_model
 from benchmarks.given import work
 from benchmarks.step import ours
 
@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--turns", type=int, default=8)
     options.add_argument("--micro-batch-tokens", type=int)
     options.set_defaults(
-        dtype="bfloat16", engines=1, threads=1, staleness=1, in_flight=False, max_num_seqs=128
+        dtype=quickest(), engines=1, threads=1, staleness=1, in_flight=False, max_num_seqs=128
     )
     args = options.parse_args()
     if args.quick:

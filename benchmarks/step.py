@@ -22,7 +22,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Peak, Tree, middle, parser, prepare, save, show, verdict, write_model
+from benchmarks.common import (
+    Peak,
+    Tree,
+    middle,
+    parser,
+    prepare,
+    quickest,
+    save,
+    show,
+    verdict,
+    write_model,
+)
 from benchmarks.given import work, work_of
 from benchmarks.worker import Worker
 
@@ -244,7 +255,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
     options.add_argument("--micro-batch-tokens", type=int)
     options.add_argument("--staleness", type=int, default=1, help="1 samples while it learns")
-    work(options).set_defaults(dtype="bfloat16", in_flight=False, max_num_seqs=128)
+    work(options).set_defaults(dtype=quickest(), in_flight=False, max_num_seqs=128)
     args = options.parse_args()
     if args.quick:
         args.turns, args.steps, args.prompts, args.tokens = 1, 1, 2, 8

@@ -144,6 +144,7 @@ def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
     """Check a campaign and everything it reads; starts nothing and writes nothing."""
     file = _load(campaign, overrides)
     from align.inputs import load_inputs
+    from align.plan.machine import machine_lines
 
     inputs = load_inputs(file.config)
     typer.echo(
@@ -152,6 +153,8 @@ def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
     )
     for name, report in inputs.reports.items():
         typer.echo(f"  round {name}: {report}")
+    for line in machine_lines(file.config):
+        typer.echo(f"  {line}")
 
 
 @demo_app.command("build")

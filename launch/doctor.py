@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from launch.cluster import GIB, PACKAGE_ROOT, token_file
+from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +118,41 @@ def _installed() -> dict[str, str]:
 def _public(version: str) -> str:
     """Without the local part: 2.13.0+cpu and 2.13.0 are one release, built differently."""
     return version.partition("+")[0]
+
+
+BFLOAT16_CODE = """
+import time
+import torch
+torch.set_num_threads(1)
+def rate(dtype, side=512):
+    left, right = torch.randn(2, side, side).to(dtype)
+    left @ right
+    start, products = time.perf_counter(), 0
+    while products < 3 or time.perf_counter() - start < 0.2:
+        left @ right
+        products += 1
+    return products * 2e-9 * side**3 / (time.perf_counter() - start)
+print(f"{rate(torch.float32):.1f} GFLOP/s in float32, {rate(torch.bfloat16):.1f} in bfloat16, one thread")
+"""
+"""Measures matrix products in both dtypes, in about a second."""
+
+
+def check_bfloat16(flags: frozenset[str] | None = None) -> CheckResult:
+    """The processor multiplies bfloat16 quickly, or campaigns have to compute in float32 on it.
+
+    Args:
+        flags: of the processor; None reads this machine's.
+    """
+    speed = bfloat16_by(processor_flags() if flags is None else flags)
+    measured = _try_python("bfloat16", BFLOAT16_CODE, remedy="").detail
+    if speed == "native":
+        return CheckResult(name="bfloat16", status="ok", detail=f"native; {measured}")
+    return CheckResult(
+        name="bfloat16",
+        status="warn",
+        detail=f"no instructions: {SLOWDOWN[speed]} float32; {measured}",
+        remedy="leave policy.dtype at float32, or set it to auto; nothing to do for work on a GPU",
+    )
 
 
 def check_torch() -> CheckResult:
@@ -266,6 +302,7 @@ CHECKS: dict[str, Callable[[], CheckResult]] = {
     "shared memory": check_shm,
     "threads": check_threads,
     "torch": check_torch,
+    "bfloat16": check_bfloat16,
     "torch companions": check_companions,
     "vllm": check_vllm,
     "ray": check_ray,

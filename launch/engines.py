@@ -76,7 +76,7 @@ def cluster_has_gpus() -> bool:
 def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:
     """What one engine of this campaign is."""
     policy, engines = config.policy, config.rollouts
-    adapter = policy.lora if policy.lora and policy.lora.serve == "adapter" else None
+    adapter = policy.lora if policy.serves_adapters else None
     return VLLMConfig(
         model=str(model.resolve()),
         dtype=policy.dtype,

@@ -89,6 +89,7 @@ def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Ite
         yield f"not due: {waits}"
     yield from endless_lines(config)
     yield from notes_of(config)
+    yield from found.machine
     for name, report in found.reports.items():
         yield f"{name}: {report}"
     if not left:

@@ -26,8 +26,10 @@ from align.config import PolicyConfig, RoundSettings
 from rollouts.engine import WeightUpdate
 from rollouts.errors import KeelError, RunError
 from rollouts.fleet import reason_of
+from rollouts.machine.processor import quickest_dtype
 from rollouts.placement import Room, told
 from rollouts.types import SnapshotId
+from rollouts.vllm_engine import resolve_device
 
 if TYPE_CHECKING:
     from align.learner.anchors import References
@@ -149,6 +151,7 @@ class LearnerGroup:
 
         if not ray.is_initialized():
             raise RunError("Ray is not running", where=WHERE, remedy="set policy.ranks to 1")
+        config = config.settled(quickest_dtype(resolve_device("auto")))
         self.tolerance = tolerance or TOLERANCE[config.dtype]
         self._folder_of, self._deadline_s = folder_of, deadline_s
         self._folders: dict[SnapshotId, Path] = {}

@@ -38,6 +38,7 @@ from align.learner.rows import Batch, Row
 from align.learner.sharding import whole
 from align.learner.slow_teacher import SlowTeacher
 from rollouts.engine import WeightUpdate
+from rollouts.machine.processor import quickest_dtype
 from rollouts.types import SnapshotId
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Learner:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = config.settled(quickest_dtype("cuda" if self.device.type == "cuda" else "cpu"))
         self.ranks = ranks
         self.policy = Policy(base, config, device=self.device, ranks=ranks)
         self.lanes = Lanes(self._num_lanes(), config.threads)

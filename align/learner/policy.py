@@ -163,7 +163,7 @@ class Policy:
     def weights(self, version: str, scratch: Path) -> WeightUpdate:
         """The current weights for an engine: tensors, or a fresh folder where adapters are served. Of
         several ranks the first has them."""
-        if self.config.lora is not None and self.config.lora.serve == "adapter":
+        if self.config.serves_adapters:
             folder = scratch / version.replace("/", "-")
             self.save(folder)
             # Engines keep the adapter before until they have the new one, and nobody reads older ones.

@@ -18,6 +18,7 @@ from align.evidence import view_of_due
 from align.gate.suites import Suite
 from align.inputs import Inputs
 from align.memory.ledger import RoundRecord
+from align.memory.settled import settled_lines
 from align.plan.ledger_copy import ledger_copy
 from align.plan.sizes import (
     LearnerMemory,
@@ -88,6 +89,8 @@ class Forecast:
     """Due keys that `keel schedule tick` would claim, each with its round."""
     waits: tuple[str, ...]
     """Schedules that are not due, and why."""
+    machine: tuple[str, ...]
+    """What ``auto`` settings mean here, and what is slow on this machine."""
     reports: Mapping[str, str]
     """What became of the files of rounds that learn from one: rows read, cut and left out."""
     engine: int
@@ -131,8 +134,9 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         rounds=tuple(rounds),
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
+        machine=tuple(settled_lines(config, chosen)),
         reports=inputs.reports,
-        engine=engine_bytes(inputs.model, config),
+        engine=engine_bytes(inputs.model, chosen),
         available=psutil.virtual_memory().available,
         disk=disk,
     )

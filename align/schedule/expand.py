@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from align.config import CampaignConfig, RoundConfig
 from align.memory.ledger import Ledger
+from align.memory.settled import settled
 from align.schedule.claims import claimed_rounds
 from align.stores import known_ledger
 
@@ -32,14 +33,16 @@ def expand(
 
 
 def expanded(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:
-    """`expand` with what the ledger says."""
+    """`expand` with what the ledger says, and what it settled of ``auto``."""
     claimed = [one.spec for one in claimed_rounds(ledger.database)]
-    if not claimed and not any(spec.scheduled for spec in config.rounds):
-        return config
-    return expand(config, [record.name for record in ledger.rounds()], claimed)
+    if claimed or any(spec.scheduled for spec in config.rounds):
+        config = expand(config, [record.name for record in ledger.rounds()], claimed)
+    return settled(config, ledger)
 
 
 def expanded_here(config: CampaignConfig) -> CampaignConfig:
     """`expanded` from the campaign's store."""
     ledger = known_ledger(config)
-    return expand(config, (), ()) if ledger is None else expanded(config, ledger)
+    if ledger is None:
+        return settled(expand(config, (), ()), None)
+    return expanded(config, ledger)

@@ -188,7 +188,7 @@ def test_a_mistake_in_defaults_is_told_once(tmp_path: Path) -> None:
         ("defaults=three", "defaults:"),
         ("name=Not A Name", "name:"),
         ("name=../escape", "name:"),
-        ("policy.dtype=float16", "policy.dtype: Input should be 'float32' or 'bfloat16'"),
+        ("policy.dtype=float16", "policy.dtype: Input should be 'auto', 'float32' or 'bfloat16'"),
         ("gate.alpha=0.7", "gate.alpha: Input should be less than 0.5, got 0.7"),
         ("rounds.0.algorithm=grop", "did you mean 'grpo'?"),
         ("rounds.0.anchors.past={to: nobody, beta: 1}", "rounds.0.anchors.past.0.to:"),
@@ -234,7 +234,7 @@ def test_group_size_one_has_nothing_to_compare(tmp_path: Path) -> None:
 
 def test_weights_in_flight_are_whole_models(tmp_path: Path) -> None:
     in_flight = "rounds.1.sampling={max_staleness: 1, in_flight: true}"
-    message = refusal(tmp_path, in_flight, "policy.lora.rank=4")
+    message = refusal(tmp_path, in_flight, "policy.lora={rank: 4, serve: adapter}")
     assert "rounds.1.sampling: in_flight is on and engines serve adapters" in message
     assert "set policy.lora.serve to merged" in message
     config = load(tmp_path, overrides=[in_flight, "policy.lora={rank: 4, serve: merged}"]).config

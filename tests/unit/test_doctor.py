@@ -70,6 +70,22 @@ def test_the_shipped_lock_pins_what_is_compared_and_names_no_host() -> None:
     assert all("==" in line and "/" not in line and not line.startswith("-") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        ({"avx2"}, "warn", "40 to 80 times slower than float32"),
+        ({"avx2", "avx512f"}, "warn", "about half as fast as float32"),
+        ({"avx2", "avx512f", "avx512_bf16"}, "ok", "native"),
+    ],
+)
+def test_slow_bfloat16_is_said_with_what_was_measured(
+    flags: set[str], status: str, words: str
+) -> None:
+    result = doctor.check_bfloat16(frozenset(flags))
+    assert (result.status, words in result.detail) == (status, True)
+    assert "GFLOP/s in float32" in result.detail
+
+
 def test_absent_companions_are_fine(tmp_path: Path) -> None:
     assert doctor.check_companions([str(tmp_path)]).status == "ok"
 

@@ -182,8 +182,8 @@ def test_engines_are_started_for_what_they_are_served(
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"dora": True}, "vLLM takes no DoRA adapters; set serve to merged"),
-        ({"merge": True}, "merge needs serve: merged"),
+        ({"dora": True, "serve": "adapter"}, "vLLM takes no DoRA adapters; set serve to merged"),
+        ({"merge": True, "serve": "adapter"}, "merge needs serve: merged"),
         ({"targets": ("q_proj", "lm_head")}, "targets holds lm_head"),
         ({"targets": ("lm_head",), "serve": "merged"}, "targets holds lm_head"),
     ],
