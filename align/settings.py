@@ -14,9 +14,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Settings(BaseModel):
     """Frozen; an unknown key is an error, and so is a number that is infinite or none."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def changed(self, *names: str) -> str | None:
         """The first of these fields whose value is not its default; None: there is none.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -199,19 +202,39 @@ def _prose(documented: Any) -> str:
 
 def _fields(model: type[BaseModel]) -> str:
     rows = [
-        (f"`{name}`", _cell(_type(field.annotation)), _default(field), _cell(_meaning(field)))
+        (f"`{name}`", _cell(_type(field.annotation)), _default(field), _cell(_meaning(model, name)))
         for name, field in model.model_fields.items()
         if not (issubclass(model, Algorithm) and name == "name")
     ]
     return _table(("key", "type", "default", "meaning"), rows) if rows else "No settings."
 
 
-def _meaning(field: Any) -> str:
-    """The field's own words, or the first sentence of the block that it holds."""
-    if field.description:
-        return str(field.description)
-    block = next(_models(field.annotation), None)
+def _meaning(model: type[BaseModel], name: str) -> str:
+    """Return the field's own words, or the first sentence of the block that it holds."""
+    if words := _field_docstrings(model).get(name):
+        return words
+    block = next(_models(model.model_fields[name].annotation), None)
     return "" if block is None else " ".join(_prose(block).split()).split(". ")[0].rstrip(".") + "."
+
+
+def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Read the strings that follow fields in the source, those of base classes too.
+
+    Pydantic would read them while the classes are built, which every command would wait for.
+    """
+    words: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if not issubclass(owner, BaseModel) or owner is BaseModel:
+            continue
+        (definition,) = ast.parse(dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str(text))
+                ):
+                    words[name] = inspect.cleandoc(text)
+    return words
 
 
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}

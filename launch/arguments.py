@@ -10,15 +10,23 @@ import typer
 if TYPE_CHECKING:
     from align.campaign_file import CampaignFile
 
-CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]
+
+def announce(context: typer.Context, campaign: Path) -> Path:
+    """Say at once which file is read; reading what it names may take a while. JSON comes without it."""
+    if not (context.resilient_parsing or context.params.get("as_json")):
+        typer.echo(f"reading {campaign}", err=True)
+    return campaign
+
+
+CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).", callback=announce)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override, such as rounds.0.steps=10. Repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", is_eager=True)]
 
 
 def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
-    """The campaign that a command was given."""
+    """Read and validate the campaign that a command was given, before anything heavy is imported."""
     from align.campaign_file import load_campaign
 
     return load_campaign(campaign, overrides or ())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from launch.alias_commands import add_commands as add_alias_commands
+from launch.arguments import CampaignPath, Overrides, load
 from launch.feedback_commands import feedback_app
 from launch.gate_commands import gate_app
 from launch.kubernetes.commands import kubernetes_app
@@ -27,9 +28,6 @@ from launch.schedule_commands import schedule_app, waiting_lines
 from launch.serve_commands import add_commands as add_serve_commands
 from launch.submit_commands import add_commands as add_submit_commands
 from rollouts.errors import KeelError
-
-if TYPE_CHECKING:
-    from align.campaign_file import CampaignFile
 
 INTERRUPTED = 130
 """128 plus the number of SIGINT, as shells have it."""
@@ -57,11 +55,6 @@ add_plan_commands(app)
 add_submit_commands(app)
 add_serve_commands(app)
 app.add_typer(kubernetes_app, name="k8s")
-
-CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override, such as rounds.0.steps=10. Repeatable.")
-]
 
 
 @app.command()
@@ -92,7 +85,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the rounds of a campaign that are not finished yet, and show what came of it."""
-    file = _load(campaign, overrides)
+    file = load(campaign, overrides)
     if dry_run:
         show_plan(file.config)
         return
@@ -106,7 +99,7 @@ def run(
 @app.command()
 def status(campaign: CampaignPath, overrides: Overrides = None) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
-    file = _load(campaign, overrides)
+    file = load(campaign, overrides)
     from align.evidence import stored_evidence
     from align.report.tables import print_report, report_console
 
@@ -116,6 +109,7 @@ def status(campaign: CampaignPath, overrides: Overrides = None) -> None:
 @app.command()
 def doctor() -> None:
     """Check this machine: versions, memory, disk, Ray, vLLM, torchvision; says what to do."""
+    typer.echo("checking this machine", err=True)
     from launch.doctor import print_report, run_checks
 
     results = run_checks()
@@ -133,7 +127,7 @@ def config_show(
     ] = False,
 ) -> None:
     """Print a campaign as it was understood."""
-    file = _load(campaign, overrides)
+    file = load(campaign, overrides)
     from align.report.settings import resolved_lines, stated_yaml
 
     typer.echo("\n".join(resolved_lines(file)) if resolved else stated_yaml(file))
@@ -142,7 +136,7 @@ def config_show(
 @config_app.command("check")
 def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
     """Check a campaign and everything it reads; starts nothing and writes nothing."""
-    file = _load(campaign, overrides)
+    file = load(campaign, overrides)
     from align.inputs import load_inputs
     from align.plan.machine import machine_lines
 
@@ -163,17 +157,12 @@ def demo_build(
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
 ) -> None:
     """Train the tiny world's base model again, from nothing, in a few minutes on one core."""
+    typer.echo("training the base model of the tiny world", err=True)
     from align.demo.base import build
 
     skills = build(folder, seed=seed)
     for name, rate in skills.items():
         typer.echo(f"{name:<12} {rate:.3f}")
-
-
-def _load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
-    from align.campaign_file import load_campaign
-
-    return load_campaign(campaign, overrides or ())
 
 
 def _fail(error: KeelError) -> NoReturn:

@@ -34,10 +34,10 @@ def feedback_add(
     as_json: AsJson = False,
 ) -> None:
     """Store a file's rows, all or none; what no round could use is quarantined with its reason."""
+    config = load(campaign, overrides).config
     from align.inbox.drop import add_file
     from align.inbox.feedback import form_of, stream_forms
 
-    config = load(campaign, overrides).config
     form = form_of(stream_forms(config), stream)
     found = add_file(_inbox(config), form, file, user_column=user_column)
     if as_json:
@@ -56,10 +56,10 @@ def feedback_sweep(
     campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Take what lies in the drop folder, as a round and the server do on their own."""
+    config = load(campaign, overrides).config
     from align.inbox.drop import SETTLED_S, make_drop, sweep, waiting_files
     from align.inbox.feedback import stream_forms
 
-    config = load(campaign, overrides).config
     forms = stream_forms(config)
     drop = make_drop(config.folder / "inbox", forms)
     found = sweep(config.folder / "inbox", _inbox(config), forms)
@@ -83,9 +83,9 @@ def feedback_list(
     campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Show every stream, what waits in it, and what each round took."""
+    config = load(campaign, overrides).config
     from align.inbox.purge import purges
 
-    config = load(campaign, overrides).config
     ledger = _known_ledger(config)
     inbox = None if ledger is None else _of(ledger)
     counts = inbox.counts() if inbox else []
@@ -171,11 +171,11 @@ def feedback_purge(
     as_json: AsJson = False,
 ) -> None:
     """Remove all that a person sent, from files and replay buffers too, and write that down."""
+    config = load(campaign, overrides).config
     from align.inbox.feedback import stream_forms
     from align.inbox.purge import purge
     from align.stores import open_mirror
 
-    config = load(campaign, overrides).config
     done = purge(_ledger(config), config.folder, stream_forms(config), user, open_mirror(config))
     if as_json:
         print_json(done)
@@ -207,9 +207,9 @@ def feedback_serve(
     overrides: Overrides = None,
 ) -> None:
     """Take feedback over HTTP until stopped; an answer means that the rows are on the disk."""
+    config = load(campaign, overrides).config
     from launch.feedback.server import serve
 
-    config = load(campaign, overrides).config
     serve(
         config, host=host, port=port, token_file=token_file, say=lambda t: typer.echo(t, err=True)
     )

@@ -45,10 +45,10 @@ def rollouts_show(
     as_json: AsJson = False,
 ) -> None:
     """Show the samples of a step with the largest or smallest reward, length or part."""
+    config = load(campaign, overrides).config
     from align.report.tables import report_console
     from align.rollout_table import find_table, load_records, ordered, repairs_with_tables
 
-    config = load(campaign, overrides).config
     number, path = find_table(config, round_name, step, repair)
     others = repairs_with_tables(config, round_name)
     records = load_records(path)

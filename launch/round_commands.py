@@ -26,9 +26,10 @@ def rounds_list(
     campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Show every round: state, verdict, parent, candidate, times."""
+    evidence = _evidence(campaign, overrides)
     from align.history import entries
 
-    found = entries(_evidence(campaign, overrides))
+    found = entries(evidence)
     if as_json:
         print_json(found)
         return
@@ -47,9 +48,10 @@ def rounds_show(
     as_json: AsJson = False,
 ) -> None:
     """Show one round: what its steps measured, reward by parts, drift, tokens, and the verdict."""
+    evidence = _evidence(campaign, overrides)
     from align.history import detail
 
-    found = detail(_evidence(campaign, overrides), round_name)
+    found = detail(evidence, round_name)
     if as_json:
         print_json(found)
         return
@@ -73,9 +75,10 @@ def rounds_diff(
     as_json: AsJson = False,
 ) -> None:
     """Show in which settings and scores two rounds differ."""
+    evidence = _evidence(campaign, overrides)
     from align.history import diff
 
-    found = diff(_evidence(campaign, overrides), round_name, other)
+    found = diff(evidence, round_name, other)
     if as_json:
         print_json(found)
         return
@@ -88,9 +91,10 @@ def rounds_diff(
 
 
 def _evidence(campaign: CampaignPath, overrides: list[str] | None) -> Evidence:
+    config = load(campaign, overrides).config
     from align.evidence import stored_evidence
 
-    return stored_evidence(load(campaign, overrides).config)
+    return stored_evidence(config)
 
 
 def _entry_row(entry: RoundEntry) -> list[str]:

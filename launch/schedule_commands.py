@@ -88,10 +88,10 @@ def schedule_skip(
     as_json: AsJson = False,
 ) -> None:
     """Pass over what is due of a schedule, this time; what it would have read waits for the next one."""
+    config = load(campaign, overrides).config
     from align.schedule.skips import skip_round
     from align.stores import known_ledger
 
-    config = load(campaign, overrides).config
     ledger = known_ledger(config)
     if ledger is None:
         raise UserError(
@@ -127,12 +127,12 @@ def schedule_run(
     wait: Wait = 0.0,
 ) -> None:
     """Sleep until something is due, run it, and go on until stopped; each time reads the file anew."""
+    load(campaign, overrides)
     from time import sleep
 
     from align.schedule.loop import keep
     from launch.ticking import deadline_of, run_tick
 
-    load(campaign, overrides)
     options = ["--address", address] if address else []
     options += ["--insecure-cluster"] if insecure_cluster else []
     options += ["--wait", str(wait)] if wait else []

@@ -51,6 +51,7 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Serve a verified snapshot with vLLM behind OpenAI's API until stopped."""
+    config = load(campaign, overrides).config
     from launch.serving.follow import Pace
     from launch.serving.serve import Options
     from launch.serving.serve import serve as serve_alias
@@ -66,5 +67,4 @@ def serve(
         gpu_memory_utilization=gpu_memory_utilization,
         extra=vllm or (),
     )
-    config = load(campaign, overrides).config
     serve_alias(config, options, say=lambda text: typer.echo(text, err=True))

@@ -72,9 +72,9 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run a campaign on a Ray cluster, as a job that needs this terminal no longer."""
+    file = load(campaign, overrides)
     from launch import jobs, jobs_address, leaks
 
-    file = load(campaign, overrides)
     config = file.config
     jobs.check_store(config)
     jobs.check_env(env or ())

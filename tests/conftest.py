@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from tests.patience import patient, slowness
 
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -23,3 +26,18 @@ for name, value in ENVIRONMENT.items():
 # A property that fails must fail for everyone, and a slow machine is not a failure.
 settings.register_profile("keel", derandomize=True, deadline=None, database=None)
 settings.load_profile("keel")
+
+
+def pytest_configure() -> None:
+    """Measure the machine before workers share it."""
+    slowness()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scale the timeout of every test to the machine, unless the command line gives one."""
+    if config.getoption("timeout") is not None:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = float(marker.args[0] if marker else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)

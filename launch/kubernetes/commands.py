@@ -64,6 +64,7 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Print the manifests of a campaign, checked, for kubectl apply -f -."""
+    file = load(campaign, overrides)
     import yaml
 
     from launch.jobs import files_named
@@ -71,7 +72,6 @@ def render(
     from launch.kubernetes.render import render as manifests_of
     from launch.kubernetes.stream import to_yaml
 
-    file = load(campaign, overrides)
     # An override belongs to the campaign that runs there, so it has to stand in the file.
     text = yaml.safe_dump(file.raw, sort_keys=False) if overrides else campaign.read_text()
     target = Target(

@@ -30,6 +30,7 @@ from align.learner.rows import Batch, Row
 from benchmarks.common import write_model
 from rollouts.engine import SampleRequest
 from rollouts.types import Sampling
+from tests.patience import patient
 from tests.unit.campaigns import Watcher, raw_campaign, rounds
 
 pytestmark = [
@@ -40,7 +41,7 @@ pytestmark = [
 
 SHARE = 0.3
 """Of the card's memory for an engine; the learner is beside it."""
-START_S = 600.0
+START_S = patient(600.0)
 """An engine compiles its model when it starts."""
 PAIRS = tuple(
     Row(

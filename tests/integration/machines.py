@@ -17,7 +17,9 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE_S = 120.0
+from tests.patience import patient
+
+PATIENCE_S = patient(120.0)
 ISOLATED = (
     "unshare",
     "--net",
@@ -37,7 +39,7 @@ def why_not() -> str | None:
         probe = subprocess.run(
             [*ISOLATED, "ip", "link", "add", "probe", "type", "veth"],
             capture_output=True,
-            timeout=20,
+            timeout=patient(20),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no namespaces: {error}"
@@ -121,7 +123,7 @@ class Machines:
 
     def _inside(self, process: subprocess.Popen[bytes], command: str) -> None:
         enter = ["nsenter", "--target", str(process.pid), "--net", "--", *command.split()]
-        subprocess.run(enter, check=True, capture_output=True, timeout=20)
+        subprocess.run(enter, check=True, capture_output=True, timeout=patient(20))
 
 
 def head_command(cpus: int, resources: str = "{}") -> list[str]:

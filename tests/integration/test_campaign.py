@@ -24,6 +24,7 @@ import pytest
 from align.campaign_file import load_campaign
 from align.evidence import Evidence, stored_evidence
 from align.memory.snapshots import SnapshotStore
+from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
@@ -31,7 +32,7 @@ RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which hold no model; orphaned, they look around once a minute and then end."""
 LOOK_S = 0.25
 """Between two looks at all processes; they take what a small machine needs to get on."""
-PATIENCE_S = 240.0
+PATIENCE_S = patient(240.0)
 """How long a busy machine may take to reach the next landmark."""
 
 
@@ -103,7 +104,7 @@ class Driver:
 
     def survivors(self, ignore: tuple[str, ...] = ()) -> list[str]:
         """Descendants that are still there after half a minute."""
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + patient(30.0)
         while (alive := self.alive(ignore)) and time.monotonic() < deadline:
             time.sleep(0.2)
         return alive
@@ -175,7 +176,7 @@ def test_a_campaign_survives_its_driver(tmp_path: Path, drive: Callable[[Path], 
     killed = drive(path)
     killed.until(lambda: lines(path, "01-second", 1) >= 2)
     killed.process.kill()
-    assert killed.process.wait(timeout=10) == -signal.SIGKILL
+    assert killed.process.wait(timeout=patient(10)) == -signal.SIGKILL
     assert any("EngineActor" in name for name in killed.seen_names), killed.seen_names
     assert killed.survivors(ignore=RAY_AGENTS) == []
     first, second = evidence_of(path).ledger.rounds()
@@ -188,7 +189,10 @@ def test_a_campaign_survives_its_driver(tmp_path: Path, drive: Callable[[Path], 
     os.killpg(interrupted.process.pid, signal.SIGINT)
     code, _, error = interrupted.finish()
     assert code == 130
-    assert error == "interrupted: finished rounds are kept; the same command goes on from there\n"
+    assert error.endswith(
+        "\ninterrupted: finished rounds are kept; the same command goes on from there\n"
+    )
+    assert error.count("\n") == 2, "that, and which file was read"
     assert interrupted.survivors() == []
     first_again, second = evidence_of(path).ledger.rounds()
     assert first_again == first

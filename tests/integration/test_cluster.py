@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import patient
+
 SCRIPT = """
 import os, sys, threading
 import psutil, ray
 import launch.cluster
 from launch.cluster import connect
 from rollouts.errors import RunError
+from tests.patience import patient
 
 def refused(*arguments):
     try:
@@ -48,7 +51,7 @@ with connect(num_engines=3, keep=["JUDGE_API_KEY"]) as cluster:
     assert "already connected" in refused()
     assert ray.is_initialized(), "a refused connection must not end the one that exists"
 assert not ray.is_initialized()
-_, alive = psutil.wait_procs(started, timeout=10)
+_, alive = psutil.wait_procs(started, timeout=patient(10))
 alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 assert not alive, alive
 print("came and went")
@@ -67,7 +70,7 @@ def test_local_cluster_comes_and_goes(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patient(120),
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.strip() == "came and went"

@@ -20,10 +20,11 @@ import pytest
 
 from align.inbox.inbox import Inbox
 from align.memory.ledger import Ledger
+from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
-PATIENCE_S = 120.0
+PATIENCE_S = patient(120.0)
 SENDERS = 8
 
 

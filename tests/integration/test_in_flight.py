@@ -13,6 +13,7 @@ from rollouts.engine_slot import MAIL
 from rollouts.pool import EnginePool
 from rollouts.types import Sampling
 from rollouts.vllm_engine import VLLMConfig
+from tests.patience import patient
 
 TOLERANCE = 1e-4
 """Largest difference of a logprob, in nats; with old keys and values it would be above 1."""
@@ -135,7 +136,7 @@ def test_weights_that_vllm_refuses_in_the_middle_cost_the_engine_and_no_sample(p
     part = WeightUpdate(version="part", tensors=dict(list(whole.tensors.items())[:1]))
     pool.deposit(whole)
     (slot,) = pool._fleet.slots
-    ray.get(slot.actor.deposit.options(concurrency_group=MAIL).remote(part), timeout=30)
+    ray.get(slot.actor.deposit.options(concurrency_group=MAIL).remote(part), timeout=patient(30))
     for _ in arrivals:
         pass
     completions = [c for result in ticket() for c in result.completions]

@@ -25,8 +25,9 @@ from rewards.judge.pairwise import PairwiseJudge
 from rewards.judge.score import LLMJudge
 from rollouts.errors import UserError
 from rollouts.vllm_engine import engine_environment
+from tests.patience import patient
 
-START_S = 240.0
+START_S = patient(240.0)
 """How long a busy machine may take to start the server."""
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -87,7 +88,7 @@ def server(judge_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(patient(20))
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -96,7 +97,10 @@ def server(judge_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
-        with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5):
+        with (
+            suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(url, timeout=patient(5)),
+        ):
             return
         time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")

@@ -30,6 +30,7 @@ from align.learner.losses import algorithm_from
 from align.learner.rows import DATA, Batch, Row
 from rollouts.errors import RunError
 from rollouts.weight_transfer import from_host
+from tests.patience import patient
 from tests.unit.tiny import row, save_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -82,8 +83,8 @@ def groups(
                 folder_of=lambda _: base,
                 scratch=tmp_path_factory.mktemp(kind),
                 tolerance=1e9,
-                start_deadline_s=120,
-                deadline_s=60,
+                start_deadline_s=patient(120),
+                deadline_s=patient(60),
             )
         return alive[kind]
 
@@ -117,7 +118,7 @@ def gone(pid: int) -> bool:
 
 
 def assert_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while not all(map(gone, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(map(gone, pids))

@@ -24,8 +24,9 @@ from align.campaign_file import load_campaign
 from align.evidence import stored_evidence
 from tests.integration.machines import Machine, Machines, head_command, machines, why_not
 from tests.integration.machines import worker_command as worker
+from tests.patience import patient
 
-PATIENCE_S = 240.0
+PATIENCE_S = patient(240.0)
 SECRET = "hunter2-of-the-judge"
 ADDRESS = "http://127.0.0.1:8265"
 ENGINE = '{"engine":1}'
@@ -43,6 +44,7 @@ from rollouts.pool import EnginePool
 from rollouts.scripted_engine import ScriptedEngine
 from rollouts.types import Sampling
 from rollouts.vllm_engine import VLLMConfig
+from tests.patience import patient
 
 def campaign(engines, **resources):
     return CampaignConfig.model_validate({
@@ -87,14 +89,14 @@ assert "other work has taken the room" in refused(campaign(2))
 pool.sync(WeightUpdate(version="v1"))
 ask(pool, 0)
 cluster.remove_node(two, allow_graceful=False)
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + patient(60)
 while not pool.metrics.restarts:  # The engine may outlive its raylet for a moment.
     ask(pool, 1)
     assert time.monotonic() < deadline, "the lost engine goes on"
 assert pool.metrics.restarts == 1, pool.metrics
 assert pool.sync(WeightUpdate(version="v2")).num_engines == 1
 cluster.add_node(num_cpus=1, resources={"engine": 1})
-deadline = time.monotonic() + 120
+deadline = time.monotonic() + patient(120)
 while any(slot.starting for slot in pool._fleet.slots):
     ask(pool, 2)
     assert time.monotonic() < deadline, "no engine on the node that came"
@@ -102,7 +104,7 @@ assert pool.sync(WeightUpdate(version="v3")).num_engines == 2
 ask(pool, 3)
 assert pool.metrics.failed_requests == 0
 pool.close()
-assert refused(campaign(2), wait_s=60) is None, "the pool gave its room back"
+assert refused(campaign(2), wait_s=patient(60)) is None, "the pool gave its room back"
 ray.shutdown()
 cluster.shutdown()
 print("lost and found")
@@ -149,7 +151,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # A machine without power says nothing: it is missed after three silent checks.
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_timeout_ms": f"{patient(3000):.0f}",
         "RAY_health_check_failure_threshold": "3",
         "OMP_NUM_THREADS": "1",
     }

@@ -19,10 +19,14 @@ from rollouts.pool import EnginePool
 from rollouts.scripted_engine import InFlightScriptedEngine
 from rollouts.types import Sampling
 from rollouts.vllm_engine import VLLMConfig
+from tests.patience import patient
 
 CONFIG = VLLMConfig(model="scripted", max_num_seqs=8, device="cpu")
 LENGTH = 4
 """Tokens of every completion but the short ones."""
+
+PATIENCE_S = patient(30.0)
+"""Seconds until something that hangs is given up."""
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "travels_by_value")
 
@@ -33,7 +37,7 @@ def pool_of(tmp_path):
     pools = []
 
     def make(num_engines=1, **options):
-        options = {"start_deadline_s": 60, "deadline_s": 60} | options
+        options = {"start_deadline_s": patient(60), "deadline_s": patient(60)} | options
         pool = EnginePool(
             CONFIG,
             num_engines=num_engines,
@@ -50,7 +54,7 @@ def pool_of(tmp_path):
         pool.close()
 
 
-def scripted(folder, patience_s=30.0):
+def scripted(folder):
     """Says the number of its version; ``halt`` in the folder holds it up before the third token, a file
     named after a version says how often that version does not load."""
 
@@ -64,7 +68,7 @@ def scripted(folder, patience_s=30.0):
             raise ValueError("it lacks tensors")
 
     def before_token(position):
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + PATIENCE_S
         while position == 2 and (folder / "halt").exists() and time.monotonic() < deadline:
             (folder / "halted").touch()
             time.sleep(0.01)
@@ -92,7 +96,7 @@ def halted(pool, folder, requests):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()

@@ -25,6 +25,7 @@ from align.memory.ledger import Ledger
 from align.plan.forecast import forecast
 from align.schedule.claims import claimed_rounds
 from tests.integration.servers import postgres_server
+from tests.patience import patient
 from tests.unit import ledgers
 from tests.unit.inboxes import feedback
 from tests.unit.ledgers import BASE, FIRST, MOVE, REPORT, raw, started, url
@@ -97,7 +98,7 @@ def test_writers_come_one_after_the_other(tmp_path: Path) -> None:
     def first() -> None:
         with ledger.database.write():
             entered.set()
-            leave.wait(10)
+            leave.wait(patient(10))
             order.append("first")
 
     def second() -> None:
@@ -106,13 +107,13 @@ def test_writers_come_one_after_the_other(tmp_path: Path) -> None:
 
     threads = [threading.Thread(target=run) for run in (first, second)]
     threads[0].start()
-    assert entered.wait(10)
+    assert entered.wait(patient(10))
     threads[1].start()
     time.sleep(0.3)
     assert order == []
     leave.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(patient(20))
     assert order == ["first", "second"]
 
 
@@ -152,7 +153,7 @@ def test_an_outside_hand_waits_for_the_writer_and_is_judged_by_what_it_wrote(
 
     event.listen(ledger.database.engine, "commit", before_commit, once=True)
     ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
-    thread.join(20)
+    thread.join(patient(20))
     assert len(refused) == 1
     assert "does not point where" in refused[0]
     assert len(ledger.alias_moves()) == 2

@@ -17,8 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.patience import patient
+
 RAY = str(Path(sys.executable).with_name("ray"))
-DEADLINE_S = 120.0
+DEADLINE_S = patient(120.0)
 
 SCRIPT = """
 import sys
@@ -93,7 +95,7 @@ def head_node(port: int, environ: Mapping[str, str]) -> Iterator[None]:
         finally:
             head.terminate()
             with suppress(subprocess.TimeoutExpired):
-                head.wait(30)
+                head.wait(patient(30))
             with suppress(ProcessLookupError):
                 os.killpg(head.pid, signal.SIGKILL)
 

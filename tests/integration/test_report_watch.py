@@ -15,11 +15,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.patience import patient
 from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.stores import GOOD, made, write_steps
 
 START = "from launch.cli import main; main()"
-DEADLINE_S = 60.0
+DEADLINE_S = patient(60.0)
 """Far beyond what any of this takes; nothing is measured against it."""
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from align.demo import BASE_MODEL
+from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
+DEADLINE_S = patient(240.0)
 ROWS = [
     {"prompt": "rev _ 3 1 4 1 5 =", "answer": "5 1 4 1 3"},
     {"prompt": "rev _ 2 7 1 8 2 =", "answer": "2 8 1 7 2"},

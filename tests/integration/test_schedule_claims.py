@@ -12,11 +12,12 @@ import pytest
 
 from align.memory.ledger import Ledger
 from align.schedule.claims import Dues, claimed_rounds
+from tests.patience import patient
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.ledgers import RAM, python, url
 from tests.unit.schedules import START
 
-PATIENCE_S = 500.0
+PATIENCE_S = patient(500.0)
 NIGHTLY = {"name": "nightly", "every": "0 3 * * *"}
 
 # Every process looks at every tick until somebody has claimed it and given its round a verdict.

@@ -22,6 +22,7 @@ from align.memory.manifest import Provenance
 from align.memory.remote import Remote
 from align.memory.snapshots import SnapshotStore
 from tests.integration.servers import postgres_server, s3_server
+from tests.patience import patient
 from tests.unit.campaigns import Starter, Watcher, no_engine, raw_campaign
 from tests.unit.decided import keel
 from tests.unit.ledgers import python
@@ -101,7 +102,7 @@ def test_a_publisher_killed_between_files_leaves_nothing_that_loads(
     endpoint: str, tmp_path: Path
 ) -> None:
     child = python(DYING, endpoint, f"s3://{BUCKET}/killed", str(tmp_path / "a"))
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(patient(60)) == -signal.SIGKILL
     remote = far(endpoint, "killed")
     there = list(remote.versions("snapshots"))
     assert [name.rpartition("/")[2] for name in there] == ["a.safetensors", "config.json"]
@@ -194,7 +195,7 @@ def test_no_credentials(endpoint: str) -> None:
     said = subprocess.run(
         [sys.executable, "-c", script, endpoint],
         env={**bare, "PYTHONPATH": str(Path(__file__).parents[2]), "AWS_EC2_METADATA_DISABLED": "true"},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=patient(60),
     )  # fmt: skip
     assert "UserError" in said.stdout
     assert "no credentials for this store" in said.stdout

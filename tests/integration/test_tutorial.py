@@ -11,6 +11,7 @@ import yaml
 
 from align.campaign_file import load_campaign
 from align.evidence import stored_evidence
+from tests.patience import patient
 from tests.unit.commands import blocks
 
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
@@ -20,7 +21,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "first-round.md"
 def keel(folder: Path, *words: str) -> str:
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
-        [*KEEL, *words], cwd=folder, env=environ, capture_output=True, text=True, timeout=240
+        [*KEEL, *words],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=patient(240),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -18,9 +18,10 @@ from launch.serving.follow import Follower, Pace
 from launch.serving.proxy import LIMITS, Proxy
 from launch.serving.route import Backend, Route
 from rollouts.errors import RunError
+from tests.patience import patient
 
 KEY = "sk-public-key-of-the-test"
-PATIENCE_S = 30.0
+PATIENCE_S = patient(30.0)
 SNAPSHOT = "x-keel-snapshot"
 
 

@@ -29,6 +29,7 @@ from align.inputs import load_inputs
 from align.learner.losses import ALGORITHMS
 from launch.cli import app
 from rollouts.errors import UserError
+from tests.patience import patient
 from tests.unit.commands import (
     Block,
     assert_parses,
@@ -213,10 +214,10 @@ def test_every_key_of_a_campaign_has_a_meaning(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(str(DOCS))
     hooks = importlib.import_module("hooks")
     for model in [*hooks.blocks(), *ALGORITHMS.values()]:
-        for name, field in model.model_fields.items():
-            assert hooks._meaning(field) or (name == "name" and model in ALGORITHMS.values()), (
-                f"{model.__name__}.{name} has no docstring"
-            )
+        for name in model.model_fields:
+            assert hooks._meaning(model, name) or (
+                name == "name" and model in ALGORITHMS.values()
+            ), f"{model.__name__}.{name} has no docstring"
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=patient(240),
     )
     assert built.returncode == 0, built.stderr
     for name in PAGES:

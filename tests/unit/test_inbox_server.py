@@ -25,6 +25,7 @@ from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.tender import Tender
 from launch.feedback.token import is_bearer, read_token
 from rollouts.errors import UserError
+from tests.patience import patient
 from tests.unit.inboxes import TASTE, feedback, opened, pair, settled
 
 TOKEN = "a-token-of-the-tests"
@@ -284,7 +285,7 @@ class Slow(Inbox):
 
     def add_all(self, submissions: Any) -> list[Receipt]:
         self.asked.set()
-        assert self.may.wait(30.0)
+        assert self.may.wait(patient(30.0))
         self.groups.append(len(submissions))
         if self.error is not None:
             raise self.error
@@ -299,7 +300,7 @@ def test_what_queues_up_shares_a_commit(inbox: Inbox) -> None:
     slow = Slow(inbox)
     with Writer(slow) as writer:
         answers = [writer.submit(one(0))]
-        assert slow.asked.wait(30.0)
+        assert slow.asked.wait(patient(30.0))
         answers += [writer.submit(one(number)) for number in range(1, 6)]
         gone = answers.pop(3)
         assert gone.cancel()
@@ -315,7 +316,7 @@ def test_a_full_queue_refuses(inbox: Inbox) -> None:
     slow = Slow(inbox)
     with Writer(slow, max_rows=2) as writer:
         writer.submit(one(0))
-        assert slow.asked.wait(30.0)
+        assert slow.asked.wait(patient(30.0))
         writer.submit(one(1))
         with pytest.raises(QueueFull):
             writer.submit(one(2))

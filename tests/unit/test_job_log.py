@@ -13,6 +13,7 @@ from aiohttp import web
 from launch import jobs
 from launch.job_log import Log
 from rollouts.errors import KeelError, UserError
+from tests.patience import patient
 
 LINES = [f"step {number}\n" for number in range(6)]
 
@@ -72,7 +73,7 @@ class Head:
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Head], str]]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    for name, value in (("RECONNECT_S", 0.0), ("POLL_S", 0.01), ("OUTAGE_S", 0.3)):
+    for name, value in (("RECONNECT_S", 0.0), ("POLL_S", 0.01), ("OUTAGE_S", patient(0.5))):
         monkeypatch.setattr(jobs, name, value)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -100,12 +101,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         await asyncio.gather(*left, return_exceptions=True)
 
     def wait(work: object) -> object:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(30)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(work, loop).result(patient(30))  # type: ignore[arg-type]
 
     yield lambda head: str(wait(start(head)))
     wait(stop())
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
+    thread.join(patient(30))
     loop.close()
 
 
@@ -138,7 +139,7 @@ def test_a_way_there_that_passes_no_connections(serve: Callable[[Head], str]) ->
 def test_a_silent_connection_counts_as_lost(
     serve: Callable[[Head], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "QUIET_S", 0.2)
+    monkeypatch.setattr(jobs, "QUIET_S", patient(0.5))
     head = Head(cut=100)
     head.silent = True
     assert followed(serve(head)) == ("SUCCEEDED", "".join(LINES))
@@ -156,7 +157,7 @@ def test_a_server_that_stays_away_is_given_up(serve: Callable[[Head], str]) -> N
 def test_time_is_up(serve: Callable[[Head], str]) -> None:
     head = Head(cut=100)
     head.silent = True
-    assert followed(serve(head), timeout_s=0.3) == ("RUNNING", "".join(LINES[:3]))
+    assert followed(serve(head), timeout_s=patient(1.0)) == ("RUNNING", "".join(LINES[:3]))
 
 
 def test_a_job_that_does_not_exist_is_not_waited_for(serve: Callable[[Head], str]) -> None:

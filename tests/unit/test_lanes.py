@@ -27,6 +27,7 @@ from align.learner.lanes import Gradients, Lanes, dealt_evenly, lanes_for
 from align.learner.learner import Learner
 from align.learner.losses import algorithm_from
 from align.learner.rows import Batch, Row
+from tests.patience import patient
 from tests.unit.tiny import row, save_model
 
 ROWS = tuple(
@@ -152,7 +153,7 @@ def test_no_lanes_where_passes_would_disturb_each_other(
 
 
 def test_items_are_in_their_order_and_lanes_in_threads_of_their_own() -> None:
-    lanes, meeting = Lanes(2, threads=2), threading.Barrier(2, timeout=30)
+    lanes, meeting = Lanes(2, threads=2), threading.Barrier(2, timeout=patient(30))
 
     def work(lane: int, item: int) -> tuple[int, int, int]:
         if item in (0, 1):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import patient
+
 ROOT = Path(__file__).parents[2]
 SBATCH = ROOT / "launch/slurm/keel.sbatch"
 CLUSTER = ROOT / "launch/ray_up/cluster.yaml"
@@ -78,7 +80,7 @@ def test_the_script_is_bash() -> None:
 
 def test_a_job_from_its_first_line_to_its_last(tmp_path: Path, slurm: dict[str, str]) -> None:
     words = ["bash", SBATCH, "nightly.yaml", "--strict"]
-    run = subprocess.run(words, env=slurm, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(words, env=slurm, capture_output=True, text=True, timeout=patient(60))
     assert run.returncode == 3, run.stderr
     log = (tmp_path / "log").read_text().splitlines()
     port = 20000 + 3 * (os.getpid() % 4000)
@@ -102,7 +104,9 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path: Path, slurm: dict[str, 
 
 def run_of(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     words = ["bash", SBATCH, "nightly.yaml"]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=patient(60)
+    )
 
 
 def test_a_head_that_ends_at_once_is_not_waited_for(tmp_path: Path, slurm: dict[str, str]) -> None:
@@ -147,12 +151,12 @@ def test_a_job_that_is_stopped(
     """SIGTERM ends it for good; SIGUSR1 says that its time is up, and it is queued again."""
     run = subprocess.Popen(["bash", SBATCH, "slow.yaml"], env=slurm, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patient(60)
         while not (tmp_path / "log.slow").exists():
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         run.send_signal(sent)
-        assert run.wait(timeout=60) == code
+        assert run.wait(timeout=patient(60)) == code
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)

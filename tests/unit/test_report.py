@@ -30,6 +30,7 @@ from align.report.html.lineage import lineage
 from align.report.html.page import number, page_of, signed, span
 from align.report.html.serve import LivePage, server
 from align.report.html.signals import signals_of
+from tests.patience import patient
 from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.pages import Page
 from tests.unit.stores import BETTER, GOOD, HARMFUL, add_answers, made, write_steps
@@ -321,7 +322,7 @@ def served(page: Callable[[], str]) -> Iterator[Callable[..., tuple[int, str]]]:
         thread.start()
 
         def get(path: str = "/", host: str | None = None) -> tuple[int, str]:
-            connection = HTTPConnection("127.0.0.1", running.server_port, timeout=10)
+            connection = HTTPConnection("127.0.0.1", running.server_port, timeout=patient(10))
             name = host or f"127.0.0.1:{running.server_port}"
             connection.request("GET", path, headers={"Host": name})
             answer = connection.getresponse()

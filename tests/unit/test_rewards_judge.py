@@ -21,6 +21,7 @@ from rewards.judge.question import Question
 from rewards.judge.score import LLMJudge
 from rewards.registry import load_reward
 from rollouts.errors import UserError
+from tests.patience import patient
 
 Reply = tuple[int, dict[str, str], str]
 """Status, headers and what the model says, or the body of an error."""
@@ -223,7 +224,7 @@ def test_a_question_ends_by_its_deadline(stub: Stub) -> None:
     released = threading.Event()
 
     def reply(body: dict[str, Any]) -> Reply:
-        released.wait(20)
+        released.wait(patient(20))
         return said({"score": 10})
 
     stub.reply = reply

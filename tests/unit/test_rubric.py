@@ -23,6 +23,7 @@ from rewards.failures import FailureLog, RewardFailure
 from rewards.rubric import Rubric, build_rubric
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Score
+from tests.patience import patient
 
 
 def group(prompt: Prompt, *texts: str | None) -> RolloutGroup:
@@ -281,7 +282,7 @@ def test_async_parts_run_concurrently_in_one_loop_that_lives_on() -> None:
     async def meet(name: str, n: int) -> list[float]:
         loops.add(id(asyncio.get_running_loop()))
         arrived.append(name)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while len(arrived) < 2:
                 await asyncio.sleep(0)
         return [1.0] * n

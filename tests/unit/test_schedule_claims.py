@@ -19,6 +19,7 @@ from align.memory.takes import settle
 from align.schedule.claims import Dues, claimed_rounds
 from align.schedule.expand import expand, expanded
 from rollouts.errors import UserError
+from tests.patience import patient
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.inboxes import feedback
 from tests.unit.ledgers import python, url
@@ -95,7 +96,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     tomorrow = START + timedelta(days=1)
     process = python(script, str(tmp_path), url(tmp_path), tomorrow.isoformat())
-    assert process.wait(60) == -9
+    assert process.wait(patient(60)) == -9
     assert ledger.rounds() == []
     for later in (tomorrow, tomorrow + timedelta(days=3)):
         (due,) = Dues(ledger.database, config).claim(later).due

@@ -28,8 +28,8 @@ def test_next_shows_and_makes_nothing(file: Path) -> None:
     shown = CliRunner().invoke(app, ["schedule", "next", str(file)])
     assert shown.exit_code == 0
     # Three o'clock in Tokyo is the evening before in UTC.
-    assert shown.output.startswith("not yet  nightly: the next tick is ")
-    first, remembered, alpha = shown.output.splitlines()
+    assert shown.stdout.startswith("not yet  nightly: the next tick is ")
+    first, remembered, alpha = shown.stdout.splitlines()
     assert first.endswith("-12-31 18:00 UTC")
     assert "on the newest 7 and on 3 of the older ones" in remembered
     assert alpha == "alpha 0.05 over any 10 decisions in a row: 0.005 each, without end"

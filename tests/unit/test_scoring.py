@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +28,11 @@ from rollouts.collect import BATCHES, begin
 from rollouts.engine import Arrivals, SampleRequest, SampleResult, StreamTicket
 from rollouts.errors import RunError
 from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, ScoredGroup
+from tests.patience import patient
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 from tests.unit.test_collect import encoder
 
-DEADLINE_S = 60.0
+DEADLINE_S = patient(60.0)
 """After which a test that waits for something has failed."""
 
 
@@ -124,11 +126,10 @@ def test_worker_processes_score_while_others_are_sampled(
     rubric = build_rubric([spec])
 
     def wait(place: int) -> None:
-        pause, left = threading.Event(), DEADLINE_S
+        until = time.monotonic() + DEADLINE_S
         while place and not (tmp_path / f"seen-{place - 1}").exists():
-            pause.wait(0.02)
-            left -= 0.02
-            assert left > 0
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
     try:
         scored, _ = taken(Streaming(range(4), wait), rubric, 4)

@@ -12,6 +12,7 @@ import pytest
 from launch.feedback import token
 from launch.feedback.token import read_token
 from rollouts.errors import UserError
+from tests.patience import patient
 
 KEY = "k" * 40
 
@@ -78,7 +79,7 @@ def test_who_comes_second_takes_the_key_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both saw no file, and both have made a key when the first one puts its own there."""
-    meet, got, sync = threading.Barrier(2, timeout=30.0), [], os.fsync
+    meet, got, sync = threading.Barrier(2, timeout=patient(30.0)), [], os.fsync
 
     def fsync(descriptor: int) -> None:
         sync(descriptor)

@@ -24,13 +24,14 @@ from launch.serving.serve import Options, serve
 from launch.serving.shelf import Shelf, Target
 from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import UserError
+from tests.patience import patient
 from tests.unit.backends import World, followed, until
 from tests.unit.campaigns import campaign
 from tests.unit.stores import made
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-of-one-server"
-PATIENCE_S = 30.0
+PATIENCE_S = patient(30.0)
 
 
 @pytest.fixture

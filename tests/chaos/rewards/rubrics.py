@@ -8,14 +8,21 @@ from typing import Any
 from align.config import RewardConfig
 from rewards.rubric import Rubric, build_rubric
 from rollouts.types import Completion, Prompt, RolloutGroup, Score
+from tests.patience import patient
 
 TRAPS = Path(__file__).with_name("traps.py")
+DEADLINES = {"deadline_s", "sample_deadline_s"}
 
 
 def rubric_of(trap: str, **fields: Any) -> Rubric:
-    """A rubric with one trap; a deadline of twenty seconds unless another is given."""
-    given = {"deadline_s": 20.0, **fields}
-    return build_rubric([RewardConfig(name=f"{TRAPS}:{trap}", **given)])
+    """A rubric with one trap; a deadline of twenty seconds unless another is given.
+
+    Deadlines are those of the reference machine and scale with the speed of the one at hand.
+    """
+    settings = {"deadline_s": 20.0, **fields}
+    for name in DEADLINES & settings.keys():
+        settings[name] = patient(settings[name])
+    return build_rubric([RewardConfig(name=f"{TRAPS}:{trap}", **settings)])
 
 
 def group(*texts: str, **columns: Any) -> RolloutGroup:

@@ -14,13 +14,14 @@ import pytest
 
 from rollouts.errors import UserError
 from tests.chaos.rewards.rubrics import group, rubric_of, scores
+from tests.patience import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def gone(pid: int, within_s: float = 10.0) -> bool:
     """Whether a process has ended, or does in time."""
-    until = time.monotonic() + within_s
+    until = time.monotonic() + patient(within_s)
     while psutil.pid_exists(pid):
         if time.monotonic() > until:
             return False
@@ -117,7 +118,8 @@ def test_batches_begin_before_the_earlier_ones_have_ended() -> None:
 def test_what_a_rubric_runs_under_is_told() -> None:
     rubric = rubric_of("odd", sample_deadline_s=0.5, workers=2)
     assert rubric.isolation_lines() == [
-        "reward odd: process (2 workers, 20 s a batch, 0.5 s a sample, 4 GiB)"
+        "reward odd: process (2 workers, "
+        f"{patient(20):g} s a batch, {patient(0.5):g} s a sample, 4 GiB)"
     ]
     rubric.close()
 

@@ -15,6 +15,7 @@ from rewards.rubric import build_rubric
 from rollouts.errors import UserError
 from tests.chaos.rewards.rubrics import group, kinds, rubric_of, scores
 from tests.chaos.rewards.test_processes import gone
+from tests.patience import patient
 
 try:
     sandbox.provider()
@@ -86,7 +87,7 @@ def test_traps_end_as_they_do_without_a_sandbox(trap: str, kind: str) -> None:
 
 
 def test_what_the_model_wrote_is_run_in_a_sandbox_unless_told_otherwise() -> None:
-    rubric = build_rubric([RewardConfig(name="code_tests", deadline_s=60.0)])
+    rubric = build_rubric([RewardConfig(name="code_tests", deadline_s=patient(60.0))])
     assert "sandbox" in rubric.isolation_lines()[0]
     programs = group("print(int(input()) + 1)", "print(2)", tests=[{"input": "4", "output": "5"}])
     functions = group(

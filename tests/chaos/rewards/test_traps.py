@@ -15,6 +15,9 @@ from rewards.failures import RewardFailure
 from rewards.rubric import Rubric
 from rollouts.errors import RunError, UserError
 from tests.chaos.rewards.rubrics import TRAPS, group, kinds, rubric_of, scores
+from tests.patience import patient
+
+LATE = f"no answer within {patient(0.5):g} s"
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,9 @@ def one_by_one() -> Iterator[Rubric]:
 @pytest.mark.parametrize(
     ("trap", "kind", "reason"),
     [
-        ("sleeps", "deadline", "no answer within 0.5 s"),
-        ("loops", "deadline", "no answer within 0.5 s"),
-        ("ignores_signals", "deadline", "no answer within 0.5 s"),
+        ("sleeps", "deadline", LATE),
+        ("loops", "deadline", LATE),
+        ("ignores_signals", "deadline", LATE),
         ("exits", "crash", "the worker exited with code 0"),
         ("segfaults", "crash", "the worker crashed with SIGSEGV"),
         ("aborts", "crash", "the worker crashed with SIGABRT"),
@@ -148,7 +151,7 @@ def test_numbers_that_cannot_be_compared_are_plain_ones_outside() -> None:
 def test_async_rewards_meet_the_same_deadlines() -> None:
     rubric = rubric_of("slow", deadline_s=8.0, sample_deadline_s=0.5)
     good, late = scores(rubric, group("a", "slow"))
-    assert (good.value, late.detail) == (1.0, "slow: no answer within 0.5 s")
+    assert (good.value, late.detail) == (1.0, f"slow: {LATE}")
     assert rubric.metrics["slow/restarts"] == 0  # a reward that awaits is cancelled, not killed
     rubric.close()
 
