@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from align.config import CampaignConfig, RoundConfig
 from align.examples import Examples, Unit, load_examples
 from align.examples.holdout import hold_out, prompts_of
 from align.gate.suites import Suite, build_suites
+from align.learner.model.checks import check_base
 from align.model_checks import check_round_models
 from align.models import SCHEMES, load_tokenizer, resolve_model
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import check_lengths
 from rollouts.errors import UserError
-from rollouts.model_folder import check_model_folder
+from rollouts.model_config import sizes_of
 from rollouts.prompts import PromptEncoder, load_prompts
 from rollouts.rows import Row
 from rollouts.types import Prompt
@@ -84,7 +84,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
-    check_model_folder(model, resolve_device("auto"))
+    check_base(model, config.policy, resolve_device("auto"))
     for spec in config.rounds:
         check_round_models(spec, model, config)
     context = context_of(model, config)
@@ -207,10 +207,18 @@ def _check_fit(
 
 
 def context_of(model: Path, config: CampaignConfig) -> int:
-    """The context engines are started for: as configured, else the model's own up to a limit."""
-    own = int(
-        json.loads((model / "config.json").read_text()).get(
-            "max_position_embeddings", LONGEST_CONTEXT
+    """Choose the context engines are started for: as configured, else the model's own up to a limit.
+
+    Raises:
+        UserError: the configured one is longer than the model's.
+    """
+    own = sizes_of(model, trust_remote_code=config.policy.trust_remote_code).context
+    chosen = config.rollouts.max_model_len
+    if chosen is not None and own is not None and chosen > own:
+        raise UserError(
+            f"engines are to read {chosen} tokens, and the model was made for {own}",
+            where="rollouts.max_model_len",
+            cause="its positions end there (max_position_embeddings or its like in config.json)",
+            remedy=f"set it to {own} or less, or leave it out",
         )
-    )
-    return config.rollouts.max_model_len or min(own, LONGEST_CONTEXT)
+    return chosen or min(own or LONGEST_CONTEXT, LONGEST_CONTEXT)

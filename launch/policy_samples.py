@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from launch.cluster import connect
 from rewards.base import Sample
 from rollouts.collect import check_lengths, collect
 from rollouts.errors import RunError, UserError
+from rollouts.model_config import sizes_of
 from rollouts.model_folder import check_model_folder
 from rollouts.pool import EnginePool
 from rollouts.prompts import PromptEncoder
@@ -81,5 +81,4 @@ def _sampled(
 
 def _context(folder: Path) -> int:
     """The longest context a model was made for, in tokens."""
-    found = json.loads((folder / "config.json").read_text())
-    return int(found.get("max_position_embeddings", 2**20))
+    return sizes_of(folder).context or 2**20

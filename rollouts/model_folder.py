@@ -1,8 +1,9 @@
 """Refuses a model folder the sampler cannot serve, in milliseconds and in words.
 
 vLLM needs seconds to start and then fails deep inside its own code; everything that can be read
-from the folder's file names and its ``config.json`` is checked here first. It imports neither torch
-nor vllm, and it reads no weights: a file that is there but damaged is not found out.
+from the folder's file names and its ``config.json`` is checked here first. It imports no vllm and reads
+no weights: a file that is there but damaged is found by `align.learner.model.checks`, which a campaign's
+base passes before anything is started.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rollouts.errors import UserError
+from rollouts.model_config import sizes_of
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -36,7 +38,7 @@ def check_model_folder(path: str | Path, device: Device) -> None:
             where="policy.model",
             remedy="give a folder written by save_pretrained, or a Hugging Face id",
         )
-    config = _read_config(folder)
+    _read_config(folder)
     _check_weights(folder)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UserError(
@@ -46,7 +48,7 @@ def check_model_folder(path: str | Path, device: Device) -> None:
             remedy="call tokenizer.save_pretrained on the same folder",
         )
     if device == "cpu":
-        _check_head_dim(folder, config)
+        _check_head_dim(folder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -84,15 +86,9 @@ def _check_weights(folder: Path) -> None:
     )
 
 
-def _check_head_dim(folder: Path, config: dict[str, Any]) -> None:
-    # A model with several parts keeps its text model's numbers one level down.
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(text, dict)
-    head_dim = text.get("head_dim")
-    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
-    if head_dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-        head_dim = hidden // heads
-    if not isinstance(head_dim, int) or head_dim in CPU_HEAD_DIMS:
+def _check_head_dim(folder: Path) -> None:
+    head_dim = sizes_of(folder).head_dim
+    if head_dim is None or head_dim in CPU_HEAD_DIMS:
         return
     raise UserError(
         f"attention head size {head_dim} cannot be sampled on a CPU",

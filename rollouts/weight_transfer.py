@@ -5,10 +5,10 @@ process (from the Ray object store, as read-only views) and are loaded layer by 
 ``start_weight_update`` and ``finish_weight_update``. ``to_host``/``from_host`` turn torch tensors
 into arrays that cross Ray without a copy, and back.
 
-The backend guards against two ways of serving wrong weights in silence: a tied output layer that
-keeps its packed copy of the old embedding (CPU), and an update that lacks some of the tensors,
-for which vLLM only logs a warning. It works on CPU and on GPU. vLLM's GPU-to-GPU backends
-(``ipc``, ``nccl``) speak the same verbs and are not wired up here.
+The backend guards against three ways of serving wrong weights in silence: a tied output layer that
+keeps its packed copy of the old embedding (CPU), experts whose new weights are not packed (CPU), and an
+update that lacks some of the tensors, for which vLLM only logs a warning. It works on CPU and on GPU.
+vLLM's GPU-to-GPU backends (``ipc``, ``nccl``) speak the same verbs and are not wired up here.
 """
 
 from __future__ import annotations
@@ -95,6 +95,19 @@ def repack_tied_head(model: torch.nn.Module) -> None:
             method.process_weights_after_loading(module)
 
 
+def forget_expert_kernels(model: torch.nn.Module) -> None:
+    """Let the CPU's mixture-of-experts layers pack their weights again in the reload that follows.
+
+    vLLM packs them when it sets a layer's kernel up, which it does once: a later update would leave plain
+    weights where the kernel reads packed ones.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        weight: Any = getattr(module, "w13_weight", None)
+        if weight is not None and weight.device.type == "cpu" and hasattr(method, "moe_kernel"):
+            method.moe_kernel = None
+
+
 def check_complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
     """Raise ValueError naming the parameters that an update did not fill."""
     missing = sorted(set(expected) - set(loaded))
@@ -144,6 +157,7 @@ def _host_engine_class() -> type[Any]:
         def start_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+            forget_expert_kernels(self.model)
             initialize_layerwise_reload(self.model)
 
         def receive_weights(self, update_info: HostUpdate) -> None:

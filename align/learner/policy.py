@@ -35,8 +35,8 @@ from align.learner.model.loading import (
     convert_weights,
     load_model,
     read_weights,
-    stored_form,
 )
+from align.learner.model.mapping import stored_form
 from align.learner.outputs import CHUNK, Outputs
 from align.learner.packing import WRITTEN_OUT, hidden_states, packs
 from align.learner.ranks import SOLO, Ranks

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from align.learner.companions import check_companion
 from align.learner.losses import Algorithm
+from align.learner.model.architecture import LOGIT_CHANGES
 from align.learner.rows import Batch
 from rollouts.errors import UserError
+from rollouts.model_config import setting, text_config
 from rollouts.types import Prompt, RolloutGroup
 
 MODEL = "model:"
 """Begins the name of a teacher that is a model folder and no snapshot of the campaign."""
-LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-"""Config keys of models that scale or cap their logits after the output head."""
 
 
 def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None:
@@ -36,16 +28,16 @@ def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None
         where: the key that names the teacher.
     """
     check_companion(policy_folder, teacher_folder, what="teacher", where=where)
-    own, other = (_text_config(folder) for folder in (policy_folder, teacher_folder))
-    if own["vocab_size"] != other["vocab_size"]:
+    own, other = (text_config(folder) for folder in (policy_folder, teacher_folder))
+    sizes = setting(own, "vocab_size"), setting(other, "vocab_size")
+    if sizes[0] != sizes[1]:
         raise UserError(
-            f"the teacher's vocabulary has {other['vocab_size']} entries and the policy's "
-            f"{own['vocab_size']}",
+            f"the teacher's vocabulary has {sizes[1]} entries and the policy's {sizes[0]}",
             where=where,
             cause="it is of another model family, or pads its output layer to another size",
             remedy="choose a teacher whose config.json has the policy's vocab_size",
         )
-    if changes := [key for key in LOGIT_CHANGES if other.get(key) not in (None, 1, 1.0)]:
+    if changes := [key for key in LOGIT_CHANGES if setting(other, key) not in (None, 1, 1.0)]:
         raise UserError(
             f"the teacher changes its logits after the output head ({changes[0]})",
             where=where,
@@ -81,9 +73,3 @@ def with_teacher_prompts(
         for row in batch.rows
     )
     return replace(batch, rows=rows)
-
-
-def _text_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # A model with several parts keeps its text model's numbers one level down.
-    return config if "vocab_size" in config else dict(config["text_config"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
+
+from align.demo import BASE_MODEL
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -50,4 +53,13 @@ def save_kind(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
     settings = {"initializer_range": 0.2, **KINDS[kind], **changes}
     config = AutoConfig.for_model(kind, **settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def save_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Write a random model of a kind with the demo world's tokenizer of 128 tokens."""
+    save_kind(folder, kind, seed, **changes)
+    for file in BASE_MODEL.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            copyfile(file, folder / file.name)
     return folder

@@ -1,8 +1,8 @@
 """Weights between files and memory, always through transformers' own mapping.
 
 A model's parameters need not be named, split or laid out as in its files: experts of a mixture lie stacked
-in memory and one by one on disk, GPT-NeoX's output layer has another name. `from_pretrained` maps one way,
-and `stored_form` maps back, for engines, which read what the files hold.
+in memory and one by one on disk, GPT-NeoX's output layer has another name. The way back is
+`align.learner.model.mapping.stored_form`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align.config import PolicyConfig
 from align.learner.linear import speed_up
+from align.learner.model.mapping import attention_of
 from align.learner.packing import use_packing
 from rollouts.errors import RunError
 
@@ -42,49 +43,6 @@ def load_model(
     speed_up(model.eval())
     use_packing(model)
     return model
-
-
-def attention_of(folder: Path, config: PolicyConfig) -> str:
-    """Choose fused attention where the architecture has it, and its own otherwise."""
-    return "sdpa" if getattr(model_class(folder, config), "_supports_sdpa", False) else "eager"
-
-
-def model_class(folder: Path, config: PolicyConfig) -> type[PreTrainedModel]:
-    """Name the class that transformers loads a folder with.
-
-    Raises:
-        ValueError: transformers has no causal language model for it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    found = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-    )
-    reference = getattr(found, "auto_map", None) or {}
-    if config.trust_remote_code and "AutoModelForCausalLM" in reference:
-        remote: type[PreTrainedModel] = get_class_from_dynamic_module(
-            reference["AutoModelForCausalLM"], str(folder), local_files_only=True
-        )
-        return remote
-    known = AutoModelForCausalLM._model_mapping
-    if type(found) not in known:
-        raise ValueError(f"{found.model_type!r} has no causal language model in transformers")
-    # Some types map to several classes; the first is the one that is loaded by default.
-    listed = known[type(found)]
-    chosen: type[PreTrainedModel] = listed[0] if isinstance(listed, tuple) else listed
-    return chosen
-
-
-def stored_form(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name and split a model's parameters as `save_pretrained` writes them.
-
-    Args:
-        tensors: by the names of the plain model in memory, on any device.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    return dict(revert_weight_conversion(model, dict(tensors)))
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:

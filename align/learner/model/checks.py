@@ -1,0 +1,91 @@
+"""Every check that a campaign's base model passes before anything is started or written, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from align.learner.model.architecture import (
+    is_causal,
+    is_known,
+    is_plain_precision,
+    keeps_its_logits,
+)
+from align.learner.model.files import (
+    code_is_wanted,
+    is_its_own,
+    is_model_folder,
+    weights_are_whole,
+)
+from align.learner.model.folder import ModelFolder
+from align.learner.model.rehearsal import can_be_written
+from align.learner.model.served import fits_cpu_kernels, is_served
+from align.learner.model.tensors import (
+    is_tied_as_it_says,
+    numbers_are_finite,
+    tensors_fit,
+    tokens_have_rows,
+)
+from align.policy_config import PolicyConfig
+from rollouts.model_folder import check_model_folder
+
+Check = Callable[[ModelFolder], None]
+
+
+def has_the_usual_files(folder: ModelFolder) -> None:
+    """Refuse a folder without a config, safetensors weights or a tokenizer."""
+    check_model_folder(folder.path, "cuda")
+
+
+CHECKS: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    is_its_own,
+    weights_are_whole,
+    is_plain_precision,
+    code_is_wanted,
+    is_known,
+    is_causal,
+    keeps_its_logits,
+    is_served,
+    fits_cpu_kernels,
+    tensors_fit,
+    is_tied_as_it_says,
+    numbers_are_finite,
+    tokens_have_rows,
+    can_be_written,
+)
+"""Later ones may rely on what earlier ones made sure of."""
+
+
+def check_base(path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Check a folder that a campaign is to begin from; once per process and state of its files.
+
+    Raises:
+        UserError: the first thing that is wrong with it.
+    """
+    _checked(path, policy.model_dump_json(), device, _stamp(path))
+
+
+@lru_cache(maxsize=32)
+def _checked(
+    path: Path, policy: str, device: Literal["cpu", "cuda"], stamp: tuple[object, ...]
+) -> None:
+    folder = ModelFolder(path=path, policy=PolicyConfig.model_validate_json(policy), device=device)
+    for check in CHECKS:
+        check(folder)
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """State of a folder's files, links followed: name, size, time and inode of each."""
+    stamps: list[object] = []
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        try:
+            found = file.stat()
+        except OSError:
+            stamps.append((file.name, None))
+        else:
+            stamps.append((file.name, found.st_size, found.st_mtime_ns, found.st_ino))
+    return tuple(stamps)

@@ -1,0 +1,125 @@
+"""A model folder and the files of it that make up the model.
+
+transformers reads ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists, and
+nothing else; engines may read every safetensors file they see. So only these are taken into a store.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from align.learner.model.mapping import attention_of
+from align.policy_config import PolicyConfig
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CODE = ".py"
+PLAIN_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model"})
+"""Configs, vocabularies, chat templates, sentencepiece."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A folder that a campaign is to begin from."""
+
+    path: Path
+    policy: PolicyConfig
+    device: Literal["cpu", "cuda"]
+    """Engines' device."""
+
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """Content of ``config.json``."""
+        content: dict[str, Any] = json.loads((self.path / "config.json").read_text("utf-8"))
+        return content
+
+    @cached_property
+    def config(self) -> Any:
+        """The config as transformers understands it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            self.path, local_files_only=True, trust_remote_code=self.policy.trust_remote_code
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer."""
+        from align.models import load_tokenizer
+
+        return load_tokenizer(self.path, self.policy)
+
+    @cached_property
+    def shell(self) -> Shell:
+        """The model without its weights, and how its files fit it; no tensor is read."""
+        return load_shell(self.path, self.policy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shell:
+    """A model on the meta device: names and shapes of everything, and no numbers."""
+
+    model: Any
+    missing: tuple[str, ...]
+    """Parameters that no file holds."""
+    mismatched: tuple[str, ...]
+    """Parameters of another shape than their tensor."""
+    unexpected: tuple[str, ...]
+    """Tensors that the model has no place for."""
+
+
+def load_shell(folder: Path, policy: PolicyConfig) -> Shell:
+    """Build a model as its files describe it, without reading a tensor."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    # The report of what does not fit is read from the result.
+    logging.set_verbosity_error()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            attn_implementation=attention_of(folder, policy),
+            local_files_only=True,
+            trust_remote_code=policy.trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(before)
+    return Shell(
+        model=model,
+        missing=tuple(sorted(report["missing_keys"])),
+        mismatched=tuple(sorted(str(entry[0]) for entry in report["mismatched_keys"])),
+        unexpected=tuple(sorted(report["unexpected_keys"])),
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold the weights; some may be absent. Empty where there are none."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def model_files(folder: Path, *, code: bool) -> list[Path]:
+    """List what a store takes over: weights, their index, configs, tokenizer; ``code`` where asked."""
+    weights = weight_files(folder)
+    sharded = weights and weights[0].name != WEIGHTS
+    kept = PLAIN_SUFFIXES | ({CODE} if code else set())
+    plain = [
+        file
+        for file in folder.iterdir()
+        if file.suffix in kept
+        and file.is_file()
+        and (sharded or not file.name.endswith("safetensors.index.json"))
+    ]
+    return sorted([*weights, *plain])
