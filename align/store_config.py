@@ -97,7 +97,9 @@ class StoreSettings(Settings):
             UserError: the variable that is to hold it is not set.
         """
         if not self.ledger.startswith(FROM_ENVIRONMENT):
-            return self.ledger or f"sqlite:///{self.folder / 'ledger.db'}"
+            from align.memory.sqlite_file import sqlite_url
+
+            return self.ledger or sqlite_url(self.folder / "ledger.db")
         name = self.ledger.removeprefix(FROM_ENVIRONMENT)
         if not (url := os.environ.get(name, "").strip()):
             raise UserError(

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from align.errors import RunError, StoreError, UserError
 from align.memory import anchor_table, due_tables, inbox_tables, postgres  # noqa: F401 (add their tables)
 from align.memory.postgres import is_postgres
+from align.memory.sqlite_file import cut_path
 from align.memory.tables import SCHEMA_VERSION, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0
@@ -165,6 +166,13 @@ def _reach(engine: Engine) -> None:
 
 
 def _engine(text: str) -> Engine:
+    if (lost := cut_path(text)) is not None:
+        raise UserError(
+            f"the path of the ledger's file would end before {lost!r}",
+            where="ledger",
+            cause="a ? begins the options of a URL",
+            remedy="write %3F for a ? in the path, and %25 for a %",
+        )
     try:
         url = postgres.with_driver(make_url(text))
         if is_postgres(url):

@@ -7,8 +7,10 @@ holds as many rows as wait, as old as the oldest of them, and nothing that anybo
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +38,7 @@ from align.config import CampaignConfig
 from align.errors import RunError, StoreError
 from align.memory.inbox_tables import inbox_requests, inbox_rows, inbox_streams
 from align.memory.ledger import Ledger
+from align.memory.sqlite_file import sqlite_url
 from align.memory.tables import metadata
 from align.memory.takes import ready
 from align.stores import known_ledger
@@ -48,7 +51,7 @@ LEFT_OUT = (inbox_requests.name, inbox_rows.name)
 def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
     """The ledger as it is, or an empty one where there is none yet; gone when the block ends."""
     with TemporaryDirectory(prefix="keel-plan-") as folder:
-        url = f"sqlite:///{Path(folder) / 'ledger.db'}"
+        url = sqlite_url(Path(folder) / "ledger.db")
         with _reading(config) as source:
             if source is not None:
                 _copy(source, url)
@@ -94,8 +97,9 @@ def _file(path: Path) -> Iterator[Connection]:
     writers = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
     # Where nobody can write, neither can the files be made that keep readers and writers apart.
     options = "mode=rw" if writers else "mode=ro&immutable=1"
-    place = quote(str(path.absolute()))
-    engine = create_engine(f"sqlite:///file:{place}?{options}&uri=true", poolclass=NullPool)
+    file = f"file:{quote(str(path.absolute()))}?{options}"
+    connect = partial(sqlite3.connect, file, uri=True, check_same_thread=False)
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
     event.listen(engine, "connect", _leave_transactions_to_us)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     with engine.begin() as connection:

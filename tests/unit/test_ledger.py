@@ -316,7 +316,16 @@ def test_a_ledger_of_version_1_stays_readable(tmp_path: Path) -> None:
     assert ledger.begin_round(1, "sort", FIRST.id) == 1
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "nodriver://x/y", "sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nonsense",
+        "nodriver://x/y",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:////nowhere/a?b/c.db",
+    ],
+)
 def test_an_unusable_url_is_a_user_error(bad: str) -> None:
     with pytest.raises(UserError):
         Ledger(bad)

@@ -7,6 +7,8 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+from align.memory.sqlite_file import sqlite_url
+
 MAX_BATCH = 1000
 """Metrics that MLflow takes at a time."""
 
@@ -23,7 +25,7 @@ class MlflowTracker:
 
         folder.mkdir(parents=True, exist_ok=True)
         place = folder.resolve()
-        self._client: Any = MlflowClient(tracking_uri=uri or f"sqlite:///{place / 'mlflow.db'}")
+        self._client: Any = MlflowClient(tracking_uri=uri or sqlite_url(place / "mlflow.db"))
         found = self._client.get_experiment_by_name(campaign)
         self._experiment = (
             found.experiment_id
