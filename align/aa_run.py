@@ -11,6 +11,7 @@ from align.gate.evaluate import ItemResults, evaluate
 from align.gate.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suite import Suite
 from align.inputs import load_inputs
+from align.measuring import teller
 from align.parts import Observer, StartEngine, open_memory, open_parts
 from align.schedule.expand import expanded_here
 from align.stores import known_ledger
@@ -50,7 +51,8 @@ def measure_noise(
             observer.note(f"measuring {production[:16]}, run {run} of 2")
             parts.beat()
             seed = seed_of(config.seed, f"aa/{run}")
-            return evaluate(parts.engine, suites, inputs.encoder, production, seed=seed)
+            tell = teller(parts, f"run {run}")
+            return evaluate(parts.engine, suites, inputs.encoder, production, seed=seed, tell=tell)
 
         first, second = measured(1), measured(2)
         for suite in suites:

@@ -7,36 +7,64 @@ Sealed suites are measured when they are opened, so that until then there is not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 
 from align.gate.evaluate import ItemResults, evaluate
+from align.gate.progress import SuiteProgress, Tell
 from align.gate.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
 from align.gate.suite import Suite
 from align.gate.win_rate import save_answers
-from align.parts import Parts
+from align.parts import MeasuringObserver, Parts
 from rollouts.collect import collect
 from rollouts.types import SnapshotId
 
+BEAT_EVERY_S = 60.0
+"""Between signs of life while a snapshot is measured."""
+
 
 def measure(
-    parts: Parts, snapshot: SnapshotId, suites: Sequence[Suite] | None = None
+    parts: Parts, snapshot: SnapshotId, name: str, suites: Sequence[Suite] | None = None
 ) -> dict[str, ItemResults]:
     """Every suite not yet measured, on the weights the engines hold now: the snapshot's.
 
     Args:
+        name: of the snapshot, for people who watch.
         suites: those to measure; None: those that are due.
     """
     missing = parts.evidence.missing(snapshot, parts.suites() if suites is None else suites)
     found = {suite.name: _stored(parts, snapshot, suite) for suite in missing}
     rest = {suite.name: rest_of(suite, found[suite.name]) for suite in missing}
     asked = [part for part in rest.values() if part is not None]
-    fresh = evaluate(parts.engine, asked, parts.inputs.encoder, snapshot, seed=parts.config.seed)
+    fresh = evaluate(
+        parts.engine,
+        asked,
+        parts.inputs.encoder,
+        snapshot,
+        seed=parts.config.seed,
+        tell=teller(parts, name),
+    )
     return {
         suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
         if found[suite.name]
         else fresh[suite.name]
         for suite in missing
     }
+
+
+def teller(parts: Parts, name: str) -> Tell:
+    """Tells the observer, if it wants to know, and now and then the ledger that somebody is at work."""
+    beaten = monotonic()
+
+    def tell(progress: SuiteProgress) -> None:
+        nonlocal beaten
+        if isinstance(parts.observer, MeasuringObserver):
+            parts.observer.on_measuring(name, progress)
+        if monotonic() - beaten >= BEAT_EVERY_S:
+            parts.beat()
+            beaten = monotonic()
+
+    return tell
 
 
 def measure_known(parts: Parts) -> None:
@@ -93,7 +121,7 @@ def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite
             continue
         parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
         _hold(parts, snapshot, name)
-        parts.evidence.save(snapshot, measure(parts, snapshot, missing))
+        parts.evidence.save(snapshot, measure(parts, snapshot, name, missing))
 
 
 def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:

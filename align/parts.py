@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copyfile, rmtree
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from align.config import CampaignConfig
 from align.errors import SnapshotError
 from align.evidence import Evidence
+from align.gate.progress import SuiteProgress
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
@@ -49,6 +50,15 @@ class Observer(Protocol):
 
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
         """A round is committed."""
+        ...
+
+
+@runtime_checkable
+class MeasuringObserver(Protocol):
+    """An observer that also wants to know how far the measuring of a snapshot is."""
+
+    def on_measuring(self, what: str, progress: SuiteProgress) -> None:
+        """Called with every few answers; ``what`` names the snapshot for people."""
         ...
 
 

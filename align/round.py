@@ -47,7 +47,7 @@ def attempt(plan: RoundPlan, parts: Parts, before: int = 0) -> RoundOutcome:
     objections = train(plan, parts)
     candidate = publish(plan, parts)
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
-    parts.evidence.save(candidate, measure(parts, candidate))
+    parts.evidence.save(candidate, measure(parts, candidate, plan.title))
     look = parts.evidence.looks() + before + 1
     verdict = parts.evidence.judge(
         plan.spec.name, candidate, plan.parent, parts.suites(), look, objections

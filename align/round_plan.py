@@ -35,6 +35,11 @@ class RoundPlan:
         return self.references.parent
 
     @property
+    def title(self) -> str:
+        """Name for people: the round, or the repair of it that this is."""
+        return f"{self.spec.name}, {self.origin.rung}" if self.origin else self.spec.name
+
+    @property
     def run(self) -> str:
         """Name of the round's attempt, or of a repair in it, such as ``03-sort.1-distil``."""
         repair = f"-{self.origin.label}" if self.origin else ""

@@ -14,9 +14,11 @@ that an algorithm finds uninformative, all rewards equal, say (dynamic sampling,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from align.learner.rows import Row
@@ -53,7 +55,8 @@ class StepSampler:
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step taken last learns from."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the step taken last: its staleness in learner steps, and groups and engines that were replaced."""
+    """Of the step taken last: its staleness in learner steps, groups and engines that were replaced, and
+    the seconds it waited for samples and for rewards."""
     _held: int = 0
     """Learner steps behind the weights that the engines hold."""
     _pending: dict[int, Asked] = field(default_factory=dict)
@@ -88,12 +91,12 @@ class StepSampler:
     def take(self, step: int) -> list[ScoredGroup]:
         """Scored groups of step ``step``; the next step's are begun where they may be stale."""
         asked = self._pending.pop(step) if step in self._pending else self._ask(step)
-        scoring = self._begin_scoring(asked)
         self.examples = asked.draw.examples
         self.metrics = {"staleness/steps": float(step - asked.held)}
+        scoring = self._begin_scoring(asked)
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
-        scored = self._refilled(scoring.result(), step)
+        scored = self._refilled(self._result(scoring), step)
         if self.plan.spec.sampling.in_flight:
             self.metrics["staleness/tokens_fresher"] = fresher_share(scored)
         return scored
@@ -158,10 +161,23 @@ class StepSampler:
     def _begin_scoring(self, asked: Asked, *, replacements: bool = False) -> Scoring:
         """Hand groups over to the rewards as the engines finish them."""
         scoring = self.plan.scorer.open(replacements=replacements)
-        for groups in asked.pending.arriving():
-            scoring.add(groups)
+        with self._timed("time/sampling_s"):
+            for groups in asked.pending.arriving():
+                scoring.add(groups)
         scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
         return scoring
+
+    def _result(self, scoring: Scoring) -> list[ScoredGroup]:
+        """Wait for what the rewards have not answered yet."""
+        with self._timed("time/scoring_s"):
+            return scoring.result()
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that the step waits in the block to one of its metrics."""
+        began = perf_counter()
+        yield
+        self.metrics[name] = self.metrics.get(name, 0.0) + perf_counter() - began
 
     @property
     def held(self) -> str:
@@ -189,7 +205,8 @@ class StepSampler:
             if not broken and not poor:
                 break
             count = self.plan.spec.sampling.prompts_per_step if poor else len(broken)
-            found = self._begin_scoring(self._ask(step, turn, count), replacements=True).result()
+            spares = self._begin_scoring(self._ask(step, turn, count), replacements=True)
+            found = self._result(spares)
             spare = [
                 s
                 for s in found

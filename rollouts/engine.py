@@ -97,6 +97,17 @@ class StreamingEngine(Protocol):
 
 
 @runtime_checkable
+class StreamScoringEngine(Protocol):
+    """An engine that hands over logprobs while it works on the rest."""
+
+    def scores(
+        self, requests: Sequence[ScoreRequest]
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """What `RolloutEngine.score` gives, as it comes, each with the place of its request."""
+        ...
+
+
+@runtime_checkable
 class InFlightEngine(Protocol):
     """An engine that takes new weights in the middle of its completions."""
 

@@ -13,7 +13,7 @@ that is alive and answers wrongly is not its business (the parity probe after a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,9 @@ from rollouts.placement import Bundle
 from rollouts.types import Completion
 from rollouts.vllm_engine import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.weight_transfer import to_host
+
+TOKENS_PER_CALL = 4096
+"""Scored in one call where somebody watches: two of vLLM's steps, so that batches stay full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,15 +153,27 @@ class EnginePool:
         Raises:
             RunError: a sequence could not be scored.
         """
-        costs = [len(r.prompt_ids) + len(r.completion_ids) for r in requests]
+        costs = _tokens_of(requests)
         self._finish_all()
         answers = self._dispatch("score", requests, costs, len(requests)).run()
-        for answer in answers:
-            if isinstance(answer, Failure):
-                raise RunError(
-                    "a sequence could not be scored", where="engine pool", cause=answer.detail
-                )
+        _check_scored(answers)
         return answers
+
+    def scores(
+        self, requests: Sequence[ScoreRequest]
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """The same as they come, a few thousand tokens at a time.
+
+        Raises:
+            RunError: a sequence could not be scored.
+        """
+        costs = _tokens_of(requests)
+        self._finish_all()
+        calls = -(-sum(costs) // TOKENS_PER_CALL)
+        dispatch = self._dispatch("score", requests, costs, len(requests), at_least=calls)
+        for fresh in dispatch.arriving():
+            _check_scored(answer for _, answer in fresh)
+            yield fresh
 
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Hand the update to all engines at once, through one copy in the object store."""
@@ -251,8 +266,15 @@ class EnginePool:
         return True
 
     def _dispatch(
-        self, verb: Verb, items: Sequence[Any], costs: list[int], sequences: int
+        self,
+        verb: Verb,
+        items: Sequence[Any],
+        costs: list[int],
+        sequences: int,
+        *,
+        at_least: int = 0,
     ) -> Dispatch:
+        """Args: at_least: calls into which the items are cut, where there are enough of them."""
         self._fleet.wait_ready()
         if self._unsynced is not None:
             raise RunError(
@@ -261,9 +283,8 @@ class EnginePool:
                 cause=self._unsynced,
                 remedy="sync again before sampling",
             )
-        chunks = split(
-            costs, num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
-        )
+        calls = num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
+        chunks = split(costs, max(calls, at_least))
         return Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
 
     def _finish(self, dispatch: Dispatch) -> list[Any]:
@@ -316,6 +337,19 @@ class _Ticket:
     def arrivals(self) -> Arrivals:
         for found in self.pool._arriving(self.dispatch):
             yield [(place, _result(self.requests[place], answer)) for place, answer in found]
+
+
+def _tokens_of(requests: Sequence[ScoreRequest]) -> list[int]:
+    return [len(r.prompt_ids) + len(r.completion_ids) for r in requests]
+
+
+def _check_scored(answers: Iterable[Any]) -> None:
+    """Raise `RunError` where one of the answers is a failure."""
+    for answer in answers:
+        if isinstance(answer, Failure):
+            raise RunError(
+                "a sequence could not be scored", where="engine pool", cause=answer.detail
+            )
 
 
 def _sampling_verb() -> Verb:

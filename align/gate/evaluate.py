@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from align.gate.progress import CountedEngine, SuiteMeter, Tell
 from align.gate.samples import ItemScore, checked, merged
 from align.gate.suites import Suite, rendered
 from rollouts.engine import RolloutEngine, ScoreRequest
@@ -156,25 +157,36 @@ def evaluate(
     encoder: PromptEncoder,
     snapshot_id: SnapshotId,
     seed: int,
+    tell: Tell = lambda _: None,
 ) -> dict[str, ItemResults]:
     """Results of every suite by name, under the weights the engine holds.
 
     Args:
         seed: fixes every item's sampling; use one for the whole campaign, so that items are paired.
+        tell: told of progress, many times a suite.
 
     Raises:
         RunError: no item of a suite has a value, or one is outside the metric's range.
     """
-    found = {}
-    for suite in suites:
+    found, suites = {}, list(suites)
+    for number, suite in enumerate(suites, start=1):
         began = time.monotonic()
+        meter = SuiteMeter(
+            suite=suite.name,
+            number=number,
+            suites=len(suites),
+            items=len(suite.item_ids),
+            tell=tell,
+        )
+        counted = CountedEngine(engine, meter)
         if suite.harness is not None:
-            measured = suite.harness.measure(engine, encoder, seed, suite.value_range)
+            measured = suite.harness.measure(counted, encoder, seed, suite.value_range)
             results = _results(suite, snapshot_id, *measured)
         elif suite.kind == "items":
-            results = _evaluate_items(engine, suite, encoder, snapshot_id, seed)
+            results = _evaluate_items(counted, suite, encoder, snapshot_id, seed)
         else:
-            results = _evaluate_sequences(engine, suite, snapshot_id)
+            results = _evaluate_sequences(counted, suite, snapshot_id)
+        meter.finish()
         found[suite.name] = replace(results, seconds=time.monotonic() - began)
     return found
 

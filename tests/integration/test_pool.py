@@ -119,6 +119,16 @@ def test_work_is_balanced_and_answers_keep_their_order(pool_of):
     assert pool.generate([]) == []
 
 
+def test_scores_come_a_few_at_a_time_to_whoever_watches(pool_of, monkeypatch):
+    monkeypatch.setattr("rollouts.pool.TOKENS_PER_CALL", 10)
+    pool = pool_of()
+    sequences = [ScoreRequest(prompt_ids=(1,), completion_ids=(2,) * n) for n in range(1, 11)]
+    batches = list(pool.scores(sequences))
+    scored = {place: answer for batch in batches for place, answer in batch}
+    assert [scored[place] for place in range(10)] == pool.score(sequences)
+    assert len(batches) > 2, "65 tokens at 10 a call"
+
+
 def test_sync_reaches_every_engine(pool_of):
     pool = pool_of()
     report = pool.sync(WeightUpdate(version="r/1"))

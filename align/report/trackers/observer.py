@@ -8,9 +8,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from align.parts import MeasuringObserver
 from align.report.trackers.base import Tracker
 
 if TYPE_CHECKING:
+    from align.gate.progress import SuiteProgress
     from align.parts import Observer
     from align.round_plan import RoundOutcome, RoundPlan
 
@@ -38,6 +40,11 @@ class TrackedObserver:
     def note(self, text: str) -> None:
         """A line for people is none for curves."""
         self._observer.note(text)
+
+    def on_measuring(self, what: str, progress: SuiteProgress) -> None:
+        """Passed on to whoever watches; no curve is drawn of it."""
+        if isinstance(self._observer, MeasuringObserver):
+            self._observer.on_measuring(what, progress)
 
     def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         """One point on every curve of the round's attempt."""
