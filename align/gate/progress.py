@@ -66,7 +66,16 @@ class SuiteProgress:
             return "scoring the answers"
         if self.left_s is None:
             return "waiting for the first answers"
-        return f"{self.rate:.3g} items/s, {spelled(self.left_s)} left"
+        return f"{per_second(self.rate)}, {spelled(self.left_s)} left"
+
+
+def per_second(rate: float) -> str:
+    """A rate of items for people.
+
+    >>> per_second(1180.4), per_second(0.0523)
+    ('1,180 items/s', '0.052 items/s')
+    """
+    return f"{rate:,.0f} items/s" if rate >= 100 else f"{rate:.2g} items/s"
 
 
 def spelled(seconds: float) -> str:

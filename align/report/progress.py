@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from align.gate.progress import spelled
+from align.gate.progress import per_second, spelled
 from align.report.tables import outcome_of, summary
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class LiveProgress:
         if progress.number == progress.suites:
             items, seconds = self._measured
             suites = "1 suite" if progress.suites == 1 else f"{progress.suites} suites"
-            rate = f"{items / max(seconds, 1e-9):.3g} items/s"
-            self.note(f"measured {what}: {suites}, {items} items in {spelled(seconds)}, {rate}")
+            rate = per_second(items / max(seconds, 1e-9))
+            self.note(f"measured {what}: {suites}, {items:,} items in {spelled(seconds)}, {rate}")
             self._measured = (0, 0.0)
 
     def _silent(self) -> bool:
