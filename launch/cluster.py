@@ -23,16 +23,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
+from launch.local_ray.sizes import ray_folder, sessions_folder, store_bytes
+from launch.local_ray.start import start_patiently
 from rollouts.errors import RunError, UserError
+from rollouts.machine.memory import shared_memory, total_memory
 
 GIB = 1024**3
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,8 @@ def connect(
     insecure: bool = False,
     keep: Sequence[str] = (),
     timeout_s: float = 120.0,
+    weights: int = 0,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cluster]:
     """Join the cluster at ``address``, or start a local one; disconnect on the way out.
 
@@ -81,7 +84,9 @@ def connect(
         custom: resources of other names that a local cluster has.
         insecure: join a cluster on another host although Ray's authentication is off.
         keep: names of secrets that actors of a local cluster do need, such as a judge's API key.
-        timeout_s: how long starting or joining may take.
+        timeout_s: how long joining, or the first attempt to start, may take.
+        weights: bytes of one version of the weights as engines receive them; two fit a local store.
+        note: told of what takes longer than it should.
 
     Raises:
         UserError: the address is malformed, unreachable, or would be joined without authentication.
@@ -97,7 +102,7 @@ def connect(
     if address in (None, "", "auto"):
         address = os.environ.get("RAY_ADDRESS") or address or None
     if address is None or address == "local":
-        init = _local_options(num_engines, num_cpus, custom or {})
+        init = _local_options(num_engines, num_cpus, custom or {}, weights)
     else:
         check_address(address, os.environ, insecure=insecure)
         init = {"address": address}
@@ -109,8 +114,8 @@ def connect(
         )
     secure_token_file(os.environ, create=local)
     try:
-        with _actor_environment(keep), _deadline(timeout_s):
-            info = _init(init)
+        with _actor_environment(keep):
+            info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
         _end_on_sigterm()
         cpus = int(ray.cluster_resources().get("CPU", 0))
         yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
@@ -125,25 +130,40 @@ def _end_on_sigterm() -> None:
 
 
 def _local_options(
-    num_engines: int, num_cpus: int | None, custom: Mapping[str, float]
+    num_engines: int, num_cpus: int | None, custom: Mapping[str, float], weights: int
 ) -> dict[str, object]:
+    folder = ray_folder(os.environ)
     return {
+        **({} if folder is None else {"_temp_dir": str(folder)}),
         "address": "local",
         "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
         "resources": dict(custom),
-        "object_store_memory": min(GIB, int(psutil.virtual_memory().total * 0.10)),
+        "object_store_memory": store_bytes(weights, memory=total_memory(), shared=shared_memory()),
         "include_dashboard": False,
-        # Ray gives its workers the lowest priority; engines that starve hold the learner up.
-        "_system_config": {"worker_niceness": 0},
     }
 
 
-def _init(options: Mapping[str, object]) -> Mapping[str, object]:
+def _start(
+    options: Mapping[str, object], first_s: float, note: Callable[[str], None]
+) -> Mapping[str, object]:
+    """Start a local Ray, with more time where the machine turns out to be busy."""
+    # Ray gives its workers the lowest priority; engines that starve hold the learner up.
+    own = {"worker_niceness": 0}
+    return start_patiently(
+        lambda limit_s, limits: _init({**options, "_system_config": own | dict(limits)}, limit_s),
+        first_s,
+        note=note,
+        logs=sessions_folder(os.environ),
+    )
+
+
+def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]:
     """`ray.init`, quiet, with whatever it raises told as one error of ours."""
     import ray
 
     try:
-        context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with _deadline(limit_s):
+            context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except RunError:
         raise
     except ConnectionError as error:
@@ -324,7 +344,7 @@ def _deadline(seconds: float) -> Iterator[None]:
     def expire(_signal: int, _frame: FrameType | None) -> None:
         raise RunError(
             f"Ray was not ready after {seconds:g} s",
-            cause="the host is short of CPU, memory or disk, or the cluster does not answer",
+            cause="the machine is short of CPU, memory or disk, or the cluster does not answer",
             remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
         )
 
