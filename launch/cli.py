@@ -147,7 +147,7 @@ def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
     )
     for name, report in inputs.reports.items():
         typer.echo(f"  round {name}: {report}")
-    for line in machine_lines(file.config):
+    for line in machine_lines(file.config, inputs.model, inputs.context):
         typer.echo(f"  {line}")
 
 

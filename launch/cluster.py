@@ -30,10 +30,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
-from launch.local_ray.sizes import ray_folder, sessions_folder, store_bytes
+from launch.local_ray.folder import ray_folder, sessions_folder
 from launch.local_ray.start import start_patiently
 from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
+from rollouts.machine.object_store import store_bytes
 
 GIB = 1024**3
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -330,6 +331,10 @@ def _apply(changes: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+class _Expired(BaseException):
+    """A deadline that is over; not an `Exception`, since Ray's start catches those and goes on."""
+
+
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
     """`RunError` when the block takes longer; a no-op off the main thread, where no signal arrives.
@@ -342,17 +347,19 @@ def _deadline(seconds: float) -> Iterator[None]:
         return
 
     def expire(_signal: int, _frame: FrameType | None) -> None:
-        raise RunError(
-            f"Ray was not ready after {seconds:g} s",
-            cause="the machine is short of CPU, memory or disk, or the cluster does not answer",
-            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
-        )
+        raise _Expired
 
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, expire)
     outer_s, interval_s = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _Expired:
+        raise RunError(
+            f"Ray was not ready after {seconds:g} s",
+            cause="the machine is short of CPU, memory or disk, or the cluster does not answer",
+            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)

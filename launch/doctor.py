@@ -24,9 +24,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import psutil
-
 from launch.cluster import GIB, PACKAGE_ROOT, token_file
+from rollouts.machine.memory import address_space, available_memory
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 only looks whether they are installed, fails with them."""
 
 MEMORY_GIB = (2.0, 6.0)
+ADDRESSES_GIB = 64.0
+"""Libraries map many times what they use; a smaller limit on a process ends one of them."""
 DISK_GIB = (2.0, 10.0)
 SHM_GIB = (0.06, 1.0)
 """Below the first a run fails, below the second it may."""
@@ -235,17 +236,15 @@ def check_token(environ: Mapping[str, str] | None = None) -> CheckResult:
 
 def check_memory() -> CheckResult:
     """Memory that is free now, within the control group's limit where there is one."""
-    free = psutil.virtual_memory().available
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    if limit is not None and used is not None:
-        free = min(free, limit - used)
-    return _enough("memory", free, MEMORY_GIB, "free", "close other programs, or run fewer engines")
-
-
-def _cgroup(name: str) -> int | None:
-    path = Path("/sys/fs/cgroup") / name
-    text = path.read_text().strip() if path.is_file() else "max"
-    return int(text) if text.isdigit() else None
+    remedy = "close other programs, or run fewer engines"
+    result = _enough("memory", available_memory(), MEMORY_GIB, "free", remedy)
+    limit = address_space()
+    if limit is None or limit >= ADDRESSES_GIB * GIB:
+        return result
+    detail = f"{result.detail}; a process may have {limit / GIB:.1f} GiB of addresses (ulimit -v)"
+    return CheckResult(
+        name="memory", status="fail", detail=detail, remedy="ulimit -v unlimited, in this shell"
+    )
 
 
 def check_disk() -> CheckResult:

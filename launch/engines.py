@@ -9,9 +9,12 @@ from pathlib import Path
 
 from align.config import CampaignConfig
 from align.parts import Observer, StartEngine
+from align.plan.sizes import synced_bytes
 from launch.cluster import connect
 from launch.preflight import Demand, check_room, demands_of
 from rollouts.engine import RolloutEngine
+from rollouts.machine.memory import shared_memory
+from rollouts.machine.object_store import shortage
 from rollouts.vllm_engine import LINEAR_LAYERS, VLLMConfig
 
 
@@ -40,8 +43,12 @@ def engine_starter(
                     num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
                     custom=custom_of(asked),
                     insecure=insecure,
+                    weights=synced_bytes(model, config.policy),
+                    note=observer.note,
                 )
             )
+            if (slow := shortage(synced_bytes(model, config.policy), shared_memory())) is not None:
+                observer.note(f"warning: {slow}")
             check_room(config, wait_s=wait_s, note=observer.note)
             return EnginePool(
                 vllm_config(config, model, context),

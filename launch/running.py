@@ -28,12 +28,14 @@ def run_shown(
 ) -> Evidence:
     """Run the campaign's rounds that are due, and print what came of it."""
     from align.campaign import run_campaign
+    from align.plan.machine import check_machine
     from align.report.progress import LiveProgress
     from align.report.tables import print_report, report_console
     from align.report.trackers import open_tracker
     from align.report.trackers.observer import TrackedObserver
     from launch.engines import engine_starter
 
+    check_machine(config, address)
     console = report_console()
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]
     with (

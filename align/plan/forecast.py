@@ -19,7 +19,9 @@ from align.gate.suites import Suite
 from align.inputs import Inputs
 from align.memory.ledger import RoundRecord
 from align.memory.settled import settled_lines
+from align.plan.fit import check_kv_cache, fit_lines
 from align.plan.ledger_copy import ledger_copy
+from align.plan.machine import runs_here
 from align.plan.sizes import (
     LearnerMemory,
     checkpoint_bytes,
@@ -31,6 +33,7 @@ from align.plan.sizes import (
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
 from align.schedule.expand import expanded
+from rollouts.machine.memory import available_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +109,6 @@ class Forecast:
 
 def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
     """Raises `UserError` as `run_campaign` would, for inputs that cannot be used."""
-    import psutil
-
     with ledger_copy(config) as ledger:
         found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
         records = ledger.rounds()
@@ -117,6 +118,8 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         claims = open_claims(ledger, apart=unclaimed)
     inputs = load_checked(view, claims)
     try:
+        if runs_here(None):
+            check_kv_cache(inputs.model, inputs.context, chosen)
         rounds = list(_rounds(chosen, inputs, records, unclaimed))
         coming = sum(one.memory is not None for one in rounds)
         disk = Disk(
@@ -134,10 +137,13 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         rounds=tuple(rounds),
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
-        machine=tuple(settled_lines(config, chosen)),
+        machine=(
+            *settled_lines(config, chosen),
+            *fit_lines(inputs.model, inputs.context, chosen),
+        ),
         reports=inputs.reports,
         engine=engine_bytes(inputs.model, chosen),
-        available=psutil.virtual_memory().available,
+        available=available_memory(),
         disk=disk,
     )
 

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from align.config import CampaignConfig
 from align.memory.settled import settled_lines
+from align.models import resolve_model
+from align.plan.fit import check_kv_cache, fit_lines
 from align.plan.ledger_copy import ledger_copy
 from align.schedule.expand import expanded
+from rollouts.vllm_engine import resolve_device
 
 
-def machine_lines(config: CampaignConfig) -> list[str]:
-    """What ``auto`` settings mean here, and what is slow; the store is read and not written."""
+def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str]:
+    """What ``auto`` settings mean here, what is slow and what is tight; the store is read, not written.
+
+    Args:
+        context: prompt plus completion, in tokens, that engines are started for.
+
+    Raises:
+        UserError: an engine on this machine could not hold one sequence.
+    """
     with ledger_copy(config) as ledger:
-        return list(settled_lines(config, expanded(config, ledger)))
+        chosen = expanded(config, ledger)
+    if runs_here(None):
+        check_kv_cache(model, context, chosen)
+    return [*settled_lines(config, chosen), *fit_lines(model, context, chosen)]
+
+
+def runs_here(address: str | None) -> bool:
+    """Whether engines run on this machine's processors: no cluster is named, and there is no GPU."""
+    named = address or os.environ.get("RAY_ADDRESS") or "local"
+    return named == "local" and resolve_device("auto") == "cpu"
+
+
+def check_machine(config: CampaignConfig, address: str | None) -> None:
+    """Raise `UserError` where a run could not start its engines here; a joined cluster sees for itself."""
+    from align.inputs import context_of
+
+    if runs_here(address):
+        model = resolve_model(config.policy)
+        with ledger_copy(config) as ledger:
+            check_kv_cache(model, context_of(model, config), expanded(config, ledger))

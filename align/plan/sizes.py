@@ -93,6 +93,11 @@ def engine_bytes(model: Path, config: CampaignConfig) -> int:
     return weights + config.rollouts.kv_cache_mb * MIB
 
 
+def synced_bytes(model: Path, policy: PolicyConfig) -> int:
+    """One version of the weights on its way to the engines; 0 where they read an adapter's folder."""
+    return 0 if policy.serves_adapters else FLOAT32 * num_parameters(model)
+
+
 def folder_bytes(model: Path) -> int:
     """What copying the model takes."""
     return sum(file.stat().st_size for file in model.iterdir() if file.is_file())

@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from launch.local_ray.interrupts import heeding
 from rollouts.errors import RunError
 
 GROWTH = (1, 2, 4)
@@ -61,10 +63,9 @@ def start_patiently(
     """
     known = {process.pid for process in _descendants()}
     for number, factor in enumerate(GROWTH, start=1):
-        limit_s, began = first_s * factor, time.monotonic()
-        wall = time.time()
+        limit_s, began, wall = first_s * factor, time.monotonic(), time.time()
         try:
-            with patience(limit_s):
+            with patience(limit_s), heeding(partial(kill_processes, known)):
                 return init(limit_s, inner_limits(limit_s, os.environ))
         except RunError as error:
             end_processes(known)
@@ -126,6 +127,11 @@ def end_processes(known: set[int]) -> None:
 
     with suppress(Exception):
         ray.shutdown()
+    kill_processes(known)
+
+
+def kill_processes(known: set[int]) -> None:
+    """The same without a word to Ray, from any thread."""
     fresh = [p for p in _descendants() if p.pid not in known and _is_ray(p)]
     for process in fresh:
         with suppress(psutil.Error):
@@ -150,7 +156,8 @@ def telling_line(sessions: Path, since: float) -> str | None:
         sessions: the folder that holds Ray's sessions.
         since: seconds since the epoch; sessions that were begun earlier are others'.
     """
-    begun = [f for f in sessions.glob("session_2*") if f.is_dir() and f.stat().st_mtime >= since]
+    # The clock of files is a little behind.
+    begun = [f for f in sessions.glob("session_2*") if f.is_dir() and f.stat().st_mtime > since - 1]
     for folder in sorted(begun, key=lambda f: f.stat().st_mtime, reverse=True):
         for file in (folder / "logs" / name for name in LOGS):
             lines = file.read_text(errors="replace").splitlines() if file.is_file() else []

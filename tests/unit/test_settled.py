@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from align.config import CampaignConfig
+from align.demo import BASE_MODEL
 from align.memory import settled as module
 from align.memory.ledger import Ledger
 from align.memory.settled import settled, settled_lines
@@ -107,7 +108,7 @@ def test_a_store_goes_on_as_it_began_on_any_machine(
     assert expanded_here(written) == began
     assert began.policy.dtype == "bfloat16"
     begin(written)  # Nothing has changed, so nothing is refused.
-    lines = machine_lines(written)
+    lines = machine_lines(written, BASE_MODEL, 32)
     assert (
         "policy.dtype: bfloat16 (auto; as the store began, though this processor has no "
         in lines[1]

@@ -1,0 +1,122 @@
+"""Whether a campaign fits the machine that would run it: KV cache, shared memory, memory.
+
+What cannot work is refused; what works slowly, or may not, is a line for people. All of it concerns engines
+and a learner on this machine's processors: what a GPU or another node has is asked of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.config import CampaignConfig
+from align.plan.sizes import BYTES, MIB, engine_bytes, learner_memory, synced_bytes
+from rollouts.errors import UserError
+from rollouts.machine.memory import address_space, available_memory, shared_memory
+from rollouts.machine.object_store import needed_bytes, shortage
+from rollouts.vllm_engine import resolve_device
+
+OTHER_ATTENTION = (
+    "kv_lora_rank",
+    "sliding_window",
+    "layer_types",
+    "attn_layer_period",
+    "multi_query",
+)
+"""Settings of models whose layers keep less than every key and value: of those nothing is said."""
+LIBRARIES = 1 << 30
+"""Address space that torch, vLLM and Ray map in one process before it does any work, at the least."""
+
+
+def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
+    """Raise `UserError` where an engine's KV cache cannot hold one sequence of the context.
+
+    Args:
+        context: prompt plus completion, in tokens, that engines are started for.
+        config: the campaign, with its dtype settled.
+    """
+    each = kv_bytes(model, config)
+    cache = config.rollouts.kv_cache_mb * MIB
+    if each is None or context * each <= cache:
+        return
+    least = -(-context * each // MIB)
+    raise UserError(
+        f"the KV cache of an engine holds {cache // each:,} tokens, and one sequence may have {context:,}",
+        where="rollouts.kv_cache_mb",
+        cause=f"every token takes {each / 1000:.3g} KB of the {config.rollouts.kv_cache_mb} MiB",
+        remedy=f"set rollouts.kv_cache_mb to {least} or more, or rollouts.max_model_len to "
+        f"{cache // each} or less",
+    )
+
+
+def kv_bytes(model: Path, config: CampaignConfig) -> int | None:
+    """Bytes of the KV cache that a token takes; None for models whose layers are not all alike."""
+    dtype = BYTES[config.policy.dtype]
+    return kv_bytes_of(json.loads((model / "config.json").read_text()), dtype)
+
+
+def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:
+    """The same of a ``config.json``, with so many bytes a number.
+
+    >>> llama = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    >>> kv_bytes_of({**llama, "hidden_size": 576}, 4)
+    46080
+    """
+    text = content.get("text_config")
+    text = text if isinstance(text, dict) else content
+    slides = text.get("use_sliding_window", True)
+    odd = [
+        name for name in OTHER_ATTENTION if text.get(name) and (name != "sliding_window" or slides)
+    ]
+    types = set(text.get("layer_types") or ())
+    if odd and not (odd == ["layer_types"] and types == {"full_attention"}):
+        return None
+    layers = text.get("num_hidden_layers") or text.get("n_layer")
+    heads = text.get("num_attention_heads") or text.get("n_head")
+    width = text.get("hidden_size") or text.get("n_embd")
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int)):
+        return None
+    head = text.get("head_dim") or width // heads
+    return int(2 * layers * (text.get("num_key_value_heads") or heads) * head * dtype)
+
+
+def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str]:
+    """What is tight or slow on this machine, with what to do; nothing where engines have a GPU.
+
+    Args:
+        config: the campaign with its dtype settled.
+    """
+    if resolve_device("auto") == "cuda":
+        return
+    if (each := kv_bytes(model, config)) is not None:
+        held = config.rollouts.kv_cache_mb * MIB // each
+        yield (
+            f"KV cache: {each / 1000:.3g} KB a token, so {config.rollouts.kv_cache_mb} MiB hold {held:,} "
+            f"tokens; one sequence of {context:,} needs {-(-context * each // MIB)} MiB"
+        )
+    weights = synced_bytes(model, config.policy)
+    if warning := shortage(weights, shared_memory()):
+        yield f"warning: {warning}"
+    needed, available = memory_needed(model, config), available_memory()
+    if needed > available:
+        yield (
+            f"warning: memory: learner, engines and object store take {needed // MIB} MiB without "
+            f"activations and libraries, and {available // MIB} MiB are available here, control groups "
+            "counted (lower rollouts.engines or rollouts.kv_cache_mb, use policy.lora, or a larger machine)"
+        )
+    limit = address_space()
+    if limit is not None and limit < needed + LIBRARIES:
+        yield (
+            f"warning: memory: a process may have {limit // MIB} MiB of addresses (ulimit -v), less than "
+            "the libraries and the weights map (ulimit -v unlimited)"
+        )
+
+
+def memory_needed(model: Path, config: CampaignConfig) -> int:
+    """Bytes that a run's processes on this machine take for weights and caches."""
+    rounds = [learner_memory(model, config.policy, spec).total for spec in config.rounds]
+    engines = engine_bytes(model, config) * config.rollouts.engines
+    learner = max(rounds, default=0) * config.policy.ranks
+    return learner + engines + needed_bytes(synced_bytes(model, config.policy))

@@ -1,0 +1,40 @@
+"""The folder of Ray's sessions: its sockets lie in it, and a socket's path is short or does not work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rollouts.errors import RunError
+
+SOCKET_LIMIT = 107
+"""Bytes of a path that Linux takes for a socket."""
+SESSION = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Longest path of a socket below Ray's folder, but for the figures in it."""
+SHORT_FOLDER = Path("/tmp/ray")
+
+
+def ray_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where Ray is told to keep its sessions; None: its own choice is short enough for its sockets.
+
+    Raises:
+        RunError: the choice was made for Ray alone, and is too long.
+    """
+    chosen = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(Path(chosen) / "ray" / SESSION)) <= SOCKET_LIMIT:
+        return None
+    if "RAY_TMPDIR" in environ:
+        raise RunError(
+            f"Ray cannot keep its sockets in {chosen!r}",
+            where="RAY_TMPDIR",
+            cause=f"a socket's path has at most {SOCKET_LIMIT} bytes, and Ray's would be longer",
+            remedy="name a folder with a shorter path",
+        )
+    return SHORT_FOLDER
+
+
+def sessions_folder(environ: Mapping[str, str]) -> Path:
+    """The folder of Ray's sessions and their logs."""
+    own = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    return ray_folder(environ) or Path(own) / "ray"

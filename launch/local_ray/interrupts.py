@@ -1,0 +1,89 @@
+"""Interrupts that are heeded while Ray starts, although its compiled code lets none through.
+
+Python runs a signal's handler in the main thread, between two steps of Python. Ray's client waits for its
+server in one long step. A thread of its own therefore learns of the signal from the operating system, gives
+the main thread a moment, ends the processes that are waited for, and at last this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+GRACE_S = 5.0
+"""Seconds that the main thread has to heed a signal by itself, and then once more."""
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
+HEEDED = ENDING | {signal.SIGALRM}
+"""The alarm is our own deadline: it ends an attempt, and not this process."""
+
+
+@contextmanager
+def heeding(
+    end_processes: Callable[[], object],
+    *,
+    grace_s: float = GRACE_S,
+    leave: Callable[[int], object] = os._exit,
+) -> Iterator[None]:
+    """See to it that the block ends soon after a signal; a no-op off the main thread.
+
+    Args:
+        end_processes: ends what the block waits for; called from another thread.
+        leave: ends this process with an exit code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(
+        target=_watch, args=(reader, end_processes, grace_s, leave), daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+def _watch(
+    reader: socket.socket,
+    end_processes: Callable[[], object],
+    grace_s: float,
+    leave: Callable[[int], object],
+) -> None:
+    """Wait for signals until the other end is closed."""
+    while received := reader.recv(64):
+        numbers = HEEDED.intersection(received)
+        if not numbers:
+            continue
+        if _ends_within(reader, grace_s):
+            return
+        end_processes()
+        if not ENDING.intersection(numbers):
+            continue
+        if _ends_within(reader, grace_s):
+            return
+        print("interrupted while Ray was starting", file=sys.stderr, flush=True)
+        leave(128 + min(ENDING.intersection(numbers)))
+
+
+def _ends_within(reader: socket.socket, seconds: float) -> bool:
+    """Whether the block is over by then; other signals meanwhile change nothing."""
+    reader.settimeout(seconds)
+    try:
+        while reader.recv(64):
+            pass
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        reader.settimeout(None)
