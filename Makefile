@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# uv with pip's indexes; installs itself into $(VENV) when it is first asked.
+UV     := $(BIN)/python requirements/run_uv.py
 
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
@@ -30,13 +32,15 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 		echo 'Python 3.11 or newer is needed, and $(PYTHON) is' "$$($(PYTHON) --version 2>&1)"; \
 		echo 'Name another one: make PYTHON=python3.11 setup'; exit 1; }
 	@test -x $(BIN)/python || { echo '[1/3] creating $(VENV)'; $(PYTHON) -m venv $(VENV); }
-	@echo '[2/3] installing requirements/cpu.lock (about 4 GB; two minutes on a good line)'
-	@$(BIN)/python -m pip install -qq --no-deps -r requirements/cpu.lock || { \
+	@echo '[2/3] installing requirements/cpu.lock with uv (4 GB on disk)'
+	@$(UV) pip install --no-deps -r requirements/cpu.lock || { \
+		echo; echo 'uv could not, see above; once more with pip'; \
+		$(BIN)/python -m pip install --no-deps -r requirements/cpu.lock; } || { \
 		echo; \
 		echo 'If torch+cpu was not found: name the PyTorch CPU index in PIP_EXTRA_INDEX_URL,'; \
 		echo 'as described in CONTRIBUTING.md, and run the same command again.'; exit 1; }
 	@echo '[3/3] installing keel'
-	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 quickstart: $(STAMP)
@@ -72,9 +76,7 @@ docs: $(STAMP)
 
 # The versions already in the lock stay unless requirements/cpu.in forbids them.
 lock: $(STAMP)
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 \
-		$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
-		$${PIP_EXTRA_INDEX_URL:+--extra-index-url "$$PIP_EXTRA_INDEX_URL"} \
+	$(UV) pip compile --quiet --no-header --no-annotate --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links \
 		--override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.lock
 

@@ -222,7 +222,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["schedule", "skip", str(file), "special", "--reason", "bad [data]"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0
-    first, second = done.output.splitlines()
+    first, second = done.stdout.splitlines()
     assert first.startswith("special-1 was skipped by ada on ")
     assert first.endswith(": bad [data] (special/manual/2026-11-20T12:00:00Z)")
     assert second.startswith("not yet  special: runs when asked")
@@ -233,7 +233,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(one["round"], one["who"]) for one in told["skips"]] == [("special-1", "ada")]
     listed = CliRunner().invoke(app, ["rounds", "list", str(file)])
     assert listed.exit_code == 0
-    assert first in listed.output
+    assert first in listed.stdout
     told = json.loads(CliRunner().invoke(app, ["rounds", "list", str(file), "--json"]).output)
     assert [(one["name"], one["state"], one["index"]) for one in told] == [
         ("round0", "accepted", 0), ("special-1", "skipped", None),
