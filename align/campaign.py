@@ -15,6 +15,7 @@ from pathlib import Path
 
 from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence, view_of_due
+from align.examples.clashes import prompt_name
 from align.examples.stream import ExampleStream
 from align.gate.budgets import check_budgets
 from align.gate.overlap import save_overlaps
@@ -140,7 +141,13 @@ def plan_round(
         references=References(base=parts.base, parent=parent, rounds=accepted),
         mixture=Mixture(
             new=PromptStream(parts.inputs.prompts[spec.name], seed),
-            past=ReplayBuffer({n: p for n, p in held.entries.items() if n in replayed}),
+            past=ReplayBuffer(
+                {
+                    name: [p for p in kept if prompt_name(p) not in parts.inputs.held_names]
+                    for name, kept in held.entries.items()
+                    if name in replayed
+                }
+            ),
             general=None if general is None else PromptStream(general, seed),
             stored=stored_answers(spec, parts),
             sampling=spec.sampling,

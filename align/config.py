@@ -28,7 +28,13 @@ from align.policy_config import EngineConfig, LoraConfig, PolicyConfig
 from align.prompts_config import Prompts, PromptsConfig, sourced
 from align.repair.config import RepairConfig
 from align.reward_config import Reward, RewardConfig, check_rewards
-from align.round_rules import check_anchors, check_dropout, check_staleness, check_used
+from align.round_rules import (
+    check_anchors,
+    check_dropout,
+    check_heldout,
+    check_staleness,
+    check_used,
+)
 from align.schedule.config import RememberConfig, ScheduleSettings, check_schedules
 from align.settings import Name, Settings
 from align.store_config import StoreSettings
@@ -148,6 +154,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         assert found is not None, "the check of the material"
         if found is self.data and self.data.stream is not None and self.data.use == "once":
             return self.data.model_copy(update={"source": f"{self.data.source}#{self.name}"})
+        if found is self.prompts:
+            return self.prompts.model_copy(update={"heldout": None})
         return found
 
     @model_validator(mode="after")
@@ -183,6 +191,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         by_part = getattr(algorithm, "by_part", False)
         check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
         check_anchors(self)
+        check_heldout(self)
         check_staleness(self)
         if "gold_apart" in self.hacking.gate and not self.gold:
             raise ValueError(

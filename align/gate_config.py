@@ -92,6 +92,11 @@ class SuiteConfig(SuiteDemands):
             raise ValueError(
                 "a suite has prompts (with a metric), text or harness; set exactly one"
             )
+        if self.prompts is not None and self.prompts.heldout is not None:
+            raise ValueError(
+                f"prompts.heldout is {self.prompts.heldout:g}: a suite is measured on all its prompts, and "
+                "only a round holds some of its own out of training; remove it"
+            )
         if (self.prompts is None) != (self.metric is None):
             raise ValueError(
                 "a suite over prompts needs a metric; a text suite takes none, and a harness task's is "

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
-from align.examples import Examples, Unit, load_examples
-from align.examples.holdout import hold_out, prompts_of
+from align.examples import Unit
+from align.examples.round_data import Loader
 from align.gate.suites import Suite, build_suites
 from align.learner.model.checks import check_base
 from align.model_checks import check_round_models
@@ -18,7 +18,7 @@ from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import check_lengths
 from rollouts.errors import UserError
 from rollouts.model_config import sizes_of
-from rollouts.prompts import PromptEncoder, load_prompts
+from rollouts.prompts import PromptEncoder
 from rollouts.rows import Row
 from rollouts.types import Prompt
 from rollouts.vllm_engine import resolve_device
@@ -48,6 +48,8 @@ class Inputs:
     """What became of these rounds' files: rows read, cut and left out."""
     awaited: frozenset[str]
     """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
+    held_names: frozenset[str] = frozenset()
+    """Prompts of a round's own file that no round learns from, see `prompt_name`."""
 
     @property
     def policy_suites(self) -> list[Suite]:
@@ -92,19 +94,9 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     awaited = _awaited(config, taken)
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = PromptEncoder(load_tokenizer(model, config.policy))
-    examples = _examples(known, encoder, context - 1, taken)
-    kept, held = _split(known, examples)
-    prompts = {
-        spec.name: load_prompts(spec.prompts, SCHEMES, spec.name, "new")
-        if spec.prompts is not None
-        else prompts_of(kept[spec.name], encoder)
-        for spec in known
-    }
-    general = {
-        spec.name: load_prompts(spec.replay.general_prompts, SCHEMES, None, "general")
-        for spec in known
-        if spec.replay.general_prompts is not None
-    }
+    rule = config.gate.overlap
+    data = Loader(rule=rule, encoder=encoder, context=context - 1, taken=taken).load(known)
+    prompts, general = data.prompts, data.general
     for name, rubric in rubrics:
         rubric.check_columns(prompts.get(name, ()), f"round {name}")
     for spec in known:
@@ -122,15 +114,15 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
             SCHEMES,
             encoder,
             context,
-            held_out=held,
-            examples=kept,
+            data=data,
         ),
-        examples=kept,
+        examples=data.examples,
         reward_models=frozenset(
             spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
         ),
-        reports={name: str(found.report) for name, found in examples.items()},
+        reports=data.reports,
         awaited=awaited,
+        held_names=data.held_names,
     )
 
 
@@ -143,47 +135,6 @@ def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
         if spec.gold:
             found.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
     return found
-
-
-def _examples(
-    rounds: Sequence[RoundConfig],
-    encoder: PromptEncoder,
-    context: int,
-    taken: Mapping[str, Sequence[Row]],
-) -> dict[str, Examples]:
-    """What the rounds with data learn from and are measured on."""
-    return {
-        spec.name: load_examples(
-            spec.data,
-            spec.algorithm.material,
-            encoder,
-            context,
-            spec.name,
-            taken.get(spec.name),
-        )
-        for spec in rounds
-        if spec.data is not None
-    }
-
-
-def _split(
-    rounds: Sequence[RoundConfig], examples: Mapping[str, Examples]
-) -> tuple[dict[str, Sequence[Unit]], dict[str, Sequence[Unit]]]:
-    """By round, what it learns from, and what it is measured on."""
-    kept: dict[str, Sequence[Unit]] = {}
-    held: dict[str, Sequence[Unit]] = {}
-    for spec in rounds:
-        if spec.data is not None:
-            units = examples[spec.name].units
-            kept[spec.name], held[spec.name] = hold_out(units, spec.data.heldout)
-            if not kept[spec.name]:
-                raise UserError(
-                    f"all {len(units)} examples are held out, and none is left to learn from",
-                    where=f"rounds.{spec.name}.data.heldout",
-                    cause=f"heldout is {spec.data.heldout:g}, and answers to one prompt stay together",
-                    remedy="lower heldout, or give more examples",
-                )
-    return kept, held
 
 
 def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[Row]]) -> frozenset[str]:

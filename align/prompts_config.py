@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from align.settings import Settings
 
@@ -25,6 +25,19 @@ class PromptsConfig(Settings):
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Take only the first so many rows."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of a round's own prompts, the share that no round learns from: the round is measured on it. Prompts
+    that share runs of words (``gate.overlap``) stay together. None: ``suite.prompts`` says what the round
+    is measured on."""
+
+    @model_validator(mode="after")
+    def _demo_has_a_split(self) -> Self:
+        if self.heldout is not None and self.source.startswith("demo://"):
+            raise ValueError(
+                f"{self.source} has an eval split of its own, on which the round is measured; remove "
+                "heldout"
+            )
+        return self
 
 
 Prompts = Annotated[PromptsConfig, BeforeValidator(sourced)]

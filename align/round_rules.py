@@ -35,6 +35,25 @@ def check_anchors(spec: RoundConfig) -> None:
             )
 
 
+def check_heldout(spec: RoundConfig) -> None:
+    """A share of a round's prompts that is held out, where other prompts are measured or asked."""
+    share = spec.prompts.heldout if spec.prompts else None
+    if share is not None and spec.suite.prompts is not None:
+        raise ValueError(
+            f"prompts.heldout is {share:g} and suite.prompts names other prompts; remove one: the round is "
+            "measured on a share of its own prompts, or on those"
+        )
+    for where, pool in (
+        ("suite.prompts", spec.suite.prompts),
+        ("replay.general_prompts", spec.replay.general_prompts),
+    ):
+        if pool is not None and pool.heldout is not None:
+            raise ValueError(
+                f"{where}.heldout is {pool.heldout:g}: only a round's own prompts are held out of "
+                "training; remove it"
+            )
+
+
 def check_staleness(spec: RoundConfig) -> None:
     """Samples of older weights, in an algorithm that would take them for the learner's own."""
     corrects = "importance" not in spec.algorithm.unused

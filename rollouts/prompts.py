@@ -116,6 +116,13 @@ def _columns_id(columns: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def text_of(prompt: Prompt) -> str:
+    """The words of a prompt, whoever says them."""
+    if prompt.text is not None:
+        return prompt.text
+    return "\n".join(message["content"] for message in prompt.messages or ())
+
+
 def content_id(content: str | Sequence[Message]) -> str:
     """16 hex digits that depend on the text or messages alone.
 

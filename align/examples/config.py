@@ -54,7 +54,16 @@ class ExamplesConfig(Settings):
     cut: bool = False
     """Cut answers that do not fit the context instead of leaving their rows out."""
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share that is never learnt from: the round is measured on it."""
+    """Share that is never learnt from: the round is measured on it. Rows that share runs of words
+    (``gate.overlap``) stay together, and so do the answers to one prompt."""
+    heldout_source: str | None = None
+    """A file or id to measure the round on in place of a share of ``source``, such as a published test
+    split; it has the same columns."""
+    heldout_split: str = "test"
+    """Split of ``heldout_source``, where that is a ``datasets`` id."""
+    heldout_of: Literal["documents", "windows"] = "documents"
+    """Of texts, what is held out: whole documents, or windows of joined ones, whose neighbours are then
+    learnt from. ``windows`` is for a single document, and for stores that were begun so."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""
 
@@ -75,6 +84,15 @@ class ExamplesConfig(Settings):
             raise ValueError(
                 f"use and after_rejection are for streams, and {self.source!r} is none; remove them, or "
                 "read inbox://STREAM"
+            )
+        if self.heldout_source is not None and self.changed("heldout"):
+            raise ValueError(
+                f"heldout is {self.heldout:g} and heldout_source is {self.heldout_source!r}; remove "
+                "one: the round is measured on a share of source, or on another file"
+            )
+        if self.heldout_source is not None and self.heldout_source.startswith(INBOX):
+            raise ValueError(
+                "heldout_source is a file or an id; a stream holds out a share of its rows"
             )
         if self.use == "all" and self.limit is not None:
             raise ValueError(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
 from align.examples.forms import Content, Example, Unusable
 from align.examples.stream import Unit
 from align.learner.rows import Row
+from rollouts.chat.messages import BadMessages, check_tools
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, content_id
 from rollouts.types import Message, Prompt
@@ -32,6 +33,17 @@ class Encoded:
     num_cut: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One text of a file."""
+
+    text: str = field(repr=False)
+    place: str = ""
+    """File and line it was read from."""
+    name: str
+    """16 hex digits that depend on the text alone."""
+
+
 def encode(
     example: Example,
     encoder: PromptEncoder,
@@ -40,15 +52,17 @@ def encode(
     cut: bool,
     round: str,
     columns: Mapping[str, Any],
+    place: str = "",
 ) -> Encoded:
     """One example as rows of at most ``context`` tokens, prompt included.
 
-    ``round`` and ``columns`` are written on its prompt: rewards of later rounds may ask for them.
+    ``round``, ``columns`` and ``place`` are written on its prompt: rewards of later rounds may ask for
+    the columns, and messages name the place.
 
     Raises `Unusable` where a row is longer and may not be cut, or where tokens leave nothing to learn,
     and a `UserError` for messages where the model has no chat template.
     """
-    prompt = _prompt(example.prompt, columns, round)
+    prompt = replace(_prompt(example.prompt, columns, round), place=place)
     prompt_ids = _prompt_ids(prompt, encoder)
     answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
     room = context - len(prompt_ids)
@@ -63,12 +77,17 @@ def encode(
         for ids, answer in zip(fitting, example.answers, strict=True)
     )
     sides = [(answer.content, answer.advantage) for answer in example.answers]
-    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows)
+    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, place=place)
     return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
 
 
 def windows(
-    texts: Iterable[str], encoder: PromptEncoder, *, context: int, round: str, pack: bool = True
+    documents: Iterable[Document],
+    encoder: PromptEncoder,
+    *,
+    context: int,
+    round: str,
+    pack: bool = True,
 ) -> Iterator[Unit]:
     """Documents one after another, cut into windows of ``context`` tokens; the last may be shorter.
 
@@ -78,23 +97,33 @@ def windows(
     with, as its context: every token but the very first is predicted exactly once.
     """
     assert context > 1, "a window needs a token and what it follows"
-    held: list[int] = []
-    for text in texts:
-        held.extend(_ended(encoder.encode(Prompt(id="", text=text)), encoder))
-        while len(held) >= context:
-            yield _window(held[:context], round)
-            held = held[context - 1 :]
+    ids: list[int] = []
+    sources: list[Document] = []
+    """The document of every token."""
+    for document in documents:
+        tokens = _ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
+        ids.extend(tokens)
+        sources.extend([document] * len(tokens))
+        start = 0
+        while len(ids) - start >= context:
+            yield _window(ids[start : start + context], sources[start : start + context], round)
+            start += context - 1
+        del ids[:start], sources[:start]
         if not pack:
-            if len(held) > 1:
-                yield _window(held, round)
-            held = []
-    if len(held) > 1:
-        yield _window(held, round)
+            if len(ids) > 1:
+                yield _window(ids, sources, round)
+            ids, sources = [], []
+    if len(ids) > 1:
+        yield _window(ids, sources, round)
 
 
-def _window(ids: Sequence[int], round: str) -> Unit:
+def _window(ids: Sequence[int], sources: Sequence[Document], round: str) -> Unit:
     row = _row(tuple(ids[:1]), tuple(ids[1:]), 1.0, round)
-    return Unit(id=_id(list(ids)), prompt=None, rows=(row,))
+    # The first token is context: it was learnt with the window before.
+    names = dict.fromkeys(document.name for document in sources[1:])
+    return Unit(
+        id=_id(list(ids)), prompt=None, rows=(row,), place=sources[1].place, documents=tuple(names)
+    )
 
 
 def _row(
@@ -112,7 +141,10 @@ def _row(
 
 def _prompt(content: Content, columns: Mapping[str, Any], round: str) -> Prompt:
     try:
+        check_tools(content, columns)
         name = content_id(content)
+    except BadMessages as error:
+        raise Unusable(str(error)) from error
     except UnicodeEncodeError as error:
         raise Unusable("not valid Unicode") from error
     if isinstance(content, str):

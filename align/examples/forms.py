@@ -19,6 +19,7 @@ from typing import Any
 
 from align.examples.config import ExamplesConfig, columns_of
 from align.learner.losses.base import Material
+from rollouts.chat.messages import BadMessages, says_something, turns_of
 from rollouts.types import Message
 
 Messages = tuple[Message, ...]
@@ -90,7 +91,7 @@ def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
         if content[0]["role"] != "assistant":
             raise Unusable("the last message is not the assistant's")
         if not prompt:
-            raise Unusable("no prompt")
+            raise Unusable(f"no prompt before the answer in {config.messages!r}")
     return [Example(prompt=prompt, answers=(Answer(content=content, advantage=1.0),))]
 
 
@@ -124,7 +125,10 @@ def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Co
         raise Unusable("equal sides")
     shared = common_prompt(chosen, rejected)
     if not shared:
-        raise Unusable("no prompt")
+        raise Unusable(
+            f"no prompt: {_nothing_in(values, config.prompt)}, and {config.chosen!r} and "
+            f"{config.rejected!r} do not begin alike"
+        )
     sides = ((chosen, config.chosen), (rejected, config.rejected))
     better, worse = [_not_empty(side[len(shared) :], repr(column)) for side, column in sides]
     return _asking(shared), better, worse
@@ -152,10 +156,10 @@ def _prompt(values: Values, config: ExamplesConfig) -> Content:
     if config.template is not None:
         for column in columns_of(config.template):
             if values.get(column) is None:
-                raise Unusable(f"nothing in column {column!r}")
+                raise Unusable(_nothing_in(values, column))
         prompt: Content = config.template.format_map(values)
     elif values.get(config.prompt) is None:
-        raise Unusable("no prompt")
+        raise Unusable(f"no prompt: {_nothing_in(values, config.prompt)}")
     else:
         prompt = _content(values, config.prompt)
     return _asking(prompt)
@@ -168,28 +172,34 @@ def _asking(prompt: Content) -> Content:
 
 
 def _content(values: Values, column: str) -> Content:
-    """A column as text or as chat turns with role and content; None values, which tables fill in, go."""
+    """A column as text or as chat turns."""
     value = values.get(column)
     if column not in values:
-        raise Unusable(f"no column {column!r}")
+        raise Unusable(_nothing_in(values, column))
     if isinstance(value, str):
         return _not_empty(value, repr(column))
     if value is None or (isinstance(value, list | tuple) and not value):
         raise Unusable(f"{column!r} is empty")
     if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
         raise Unusable(f"{column!r} is not text")
-    turns = tuple({name: part for name, part in turn.items() if part is not None} for turn in value)
-    for turn in turns:
-        if not (isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-            raise Unusable(f"{column!r} holds a message without role or content")
-    return _not_empty(turns, repr(column))
+    try:
+        return _not_empty(turns_of(value, column), repr(column))
+    except BadMessages as error:
+        raise Unusable(str(error)) from error
 
 
 def _not_empty(content: Content, what: str) -> Content:
-    texts = [content] if isinstance(content, str) else [turn["content"] for turn in content]
-    if not any(part.strip() for part in texts):
+    said = content.strip() if isinstance(content, str) else any(map(says_something, content))
+    if not said:
         raise Unusable(f"{what} is empty")
     return content
+
+
+def _nothing_in(values: Values, column: str) -> str:
+    """Whether a column is absent, and what there is instead, or only its value."""
+    if column in values:
+        return f"nothing in column {column!r}"
+    return f"no column {column!r} among {', '.join(map(repr, values)) or 'none'}"
 
 
 def _margin(values: Values, column: str) -> float:
@@ -211,7 +221,7 @@ LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1
 
 def _advantage(values: Values, column: str) -> float:
     if column not in values:
-        raise Unusable(f"no column {column!r}")
+        raise Unusable(_nothing_in(values, column))
     side = LABELS.get(str(values[column]).lower())
     if side is None:
         raise Unusable(f"{column!r} is not true or false")

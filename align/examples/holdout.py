@@ -1,9 +1,19 @@
-"""What a round does not learn from, and what it asks: two views of its examples."""
+"""The part of a round's own file that it does not learn from: it is measured on it.
+
+A hash of the prompt decides, so that all answers to one prompt fall on one side and rows added later move
+nothing. Where the gate's overlap check would refuse the result, because rows share runs of words
+(conversations that continue one another, say), these rows are tied together and each group falls on one
+side as a whole, until the check has nothing to say. Groups are the connected components of what it
+refuses. Source of the measure: `align.examples.fingerprints`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from align.examples.stream import Unit
 from rollouts.prompts import PromptEncoder, content_id, distinct
@@ -11,17 +21,178 @@ from rollouts.types import Prompt
 
 OPENING = 8
 """Tokens of a text that serve as a prompt."""
+LARGEST_GROUP = 0.25
+"""Part of what is to be held out that one group of several prompts may make up; a larger group is learnt
+from, and more of the others is held out in its place."""
+
+
+class Divisible(Protocol):
+    """Rows that can be divided, by the names of what they belong to."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What stays together anyway: the prompt or the document of each row."""
+        ...
+
+    def clashes(self, held: frozenset[str]) -> Iterable[tuple[str, str]]:
+        """Pairs of names, one held out and one not, that may not lie on two sides."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Division:
+    """What was held out of some rows."""
+
+    held: frozenset[str]
+    """Names of prompts or documents."""
+    num_rows: int
+    num_held: int
+    """Rows held out."""
+    num_tied: int
+    """Rows that stay with another prompt's, because they share runs of words with it."""
+    largest: int
+    """Rows in the largest group of several prompts; 0 where nothing is tied."""
+
+    @property
+    def sentence(self) -> str:
+        """What was held out, and what stands together."""
+        told = f"{self.num_held} of {self.num_rows} rows held out"
+        if self.num_tied:
+            told += (
+                f"; {self.num_tied} rows share runs of words with others and stay with them, "
+                f"up to {self.largest} together"
+            )
+        return told
+
+
+def divide(rows: Divisible, share: float) -> Division:
+    """Hold out about ``share`` of some rows, so that nothing held out clashes with the rest."""
+    sizes = Counter(rows.names)
+    ties = _Ties(sizes)
+    while True:
+        held = ties.held_out(share)
+        clashes = list(rows.clashes(held))
+        for one, other in clashes:
+            ties.join(one, other)
+        if not clashes:
+            break
+    groups = [group for group in ties.groups() if len(group) > 1]
+    tied = [sum(sizes[name] for name in group) for group in groups]
+    return Division(
+        held=held,
+        num_rows=len(rows.names),
+        num_held=sum(sizes[name] for name in held),
+        num_tied=sum(tied),
+        largest=max(tied, default=0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """Rows that clash with none."""
+
+    names: Sequence[str]
+
+    def clashes(self, held: frozenset[str]) -> Iterable[tuple[str, str]]:
+        return ()
 
 
 def hold_out(units: Sequence[Unit], share: float) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
-    """Units to learn from, and about ``share`` of them to be measured on.
+    """Units to learn from, and about ``share`` of them held out by the hash of their prompt alone."""
+    return parted(units, divide(_Alone([name_of(unit) for unit in units]), share).held)
 
-    Decided by a hash of the prompt (of the text, where there is none): all answers to one prompt fall on
-    one side, and rows added later move nothing.
-    """
-    held = [unit for unit in units if _place(unit) < share]
-    kept = [unit for unit in units if _place(unit) >= share]
-    return tuple(kept), tuple(held)
+
+class _Ties:
+    """Names in groups, and the side that each group falls on."""
+
+    def __init__(self, sizes: Counter[str]) -> None:
+        self._sizes = sizes
+        self._above = {name: name for name in sizes}
+
+    def join(self, one: str, other: str) -> None:
+        """Make one group of two; it is called by the name whose hash comes first, whoever joins when."""
+        first, second = sorted((self._root(one), self._root(other)), key=_rank)
+        self._above[second] = first
+
+    def groups(self) -> list[list[str]]:
+        made: dict[str, list[str]] = {}
+        for name in self._above:
+            made.setdefault(self._root(name), []).append(name)
+        return list(made.values())
+
+    def held_out(self, share: float) -> frozenset[str]:
+        """Names on the side that is measured.
+
+        A name by itself falls where its hash says, and a group where that of its first name does.
+        """
+        total = sum(self._sizes.values())
+        groups = [(self._root(group[0]), group) for group in self.groups()]
+        big = {
+            root
+            for root, group in groups
+            if len(group) > 1 and self._size(group) > max(1.0, LARGEST_GROUP * share * total)
+        }
+        rest = total - sum(self._size(group) for root, group in groups if root in big)
+        limit = share * total / rest if rest else 0.0
+        return frozenset(
+            name
+            for root, group in groups
+            if root not in big and place(root) < limit
+            for name in group
+        )
+
+    def _size(self, group: Sequence[str]) -> int:
+        return sum(self._sizes[name] for name in group)
+
+    def _root(self, name: str) -> str:
+        while (above := self._above[name]) != name:
+            self._above[name] = self._above[above]
+            name = above
+        return name
+
+
+def place(name: str) -> float:
+    """Where a prompt's id falls between 0 and 1; what falls below the share is held out."""
+    digest = hashlib.sha256(f"held out/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _rank(name: str) -> bytes:
+    """Order of the names of a group that says nothing of where they fall."""
+    return hashlib.sha256(f"first of a group/{name}".encode()).digest()
+
+
+def name_of(unit: Unit) -> str:
+    """What a unit is held out with: its prompt, or itself where it answers none."""
+    return unit.prompt.id if unit.prompt is not None else unit.id
+
+
+def parted(
+    units: Sequence[Unit], held: frozenset[str]
+) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+    """Units to learn from, and those held out."""
+    kept = tuple(unit for unit in units if name_of(unit) not in held)
+    return kept, tuple(unit for unit in units if name_of(unit) in held)
+
+
+def measured_units(units: Iterable[Unit], items: int) -> list[Unit]:
+    """The first ``items`` distinct units that a suite measures: those with an answer that is preferred."""
+    good = {unit.id: unit for unit in units if any(r.advantage == 1.0 for r in unit.rows)}
+    return list(good.values())[:items]
+
+
+def trained_texts(unit: Unit, encoder: PromptEncoder) -> Iterator[str]:
+    """The prompt of a unit, and every answer behind its prompt."""
+    from rollouts.prompts import text_of
+
+    if unit.prompt is not None:
+        yield text_of(unit.prompt)
+    yield from answer_texts(unit, encoder)
+
+
+def answer_texts(unit: Unit, encoder: PromptEncoder) -> list[str]:
+    """Every answer of a unit behind its prompt, as a suite shows it."""
+    return [encoder.decode((*row.prompt_ids, *row.completion_ids)) for row in unit.rows]
 
 
 def prompts_of(units: Sequence[Unit], encoder: PromptEncoder) -> list[Prompt]:
@@ -36,13 +207,3 @@ def _opening(unit: Unit, encoder: PromptEncoder) -> Prompt:
     (row,) = unit.rows
     text = encoder.decode((*row.prompt_ids, *row.completion_ids)[:OPENING]).strip() or "The"
     return Prompt(id=content_id(text), text=text, round=row.round)
-
-
-def _place(unit: Unit) -> float:
-    return place(unit.prompt.id if unit.prompt is not None else unit.id)
-
-
-def place(name: str) -> float:
-    """Where a prompt's id falls between 0 and 1; what falls below the share is held out."""
-    digest = hashlib.sha256(f"held out/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

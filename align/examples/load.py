@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from align.examples.config import ExamplesConfig
-from align.examples.encode import OVER_LONG, encode, windows
+from align.examples.encode import OVER_LONG, Document, encode, windows
 from align.examples.forms import FORMS, Unusable, text
 from align.examples.stream import Unit
 from align.learner.losses.base import Material
 from rollouts import rows as files
 from rollouts.errors import UserError
-from rollouts.prompts import PromptEncoder
+from rollouts.prompts import PromptEncoder, content_id
 
 PLACES = 3
 """Rows that a message names for each reason."""
@@ -30,6 +30,9 @@ class Report:
     num_units: int
     num_cut: int
     """Answers cut to the context."""
+    repeated: tuple[str, ...] = ()
+    """Rows that stood before, word for word: ``pairs.jsonl:9 is pairs.jsonl:2``. They are learnt from as
+    often as they stand there."""
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By reason, the places of the rows that could not be used: ``pairs.jsonl:7``, or with a row's own
     value ``pairs.jsonl:7: 812 tokens``."""
@@ -43,6 +46,10 @@ class Report:
         parts = [f"{_count(self.num_rows, 'row')} gave {_count(self.num_units, self.made)}"]
         if self.num_cut:
             parts.append(f"{_count(self.num_cut, 'answer')} cut to the context")
+        if self.repeated:
+            number = len(self.repeated)
+            verb = "repeats another" if number == 1 else "repeat others"
+            parts.append(f"{_count(number, 'row')} {verb} ({_first(self.repeated)})")
         if self.dropped:
             parts.append(f"{_count(self.num_dropped, 'row')} left out: {self.reasons}")
         return "; ".join(parts)
@@ -52,8 +59,7 @@ class Report:
         """Why rows could not be used, the most frequent reason first, each with its first places."""
         by_count = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
         return ", ".join(
-            f"{len(places)} {reason} ({'; '.join(places[:PLACES])}{'; ...' * (len(places) > PLACES)})"
-            for reason, places in by_count
+            f"{len(places)} {reason} ({_first(places)})" for reason, places in by_count
         )
 
 
@@ -63,6 +69,8 @@ class Examples:
 
     units: tuple[Unit, ...]
     report: Report
+    documents: tuple[Document, ...] = ()
+    """What windows are cut from, where the rows are texts."""
 
 
 def load_examples(
@@ -88,16 +96,21 @@ def load_examples(
     if config.stream is None:
         taken = islice(files.read_rows(config.source, config.split), config.limit)
     rows = taken or ()
-    units = tuple(loading.windows(rows) if material == "texts" else loading.units(rows, material))
+    documents = tuple(loading.documents(rows)) if material == "texts" else ()
+    if material == "texts":
+        units = tuple(windows(documents, encoder, context=context, round=round, pack=config.pack))
+    else:
+        units = tuple(loading.units(rows, material))
     report = Report(
         made="window" if material == "texts" else material.removesuffix("s"),
         num_rows=loading.num_rows,
         num_units=len(units),
         num_cut=loading.num_cut,
+        repeated=tuple(loading.repeated),
         dropped={reason: tuple(places) for reason, places in loading.dropped.items()},
     )
     _check(report, config)
-    return Examples(units=units, report=report)
+    return Examples(units=units, report=report, documents=documents)
 
 
 class _Loading:
@@ -109,6 +122,8 @@ class _Loading:
         self._config, self._encoder, self._context, self._round = config, encoder, context, round
         self.num_rows = self.num_cut = 0
         self.dropped: dict[str, list[str]] = {}
+        self.repeated: list[str] = []
+        self._first: dict[object, str] = {}
 
     def units(self, rows: Iterable[files.Row], material: Material) -> Iterator[Unit]:
         for row in rows:
@@ -123,6 +138,7 @@ class _Loading:
                         cut=self._config.cut,
                         round=self._round,
                         columns=columns,
+                        place=row.place,
                     )
                     for example in FORMS[material](row.values, self._config)
                 ]
@@ -130,30 +146,43 @@ class _Loading:
                 self._drop(row, reason)
                 continue
             self.num_cut += sum(one.num_cut for one in encoded)
+            self._note(tuple(one.unit.id for one in encoded), row)
             yield from (one.unit for one in encoded)
 
-    def windows(self, rows: Iterable[files.Row]) -> Iterator[Unit]:
-        texts = self._texts(rows)
-        return windows(
-            texts,
-            self._encoder,
-            context=self._context,
-            round=self._round,
-            pack=self._config.pack,
-        )
-
-    def _texts(self, rows: Iterable[files.Row]) -> Iterator[str]:
+    def documents(self, rows: Iterable[files.Row]) -> Iterator[Document]:
         for row in rows:
             self.num_rows += 1
             try:
-                yield text(row.values, self._config)
+                content = text(row.values, self._config)
+                document = Document(text=content, place=row.place, name=content_id(content))
             except Unusable as reason:
                 self._drop(row, reason)
+            except UnicodeEncodeError:
+                self._drop(row, Unusable("not valid Unicode"))
+            else:
+                self._note(document.name, row)
+                yield document
+
+    def _note(self, content: object, row: files.Row) -> None:
+        """Remember a row, or that it stood before."""
+        place = _short(row.place)
+        first = self._first.setdefault(content, place)
+        if first is not place:
+            self.repeated.append(f"{place} is {first}")
 
     def _drop(self, row: files.Row, reason: Unusable) -> None:
-        place = row.place.rpartition("/")[2]
+        place = _short(row.place)
         told = place if reason.detail is None else f"{place}: {reason.detail}"
         self.dropped.setdefault(str(reason), []).append(told)
+
+
+def _short(place: str) -> str:
+    """File and line without the folders."""
+    return place.rpartition("/")[2]
+
+
+def _first(places: Sequence[str]) -> str:
+    return "; ".join(places[:PLACES]) + "; ..." * (len(places) > PLACES)
 
 
 def _count(number: int, noun: str) -> str:
@@ -167,7 +196,13 @@ def _check(report: Report, config: ExamplesConfig) -> None:
     if share <= config.max_dropped and report.num_units:
         return
     too_long = any(reason.startswith(OVER_LONG) for reason in report.dropped)
-    shorten = "set cut: true to shorten over-long answers, " if too_long else ""
+    shorten = ""
+    if too_long:
+        shorten = (
+            "shorten the prompts that leave no room for an answer or raise rollouts.max_model_len, "
+            if config.cut
+            else "set cut: true to shorten over-long answers, "
+        )
     raise UserError(
         f"{report.num_dropped} of {report.num_rows} rows cannot be used, {share:.1%}; "
         f"max_dropped allows {config.max_dropped:.1%}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from align.learner.rows import Row
 from rollouts.types import Prompt
@@ -19,6 +19,10 @@ class Unit:
     prompt: Prompt | None
     """None for text that answers nothing."""
     rows: tuple[Row, ...]
+    place: str = field(default="", compare=False)
+    """File and line it was read from; of a window where its first document stands."""
+    documents: tuple[str, ...] = field(default=(), compare=False)
+    """Of a window of texts, the names of the documents it is cut from."""
 
 
 class ExampleStream:

@@ -205,7 +205,8 @@ def _source(config: CampaignConfig, suite: str) -> tuple[PromptsConfig | None, i
         if round.name == suite and round.suite.prompts is not None:
             return round.suite.prompts, round.suite.items
         if round.name == suite and round.prompts is not None:
-            bare = round.prompts.source.partition("?")[0]
+            source = round.prompts.source
+            bare = source.partition("?")[0] if source.startswith("demo://") else source
             return round.prompts.model_copy(
                 update={"source": bare, "limit": None}
             ), round.suite.items

@@ -123,9 +123,15 @@ def example_suite(spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Su
     )
 
 
-def round_suite(spec: RoundConfig, index: int, schemes: Schemes) -> Suite:
+def round_suite(
+    spec: RoundConfig, index: int, schemes: Schemes, held: Sequence[Prompt] | None = None
+) -> Suite:
+    """The suite of a round's own rewards: on ``held``, the prompts that it holds out, if it does."""
     own, where = spec.suite, f"rounds.{index}.suite.prompts"
-    if own.prompts is not None:
+    held_out = None
+    if held is not None:
+        where = f"rounds.{index}.prompts.heldout"
+    elif own.prompts is not None:
         held_out = _held_out(own.prompts, own.items, forced=False)
     elif spec.prompts is not None and _is_demo(spec.prompts.source):
         held_out = _held_out(spec.prompts, own.items, forced=True)
@@ -135,10 +141,14 @@ def round_suite(spec: RoundConfig, index: int, schemes: Schemes) -> Suite:
             "measured on",
             where=where,
             cause="only demo:// sources come with an eval split of their own",
-            remedy=f"keep at least {own.items} of its prompts out of training and name them in "
-            f"{where}",
+            remedy="hold a share of them out of training, prompts: {source: ..., heldout: 0.1}, or keep at "
+            f"least {own.items} of its prompts out of training yourself and name them in {where}",
         )
-    prompts = _items(spec.name, held_out, own.items, schemes, spec.name, where)
+    if held is not None:
+        prompts = _held_items(spec, held, where)
+    else:
+        assert held_out is not None
+        prompts = _items(spec.name, held_out, own.items, schemes, spec.name, where)
     suite = Suite(
         name=spec.name,
         kind="items",
@@ -156,18 +166,38 @@ def round_suite(spec: RoundConfig, index: int, schemes: Schemes) -> Suite:
     return replace(suite, rubric=rubric)
 
 
+def _held_items(spec: RoundConfig, held: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
+    """At most ``suite.items`` of the prompts held out; as many where that was set."""
+    items = spec.suite.items
+    if spec.suite.changed("items") and len(held) < items:
+        raise UserError(
+            f"suite {spec.name!r} asks for {items} items and {len(held)} prompts are held out",
+            where=where,
+            remedy=f"raise heldout, or set suite.items to {len(held)} or less",
+        )
+    return tuple(held[:items])
+
+
 def _rubric(
-    suite: Suite, source: PromptsConfig, prompts: Sequence[Prompt], where: str, from_: str
+    suite: Suite, source: PromptsConfig | None, prompts: Sequence[Prompt], where: str, from_: str
 ) -> Rubric:
-    """The metric, known to find the columns it needs in every row of the source."""
+    """The metric, known to find the columns it needs in every row of the source, if there is one."""
     from rewards.rubric import build_rubric
-    from rewards.signature import required_columns
+    from rewards.signature import parameters, required_columns
 
     rubric = build_rubric([spec.absolute for spec in suite.metric], where)
     needed = {column for part in rubric.parts for column in required_columns(part)}
     if suite.duel is not None:
         needed.discard(REFERENCE)
-    check_rows(source, sorted(needed), suite.name, from_)
+    takes = [parameters(part.function) for part in rubric.parts]
+    if source is not None:
+        check_rows(
+            source,
+            sorted(needed),
+            suite.name,
+            from_,
+            reads=lambda column: any(one.take(column) for one in takes),
+        )
     rubric.check_columns(prompts, where)
     return rubric
 

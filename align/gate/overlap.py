@@ -1,12 +1,7 @@
 """Whether a suite's items were trained on: compared whole, and by the runs of words they share.
 
 An item is refused where its text is a training text, or where one training text holds at least a
-`share` of the item's own n-grams. Own are those that at most two items of the suite have: what more of
-them share is their template (an instruction, a few examples, a common opening) and says nothing of one
-item. A prompt shorter than n words is only compared whole, and so is one whose template leaves it fewer
-than n n-grams: behind a long instruction two short questions that begin alike would share most of them.
-Whole means without case and spacing; n-grams leave out punctuation too, as GPT-3's decontamination does
-(arXiv 2005.14165, appendix C, 13 words).
+`share` of the item's own n-grams; `align.examples.fingerprints` says which are its own.
 
 What is held in memory grows with the suites, not with what is trained on.
 """
@@ -14,21 +9,17 @@ What is held in memory grows with the suites, not with what is trained on.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from align.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
 from align.gate_config import OverlapConfig
 from rollouts.errors import UserError
 
-Units = Callable[[str], Sequence[Hashable]]
-"""A text as what n-grams are made of."""
-
-TEMPLATE_ITEMS = 3
-"""Items of a suite that share an n-gram, from which on it is their template."""
+__all__ = ["Trained", "find_overlap", "find_overlaps", "forbid", "ngrams", "save_overlaps", "words"]
 
 SHOWN = 3
 """Offending items that an error names."""
@@ -42,6 +33,17 @@ class Trained(NamedTuple):
     text: str
     place: str
     """Where, in words: ``the training prompts of round 'a'``."""
+    at: str = ""
+    """File and line, ``prompts.jsonl:7``; empty where it was not read from one."""
+
+
+class Item(NamedTuple):
+    """One item of a suite, as it is compared."""
+
+    texts: Sequence[str]
+    """One that is found makes the item a hit."""
+    at: str = ""
+    """File and line, ``eval.jsonl:7``; empty where it was not read from one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,16 @@ class Hit:
     """Of the item's own n-grams; 1 for the same text."""
     whole: bool
     """The texts are the same."""
+    at: str = ""
+    """File and line of the item."""
+    in_: str = ""
+    """File and line of the training text."""
+
+    @property
+    def shown(self) -> str:
+        """The item's beginning, and the two places where they are known."""
+        places = f" ({self.at or 'it'} is in {self.in_})" if self.in_ else ""
+        return f"{self.item[:200]!r}{places}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +86,6 @@ class Overlap:
     refused: tuple[Hit, ...]
 
 
-def words(text: str) -> list[str]:
-    """Words without case and punctuation.
-
-    >>> words("Once, a girl")
-    ['once', 'a', 'girl']
-    """
-    return re.findall(r"\w+", text.casefold())
-
-
-def ngrams(units: Sequence[Hashable], n: int) -> Iterator[int]:
-    """A hash of every run of ``n`` units, within this process."""
-    return (hash(tuple(units[start : start + n])) for start in range(len(units) - n + 1))
-
-
 def find_overlap(
     suite: str,
     items: Sequence[Sequence[str]],
@@ -95,28 +93,47 @@ def find_overlap(
     rule: OverlapConfig,
     units: Units = words,
 ) -> Overlap:
-    """Compare a suite with what is trained on.
+    """Compare one suite, given by the texts of its items, with what is trained on."""
+    return find_overlaps({suite: [Item(texts) for texts in items]}, trained, rule, units)[suite]
 
-    Args:
-        items: the texts of every item; one that is found makes the item a hit.
-    """
-    whole: dict[str, list[int]] = {}
-    for index, texts in enumerate(items):
-        for text in texts:
-            whole.setdefault(_plain(text), []).append(index)
-    grams, sizes = _own_ngrams(items, rule.ngram, units)
-    hits: dict[int, Hit] = {}
-    for text, place in trained:
-        for index in whole.get(_plain(text), ()):
-            if index not in hits or not hits[index].whole:
-                hits[index] = Hit(item=items[index][0], place=place, share=1.0, whole=True)
-        for index, share in _shares(text, grams, sizes, rule.ngram, units):
-            if index not in hits or share > hits[index].share:
-                hits[index] = Hit(item=items[index][0], place=place, share=share, whole=False)
+
+def find_overlaps(
+    suites: Mapping[str, Sequence[Item]],
+    trained: Iterable[Trained],
+    rule: OverlapConfig,
+    units: Units = words,
+) -> dict[str, Overlap]:
+    """Compare suites with what is trained on, which is read once."""
+    n = rule.ngram
+    indexes = {
+        name: ItemIndex([[fingerprint(t, n, units) for t in item.texts] for item in items], n)
+        for name, items in suites.items()
+    }
+    best: dict[str, dict[int, Hit]] = {name: {} for name in suites}
+    for batch in _batches(trained):
+        prints = [fingerprint(text.text, n, units) for text in batch]
+        for name, index in indexes.items():
+            for match in index.matches(prints):
+                known = best[name].get(match.item)
+                if known is None or (match.share, match.whole) > (known.share, known.whole):
+                    item, text = suites[name][match.item], batch[match.text]
+                    best[name][match.item] = Hit(
+                        item=item.texts[0], place=text.place, share=match.share,
+                        whole=match.whole, at=item.at, in_=text.at,
+                    )  # fmt: skip
+    return {
+        name: _overlap(name, len(suites[name]), index.only_whole, best[name], rule)
+        for name, index in indexes.items()
+    }
+
+
+def _overlap(
+    suite: str, items: int, only_whole: int, hits: Mapping[int, Hit], rule: OverlapConfig
+) -> Overlap:
     return Overlap(
         suite=suite,
-        items=len(items),
-        only_whole=len(items) - len(sizes),
+        items=items,
+        only_whole=only_whole,
         ngram=rule.ngram,
         unit=rule.unit,
         limit=rule.share,
@@ -125,6 +142,12 @@ def find_overlap(
             hits[i] for i in sorted(hits) if hits[i].whole or hits[i].share >= rule.share
         ),
     )
+
+
+def _batches(trained: Iterable[Trained]) -> Iterator[list[Trained]]:
+    rest = iter(trained)
+    while batch := list(islice(rest, AT_ONCE)):
+        yield batch
 
 
 def forbid(overlap: Overlap) -> None:
@@ -137,7 +160,7 @@ def forbid(overlap: Overlap) -> None:
         return
     place = overlap.refused[0].place
     there = [hit for hit in overlap.refused if hit.place == place]
-    shown = ", ".join(repr(hit.item[:200]) for hit in there[:SHOWN])
+    shown = ", ".join(hit.shown for hit in there[:SHOWN])
     runs = [hit for hit in there if not hit.whole]
     how = (
         f"{len(runs)} of them not word for word, but with {100 * max(h.share for h in runs):.0f}% of "
@@ -160,41 +183,3 @@ def save_overlaps(folder: Path, overlaps: Iterable[Overlap]) -> None:
     path = folder / OVERLAP_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(overlap) for overlap in overlaps], indent=1) + "\n")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _own_ngrams(
-    items: Sequence[Sequence[str]], n: int | None, units: Units
-) -> tuple[dict[int, tuple[int, ...]], Counter[int]]:
-    """Items by n-gram, without those of a template; and how many n-grams of its own an item has."""
-    found: dict[int, tuple[int, ...]] = {}
-    totals: Counter[int] = Counter()
-    for index, texts in enumerate(items) if n else ():
-        own = {gram for text in texts for gram in ngrams(units(text), n or 0)}
-        totals[index] = len(own)
-        for gram in own:
-            # Of a template's n-gram no more than is needed to know it by.
-            found[gram] = (*found.get(gram, ()), index)[:TEMPLATE_ITEMS]
-    grams = {gram: indices for gram, indices in found.items() if len(indices) < TEMPLATE_ITEMS}
-    sizes = Counter(index for indices in grams.values() for index in indices)
-    telling = {i: size for i, size in sizes.items() if size == totals[i] or size >= (n or 0)}
-    return grams, Counter(telling)
-
-
-def _shares(
-    text: str,
-    grams: Mapping[int, Sequence[int]],
-    sizes: Mapping[int, int],
-    n: int | None,
-    units: Units,
-) -> Iterator[tuple[int, float]]:
-    """Items with n-grams in a text, and the share of their own that is in it."""
-    if n is None or not grams:
-        return
-    seen = {gram for gram in ngrams(units(text), n) if gram in grams}
-    counts = Counter(index for gram in seen for index in grams[gram])
-    for index in counts.keys() & sizes.keys():
-        yield index, counts[index] / sizes[index]

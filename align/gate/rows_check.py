@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import Path
 
 from align.config import PromptsConfig
 from rollouts.errors import UserError
-from rollouts.prompts import content_id
 from rollouts.rows import read_rows
+from rollouts.values import to_json
 
 SHOWN = 3
 """Lines that an error names."""
 
 
-def check_rows(prompts: PromptsConfig, needed: Collection[str], suite: str, where: str) -> None:
+def check_rows(
+    prompts: PromptsConfig,
+    needed: Collection[str],
+    suite: str,
+    where: str,
+    reads: Callable[[str], bool] = lambda column: False,
+) -> None:
     """Look at a file's rows once more, where their places are still known; other sources have none.
 
     Args:
         needed: columns that the metric takes.
+        reads: whether the metric takes a column, needed or not.
 
     Raises:
-        UserError: rows without such a column, or rows with the same prompt: an item counts once.
+        UserError: rows without such a column, or rows that the metric cannot tell apart: an item counts
+            once.
     """
     if not Path(prompts.source).is_file():
         return
@@ -33,10 +42,11 @@ def check_rows(prompts: PromptsConfig, needed: Collection[str], suite: str, wher
         for column in needed:
             if column not in row.values:
                 bare.setdefault(column, []).append(row.place)
-        found = content_id(row.values.get(prompts.column, ""))
-        if found in first:
-            again.append(f"{row.place} is {first[found]}")
-        first.setdefault(found, row.place)
+        asked = {n: v for n, v in row.values.items() if n == prompts.column or reads(n)}
+        item = json.dumps(to_json(asked), sort_keys=True, default=str)
+        if item in first:
+            again.append(f"{row.place} is {first[item]}")
+        first.setdefault(item, row.place)
     for column, places in bare.items():
         raise UserError(
             f"the metric of suite {suite!r} needs the column {column!r}, which {len(places)} rows do not "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from align.config import SuiteConfig
+from align.examples.holdout import measured_units
 from rollouts.errors import UserError
 from rollouts.types import Prompt
 
@@ -26,6 +27,7 @@ class Sequences(TypedDict):
 
     sequences: tuple[TokenPair, ...]
     sequence_ids: tuple[str, ...]
+    sequence_places: tuple[str, ...]
 
 
 def windows_of(
@@ -69,6 +71,7 @@ def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Seq
     return Sequences(
         sequences=tuple((window[:1], window[1:]) for window in windows),
         sequence_ids=tuple(f"window/{index}" for index in range(len(windows))),
+        sequence_places=(),
     )
 
 
@@ -78,8 +81,7 @@ def example_sequences(examples: Sequence[Unit], items: int, where: str) -> Seque
     Raises:
         UserError: too few examples are held out to measure anything.
     """
-    distinct = {unit.id: unit for unit in examples if any(r.advantage == 1.0 for r in unit.rows)}
-    units = list(distinct.values())[:items]
+    units = measured_units(examples, items)
     if len(units) < MIN_ITEMS:
         raise UserError(
             f"{len(units)} examples are held out, at least {MIN_ITEMS} are needed",
@@ -95,4 +97,5 @@ def example_sequences(examples: Sequence[Unit], items: int, where: str) -> Seque
     return Sequences(
         sequences=tuple((row.prompt_ids, row.completion_ids) for row in rows),
         sequence_ids=tuple(unit.id for unit in units),
+        sequence_places=tuple(unit.place for unit in units),
     )

@@ -69,6 +69,8 @@ class Suite:
     """Prompt and completion of what is scored, not sampled. Of pairs: better, worse, better, ..."""
     sequence_ids: tuple[str, ...] = ()
     """Names of the items of a suite of sequences."""
+    sequence_places: tuple[str, ...] = field(default=(), compare=False)
+    """File and line of every such item; empty where they are not known."""
     demands: Demands = field(default_factory=Demands)
     """What is asked besides the mean."""
     every: int | None = None
@@ -156,13 +158,6 @@ def rendered(prompt: Prompt) -> str:
     if prompt.text is not None:
         return prompt.text
     return json.dumps([dict(message) for message in prompt.messages or ()], sort_keys=True)
-
-
-def text_of(prompt: Prompt) -> str:
-    """The words of a prompt, whoever says them."""
-    if prompt.text is not None:
-        return prompt.text
-    return "\n".join(message["content"] for message in prompt.messages or ())
 
 
 def _metric_content(spec: RewardConfig) -> list[Any]:

@@ -13,18 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from align.config import CampaignConfig, PromptsConfig
+from align.examples.clashes import units_of
+from align.examples.holdout import trained_texts
 from align.gate.demands import with_demands
 from align.gate.kinds import Schemes, capability_suite, example_suite, round_suite
-from align.gate.overlap import Trained, find_overlap, forbid, words
-from align.gate.suite import Kind, Suite, SuiteRule, rendered, text_of
+from align.gate.overlap import Item, Trained, find_overlaps, forbid
+from align.gate.suite import Kind, Suite, SuiteRule, rendered
+from align.gate_config import OverlapConfig
 from rollouts.errors import UserError
+from rollouts.prompts import text_of
 
 if TYPE_CHECKING:
     from align.examples import Unit
+    from align.examples.round_data import RoundData
     from rollouts.prompts import PromptEncoder
+    from rollouts.types import Prompt
 
 __all__ = ["Kind", "Schemes", "Suite", "SuiteRule", "build_suites", "rendered"]
 
@@ -34,8 +41,7 @@ def build_suites(
     schemes: Schemes,
     encoder: PromptEncoder,
     context: int | None = None,
-    held_out: Mapping[str, Sequence[Unit]] | None = None,
-    examples: Mapping[str, Sequence[Unit]] | None = None,
+    data: RoundData | None = None,
 ) -> list[Suite]:
     """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
 
@@ -44,8 +50,7 @@ def build_suites(
         encoder: tokenizes the texts of likelihood suites.
         context: prompt plus completion, in tokens, that engines are started for; None takes what
             the campaign declares.
-        held_out: by round, the examples it must not learn from.
-        examples: by round, those it does learn from.
+        data: what rounds learn from and are measured on; None: their prompts are read here.
 
     Raises:
         UserError: a source is missing or too small, or items are also trained on.
@@ -56,54 +61,71 @@ def build_suites(
         for index in range(len(config.suites))
     ]
     for index, spec in enumerate(config.rounds):
-        held = (held_out or {}).get(spec.name)
+        held = data.held.get(spec.name) if data else None
         if held is not None and spec.suite.prompts is None:
             suites.append(example_suite(spec, index, held))
         else:
-            suites.append(round_suite(spec, index, schemes))
+            own = data.held_prompts.get(spec.name) if data else None
+            suites.append(round_suite(spec, index, schemes, own))
     suites = [with_demands(config, suite) for suite in suites]
-    trained = list(_trained_prompts(config, schemes))
-    trained += _trained_examples(examples or {}, encoder)
-    suites = [_held_out_from(suite, trained, config, encoder) for suite in suites]
+    trained = chain(
+        _trained_prompts(config, schemes, data),
+        _trained_examples(data.examples if data else {}, encoder),
+    )
+    suites = _held_out_from(suites, trained, config.gate.overlap, encoder)
     _forbid_overlong(suites, context, encoder)
     return suites
 
 
 def _held_out_from(
-    suite: Suite, trained: Sequence[Trained], config: CampaignConfig, encoder: PromptEncoder
-) -> Suite:
-    """The suite with what it has in common with training, which is little enough."""
-    rule = config.gate.overlap
-
-    def tokens(text: str) -> list[int]:
-        return list(encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    items: list[tuple[str, ...]] = [(text_of(prompt),) for prompt in suite.pool]
-    if suite.sequences:
-        texts = [encoder.decode((*asked, *said)) for asked, said in suite.sequences]
-        size = len(texts) // len(suite.sequence_ids)
-        items = [tuple(texts[i : i + size]) for i in range(0, len(texts), size)]
-    units = tokens if rule.unit == "tokens" else words
-    overlap = find_overlap(suite.name, items, trained, rule, units)
-    forbid(overlap)
-    return replace(suite, overlap=overlap)
+    suites: Sequence[Suite],
+    trained: Iterable[Trained],
+    rule: OverlapConfig,
+    encoder: PromptEncoder,
+) -> list[Suite]:
+    """The suites with what they have in common with training, which is little enough."""
+    items = {suite.name: _items_of(suite, encoder) for suite in suites}
+    overlaps = find_overlaps(items, trained, rule, units_of(rule, encoder))
+    for overlap in overlaps.values():
+        forbid(overlap)
+    return [replace(suite, overlap=overlaps[suite.name]) for suite in suites]
 
 
-def _trained_prompts(config: CampaignConfig, schemes: Schemes) -> Iterator[Trained]:
+def _items_of(suite: Suite, encoder: PromptEncoder) -> list[Item]:
+    if not suite.sequences:
+        return [Item((text_of(prompt),), prompt.place) for prompt in suite.pool]
+    texts = [encoder.decode((*asked, *said)) for asked, said in suite.sequences]
+    size = len(texts) // len(suite.sequence_ids)
+    places = suite.sequence_places or ("",) * len(suite.sequence_ids)
+    return [Item(texts[i * size : (i + 1) * size], at) for i, at in enumerate(places)]
+
+
+def _trained_prompts(
+    config: CampaignConfig, schemes: Schemes, data: RoundData | None
+) -> Iterator[Trained]:
     """Every prompt that is trained on, with the words that name where."""
     from rollouts.prompts import load_prompts
 
     pools: list[PromptsConfig] = []
     for spec in config.rounds:
-        new = load_prompts(spec.prompts, schemes, spec.name, "new") if spec.prompts else ()
+        new: Sequence[Prompt] = ()
+        if spec.prompts is not None:
+            new = (
+                data.prompts[spec.name]
+                if data
+                else load_prompts(spec.prompts, schemes, None, "new")
+            )
         for prompt in new:
-            yield Trained(text_of(prompt), f"the training prompts of round {spec.name!r}")
+            place = f"the training prompts of round {spec.name!r}"
+            yield Trained(text_of(prompt), place, prompt.place)
         pool = spec.replay.general_prompts
         if pool is None or pool in pools:
             continue
         pools.append(pool)
-        for prompt in load_prompts(pool, schemes, None, "general"):
-            yield Trained(text_of(prompt), f"the general pool of round {spec.name!r}")
+        general = data.general[spec.name] if data else load_prompts(pool, schemes, None, "general")
+        for prompt in general:
+            place = f"the general pool of round {spec.name!r}"
+            yield Trained(text_of(prompt), place, prompt.place)
 
 
 def _trained_examples(
@@ -111,12 +133,9 @@ def _trained_examples(
 ) -> Iterator[Trained]:
     """The prompts of examples, and every answer behind its prompt."""
     for name, units in examples.items():
-        place = f"the examples of round {name!r}"
         for unit in units:
-            if unit.prompt is not None:
-                yield Trained(text_of(unit.prompt), place)
-            for row in unit.rows:
-                yield Trained(encoder.decode((*row.prompt_ids, *row.completion_ids)), place)
+            for text in trained_texts(unit, encoder):
+                yield Trained(text, f"the examples of round {name!r}", unit.place)
 
 
 def _forbid_overlong(

@@ -44,11 +44,15 @@ def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
 def check_turns(turns: Sequence[Message]) -> None:
     """Raise `BadMessages` for a turn that says nothing."""
     for number, turn in enumerate(turns, start=1):
-        says = turn["content"].strip() or turn.get(CALLS) or turn["role"] in MAY_BE_EMPTY
-        if not says:
+        if not says_something(turn) and turn["role"] not in MAY_BE_EMPTY:
             raise BadMessages(
                 f"message {number} ({turn['role']}) is empty", "drop it, or write what it says"
             )
+
+
+def says_something(turn: Message) -> bool:
+    """Whether a turn holds a text or calls a tool."""
+    return bool(turn["content"].strip() or turn.get(CALLS))
 
 
 def check_asks(turns: Sequence[Message], column: str) -> None:

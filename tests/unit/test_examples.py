@@ -299,6 +299,8 @@ def test_cutting_instead_of_dropping(tmp_path: Path) -> None:
     assert written(found.units[0]) == [("a:", "bcdefgha", 1.0), ("a:", " c$", -1.0)]
     assert str(found.report) == (
         "11 rows gave 10 pairs; 1 answer cut to the context; "
+        "8 rows repeat others (rows.jsonl:4 is rows.jsonl:3; rows.jsonl:5 is rows.jsonl:3; "
+        "rows.jsonl:6 is rows.jsonl:3; ...); "
         "1 row left out: 1 over-long for 10 tokens (rows.jsonl:2: 13 tokens)"
     )
 
@@ -320,6 +322,41 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
     source.write_text(json.dumps([GOOD, GOOD | {"rejected": " d"}]))
     config = ExamplesConfig(source=str(source))
     assert len(load_examples(config, "pairs", encoder(), 40, "taste").units) == 2
+
+
+def test_no_prompt_names_the_columns_there_are(tmp_path: Path) -> None:
+    record = {"question": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(
+        UserError, match="no prompt: no column 'prompt' among 'question', 'chosen', "
+    ):
+        load(tmp_path, [record])
+    with pytest.raises(UserError, match="no column 'good' among 'question', 'chosen', 'rejected'"):
+        load(tmp_path, [record], chosen="good")
+    with pytest.raises(UserError, match="no column 'topic' among 'question', 'chosen', 'rejected'"):
+        load(tmp_path, [record], template="{question} {topic}")
+
+
+def test_the_remedy_is_one_that_is_not_taken_yet(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, [{"prompt": "a" * 60, "chosen": "b", "rejected": "c"}], cut=True)
+    assert "cut: true" not in str(caught.value)
+    assert "shorten the prompts that leave no room" in str(caught.value)
+
+
+def test_a_unit_and_its_prompt_know_their_line(tmp_path: Path) -> None:
+    units = load(tmp_path, [GOOD, GOOD | {"prompt": "b:"}]).units
+    assert [unit.place.rpartition("/")[2] for unit in units] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert [unit.prompt and unit.prompt.place for unit in units] == [unit.place for unit in units]
+
+
+def test_windows_know_the_documents_they_are_cut_from(tmp_path: Path) -> None:
+    """Ends included the documents have 4, 2 and 8 tokens, and windows of 5 begin at 0, 4, 8 and 12."""
+    records = [{"text": "abc"}, {"text": "d"}, {"text": "efghabc"}]
+    found = load(tmp_path, records, "texts", context=5)
+    names = [document.name for document in found.documents]
+    shown = [[names.index(name) for name in unit.documents] for unit in found.units]
+    assert shown == [[0, 1], [1, 2], [2], [2]]
+    assert [unit.place.rpartition(":")[2] for unit in found.units] == ["1", "2", "3", "3"]
 
 
 def test_ids_follow_the_content(tmp_path: Path) -> None:
@@ -363,11 +400,12 @@ def test_rows_of_a_pair_share_a_number_and_single_rows_have_none() -> None:
 
 
 def test_texts_that_are_not_packed_keep_windows_of_their_own() -> None:
-    from align.examples.encode import windows
+    from align.examples.encode import Document, windows
 
+    texts = [Document(text=t, place=f"t:{i}", name=t) for i, t in enumerate(["a b", "c d"])]
     coder = encoder()
-    joined = list(windows(["a b", "c d"], coder, context=50, round="r"))
-    apart = list(windows(["a b", "c d"], coder, context=50, round="r", pack=False))
+    joined = list(windows(texts, coder, context=50, round="r"))
+    apart = list(windows(texts, coder, context=50, round="r", pack=False))
     assert len(joined) == 1
     assert len(apart) == 2
     (row,) = apart[1].rows

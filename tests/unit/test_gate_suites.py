@@ -123,6 +123,7 @@ def test_a_file_round_without_held_out_prompts_is_told_what_to_do(tmp_path: Path
     with pytest.raises(UserError, match="no prompts to be measured on") as caught:
         build(campaign([{**ROUND, "prompts": train}], []))
     assert caught.value.where == "rounds.0.suite.prompts"
+    assert "heldout: 0.1" in (caught.value.remedy or "")
     assert "keep at least 20" in (caught.value.remedy or "")
 
 

@@ -1,0 +1,138 @@
+"""Texts as the runs of words they hold, and items that other texts are looked up in.
+
+An item's own n-grams are those that fewer than `TEMPLATE_ITEMS` items have: what more of them share is
+their template (an instruction, a few examples, a common opening) and says nothing of one item. An item
+without n-grams, or with fewer than n of its own behind a template, is only compared whole. Whole means
+without case and spacing; words leave out punctuation too, as GPT-3's decontamination does (arXiv
+2005.14165, appendix C, 13 words).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Units = Callable[[str], Sequence[Hashable]]
+"""A text as what n-grams are made of."""
+Grams = NDArray[np.uint64]
+"""Hashes [N] of n-grams, within this process."""
+
+TEMPLATE_ITEMS = 3
+"""Items that share an n-gram, from which on it is their template."""
+AT_ONCE = 4096
+"""Texts that are looked up together."""
+_EMPTY: Grams = np.empty(0, dtype=np.uint64)
+
+
+class Fingerprint(NamedTuple):
+    """A text as it is compared with others."""
+
+    whole: int
+    """Hash of the text without case and spacing, within this process."""
+    grams: Grams
+    """Its distinct n-grams, in order."""
+
+
+class Match(NamedTuple):
+    """A text that holds much of an item."""
+
+    text: int
+    """Position of the text."""
+    item: int
+    """Position of the item."""
+    share: float
+    """Part of the item's own n-grams that the text holds; 1 for the same text."""
+    whole: bool
+    """The texts are the same."""
+
+
+def words(text: str) -> list[str]:
+    """Words without case and punctuation.
+
+    >>> words("Once, a girl")
+    ['once', 'a', 'girl']
+    """
+    return re.findall(r"\w+", text.casefold())
+
+
+def ngrams(units: Sequence[Hashable], n: int) -> Grams:
+    """A hash of every run of ``n`` units, in order."""
+    if len(units) < n:
+        return _EMPTY
+    hashes = np.fromiter(map(hash, units), dtype=np.int64, count=len(units)).view(np.uint64)
+    made: Grams = (sliding_window_view(hashes, n) * _factors(n)).sum(axis=1, dtype=np.uint64)
+    return made
+
+
+def fingerprint(text: str, n: int | None, units: Units = words) -> Fingerprint:
+    """A text by its n-grams; None: it is only compared whole."""
+    grams = _EMPTY if n is None else np.unique(ngrams(units(text), n))
+    return Fingerprint(hash(" ".join(text.casefold().split())), grams)
+
+
+class ItemIndex:
+    """Items by what they hold.
+
+    Attributes:
+        only_whole: items with too few n-grams of their own, compared whole.
+    """
+
+    def __init__(self, items: Sequence[Sequence[Fingerprint]], n: int | None) -> None:
+        """Index the texts of every item; one that is found makes the item a match."""
+        self._whole: dict[int, list[int]] = {}
+        for index, texts in enumerate(items):
+            for text in texts:
+                self._whole.setdefault(text.whole, []).append(index)
+        held = [np.unique(np.concatenate([t.grams for t in texts] or [_EMPTY])) for texts in items]
+        totals = np.array([len(grams) for grams in held], dtype=np.int64)
+        owners = np.repeat(np.arange(len(items)), totals)
+        grams = np.concatenate(held or [_EMPTY])
+        order = np.argsort(grams, kind="stable")
+        grams, owners = grams[order], owners[order]
+        counts = np.unique(grams, return_counts=True)[1]
+        own = np.repeat(counts, counts) < TEMPLATE_ITEMS
+        self._grams, self._owners = grams[own], owners[own]
+        self._sizes = np.bincount(self._owners, minlength=len(items))
+        telling = (self._sizes == totals) | (self._sizes >= (n or 0))
+        self._telling = telling & (self._sizes > 0)
+        self.only_whole = len(items) - int(self._telling.sum())
+
+    def matches(self, texts: Sequence[Fingerprint]) -> Iterator[Match]:
+        """Every pair of a text and an item that have something in common."""
+        for first in range(0, len(texts), AT_ONCE):
+            yield from self._matches(texts[first : first + AT_ONCE], first)
+
+    def _matches(self, texts: Sequence[Fingerprint], first: int) -> Iterator[Match]:
+        for number, text in enumerate(texts, start=first):
+            for item in self._whole.get(text.whole, ()):
+                yield Match(number, item, 1.0, whole=True)
+        if not len(self._grams):
+            return
+        sizes = [len(text.grams) for text in texts]
+        grams = np.concatenate([text.grams for text in texts] or [_EMPTY])
+        numbers = np.repeat(np.arange(len(texts)), sizes)
+        begins = np.searchsorted(self._grams, grams, side="left")
+        # An own n-gram stands once or twice: it has one or two items.
+        pairs = []
+        for offset in range(TEMPLATE_ITEMS - 1):
+            at = np.minimum(begins + offset, len(self._grams) - 1)
+            hit = (begins + offset < len(self._grams)) & (self._grams[at] == grams)
+            pairs.append(numbers[hit] * len(self._sizes) + self._owners[at[hit]])
+        keys, counts = np.unique(np.concatenate(pairs), return_counts=True)
+        for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+            text_at, item = divmod(key, len(self._sizes))
+            if self._telling[item]:
+                yield Match(first + text_at, item, count / int(self._sizes[item]), whole=False)
+
+
+def _factors(n: int) -> Grams:
+    """Odd numbers of 64 bits, one for each place in a run."""
+    made: Grams = np.random.default_rng(n).integers(2**63, size=n, dtype=np.uint64) * np.uint64(
+        2
+    ) + np.uint64(1)
+    return made

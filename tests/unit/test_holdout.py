@@ -1,0 +1,220 @@
+"""What a round holds out of its own file: nothing that the gate's overlap check would refuse."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.examples.clashes import Measure, PromptRows
+from align.examples.fingerprints import words
+from align.examples.holdout import Division, divide, place
+from align.gate.overlap import Trained, find_overlap
+from align.gate_config import OverlapConfig
+from align.inputs import Inputs, load_inputs
+from rollouts.errors import UserError
+from rollouts.prompts import content_id
+from rollouts.types import Prompt
+from tests.unit.campaigns import campaign
+
+THREE = OverlapConfig(ngram=3, share=0.5)
+
+
+def divided(texts: Sequence[str], share: float, rule: OverlapConfig = THREE) -> Division:
+    prompts = [Prompt(id=content_id(text), text=text) for text in texts]
+    return divide(PromptRows(prompts, Measure(rule=rule, units=words, items=1500)), share)
+
+
+def sides(texts: Sequence[str], division: Division) -> tuple[list[str], list[str]]:
+    held = [text for text in texts if content_id(text) in division.held]
+    return [text for text in texts if content_id(text) not in division.held], held
+
+
+word = st.sampled_from(["a", "b", "c", "d", "e"])
+text = st.lists(word, min_size=1, max_size=12).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(text, min_size=1, max_size=40),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.sampled_from([0.2, 0.5, 1.0]),
+)
+def test_the_overlap_check_finds_nothing_in_any_division(
+    texts: list[str], share: float, limit: float
+) -> None:
+    rule = OverlapConfig(ngram=3, share=limit)
+    kept, held = sides(texts, divided(texts, share, rule))
+    trained = [Trained(one, "there") for one in kept]
+    assert find_overlap("s", [(one,) for one in held], trained, rule).refused == ()
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("xyz", min_size=1, max_size=9), min_size=1, max_size=60, unique=True))
+def test_what_shares_nothing_falls_where_its_hash_says(texts: list[str]) -> None:
+    """As in stores of any age: the division of a file whose rows are apart never changed."""
+    division = divided(texts, 0.3)
+    assert division.held == {content_id(t) for t in texts if place(content_id(t)) < 0.3}
+    assert (division.num_tied, division.largest) == (0, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(text, min_size=1, max_size=30), st.randoms())
+def test_the_order_of_the_rows_changes_nothing(texts: list[str], order: random.Random) -> None:
+    shuffled = list(texts)
+    order.shuffle(shuffled)
+    assert divided(texts, 0.3).held == divided(shuffled, 0.3).held
+
+
+def conversations(number: int, turns: int, seed: int = 0) -> list[str]:
+    """Each conversation as so many rows, every one the last and a turn more."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(number):
+        said: list[str] = []
+        for _ in range(turns):
+            said += [f"w{draw.randrange(5000)}" for _ in range(20)]
+            rows.append(" ".join(said))
+    return rows
+
+
+def test_conversations_stay_whole_and_the_share_is_near() -> None:
+    rows = conversations(300, 4)
+    division = divided(rows, 0.1, OverlapConfig())
+    kept, held = sides(rows, division)
+    assert 0.05 < len(held) / len(rows) < 0.15
+    # A row of one turn is a third, a half of those above it: what shares less than half may part.
+    opening = {" ".join(one.split()[:40]) for one in kept if len(one.split()) >= 40}
+    assert not opening & {" ".join(one.split()[:40]) for one in held if len(one.split()) >= 40}
+    assert division.num_tied > 0 and 2 <= division.largest <= 4
+
+
+def test_one_group_of_nearly_all_rows_is_learnt_from_and_told() -> None:
+    opening = " ".join(f"o{i}" for i in range(30))
+    tied = [f"{opening} {number}" for number in range(90)]
+    alone = [" ".join(f"x{row}y{i}" for i in range(20)) for row in range(10)]
+    division = divided(tied + alone, 0.05, OverlapConfig(ngram=13, share=0.1))
+    kept, held = sides(tied + alone, division)
+    assert set(tied) <= set(kept) or not division.largest
+    assert find_overlap(
+        "s", [(one,) for one in held], [Trained(one, "") for one in kept],
+        OverlapConfig(ngram=13, share=0.1),
+    ).refused == ()  # fmt: skip
+
+
+def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def digits(n: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    from align.demo.world import demo_prompts
+
+    return [
+        {"prompt": prompt.text, "answer": prompt.columns["answer"]}
+        for prompt in demo_prompts(f"demo://rev?n={n}")
+    ]
+
+
+def loaded(tmp_path: Path, *specs: dict[str, Any], **extra: Any) -> Inputs:
+    usual = {"rewards": ["exact_match"], "steps": 2}
+    rounds = [{"name": f"round{i}", **usual, **spec} for i, spec in enumerate(specs)]
+    plain = {"sampling": {"group_size": 4, "prompts_per_step": 5, "max_tokens": 6}}
+    return load_inputs(campaign(tmp_path, rounds=rounds, **{"defaults": plain, **extra}))
+
+
+def test_a_round_holds_out_a_share_of_its_own_prompts(tmp_path: Path) -> None:
+    rows = digits(100)
+    source = jsonl(tmp_path / "p.jsonl", [*rows, {**rows[0], "answer": "9"}])
+    inputs = loaded(tmp_path, {"prompts": {"source": source, "heldout": 0.2}, "suite": {}})
+    suite = next(s for s in inputs.suites if s.target_of == "round0")
+    trained = {prompt.text for prompt in inputs.prompts["round0"]}
+    measured = {prompt.text for prompt in suite.prompts}
+    assert not trained & measured
+    assert len(trained | measured) == 100
+    assert len(inputs.prompts["round0"]) + len(suite.prompts) == 101
+    assert inputs.reports["round0"] == f"{len(suite.prompts)} of 101 rows held out"
+
+
+def test_no_other_round_and_no_pool_learns_from_what_is_held_out(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "p.jsonl", digits(100))
+    own = {"prompts": {"source": source, "heldout": 0.2}, "suite": {}}
+    other = jsonl(tmp_path / "q.jsonl", [{"prompt": "x y z", "answer": "1"}])
+    every = {
+        "prompts": source,
+        "suite": {"prompts": other, "items": 1},
+        "replay": {"general_prompts": source},
+    }
+    inputs = loaded(tmp_path, own, every)
+    suite = next(s for s in inputs.suites if s.target_of == "round0")
+    measured = {prompt.text for prompt in suite.prompts}
+    for pool in (*inputs.prompts.values(), *inputs.general.values()):
+        assert pool and not measured & {prompt.text for prompt in pool}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"suite": {"items": 90}}, "asks for 90 items and"),
+        ({"suite": {"prompts": "demo://rev"}}, "remove one"),
+        ({"replay": {"general_prompts": {"source": "demo://rev", "heldout": 0.1}}}, "eval split"),
+        ({"prompts": {"source": "demo://rev", "heldout": 0.1}}, "eval split of its own"),
+    ],
+)
+def test_a_share_held_out_that_cannot_be(tmp_path: Path, spec: dict[str, Any], words: str) -> None:
+    source = jsonl(tmp_path / "p.jsonl", digits(100))
+    with pytest.raises((UserError, ValueError), match=words):
+        loaded(tmp_path, {"prompts": {"source": source, "heldout": 0.2}, "suite": {}, **spec})
+
+
+def test_too_few_prompts_to_hold_any_out(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "p.jsonl", digits(100)[:1])
+    with pytest.raises(UserError, match="all 1 examples are"):
+        loaded(tmp_path, {"prompts": {"source": source, "heldout": 0.2}, "suite": {}})
+
+
+def test_a_published_test_split(tmp_path: Path) -> None:
+    def demonstration(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": row["prompt"], "completion": row["answer"]}
+
+    rows = [demonstration(row) for row in digits(100)]
+    train, test = jsonl(tmp_path / "a.jsonl", rows[:80]), jsonl(tmp_path / "b.jsonl", rows[80:])
+    data = {"source": train, "heldout_source": test}
+    spec = {"algorithm": "sft", "data": data, "prompts": None, "suite": {}}
+    inputs = loaded(tmp_path, spec)
+    assert len(inputs.examples["round0"]) == 80
+    suite = next(s for s in inputs.suites if s.target_of == "round0")
+    assert len(suite.item_ids) == 20
+    assert f"held out of {test}: 20 rows gave 20 demonstrations" in inputs.reports["round0"]
+    jsonl(tmp_path / "b.jsonl", rows[79:])
+    with pytest.raises(UserError, match=r"b\.jsonl:1 is in .*a\.jsonl:80"):
+        loaded(tmp_path, spec)
+    with pytest.raises(ValueError, match="remove one"):
+        loaded(tmp_path, {**spec, "data": {**data, "heldout": 0.2}})
+
+
+def test_documents_are_held_out_not_windows(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choice("0123456789") for _ in range(120)) for _ in range(60)]
+    source = jsonl(tmp_path / "t.jsonl", [{"text": text} for text in texts])
+    spec = {"algorithm": "pretrain", "data": {"source": source, "heldout": 0.3}, "prompts": None}
+    inputs = loaded(tmp_path, {**spec, "suite": {}}, rollouts={"max_model_len": 33})
+    learnt = {name for unit in inputs.examples["round0"] for name in unit.documents}
+    suite = next(s for s in inputs.suites if s.target_of == "round0")
+    assert 0.1 < 1 - len(learnt) / 60 < 0.6
+    encoder = inputs.encoder
+    shown = [encoder.decode((*asked, *said)) for asked, said in suite.sequences]
+    whole = [encoder.decode(encoder.encode(Prompt(id="", text=text))) for text in texts]
+    measured = {
+        content_id(texts[index])
+        for index, one in enumerate(whole)
+        for window in shown
+        if window in one
+    }
+    assert measured and not measured & learnt
