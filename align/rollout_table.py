@@ -12,6 +12,7 @@ a closed gate) and ``why/<part>`` (why it failed); then ``extra/<part>/<column>`
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -289,7 +290,7 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
     kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
     if name.startswith("extra/"):
         present = [value for value in values if value is not None]
-        if not all(type(value) in (int, float) for value in present):
+        if not all(map(_is_number, present)):
             kind = "string"
             values = [None if v is None else _text(v) for v in values]
     elif kind == "string":
@@ -297,8 +298,18 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
     return pa.array(values, getattr(pa, kind)())
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a column of floats holds it; integers have no largest one, floats do."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
 def _text(value: Any) -> str:
-    return _valid(value if isinstance(value, str) else json.dumps(value, default=str))
+    if isinstance(value, str):
+        return _valid(value)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):  # Keys that are no text, or a value that holds itself.
+        return _valid(str(value))
 
 
 def _valid(text: str) -> str:

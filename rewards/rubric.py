@@ -119,7 +119,7 @@ class Rubric:
                     known = sorted(bare.columns)
                     raise UserError(
                         f"reward {part.name!r} needs the column {column!r}, "
-                        f"which prompt {bare.id!r} does not have",
+                        f"which {bare.label} does not have",
                         where=where,
                         remedy=nearest(column, known) if known else "add the column to the data",
                     )

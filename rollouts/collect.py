@@ -14,7 +14,7 @@ from typing import Protocol
 
 from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, StreamTicket, Ticket
 from rollouts.errors import RunError, UserError
-from rollouts.prompts import PromptEncoder
+from rollouts.prompts import PromptEncoder, listed
 from rollouts.types import (
     Completion,
     Prompt,
@@ -148,10 +148,12 @@ def check_lengths(
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])
         beginning = (prompts[worst].text or str(prompts[worst].messages))[:60]
+        others = listed([prompts[i].place for i in too_long if i != worst and prompts[i].place])
         raise UserError(
-            f"prompt {prompts[worst].id!r} has {lengths[worst]} tokens and max_tokens is "
+            f"{prompts[worst].label} has {lengths[worst]} tokens and max_tokens is "
             f"{max_tokens}, more than the context of {max_model_len}; {len(too_long)} of "
-            f"{len(prompts)} prompts are too long, this one is the longest",
+            f"{len(prompts)} prompts are too long, this one is the longest"
+            + (f"; so are {others}" if others else ""),
             where=where,
             cause=f"it begins {beginning!r}",
             remedy="shorten or drop these prompts, lower sampling.max_tokens, "

@@ -135,8 +135,9 @@ def _check_items(suite: Suite, spec: SuiteConfig | RoundSuiteConfig, where: str)
             )
     for prompt in suite.pool if spec.cluster else ():
         if spec.cluster not in prompt.columns:
+            item = prompt.place or f"item {prompt.id!r}"
             raise UserError(
-                f"item {prompt.id!r} of suite {suite.name!r} has no column {spec.cluster!r}",
+                f"{item} of suite {suite.name!r} has no column {spec.cluster!r}",
                 where=f"{where}.cluster",
                 remedy=nearest(spec.cluster or "", sorted(prompt.columns)),
             )

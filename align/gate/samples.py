@@ -66,7 +66,8 @@ def _checked(one: ScoredGroup, value_range: tuple[float, float] | None) -> list[
     try:
         return [checked(score, value_range) for score in one.scores_G]
     except ValueError as error:
-        raise ValueError(f"item {one.group.prompt.id!r} got {error}") from None
+        where = f" ({one.group.prompt.place})" if one.group.prompt.place else ""
+        raise ValueError(f"item {one.group.prompt.id!r}{where} got {error}") from None
 
 
 def _item(

@@ -136,7 +136,7 @@ class Distill(Imitation):
         columns, name = prompt.columns, str(self.demonstration)
         if not isinstance(columns.get(name), str):
             raise UserError(
-                f"prompt {prompt.id!r} has no text in the column {name!r}",
+                f"{prompt.label} has no text in the column {name!r}",
                 where=f"rounds.{prompt.round}.algorithm.demonstration",
                 remedy=nearest(name, list(columns)),
             )
