@@ -16,7 +16,7 @@ from typing import Any
 
 from rewards.base import Sample
 from rollouts.errors import UserError
-from rollouts.prompts import content_id, distinct
+from rollouts.prompts import content_id, distinct, told_apart
 from rollouts.rows import Row, read_rows
 from rollouts.types import Completion, Prompt
 
@@ -39,11 +39,18 @@ def read_samples(
     rows = list(islice(read_rows(data, "train"), limit))
     if not rows:
         raise UserError("holds no rows", where=data)
-    if completions is None:
-        return [sample for row in rows for sample in _samples(row, [row])]
-    answers = list(read_rows(completions, "train"))
-    pairs = _joined(rows, answers, data, completions)
-    return [sample for row, its in pairs for sample in _samples(row, its)]
+    pairs: Iterable[tuple[Row, list[Row]]] = [(row, [row]) for row in rows]
+    if completions is not None:
+        answers = list(read_rows(completions, "train"))
+        pairs = _joined(rows, answers, data, completions)
+    pairs = list(pairs)
+    prompts = told_apart(_prompt(row, _columns(row)) for row, _ in pairs)
+    return [
+        Sample(prompt=prompt, completion=completion)
+        for prompt, (_, its) in zip(prompts, pairs, strict=True)
+        for answer in its
+        for completion in _completions(answer)
+    ]
 
 
 def read_prompts(data: str, limit: int | None = None) -> list[Prompt]:
@@ -55,7 +62,7 @@ def read_prompts(data: str, limit: int | None = None) -> list[Prompt]:
     rows = list(islice(read_rows(data, "train"), limit))
     if not rows:
         raise UserError("holds no rows", where=data)
-    return distinct([_prompt(row, _columns(row)) for row in rows])
+    return distinct(told_apart(_prompt(row, _columns(row)) for row in rows))
 
 
 def groups_of(samples_B: Sequence[Sample], group_size: int | None = None) -> list[list[Sample]]:
@@ -91,15 +98,6 @@ def _joined(
     return pairs
 
 
-def _samples(row: Row, answers: Iterable[Row]) -> list[Sample]:
-    prompt = _prompt(row, _columns(row))
-    return [
-        Sample(prompt=prompt, completion=completion)
-        for answer in answers
-        for completion in _completions(answer)
-    ]
-
-
 def _columns(row: Row) -> dict[str, Any]:
     return {k: v for k, v in row.values.items() if k != "prompt" and k not in ANSWERS}
 
@@ -108,9 +106,10 @@ def _prompt(row: Row, columns: Mapping[str, Any]) -> Prompt:
     value = row.values.get("prompt")
     try:
         if isinstance(value, str):
-            return Prompt(id=content_id(value), text=value, columns=columns)
+            return Prompt(id=content_id(value), text=value, columns=columns, place=row.place)
         if isinstance(value, list) and _are_messages(value):
-            return Prompt(id=content_id(value), messages=tuple(value), columns=columns)
+            turns = tuple(value)
+            return Prompt(id=content_id(value), messages=turns, columns=columns, place=row.place)
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid Unicode: {error}", where=row.place) from error
     raise UserError(

@@ -218,3 +218,43 @@ def test_documents_are_held_out_not_windows(tmp_path: Path) -> None:
         if window in one
     }
     assert measured and not measured & learnt
+
+
+def pairs_of_conversations(number: int) -> list[dict[str, str]]:
+    """Two rows each: the second asks on behind the first one's chosen answer."""
+    draw = random.Random(1)
+
+    def said(n: int) -> str:
+        return " ".join(draw.choice("0123456789") for _ in range(n))
+
+    rows = []
+    for _ in range(number):
+        asked, good = said(20), said(5)
+        rows.append({"prompt": asked, "chosen": f" {good}", "rejected": f" {said(5)}"})
+        more = f"{asked} {good} {said(3)}"
+        rows.append({"prompt": more, "chosen": f" {said(5)}", "rejected": f" {said(5)}"})
+    return rows
+
+
+def test_conversations_of_pairs_pass_the_gates_own_check(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "pairs.jsonl", pairs_of_conversations(60))
+    spec = {
+        "algorithm": {"name": "dpo", "pairs": "file"},
+        "data": {"source": source, "heldout": 0.3},
+        "prompts": None,
+    }
+    inputs = loaded(tmp_path, spec, rollouts={"max_model_len": 64})
+    suite = next(s for s in inputs.suites if s.target_of == "round0")
+    assert 20 <= len(suite.item_ids) <= 50
+    sides = {unit.place.rpartition(":")[2] for unit in inputs.examples["round0"]}
+    for first in range(1, 121, 2):
+        assert (str(first) in sides) == (str(first + 1) in sides)
+    assert (
+        "rows share runs of words with others and stay with them, up to 2 together"
+        in (inputs.reports["round0"])
+    )
+    # The hash of the prompt alone parts conversations, as it always did.
+    texts = [str(row["prompt"]) for row in pairs_of_conversations(60)]
+    alone = {text for text in texts if place(content_id(text)) < 0.3}
+    trained = [Trained(text, "") for text in texts if text not in alone]
+    assert find_overlap("s", [(t,) for t in sorted(alone)], trained, OverlapConfig()).refused

@@ -256,9 +256,15 @@ def test_answers_of_another_file_by_row_or_by_prompt(tmp_path: Path) -> None:
 
 
 def test_prompts_to_sample_for_are_distinct_and_need_no_answer(tmp_path: Path) -> None:
-    rows = [{"prompt": "b", "n": 1}, {"prompt": "a"}, {"prompt": "b", "n": 2, "completion": "x"}]
+    rows = [
+        {"prompt": "b", "n": 1}, {"prompt": "a"}, {"prompt": "b", "n": 1, "completion": "x"},
+        {"prompt": "b", "n": 2},
+    ]  # fmt: skip
     prompts = read_prompts(write(tmp_path / "a.jsonl", rows))
-    assert [(p.text, dict(p.columns)) for p in prompts] == [("b", {"n": 1}), ("a", {})]
+    assert [(p.text, dict(p.columns)) for p in prompts] == [
+        ("b", {"n": 1}), ("a", {}), ("b", {"n": 2}),
+    ]  # fmt: skip
+    assert len({p.id for p in prompts}) == 3
     assert [p.text for p in read_prompts(write(tmp_path / "a.jsonl", rows), limit=1)] == ["b"]
 
 
