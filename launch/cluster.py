@@ -21,6 +21,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,13 +134,15 @@ def _end_on_sigterm() -> None:
 def _local_options(
     num_engines: int, num_cpus: int | None, custom: Mapping[str, float], weights: int
 ) -> dict[str, object]:
-    folder = ray_folder(os.environ)
+    folder, shared = ray_folder(os.environ), shared_memory()
     return {
         **({} if folder is None else {"_temp_dir": str(folder)}),
+        # Where there is no shared memory, files have to do.
+        **({} if shared is not None else {"_plasma_directory": tempfile.gettempdir()}),
         "address": "local",
         "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
         "resources": dict(custom),
-        "object_store_memory": store_bytes(weights, memory=total_memory(), shared=shared_memory()),
+        "object_store_memory": store_bytes(weights, memory=total_memory(), shared=shared),
         "include_dashboard": False,
     }
 
@@ -148,8 +151,9 @@ def _start(
     options: Mapping[str, object], first_s: float, note: Callable[[str], None]
 ) -> Mapping[str, object]:
     """Start a local Ray, with more time where the machine turns out to be busy."""
-    # Ray gives its workers the lowest priority; engines that starve hold the learner up.
-    own = {"worker_niceness": 0}
+    # Ray gives its workers the lowest priority; engines that starve hold the learner up. And it starts a
+    # worker on every CPU before anybody asks for one.
+    own = {"worker_niceness": 0, "prestart_worker_first_driver": False}
     return start_patiently(
         lambda limit_s, limits: _init({**options, "_system_config": own | dict(limits)}, limit_s),
         first_s,
@@ -274,6 +278,10 @@ def secure_token_file(environ: Mapping[str, str], *, create: bool) -> bool:
             path.chmod(0o600)
             return True
     except OSError as error:
+        if create and not path.exists():
+            # A home that cannot be written: the token of a cluster of one's own need not outlive it.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            return False
         raise RunError(
             f"Ray's token file cannot be made private ({error})",
             where=str(path),

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 GRACE_S = 5.0
 """Seconds that the main thread has to heed a signal by itself, and then once more."""
 ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
-HEEDED = ENDING | {signal.SIGALRM}
-"""The alarm is our own deadline: it ends an attempt, and not this process."""
+"""Not the alarm of our own deadline: what waits then for a server that is gone ends the whole process."""
 
 
 @contextmanager
@@ -62,18 +61,15 @@ def _watch(
 ) -> None:
     """Wait for signals until the other end is closed."""
     while received := reader.recv(64):
-        numbers = HEEDED.intersection(received)
-        if not numbers:
+        if not (numbers := ENDING.intersection(received)):
             continue
         if _ends_within(reader, grace_s):
             return
         end_processes()
-        if not ENDING.intersection(numbers):
-            continue
         if _ends_within(reader, grace_s):
             return
         print("interrupted while Ray was starting", file=sys.stderr, flush=True)
-        leave(128 + min(ENDING.intersection(numbers)))
+        leave(128 + min(numbers))
 
 
 def _ends_within(reader: socket.socket, seconds: float) -> bool:

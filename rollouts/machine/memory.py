@@ -6,8 +6,11 @@ import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from rollouts.errors import UserError
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -19,13 +22,25 @@ UNLIMITED = 1 << 60
 def total_memory() -> int:
     """Bytes that all processes here may use together: the machine's, or the control group's limit."""
     limits = [limit for limit, _ in cgroup_usage()]
-    return min([int(psutil.virtual_memory().total), *limits])
+    return min([int(_machine_memory().total), *limits])
 
 
 def available_memory() -> int:
     """Bytes that are free now, within the limits of the control groups."""
     rooms = [limit - used for limit, used in cgroup_usage()]
-    return max(0, min([int(psutil.virtual_memory().available), *rooms]))
+    return max(0, min([int(_machine_memory().available), *rooms]))
+
+
+def _machine_memory() -> Any:
+    try:
+        return psutil.virtual_memory()
+    except OSError as error:
+        raise UserError(
+            f"the memory of this machine cannot be read ({error})",
+            where="/proc/meminfo",
+            cause="there is no /proc here, or it is hidden from this process; Ray and vLLM need it too",
+            remedy="mount it: mount -t proc proc /proc",
+        ) from error
 
 
 def address_space() -> int | None:

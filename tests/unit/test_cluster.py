@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,3 +190,28 @@ def test_the_address_of_the_environment_is_checked_as_any_other(
     ):
         pass
     assert FAR in str(caught.value)
+
+
+def test_without_a_home_to_write_to_the_token_lives_with_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file where the folder should be stands for a home that is read-only: root may write anywhere."""
+    home = tmp_path / "home"
+    home.write_text("")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    assert not cluster.secure_token_file({}, create=True)
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert cluster.has_token({"RAY_AUTH_MODE": "token", **os.environ})
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
+def test_a_cluster_of_ones_own_starts_without_shared_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "shared_memory", lambda: None)
+    assert cluster._local_options(1, None, {}, 0)["_plasma_directory"] == tempfile.gettempdir()
+    monkeypatch.setattr(cluster, "shared_memory", lambda: 8 << 30)
+    options = cluster._local_options(1, None, {}, 1 << 30)
+    assert "_plasma_directory" not in options
+    assert int(str(options["object_store_memory"])) >= 2 << 30

@@ -186,7 +186,7 @@ import signal, sys, threading, time
 from launch.local_ray.interrupts import heeding
 
 ended = threading.Event()
-signal.signal(signal.SIGALRM, lambda *_: None)
+signal.signal(signal.SIGTERM, lambda *_: None)
 
 def deaf():
     # One long step of compiled code, as far as signals are concerned: it lets none through.
@@ -211,7 +211,7 @@ print("ended", ended.is_set(), flush=True)
     ("number", "heeds", "code", "said"),
     [
         (signal.SIGINT, True, 0, "ended True"),
-        (signal.SIGALRM, True, 0, "ended True"),
+        (signal.SIGTERM, True, 0, "ended True"),
         (signal.SIGINT, False, 130, ""),
     ],
 )
