@@ -67,6 +67,7 @@ def run_campaign(
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
         if not due and not any_due(memory.evidence):
             observer.note("no round is due; nothing to run")
+            memory.confirm_base()
             return memory.evidence
         for line in settled_lines(written, config):
             observer.note(line)

@@ -13,7 +13,7 @@ from rollouts.types import Prompt
 
 DEMO_MODELS = {"digits": BASE_MODEL}
 SNAPSHOT_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja", ".model"}
-"""What a model folder may contribute to a snapshot: weights, configs, tokenizer. No code."""
+"""Files of a model that are downloaded: weights, configs, tokenizer; code where it was asked for."""
 
 
 def demo_source(uri: str) -> list[Prompt]:
@@ -68,7 +68,8 @@ def _download(policy: PolicyConfig) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = [f"*{suffix}" for suffix in sorted(SNAPSHOT_SUFFIXES)]
+    wanted = SNAPSHOT_SUFFIXES | ({".py"} if policy.trust_remote_code else set())
+    patterns = [f"*{suffix}" for suffix in sorted(wanted)]
     try:
         return Path(
             snapshot_download(policy.model, revision=policy.revision, allow_patterns=patterns)

@@ -17,10 +17,10 @@ from align.gate.progress import SuiteProgress
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
+from align.learner.model.source import check_unchanged, take_base
 from align.memory.ledger import Ledger
 from align.memory.replay import ReplayBuffer
-from align.memory.snapshots import Provenance, SnapshotStore
-from align.models import SNAPSHOT_SUFFIXES
+from align.memory.snapshots import CODE, Provenance, Snapshot, SnapshotStore
 from align.reward_models import measurable
 from align.stored_config import as_read
 from align.stores import open_ledger, open_mirror
@@ -177,9 +177,14 @@ class Parts:
             self.learner.critic.save(self.round_folder(plan) / "critic")
 
     def write_snapshot(self, folder: Path) -> None:
-        """The policy and its tokenizer: a snapshot can be served as it is."""
+        """Write the policy and its tokenizer, and the code it needs: a snapshot can be served as it is."""
         self.learner.save(folder)
         self.inputs.encoder.tokenizer.save_pretrained(folder)
+        if self.config.policy.trust_remote_code:
+            # Byte for byte the base's, whatever was written.
+            for file in self.folder_of(self.base).glob(f"*{CODE}"):
+                (folder / file.name).unlink(missing_ok=True)
+                copyfile(file, folder / file.name)
 
     def provenance(self, plan: RoundPlan) -> Provenance:
         """Where a candidate comes from, for its manifest."""
@@ -206,6 +211,14 @@ class Memory:
     base: SnapshotId
     beat: Callable[[], None]
     """Tells the ledger that this runner is alive."""
+    taken: Snapshot | None = None
+    """The base, where it lies in the store and is not production yet."""
+
+    def confirm_base(self) -> None:
+        """Make a base that was just taken production, and so what the campaign rests on."""
+        if self.taken is not None and self.ledger.alias("production") is None:
+            self.ledger.record_snapshot(self.taken)
+            self.ledger.set_alias_initial("production", self.taken.id)
 
 
 @contextmanager
@@ -217,12 +230,19 @@ def open_memory(config: CampaignConfig, inputs: Inputs) -> Iterator[Memory]:
         mirror.pull(checkpoints=True)
         store = SnapshotStore(config.folder, mirror.remote)
         store.clean()
+        moves, taken = ledger.alias_moves(), None
+        if moves:
+            base = store.manifest(moves[0].target)
+            check_unchanged(inputs.model, config.policy, base, config.folder)
+        else:
+            taken = take_base(inputs.model, config.policy, store, config.hash())
         yield Memory(
             store=store,
             ledger=ledger,
             evidence=Evidence(folder=config.folder, ledger=ledger, config=config, mirror=mirror),
-            base=import_base(config, inputs.model, store, ledger),
+            base=taken.id if taken is not None else moves[0].target,
             beat=claim.beat,
+            taken=taken,
         )
 
 
@@ -235,11 +255,19 @@ def open_parts(
     start_engine: StartEngine,
     observer: Observer,
 ) -> Iterator[Parts]:
-    """Start the engines, load the learner while they start; close all at the end."""
+    """Start the engines, load the learner while they start; close all at the end.
+
+    A new base becomes production once the engines have taken its weights from the learner: what cannot be
+    loaded, served or synced leaves nothing behind that a mended folder would not replace.
+    """
     with ExitStack() as stack:
         engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
         stack.callback(engine.close)
         stack.callback(inputs.close)
+        learner = _load_learner(config, memory, stack)
+        if memory.taken is not None:
+            engine.sync(learner.weights("base"))
+            memory.confirm_base()
         yield Parts(
             config=config,
             inputs=inputs,
@@ -248,7 +276,7 @@ def open_parts(
             store=memory.store,
             ledger=memory.ledger,
             engine=engine,
-            learner=_load_learner(config, memory, stack),
+            learner=learner,
             evidence=memory.evidence,
             observer=observer,
             beat=memory.beat,
@@ -277,27 +305,6 @@ def _load_learner(
     if isinstance(learner, LearnerGroup):
         stack.callback(learner.close)
     return learner
-
-
-def import_base(
-    config: CampaignConfig, source: Path, store: SnapshotStore, ledger: Ledger
-) -> SnapshotId:
-    """The base model as the first snapshot: from here on it is named by its content."""
-    if moves := ledger.alias_moves():
-        return moves[0].target
-
-    def copy(folder: Path) -> None:
-        for file in sorted(source.iterdir()):
-            if file.suffix in SNAPSHOT_SUFFIXES:
-                copyfile(file, folder / file.name)
-
-    origin = Provenance(
-        kind="model", base=Path(config.policy.model).name, config_hash=config.hash()
-    )
-    snapshot = store.publish(copy, origin)
-    ledger.record_snapshot(snapshot)
-    ledger.set_alias_initial("production", snapshot.id)
-    return snapshot.id
 
 
 def versions() -> dict[str, str]:

@@ -74,8 +74,14 @@ class PolicyConfig(Settings):
     """Precision of the engines and of the learner's matrix products; master weights stay in float32.
     ``auto``: bfloat16 where the GPU, or the processor, has instructions for it, float32 elsewhere; decided
     on the machine that begins the store, which keeps it."""
+    snapshot_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of whole-model snapshots. bfloat16 halves them; the gate then measures the rounded weights,
+    and the next round begins from them, so an update below bfloat16's three digits is lost between rounds.
+    ``auto``: that of the base's files where it is bfloat16, else float32. Adapters, checkpoints inside a
+    round and the base itself stay as they are."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you have read it."""
+    """Run Python code that comes with the model. Off unless you have read it. The code is copied into every
+    snapshot and verified by hash."""
     revision: str | None = None
     """Commit of a Hugging Face id; None takes the newest."""
     ranks: Annotated[int, Field(ge=1)] = 1
@@ -102,6 +108,11 @@ class PolicyConfig(Settings):
     def serves_adapters(self) -> bool:
         """Engines get adapters, not full weights; an ``auto`` that nobody settled is the adapter."""
         return self.lora is not None and self.lora.serve != "merged" and not self.lora.needs_merging
+
+    @property
+    def may_round(self) -> bool:
+        """Snapshots may hold other numbers than the learner that wrote them."""
+        return self.snapshot_dtype != "float32" and self.snapshot_kind == "model"
 
     def settled(self, dtype: Dtype, serve: Literal["adapter", "merged"] = "adapter") -> Self:
         """The policy with these in place of what it leaves to ``auto``."""

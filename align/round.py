@@ -98,12 +98,22 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
 
 
 def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
-    """Prove that the engines hold the final weights, then make them a snapshot."""
+    """Prove that the engines hold the final weights, then make them a snapshot.
+
+    A snapshot in lower precision is read back, so that what is measured is what was published.
+    """
+    policy = parts.config.policy
     prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
     probe(parts, prompts, plan.spec.sampling.max_tokens)
     parts.keep_critic(plan)
-    snapshot = parts.store.publish(parts.write_snapshot, parts.provenance(plan))
+    snapshot = parts.store.publish(
+        parts.write_snapshot, parts.provenance(plan), code=policy.trust_remote_code
+    )
     parts.ledger.record_snapshot(snapshot)
+    if policy.may_round:
+        parts.learner.load(snapshot.id)
+        parts.engine.sync(parts.learner.weights(f"{plan.run}/published"))
+        probe(parts, prompts, plan.spec.sampling.max_tokens)
     return snapshot.id
 
 

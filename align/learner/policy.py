@@ -31,10 +31,12 @@ from align.learner.adapter import (
 )
 from align.learner.batch import MicroBatch
 from align.learner.blend import blended
+from align.learner.model.folder import stored_dtype
 from align.learner.model.loading import (
     convert_weights,
     load_model,
     read_weights,
+    write_model,
 )
 from align.learner.model.mapping import stored_form
 from align.learner.outputs import CHUNK, Outputs
@@ -116,6 +118,7 @@ class Policy:
         self._home = torch.device("cpu") if self._sharded else device
         # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
         self.model: Any = load_model(base, config, self._home, torch.float32)
+        self.snapshot_dtype: torch.dtype = getattr(torch, stored_dtype(base, config))
         self._check_head()
         if config.gradient_checkpointing:
             _recompute_layers(self.model)
@@ -196,7 +199,7 @@ class Policy:
             return
         if self.config.lora is not None:
             state = merged(self.model)
-        causal_of(self.model).save_pretrained(folder, state_dict=state)
+        write_model(causal_of(self.model), folder, state, self.snapshot_dtype)
 
     def _load_base(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over full weights, under the adapter if there is one.

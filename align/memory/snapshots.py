@@ -1,7 +1,8 @@
 """Immutable snapshots of the policy, named by the sha256 of their manifest.
 
 `publish` makes a snapshot visible as a whole or not at all; `open` refuses one whose bytes have
-changed, and names the file. Nothing here loads weights or runs code, and pickles cannot get in.
+changed, and names the file. Nothing here loads weights or runs code, and pickles cannot get in; Python
+files of a model can where a campaign asks for them, and are verified like every other byte.
 Which snapshot is production is the ledger's business.
 
     store/staging/<uuid>/     being written; never loadable, removed by `clean`
@@ -36,6 +37,7 @@ from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Kind", "Manifest", "Provenance", "Snapshot", "SnapshotStore"]
 
+CODE = ".py"
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
 """Weights, configs, vocabularies, chat templates, sentencepiece. None of them can run code."""
 
@@ -67,8 +69,13 @@ class SnapshotStore:
         self._snapshots = root.absolute() / "snapshots"
         self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
 
-    def publish(self, write: Callable[[Path], None], provenance: Provenance) -> Snapshot:
+    def publish(
+        self, write: Callable[[Path], None], provenance: Provenance, *, code: bool = False
+    ) -> Snapshot:
         """Make what ``write`` puts into an empty folder a snapshot, atomically and durably.
+
+        Args:
+            code: Python files may be among it: of a model that brings its own, where that was asked for.
 
         Raises:
             SnapshotError: a file that may not be in a snapshot, the disk is full, or what arrived at the
@@ -79,7 +86,7 @@ class SnapshotStore:
         refuse_leaks(provenance)
         with self._staged() as staging:
             write(staging)
-            manifest = _describe(staging, provenance)
+            manifest = _describe(staging, provenance, SUFFIXES | {CODE} if code else SUFFIXES)
             (staging / MANIFEST).write_bytes(manifest.to_bytes())
             snapshot = self._install(staging, manifest)
         if self._remote is not None:
@@ -181,15 +188,15 @@ def _require(folder: Path) -> None:
         )
 
 
-def _describe(staging: Path, provenance: Provenance) -> Manifest:
+def _describe(staging: Path, provenance: Provenance, allowed: frozenset[str]) -> Manifest:
     """The manifest of what was written; refuses files that a snapshot may not hold."""
     files = list(_files(staging))
     if not files:
         raise SnapshotError("nothing was written, so there is nothing to publish")
     for name in files:
-        if Path(name).suffix not in SUFFIXES or name == MANIFEST:
+        if Path(name).suffix not in allowed or name == MANIFEST:
             raise SnapshotError(
-                f"{name!r} may not be in a snapshot; allowed: {', '.join(sorted(SUFFIXES))}",
+                f"{name!r} may not be in a snapshot; allowed: {', '.join(sorted(allowed))}",
                 where=name,
                 cause="pickled weights and Python files can run code when they are loaded",
                 remedy="save weights with safetensors, and only what loading needs",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.learner.losses.ppo import SHARED
+from align.learner.model.folder import stored_dtype
 from align.learner.teacher import MODEL
 from align.policy_config import LoraConfig, PolicyConfig
 
@@ -77,9 +78,10 @@ def num_trained(model: Path, policy: PolicyConfig) -> int:
 
 
 def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
-    """One snapshot on disk; weights are written in float32."""
-    whole = policy.snapshot_kind == "model"
-    return FLOAT32 * (num_parameters(model) if whole else num_trained(model, policy))
+    """Count the bytes of one snapshot on disk; an adapter is written in float32."""
+    if policy.snapshot_kind == "adapter":
+        return FLOAT32 * num_trained(model, policy)
+    return BYTES[stored_dtype(model, policy)] * num_parameters(model)
 
 
 def checkpoint_bytes(model: Path, policy: PolicyConfig) -> int:

@@ -79,7 +79,7 @@ class Starter:
         self.engines: list[HFEngine] = []
 
     def __call__(self, config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
-        engine = HFEngine(model)
+        engine = HFEngine(model, trust_remote_code=config.policy.trust_remote_code)
         for name, value in self.lies.items():
             setattr(engine, name, value)
         self.engines.append(engine)

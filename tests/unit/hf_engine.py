@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.learner.model.loading import convert_weights
 from rollouts.engine import (
     SampleRequest,
     SampleResult,
@@ -33,12 +34,15 @@ class HFEngine:
         versions: of every sync, in order.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        self._model: Any = model.eval()
         self._eos = int(self._model.config.eos_token_id)
         self.deaf_from: int | None = None
         self.sample_lie = self.score_lie = 0.0
@@ -81,9 +85,9 @@ class HFEngine:
         """Load full weights and take their version."""
         assert update.tensors is not None, "this engine takes full weights"
         if self.deaf_from is None or len(self.versions) < self.deaf_from:
-            missing, unexpected = self._model.load_state_dict(update.tensors, strict=False)
-            assert not unexpected
-            assert set(missing) <= set(self._model.all_tied_weights_keys)
+            # As vLLM does, it takes the names and shapes of a model's files, and all of them.
+            state = convert_weights(self._model, update.tensors.items(), update.version)
+            self._model.load_state_dict(state)
         self.versions.append(update.version)
         return SyncReport(version=update.version, seconds=0.0, num_engines=1)
 

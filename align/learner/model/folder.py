@@ -102,6 +102,19 @@ def load_shell(folder: Path, policy: PolicyConfig) -> Shell:
     )
 
 
+def stored_dtype(base: Path, policy: PolicyConfig) -> Literal["float32", "bfloat16"]:
+    """Choose the precision of whole-model snapshots; ``auto`` follows the files of the base."""
+    if policy.snapshot_dtype != "auto":
+        return policy.snapshot_dtype
+    from safetensors import safe_open
+
+    kinds: set[str] = set()
+    for file in weight_files(base):
+        with safe_open(file, "np") as opened:
+            kinds |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return "bfloat16" if "BF16" in kinds and "F32" not in kinds else "float32"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """List the files that hold the weights; some may be absent. Empty where there are none."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():

@@ -7,6 +7,7 @@ in memory and one by one on disk, GPT-NeoX's output layer has another name. The 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,29 @@ def load_model(
     speed_up(model.eval())
     use_packing(model)
     return model
+
+
+def write_model(
+    model: Any, folder: Path, state: Mapping[str, Tensor] | None, dtype: torch.dtype
+) -> None:
+    """Write a model's weights in ``dtype`` and its configs.
+
+    Args:
+        state: the weights, by the names of the plain model in memory; None: the model's own.
+    """
+    if dtype == torch.float32:
+        model.save_pretrained(folder, state_dict=state)
+        return
+    held = dict(model.named_parameters()) if state is None else state
+    rounded = {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in held.items()
+    }
+    model.save_pretrained(folder, state_dict=rounded)
+    # It wrote the precision in memory, and engines and others read the files by this entry.
+    file = folder / "config.json"
+    content = json.loads(file.read_text("utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,124 @@
+"""A campaign's base: taken into the store once, and compared with its folder whenever the store is opened.
+
+The base's manifest holds the hash of every file. Where the folder's tensors are written anew on the way, as
+engines would stumble over tensors that the model has no place for, its provenance holds the hashes of the
+files that they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import copyfile
+
+from align.errors import StoreError
+from align.learner.model.folder import (
+    CODE,
+    load_shell,
+    model_files,
+)
+from align.memory.durable import digest_of
+from align.memory.manifest import Manifest, Provenance
+from align.memory.snapshots import Snapshot, SnapshotStore
+from align.policy_config import PolicyConfig
+
+SOURCE = "source"
+"""Key of the provenance's extra values: sha256 of the files that a base was made of, by name."""
+READ = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+READ_PREFIXES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "chat_template",
+    "tekken",
+    "spiece",
+    "sentencepiece",
+)
+"""Names of files, besides weights and code, that decide what a model computes and how text is read."""
+SHOWN = 5
+"""Files listed in a message."""
+
+
+def take_base(
+    source: Path, policy: PolicyConfig, store: SnapshotStore, config_hash: str
+) -> Snapshot:
+    """Publish a model folder as the first snapshot; from here on it is named by its content.
+
+    Files are copied as they are. Weights that hold tensors beyond the model's are written anew without
+    them.
+    """
+    extra: dict[str, Mapping[str, str]] = {}
+    files = model_files(source, code=policy.trust_remote_code)
+    if load_shell(source, policy).unexpected:
+        extra = {SOURCE: {file.name: digest_of(file)[1] for file in files}}
+
+    def write(folder: Path) -> None:
+        if extra:
+            _write_anew(source, policy, folder)
+        for file in files:
+            if not (extra and (file.suffix == ".safetensors" or file.name in READ[:1])):
+                copyfile(file, folder / file.name)
+
+    origin = Provenance(
+        kind="model", base=Path(policy.model).name, config_hash=config_hash, extra=extra
+    )
+    return store.publish(write, origin, code=policy.trust_remote_code)
+
+
+def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: Path) -> None:
+    """Refuse to go on where the folder is not what the campaign began with.
+
+    Raises:
+        StoreError: names the files that differ.
+    """
+    changes = changed_files(source, base, code=policy.trust_remote_code)
+    if not changes:
+        return
+    more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    raise StoreError(
+        f"the model folder {str(source)!r} is not what the campaign began with: "
+        f"{', '.join(changes[:SHOWN])}{more}",
+        where="policy.model",
+        cause="it was trained, downloaded or edited again, and verdicts rest on the model as it was",
+        remedy=f"restore the files (the store {str(store)!r} has them as the base's snapshot), set "
+        "policy.revision for a model of the hub, or set store to another folder for a campaign from the "
+        "new model",
+    )
+
+
+def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:
+    """List what differs between a folder and the base that was made of it, as ``NAME has changed``."""
+    known: Mapping[str, str] = base.provenance.extra.get(SOURCE) or {
+        entry.path: entry.sha256 for entry in base.files
+    }
+    present = {file.name: file for file in model_files(source, code=code) if _is_read(file)}
+    changes = [
+        f"{name} {'has changed' if (source / name).is_file() else 'is gone'}"
+        for name in sorted(known)
+        if _is_read(Path(name)) and not _has(source / name, known[name])
+    ]
+    return changes + [f"{name} is new" for name in sorted(present.keys() - known.keys())]
+
+
+def _write_anew(source: Path, policy: PolicyConfig, folder: Path) -> None:
+    """Write the model's own tensors, in the precision they have."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=policy.trust_remote_code,
+        use_safetensors=True,
+    )
+    model.save_pretrained(folder)
+
+
+def _is_read(file: Path) -> bool:
+    weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
+    plain = file.name in READ or file.name.startswith(READ_PREFIXES)
+    return weights or plain or file.suffix == CODE
+
+
+def _has(file: Path, sha256: str) -> bool:
+    return file.is_file() and digest_of(file)[1] == sha256
