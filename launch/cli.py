@@ -138,15 +138,20 @@ def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
     """Check a campaign and everything it reads; starts nothing and writes nothing."""
     file = load(campaign, overrides)
     from align.inputs import load_inputs
+    from align.learner.model.source import check_begun
+    from align.learner.model.targets import adaptation_of
     from align.plan.machine import machine_lines
 
     inputs = load_inputs(file.config)
+    check_begun(file.config, file.config.policy, inputs.model)
     typer.echo(
         f"{campaign}: {len(file.config.rounds)} rounds, {len(inputs.suites)} suites, "
         f"{sum(len(p) for p in inputs.prompts.values())} prompts: valid"
     )
     for name, report in inputs.reports.items():
         typer.echo(f"  round {name}: {report}")
+    if (adapted := adaptation_of(inputs.model, file.config.policy)) is not None:
+        typer.echo(f"  {adapted}")
     for line in machine_lines(file.config, inputs.model, inputs.context):
         typer.echo(f"  {line}")
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from align.config import CampaignConfig
+from align.learner.model.targets import served_targets
 from align.parts import Observer, StartEngine
 from align.plan.sizes import synced_bytes
 from launch.cluster import connect
@@ -92,7 +93,7 @@ def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig
         kv_cache_mb=engines.kv_cache_mb,
         gpu_memory_utilization=engines.gpu_memory_utilization,
         lora_rank=adapter.rank if adapter else None,
-        lora_targets=adapter.targets if adapter else LINEAR_LAYERS,
+        lora_targets=served_targets(model, policy) if adapter else LINEAR_LAYERS,
         trust_remote_code=policy.trust_remote_code,
         seed=config.seed,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from align.config import LoraConfig
+from align.learner.model.targets import has_transposed_layers, target_names
 
 TRAINED = "policy"
 """Name of the adapter that learns."""
@@ -28,7 +29,8 @@ def with_adapter(model: Any, config: LoraConfig) -> Any:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=list(config.targets),
+        target_modules=list(target_names(model, config)),
+        fan_in_fan_out=has_transposed_layers(model),
         use_rslora=config.rslora,
         use_dora=config.dora,
         task_type="CAUSAL_LM",

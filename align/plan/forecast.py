@@ -17,6 +17,8 @@ from align.config import CampaignConfig, RoundConfig
 from align.evidence import view_of_due
 from align.gate.suites import Suite
 from align.inputs import Inputs
+from align.learner.model.source import check_begun
+from align.learner.model.targets import adaptation_of
 from align.memory.ledger import RoundRecord
 from align.memory.settled import settled_lines
 from align.plan.fit import check_kv_cache, fit_lines
@@ -93,7 +95,7 @@ class Forecast:
     waits: tuple[str, ...]
     """Schedules that are not due, and why."""
     machine: tuple[str, ...]
-    """What ``auto`` settings mean here, and what is slow on this machine."""
+    """What an adapter changes, what ``auto`` settings mean here, and what is slow on this machine."""
     reports: Mapping[str, str]
     """What became of the files of rounds that learn from one: rows read, cut and left out."""
     engine: int
@@ -117,6 +119,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         unclaimed = {due.round for due in found.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
     inputs = load_checked(view, claims)
+    check_begun(config, config.policy, inputs.model)
     try:
         if runs_here(None):
             check_kv_cache(inputs.model, inputs.context, chosen)
@@ -138,6 +141,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
         machine=(
+            *_adapted(inputs.model, config),
             *settled_lines(config, chosen),
             *fit_lines(inputs.model, inputs.context, chosen),
         ),
@@ -146,6 +150,12 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         available=available_memory(),
         disk=disk,
     )
+
+
+def _adapted(model: Path, config: CampaignConfig) -> list[str]:
+    """Say what an adapter changes of the model; nothing where all weights are trained."""
+    found = adaptation_of(model, config.policy)
+    return [] if found is None else [str(found)]
 
 
 def _rounds(

@@ -10,13 +10,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.learner.losses.ppo import SHARED
-from align.learner.model.folder import stored_dtype
+from align.learner.model.folder import stored_dtype, weight_files
+from align.learner.model.targets import Adaptation, adaptation_of
 from align.learner.teacher import MODEL
-from align.policy_config import LoraConfig, PolicyConfig
+from align.policy_config import PolicyConfig
 
 FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -72,9 +74,8 @@ def num_parameters(folder: Path) -> int:
 
 def num_trained(model: Path, policy: PolicyConfig) -> int:
     """Parameters that learn: all of them, or those of the adapter."""
-    if policy.lora is None:
-        return num_parameters(model)
-    return sum(_adapter_parameters(policy.lora, name, shape) for name, shape in _shapes(model))
+    adapted = _adaptation(model, policy)
+    return num_parameters(model) if adapted is None else adapted.trained
 
 
 def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
@@ -144,14 +145,18 @@ def _critic(whole: int, spec: RoundConfig) -> int:
     return own * TRAINED
 
 
-def _adapter_parameters(lora: LoraConfig, name: str, shape: tuple[int, ...]) -> int:
-    """Of the pair of matrices beside one weight of shape (out, in)."""
-    module = name.removesuffix(".weight").rpartition(".")[2]
-    return lora.rank * sum(shape) if len(shape) == 2 and module in lora.targets else 0
+def _adaptation(model: Path, policy: PolicyConfig) -> Adaptation | None:
+    """Ask once for every model and adapter: the model is built, without weights, to be looked at."""
+    return _adaptation_of(model, policy.model_dump_json())
+
+
+@lru_cache(maxsize=32)
+def _adaptation_of(model: Path, policy: str) -> Adaptation | None:
+    return adaptation_of(model, PolicyConfig.model_validate_json(policy))
 
 
 def _shapes(model: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in model.glob("*.safetensors"):
+    for file in weight_files(model):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header: Mapping[str, Mapping[str, list[int]]] = json.loads(stream.read(size))

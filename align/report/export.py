@@ -65,7 +65,8 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
     try:
         staged.mkdir(parents=True)
         if merge:
-            _write_merged(snapshot, store.open(evidence.base), staged)
+            trusted = evidence.config.policy.trust_remote_code
+            _write_merged(snapshot, store.open(evidence.base), staged, trusted=trusted)
         else:
             _write_copy(snapshot, base_name(evidence), staged)
         (staged / CARD).write_text(card, encoding="utf-8", errors="replace")
@@ -142,15 +143,16 @@ def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path) -> None:
+def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: bool) -> None:
     """Base plus update as full weights, in the base's own precision, and the adapter's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype="auto", trust_remote_code=trusted)
     merged = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload(safe_merge=True)
     merged.save_pretrained(staged)
-    AutoTokenizer.from_pretrained(adapter.path).save_pretrained(staged)
+    tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trusted)
+    tokenizer.save_pretrained(staged)
 
 
 def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:

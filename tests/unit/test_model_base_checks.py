@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.config import PolicyConfig
+from align.config import CampaignConfig, PolicyConfig
+from align.inputs import context_of
 from align.learner.model.checks import check_base
 from rollouts.errors import UserError
+from tests.unit.campaigns import raw_campaign
 from tests.unit.model_kinds import save_folder
 
 Change = Callable[[Path], object]
@@ -243,6 +245,16 @@ def test_heads_that_are_too_small_for_a_cpu(
     with pytest.raises(UserError, match="attention head size 16 cannot be sampled on a CPU"):
         check(folder)
     check(folder, "cuda")
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("gpt2", 64), ("llama", 64), ("gemma3_text", 64)])
+def test_contexts_are_read_by_their_name(tmp_path: Path, kind: str, longest: int) -> None:
+    folder = save_folder(tmp_path / "model", kind)
+    raw = raw_campaign(tmp_path, policy={"model": str(folder)})
+    assert context_of(folder, CampaignConfig.model_validate(raw)) == longest
+    raw["rollouts"] = {"max_model_len": longest + 1}
+    with pytest.raises(UserError, match=f"read {longest + 1} tokens, and the model was made for"):
+        context_of(folder, CampaignConfig.model_validate(raw))
 
 
 def test_logits_that_change_after_the_head(tmp_path: Path) -> None:

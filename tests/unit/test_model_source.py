@@ -19,6 +19,7 @@ from align.errors import RunError, StoreError
 from align.inputs import load_inputs
 from align.learner.model.source import changed_files, take_base
 from align.memory.snapshots import Snapshot, SnapshotStore
+from align.plan.forecast import forecast
 from align.stores import known_ledger
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
@@ -82,6 +83,8 @@ def test_a_folder_that_changed_is_named(begun: CampaignConfig, name: str) -> Non
     change(folder)
     with pytest.raises(StoreError, match=message) as error:
         run_campaign(begun, start_engine=Starter(), observer=Watcher())
+    with pytest.raises(StoreError, match=message):
+        forecast(begun)
     assert "set store to another folder" in str(error.value)
     for file in folder.iterdir():
         file.unlink()

@@ -21,7 +21,8 @@ from align.learner.model.files import (
 )
 from align.learner.model.folder import ModelFolder
 from align.learner.model.rehearsal import can_be_written
-from align.learner.model.served import fits_cpu_kernels, is_served
+from align.learner.model.served import fits_cpu_kernels, is_served, takes_adapters
+from align.learner.model.targets import adaptation
 from align.learner.model.tensors import (
     is_tied_as_it_says,
     numbers_are_finite,
@@ -37,6 +38,12 @@ Check = Callable[[ModelFolder], None]
 def has_the_usual_files(folder: ModelFolder) -> None:
     """Refuse a folder without a config, safetensors weights or a tokenizer."""
     check_model_folder(folder.path, "cuda")
+
+
+def has_the_layers(folder: ModelFolder) -> None:
+    """Refuse an adapter on layers that the model does not have."""
+    if folder.policy.lora is not None:
+        adaptation(folder.shell.model, folder.policy.lora)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -56,6 +63,8 @@ CHECKS: tuple[Check, ...] = (
     numbers_are_finite,
     tokens_have_rows,
     can_be_written,
+    has_the_layers,
+    takes_adapters,
 )
 """Later ones may rely on what earlier ones made sure of."""
 

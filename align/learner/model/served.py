@@ -1,12 +1,13 @@
 """Checks of whether vLLM can serve a model, from what vLLM says of itself, without starting it.
 
 Importing vllm takes seconds and changes the process, so its registry is read as text: the keys of the
-tables of architectures in ``registry.py``.
+tables of architectures in ``registry.py``, and what the classes named there inherit.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from rollouts.model_config import sizes_of
 from rollouts.model_folder import CPU_HEAD_DIMS
 
 TABLES = ("_TEXT_GENERATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
-REGISTRY = "model_executor/models/registry.py"
+MODELS = "model_executor/models"
 ALIGNMENT = 32
 """Divisor of an expert's sizes that vLLM's CPU kernel asks for in the hidden size."""
 
@@ -74,19 +75,65 @@ def fits_cpu_kernels(folder: ModelFolder) -> None:
         )
 
 
+def takes_adapters(folder: ModelFolder) -> None:
+    """Refuse engines that serve adapters of an architecture for which vLLM has none."""
+    lora = folder.policy.lora
+    if lora is None or lora.serve != "adapter":
+        return
+    named = folder.raw.get("architectures") or [model_class(folder.path, folder.policy).__name__]
+    place = served_architectures().get(named[0])
+    if place is None or _supports_adapters(*place):
+        return
+    raise UserError(
+        f"vLLM serves no adapters of {named[0]}",
+        where="policy.lora.serve",
+        remedy="set serve: merged: engines get the base with the update added",
+    )
+
+
 @cache
-def served_architectures() -> frozenset[str]:
-    """Names of the text decoders that vLLM has; empty where vLLM is not installed or says it otherwise."""
-    spec = find_spec("vllm")
-    places = spec.submodule_search_locations if spec is not None else None
-    file = Path(places[0]) / REGISTRY if places else Path()
-    if not file.is_file():
-        return frozenset()
-    names: set[str] = set()
-    for node in ast.parse(file.read_text("utf-8")).body:
+def served_architectures() -> Mapping[str, tuple[str, str]]:
+    """Read module and class of every text decoder that vLLM has, by architecture.
+
+    Empty where vLLM is not installed or says it otherwise.
+    """
+    tables: dict[str, tuple[str, str]] = {}
+    for node in _syntax("registry"):
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id in TABLES:
             assert isinstance(node, ast.Assign)
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-            names |= {str(key.value) for key in keys if isinstance(key, ast.Constant)}
-    return frozenset(names)
+            tables |= ast.literal_eval(node.value)
+    return tables
+
+
+@cache
+def _supports_adapters(module: str, kind: str) -> bool:
+    """Tell whether a class of vLLM's, or one that it inherits from, says that it takes adapters."""
+    if not module.isidentifier() or module == "transformers":
+        return (
+            True  # vLLM's face of transformers' models does; what lies elsewhere is not looked at.
+        )
+    body = _syntax(module)
+    origins = {
+        alias.asname or alias.name: (node.module.rpartition(".")[2], alias.name)
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module
+        if node.level == 1 or node.module.startswith("vllm.model_executor.models.")
+        for alias in node.names
+    }
+    found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == kind), None)
+    bases = [base.id for base in found.bases if isinstance(base, ast.Name)] if found else []
+    if "SupportsLoRA" in bases:
+        return True
+    local = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    above = [(module, base) for base in bases if base in local]
+    above += [origins[base] for base in bases if base in origins and base not in local]
+    return any(_supports_adapters(*place) for place in above if place[0] != "interfaces")
+
+
+def _syntax(module: str) -> list[ast.stmt]:
+    """Parse one of vLLM's modules of models; nothing where there is none."""
+    spec = find_spec("vllm")
+    places = spec.submodule_search_locations if spec is not None else None
+    file = Path(places[0]) / MODELS / f"{module}.py" if places else Path()
+    return ast.parse(file.read_text("utf-8")).body if file.is_file() else []
