@@ -163,9 +163,10 @@ def context_of(model: Path, config: CampaignConfig) -> int:
     Raises:
         UserError: the configured one is longer than the model's.
     """
-    own = sizes_of(model, trust_remote_code=config.policy.trust_remote_code).context
+    sizes = sizes_of(model, trust_remote_code=config.policy.trust_remote_code)
+    own = sizes.context
     chosen = config.rollouts.max_model_len
-    if chosen is not None and own is not None and chosen > own:
+    if chosen is not None and own is not None and chosen > own and not sizes.stretched:
         raise UserError(
             f"engines are to read {chosen} tokens, and the model was made for {own}",
             where="rollouts.max_model_len",

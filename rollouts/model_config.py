@@ -23,6 +23,8 @@ class ModelSizes:
     """Rows of the embedding."""
     head_dim: int | None
     """Numbers per attention head."""
+    stretched: bool
+    """Rotary positions are scaled, so that the model may read further than ``context`` says."""
 
 
 def sizes_of(folder: Path, *, trust_remote_code: bool = False) -> ModelSizes:
@@ -41,6 +43,7 @@ def sizes_of(folder: Path, *, trust_remote_code: bool = False) -> ModelSizes:
         context=_number(text, "max_position_embeddings"),
         vocabulary=_number(text, "vocab_size"),
         head_dim=head_dim,
+        stretched=_is_stretched(text),
     )
 
 
@@ -63,6 +66,13 @@ def text_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def setting(config: Any, name: str) -> Any:
     """Read one value of a `text_config`; None where there is none."""
     return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+
+
+def _is_stretched(config: Any) -> bool:
+    scaling = setting(config, "rope_parameters") or setting(config, "rope_scaling")
+    if not isinstance(scaling, dict):
+        return False
+    return scaling.get("rope_type", scaling.get("type", "default")) != "default"
 
 
 def _number(config: Any, name: str) -> int | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from align.learner.model.checks import check_companion_folder
 from rollouts.errors import UserError
-from rollouts.model_folder import check_model_folder
 
 
 def check_companion(policy_folder: Path, folder: Path, *, what: str, where: str) -> None:
     """Raise `UserError` unless a folder holds a whole model that has the policy's tokens.
 
-    Reads configs and tokenizers, no weights.
+    Its weights are checked as a base's are, for as far as it is not sampled from.
 
     Args:
         what: the model's part, such as ``teacher``.
@@ -24,8 +24,15 @@ def check_companion(policy_folder: Path, folder: Path, *, what: str, where: str)
             where=where,
             remedy=f"give the folder of the {what} as written by save_pretrained",
         )
-    # It is not sampled from: engines' limits on a CPU are not its own.
-    check_model_folder(folder, "cuda")
+    try:
+        check_companion_folder(folder)
+    except UserError as error:
+        raise UserError(
+            f"the {what} in {str(folder)!r}: {error.what}",
+            where=where,
+            cause=error.cause,
+            remedy=error.remedy,
+        ) from error
     own, other = tokens_of(policy_folder, where), tokens_of(folder, where)
     if differing := sorted(own.items() ^ other.items()):
         token, number = differing[0]

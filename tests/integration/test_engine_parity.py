@@ -29,6 +29,7 @@ from rollouts.engine import SampleRequest
 from rollouts.pool import EnginePool
 from rollouts.types import Sampling
 from rollouts.vllm_engine import VLLMConfig
+from tests.unit.model_kinds import save_kind
 from tests.unit.tiny import save_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -38,12 +39,20 @@ RANK = 4
 ENGINES: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {},
+    "experts": {},
+    "neox": {},
     "adapters": {"lora_rank": RANK},
 }
-"""Engines by name: a model each, or adapters over the tied one."""
+"""Engines by name: a model each, or adapters over the tied one.
+
+Experts lie stacked in the learner and packed in the engine; vLLM serves GPT-NeoX through transformers.
+"""
 CASES: dict[str, tuple[str, LoraConfig | None]] = {
     "tied": ("tied", None),
     "untied": ("untied", None),
+    "experts": ("experts", None),
+    "experts_lora_merged": ("experts", LoraConfig(rank=RANK, serve="merged")),
+    "neox": ("neox", None),
     "lora": ("adapters", LoraConfig(rank=RANK)),
     "rslora": ("adapters", LoraConfig(rank=RANK, rslora=True)),
     "lora_merged": ("tied", LoraConfig(rank=RANK, serve="merged")),
@@ -57,6 +66,8 @@ CASES: dict[str, tuple[str, LoraConfig | None]] = {
 def models(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     folders = {name: save_model(root / name, tied=name == "tied") for name in ("tied", "untied")}
+    folders["experts"] = save_kind(root / "experts", "qwen3_moe", vocab_size=64)
+    folders["neox"] = save_kind(root / "neox", "gpt_neox", vocab_size=64)
     for folder in folders.values():
         for file in tiny_llama.glob("tokenizer*.json"):
             copyfile(file, folder / file.name)

@@ -155,6 +155,25 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "link out": (link_out, "link leads out of the model folder"),
     "link to nothing": (link_nowhere, "link leads nowhere"),
+    "index leads out": (
+        lambda f: [
+            lose_index(f),
+            (f / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {NORM: "../model.safetensors"}})
+            ),
+        ],
+        "names a file outside the folder",
+    ),
+    "tokenizer is no JSON": (
+        lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON",
+    ),
+    "generation config is no JSON": (
+        lambda f: (f / "generation_config.json").write_text("{,"), "generation_config.json is not JSON",
+    ),
+    "float8": (
+        tensors(lambda held: held.update({NORM: held[NORM].to(torch.float8_e4m3fn)})),
+        "stored in float8_e4m3fn",
+    ),
     "NaN": (spoil(NORM, float("nan")), "'model.norm.weight' holds numbers that are not finite"),
     "infinity": (spoil(EMBEDDING, float("-inf")), "not finite"),
     "missing tensor": (tensors(lambda held: held.pop(NORM)), "lack 1 parameter.*model.norm.weight"),

@@ -167,6 +167,15 @@ def test_tensors_and_files_beyond_the_model_stay_behind(tmp_path: Path) -> None:
     assert changed_files(source, base.manifest, code=False) == ["model.safetensors has changed"]
 
 
+def test_a_snapshot_of_another_store_is_a_model_folder(tmp_path: Path) -> None:
+    first = take(tmp_path, save_folder(tmp_path / "model"))
+    second = take(tmp_path / "other", first.path)
+    assert {e.path: e.sha256 for e in second.manifest.files} == {
+        e.path: e.sha256 for e in first.manifest.files
+    }
+    assert changed_files(first.path, second.manifest, code=False) == []
+
+
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 

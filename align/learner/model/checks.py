@@ -15,6 +15,7 @@ from align.learner.model.architecture import (
 )
 from align.learner.model.files import (
     code_is_wanted,
+    configs_are_json,
     is_its_own,
     is_model_folder,
     weights_are_whole,
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     has_the_usual_files,
     is_its_own,
     weights_are_whole,
+    configs_are_json,
     is_plain_precision,
     code_is_wanted,
     is_known,
@@ -69,21 +71,41 @@ CHECKS: tuple[Check, ...] = (
 """Later ones may rely on what earlier ones made sure of."""
 
 
+BESIDE: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    weights_are_whole,
+    configs_are_json,
+    is_plain_precision,
+    numbers_are_finite,
+)
+"""Checks of a model that is only computed with: a teacher, a critic."""
+
+
+def check_companion_folder(path: Path) -> None:
+    """Check a folder that a teacher or critic is loaded from; see `check_base`."""
+    _checked(path, PolicyConfig(model=str(path)).model_dump_json(), "cuda", _stamp(path), BESIDE)
+
+
 def check_base(path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"]) -> None:
     """Check a folder that a campaign is to begin from; once per process and state of its files.
 
     Raises:
         UserError: the first thing that is wrong with it.
     """
-    _checked(path, policy.model_dump_json(), device, _stamp(path))
+    _checked(path, policy.model_dump_json(), device, _stamp(path), CHECKS)
 
 
 @lru_cache(maxsize=32)
 def _checked(
-    path: Path, policy: str, device: Literal["cpu", "cuda"], stamp: tuple[object, ...]
+    path: Path,
+    policy: str,
+    device: Literal["cpu", "cuda"],
+    stamp: tuple[object, ...],
+    checks: tuple[Check, ...],
 ) -> None:
     folder = ModelFolder(path=path, policy=PolicyConfig.model_validate_json(policy), device=device)
-    for check in CHECKS:
+    for check in checks:
         check(folder)
 
 

@@ -78,6 +78,22 @@ def weights_are_whole(folder: ModelFolder) -> None:
         _names_in(file)
 
 
+def configs_are_json(folder: ModelFolder) -> None:
+    """Refuse JSON files that are none: transformers passes over some of them in silence."""
+    for file in model_files(folder.path, code=False):
+        if file.suffix != ".json":
+            continue
+        try:
+            json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise _refused(
+                file,
+                f"{file.name} is not JSON: {error}",
+                "download or save it again",
+                cause="it was cut short, or edited by hand",
+            ) from error
+
+
 def _in_hub_cache(home: Path) -> bool:
     """Tell ``.../models--ORG--NAME/snapshots/COMMIT``."""
     return home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
@@ -100,6 +116,13 @@ def _check_index(index: Path) -> None:
         raise _refused(
             index, f"the index of the weights cannot be read: {error!r}", "save the model again"
         ) from error
+    outside = sorted({file for file in places.values() if Path(file).name != file})
+    if outside:
+        raise _refused(
+            index,
+            f"the index names a file outside the folder: {outside[0]}",
+            "put all shards into the folder itself",
+        )
     absent = sorted({file for file in places.values() if not (index.parent / file).is_file()})
     if absent:
         raise _refused(

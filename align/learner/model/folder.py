@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.learner.model.mapping import attention_of
+from align.memory.manifest import MANIFEST
 from align.policy_config import PolicyConfig
 
 WEIGHTS = "model.safetensors"
@@ -133,6 +134,8 @@ def model_files(folder: Path, *, code: bool) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix in kept
         and file.is_file()
+        # A snapshot of another store is a model folder, too, and says of itself where it comes from.
+        and file.name != MANIFEST
         and (sharded or not file.name.endswith("safetensors.index.json"))
     ]
     return sorted([*weights, *plain])

@@ -14,6 +14,8 @@ from rollouts.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+HALF = 2
+"""Bytes of the narrowest numbers that can be trained."""
 SHOWN = 3
 """Names listed in a message."""
 
@@ -85,6 +87,13 @@ def numbers_are_finite(folder: ModelFolder) -> None:
                 tensor: Tensor = opened.get_tensor(name)
                 if not tensor.is_floating_point() or not tensor.numel():
                     continue
+                if tensor.element_size() < HALF:
+                    raise UserError(
+                        f"the tensor {name!r} is stored in {str(tensor.dtype).removeprefix('torch.')}",
+                        where=str(file),
+                        cause="quantised weights cannot be trained, nor updated in an engine",
+                        remedy="give the folder of the original model in bfloat16, float16 or float32",
+                    )
                 low, high = (float(bound) for bound in torch.aminmax(tensor))
                 if not (isfinite(low) and isfinite(high)):
                     raise UserError(
