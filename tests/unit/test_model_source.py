@@ -167,6 +167,16 @@ def test_tensors_and_files_beyond_the_model_stay_behind(tmp_path: Path) -> None:
     assert changed_files(source, base.manifest, code=False) == ["model.safetensors has changed"]
 
 
+def test_an_index_that_nothing_reads_stays_behind(tmp_path: Path) -> None:
+    """transformers reads the one file; an engine that went by the index would look for shards."""
+    source = save_folder(tmp_path / "model")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    base = take(tmp_path, source)
+    assert not list(base.path.glob("*.index.json"))
+    assert changed_files(source, base.manifest, code=False) == []
+
+
 def test_a_snapshot_of_another_store_is_a_model_folder(tmp_path: Path) -> None:
     first = take(tmp_path, save_folder(tmp_path / "model"))
     second = take(tmp_path / "other", first.path)
