@@ -23,8 +23,8 @@ class LoraConfig(Settings):
     """Dropout on the adapter's input, for rounds that learn from files and replay nothing: engines drop
     nothing, so in rounds that sample the learner's logprobs would not be theirs."""
     targets: tuple[str, ...] = LINEAR_LAYERS
-    """Linear layers that get an adapter, by the last part of their names. The default stands for all of them
-    where a model has others, such as ``c_attn``. Never lm_head: engines drop its update silently."""
+    """Linear layers that get an adapter, by the last part of their names. The default stands for all there
+    are where a model has others, such as ``c_attn``. Never lm_head: engines drop its update silently."""
     rslora: bool = False
     """Multiply by alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones: rsLoRA, arXiv
     2312.03732."""
