@@ -80,7 +80,8 @@ def engines(ray_cluster: None, models: dict[str, Path]) -> Iterator[dict[str, En
         name: EnginePool(
             VLLMConfig(
                 model=str(models[name]), max_num_seqs=32, kv_cache_mb=64, device="cpu", **options
-            )
+            ),
+            bundle={"CPU": 0.5},
         )
         for name, options in ENGINES.items()
     }
