@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 
 from align.config import CampaignConfig, filled
 from align.learner.losses import ALGORITHMS, Algorithm, spelt_out
+from align.settings import Places
+from align.store_config import SQLITE
 from rollouts.errors import UserError, nearest
 
 MAX_BYTES = 1 << 20
@@ -66,6 +68,8 @@ class CampaignFile:
     raw: dict[str, Any]
     overridden: tuple[str, ...]
     """Keys that an override set, with positions in place of the names of rounds and suites."""
+    notes: tuple[str, ...] = ()
+    """What the user should know although the campaign is valid."""
 
 
 def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
@@ -79,11 +83,12 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     """
     raw = _read(path)
     overridden = tuple(_apply(raw, override) for override in overrides)
+    places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
     try:
-        config = CampaignConfig.model_validate(raw)
+        config = CampaignConfig.model_validate(raw, context=places)
     except ValidationError as error:
         raise UserError(_describe(error, raw), where=str(path)) from None
-    return CampaignFile(config=config, raw=raw, overridden=overridden)
+    return CampaignFile(config=config, raw=raw, overridden=overridden, notes=tuple(places.notes))
 
 
 def parse_value(text: str) -> Any:
@@ -147,6 +152,28 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     steps.append(_position(place, last, key))
     place[steps[-1]] = value
     return ".".join(map(str, steps))
+
+
+def _override_texts(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield every text in the values of overrides, and the files that name functions or ledgers in them."""
+    for override in overrides:
+        for text in _texts_in(parse_value(override.partition("=")[2])):
+            yield text
+            yield text.removeprefix(SQLITE)
+            yield text.rpartition(":")[0]
+            yield text.partition(":")[2]
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for below in value.values():
+                yield from _texts_in(below)
+        case list():
+            for below in value:
+                yield from _texts_in(below)
 
 
 def _position(place: Any, step: str, key: str) -> Any:

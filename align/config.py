@@ -11,7 +11,14 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
 
 from align.examples.config import ExamplesConfig
 from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
@@ -36,7 +43,7 @@ from align.round_rules import (
     check_used,
 )
 from align.schedule.config import RememberConfig, ScheduleSettings, check_schedules
-from align.settings import Name, Settings
+from align.settings import Name, Places, Settings
 from align.store_config import StoreSettings
 
 __all__ = [
@@ -101,10 +108,14 @@ class ReplayConfig(Settings):
         return self
 
 
+def _algorithm(value: Any, info: ValidationInfo) -> Any:
+    return algorithm_from(value, info.context)
+
+
 class RoundSettings(Settings):
     """What ``defaults`` may set for all rounds and each round for itself."""
 
-    algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithm_from)] = GRPO()
+    algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(_algorithm)] = GRPO()
     sampling: SamplingConfig = SamplingConfig()
     importance: ImportanceConfig = ImportanceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -221,6 +232,19 @@ class CampaignConfig(StoreSettings):
     @classmethod
     def _fill_rounds(cls, data: Any) -> Any:
         return filled(data)
+
+    _places: Places | None = PrivateAttr(default=None)
+
+    @property
+    def places(self) -> Places | None:
+        """Folders that relative paths start from; None where the campaign comes from no file."""
+        return self._places
+
+    @model_validator(mode="after")
+    def _keep_places(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, Places):
+            self._places = info.context
+        return self
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:

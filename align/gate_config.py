@@ -10,7 +10,7 @@ from align.demands_config import SuiteDemands
 from align.harness_config import HarnessConfig
 from align.prompts_config import Prompts
 from align.reward_config import Reward
-from align.settings import Name, Settings
+from align.settings import InputPath, Name, Settings
 
 Spending = Literal["campaign", "window", "forever"]
 """Which decisions share alpha: see `align.gate.alpha`."""
@@ -62,7 +62,7 @@ class SuiteConfig(SuiteDemands):
     prompts: Prompts | None = None
     metric: Reward | None = None
     """Scores each completion; any reward can be one."""
-    text: str | None = None
+    text: InputPath | None = None
     """A text file: the score is the mean logprob per token of its windows, in nats."""
     window: Annotated[int, Field(ge=8)] = 256
     """Tokens per item of a text suite."""

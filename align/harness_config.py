@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from align.settings import Settings
+from align.settings import InputPath, Settings
 
 
 class HarnessConfig(Settings):
@@ -14,10 +14,10 @@ class HarnessConfig(Settings):
 
     task: Annotated[str, Field(min_length=1)]
     """Name of one task, as ``task:`` in its YAML file."""
-    include_path: Annotated[str, Field(min_length=1)] | None = None
+    include_path: Annotated[InputPath, Field(min_length=1)] | None = None
     """Folder with the task files; those below it are found too, and nothing is looked up elsewhere. None:
     the tasks that come with Keel."""
-    data_files: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    data_files: dict[str, InputPath | tuple[InputPath, ...]] = Field(default_factory=dict)
     """Local files by split, in place of the data set that the task names: ``{test: gsm8k.jsonl}``."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Worked examples before every item; None: as the task says."""

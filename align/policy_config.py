@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from align.resources_config import ResourcesConfig
-from align.settings import Settings
+from align.settings import InputPath, Settings
 from rollouts.machine.processor import Dtype
 from rollouts.vllm_engine import LINEAR_LAYERS
 
@@ -67,7 +67,7 @@ class LoraConfig(Settings):
 class PolicyConfig(Settings):
     """The model that is aligned."""
 
-    model: str
+    model: InputPath
     """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
     lora: LoraConfig | None = None
     """None trains all weights."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from align.settings import Settings
+from align.settings import InputPath, Settings
 
 
 def sourced(value: Any) -> Any:
@@ -17,7 +17,7 @@ def sourced(value: Any) -> Any:
 class PromptsConfig(Settings):
     """Where prompts come from."""
 
-    source: str
+    source: InputPath
     """``demo://NAME``, a .jsonl/.parquet/.csv file, or a ``datasets`` id."""
     column: str = "prompt"
     """Column with the text, or with chat messages."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from align.settings import Name, Settings
+from align.settings import FunctionPath, Name, OptionPaths, Settings
 from rewards.normalise import COMPARING, Normalise
 
 
@@ -29,7 +29,7 @@ class RewardGate(Settings):
 class RewardConfig(Settings):
     """One named part of a rubric."""
 
-    name: str
+    name: FunctionPath
     """Registry name, ``pkg.mod:function`` or ``file.py:function``."""
     weight: float = 1.0
     """Factor in the sum; 0 for a part that is only watched, or only a gate."""
@@ -43,7 +43,7 @@ class RewardConfig(Settings):
     """What must be passed before the other parts count; several are asked in order."""
     part: Name | None = None
     """Name in the metrics; None takes the function's own name."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: OptionPaths = Field(default_factory=dict)
     """Keyword arguments passed to the function at every call."""
     isolation: Literal["auto", "inline", "process", "sandbox"] = "auto"
     """``inline``: in this process, trusted, without deadlines. ``process``: in worker processes without

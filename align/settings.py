@@ -1,14 +1,178 @@
-"""The base of every model that a campaign file may hold."""
+"""The base of every model that a campaign file may hold, and the paths in it.
+
+A path in a campaign file is relative to the file, so that a campaign means the same from every folder; one
+that ``--set`` gives is relative to the current folder, as everything on a command line. `load_campaign`
+hands `Places` to the validation; without one, as in Python, paths are relative to the current folder.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 """Lower-case letters, digits, dot, dash, underscore: names become folders."""
+
+FILE_SUFFIXES = {
+    ".csv",
+    ".gz",
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".py",
+    ".tsv",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
+"""What ends the name of a file, and of nothing on a hub."""
+
+
+class StatedPath(str):
+    """A path that can be opened from the current folder, and what the campaign file states."""
+
+    stated: str
+
+    def __new__(cls, path: str, stated: str) -> StatedPath:
+        made = super().__new__(cls, path)
+        made.stated = stated
+        return made
+
+    def __reduce__(self) -> tuple[type[StatedPath], tuple[str, str]]:
+        """Keep both through pickle and copy."""
+        return StatedPath, (str(self), self.stated)
+
+
+def stated(value: Any) -> Any:
+    """Return a value with the paths in it as the campaign file states them: the same in every folder."""
+    match value:
+        case StatedPath():
+            return value.stated
+        case dict():
+            return {key: stated(below) for key, below in value.items()}
+        case list() | tuple():
+            return [stated(below) for below in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Folders that a campaign's relative paths start from."""
+
+    folder: Path
+    """Folder of the campaign file."""
+    overrides: frozenset[str] = frozenset()
+    """Texts given by ``--set``, whose paths start from the current folder."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """Remarks for the user, each once."""
+
+    def input(self, text: str) -> str:
+        """Return the path of what a campaign reads; a hub's id or an address stays as it is."""
+        if not is_relative(text):
+            return text
+        path = self._below(text)
+        if os.path.exists(path):
+            return StatedPath(path, text)
+        if text not in self.overrides and os.path.exists(text):
+            self._remark(text, path)
+            return StatedPath(text, text)
+        is_file = text.startswith(".") or Path(text).suffix.lower() in FILE_SUFFIXES
+        return StatedPath(path, text) if is_file else text
+
+    def output(self, text: str) -> str:
+        """Return the path of what a campaign writes; what an earlier version began stays in place."""
+        if not is_relative(text):
+            return text
+        path = self._below(text)
+        if text not in self.overrides and os.path.exists(text) and not os.path.exists(path):
+            self._remark(text, path)
+            return StatedPath(text, text)
+        return StatedPath(path, text)
+
+    def _below(self, text: str) -> str:
+        """Join and normalise; relative to the current folder where it lies below."""
+        folder = Path() if text in self.overrides else self.folder
+        path = os.path.abspath(folder / text)
+        here = os.path.relpath(path)
+        return path if here.split(os.sep)[0] == os.pardir else here
+
+    def _remark(self, text: str, path: str) -> None:
+        better = os.path.relpath(text, self.folder)
+        note = (
+            f"{text} is taken from the current folder, and there is no {path}: paths are relative to the "
+            f"campaign file, and the next version looks nowhere else; write {better}"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def is_relative(text: str) -> bool:
+    """Whether a text may be a relative path."""
+    return bool(text) and "://" not in text and not text.startswith(("/", "~")) and len(text) < 1024
+
+
+def _as_input(text: str, info: ValidationInfo) -> str:
+    return info.context.input(text) if isinstance(info.context, Places) else text
+
+
+def _as_function(text: str, info: ValidationInfo) -> str:
+    """``file.py:function`` with the file's path; other names as they are."""
+    file, colon, function = text.rpartition(":")
+    if not (isinstance(info.context, Places) and colon and file.endswith(".py")):
+        return text
+    return StatedPath(f"{info.context.input(file)}:{function}", text)
+
+
+def _as_teacher(text: str, info: ValidationInfo) -> str:
+    """``model:FOLDER`` with the folder's path; names of snapshots as they are."""
+    kind, colon, folder = text.partition(":")
+    if not (isinstance(info.context, Places) and colon and kind == "model"):
+        return text
+    return StatedPath(f"model:{info.context.input(folder)}", text)
+
+
+def _as_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Options whose texts that name an existing file have its path; other words stay words."""
+    places = info.context
+    if not isinstance(places, Places):
+        return options
+
+    def located(value: Any) -> Any:
+        if isinstance(value, str) and is_relative(value) and ("/" in value or Path(value).suffix):
+            path = places.input(value)
+            return path if os.path.exists(path) else value
+        return value
+
+    return {name: located(value) for name, value in options.items()}
+
+
+_AS_STATED = PlainSerializer(stated, when_used="json")
+
+InputPath = Annotated[str, AfterValidator(_as_input), _AS_STATED]
+"""A file or folder that the campaign reads, an address such as ``demo://rev``, or a hub's id."""
+FunctionPath = Annotated[str, AfterValidator(_as_function), _AS_STATED]
+"""A registered name, ``package.module:function`` or ``file.py:function``."""
+TeacherPath = Annotated[
+    str,
+    Field(pattern=r"^(parent|base|round:.+|model:.+)$"),
+    AfterValidator(_as_teacher),
+    _AS_STATED,
+]
+"""A snapshot's name, or ``model:FOLDER``."""
+OptionPaths = Annotated[dict[str, Any], AfterValidator(_as_options), _AS_STATED]
+"""Keyword arguments, some of which may be paths."""
 
 
 class Settings(BaseModel):

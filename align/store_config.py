@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from align.settings import Name, Settings
+from align.settings import Name, Places, Settings, StatedPath
 from rollouts.errors import UserError
 
 FROM_ENVIRONMENT = "env:"
+SQLITE = "sqlite:///"
 _SECRET = re.compile(r"(?i)secret|token|passw|credential|^key$|_key$")
 
 
@@ -23,13 +24,13 @@ class StoreSettings(Settings):
 
     name: Name
     """Of the campaign; its store is named by it."""
-    store: str = ""
-    """Folder of snapshots, ledger, metrics and evaluations; empty: ``runs/<name>``. Or the URL of a folder
-    elsewhere, such as ``s3://bucket/prefix``: then it holds everything but the ledger, and credentials
-    come from the environment."""
+    store: Annotated[str, Field(validate_default=True)] = ""
+    """Folder of snapshots, ledger, metrics and evaluations, from the campaign file's folder; empty:
+    ``runs/<name>``. Or the URL of a folder elsewhere, such as ``s3://bucket/prefix``: then it holds
+    everything but the ledger, and credentials come from the environment."""
     store_options: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Of a store with a URL: options of its fsspec file system, as ``endpoint_url``; no credentials."""
-    cache: str = ""
+    cache: Annotated[str, Field(validate_default=True)] = ""
     """Of a store with a URL: the local folder to work in; empty: ``runs/<name>``. It can be removed at any
     time, and another machine begins with none."""
     ledger: str = ""
@@ -37,8 +38,27 @@ class StoreSettings(Settings):
     is one that many machines reach; ``env:VARIABLE`` names a variable that holds the URL. A password does
     not stand here but in that variable, in PGPASSWORD or in ~/.pgpass."""
 
+    @field_validator("store", "cache")
+    @classmethod
+    def _located(cls, text: str, info: ValidationInfo) -> str:
+        """Take relative folders from the campaign file's folder, and the default one too."""
+        remote = "://" in (text if info.field_name == "store" else info.data.get("store", ""))
+        is_folder = remote == (info.field_name == "cache")
+        if not (isinstance(info.context, Places) and is_folder):
+            return text
+        return info.context.output(text or f"runs/{info.data.get('name', '')}")
+
+    @field_validator("ledger")
+    @classmethod
+    def _located_ledger(cls, url: str, info: ValidationInfo) -> str:
+        """Take a relative SQLite file from the campaign file's folder."""
+        file = url.removeprefix(SQLITE)
+        if file in (url, "", ":memory:") or not isinstance(info.context, Places):
+            return url
+        return StatedPath(SQLITE + info.context.output(file), url)
+
     @model_validator(mode="after")
-    def _places(self) -> Self:
+    def _check_places(self) -> Self:
         if not self.is_remote and (self.cache or self.store_options):
             which = "cache" if self.cache else "store_options"
             raise ValueError(

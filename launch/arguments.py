@@ -29,7 +29,10 @@ def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
     """Read and validate the campaign that a command was given, before anything heavy is imported."""
     from align.campaign_file import load_campaign
 
-    return load_campaign(campaign, overrides or ())
+    file = load_campaign(campaign, overrides or ())
+    for note in file.notes:
+        typer.echo(f"note: {note}", err=True)
+    return file
 
 
 def print_json(value: Any) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from align.store_config import StoreSettings
+from align.settings import Places, is_relative, stated
+from align.store_config import SQLITE, StoreSettings
 from launch.cluster import PACKAGE_ROOT
 from launch.job_log import Log, tail
 from launch.jobs_address import shown
@@ -96,7 +97,7 @@ def working_files(campaign: Path, include: Sequence[Path], raw: Any) -> dict[str
         raw: the campaign as it was read; a file that it names and that is not included is an error.
     """
     files = {_name_in_job(path): path for path in (campaign, *include)}
-    for key, named in files_named(raw):
+    for key, named in files_named(raw, campaign.parent):
         if not any(named.is_relative_to(name) for name in files):
             raise UserError(
                 f"{named} is a file here, and the job would not find it",
@@ -106,17 +107,18 @@ def working_files(campaign: Path, include: Sequence[Path], raw: Any) -> dict[str
     return files
 
 
-def files_named(raw: Any) -> list[tuple[str, Path]]:
-    """Files and folders here that a campaign names by a relative path, each with its key.
+def files_named(raw: Any, folder: Path = Path()) -> list[tuple[str, Path]]:
+    """Files and folders here that a campaign in a folder names by a relative path, each with its key.
 
-    A reward in a file is named as ``file.py:function``.
+    They are given relative to the current folder. A reward in a file is named as ``file.py:function``.
     """
-    found = []
+    places, found = Places(folder=folder), []
     for key, text in _texts(raw):
         file, colon, _ = text.rpartition(":")
-        path = Path(file if colon and file.endswith(".py") else text)
+        name = file if colon and file.endswith(".py") else text
+        path = Path(places.input(name))
         # Not Path.exists: it raises for a text that is too long for a path.
-        if not path.is_absolute() and path.name not in ("", "..") and os.path.exists(path):
+        if is_relative(name) and Path(name).name not in ("", "..") and os.path.exists(path):
             found.append((key, path))
     return found
 
@@ -150,7 +152,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def check_store(config: StoreSettings) -> None:
     """A job's own folder ends with it, and engines on other nodes never see it."""
-    if not config.folder.is_absolute():
+    if not Path(stated(config.cache if config.is_remote else config.store)).is_absolute():
         name = "cache" if config.is_remote else "store"
         raise UserError(
             f"the {name} {str(config.folder)!r} would lie in the job's own folder, which is removed",
@@ -158,8 +160,8 @@ def check_store(config: StoreSettings) -> None:
             remedy=f"set {name} to an absolute path on a file system that every node has mounted, such as "
             f"--set {name}=/shared/runs/nightly",
         )
-    ledger = config.ledger.removeprefix("sqlite:///")
-    if ledger != config.ledger and not Path(ledger).is_absolute():
+    ledger = stated(config.ledger).removeprefix(SQLITE)
+    if ledger != stated(config.ledger) and not Path(ledger).is_absolute():
         raise UserError(
             "the ledger would lie in the job's own folder, which is removed",
             where="ledger",

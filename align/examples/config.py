@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.settings import NAME_PATTERN, Settings
+from align.settings import NAME_PATTERN, InputPath, Settings
 
 INBOX = "inbox://"
 """Scheme of the campaign's own preference inbox, followed by the name of a stream."""
@@ -17,7 +17,7 @@ INBOX = "inbox://"
 class ExamplesConfig(Settings):
     """Rows of a file or of the inbox that a round learns from."""
 
-    source: str
+    source: InputPath
     """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM``: what has
     arrived in the campaign's preference inbox when the round begins."""
     use: Annotated[str, Field(pattern=r"^(once|all|last:[1-9][0-9]{0,8})$")] = "once"

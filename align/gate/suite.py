@@ -14,6 +14,7 @@ from align.gate.demands import Demands
 from align.gate.rotation import Rotation
 from align.gate.sequences import TokenPair
 from align.gate_config import SuiteRole
+from align.settings import stated
 from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup
 
 if TYPE_CHECKING:
@@ -167,4 +168,4 @@ def _metric_content(spec: RewardConfig) -> list[Any]:
     if file.suffix == ".py" and file.is_file():
         code = hashlib.sha256(file.read_bytes()).hexdigest()
     shape = [spec.shape] if spec.shape else []
-    return [spec.name, spec.weight, spec.part, spec.options, code, *shape]
+    return [stated(spec.name), spec.weight, spec.part, stated(spec.options), code, *shape]

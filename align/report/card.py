@@ -28,6 +28,7 @@ from align.report.feedback import takes_of, told
 from align.report.repaired import repaired_by
 from align.report.seals import seals_of
 from align.report.tables import outcome_of
+from align.settings import stated
 from rollouts.types import SnapshotId
 
 UNKNOWN = "not recorded"
@@ -257,7 +258,7 @@ def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
         (
             a.manifest.provenance.round,
             ", ".join(f"{r.name} × {r.weight:g}" for r in a.spec.rewards) if a.spec else UNKNOWN,
-            source_name(a.spec.asks.source) if a.spec else UNKNOWN,
+            source_name(stated(a.spec.asks.source)) if a.spec else UNKNOWN,
             ", ".join(
                 f"{k} {v[:16]}" for k, v in sorted(a.manifest.provenance.data_hashes.items())
             ),

@@ -20,6 +20,7 @@ from align.memory.durable import sync
 from align.memory.ledger import RoundRecord
 from align.memory.snapshots import Snapshot, SnapshotStore
 from align.report.card import UNKNOWN, Ancestor, base_name, is_accepted, model_card, source_name
+from align.settings import stated
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -158,7 +159,7 @@ def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: b
 def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:
     """What the card of the base says; of data nothing is recorded."""
     yield "base model", licence_of(Path(config.policy.model))
-    sources: Sequence[str] = [source_name(spec.asks.source) for spec in config.rounds]
+    sources: Sequence[str] = [source_name(stated(spec.asks.source)) for spec in config.rounds]
     for source in dict.fromkeys(sources):
         yield f"data {source}", UNKNOWN
 

@@ -37,6 +37,7 @@ from align.schedule.due import (
     starved,
     tick,
 )
+from align.settings import Places
 from rollouts.errors import UserError, nearest
 
 
@@ -72,6 +73,7 @@ class Dues:
     def __init__(self, database: Database, config: CampaignConfig) -> None:
         self._database, self._schedules = database, schedules_of(config)
         self._specs = {spec.name: spec for spec in config.rounds}
+        self._places = config.places
 
     def look(self, now: datetime) -> Tick:
         """What is due and why the rest is not; changes nothing."""
@@ -173,7 +175,9 @@ class Dues:
     def would_be(self, due: Sequence[Due]) -> list[RoundConfig]:
         """The rounds that these become once they are claimed, without those that are."""
         return [
-            RoundConfig.model_validate(stated(self._specs[one.schedule], one.round))
+            RoundConfig.model_validate(
+                stated(self._specs[one.schedule], one.round), context=self._places
+            )
             for one in due
             if not one.claimed
         ]
@@ -220,8 +224,12 @@ def stated(spec: RoundConfig, name: str) -> dict[str, object]:
     return {**values, "name": name}
 
 
-def claimed_rounds(database: Database) -> list[ClaimedRound]:
-    """Every round that fell due, in order; not what was skipped before the campaign had planned it."""
+def claimed_rounds(database: Database, places: Places | None = None) -> list[ClaimedRound]:
+    """Every round that fell due, in order; not what was skipped before the campaign had planned it.
+
+    Args:
+        places: folders that the paths in them start from; they are stored as the campaign file states them.
+    """
     never = and_(
         due_claims.c.round.in_(select(due_skips.c.round)),
         due_claims.c.round.not_in(select(rounds.c.name)),
@@ -235,16 +243,16 @@ def claimed_rounds(database: Database) -> list[ClaimedRound]:
             key=row.due_key,
             reason=row.reason,
             claimed=_moment(row.claimed),
-            spec=_as_read(row.round, row.spec),
+            spec=_as_read(row.round, row.spec, places),
         )
         for row in found
     ]
 
 
-def _as_read(name: str, spec: str) -> RoundConfig:
+def _as_read(name: str, spec: str, places: Places | None) -> RoundConfig:
     """A round as it was stated; what this version can set and the one before could not has its default."""
     try:
-        return RoundConfig.model_validate(json.loads(spec))
+        return RoundConfig.model_validate(json.loads(spec), context=places)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))

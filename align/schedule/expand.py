@@ -34,7 +34,7 @@ def expand(
 
 def expanded(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:
     """`expand` with what the ledger says, and what it settled of ``auto``."""
-    claimed = [one.spec for one in claimed_rounds(ledger.database)]
+    claimed = [one.spec for one in claimed_rounds(ledger.database, config.places)]
     if claimed or any(spec.scheduled for spec in config.rounds):
         config = expand(config, [record.name for record in ledger.rounds()], claimed)
     return settled(config, ledger)

@@ -90,7 +90,9 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    manifests = manifests_of(file.config, text, target, files=files_named(file.raw))
+    manifests = manifests_of(
+        file.config, text, target, files=files_named(file.raw, campaign.parent)
+    )
     _check_all(manifests, crds)
     if as_json:
         print_json(manifests)

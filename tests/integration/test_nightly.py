@@ -144,7 +144,7 @@ def campaign(tmp_path: Path) -> Path:
     """`configs/nightly.yaml` with a store of its own."""
     text = (ROOT / "configs" / "nightly.yaml").read_text()
     path = tmp_path / "nightly.yaml"
-    path.write_text(f"{text}\nstore: {tmp_path / 'store'}\n")
+    path.write_text(text.replace("store: ../runs/nightly", f"store: {tmp_path / 'store'}"))
     return path
 
 

@@ -399,4 +399,4 @@ def test_content_gives_the_campaign_back(tmp_path: Path) -> None:
 
 
 def test_the_store_has_a_default_of_its_own(tmp_path: Path) -> None:
-    assert load(tmp_path).config.folder == Path("runs/small")
+    assert load(tmp_path).config.folder == tmp_path / "runs" / "small"

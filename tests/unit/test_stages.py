@@ -41,7 +41,7 @@ def shortened(folder: Path) -> CampaignConfig:
             spec["replay"] = {"past": 0.25}
         if (data := spec.get("data")) is not None:
             data = {"source": data} if isinstance(data, str) else data
-            spec["data"] = {**data, "source": str(ROOT / data["source"])}
+            spec["data"] = {**data, "source": str(ROOT / "configs" / data["source"])}
     return CampaignConfig.model_validate(raw)
 
 

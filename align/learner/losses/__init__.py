@@ -56,7 +56,7 @@ def spelt_out(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def algorithm_from(value: Any) -> Any:
+def algorithm_from(value: Any, context: object = None) -> Any:
     """``grpo`` or ``{name: grpo, scale: none}`` as the algorithm's own config object."""
     value = spelt_out(value)
     if not isinstance(value, dict):
@@ -68,4 +68,4 @@ def algorithm_from(value: Any) -> Any:
     name = value["name"]
     if not isinstance(name, str) or name not in ALGORITHMS:
         raise ValueError(f"no algorithm {name!r}; {nearest(str(name), list(ALGORITHMS))}")
-    return ALGORITHMS[name].model_validate(value)
+    return ALGORITHMS[name].model_validate(value, context=context)

@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from align.learner.losses.base import Material
 from align.learner.losses.imitation import Imitation, sampled_rows
 from align.learner.rows import Batch
+from align.settings import TeacherPath
 from rollouts.errors import UserError, nearest
 from rollouts.types import Prompt, ScoredGroup
 
@@ -44,7 +45,7 @@ class Distill(Imitation):
     """Distillation from another model, or from an earlier snapshot that reads a demonstration."""
 
     name: Literal["distill"] = "distill"
-    teacher: Annotated[str, Field(pattern=r"^(parent|base|round:.+|model:.+)$")]
+    teacher: TeacherPath
     """``parent`` (where the round started), ``base``, ``round:NAME``, or ``model:PATH``, a folder."""
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     """What is to become small after every prefix."""
