@@ -65,15 +65,12 @@ def render(
 ) -> None:
     """Print the manifests of a campaign, checked, for kubectl apply -f -."""
     file = load(campaign, overrides)
-    import yaml
-
     from launch.jobs import files_named
     from launch.kubernetes.render import NOTES, Target
     from launch.kubernetes.render import render as manifests_of
     from launch.kubernetes.stream import to_yaml
 
-    # An override belongs to the campaign that runs there, so it has to stand in the file.
-    text = yaml.safe_dump(file.raw, sort_keys=False) if overrides else campaign.read_text()
+    text = _with_overrides(file.raw) if overrides else campaign.read_text()
     target = Target(
         kind=kind,
         image=image,
@@ -90,15 +87,21 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    manifests = manifests_of(
-        file.config, text, target, files=files_named(file.raw, campaign.parent)
-    )
+    named = files_named(file.raw, campaign.parent)
+    manifests = manifests_of(file.config, text, target, files=named)
     _check_all(manifests, crds)
     if as_json:
         print_json(manifests)
         return
     typer.echo(to_yaml(manifests, NOTES[kind]), nl=False)
     typer.echo(NOTES[kind], err=True)
+
+
+def _with_overrides(raw: dict[str, Any]) -> str:
+    """Write a campaign anew: an override belongs to the one that runs there, so it stands in the file."""
+    import yaml
+
+    return yaml.safe_dump(raw, sort_keys=False)
 
 
 def _check_all(manifests: Sequence[dict[str, Any]], path: Path | None) -> None:

@@ -167,6 +167,6 @@ def test_every_round_that_ships_can_be_claimed(file: Path) -> None:
 
     config: CampaignConfig = load_campaign(file).config
     for spec in config.rounds:
-        kept = RoundConfig.model_validate(stated(spec, spec.name))
+        kept = RoundConfig.model_validate(stated(spec, spec.name), context=config.places)
         unscheduled = {name: f.default for name, f in ScheduleSettings.model_fields.items()}
         assert kept == spec.model_copy(update=unscheduled)
