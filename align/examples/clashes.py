@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from align.examples.continued import continuations
 from align.examples.encode import Document
 from align.examples.fingerprints import Fingerprint, ItemIndex, Units, fingerprint, words
 from align.examples.holdout import answer_texts, measured_units, name_of, trained_texts
@@ -54,7 +55,7 @@ class PromptRows:
 
     def __init__(self, prompts: Sequence[Prompt], measure: Measure) -> None:
         self.names = [prompt_name(prompt) for prompt in prompts]
-        self._measure = measure
+        self._prompts, self._measure = prompts, measure
         self._prints = [measure.print(text_of(prompt)) for prompt in prompts]
 
     def clashes(self, held: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -66,6 +67,10 @@ class PromptRows:
         shown = [[self._prints[i]] for i in items]
         for item, text in self._measure.matches(shown, [self._prints[i] for i in kept]):
             yield self.names[items[item]], self.names[kept[text]]
+
+    def continuations(self) -> Iterator[tuple[str, str]]:
+        """Pairs of prompts of one conversation."""
+        return continuations(self.names, self._prompts)
 
 
 class UnitRows:
@@ -99,6 +104,10 @@ class UnitRows:
         for item, text in self._measure.matches(items, texts):
             yield name_of(shown[item]), owners[text]
 
+    def continuations(self) -> Iterator[tuple[str, str]]:
+        """Pairs of prompts of one conversation."""
+        return continuations(self.names, [unit.prompt for unit in self._units])
+
 
 class DocumentRows:
     """Documents that are cut into windows: an item is a window, which may hold parts of several."""
@@ -128,6 +137,11 @@ class DocumentRows:
             for one in shown[item].documents:
                 for other in learnt[text].documents:
                     yield one, other
+
+    def continuations(self) -> Iterator[tuple[str, str]]:
+        """Pairs of documents of which one begins with the other."""
+        texts = [Prompt(id=one.name, text=one.text) for one in self._documents]
+        return continuations(self.names, texts)
 
 
 def prompt_name(prompt: Prompt) -> str:

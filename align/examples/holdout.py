@@ -2,9 +2,9 @@
 
 A hash of the prompt decides, so that all answers to one prompt fall on one side and rows added later move
 nothing. Where the gate's overlap check would refuse the result, because rows share runs of words
-(conversations that continue one another, say), these rows are tied together and each group falls on one
-side as a whole, until the check has nothing to say. Groups are the connected components of what it
-refuses. Source of the measure: `align.examples.fingerprints`.
+(conversations that continue one another, say), rows are tied together and each group falls on one side as
+a whole, until the check has nothing to say. Groups are the connected components of what it refuses, and of
+rows that continue one another. Source of the measure: `align.examples.fingerprints`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Divisible(Protocol):
         """Pairs of names, one held out and one not, that may not lie on two sides."""
         ...
 
+    def continuations(self) -> Iterable[tuple[str, str]]:
+        """Pairs of names whose rows were cut from one conversation or text."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Division:
@@ -45,6 +49,8 @@ class Division:
 
     held: frozenset[str]
     """Names of prompts or documents."""
+    share: float
+    """Part that was to be held out."""
     num_rows: int
     num_held: int
     """Rows held out."""
@@ -57,6 +63,8 @@ class Division:
     def sentence(self) -> str:
         """What was held out, and what stands together."""
         told = f"{self.num_held} of {self.num_rows} rows held out"
+        if self.num_tied and self.num_held < self.share * self.num_rows / 2:
+            told += f" in place of {round(self.share * self.num_rows)}"
         if self.num_tied:
             told += (
                 f"; {self.num_tied} rows share runs of words with others and stay with them, "
@@ -66,20 +74,27 @@ class Division:
 
 
 def divide(rows: Divisible, share: float) -> Division:
-    """Hold out about ``share`` of some rows, so that nothing held out clashes with the rest."""
+    """Hold out about ``share`` of some rows, so that nothing held out clashes with the rest.
+
+    Where nothing clashes at first, nothing is tied: the hash alone decides. Otherwise whole conversations
+    are tied, and then whatever clashes still.
+    """
     sizes = Counter(rows.names)
     ties = _Ties(sizes)
-    while True:
-        held = ties.held_out(share)
-        clashes = list(rows.clashes(held))
+    held = ties.held_out(share)
+    clashes = list(rows.clashes(held))
+    if clashes:
+        clashes += rows.continuations()
+    while clashes:
         for one, other in clashes:
             ties.join(one, other)
-        if not clashes:
-            break
+        held = ties.held_out(share)
+        clashes = list(rows.clashes(held))
     groups = [group for group in ties.groups() if len(group) > 1]
     tied = [sum(sizes[name] for name in group) for group in groups]
     return Division(
         held=held,
+        share=share,
         num_rows=len(rows.names),
         num_held=sum(sizes[name] for name in held),
         num_tied=sum(tied),
@@ -94,6 +109,9 @@ class _Alone:
     names: Sequence[str]
 
     def clashes(self, held: frozenset[str]) -> Iterable[tuple[str, str]]:
+        return ()
+
+    def continuations(self) -> Iterable[tuple[str, str]]:
         return ()
 
 

@@ -128,6 +128,7 @@ def _turn(message: Any, column: str) -> Message:
                 f"column {column!r} holds {CALLS} that are no list of calls",
                 'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
             )
+        turn[CALLS] = [_with_arguments(call) for call in turn[CALLS]]
     if not {"role", "content"} <= turn.keys():
         raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
     if isinstance(turn["content"], list):
@@ -144,6 +145,19 @@ def _turn(message: Any, column: str) -> Message:
 
 def _are_calls(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_function, value)) and _is_json(value)
+
+
+def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call whose arguments are a mapping, as templates take them, where they were its JSON text."""
+    inner = call.get("function", call)
+    try:
+        arguments = json.loads(inner["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    inner = {**inner, "arguments": arguments}
+    return {**call, "function": inner} if "function" in call else inner
 
 
 def _is_function(value: Any) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.examples.clashes import Measure, PromptRows
+from align.examples.continued import continuations
 from align.examples.fingerprints import words
 from align.examples.holdout import Division, divide, place
 from align.gate.overlap import Trained, find_overlap
@@ -89,23 +90,38 @@ def test_conversations_stay_whole_and_the_share_is_near() -> None:
     division = divided(rows, 0.1, OverlapConfig())
     kept, held = sides(rows, division)
     assert 0.05 < len(held) / len(rows) < 0.15
-    # A row of one turn is a third, a half of those above it: what shares less than half may part.
-    opening = {" ".join(one.split()[:40]) for one in kept if len(one.split()) >= 40}
-    assert not opening & {" ".join(one.split()[:40]) for one in held if len(one.split()) >= 40}
+    assert not {one[:60] for one in kept} & {one[:60] for one in held}
     assert division.num_tied > 0 and 2 <= division.largest <= 4
 
 
 def test_one_group_of_nearly_all_rows_is_learnt_from_and_told() -> None:
-    opening = " ".join(f"o{i}" for i in range(30))
-    tied = [f"{opening} {number}" for number in range(90)]
-    alone = [" ".join(f"x{row}y{i}" for i in range(20)) for row in range(10)]
-    division = divided(tied + alone, 0.05, OverlapConfig(ngram=13, share=0.1))
+    """Each of 97 rows shares 30 of its 40 words with the next; only three say something else."""
+    long = [f"o{i}" for i in range(1010)]
+    tied = [" ".join(long[10 * row : 10 * row + 40]) for row in range(97)]
+    alone = [" ".join(f"x{row}y{i}" for i in range(20)) for row in range(3)]
+    division = divided(tied + alone, 0.3, OverlapConfig())
     kept, held = sides(tied + alone, division)
-    assert set(tied) <= set(kept) or not division.largest
-    assert find_overlap(
-        "s", [(one,) for one in held], [Trained(one, "") for one in kept],
-        OverlapConfig(ngram=13, share=0.1),
-    ).refused == ()  # fmt: skip
+    trained = [Trained(one, "") for one in kept]
+    assert find_overlap("s", [(one,) for one in held], trained, OverlapConfig()).refused == ()
+    assert division.largest > 7 and set(alone) & set(held)
+    assert f"{len(held)} of 100 rows held out in place of 30; " in division.sentence
+
+
+def said(*contents: str) -> tuple[dict[str, str], ...]:
+    roles = ("user", "assistant")
+    return tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(contents))
+
+
+def test_what_continues_by_hand() -> None:
+    """One chat opens two others; two more share their first exchange only; texts by their words."""
+    long = " ".join(f"w{i}" for i in range(13))
+    chats = [said("a"), said("a", "b", "c"), said("a", "d", "e"), said("f", "g", "h"),
+             said("f", "g", "i"), said("j")]  # fmt: skip
+    texts = [long, f"{long}, more", "w0 w1", f"x {long}"]
+    prompts = [Prompt(id="", messages=chat) for chat in chats]
+    prompts += [Prompt(id="", text=text) for text in texts]
+    ties = {frozenset(pair) for pair in continuations("0123456789", prompts) if len(set(pair)) > 1}
+    assert ties == {frozenset(pair) for pair in ("01", "02", "34", "67")}
 
 
 def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
