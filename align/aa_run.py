@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from align.amend.settle import settle
 from align.campaign import seed_of
 from align.config import CampaignConfig
 from align.evidence import view_of_due
@@ -13,8 +14,6 @@ from align.gate.suite import Suite
 from align.inputs import load_inputs
 from align.measuring import teller
 from align.parts import Observer, StartEngine, open_memory, open_parts
-from align.schedule.expand import expanded_here
-from align.stores import known_ledger
 from rollouts.errors import UserError, nearest
 
 
@@ -36,10 +35,12 @@ def measure_noise(
     Raises:
         UserError: the campaign cannot be used, or there is no such suite.
     """
-    config = expanded_here(config)
-    inputs = load_inputs(view_of_due(config, known_ledger(config)))
+    settled = settle(config)
+    settled.check()
+    config = settled.config
+    inputs = load_inputs(view_of_due(config, settled.ledger))
     with (
-        open_memory(config, inputs) as memory,
+        open_memory(settled, inputs, observer.note) as memory,
         open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
     ):
         suites = _chosen(parts.suites(), names)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from align.amend.settle import settle
 from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence, view_of_due
 from align.examples.clashes import prompt_name
@@ -33,10 +34,8 @@ from align.reward_round import run_reward_round
 from align.round import run_round
 from align.round_plan import RoundPlan
 from align.schedule.checked import load_checked, open_claims
-from align.schedule.expand import expanded_here
 from align.schedule.nights import in_view, only_of
 from align.scoring import Scorer
-from align.stores import known_ledger
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream
@@ -54,15 +53,17 @@ def run_campaign(
         UserError: the campaign, its inputs or its store cannot be used; nothing was changed.
         RunError: a round failed on the way; finished rounds stay as they are.
     """
-    written, config = config, expanded_here(config)
-    known = known_ledger(config)
-    inputs = load_checked(view_of_due(config, known), open_claims(known))
-    with open_memory(config, inputs) as memory:
-        done = memory.ledger.closed()
+    written = config
+    settled = settle(config)
+    settled.check()
+    config = settled.config
+    inputs = load_checked(view_of_due(config, settled.ledger), open_claims(settled.ledger))
+    with open_memory(settled, inputs, observer.note) as memory:
+        places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
         due = [
-            (i, spec)
-            for i, spec in enumerate(config.rounds)
-            if spec.name not in done and not starved(config, memory.ledger, spec, observer.note)
+            (places[spec.name], spec)
+            for spec in config.rounds
+            if spec.name in places and not starved(config, memory.ledger, spec, observer.note)
         ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
         if not due and not any_due(memory.evidence):

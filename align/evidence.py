@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.amend.settle import settle
 from align.config import CampaignConfig, GateConfig
-from align.gate.alpha import spent_by
+from align.gate.alpha import amended_level, spent_by
 from align.gate.evaluate import ItemResults
 from align.gate.forgetting import MatrixRow, ScoreMatrix
-from align.gate.gate import Verdict, decide, decide_from_files
+from align.gate.gate import Verdict, decide, decide_from_files, level_of
 from align.gate.pairs import decide_pairs
 from align.gate.suites import Suite
 from align.memory.anchor import anchor_of
@@ -23,7 +24,6 @@ from align.memory.lineage import lineage
 from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.snapshots import SnapshotStore
 from align.repair.record import repairs_of
-from align.schedule.expand import expanded
 from align.schedule.nights import in_view, nights_of
 from align.schedule.recall import Purpose, Recall, recall
 from align.stores import begun_ledger, open_mirror
@@ -102,6 +102,30 @@ class Evidence:
         """Decisions taken so far: one a round, or one for every candidate that it put forward."""
         return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
 
+    def levels(self) -> list[float]:
+        """Error that every decision so far was taken at, in order."""
+        found: list[float] = []
+        for record in self.committed():
+            inputs = Verdict.from_dict(record.report or {}).inputs
+            looks = [one.look for one in repairs_of(record.report)] or [inputs.looks]
+            declared = inputs.gate.campaign_rounds
+            found += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
+        return found
+
+    def amended_level(self, look: int) -> float | None:
+        """Error of a decision to come, where alpha was amended after earlier ones.
+
+        None: the rule of `align.gate.alpha` says it, since all decisions were taken by the same settings.
+        """
+        gate = self.gate
+        stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self.committed()]
+        if all(_spends_alike(gate, one) for one in stored):
+            return None
+        spent = self.levels()
+        while len(spent) < look - 1:  # Candidates of the same round that were refused.
+            spent.append(amended_level(gate, spent, len(spent) + 1))
+        return amended_level(gate, spent, look)
+
     def look_of(self, name: str) -> int:
         """Number of the decision that a committed round ended with, its repairs counted."""
         looks = 0
@@ -142,6 +166,7 @@ class Evidence:
             retired=self.retired((*accepted, target)),
             objections=objections,
             left_out=self.recall(target, "gate").left_out,
+            level=self.amended_level(look or self.looks() + 1),
         )
 
     def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
@@ -269,6 +294,15 @@ class Evidence:
         )
 
 
+def _spends_alike(one: GateConfig, other: GateConfig) -> bool:
+    """Whether two gates share the same alpha in the same way."""
+    return (one.alpha, one.campaign_rounds, one.spending or "campaign") == (
+        other.alpha,
+        other.campaign_rounds,
+        other.spending or "campaign",
+    )
+
+
 def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     """An expanded campaign without what its rounds to come do not look back on."""
     if ledger is None:
@@ -289,5 +323,5 @@ def stored_evidence(config: CampaignConfig) -> Evidence:
         )
     mirror = open_mirror(config)
     mirror.pull()
-    expanded_config = expanded(config, ledger)
-    return Evidence(folder=config.folder, ledger=ledger, config=expanded_config, mirror=mirror)
+    settled = settle(config, ledger)
+    return Evidence(folder=config.folder, ledger=ledger, config=settled.config, mirror=mirror)

@@ -17,6 +17,7 @@ from align.config import CampaignConfig
 from align.evidence import Evidence
 from align.gate.evaluate import ItemResults
 from align.gate.forgetting import transitions
+from align.memory.amendments import drops_of
 from align.memory.ledger import RoundRecord
 from align.repair.record import RepairStep, repairs_of
 from align.schedule.skips import skips
@@ -45,7 +46,7 @@ class RoundEntry:
     ended: str | None
     seconds: float | None
     skipped: str | None = None
-    """Who passed it over, when and why."""
+    """Who passed it over or dropped it, when and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,10 +131,14 @@ class RoundDiff:
 
 
 def entries(evidence: Evidence) -> list[RoundEntry]:
-    """Every round of the ledger, in order, then those that a person skipped before they came so far."""
+    """Every round of the ledger, in order, dropped ones included; then those that a person skipped before
+    they came so far."""
     told = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
+    drops = {drop.index: drop.sentence for drop in drops_of(evidence.ledger.database)}
+    records = _latest(evidence.ledger.attempts())
     found = [
-        replace(e, skipped=told.pop(e.name, None)) for e in map(_entry, evidence.ledger.rounds())
+        replace(_entry(record), skipped=drops.get(record.index) or told.pop(record.name, None))
+        for record in records
     ]
     return [*found, *(_never(name, sentence) for name, sentence in told.items())]
 
@@ -144,7 +149,8 @@ def record_of(evidence: Evidence, name: str) -> RoundRecord:
     Raises:
         UserError: there is no such round; names the nearest one.
     """
-    records = {record.name: record for record in evidence.ledger.rounds()}
+    records = {record.name: record for record in _latest(evidence.ledger.attempts())}
+    records |= {record.name: record for record in evidence.ledger.rounds()}
     if name not in records:
         raise UserError(
             f"there is no round {name!r}", where="ROUND", remedy=nearest(name, list(records))
@@ -301,6 +307,12 @@ def _entry(record: RoundRecord) -> RoundEntry:
         ended=record.ended,
         seconds=seconds,
     )
+
+
+def _latest(attempts: Iterable[RoundRecord]) -> list[RoundRecord]:
+    """The latest attempt of every round, dropped ones included."""
+    latest = {record.index: record for record in attempts}
+    return [latest[index] for index in sorted(latest)]
 
 
 def _never(name: str, sentence: str) -> RoundEntry:

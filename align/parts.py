@@ -18,6 +18,7 @@ from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
 from align.learner.model.source import check_unchanged, take_base
+from align.memory.amendments import user_name
 from align.memory.ledger import Ledger
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import CODE, Provenance, Snapshot, SnapshotStore
@@ -28,6 +29,7 @@ from rollouts.engine import RolloutEngine
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
+    from align.amend.settle import Settled
     from align.learner.group import LearnerGroup
     from align.learner.learner import Learner
     from align.round_plan import RoundOutcome, RoundPlan
@@ -222,11 +224,27 @@ class Memory:
 
 
 @contextmanager
-def open_memory(config: CampaignConfig, inputs: Inputs) -> Iterator[Memory]:
-    """Open the store or begin it; nobody else runs the campaign meanwhile."""
+def open_memory(
+    settled: Settled, inputs: Inputs, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Memory]:
+    """Open the store, amend it or begin it; nobody else runs the campaign meanwhile.
+
+    Args:
+        note: told what was amended.
+    """
+    config, stated = settled.config, settled.stated
     ledger, mirror = open_ledger(config), open_mirror(config)
     with ledger.claim() as claim:
-        ledger.open_campaign(config.name, config.content(), config.hash(), read=as_read)
+        amended = ledger.open_campaign(
+            stated.name,
+            stated.content(),
+            stated.hash(),
+            read=as_read,
+            who=user_name(),
+            quiet=settled.due,
+        )
+        for sentence in amended.sentences:
+            note(f"the campaign file was amended: {sentence}")
         mirror.pull(checkpoints=True)
         store = SnapshotStore(config.folder, mirror.remote)
         store.clean()

@@ -40,9 +40,9 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
     look = parts.evidence.looks() + 1
-    verdict = decide_pairs(
-        pair_inputs(suite, candidate, parts.evidence.gate, look), parts.evidence.locate
-    )
+    evidence = parts.evidence
+    inputs = pair_inputs(suite, candidate, evidence.gate, look, evidence.amended_level(look))
+    verdict = decide_pairs(inputs, evidence.locate)
     outcome = RoundOutcome(candidate=candidate, verdict=verdict, look=look)
     commit(plan, parts, outcome)
     return outcome

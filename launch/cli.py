@@ -13,7 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from launch.alias_commands import add_commands as add_alias_commands
-from launch.arguments import CampaignPath, Overrides, load
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.campaign_commands import campaign_app
+from launch.compare_commands import add_commands as add_compare_commands
 from launch.feedback_commands import feedback_app
 from launch.gate_commands import gate_app
 from launch.kubernetes.commands import kubernetes_app
@@ -41,6 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
 demo_app = typer.Typer(help="The built-in tiny world.", no_args_is_help=True)
+app.add_typer(campaign_app, name="campaign")
 app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
 app.add_typer(feedback_app, name="feedback")
@@ -51,6 +54,7 @@ app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(schedule_app, name="schedule")
 add_report_commands(app)
 add_alias_commands(app)
+add_compare_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)
 add_serve_commands(app)
@@ -97,10 +101,16 @@ def run(
 
 
 @app.command()
-def status(campaign: CampaignPath, overrides: Overrides = None) -> None:
+def status(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
     file = load(campaign, overrides)
     from align.evidence import stored_evidence
+
+    if as_json:
+        from align.report.status import plain, status_of
+
+        print_json(plain(status_of(stored_evidence(file.config))))
+        return
     from align.report.tables import print_report, report_console
 
     print_report(stored_evidence(file.config), file.config.folder, report_console())
@@ -134,25 +144,23 @@ def config_show(
 
 
 @config_app.command("check")
-def config_check(campaign: CampaignPath, overrides: Overrides = None) -> None:
-    """Check a campaign and everything it reads; starts nothing and writes nothing."""
+def config_check(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    call_models: Annotated[
+        bool,
+        typer.Option("--call-models", help="Also call rewards that ask a model or a server once."),
+    ] = False,
+) -> None:
+    """Check a campaign and everything it reads, and call each reward once; writes nothing."""
     file = load(campaign, overrides)
-    from align.inputs import load_inputs
-    from align.learner.model.source import check_begun
-    from align.learner.model.targets import adaptation_of
-    from align.plan.machine import machine_lines
+    from align.plan.check import check_campaign
 
-    inputs = load_inputs(file.config)
-    check_begun(file.config, file.config.policy, inputs.model)
-    typer.echo(
-        f"{campaign}: {len(file.config.rounds)} rounds, {len(inputs.suites)} suites, "
-        f"{sum(len(p) for p in inputs.prompts.values())} prompts: valid"
+    checked = check_campaign(
+        file.config, models=call_models, say=lambda text: typer.echo(text, err=True)
     )
-    for name, report in inputs.reports.items():
-        typer.echo(f"  round {name}: {report}")
-    if (adapted := adaptation_of(inputs.model, file.config.policy)) is not None:
-        typer.echo(f"  {adapted}")
-    for line in machine_lines(file.config, inputs.model, inputs.context):
+    typer.echo(f"{campaign}: {checked.summary}: valid")
+    for line in checked.lines:
         typer.echo(f"  {line}")
 
 

@@ -83,6 +83,8 @@ def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Ite
     if not left:
         none = "nothing is due now" if found.waits else "all rounds have their verdict"
         yield f"nothing to run: {none}"
+    for sentence in found.amendments:
+        yield f"would be written down as amended: {sentence}"
     for due in found.claims:
         yield f"would be claimed by keel schedule tick: {due}"
     for waits in found.waits:

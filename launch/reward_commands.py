@@ -93,7 +93,7 @@ def reward_test(
         Literal["auto", "inline", "process", "sandbox"], typer.Option(help="What it runs under.")
     ] = "auto",
     deadline_s: Annotated[
-        float | None, typer.Option(min=0.001, help="For one group; not inline.")
+        float | None, typer.Option(min=0.001, help="For one group, by default 5; not inline.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Canaries must stay below; without it, the median score.")
@@ -101,7 +101,10 @@ def reward_test(
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of the data to read.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score given or sampled answers and show all that a round would suffer from, before there is one."""
+    """Score given or sampled answers and show all that a round would suffer from, before there is one.
+
+    Exit 1 where samples failed.
+    """
     from rewards.trial import TrialSpec, check_reward, try_reward
     from rewards.trial_data import read_prompts, read_samples
 
@@ -121,11 +124,15 @@ def reward_test(
         check_reward(asked, prompts)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         samples = sample_policy(policy, prompts, group_size or SAMPLES, sampling)
-    trial = try_reward(asked, samples, group_size, threshold)
+    trial = try_reward(
+        asked, samples, group_size, threshold, say=lambda text: typer.echo(text, err=True)
+    )
     if as_json:
         print_json(trial)
-        return
-    typer.echo("\n".join(_trial_lines(trial)))
+    else:
+        typer.echo("\n".join(_trial_lines(trial)))
+    if trial.failed:
+        raise typer.Exit(1)
 
 
 def _option(text: str) -> tuple[str, Any]:

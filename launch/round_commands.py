@@ -50,10 +50,17 @@ def rounds_show(
     """Show one round: what its steps measured, reward by parts, drift, tokens, and the verdict."""
     evidence = _evidence(campaign, overrides)
     from align.history import detail
+    from align.report.status import scores_of
 
     found = detail(evidence, round_name)
     if as_json:
-        print_json(found)
+        from dataclasses import asdict
+
+        scores = {
+            "scores": scores_of(evidence, found.entry.candidate),
+            "parent_scores": scores_of(evidence, found.entry.parent),
+        }
+        print_json({**asdict(found), **scores})
         return
     for line in _detail_lines(found):
         typer.echo(line)
@@ -88,6 +95,25 @@ def rounds_diff(
         [s.suite, _number(s.one), _number(s.other), _number(s.difference)] for s in found.scores
     ]
     _print("Scores of the candidates", ["suite", round_name, other, "difference"], scores)
+
+
+@rounds_app.command("drop")
+def rounds_drop(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give up a round that has no verdict: failed, interrupted or planned. Its attempts stay on record."""
+    from align.amend.drop import drop
+
+    done = drop(load(campaign, overrides).config, round_name, reason=reason)
+    if as_json:
+        print_json(done)
+        return
+    typer.echo(done.sentence)
+    typer.echo("it is not run again; give it another name in the campaign file to run it after all")
 
 
 def _evidence(campaign: CampaignPath, overrides: list[str] | None) -> Evidence:

@@ -27,6 +27,7 @@ def run_shown(
     config: CampaignConfig, *, address: str | None, insecure: bool, wait_s: float
 ) -> Evidence:
     """Run the campaign's rounds that are due, and print what came of it."""
+    from align.amend.settle import settle
     from align.campaign import run_campaign
     from align.plan.machine import check_machine
     from align.report.progress import LiveProgress
@@ -35,6 +36,7 @@ def run_shown(
     from align.report.trackers.observer import TrackedObserver
     from launch.engines import engine_starter
 
+    settle(config).check()
     check_machine(config, address)
     console = report_console()
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]

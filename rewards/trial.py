@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import quantiles
 from typing import Any
 
@@ -19,14 +19,17 @@ from rewards.canaries import CanaryResult, check_canaries
 from rewards.isolation.levels import isolation_of
 from rewards.isolation.reward import IsolatedReward
 from rewards.loop import LoopThread
+from rewards.patience import saying
 from rewards.pending import Questions
 from rewards.registry import REWARDS, load_reward
-from rewards.rubric import Rubric
+from rewards.rubric import Rubric, part_isolation
 from rewards.signature import parameters
 from rewards.trial_data import groups_of
 from rollouts.types import Prompt
 
 BINS = 20
+DEADLINE_S = 5.0
+"""For one group, of a reward in a process of its own, where no other deadline is named."""
 CANARY_PROMPTS = 8
 """Prompts that canaries are tried on: a judge is paid by the call."""
 
@@ -39,6 +42,7 @@ class TrialSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     isolation: str = "auto"
     deadline_s: float | None = None
+    """For one group; None: a few seconds, since a trial is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,24 +107,33 @@ def try_reward(
     samples_B: Sequence[Sample],
     group_size: int | None = None,
     threshold: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Trial:
-    """Score samples, then canaries.
+    """Score samples, then canaries. A group that nothing of was answered in time is the last.
 
     Args:
         group_size: of the round that is planned; None: all answers to a prompt are one group.
         threshold: what canaries must stay below; None: the median of the scores.
+        say: told while the reward is waited for.
 
     Raises:
         UserError: the reward cannot be loaded, or the data lacks a column that it needs.
     """
-    rubric = Rubric((_part(spec),))
+    with saying(f"starting reward {spec.name}", say):
+        rubric = Rubric((_part(spec),))
     try:
         rubric.check_columns([sample.prompt for sample in samples_B])
         groups = groups_of(samples_B, group_size)
-        asker = _Asker(rubric.parts[0])
-        answers = [asker.ask(group) for group in groups]
-        found = _canaries(asker, groups, answers, threshold)
-        return _trial(rubric, groups, answers, asker.seconds[: len(groups)], found, group_size)
+        asker = _Asker(rubric.parts[0], say)
+        answers: list[list[Outcome]] = []
+        for group in groups:
+            answers.append(asker.ask(group))
+            if _too_late(answers[-1]):
+                break
+        left, groups = len(groups) - len(answers), groups[: len(answers)]
+        found = [] if left else _canaries(asker, groups, answers, threshold)
+        trial = _trial(rubric, groups, answers, asker.seconds[: len(groups)], found, group_size)
+        return replace(trial, notes=(*trial.notes, _left(left))) if left else trial
     finally:
         rubric.close()
 
@@ -137,14 +150,18 @@ def check_reward(spec: TrialSpec, prompts: Sequence[Prompt]) -> None:
 class _Asker:
     """Asks a part for one group at a time and keeps the clock."""
 
-    def __init__(self, part: RewardPart) -> None:
-        self._part, self._loop = part, LoopThread()
+    def __init__(self, part: RewardPart, say: Callable[[str], None]) -> None:
+        self._part, self._loop, self._say = part, LoopThread(), say
+        isolation = part_isolation(part)
+        limit = "" if isolation.level == "inline" else f" (deadline {isolation.deadline_s:g} s)"
+        self._waits = f"waiting for reward {part.name}{limit}"
         self.seconds: list[float] = []
 
     def ask(self, samples_B: Sequence[Sample]) -> list[Outcome]:
         began = time.perf_counter()
-        questions = Questions((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
-        outcomes = questions.outcomes()[self._part.name]
+        with saying(self._waits, self._say):
+            questions = Questions((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
+            outcomes = questions.outcomes()[self._part.name]
         self.seconds.append(time.perf_counter() - began)
         return outcomes
 
@@ -153,9 +170,21 @@ class _Asker:
         return [None if isinstance(o, Failure) else o for o in self.ask(samples_B)]
 
 
+def _too_late(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the deadline came before any answer of a group."""
+    return all(isinstance(one, Failure) and one.kind == "deadline" for one in outcomes)
+
+
+def _left(groups: int) -> str:
+    more = "1 more group was" if groups == 1 else f"{groups} more groups were"
+    return f"{more} not tried: nothing was answered in time; --deadline-s gives a reward longer"
+
+
 def _part(spec: TrialSpec) -> RewardPart:
     isolation = isolation_of(spec, REWARDS)
     inline = isolation.level == "inline"
+    if not inline and spec.deadline_s is None:
+        isolation = replace(isolation, deadline_s=DEADLINE_S)
     return RewardPart(
         name=spec.name.rpartition(":")[2],
         weight=1.0,

@@ -9,11 +9,18 @@
                all is for the budgets against fixed anchors to bound.
     forever    alpha / (2 T) up to T, then alpha T / (2 t (t - 1)), which sums to alpha over all t. All that
                there will be keep alpha, and show ever less: at T = 10 the 300th has 3e-6 of 0.05 left.
+
+Where alpha, T or the way of spending were amended after decisions, what those took stays spent: decisions
+to come share what is left in the ratio in which the rule would have shared it, and none gets more than the
+rule gives it. With T raised from 4 to 10 after two decisions at alpha / 4, half of alpha is left for eight:
+each gets alpha / 16, not alpha / 10. Where nothing is left, decisions go on as undeclared ones do, and
+exceed alpha.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from align.gate_config import GateConfig, Spending
 
@@ -50,6 +57,37 @@ def alpha_spent(
     return math.fsum(shares)
 
 
+def amended_level(gate: GateConfig, spent: Sequence[float], look: int) -> float:
+    """Error that the ``look``-th decision may make after others that were taken by other settings.
+
+    Args:
+        spent: error of every decision before it, in order.
+
+    >>> gate = GateConfig(alpha=0.08, campaign_rounds=10)
+    >>> amended_level(gate, [0.02, 0.02], look=3)
+    0.005
+    """
+    rounds, spending = gate.campaign_rounds, gate.spending
+    rule = alpha_at(gate.alpha, rounds, max(look, rounds), spending)
+    if spending == "window":
+        window = spent[-(rounds - 1) :] if rounds > 1 else ()
+        share = gate.alpha - math.fsum(window)
+    else:
+        rest = _rest(gate.alpha, rounds, len(spent), spending)
+        share = rule * (gate.alpha - math.fsum(spent)) / rest if rest > 0.0 else 0.0
+    return min(rule, share) if share > 0.0 else rule
+
+
+def _rest(alpha: float, campaign_rounds: int, done: int, spending: Spending | None) -> float:
+    """Error that the rule leaves to all decisions after the first ``done``."""
+    declared = max(campaign_rounds - done, 0) / campaign_rounds
+    if spending != "forever":
+        return alpha * declared
+    # 1 / (t (t - 1)) sums to 1 / done over all t > done.
+    beyond = campaign_rounds / max(done, campaign_rounds)
+    return alpha * (declared + beyond) / 2
+
+
 def spent_by(gate: GateConfig, *, endless: bool) -> GateConfig:
     """The gate with its way of spending, where the file leaves it to the kind of campaign."""
     if gate.spending is None and endless:
@@ -57,9 +95,16 @@ def spent_by(gate: GateConfig, *, endless: bool) -> GateConfig:
     return gate
 
 
-def spending_sentence(gate: GateConfig, look: int) -> str:
-    """What the ``look``-th decision is taken at, and what that keeps."""
+def spending_sentence(gate: GateConfig, look: int, level: float | None = None) -> str:
+    """What the ``look``-th decision is taken at, and what that keeps.
+
+    Args:
+        level: where alpha was amended after decisions; None: the rule says it.
+    """
     rounds = gate.campaign_rounds
+    if level is not None:
+        shared = f"alpha {gate.alpha:g} over {rounds} decisions"
+        return f"{shared}, amended after {look - 1}: {level:.3g} for the next"
     here = alpha_at(gate.alpha, rounds, look, gate.spending)
     if gate.spending == "window":
         return f"alpha {gate.alpha:g} over any {rounds} decisions in a row: {here:.3g} each, without end"

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 from align.config import RoundConfig
 from align.evidence import Evidence
-from align.gate.alpha import alpha_at
 from align.gate.checks import Check, check
-from align.gate.gate import role_of
+from align.gate.gate import level_of, role_of
 from align.gate.suite import Suite
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
@@ -54,7 +53,8 @@ def budget_checks(
     """Production against the anchor, on every suite that guards the round and whose anchor it is not."""
     gate, accepted = evidence.gate, tuple(evidence.accepted("policy"))
     retired = evidence.retired((*accepted, target))
-    alpha = alpha_at(gate.alpha, gate.campaign_rounds, evidence.looks() + 1, gate.spending)
+    look = evidence.looks() + 1
+    alpha = level_of(gate, look, evidence.amended_level(look))
     guards = [s for s in suites if role_of(s.rule, target, accepted, retired) == "retention"]
     now = evidence.load(production, guards)
     found = []

@@ -6,6 +6,7 @@ own files where they are at hand. It decides nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -163,7 +164,9 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         campaign_rounds=gate.campaign_rounds,
         alpha=gate.alpha,
         alpha_here=verdict.checks[0].alpha,
-        alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending),
+        alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending)
+        if verdict.inputs.level is None
+        else math.fsum(evidence.levels()[:look]),
         anchors=tuple(
             move
             for move in anchor_moves(evidence.ledger)

@@ -67,6 +67,8 @@ class VerdictInputs:
     """Of the round's watch: signs that the reward was gamed, which no suite can outweigh."""
     left_out: tuple[str, ...] = ()
     """Earlier accepted rounds of templates that were not looked at this time."""
+    level: float | None = None
+    """Error of this decision, where alpha was amended after earlier ones; None: `alpha_at` says it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +118,7 @@ def decide(
     looks: int | None = None,
     objections: Sequence[str] = (),
     left_out: Sequence[str] = (),
+    level: float | None = None,
 ) -> Verdict:
     """The verdict on the candidate of round ``target``.
 
@@ -131,22 +134,20 @@ def decide(
     Raises:
         RunError: results that are needed are missing or cannot be compared.
     """
-    rules = tuple(suite if isinstance(suite, SuiteRule) else suite.rule for suite in suites)
-    if target not in {rule.target_of for rule in rules}:
-        raise ValueError(f"no suite measures round {target!r}")
-    looks = max(looks or 0, gate.campaign_rounds)
-    alpha = alpha_at(gate.alpha, gate.campaign_rounds, looks, gate.spending)
+    rules = _rules(suites, target)
+    alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
     comparators: dict[Against, Results] = {"parent": parent, "best": best, "start": start}
     checks: list[Check] = []
     for rule in rules:
         role = role_of(rule, target, accepted_rounds, retired)
         checks += _suite_checks(rule, role, candidate, comparators, gate.min_gain, alpha)
     outcome: Outcome = "rejected" if objections else _overall(checks)
+    reasons = (*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=(*objections, *_reasons(checks, outcome, gate, looks), *_unseen(left_out)),
+        reasons=reasons,
         inputs=VerdictInputs(
             target=target,
             gate=gate,
@@ -160,8 +161,23 @@ def decide(
             start=_snapshots(start, rules),
             objections=tuple(objections),
             left_out=tuple(left_out),
+            level=level,
         ),
     )
+
+
+def _rules(suites: Iterable[Suite | SuiteRule], target: str) -> tuple[SuiteRule, ...]:
+    rules = tuple(suite if isinstance(suite, SuiteRule) else suite.rule for suite in suites)
+    if target not in {rule.target_of for rule in rules}:
+        raise ValueError(f"no suite measures round {target!r}")
+    return rules
+
+
+def level_of(gate: GateConfig, looks: int, level: float | None) -> float:
+    """Error that a decision may make: as it was fixed, else by the rule."""
+    if level is not None:
+        return level
+    return alpha_at(gate.alpha, gate.campaign_rounds, looks, gate.spending)
 
 
 def decide_from_files(
@@ -193,6 +209,7 @@ def decide_from_files(
         looks=inputs.looks,
         objections=inputs.objections,
         left_out=inputs.left_out,
+        level=inputs.level,
     )
 
 
@@ -266,12 +283,16 @@ def _overall(checks: Iterable[Check]) -> Outcome:
 
 
 def _reasons(
-    checks: Iterable[Check], outcome: str, gate: GateConfig, looks: int
+    checks: Iterable[Check], outcome: str, gate: GateConfig, looks: int, level: float | None
 ) -> tuple[str, ...]:
     reasons = [c.sentence for c in checks if c.role != "shown" and c.outcome != "passed"]
     if gate.mode == "observe" and outcome != "accepted":
         reasons.append("accepted all the same: the gate only observes")
-    if looks > gate.campaign_rounds and gate.spending in (None, "campaign"):
+    if level is not None:
+        reasons.append(
+            f"alpha was amended after earlier decisions, and what they took stays spent: {level:.3g} here"
+        )
+    elif looks > gate.campaign_rounds and gate.spending in (None, "campaign"):
         reasons.append(
             f"decision {looks} of {gate.campaign_rounds} declared: alpha is spread over {looks}"
         )

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from align.config import GateConfig
-from align.gate.alpha import alpha_at
 from align.gate.checks import Check, Outcome
 from align.gate.evaluate import ItemResults, paired
-from align.gate.gate import Verdict, VerdictInputs
+from align.gate.gate import Verdict, VerdictInputs, level_of
 from align.gate.statistics import (
     items_needed,
     tango_interval,
@@ -74,11 +73,18 @@ def measure_pairs(
     }
 
 
-def pair_inputs(suite: Suite, candidate: SnapshotId, gate: GateConfig, looks: int) -> VerdictInputs:
+def pair_inputs(
+    suite: Suite,
+    candidate: SnapshotId,
+    gate: GateConfig,
+    looks: int,
+    level: float | None = None,
+) -> VerdictInputs:
     """Everything that `decide_pairs` follows from.
 
     Args:
         looks: this decision's number in the campaign.
+        level: error of this decision, where alpha was amended after earlier ones.
     """
     rules = pair_rules(suite)
     return VerdictInputs(
@@ -92,6 +98,7 @@ def pair_inputs(suite: Suite, candidate: SnapshotId, gate: GateConfig, looks: in
         parent={},
         best={},
         start={},
+        level=level,
     )
 
 
@@ -106,7 +113,7 @@ def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str 
     """
     own, length = (_load(rule, inputs.candidate[rule.name], locate) for rule in inputs.suites)
     gate = inputs.gate
-    alpha = alpha_at(gate.alpha, gate.campaign_rounds, inputs.looks, gate.spending)
+    alpha = level_of(gate, inputs.looks, inputs.level)
     length = replace(length, suite=own.suite, suite_hash=own.suite_hash)
     coin = replace(own, values=(TIE,) * len(own.values))
     checks = (check_rule(own, length, "length", alpha), check_rule(own, coin, "chance", alpha))

@@ -18,9 +18,10 @@ from typing import Literal
 from align.config import CampaignConfig, RoundConfig, SuiteConfig
 from align.demands_config import Family
 from align.evidence import Evidence
-from align.gate.alpha import alpha_at, spending_sentence, spent_by
+from align.gate.alpha import spending_sentence, spent_by
 from align.gate.checks import MIN_SCORED_ITEMS, compare
 from align.gate.evaluate import ItemResults
+from align.gate.gate import level_of
 from align.gate.noise import noise_floor, repeats_of
 from align.gate.sequences import MIN_ITEMS
 from align.gate.statistics import items_needed, power, smallest_margin
@@ -148,7 +149,8 @@ def plan_gate(
     templates = templates_in(config)
     gate = spent_by(config.gate, endless=bool(templates or nights))
     look = 1 if evidence is None else evidence.looks() + 1
-    alpha = alpha_at(gate.alpha, gate.campaign_rounds, look, gate.spending)
+    level = None if evidence is None else evidence.amended_level(look)
+    alpha = level_of(gate, look, level)
     suites = tuple(
         _plan(asked, evidence, decided, alpha, discordance)
         for asked in _asked(config, {template.name: template for template in templates})
@@ -159,7 +161,7 @@ def plan_gate(
         looks=gate.campaign_rounds
         if gate.spending == "window"
         else max(gate.campaign_rounds, look),
-        spending=spending_sentence(gate, look),
+        spending=spending_sentence(gate, look, level),
         alpha_per_look=alpha,
         suites=suites,
         all_pass=math.prod(suite.power**times for suite, times in _guards(suites)),

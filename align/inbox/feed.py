@@ -12,7 +12,8 @@ from align.inbox.drop import sweep
 from align.inbox.feedback import StreamForm, stream_forms
 from align.inbox.inbox import Inbox
 from align.inputs import Inputs
-from align.memory.ledger import INTERRUPTED, Ledger
+from align.memory.campaign_row import INTERRUPTED
+from align.memory.ledger import Ledger
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import pass_over
 from rollouts.errors import UserError

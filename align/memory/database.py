@@ -21,7 +21,13 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.pool import NullPool
 
 from align.errors import RunError, StoreError, UserError
-from align.memory import anchor_table, due_tables, inbox_tables, postgres  # noqa: F401 (add their tables)
+from align.memory import (  # noqa: F401 (add their tables)
+    amendment_tables,
+    anchor_table,
+    due_tables,
+    inbox_tables,
+    postgres,
+)
 from align.memory.postgres import is_postgres
 from align.memory.sqlite_file import cut_path
 from align.memory.tables import SCHEMA_VERSION, metadata, store_schema

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,8 +27,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
 
+from align.amend.compare import Comparison
 from align.errors import StaleAttempt
-from align.memory.campaign_row import Read, open_campaign_row
+from align.memory.amendment_tables import round_drops
+from align.memory.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
 from align.memory.claims import Claim, claimed
 from align.memory.database import Database
 from align.memory.due_tables import due_skips
@@ -42,8 +44,6 @@ __all__ = ["AliasMove", "EvaluationRecord", "Ledger", "RoundRecord", "State"]
 
 Verdict = Literal["accepted", "rejected", "failed"]
 PRODUCTION = "production"
-INTERRUPTED = {"reason": "interrupted"}
-"""Report of an attempt whose runner never came back."""
 
 
 class Ledger:
@@ -59,21 +59,31 @@ class Ledger:
         return self._database
 
     def open_campaign(
-        self, name: str, config: Mapping[str, Any], config_hash: str, *, read: Read = dict
-    ) -> None:
-        """Create the campaign, or continue it; rounds appended to its list become planned.
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        config_hash: str,
+        *,
+        read: Read = dict,
+        who: str = "",
+        reason: str = "",
+        quiet: Collection[str] = (),
+    ) -> Comparison:
+        """Create the campaign, continue it, or amend it; rounds without a place in the ledger get one.
 
         Args:
             config: JSON values, with a list under ``rounds`` whose items have a ``name``; without
                 what does not change the result.
             read: applied to the stored configuration before it is compared.
+            who: whoever amends the campaign, for the record; ``reason``: why.
+            quiet: rounds whose coming is no amendment: they fell due.
 
         Raises:
-            StoreError: the store holds another campaign, or this one with another configuration;
-                every changed key is listed.
+            StoreError: the store holds another campaign, or verdicts rest on what has changed; every such
+                change is listed, and nothing is written.
         """
         with self._database.write() as connection:
-            planned = open_campaign_row(
+            return open_campaign_row(
                 connection,
                 name,
                 config,
@@ -81,30 +91,57 @@ class Ledger:
                 where=self._database.where,
                 now=self._now(),
                 read=read,
+                who=who,
+                reason=reason,
+                quiet=quiet,
             )
-            for index, round_name in planned:
-                connection.execute(
-                    insert(rounds).values(index=index, attempt=0, name=round_name, state="planned")
-                )
+
+    def compare_campaign(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        config_hash: str,
+        *,
+        read: Read = dict,
+        quiet: Collection[str] = (),
+        where: str | None = None,
+    ) -> Comparison:
+        """What `open_campaign` would change or refuse; writes nothing.
+
+        Args:
+            where: place of the ledger in errors; None: where it lies.
+
+        Raises:
+            StoreError: the store holds another campaign.
+        """
+        new = json.loads(json.dumps(config))
+        where = where or self._database.where
+        with self._database.read() as connection:
+            return compared(connection, name, new, config_hash, where=where, read=read, quiet=quiet)
 
     def rounds(self) -> list[RoundRecord]:
-        """The latest attempt of every round, in order."""
+        """The latest attempt of every round that was not dropped, in order."""
         latest = {record.index: record for record in self.attempts()}
-        return [latest[index] for index in sorted(latest)]
+        return [latest[i] for i in sorted(latest) if latest[i].state != "dropped"]
 
     def attempts(self) -> list[RoundRecord]:
-        """Every attempt at every round, failed ones included, in order; a skipped one ends with that."""
+        """Every attempt at every round, failed ones included, in order; a skipped or dropped one ends with
+        that."""
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
             found = [_round(row) for row in rows]
             skipped = set(connection.scalars(select(due_skips.c.round)))
+            dropped = set(connection.scalars(select(round_drops.c.index)))
         last = {record.index: record.attempt for record in found}
-        return [
-            replace(one, state="skipped")
-            if one.name in skipped and one.attempt == last[one.index]
-            else one
-            for one in found
-        ]
+
+        def ended(record: RoundRecord) -> RoundRecord:
+            if record.attempt < last[record.index]:
+                return record
+            if record.index in dropped:
+                return replace(record, state="dropped")
+            return replace(record, state="skipped") if record.name in skipped else record
+
+        return [ended(record) for record in found]
 
     def closed(self) -> frozenset[str]:
         """Rounds with a verdict, and those that a person skipped, perhaps before they were planned."""
@@ -126,6 +163,12 @@ class Ledger:
                 raise ValueError(f"round {index} is {last.name!r}, not {name!r}")
             if last.state in ("accepted", "rejected"):
                 raise ValueError(f"round {name!r} is {last.state}; a verdict is final")
+            if connection.scalar(select(round_drops.c.seq).where(round_drops.c.index == index)):
+                raise StaleAttempt(
+                    f"round {name!r} was dropped, and is not run",
+                    cause="a person dropped it while this runner was on its way to it",
+                    remedy="run again: the runner goes on with what comes after it",
+                )
             if connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == name)):
                 raise StaleAttempt(
                     f"round {name!r} was skipped, and is not run",

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 from rollouts.types import SnapshotId
 
-State = Literal["planned", "running", "gating", "accepted", "rejected", "failed", "skipped"]
-"""``skipped``: a person said that there shall be no further attempt, whatever came of those before."""
+State = Literal[
+    "planned", "running", "gating", "accepted", "rejected", "failed", "skipped", "dropped"
+]
+"""``skipped`` and ``dropped``: a person said that there shall be no further attempt, whatever came of those
+before; a skipped round had fallen due, a dropped one was the campaign file's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +32,8 @@ class RoundRecord:
 
     @property
     def closed(self) -> bool:
-        """Whether it is over: it has a verdict, or was skipped."""
-        return self.state in ("accepted", "rejected", "skipped")
+        """Whether it is over: it has a verdict, or was skipped or dropped."""
+        return self.state in ("accepted", "rejected", "skipped", "dropped")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

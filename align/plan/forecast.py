@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from align.amend.settle import settle
 from align.config import CampaignConfig, RoundConfig
 from align.evidence import view_of_due
 from align.gate.suites import Suite
@@ -34,7 +36,6 @@ from align.plan.sizes import (
 )
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
-from align.schedule.expand import expanded
 from rollouts.machine.memory import available_memory
 
 
@@ -90,6 +91,8 @@ class Forecast:
     store: str
     began: bool
     rounds: tuple[RoundForecast, ...]
+    amendments: tuple[str, ...]
+    """What the run would write down as changed in the campaign file, such as ``seed: 0 -> 1``."""
     claims: tuple[str, ...]
     """Due keys that `keel schedule tick` would claim, each with its round."""
     waits: tuple[str, ...]
@@ -114,7 +117,9 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
     with ledger_copy(config) as ledger:
         found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
         records = ledger.rounds()
-        chosen = expanded(config, ledger)
+        settled = settle(config, ledger, where=config.ledger or str(config.folder / "ledger.db"))
+        settled.check()
+        chosen = settled.config
         view = view_of_due(chosen, ledger)
         unclaimed = {due.round for due in found.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
@@ -138,6 +143,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         store=str(config.folder),
         began=bool(records),
         rounds=tuple(rounds),
+        amendments=settled.comparison.sentences,
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
         machine=(
@@ -162,8 +168,11 @@ def _rounds(
     config: CampaignConfig, inputs: Inputs, records: Sequence[RoundRecord], unclaimed: Set[str]
 ) -> Iterator[RoundForecast]:
     states = {record.name: record.state for record in records}
+    places = {record.name: record.index for record in records}
+    free = count(max(places.values(), default=-1) + 1)
     asked_before = 0
-    for index, spec in enumerate(config.rounds):
+    for spec in config.rounds:
+        index = places[spec.name] if spec.name in places else next(free)
         state = states.get(spec.name)
         if state == "accepted" or state == "rejected" or state == "skipped":
             yield _done(spec, state)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from align.evidence import Evidence
 from align.inbox.purge import purges
+from align.memory.amendments import amendments_of, drops_of
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
 from align.schedule.skips import skips
@@ -25,9 +26,12 @@ class Act:
 
 
 def acts_of(evidence: Evidence) -> tuple[Act, ...]:
-    """Moves of production and of the fixed anchor, removals of a person's data, and rounds that were
-    skipped; oldest first."""
-    found = (*_moves(evidence), *_anchors(evidence), *_purges(evidence), *_skips(evidence))
+    """Moves of production and of the fixed anchor, removals of a person's data, rounds that were skipped or
+    dropped, and amendments of the campaign file; oldest first."""
+    found = (
+        *_moves(evidence), *_anchors(evidence), *_purges(evidence), *_skips(evidence),
+        *_amendments(evidence), *_drops(evidence),
+    )  # fmt: skip
     return tuple(sorted(found, key=lambda act: act.time))
 
 
@@ -64,6 +68,18 @@ def _skips(evidence: Evidence) -> Iterator[Act]:
             what=f"round {skip.round} was skipped by {skip.who} ({skip.schedule}/{skip.key})",
             reason=skip.reason,
         )
+
+
+def _amendments(evidence: Evidence) -> Iterator[Act]:
+    for entry in amendments_of(evidence.ledger):
+        what = f"the campaign file was amended by {entry.who or 'somebody'}: {'; '.join(entry.changes)}"
+        yield Act(time=entry.time, what=what, reason=entry.reason)
+
+
+def _drops(evidence: Evidence) -> Iterator[Act]:
+    for drop in drops_of(evidence.ledger.database):
+        what = f"round {drop.round} was dropped by {drop.who or 'somebody'}"
+        yield Act(time=drop.time, what=what, reason=drop.reason)
 
 
 def _names(evidence: Evidence) -> dict[SnapshotId, str]:

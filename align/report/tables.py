@@ -13,9 +13,11 @@ from align.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
 from align.gate.gate import Verdict
 from align.gate.sealed import openings
+from align.memory.amendments import Amendment, amendments_of
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
 from align.report.families import by_family, families_of, passed_lines
+from align.report.status import summary_numbers
 from align.stores import ledger_place
 
 WIDTH = 140
@@ -57,27 +59,32 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
 
 def metrics_line(matrix: ScoreMatrix) -> Text:
     """The summary numbers of continual learning over the accepted rounds."""
-    values = {
-        "AP": matrix.average_performance(),
-        "AIA": matrix.average_incremental_accuracy(),
-        "LA": matrix.learning_accuracy(),
-        "BWT": matrix.backward_transfer(),
-        "FM": matrix.forgetting(),
-        "FWT": matrix.forward_transfer(),
-    }
-    shown = [f"{name} {value:+.3f}" for name, value in values.items() if value is not None]
+    values = summary_numbers(matrix).items()
+    shown = [f"{name} {value:+.3f}" for name, value in values if value is not None]
     return Text("   ".join(shown) + "\n" if shown else "")
 
 
 def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
-    """One block per committed round: the outcome, the target, and what held or was lost."""
-    for record in evidence.committed():
+    """One block per committed round: the outcome, the target, and what held or was lost.
+
+    Amendments of the campaign stand before the first verdict that came after them.
+    """
+    entries = amendments_of(evidence.ledger)
+    decided = evidence.committed()
+    for number, record in enumerate(decided):
+        yield from (_amended(entry) for entry in entries if entry.decisions == number)
         verdict = Verdict.from_dict(record.report or {})
         head = Text(f"{record.name}: ")
         head.append(outcome_of(verdict), style=STYLES[verdict.outcome])
         yield head
         for line in summary(verdict):
             yield Text(f"  {line}")
+
+    yield from (_amended(entry) for entry in entries if entry.decisions >= len(decided))
+
+
+def _amended(entry: Amendment) -> Text:
+    return Text(entry.sentence, style="yellow")
 
 
 def sealed_lines(evidence: Evidence) -> Iterator[Text]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from align.amend.settle import settle
 from align.config import CampaignConfig
 from align.evidence import view_of_due
 from align.inputs import Inputs, load_inputs
 from align.memory.ledger import Ledger
 from align.schedule.claims import ClaimedRound, Dues, claimed_rounds
 from align.schedule.due import Due
-from align.schedule.expand import expand
 from rollouts.errors import UserError
 from rollouts.rows import Row
 
@@ -25,10 +25,11 @@ def check_due(config: CampaignConfig, ledger: Ledger, due: Sequence[Due]) -> Non
     Raises:
         UserError: the first thing that cannot be used.
     """
+    settled = settle(config, ledger)
+    settled.check()
     coming = Dues(ledger.database, config).would_be(due)
-    claims = claimed_rounds(ledger.database)
-    planned = [record.name for record in ledger.rounds()]
-    whole = expand(config, planned, [*(one.spec for one in claims), *coming])
+    rounds = (*settled.config.rounds, *coming)
+    whole = settled.config.model_copy(update={"rounds": rounds})
     load_checked(view_of_due(whole, ledger), open_claims(ledger)).close()
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.config import CampaignConfig, RoundConfig
+from align.memory.amendments import dropped_for_good
 from align.memory.ledger import Ledger
 from align.memory.settled import settled
 from align.schedule.claims import claimed_rounds
-from align.stores import known_ledger
 
 
 def expand(
@@ -32,17 +32,19 @@ def expand(
     return config.model_copy(update={"rounds": tuple(specs[name] for name in order)})
 
 
-def expanded(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:
-    """`expand` with what the ledger says, and what it settled of ``auto``."""
+def expanded(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
+    """`expand` with what the ledger says and what it settled of ``auto``, without dropped rounds.
+
+    Args:
+        ledger: None: there is no store yet.
+    """
+    if ledger is None:
+        return settled(expand(config, (), ()), None)
+    dropped = dropped_for_good(ledger.database)
+    if any(spec.name in dropped for spec in config.rounds):
+        plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
+        config = config.model_copy(update={"rounds": plain})
     claimed = [one.spec for one in claimed_rounds(ledger.database, config.places)]
     if claimed or any(spec.scheduled for spec in config.rounds):
         config = expand(config, [record.name for record in ledger.rounds()], claimed)
     return settled(config, ledger)
-
-
-def expanded_here(config: CampaignConfig) -> CampaignConfig:
-    """`expanded` from the campaign's store."""
-    ledger = known_ledger(config)
-    if ledger is None:
-        return settled(expand(config, (), ()), None)
-    return expanded(config, ledger)

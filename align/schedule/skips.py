@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from align.config import CampaignConfig
 from align.errors import StaleAttempt
+from align.memory.campaign_row import INTERRUPTED
 from align.memory.due_tables import due_skips
-from align.memory.ledger import INTERRUPTED, Ledger
+from align.memory.ledger import Ledger
 from align.memory.tables import rounds
 from align.memory.takes import let_go
 from align.schedule.claims import Dues, skips_of

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config import GateConfig
-from align.gate.alpha import alpha_at, alpha_spent, spending_sentence, spent_by
+from align.gate.alpha import alpha_at, alpha_spent, amended_level, spending_sentence, spent_by
+from align.gate_config import Spending
 
 ROUNDS = st.integers(1, 30)
 LOOKS = st.integers(1, 2000)
@@ -76,3 +77,62 @@ def test_a_sentence_says_what_the_next_decision_is_taken_at() -> None:
         "window": "alpha 0.05 over any 10 decisions in a row: 0.005 each, without end",
         "forever": "alpha 0.05 over all there will ever be: 0.000658 for number 20",
     }
+
+
+# settings that were amended after decisions
+
+
+def test_what_was_spent_stays_spent_when_more_rounds_are_declared() -> None:
+    # 4 declared at .08: .02 each. After two of them .04 is left, for eight: .005 each.
+    gate = GateConfig(alpha=0.08, campaign_rounds=10)
+    spent = [0.02, 0.02]
+    for look in range(3, 11):
+        level = amended_level(gate, spent, look)
+        assert level == pytest.approx(0.005)
+        spent.append(level)
+    assert sum(spent) == pytest.approx(0.08)
+
+
+def test_fewer_declared_rounds_give_no_decision_more_than_the_rule() -> None:
+    # 10 declared at .1: .01 each. The rest of .08 over two would be .04, and the rule for 4 says .025.
+    gate = GateConfig(alpha=0.1, campaign_rounds=4)
+    assert amended_level(gate, [0.01, 0.01], 3) == pytest.approx(0.025)
+
+
+def test_a_larger_alpha_is_shared_without_what_was_spent() -> None:
+    gate = GateConfig(alpha=0.1, campaign_rounds=4)
+    assert amended_level(gate, [0.0125, 0.0125], 3) == pytest.approx(0.025)
+    assert amended_level(gate, [0.04, 0.04], 3) == pytest.approx(0.01)
+
+
+def test_where_nothing_is_left_no_decision_gets_more_than_one_that_was_not_declared() -> None:
+    gate = GateConfig(alpha=0.08, campaign_rounds=10)
+    assert amended_level(gate, [0.02] * 4, 5) <= alpha_at(0.08, 4, 5)
+
+
+@given(
+    st.sampled_from(["campaign", "forever"]),
+    st.integers(1, 8),
+    st.integers(1, 30),
+    st.floats(0.01, 0.2),
+)
+def test_amended_campaigns_keep_alpha(
+    spending: Spending, first: int, declared: int, alpha: float
+) -> None:
+    before = [alpha_at(0.05, 8, look, spending) for look in range(1, first + 1)]
+    gate = GateConfig(alpha=alpha, campaign_rounds=declared, spending=spending)
+    spent = list(before)
+    last = declared if spending == "campaign" else declared + 40
+    for look in range(first + 1, last + 1):
+        if sum(spent) >= alpha:
+            return
+        spent.append(amended_level(gate, spent, look))
+        assert spent[-1] <= alpha_at(alpha, declared, max(look, declared), spending)
+    assert sum(spent) <= max(alpha, sum(before)) * (1 + 1e-9)
+
+
+def test_a_window_counts_what_the_decisions_in_it_took() -> None:
+    gate = GateConfig(alpha=0.08, campaign_rounds=4, spending="window")
+    # Three decisions at .022 are in the window: .014 is left, where the rule says .02.
+    assert amended_level(gate, [0.05, 0.022, 0.022, 0.022], 5) == pytest.approx(0.014)
+    assert amended_level(gate, [0.05, 0.01, 0.01, 0.01], 5) == pytest.approx(0.02)

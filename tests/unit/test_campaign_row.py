@@ -1,4 +1,4 @@
-"""A store continues its campaign, takes appended rounds, and refuses anything else."""
+"""A store continues its campaign, takes what no verdict rests on, and refuses anything else."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import select
 from align.campaign_file import load_campaign
 from align.config import CampaignConfig
 from align.errors import StoreError, UserError
+from align.memory.amendments import amendments_of
 from align.memory.ledger import Ledger
 from align.memory.tables import campaigns
 from align.schedule.expand import expand
@@ -34,26 +35,50 @@ def test_the_same_configuration_continues(tmp_path: Path) -> None:
     assert state(again) == [("reverse", "running", 1), ("sort", "planned", 0)]
 
 
-def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
-    ledger = started(tmp_path)
+def accepted(folder: Path) -> Ledger:
+    """The campaign whose first round was accepted."""
+    ledger = started(folder)
+    attempt = ledger.begin_round(0, "reverse", BASE.id)
+    ledger.enter_gating(0, attempt, FIRST.id)
+    ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
+    return ledger
+
+
+def test_what_a_verdict_rests_on_is_refused_name_by_name(tmp_path: Path) -> None:
+    ledger = accepted(tmp_path)
     config = changed(
         gate={"alpha": 0.05, "mode": "observe"},
+        policy={"lora": None},
         rounds=[{"name": "reverse", "steps": 60}, {"steps": 45, "name": "sort"}],
     )
     with pytest.raises(StoreError) as caught:
         ledger.open_campaign("digits", config, "hash-2")
-    lines = str(caught.value).splitlines()
-    assert [line.strip() for line in lines[1:3]] == [
-        'gate.mode: (absent) -> "observe"',
-        "rounds.0.steps: 45 -> 60",
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[1:3] == [
+        "rounds.reverse.steps: 45 -> 60 (round 'reverse' was accepted, and its verdict rests on it)",
+        'policy: (absent) -> {"lora": null} (the snapshots of decided rounds were made with it (reverse))',
     ]
-    assert "set store to another folder, or restore the old value" in lines[-1]
+    assert "restore the old values, or set store to another folder" in lines[-1]
     assert isinstance(caught.value, UserError)
     ledger.open_campaign("digits", CONFIG, "hash-1")
+    assert amendments_of(ledger) == []
+
+
+def test_what_no_verdict_rests_on_is_amended(tmp_path: Path) -> None:
+    ledger = accepted(tmp_path)
+    config = changed(
+        gate={"alpha": 0.05, "mode": "observe"},
+        rounds=[CONFIG["rounds"][0], {"steps": 60, "name": "sort"}],
+    )
+    for _ in range(2):
+        ledger.open_campaign("digits", config, "hash-2", who="ana")
+    (entry,) = amendments_of(ledger)
+    assert entry.changes == ('gate.mode: (absent) -> "observe"', "rounds.sort.steps: 45 -> 60")
+    assert (entry.who, entry.decisions) == ("ana", 1)
 
 
 def test_many_changes_are_summed_up(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"(?s)k19: \(absent\) -> 19\n    and 5 more"):
+    with pytest.raises(StoreError, match=r"(?s)k19: \(absent\) -> 19 \(.*\)\n    and 5 more"):
         started(tmp_path).open_campaign(
             "digits", changed(**{f"k{i}": i for i in range(25)}), "hash-2"
         )
@@ -77,11 +102,11 @@ def test_appended_rounds_are_planned_and_kept(tmp_path: Path) -> None:
         ("rotate", "planned", 0),
     ]
     Ledger(url(tmp_path)).open_campaign("digits", longer, "hash-2")
-    with pytest.raises(StoreError, match=r'rounds\.2: .*"rotate".* -> \(absent\)'):
-        ledger.open_campaign("digits", CONFIG, "hash-1")
     shuffled = changed(rounds=[CONFIG["rounds"][1], CONFIG["rounds"][0], *longer["rounds"][2:]])
-    with pytest.raises(StoreError, match=r'rounds\.0\.name: "reverse" -> "sort"'):
+    with pytest.raises(StoreError, match=r"rounds\.sort: stands before reverse"):
         ledger.open_campaign("digits", shuffled, "hash-3")
+    ledger.open_campaign("digits", CONFIG, "hash-1")
+    assert state(ledger) == [("reverse", "accepted", 1), ("sort", "planned", 0)]
 
 
 def test_a_hash_that_differs_without_a_visible_change_is_refused(tmp_path: Path) -> None:
@@ -117,19 +142,13 @@ def test_a_store_that_does_not_know_a_setting_yet_has_its_default(tmp_path: Path
 
 def test_what_is_not_the_default_was_not_so_before(tmp_path: Path) -> None:
     defaults = {**raw_campaign(tmp_path)["defaults"], "meter_every": 7}
-    with pytest.raises(StoreError) as caught:
-        reopened(tmp_path, "meter_every", defaults=defaults)
-    told = str(caught.value)
-    assert "defaults.meter_every: 15 -> 7" in told
-    assert "rounds.1.meter_every: 15 -> 7" in told
-    assert "checkpoint_every" not in told
+    (entry,) = amendments_of(reopened(tmp_path, "meter_every", defaults=defaults))
+    assert entry.changes == ("defaults.meter_every: 15 -> 7",)
 
 
 def test_what_else_has_changed_is_all_that_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError) as caught:
-        reopened(tmp_path, "meter_every", seed=3)
-    lines = str(caught.value).splitlines()
-    assert [line.strip() for line in lines[1:-2]] == ["seed: 0 -> 3"]
+    (entry,) = amendments_of(reopened(tmp_path, "meter_every", seed=3))
+    assert entry.changes == ("seed: 0 -> 3",)
 
 
 def test_what_this_version_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from align.memory import settled as module
 from align.memory.ledger import Ledger
 from align.memory.settled import settled, settled_lines
 from align.plan.machine import machine_lines
-from align.schedule.expand import expanded_here
+from align.schedule.expand import expanded
 from align.stored_config import as_read
-from align.stores import open_ledger
+from align.stores import known_ledger, open_ledger
 from rollouts.errors import UserError
 from tests.unit.campaigns import campaign, rounds
 
@@ -28,6 +28,11 @@ BF16 = AVX2 | {"avx512f", "avx512_bf16"}
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(module, "resolve_device", lambda _: request.param)
     return str(request.param)
+
+
+def expanded_here(config: CampaignConfig) -> CampaignConfig:
+    """The campaign beside its store, if it has one."""
+    return expanded(config, known_ledger(config))
 
 
 def on(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:

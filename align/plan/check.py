@@ -1,0 +1,63 @@
+"""``keel config check``: everything a run would refuse, found without starting or writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from align.amend.settle import settle, with_pins
+from align.config import CampaignConfig
+from align.inputs import load_inputs
+from align.learner.model.source import check_begun
+from align.learner.model.targets import adaptation_of
+from align.memory.amendments import dropped_for_good
+from align.plan.ledger_copy import ledger_copy
+from align.plan.machine import machine_lines
+from align.plan.reward_calls import call_rewards
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """What a valid campaign comes to."""
+
+    summary: str
+    lines: tuple[str, ...]
+    """What a reader may want to know: amendments, rows left out of files."""
+
+
+def check_campaign(
+    config: CampaignConfig, *, models: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Checked:
+    """Check a campaign, its inputs, its rewards, and that its store may go on with it.
+
+    Args:
+        models: also call rewards that ask a model or a server.
+        say: told while a reward is waited for.
+
+    Raises:
+        UserError: the first thing that cannot be used.
+    """
+    with ledger_copy(config) as ledger:
+        settled = settle(config, ledger, where=config.ledger or str(config.folder / "ledger.db"))
+        dropped, closed = dropped_for_good(ledger.database), ledger.closed()
+    settled.check()
+    plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
+    whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
+    inputs = load_inputs(whole)
+    try:
+        check_begun(config, config.policy, inputs.model)
+        adapted = adaptation_of(inputs.model, config.policy)
+        skipped = call_rewards(whole, inputs, closed, models=models, say=say)
+        prompts = sum(len(pool) for pool in inputs.prompts.values())
+        return Checked(
+            summary=f"{len(plain)} rounds, {len(inputs.suites)} suites, {prompts} prompts",
+            lines=(
+                *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
+                *(f"round {name}: {report}" for name, report in inputs.reports.items()),
+                *skipped,
+                *([] if adapted is None else [str(adapted)]),
+                *machine_lines(config, inputs.model, inputs.context),
+            ),
+        )
+    finally:
+        inputs.close()

@@ -1,0 +1,117 @@
+"""Campaigns side by side: the same suites after all their rounds; those that differ in their seed alone are
+one row, as mean and spread."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.evidence import Evidence
+from align.report.status import scores_of, summary_numbers
+
+UNSEEDED = ("seed", "name")
+"""Settings in which campaigns of one group may differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """One number over the campaigns of a group."""
+
+    mean: float
+    spread: float | None
+    """Sample standard deviation; None of a single campaign."""
+    n: int
+    """Campaigns that have the number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedGroup:
+    """Campaigns that differ in nothing but their seed."""
+
+    campaigns: tuple[str, ...]
+    """As they were named on the command line."""
+    seeds: tuple[int, ...]
+    accepted: Spread
+    """Accepted rounds."""
+    rejected: Spread
+    scores: Mapping[str, Spread | None]
+    """Mean of production by suite; None where none of them was measured."""
+    summary: Mapping[str, Spread | None]
+    """AP, AIA, LA, BWT, FM, FWT."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All groups over the same columns."""
+
+    suites: tuple[str, ...]
+    base: Mapping[str, Spread | None]
+    """Mean of the campaigns' starts by suite."""
+    groups: tuple[ComparedGroup, ...]
+
+
+def compare(named: Sequence[tuple[str, Evidence]]) -> Comparison:
+    """Compare campaigns by what production scores.
+
+    Args:
+        named: the campaigns, each under the name it is to be shown by.
+    """
+    grouped: dict[str, list[tuple[str, Evidence]]] = {}
+    for name, evidence in named:
+        grouped.setdefault(_kind(evidence), []).append((name, evidence))
+    measured = [scores_of(e, _production(e)) for _, e in named]
+    suites = tuple(dict.fromkeys(suite for scores in measured for suite in scores))
+    return Comparison(
+        suites=suites,
+        base=_spreads([scores_of(e, e.base) for _, e in named], suites),
+        groups=tuple(_group(members, suites) for members in grouped.values()),
+    )
+
+
+def _group(members: Sequence[tuple[str, Evidence]], suites: Sequence[str]) -> ComparedGroup:
+    evidences = [evidence for _, evidence in members]
+    states = [[record.state for record in e.committed()] for e in evidences]
+    summaries = [summary_numbers(evidence.matrix()) for evidence in evidences]
+    return ComparedGroup(
+        campaigns=tuple(name for name, _ in members),
+        seeds=tuple(evidence.config.seed for evidence in evidences),
+        accepted=_spread([float(each.count("accepted")) for each in states]),
+        rejected=_spread([float(each.count("rejected")) for each in states]),
+        scores=_spreads([scores_of(e, _production(e)) for e in evidences], suites),
+        summary=_spreads(summaries, tuple(summaries[0])),
+    )
+
+
+def _kind(evidence: Evidence) -> str:
+    """What campaigns of one group have in common, in words that can be compared."""
+    content: dict[str, Any] = evidence.config.content()
+    shared = {key: value for key, value in content.items() if key not in UNSEEDED}
+    return json.dumps(shared, sort_keys=True)
+
+
+def _production(evidence: Evidence) -> str:
+    return evidence.ledger.alias("production") or evidence.base
+
+
+def _spreads(
+    rows: Sequence[Mapping[str, float | None]], names: Sequence[str]
+) -> dict[str, Spread | None]:
+    found: dict[str, Spread | None] = {}
+    for name in names:
+        values = [value for row in rows if (value := row.get(name)) is not None]
+        found[name] = _spread(values) if values else None
+    return found
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation.
+
+    >>> _spread([0.5, 0.7]).mean, round(_spread([0.5, 0.7]).spread, 4)
+    (0.6, 0.1414)
+    """
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=math.fsum(values) / len(values), spread=spread, n=len(values))

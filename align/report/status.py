@@ -1,0 +1,126 @@
+"""What ``keel status`` shows as values with a fixed schema, for programs.
+
+The keys are part of the interface: they are added to and never renamed. Scores are means over a suite's
+items, None where a snapshot was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from align.evidence import Evidence
+from align.gate.forgetting import ScoreMatrix
+from align.history import RoundEntry, entries, reasons_of, sealed_names
+from align.memory.amendments import Amendment, amendments_of
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotScores:
+    """One row of the matrix."""
+
+    round: str
+    """``base``, or the round that made the snapshot."""
+    snapshot: SnapshotId
+    accepted: bool
+    scores: Mapping[str, float | None]
+    """Mean by suite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundStatus:
+    """One round and what became of it."""
+
+    entry: RoundEntry
+    reasons: tuple[str, ...]
+    """What kept the candidate out."""
+    scores: Mapping[str, float | None]
+    """Of the candidate, by suite; empty before it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignStatus:
+    """A campaign as it stands."""
+
+    campaign: str
+    seed: int
+    store: str
+    production: SnapshotId
+    decisions: int
+    """Taken so far, repairs counted."""
+    summary: Mapping[str, float | None]
+    """Numbers of continual learning over accepted rounds: AP, AIA, LA, BWT, FM, FWT."""
+    matrix: tuple[SnapshotScores, ...]
+    rounds: tuple[RoundStatus, ...]
+    amendments: tuple[Amendment, ...]
+
+
+def status_of(evidence: Evidence) -> CampaignStatus:
+    """Everything that a program may want to know of a campaign, read from its store."""
+    matrix = evidence.matrix()
+    records = {record.index: record for record in evidence.ledger.rounds()}
+    return CampaignStatus(
+        campaign=evidence.config.name,
+        seed=evidence.config.seed,
+        store=evidence.config.store if evidence.config.is_remote else str(evidence.folder),
+        production=evidence.ledger.alias("production") or evidence.base,
+        decisions=evidence.looks(),
+        summary=summary_numbers(matrix),
+        matrix=tuple(_rows(evidence, matrix)),
+        rounds=tuple(
+            RoundStatus(
+                entry=entry,
+                reasons=reasons_of(evidence, records[entry.index])
+                if entry.index in records
+                else (),
+                scores=scores_of(evidence, entry.candidate),
+            )
+            for entry in entries(evidence)
+        ),
+        amendments=tuple(amendments_of(evidence.ledger)),
+    )
+
+
+def scores_of(evidence: Evidence, snapshot: SnapshotId | None) -> dict[str, float | None]:
+    """Mean of a snapshot on every suite that it was measured on, sealed ones left out; as measured last."""
+    if snapshot is None:
+        return {}
+    sealed = sealed_names(evidence.config)
+    records = evidence.ledger.evaluations(snapshot)
+    return {record.suite: record.mean for record in records if record.suite not in sealed}
+
+
+def summary_numbers(matrix: ScoreMatrix) -> dict[str, float | None]:
+    """The summary numbers of continual learning over the accepted rounds, by their usual names."""
+    return {
+        "AP": matrix.average_performance(),
+        "AIA": matrix.average_incremental_accuracy(),
+        "LA": matrix.learning_accuracy(),
+        "BWT": matrix.backward_transfer(),
+        "FM": matrix.forgetting(),
+        "FWT": matrix.forward_transfer(),
+    }
+
+
+def plain(status: CampaignStatus) -> dict[str, Any]:
+    """The status in JSON values; a round's entry stands beside its scores, not below them."""
+    from dataclasses import asdict
+
+    values = asdict(status)
+    values["rounds"] = [{**one.pop("entry"), **one} for one in values["rounds"]]
+    return values
+
+
+def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
+    candidates = {record.name: record.candidate or "" for record in evidence.committed()}
+    return [
+        SnapshotScores(
+            round=row.name,
+            snapshot=evidence.base if place == 0 else candidates[row.name],
+            accepted=row.accepted,
+            scores=dict(zip(matrix.suites, row.scores, strict=True)),
+        )
+        for place, row in enumerate(matrix.rows)
+    ]

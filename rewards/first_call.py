@@ -1,0 +1,56 @@
+"""One call of a reward on one real row, before a run is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rewards.base import RewardPart, Sample
+from rewards.call import Failure
+from rewards.isolation.batch import Clock
+from rewards.isolation.reward import IsolatedReward
+from rewards.loop import LoopThread
+from rewards.patience import saying
+from rewards.pending import Questions
+from rollouts.errors import UserError
+from rollouts.types import Completion, Prompt
+
+ANSWER = Completion(token_ids=(), logprobs_T=(), text="An answer.", finish_reason="stop")
+"""What every reward has to say something about, a number or that it abstains."""
+LIMIT_S = 30.0
+"""For the call of a reward in a process of its own, where its deadline is not shorter."""
+TRACE_LINES = 3
+"""Of a traceback, the last ones, which name the reward's own line."""
+
+
+def call_once(
+    part: RewardPart, name: str, prompt: Prompt, where: str, say: Callable[[str], None]
+) -> None:
+    """Ask a part about one answer to a prompt, under its own isolation.
+
+    Args:
+        name: of the reward, as the campaign file has it; ``where``: its place there.
+        say: told while the reward is waited for.
+
+    Raises:
+        UserError: it raised, returned no number, or did not answer in time.
+    """
+    limit_s = LIMIT_S
+    clocks: dict[str, Clock] = {}
+    if isinstance(part.function, IsolatedReward):
+        limit_s = min(LIMIT_S, part.function.isolation.deadline_s)
+        clocks[part.name] = Clock(limit_s)
+    waits = (
+        f"waiting for reward {name} (at most {limit_s:g} s)" if clocks else f"waiting for {name}"
+    )
+    with saying(waits, say):
+        sample = Sample(prompt=prompt, completion=ANSWER)
+        questions = Questions((part,), (sample,), (0,), None, LoopThread(), clocks)
+        (outcome,) = questions.outcomes()[part.name]
+    if isinstance(outcome, Failure):
+        lines = [line.strip() for line in outcome.trace.splitlines() if line.strip()]
+        raise UserError(
+            f"reward {name!r} failed on a row of the round: {outcome.reason}",
+            where=f"{where}, {prompt.label}",
+            cause=" | ".join(lines[-TRACE_LINES:]),
+            remedy=f"mend the reward or the row; keel reward test {name} --data FILE tries it on more",
+        )
