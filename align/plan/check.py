@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
 from align.inputs import load_inputs
-from align.learner.model.source import check_begun
+from align.learner.model.source import check_begun, left_behind
 from align.learner.model.targets import adaptation_of
 from align.memory.amendments import dropped_for_good
 from align.plan.ledger_copy import ledger_copy
@@ -47,6 +47,7 @@ def check_campaign(
     try:
         check_begun(config, config.policy, inputs.model)
         adapted = adaptation_of(inputs.model, config.policy)
+        extra = left_behind(inputs.model, config.policy)
         skipped = call_rewards(whole, inputs, closed, models=models, say=say)
         prompts = sum(len(pool) for pool in inputs.prompts.values())
         return Checked(
@@ -55,6 +56,7 @@ def check_campaign(
                 *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
                 *skipped,
+                *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),
                 *machine_lines(config, inputs.model, inputs.context),
             ),

@@ -181,6 +181,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
         tensors(lambda held: held.update({NORM: torch.ones(32)})),
         "another shape than the model: model.norm.weight",
     ),
+    "fewer layers than the files": (
+        edit("config.json", num_hidden_layers=1),
+        r"hold 9 tensor\(s\) of layers that config.json does not have: model.layers.1",
+    ),
+    "more layers than the files": (edit("config.json", num_hidden_layers=3), "lack 9 parameter"),
     "not tied as it says": (
         edit("config.json", tie_word_embeddings=False), "tie_word_embeddings: true",
     ),
@@ -280,6 +285,13 @@ def test_logits_that_change_after_the_head(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "model")
     edit("config.json", final_logit_softcapping=30.0)(folder)
     with pytest.raises(UserError, match="final_logit_softcapping is 30"):
+        check(folder)
+
+
+def test_experts_beyond_the_config_are_not_cut_off(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "model", "qwen3_moe")
+    edit("config.json", num_local_experts=2)(folder)
+    with pytest.raises(UserError, match=r"another shape than the model: .*experts"):
         check(folder)
 
 

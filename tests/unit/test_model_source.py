@@ -17,7 +17,7 @@ from align.config import CampaignConfig, PolicyConfig
 from align.demo import BASE_MODEL
 from align.errors import RunError, StoreError
 from align.inputs import load_inputs
-from align.learner.model.source import changed_files, take_base
+from align.learner.model.source import changed_files, left_behind, take_base
 from align.memory.snapshots import Snapshot, SnapshotStore
 from align.plan.forecast import forecast
 from align.stores import known_ledger
@@ -157,6 +157,8 @@ def test_tensors_and_files_beyond_the_model_stay_behind(tmp_path: Path) -> None:
         held | {"v_head.weight": torch.ones(3)}, source / "model.safetensors", {"format": "pt"}
     )
     save_file({"other": torch.ones(2)}, source / "consolidated.safetensors")
+    settings = PolicyConfig(model=str(source))
+    assert left_behind(source, settings) == ["v_head.weight", "consolidated.safetensors"]
     base = take(tmp_path, source)
     taken = load_file(base.path / "model.safetensors")
     assert taken.keys() == held.keys()

@@ -75,8 +75,7 @@ def is_known(folder: ModelFolder) -> None:
 
 def is_causal(folder: ModelFolder) -> None:
     """Refuse what is no decoder with an output head over its vocabulary."""
-    named = [str(name) for name in folder.raw.get("architectures") or ()]
-    for name in named:
+    for name in folder.architectures:
         ending = next((e for e in HEADS if name.endswith(e) and not _is_causal_name(name)), None)
         if ending is not None:
             raise _refused(

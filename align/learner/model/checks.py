@@ -26,6 +26,7 @@ from align.learner.model.served import fits_cpu_kernels, is_served, takes_adapte
 from align.learner.model.targets import adaptation
 from align.learner.model.tensors import (
     is_tied_as_it_says,
+    nothing_is_cut_off,
     numbers_are_finite,
     tensors_fit,
     tokens_have_rows,
@@ -61,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     is_served,
     fits_cpu_kernels,
     tensors_fit,
+    nothing_is_cut_off,
     is_tied_as_it_says,
     numbers_are_finite,
     tokens_have_rows,

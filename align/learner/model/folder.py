@@ -38,6 +38,12 @@ class ModelFolder:
         content: dict[str, Any] = json.loads((self.path / "config.json").read_text("utf-8"))
         return content
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Names of classes in the config, such as ``LlamaForCausalLM``; a folder may name none."""
+        named = self.raw.get("architectures") or ()
+        return (named,) if isinstance(named, str) else tuple(map(str, named))
+
     @cached_property
     def config(self) -> Any:
         """The config as transformers understands it."""

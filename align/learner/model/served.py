@@ -28,7 +28,7 @@ def is_served(folder: ModelFolder) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers."""
     known = served_architectures()
     kind = model_class(folder.path, folder.policy)
-    named = folder.raw.get("architectures") or [kind.__name__]
+    named = folder.architectures or (kind.__name__,)
     if not known or any(name in known for name in named):
         return
     if kind.is_backend_compatible() or kind._can_set_attn_implementation():
@@ -80,7 +80,7 @@ def takes_adapters(folder: ModelFolder) -> None:
     lora = folder.policy.lora
     if lora is None or lora.serve != "adapter":
         return
-    named = folder.raw.get("architectures") or [model_class(folder.path, folder.policy).__name__]
+    named = folder.architectures or (model_class(folder.path, folder.policy).__name__,)
     place = served_architectures().get(named[0])
     if place is None or _supports_adapters(*place):
         return

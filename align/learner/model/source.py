@@ -16,6 +16,7 @@ from align.learner.model.folder import (
     CODE,
     load_shell,
     model_files,
+    weight_files,
 )
 from align.memory.durable import digest_of
 from align.memory.manifest import MANIFEST, Manifest, Provenance
@@ -65,6 +66,13 @@ def take_base(
         kind="model", base=Path(policy.model).name, config_hash=config_hash, extra=extra
     )
     return store.publish(write, origin, code=policy.trust_remote_code)
+
+
+def left_behind(source: Path, policy: PolicyConfig) -> list[str]:
+    """List tensors that the model has no place for, and files of weights that it does not read."""
+    read = set(weight_files(source))
+    files = [file.name for file in source.glob("*.safetensors") if file not in read]
+    return [*load_shell(source, policy).unexpected, *sorted(files)]
 
 
 def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: Path) -> None:

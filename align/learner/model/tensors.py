@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -50,6 +51,27 @@ def tensors_fit(folder: ModelFolder) -> None:
             f"{_listed(shell.mismatched)}",
             where=str(folder.path),
             cause="config.json is of another size of the model",
+            remedy="restore the config.json that the weights were saved with",
+        )
+
+
+def nothing_is_cut_off(folder: ModelFolder) -> None:
+    """Refuse files with more layers or experts than the config says: these would be left out in silence.
+
+    Other tensors that the model has no place for, such as a value head, stay behind when it is taken over.
+    """
+    model = folder.shell.model
+    own = {name for name, _ in model.named_parameters()}
+    patterns = {
+        _pattern(name) for name in own | stored_form(model, dict(model.named_parameters())).keys()
+    }
+    more = [name for name in folder.shell.unexpected if _pattern(name) in patterns]
+    if more:
+        raise UserError(
+            f"the files hold {len(more)} tensor(s) of layers that config.json does not have: "
+            f"{_listed(more)}",
+            where=str(folder.path / "config.json"),
+            cause="config.json is of a smaller size of the model (num_hidden_layers, num_experts)",
             remedy="restore the config.json that the weights were saved with",
         )
 
@@ -144,6 +166,15 @@ def _tensor(folder: Path, name: str) -> Tensor | None:
                 tensor: Tensor = opened.get_tensor(name)
                 return tensor
     return None
+
+
+def _pattern(name: str) -> str:
+    """Name a tensor without the numbers of its layer and expert.
+
+    >>> _pattern("model.layers.11.mlp.up_proj.weight")
+    'model.layers.#.mlp.up_proj.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 def _listed(names: Sequence[str]) -> str:
