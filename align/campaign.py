@@ -21,6 +21,7 @@ from align.examples.stream import ExampleStream
 from align.gate.budgets import check_budgets
 from align.gate.overlap import save_overlaps
 from align.gate.sealed import any_due
+from align.gate.underpowered import check_power, foresee
 from align.inbox.feed import fed, starved
 from align.learner.anchors import References
 from align.measuring import measure_known, open_sealed
@@ -56,8 +57,12 @@ def run_campaign(
     written = config
     settled = settle(config)
     settled.check()
-    config = settled.config
-    inputs = load_checked(view_of_due(config, settled.ledger), open_claims(settled.ledger))
+    config, known = settled.config, settled.ledger
+    view = view_of_due(config, known)
+    inputs = load_checked(view, open_claims(known))
+    if known is None or any(spec.name not in known.closed() for spec in config.rounds):
+        for line in check_power(foresee(view, inputs.suites, known), config.gate):
+            observer.note(line)
     with open_memory(settled, inputs, observer.note) as memory:
         places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
         due = [

@@ -69,6 +69,9 @@ __all__ = [
     "overlay",
 ]
 
+PLANNING = {"assumed_change", "underpowered"}
+"""Settings of the gate that no verdict rests on."""
+
 Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
 
@@ -315,7 +318,7 @@ class CampaignConfig(StoreSettings):
                 "keep_rollouts": True,
                 "policy": resources,
                 "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
-                "gate": set() if self.gate.spending else {"spending"},
+                "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
         )
 

@@ -148,5 +148,11 @@ class GateConfig(Settings):
     """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     """The target must be better than the parent by more than this."""
+    assumed_change: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of items that two equal snapshots answer differently, or variance of a score's difference.
+    Power is planned with it until it was measured; no verdict rests on it."""
+    underpowered: Literal["refuse", "warn"] = "refuse"
+    """What becomes of a campaign whose suites have too few items for their margins, so that an equal
+    candidate would fail more often than not."""
     overlap: OverlapConfig = OverlapConfig()
     """What no suite may have in common with what is trained on."""

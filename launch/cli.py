@@ -162,6 +162,8 @@ def config_check(
     typer.echo(f"{campaign}: {checked.summary}: valid")
     for line in checked.lines:
         typer.echo(f"  {line}")
+    for line in checked.gate:
+        typer.echo(line)
 
 
 @demo_app.command("build")

@@ -27,6 +27,7 @@ def plan(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
 
 def show_plan(config: CampaignConfig, *, as_json: bool = False) -> None:
     """Print the forecast of a campaign."""
+    from align.gate.underpowered import check_power
     from align.plan.forecast import forecast
     from launch.preflight import demands_of
 
@@ -37,10 +38,13 @@ def show_plan(config: CampaignConfig, *, as_json: bool = False) -> None:
 
         needed = {"needed": found.disk.needed}
         print_json(asdict(found) | {"disk": asdict(found.disk) | needed, "processes": processes})
-        return
-    _print_rounds(found)
-    for line in _lines(config, found, processes):
-        typer.echo(line)
+    else:
+        _print_rounds(found)
+        for line in _lines(config, found, processes):
+            typer.echo(line)
+    if found.to_run:
+        for line in check_power(found.gate, config.gate):
+            typer.echo(line, err=as_json)
 
 
 def _print_rounds(found: Forecast) -> None:
@@ -77,6 +81,7 @@ def _row(one: RoundForecast) -> list[str]:
 
 
 def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Iterator[str]:
+    from align.gate.underpowered import power_lines
     from align.plan.notes import notes_of
 
     left = found.to_run
@@ -115,6 +120,7 @@ def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Ite
     )
     if disk.needed > disk.free:
         yield "  more than is free: set store to another disk"
+    yield from power_lines(found.gate)
 
 
 def spelled(size: int) -> str:

@@ -3,29 +3,30 @@
 An equal candidate is assumed, whose answers differ from its parent's as much as earlier candidates' did:
 measured on the stored results of every decided round against its parent, and assumed where there are
 none; in no case less than two measurements of one snapshot differ, where ``keel gate aa`` took them.
-Nothing is loaded but the campaign file and the store, so a plan can be had before the first run.
+Nothing is loaded but the campaign file and the store, so a plan can be had before the first run; items of
+suites that were loaded all the same are counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from align.config import CampaignConfig, RoundConfig, SuiteConfig
+from align.config import CampaignConfig, GateConfig
 from align.demands_config import Family
 from align.evidence import Evidence
 from align.gate.alpha import spending_sentence, spent_by
-from align.gate.checks import MIN_SCORED_ITEMS, compare
+from align.gate.checks import compare
 from align.gate.evaluate import ItemResults
 from align.gate.gate import level_of
 from align.gate.noise import noise_floor, repeats_of
-from align.gate.sequences import MIN_ITEMS
+from align.gate.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.statistics import items_needed, power, smallest_margin
-from align.gate.suites import Kind
+from align.gate.suites import Suite
 from align.memory.ledger import EvaluationRecord, RoundRecord
 from align.memory.manifest import MANIFEST
 from align.schedule.nights import nights_of, templates_in, upcoming
@@ -34,7 +35,9 @@ from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
 POWERS = (0.8, 0.95)
-ASSUMED_DISCORDANCE = 0.1
+LEAST_POWER = 0.5
+"""Below it an equal candidate fails more often than not."""
+ASSUMED_DISCORDANCE = GateConfig().assumed_change
 """Share of items that change between two snapshots, or variance of a score's difference."""
 ASSUMED_NATS = 0.01
 """Variance of a window's difference in mean logprob: 0.1 nats either way."""
@@ -66,10 +69,13 @@ class SuitePlan:
 
     suite: str
     family: Family
-    role: Literal["gate", "watch", "sealed", "round"]
-    """``round``: the target of its round, and guarded after it."""
+    role: PlanRole
+    where: str
+    """Place in the campaign file."""
     n: int
-    """Items: as measured, else as configured."""
+    """Items: as measured, else as loaded, else as configured."""
+    measured: bool
+    """Whether some snapshot was measured on it."""
     margin: float
     spread: Spread
     testable: Mapping[float, float]
@@ -78,6 +84,25 @@ class SuitePlan:
     """By power, items that can show the configured margin."""
     power: float
     """Chance that an equal candidate passes this one check at the configured margin."""
+    joint: float
+    """Chance that it passes every check of the suite: against the parent, the best so far and the start
+    where these differ in the last round, and whether more answers are cut or left without a score."""
+    smallest: float | None
+    """Smallest margin at which `joint` suffices for all suites to pass together with a chance of .8, were
+    they alike; None: there is none."""
+    enough: int
+    """Items that suffice for the same at the configured margin."""
+    rate_margin: float | None
+    """Largest rise of answers cut or without a score; None: not tested."""
+    clusters: int | None
+    """Independent clusters of items; None: every item counts by itself, or not known."""
+    gain: float | None
+    """Smallest gain that is shown with a chance of .8 where the suite is its round's target; infinite: no
+    gain is. None: it is no target."""
+    reachable: bool
+    """Whether some gain is shown more often than not; True where it is no target."""
+    guards: int
+    """Suites like it that the last round must not lose; 0: it is shown, or the last round's target."""
     rounds: int
     """Of a template: earlier rounds with such a suite that a decision looks at, once there are so many.
     0: it is no template, or one that remembers all."""
@@ -101,8 +126,8 @@ class GatePlan:
     alpha_per_look: float
     suites: tuple[SuitePlan, ...]
     all_pass: float
-    """Chance that an equal candidate of the last round passes every suite that guards by then, were
-    they independent and the parent the only comparator."""
+    """Chance that an equal candidate of the last round passes every check of every suite that guards by
+    then, were the suites independent."""
     seconds: float | None
     """For measuring one candidate on all suites, as it took on average; None where not known."""
     templates: tuple[Template, ...] = ()
@@ -111,29 +136,18 @@ class GatePlan:
     """By the round of a template that is decided on next: what it looks at."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """What a campaign file says of one suite."""
-
-    name: str
-    family: Family
-    role: Literal["gate", "watch", "sealed", "round"]
-    where: str
-    kind: Kind
-    items: int
-    margin: float
-    tokens_per_item: int | None
-    rounds: int = 0
-
-
 def plan_gate(
-    config: CampaignConfig, evidence: Evidence | None, discordance: float | None = None
+    config: CampaignConfig,
+    evidence: Evidence | None,
+    discordance: float | None = None,
+    suites: Sequence[Suite] = (),
 ) -> GatePlan:
     """What the gate of a campaign can tell.
 
     Args:
         evidence: of the store; None before the first run.
-        discordance: assumed share of items that change where nothing was measured.
+        discordance: assumed share of items that change where nothing was measured; None: the campaign's.
+        suites: those that were loaded, so that their items can be counted.
 
     Raises:
         UserError: a margin or the assumed share lies outside (0, 1).
@@ -149,22 +163,27 @@ def plan_gate(
     templates = templates_in(config)
     gate = spent_by(config.gate, endless=bool(templates or nights))
     look = 1 if evidence is None else evidence.looks() + 1
-    level = None if evidence is None else evidence.amended_level(look)
-    alpha = level_of(gate, look, level)
-    suites = tuple(
-        _plan(asked, evidence, decided, alpha, discordance)
-        for asked in _asked(config, {template.name: template for template in templates})
+    amended = None if evidence is None else evidence.amended_level(look)
+    alpha = level_of(gate, look, amended)
+    stated = list(stated_suites(config, {one.name: one for one in templates}, suites))
+    guards = sum(suite.guards for suite in stated)
+    level = _Level(
+        alpha=alpha,
+        wanted=POWERS[0] ** (1 / max(1, guards)),
+        min_gain=gate.min_gain,
+        change=gate.assumed_change if discordance is None else discordance,
     )
+    planned = tuple(_plan(suite, evidence, decided, level) for suite in stated)
     coming = upcoming(nights, () if evidence is None else evidence.ledger.closed())
     return GatePlan(
         alpha=gate.alpha,
         looks=gate.campaign_rounds
         if gate.spending == "window"
         else max(gate.campaign_rounds, look),
-        spending=spending_sentence(gate, look, level),
+        spending=spending_sentence(gate, look, amended),
         alpha_per_look=alpha,
-        suites=suites,
-        all_pass=math.prod(suite.power**times for suite, times in _guards(suites)),
+        suites=planned,
+        all_pass=math.prod(suite.joint**suite.guards for suite in planned),
         seconds=None if evidence is None else measuring_seconds(evidence),
         templates=tuple(templates),
         recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
@@ -187,87 +206,69 @@ def measuring_seconds(evidence: Evidence) -> float | None:
     return math.fsum(usable) / len(usable) if usable else None
 
 
-def _asked(config: CampaignConfig, templates: Mapping[str, Template]) -> Iterator[_Asked]:
-    """Capability suites, then one per round that makes a policy; one stands for all of a template."""
-    for index, spec in enumerate(config.suites):
-        yield _of_suite(config, spec, f"suites.{index}")
-    for index, round in enumerate(config.rounds):
-        if round.algorithm.makes == "policy":
-            asked = _of_round(round, f"rounds.{index}.suite")
-            template = templates.get(round.name)
-            remember = None if template is None else template.remember
-            many = 0 if remember is None else remember.newest + remember.older
-            yield replace(asked, rounds=many)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Level:
+    """What all suites of one decision are planned with."""
 
-
-def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str) -> _Asked:
-    generated = spec.max_tokens or config.defaults.sampling.max_tokens
-    return _Asked(
-        name=spec.name,
-        family=spec.family,
-        role=spec.role,
-        where=where,
-        kind="items" if spec.text is None else "likelihood",
-        items=spec.items,
-        margin=spec.margin,
-        tokens_per_item=generated if spec.text is None else spec.window,
-    )
-
-
-def _of_round(spec: RoundConfig, where: str) -> _Asked:
-    own = spec.suite
-    sampled = own.prompts is not None or spec.data is None
-    given: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
-    return _Asked(
-        name=spec.name,
-        family=own.family,
-        role="round",
-        where=where,
-        kind="items" if sampled else given,
-        items=own.items,
-        margin=own.margin,
-        tokens_per_item=(own.max_tokens or spec.sampling.max_tokens) if sampled else None,
-    )
+    alpha: float
+    wanted: float
+    """Chance to pass that each suite needs for all of them to pass with a chance of .8."""
+    min_gain: float
+    change: float
+    """Share of items that change where nothing was measured."""
 
 
 def _plan(
-    asked: _Asked,
-    evidence: Evidence | None,
-    decided: list[RoundRecord],
-    alpha: float,
-    discordance: float | None,
+    stated: StatedSuite, evidence: Evidence | None, decided: list[RoundRecord], level: _Level
 ) -> SuitePlan:
-    pairs = [] if evidence is None else _measured(evidence, decided, asked.name)
-    repeats = None if evidence is None else _repeats(evidence, asked.name, bool(pairs))
-    spread = _spread(asked.kind, pairs, repeats, discordance)
-    if spread.pass_fail and not 0 < asked.margin < 1:
+    pairs = [] if evidence is None else _measured(evidence, decided, stated.name)
+    repeats = None if evidence is None else _repeats(evidence, stated.name, bool(pairs))
+    spread = _spread(stated, pairs, repeats, level.change)
+    if spread.pass_fail and not 0 < stated.margin < 1:
         raise UserError(
-            f"the margin of {asked.name!r} is {asked.margin:g} and counts in shares of items",
-            where=f"{asked.where}.margin",
+            f"the margin of {stated.name!r} is {stated.margin:g} and counts in shares of items",
+            where=f"{stated.where}.margin",
             remedy="give a share between 0 and 1, such as 0.02 for two points",
         )
     last = pairs[-1][0] if pairs else repeats[1] if repeats else None
-    n = len(last.values) if last else asked.items
-    variance, whole = spread.variance, spread.pass_fail
-    # Below, the gate finds too few items whatever they say.
-    fewest = 1 if whole else MIN_SCORED_ITEMS if asked.kind == "items" else MIN_ITEMS
+    n = len(last.values) if last else stated.items
+    variance, alpha, whole = spread.variance, level.alpha, spread.pass_fail
+    fewest, target = stated.fewest(whole), stated.role == "round"
+
+    def gain(chance: float) -> float:
+        return stated.gain(n, variance, alpha, chance, pass_fail=whole, min_gain=level.min_gain)
+
     return SuitePlan(
-        suite=asked.name,
-        family=asked.family,
-        role=asked.role,
+        suite=stated.name,
+        family=stated.family,
+        role=stated.role,
+        where=stated.where,
         n=n,
-        margin=asked.margin,
+        measured=evidence is not None and _was_measured(evidence, stated.name),
+        margin=stated.margin,
         spread=spread,
         testable={p: smallest_margin(n, variance, alpha, p, pass_fail=whole) for p in POWERS},
         needed={
-            p: max(fewest, items_needed(variance, asked.margin, alpha, p, pass_fail=whole))
+            p: max(fewest, items_needed(variance, stated.margin, alpha, p, pass_fail=whole))
             for p in POWERS
         },
-        power=power(n, variance, asked.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
-        rounds=asked.rounds,
-        tokens=_tokens(asked, n, last),
+        power=power(n, variance, stated.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
+        joint=stated.joint(n, variance, alpha, pass_fail=whole),
+        smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
+        enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
+        rate_margin=stated.rate_margin(stated.margin),
+        clusters=stated.clusters,
+        gain=gain(POWERS[0]) if target else None,
+        reachable=not target or math.isfinite(gain(LEAST_POWER)),
+        guards=stated.guards,
+        rounds=stated.rounds,
+        tokens=_tokens(stated, n, last),
         seconds=last.seconds if last else None,
     )
+
+
+def _was_measured(evidence: Evidence, suite: str) -> bool:
+    return any(record.suite == suite for record in evidence.ledger.evaluations())
 
 
 def _repeats(
@@ -281,19 +282,10 @@ def _repeats(
     return None
 
 
-def _tokens(asked: _Asked, n: int, last: ItemResults | None) -> int | None:
+def _tokens(stated: StatedSuite, n: int, last: ItemResults | None) -> int | None:
     if last is not None and last.tokens is not None:
         return last.tokens
-    return None if asked.tokens_per_item is None else n * asked.tokens_per_item
-
-
-def _guards(suites: tuple[SuitePlan, ...]) -> Iterator[tuple[SuitePlan, int]]:
-    """What a candidate of the last round must not lose, and how often. The last round's suite is its
-    target, but other rounds of its template have left theirs."""
-    rounds = [suite for suite in suites if suite.role == "round"]
-    yield from ((suite, 1) for suite in suites if suite.role == "gate")
-    yield from ((suite, suite.rounds or 1) for suite in rounds[:-1])
-    yield from ((suite, suite.rounds) for suite in rounds[-1:])
+    return None if stated.tokens_per_item is None else n * stated.tokens_per_item
 
 
 def _measured(
@@ -324,24 +316,23 @@ def _pairs(
 
 
 def _spread(
-    kind: Kind,
+    stated: StatedSuite,
     pairs: list[tuple[ItemResults, ItemResults]],
     repeats: tuple[ItemResults, ItemResults] | None,
-    discordance: float | None,
+    change: float,
 ) -> Spread:
     """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
+    kind = stated.kind
     compared = [compare(after, before, kind, 0.0, 0.05) for after, before in pairs]
     floor = noise_floor(*repeats, kind) if repeats else None
     if compared:
         variance = math.fsum(one.variance for one in compared) / len(compared)
-    elif discordance is not None and kind != "likelihood":
-        variance = discordance
     else:
-        variance = ASSUMED_NATS if kind == "likelihood" else ASSUMED_DISCORDANCE
+        variance = ASSUMED_NATS if kind == "likelihood" else change
     seen = [one.test == "tango" for one in compared] + ([floor.pass_fail] if floor else [])
     return Spread(
         variance=max(variance, floor.variance if floor else 0.0),
-        pass_fail=all(seen) if seen else kind != "likelihood",
+        pass_fail=all(seen) if seen else kind != "likelihood" and not stated.graded,
         rounds=len(compared),
         noise=floor.variance if floor else None,
     )

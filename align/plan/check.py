@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
+from align.gate.underpowered import check_power, foresee, power_lines
 from align.inputs import load_inputs
 from align.learner.model.source import check_begun, left_behind
 from align.learner.model.targets import adaptation_of
@@ -23,6 +24,8 @@ class Checked:
     summary: str
     lines: tuple[str, ...]
     """What a reader may want to know: amendments, rows left out of files."""
+    gate: tuple[str, ...]
+    """What its items can test, and warnings where that is too little."""
 
 
 def check_campaign(
@@ -40,11 +43,13 @@ def check_campaign(
     with ledger_copy(config) as ledger:
         settled = settle(config, ledger, where=config.ledger or str(config.folder / "ledger.db"))
         dropped, closed = dropped_for_good(ledger.database), ledger.closed()
-    settled.check()
-    plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
-    whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
-    inputs = load_inputs(whole)
+        settled.check()
+        plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
+        whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
+        inputs = load_inputs(whole)
+        planned = foresee(whole, inputs.suites, ledger)
     try:
+        warnings = check_power(planned, whole.gate)
         check_begun(config, config.policy, inputs.model)
         adapted = adaptation_of(inputs.model, config.policy)
         extra = left_behind(inputs.model, config.policy)
@@ -60,6 +65,7 @@ def check_campaign(
                 *([] if adapted is None else [str(adapted)]),
                 *machine_lines(config, inputs.model, inputs.context),
             ),
+            gate=(*power_lines(planned), *warnings),
         )
     finally:
         inputs.close()

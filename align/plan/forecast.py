@@ -17,7 +17,9 @@ from typing import Literal
 from align.amend.settle import settle
 from align.config import CampaignConfig, RoundConfig
 from align.evidence import view_of_due
+from align.gate.plan import GatePlan
 from align.gate.suites import Suite
+from align.gate.underpowered import foresee
 from align.inputs import Inputs
 from align.learner.model.source import check_begun
 from align.learner.model.targets import adaptation_of
@@ -106,6 +108,8 @@ class Forecast:
     available: int
     """Bytes of memory that this machine has left."""
     disk: Disk
+    gate: GatePlan
+    """What its suites can tell."""
 
     @property
     def to_run(self) -> tuple[RoundForecast, ...]:
@@ -123,21 +127,22 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         view = view_of_due(chosen, ledger)
         unclaimed = {due.round for due in found.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
-    inputs = load_checked(view, claims)
-    check_begun(config, config.policy, inputs.model)
-    try:
-        if runs_here(None):
-            check_kv_cache(inputs.model, inputs.context, chosen)
-        rounds = list(_rounds(chosen, inputs, records, unclaimed))
-        coming = sum(one.memory is not None for one in rounds)
-        disk = Disk(
-            base=0 if records else folder_bytes(inputs.model),
-            snapshots=coming * snapshot_bytes(inputs.model, config.policy),
-            checkpoint=checkpoint_bytes(inputs.model, config.policy) if coming else 0,
-            free=shutil.disk_usage(_nearest(config.folder)).free,
-        )
-    finally:
-        inputs.close()
+        inputs = load_checked(view, claims)
+        check_begun(config, config.policy, inputs.model)
+        try:
+            if runs_here(None):
+                check_kv_cache(inputs.model, inputs.context, chosen)
+            rounds = list(_rounds(chosen, inputs, records, unclaimed))
+            coming = sum(one.memory is not None for one in rounds)
+            disk = Disk(
+                base=0 if records else folder_bytes(inputs.model),
+                snapshots=coming * snapshot_bytes(inputs.model, config.policy),
+                checkpoint=checkpoint_bytes(inputs.model, config.policy) if coming else 0,
+                free=shutil.disk_usage(_nearest(config.folder)).free,
+            )
+            gate = foresee(view, inputs.suites, ledger)
+        finally:
+            inputs.close()
     return Forecast(
         campaign=config.name,
         store=str(config.folder),
@@ -155,6 +160,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         engine=engine_bytes(inputs.model, chosen),
         available=available_memory(),
         disk=disk,
+        gate=gate,
     )
 
 

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.patience import patient
-from tests.unit.campaigns import raw_campaign, rounds
+from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.stores import GOOD, made, write_steps
 
 START = "from launch.cli import main; main()"
@@ -53,7 +53,7 @@ def _heeds_interrupts() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
-    changes = {"rounds": rounds({}), "gate": {"mode": "enforce"}}
+    changes = {"rounds": rounds({}), "gate": ENFORCE}
     store = made(tmp_path, GOOD, **changes)
     file = tmp_path / "campaign.yaml"
     file.write_text(json.dumps(raw_campaign(tmp_path, **changes)))

@@ -11,6 +11,9 @@ from align.round_plan import RoundOutcome, RoundPlan
 from rollouts.engine import RolloutEngine
 from tests.unit.hf_engine import HFEngine
 
+ENFORCE = {"mode": "enforce", "underpowered": "warn"}
+"""A gate that decides on the few items that a test can afford."""
+
 
 def raw_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
     """Two rounds of two steps that the gate only observes; keys replace those of the campaign."""

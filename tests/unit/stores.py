@@ -17,7 +17,7 @@ from align.gate.gate import decide
 from align.gate.suites import SuiteRule
 from align.memory.ledger import Ledger
 from align.memory.snapshots import Kind, Provenance, Snapshot, SnapshotStore
-from tests.unit.campaigns import campaign, rounds
+from tests.unit.campaigns import ENFORCE, campaign, rounds
 
 ITEMS = 60
 START = {"general": 50, "polite": 50, "secret": 50, "round0": 10, "round1": 10, "round2": 10}
@@ -45,7 +45,10 @@ def made(
         write: puts the files of a round's candidate (None: of the base) into a folder; says what they are.
         report: what a round of this name leaves on record, of its verdict.
     """
-    raw = {"rounds": rounds(*({} for _ in scores)), "gate": {"mode": "enforce"}} | changes
+    raw = {
+        "rounds": rounds(*({} for _ in scores)),
+        "gate": ENFORCE,
+    } | changes
     config = campaign(folder, **raw)
     ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}")
     ledger.open_campaign(config.name, config.content(), config.hash())

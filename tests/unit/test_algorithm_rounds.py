@@ -14,7 +14,7 @@ from align.demo import BASE_MODEL
 from align.demo.world import demo_prompts
 from align.learner.losses import ALGORITHMS
 from rollouts.errors import UserError
-from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
+from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.test_round import Ran
 
 FILES = {
@@ -168,7 +168,9 @@ def test_a_round_that_needs_a_refused_reward_model_says_so(files: Path, tmp_path
     }  # fmt: skip
     learned = {"name": "reward_model", "options": {"model": "round:round0"}}
     config = campaign(
-        tmp_path, rounds=rounds(judge, {"rewards": [learned]}), gate={"mode": "enforce"}
+        tmp_path,
+        rounds=rounds(judge, {"rewards": [learned]}),
+        gate=ENFORCE,
     )
     with pytest.raises(UserError, match="reward model of round 'round0', which was not accepted"):
         run_campaign(config, start_engine=Starter(), observer=Watcher())

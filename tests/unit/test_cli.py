@@ -16,7 +16,7 @@ from align.campaign import run_campaign
 from align.errors import RunError
 from launch import cli
 from tests.patience import patient
-from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign, rounds
+from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, raw_campaign, rounds
 
 KEEL = "from launch.cli import main; main()"
 HEAVY = {
@@ -271,7 +271,10 @@ def test_what_a_finished_campaign_prints(
 ) -> None:
     """One campaign in this process, then every command that looks at it."""
     harmful = {"name": "harmful", "optimizer": {"lr": 0.5}}
-    changes: dict[str, Any] = {"rounds": rounds(harmful), "gate": {"mode": "enforce"}}
+    changes: dict[str, Any] = {
+        "rounds": rounds(harmful),
+        "gate": ENFORCE,
+    }
     config = campaign(tmp_path, **changes)
     run_campaign(config, start_engine=Starter(), observer=Watcher())
     path = tmp_path / "campaign.yaml"

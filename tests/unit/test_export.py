@@ -19,7 +19,7 @@ from align.report import export as module
 from align.report.export import export, find, licence_of
 from align.report.families import passed_lines
 from rollouts.errors import UserError
-from tests.unit.campaigns import raw_campaign, rounds
+from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
 
 
@@ -268,7 +268,10 @@ def test_the_command_exports(
 ) -> None:
     from launch import cli
 
-    changes: dict[str, Any] = {"rounds": rounds({}, {}), "gate": {"mode": "enforce"}}
+    changes: dict[str, Any] = {
+        "rounds": rounds({}, {}),
+        "gate": ENFORCE,
+    }
     made(tmp_path, GOOD, HARMFUL, **changes)
     file = tmp_path / "campaign.yaml"
     file.write_text(json.dumps(raw_campaign(tmp_path, **changes)))

@@ -119,9 +119,12 @@ def test_scores_are_planned_by_their_spread(tmp_path: Path) -> None:
 
 def test_a_chain_of_guards_is_weaker_than_each(evidence: Evidence) -> None:
     plan = plan_gate(evidence.config, evidence)
-    guards = [suite(plan, name).power for name in ("general", "first")]
+    guards = [suite(plan, name).joint for name in ("general", "first")]
     assert plan.all_pass == pytest.approx(math.prod(guards))
     assert plan.all_pass < min(guards)
+    # The general suite is compared with parent and start, the first round's with the parent alone.
+    general, first = suite(plan, "general"), suite(plan, "first")
+    assert general.joint < general.power and first.joint == first.power
 
 
 def test_seconds_are_from_the_snapshot_to_its_first_result(evidence: Evidence) -> None:

@@ -16,6 +16,7 @@ from align.gate.statistics import (
     holm,
     item_means,
     items_needed,
+    joint_power,
     mcnemar_exact,
     normal_quantile,
     paired_t_noninferiority,
@@ -308,3 +309,23 @@ def test_power_where_nothing_differs() -> None:
     enough = items_needed(0.0, 0.02, 0.05)
     assert power(enough, 0.0, 0.02, 0.05) == 1.0
     assert power(enough - 1, 0.0, 0.02, 0.05) == 0.0
+
+
+@pytest.mark.parametrize("margins", [(0.03, 0.03), (0.03, 0.04, 0.05), (0.02, 0.5, 0.5)])
+def test_joint_power_is_a_multivariate_normal_probability(margins: tuple[float, ...]) -> None:
+    n, psi, alpha = 400, 0.1, 0.02
+    rooms = [margin * math.sqrt(n / psi) - stats.norm.ppf(1 - alpha) for margin in margins]
+    correlation = np.full((len(rooms), len(rooms)), 0.5) + 0.5 * np.eye(len(rooms))
+    expected = stats.multivariate_normal(cov=correlation).cdf(rooms)
+    assert joint_power(n, psi, margins, alpha) == pytest.approx(expected, abs=1e-4)
+
+
+def test_joint_power_is_what_equal_snapshots_do() -> None:
+    """20,000 decisions on a candidate that is as good as parent, best and start, each with its noise."""
+    rng = np.random.default_rng(0)
+    n, variance, margin, alpha = 100, 1.0, 0.3, 0.05
+    candidate, *others = rng.normal(scale=math.sqrt(variance / 2 / n), size=(4, 20_000))
+    lower = stats.norm.ppf(1 - alpha) * math.sqrt(variance / n)
+    passed = np.all([candidate - other - lower > -margin for other in others], axis=0)
+    found = joint_power(n, variance, [margin] * 3, alpha, pass_fail=False)
+    assert found == pytest.approx(passed.mean(), abs=0.015)

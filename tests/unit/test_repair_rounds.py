@@ -22,7 +22,7 @@ from align.memory.snapshots import SnapshotStore
 from align.parts import replay_path
 from align.repair.record import repairs_of
 from align.round_plan import RoundPlan
-from tests.unit.campaigns import Starter, Watcher, campaign, rounds
+from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, rounds
 
 
 @dataclass
@@ -57,7 +57,7 @@ def one_round(folder: Path, repair: Mapping[str, Any], *more: Mapping[str, Any])
     return campaign(
         folder,
         rounds=rounds(first, *more),
-        gate={"mode": "enforce"},
+        gate=ENFORCE,
     )
 
 
@@ -226,7 +226,7 @@ def test_the_verdict_of_a_repaired_round_follows_from_the_stored_items(
     config = campaign(
         tmp_path,
         rounds=rounds({"optimizer": {"lr": 0.5}, "repair": {"interpolate": {"steps": 1}}}),
-        gate={"mode": "enforce"},
+        gate=ENFORCE,
     )
     evidence = run(config)
     again, recorded = evidence.recompute("round0")

@@ -31,7 +31,7 @@ from align.report.html.page import number, page_of, signed, span
 from align.report.html.serve import LivePage, server
 from align.report.html.signals import signals_of
 from tests.patience import patient
-from tests.unit.campaigns import raw_campaign, rounds
+from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.pages import Page
 from tests.unit.stores import BETTER, GOOD, HARMFUL, add_answers, made, write_steps
 
@@ -374,7 +374,10 @@ def test_the_command_writes_the_page(
 ) -> None:
     from launch import cli
 
-    changes: dict[str, Any] = {"rounds": rounds({}), "gate": {"mode": "enforce"}}
+    changes: dict[str, Any] = {
+        "rounds": rounds({}),
+        "gate": ENFORCE,
+    }
     made(tmp_path, GOOD, **changes)
     file, out = tmp_path / "campaign.yaml", tmp_path / "new/page.html"
     file.write_text(json.dumps(raw_campaign(tmp_path, **changes)))

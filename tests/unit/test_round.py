@@ -23,7 +23,7 @@ from rewards.failures import RewardFailure
 from rollouts.engine import SampleRequest, SampleResult
 from rollouts.errors import RunError, UserError
 from rollouts.types import Completion
-from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
+from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.hf_engine import HFEngine
 
 
@@ -333,7 +333,7 @@ def test_a_rejected_round_leaves_production_alone(tmp_path: Path) -> None:
     config = campaign(
         tmp_path,
         rounds=rounds(harmful, {"name": "next", "prompts": "demo://inc?n=60"}),
-        gate={"mode": "enforce"},
+        gate=ENFORCE,
     )
     ran = run(config)
     first, second = ran.evidence.ledger.rounds()

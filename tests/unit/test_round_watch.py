@@ -21,7 +21,7 @@ from align.round_watch import RewardFooled, gold_metrics, part_shares
 from align.watch_record import FILE, CanaryRecord, WatchRecord
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
-from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
+from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
 
 REWARDS = '''
 calls = 0
@@ -72,7 +72,7 @@ def gamed(folder: Path, file: str, gold: str = "flat", **hacking: Any) -> Campai
         "steps": 4,
         "hacking": {"window": 2, "proxy_rise": 2.0, **hacking},
     }
-    return campaign(folder, rounds=rounds(round), gate={"mode": "enforce"})
+    return campaign(folder, rounds=rounds(round), gate=ENFORCE)
 
 
 def run(config: CampaignConfig) -> tuple[Evidence, Watcher]:
@@ -175,7 +175,7 @@ def watched(folder: Path, file: str, reward: str, **hacking: Any) -> CampaignCon
         "steps": 1,
         "hacking": {"canaries": "on", "canary_prompts": 4, **hacking},
     }
-    return campaign(folder, rounds=rounds(round), gate={"mode": "enforce"})
+    return campaign(folder, rounds=rounds(round), gate=ENFORCE)
 
 
 def test_a_reward_that_falls_for_a_canary_stops_the_round_before_it_learns(

@@ -1,0 +1,245 @@
+"""A suite as a campaign states it, and what its items can show of an equal candidate.
+
+The candidate is compared with its parent, with the best snapshot so far and with a fixed anchor, and the
+shares of its answers that are cut or left without a score are compared with its parent's: all of that must
+pass. Numbers only; `align.gate.plan` knows how much items change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from align.config import CampaignConfig, RoundConfig, RoundSuiteConfig, SuiteConfig
+from align.demands_config import Family
+from align.gate.checks import MIN_SCORED_ITEMS
+from align.gate.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
+from align.gate.sequences import MIN_ITEMS
+from align.gate.statistics import joint_power, normal_quantile, power
+from align.gate.suites import Kind, Suite
+from align.schedule.recall import Template
+
+PlanRole = Literal["gate", "watch", "sealed", "round"]
+"""``round``: the target of its round, and guarded after it."""
+LARGEST = 1 << 40
+"""Where a search for items or for a margin ends: no campaign has so many, no metric so wide a range."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatedSuite:
+    """What a campaign file says of one suite. Margins are in units of its metric."""
+
+    name: str
+    family: Family
+    role: PlanRole
+    where: str
+    """Place in the campaign file."""
+    kind: Kind
+    items: int
+    margin: float
+    best_margin: float
+    budget: float
+    rate_margins: tuple[float | None, float | None]
+    """Stated for answers that are cut, and for those without a score."""
+    width: float | None
+    """Range of the metric; None: not known."""
+    graded: bool
+    """Values between pass and fail are known to come."""
+    snapshots: int
+    """Different snapshots that the last round of the campaign compares with."""
+    guards: int
+    """Suites like it that the last round must not lose: of a template as many as it remembers."""
+    tokens_per_item: int | None
+    rounds: int = 0
+    """Of a template: earlier rounds that a decision looks at, once there are so many; 0: no template."""
+    clusters: int | None = None
+    """Independent clusters that its items come in; None: every item counts by itself, or not known."""
+
+    def counted(self, suite: Suite | None) -> StatedSuite:
+        """The same with the items that were loaded, where it was."""
+        if suite is None:
+            return self
+        labels = {prompt.columns.get(suite.cluster) for prompt in suite.prompts if suite.cluster}
+        return replace(self, items=len(suite.item_ids), clusters=len(labels) or None)
+
+    def margins(self, margin: float) -> tuple[float, ...]:
+        """Largest loss against each comparator, were that against the parent ``margin``."""
+        best, budget = max(margin, self.best_margin), max(margin, self.budget)
+        # Of two snapshots one is the best.
+        return {1: (margin,), 2: (margin, budget)}.get(self.snapshots, (margin, best, budget))
+
+    def rate_margin(self, margin: float) -> float | None:
+        """Smallest rise that is held against answers cut or without a score; None: not tested."""
+        if self.kind != "items":
+            return None
+        usual = margin / self.width if self.width else USUAL_RATE_MARGIN
+        return min(stated or usual for stated in self.rate_margins)
+
+    def fewest(self, pass_fail: bool) -> int:
+        """Items below which the gate calls them too few, whatever they say."""
+        return 1 if pass_fail else MIN_SCORED_ITEMS if self.kind == "items" else MIN_ITEMS
+
+    def joint(
+        self, n: int, variance: float, alpha: float, *, pass_fail: bool, margin: float | None = None
+    ) -> float:
+        """Chance that an equal candidate passes every check of the suite.
+
+        Args:
+            n: items.
+            variance: of one item's difference.
+            margin: against the parent; None: the stated one.
+        """
+        margin = self.margin if margin is None else margin
+        clusters = MIN_SCORED_ITEMS if self.clusters is None else self.clusters
+        if n < self.fewest(pass_fail) or clusters < MIN_SCORED_ITEMS:
+            return 0.0
+        rate = self.rate_margin(margin)
+        # Shares of answers cut are tested like items; how much they change is nowhere measured.
+        shown = 1.0 if rate is None else power(n, 0.0, rate, alpha)
+        return shown * joint_power(n, variance, self.margins(margin), alpha, pass_fail=pass_fail)
+
+    def smallest(
+        self, n: int, variance: float, alpha: float, wanted: float, *, pass_fail: bool
+    ) -> float | None:
+        """Smallest margin against the parent with which `joint` is ``wanted``; None: none is."""
+
+        def passes(margin: float) -> bool:
+            return self.joint(n, variance, alpha, pass_fail=pass_fail, margin=margin) >= wanted
+
+        top = 1.0 - 1e-9 if pass_fail else float(LARGEST)
+        if not passes(top):
+            return None
+        low = 0.0
+        for _ in range(60):
+            middle = 0.5 * (low + top)
+            low, top = (low, middle) if passes(middle) else (middle, top)
+        return top
+
+    def enough(self, variance: float, alpha: float, wanted: float, *, pass_fail: bool) -> int:
+        """Items with which `joint` is ``wanted`` at the stated margin, each in a cluster of its own."""
+        free = replace(self, clusters=None)
+        return _first(
+            lambda n: free.joint(n, variance, alpha, pass_fail=pass_fail) >= wanted, LARGEST
+        )
+
+    def gain(
+        self,
+        n: int,
+        variance: float,
+        alpha: float,
+        wanted: float,
+        *,
+        pass_fail: bool,
+        min_gain: float,
+    ) -> float:
+        """Smallest gain over the parent that ``n`` items show with chance ``wanted``; infinite: none.
+
+        A pass/fail suite that gains a share g of its items changes at least so many of them.
+        """
+        if n < self.fewest(pass_fail):
+            return math.inf
+        deviates = normal_quantile(1.0 - alpha) + normal_quantile(wanted)
+        usual = min_gain + deviates * math.sqrt(variance / n)
+        if not pass_fail or usual <= variance:
+            return usual
+        # (g - min_gain) sqrt(n / g) = deviates, a quadratic in sqrt(g).
+        half = 0.5 * deviates / math.sqrt(n)
+        own = (half + math.sqrt(half * half + min_gain)) ** 2
+        return own if own <= 1.0 else math.inf
+
+
+def stated_suites(
+    config: CampaignConfig, templates: Mapping[str, Template], loaded: Sequence[Suite] = ()
+) -> Iterator[StatedSuite]:
+    """Suites of capabilities, then one per round that makes a policy; one stands for all of a template.
+
+    Args:
+        loaded: suites whose items can be counted.
+    """
+    known = {suite.name: suite for suite in loaded}
+    policies = [round.name for round in config.rounds if round.algorithm.makes == "policy"]
+    for index, spec in enumerate(config.suites):
+        snapshots = min(3, max(1, 3 if templates else len(policies)))
+        stated = _of_suite(config, spec, f"suites.{index}", snapshots)
+        yield stated.counted(known.get(spec.name))
+    for index, round in enumerate(config.rounds):
+        if round.name in policies:
+            template = templates.get(round.name)
+            remember = None if template is None else template.remember
+            rounds = 0 if remember is None else remember.newest + remember.older
+            later = len(policies) - 1 - policies.index(round.name)
+            snapshots = 3 if templates else min(3, later)
+            guards = (rounds or 1) if later or rounds else 0
+            stated = _of_round(round, f"rounds.{index}.suite", max(1, snapshots), guards)
+            yield replace(stated, rounds=rounds).counted(known.get(round.name))
+
+
+def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: int) -> StatedSuite:
+    generated = spec.max_tokens or config.defaults.sampling.max_tokens
+    budget = spec.budget if spec.budget is not None else config.gate.total_budget
+    metric = () if spec.metric is None else (spec.metric,)
+    known = (0.0, 1.0) if spec.against is not None else metric_range(spec, metric)
+    return StatedSuite(
+        name=spec.name,
+        family=spec.family,
+        role=spec.role,
+        where=where,
+        kind="items" if spec.text is None else "likelihood",
+        items=spec.items,
+        margin=spec.margin,
+        best_margin=spec.best_margin or budget,
+        budget=budget,
+        rate_margins=(spec.truncation_margin, spec.failure_margin),
+        width=known[1] - known[0] if known else None,
+        graded=_graded(spec, [reward.name for reward in metric]),
+        snapshots=snapshots,
+        guards=int(spec.role == "gate"),
+        tokens_per_item=generated if spec.text is None else spec.window,
+    )
+
+
+def _of_round(spec: RoundConfig, where: str, snapshots: int, guards: int) -> StatedSuite:
+    own = spec.suite
+    sampled = own.prompts is not None or spec.data is None
+    given: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
+    items = own.items
+    if not sampled and spec.data is not None and spec.when is not None:
+        # What a round waits for before it takes its rows from the inbox.
+        items = max(1, min(items, int(spec.when.new_pairs * spec.data.heldout)))
+    budget = own.budget if own.budget is not None else 2 * own.margin
+    known = metric_range(own, spec.rewards)
+    return StatedSuite(
+        name=spec.name,
+        family=own.family,
+        role="round",
+        where=where,
+        kind="items" if sampled else given,
+        items=items,
+        margin=own.margin,
+        best_margin=own.best_margin or budget,
+        budget=budget,
+        rate_margins=(own.truncation_margin, own.failure_margin),
+        width=known[1] - known[0] if known else None,
+        graded=_graded(own, [reward.name for reward in spec.rewards]),
+        snapshots=snapshots,
+        guards=guards,
+        tokens_per_item=(own.max_tokens or spec.sampling.max_tokens) if sampled else None,
+    )
+
+
+def _graded(spec: SuiteConfig | RoundSuiteConfig, metrics: Sequence[str]) -> bool:
+    return spec.samples > 1 or any(name in GRADED_METRICS for name in metrics)
+
+
+def _first(holds: Callable[[int], bool], most: int) -> int:
+    """Smallest of 1 .. most from which a monotone condition holds; ``most`` where it never does."""
+    high = 1
+    while high < most and not holds(high):
+        high *= 2
+    low = high // 2 + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return high
