@@ -104,9 +104,9 @@ def _state(suite: SuitePlan, alpha: float) -> str:
 
 
 def _held_rate(suite: SuitePlan, alpha: float) -> float | None:
-    """Rise of answers cut or without a score that so few items cannot exclude; None: they can."""
-    rate = suite.rate_margin
-    return rate if rate is not None and power(suite.n, 0.0, rate, alpha) == 0.0 else None
+    """Rise of answers cut or without a score that so few items cannot exclude; None: that is not to blame."""
+    rate, others = suite.rate_margin, suite.smallest is not None and suite.power < LEAST_POWER
+    return None if rate is None or others or power(suite.n, 0.0, rate, alpha) > 0.0 else rate
 
 
 def _change(suite: SuitePlan) -> str:

@@ -48,9 +48,9 @@ def refusal(config: CampaignConfig) -> UserError:
         ({"items": 40}, "40 items, margin 10.0 points, power 0.00"),
         ({"items": 60, "budget": 0.2}, "power 0."),
         ({"margin": 0.02}, "margin 2.0 points, power 0."),
-        ({"truncation_margin": 0.01}, "power 0.00"),
-        ({"failure_margin": 0.01}, "power 0.00"),
-        ({"range": (0.0, 50.0), "items": 400}, "power 0.00"),
+        ({"truncation_margin": 0.01}, "may rise by 1 points at most, power 0.00"),
+        ({"failure_margin": 0.01}, "may rise by 1 points at most, power 0.00"),
+        ({"range": (0.0, 50.0)}, "may rise by 0.2 points at most, power 0.00"),
         (
             {"items": 20, "samples": 4, "temperature": 1.0, "margin": 0.6, "budget": 0.6},
             "power 0.00",
