@@ -104,7 +104,7 @@ def _state(suite: SuitePlan, alpha: float) -> str:
 
 
 def _held_rate(suite: SuitePlan, alpha: float) -> float | None:
-    """Rise of answers cut or without a score that so few items cannot exclude; None: that is not to blame."""
+    """Rise of answers cut or without a score that so few items cannot exclude; None: not to blame."""
     rate, others = suite.rate_margin, suite.smallest is not None and suite.power < LEAST_POWER
     return None if rate is None or others or power(suite.n, 0.0, rate, alpha) > 0.0 else rate
 
