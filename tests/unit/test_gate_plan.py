@@ -204,5 +204,5 @@ def test_wrong_margins_exit_2(tmp_path: Path, extra: list[str]) -> None:
     code, out, error = keel("gate", "plan", str(campaign_file(tmp_path)), *extra)
     assert code == 2
     assert out == ""
-    assert error.startswith("error: ")
+    assert "\nerror: " in f"\n{error}"  # Behind the line that says what is read.
     assert error.count("error: ") == 1
