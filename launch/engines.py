@@ -59,6 +59,7 @@ def engine_starter(
                 deadline_s=config.rollouts.deadline_s,
                 max_restarts=config.rollouts.max_restarts,
                 in_flight=any(spec.sampling.in_flight for spec in config.rounds),
+                note=observer.note,
             )
 
         yield start

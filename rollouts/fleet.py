@@ -7,12 +7,15 @@ requests: `Dispatch` and `EnginePool` do.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rollouts.engine_slot import EngineSlot, Launch
 from rollouts.errors import KeelError, RunError
 from rollouts.placement import Room, told
 from rollouts.types import WeightVersion
+
+Note = Callable[[str], None]
 
 
 class Fleet:
@@ -22,10 +25,13 @@ class Fleet:
         launch: how to start an engine.
         num_engines: how many.
         max_restarts: how often in a row one engine may fail before `RunError`.
+        note: told what is waited for at the start, and how long it took.
     """
 
-    def __init__(self, launch: Launch, num_engines: int, max_restarts: int) -> None:
-        self._max_restarts = max_restarts
+    def __init__(
+        self, launch: Launch, num_engines: int, max_restarts: int, note: Note = lambda _: None
+    ) -> None:
+        self._max_restarts, self._note, self._began = max_restarts, note, time.monotonic()
         self._ready = False
         self.weights: Any | None = None
         """Object ref of the current `WeightUpdate`; None: the engines' base."""
@@ -50,8 +56,12 @@ class Fleet:
 
         if not self.slots:
             raise RunError("the engine pool is closed", where="engine pool")
+        if self._ready:
+            return
+        limit_s = self.slots[0].launch.start_deadline_s
+        self._note(f"waiting for {len(self.slots)} engine(s) to start, at most {limit_s:g} s")
         for slot in self.slots:
-            if self._ready or not slot.starting:
+            if not slot.starting:
                 continue
             remaining = max(0.0, slot.deadline - time.monotonic())
             done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
@@ -64,6 +74,8 @@ class Fleet:
             except ray.exceptions.RayError as error:
                 raise self.lost(slot, reason_of(error)) from error
         self._ready = True
+        seconds = time.monotonic() - self._began
+        self._note(f"engines are ready, {seconds:.0f} s after they were asked for")
 
     def wait_any(self) -> None:
         """Block until at least one engine may work, replacing those that do not start."""

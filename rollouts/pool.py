@@ -32,7 +32,7 @@ from rollouts.engine import (
 )
 from rollouts.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
 from rollouts.errors import RunError
-from rollouts.fleet import Fleet, reason_of, refusal
+from rollouts.fleet import Fleet, Note, reason_of, refusal
 from rollouts.model_folder import check_model_folder
 from rollouts.placement import Bundle
 from rollouts.types import Completion
@@ -69,6 +69,7 @@ class EnginePool:
         deadline_s: seconds one call to one engine may take.
         max_restarts: how often in a row one engine may fail before the pool gives up.
         in_flight: engines take weights while they sample, see `deposit`.
+        note: told what is waited for while the engines start.
         engine_factory: builds the engine inside its actor instead of vLLM; for tests.
 
     Raises:
@@ -86,6 +87,7 @@ class EnginePool:
         deadline_s: float = 600.0,
         max_restarts: int = 3,
         in_flight: bool = False,
+        note: Note = lambda _: None,
         engine_factory: EngineFactory | None = None,
     ) -> None:
         import ray
@@ -100,7 +102,7 @@ class EnginePool:
         self._open: list[Dispatch] = []
         self._in_flight = in_flight
         launch = _launch(config, engine_factory, bundle, start_deadline_s, in_flight)
-        self._fleet = Fleet(launch, num_engines, max_restarts)
+        self._fleet = Fleet(launch, num_engines, max_restarts, note)
 
     @property
     def metrics(self) -> PoolMetrics:

@@ -26,8 +26,10 @@ OTHER_ATTENTION = (
     "multi_query",
 )
 """Settings of models whose layers keep less than every key and value: of those nothing is said."""
-LIBRARIES = 1 << 30
-"""Address space that torch, vLLM and Ray map in one process before it does any work, at the least."""
+LIBRARIES = 3 << 30
+"""Address space that the libraries map in one process before it does any work."""
+ROOMY = 16 << 30
+"""Address space of a process that no run was seen to exceed, without its weights."""
 
 
 def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
@@ -47,8 +49,20 @@ def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
         where="rollouts.kv_cache_mb",
         cause=f"every token takes {each / 1000:.3g} KB of the {config.rollouts.kv_cache_mb} MiB",
         remedy=f"set rollouts.kv_cache_mb to {least} or more, or rollouts.max_model_len to "
-        f"{cache // each} or less",
+        f"{cache // each} or less; where a cluster's GPUs will hold it instead, name it in RAY_ADDRESS",
     )
+
+
+def check_addresses(model: Path, config: CampaignConfig) -> None:
+    """Raise `UserError` where ``ulimit -v`` leaves a process less than its libraries and weights map."""
+    limit, needed = address_space(), memory_needed(model, config) + LIBRARIES
+    if limit is not None and limit < needed:
+        raise UserError(
+            f"a process may have {limit // MIB} MiB of addresses, and libraries and weights map more than "
+            f"{needed // MIB} MiB",
+            where="ulimit -v",
+            remedy="ulimit -v unlimited, in the shell that starts it; limit memory with a control group",
+        )
 
 
 def kv_bytes(model: Path, config: CampaignConfig) -> int | None:
@@ -107,10 +121,10 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
             "counted (lower rollouts.engines or rollouts.kv_cache_mb, use policy.lora, or a larger machine)"
         )
     limit = address_space()
-    if limit is not None and limit < needed + LIBRARIES:
+    if limit is not None and limit < needed + ROOMY:
         yield (
-            f"warning: memory: a process may have {limit // MIB} MiB of addresses (ulimit -v), less than "
-            "the libraries and the weights map (ulimit -v unlimited)"
+            f"warning: memory: a process may have {limit // MIB} MiB of addresses (ulimit -v), which may "
+            "be less than libraries and weights map (ulimit -v unlimited)"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from align.config import CampaignConfig
 from align.memory.settled import settled_lines
 from align.models import resolve_model
-from align.plan.fit import check_kv_cache, fit_lines
+from align.plan.fit import check_addresses, check_kv_cache, fit_lines
 from align.plan.ledger_copy import ledger_copy
 from align.schedule.expand import expanded
 from rollouts.vllm_engine import resolve_device
@@ -27,6 +27,7 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
         chosen = expanded(config, ledger)
     if runs_here(None):
         check_kv_cache(model, context, chosen)
+        check_addresses(model, chosen)
     return [*settled_lines(config, chosen), *fit_lines(model, context, chosen)]
 
 
@@ -43,4 +44,6 @@ def check_machine(config: CampaignConfig, address: str | None) -> None:
     if runs_here(address):
         model = resolve_model(config.policy)
         with ledger_copy(config) as ledger:
-            check_kv_cache(model, context_of(model, config), expanded(config, ledger))
+            chosen = expanded(config, ledger)
+        check_kv_cache(model, context_of(model, config), chosen)
+        check_addresses(model, chosen)

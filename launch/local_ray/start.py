@@ -25,6 +25,9 @@ GROWTH = (1, 2, 4)
 """Limits of the attempts, in units of the first one's."""
 SLOW_S = 20.0
 """An attempt that failed earlier was refused, not slow: the next one would be refused as well."""
+PORT_WAIT_S, PORT_SHARE = 30, 0.25
+"""Seconds that Ray's server has to open its port, at the least, and as a share of the attempt. Ray lets no
+thread of this process run meanwhile, so that not even an interrupt is heeded."""
 END_S = 5.0
 """Seconds that Ray's processes have to end when they are asked to."""
 
@@ -112,7 +115,7 @@ def patience(limit_s: float) -> Iterator[None]:
             time.sleep(0.2)
 
     services.get_node = get_node
-    os.environ[variable] = stated or str(max(1, round(limit_s)))
+    os.environ[variable] = stated or str(max(PORT_WAIT_S, round(limit_s * PORT_SHARE)))
     try:
         yield
     finally:

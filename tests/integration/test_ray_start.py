@@ -70,6 +70,7 @@ def test_an_interrupt_ends_the_start_and_all_it_started(stuck: bool) -> None:
     process = python(INTERRUPTED)
     server = _child(process, "gcs_server")
     if stuck:
+        _child(process, "raylet")
         server.suspend()
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)

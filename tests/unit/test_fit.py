@@ -95,6 +95,17 @@ def test_all_that_look_at_a_file_refuse_it(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "store").exists()
 
 
+def test_a_process_that_may_map_too_little_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(fit, "address_space", lambda: 2 << 30)
+    with pytest.raises(UserError, match=r"ulimit -v: a process may have 2048 MiB of addresses"):
+        check_machine(campaign(tmp_path), None)
+    monkeypatch.setattr(fit, "address_space", lambda: None)
+    check_machine(campaign(tmp_path), None)
+
+
 def test_a_cluster_sees_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
     assert not runs_here(None)

@@ -124,9 +124,11 @@ def test_ray_waits_as_long_as_the_attempt(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv(PORT_WAIT, raising=False)
     with start.patience(90.0):
         assert services.get_node("here", "1") == {"node": "1"}
-        assert os.environ[PORT_WAIT] == "90"
+        assert os.environ[PORT_WAIT] == "30"
     assert PORT_WAIT not in os.environ
     assert services.get_node is late
+    with start.patience(480.0):
+        assert os.environ[PORT_WAIT] == "120"
     calls.clear()
     monkeypatch.setattr(start, "_raylet_lives", lambda: False)
     with start.patience(90.0), pytest.raises(RuntimeError, match="not yet"):
