@@ -26,8 +26,8 @@ from align.inbox.feed import fed, starved
 from align.learner.anchors import References
 from align.measuring import measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
+from align.memory.auto import auto_lines
 from align.memory.replay import ReplayBuffer
-from align.memory.settled import settled_lines
 from align.mixture import Mixture
 from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
 from align.reward_models import resolved
@@ -75,7 +75,7 @@ def run_campaign(
             observer.note("no round is due; nothing to run")
             memory.confirm_base()
             return memory.evidence
-        for line in settled_lines(written, config):
+        for line in auto_lines(written, config):
             observer.note(line)
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer

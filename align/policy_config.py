@@ -107,7 +107,7 @@ class PolicyConfig(Settings):
 
     @property
     def serves_adapters(self) -> bool:
-        """Engines get adapters, not full weights; an ``auto`` that nobody settled is the adapter."""
+        """Engines get adapters, not full weights; an ``auto`` that stands is the adapter."""
         return self.lora is not None and self.lora.serve != "merged" and not self.lora.needs_merging
 
     @property
@@ -115,7 +115,7 @@ class PolicyConfig(Settings):
         """Snapshots may hold other numbers than the learner that wrote them."""
         return self.snapshot_dtype != "float32" and self.snapshot_kind == "model"
 
-    def settled(self, dtype: Dtype, serve: Literal["adapter", "merged"] = "adapter") -> Self:
+    def without_auto(self, dtype: Dtype, serve: Literal["adapter", "merged"] = "adapter") -> Self:
         """The policy with these in place of what it leaves to ``auto``."""
         lora = self.lora
         if lora is not None and lora.serve == "auto":

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.config import CampaignConfig
-from align.memory.settled import ADAPTER_BEFORE_AUTO
+from align.memory.auto import ADAPTER_BEFORE_AUTO
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:

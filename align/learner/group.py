@@ -151,7 +151,7 @@ class LearnerGroup:
 
         if not ray.is_initialized():
             raise RunError("Ray is not running", where=WHERE, remedy="set policy.ranks to 1")
-        config = config.settled(quickest_dtype(resolve_device("auto")))
+        config = config.without_auto(quickest_dtype(resolve_device("auto")))
         self.tolerance = tolerance or TOLERANCE[config.dtype]
         self._folder_of, self._deadline_s = folder_of, deadline_s
         self._folders: dict[SnapshotId, Path] = {}

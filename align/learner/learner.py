@@ -67,7 +67,9 @@ class Learner:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = config.settled(quickest_dtype("cuda" if self.device.type == "cuda" else "cpu"))
+        config = config.without_auto(
+            quickest_dtype("cuda" if self.device.type == "cuda" else "cpu")
+        )
         self.ranks = ranks
         self.policy = Policy(base, config, device=self.device, ranks=ranks)
         self.lanes = Lanes(self._num_lanes(), config.threads)

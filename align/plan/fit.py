@@ -37,7 +37,7 @@ def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
 
     Args:
         context: prompt plus completion, in tokens, that engines are started for.
-        config: the campaign, with its dtype settled.
+        config: the campaign, `without_auto`.
     """
     each = kv_bytes(model, config)
     cache = config.rollouts.kv_cache_mb * MIB
@@ -100,7 +100,7 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
     """What is tight or slow on this machine, with what to do; nothing where engines have a GPU.
 
     Args:
-        config: the campaign with its dtype settled.
+        config: the campaign, `without_auto`.
     """
     if resolve_device("auto") == "cuda":
         return

@@ -23,8 +23,8 @@ from align.gate.underpowered import foresee
 from align.inputs import Inputs
 from align.learner.model.source import check_begun
 from align.learner.model.targets import adaptation_of
+from align.memory.auto import auto_lines
 from align.memory.ledger import RoundRecord
-from align.memory.settled import settled_lines
 from align.plan.fit import check_kv_cache, fit_lines
 from align.plan.ledger_copy import ledger_copy
 from align.plan.machine import runs_here
@@ -153,7 +153,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
         machine=(
             *_adapted(inputs.model, config),
-            *settled_lines(config, chosen),
+            *auto_lines(config, chosen),
             *fit_lines(inputs.model, inputs.context, chosen),
         ),
         reports=inputs.reports,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from align.config import CampaignConfig
-from align.memory.settled import settled_lines
+from align.memory.auto import auto_lines
 from align.models import resolve_model
 from align.plan.fit import check_addresses, check_kv_cache, fit_lines
 from align.plan.ledger_copy import ledger_copy
@@ -28,7 +28,7 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
     if runs_here(None):
         check_kv_cache(model, context, chosen)
         check_addresses(model, chosen)
-    return [*settled_lines(config, chosen), *fit_lines(model, context, chosen)]
+    return [*auto_lines(config, chosen), *fit_lines(model, context, chosen)]
 
 
 def runs_here(address: str | None) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from align.config import CampaignConfig, RoundConfig
 from align.memory.amendments import dropped_for_good
+from align.memory.auto import without_auto
 from align.memory.ledger import Ledger
-from align.memory.settled import settled
 from align.schedule.claims import claimed_rounds
 
 
@@ -33,13 +33,13 @@ def expand(
 
 
 def expanded(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
-    """`expand` with what the ledger says and what it settled of ``auto``, without dropped rounds.
+    """`expand` with what the ledger says and what stands for ``auto``, without dropped rounds.
 
     Args:
         ledger: None: there is no store yet.
     """
     if ledger is None:
-        return settled(expand(config, (), ()), None)
+        return without_auto(expand(config, (), ()), None)
     dropped = dropped_for_good(ledger.database)
     if any(spec.name in dropped for spec in config.rounds):
         plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
@@ -47,4 +47,4 @@ def expanded(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     claimed = [one.spec for one in claimed_rounds(ledger.database, config.places)]
     if claimed or any(spec.scheduled for spec in config.rounds):
         config = expand(config, [record.name for record in ledger.rounds()], claimed)
-    return settled(config, ledger)
+    return without_auto(config, ledger)

@@ -10,9 +10,9 @@ import pytest
 
 from align.config import CampaignConfig
 from align.demo import BASE_MODEL
-from align.memory import settled as module
+from align.memory import auto as module
+from align.memory.auto import auto_lines, without_auto
 from align.memory.ledger import Ledger
-from align.memory.settled import settled, settled_lines
 from align.plan.machine import machine_lines
 from align.schedule.expand import expanded
 from align.stored_config import as_read
@@ -60,8 +60,8 @@ def test_dtype_follows_the_processor(
 ) -> None:
     on(monkeypatch, flags)
     written = with_policy(tmp_path, dtype="auto")
-    assert settled(written, None).policy.dtype == expected
-    (line,) = settled_lines(written, settled(written, None))
+    assert without_auto(written, None).policy.dtype == expected
+    (line,) = auto_lines(written, without_auto(written, None))
     assert line.startswith(f"policy.dtype: {expected} (auto; this processor has ")
 
 
@@ -71,15 +71,15 @@ def test_what_the_file_says_stays(
 ) -> None:
     on(monkeypatch, AVX2)
     written = with_policy(tmp_path, dtype=dtype)
-    assert settled(written, None) == written
-    warned = [line for line in settled_lines(written, written) if "warning" in line]
+    assert without_auto(written, None) == written
+    warned = [line for line in auto_lines(written, written) if "warning" in line]
     assert bool(warned) == (dtype == "bfloat16")
     assert all("40 to 80 times slower than in float32" in line for line in warned)
 
 
 def test_adapters_are_merged_on_a_cpu_and_served_on_a_gpu(tmp_path: Path, device: str) -> None:
     written = with_policy(tmp_path, lora={"rank": 4})
-    chosen = settled(written, None).policy
+    chosen = without_auto(written, None).policy
     assert chosen.lora is not None
     assert chosen.lora.serve == {"cpu": "merged", "cuda": "adapter"}[device]
     assert chosen.serves_adapters == (device == "cuda")
@@ -91,14 +91,14 @@ def test_what_cannot_be_served_as_an_adapter_is_merged_anywhere(
 ) -> None:
     written = with_policy(tmp_path, lora={"rank": 4, **lora})
     assert not written.policy.serves_adapters
-    chosen = settled(written, None).policy.lora
+    chosen = without_auto(written, None).policy.lora
     assert chosen is not None and chosen.serve == "merged"
 
 
 def test_weights_in_flight_are_merged_anywhere(tmp_path: Path, device: str) -> None:
     flight = rounds({"sampling": {"max_staleness": 1, "in_flight": True}})
     policy = {"model": "demo://digits", "lora": {"rank": 4}}
-    chosen = settled(campaign(tmp_path, policy=policy, rounds=flight), None).policy.lora
+    chosen = without_auto(campaign(tmp_path, policy=policy, rounds=flight), None).policy.lora
     assert chosen is not None and chosen.serve == "merged"
 
 

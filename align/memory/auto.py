@@ -24,7 +24,7 @@ ADAPTER_BEFORE_AUTO = "adapter"
 """How stores served adapters whose version had no choice to record."""
 
 
-def settled(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
+def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     """The campaign without ``auto``.
 
     Args:
@@ -40,7 +40,7 @@ def settled(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     in_flight = any(spec.sampling.in_flight for spec in config.rounds)
     dtype = stored.get("dtype") or quickest_dtype(resolve_device("auto"))
     serve = _stored_serve(stored) or ("merged" if in_flight else _quickest_serve())
-    chosen = policy.settled(dtype, serve)
+    chosen = policy.without_auto(dtype, serve)
     if chosen.serves_adapters and in_flight:
         raise UserError(
             "the store began with engines that serve adapters, and a round samples in_flight",
@@ -51,12 +51,12 @@ def settled(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     return config.model_copy(update={"policy": chosen})
 
 
-def settled_lines(config: CampaignConfig, chosen: CampaignConfig) -> Iterator[str]:
+def auto_lines(config: CampaignConfig, chosen: CampaignConfig) -> Iterator[str]:
     """What became of each ``auto``, and a warning where bfloat16 is slow on this machine.
 
     Args:
         config: the campaign as its file says it.
-        chosen: the same, `settled`.
+        chosen: the same, `without_auto`.
     """
     policy = chosen.policy
     if config.policy.lora and policy.lora and config.policy.lora.serve == "auto":
