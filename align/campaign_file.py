@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from align.config import CampaignConfig, filled
-from align.learner.losses import ALGORITHMS, Algorithm, spelt_out
+from align.learner.losses import Algorithm, algorithm_class, spelt_out
 from align.settings import Places
 from align.store_config import SQLITE
 from rollouts.errors import UserError, nearest
@@ -87,7 +87,7 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     try:
         config = CampaignConfig.model_validate(raw, context=places)
     except ValidationError as error:
-        raise UserError(_describe(error, raw), where=str(path)) from None
+        raise UserError(_describe(error, raw, places), where=str(path)) from None
     return CampaignFile(config=config, raw=raw, overridden=overridden, notes=tuple(places.notes))
 
 
@@ -192,7 +192,7 @@ def _index(place: list[Any], step: str, key: str) -> int:
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
-def _describe(error: ValidationError, raw: dict[str, Any]) -> str:
+def _describe(error: ValidationError, raw: dict[str, Any], places: Places) -> str:
     """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
     for problem in _first_causes(error.errors(include_url=False)):
@@ -201,7 +201,7 @@ def _describe(error: ValidationError, raw: dict[str, Any]) -> str:
         if any(line.startswith(f"{shared}:") for line in lines):
             continue
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"], raw)
+            known = _known_keys(problem["loc"], raw, places)
             lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "value_error":
             text = str(problem["msg"]).removeprefix("Value error, ")
@@ -220,7 +220,7 @@ def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
 
 
-def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any], places: Places) -> list[str]:
     """Field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [CampaignConfig]
     place: Any = filled(raw)
@@ -229,7 +229,7 @@ def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any]) -> list[st
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
         place = _entry(place, part)
-        found = [_named(m, place) for f in fields for m in _models_in(f.annotation)]
+        found = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
         models = found or models
     return sorted({name for model in models for name in model.model_fields})
 
@@ -241,9 +241,9 @@ def _entry(place: Any, part: int | str) -> Any:
     return place[part] if isinstance(place, list) and isinstance(part, int) else None
 
 
-def _named(model: type[BaseModel], value: Any) -> type[BaseModel]:
+def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
     """The algorithm that a value names, where the field takes any."""
-    return ALGORITHMS[spelt_out(value)["name"]] if model is Algorithm else model
+    return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

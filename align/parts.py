@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from align.amend.code import record_code
 from align.config import CampaignConfig
 from align.errors import SnapshotError
 from align.evidence import Evidence
@@ -243,7 +244,8 @@ def open_memory(
             who=user_name(),
             quiet=settled.due,
         )
-        for sentence in amended.sentences:
+        changed = record_code(config, ledger, user_name())
+        for sentence in (*amended.sentences, *changed):
             note(f"the campaign file was amended: {sentence}")
         mirror.pull(checkpoints=True)
         store = SnapshotStore(config.folder, mirror.remote)

@@ -22,6 +22,10 @@ JUDGES = frozenset(
 """Settings of a suite that say what may be lost, not what is measured."""
 
 
+CODE = ["algorithm", "code_sha256"]
+"""Hash of an algorithm of one's own: what ran is on record, and the file goes on to live."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
     """One live round of the ledger."""
@@ -92,7 +96,7 @@ def _round(change: Change, rest: list[str], committed: Committed) -> str | None:
             f"round {name!r} was {state}: it stays in the file under its name; keel rollback takes "
             "production back behind it"
         )
-    if len(rest) > 2 and rest[1] == "suite" and rest[2] in JUDGES:
+    if (len(rest) > 2 and rest[1] == "suite" and rest[2] in JUDGES) or rest[1:] == CODE:
         return None
     return f"round {name!r} was {state}, and its verdict rests on it"
 

@@ -13,6 +13,7 @@ from align.learner.losses.dr_grpo import DrGRPO
 from align.learner.losses.grpo import GRPO
 from align.learner.losses.gspo import GSPO
 from align.learner.losses.kto import KTO
+from align.learner.losses.own import is_own, load_own
 from align.learner.losses.ppo import PPO
 from align.learner.losses.pretrain import Pretrain
 from align.learner.losses.reinforce_pp import ReinforcePP
@@ -46,6 +47,7 @@ __all__ = [
     "Algorithm",
     "PolicyGradient",
     "PolicyInputs",
+    "algorithm_class",
     "algorithm_from",
     "spelt_out",
 ]
@@ -65,7 +67,22 @@ def algorithm_from(value: Any, context: object = None) -> Any:
         raise ValueError(
             f"{value} are settings of no algorithm; write which one as name, here or in defaults"
         )
-    name = value["name"]
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        raise ValueError(f"no algorithm {name!r}; {nearest(str(name), list(ALGORITHMS))}")
-    return ALGORITHMS[name].model_validate(value, context=context)
+    return algorithm_class(value["name"], context).model_validate(value, context=context)
+
+
+def algorithm_class(name: object, context: object = None) -> type[Algorithm]:
+    """The class of a registered algorithm, or of one's own by ``file.py:Class`` or ``pkg.mod:Class``.
+
+    Args:
+        context: `align.settings.Places` that relative paths start from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(name, str) and name in ALGORITHMS:
+        return ALGORITHMS[name]
+    if is_own(name):
+        return load_own(str(name), context)
+    raise ValueError(
+        f"no algorithm {name!r}; {nearest(str(name), list(ALGORITHMS))}; or write file.py:Class"
+    )

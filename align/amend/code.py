@@ -1,0 +1,49 @@
+"""Files of one's own that a campaign's rewards are in, by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.config import CampaignConfig, RewardConfig
+from align.memory.amendments import note_amendment, note_code
+from align.memory.ledger import Ledger
+from align.settings import StatedPath
+
+SHOWN = 12
+"""Digits of a hash in a sentence."""
+
+
+def code_of(config: CampaignConfig) -> dict[str, str]:
+    """sha256 of every file that a reward or metric is in, by its name in the campaign file."""
+    files: dict[str, str] = {}
+    for reward in _rewards(config):
+        stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
+        path = Path(reward.name.rpartition(":")[0])
+        if path.suffix == ".py" and path.is_file():
+            files[stated.rpartition(":")[0]] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return files
+
+
+def record_code(config: CampaignConfig, ledger: Ledger, who: str) -> list[str]:
+    """Write down the code that runs now; one sentence for every file that has changed since last time.
+
+    Suites whose metric has changed are measured again, since their hash covers the code; verdicts that were
+    drawn before stay as they are.
+    """
+    changed = note_code(ledger.database, code_of(config))
+    sentences = [
+        f"{name}: code {old[:SHOWN]} -> {new[:SHOWN]}" for name, (old, new) in changed.items()
+    ]
+    if sentences:
+        note_amendment(ledger, sentences, who=who)
+    return sentences
+
+
+def _rewards(config: CampaignConfig) -> Iterator[RewardConfig]:
+    for spec in config.rounds:
+        yield from (*spec.rewards, *spec.gold)
+    for suite in config.suites:
+        if suite.metric is not None:
+            yield suite.metric
