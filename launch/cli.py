@@ -18,6 +18,7 @@ from launch.campaign_commands import campaign_app
 from launch.compare_commands import add_commands as add_compare_commands
 from launch.feedback_commands import feedback_app
 from launch.gate_commands import gate_app
+from launch.init_commands import add_commands as add_init_commands
 from launch.kubernetes.commands import kubernetes_app
 from launch.plan_commands import add_commands as add_plan_commands
 from launch.plan_commands import show_plan
@@ -36,9 +37,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="keel",
-    help="Take a language model through alignment rounds without losing what earlier rounds taught it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at a campaign file.", no_args_is_help=True)
@@ -54,6 +53,7 @@ app.add_typer(rounds_app, name="rounds")
 app.add_typer(reward_app, name="reward")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(schedule_app, name="schedule")
+add_init_commands(app)
 add_report_commands(app)
 add_alias_commands(app)
 add_compare_commands(app)
@@ -61,6 +61,24 @@ add_plan_commands(app)
 add_submit_commands(app)
 add_serve_commands(app)
 app.add_typer(kubernetes_app, name="k8s")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"keel {version('keel-align')}")
+        raise typer.Exit
+
+
+@app.callback()
+def keel(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take a language model through alignment rounds without losing what earlier rounds taught it."""
 
 
 @app.command()

@@ -1,0 +1,219 @@
+"""A first campaign file: from a model, prompts and rewards to YAML that passes the check.
+
+Lengths are taken from the model's context and the longest prompt, margins from what the held-out items can
+test. What cannot be made to pass is told as `keel config check` tells it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
+
+from rollouts.errors import UserError
+
+if TYPE_CHECKING:
+    from align.config import CampaignConfig
+    from align.inputs import Inputs
+
+POWER = 0.8
+"""Chance that an equal candidate passes, which margins are chosen for."""
+LONGEST_ANSWER = 128
+"""Tokens of an answer unless the model's context has less room."""
+MARGINS = (0.02, 0.9)
+STEPS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What was asked for on the command line."""
+
+    model: str
+    source: str
+    rewards: tuple[str, ...]
+    algorithm: str
+    heldout: float
+    store: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What is chosen for the model and the data."""
+
+    max_tokens: int = 1
+    margin: float = 0.5
+
+
+def write_campaign(file: Path, wishes: Wishes) -> list[str]:
+    """Choose sizes, check, and write the file; returns what was chosen, in sentences.
+
+    Raises:
+        UserError: the model, the data or a reward cannot be used. Nothing is written then.
+    """
+    from align.gate.plan import plan_gate
+
+    sizes = Sizes()
+    with loaded(file, campaign_text(file, wishes, sizes)) as (config, inputs):
+        sizes = replace(sizes, max_tokens=_room(config, inputs))
+        plan = plan_gate(config, None, suites=inputs.suites)
+        own = next(suite for suite in plan.suites if suite.suite == config.rounds[0].name)
+        if own.smallest is None:
+            raise UserError(
+                f"{own.n} held-out items are too few to test any margin",
+                where=wishes.source,
+                remedy="give more prompts, or a larger --heldout",
+            )
+        sizes = replace(sizes, margin=_rounded_up(own.smallest))
+    text = campaign_text(file, wishes, sizes)
+    with loaded(file, text):
+        pass
+    with file.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+    return [
+        f"answers of up to {sizes.max_tokens} tokens; {own.n} held-out items, which can test a loss of "
+        f"{sizes.margin:g}"
+    ]
+
+
+@contextmanager
+def loaded(file: Path, text: str) -> Iterator[tuple[CampaignConfig, Inputs]]:
+    """Check a campaign as if it stood in the file."""
+    from align.campaign_file import load_campaign
+    from align.inputs import load_inputs
+
+    with NamedTemporaryFile(
+        "w", dir=file.absolute().parent, suffix=".yaml", encoding="utf-8"
+    ) as draft:
+        draft.write(text)
+        draft.flush()
+        config = load_campaign(Path(draft.name)).config
+        inputs = load_inputs(config)
+        try:
+            yield config, inputs
+        finally:
+            inputs.close()
+
+
+def _room(config: CampaignConfig, inputs: Inputs) -> int:
+    """Tokens left for an answer beside the longest prompt."""
+    (spec,) = config.rounds
+    prompts = [*inputs.prompts[spec.name], *(p for s in inputs.suites for p in s.prompts)]
+    longest = max((len(inputs.encoder.encode(prompt)) for prompt in prompts), default=0)
+    return max(1, min(LONGEST_ANSWER, inputs.context - longest - 1))
+
+
+def _rounded_up(margin: float) -> float:
+    low, high = MARGINS
+    return min(max(math.ceil(100 * margin) / 100, low), high)
+
+
+def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
+    """Compose the YAML of a campaign that lies in a file."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "campaign"
+    store = f"runs/{name}" if wishes.store is None else _from_file(file, wishes.store)
+    tiny = wishes.model.startswith("demo://")
+    return TEMPLATE.format(
+        name=name,
+        store=json.dumps(store),
+        model=json.dumps(_from_file(file, wishes.model)),
+        lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
+        max_tokens=sizes.max_tokens,
+        margin=f"{sizes.margin:g}",
+        round=_round_name(wishes, name),
+        material=_material(file, wishes),
+        steps=STEPS,
+    )
+
+
+def _material(file: Path, wishes: Wishes) -> str:
+    """Write what the round learns from and how: prompts and rewards, or a file of examples."""
+    source = _from_file(file, wishes.source)
+    stated = json.dumps(source) if "://" in source else _with_share(source, wishes.heldout)
+    lines = [f"algorithm: {_algorithm(wishes)}"]
+    if wishes.rewards:
+        lines += [
+            f"prompts: {stated}",
+            f"rewards: [{', '.join(json.dumps(_function(file, r)) for r in wishes.rewards)}]",
+        ]
+    else:
+        lines.append(f"data: {stated}")
+    return "\n    ".join(lines)
+
+
+def _algorithm(wishes: Wishes) -> str:
+    """Name the algorithm; one that can also judge its own samples reads a file where there is no reward."""
+    from align.learner.losses import ALGORITHMS
+
+    known = ALGORITHMS.get(wishes.algorithm)
+    if known is None or wishes.rewards:
+        return wishes.algorithm
+    from_file = [field for field in ("pairs", "ratings") if field in known.model_fields]
+    options = "".join(f", {field}: file" for field in from_file)
+    return f"{{name: {wishes.algorithm}{options}}}"
+
+
+def _with_share(source: str, heldout: float) -> str:
+    return f"{{source: {json.dumps(source)}, heldout: {heldout:g}}}"
+
+
+def _round_name(wishes: Wishes, campaign: str) -> str:
+    """Name a round after its first reward, or its algorithm; never as the campaign."""
+    words = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
+    return re.sub(r"[^a-z0-9._-]+", "-", words.lower()).strip("-._") or campaign
+
+
+def _from_file(file: Path, text: str) -> str:
+    """Restate a path given from the current folder as one from the campaign's."""
+    if "://" in text or text.startswith(("/", "~")) or not _is_path(text):
+        return text
+    return os.path.relpath(text, file.absolute().parent)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(".") or os.path.exists(text) or text.startswith("runs/")
+
+
+def _function(file: Path, reward: str) -> str:
+    """Restate ``file.py:function``; other names stay."""
+    path, colon, function = reward.rpartition(":")
+    return f"{_from_file(file, path)}:{function}" if colon and path.endswith(".py") else reward
+
+
+LORA = "lora: {rank: 16}       # an adapter; remove the line to train all weights"
+
+TEMPLATE = """\
+# A campaign of alignment rounds. Paths start from this file's folder. keel config show FILE --resolved
+# prints every key with its default.
+name: {name}
+store: {store}       # snapshots, ledger, results of every item
+
+policy:
+  model: {model}
+  {lora}
+
+defaults:                  # of every round, unless it says otherwise
+  sampling: {{group_size: 8, prompts_per_step: 16, max_tokens: {max_tokens}}}
+  optimizer: {{lr: 1.0e-4}}
+  # replay: {{general_prompts: FILE}}    # prompts of no round, held to the base model's answers
+
+rounds:                    # one after the other; append the next one here when this one is accepted
+  - name: {round}
+    {material}
+    steps: {steps}
+    # Largest loss that a later round may cause: the smallest that the held-out items can test.
+    suite: {{margin: {margin}}}
+
+# What no round may lose, besides what earlier rounds taught:
+# suites:
+#   - {{name: general, prompts: FILE, metric: exact_match, items: 500, margin: 0.05}}
+#   - {{name: text, text: FILE.txt, margin: 0.05}}
+
+gate: {{alpha: 0.05, campaign_rounds: 5}}  # chance of accepting a loss, over so many rounds together
+"""
