@@ -56,7 +56,7 @@ class ExamplesConfig(Settings):
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share that is never learnt from: the round is measured on it. Rows that share runs of words
     (``gate.overlap``) stay together, and so do the answers to one prompt."""
-    heldout_source: str | None = None
+    heldout_source: InputPath | None = None
     """A file or id to measure the round on in place of a share of ``source``, such as a published test
     split; it has the same columns."""
     heldout_split: str = "test"

@@ -32,7 +32,12 @@ RAW: dict[str, Any] = {
             "suite": {"prompts": "data/held.jsonl", "items": 1},
             "steps": 1,
         },
-        {"name": "second", "algorithm": "sft", "data": "data/shown.jsonl", "steps": 1},
+        {
+            "name": "second",
+            "algorithm": "sft",
+            "data": {"source": "data/shown.jsonl", "heldout_source": "data/apart.jsonl"},
+            "steps": 1,
+        },
         {
             "name": "third",
             "algorithm": {"name": "distill", "teacher": "model:models/teacher"},
@@ -54,7 +59,7 @@ RAW: dict[str, Any] = {
 }  # fmt: skip
 FILES = (
     "data/general.jsonl", "data/new.jsonl", "data/said.jsonl", "data/held.jsonl", "data/shown.jsonl",
-    "data/text.txt", "data/a.jsonl", "data/b.jsonl", "models/teacher", "tasks",
+    "data/apart.jsonl", "data/text.txt", "data/a.jsonl", "data/b.jsonl", "models/teacher", "tasks",
 )  # fmt: skip
 
 
@@ -91,6 +96,7 @@ def paths_of(config: CampaignConfig) -> set[str]:
         first.replay.general_prompts.source,
         first.rewards[1].options["data"],
         second.data.source,
+        second.data.heldout_source or "",
         third.algorithm.teacher_snapshot.removeprefix("model:"),
         text.text,
         task.harness.include_path,

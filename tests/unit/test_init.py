@@ -1,0 +1,164 @@
+"""``keel init``: what it writes passes the check for its model and data, or nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from align.campaign_file import load_campaign
+from align.gate.plan import plan_gate
+from align.inputs import load_inputs
+from launch.cli import app
+from rollouts.errors import UserError
+
+DIGITS = [f"{a}{b}{c}" for a in range(10) for b in range(10) for c in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_prompts(name: str, count: int = 1000) -> Path:
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": f"r{text}=", "answer": text[::-1]} for text in DIGITS[:count]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def init(*arguments: str) -> str:
+    ran = CliRunner().invoke(app, ["init", *arguments])
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+def check(file: str) -> None:
+    """As ``keel config check``, and an equal candidate passes more often than not."""
+    ran = CliRunner().invoke(app, ["config", "check", file])
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    assert "valid" in ran.stdout
+
+
+def test_without_a_word_it_is_the_tiny_world() -> None:
+    assert "campaign.yaml: written; next: keel plan campaign.yaml" in init()
+    check("campaign.yaml")
+    config = load_campaign(Path("campaign.yaml")).config
+    assert (config.name, config.folder) == ("campaign", Path("runs/campaign"))
+    assert [reward.name for reward in config.rounds[0].rewards] == ["exact_match"]
+
+
+def test_ones_own_prompts_and_reward() -> None:
+    write_prompts("data/mine.jsonl")
+    Path("score.py").write_text(
+        "def nearly(completions, answer): return [0.5] * len(completions)\n"
+    )
+    init(
+        "first.yaml",
+        "--prompts",
+        "data/mine.jsonl",
+        "--reward",
+        "score.py:nearly",
+        "--reward",
+        "length",
+    )
+    check("first.yaml")
+    (spec,) = load_campaign(Path("first.yaml")).config.rounds
+    assert spec.prompts is not None
+    assert (spec.prompts.source, spec.prompts.heldout) == ("data/mine.jsonl", 0.1)
+    assert [reward.name for reward in spec.rewards] == ["score.py:nearly", "length"]
+
+
+def test_paths_are_restated_from_the_files_folder() -> None:
+    """What was given is from the current folder, what is written from the file's."""
+    write_prompts("data/mine.jsonl")
+    Path("deep/er").mkdir(parents=True)
+    init(
+        "deep/er/one.yaml",
+        "--prompts",
+        "data/mine.jsonl",
+        "--reward",
+        "exact_match",
+        "--store",
+        "runs/x",
+    )
+    text = Path("deep/er/one.yaml").read_text()
+    assert "../../data/mine.jsonl" in text and "../../runs/x" in text
+    check("deep/er/one.yaml")
+    assert load_campaign(Path("deep/er/one.yaml")).config.folder == Path("runs/x")
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto", "reward_model"])
+def test_examples_of_a_file(algorithm: str) -> None:
+    rows = [
+        {"prompt": f"r{text}=", "completion": text[::-1], "label": number % 2 == 0}
+        if algorithm in ("sft", "kto")
+        else {"prompt": f"r{text}=", "chosen": text[::-1], "rejected": text}
+        for number, text in enumerate(DIGITS)
+    ]
+    Path("said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init("taught.yaml", "--prompts", "said.jsonl", "--algorithm", algorithm)
+    check("taught.yaml")
+
+
+def test_what_is_written_says_what_it_means() -> None:
+    init("one.yaml")
+    lines = Path("one.yaml").read_text().splitlines()
+    assert sum("#" in line for line in lines) >= 8
+    assert max(map(len, lines)) <= 110
+
+
+def test_the_margin_is_one_that_the_items_can_test() -> None:
+    write_prompts("few.jsonl", 300)
+    write_prompts("many.jsonl", 1000)
+    margins = []
+    for name in ("few", "many"):
+        init(f"{name}.yaml", "--prompts", f"{name}.jsonl", "--reward", "exact_match")
+        config = load_campaign(Path(f"{name}.yaml")).config
+        inputs = load_inputs(config)
+        plan = plan_gate(config, None, suites=inputs.suites)
+        inputs.close()
+        assert all(suite.power > 0.5 for suite in plan.suites)
+        margins.append(config.rounds[0].suite.margin)
+    assert margins[0] > margins[1]
+
+
+def test_a_file_that_is_there_stays() -> None:
+    Path("campaign.yaml").write_text("mine")
+    with pytest.raises(UserError, match="left as it is"):
+        init()
+    assert Path("campaign.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./nowhere"], "there is no folder"),
+        (["--prompts", "nowhere.jsonl", "--reward", "length"], "nowhere.jsonl"),
+        (["--reward", "lenght"], "did you mean 'length'"),
+        (["--reward", "nowhere.py:f"], "nowhere.py"),
+        (["--algorithm", "grop"], "did you mean 'grpo'"),
+        (["elsewhere/campaign.yaml"], "no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_told_and_nothing_is_written(
+    folder: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        init(*arguments)
+    assert message in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_too_few_prompts_for_a_verdict_are_told(folder: Path) -> None:
+    write_prompts("three.jsonl", 3)
+    with pytest.raises(UserError):
+        init("--prompts", "three.jsonl", "--reward", "exact_match")
+    assert [file.name for file in folder.iterdir()] == ["three.jsonl"]
