@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from align.config import CampaignConfig
     from align.inputs import Inputs
 
-POWER = 0.8
-"""Chance that an equal candidate passes, which margins are chosen for."""
 LONGEST_ANSWER = 128
 """Tokens of an answer unless the model's context has less room."""
-MARGINS = (0.02, 0.9)
+LEAST_MARGIN, LARGEST_MARGIN = 0.02, 0.45
+"""Margins that are written: the budget is twice as much, and below 1."""
+RARE = 9.0
+"""Items times the margin of rates such as answers cut: what alpha's share of one look needs at least."""
 STEPS = 60
 
 
@@ -48,7 +49,9 @@ class Sizes:
     """What is chosen for the model and the data."""
 
     max_tokens: int = 1
-    margin: float = 0.5
+    margin: float = LARGEST_MARGIN
+    rate_margin: float = LARGEST_MARGIN
+    """Rise of answers that are cut, or that the metric cannot score."""
 
 
 def write_campaign(file: Path, wishes: Wishes) -> list[str]:
@@ -57,29 +60,30 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     Raises:
         UserError: the model, the data or a reward cannot be used. Nothing is written then.
     """
-    from align.gate.plan import plan_gate
+    from align.gate.underpowered import check_power, foresee
 
-    sizes = Sizes()
-    with loaded(file, campaign_text(file, wishes, sizes)) as (config, inputs):
-        sizes = replace(sizes, max_tokens=_room(config, inputs))
-        plan = plan_gate(config, None, suites=inputs.suites)
-        own = next(suite for suite in plan.suites if suite.suite == config.rounds[0].name)
-        if own.smallest is None:
+    with loaded(file, campaign_text(file, wishes, Sizes())) as (config, inputs):
+        plan = foresee(config, inputs.suites, None)
+        items = len(inputs.suites[0].item_ids)
+        smallest = next((one.smallest for one in plan.suites), LEAST_MARGIN)
+        if smallest is None or smallest > LARGEST_MARGIN:
             raise UserError(
-                f"{own.n} held-out items are too few to test any margin",
+                f"{items} held-out items are too few to tell a loss of {LARGEST_MARGIN:g} from none",
                 where=wishes.source,
                 remedy="give more prompts, or a larger --heldout",
             )
-        sizes = replace(sizes, margin=_rounded_up(own.smallest))
+        sizes = Sizes(
+            max_tokens=_room(config, inputs),
+            margin=_rounded_up(smallest),
+            rate_margin=_rounded_up(max(0.05, RARE / items)),
+        )
     text = campaign_text(file, wishes, sizes)
-    with loaded(file, text):
-        pass
+    with loaded(file, text) as (config, inputs):
+        check_power(foresee(config, inputs.suites, None), config.gate)
     with file.open("x", encoding="utf-8") as stream:
         stream.write(text)
-    return [
-        f"answers of up to {sizes.max_tokens} tokens; {own.n} held-out items, which can test a loss of "
-        f"{sizes.margin:g}"
-    ]
+    chosen = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
+    return [f"answers of up to {sizes.max_tokens} tokens, {chosen}" if wishes.rewards else chosen]
 
 
 @contextmanager
@@ -110,8 +114,7 @@ def _room(config: CampaignConfig, inputs: Inputs) -> int:
 
 
 def _rounded_up(margin: float) -> float:
-    low, high = MARGINS
-    return min(max(math.ceil(100 * margin) / 100, low), high)
+    return min(max(math.ceil(100 * margin) / 100, LEAST_MARGIN), LARGEST_MARGIN)
 
 
 def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
@@ -125,7 +128,7 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
         max_tokens=sizes.max_tokens,
-        margin=f"{sizes.margin:g}",
+        suite=_suite(wishes, sizes),
         round=_round_name(wishes, name),
         material=_material(file, wishes),
         steps=STEPS,
@@ -145,6 +148,12 @@ def _material(file: Path, wishes: Wishes) -> str:
     else:
         lines.append(f"data: {stated}")
     return "\n    ".join(lines)
+
+
+def _suite(wishes: Wishes, sizes: Sizes) -> str:
+    """Write the margins of the round's suite; of what is sampled, those of its rates too."""
+    rates = f", truncation_margin: {sizes.rate_margin:g}, failure_margin: {sizes.rate_margin:g}"
+    return f"margin: {sizes.margin:g}{rates if wishes.rewards else ''}"
 
 
 def _algorithm(wishes: Wishes) -> str:
@@ -208,7 +217,7 @@ rounds:                    # one after the other; append the next one here when 
     {material}
     steps: {steps}
     # Largest loss that a later round may cause: the smallest that the held-out items can test.
-    suite: {{margin: {margin}}}
+    suite: {{{suite}}}
 
 # What no round may lose, besides what earlier rounds taught:
 # suites:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from align.gate.underpowered import foresee
 from typer.testing import CliRunner
 
 from align.campaign_file import load_campaign
-from align.gate.plan import plan_gate
 from align.inputs import load_inputs
 from launch.cli import app
 from rollouts.errors import UserError
@@ -23,10 +23,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def spaced(text: str) -> str:
+    return " ".join(text)
+
+
+def asked(text: str) -> str:
+    """A prompt in the words of the tiny world."""
+    return f"rev _ {spaced(text)} ="
+
+
 def write_prompts(name: str, count: int = 1000) -> Path:
     file = Path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": f"r{text}=", "answer": text[::-1]} for text in DIGITS[:count]]
+    rows = [{"prompt": asked(text), "answer": spaced(text[::-1])} for text in DIGITS[:count]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -97,9 +106,9 @@ def test_paths_are_restated_from_the_files_folder() -> None:
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto", "reward_model"])
 def test_examples_of_a_file(algorithm: str) -> None:
     rows = [
-        {"prompt": f"r{text}=", "completion": text[::-1], "label": number % 2 == 0}
+        {"prompt": asked(text), "completion": spaced(text[::-1]), "label": number % 2 == 0}
         if algorithm in ("sft", "kto")
-        else {"prompt": f"r{text}=", "chosen": text[::-1], "rejected": text}
+        else {"prompt": asked(text), "chosen": spaced(text[::-1]), "rejected": spaced("0" + text)}
         for number, text in enumerate(DIGITS)
     ]
     Path("said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -122,9 +131,9 @@ def test_the_margin_is_one_that_the_items_can_test() -> None:
         init(f"{name}.yaml", "--prompts", f"{name}.jsonl", "--reward", "exact_match")
         config = load_campaign(Path(f"{name}.yaml")).config
         inputs = load_inputs(config)
-        plan = plan_gate(config, None, suites=inputs.suites)
+        plan = foresee(config, inputs.suites, None)
         inputs.close()
-        assert all(suite.power > 0.5 for suite in plan.suites)
+        assert all(suite.joint > 0.5 for suite in plan.suites)
         margins.append(config.rounds[0].suite.margin)
     assert margins[0] > margins[1]
 
