@@ -18,6 +18,8 @@ from tests.unit.campaigns import Watcher, campaign, rounds
 from tests.unit.hf_engine import HFEngine
 from tests.unit.test_round import Ran
 
+REWARDS = Path(__file__).with_name("sampling_rewards.py")
+
 
 class Diary(HFEngine):
     """Writes down what was asked in what order."""
@@ -244,7 +246,7 @@ def test_stale_samples_are_weighted(tmp_path: Path, level: str) -> None:
 
 def test_groups_without_a_signal_are_asked_again_a_bounded_number_of_times(tmp_path: Path) -> None:
     algorithm = {"name": "dapo", "max_resamples": 2}
-    ran, said = run(tmp_path, algorithm=algorithm, rewards=[__file__ + ":constant"])
+    ran, said = run(tmp_path, algorithm=algorithm, rewards=[f"{REWARDS}:constant"])
     assert said[:5] == ["sync 0", "ask 0", "collect", "ask 0", "collect"]
     assert said.count("collect") == 4 * 3
     assert {m["groups/resampled"] for m in ran.metrics(0, "round0")} == {0.0}
@@ -256,8 +258,7 @@ def test_groups_without_a_signal_are_asked_again_a_bounded_number_of_times(tmp_p
 
 
 def test_a_group_whose_reward_failed_is_repaired(tmp_path: Path) -> None:
-    flaky = {"rewards": [__file__ + ":flaky"], "failed_budget": 1.0}
-    CALLS.clear()
+    flaky = {"rewards": [f"{REWARDS}:flaky"], "failed_budget": 1.0}
     ran, said = run(tmp_path, **flaky)
     assert said[:5] == ["sync 0", "ask 0", "collect", "ask 0", "collect"]
     first, *later = ran.metrics(0, "round0")
@@ -265,26 +266,9 @@ def test_a_group_whose_reward_failed_is_repaired(tmp_path: Path) -> None:
     assert all(m["groups/repaired"] == 0.0 for m in later)
     assert first["reward/failed_share"] == 0.0  # What the learner saw.
 
-    CALLS.clear()
     ran, said = run(tmp_path / "without", **flaky, sampling={"repairs": 0})
     assert said.count("ask 0") == 1
     assert ran.metrics(0, "round0")[0]["reward/failed_share"] > 0.0
-
-
-CALLS: list[int] = []
-
-
-def flaky(completions: list[str], **_: Any) -> list[float]:
-    """Cannot score the first group of training; evaluations ask about 30 items at once."""
-    training = len(completions) != 30
-    broken = [float("nan")] * (4 if training and not CALLS else 0)
-    CALLS.extend([1] * training)
-    return broken + [float(len(c)) for c in completions[len(broken) :]]
-
-
-def constant(completions: list[str], **_: Any) -> list[float]:
-    """A reward that says nothing."""
-    return [1.0] * len(completions)
 
 
 def test_what_a_request_asks_depends_on_the_step_alone(tmp_path: Path) -> None:
