@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,36 @@ def test_a_wrong_key_is_told_before_anything_heavy_is_imported(
     assert len(modules) <= 600
 
 
-def loaded_by(arguments: list[str], code: int = 0, told: str = "") -> set[str]:
+def test_the_version_is_the_packages(keel: Callable[..., tuple[int, str, str]]) -> None:
+    assert keel("--version") == (0, f"keel {metadata.version('keel-align')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("keel con", "config"), ("keel config ch", "check"), ("keel run --s", "--set")],
+)
+def test_the_shell_completes_and_imports_nothing_heavy(line: str, expected: str) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    completed = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = ['keel']; {KEEL}"],
+        env={**os.environ, **words, "_KEEL_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert expected in completed.stdout.split()
+    assert packages(loaded_by([], environment={**words, "_KEEL_COMPLETE": "complete_bash"})) <= {
+        *SHOWN_WITH
+    }
+
+
+def loaded_by(
+    arguments: list[str],
+    code: int = 0,
+    told: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> set[str]:
     """Modules in a process that ran a command, which ended with a code and told something."""
     script = f"""
 import sys
@@ -119,7 +150,12 @@ except SystemExit as end:
 print("LOADED", *sys.modules)
 """.replace("import main; main()", "import main\n    main()")
     shown = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", script],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     assert told in shown.stderr
