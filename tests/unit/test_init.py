@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from align.gate.underpowered import foresee
 from typer.testing import CliRunner
 
 from align.campaign_file import load_campaign
+from align.gate.underpowered import foresee
 from align.inputs import load_inputs
 from launch.cli import app
 from rollouts.errors import UserError
