@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from align.demands_config import AnswerSampling
 from align.examples.config import ExamplesConfig
 from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
 from align.hacking_config import HackingConfig
@@ -226,6 +227,9 @@ class CampaignConfig(StoreSettings):
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
     suites: tuple[SuiteConfig, ...] = ()
     gate: GateConfig = GateConfig()
+    serving: AnswerSampling | None = None
+    """How keel serve answers a request that does not say, and what exported folders have as their default.
+    None: as the suites are sampled, where they are all sampled alike."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
     keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
@@ -314,6 +318,7 @@ class CampaignConfig(StoreSettings):
             exclude={
                 **dict.fromkeys(set(StoreSettings.model_fields) - {"name"}, True),
                 "rollouts": True,
+                "serving": True,
                 "trackers": True,
                 "keep_rollouts": True,
                 "policy": resources,

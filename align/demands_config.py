@@ -3,19 +3,61 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from align.settings import Settings
+from rollouts.types import Sampling
 
 Family = Literal["general", "instruction", "safety"]
 """Suites of different families are told apart and never averaged together."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+StopText = Annotated[str, Field(min_length=1)]
 
 
-class SuiteDemands(Settings):
+def _texts(value: Any) -> Any:
+    """One stop text is short for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class AnswerSampling(Settings):
+    """How answers are sampled that are measured or served, and not learned from."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Sample from so many of the likeliest tokens; -1 and 0: from all."""
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Sample from tokens with at least this share of the likeliest one's probability."""
+    stop: Annotated[tuple[StopText, ...], BeforeValidator(_texts)] = ()
+    """Texts that end an answer, which is cut before the first of them."""
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        if self.temperature == 0.0 and (name := self.changed("top_p", "top_k", "min_p")):
+            raise ValueError(
+                f"{name} is set and temperature is 0, which always takes the likeliest token; set "
+                f"temperature above 0, or remove {name}"
+            )
+        return self
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """The request for answers of at most ``max_tokens`` tokens."""
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k or -1,
+            min_p=self.min_p,
+            stop_texts=self.stop,
+        )
+
+
+class SuiteDemands(AnswerSampling):
     """Shared by the suites of capabilities and those of rounds."""
 
     family: Family = "general"
@@ -34,8 +76,6 @@ class SuiteDemands(Settings):
     range: tuple[float, float] | None = None
     """Smallest and largest value the metric may return: another one stops the round. None: 0 and 1 for a
     shipped metric that has this range, else not checked."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Completions per item, whose mean is the item's value: more are less noise, not more items."""
     cluster: str | None = None

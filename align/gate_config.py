@@ -102,13 +102,19 @@ class SuiteConfig(SuiteDemands):
                 "a suite over prompts needs a metric; a text suite takes none, and a harness task's is "
                 "harness.metric"
             )
+        bounds = self.changed("top_p", "top_k", "min_p", "stop")
         if self.harness and (
-            self.samples > 1 or self.temperature or "window" in self.model_fields_set
+            self.samples > 1 or self.temperature or bounds or "window" in self.model_fields_set
         ):
             raise ValueError(
                 "a harness task says itself how it samples; remove samples, temperature and window, and "
                 "set generation_kwargs and repeats in its file"
+                if bounds is None
+                else f"a harness task says itself how it samples; remove {bounds}, and set "
+                "generation_kwargs in its file"
             )
+        if self.text and bounds:
+            raise ValueError(f"a text suite samples nothing; remove {bounds}")
         return self
 
     @model_validator(mode="after")

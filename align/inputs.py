@@ -12,9 +12,12 @@ from align.examples import Unit
 from align.examples.round_data import Loader
 from align.gate.suites import Suite, build_suites
 from align.learner.model.checks import check_base
+from align.learner.model.source import check_unchanged
 from align.model_checks import check_round_models
-from align.models import SCHEMES, load_tokenizer, resolve_model
+from align.models import SCHEMES, load_encoder, resolve_model
+from align.plan.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
+from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
 from rollouts.errors import UserError
 from rollouts.model_config import sizes_of
@@ -85,15 +88,15 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
+    base = _unchanged_base(config, model)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_base(model, config.policy, resolve_device("auto"))
     for spec in config.rounds:
         check_round_models(spec, model, config)
     context = context_of(model, config)
-    taken = taken or {}
-    awaited = _awaited(config, taken)
+    awaited = _awaited(config, taken := taken or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
-    encoder = PromptEncoder(load_tokenizer(model, config.policy))
+    encoder = _encoder_of(config, model if base is None else base.readable(model))
     rule = config.gate.overlap
     data = Loader(rule=rule, encoder=encoder, context=context - 1, taken=taken).load(known)
     prompts, general = data.prompts, data.general
@@ -103,19 +106,21 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
         if spec.algorithm.makes == "policy":  # A reward model samples nothing.
             pools = (prompts[spec.name], general.get(spec.name, []))
             _check_fit(spec, pools, encoder, context)
+    suites = build_suites(
+        config.model_copy(update={"rounds": tuple(known)}),
+        SCHEMES,
+        encoder,
+        context,
+        data=data,
+        stored=() if base is None else base.suite_hashes,
+    )
     return Inputs(
         model=model,
         context=context,
         encoder=encoder,
         prompts=prompts,
         general=general,
-        suites=build_suites(
-            config.model_copy(update={"rounds": tuple(known)}),
-            SCHEMES,
-            encoder,
-            context,
-            data=data,
-        ),
+        suites=suites,
         examples=data.examples,
         reward_models=frozenset(
             spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
@@ -124,6 +129,23 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
         awaited=awaited,
         held_names=data.held_names,
     )
+
+
+def _unchanged_base(config: CampaignConfig, model: Path) -> StoredBase | None:
+    """The base in the store, once there is one; the model's folder has to be what it was copied from."""
+    base = stored_base(config)
+    if base is not None:
+        check_unchanged(model, config.policy, base.manifest, config.folder)
+    return base
+
+
+def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:
+    """How prompts are read, with a system message that the chat template shows."""
+    encoder = load_encoder(folder, config.policy)
+    if config.policy.system is not None:
+        asked = Prompt(id="policy.system", messages=probe_turns(("system", "user")))
+        check_conversations(encoder, [asked], "policy.system")
+    return encoder
 
 
 def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
@@ -150,6 +172,7 @@ def _check_fit(
 ) -> None:
     """Whether every prompt, and what a teacher reads in its place, leaves room for a completion."""
     for pool in pools:
+        check_conversations(encoder, pool, f"round {spec.name!r}")
         check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
     where = f"rounds.{spec.name}.algorithm.teacher"
     shown = map(spec.algorithm.teacher_prompt, pools[0])

@@ -18,6 +18,13 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0)]
 
 
+BOUNDING = (
+    "top_p", "top_k", "min_p", "typical_p", "stop", "stop_token_ids", "min_tokens", "bad_words",
+    "logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
+)  # fmt: skip
+"""Settings of samplers that change the distribution of answers."""
+
+
 class SamplingConfig(Settings):
     """The rollouts of one learner step."""
 
@@ -37,6 +44,18 @@ class SamplingConfig(Settings):
     in_flight: bool = False
     """Hand new weights to the engines while they sample the next step: completions under way go on under
     them, so that their later tokens are fresher. Needs ``max_staleness`` of at least 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_distribution(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (names := [name for name in BOUNDING if name in data]):
+            raise ValueError(
+                f"{', '.join(names)}: a round learns from the policy's own distribution, and tokens that "
+                "sampling leaves out or favours would have other probabilities than the learner computes, "
+                f"so its gradients would be wrong; remove {'it' if len(names) == 1 else 'them'} here. "
+                "top_p, top_k, min_p and stop can be set on suites and under serving"
+            )
+        return data
 
     @property
     def budget(self) -> int:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from align.config import PolicyConfig
 from align.demo import BASE_MODEL
 from align.demo.world import demo_prompts
+from align.memory.durable import digest_of
+from rollouts.chat.endings import extra_endings
+from rollouts.chat.pinned import pin
 from rollouts.errors import UserError, nearest
+from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt
 
 DEMO_MODELS = {"digits": BASE_MODEL}
+ENCODING_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Files of a model folder that decide how texts and messages become tokens."""
 SNAPSHOT_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja", ".model"}
 """Files of a model that are downloaded: weights, configs, tokenizer; code where it was asked for."""
 
@@ -52,12 +64,42 @@ def resolve_model(policy: PolicyConfig) -> Path:
 
 
 def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
-    """The model's own tokenizer."""
+    """The model's own tokenizer.
+
+    Raises:
+        UserError: its files are damaged or of a kind that transformers does not read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=policy.trust_remote_code
-    )
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=policy.trust_remote_code
+        )
+    except (
+        Exception
+    ) as error:  # Whatever is in the files, in the words of the library that reads them.
+        raise UserError(
+            f"the tokenizer cannot be loaded: {type(error).__name__}: {error}",
+            where=str(folder),
+            cause="a file of it is missing, damaged, or written by a newer transformers",
+            remedy="call tokenizer.save_pretrained on the folder again",
+        ) from error
+
+
+def load_encoder(folder: Path, policy: PolicyConfig) -> PromptEncoder:
+    """How the policy reads prompts: its tokenizer, the campaign's chat defaults, and every ending token.
+
+    Raises:
+        UserError: the tokenizer or what names its ending tokens cannot be read, or it has no chat template
+            that takes ``system``, ``chat_template_kwargs`` and ``chat_template_date``.
+    """
+    tokenizer = load_tokenizer(folder, policy)
+    extra = extra_endings(folder, tokenizer)
+    pin(tokenizer, policy.system, policy.chat_template_kwargs, policy.chat_template_date)
+    names = [name for name in ENCODING_FILES if (folder / name).is_file()]
+    files = [[name, digest_of((folder / name).resolve())[1]] for name in names]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return PromptEncoder(tokenizer, extra, digest)
 
 
 def _download(policy: PolicyConfig) -> Path:

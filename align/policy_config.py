@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from align.resources_config import ResourcesConfig
 from align.settings import InputPath, Settings
@@ -95,6 +96,16 @@ class PolicyConfig(Settings):
     """CPU threads of every rank of the learner. A small model's forward passes run side by side, one on
     each; a large one's products, and those under adapters, are divided. More than the free cores make it
     slower, not faster: waiting threads spin."""
+
+    system: str | None = None
+    """System message of every chat prompt that has none of its own. None leaves it to the chat template,
+    which may write one."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the chat template, such as ``{enable_thinking: false}``. Training, replay, the gate and
+    served models render with them."""
+    chat_template_date: date | None = None
+    """Date that the chat template prints for the day's, at midnight. Templates that print one are refused
+    without it: prompts would be others tomorrow."""
 
     resources: ResourcesConfig = ResourcesConfig()
     """What each of several ``ranks`` reserves; a learner that is one process lives in the driver, which

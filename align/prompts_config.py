@@ -25,6 +25,10 @@ class PromptsConfig(Settings):
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Take only the first so many rows."""
+    chat: bool = False
+    """A text is a user's message, rendered with the model's chat template; false tokenizes it as it is."""
+    system: str | None = None
+    """System message of these chats, where they have none of their own; None: ``policy.system``."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of a round's own prompts, the share that no round learns from: the round is measured on it. Prompts
     that share runs of words (``gate.overlap``) stay together. None: ``suite.prompts`` says what the round

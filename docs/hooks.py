@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -237,7 +237,10 @@ def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     return words
 
 
-WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}
+WORDS = {
+    str: "text", int: "integer", float: "number", bool: "true or false",
+    Any: "anything", JsonValue: "anything",
+}  # fmt: skip
 
 
 def _type(annotation: Any) -> str:
@@ -257,6 +260,8 @@ def _type(annotation: Any) -> str:
         return f"mapping to {_type(inner[1])}"
     if annotation in WORDS:
         return WORDS[annotation]
+    if annotation is date:
+        return "date, as `2024-07-26`"
     if annotation is timedelta:
         return "duration, as `6h`"
     if issubclass(annotation, Algorithm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.models import load_tokenizer, resolve_model
+from align.models import load_encoder, resolve_model
 from align.policy_config import PolicyConfig
 from launch.cluster import connect
 from rewards.base import Sample
@@ -40,7 +40,7 @@ def sample_policy(
             remedy="merge it first with keel export",
         )
     check_model_folder(folder, resolve_device("auto"))
-    encoder = PromptEncoder(load_tokenizer(folder, policy))
+    encoder = load_encoder(folder, policy)
     longest = max(len(encoder.encode(prompt)) for prompt in prompts)
     context = min(longest + sampling.max_tokens, _context(folder))
     check_lengths(prompts, encoder, sampling.max_tokens, context, "--policy")

@@ -18,6 +18,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from rewards.base import ShownCompletion, completion_text
+from rollouts.chat.answers import chat_whole, ended, text_answer
+from rollouts.chat.endings import extra_endings
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Message, Prompt
@@ -119,27 +121,16 @@ class Scorer:
         self, prompt: str | Sequence[Message], completion: ShownCompletion
     ) -> tuple[int, ...]:
         """Token ids of a prompt and its answer, with an end: what examples of a file are made into."""
-        text = completion_text(completion)
-        ids = self._text(prompt, text) if isinstance(prompt, str) else self._chat(prompt, text)
-        ends = self._encoder.eos_ids
-        return ids if not ends or ids[-1] in ends else (*ids, ends[0])
-
-    def _text(self, prompt: str, answer: str) -> tuple[int, ...]:
-        """Read in one go, unless tokens merge across the seam."""
-        prompt_ids = self._encoder.encode(Prompt(id="", text=prompt))
-        whole = self._encoder.encode(Prompt(id="", text=prompt + answer))
-        if whole[: len(prompt_ids)] == prompt_ids:
-            return whole
-        tokenizer = self._encoder.tokenizer
-        return (*prompt_ids, *tokenizer(answer, add_special_tokens=False, verbose=False).input_ids)
-
-    def _chat(self, turns: Sequence[Message], answer: str) -> tuple[int, ...]:
-        """As the chat template has it, up to the end of the answer."""
-        prompt_ids = self._encoder.encode(Prompt(id="", messages=tuple(turns)))
-        turns = [*map(dict, turns), {"role": "assistant", "content": answer}]
-        whole = self._encoder.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-        ends = [i for i, token in enumerate(whole) if token in self._encoder.eos_ids]
-        return tuple(whole[: ends[-1] + 1] if ends and ends[-1] >= len(prompt_ids) else whole)
+        text, encoder = completion_text(completion), self._encoder
+        if isinstance(prompt, str):
+            prompt_ids = encoder.encode(Prompt(id="", text=prompt))
+            if not text:
+                return ended(prompt_ids, encoder)
+            return (*prompt_ids, *text_answer(prompt, prompt_ids, text, encoder))
+        turns: tuple[Message, ...] = tuple(prompt)
+        prompt_ids = encoder.encode(Prompt(id="", messages=turns))
+        answer: tuple[Message, ...] = ({"role": "assistant", "content": text},)
+        return ended(chat_whole(turns, prompt_ids, answer, encoder)[0], encoder)
 
     def scores(self, sequences: Sequence[Sequence[int]], batch_size: int) -> list[float]:
         """Raw scores in the given order, of the last ``context`` tokens of each."""
@@ -175,7 +166,8 @@ def load_scorer(folder: Path) -> Scorer:
         raise _unfit(folder, f"labels: {model.config.num_labels}, missing weights: {missing}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Scorer(model.to(device).eval().requires_grad_(False), PromptEncoder(tokenizer))
+    encoder = PromptEncoder(tokenizer, extra_endings(folder, tokenizer))
+    return Scorer(model.to(device).eval().requires_grad_(False), encoder)
 
 
 def _check(folder: Path) -> None:

@@ -46,6 +46,8 @@ class Pending:
     ticket: Ticket
     encoder: PromptEncoder
     policy: SnapshotId | WeightVersion
+    sampling: Sampling
+    """As it was asked for."""
 
     def groups(self) -> list[RolloutGroup]:
         """Wait for them: one group per prompt, in order.
@@ -88,7 +90,9 @@ class Pending:
         return RolloutGroup(
             prompt=self.prompts[place],
             prompt_ids=request.prompt_ids,
-            completions_G=tuple(_decoded(c, self.encoder) for c in result.completions),
+            completions_G=tuple(
+                _decoded(c, self.encoder, self.sampling.stop_texts) for c in result.completions
+            ),
             policy=self.policy,
             seed=request.seed,
         )
@@ -109,14 +113,20 @@ def begin(
     Args:
         positions: places of the prompts in the whole that they are a part of; None: they are the whole.
     """
+    asked = encoder.ended(sampling)
     places = range(len(prompts)) if positions is None else positions
     requests = [
-        _request(prompt, size, position, encoder, sampling, seed)
+        _request(prompt, size, position, encoder, asked, seed)
         for position, prompt, size in zip(places, prompts, group_sizes, strict=True)
     ]
     ticket = engine.submit(requests) if requests else list
     return Pending(
-        prompts=prompts, requests=requests, ticket=ticket, encoder=encoder, policy=policy
+        prompts=prompts,
+        requests=requests,
+        ticket=ticket,
+        encoder=encoder,
+        policy=policy,
+        sampling=sampling,
     )
 
 
@@ -178,10 +188,27 @@ def _request(
     )
 
 
-def _decoded(completion: Completion, encoder: PromptEncoder) -> Completion:
+def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str]) -> Completion:
+    """The completion with its text, cut before the first stop text."""
     if completion.finish_reason == "failed":
         return completion
-    return replace(completion, text=encoder.decode(completion.token_ids))
+    whole = encoder.decode(completion.token_ids)
+    text = cut(whole, stops)
+    # An engine that knows no texts went on behind the end.
+    finish = completion.finish_reason if text == whole else "stop"
+    return replace(completion, text=text, finish_reason=finish)
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first occurrence of any stop text.
+
+    >>> cut("12 apples. Question: 3", ["Question:", "\\n"])
+    '12 apples. '
+    """
+    for stop in stops:
+        if stop:
+            text = text.split(stop)[0]
+    return text
 
 
 def _wrong(asked: object, answered: object) -> RunError:

@@ -59,6 +59,10 @@ class RunError(KeelError):
     """The run could not go on although its input was fine."""
 
 
+class TemplateRefusal(Exception):
+    """Chat turns that a chat template cannot render; the message is its own. Callers say whose turns."""
+
+
 def _rebuild(
     kind: type[KeelError], what: str, where: str | None, cause: str | None, remedy: str | None
 ) -> KeelError:

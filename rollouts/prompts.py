@@ -13,13 +13,14 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rollouts.chat.messages import BadMessages, check_asks, check_tools, check_turns, turns_of
-from rollouts.errors import UserError, nearest
+from rollouts.errors import TemplateRefusal, UserError, nearest
 from rollouts.rows import Row, read_rows
-from rollouts.types import Message, Prompt, Source
+from rollouts.types import Message, Prompt, Sampling, Source
 from rollouts.values import to_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def load_prompts(
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
         found = told_apart(_prompt(row, config.column) for row in rows)
+    found = [_in_chat(prompt, config) for prompt in found]
     if not found:
         raise UserError("holds no prompts", where=config.source)
     prompts = distinct(found)
@@ -143,6 +145,25 @@ def _from_scheme(uri: str, scheme: str, schemes: Mapping[str, Scheme]) -> list[P
         raise UserError(str(error), where=uri) from error
 
 
+def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
+    """The prompt as a chat, where the source asks for one; its id stays that of what the row says."""
+    chat, system = getattr(config, "chat", False), getattr(config, "system", None)
+    turns = prompt.messages
+    if turns is None and chat:
+        turns = ({"role": "user", "content": str(prompt.text)},)
+    if turns is None and system is not None:
+        raise UserError(
+            "the prompts are text, and system is a message of a chat",
+            where=prompt.place or config.source,
+            remedy="add chat: true, which makes each text a user's message, or remove system",
+        )
+    if turns is None:
+        return prompt
+    if system is not None and turns[0]["role"] not in ("system", "developer"):
+        turns = ({"role": "system", "content": system}, *turns)
+    return replace(prompt, text=None, messages=turns)
+
+
 def _prompt(row: Row, column: str) -> Prompt:
     if column not in row.values:
         known = "; ".join(row.values)
@@ -186,16 +207,35 @@ class PromptEncoder:
     """Prompts to token ids and completions to text, as one tokenizer has it.
 
     Attributes:
-        eos_ids: tokens that end a completion: the tokenizer's own, then ``extra_eos_ids`` (those a
-            model's generation config adds).
+        eos_ids: tokens that end a completion: the tokenizer's own, then ``extra_eos_ids``.
+        extra_eos_ids: those that an engine does not know from the tokenizer: of the generation config,
+            and of the chat template (see `rollouts.chat.endings`).
+        digest: sha256 of everything that decides how texts and messages become tokens.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, extra_eos_ids: Iterable[int] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        extra_eos_ids: Iterable[int] = (),
+        files_digest: str | None = None,
     ) -> None:
+        """Read prompts with a tokenizer.
+
+        Args:
+            files_digest: sha256 of the files that the tokenizer was loaded from; None: taken from the
+                tokenizer itself.
+        """
         self.tokenizer = tokenizer
         own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *extra_eos_ids]))
+        self.extra_eos_ids: tuple[int, ...] = self.eos_ids[len(own) :]
+        self._files_digest = files_digest
+
+    @cached_property
+    def digest(self) -> str:
+        files = self._files_digest or hashlib.sha256(_content_of(self.tokenizer)).hexdigest()
+        content = json.dumps([files, self.tokenizer.chat_template, self.eos_ids], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids [T] after which the completion starts.
@@ -215,34 +255,92 @@ class PromptEncoder:
         """Text without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def ended(self, sampling: Sampling) -> Sampling:
+        """The sampling with every token that ends an answer and that no engine knows by itself.
+
+        A stop text that is one special token becomes that token: special tokens have no text.
+        """
+        special = self._special_ids if sampling.stop_texts else {}
+        ends = [special[text] for text in sampling.stop_texts if text in special]
+        ends = [*sampling.stop_token_ids, *ends, *self.extra_eos_ids]
+        return replace(
+            sampling,
+            stop_token_ids=tuple(dict.fromkeys(ends)),
+            stop_texts=tuple(text for text in sampling.stop_texts if text and text not in special),
+        )
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        named = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {
+            **{token.content: token_id for token_id, token in added if token.special},
+            **{str(token): token_id for token, token_id in named},
+        }
+
+    def render(self, turns: Sequence[Message], *, opened: bool) -> tuple[int, ...]:
+        """Token ids of chat turns.
+
+        Args:
+            opened: the assistant's next turn is begun, for a completion to follow.
+
+        Raises:
+            TemplateRefusal: the chat template raises on them.
+        """
+        text = self.rendered(turns, opened=opened)
+        # A template writes its own bos, or none.
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return tuple(int(token) for token in ids)
+
+    def rendered(self, turns: Sequence[Message], *, opened: bool) -> str:
+        """The text that `render` tokenizes."""
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns], add_generation_prompt=opened, tokenize=False
+                )
+            )
+        except (
+            Exception
+        ) as error:  # A template runs whatever its author wrote, and fails in any way.
+            raise TemplateRefusal(str(error) or type(error).__name__) from error
+
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        """The text's ids with what the tokenizer puts before them (bos), not after (eos)."""
+        """The text's ids with what the tokenizer puts before them (bos), not after (eos).
+
+        A text that begins with the bos token itself, as one rendered with a chat template does, gets no
+        second one.
+        """
         full = list(self.tokenizer(text, verbose=False).input_ids)
         bare = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        bos = self.tokenizer.bos_token_id
         for start in range(len(full) - len(bare), -1, -1):
             if full[start : start + len(bare)] == bare:
-                return tuple(full[: start + len(bare)])
+                begun = start > 0 and full[start - 1] == bos == bare[0]
+                return tuple(bare if begun else full[: start + len(bare)])
         return tuple(full)
 
     def _render(self, prompt: Prompt) -> tuple[int, ...]:
-        import jinja2
-
         if self.tokenizer.chat_template is None:
             raise UserError(
                 f"prompt {prompt.id!r} is a list of messages, but the model has no chat template",
                 remedy="use a text column, or a model whose tokenizer has a chat template",
             )
-        turns = [dict(message) for message in prompt.messages or ()]
         try:
-            ids = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
+            return self.render(prompt.messages or (), opened=True)
+        except TemplateRefusal as error:
+            roles = ", ".join(turn["role"] for turn in prompt.messages or ())
             raise UserError(
                 f"the chat template refuses prompt {prompt.id!r} (roles: {roles})", cause=str(error)
             ) from error
-        return tuple(int(token) for token in ids)
+
+
+def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """What a tokenizer without files is: its whole serialization, or of a slow one its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return str(backend.to_str()).encode()
+    return json.dumps([tokenizer.get_vocab(), str(tokenizer)], sort_keys=True).encode()
 
 
 class PromptStream:

@@ -150,8 +150,14 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
     """Ends a completion besides the model's own end-of-sequence token."""
     stop_texts: tuple[str, ...] = ()
     """So do these, and what holds one is kept: an engine that only knows tokens goes on, and whoever asks
     cuts the text."""
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether ``min_p`` or ``stop_texts`` bound what is sampled."""
+        return self.min_p > 0.0 or bool(self.stop_texts)

@@ -33,6 +33,7 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        min_p=sampling.min_p,
         stop_token_ids=list(sampling.stop_token_ids),
         stop=list(sampling.stop_texts),
         logprobs=0,

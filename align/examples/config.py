@@ -32,6 +32,9 @@ class ExamplesConfig(Settings):
     """Take only the first so many rows."""
     template: str | None = None
     """Makes the prompt from the row's columns, as in ``"{instruction}\\n{input}"``; None: a column does."""
+    chat: bool | None = None
+    """A text prompt is a user's message and a text answer the assistant's, rendered with the chat template.
+    None: where ``template`` makes the prompt and the model has a chat template; false keeps plain text."""
     prompt: str = "prompt"
     """Column with the prompt. Pairs without one share it as the beginning of both sides."""
     chosen: str = "chosen"

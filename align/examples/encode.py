@@ -1,7 +1,7 @@
 """Examples as token ids: the prompt exactly as engines read it, the answer as they would sample it.
 
-So what is learnt from a file is learnt in the context that rollouts have. Answers end with the
-tokenizer's end of sequence, which a model can only stop with if it learns to.
+So what is learnt from a file is learnt in the context that rollouts have. Answers end with one token
+that ends sampling, which a model can only stop with if it learns to (see `rollouts.chat.answers`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from typing import Any
 
 from align.examples.forms import Content, Example, Unusable
 from align.examples.stream import Unit
 from align.learner.rows import Row
+from rollouts.chat.answers import UnfitAnswer, chat_answer, ended, text_answer
 from rollouts.chat.messages import BadMessages, check_tools
-from rollouts.errors import UserError
+from rollouts.errors import TemplateRefusal, UserError
 from rollouts.prompts import PromptEncoder, content_id
-from rollouts.types import Message, Prompt
+from rollouts.types import Prompt
 
 Ids = tuple[int, ...]
 OVER_LONG = "over-long"
@@ -101,7 +101,7 @@ def windows(
     sources: list[Document] = []
     """The document of every token."""
     for document in documents:
-        tokens = _ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
+        tokens = ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
         ids.extend(tokens)
         sources.extend([document] * len(tokens))
         start = 0
@@ -164,63 +164,18 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
 
 def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
     """The answer's tokens after these prompt tokens, ended."""
-    if prompt.messages is not None:
-        ids = _chat_answer(prompt.messages, prompt_ids, answer, encoder)
-    elif isinstance(answer, str):
-        ids = _text_answer(prompt.text or "", prompt_ids, answer, encoder)
-    else:
-        raise Unusable("the prompt is text, the answer messages")
-    if not ids:
-        raise Unusable("an answer without tokens")
-    return _ended(ids, encoder)
-
-
-def _text_answer(text: str, prompt_ids: Ids, answer: str, encoder: PromptEncoder) -> Ids:
-    """As the tokenizer has it after the prompt, unless tokens merge across the seam: then on its own."""
-    whole = encoder.encode(Prompt(id="", text=text + answer))
-    if whole[: len(prompt_ids)] == prompt_ids:
-        return whole[len(prompt_ids) :]
-    return tuple(encoder.tokenizer(answer, add_special_tokens=False, verbose=False).input_ids)
-
-
-def _chat_answer(
-    turns: Sequence[Message], prompt_ids: Ids, answer: Content, encoder: PromptEncoder
-) -> Ids:
-    """What the template adds to the rendered prompt, up to the last end of sequence.
-
-    Some templates end a prompt that waits for its answer otherwise than one that has it (an empty
-    thought, say). The answer then begins where the two part, if that is after the last turn.
-    """
-    if isinstance(answer, str):
-        answer = ({"role": "assistant", "content": answer},)
-    whole = _rendered((*turns, *answer), encoder)
-    shared = len(
-        list(takewhile(lambda two: two[0] == two[1], zip(whole, prompt_ids, strict=False)))
-    )
-    if shared < len(prompt_ids) and shared < len(_rendered(turns, encoder)):
-        raise Unusable("the chat template changes the prompt once it is answered")
-    ids = whole[shared:]
-    ends = [index for index, token in enumerate(ids) if token in encoder.eos_ids]
-    # What a template writes behind the end, such as a line break, is never sampled.
-    return ids[: ends[-1] + 1] if ends else ids
-
-
-def _rendered(turns: Sequence[Message], encoder: PromptEncoder) -> Ids:
-    import jinja2
-
     try:
-        ids = encoder.tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=True, return_dict=False
-        )
-    except jinja2.TemplateError as error:
+        if prompt.messages is not None:
+            if isinstance(answer, str):
+                answer = ({"role": "assistant", "content": answer},)
+            return chat_answer(prompt.messages, prompt_ids, answer, encoder)
+        if isinstance(answer, str):
+            return text_answer(prompt.text or "", prompt_ids, answer, encoder)
+    except UnfitAnswer as reason:
+        raise Unusable(str(reason)) from reason
+    except TemplateRefusal as error:
         raise Unusable("refused by the tokenizer or its chat template") from error
-    return tuple(int(token) for token in ids)
-
-
-def _ended(ids: Ids, encoder: PromptEncoder) -> Ids:
-    if not encoder.eos_ids or ids[-1] in encoder.eos_ids:
-        return ids
-    return (*ids, encoder.eos_ids[0])
+    raise Unusable("the prompt is text, the answer messages")
 
 
 def _id(content: object) -> str:

@@ -12,7 +12,7 @@ reason that many rows can share.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import isfinite, nan
 from typing import Any
@@ -93,6 +93,20 @@ def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
         if not prompt:
             raise Unusable(f"no prompt before the answer in {config.messages!r}")
     return [Example(prompt=prompt, answers=(Answer(content=content, advantage=1.0),))]
+
+
+def as_chat(example: Example) -> Example:
+    """The example with texts as turns: the prompt a user's, an answer the assistant's."""
+    prompt = example.prompt
+    if not isinstance(prompt, str):
+        return example
+    answers = tuple(
+        replace(answer, content=answer.content.strip())
+        if isinstance(answer.content, str)
+        else answer
+        for answer in example.answers
+    )
+    return Example(prompt=({"role": "user", "content": prompt},), answers=answers)
 
 
 def text(values: Values, config: ExamplesConfig) -> str:

@@ -8,10 +8,11 @@ from itertools import islice
 
 from align.examples.config import ExamplesConfig
 from align.examples.encode import OVER_LONG, Document, encode, windows
-from align.examples.forms import FORMS, Unusable, text
+from align.examples.forms import FORMS, Example, Unusable, as_chat, text
 from align.examples.stream import Unit
 from align.learner.losses.base import Material
 from rollouts import rows as files
+from rollouts.chat.probe import check_answers
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, content_id
 
@@ -121,6 +122,7 @@ class _Loading:
     ) -> None:
         self._config, self._encoder, self._context, self._round = config, encoder, context, round
         self.num_rows = self.num_cut = 0
+        self._chat, self._chats_checked = _asks_for_chat(config, encoder), False
         self.dropped: dict[str, list[str]] = {}
         self.repeated: list[str] = []
         self._first: dict[object, str] = {}
@@ -130,6 +132,10 @@ class _Loading:
             self.num_rows += 1
             columns = {n: v for n, v in row.values.items() if n != self._config.prompt}
             try:
+                examples = FORMS[material](row.values, self._config)
+                if self._chat:
+                    examples = [as_chat(example) for example in examples]
+                self._check_template(examples)
                 encoded = [
                     encode(
                         example,
@@ -140,7 +146,7 @@ class _Loading:
                         columns=columns,
                         place=row.place,
                     )
-                    for example in FORMS[material](row.values, self._config)
+                    for example in examples
                 ]
             except Unusable as reason:
                 self._drop(row, reason)
@@ -148,6 +154,14 @@ class _Loading:
             self.num_cut += sum(one.num_cut for one in encoded)
             self._note(tuple(one.unit.id for one in encoded), row)
             yield from (one.unit for one in encoded)
+
+    def _check_template(self, examples: Iterable[Example]) -> None:
+        """Before the first chat: a template that cannot teach answers spoils them all."""
+        if self._chats_checked or all(isinstance(one.prompt, str) for one in examples):
+            return
+        if self._encoder.tokenizer.chat_template is not None:
+            check_answers(self._encoder, f"rounds.{self._round}.data")
+        self._chats_checked = True
 
     def documents(self, rows: Iterable[files.Row]) -> Iterator[Document]:
         for row in rows:
@@ -183,6 +197,22 @@ def _short(place: str) -> str:
 
 def _first(places: Sequence[str]) -> str:
     return "; ".join(places[:PLACES]) + "; ..." * (len(places) > PLACES)
+
+
+def _asks_for_chat(config: ExamplesConfig, encoder: PromptEncoder) -> bool:
+    """Whether texts become turns of a chat.
+
+    Raises:
+        UserError: they shall, and the model has no chat template.
+    """
+    has_template = encoder.tokenizer.chat_template is not None
+    if config.chat and not has_template:
+        raise UserError(
+            "chat is true, and the model has no chat template",
+            where=config.source,
+            remedy="set chat: false to learn plain text, or use a chat model",
+        )
+    return config.chat if config.chat is not None else has_template and config.template is not None
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from align.gate.suite import Kind, Suite
 from align.gate.win_rate import REFERENCE, duel_of, pair_prompts
 from align.gate_config import SuiteConfig
 from rollouts.errors import UserError
-from rollouts.types import Prompt, Sampling
+from rollouts.types import Prompt
 
 if TYPE_CHECKING:
     from align.examples import Unit
@@ -55,10 +55,7 @@ def capability_suite(
         every=spec.every,
         duel=duel_of(config, spec, f"{where}.against"),
         metric=(spec.metric,),
-        sampling=Sampling(
-            max_tokens=spec.max_tokens or config.defaults.sampling.max_tokens,
-            temperature=spec.temperature,
-        ),
+        sampling=spec.sampling(spec.max_tokens or config.defaults.sampling.max_tokens),
     )
     suite = _with_items(suite, spec, config, schemes, f"{where}.prompts")
     shown = suite.pool if suite.duel is None else pair_prompts(suite.pool)
@@ -158,9 +155,7 @@ def round_suite(
         target_of=spec.name,
         prompts=prompts,
         metric=spec.rewards,
-        sampling=Sampling(
-            max_tokens=own.max_tokens or spec.sampling.max_tokens, temperature=own.temperature
-        ),
+        sampling=own.sampling(own.max_tokens or spec.sampling.max_tokens),
     )
     rubric = _rubric(suite, held_out, prompts, f"rounds.{index}.rewards", where)
     return replace(suite, rubric=rubric)

@@ -84,6 +84,9 @@ class Suite:
     """Of a win rate: whom the answers are compared with."""
     harness: HarnessTask | None = field(default=None, repr=False, compare=False)
     """Of a harness task: who asks and scores; ``prompts`` are its documents, for people and the overlap."""
+    encoding: str | None = None
+    """Digest of the tokenizer and chat template that items are read with; None where the store's hashes
+    are older than this."""
     overlap: Overlap | None = field(default=None, repr=False, compare=False)
     """What it has in common with what is trained on."""
 
@@ -129,11 +132,14 @@ class Suite:
                 sampling.top_p,
                 sampling.top_k,
                 sampling.stop_token_ids,
+                *([sampling.min_p, sampling.stop_texts] if sampling.has_bounds else []),
             ],
             "sequences": self.sequences,
             "samples": self.samples,
             "cluster": self.cluster,
         }
+        if self.encoding is not None:
+            content["encoding"] = self.encoding
         if self.duel is not None:
             content["against"] = self.duel.comparator
         if self.harness is not None:

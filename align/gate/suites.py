@@ -11,7 +11,7 @@ trained on, word for word or nearly so, and nothing of it goes back to the learn
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from align.gate.kinds import Schemes, capability_suite, example_suite, round_sui
 from align.gate.overlap import Item, Trained, find_overlaps, forbid
 from align.gate.suite import Kind, Suite, SuiteRule, rendered
 from align.gate_config import OverlapConfig
+from rollouts.chat.probe import check_conversations
 from rollouts.errors import UserError
 from rollouts.prompts import text_of
 
@@ -42,6 +43,7 @@ def build_suites(
     encoder: PromptEncoder,
     context: int | None = None,
     data: RoundData | None = None,
+    stored: Collection[str] = (),
 ) -> list[Suite]:
     """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
 
@@ -51,6 +53,7 @@ def build_suites(
         context: prompt plus completion, in tokens, that engines are started for; None takes what
             the campaign declares.
         data: what rounds learn from and are measured on; None: their prompts are read here.
+        stored: hashes of suites that the store holds results of.
 
     Raises:
         UserError: a source is missing or too small, or items are also trained on.
@@ -68,13 +71,27 @@ def build_suites(
             own = data.held_prompts.get(spec.name) if data else None
             suites.append(round_suite(spec, index, schemes, own))
     suites = [with_demands(config, suite) for suite in suites]
+    if encoder is not None:
+        suites = _with_encoding(suites, encoder.digest, stored)
     trained = chain(
         _trained_prompts(config, schemes, data),
         _trained_examples(data.examples if data else {}, encoder),
     )
+    for suite in suites:
+        check_conversations(encoder, suite.pool, f"suite {suite.name!r}")
     suites = _held_out_from(suites, trained, config.gate.overlap, encoder)
     _forbid_overlong(suites, context, encoder)
     return suites
+
+
+def _with_encoding(suites: list[Suite], encoding: str, stored: Collection[str]) -> list[Suite]:
+    """The suites with hashes that cover tokenizer and chat template.
+
+    A store that began before hashes did holds results under the older ones; there they stay as they are.
+    """
+    if stored and any(suite.hash in stored for suite in suites):
+        return suites
+    return [replace(suite, encoding=encoding) for suite in suites]
 
 
 def _held_out_from(

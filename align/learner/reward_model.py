@@ -27,6 +27,7 @@ from align.learner.losses.reward_model import RewardModel
 from align.learner.optimizer import learning_rate, make_optimizer, set_learning_rates
 from align.learner.rows import Batch, Row, units_of
 from rewards.reward_model import sequence_scores, set_padding
+from rollouts.chat.endings import generation_endings
 
 
 class RewardLearner:
@@ -55,6 +56,9 @@ class RewardLearner:
         self.model = fresh_model(start, policy).to(self.device)
         own = self.model.config.get_text_config().pad_token_id
         set_padding(self.model, (tokenizer.pad_token_id, own, tokenizer.eos_token_id))
+        # Its snapshot has no generation config, and scores answers up to the same ends.
+        if ends := generation_endings(start):
+            self.model.config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
         self._optimizer = make_optimizer(self.model.parameters(), spec.optimizer)
         per_update = spec.optimizer.epochs * spec.optimizer.mini_batches
         self._num_steps, self._steps, self._skipped = num_steps * per_update, 0, 0

@@ -9,7 +9,7 @@ from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
 from align.gate.underpowered import check_power, foresee, power_lines
 from align.inputs import load_inputs
-from align.learner.model.source import check_begun, left_behind
+from align.learner.model.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.memory.amendments import dropped_for_good
 from align.plan.ledger_copy import ledger_copy
@@ -50,7 +50,6 @@ def check_campaign(
         planned = foresee(whole, inputs.suites, ledger)
     try:
         warnings = check_power(planned, whole.gate)
-        check_begun(config, config.policy, inputs.model)
         adapted = adaptation_of(inputs.model, config.policy)
         extra = left_behind(inputs.model, config.policy)
         skipped = call_rewards(whole, inputs, closed, models=models, say=say)

@@ -21,7 +21,6 @@ from align.gate.plan import GatePlan
 from align.gate.suites import Suite
 from align.gate.underpowered import foresee
 from align.inputs import Inputs
-from align.learner.model.source import check_begun
 from align.learner.model.targets import adaptation_of
 from align.memory.auto import auto_lines
 from align.memory.ledger import RoundRecord
@@ -128,7 +127,6 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         unclaimed = {due.round for due in found.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
         inputs = load_checked(view, claims)
-        check_begun(config, config.policy, inputs.model)
         try:
             if runs_here(None):
                 check_kv_cache(inputs.model, inputs.context, chosen)

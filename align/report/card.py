@@ -6,6 +6,7 @@ Markdown, and Markdown may hold HTML.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +24,7 @@ from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
 from align.repair.record import repairs_of
 from align.report.acts import acts_of
+from align.report.answering import default_line
 from align.report.families import GUARDED, ORDER, RATES
 from align.report.feedback import takes_of, told
 from align.report.repaired import repaired_by
@@ -62,6 +64,7 @@ def model_card(
     parts = (
         _front_matter(evidence, line, merged, licences),
         _head(evidence, line[-1], merged),
+        _section("How it is asked", _asked(evidence, line[-1])),
         _section("Lineage", _lineage(line)),
         _section("What the gate said", _gate(line[-1])),
         _section("Sealed suites", _seals(evidence)),
@@ -126,6 +129,27 @@ def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
         f"Snapshot `{own.snapshot}` of the campaign {_text(evidence.config.name)}: {what}, from the base "
         f"{_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
     )
+    return "\n".join(lines)
+
+
+def _asked(evidence: Evidence, own: Ancestor) -> str:
+    """Chat defaults that it was trained and measured with, and how answers are sampled by default."""
+    if own.manifest.provenance.kind == "reward":
+        return ""
+    policy = evidence.config.policy
+    lines = []
+    if policy.system is not None:
+        lines.append(
+            f"- system message of every chat that has none of its own: {_text(policy.system)}"
+        )
+    if policy.chat_template_kwargs:
+        values = ", ".join(f"{k}: {json.dumps(v)}" for k, v in policy.chat_template_kwargs.items())
+        lines.append(f"- variables of the chat template: {_text(values)}")
+    if lines:
+        lines.append(
+            "- the tokenizer's chat template applies them by itself; a caller may say otherwise"
+        )
+    lines.append(f"- {_text(default_line(evidence.config))}")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from align.evidence import Evidence
 from align.memory.durable import sync
 from align.memory.ledger import RoundRecord
 from align.memory.snapshots import Snapshot, SnapshotStore
+from align.report.answering import prepare
 from align.report.card import UNKNOWN, Ancestor, base_name, is_accepted, model_card, source_name
 from align.settings import stated
 from rollouts.errors import UserError, nearest
@@ -70,6 +71,8 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
             _write_merged(snapshot, store.open(evidence.base), staged, trusted=trusted)
         else:
             _write_copy(snapshot, base_name(evidence), staged)
+        if merge or snapshot.kind == "model":
+            prepare(staged, evidence.config)
         (staged / CARD).write_text(card, encoding="utf-8", errors="replace")
         for path in (*staged.iterdir(), staged):
             sync(path)

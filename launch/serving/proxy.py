@@ -7,7 +7,7 @@ alone, and would sample for anybody who posts to ``/invocations``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from launch.feedback.body import BadRequest, Limits
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
 from launch.serving.route import Backend, NoBackend, Route
+from launch.serving.stops import with_stops
 
 PASSED = ("/v1/", "/metrics", "/tokenize", "/detokenize")
 """Beginnings of paths that are passed on, all of them with the key."""
@@ -66,8 +67,10 @@ class Proxy:
         key: str | None,
         say: Callable[[str], None],
         limits: Limits = LIMITS,
+        stops: Sequence[str] = (),
     ) -> None:
         self._route, self._transport, self._key, self._say = route, transport, key, say
+        self._stops = stops
         self._receiver = Receiver(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +87,7 @@ class Proxy:
             self._admit(request)
             # The whole body: only what is complete can be sent again after a refused connection.
             async with self._receiver.body(request) as body:
+                body = with_stops(request.method, request.url.path, body, self._stops)
                 await _while_connected(self._relay(request, body, send), receive)
         except Refused as refused:
             await refused.response(scope, receive, send)

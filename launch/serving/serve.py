@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from align.config import CampaignConfig
 from align.evidence import stored_evidence
+from align.report.answering import default_line, served_sampling
 from launch.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
@@ -86,15 +87,25 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
         extra=options.extra,
         deadline_s=options.start_deadline_s,
     )
+    sampling = served_sampling(shelf.evidence.config)
     with listen(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
+        say(default_line(shelf.evidence.config))
         say(f"model {shelf.name}, now {wanted[:SHOWN]}; the key is in {key_file}")
         if not is_loopback(host):
             say("warning: not only this machine can reach it, and the key travels unencrypted;")
             say("         put a proxy with TLS in front")
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
         asyncio.run(
-            run(listening, wanted=shelf.wanted, start=start, key=key, pace=options.pace, say=say)
+            run(
+                listening,
+                wanted=shelf.wanted,
+                start=start,
+                key=key,
+                pace=options.pace,
+                say=say,
+                stops=sampling.stop if sampling else (),
+            )
         )
     say("stopped")
 
@@ -107,6 +118,7 @@ async def run(
     key: str,
     pace: Pace,
     say: Say,
+    stops: Sequence[str] = (),
 ) -> None:
     """Answer on a socket with whatever a follower serves, until a signal or the follower's end.
 
@@ -124,7 +136,7 @@ async def run(
     async with httpx.AsyncHTTPTransport(limits=limits, trust_env=False) as transport:
         server = uvicorn.Server(
             uvicorn.Config(
-                Proxy(route, transport, key=key, say=say),
+                Proxy(route, transport, key=key, say=say, stops=stops),
                 lifespan="off",
                 log_level="warning",
                 access_log=False,

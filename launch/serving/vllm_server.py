@@ -27,6 +27,7 @@ import httpx
 
 from align.config import CampaignConfig
 from align.evidence import stored_evidence
+from align.report.answering import write_answering
 from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
 from launch.serving.place import Place, claim, clear
@@ -155,7 +156,12 @@ class VLLMStarter:
                 merged = place.scratch / "merged"
                 await _merge_into(merged, self.shelf.evidence.config, snapshot, self.deadline_s)
                 target = replace(target, folder=merged, adapter=None)
-            server = self._launch(target, place)
+            answering = await _in_background(
+                lambda: write_answering(
+                    target.folder, place.scratch / "answering", self.shelf.evidence.config
+                )
+            )
+            server = self._launch(target, place, answering)
         except BaseException:
             rmtree(place.scratch, ignore_errors=True)
             raise
@@ -168,7 +174,7 @@ class VLLMStarter:
             raise
         return server
 
-    def _launch(self, target: Target, place: Place) -> VLLMServer:
+    def _launch(self, target: Target, place: Place, answering: Sequence[str]) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
             target,
@@ -181,7 +187,7 @@ class VLLMStarter:
         command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S)]
         command += [str(place.scratch), sys.executable, *SERVER]
         process = subprocess.Popen(
-            [*command, *arguments, *self.extra],
+            [*command, *arguments, *answering, *self.extra],
             env=environment(os.environ, target.folder, self.device, key),
             stdin=subprocess.PIPE,
             stdout=place.output,

@@ -172,6 +172,23 @@ def test_ends_are_told_apart(full):
     assert [(c.finish_reason, len(c.token_ids)) for c in stopped] == [("stop", 1)]
 
 
+def test_bounds_and_stop_texts_are_heard(full, model):
+    (greedy,) = sample(full, ask(n=1, temperature=0.0))
+    for bound in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}):
+        for bounded in sample(full, ask(n=2, **bound)):
+            assert bounded.token_ids == greedy.token_ids
+            # Of the distribution that is left: its one token has all of it.
+            assert max(map(abs, bounded.logprobs_T)) < TOLERANCE
+    third = greedy.token_ids[2]
+    by_id, by_text = (
+        sample(full, ask(n=1, temperature=0.0, **stop))[0]
+        for stop in ({"stop_token_ids": (third,)}, {"stop_texts": (f"w{third}",)})
+    )
+    assert by_id.finish_reason == by_text.finish_reason == "stop"
+    assert by_id.token_ids == greedy.token_ids[: greedy.token_ids.index(third) + 1]
+    assert len(by_text.token_ids) <= len(by_id.token_ids)
+
+
 def test_results_come_as_they_are_finished(full):
     """A short answer does not wait for a long one of the same call, and a refused request for none."""
     everything = tuple(range(2, 64))

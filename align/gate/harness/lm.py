@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from rollouts.collect import cut
 from rollouts.engine import RolloutEngine, SampleRequest, ScoreRequest
 from rollouts.types import Completion, FinishReason, Sampling
 
@@ -33,6 +34,7 @@ class TextModel:
     def __init__(self, encoder: PromptEncoder, context: int | None) -> None:
         super().__init__()
         self.tokenizer: Any = encoder.tokenizer
+        self._encoder = encoder
         self.max_length: int = (context or 1 << 30) - 2
         """Longest sequence that is fed, in tokens."""
 
@@ -156,7 +158,7 @@ class EngineModel(TextModel):
         if (
             completion.finish_reason != "stop"
             or not ids
-            or ids[-1] in self.tokenizer.all_special_ids
+            or ids[-1] in (*self.tokenizer.all_special_ids, *self._encoder.eos_ids)
         ):
             return False
         text = self.tok_decode(ids)
@@ -235,14 +237,12 @@ class EngineModel(TextModel):
         until = handle_stop_sequences(
             list(asked["until"]), eos=None if eos is None else str(self.tokenizer.decode([eos]))
         )
-        ends, texts = self._stops(until)
         sampling = Sampling(
             max_tokens=asked["max_gen_toks"],
             temperature=float(asked.get("temperature", 1.0)) if asked["do_sample"] else 0.0,
             top_p=float(asked.get("top_p", 1.0)),
             top_k=int(asked.get("top_k", -1)),
-            stop_token_ids=ends,
-            stop_texts=texts,
+            stop_texts=tuple(until),
         )
         room = self.max_length - sampling.max_tokens
         if room < 1:
@@ -252,24 +252,13 @@ class EngineModel(TextModel):
         context_ids = self.encode_context(context)[-room:]
         return self._request(f"{number}", context_ids, sampling), until
 
-    def _stops(self, until: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Stop texts that are one special token, which decoding leaves out, and the others."""
-        special = {
-            str(token): token_id
-            for token, token_id in zip(
-                self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True
-            )
-        }
-        ends = tuple(special[text] for text in until if text in special)
-        return ends, tuple(text for text in until if text and text not in special)
-
     def _request(self, name: str, context_ids: list[int], sampling: Sampling) -> SampleRequest:
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         return SampleRequest(
             id=f"harness/{name}",
             prompt_ids=tuple(context_ids),
             n=1,
-            sampling=sampling,
+            sampling=self._encoder.ended(sampling),
             seed=int.from_bytes(digest[:4], "big") >> 1,
         )
 
@@ -297,18 +286,6 @@ def _joined(first: Completion, rest: Completion) -> Completion:
         token_ids=(*first.token_ids, *rest.token_ids),
         logprobs_T=(*first.logprobs_T, *rest.logprobs_T),
     )
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first occurrence of any stop text.
-
-    >>> cut("12 apples. Question: 3", ["Question:", "\\n"])
-    '12 apples. '
-    """
-    for stop in until:
-        if stop:
-            text = text.split(stop)[0]
-    return text
 
 
 def engine_lm(

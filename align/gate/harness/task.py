@@ -21,6 +21,7 @@ from align.gate.harness.task_file import TaskFile
 from align.gate.harness.values import WHOLE, item_value
 from align.gate.samples import ItemScore, checked
 from align.harness_config import HarnessConfig
+from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.engine import RolloutEngine
 from rollouts.errors import RunError, UserError, nearest
 from rollouts.types import Completion, Prompt, Score
@@ -165,6 +166,10 @@ def build_task(
         )
     if spec.chat_template and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=f"{where}.harness.chat_template")
+    if spec.chat_template:
+        roles = ("user", "assistant", "user") if task.config.num_fewshot else ("user",)
+        asked = Prompt(id=spec.task, messages=probe_turns(roles))
+        check_conversations(encoder, [asked], f"{where}.harness.chat_template")
     found = _items(task, spec, items, model)
     num_cut = check_requests(task.instances, model, where)
     if num_cut:

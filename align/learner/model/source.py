@@ -19,11 +19,9 @@ from align.learner.model.folder import (
     weight_files,
 )
 from align.memory.durable import digest_of
-from align.memory.manifest import MANIFEST, Manifest, Provenance
+from align.memory.manifest import Manifest, Provenance
 from align.memory.snapshots import Snapshot, SnapshotStore
 from align.policy_config import PolicyConfig
-from align.store_config import StoreSettings
-from align.stores import begun_ledger
 
 SOURCE = "source"
 """Key of the provenance's extra values: sha256 of the files that a base was made of, by name."""
@@ -94,20 +92,6 @@ def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: P
         "policy.revision for a model of the hub, or set store to another folder for a campaign from the "
         "new model",
     )
-
-
-def check_begun(config: StoreSettings, policy: PolicyConfig, source: Path) -> None:
-    """`check_unchanged` for whoever only looks; a campaign that has not begun passes.
-
-    Raises:
-        StoreError: names the files that differ.
-    """
-    ledger = begun_ledger(config)
-    base = None if ledger is None else ledger.alias_moves()[0].target
-    # The cache of a remote store may be empty; whoever runs fetches the base and compares.
-    if base is not None and (config.folder / "snapshots" / base / MANIFEST).is_file():
-        manifest = SnapshotStore(config.folder).manifest(base)
-        check_unchanged(source, policy, manifest, config.folder)
 
 
 def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:

@@ -1,0 +1,50 @@
+"""The base that a store began with: its files by hash, its tokenizer, and the suites measured in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config import CampaignConfig
+from align.errors import KeelError
+from align.memory.manifest import Manifest
+from align.memory.remote import Remote
+from align.memory.snapshots import SnapshotStore
+from align.plan.ledger_copy import ledger_copy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredBase:
+    """The first snapshot of a store that a campaign has begun in."""
+
+    manifest: Manifest
+    folder: Path
+    """Where it lies; not there yet where the store's cache is empty. Unverified."""
+    suite_hashes: frozenset[str]
+    """Hashes of the suites that anything was measured on in this store."""
+
+    def readable(self, otherwise: Path) -> Path:
+        """The folder to read the tokenizer from: the store's own, or another where it is not here yet."""
+        return self.folder if self.folder.is_dir() else otherwise
+
+
+def stored_base(config: CampaignConfig) -> StoredBase | None:
+    """The base in the campaign's store, read from a copy of its ledger.
+
+    None where there is no store yet, or it is out of reach: whoever goes on to run opens it and says why.
+    """
+    try:
+        with ledger_copy(config) as ledger:
+            if ledger.alias("production") is None:
+                return None
+            base = ledger.alias_moves()[0].target
+            measured = frozenset(record.suite_hash for record in ledger.evaluations())
+        remote = Remote(config.store, config.store_options) if config.is_remote else None
+        manifest = SnapshotStore(config.folder, remote).manifest(base)
+    except KeelError:
+        return None
+    return StoredBase(
+        manifest=manifest,
+        folder=config.folder.absolute() / "snapshots" / base,
+        suite_hashes=measured,
+    )

@@ -1,0 +1,87 @@
+"""An answer as the tokens a policy would sample for it: after the prompt's tokens, up to its one end.
+
+What a chat template writes behind the end of a turn (a line break, a second end of the whole text) is
+never sampled, since sampling stops at the end, so nothing learns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from rollouts.types import Message, Prompt
+
+if TYPE_CHECKING:
+    from rollouts.prompts import PromptEncoder
+
+Ids = tuple[int, ...]
+
+
+class UnfitAnswer(Exception):
+    """An answer that cannot be told apart from its prompt; the message is the reason."""
+
+
+def text_answer(text: str, prompt_ids: Ids, answer: str, encoder: PromptEncoder) -> Ids:
+    """Token ids of an answer after a plain prompt, ended.
+
+    It is read as the tokenizer has it behind the prompt, unless tokens merge across the seam: then on its
+    own. Blank text behind an end that the answer holds itself is cut off.
+    """
+    whole = encoder.encode(Prompt(id="", text=text + answer))
+    if whole[: len(prompt_ids)] == prompt_ids:
+        ids = whole[len(prompt_ids) :]
+    else:
+        tokenizer = encoder.tokenizer
+        ids = tuple(tokenizer(answer, add_special_tokens=False, verbose=False).input_ids)
+    ends = [index for index, token in enumerate(ids) if token in encoder.eos_ids]
+    if ends and not encoder.decode(ids[ends[-1] + 1 :]).strip():
+        ids = ids[: ends[-1] + 1]
+    if not ids:
+        raise UnfitAnswer("an answer without tokens")
+    return ended(ids, encoder)
+
+
+def chat_answer(
+    turns: Sequence[Message], prompt_ids: Ids, answer: Sequence[Message], encoder: PromptEncoder
+) -> Ids:
+    """Token ids that the chat template adds to a rendered prompt for an answer, up to its first end.
+
+    Some templates end a prompt that waits for its answer otherwise than one that has it (an empty thought,
+    say). The answer then begins where the two part, if that is behind the last turn. Of several turns the
+    last one's end counts.
+
+    Raises:
+        TemplateRefusal: the template raises on the turns.
+        UnfitAnswer: it leaves the answer out, or changes the prompt before it.
+    """
+    whole, start = chat_whole(turns, prompt_ids, answer, encoder)
+    if start < len(prompt_ids) and start < len(encoder.render(turns, opened=False)):
+        raise UnfitAnswer("the chat template changes the prompt once it is answered")
+    if start == len(whole):
+        raise UnfitAnswer("an answer without tokens")
+    return ended(whole[start:], encoder)
+
+
+def chat_whole(
+    turns: Sequence[Message], prompt_ids: Ids, answer: Sequence[Message], encoder: PromptEncoder
+) -> tuple[Ids, int]:
+    """Prompt and answer as the chat template has them, up to the answer's end, and where it begins."""
+    whole = encoder.render((*turns, *answer), opened=False)
+    start = last = _common(whole, prompt_ids)
+    if len(answer) > 1:
+        last = _common(whole, encoder.render((*turns, *answer[:-1]), opened=True))
+    end = next((i for i in range(last, len(whole)) if whole[i] in encoder.eos_ids), len(whole))
+    return whole[: end + 1], start
+
+
+def ended(ids: Ids, encoder: PromptEncoder) -> Ids:
+    """The ids with an end of sequence behind them, unless they have one or there is none."""
+    if not encoder.eos_ids or (ids and ids[-1] in encoder.eos_ids):
+        return ids
+    return (*ids, encoder.eos_ids[0])
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Number of tokens that two sequences begin with in common."""
+    return len(list(takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False))))

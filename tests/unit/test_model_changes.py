@@ -1,0 +1,152 @@
+"""A model folder that changes between runs, and what a suite's hash says of tokenizer and template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.amend.settle import settle
+from align.config import CampaignConfig
+from align.inputs import load_inputs
+from align.parts import open_memory
+from align.plan.stored_base import stored_base
+from rollouts.errors import UserError
+from tests.unit.chats import IM, build, save_folder
+
+
+def campaign(tmp_path: Path, **policy: Any) -> CampaignConfig:
+    """One round of chat prompts on a model of a few words."""
+    for name, number in (("train", 8), ("eval", 8)):
+        rows = [
+            {"prompt": [{"role": "user", "content": " ".join(name[:1] + str(i))}], "answer": "b"}
+            for i in range(number)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    round = {
+        "name": "brief", "prompts": str(tmp_path / "train.jsonl"), "rewards": ["exact_match"],
+        "steps": 1, "sampling": {"max_tokens": 4},
+        "suite": {"prompts": str(tmp_path / "eval.jsonl"), "items": 8},
+    }  # fmt: skip
+    return CampaignConfig.model_validate(
+        {
+            "name": "changes",
+            "policy": {"model": str(tmp_path / "model"), **policy},
+            "store": str(tmp_path / "store"),
+            "rounds": [round],
+        }
+    )
+
+
+def begun(tmp_path: Path, **policy: Any) -> CampaignConfig:
+    """A campaign whose store holds its base."""
+    save_folder(tmp_path / "model")
+    config = campaign(tmp_path, **policy)
+    with open_memory(settle(config), load_inputs(config)) as memory:
+        memory.confirm_base()
+    return config
+
+
+def edit_json(name: str, **values: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return edit
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "chat_template.jinja has changed": lambda folder: (folder / "chat_template.jinja").write_text(
+        IM.replace("<|im_start|> ", "")
+    ),
+    "tokenizer_config.json has changed": edit_json("tokenizer_config.json", eos_token="</s>"),
+    "tokenizer.json has changed": lambda folder: (folder / "tokenizer.json").write_text(
+        (folder / "tokenizer.json").read_text() + "\n"
+    ),
+    "generation_config.json has changed": edit_json("generation_config.json", eos_token_id=[5]),
+    "chat_template.json is new": lambda folder: (folder / "chat_template.json").write_text("{}"),
+    "special_tokens_map.json is new": lambda folder: (
+        folder / "special_tokens_map.json"
+    ).write_text("{}"),
+    "tokenizer.json is gone": lambda folder: (folder / "tokenizer.json").unlink(),
+    "model.safetensors has changed": lambda folder: save_folder(folder, seed=1),
+}
+
+
+@pytest.mark.parametrize("named", CHANGES)
+def test_a_folder_that_changed_is_named_and_mended_by_its_old_content(
+    tmp_path: Path, named: str
+) -> None:
+    config = begun(tmp_path)
+    folder = tmp_path / "model"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    CHANGES[named](folder)
+    with pytest.raises(UserError) as caught:
+        load_inputs(config)
+    assert named in str(caught.value)
+    for path in set(folder.iterdir()) - before.keys():
+        path.unlink()
+    for path, content in before.items():
+        path.write_bytes(content)
+    load_inputs(config).close()
+
+
+def test_the_tokenizer_is_read_from_the_store(tmp_path: Path) -> None:
+    config = begun(tmp_path)
+    base = stored_base(config)
+    assert base is not None
+    read_from = load_inputs(config).encoder.tokenizer.name_or_path
+    assert Path(read_from) == base.folder
+
+
+def hashes(config: CampaignConfig) -> list[str]:
+    inputs = load_inputs(config)
+    inputs.close()
+    return [suite.hash for suite in inputs.suites]
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        build(IM.replace("\n", " ")),
+        build(eos="</s>"),
+        build(bos=True),
+    ],
+)
+def test_a_suite_is_another_one_with_another_tokenizer_or_template(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    save_folder(tmp_path / "model")
+    config = campaign(tmp_path)
+    before = hashes(config)
+    assert hashes(config) == before
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert hashes(config) != before
+
+
+def test_a_suite_is_another_one_with_another_system_message(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model")
+    assert hashes(campaign(tmp_path)) != hashes(campaign(tmp_path, system="be brief"))
+
+
+def test_a_store_from_before_keeps_the_hashes_it_holds(tmp_path: Path) -> None:
+    """What was measured under a hash without the tokenizer is found again, and nothing measured twice."""
+    config = begun(tmp_path)
+    inputs = load_inputs(config)
+    assert all(suite.encoding for suite in inputs.suites)
+    inputs.close()
+    (older,) = [replace(suite, encoding=None) for suite in inputs.suites]
+    with open_memory(settle(config), inputs) as memory:
+        memory.ledger.record_evaluation(
+            memory.base, older.name, older.hash, "evaluations/x.parquet", n=8, mean=0.5
+        )
+        assert memory.evidence.missing(memory.base, inputs.suites)
+    again = load_inputs(config)
+    assert [suite.hash for suite in again.suites] == [older.hash]
+    with open_memory(settle(config), again) as memory:
+        assert memory.evidence.missing(memory.base, again.suites) == []
+    again.close()
