@@ -38,17 +38,18 @@ def engine_starter(
 
             observer.note(f"starting Ray and {config.rollouts.engines} vLLM engine(s)")
             asked = demands_of(config, gpus=False)
-            stack.enter_context(
+            weights, shared = synced_bytes(model, config.policy), shared_memory()
+            cluster = stack.enter_context(
                 connect(
                     address,
                     num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
                     custom=custom_of(asked),
                     insecure=insecure,
-                    weights=synced_bytes(model, config.policy),
+                    weights=weights,
                     note=observer.note,
                 )
             )
-            if (slow := shortage(synced_bytes(model, config.policy), shared_memory())) is not None:
+            if cluster.local and (slow := shortage(weights, shared)) is not None:
                 observer.note(f"warning: {slow}")
             check_room(config, wait_s=wait_s, note=observer.note)
             return EnginePool(

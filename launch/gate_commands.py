@@ -9,12 +9,9 @@ import typer
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.table import Table
 
     from align.gate.plan import GatePlan, SuitePlan
-    from align.round_plan import RoundOutcome, RoundPlan
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
 
@@ -112,13 +109,20 @@ def aa(
 ) -> None:
     """Measure production twice: what differs is noise, and a floor for keel gate plan."""
     config = load(campaign, overrides).config
+    from rich.console import Console
+
     from align.aa_run import measure_noise
     from align.gate.noise import noise_lines
+    from align.plan.machine import check_machine
+    from align.report.progress import LiveProgress
     from launch.engines import engine_starter
 
-    notes = _Notes()
-    with engine_starter(address, notes, insecure=insecure_cluster) as start_engine:
-        floors = measure_noise(config, suite or (), start_engine=start_engine, observer=notes)
+    check_machine(config, address)
+    with (
+        LiveProgress(Console(stderr=True)) as progress,
+        engine_starter(address, progress, insecure=insecure_cluster) as start_engine,
+    ):
+        floors = measure_noise(config, suite or (), start_engine=start_engine, observer=progress)
     if as_json:
         print_json(floors)
     else:
@@ -151,19 +155,6 @@ def anchor(
         print_json({"start": evidence.base, "moves": anchor_moves(evidence.ledger)})
     else:
         typer.echo("\n".join(anchor_log_lines(evidence)))
-
-
-class _Notes:
-    """An observer that says what it hears on standard error."""
-
-    def note(self, text: str) -> None:
-        typer.echo(text, err=True)
-
-    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
-        """An A/A run takes no steps."""
-
-    def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
-        """Nor does it decide."""
 
 
 def _plan_table(planned: GatePlan) -> Table:
