@@ -98,7 +98,13 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
     rule = config.gate.overlap
-    data = Loader(rule=rule, encoder=encoder, context=context - 1, taken=taken).load(known)
+    data = Loader(
+        rule=rule,
+        encoder=encoder,
+        context=context - 1,
+        taken=taken,
+        windows=base is not None and base.holds_out_windows,
+    ).load(known)
     prompts, general = data.prompts, data.general
     for name, rubric in rubrics:
         rubric.check_columns(prompts.get(name, ()), f"round {name}")

@@ -13,11 +13,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollouts.chat.messages import BadMessages, check_asks, check_tools, check_turns, turns_of
+from rollouts.chat.messages import (
+    BadMessages,
+    check_asks,
+    check_tools,
+    check_turns,
+    tools_of,
+    turns_of,
+)
+from rollouts.chat.tools import calls_or_tools, left_out
 from rollouts.errors import TemplateRefusal, UserError, nearest
 from rollouts.rows import Row, read_rows
 from rollouts.types import Message, Prompt, Sampling, Source
@@ -248,7 +256,7 @@ class PromptEncoder:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
         if not ids:
-            raise UserError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
+            raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -278,26 +286,39 @@ class PromptEncoder:
             **{str(token): token_id for token, token_id in named},
         }
 
-    def render(self, turns: Sequence[Message], *, opened: bool) -> tuple[int, ...]:
+    def render(
+        self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()
+    ) -> tuple[int, ...]:
         """Token ids of chat turns.
 
         Args:
             opened: the assistant's next turn is begun, for a completion to follow.
+            tools: functions that the assistant may call, as JSON schemas.
 
         Raises:
-            TemplateRefusal: the chat template raises on them.
+            TemplateRefusal: the chat template raises on them, or leaves tools, calls or results out.
         """
-        text = self.rendered(turns, opened=opened)
+        text = self.rendered(turns, opened=opened, tools=tools)
+        if calls_or_tools(turns, tools):
+            lost = left_out(turns, tools, partial(self._reread, opened=opened))
+            if lost is not None:
+                raise TemplateRefusal(f"it leaves out {lost}")
         # A template writes its own bos, or none.
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return tuple(int(token) for token in ids)
 
-    def rendered(self, turns: Sequence[Message], *, opened: bool) -> str:
+    def _reread(self, turns: Sequence[Message], tools: Sequence[Any], *, opened: bool) -> str:
+        return self.rendered(turns, opened=opened, tools=tools)
+
+    def rendered(self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()) -> str:
         """The text that `render` tokenizes."""
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns], add_generation_prompt=opened, tokenize=False
+                    [dict(turn) for turn in turns],
+                    tools=list(tools) or None,
+                    add_generation_prompt=opened,
+                    tokenize=False,
                 )
             )
         except (
@@ -323,15 +344,16 @@ class PromptEncoder:
     def _render(self, prompt: Prompt) -> tuple[int, ...]:
         if self.tokenizer.chat_template is None:
             raise UserError(
-                f"prompt {prompt.id!r} is a list of messages, but the model has no chat template",
+                f"{prompt.label} is a list of messages, but the model has no chat template",
                 remedy="use a text column, or a model whose tokenizer has a chat template",
             )
         try:
-            return self.render(prompt.messages or (), opened=True)
+            tools = tools_of(prompt.columns)
+            return self.render(prompt.messages or (), opened=True, tools=tools)
         except TemplateRefusal as error:
             roles = ", ".join(turn["role"] for turn in prompt.messages or ())
             raise UserError(
-                f"the chat template refuses prompt {prompt.id!r} (roles: {roles})", cause=str(error)
+                f"the chat template refuses {prompt.label} (roles: {roles})", cause=str(error)
             ) from error
 
 

@@ -66,7 +66,7 @@ class ExamplesConfig(Settings):
     """Split of ``heldout_source``, where that is a ``datasets`` id."""
     heldout_of: Literal["documents", "windows"] = "documents"
     """Of texts, what is held out: whole documents, or windows of joined ones, whose neighbours are then
-    learnt from. ``windows`` is for a single document, and for stores that were begun so."""
+    learnt from. ``windows`` is for a single document. Stores that began with windows keep them."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""
 

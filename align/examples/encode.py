@@ -15,7 +15,7 @@ from align.examples.forms import Content, Example, Unusable
 from align.examples.stream import Unit
 from align.learner.rows import Row
 from rollouts.chat.answers import UnfitAnswer, chat_answer, ended, text_answer
-from rollouts.chat.messages import BadMessages, check_tools
+from rollouts.chat.messages import BadMessages, check_tools, tools_of
 from rollouts.errors import TemplateRefusal, UserError
 from rollouts.prompts import PromptEncoder, content_id
 from rollouts.types import Prompt
@@ -159,7 +159,9 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
         # Without a chat template every row is bad; otherwise this one conversation is.
         if prompt.messages is not None and encoder.tokenizer.chat_template is None:
             raise
-        raise Unusable("refused by the tokenizer or its chat template") from error
+        reason = "refused by the tokenizer or its chat template"
+        told = f": {error.cause}" if isinstance(error.__cause__, TemplateRefusal) else ""
+        raise Unusable(reason + told) from error
 
 
 def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
@@ -168,13 +170,14 @@ def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: Promp
         if prompt.messages is not None:
             if isinstance(answer, str):
                 answer = ({"role": "assistant", "content": answer},)
-            return chat_answer(prompt.messages, prompt_ids, answer, encoder)
+            tools = tools_of(prompt.columns)
+            return chat_answer(prompt.messages, prompt_ids, answer, encoder, tools)
         if isinstance(answer, str):
             return text_answer(prompt.text or "", prompt_ids, answer, encoder)
     except UnfitAnswer as reason:
         raise Unusable(str(reason)) from reason
     except TemplateRefusal as error:
-        raise Unusable("refused by the tokenizer or its chat template") from error
+        raise Unusable(f"refused by the tokenizer or its chat template: {error}") from error
     raise Unusable("the prompt is text, the answer messages")
 
 

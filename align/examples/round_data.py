@@ -62,12 +62,14 @@ class Loader:
         rule: what the gate calls an overlap.
         context: longest prompt plus completion, in tokens.
         taken: by round, what it took of the inbox.
+        windows: hold out windows of texts, as stores did that began before documents were.
     """
 
     rule: OverlapConfig
     encoder: PromptEncoder
     context: int
     taken: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    windows: bool = False
 
     def load(self, rounds: Sequence[RoundConfig]) -> RoundData:
         """Read and divide; raises `UserError` for the first thing that cannot be used."""
@@ -130,7 +132,7 @@ class Loader:
         self, spec: RoundConfig, config: ExamplesConfig, examples: Examples
     ) -> tuple[Sequence[Unit], Sequence[Unit], Division]:
         """Units to learn from, those held out, and how they were divided."""
-        if not examples.documents or config.heldout_of == "windows":
+        if not examples.documents or self.windows or config.heldout_of == "windows":
             rows = UnitRows(examples.units, self.encoder, self._measure(spec))
             division = divide(rows, config.heldout)
             return *parted(examples.units, division.held), division

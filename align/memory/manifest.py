@@ -22,6 +22,8 @@ Kind = Literal["model", "adapter", "reward"]
 """Full weights, a peft adapter over a base, or a model that scores answers and is never production."""
 
 MANIFEST = "manifest.json"
+HELD_OUT = "held_out"
+"""Key of a base's provenance: what its store holds out of texts; absent: windows, see `heldout_of`."""
 SCHEMA_VERSION = 1
 
 _SECRET_KEY = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key|credentials?)$", re.I)

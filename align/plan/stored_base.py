@@ -7,7 +7,7 @@ from pathlib import Path
 
 from align.config import CampaignConfig
 from align.errors import KeelError
-from align.memory.manifest import Manifest
+from align.memory.manifest import HELD_OUT, Manifest
 from align.memory.remote import Remote
 from align.memory.snapshots import SnapshotStore
 from align.plan.ledger_copy import ledger_copy
@@ -22,6 +22,11 @@ class StoredBase:
     """Where it lies; not there yet where the store's cache is empty. Unverified."""
     suite_hashes: frozenset[str]
     """Hashes of the suites that anything was measured on in this store."""
+
+    @property
+    def holds_out_windows(self) -> bool:
+        """Whether the store began when windows of texts were held out, and not whole documents."""
+        return self.manifest.provenance.extra.get(HELD_OUT) != "documents"
 
     def readable(self, otherwise: Path) -> Path:
         """The folder to read the tokenizer from: the store's own, or another where it is not here yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rollouts.types import Message, Prompt
 
@@ -43,7 +43,11 @@ def text_answer(text: str, prompt_ids: Ids, answer: str, encoder: PromptEncoder)
 
 
 def chat_answer(
-    turns: Sequence[Message], prompt_ids: Ids, answer: Sequence[Message], encoder: PromptEncoder
+    turns: Sequence[Message],
+    prompt_ids: Ids,
+    answer: Sequence[Message],
+    encoder: PromptEncoder,
+    tools: Sequence[Any] = (),
 ) -> Ids:
     """Token ids that the chat template adds to a rendered prompt for an answer, up to its first end.
 
@@ -51,12 +55,15 @@ def chat_answer(
     say). The answer then begins where the two part, if that is behind the last turn. Of several turns the
     last one's end counts.
 
+    Args:
+        tools: functions that the assistant may call.
+
     Raises:
-        TemplateRefusal: the template raises on the turns.
+        TemplateRefusal: the template raises on the turns, or leaves calls out.
         UnfitAnswer: it leaves the answer out, or changes the prompt before it.
     """
-    whole, start = chat_whole(turns, prompt_ids, answer, encoder)
-    if start < len(prompt_ids) and start < len(encoder.render(turns, opened=False)):
+    whole, start = chat_whole(turns, prompt_ids, answer, encoder, tools)
+    if start < len(prompt_ids) and start < len(encoder.render(turns, opened=False, tools=tools)):
         raise UnfitAnswer("the chat template changes the prompt once it is answered")
     if start == len(whole):
         raise UnfitAnswer("an answer without tokens")
@@ -64,13 +71,17 @@ def chat_answer(
 
 
 def chat_whole(
-    turns: Sequence[Message], prompt_ids: Ids, answer: Sequence[Message], encoder: PromptEncoder
+    turns: Sequence[Message],
+    prompt_ids: Ids,
+    answer: Sequence[Message],
+    encoder: PromptEncoder,
+    tools: Sequence[Any] = (),
 ) -> tuple[Ids, int]:
     """Prompt and answer as the chat template has them, up to the answer's end, and where it begins."""
-    whole = encoder.render((*turns, *answer), opened=False)
+    whole = encoder.render((*turns, *answer), opened=False, tools=tools)
     start = last = _common(whole, prompt_ids)
     if len(answer) > 1:
-        last = _common(whole, encoder.render((*turns, *answer[:-1]), opened=True))
+        last = _common(whole, encoder.render((*turns, *answer[:-1]), opened=True, tools=tools))
     end = next((i for i in range(last, len(whole)) if whole[i] in encoder.eos_ids), len(whole))
     return whole[: end + 1], start
 

@@ -39,7 +39,7 @@ def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where
     orders = dict.fromkeys(
         tuple(message["role"] for message in prompt.messages)
         for prompt in prompts
-        if prompt.messages
+        if prompt.messages and all(message["role"] in SPOKEN for message in prompt.messages)
     )
     if not orders or encoder.tokenizer.chat_template is None:
         return

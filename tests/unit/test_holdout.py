@@ -16,9 +16,12 @@ from align.examples.clashes import Measure, PromptRows
 from align.examples.continued import continuations
 from align.examples.fingerprints import words
 from align.examples.holdout import Division, divide, place
+from align.examples.round_data import Loader
 from align.gate.overlap import Trained, find_overlap
 from align.gate_config import OverlapConfig
 from align.inputs import Inputs, load_inputs
+from align.memory.base import StoredBase
+from align.memory.manifest import HELD_OUT, Manifest, Provenance
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
 from rollouts.types import Prompt
@@ -274,3 +277,27 @@ def test_conversations_of_pairs_pass_the_gates_own_check(tmp_path: Path) -> None
     alone = {text for text in texts if place(content_id(text)) < 0.3}
     trained = [Trained(text, "") for text in texts if text not in alone]
     assert find_overlap("s", [(t,) for t in sorted(alone)], trained, OverlapConfig()).refused
+
+
+def test_a_store_that_held_out_windows_goes_on_so(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choice("0123456789") for _ in range(120)) for _ in range(20)]
+    source = jsonl(tmp_path / "t.jsonl", [{"text": text} for text in texts])
+    spec = {"algorithm": "pretrain", "data": {"source": source, "heldout": 0.3}, "prompts": None}
+    encoder = loaded(tmp_path, {**spec, "suite": {}}, rollouts={"max_model_len": 33}).encoder
+    config = campaign(tmp_path, rounds=[{**spec, "name": "a", "steps": 1, "suite": {}}])
+    rule = config.gate.overlap
+    data = {
+        windows: Loader(rule=rule, encoder=encoder, context=32, windows=windows).load(config.rounds)
+        for windows in (True, False)
+    }
+    units = [*data[True].examples["a"], *data[True].held["a"]]
+    assert {unit.id for unit in data[True].held["a"]} == {u.id for u in units if place(u.id) < 0.3}
+    assert {u.id for u in data[True].held["a"]} != {u.id for u in data[False].held["a"]}
+
+
+@pytest.mark.parametrize(("extra", "windows"), [({}, True), ({HELD_OUT: "documents"}, False)])
+def test_the_base_of_a_store_says_what_it_holds_out(extra: dict[str, str], windows: bool) -> None:
+    manifest = Manifest(files=(), provenance=Provenance(kind="model", extra=extra))
+    base = StoredBase(manifest=manifest, folder=Path("x"), suite_hashes=frozenset())
+    assert base.holds_out_windows == windows

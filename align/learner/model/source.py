@@ -19,7 +19,7 @@ from align.learner.model.folder import (
     weight_files,
 )
 from align.memory.durable import digest_of
-from align.memory.manifest import Manifest, Provenance
+from align.memory.manifest import HELD_OUT, Manifest, Provenance
 from align.memory.snapshots import Snapshot, SnapshotStore
 from align.policy_config import PolicyConfig
 
@@ -61,7 +61,10 @@ def take_base(
                 copyfile(file, folder / file.name)
 
     origin = Provenance(
-        kind="model", base=Path(policy.model).name, config_hash=config_hash, extra=extra
+        kind="model",
+        base=Path(policy.model).name,
+        config_hash=config_hash,
+        extra={**extra, HELD_OUT: "documents"},
     )
     return store.publish(write, origin, code=policy.trust_remote_code)
 
