@@ -353,7 +353,9 @@ class PromptEncoder:
         except TemplateRefusal as error:
             roles = ", ".join(turn["role"] for turn in prompt.messages or ())
             raise UserError(
-                f"the chat template refuses {prompt.label} (roles: {roles})", cause=str(error)
+                f"the chat template refuses {prompt.label} (roles: {roles})",
+                cause=str(error),
+                remedy="mend the row or take it out, or use a template that writes what it holds",
             ) from error
 
 
