@@ -70,7 +70,7 @@ def load_prompts(
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
         found = told_apart(_prompt(row, config.column) for row in rows)
-    found = [_in_chat(prompt, config) for prompt in found]
+    found = [_with_tools(_in_chat(prompt, config)) for prompt in found]
     if not found:
         raise UserError("holds no prompts", where=config.source)
     prompts = distinct(found)
@@ -172,6 +172,17 @@ def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
     return replace(prompt, text=None, messages=turns)
 
 
+def _with_tools(prompt: Prompt) -> Prompt:
+    """The prompt as it is, known to have no tools that a chat template could not write."""
+    try:
+        check_tools(
+            prompt.text if prompt.text is not None else prompt.messages or (), prompt.columns
+        )
+    except BadMessages as error:
+        raise UserError(str(error), where=prompt.place or None, remedy=error.remedy) from error
+    return prompt
+
+
 def _prompt(row: Row, column: str) -> Prompt:
     if column not in row.values:
         known = "; ".join(row.values)
@@ -185,7 +196,6 @@ def _prompt(row: Row, column: str) -> Prompt:
     columns = {name: other for name, other in row.values.items() if name != column}
     try:
         content = _content(value, column)
-        check_tools(content, columns)
         name = content_id(content)
     except BadMessages as error:
         raise UserError(str(error), where=row.place, remedy=error.remedy) from error
