@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,7 +23,7 @@ from rollouts.values import Unholdable, normalised
 LONGEST_LINE = 2**26
 """Characters of one line; a longer one is no row of a text that a model could read."""
 LARGEST_JSON = 2**30
-"""Characters of a ``.json`` file, which is read as a whole."""
+"""Bytes, or unpacked characters, of a ``.json`` file, which is read as a whole."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 """Suffix behind that of a text format, and pyarrow's name of what unpacks it."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -167,10 +168,11 @@ def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[Row]:
 
 
 def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+    size = os.fstat(stream.fileno()).st_size if stream.seekable() else 0
     with _text(source, stream) as file:
-        text = file.read(LARGEST_JSON)
-    if len(text) == LARGEST_JSON:
-        what = f"has more than {LARGEST_JSON:,} characters, and a .json file is read as a whole"
+        text = "" if size > LARGEST_JSON else file.read(LARGEST_JSON)
+    if size > LARGEST_JSON or len(text) == LARGEST_JSON:
+        what = f"has more than {LARGEST_JSON:,} bytes, and a .json file is read as a whole"
         raise UserError(what, where=source, remedy="write one object a line and name it .jsonl")
     if not text.strip():
         return

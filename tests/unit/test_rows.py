@@ -118,6 +118,13 @@ def test_an_endless_line_is_an_error_not_memory(
     assert f"{name}:2: the line has more than 1,000 characters" in refused(tmp_path / name)
 
 
+def test_a_json_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "p.json").open("wb") as file:
+        file.truncate(2 << 30)
+    message = refused(tmp_path / "p.json")
+    assert "a .json file is read as a whole" in message and "name it .jsonl" in message
+
+
 VALUES: dict[str, Callable[[Any], Any]] = {
     "not a number": lambda pa: (pa.array([float("nan")]), float("nan")),
     "infinity": lambda pa: (pa.array([float("-inf")]), float("-inf")),
