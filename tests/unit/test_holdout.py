@@ -20,8 +20,8 @@ from align.examples.round_data import Loader
 from align.gate.overlap import Trained, find_overlap
 from align.gate_config import OverlapConfig
 from align.inputs import Inputs, load_inputs
-from align.memory.base import StoredBase
 from align.memory.manifest import HELD_OUT, Manifest, Provenance
+from align.plan.stored_base import StoredBase
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
 from rollouts.types import Prompt
