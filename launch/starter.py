@@ -60,26 +60,30 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     Raises:
         UserError: the model, the data or a reward cannot be used. Nothing is written then.
     """
-    from align.gate.underpowered import check_power, foresee
+    from align.gate.underpowered import foresee
+    from align.inputs import load_inputs
+    from align.plan.check import check_campaign
 
-    with loaded(file, campaign_text(file, wishes, Sizes())) as (config, inputs):
+    with drafted(file, campaign_text(file, wishes, Sizes())) as config:
+        inputs = load_inputs(config)
         plan = foresee(config, inputs.suites, None)
-        items = len(inputs.suites[0].item_ids)
-        smallest = next((one.smallest for one in plan.suites), LEAST_MARGIN)
-        if smallest is None or smallest > LARGEST_MARGIN:
-            raise UserError(
-                f"{items} held-out items are too few to tell a loss of {LARGEST_MARGIN:g} from none",
-                where=wishes.source,
-                remedy="give more prompts, or a larger --heldout",
-            )
-        sizes = Sizes(
-            max_tokens=_room(config, inputs),
-            margin=_rounded_up(smallest),
-            rate_margin=_rounded_up(max(0.05, RARE / items)),
+        inputs.close()
+    items = len(inputs.suites[0].item_ids)
+    smallest = next((one.smallest for one in plan.suites), LEAST_MARGIN)
+    if smallest is None or smallest > LARGEST_MARGIN:
+        raise UserError(
+            f"{items} held-out items are too few to tell a loss of {LARGEST_MARGIN:g} from none",
+            where=wishes.source,
+            remedy="give more prompts, or a larger --heldout",
         )
+    sizes = Sizes(
+        max_tokens=_room(config, inputs),
+        margin=_rounded_up(smallest),
+        rate_margin=_rounded_up(max(0.05, RARE / items)),
+    )
     text = campaign_text(file, wishes, sizes)
-    with loaded(file, text) as (config, inputs):
-        check_power(foresee(config, inputs.suites, None), config.gate)
+    with drafted(file, text) as config:
+        check_campaign(config)
     with file.open("x", encoding="utf-8") as stream:
         stream.write(text)
     chosen = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
@@ -87,22 +91,15 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
 
 
 @contextmanager
-def loaded(file: Path, text: str) -> Iterator[tuple[CampaignConfig, Inputs]]:
-    """Check a campaign as if it stood in the file."""
+def drafted(file: Path, text: str) -> Iterator[CampaignConfig]:
+    """Read a campaign as if it stood in the file."""
     from align.campaign_file import load_campaign
-    from align.inputs import load_inputs
 
-    with NamedTemporaryFile(
-        "w", dir=file.absolute().parent, suffix=".yaml", encoding="utf-8"
-    ) as draft:
+    folder = file.absolute().parent
+    with NamedTemporaryFile("w", dir=folder, suffix=".yaml", encoding="utf-8") as draft:
         draft.write(text)
         draft.flush()
-        config = load_campaign(Path(draft.name)).config
-        inputs = load_inputs(config)
-        try:
-            yield config, inputs
-        finally:
-            inputs.close()
+        yield load_campaign(Path(draft.name)).config
 
 
 def _room(config: CampaignConfig, inputs: Inputs) -> int:

@@ -166,6 +166,15 @@ def test_what_cannot_be_used_is_told_and_nothing_is_written(
     assert list(folder.iterdir()) == []
 
 
+def test_a_reward_that_raises_is_told(folder: Path) -> None:
+    """As the check tells it, which calls every reward on a row."""
+    write_prompts("data.jsonl")
+    Path("broken.py").write_text("def f(completions, answer): raise ValueError('no such luck')\n")
+    with pytest.raises(UserError, match="no such luck"):
+        init("--prompts", "data.jsonl", "--reward", "broken.py:f")
+    assert list(folder.glob("*.yaml")) == []
+
+
 def test_too_few_prompts_for_a_verdict_are_told(folder: Path) -> None:
     write_prompts("three.jsonl", 3)
     with pytest.raises(UserError):
