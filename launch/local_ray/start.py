@@ -7,6 +7,7 @@ processes behind that Ray does not know of any more; they are ended here, before
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import time
@@ -130,6 +131,8 @@ def end_processes(known: set[int]) -> None:
 
     with suppress(Exception):
         ray.shutdown()
+    # A client of a server that is gone ends this process after a minute, if it lives on.
+    gc.collect()
     kill_processes(known)
 
 
