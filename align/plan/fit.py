@@ -89,11 +89,14 @@ def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:
         return None
     layers = text.get("num_hidden_layers") or text.get("n_layer")
     heads = text.get("num_attention_heads") or text.get("n_head")
+    kept = text.get("num_key_value_heads") or heads
     width = text.get("hidden_size") or text.get("n_embd")
-    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int)):
+    known = [size for size in (layers, heads, kept, width) if isinstance(size, int) and size > 0]
+    if len(known) < 4:
         return None
+    layers, heads, kept, width = known
     head = text.get("head_dim") or width // heads
-    return int(2 * layers * (text.get("num_key_value_heads") or heads) * head * dtype)
+    return 2 * layers * kept * head * dtype if isinstance(head, int) else None
 
 
 def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str]:

@@ -152,7 +152,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         machine=(
             *_adapted(inputs.model, config),
             *auto_lines(config, chosen),
-            *fit_lines(inputs.model, inputs.context, chosen),
+            *(fit_lines(inputs.model, inputs.context, chosen) if runs_here(None) else ()),
         ),
         reports=inputs.reports,
         engine=engine_bytes(inputs.model, chosen),

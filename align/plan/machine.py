@@ -25,10 +25,12 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
     """
     with ledger_copy(config) as ledger:
         chosen = expanded(config, ledger)
-    if runs_here(None):
-        check_kv_cache(model, context, chosen)
-        check_addresses(model, chosen)
-    return [*auto_lines(config, chosen), *fit_lines(model, context, chosen)]
+    lines = list(auto_lines(config, chosen))
+    if not runs_here(None):
+        return lines
+    check_kv_cache(model, context, chosen)
+    check_addresses(model, chosen)
+    return [*lines, *fit_lines(model, context, chosen)]
 
 
 def runs_here(address: str | None) -> bool:
@@ -41,9 +43,14 @@ def check_machine(config: CampaignConfig, address: str | None) -> None:
     """Raise `UserError` where a run could not start its engines here; a joined cluster sees for itself."""
     from align.inputs import context_of
 
-    if runs_here(address):
-        model = resolve_model(config.policy)
+    if not runs_here(address):
+        return
+    model = resolve_model(config.policy)
+    if config.policy.dtype == "auto":
         with ledger_copy(config) as ledger:
-            chosen = expanded(config, ledger)
-        check_kv_cache(model, context_of(model, config), chosen)
-        check_addresses(model, chosen)
+            config = expanded(config, ledger)
+    try:
+        check_kv_cache(model, context_of(model, config), config)
+        check_addresses(model, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # A folder that cannot be read is told of by whoever loads it.

@@ -36,6 +36,8 @@ LLAMA = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads
         ({**LLAMA, "layer_types": ["full_attention", "sliding_attention"]}, None),
         ({**LLAMA, "kv_lora_rank": 512}, None),
         ({"model_type": "mamba"}, None),
+        ({**LLAMA, "num_key_value_heads": [3] * 30}, None),
+        ({**LLAMA, "num_attention_heads": 0}, None),
     ],
 )
 def test_bytes_of_a_token(content: dict[str, Any], expected: int | None) -> None:
@@ -104,6 +106,19 @@ def test_a_process_that_may_map_too_little_is_refused(
         check_machine(campaign(tmp_path), None)
     monkeypatch.setattr(fit, "address_space", lambda: None)
     check_machine(campaign(tmp_path), None)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"n_layer": "x"}'])
+def test_a_folder_that_cannot_be_read_is_left_to_whoever_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    model = tmp_path / "broken"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"cut")
+    if text is not None:
+        (model / "config.json").write_text(text)
+    check_machine(campaign(tmp_path, policy={"model": str(model)}), None)
 
 
 def test_a_cluster_sees_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
