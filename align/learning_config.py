@@ -100,7 +100,7 @@ class OptimizerConfig(Settings):
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Padded tokens whose activations are held at a time, by one forward pass or by all that run side by
     side; any value gives the same gradient. None: 2,600 on CPU, where activations should stay in the cache,
-    16,384 on GPU."""
+    and fewer for models that would keep more than 768 MiB; 16,384 on GPU."""
 
     @model_validator(mode="after")
     def _falls_or_not(self) -> Self:

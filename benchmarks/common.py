@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copyfile
 from statistics import median
 from typing import Any
 
@@ -22,7 +23,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from rollouts.machine.processor import Dtype, bfloat16_by, processor_flags, quickest_dtype
+from rollouts.machine.processor import (
+    CPUINFO,
+    Dtype,
+    bfloat16_by,
+    flags_in,
+    processor_flags,
+    quickest_dtype,
+    usable,
+)
 from rollouts.vllm_engine import resolve_device
 
 ENVIRONMENT = {
@@ -108,6 +117,22 @@ def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = Fals
     return folder
 
 
+def without_end(model: Path, folder: Path) -> Path:
+    """A copy of a model that names no end-of-sequence token, so that every completion is as long as
+    allowed; its weights are the same files."""
+    folder.mkdir(parents=True)
+    for file in model.iterdir():
+        if file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file.resolve())
+        elif file.name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            settings = json.loads(file.read_text())
+            ends = [key for key in settings if key in ("eos_token_id", "eos_token")]
+            (folder / file.name).write_text(json.dumps(settings | dict.fromkeys(ends)))
+        elif file.is_file():
+            copyfile(file, folder / file.name)
+    return folder
+
+
 PAD, END, UNKNOWN = 0, 1, 2
 
 
@@ -151,15 +176,15 @@ class Tree:
         """CPU seconds used so far by what is alive."""
         return float(sum(sum(times[:2]) for times in self._each("cpu_times")))
 
-    def rss_mib(self) -> float:
-        """Resident memory of all processes, summed; pages they share count in each."""
-        return float(sum(info.rss for info in self._each("memory_info"))) / 2**20
+    def memory_mib(self) -> float:
+        """Resident memory of all processes, summed; pages that several share count once."""
+        return float(sum(info.pss for info in self._each("memory_full_info"))) / 2**20
 
     def _each(self, name: str) -> Iterator[Any]:
         for process in self.processes():
             try:
                 yield getattr(process, name)()
-            except psutil.NoSuchProcess:
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
 
 
@@ -185,7 +210,7 @@ class Peak:
 
     def _run(self) -> None:
         while True:
-            self.mib = max(self.mib, self.tree.rss_mib())
+            self.mib = max(self.mib, self.tree.memory_mib())
             if self._stop.wait(0.25):
                 return
 
@@ -217,7 +242,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *not
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for note in notes:
+    for note in (f"on {processor()}", *notes):
         console.print(note)
 
 
@@ -235,6 +260,27 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+INSTRUCTIONS = {"avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""Instruction sets that decide how fast matrices multiply, the widest first, by the kernel's names."""
+
+
+def processor(cpuinfo: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+    """This machine's processor, its cores and instructions; says so where the environment limits them."""
+    text = CPUINFO.read_text() if cpuinfo is None else cpuinfo
+    pairs = (line.partition(":") for line in text.splitlines())
+    names = {value.strip() for key, _, value in pairs if key.strip() == "model name"}
+    own = flags_in(text)
+    left = usable(own, os.environ if environ is None else environ)
+    has, used = (_widest(flags) for flags in (own, left))
+    limited = f" (limited from {has})" if used != has else ""
+    cores = len(os.sched_getaffinity(0))
+    return f"{' and '.join(sorted(names)) or platform.machine()}, {cores} cores, {used}{limited}"
+
+
+def _widest(flags: frozenset[str]) -> str:
+    return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), "no AVX2")
+
+
 def machine() -> Mapping[str, Any]:
     """What figures depend on besides the code."""
     from importlib.metadata import version
@@ -242,6 +288,7 @@ def machine() -> Mapping[str, Any]:
     packages = ("torch", "transformers", "ray", "trl")
     return {
         "bfloat16": bfloat16_by(processor_flags()),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_1min": os.getloadavg()[0],
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

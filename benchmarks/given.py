@@ -35,6 +35,7 @@ def work(options: ArgumentParser) -> ArgumentParser:
     options.add_argument("--group", type=int, default=8, help="completions per prompt")
     options.add_argument("--tokens", type=int, default=64, help="per completion")
     options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--lora", type=int, default=0, help="rank of an adapter; 0: all weights")
     options.add_argument("--lr", type=float, default=1e-5)
     options.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
     return options

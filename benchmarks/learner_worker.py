@@ -46,6 +46,7 @@ def build_learner(chosen: argparse.Namespace) -> Any:
     from align.config import (
         AnchorConfig,
         AnchorsConfig,
+        LoraConfig,
         OptimizerConfig,
         PolicyConfig,
         RoundSettings,
@@ -59,7 +60,12 @@ def build_learner(chosen: argparse.Namespace) -> Any:
     )
     learner = Learner(
         chosen.model,
-        PolicyConfig(model=str(chosen.model), threads=chosen.threads, dtype=chosen.dtype),
+        PolicyConfig(
+            model=str(chosen.model),
+            threads=chosen.threads,
+            dtype=chosen.dtype,
+            lora=LoraConfig(rank=chosen.lora) if chosen.lora else None,
+        ),
         folder_of=lambda _: chosen.model,
         scratch=chosen.model,
     )

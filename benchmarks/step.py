@@ -4,9 +4,10 @@ Ours: vLLM engines in Ray actors sample, the rubric scores, the learner updates 
 the engines take the new weights. TRL's: `GRPOTrainer` with its own generation, same model, prompts,
 reward, KL weight and learning rate. Both sides take turns, so that a machine that slows down slows
 down for both; TRL runs once for every number of threads given and its best one counts. Ours samples the
-next step while it learns from this one, half of the cores for each; ``--staleness 0 --engines 2
---threads 2`` is strictly on-policy, in turn. With ``--algorithm rloo`` the same for RLOO, whose KL is in
-the reward.
+next step while it learns from this one: engines on half of the cores, and the learner with a thread for
+every core, so that none waits for the slower of the two. ``--staleness 0 --engines 2`` is strictly
+on-policy, in turn. With ``--algorithm rloo`` the same for RLOO, whose KL is in the reward. ``--model FOLDER
+--lora 16`` is the same on a real model, where a step must also take at most half of TRL's memory.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks.common import (
     save,
     show,
     verdict,
+    without_end,
     write_model,
 )
 from benchmarks.given import work, work_of
@@ -39,6 +41,8 @@ from benchmarks.worker import Worker
 
 REQUIRED = 2.0
 """TRL's seconds per step over ours."""
+REQUIRED_MEMORY = 0.5
+"""Our peak memory over TRL's least, on a real model; of a tiny one both sides' libraries are most."""
 
 
 @dataclass(kw_only=True)
@@ -106,6 +110,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     from align.config import (
         AnchorConfig,
         AnchorsConfig,
+        LoraConfig,
         OptimizerConfig,
         PolicyConfig,
         RewardConfig,
@@ -123,7 +128,12 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     from rollouts.types import Prompt
     from rollouts.vllm_engine import VLLMConfig
 
-    policy = PolicyConfig(model=str(model), threads=args.threads, dtype=args.dtype)
+    policy = PolicyConfig(
+        model=str(model),
+        threads=args.threads,
+        dtype=args.dtype,
+        lora=LoraConfig(rank=args.lora, serve="merged") if args.lora else None,
+    )
     estimator = "k1" if args.algorithm == "rloo" else "full"
     anchor = AnchorConfig(to="base", beta=args.beta, estimator=estimator)
     spec = RoundSettings(
@@ -162,8 +172,11 @@ def main() -> None:
     prepare()
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        model = write_model(Path(folder) / "model", "3M")
-        other = write_model(Path(folder) / "model-eos", "3M", with_eos=True)
+        if args.model is None:
+            model = write_model(Path(folder) / "model", "3M")
+            other = write_model(Path(folder) / "model-eos", "3M", with_eos=True)
+        else:
+            model, other = without_end(args.model, Path(folder) / "model"), args.model
         rivals = [
             Worker.start(
                 "benchmarks.trl_worker",
@@ -234,10 +247,16 @@ def report(data: dict[str, Any], args: argparse.Namespace) -> None:
     if ratios:
         passed = verdict(min(ratios) >= REQUIRED)
         notes.append(f"at least {REQUIRED:g}x faster than TRL's best: {min(ratios):.2f}x {passed}")
+    if data["trl"] and args.model is not None:
+        share = data["ours"]["peak_mib"] / min(rival["peak_mib"] for rival in data["trl"])
+        passed = verdict(share <= REQUIRED_MEMORY)
+        notes.append(f"at most {REQUIRED_MEMORY:g} of TRL's least memory: {share:.2f} {passed}")
+    size = "3M parameters" if args.model is None else args.model.name
+    kind = f", LoRA of rank {args.lora}" if args.lora else ""
     show(
         f"One step of {args.algorithm}: {args.prompts} x {args.group} completions x {args.tokens} tokens, "
-        f"3M parameters, one KL anchor, {args.dtype}",
-        ["", "median s/step", "cpu s/step", "peak RSS MiB", "slower than Keel"],
+        f"{size}{kind}, one KL anchor, {args.dtype}",
+        ["", "median s/step", "cpu s/step", "peak MiB", "slower than Keel"],
         rows,
         *notes,
     )
@@ -251,7 +270,8 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--steps", type=int, default=3, help="steps in a turn")
     half = max(1, cores // 2)
     options.add_argument("--engines", type=int, default=half)
-    options.add_argument("--threads", type=int, default=half, help="of our learner")
+    options.add_argument("--threads", type=int, default=cores, help="of our learner")
+    options.add_argument("--model", type=Path, help="a model folder in place of a made-up one")
     options.add_argument("--trl-threads", type=int, nargs="*", default=sorted({1, cores}))
     options.add_argument("--micro-batch-tokens", type=int)
     options.add_argument("--staleness", type=int, default=1, help="1 samples while it learns")

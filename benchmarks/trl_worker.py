@@ -73,7 +73,24 @@ def build_trainer(chosen: argparse.Namespace) -> Any:
         train_dataset=Dataset.from_dict(_texts(chosen.algorithm)),
         processing_class=AutoTokenizer.from_pretrained(chosen.model, padding_side="left"),
         callbacks=[_clock()],
+        peft_config=_adapter(chosen.lora) if chosen.lora else None,
         **rewards,
+    )
+
+
+def _adapter(rank: int) -> Any:
+    """The adapter that our policy has by default."""
+    from peft import LoraConfig
+
+    from align.config import LoraConfig as Ours
+
+    own = Ours(rank=rank)
+    return LoraConfig(
+        r=own.rank,
+        lora_alpha=own.alpha,
+        lora_dropout=own.dropout,
+        target_modules=list(own.targets),
+        task_type="CAUSAL_LM",
     )
 
 

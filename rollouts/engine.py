@@ -61,6 +61,8 @@ class SyncReport:
     version: WeightVersion
     seconds: float
     num_engines: int
+    load_s: float = 0.0
+    """Seconds of them that the slowest engine took to load weights it had; 0 where it is not known."""
 
 
 class WeightLoadError(RuntimeError):

@@ -185,8 +185,8 @@ class EnginePool:
         start = time.perf_counter()
         self._fleet.wait_ready()
         self._fleet.wait_any()
-        self._put(update)
         self._unsynced = f"the sync of {update.version!r} did not finish"
+        self._put(update)
         refs: dict[Any, EngineSlot] = {}
         for slot in self._fleet.slots:
             ref = slot.actor.sync.remote(self._fleet.weights)
@@ -197,10 +197,15 @@ class EnginePool:
         done, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
         for ref in late:
             self._fleet.replace(refs[ref], f"its sync took longer than {self._deadline_s:g} s")
-        synced = sum(self._check_sync(ref, refs[ref]) for ref in done)
+        reports = [self._checked_sync(ref, refs[ref]) for ref in done]
+        load_s = [report.load_s for report in reports if report is not None]
         self._unsynced = None
-        seconds = time.perf_counter() - start
-        return SyncReport(version=update.version, seconds=seconds, num_engines=synced)
+        return SyncReport(
+            version=update.version,
+            seconds=time.perf_counter() - start,
+            num_engines=len(load_s),
+            load_s=max(load_s, default=0.0),
+        )
 
     def deposit(self, update: WeightUpdate) -> SyncReport:
         """Hand the update to engines that sample; each loads it before its next token.
@@ -219,8 +224,8 @@ class EnginePool:
             )
         start = time.perf_counter()
         self._fleet.wait_ready()
-        self._put(update)
         self._unsynced = f"not every engine took {update.version!r}"
+        self._put(update)
         refs: dict[Any, EngineSlot] = {}
         for slot in self._fleet.slots:
             if slot.starting:
@@ -246,26 +251,28 @@ class EnginePool:
 
         if update.tensors is not None:
             update = replace(update, tensors=to_host(update.tensors))
-        self._fleet.weights, self._fleet.version = ray.put(update), update.version
+        # The version before goes first: the object store never has to hold two of a large model.
+        self._fleet.weights, self._fleet.version = None, update.version
+        self._fleet.weights = ray.put(update)
 
-    def _check_sync(self, ref: Any, slot: EngineSlot) -> bool:
-        """Whether the engine reports the new version; one that died is replaced."""
+    def _checked_sync(self, ref: Any, slot: EngineSlot) -> SyncReport | None:
+        """The report of an engine that has the new version; None where it died and is replaced."""
         import ray
 
         try:
-            report = ray.get(ref)
+            report: SyncReport = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             # All engines got the same update: what one refuses, its replacement refuses too.
             raise refusal(error, f"engine {slot.index} could not load the weights") from error
         except ray.exceptions.RayError as error:
             self._fleet.replace(slot, reason_of(error))
-            return False
+            return None
         if report.version != self._fleet.version:
             self._fleet.replace(
                 slot, f"it holds {report.version!r} after the sync of {self._fleet.version!r}"
             )
-            return False
-        return True
+            return None
+        return report
 
     def _dispatch(
         self,

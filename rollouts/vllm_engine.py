@@ -237,7 +237,7 @@ class VLLMEngine:
             raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
         self._engine.set_weight_version(update.version)
         seconds = time.perf_counter() - start
-        return SyncReport(version=self.version, seconds=seconds, num_engines=1)
+        return SyncReport(version=self.version, seconds=seconds, num_engines=1, load_s=seconds)
 
     def close(self) -> None:
         """Stop vLLM and free its memory."""

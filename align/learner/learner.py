@@ -29,6 +29,7 @@ from align.learner.batch import MicroBatch, by_row, cost, even_passes, to_tensor
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
 from align.learner.lanes import Gradients, Lanes, lanes_for
+from align.learner.model.footprint import tokens_that_fit
 from align.learner.objective import Denominators, Objective, gap_of
 from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
 from align.learner.policy import Policy
@@ -48,7 +49,7 @@ MAX_SKIPPED_STEPS = 3
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest allowed |engine - learner| logprob, in nats."""
 MICRO_BATCH_TOKENS = {"cpu": 2600, "cuda": 16384}
-"""Padded tokens of one forward pass unless the campaign says otherwise."""
+"""Padded tokens of one forward pass unless the campaign says otherwise; on a CPU large models get fewer."""
 
 
 class Learner:
@@ -72,6 +73,9 @@ class Learner:
         )
         self.ranks = ranks
         self.policy = Policy(base, config, device=self.device, ranks=ranks)
+        self._pass_tokens = MICRO_BATCH_TOKENS[self.device.type]
+        if self.device.type == "cpu":
+            self._pass_tokens = tokens_that_fit(self.policy.text_config, self._pass_tokens)
         self.lanes = Lanes(self._num_lanes(), config.threads)
         self.anchors = AnchorBank(self.policy, folder_of)
         self.critic: Critic | None = None
@@ -191,7 +195,7 @@ class Learner:
         gap = 0.0
         for rows, moving in self._by_effect(batch.rows):
             learn = partial(self._learn, gradients if moving else None, over)
-            for difference, parts in self._each_pass(rows, learn, self._budget(backward=moving)):
+            for difference, parts in self._each_pass(rows, learn, self._budget()):
                 gap = max(gap, difference)
                 for name, value in parts.items():
                     sums[name] += value
@@ -239,10 +243,9 @@ class Learner:
         found = lanes.each(run, own, [cost(some) for some, _ in own])
         return [result for result, (_, counts) in zip(found, own, strict=True) if counts]
 
-    def _budget(self, *, backward: bool) -> int:
-        """Padded tokens of a pass. What is kept for a backward pass, all lanes hold at a time."""
-        size = self._spec.optimizer.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        return size // self.lanes.count if backward else size
+    def _budget(self) -> int:
+        """Padded tokens of a pass: all lanes hold theirs at a time, in memory and in the caches."""
+        return (self._spec.optimizer.micro_batch_tokens or self._pass_tokens) // self.lanes.count
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:
         """Rows that can move the policy, and those that cannot: these are measured, at a third of
@@ -312,7 +315,7 @@ class Learner:
         for asked, places in by_needs.items():
             fill = partial(self._fill, asked, {id(ready[index]): index for index in places})
             needy = [ready[index] for index in places]
-            shares = self.ranks.gather(self._each_pass(needy, fill, self._budget(backward=False)))
+            shares = self.ranks.gather(self._each_pass(needy, fill, self._budget()))
             for placed, gap in shares:
                 self._check_parity(gap)
                 for index, row in placed:

@@ -150,6 +150,11 @@ class Policy:
                 reset_adapter(self.model)
 
     @property
+    def text_config(self) -> Any:
+        """The model's config, of a nested one the language model's."""
+        return causal_of(self.model).config.get_text_config()
+
+    @property
     def packs(self) -> bool:
         """Whether the model reads rows without padding."""
         return packs(causal_of(self.model))

@@ -40,6 +40,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/lanes.py",
     "align/learner/learner.py",
     "align/learner/linear.py",
+    "align/learner/model/norm.py",
     "align/learner/model/loading.py",
     "align/learner/objective.py",
     "align/learner/optimizer.py",

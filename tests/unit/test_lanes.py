@@ -229,7 +229,6 @@ def len_of(one: Row) -> int:
     return one.num_tokens
 
 
-def test_lanes_share_what_a_backward_pass_holds(models: dict[str, Path], tmp_path: Path) -> None:
+def test_lanes_share_what_passes_hold(models: dict[str, Path], tmp_path: Path) -> None:
     one, two = (make(models, tmp_path, threads) for threads in (1, 2))
-    assert (one._budget(backward=True), two._budget(backward=True)) == (30, 15)
-    assert one._budget(backward=False) == two._budget(backward=False) == 30
+    assert (one._budget(), two._budget()) == (30, 15)

@@ -18,6 +18,7 @@ from torch import Tensor
 from align.config import PolicyConfig
 from align.learner.linear import speed_up
 from align.learner.model.mapping import attention_of
+from align.learner.model.norm import speed_up_norms
 from align.learner.packing import use_packing
 from rollouts.errors import RunError
 
@@ -42,6 +43,7 @@ def load_model(
         use_safetensors=True,
     ).to(device)
     speed_up(model.eval())
+    speed_up_norms(model)
     use_packing(model)
     return model
 
