@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common import processor, without_end
 from benchmarks.given import ALGORITHMS, PROMPT_TOKENS, given, task, work_of
 from benchmarks.worker import Worker, answer, orders
 
@@ -150,3 +151,38 @@ def test_without_a_gpu_the_gpu_benchmark_says_so(
         main()
     assert ended.value.code == 2
     assert "CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        ("fma avx2", "", "AVX2"),
+        ("fma avx2 avx512f", "", "AVX-512"),
+        ("avx2 avx512f avx512_bf16", "", "AVX-512 BF16"),
+        ("avx2 avx512f avx512_bf16", "AVX2", "AVX2 (limited from AVX-512 BF16)"),
+        ("fma", "", "no AVX2"),
+    ],
+)
+def test_a_table_names_the_processor(flags: str, limit: str, expected: str) -> None:
+    cpuinfo = f"model name : Some CPU\nflags : {flags}\nmodel name : Some CPU\nflags : {flags}\n"
+    line = processor(cpuinfo, {"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
+    assert line.startswith("Some CPU, ") and line.endswith(f" cores, {expected}")
+
+
+def test_a_model_without_an_end_keeps_everything_else(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "tokenizer.json").write_text("{}")
+    settings = {"hidden_size": 8, "eos_token_id": 2}
+    for name in ("config.json", "generation_config.json"):
+        (model / name).write_text(json.dumps(settings))
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "unk": "?"}))
+    made = without_end(model, tmp_path / "endless")
+    assert json.loads((made / "config.json").read_text()) == {**settings, "eos_token_id": None}
+    assert json.loads((made / "tokenizer_config.json").read_text()) == {
+        "eos_token": None,
+        "unk": "?",
+    }
+    assert (made / "model.safetensors").read_bytes() == b"weights"
+    assert json.loads((model / "config.json").read_text()) == settings
