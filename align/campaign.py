@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from align.amend.gone import gone_lines
 from align.amend.settle import settle
 from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence, view_of_due
@@ -65,6 +66,9 @@ def run_campaign(
             observer.note(line)
     with open_memory(settled, inputs, observer.note) as memory:
         places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
+        decided = [record.name for record in memory.evidence.committed()]
+        for line in gone_lines(config.rounds, decided):
+            observer.note(line)
         due = [
             (places[spec.name], spec)
             for spec in config.rounds

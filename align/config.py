@@ -327,6 +327,19 @@ class CampaignConfig(StoreSettings):
             },
         )
 
+    def training_hash(self, name: str) -> str:
+        """sha256 of what the training of a round follows from: not of suites, margins and the gate."""
+        content = self.content()
+        names = [spec["name"] for spec in content["rounds"]]
+        trained = content["rounds"][: names.index(name) + 1]
+        judged = {"suite", "repair"}
+        values = {
+            "policy": content["policy"],
+            "seed": content["seed"],
+            "rounds": [{k: v for k, v in spec.items() if k not in judged} for spec in trained],
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
     def hash(self, num_rounds: int | None = None) -> str:
         """sha256 of `content`; with only its first rounds where their number is given."""
         content = self.content()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.amend.gone import unmeasurable
 from align.amend.settle import settle
 from align.config import CampaignConfig, GateConfig
 from align.gate.alpha import amended_level, spent_by
@@ -165,7 +166,10 @@ class Evidence:
             accepted_rounds=tuple(accepted),
             retired=self.retired((*accepted, target)),
             objections=objections,
-            left_out=self.recall(target, "gate").left_out,
+            left_out=(
+                *self.recall(target, "gate").left_out,
+                *unmeasurable(self.config.rounds, tuple(accepted)),
+            ),
             level=self.amended_level(look or self.looks() + 1),
         )
 

@@ -110,7 +110,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
         rubric.check_columns(prompts.get(name, ()), f"round {name}")
     for spec in known:
         if spec.algorithm.makes == "policy":  # A reward model samples nothing.
-            pools = (prompts[spec.name], general.get(spec.name, []))
+            pools = (prompts.get(spec.name, ()), general.get(spec.name, []))
             _check_fit(spec, pools, encoder, context)
     suites = build_suites(
         config.model_copy(update={"rounds": tuple(known)}),

@@ -147,7 +147,7 @@ class Parts:
         return {
             "round": plan.spec.name,
             "parent": plan.parent,
-            "config": self.config.hash(plan.index + 1),
+            "config": self.config.training_hash(plan.spec.name),
             **self.inputs.data_hashes(plan.spec.name),
             **({"repair of": plan.origin.of} if plan.origin else {}),
         }

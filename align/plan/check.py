@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from align.amend.gone import gone_lines, without_gone
 from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
 from align.gate.underpowered import check_power, foresee, power_lines
@@ -46,6 +47,8 @@ def check_campaign(
         settled.check()
         plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
         whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
+        gone = tuple(gone_lines(whole.rounds, closed))
+        whole = whole.model_copy(update={"rounds": without_gone(whole.rounds, closed)})
         inputs = load_inputs(whole)
         planned = foresee(whole, inputs.suites, ledger)
     try:
@@ -59,6 +62,7 @@ def check_campaign(
             lines=(
                 *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
+                *gone,
                 *skipped,
                 *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
+from align.amend.gone import without_gone
 from align.memory.database import Database
 from align.memory.due_tables import due_claims
 from align.schedule.config import RememberConfig
@@ -58,11 +59,13 @@ def upcoming(nights: Mapping[str, Template], decided: Collection[str]) -> list[s
 
 def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
     """The campaign without what these rounds do not look at: rounds of templates that the gate leaves out,
-    that were rejected, or whose turn is still to come."""
+    that were rejected, or whose turn is still to come; nor files of decided rounds that are gone."""
     config, nights = evidence.config, nights_of(evidence.ledger.database)
     seen = {name for round in rounds for name in evidence.recall(round, "gate").kept}
     seen |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
-    return config.model_copy(update={"rounds": tuple(s for s in config.rounds if s.name in seen)})
+    decided = [record.name for record in evidence.committed()]
+    kept = without_gone([s for s in config.rounds if s.name in seen], decided)
+    return config.model_copy(update={"rounds": kept})
 
 
 def only_of(inputs: Inputs, view: CampaignConfig) -> Inputs:

@@ -1,0 +1,68 @@
+"""Files of decided rounds that are gone: later rounds go on without them, and say what that costs.
+
+What a decided round was trained on is needed no more: what is replayed of it lies in the store. Without the
+prompts that its suite is measured on, later rounds are not held to it until the file is back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from align.config import RoundConfig
+from align.settings import FILE_SUFFIXES
+
+
+def unmeasurable(rounds: Sequence[RoundConfig], decided: Collection[str]) -> tuple[str, ...]:
+    """Decided rounds whose suite cannot be measured any more."""
+    return tuple(spec.name for spec in rounds if spec.name in decided and _gone(_measured(spec)))
+
+
+def without_gone(
+    rounds: Sequence[RoundConfig], decided: Collection[str]
+) -> tuple[RoundConfig, ...]:
+    """The rounds that can be loaded: no decided one whose suite is gone, none with a gone training file."""
+    left = [spec for spec in rounds if spec.name not in unmeasurable(rounds, decided)]
+    return tuple(
+        spec.model_copy(update={"prompts": None, "data": None})
+        if spec.name in decided and _gone(_trained(spec))
+        else spec
+        for spec in left
+    )
+
+
+def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Iterator[str]:
+    """One sentence for every file of a decided round that is gone."""
+    for spec in rounds:
+        if spec.name not in decided:
+            continue
+        if _gone(source := _measured(spec)):
+            yield (
+                f"{source} is gone: later rounds are not held to what round {spec.name!r} taught until it "
+                "is back"
+            )
+        elif _gone(source := _trained(spec)):
+            yield f"{source}, which round {spec.name!r} was trained on, is gone; nothing needs it"
+
+
+def _trained(spec: RoundConfig) -> str:
+    material = spec.prompts or spec.data
+    return "" if material is None else str(material.source)
+
+
+def _measured(spec: RoundConfig) -> str:
+    """Where the items of a round's suite come from."""
+    if spec.suite.prompts is not None:
+        return str(spec.suite.prompts.source)
+    if spec.data is not None and spec.data.heldout_source is not None:
+        return str(spec.data.heldout_source)
+    return _trained(spec)
+
+
+def _gone(source: str) -> bool:
+    """Whether a source is a file, and is not there; patterns and addresses are left to their reader."""
+    if not source or "://" in source or "*" in source:
+        return False
+    is_file = Path(source).suffix.lower() in FILE_SUFFIXES or source.startswith((".", "/"))
+    return is_file and not os.path.exists(source)
