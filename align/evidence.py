@@ -106,12 +106,16 @@ class Evidence:
     def levels(self) -> list[float]:
         """Error that every decision so far was taken at, in order."""
         found: list[float] = []
-        for record in self.committed():
+        for record in self._judged():
             inputs = Verdict.from_dict(record.report or {}).inputs
             looks = [one.look for one in repairs_of(record.report)] or [inputs.looks]
             declared = inputs.gate.campaign_rounds
             found += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
         return found
+
+    def _judged(self) -> list[RoundRecord]:
+        """Committed rounds whose report is a verdict of this gate."""
+        return [r for r in self.committed() if "inputs" in (r.report or {})]
 
     def amended_level(self, look: int) -> float | None:
         """Error of a decision to come, where alpha was amended after earlier ones.
@@ -119,7 +123,7 @@ class Evidence:
         None: the rule of `align.gate.alpha` says it, since all decisions were taken by the same settings.
         """
         gate = self.gate
-        stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self.committed()]
+        stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged()]
         if all(_spends_alike(gate, one) for one in stored):
             return None
         spent = self.levels()
