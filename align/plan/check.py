@@ -9,7 +9,7 @@ from align.amend.gone import gone_lines, without_gone
 from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
 from align.gate.underpowered import check_power, foresee, power_lines
-from align.inputs import load_inputs
+from align.inputs import Inputs, load_inputs
 from align.learner.model.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.memory.amendments import dropped_for_good
@@ -64,6 +64,7 @@ def check_campaign(
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
                 *gone,
                 *skipped,
+                *unheard(config, inputs),
                 *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),
                 *machine_lines(config, inputs.model, inputs.context),
@@ -72,3 +73,18 @@ def check_campaign(
         )
     finally:
         inputs.close()
+
+
+def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
+    """Name a setting of chats in a campaign that asks in plain text throughout."""
+    names = ("system", "chat_template_kwargs", "chat_template_date")
+    stated = [name for name in names if getattr(config.policy, name) not in (None, {})]
+    pools = (*inputs.prompts.values(), *inputs.general.values(), *(s.pool for s in inputs.suites))
+    chats = any(prompt.messages for pool in pools for prompt in pool)
+    chats = chats or any(s.harness and s.harness.chat_template for s in config.suites)
+    if not stated or chats or inputs.awaited:
+        return []
+    return [
+        f"policy.{stated[0]}: no prompt of this campaign is a chat, so only keel serve and exported "
+        "folders use it; prompts: {chat: true} makes chats of texts"
+    ]

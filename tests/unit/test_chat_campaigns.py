@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from align.gate.harness.suite import load_harness
 from align.gate_config import SuiteConfig
 from align.inputs import load_inputs
+from align.plan.check import unheard
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
+from rollouts.types import Prompt
 from tests.unit.chats import IDS, IM, build, save_folder
 from tests.unit.decided import keel
 from tests.unit.test_chat_template import (
@@ -135,6 +138,21 @@ def test_every_reader_of_a_campaign_ends_answers_alike(tmp_path: Path) -> None:
         assert suite.sampling is not None
         asked = inputs.encoder.ended(suite.sampling)
         assert asked.stop_token_ids == (IDS["<|im_end|>"],)
+    inputs.close()
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_chat_settings_of_a_campaign_without_chats_are_named(tmp_path: Path, is_chat: bool) -> None:
+    save_folder(tmp_path / "model")
+    config = campaign(tmp_path, system="be brief")
+    inputs = load_inputs(config)
+    text = Prompt(id="p", text="a")
+    if not is_chat:
+        suites = [replace(suite, prompts=(text,)) for suite in inputs.suites]
+        inputs = replace(inputs, prompts={"brief": [text]}, suites=suites)
+    assert [line.partition(":")[0] for line in unheard(config, inputs)] == ["policy.system"] * (
+        not is_chat
+    )
     inputs.close()
 
 
