@@ -89,6 +89,8 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
     """One row; what the model and the rewards wrote is text, never markup or a control sequence."""
     from rich.text import Text
 
+    from align.report.before_after import asked
+
     value = record["status"] if record["value"] is None else _number(record["value"])
     tokens = f"{record['tokens']}" + (" (cut)" if record["finish"] == "length" else "")
     answer = printable(record["completion"], limit)
@@ -100,7 +102,7 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
         _number(record["advantage"]),
         tokens,
         record["source"] if record["round"] is None else f"{record['source']} {record['round']}",
-        printable(record["prompt"], limit),
+        printable(asked(record["prompt"]), limit),
         answer,
     ]
     return [Text(cell) for cell in cells]
