@@ -108,7 +108,7 @@ def test_a_run_with_nothing_but_a_round_without_rows_ends_well(tmp_path: Path) -
     inbox.quarantine("taste", range(1, 6), "spam")
     watcher = Watcher()
     run_campaign(config, start_engine=no_engine, observer=watcher)
-    assert watcher.notes == [
+    assert [note for note in watcher.notes if not note.startswith("warning: ")] == [
         "fed-1 is skipped: nothing is left in inbox://taste for it",
         "no round is due; nothing to run",
     ]
