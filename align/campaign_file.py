@@ -81,7 +81,12 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     Raises:
         UserError: with every problem found, the nearest known key for a misspelt one.
     """
-    raw = _read(path)
+    return parse_campaign(_read(path), path, overrides)
+
+
+def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
+    """Do the same with a text that stands in the file, or will."""
+    raw = _mapping(text, path)
     overridden = tuple(_apply(raw, override) for override in overrides)
     places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
     try:
@@ -96,7 +101,7 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     if not path.is_file():
         raise UserError(
             "there is no such campaign file",
@@ -106,8 +111,15 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"a campaign file of over {MAX_BYTES} bytes", where=str(path))
     try:
-        raw = parse_value(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+
+
+def _mapping(text: str, path: Path) -> dict[str, Any]:
+    try:
+        raw = parse_value(text)
+    except yaml.YAMLError as error:
         raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
     if not isinstance(raw, dict):
         raise UserError(

@@ -10,11 +10,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from rollouts.errors import UserError
@@ -60,14 +57,17 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     Raises:
         UserError: the model, the data or a reward cannot be used. Nothing is written then.
     """
+    from align.campaign_file import parse_campaign
     from align.gate.underpowered import foresee
     from align.inputs import load_inputs
     from align.plan.check import check_campaign
 
-    with drafted(file, campaign_text(file, wishes, Sizes())) as config:
-        inputs = load_inputs(config)
-        plan = foresee(config, inputs.suites, None)
-        inputs.close()
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise _unwritable(file, "the folder is read-only here, or another user's")
+    config = parse_campaign(campaign_text(file, wishes, Sizes()), file).config
+    inputs = load_inputs(config)
+    plan = foresee(config, inputs.suites, None)
+    inputs.close()
     items = len(inputs.suites[0].item_ids)
     smallest = next((one.smallest for one in plan.suites), LEAST_MARGIN)
     if smallest is None or smallest > LARGEST_MARGIN:
@@ -82,24 +82,19 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
         rate_margin=_rounded_up(max(0.05, RARE / items)),
     )
     text = campaign_text(file, wishes, sizes)
-    with drafted(file, text) as config:
-        check_campaign(config)
-    with file.open("x", encoding="utf-8") as stream:
-        stream.write(text)
+    check_campaign(parse_campaign(text, file).config)
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise _unwritable(file, str(error)) from error
     chosen = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
     return [f"answers of up to {sizes.max_tokens} tokens, {chosen}" if wishes.rewards else chosen]
 
 
-@contextmanager
-def drafted(file: Path, text: str) -> Iterator[CampaignConfig]:
-    """Read a campaign as if it stood in the file."""
-    from align.campaign_file import load_campaign
-
-    folder = file.absolute().parent
-    with NamedTemporaryFile("w", dir=folder, suffix=".yaml", encoding="utf-8") as draft:
-        draft.write(text)
-        draft.flush()
-        yield load_campaign(Path(draft.name)).config
+def _unwritable(file: Path, cause: str) -> UserError:
+    remedy = "name a file in a folder of yours"
+    return UserError("the file cannot be written", where=str(file), cause=cause, remedy=remedy)
 
 
 def _room(config: CampaignConfig, inputs: Inputs) -> int:
@@ -120,13 +115,13 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
     store = f"runs/{name}" if wishes.store is None else _from_file(file, wishes.store)
     tiny = wishes.model.startswith("demo://")
     return TEMPLATE.format(
-        name=name,
+        name=_word(name),
         store=json.dumps(store),
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
         max_tokens=sizes.max_tokens,
         suite=_suite(wishes, sizes),
-        round=_round_name(wishes, name),
+        round=_word(_round_name(wishes, name)),
         material=_material(file, wishes),
         steps=STEPS,
     )
@@ -173,6 +168,13 @@ def _round_name(wishes: Wishes, campaign: str) -> str:
     """Name a round after its first reward, or its algorithm; never as the campaign."""
     words = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
     return re.sub(r"[^a-z0-9._-]+", "-", words.lower()).strip("-._") or campaign
+
+
+def _word(text: str) -> str:
+    """Spell a text for YAML, in quotes only where it would be read as a number, say."""
+    from align.campaign_file import parse_value
+
+    return text if parse_value(text) == text else json.dumps(text)
 
 
 def _from_file(file: Path, text: str) -> str:

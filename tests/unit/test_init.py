@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from align.campaign_file import load_campaign
+from align.campaign_file import load_campaign, parse_campaign
 from align.gate.underpowered import foresee
 from align.inputs import load_inputs
 from launch.cli import app
+from launch.starter import Sizes, Wishes, campaign_text
 from rollouts.errors import UserError
 
 DIGITS = [f"{a}{b}{c}" for a in range(10) for b in range(10) for c in range(10)]
@@ -164,6 +166,51 @@ def test_what_cannot_be_used_is_told_and_nothing_is_written(
         init(*arguments)
     assert message in str(caught.value)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["2024", "0x1f", "12.5", "null", "true", "1e3"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_name(name: str) -> None:
+    write_prompts("data.jsonl", 200)
+    wishes = Wishes(
+        model="demo://digits",
+        source="data.jsonl",
+        rewards=("exact_match",),
+        algorithm="grpo",
+        heldout=0.1,
+        store=None,
+    )
+    file = Path(f"{name}.yaml")
+    assert parse_campaign(campaign_text(file, wishes, Sizes()), file).config.name == name
+
+
+def test_a_mistake_is_told_by_the_name_of_the_file() -> None:
+    with pytest.raises(UserError) as caught:
+        init("mine.yaml", "--algorithm", "grop")
+    assert caught.value.where == "mine.yaml"
+
+
+def test_a_folder_that_takes_no_file_is_told_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Root may write anywhere, so the refusals are made up; the second comes when all is checked."""
+    monkeypatch.setattr("launch.starter.os.access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        init("mine.yaml", "--model", "./nowhere")
+
+
+def test_a_file_that_cannot_be_written_after_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prompts("data.jsonl")
+    plain = Path.open
+
+    def refuse(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "x":
+            raise OSError(30, "Read-only file system")
+        return plain(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        init("mine.yaml", "--prompts", "data.jsonl", "--reward", "exact_match")
+    assert caught.value.where == "mine.yaml"
 
 
 def test_a_reward_that_raises_is_told(folder: Path) -> None:
