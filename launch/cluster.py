@@ -31,7 +31,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
-from launch.local_ray.folder import ray_folder, sessions_folder
+from launch.local_ray.folder import latest_logs, ray_folder, sessions_folder
 from launch.local_ray.start import start_patiently
 from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
@@ -182,7 +182,7 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
         raise RunError(
             f"Ray did not start: {type(error).__name__}: {error}",
             where=f"ray.init(address={options['address']!r})",
-            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
+            remedy=f"run `keel doctor`; Ray's own logs are in {latest_logs()}",
         ) from error
     # Ray Client's context knows nothing but the address that was asked for.
     found = getattr(context, "address_info", None)
@@ -278,7 +278,7 @@ def secure_token_file(environ: Mapping[str, str], *, create: bool) -> bool:
             path.chmod(0o600)
             return True
     except OSError as error:
-        if create and not path.exists():
+        if create and not os.path.exists(path):
             # A home that cannot be written: the token of a cluster of one's own need not outlive it.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             return False
@@ -366,7 +366,7 @@ def _deadline(seconds: float) -> Iterator[None]:
         raise RunError(
             f"Ray was not ready after {seconds:g} s",
             cause="the machine is short of CPU, memory or disk, or the cluster does not answer",
-            remedy="run `keel doctor`; Ray's own logs are in /tmp/ray/session_latest/logs",
+            remedy=f"run `keel doctor`; Ray's own logs are in {latest_logs()}",
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch.cluster import GIB, PACKAGE_ROOT, token_file
+from launch.local_ray.folder import latest_logs
 from rollouts.machine.memory import address_space, available_memory
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
@@ -207,8 +208,7 @@ def check_ray() -> CheckResult:
     return _try_python(
         "ray",
         code,
-        remedy="read /tmp/ray/session_latest/logs; a full disk and a leftover RAY_* setting are "
-        "the usual causes",
+        remedy=f"read {latest_logs()}; a full disk and a leftover RAY_* setting are the usual causes",
         environ={**environ, "PYTHONPATH": path},
         deadline_s=RAY_DEADLINE_S,
     )

@@ -21,20 +21,32 @@ def ray_folder(environ: Mapping[str, str]) -> Path | None:
     Raises:
         RunError: the choice was made for Ray alone, and is too long.
     """
-    chosen = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(Path(chosen) / "ray" / SESSION)) <= SOCKET_LIMIT:
-        return None
-    if "RAY_TMPDIR" in environ:
+    folder = sessions_folder(environ)
+    if not _fits(folder):
         raise RunError(
-            f"Ray cannot keep its sockets in {chosen!r}",
+            f"Ray cannot keep its sockets in {environ['RAY_TMPDIR']!r}",
             where="RAY_TMPDIR",
             cause=f"a socket's path has at most {SOCKET_LIMIT} bytes, and Ray's would be longer",
             remedy="name a folder with a shorter path",
         )
-    return SHORT_FOLDER
+    return None if folder == _own(environ) else folder
 
 
 def sessions_folder(environ: Mapping[str, str]) -> Path:
     """The folder of Ray's sessions and their logs."""
-    own = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
-    return ray_folder(environ) or Path(own) / "ray"
+    own = _own(environ)
+    return own if _fits(own) or environ.get("RAY_TMPDIR") else SHORT_FOLDER
+
+
+def latest_logs() -> Path:
+    """The logs of the session that was begun last."""
+    return sessions_folder(os.environ) / "session_latest" / "logs"
+
+
+def _own(environ: Mapping[str, str]) -> Path:
+    """Ray's own choice."""
+    return Path(environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp") / "ray"
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / SESSION)) <= SOCKET_LIMIT

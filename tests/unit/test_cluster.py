@@ -206,6 +206,30 @@ def test_without_a_home_to_write_to_the_token_lives_with_the_cluster(
     monkeypatch.delenv("RAY_AUTH_TOKEN")
 
 
+def test_a_home_that_cannot_be_read_is_as_one_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read anywhere, so the refusal is made up."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert not cluster.secure_token_file({}, create=True)
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
+def test_an_error_names_the_logs_of_the_folder_that_ray_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/short")
+    with pytest.raises(RunError, match="/short/ray/session_latest/logs"), cluster._deadline(0.05):
+        time.sleep(5)
+
+
 def test_a_cluster_of_ones_own_starts_without_shared_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
