@@ -73,8 +73,8 @@ def normalised(value: Any, path: str = "") -> Any:
             raise Unholdable(f"a {type(value).__name__}", path)
         return normalised(plain, path)
     if isinstance(value, Mapping):
-        if odd := next((key for key in value if not isinstance(key, str)), None):
-            raise Unholdable(f"a mapping with the key {odd!r}, which is no text", path)
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise Unholdable(f"a mapping with the key {odd[0]!r}, which is no text", path)
         return {str(key): normalised(item, _below(path, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [normalised(item, _below(path, index)) for index, item in enumerate(value)]

@@ -87,6 +87,8 @@ def test_a_tagged_value_by_hand() -> None:
     ("value", "kind"),
     [
         ({"a": [{1: "x"}]}, "a mapping with the key 1, which is no text at a.0"),
+        ({"a": {0: "x"}}, "a mapping with the key 0, which is no text at a"),
+        ({"": 1, None: "x"}, "a mapping with the key None, which is no text"),
         ([object()], "a object at 0"),
         ({1, 2}, "a set"),
         (1j, "a complex"),
