@@ -205,6 +205,7 @@ def demo_smollm(
     folder: Annotated[Path, typer.Argument(help="Where to write the model; about 540 MB.")],
 ) -> None:
     """Write SmolLM2-135M-Instruct as a model folder, from the extra smollm; nothing is downloaded."""
+    typer.echo(f"writing {folder}", err=True)
     from align.demo.smollm import convert_smollm
 
     num_parameters = convert_smollm(folder)

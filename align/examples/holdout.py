@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from align.examples.stream import Unit
-from rollouts.prompts import PromptEncoder, content_id, distinct
+from rollouts.prompts import PromptEncoder, content_id, distinct, text_of
 from rollouts.types import Prompt
 
 OPENING = 8
@@ -201,8 +201,6 @@ def measured_units(units: Iterable[Unit], items: int) -> list[Unit]:
 
 def trained_texts(unit: Unit, encoder: PromptEncoder) -> Iterator[str]:
     """The prompt of a unit, and every answer behind its prompt."""
-    from rollouts.prompts import text_of
-
     if unit.prompt is not None:
         yield text_of(unit.prompt)
     yield from answer_texts(unit, encoder)

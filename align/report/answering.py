@@ -43,12 +43,12 @@ def default_line(config: CampaignConfig) -> str:
         number = len(set(_ways(config)))
         why = f"the suites are sampled in {number} ways" if number else "no suite samples answers"
         return (
-            "a request that does not say is answered at temperature 1, the policy's own distribution: "
+            "a request that names no sampling is answered at temperature 1, the policy's own distribution: "
             f"{why}; set serving to choose"
         )
     stated = ", ".join(f"{name} {_shown(value)}" for name, value in _stated(sampling))
     source = "serving says" if config.serving is not None else "the gate measured"
-    return f"a request that does not say is answered as {source}: {stated}"
+    return f"a request that names no sampling is answered as {source}: {stated}"
 
 
 def write_generation_config(folder: Path, eos_ids: Sequence[int], config: CampaignConfig) -> None:

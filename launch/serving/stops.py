@@ -21,7 +21,7 @@ def with_stops(method: str, path: str, body: bytes, stops: Sequence[str]) -> byt
         return body
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body  # The server says what is wrong with it.
     if not isinstance(asked, dict) or "stop" in asked:
         return body

@@ -139,5 +139,6 @@ def test_requests_without_stop_texts_get_the_campaigns(
 
 
 def test_a_body_that_is_no_json_is_passed_on() -> None:
-    assert with_stops("POST", "/v1/completions", b"{", ["x"]) == b"{"
+    for body in (b"{", b"\xff", b"[" * 100_000):
+        assert with_stops("POST", "/v1/completions", body, ["x"]) == body
     assert with_stops("GET", "/v1/completions", b"", ["x"]) == b""
