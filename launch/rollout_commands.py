@@ -90,6 +90,7 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
     from rich.text import Text
 
     from align.report.before_after import asked
+    from align.report.printable import printable
 
     value = record["status"] if record["value"] is None else _number(record["value"])
     tokens = f"{record['tokens']}" + (" (cut)" if record["finish"] == "length" else "")
@@ -110,17 +111,3 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def printable(text: str, limit: int | None = None) -> str:
-    """A text that a terminal shows as it is: control characters escaped, cut in the middle where too long.
-
-    >>> printable("a\\x1b[2Jb"), printable("0123456789", 6)
-    ('a\\\\x1b[2Jb', '012 … 789')
-    """
-    if limit is not None and len(text) > limit:
-        half = limit // 2
-        text = f"{text[:half]} … {text[-half:]}"
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from align.evidence import Evidence
+from align.report.printable import printable
 
 if TYPE_CHECKING:
     from align.report.html.items import Item
@@ -47,12 +48,12 @@ def answer_lines(evidence: Evidence) -> Iterator[Text]:
     if shown:
         yield Text("\nAnswers before the first round and now")
     for one in shown:
-        yield Text(f"  {one.suite}: {asked(one.item.prompt or '')}")
+        yield Text(f"  {one.suite}: {_line(asked(one.item.prompt or ''))}")
         for when, score, answer in (
             ("before", one.item.before, one.item.answer_before),
             ("now", one.item.after, one.item.answer_after),
         ):
-            yield Text(f"    {when:<6}  {score:5.2f}  {' '.join((answer or '').split())}")
+            yield Text(f"    {when:<6}  {score:5.2f}  {_line(answer or '')}")
 
 
 def asked(prompt: str) -> str:
@@ -68,6 +69,10 @@ def asked(prompt: str) -> str:
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
         return str(turns[-1].get("content", prompt))
     return prompt
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def _drawn(evidence: Evidence, suite: str, production: str, most: int) -> list[Shown]:

@@ -11,14 +11,14 @@ from tests.unit.ledgers import BASE
 from tests.unit.stores import add_answers
 
 
-def answered(folder: Path) -> Evidence:
+def answered(folder: Path, says: str = "\nsaid so") -> Evidence:
     """One accepted round, whose suite's answers are stored of the base and of its candidate."""
     evidence = decided(folder, rounds=1)
     for record in evidence.ledger.evaluations():
         if record.suite == "first" and record.snapshot in (BASE.id, FIRST.id):
             name = "base" if record.snapshot == BASE.id else "first"
             prompt = '[{"role": "user", "content": "Say it"}]'
-            add_answers(evidence.folder / record.path, prompt, f"{name}\nsaid so")
+            add_answers(evidence.folder / record.path, prompt, f"{name}{says}")
     return evidence
 
 
@@ -31,6 +31,12 @@ def test_three_items_of_the_accepted_round(tmp_path: Path) -> None:
     lines = [line.plain for line in answer_lines(evidence)]
     assert lines[1] == "  first: Say it"
     assert lines[2].startswith("    before   0.00  base said so") and "first said so" in lines[3]
+
+
+def test_an_answer_gives_a_terminal_no_orders(tmp_path: Path) -> None:
+    lines = [line.plain for line in answer_lines(answered(tmp_path, "\x1b]0;title\x07\x9b2J"))]
+    assert lines[3].endswith("first\\x1b]0;title\\x07\\x9b2J")
+    assert all(line.lstrip("\n").isprintable() for line in lines)
 
 
 def test_nothing_where_no_answers_are_stored_or_no_round_was_accepted(tmp_path: Path) -> None:

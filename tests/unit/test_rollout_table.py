@@ -11,6 +11,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.learner.rows import row_of
+from align.report.printable import printable
 from align.rollout_table import (
     find_table,
     forget_prompts,
@@ -21,7 +22,6 @@ from align.rollout_table import (
     save_records,
 )
 from launch import cli
-from launch.rollout_commands import printable
 from rewards.base import RewardPart
 from rewards.rubric import Rubric
 from rollouts.errors import RunError, UserError
