@@ -16,6 +16,7 @@ from align.config import CampaignConfig
 from align.demands_config import AnswerSampling
 from align.models import ENCODING_FILES, load_encoder
 from rollouts.chat.endings import GENERATION_CONFIG
+from rollouts.prompts import PromptEncoder
 
 KEPT = (
     "bos_token_id",
@@ -49,6 +50,13 @@ def default_line(config: CampaignConfig) -> str:
     stated = ", ".join(f"{name} {_shown(value)}" for name, value in _stated(sampling))
     source = "serving says" if config.serving is not None else "the gate measured"
     return f"a request that names no sampling is answered as {source}: {stated}"
+
+
+def ends(encoder: PromptEncoder, config: CampaignConfig) -> list[int]:
+    """Tokens that end an answer, and those of stop texts that are one special token: they have no text."""
+    sampling = served_sampling(config) or AnswerSampling()
+    stops = encoder.ended(sampling.sampling(1)).stop_token_ids
+    return list(dict.fromkeys((*encoder.eos_ids, *stops)))
 
 
 def write_generation_config(folder: Path, eos_ids: Sequence[int], config: CampaignConfig) -> None:
@@ -94,7 +102,7 @@ def prepare(folder: Path, config: CampaignConfig) -> None:
     policy = config.policy
     if policy.system is not None or policy.chat_template_kwargs or policy.chat_template_date:
         encoder.tokenizer.save_pretrained(folder)
-    write_generation_config(folder, encoder.eos_ids, config)
+    write_generation_config(folder, ends(encoder, config), config)
 
 
 def write_answering(model: Path, folder: Path, config: CampaignConfig) -> list[str]:
@@ -112,7 +120,7 @@ def write_answering(model: Path, folder: Path, config: CampaignConfig) -> list[s
     source = model / GENERATION_CONFIG
     if source.is_file():
         (folder / GENERATION_CONFIG).write_bytes(source.read_bytes())
-    write_generation_config(folder, encoder.eos_ids, config)
+    write_generation_config(folder, ends(encoder, config), config)
     arguments = ["--generation-config", str(folder), *overrides]
     template = encoder.tokenizer.chat_template
     if isinstance(template, str):

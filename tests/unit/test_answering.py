@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from align.config import CampaignConfig
+from align.demands_config import AnswerSampling
 from align.report.answering import (
     default_line,
     generation_config,
@@ -99,6 +100,21 @@ def test_the_server_gets_the_campaigns_template_and_generation_config(tmp_path: 
     asked = ids("<|im_start|> user a <|im_end|> <|im_start|> assistant [no]")
     assert PromptEncoder(tokenizer).encode(prompt) == asked
     assert (model / "generation_config.json").read_bytes() == before
+
+
+def test_a_stop_text_that_is_a_special_token_ends_answers_as_that_token(tmp_path: Path) -> None:
+    """The gate stops there; a server that looks for the text would never see it."""
+    model = save_folder(tmp_path / "model", build(THINKING), BASE)
+    config = chat_campaign(model)
+    stop = AnswerSampling(temperature=0.5, stop=("<|im_start|>", "Question:"))
+    config = config.model_copy(update={"serving": stop})
+    arguments = write_answering(model, tmp_path / "answering", config)
+    named = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    written = json.loads(Path(named["--generation-config"], "generation_config.json").read_text())
+    assert written["eos_token_id"] == [*ENDS, IDS["<|im_start|>"]]
+    prepare(model, config)
+    exported = json.loads((model / "generation_config.json").read_text())
+    assert exported["eos_token_id"] == written["eos_token_id"]
 
 
 def test_an_exported_folder_chats_with_the_campaigns_defaults(tmp_path: Path) -> None:
