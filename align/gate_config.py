@@ -158,7 +158,7 @@ class GateConfig(Settings):
     """Share of items that two equal snapshots answer differently, or variance of a score's difference.
     Power is planned with it until it was measured; no verdict rests on it."""
     underpowered: Literal["refuse", "warn"] = "refuse"
-    """What becomes of a campaign whose suites have too few items for their margins, so that an equal
+    """Reaction to a campaign whose suites have too few items for their margins, so that an equal
     candidate would fail more often than not."""
     overlap: OverlapConfig = OverlapConfig()
     """What no suite may have in common with what is trained on."""

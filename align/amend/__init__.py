@@ -1,1 +1,1 @@
-"""A campaign file that changed since its store was begun: what differs by name, and what may differ."""
+"""Changes of a campaign file after its store was begun: found by name, allowed or refused."""

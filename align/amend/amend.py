@@ -1,4 +1,4 @@
-"""``keel campaign amend``: a person's own record of what changed in a campaign file, and why."""
+"""``keel campaign amend``: record what changed in a campaign file, who changed it and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollouts.errors import UserError
 
 
 def amend(config: CampaignConfig, *, reason: str, dry_run: bool = False) -> tuple[str, ...]:
-    """Write down what the file has changed since the store knew it; returns one sentence a change.
+    """Record what the file has changed since the store knew it; return one sentence per change.
 
     Args:
         dry_run: write nothing.

@@ -1,4 +1,4 @@
-"""Files of one's own that a campaign's rewards are in, by their content."""
+"""Python files that hold a campaign's rewards and metrics, by content."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from align.memory.ledger import Ledger
 from align.settings import StatedPath
 
 SHOWN = 12
-"""Digits of a hash in a sentence."""
+"""Digits of a hash that a sentence shows."""
 
 
 def code_of(config: CampaignConfig) -> dict[str, str]:
-    """sha256 of every file that a reward or metric is in, by its name in the campaign file."""
+    """Return the sha256 of every file with a reward or metric, by its name in the campaign file."""
     files: dict[str, str] = {}
     for reward in _rewards(config):
         stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
@@ -27,7 +27,7 @@ def code_of(config: CampaignConfig) -> dict[str, str]:
 
 
 def record_code(config: CampaignConfig, ledger: Ledger, who: str) -> list[str]:
-    """Write down the code that runs now; one sentence for every file that has changed since last time.
+    """Record the code that runs now; return one sentence per file that changed since last time.
 
     Suites whose metric has changed are measured again, since their hash covers the code; verdicts that were
     drawn before stay as they are.

@@ -1,4 +1,4 @@
-"""A campaign file against the store it was begun in: one comparison for check, plan and run.
+"""Comparison of a campaign file with the store it was begun in; check, plan and run share it.
 
 A default that changes is for rounds to come: decided rounds and judged suites that took the old one keep
 it, pinned. Rounds without a verdict may be mended, renamed, moved, removed and inserted; those that were
@@ -15,7 +15,7 @@ from align.amend.difference import ABSENT, Change, differences, value_at
 from align.amend.locks import JUDGES, Committed, Slot, lock_of
 
 SHARED_CAP = ("sampling", "max_tokens")
-"""Default that a suite's answers are cut at, where the suite has no ``max_tokens`` of its own."""
+"""Path of the default length of a suite's answers, used where the suite has no ``max_tokens``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,17 +32,17 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """How a campaign file differs from the one its store knows."""
+    """Differences between a campaign file and the one its store knows."""
 
     changes: tuple[Change, ...] = ()
-    """Amendments that are allowed; consequences of another one are left out."""
+    """Allowed amendments, without those that follow from another one."""
     refusals: tuple[Refusal, ...] = ()
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings to be kept from now on, by the name of a decided round or judged suite."""
+    """Settings to keep from now on, by the name of a decided round or judged suite."""
     planned: tuple[tuple[int, str], ...] = ()
-    """Index and name of rounds that get a new place in the ledger."""
+    """Index and name of each round that gets a new slot in the ledger."""
     vacated: tuple[Slot, ...] = ()
-    """Places that are given up."""
+    """Slots that are given up."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def compare(
 
 
 def _follows_from_defaults(change: Change, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a round's setting differs because it takes the default, and the default differs."""
+    """Tell if a round's setting differs only because it takes a default that differs."""
     if change.path[0] != "rounds" or len(change.path) < 3:
         return False
     below = ("defaults", *change.path[2:])
@@ -95,18 +95,18 @@ def _follows_from_defaults(change: Change, old: Mapping[str, Any], new: Mapping[
 
 
 def _as_pinned(change: Change, committed: Committed) -> bool:
-    """Whether a round or suite says itself what it is held to in any case."""
+    """Tell if a round or suite now states the value that is pinned for it anyway."""
     if change.order or len(change.path) < 3 or change.path[1] not in committed.pins:
         return False
     return bool(value_at(committed.pins[change.path[1]], change.path[2:]) == change.new)
 
 
 def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
-    """Rounds before a decided one that did not stand there, and decided ones in another order."""
+    """Refuse rounds newly placed before a decided one, and decided rounds in another order."""
     before: dict[str, set[str]] = {}
-    for place, slot in enumerate(committed.slots):
+    for index, slot in enumerate(committed.slots):
         if slot.decided:
-            before[slot.name] = {other.name for other in committed.slots[:place]}
+            before[slot.name] = {other.name for other in committed.slots[:index]}
     kept = [name for name in names if name in before]
     if kept != [name for name in before if name in kept]:
         yield Refusal(
@@ -114,11 +114,11 @@ def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
             why="decided rounds stay in the order in which they ran",
         )
         return
-    told: set[str] = set()
-    for place, name in enumerate(names):
-        for other in names[:place] if name in before else ():
-            if other not in before[name] and other not in told:
-                told.add(other)
+    refused: set[str] = set()
+    for index, name in enumerate(names):
+        for other in names[:index] if name in before else ():
+            if other not in before[name] and other not in refused:
+                refused.add(other)
                 yield Refusal(
                     sentence=f"rounds.{other}: stands before {name}",
                     why=f"round {name!r} was {committed.decided[name]}, and later rounds come after it",
@@ -128,7 +128,7 @@ def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
 def _renewed(
     new: Mapping[str, Any], old: Mapping[str, Any], committed: Committed
 ) -> Iterator[Refusal]:
-    """Suites that come back under a name that verdicts know, and measure something else."""
+    """Refuse suites that reuse a judged name and measure something else."""
     known = {suite["name"] for suite in old.get("suites", [])}
     for suite in new.get("suites", []):
         name = suite["name"]
@@ -144,7 +144,7 @@ def _renewed(
 
 
 def _places(names: Sequence[str], committed: Committed) -> tuple[list[tuple[int, str]], list[Slot]]:
-    """New places for rounds that have none, or whose place does not fit the order any more."""
+    """Choose slots for rounds that have none, or whose slot no longer fits the order."""
     slots = {slot.name: slot for slot in committed.slots}
     planned: list[tuple[int, str]] = []
     kept: set[str] = set()
@@ -161,7 +161,7 @@ def _places(names: Sequence[str], committed: Committed) -> tuple[list[tuple[int,
 
 
 def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[Change]:
-    """Rounds that stood in the file before, in another order."""
+    """Report rounds that were in the file before and now stand in another order."""
     known = [spec["name"] for spec in old.get("rounds", [])]
     before = [name for name in known if name in names]
     after = [name for name in names if name in known]
@@ -172,7 +172,7 @@ def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[Change]:
 def _pins(
     old: Mapping[str, Any], new: Mapping[str, Any], committed: Committed
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Specs that the file no longer gives, and verdicts rest on."""
+    """List the specs that the file no longer gives but committed verdicts rest on."""
     now = {spec["name"]: spec for kind in ("rounds", "suites") for spec in new.get(kind, [])}
     for spec in old.get("rounds", []):
         name = spec["name"]
@@ -192,7 +192,7 @@ def _pins(
 
 
 def kept(spec: Mapping[str, Any], pin: Mapping[str, Any], *, round: bool) -> dict[str, Any]:
-    """A pinned spec with what the file says of margins now."""
+    """Return a pinned spec with the margins that the file states now."""
     if round:
         suite = {**pin["suite"], **{k: v for k, v in spec["suite"].items() if k in JUDGES}}
         return {**pin, "suite": suite}

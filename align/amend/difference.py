@@ -1,4 +1,4 @@
-"""Differences between two configurations in JSON values, by the names of what they hold.
+"""Differences between two configurations in JSON values, by the names of their entries.
 
 Entries of a list are told apart by their ``name`` (an anchor's ``to``), so that a round or suite that is
 inserted or removed moves no other. A list of plain values is one value.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 80
-"""Characters of a value in a sentence."""
+"""Most characters of a value in a sentence."""
 
 
 class _Absent:
@@ -21,7 +21,7 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""Value of a key that one of the two configurations does not have."""
+"""Stand-in for the value of a key that one of the two configurations lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Change:
     """One value that differs."""
 
     path: tuple[str, ...]
-    """Keys from the top, with names of rounds and suites in place of positions."""
+    """Keys from the top, with names of rounds and suites instead of positions."""
     old: Any
     new: Any
     order: bool = False
-    """The entries of a list are the same and stand in another order; ``old`` and ``new`` name them."""
+    """True if a list has the same entries in another order; ``old`` and ``new`` are then their names."""
 
     @property
     def key(self) -> str:
@@ -41,7 +41,7 @@ class Change:
 
     @property
     def sentence(self) -> str:
-        """The change for a person.
+        """Change as a sentence for people.
 
         >>> Change(("rounds", "sort", "steps"), 45, 60).sentence
         'rounds.sort.steps: 45 -> 60'
@@ -57,16 +57,19 @@ class Change:
 
 
 def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[Change]:
-    """Every value that differs, in the order of ``old``, then what only ``new`` has.
+    """List every value that differs: first those in ``old``, in order, then those only in ``new``.
 
     >>> [c.sentence for c in differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": 1})]
     ['a.b: [1, 2] -> [1, 3]', 'c: (absent) -> 1']
     """
     if isinstance(old, list) and isinstance(new, list):
-        one, other = _by_name(old), _by_name(new)
-        if one is not None and other is not None:
-            yield from differences(one, other, path)
-            common = [[n for n in names if n in one and n in other] for names in (one, other)]
+        old_entries, new_entries = _by_name(old), _by_name(new)
+        if old_entries is not None and new_entries is not None:
+            yield from differences(old_entries, new_entries, path)
+            common = [
+                [n for n in names if n in old_entries and n in new_entries]
+                for names in (old_entries, new_entries)
+            ]
             if common[0] != common[1]:
                 yield Change(path, common[0], common[1], order=True)
             return
@@ -78,7 +81,7 @@ def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[Chan
 
 
 def value_at(content: Any, path: tuple[str, ...]) -> Any:
-    """The value at a path as `differences` names it; `ABSENT` where there is none."""
+    """Return the value at a path as `differences` names it; `ABSENT` if there is none."""
     for name in path:
         if isinstance(content, list):
             content = _by_name(content)
@@ -89,7 +92,7 @@ def value_at(content: Any, path: tuple[str, ...]) -> Any:
 
 
 def _by_name(entries: list[Any]) -> dict[str, Any] | None:
-    """Entries by their names; None where some have none, or share one."""
+    """Return entries by name; None if an entry has no name or two share one."""
     for key in ("name", "to"):
         names = [entry.get(key) if isinstance(entry, dict) else None for entry in entries]
         if all(isinstance(name, str) for name in names) and len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""``keel rounds drop``: give up a round without a verdict, and what its attempts left half-made."""
+"""``keel rounds drop``: give up a round without a verdict and delete its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollouts.errors import UserError
 
 
 def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
-    """Drop a round: the ledger keeps its attempts, checkpoints and staging folders go.
+    """Drop a round: the ledger keeps its attempts; its checkpoints and staging folders are deleted.
 
     Metrics and rollout tables of its attempts stay: they say why it was dropped.
 

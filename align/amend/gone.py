@@ -1,4 +1,4 @@
-"""Files of decided rounds that are gone: later rounds go on without them, and say what that costs.
+"""Missing files of decided rounds: later rounds run without them, and a line says what that costs.
 
 What a decided round was trained on is needed no more: what is replayed of it lies in the store. Without the
 prompts that its suite is measured on, later rounds are not held to it until the file is back.
@@ -15,14 +15,17 @@ from align.settings import FILE_SUFFIXES
 
 
 def unmeasurable(rounds: Sequence[RoundConfig], decided: Collection[str]) -> tuple[str, ...]:
-    """Decided rounds whose suite cannot be measured any more."""
+    """Name the decided rounds whose suite can no longer be measured."""
     return tuple(spec.name for spec in rounds if spec.name in decided and _gone(_measured(spec)))
 
 
 def without_gone(
     rounds: Sequence[RoundConfig], decided: Collection[str]
 ) -> tuple[RoundConfig, ...]:
-    """The rounds that can be loaded: no decided one whose suite is gone, none with a gone training file."""
+    """Return the rounds that can be loaded, without what needs a missing file.
+
+    A decided round whose suite is gone is left out; one whose training file is gone keeps only its suite.
+    """
     left = [spec for spec in rounds if spec.name not in unmeasurable(rounds, decided)]
     return tuple(
         spec.model_copy(update={"prompts": None, "data": None})
@@ -33,7 +36,7 @@ def without_gone(
 
 
 def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Iterator[str]:
-    """One sentence for every file of a decided round that is gone."""
+    """Yield one sentence per missing file of a decided round."""
     for spec in rounds:
         if spec.name not in decided:
             continue
@@ -52,7 +55,7 @@ def _trained(spec: RoundConfig) -> str:
 
 
 def _measured(spec: RoundConfig) -> str:
-    """Where the items of a round's suite come from."""
+    """Return the source of the items of a round's suite."""
     if spec.suite.prompts is not None:
         return str(spec.suite.prompts.source)
     if spec.data is not None and spec.data.heldout_source is not None:
@@ -61,7 +64,7 @@ def _measured(spec: RoundConfig) -> str:
 
 
 def _gone(source: str) -> bool:
-    """Whether a source is a file, and is not there; patterns and addresses are left to their reader."""
+    """Tell if a source names a file that does not exist; patterns and URLs are left to their reader."""
     if not source or "://" in source or "*" in source:
         return False
     is_file = Path(source).suffix.lower() in FILE_SUFFIXES or source.startswith((".", "/"))

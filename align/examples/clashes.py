@@ -1,4 +1,4 @@
-"""What of a round's own rows may not lie on two sides, by the gate's own measure.
+"""Rows of a round that may not lie on both sides of its held-out split, by the gate's own measure.
 
 Each class below knows what the suite of the round would show of the rows held out, and what the learner
 would see of the others, and names the rows that the overlap check would then refuse.
@@ -22,27 +22,27 @@ from rollouts.types import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """When an item counts as trained on, and how many items a suite has."""
+    """The gate's overlap rule, with the units of its n-grams and the number of items of a suite."""
 
     rule: OverlapConfig
     units: Units
     items: int
 
     def print(self, text: str) -> Fingerprint:
-        """A text as it is compared."""
+        """Return the fingerprint that a text is compared by."""
         return fingerprint(text, self.rule.ngram, self.units)
 
     def matches(
         self, items: Sequence[Sequence[Fingerprint]], texts: Sequence[Fingerprint]
     ) -> Iterator[tuple[int, int]]:
-        """Positions of items that are refused, each with that of a text they are refused for."""
+        """Yield positions of items that overlap a text, each with the position of that text."""
         for match in ItemIndex(items, self.rule.ngram).matches(texts):
             if match.whole or match.share >= self.rule.share:
                 yield match.item, match.text
 
 
 def units_of(rule: OverlapConfig, encoder: PromptEncoder) -> Units:
-    """What n-grams are made of: words, or the model's tokens."""
+    """Return the function that splits a text for n-grams: into words, or into the model's tokens."""
 
     def tokens(text: str) -> list[int]:
         return list(encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -58,18 +58,18 @@ class PromptRows:
         self._prompts, self._measure = prompts, measure
         self._prints = [measure.print(text_of(prompt)) for prompt in prompts]
 
-    def clashes(self, held: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a prompt held out and one that holds much of it."""
+    def clashes(self, held_names: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Yield pairs of names: a held-out prompt and a training prompt that overlaps it."""
         sides: tuple[list[int], list[int]] = ([], [])
         for position, name in enumerate(self.names):
-            sides[name in held].append(position)
+            sides[name in held_names].append(position)
         kept, items = sides[0], sides[1][: self._measure.items]
         shown = [[self._prints[i]] for i in items]
         for item, text in self._measure.matches(shown, [self._prints[i] for i in kept]):
             yield self.names[items[item]], self.names[kept[text]]
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Pairs of prompts of one conversation."""
+        """Yield pairs of names whose prompts are of one conversation."""
         return continuations(self.names, self._prompts)
 
 
@@ -82,30 +82,30 @@ class UnitRows:
 
     @cached_property
     def _prints(self) -> list[tuple[Fingerprint, ...]]:
-        """Of every unit its prompt, where it has one, then its answers."""
+        """Fingerprints of every unit: its prompt's, if it has one, then its answers'."""
         return [
             tuple(self._measure.print(text) for text in trained_texts(unit, self._encoder))
             for unit in self._units
         ]
 
-    def clashes(self, held: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a prompt held out and one whose answers hold much of one of its own."""
+    def clashes(self, held_names: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Yield pairs of names: a held-out unit and a training unit that its answers overlap with."""
         first = {unit.id: position for position, unit in reversed(list(enumerate(self._units)))}
         shown = measured_units(
-            (unit for unit in self._units if name_of(unit) in held), self._measure.items
+            (unit for unit in self._units if name_of(unit) in held_names), self._measure.items
         )
         items = [self._prints[first[unit.id]][-len(unit.rows) :] for unit in shown]
         texts: list[Fingerprint] = []
         owners: list[str] = []
         for name, prints in zip(self.names, self._prints, strict=True):
-            if name not in held:
+            if name not in held_names:
                 texts.extend(prints)
                 owners.extend([name] * len(prints))
         for item, text in self._measure.matches(items, texts):
             yield name_of(shown[item]), owners[text]
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Pairs of prompts of one conversation."""
+        """Yield pairs of names whose prompts are of one conversation."""
         return continuations(self.names, [unit.prompt for unit in self._units])
 
 
@@ -119,31 +119,31 @@ class DocumentRows:
         encoder: PromptEncoder,
         measure: Measure,
     ) -> None:
-        """Take documents, and what cuts some of them into windows."""
+        """Keep the documents, and the function that cuts some of them into windows."""
         self.names = [document.name for document in documents]
         self._documents, self._cut = documents, cut
         self._encoder, self._measure = encoder, measure
 
-    def clashes(self, held: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a document held out and one, where a window of the one holds much of the other's."""
+    def clashes(self, held_names: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Yield pairs of names: a held-out document and a training one of which two windows overlap."""
         sides: tuple[list[Document], list[Document]] = ([], [])
         for document in self._documents:
-            sides[document.name in held].append(document)
+            sides[document.name in held_names].append(document)
         shown = measured_units(self._cut(sides[1]), self._measure.items)
         learnt = self._cut(sides[0])
         items = [[self._measure.print(t) for t in answer_texts(u, self._encoder)] for u in shown]
         texts = [self._measure.print(t) for u in learnt for t in answer_texts(u, self._encoder)]
         for item, text in self._measure.matches(items, texts):
-            for one in shown[item].documents:
-                for other in learnt[text].documents:
-                    yield one, other
+            for held_name in shown[item].documents:
+                for kept_name in learnt[text].documents:
+                    yield held_name, kept_name
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Pairs of documents of which one begins with the other."""
-        texts = [Prompt(id=one.name, text=one.text) for one in self._documents]
+        """Yield pairs of names of documents of which one begins with the other."""
+        texts = [Prompt(id=document.name, text=document.text) for document in self._documents]
         return continuations(self.names, texts)
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """What a prompt is held out by: its text or messages, whatever its other columns are."""
+    """Return the name that a prompt is held out by: the id of its text or messages alone."""
     return content_id(prompt.text if prompt.text is not None else prompt.messages or ())

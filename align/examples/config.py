@@ -60,12 +60,12 @@ class ExamplesConfig(Settings):
     """Share that is never learnt from: the round is measured on it. Rows that share runs of words
     (``gate.overlap``) stay together, and so do the answers to one prompt."""
     heldout_source: InputPath | None = None
-    """A file or id to measure the round on in place of a share of ``source``, such as a published test
+    """File or id to measure the round on instead of a share of ``source``, such as a published test
     split; it has the same columns."""
     heldout_split: str = "test"
-    """Split of ``heldout_source``, where that is a ``datasets`` id."""
+    """Split of ``heldout_source`` if that is a ``datasets`` id."""
     heldout_of: Literal["documents", "windows"] = "documents"
-    """Of texts, what is held out: whole documents, or windows of joined ones, whose neighbours are then
+    """Unit of texts that is held out: whole documents, or windows of joined ones, whose neighbours are then
     learnt from. ``windows`` is for a single document. Stores that began with windows keep them."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""

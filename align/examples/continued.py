@@ -10,16 +10,16 @@ from align.examples.fingerprints import words
 from rollouts.types import Message, Prompt
 
 SHORTEST = 13
-"""Words of a text that others continue; what begins with fewer of another's words need not be one text."""
+"""Fewest words of a text that count as the beginning of another text."""
 
 
 def continuations(
     names: Sequence[str], prompts: Sequence[Prompt | None]
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of names whose prompts are of one conversation.
+    """Yield pairs of names whose prompts are of one conversation.
 
-    Chats are when one begins with all turns of the other, or both with the same first exchange; texts
-    when one begins with all words of the other.
+    Two chats belong to one conversation if one begins with all turns of the other, or both begin with the
+    same exchange; two texts do if one begins with all words of the other.
     """
     rows = [
         (name, prompt) for name, prompt in zip(names, prompts, strict=True) if prompt is not None
@@ -42,7 +42,7 @@ def _of_chats(rows: Sequence[tuple[str, Sequence[Message]]]) -> Iterator[tuple[s
 
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:
-    """A hash of the turns up to each one."""
+    """Return a hash of the turns up to and including each one."""
     made, above = [], 0
     for turn in turns:
         above = hash((above, turn["role"], turn["content"]))

@@ -35,11 +35,11 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One text of a file."""
+    """One text of a file, with its source."""
 
     text: str = field(repr=False)
     place: str = ""
-    """File and line it was read from."""
+    """File and line that the text was read from."""
     name: str
     """16 hex digits that depend on the text alone."""
 
@@ -160,8 +160,8 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
         if prompt.messages is not None and encoder.tokenizer.chat_template is None:
             raise
         reason = "refused by the tokenizer or its chat template"
-        told = f": {error.cause}" if isinstance(error.__cause__, TemplateRefusal) else ""
-        raise Unusable(reason + told) from error
+        cause = f": {error.cause}" if isinstance(error.__cause__, TemplateRefusal) else ""
+        raise Unusable(reason + cause) from error
 
 
 def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:

@@ -1,4 +1,4 @@
-"""Texts as the runs of words they hold, and items that other texts are looked up in.
+"""Fingerprints of texts by their runs of words, and an index of items to look texts up in.
 
 An item's own n-grams are those that fewer than `TEMPLATE_ITEMS` items have: what more of them share is
 their template (an instruction, a few examples, a common opening) and says nothing of one item. An item
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Units = Callable[[str], Sequence[Hashable]]
-"""A text as what n-grams are made of."""
+"""Function that splits a text into the units of its n-grams."""
 Grams = NDArray[np.uint64]
-"""Hashes [N] of n-grams, within this process."""
+"""Hashes [N] of n-grams, valid within this process."""
 
 TEMPLATE_ITEMS = 3
-"""Items that share an n-gram, from which on it is their template."""
+"""Number of items from which on an n-gram they share counts as their template."""
 AT_ONCE = 4096
 """Texts that are looked up together."""
 _EMPTY: Grams = np.empty(0, dtype=np.uint64)
@@ -33,9 +33,9 @@ class Fingerprint(NamedTuple):
     """A text as it is compared with others."""
 
     whole: int
-    """Hash of the text without case and spacing, within this process."""
+    """Hash of the text without case and spacing, valid within this process."""
     grams: Grams
-    """Its distinct n-grams, in order."""
+    """Distinct n-grams of the text, in order."""
 
 
 class Match(NamedTuple):
@@ -48,11 +48,11 @@ class Match(NamedTuple):
     share: float
     """Part of the item's own n-grams that the text holds; 1 for the same text."""
     whole: bool
-    """The texts are the same."""
+    """True if text and item are the same."""
 
 
 def words(text: str) -> list[str]:
-    """Words without case and punctuation.
+    """Split a text into words without case and punctuation.
 
     >>> words("Once, a girl")
     ['once', 'a', 'girl']
@@ -61,7 +61,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(units: Sequence[Hashable], n: int) -> Grams:
-    """A hash of every run of ``n`` units, in order."""
+    """Return a hash of every run of ``n`` units, in order."""
     if len(units) < n:
         return _EMPTY
     hashes = np.fromiter(map(hash, units), dtype=np.int64, count=len(units)).view(np.uint64)
@@ -71,28 +71,30 @@ def ngrams(units: Sequence[Hashable], n: int) -> Grams:
 
 
 def fingerprint(text: str, n: int | None, units: Units = words) -> Fingerprint:
-    """A text by its n-grams; None: it is only compared whole."""
+    """Return a text's fingerprint. If ``n`` is None it has no n-grams and is only compared whole."""
     grams = _EMPTY if n is None else _distinct(ngrams(units(text), n))
     return Fingerprint(hash(" ".join(text.casefold().split())), grams)
 
 
 class ItemIndex:
-    """Items by what they hold.
+    """Index of items by their n-grams and by their whole texts.
 
     Attributes:
         only_whole: items with too few n-grams of their own, compared whole.
     """
 
     def __init__(self, items: Sequence[Sequence[Fingerprint]], n: int | None) -> None:
-        """Index the texts of every item; one that is found makes the item a match."""
+        """Index the texts of every item; a match with any of them is a match with the item."""
         self._whole: dict[int, list[int]] = {}
         for index, texts in enumerate(items):
             for text in texts:
                 self._whole.setdefault(text.whole, []).append(index)
-        held = [np.unique(np.concatenate([t.grams for t in texts] or [_EMPTY])) for texts in items]
-        totals = np.array([len(grams) for grams in held], dtype=np.int64)
+        item_grams = [
+            np.unique(np.concatenate([t.grams for t in texts] or [_EMPTY])) for texts in items
+        ]
+        totals = np.array([len(grams) for grams in item_grams], dtype=np.int64)
         owners = np.repeat(np.arange(len(items)), totals)
-        grams = np.concatenate(held or [_EMPTY])
+        grams = np.concatenate(item_grams or [_EMPTY])
         order = np.argsort(grams, kind="stable")
         grams, owners = grams[order], owners[order]
         counts = np.unique(grams, return_counts=True)[1]
@@ -104,7 +106,7 @@ class ItemIndex:
         self.only_whole = len(items) - int(self._telling.sum())
 
     def matches(self, texts: Sequence[Fingerprint]) -> Iterator[Match]:
-        """Every pair of a text and an item that have something in common."""
+        """Yield every pair of a text and an item that share n-grams of the item's own, or are the same."""
         for first in range(0, len(texts), AT_ONCE):
             yield from self._matches(texts[first : first + AT_ONCE], first)
 
@@ -132,7 +134,7 @@ class ItemIndex:
 
 
 def _distinct(grams: Grams) -> Grams:
-    """In order, each once; `numpy.unique` takes several times as long for a text."""
+    """Sort and drop repeats; `numpy.unique` takes several times as long for a text."""
     ordered = np.sort(grams)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
@@ -142,7 +144,7 @@ def _distinct(grams: Grams) -> Grams:
 
 @cache
 def _factors(n: int) -> Grams:
-    """Odd numbers of 64 bits, one for each place in a run."""
+    """Draw an odd number of 64 bits for each position in a run."""
     made: Grams = np.random.default_rng(n).integers(2**63, size=n, dtype=np.uint64) * np.uint64(
         2
     ) + np.uint64(1)

@@ -96,7 +96,7 @@ def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def as_chat(example: Example) -> Example:
-    """The example with texts as turns: the prompt a user's, an answer the assistant's."""
+    """Return the example with texts as turns: the prompt as a user's, an answer as the assistant's."""
     prompt = example.prompt
     if not isinstance(prompt, str):
         return example
@@ -186,7 +186,7 @@ def _asking(prompt: Content) -> Content:
 
 
 def _content(values: Values, column: str) -> Content:
-    """A column as text or as chat turns."""
+    """Return a column as text or as chat turns."""
     value = values.get(column)
     if column not in values:
         raise Unusable(_nothing_in(values, column))
@@ -210,7 +210,7 @@ def _not_empty(content: Content, what: str) -> Content:
 
 
 def _nothing_in(values: Values, column: str) -> str:
-    """Whether a column is absent, and what there is instead, or only its value."""
+    """Say that a column is absent, and which columns there are, or that only its value is missing."""
     if column in values:
         return f"nothing in column {column!r}"
     return f"no column {column!r} among {', '.join(map(repr, values)) or 'none'}"

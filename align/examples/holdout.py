@@ -1,4 +1,4 @@
-"""The part of a round's own file that it does not learn from: it is measured on it.
+"""Held-out part of a round's own file: the round is measured on it and does not learn from it.
 
 A hash of the prompt decides, so that all answers to one prompt fall on one side and rows added later move
 nothing. Where the gate's overlap check would refuse the result, because rows share runs of words
@@ -27,50 +27,50 @@ from, and more of the others is held out in its place."""
 
 
 class Divisible(Protocol):
-    """Rows that can be divided, by the names of what they belong to."""
+    """Rows that can be divided, by the name of the prompt or document that each belongs to."""
 
     @property
     def names(self) -> Sequence[str]:
-        """What stays together anyway: the prompt or the document of each row."""
+        """Name per row of its prompt or document; rows of one name stay together."""
         ...
 
-    def clashes(self, held: frozenset[str]) -> Iterable[tuple[str, str]]:
-        """Pairs of names, one held out and one not, that may not lie on two sides."""
+    def clashes(self, held_names: frozenset[str]) -> Iterable[tuple[str, str]]:
+        """Yield pairs of names, one held out and one not, that may not lie on two sides."""
         ...
 
     def continuations(self) -> Iterable[tuple[str, str]]:
-        """Pairs of names whose rows were cut from one conversation or text."""
+        """Yield pairs of names whose rows were cut from one conversation or text."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Division:
-    """What was held out of some rows."""
+    """Result of dividing rows: the held-out names and their counts."""
 
     held: frozenset[str]
-    """Names of prompts or documents."""
+    """Names of the held-out prompts or documents."""
     share: float
-    """Part that was to be held out."""
+    """Share of rows that was to be held out."""
     num_rows: int
     num_held: int
     """Rows held out."""
     num_tied: int
     """Rows that stay with another prompt's, because they share runs of words with it."""
     largest: int
-    """Rows in the largest group of several prompts; 0 where nothing is tied."""
+    """Rows in the largest group of several prompts; 0 if nothing is tied."""
 
     @property
     def sentence(self) -> str:
-        """What was held out, and what stands together."""
-        told = f"{self.num_held} of {self.num_rows} rows held out"
+        """Counts of held-out and tied rows in a sentence."""
+        text = f"{self.num_held} of {self.num_rows} rows held out"
         if self.num_tied and self.num_held < self.share * self.num_rows / 2:
-            told += f" in place of {round(self.share * self.num_rows)}"
+            text += f" in place of {round(self.share * self.num_rows)}"
         if self.num_tied:
-            told += (
+            text += (
                 f"; {self.num_tied} rows share runs of words with others and stay with them, "
                 f"up to {self.largest} together"
             )
-        return told
+        return text
 
 
 def divide(rows: Divisible, share: float) -> Division:
@@ -81,22 +81,22 @@ def divide(rows: Divisible, share: float) -> Division:
     """
     sizes = Counter(rows.names)
     ties = _Ties(sizes)
-    held = ties.held_out(share)
-    clashes = list(rows.clashes(held))
+    held_names = ties.held_out(share)
+    clashes = list(rows.clashes(held_names))
     if clashes:
         clashes += rows.continuations()
     while clashes:
-        for one, other in clashes:
-            ties.join(one, other)
-        held = ties.held_out(share)
-        clashes = list(rows.clashes(held))
+        for first, second in clashes:
+            ties.join(first, second)
+        held_names = ties.held_out(share)
+        clashes = list(rows.clashes(held_names))
     groups = [group for group in ties.groups() if len(group) > 1]
     tied = [sum(sizes[name] for name in group) for group in groups]
     return Division(
-        held=held,
+        held=held_names,
         share=share,
         num_rows=len(rows.names),
-        num_held=sum(sizes[name] for name in held),
+        num_held=sum(sizes[name] for name in held_names),
         num_tied=sum(tied),
         largest=max(tied, default=0),
     )
@@ -104,11 +104,11 @@ def divide(rows: Divisible, share: float) -> Division:
 
 @dataclass(frozen=True, slots=True)
 class _Alone:
-    """Rows that clash with none."""
+    """Divisible rows without clashes."""
 
     names: Sequence[str]
 
-    def clashes(self, held: frozenset[str]) -> Iterable[tuple[str, str]]:
+    def clashes(self, held_names: frozenset[str]) -> Iterable[tuple[str, str]]:
         return ()
 
     def continuations(self) -> Iterable[tuple[str, str]]:
@@ -116,20 +116,20 @@ class _Alone:
 
 
 def hold_out(units: Sequence[Unit], share: float) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
-    """Units to learn from, and about ``share`` of them held out by the hash of their prompt alone."""
+    """Divide units by the hash of their prompt alone; return those to learn from and the held-out ones."""
     return parted(units, divide(_Alone([name_of(unit) for unit in units]), share).held)
 
 
 class _Ties:
-    """Names in groups, and the side that each group falls on."""
+    """Names in groups, and the side of the split that each group falls on."""
 
     def __init__(self, sizes: Counter[str]) -> None:
         self._sizes = sizes
         self._above = {name: name for name in sizes}
 
-    def join(self, one: str, other: str) -> None:
-        """Make one group of two; it is called by the name whose hash comes first, whoever joins when."""
-        first, second = sorted((self._root(one), self._root(other)), key=_rank)
+    def join(self, name: str, other: str) -> None:
+        """Merge the groups of two names under the root whose hash comes first, in any order of calls."""
+        first, second = sorted((self._root(name), self._root(other)), key=_rank)
         self._above[second] = first
 
     def groups(self) -> list[list[str]]:
@@ -139,7 +139,7 @@ class _Ties:
         return list(made.values())
 
     def held_out(self, share: float) -> frozenset[str]:
-        """Names on the side that is measured.
+        """Return the names on the held-out side.
 
         A name by itself falls where its hash says, and a group where that of its first name does.
         """
@@ -170,44 +170,44 @@ class _Ties:
 
 
 def place(name: str) -> float:
-    """Where a prompt's id falls between 0 and 1; what falls below the share is held out."""
+    """Map a name to a number between 0 and 1 by its hash; numbers below the share are held out."""
     digest = hashlib.sha256(f"held out/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _rank(name: str) -> bytes:
-    """Order of the names of a group that says nothing of where they fall."""
+    """Return a key that orders the names of a group independently of `place`."""
     return hashlib.sha256(f"first of a group/{name}".encode()).digest()
 
 
 def name_of(unit: Unit) -> str:
-    """What a unit is held out with: its prompt, or itself where it answers none."""
+    """Return the name that a unit is held out by: its prompt's id, or its own if it has no prompt."""
     return unit.prompt.id if unit.prompt is not None else unit.id
 
 
 def parted(
-    units: Sequence[Unit], held: frozenset[str]
+    units: Sequence[Unit], held_names: frozenset[str]
 ) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
-    """Units to learn from, and those held out."""
-    kept = tuple(unit for unit in units if name_of(unit) not in held)
-    return kept, tuple(unit for unit in units if name_of(unit) in held)
+    """Return the units to learn from and the held-out ones."""
+    kept = tuple(unit for unit in units if name_of(unit) not in held_names)
+    return kept, tuple(unit for unit in units if name_of(unit) in held_names)
 
 
 def measured_units(units: Iterable[Unit], items: int) -> list[Unit]:
-    """The first ``items`` distinct units that a suite measures: those with an answer that is preferred."""
+    """Return the first ``items`` distinct units with a preferred answer, which a suite measures."""
     good = {unit.id: unit for unit in units if any(r.advantage == 1.0 for r in unit.rows)}
     return list(good.values())[:items]
 
 
 def trained_texts(unit: Unit, encoder: PromptEncoder) -> Iterator[str]:
-    """The prompt of a unit, and every answer behind its prompt."""
+    """Yield the prompt of a unit, and every answer behind its prompt."""
     if unit.prompt is not None:
         yield text_of(unit.prompt)
     yield from answer_texts(unit, encoder)
 
 
 def answer_texts(unit: Unit, encoder: PromptEncoder) -> list[str]:
-    """Every answer of a unit behind its prompt, as a suite shows it."""
+    """Return every answer of a unit behind its prompt, as a suite shows it."""
     return [encoder.decode((*row.prompt_ids, *row.completion_ids)) for row in unit.rows]
 
 

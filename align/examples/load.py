@@ -71,7 +71,7 @@ class Examples:
     units: tuple[Unit, ...]
     report: Report
     documents: tuple[Document, ...] = ()
-    """What windows are cut from, where the rows are texts."""
+    """Documents that windows are cut from; empty unless the rows are texts."""
 
 
 def load_examples(
@@ -151,13 +151,13 @@ class _Loading:
             except Unusable as reason:
                 self._drop(row, reason)
                 continue
-            self.num_cut += sum(one.num_cut for one in encoded)
-            self._note(tuple(one.unit.id for one in encoded), row)
-            yield from (one.unit for one in encoded)
+            self.num_cut += sum(encoding.num_cut for encoding in encoded)
+            self._note(tuple(encoding.unit.id for encoding in encoded), row)
+            yield from (encoding.unit for encoding in encoded)
 
     def _check_template(self, examples: Iterable[Example]) -> None:
-        """Before the first chat: a template that cannot teach answers spoils them all."""
-        if self._chats_checked or all(isinstance(one.prompt, str) for one in examples):
+        """Check, before the first chat row, that the chat template can teach answers."""
+        if self._chats_checked or all(isinstance(example.prompt, str) for example in examples):
             return
         if self._encoder.tokenizer.chat_template is not None:
             check_answers(self._encoder, f"rounds.{self._round}.data")
@@ -178,20 +178,20 @@ class _Loading:
                 yield document
 
     def _note(self, content: object, row: files.Row) -> None:
-        """Remember a row, or that it stood before."""
-        place = _short(row.place)
-        first = self._first.setdefault(content, place)
-        if first is not place:
-            self.repeated.append(f"{place} is {first}")
+        """Record a row as seen, or as the repeat of an earlier row."""
+        short_place = _short(row.place)
+        first = self._first.setdefault(content, short_place)
+        if first is not short_place:
+            self.repeated.append(f"{short_place} is {first}")
 
     def _drop(self, row: files.Row, reason: Unusable) -> None:
-        place = _short(row.place)
-        told = place if reason.detail is None else f"{place}: {reason.detail}"
-        self.dropped.setdefault(str(reason), []).append(told)
+        short_place = _short(row.place)
+        entry = short_place if reason.detail is None else f"{short_place}: {reason.detail}"
+        self.dropped.setdefault(str(reason), []).append(entry)
 
 
 def _short(place: str) -> str:
-    """File and line without the folders."""
+    """Return file and line without the folders."""
     return place.rpartition("/")[2]
 
 
@@ -200,7 +200,7 @@ def _first(places: Sequence[str]) -> str:
 
 
 def _asks_for_chat(config: ExamplesConfig, encoder: PromptEncoder) -> bool:
-    """Whether texts become turns of a chat.
+    """Tell if texts become turns of a chat.
 
     Raises:
         UserError: they shall, and the model has no chat template.

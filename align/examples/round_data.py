@@ -1,4 +1,4 @@
-"""Everything that rounds learn from: read, checked, and divided from what they are measured on.
+"""Data that rounds learn from: read, checked, and divided from what they are measured on.
 
 What one round holds out of its own source is learnt by no round: it is taken out of the prompts, the
 general pools and the examples of the others, too.
@@ -36,27 +36,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundData:
-    """What rounds learn from and are measured on, by their names."""
+    """Data that rounds learn from and are measured on; each mapping is by round name."""
 
     prompts: dict[str, Sequence[Prompt]] = field(default_factory=dict)
-    """New prompts of every round; those of its examples where it learns from a file."""
+    """New prompts of every round; for a round that learns from a file, the prompts of its examples."""
     held_prompts: dict[str, Sequence[Prompt]] = field(default_factory=dict)
-    """Of rounds that hold out a share of their prompts."""
+    """Held-out prompts of rounds that hold out a share of their prompts."""
     general: dict[str, Sequence[Prompt]] = field(default_factory=dict)
     """The general pool of every round that has one."""
     examples: dict[str, Sequence[Unit]] = field(default_factory=dict)
-    """What rounds with ``data`` learn from."""
+    """Training units of rounds with ``data``."""
     held: dict[str, Sequence[Unit]] = field(default_factory=dict)
-    """What they are measured on."""
+    """Held-out units of rounds with ``data``, which they are measured on."""
     reports: dict[str, str] = field(default_factory=dict)
-    """What became of a round's rows."""
+    """One sentence per round on its rows: read, left out, divided."""
     held_names: frozenset[str] = frozenset()
-    """Prompts that no round learns from, see `prompt_name`."""
+    """Names, as `prompt_name` gives them, of prompts that no round learns from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loader:
-    """Reads the data of rounds.
+    """Reader of the data of rounds.
 
     Args:
         rule: what the gate calls an overlap.
@@ -72,7 +72,11 @@ class Loader:
     windows: bool = False
 
     def load(self, rounds: Sequence[RoundConfig]) -> RoundData:
-        """Read and divide; raises `UserError` for the first thing that cannot be used."""
+        """Read and divide the data of all rounds.
+
+        Raises:
+            UserError: the first source, row or share that cannot be used.
+        """
         data = RoundData()
         for spec in rounds:
             if spec.data is not None:
@@ -104,7 +108,7 @@ class Loader:
         examples = self._read(spec, config)
         report = str(examples.report)
         kept: Sequence[Unit]
-        held: Sequence[Unit]
+        held_units: Sequence[Unit]
         if config.heldout_source is not None:
             changes = {
                 "source": config.heldout_source,
@@ -112,14 +116,14 @@ class Loader:
                 "limit": None,
             }
             other = self._read(spec, config.model_copy(update={**changes, "use": "once"}))
-            kept, held = examples.units, other.units
+            kept, held_units = examples.units, other.units
             report += f"; held out of {config.heldout_source}: {other.report}"
         else:
-            kept, held, division = self._divided(spec, config, examples)
+            kept, held_units, division = self._divided(spec, config, examples)
             where = f"rounds.{spec.name}.data.heldout"
-            _check_sides(kept, held or kept, division, config.heldout, where)
+            _check_sides(kept, held_units or kept, division, config.heldout, where)
             report += f"; {division.sentence}" if division.num_tied else ""
-        data.examples[spec.name], data.held[spec.name] = kept, held
+        data.examples[spec.name], data.held[spec.name] = kept, held_units
         data.prompts[spec.name] = prompts_of(kept, self.encoder)
         data.reports[spec.name] = report
 
@@ -131,7 +135,7 @@ class Loader:
     def _divided(
         self, spec: RoundConfig, config: ExamplesConfig, examples: Examples
     ) -> tuple[Sequence[Unit], Sequence[Unit], Division]:
-        """Units to learn from, those held out, and how they were divided."""
+        """Divide units; return those to learn from, those held out, and the division."""
         if not examples.documents or self.windows or config.heldout_of == "windows":
             rows = UnitRows(examples.units, self.encoder, self._measure(spec))
             division = divide(rows, config.heldout)
@@ -153,16 +157,20 @@ class Loader:
         return kept, cut([text for text in texts if text.name in division.held]), division
 
     def _measure(self, spec: RoundConfig) -> Measure:
-        """The gate's measure, or none where the round is measured on other prompts anyway."""
+        """Return the overlap measure of a round; it has no items if the suite has prompts of its own."""
         rule = self.rule
         items = 0 if spec.suite.prompts is not None else spec.suite.items
         return Measure(rule=rule, units=units_of(rule, self.encoder), items=items)
 
 
 def _check_sides(
-    kept: Sequence[object], held: Sequence[object], division: Division, share: float, where: str
+    kept: Sequence[object],
+    held_rows: Sequence[object],
+    division: Division,
+    share: float,
+    where: str,
 ) -> None:
-    if kept and held:
+    if kept and held_rows:
         return
     what, remedy = (
         "held out, and none is left to learn from",
@@ -177,7 +185,7 @@ def _check_sides(
         )
         remedy = "give more examples that say other things, or name a file to be measured on"
     raise UserError(
-        f"all {len(kept) or len(held)} examples are {what}",
+        f"all {len(kept) or len(held_rows)} examples are {what}",
         where=where,
         cause=f"heldout is {share:g}, and answers to one prompt stay together{together}",
         remedy=remedy,
@@ -187,8 +195,10 @@ def _check_sides(
 def _without_held(
     data: RoundData, rounds: Sequence[RoundConfig], encoder: PromptEncoder
 ) -> RoundData:
-    """The data without the prompts that another round holds out."""
-    names = frozenset(prompt_name(p) for held in data.held_prompts.values() for p in held)
+    """Return the data without the prompts that another round holds out."""
+    names = frozenset(
+        prompt_name(p) for held_prompts in data.held_prompts.values() for p in held_prompts
+    )
     if not names:
         return data
 

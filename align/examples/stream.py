@@ -20,9 +20,9 @@ class Unit:
     """None for text that answers nothing."""
     rows: tuple[Row, ...]
     place: str = field(default="", compare=False)
-    """File and line it was read from; of a window where its first document stands."""
+    """File and line that the unit was read from; for a window, those of its first document."""
     documents: tuple[str, ...] = field(default=(), compare=False)
-    """Of a window of texts, the names of the documents it is cut from."""
+    """Names of the documents that a window of texts is cut from."""
 
 
 class ExampleStream:

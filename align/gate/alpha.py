@@ -58,7 +58,7 @@ def alpha_spent(
 
 
 def amended_level(gate: GateConfig, spent: Sequence[float], look: int) -> float:
-    """Error that the ``look``-th decision may make after others that were taken by other settings.
+    """Return the error of the ``look``-th decision after others that were taken by other settings.
 
     Args:
         spent: error of every decision before it, in order.
@@ -79,7 +79,7 @@ def amended_level(gate: GateConfig, spent: Sequence[float], look: int) -> float:
 
 
 def _rest(alpha: float, campaign_rounds: int, done: int, spending: Spending | None) -> float:
-    """Error that the rule leaves to all decisions after the first ``done``."""
+    """Return the error that the rule leaves to all decisions after the first ``done``."""
     declared = max(campaign_rounds - done, 0) / campaign_rounds
     if spending != "forever":
         return alpha * declared
@@ -96,7 +96,7 @@ def spent_by(gate: GateConfig, *, endless: bool) -> GateConfig:
 
 
 def spending_sentence(gate: GateConfig, look: int, level: float | None = None) -> str:
-    """What the ``look``-th decision is taken at, and what that keeps.
+    """Say which error the ``look``-th decision may make, and what that keeps.
 
     Args:
         level: where alpha was amended after decisions; None: the rule says it.

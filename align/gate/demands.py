@@ -25,7 +25,7 @@ UNIT_METRICS = frozenset(
 )  # fmt: skip
 """Shipped metrics that return shares between 0 and 1."""
 GRADED_METRICS = frozenset({"similarity", "short_sentences", "distinct_ngrams"})
-"""Those of them whose values lie between pass and fail."""
+"""Metrics in `UNIT_METRICS` whose values lie between pass and fail."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -168,7 +168,7 @@ def evaluate(
     Raises:
         RunError: no item of a suite has a value, or one is outside the metric's range.
     """
-    found, suites = {}, list(suites)
+    results_by_suite, suites = {}, list(suites)
     for number, suite in enumerate(suites, start=1):
         began = time.monotonic()
         meter = SuiteMeter(
@@ -187,8 +187,8 @@ def evaluate(
         else:
             results = _evaluate_sequences(counted, suite, snapshot_id)
         meter.finish()
-        found[suite.name] = replace(results, seconds=time.monotonic() - began)
-    return found
+        results_by_suite[suite.name] = replace(results, seconds=time.monotonic() - began)
+    return results_by_suite
 
 
 def paired(

@@ -68,7 +68,7 @@ class VerdictInputs:
     left_out: tuple[str, ...] = ()
     """Earlier accepted rounds of templates that were not looked at this time."""
     level: float | None = None
-    """Error of this decision, where alpha was amended after earlier ones; None: `alpha_at` says it."""
+    """Error of this decision if alpha was amended after earlier ones; None: as `alpha_at` says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +174,7 @@ def _rules(suites: Iterable[Suite | SuiteRule], target: str) -> tuple[SuiteRule,
 
 
 def level_of(gate: GateConfig, looks: int, level: float | None) -> float:
-    """Error that a decision may make: as it was fixed, else by the rule."""
+    """Return the error that a decision may make: ``level`` if it was fixed, else by the rule."""
     if level is not None:
         return level
     return alpha_at(gate.alpha, gate.campaign_rounds, looks, gate.spending)

@@ -121,12 +121,12 @@ def example_suite(spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Su
 
 
 def round_suite(
-    spec: RoundConfig, index: int, schemes: Schemes, held: Sequence[Prompt] | None = None
+    spec: RoundConfig, index: int, schemes: Schemes, held_prompts: Sequence[Prompt] | None = None
 ) -> Suite:
-    """The suite of a round's own rewards: on ``held``, the prompts that it holds out, if it does."""
+    """Return the suite of a round's own rewards, measured on ``held_prompts`` if it holds prompts out."""
     own, where = spec.suite, f"rounds.{index}.suite.prompts"
     held_out = None
-    if held is not None:
+    if held_prompts is not None:
         where = f"rounds.{index}.prompts.heldout"
     elif own.prompts is not None:
         held_out = _held_out(own.prompts, own.items, forced=False)
@@ -141,8 +141,8 @@ def round_suite(
             remedy="hold a share of them out of training, prompts: {source: ..., heldout: 0.1}, or keep at "
             f"least {own.items} of its prompts out of training yourself and name them in {where}",
         )
-    if held is not None:
-        prompts = _held_items(spec, held, where)
+    if held_prompts is not None:
+        prompts = _held_items(spec, held_prompts, where)
     else:
         assert held_out is not None
         prompts = _items(spec.name, held_out, own.items, schemes, spec.name, where)
@@ -161,22 +161,24 @@ def round_suite(
     return replace(suite, rubric=rubric)
 
 
-def _held_items(spec: RoundConfig, held: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
-    """At most ``suite.items`` of the prompts held out; as many where that was set."""
+def _held_items(
+    spec: RoundConfig, held_prompts: Sequence[Prompt], where: str
+) -> tuple[Prompt, ...]:
+    """Return at most ``suite.items`` of the held-out prompts; exactly as many if the file sets it."""
     items = spec.suite.items
-    if spec.suite.changed("items") and len(held) < items:
+    if spec.suite.changed("items") and len(held_prompts) < items:
         raise UserError(
-            f"suite {spec.name!r} asks for {items} items and {len(held)} prompts are held out",
+            f"suite {spec.name!r} asks for {items} items and {len(held_prompts)} prompts are held out",
             where=where,
-            remedy=f"raise heldout, or set suite.items to {len(held)} or less",
+            remedy=f"raise heldout, or set suite.items to {len(held_prompts)} or less",
         )
-    return tuple(held[:items])
+    return tuple(held_prompts[:items])
 
 
 def _rubric(
     suite: Suite, source: PromptsConfig | None, prompts: Sequence[Prompt], where: str, from_: str
 ) -> Rubric:
-    """The metric, known to find the columns it needs in every row of the source, if there is one."""
+    """Return the metric, after a check that every row of ``source`` has the columns it needs."""
     from rewards.rubric import build_rubric
     from rewards.signature import parameters, required_columns
 
@@ -191,7 +193,7 @@ def _rubric(
             sorted(needed),
             suite.name,
             from_,
-            reads=lambda column: any(one.take(column) for one in takes),
+            reads=lambda column: any(arguments.take(column) for arguments in takes),
         )
     rubric.check_columns(prompts, where)
     return rubric

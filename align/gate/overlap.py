@@ -34,16 +34,16 @@ class Trained(NamedTuple):
     place: str
     """Where, in words: ``the training prompts of round 'a'``."""
     at: str = ""
-    """File and line, ``prompts.jsonl:7``; empty where it was not read from one."""
+    """File and line, ``prompts.jsonl:7``; empty if the text was not read from a file."""
 
 
 class Item(NamedTuple):
-    """One item of a suite, as it is compared."""
+    """One item of a suite, with all texts it is compared by."""
 
     texts: Sequence[str]
-    """One that is found makes the item a hit."""
+    """Texts of the item; a training text that matches any of them is a hit."""
     at: str = ""
-    """File and line, ``eval.jsonl:7``; empty where it was not read from one."""
+    """File and line, ``eval.jsonl:7``; empty if the item was not read from a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ class Hit:
 
     @property
     def shown(self) -> str:
-        """The item's beginning, and the two places where they are known."""
+        """Beginning of the item, with the lines of item and training text if they are known."""
         places = f" ({self.at or 'it'} is in {self.in_})" if self.in_ else ""
         return f"{self.item[:200]!r}{places}"
 
@@ -93,7 +93,7 @@ def find_overlap(
     rule: OverlapConfig,
     units: Units = words,
 ) -> Overlap:
-    """Compare one suite, given by the texts of its items, with what is trained on."""
+    """Compare one suite, given by the texts of its items, with the texts that are trained on."""
     return find_overlaps({suite: [Item(texts) for texts in items]}, trained, rule, units)[suite]
 
 
@@ -103,7 +103,7 @@ def find_overlaps(
     rule: OverlapConfig,
     units: Units = words,
 ) -> dict[str, Overlap]:
-    """Compare suites with what is trained on, which is read once."""
+    """Compare suites with the texts that are trained on, in one pass over them."""
     n = rule.ngram
     indexes = {
         name: ItemIndex([[fingerprint(t, n, units) for t in item.texts] for item in items], n)

@@ -36,7 +36,7 @@ from rollouts.types import SnapshotId
 
 POWERS = (0.8, 0.95)
 LEAST_POWER = 0.5
-"""Below it an equal candidate fails more often than not."""
+"""Power below which an equal candidate fails more often than not."""
 ASSUMED_DISCORDANCE = GateConfig().assumed_change
 """Share of items that change between two snapshots, or variance of a score's difference."""
 ASSUMED_NATS = 0.01
@@ -71,11 +71,11 @@ class SuitePlan:
     family: Family
     role: PlanRole
     where: str
-    """Place in the campaign file."""
+    """Key of the suite in the campaign file."""
     n: int
-    """Items: as measured, else as loaded, else as configured."""
+    """Number of items: as measured, else as loaded, else as configured."""
     measured: bool
-    """Whether some snapshot was measured on it."""
+    """True once some snapshot was measured on the suite."""
     margin: float
     spread: Spread
     testable: Mapping[float, float]
@@ -91,18 +91,18 @@ class SuitePlan:
     """Smallest margin at which `joint` suffices for all suites to pass together with a chance of .8, were
     they alike; None: there is none."""
     enough: int
-    """Items that suffice for the same at the configured margin."""
+    """Items at which `joint` suffices in the same sense, at the configured margin."""
     rate_margin: float | None
     """Largest rise of answers cut or without a score; None: not tested."""
     clusters: int | None
-    """Independent clusters of items; None: every item counts by itself, or not known."""
+    """Independent clusters of items; None if every item counts by itself or clusters are not known."""
     gain: float | None
     """Smallest gain that is shown with a chance of .8 where the suite is its round's target; infinite: no
     gain is. None: it is no target."""
     reachable: bool
-    """Whether some gain is shown more often than not; True where it is no target."""
+    """True if some gain is shown more often than not, or the suite is no target."""
     guards: int
-    """Suites like it that the last round must not lose; 0: it is shown, or the last round's target."""
+    """Suites like it that the last round must not lose; 0 if only shown or the last target."""
     rounds: int
     """Of a template: earlier rounds with such a suite that a decision looks at, once there are so many.
     0: it is no template, or one that remembers all."""
@@ -165,7 +165,9 @@ def plan_gate(
     look = 1 if evidence is None else evidence.looks() + 1
     amended = None if evidence is None else evidence.amended_level(look)
     alpha = level_of(gate, look, amended)
-    stated = list(stated_suites(config, {one.name: one for one in templates}, suites))
+    stated = list(
+        stated_suites(config, {template.name: template for template in templates}, suites)
+    )
     guards = sum(suite.guards for suite in stated)
     level = _Level(
         alpha=alpha,
@@ -208,14 +210,14 @@ def measuring_seconds(evidence: Evidence) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Level:
-    """What all suites of one decision are planned with."""
+    """Settings that all suites of one decision are planned with."""
 
     alpha: float
     wanted: float
-    """Chance to pass that each suite needs for all of them to pass with a chance of .8."""
+    """Chance to pass that each suite needs for all to pass with a chance of .8."""
     min_gain: float
     change: float
-    """Share of items that change where nothing was measured."""
+    """Share of items that is assumed to change where nothing was measured."""
 
 
 def _plan(

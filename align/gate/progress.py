@@ -1,4 +1,4 @@
-"""How far the measuring of a snapshot is: items done of all, items per second, time left.
+"""Progress of measuring a snapshot: items done of all, items per second, time left.
 
 `CountedEngine` stands between a suite and the engine and counts answers as they come, so that no kind of
 suite has to know that somebody watches.
@@ -24,23 +24,23 @@ from rollouts.engine import (
 )
 
 Stage = Literal["asking", "scoring", "measured"]
-"""``asking``: engines sample or score; ``scoring``: the suite's metric reads the answers."""
+"""Step of a suite: ``asking`` (engines sample or score), ``scoring`` (the metric reads), ``measured``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuiteProgress:
-    """One suite that is being measured on one snapshot."""
+    """Progress of one suite on one snapshot."""
 
     suite: str
     number: int
-    """Its place among the suites that are measured now, from 1."""
+    """Position of the suite among those measured now, from 1."""
     suites: int
-    """How many those are."""
+    """Number of suites measured now."""
     done: int
-    """Items whose answers are there."""
+    """Items that have their answers."""
     total: int
     seconds: float
-    """Since the suite was begun."""
+    """Seconds since the suite began."""
     stage: Stage
 
     @property
@@ -50,7 +50,7 @@ class SuiteProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the rest takes at this rate; None before the first item."""
+        """Seconds for the remaining items at this rate; None before the first item."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     @property
@@ -70,7 +70,7 @@ class SuiteProgress:
 
 
 def per_second(rate: float) -> str:
-    """A rate of items for people.
+    """Format a rate of items for people.
 
     >>> per_second(1180.4), per_second(0.0523)
     ('1,180 items/s', '0.052 items/s')
@@ -79,7 +79,7 @@ def per_second(rate: float) -> str:
 
 
 def spelled(seconds: float) -> str:
-    """A duration for people.
+    """Format a duration for people.
 
     >>> spelled(59.6), spelled(61), spelled(3700)
     ('1 min', '1 min 1 s', '1 h 1 min')
@@ -94,12 +94,12 @@ def spelled(seconds: float) -> str:
 
 
 Tell = Callable[[SuiteProgress], None]
-"""Whoever wants to know; called often, with every few answers."""
+"""Listener for progress; called often, with every few answers."""
 
 
 @dataclass(kw_only=True)
 class SuiteMeter:
-    """Answers of one suite, counted."""
+    """Counter of one suite's answers."""
 
     suite: str
     number: int
@@ -109,21 +109,21 @@ class SuiteMeter:
     _asked: int = 0
     _answered: int = 0
     _done: int = 0
-    """Items; a suite that asks once more does not fall behind it."""
+    """Items done so far; never falls, even if the suite asks for more answers."""
     _began: float = field(default_factory=monotonic)
 
     def ask(self, count: int) -> None:
-        """Expect so many answers more."""
+        """Add ``count`` to the answers that are expected."""
         self._asked += count
         self._say("asking")
 
     def answer(self, count: int) -> None:
-        """So many answers are there."""
+        """Add ``count`` to the answers that have arrived."""
         self._answered += count
         self._say("scoring" if self._answered >= self._asked else "asking")
 
     def finish(self) -> None:
-        """Every item has its value."""
+        """Report that every item has its value."""
         self._say("measured")
 
     def _say(self, stage: Stage) -> None:
@@ -144,7 +144,7 @@ class SuiteMeter:
 
 
 class CountedEngine:
-    """A `RolloutEngine` that is another one, and counts what it answers."""
+    """Wrapper of a `RolloutEngine` that counts its answers."""
 
     def __init__(self, engine: RolloutEngine, meter: SuiteMeter) -> None:
         self._engine, self._meter = engine, meter
@@ -160,7 +160,7 @@ class CountedEngine:
         return self.submit(requests)()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
-        """Logprobs of each request's completion tokens."""
+        """Return the log-probabilities of each request's completion tokens."""
         self._meter.ask(len(requests))
         if not isinstance(self._engine, StreamScoringEngine):
             answers = self._engine.score(requests)
@@ -170,7 +170,7 @@ class CountedEngine:
         for fresh in self._engine.scores(requests):
             scored |= dict(fresh)
             self._meter.answer(len(fresh))
-        return [scored[place] for place in range(len(requests))]
+        return [scored[index] for index in range(len(requests))]
 
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Hand weights on to the engine."""

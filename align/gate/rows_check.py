@@ -42,8 +42,8 @@ def check_rows(
         for column in needed:
             if column not in row.values:
                 bare.setdefault(column, []).append(row.place)
-        asked = {n: v for n, v in row.values.items() if n == prompts.column or reads(n)}
-        item = json.dumps(to_json(asked), sort_keys=True, default=str)
+        read_values = {n: v for n, v in row.values.items() if n == prompts.column or reads(n)}
+        item = json.dumps(to_json(read_values), sort_keys=True, default=str)
         if item in first:
             again.append(f"{row.place} is {first[item]}")
         first.setdefault(item, row.place)

@@ -1,4 +1,4 @@
-"""A suite as a campaign states it, and what its items can show of an equal candidate.
+"""Suites as a campaign states them, and what their items can show of an equal candidate.
 
 The candidate is compared with its parent, with the best snapshot so far and with a fixed anchor, and the
 shares of its answers that are cut or left without a score are compared with its parent's: all of that must
@@ -22,69 +22,69 @@ from align.gate.suites import Kind, Suite
 from align.schedule.recall import Template
 
 PlanRole = Literal["gate", "watch", "sealed", "round"]
-"""``round``: the target of its round, and guarded after it."""
+"""Role of a suite; ``round`` is the target of its round, and guarded after it."""
 LARGEST = 1 << 40
-"""Where a search for items or for a margin ends: no campaign has so many, no metric so wide a range."""
+"""Upper end of a search for items or for a margin; no campaign reaches it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatedSuite:
-    """What a campaign file says of one suite. Margins are in units of its metric."""
+    """Statement of one suite in a campaign file. Margins are in units of its metric."""
 
     name: str
     family: Family
     role: PlanRole
     where: str
-    """Place in the campaign file."""
+    """Key of the suite in the campaign file."""
     kind: Kind
     items: int
     margin: float
     best_margin: float
     budget: float
     rate_margins: tuple[float | None, float | None]
-    """Stated for answers that are cut, and for those without a score."""
+    """Stated margins for the rates of cut answers and of answers without a score; None: not stated."""
     width: float | None
-    """Range of the metric; None: not known."""
+    """Range of the metric; None if it is not known."""
     graded: bool
-    """Values between pass and fail are known to come."""
+    """True if the metric is known to give values between pass and fail."""
     snapshots: int
-    """Different snapshots that the last round of the campaign compares with."""
+    """Different snapshots that the last round of the campaign is compared with."""
     guards: int
-    """Suites like it that the last round must not lose: of a template as many as it remembers."""
+    """Suites like this one that the last round must not lose; for a template, those it remembers."""
     tokens_per_item: int | None
     rounds: int = 0
-    """Of a template: earlier rounds that a decision looks at, once there are so many; 0: no template."""
+    """Earlier rounds of a template that a decision looks at once there are enough; 0 if no template."""
     clusters: int | None = None
-    """Independent clusters that its items come in; None: every item counts by itself, or not known."""
+    """Independent clusters of the items; None if every item counts by itself or clusters are not known."""
 
     def counted(self, suite: Suite | None) -> StatedSuite:
-        """The same with the items that were loaded, where it was."""
+        """Return this statement with the items of the loaded suite; unchanged if it was not loaded."""
         if suite is None:
             return self
         labels = {prompt.columns.get(suite.cluster) for prompt in suite.prompts if suite.cluster}
         return replace(self, items=len(suite.item_ids), clusters=len(labels) or None)
 
     def margins(self, margin: float) -> tuple[float, ...]:
-        """Largest loss against each comparator, were that against the parent ``margin``."""
+        """Return the largest loss per comparator if the margin against the parent is ``margin``."""
         best, budget = max(margin, self.best_margin), max(margin, self.budget)
         # Of two snapshots one is the best.
         return {1: (margin,), 2: (margin, budget)}.get(self.snapshots, (margin, best, budget))
 
     def rate_margin(self, margin: float) -> float | None:
-        """Smallest rise that is held against answers cut or without a score; None: not tested."""
+        """Return the smallest rise of cut or unscored answers that is tested; None if none is."""
         if self.kind != "items":
             return None
         usual = margin / self.width if self.width else USUAL_RATE_MARGIN
         return min(stated or usual for stated in self.rate_margins)
 
     def fewest(self, pass_fail: bool) -> int:
-        """Items below which the gate calls them too few, whatever they say."""
+        """Return the number of items below which the gate calls them too few, whatever they show."""
         return 1 if pass_fail else MIN_SCORED_ITEMS if self.kind == "items" else MIN_ITEMS
 
     def joint(
         self, n: int, variance: float, alpha: float, *, pass_fail: bool, margin: float | None = None
     ) -> float:
-        """Chance that an equal candidate passes every check of the suite.
+        """Return the chance that an equal candidate passes every check of the suite.
 
         Args:
             n: items.
@@ -103,7 +103,7 @@ class StatedSuite:
     def smallest(
         self, n: int, variance: float, alpha: float, wanted: float, *, pass_fail: bool
     ) -> float | None:
-        """Smallest margin against the parent with which `joint` is ``wanted``; None: none is."""
+        """Return the smallest margin against the parent at which `joint` is ``wanted``; None if none is."""
 
         def passes(margin: float) -> bool:
             return self.joint(n, variance, alpha, pass_fail=pass_fail, margin=margin) >= wanted
@@ -118,7 +118,7 @@ class StatedSuite:
         return top
 
     def enough(self, variance: float, alpha: float, wanted: float, *, pass_fail: bool) -> int:
-        """Items with which `joint` is ``wanted`` at the stated margin, each in a cluster of its own."""
+        """Return the items at which `joint` is ``wanted`` at the stated margin, with a cluster per item."""
         free = replace(self, clusters=None)
         return _first(
             lambda n: free.joint(n, variance, alpha, pass_fail=pass_fail) >= wanted, LARGEST
@@ -134,7 +134,7 @@ class StatedSuite:
         pass_fail: bool,
         min_gain: float,
     ) -> float:
-        """Smallest gain over the parent that ``n`` items show with chance ``wanted``; infinite: none.
+        """Return the smallest gain over the parent that ``n`` items show with chance ``wanted``, or inf.
 
         A pass/fail suite that gains a share g of its items changes at least so many of them.
         """
@@ -153,7 +153,7 @@ class StatedSuite:
 def stated_suites(
     config: CampaignConfig, templates: Mapping[str, Template], loaded: Sequence[Suite] = ()
 ) -> Iterator[StatedSuite]:
-    """Suites of capabilities, then one per round that makes a policy; one stands for all of a template.
+    """Yield suites of capabilities, then one per round that makes a policy; a template yields one in all.
 
     Args:
         loaded: suites whose items can be counted.
@@ -203,7 +203,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
 def _of_round(spec: RoundConfig, where: str, snapshots: int, guards: int) -> StatedSuite:
     own = spec.suite
     sampled = own.prompts is not None or spec.data is None
-    given: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
+    material_kind: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
     items = own.items
     if not sampled and spec.data is not None and spec.when is not None:
         # What a round waits for before it takes its rows from the inbox.
@@ -215,7 +215,7 @@ def _of_round(spec: RoundConfig, where: str, snapshots: int, guards: int) -> Sta
         family=own.family,
         role="round",
         where=where,
-        kind="items" if sampled else given,
+        kind="items" if sampled else material_kind,
         items=items,
         margin=own.margin,
         best_margin=own.best_margin or budget,
@@ -234,7 +234,7 @@ def _graded(spec: SuiteConfig | RoundSuiteConfig, metrics: Sequence[str]) -> boo
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:
-    """Smallest of 1 .. most from which a monotone condition holds; ``most`` where it never does."""
+    """Return the smallest of 1 .. most from which a monotone condition holds; ``most`` if it never does."""
     high = 1
     while high < most and not holds(high):
         high *= 2

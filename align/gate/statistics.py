@@ -250,7 +250,7 @@ def power(n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = 
 def joint_power(
     n: int, psi: float, margins: Sequence[float], alpha: float, *, pass_fail: bool = True
 ) -> float:
-    """Chance that an equal candidate is shown to lose less than every margin, one for each comparator.
+    """Return the chance that an equal candidate is shown to lose less than every comparator's margin.
 
     All snapshots are equal and answer with as much noise of their own, so that two comparisons with one
     candidate are correlated by one half; what is left is an integral over the candidate's own noise.

@@ -71,7 +71,7 @@ class Suite:
     sequence_ids: tuple[str, ...] = ()
     """Names of the items of a suite of sequences."""
     sequence_places: tuple[str, ...] = field(default=(), compare=False)
-    """File and line of every such item; empty where they are not known."""
+    """File and line of every sequence item; empty if they are not known."""
     demands: Demands = field(default_factory=Demands)
     """What is asked besides the mean."""
     every: int | None = None

@@ -64,9 +64,9 @@ def build_suites(
         for index in range(len(config.suites))
     ]
     for index, spec in enumerate(config.rounds):
-        held = data.held.get(spec.name) if data else None
-        if held is not None and spec.suite.prompts is None:
-            suites.append(example_suite(spec, index, held))
+        held_units = data.held.get(spec.name) if data else None
+        if held_units is not None and spec.suite.prompts is None:
+            suites.append(example_suite(spec, index, held_units))
         else:
             own = data.held_prompts.get(spec.name) if data else None
             suites.append(round_suite(spec, index, schemes, own))
@@ -85,7 +85,7 @@ def build_suites(
 
 
 def _with_encoding(suites: list[Suite], encoding: str, stored: Collection[str]) -> list[Suite]:
-    """The suites with hashes that cover tokenizer and chat template.
+    """Return the suites with hashes that cover tokenizer and chat template.
 
     A store that began before hashes did holds results under the older ones; there they stay as they are.
     """
@@ -100,7 +100,7 @@ def _held_out_from(
     rule: OverlapConfig,
     encoder: PromptEncoder,
 ) -> list[Suite]:
-    """The suites with what they have in common with training, which is little enough."""
+    """Return the suites with their overlap with training; refuse too much of it."""
     items = {suite.name: _items_of(suite, encoder) for suite in suites}
     overlaps = find_overlaps(items, trained, rule, units_of(rule, encoder))
     for overlap in overlaps.values():
@@ -111,7 +111,9 @@ def _held_out_from(
 def _items_of(suite: Suite, encoder: PromptEncoder) -> list[Item]:
     if not suite.sequences:
         return [Item((text_of(prompt),), prompt.place) for prompt in suite.pool]
-    texts = [encoder.decode((*asked, *said)) for asked, said in suite.sequences]
+    texts = [
+        encoder.decode((*prompt_ids, *answer_ids)) for prompt_ids, answer_ids in suite.sequences
+    ]
     size = len(texts) // len(suite.sequence_ids)
     places = suite.sequence_places or ("",) * len(suite.sequence_ids)
     return [Item(texts[i * size : (i + 1) * size], at) for i, at in enumerate(places)]
@@ -133,16 +135,16 @@ def _trained_prompts(
                 else load_prompts(spec.prompts, schemes, None, "new")
             )
         for prompt in new:
-            place = f"the training prompts of round {spec.name!r}"
-            yield Trained(text_of(prompt), place, prompt.place)
+            description = f"the training prompts of round {spec.name!r}"
+            yield Trained(text_of(prompt), description, prompt.place)
         pool = spec.replay.general_prompts
         if pool is None or pool in pools:
             continue
         pools.append(pool)
         general = data.general[spec.name] if data else load_prompts(pool, schemes, None, "general")
         for prompt in general:
-            place = f"the general pool of round {spec.name!r}"
-            yield Trained(text_of(prompt), place, prompt.place)
+            description = f"the general pool of round {spec.name!r}"
+            yield Trained(text_of(prompt), description, prompt.place)
 
 
 def _trained_examples(

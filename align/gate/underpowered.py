@@ -1,4 +1,4 @@
-"""A campaign whose gate cannot pass: said before anything is started, with the items that would do.
+"""Refusal of campaigns whose gate cannot pass, before anything starts, with the items that would suffice.
 
 A candidate that loses nothing must pass more often than not, against all comparators and on all suites
 together. What was measured in the store already is no reason to refuse: its campaign goes on.
@@ -20,7 +20,7 @@ from rollouts.errors import UserError
 
 
 def foresee(config: CampaignConfig, suites: Sequence[Suite], ledger: Ledger | None) -> GatePlan:
-    """Plan the gate with suites that were loaded and, of a campaign that began here, what it measured."""
+    """Plan the gate for loaded suites, with the store's measurements if the campaign has begun here."""
     begun = ledger is not None and ledger.alias("production") is not None
     evidence = None
     # The results of a store with a URL may not be here yet.
@@ -30,7 +30,7 @@ def foresee(config: CampaignConfig, suites: Sequence[Suite], ledger: Ledger | No
 
 
 def power_lines(planned: GatePlan) -> Iterator[str]:
-    """Per suite the smallest margin that its items can test, and what all of it comes to."""
+    """Yield per suite the smallest margin that its items can test, then the chance to pass all suites."""
     yield f"gate: {planned.spending}"
     for suite in planned.suites:
         smallest = "no margin" if suite.smallest is None else _amount(suite, suite.smallest)
@@ -52,7 +52,7 @@ def power_lines(planned: GatePlan) -> Iterator[str]:
 
 
 def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
-    """Warnings of suites that have too few items, where the campaign goes on all the same.
+    """Return warnings for suites with too few items, if the campaign goes on all the same.
 
     Raises:
         UserError: an equal candidate would fail more often than not, on a suite that nothing was measured
@@ -104,7 +104,7 @@ def _state(suite: SuitePlan, alpha: float) -> str:
 
 
 def _held_rate(suite: SuitePlan, alpha: float) -> float | None:
-    """Rise of answers cut or without a score that so few items cannot exclude; None: not to blame."""
+    """Return the rise of cut or unscored answers that ``n`` items cannot exclude; None if not the cause."""
     rate, others = suite.rate_margin, suite.smallest is not None and suite.power < LEAST_POWER
     return None if rate is None or others or power(suite.n, 0.0, rate, alpha) > 0.0 else rate
 
@@ -120,7 +120,7 @@ def _change(suite: SuitePlan) -> str:
 
 
 def _remedy(suite: SuitePlan, alpha: float) -> str:
-    """The items that would do, or the margin."""
+    """Say which number of items or which margin would suffice."""
     if suite.clusters is not None and suite.clusters < MIN_SCORED_ITEMS:
         return (
             f"give {suite.suite} items of at least {MIN_SCORED_ITEMS} clusters, it has "
@@ -135,7 +135,7 @@ def _remedy(suite: SuitePlan, alpha: float) -> str:
 
 
 def _rounded_up(margin: float) -> float:
-    """Two digits, never less."""
+    """Round up to two digits."""
     scale = 10.0 ** (math.floor(math.log10(margin)) - 1)
     return math.ceil(margin / scale * (1 - 1e-9)) * scale
 

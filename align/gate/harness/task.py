@@ -168,8 +168,8 @@ def build_task(
         raise UserError("the model has no chat template", where=f"{where}.harness.chat_template")
     if spec.chat_template:
         roles = ("user", "assistant", "user") if task.config.num_fewshot else ("user",)
-        asked = Prompt(id=spec.task, messages=probe_turns(roles))
-        check_conversations(encoder, [asked], f"{where}.harness.chat_template")
+        prompt = Prompt(id=spec.task, messages=probe_turns(roles))
+        check_conversations(encoder, [prompt], f"{where}.harness.chat_template")
     found = _items(task, spec, items, model)
     num_cut = check_requests(task.instances, model, where)
     if num_cut:
