@@ -1,4 +1,4 @@
-"""``keel campaign``: write down that a campaign's file changed, and look at what was changed so far."""
+"""``keel campaign``: records changes of a campaign file, and shows the recorded ones."""
 
 from __future__ import annotations
 

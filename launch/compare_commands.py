@@ -1,4 +1,4 @@
-"""``keel compare``: what several campaigns came to, suite by suite."""
+"""``keel compare``: results of several campaigns, suite by suite."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     from align.evidence import stored_evidence
     from align.report.compare import compare as compared
 
-    found = compared([(str(p), stored_evidence(load(p, overrides).config)) for p in campaigns])
+    comparison = compared([(str(p), stored_evidence(load(p, overrides).config)) for p in campaigns])
     if as_json:
-        print_json(found)
+        print_json(comparison)
         return
     from rich.table import Table
     from rich.text import Text
@@ -37,14 +37,18 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     from align.report.tables import report_console
 
     table = Table(title="Production of every campaign", title_justify="left")
-    summary = [name for name in found.groups[0].summary if _any(found.groups, name)]
-    for number, column in enumerate(("campaign", "seeds", "accepted", *found.suites, *summary)):
+    summary = [name for name in comparison.groups[0].summary if _any(comparison.groups, name)]
+    for number, column in enumerate(
+        ("campaign", "seeds", "accepted", *comparison.suites, *summary)
+    ):
         table.add_column(column, justify="left" if number == 0 else "right")
-    table.add_row(*map(Text, ["base", "", "", *(_cell(found.base[s]) for s in found.suites)]))
-    for group in found.groups:
+    table.add_row(
+        *map(Text, ["base", "", "", *(_cell(comparison.base[s]) for s in comparison.suites)])
+    )
+    for group in comparison.groups:
         rounds = f"{group.accepted.mean:g} of {group.accepted.mean + group.rejected.mean:g}"
         cells = [", ".join(group.campaigns), ", ".join(map(str, group.seeds)), rounds]
-        cells += [_cell(group.scores[suite]) for suite in found.suites]
+        cells += [_cell(group.scores[suite]) for suite in comparison.suites]
         cells += [_cell(group.summary[name], "+.3f") for name in summary]
         table.add_row(*map(Text, cells))
     report_console().print(table)

@@ -1,4 +1,4 @@
-"""A first campaign file: from a model, prompts and rewards to YAML that passes the check.
+"""First campaign file, made from a model, prompts and rewards; it passes the check.
 
 Lengths are taken from the model's context and the longest prompt, margins from what the held-out items can
 test. What cannot be made to pass is told as `keel config check` tells it.
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from align.inputs import Inputs
 
 LONGEST_ANSWER = 128
-"""Tokens of an answer unless the model's context has less room."""
+"""Tokens of an answer if the model's context has room for as many."""
 LEAST_MARGIN, LARGEST_MARGIN = 0.02, 0.45
-"""Margins that are written: the budget is twice as much, and below 1."""
+"""Bounds of the margins that are written; the budget is twice the margin and stays below 1."""
 RARE = 9.0
-"""Items times the margin of rates such as answers cut: what alpha's share of one look needs at least."""
+"""Least product of items and the margin of rates such as answers cut, for alpha's share of one look."""
 STEPS = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wishes:
-    """What was asked for on the command line."""
+    """Choices made on the command line."""
 
     model: str
     source: str
@@ -43,16 +43,16 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """What is chosen for the model and the data."""
+    """Sizes chosen for the model and the data."""
 
     max_tokens: int = 1
     margin: float = LARGEST_MARGIN
     rate_margin: float = LARGEST_MARGIN
-    """Rise of answers that are cut, or that the metric cannot score."""
+    """Largest rise of answers that are cut, or that the metric cannot score."""
 
 
 def write_campaign(file: Path, wishes: Wishes) -> list[str]:
-    """Choose sizes, check, and write the file; returns what was chosen, in sentences.
+    """Choose sizes, check, and write the file; return sentences on what was chosen.
 
     Raises:
         UserError: the model, the data or a reward cannot be used. Nothing is written then.
@@ -69,7 +69,7 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     plan = foresee(config, inputs.suites, None)
     inputs.close()
     items = len(inputs.suites[0].item_ids)
-    smallest = next((one.smallest for one in plan.suites), LEAST_MARGIN)
+    smallest = next((suite.smallest for suite in plan.suites), LEAST_MARGIN)
     if smallest is None or smallest > LARGEST_MARGIN:
         raise UserError(
             f"{items} held-out items are too few to tell a loss of {LARGEST_MARGIN:g} from none",
@@ -98,7 +98,7 @@ def _unwritable(file: Path, cause: str) -> UserError:
 
 
 def _room(config: CampaignConfig, inputs: Inputs) -> int:
-    """Tokens left for an answer beside the longest prompt."""
+    """Return the tokens left for an answer beside the longest prompt."""
     (spec,) = config.rounds
     prompts = [*inputs.prompts[spec.name], *(p for s in inputs.suites for p in s.prompts)]
     longest = max((len(inputs.encoder.encode(prompt)) for prompt in prompts), default=0)
@@ -128,7 +128,7 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
 
 
 def _material(file: Path, wishes: Wishes) -> str:
-    """Write what the round learns from and how: prompts and rewards, or a file of examples."""
+    """Write the material of the round and its algorithm: prompts and rewards, or a file of examples."""
     source = _from_file(file, wishes.source)
     stated = json.dumps(source) if "://" in source else _with_share(source, wishes.heldout)
     lines = [f"algorithm: {_algorithm(wishes)}"]
@@ -143,13 +143,13 @@ def _material(file: Path, wishes: Wishes) -> str:
 
 
 def _suite(wishes: Wishes, sizes: Sizes) -> str:
-    """Write the margins of the round's suite; of what is sampled, those of its rates too."""
+    """Write the margins of the round's suite; if answers are sampled, those of its rates too."""
     rates = f", truncation_margin: {sizes.rate_margin:g}, failure_margin: {sizes.rate_margin:g}"
     return f"margin: {sizes.margin:g}{rates if wishes.rewards else ''}"
 
 
 def _algorithm(wishes: Wishes) -> str:
-    """Name the algorithm; one that can also judge its own samples reads a file where there is no reward."""
+    """Name the algorithm; without a reward, one that could judge its own samples reads a file instead."""
     from align.learner.losses import ALGORITHMS
 
     known = ALGORITHMS.get(wishes.algorithm)

@@ -15,11 +15,11 @@ from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 
 ANSWER = Completion(token_ids=(), logprobs_T=(), text="An answer.", finish_reason="stop")
-"""What every reward has to say something about, a number or that it abstains."""
+"""Answer that every reward must score or abstain from."""
 LIMIT_S = 30.0
-"""For the call of a reward in a process of its own, where its deadline is not shorter."""
+"""Longest wait for a reward in a process of its own, if its deadline is not shorter."""
 TRACE_LINES = 3
-"""Of a traceback, the last ones, which name the reward's own line."""
+"""Last lines of a traceback that an error shows; they name the reward's own line."""
 
 
 def call_once(

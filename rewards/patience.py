@@ -1,4 +1,4 @@
-"""Says that a reward is being waited for, so that nobody takes a slow one for a dead program."""
+"""Messages that a reward is being waited for, so that nobody takes a slow one for a dead program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 QUIET_S = 1.0
-"""A wait of no more than this needs no word."""
+"""Seconds of waiting before the first message."""
 AGAIN_S = 10.0
-"""Between two words on the same wait."""
+"""Seconds between two messages on the same wait."""
 
 
 @contextmanager

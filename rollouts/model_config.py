@@ -24,7 +24,7 @@ class ModelSizes:
     head_dim: int | None
     """Numbers per attention head."""
     stretched: bool
-    """Rotary positions are scaled, so that the model may read further than ``context`` says."""
+    """True if rotary positions are scaled, so that the model may read further than ``context`` says."""
 
 
 def sizes_of(folder: Path, *, trust_remote_code: bool = False) -> ModelSizes:
@@ -76,5 +76,5 @@ def _is_stretched(config: Any) -> bool:
 
 
 def _number(config: Any, name: str) -> int | None:
-    found = setting(config, name)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    value = setting(config, name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

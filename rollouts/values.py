@@ -1,4 +1,4 @@
-"""Values of a row's columns: which kinds are held, and how JSON carries them there and back.
+"""Values of a row's columns: the kinds that are kept, and their form in JSON.
 
 Files hold more than JSON does: not-a-number, bytes, decimals, dates. A column is kept with its prompt for
 as long as a campaign lives (replay, checkpoints, workers of rewards), so a row is brought into a closed
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 TAG = "$keel"
-"""Key of a mapping that stands for a value JSON has no word for."""
+"""Key of a mapping that stands for a value that JSON cannot express."""
 NANOSECOND = "a time with nanoseconds"
 MICROSECOND = timedelta(microseconds=1)
 
 
 class Unholdable(ValueError):
-    """A value that is not kept. The message names its kind."""
+    """Error for a value of a kind that is not kept; the message names the kind."""
 
     def __init__(self, kind: str, path: str = "") -> None:
         super().__init__(f"{kind}{f' at {path}' if path else ''}")
@@ -33,7 +33,7 @@ class Unholdable(ValueError):
 
 
 class Kind(NamedTuple):
-    """One type that JSON has no word for, as text and back."""
+    """One type that JSON cannot express, with its way to text and back."""
 
     type: type
     write: Callable[[Any], str]
@@ -57,7 +57,7 @@ KINDS: dict[str, Kind] = {
 
 
 def normalised(value: Any, path: str = "") -> Any:
-    """The value in plain kinds: tuples and arrays as lists, numpy's numbers as Python's.
+    """Return the value in plain kinds: tuples and arrays as lists, numpy's numbers as Python's.
 
     Args:
         path: keys and positions that lead to the value, for the message.
@@ -91,7 +91,7 @@ def normalised(value: Any, path: str = "") -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """What JSON holds and `from_json` turns back into the same value, for one that is `normalised`."""
+    """Return the JSON form of a `normalised` value, from which `from_json` restores it."""
     if isinstance(value, float) and not math.isfinite(value):
         return {TAG: "float", "value": repr(value)}
     if isinstance(value, list | tuple):
@@ -106,7 +106,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The value that `to_json` was given.
+    """Return the value that `to_json` was given.
 
     Raises:
         ValueError, KeyError: a tag is not one of ours.
@@ -132,7 +132,7 @@ def _below(path: str, step: object) -> str:
 
 
 def _normalised_time(value: datetime | time | timedelta, path: str) -> datetime | time | timedelta:
-    """Python's own class, in a zone that is a fixed offset: what text gives back."""
+    """Return the time as Python's own class with a fixed offset, which is what its text gives back."""
     if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
         raise Unholdable(NANOSECOND, path)
     if isinstance(value, timedelta):

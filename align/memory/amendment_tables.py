@@ -1,5 +1,4 @@
-"""The tables of a living campaign: amendments of its file, settings that verdicts rest on, rounds that were
-given up, and the code of one's own that it ran.
+"""Tables of a living campaign: amendments, pinned settings, dropped rounds, and the user code that ran.
 
 All but the pinned settings are logs that only grow. They lie in the ledger's own database.
 """

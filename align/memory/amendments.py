@@ -1,4 +1,4 @@
-"""What people changed of a campaign after its store was begun: amendments, dropped rounds, changed code.
+"""Changes that people made to a campaign after its store was begun: amendments, drops, changed code.
 
 Every log only grows; the database keeps it so.
 """
@@ -26,22 +26,22 @@ from rollouts.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Amendment:
-    """One change of a campaign that had begun."""
+    """One amendment of a campaign that had begun."""
 
     seq: int
     who: str
     reason: str
-    """Empty where none was given: the next run found the file changed."""
+    """Reason that the person gave; empty if a run found the file changed."""
     changes: tuple[str, ...]
     """Sentences such as ``rounds.sort.steps: 45 -> 60``."""
     decisions: int
-    """Rounds that were decided before it."""
+    """Number of rounds that were decided before the amendment."""
     time: str
-    """ISO 8601, UTC."""
+    """Time of the amendment, ISO 8601, UTC."""
 
     @property
     def sentence(self) -> str:
-        """Who changed what, when and why."""
+        """Sentence for people: who changed what, when and why."""
         why = f" ({self.reason})" if self.reason else ""
         return (
             f"amended {self.time[:16]} by {self.who or 'somebody'}{why}: {'; '.join(self.changes)}"
@@ -55,21 +55,21 @@ class Drop:
     index: int
     round: str
     stays: bool
-    """The campaign file may still name the round; it is not run."""
+    """True if the campaign file may still name the round, which then does not run."""
     who: str
     reason: str
     time: str
-    """ISO 8601, UTC."""
+    """Time of the drop, ISO 8601, UTC."""
 
     @property
     def sentence(self) -> str:
-        """Who dropped it, when and why."""
+        """Sentence for people: who dropped the round, when and why."""
         why = f": {self.reason}" if self.reason else ""
         return f"{self.round} was dropped {self.time[:16]} by {self.who or 'somebody'}{why}"
 
 
 def amendments_of(ledger: Ledger) -> list[Amendment]:
-    """The whole log, oldest first."""
+    """Return all amendments, oldest first."""
     columns = [column for column in amendments.c if column.name != "config_hash"]
     with ledger.database.read() as connection:
         rows = connection.execute(select(*columns).order_by(amendments.c.seq)).all()
@@ -79,7 +79,7 @@ def amendments_of(ledger: Ledger) -> list[Amendment]:
 
 
 def drops_of(database: Database) -> list[Drop]:
-    """The whole log, oldest first."""
+    """Return all drops, oldest first."""
     columns = [column for column in round_drops.c if column.name != "seq"]
     with database.read() as connection:
         rows = connection.execute(select(*columns).order_by(round_drops.c.seq)).all()
@@ -87,19 +87,19 @@ def drops_of(database: Database) -> list[Drop]:
 
 
 def dropped_for_good(database: Database) -> frozenset[str]:
-    """Names of rounds that a person dropped: they are not run, although the file may name them."""
+    """Name the rounds that a person dropped; they do not run, even if the file names them."""
     return frozenset(drop.round for drop in drops_of(database) if drop.stays)
 
 
 def pins_of(database: Database) -> dict[str, Mapping[str, Any]]:
-    """Settings of decided rounds and judged suites that the file no longer gives."""
+    """Return settings of decided rounds and judged suites that the file no longer gives, by name."""
     with database.read() as connection:
         rows = connection.execute(select(pinned_settings.c.name, pinned_settings.c.spec)).all()
     return {row.name: json.loads(row.spec) for row in rows}
 
 
 def drop_round(ledger: Ledger, name: str, *, who: str, reason: str) -> Drop:
-    """Give up a round that has no verdict; its place in the ledger stays empty. The caller holds the claim.
+    """Give up a round that has no verdict; its ledger index stays unused. The caller holds the claim.
 
     An attempt whose process is gone counts as failed. Attempts stay on record.
 
@@ -144,7 +144,7 @@ def drop_round(ledger: Ledger, name: str, *, who: str, reason: str) -> Drop:
 
 
 def note_code(database: Database, files: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Write down which code of one's own runs now.
+    """Record which user code runs now.
 
     Args:
         files: sha256 by name, as the campaign file has it.
@@ -168,7 +168,7 @@ def note_code(database: Database, files: Mapping[str, str]) -> dict[str, tuple[s
 
 
 def note_amendment(ledger: Ledger, changes: list[str], *, who: str, reason: str = "") -> None:
-    """Put sentences on the record of amendments."""
+    """Add sentences to the record of amendments."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     decisions = sum(record.state in ("accepted", "rejected") for record in ledger.rounds())
     with ledger.database.write() as connection:
@@ -185,7 +185,7 @@ def note_amendment(ledger: Ledger, changes: list[str], *, who: str, reason: str 
 
 
 def user_name() -> str:
-    """Name of the person at the terminal; a user id where it has none."""
+    """Return the name of the person at the terminal, or their user id if it has no name."""
     try:
         return getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""Settings that a campaign file leaves to ``auto``: as its store began, else as suits this machine.
+"""Settings that a campaign file leaves to ``auto``: as the store began, else as suits this machine.
 
 The store records what was chosen, so that a campaign that goes on elsewhere computes as it did. One
 decision serves engines, learner and parity check alike, and it is taken where the command runs: a driver
@@ -21,11 +21,11 @@ from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags, q
 from rollouts.vllm_engine import resolve_device
 
 ADAPTER_BEFORE_AUTO = "adapter"
-"""How stores served adapters whose version had no choice to record."""
+"""Way of serving adapters in stores of versions that recorded no choice."""
 
 
 def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
-    """The campaign without ``auto``.
+    """Return the campaign with a value for every ``auto``.
 
     Args:
         ledger: the campaign's; None where it has none yet.
@@ -52,7 +52,7 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
 
 
 def auto_lines(config: CampaignConfig, chosen: CampaignConfig) -> Iterator[str]:
-    """What became of each ``auto``, and a warning where bfloat16 is slow on this machine.
+    """Yield the value chosen for each ``auto``, and a warning if bfloat16 is slow on this machine.
 
     Args:
         config: the campaign as its file says it.
@@ -94,7 +94,7 @@ def _stored_serve(policy: Mapping[str, Any]) -> Literal["adapter", "merged"] | N
 
 
 def _stored_policy(ledger: Ledger | None) -> dict[str, Any]:
-    """The policy that the store began with; empty before it began."""
+    """Return the policy that the store began with; empty before it began."""
     if ledger is None:
         return {}
     with ledger.database.read() as connection:

@@ -1,4 +1,4 @@
-"""``keel config check``: everything a run would refuse, found without starting or writing anything."""
+"""``keel config check``: finds everything that a run would refuse, without starting or writing anything."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from align.plan.reward_calls import call_rewards
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
-    """What a valid campaign comes to."""
+    """Result of checking a valid campaign."""
 
     summary: str
     lines: tuple[str, ...]
-    """What a reader may want to know: amendments, rows left out of files."""
+    """Notes for the reader, such as amendments and rows left out of files."""
     gate: tuple[str, ...]
-    """What its items can test, and warnings where that is too little."""
+    """Power of the suites, and warnings if they have too few items."""
 
 
 def check_campaign(
@@ -76,7 +76,7 @@ def check_campaign(
 
 
 def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
-    """Name a setting of chats in a campaign that asks in plain text throughout."""
+    """Return a line on a chat setting of a campaign that has no chats; empty if there is none."""
     names = ("system", "chat_template_kwargs", "chat_template_date")
     stated = [name for name in names if getattr(config.policy, name) not in (None, {})]
     pools = (*inputs.prompts.values(), *inputs.general.values(), *(s.pool for s in inputs.suites))

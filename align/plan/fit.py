@@ -1,4 +1,4 @@
-"""Whether a campaign fits the machine that would run it: KV cache, shared memory, memory.
+"""Checks that a campaign fits the machine that would run it: KV cache, shared memory, memory.
 
 What cannot work is refused; what works slowly, or may not, is a line for people. All of it concerns engines
 and a learner on this machine's processors: what a GPU or another node has is asked of them.
@@ -25,15 +25,15 @@ OTHER_ATTENTION = (
     "attn_layer_period",
     "multi_query",
 )
-"""Settings of models whose layers keep less than every key and value: of those nothing is said."""
+"""Settings of models with layers that keep less than every key and value; such models are not judged."""
 LIBRARIES = 3 << 30
 """Address space that the libraries map in one process before it does any work."""
 ROOMY = 16 << 30
-"""Address space of a process that no run was seen to exceed, without its weights."""
+"""Address space that no process was seen to exceed, without its weights."""
 
 
 def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
-    """Raise `UserError` where an engine's KV cache cannot hold one sequence of the context.
+    """Check that an engine's KV cache holds one sequence of the context.
 
     Args:
         context: prompt plus completion, in tokens, that engines are started for.
@@ -54,7 +54,7 @@ def check_kv_cache(model: Path, context: int, config: CampaignConfig) -> None:
 
 
 def check_addresses(model: Path, config: CampaignConfig) -> None:
-    """Raise `UserError` where ``ulimit -v`` leaves a process less than its libraries and weights map."""
+    """Check that ``ulimit -v`` leaves a process enough addresses for its libraries and weights."""
     limit, needed = address_space(), memory_needed(model, config) + LIBRARIES
     if limit is not None and limit < needed:
         raise UserError(
@@ -66,13 +66,13 @@ def check_addresses(model: Path, config: CampaignConfig) -> None:
 
 
 def kv_bytes(model: Path, config: CampaignConfig) -> int | None:
-    """Bytes of the KV cache that a token takes; None for models whose layers are not all alike."""
+    """Return the bytes of the KV cache per token; None for models whose layers are not all alike."""
     dtype = BYTES[config.policy.dtype]
     return kv_bytes_of(json.loads((model / "config.json").read_text()), dtype)
 
 
 def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:
-    """The same of a ``config.json``, with so many bytes a number.
+    """Return the bytes of the KV cache per token by a ``config.json``, with ``dtype`` bytes a number.
 
     >>> llama = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     >>> kv_bytes_of({**llama, "hidden_size": 576}, 4)
@@ -100,7 +100,7 @@ def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:
 
 
 def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str]:
-    """What is tight or slow on this machine, with what to do; nothing where engines have a GPU.
+    """Yield lines on what is tight or slow on this machine and what to do; none if engines have a GPU.
 
     Args:
         config: the campaign, `without_auto`.
@@ -108,10 +108,10 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
     if resolve_device("auto") == "cuda":
         return
     if (each := kv_bytes(model, config)) is not None:
-        held = config.rollouts.kv_cache_mb * MIB // each
+        capacity = config.rollouts.kv_cache_mb * MIB // each
         yield (
-            f"KV cache: {each / 1000:.3g} KB a token, so {config.rollouts.kv_cache_mb} MiB hold {held:,} "
-            f"tokens; one sequence of {context:,} needs {-(-context * each // MIB)} MiB"
+            f"KV cache: {each / 1000:.3g} KB a token, so {config.rollouts.kv_cache_mb} MiB hold "
+            f"{capacity:,} tokens; one sequence of {context:,} needs {-(-context * each // MIB)} MiB"
         )
     weights = synced_bytes(model, config.policy)
     if warning := shortage(weights, shared_memory()):
@@ -132,7 +132,7 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
 
 
 def memory_needed(model: Path, config: CampaignConfig) -> int:
-    """Bytes that a run's processes on this machine take for weights and caches."""
+    """Return the bytes that a run's processes on this machine take for weights and caches."""
     rounds = [learner_memory(model, config.policy, spec).total for spec in config.rounds]
     engines = engine_bytes(model, config) * config.rollouts.engines
     learner = max(rounds, default=0) * config.policy.ranks

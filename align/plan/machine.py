@@ -1,4 +1,4 @@
-"""What this machine makes of a campaign, for people who check one before they run it."""
+"""Notes on how a campaign would run on this machine, for people who check it first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rollouts.vllm_engine import resolve_device
 
 
 def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str]:
-    """What ``auto`` settings mean here, what is slow and what is tight; the store is read, not written.
+    """Return lines on ``auto`` settings, what is slow and what is tight; the store is only read.
 
     Args:
         context: prompt plus completion, in tokens, that engines are started for.
@@ -34,13 +34,13 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
 
 
 def runs_here(address: str | None) -> bool:
-    """Whether engines run on this machine's processors: no cluster is named, and there is no GPU."""
+    """Tell if engines run on this machine's processors: no cluster is named, and there is no GPU."""
     named = address or os.environ.get("RAY_ADDRESS") or "local"
     return named == "local" and resolve_device("auto") == "cpu"
 
 
 def check_machine(config: CampaignConfig, address: str | None) -> None:
-    """Raise `UserError` where a run could not start its engines here; a joined cluster sees for itself."""
+    """Check that a run could start its engines here; a joined cluster checks for itself."""
     from align.inputs import context_of
 
     if not runs_here(address):

@@ -1,4 +1,4 @@
-"""Every reward of the rounds to come, called once on a real row of its round."""
+"""One call of every reward of the rounds to come, on a real row of its round."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call_rewards(
     models: bool,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Call each reward once; one line for each that was not called.
+    """Call each reward once; return one line for each that was not called.
 
     Args:
         done: rounds that do not run again.
@@ -51,12 +51,12 @@ def _rewards(index: int, spec: RoundConfig) -> Iterator[tuple[str, RewardConfig]
         ("rewards", spec.rewards), ("gold", spec.gold),
     )  # fmt: skip
     for kind, rewards in kinds:
-        for place, reward in enumerate(rewards):
-            yield f"rounds.{index}.{kind}.{place}", reward
+        for position, reward in enumerate(rewards):
+            yield f"rounds.{index}.{kind}.{position}", reward
 
 
 def _costly(reward: RewardConfig) -> str | None:
-    """Why a reward is not called without being asked to."""
+    """Return why a reward is only called on request; None if it is always called."""
     if asks_a_model(reward.name, reward.options):
         return "it asks a model (--call-models calls it)"
     if reward.environment:

@@ -1,4 +1,4 @@
-"""The base that a store began with: its files by hash, its tokenizer, and the suites measured in it."""
+"""Base that a store began with: its files by hash, its tokenizer, and the suites measured in it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from align.plan.ledger_copy import ledger_copy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredBase:
-    """The first snapshot of a store that a campaign has begun in."""
+    """First snapshot of a store that a campaign has begun in."""
 
     manifest: Manifest
     folder: Path
-    """Where it lies; not there yet where the store's cache is empty. Unverified."""
+    """Folder of the snapshot, unverified; it does not exist yet if the store's cache is empty."""
     suite_hashes: frozenset[str]
-    """Hashes of the suites that anything was measured on in this store."""
+    """Hashes of the suites with results in this store."""
 
     @property
     def holds_out_windows(self) -> bool:
-        """Whether the store began when windows of texts were held out, and not whole documents."""
+        """True if the store began when windows of texts were held out, not whole documents."""
         return self.manifest.provenance.extra.get(HELD_OUT) != "documents"
 
     def readable(self, otherwise: Path) -> Path:
-        """The folder to read the tokenizer from: the store's own, or another where it is not here yet."""
+        """Return the folder to read the tokenizer from: the store's if it is here, else ``otherwise``."""
         return self.folder if self.folder.is_dir() else otherwise
 
 
 def stored_base(config: CampaignConfig) -> StoredBase | None:
-    """The base in the campaign's store, read from a copy of its ledger.
+    """Return the base in the campaign's store, read from a copy of its ledger.
 
     None where there is no store yet, or it is out of reach: whoever goes on to run opens it and says why.
     """

@@ -1,4 +1,4 @@
-"""How a snapshot answers whoever does not say how: as the gate measured it.
+"""Sampling of requests that name none: as the gate measured.
 
 A base model's ``generation_config.json`` may ask for a temperature, a penalty, a top_p that no suite was
 measured with; vLLM's server and transformers apply it all the same. What is published and served gets one
@@ -38,7 +38,7 @@ def served_sampling(config: CampaignConfig) -> AnswerSampling | None:
 
 
 def default_line(config: CampaignConfig) -> str:
-    """Say in one sentence what a request gets that names no sampling."""
+    """Say in one sentence how a request without sampling settings is answered."""
     sampling = served_sampling(config)
     if sampling is None:
         number = len(set(_ways(config)))
@@ -60,7 +60,7 @@ def ends(encoder: PromptEncoder, config: CampaignConfig) -> list[int]:
 
 
 def write_generation_config(folder: Path, eos_ids: Sequence[int], config: CampaignConfig) -> None:
-    """Replace a model folder's generation config, if it has one, by the campaign's."""
+    """Replace a model folder's generation config, or write one, by the campaign's settings."""
     file = folder / GENERATION_CONFIG
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content = generation_config(before, eos_ids, served_sampling(config))
@@ -70,7 +70,7 @@ def write_generation_config(folder: Path, eos_ids: Sequence[int], config: Campai
 def generation_config(
     before: dict[str, Any], eos_ids: Sequence[int], sampling: AnswerSampling | None
 ) -> dict[str, Any]:
-    """What transformers and vLLM read, in a form that transformers saves again without complaint."""
+    """Return the config for transformers and vLLM, in a form that transformers can save again."""
     content = {name: before[name] for name in KEPT if before.get(name) is not None}
     if eos_ids:
         content["eos_token_id"] = list(eos_ids)
@@ -85,7 +85,7 @@ def generation_config(
 
 
 def vllm_overrides(config: CampaignConfig) -> dict[str, Any]:
-    """Sampling that vLLM's server takes for a request without any, greedy decoding included."""
+    """Return the sampling of vLLM's server for requests without any, greedy decoding included."""
     sampling = served_sampling(config) or AnswerSampling(temperature=1.0)
     values = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return {**values, "top_k": sampling.top_k or -1, "min_p": sampling.min_p}
@@ -106,7 +106,7 @@ def prepare(folder: Path, config: CampaignConfig) -> None:
 
 
 def write_answering(model: Path, folder: Path, config: CampaignConfig) -> list[str]:
-    """Write what vLLM's server needs to answer as the gate measured; returns the arguments that name it.
+    """Write what vLLM's server needs to answer as the gate measured; return the arguments for it.
 
     Args:
         model: the folder that is served, which is left as it is.
@@ -130,12 +130,12 @@ def write_answering(model: Path, folder: Path, config: CampaignConfig) -> list[s
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model folder can be spoken with."""
+    """Tell if a model folder has the files of a tokenizer."""
     return any((folder / name).is_file() for name in ENCODING_FILES)
 
 
 def _ways(config: CampaignConfig) -> Iterator[AnswerSampling]:
-    """How each suite that samples answers does it."""
+    """Yield the sampling of each suite that samples answers."""
     fields = AnswerSampling.model_fields
     for suite in config.suites:
         if suite.prompts is not None:

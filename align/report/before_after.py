@@ -1,4 +1,4 @@
-"""A few answers of the campaign's start beside production's, on items that nobody picked."""
+"""Answers of the campaign's start beside production's, on a few items drawn by hash."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 NUM_ANSWERS = 3
 MOST_BYTES = 400
-"""Of a prompt, and of an answer."""
+"""Most bytes of a prompt, and of an answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """One item with both answers."""
+    """One item with both answers, and its suite."""
 
     suite: str
     item: Item
 
 
 def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]:
-    """Items with stored answers of start and production, of the accepted rounds' suites in turn.
+    """Return items with stored answers of start and production, from the accepted rounds' suites in turn.
 
     They are drawn by a hash of their ids, as the report draws its samples.
     """
@@ -43,23 +43,23 @@ def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]
 
 
 def answer_lines(evidence: Evidence) -> Iterator[Text]:
-    """The prompts, with the answer and its score before and after."""
+    """Yield the prompts, with the answer and its score before and after."""
     shown = before_and_after(evidence)
     if shown:
         yield Text("\nAnswers before the first round and now")
-    for one in shown:
-        yield Text(f"  {one.suite}: {_line(asked(one.item.prompt or ''))}")
+    for entry in shown:
+        yield Text(f"  {entry.suite}: {_line(prompt_words(entry.item.prompt or ''))}")
         for when, score, answer in (
-            ("before", one.item.before, one.item.answer_before),
-            ("now", one.item.after, one.item.answer_after),
+            ("before", entry.item.before, entry.item.answer_before),
+            ("now", entry.item.after, entry.item.answer_after),
         ):
             yield Text(f"    {when:<6}  {score:5.2f}  {_line(answer or '')}")
 
 
-def asked(prompt: str) -> str:
-    """The words of a stored prompt; of messages the last turn's.
+def prompt_words(prompt: str) -> str:
+    """Return the words of a stored prompt; of a chat, its last turn's.
 
-    >>> asked('[{"role": "user", "content": "Hello?"}]')
+    >>> prompt_words('[{"role": "user", "content": "Hello?"}]')
     'Hello?'
     """
     try:

@@ -23,9 +23,9 @@ class Spread:
 
     mean: float
     spread: float | None
-    """Sample standard deviation; None of a single campaign."""
+    """Sample standard deviation; None for a single campaign."""
     n: int
-    """Campaigns that have the number."""
+    """Number of campaigns that have the number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,20 +33,20 @@ class ComparedGroup:
     """Campaigns that differ in nothing but their seed."""
 
     campaigns: tuple[str, ...]
-    """As they were named on the command line."""
+    """Names of the campaigns as on the command line."""
     seeds: tuple[int, ...]
     accepted: Spread
-    """Accepted rounds."""
+    """Number of accepted rounds."""
     rejected: Spread
     scores: Mapping[str, Spread | None]
-    """Mean of production by suite; None where none of them was measured."""
+    """Mean of production by suite; None if no campaign measured it."""
     summary: Mapping[str, Spread | None]
-    """AP, AIA, LA, BWT, FM, FWT."""
+    """Summary numbers AP, AIA, LA, BWT, FM, FWT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """All groups over the same columns."""
+    """Groups of campaigns, all over the same columns."""
 
     suites: tuple[str, ...]
     base: Mapping[str, Spread | None]
@@ -87,7 +87,7 @@ def _group(members: Sequence[tuple[str, Evidence]], suites: Sequence[str]) -> Co
 
 
 def _kind(evidence: Evidence) -> str:
-    """What campaigns of one group have in common, in words that can be compared."""
+    """Return the settings that campaigns of one group share, as a string to compare."""
     content: dict[str, Any] = evidence.config.content()
     shared = {key: value for key, value in content.items() if key not in UNSEEDED}
     return json.dumps(shared, sort_keys=True)
@@ -100,15 +100,15 @@ def _production(evidence: Evidence) -> str:
 def _spreads(
     rows: Sequence[Mapping[str, float | None]], names: Sequence[str]
 ) -> dict[str, Spread | None]:
-    found: dict[str, Spread | None] = {}
+    spreads: dict[str, Spread | None] = {}
     for name in names:
         values = [value for row in rows if (value := row.get(name)) is not None]
-        found[name] = _spread(values) if values else None
-    return found
+        spreads[name] = _spread(values) if values else None
+    return spreads
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation.
+    """Return mean and sample standard deviation.
 
     >>> _spread([0.5, 0.7]).mean, round(_spread([0.5, 0.7]).spread, 4)
     (0.6, 0.1414)

@@ -1,4 +1,4 @@
-"""What ``keel status`` shows as values with a fixed schema, for programs.
+"""Values with a fixed schema for what ``keel status`` shows, for programs.
 
 The keys are part of the interface: they are added to and never renamed. Scores are means over a suite's
 items, None where a snapshot was not measured.
@@ -22,43 +22,43 @@ class SnapshotScores:
     """One row of the matrix."""
 
     round: str
-    """``base``, or the round that made the snapshot."""
+    """``base``, or name of the round that made the snapshot."""
     snapshot: SnapshotId
     accepted: bool
     scores: Mapping[str, float | None]
-    """Mean by suite."""
+    """Mean score by suite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundStatus:
-    """One round and what became of it."""
+    """One round and its result."""
 
     entry: RoundEntry
     reasons: tuple[str, ...]
-    """What kept the candidate out."""
+    """Reasons that kept the candidate out."""
     scores: Mapping[str, float | None]
-    """Of the candidate, by suite; empty before it was measured."""
+    """Mean scores of the candidate by suite; empty before it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CampaignStatus:
-    """A campaign as it stands."""
+    """Current state of a campaign."""
 
     campaign: str
     seed: int
     store: str
     production: SnapshotId
     decisions: int
-    """Taken so far, repairs counted."""
+    """Decisions taken so far, repairs counted."""
     summary: Mapping[str, float | None]
-    """Numbers of continual learning over accepted rounds: AP, AIA, LA, BWT, FM, FWT."""
+    """Summary numbers of continual learning over accepted rounds: AP, AIA, LA, BWT, FM, FWT."""
     matrix: tuple[SnapshotScores, ...]
     rounds: tuple[RoundStatus, ...]
     amendments: tuple[Amendment, ...]
 
 
 def status_of(evidence: Evidence) -> CampaignStatus:
-    """Everything that a program may want to know of a campaign, read from its store."""
+    """Read the state of a campaign from its store."""
     matrix = evidence.matrix()
     records = {record.index: record for record in evidence.ledger.rounds()}
     return CampaignStatus(
@@ -84,7 +84,7 @@ def status_of(evidence: Evidence) -> CampaignStatus:
 
 
 def scores_of(evidence: Evidence, snapshot: SnapshotId | None) -> dict[str, float | None]:
-    """Mean of a snapshot on every suite that it was measured on, sealed ones left out; as measured last."""
+    """Return the latest mean of a snapshot on every suite that it was measured on, without sealed ones."""
     if snapshot is None:
         return {}
     sealed = sealed_names(evidence.config)
@@ -93,7 +93,7 @@ def scores_of(evidence: Evidence, snapshot: SnapshotId | None) -> dict[str, floa
 
 
 def summary_numbers(matrix: ScoreMatrix) -> dict[str, float | None]:
-    """The summary numbers of continual learning over the accepted rounds, by their usual names."""
+    """Return the summary numbers of continual learning over the accepted rounds, by their usual names."""
     return {
         "AP": matrix.average_performance(),
         "AIA": matrix.average_incremental_accuracy(),
@@ -105,11 +105,13 @@ def summary_numbers(matrix: ScoreMatrix) -> dict[str, float | None]:
 
 
 def plain(status: CampaignStatus) -> dict[str, Any]:
-    """The status in JSON values; a round's entry stands beside its scores, not below them."""
+    """Return the status in JSON values; a round's entry is merged with its scores."""
     from dataclasses import asdict
 
     values = asdict(status)
-    values["rounds"] = [{**one.pop("entry"), **one} for one in values["rounds"]]
+    values["rounds"] = [
+        {**round_values.pop("entry"), **round_values} for round_values in values["rounds"]
+    ]
     return values
 
 
@@ -118,9 +120,9 @@ def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
     return [
         SnapshotScores(
             round=row.name,
-            snapshot=evidence.base if place == 0 else candidates[row.name],
+            snapshot=evidence.base if index == 0 else candidates[row.name],
             accepted=row.accepted,
             scores=dict(zip(matrix.suites, row.scores, strict=True)),
         )
-        for place, row in enumerate(matrix.rows)
+        for index, row in enumerate(matrix.rows)
     ]

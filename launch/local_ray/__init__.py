@@ -1,1 +1,1 @@
-"""A Ray of one's own on this machine: how much memory it gets, and a start that stands a busy processor."""
+"""Ray on this machine: the memory it gets, and a start that tolerates a busy processor."""

@@ -1,4 +1,4 @@
-"""The folder of Ray's sessions: its sockets lie in it, and a socket's path is short or does not work."""
+"""Folder of Ray's sessions, with a path short enough for the sockets in it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from rollouts.errors import RunError
 
 SOCKET_LIMIT = 107
-"""Bytes of a path that Linux takes for a socket."""
+"""Most bytes of a socket's path on Linux."""
 SESSION = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Longest path of a socket below Ray's folder, but for the figures in it."""
+"""Example of the longest path of a socket below Ray's folder; only its digits vary."""
 SHORT_FOLDER = Path("/tmp/ray")
 
 
 def ray_folder(environ: Mapping[str, str]) -> Path | None:
-    """Where Ray is told to keep its sessions; None: its own choice is short enough for its sockets.
+    """Return the folder for Ray's sessions; None if Ray's own choice is short enough for its sockets.
 
     Raises:
         RunError: the choice was made for Ray alone, and is too long.
@@ -33,18 +33,18 @@ def ray_folder(environ: Mapping[str, str]) -> Path | None:
 
 
 def sessions_folder(environ: Mapping[str, str]) -> Path:
-    """The folder of Ray's sessions and their logs."""
+    """Return the folder of Ray's sessions and their logs."""
     own = _own(environ)
     return own if _fits(own) or environ.get("RAY_TMPDIR") else SHORT_FOLDER
 
 
 def latest_logs() -> Path:
-    """The logs of the session that was begun last."""
+    """Return the folder of logs of the latest session."""
     return sessions_folder(os.environ) / "session_latest" / "logs"
 
 
 def _own(environ: Mapping[str, str]) -> Path:
-    """Ray's own choice."""
+    """Return the folder that Ray itself would choose."""
     return Path(environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp") / "ray"
 
 

@@ -1,4 +1,4 @@
-"""Interrupts that are heeded while Ray starts, although its compiled code lets none through.
+"""Interrupts while Ray starts, which its compiled code would otherwise hold up.
 
 Python runs a signal's handler in the main thread, between two steps of Python. Ray's client waits for its
 server in one long step. A thread of its own therefore learns of the signal from the operating system, gives
@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 GRACE_S = 5.0
-"""Seconds that the main thread has to heed a signal by itself, and then once more."""
+"""Seconds that the main thread has to react to a signal by itself, and then once more."""
 ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
-"""Not the alarm of our own deadline: what waits then for a server that is gone ends the whole process."""
+"""Signals that end the start. The alarm of our own deadline is not one: once its server is gone, a client
+would end the whole process."""
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def heeding(
     grace_s: float = GRACE_S,
     leave: Callable[[int], object] = os._exit,
 ) -> Iterator[None]:
-    """See to it that the block ends soon after a signal; a no-op off the main thread.
+    """Make the block end soon after a signal; do nothing off the main thread.
 
     Args:
         end_processes: ends what the block waits for; called from another thread.
@@ -59,7 +60,7 @@ def _watch(
     grace_s: float,
     leave: Callable[[int], object],
 ) -> None:
-    """Wait for signals until the other end is closed."""
+    """Wait for signals until the other end is closed; end what the block waits for, then this process."""
     while received := reader.recv(64):
         if not (numbers := ENDING.intersection(received)):
             continue
@@ -73,7 +74,7 @@ def _watch(
 
 
 def _ends_within(reader: socket.socket, seconds: float) -> bool:
-    """Whether the block is over by then; other signals meanwhile change nothing."""
+    """Tell if the block ends within ``seconds``; other signals meanwhile change nothing."""
     reader.settimeout(seconds)
     try:
         while reader.recv(64):

@@ -1,4 +1,4 @@
-"""Ray's start on this machine: tried again with more time while the machine is busy, cleaned up in between.
+"""Start of Ray on this machine: retried with more time if the machine is busy, cleaned up in between.
 
 Several limits of half a minute are written into Ray's start: on a loaded machine its processes need longer
 to find each other. All of them are set to the time that the attempt has. An attempt that failed leaves
@@ -23,9 +23,9 @@ from launch.local_ray.interrupts import heeding
 from rollouts.errors import RunError
 
 GROWTH = (1, 2, 4)
-"""Limits of the attempts, in units of the first one's."""
+"""Time limits of the attempts, in units of the first one's."""
 SLOW_S = 20.0
-"""An attempt that failed earlier was refused, not slow: the next one would be refused as well."""
+"""Seconds below which a failed attempt counts as refused, not slow; it is not repeated."""
 PORT_WAIT_S, PORT_SHARE = 30, 0.25
 """Seconds that Ray's server has to open its port, at the least, and as a share of the attempt. Ray lets no
 thread of this process run meanwhile, so that not even an interrupt is heeded."""
@@ -37,9 +37,9 @@ INNER_LIMITS = {
     "raylet_start_wait_time_s": 1,
     "worker_register_timeout_seconds": 1,
 }
-"""Ray's own limits, and how many of their units a second has; a variable ``RAY_<name>`` wins."""
+"""Ray's own limits, with their units per second; a variable ``RAY_<name>`` overrides one."""
 LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err", "dashboard_agent.log")
-"""Where Ray says why it did not start, the most telling first."""
+"""Log files in which Ray says why it did not start, the most informative first."""
 TELLING = re.compile(r"\] ?\(?[EF]\b|^[EF]\d{4} | E \d+ |[Ee]rror|[Ff]ailed|[Tt]imed out")
 
 Info = Mapping[str, object]
@@ -53,7 +53,7 @@ def start_patiently(
     note: Note = lambda _: None,
     logs: Path | None = None,
 ) -> Info:
-    """What ``init`` returns, called again with a longer limit where it was slow.
+    """Call ``init``, again with a longer limit if it was too slow, and return its result.
 
     Args:
         init: starts Ray within so many seconds, with these limits in its ``_system_config``; raises
@@ -85,7 +85,7 @@ def start_patiently(
 
 
 def inner_limits(limit_s: float, environ: Mapping[str, str]) -> dict[str, int]:
-    """Ray's own limits for an attempt, without those that the environment sets.
+    """Return Ray's own limits for an attempt, without those that the environment sets.
 
     >>> inner_limits(60.0, {"RAY_raylet_start_wait_time_s": "5"})
     {'agent_register_timeout_ms': 60000, 'worker_register_timeout_seconds': 60}
@@ -99,7 +99,7 @@ def inner_limits(limit_s: float, environ: Mapping[str, str]) -> dict[str, int]:
 
 @contextmanager
 def patience(limit_s: float) -> Iterator[None]:
-    """Have Ray wait that long for its own processes where 30 s are written into its code."""
+    """Make Ray wait ``limit_s`` for its own processes where its code says 30 s."""
     from ray._private import services
 
     variable = "RAY_gcs_server_port_wait_time_s"
@@ -126,7 +126,7 @@ def patience(limit_s: float) -> Iterator[None]:
 
 
 def end_processes(known: set[int]) -> None:
-    """End what a failed attempt has started: Ray's processes below this one that are not in ``known``."""
+    """End what a failed attempt started: Ray's processes below this one that are not in ``known``."""
     import ray
 
     with suppress(Exception):
@@ -137,7 +137,7 @@ def end_processes(known: set[int]) -> None:
 
 
 def kill_processes(known: set[int]) -> None:
-    """The same without a word to Ray, from any thread."""
+    """Kill Ray's processes below this one that are not in ``known``; callable from any thread."""
     fresh = [p for p in _descendants() if p.pid not in known and _is_ray(p)]
     for process in fresh:
         with suppress(psutil.Error):
@@ -150,13 +150,13 @@ def kill_processes(known: set[int]) -> None:
 
 
 def load_words() -> str:
-    """How busy the machine is, for people."""
+    """Say how busy the machine is."""
     cpus = len(os.sched_getaffinity(0))
     return f"load average {os.getloadavg()[0]:.1f} on {cpus} CPU{'s' if cpus > 1 else ''}"
 
 
 def telling_line(sessions: Path, since: float) -> str | None:
-    """The line of Ray's logs that says most about a start that failed, with its file.
+    """Return the line of Ray's logs that says most about a failed start, with its file.
 
     Args:
         sessions: the folder that holds Ray's sessions.
@@ -199,7 +199,7 @@ def _is_ray(process: psutil.Process) -> bool:
 
 
 def _raylet_lives() -> bool:
-    """Whether there is a raylet below this process that can still announce itself."""
+    """Tell if a raylet below this process is alive and can still announce itself."""
     with suppress(psutil.Error):
         return any("raylet" in process.name() for process in _descendants())
     return False

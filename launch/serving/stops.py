@@ -1,4 +1,4 @@
-"""Stop texts of requests that name none: vLLM's server has no default for them, so the proxy adds them."""
+"""Stop texts for requests that name none: vLLM's server has no default, so the proxy adds them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
-"""Where a request may say ``stop``."""
+"""Paths of requests that may hold ``stop``."""
 
 
 def with_stops(method: str, path: str, body: bytes, stops: Sequence[str]) -> bytes:
-    """A request's body with these stop texts, unless it names its own or is none that could.
+    """Return a request's body with these stop texts, unless it names its own or takes none.
 
     >>> with_stops("POST", "/v1/completions", b'{"prompt": "a"}', ["b"])
     b'{"prompt": "a", "stop": ["b"]}'
@@ -20,9 +20,9 @@ def with_stops(method: str, path: str, body: bytes, stops: Sequence[str]) -> byt
     if not stops or method != "POST" or path not in PATHS:
         return body
     try:
-        asked = json.loads(body)
+        request = json.loads(body)
     except (ValueError, RecursionError):
         return body  # The server says what is wrong with it.
-    if not isinstance(asked, dict) or "stop" in asked:
+    if not isinstance(request, dict) or "stop" in request:
         return body
-    return json.dumps({**asked, "stop": list(stops)}).encode()
+    return json.dumps({**request, "stop": list(stops)}).encode()

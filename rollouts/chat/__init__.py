@@ -1,1 +1,1 @@
-"""The chat template, its messages and its ends: one reading for learner, engines and gate."""
+"""Chat templates, messages and ending tokens, read alike by learner, engines and gate."""

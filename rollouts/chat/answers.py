@@ -1,4 +1,4 @@
-"""An answer as the tokens a policy would sample for it: after the prompt's tokens, up to its one end.
+"""Answers as the tokens a policy would sample: those after the prompt, up to the first end.
 
 What a chat template writes behind the end of a turn (a line break, a second end of the whole text) is
 never sampled, since sampling stops at the end, so nothing learns it.
@@ -23,7 +23,7 @@ class UnfitAnswer(Exception):
 
 
 def text_answer(text: str, prompt_ids: Ids, answer: str, encoder: PromptEncoder) -> Ids:
-    """Token ids of an answer after a plain prompt, ended.
+    """Return the token ids of an answer after a plain prompt, with an end.
 
     It is read as the tokenizer has it behind the prompt, unless tokens merge across the seam: then on its
     own. Blank text behind an end that the answer holds itself is cut off.
@@ -49,7 +49,7 @@ def chat_answer(
     encoder: PromptEncoder,
     tools: Sequence[Any] = (),
 ) -> Ids:
-    """Token ids that the chat template adds to a rendered prompt for an answer, up to its first end.
+    """Return the token ids that the chat template adds to a prompt for an answer, up to the first end.
 
     Some templates end a prompt that waits for its answer otherwise than one that has it (an empty thought,
     say). The answer then begins where the two part, if that is behind the last turn. Of several turns the
@@ -77,7 +77,7 @@ def chat_whole(
     encoder: PromptEncoder,
     tools: Sequence[Any] = (),
 ) -> tuple[Ids, int]:
-    """Prompt and answer as the chat template has them, up to the answer's end, and where it begins."""
+    """Render prompt and answer up to the answer's end; return the ids and where the answer begins."""
     whole = encoder.render((*turns, *answer), opened=False, tools=tools)
     start = last = _common(whole, prompt_ids)
     if len(answer) > 1:
@@ -87,12 +87,12 @@ def chat_whole(
 
 
 def ended(ids: Ids, encoder: PromptEncoder) -> Ids:
-    """The ids with an end of sequence behind them, unless they have one or there is none."""
+    """Return the ids with an end of sequence behind them, unless they have one or the encoder has none."""
     if not encoder.eos_ids or (ids and ids[-1] in encoder.eos_ids):
         return ids
     return (*ids, encoder.eos_ids[0])
 
 
-def _common(one: Ids, other: Ids) -> int:
-    """Number of tokens that two sequences begin with in common."""
-    return len(list(takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False))))
+def _common(first: Ids, second: Ids) -> int:
+    """Count the tokens that two sequences begin with in common."""
+    return len(list(takewhile(lambda two: two[0] == two[1], zip(first, second, strict=False))))

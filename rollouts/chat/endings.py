@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG = "generation_config.json"
 _ANSWER = "Keel7answer"
-"""A word that no chat template writes by itself."""
+"""Word that no chat template writes by itself."""
 
 
 def extra_endings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that end an answer besides the tokenizer's own end of sequence.
+    """Return token ids that end an answer besides the tokenizer's own end of sequence.
 
     Those of ``generation_config.json`` come first (of ``config.json`` where there is none, as transformers
     reads them), then what the chat template ends a turn with. Ids that the tokenizer does not have are left
@@ -58,7 +58,7 @@ def extra_endings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int
 
 
 def generation_endings(folder: Path) -> tuple[int, ...]:
-    """The ``eos_token_id`` of a model folder, as transformers finds it; empty where it names none."""
+    """Read the ``eos_token_id`` of a model folder as transformers does; empty if it has none."""
     file = folder / GENERATION_CONFIG
     if not file.is_file():
         file = folder / "config.json"
@@ -71,7 +71,7 @@ def generation_endings(folder: Path) -> tuple[int, ...]:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, named: Collection[int] = ()) -> int | None:
-    """The special token that the chat template ends an answer with; None where it writes none behind it.
+    """Return the special token that the chat template ends an answer with; None if it writes none.
 
     Args:
         named: tokens known to end an answer. Behind an answer the first of these counts, and any other

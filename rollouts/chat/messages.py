@@ -15,7 +15,7 @@ from typing import Any
 from rollouts.types import Message
 
 TOOLS = "tools"
-"""Column of a row that lists what may be called."""
+"""Column of a row that lists the functions that may be called."""
 CALLS = "tool_calls"
 SHAPE = 'write messages as {"role": "user", "content": "..."}, all values text'
 MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
@@ -33,7 +33,7 @@ class BadMessages(ValueError):
 
 
 def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
-    """The messages of a column.
+    """Return the messages of a column.
 
     Raises:
         BadMessages: a message without role or content, or with a value that no template takes.
@@ -42,7 +42,11 @@ def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
 
 
 def check_turns(turns: Sequence[Message]) -> None:
-    """Raise `BadMessages` for a turn that says nothing."""
+    """Check that no turn is empty.
+
+    Raises:
+        BadMessages: a turn says nothing.
+    """
     for number, turn in enumerate(turns, start=1):
         if not says_something(turn) and turn["role"] not in MAY_BE_EMPTY:
             raise BadMessages(
@@ -51,12 +55,16 @@ def check_turns(turns: Sequence[Message]) -> None:
 
 
 def says_something(turn: Message) -> bool:
-    """Whether a turn holds a text or calls a tool."""
+    """Tell if a turn holds a text or calls a tool."""
     return bool(turn["content"].strip() or turn.get(CALLS))
 
 
 def check_asks(turns: Sequence[Message], column: str) -> None:
-    """Raise `BadMessages` unless the last turn is one that the assistant answers."""
+    """Check that the last turn is one that the assistant answers.
+
+    Raises:
+        BadMessages: it is not.
+    """
     last = turns[-1]["role"] if turns else ""
     if last in WAITING:
         whose = "assistant's" if last == "assistant" else f"{last} prompt's"
@@ -68,7 +76,7 @@ def check_asks(turns: Sequence[Message], column: str) -> None:
 
 
 def tools_of(columns: Mapping[str, Any]) -> list[Any]:
-    """The functions that the assistant may call in a row; none where it has no such column.
+    """Return the functions that the assistant may call in a row; empty without such a column.
 
     Raises:
         BadMessages: the column holds something else than a list of JSON schemas.
@@ -92,7 +100,11 @@ def tools_of(columns: Mapping[str, Any]) -> list[Any]:
 
 
 def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) -> None:
-    """Raise `BadMessages` for tools that no template could render: ill-formed, or beside plain text."""
+    """Check that a chat template could render a row's tools.
+
+    Raises:
+        BadMessages: they are ill-formed, or stand beside plain text.
+    """
     if not isinstance(content, str):
         tools_of(columns)
         return
@@ -148,7 +160,7 @@ def _are_calls(value: Any) -> bool:
 
 
 def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A call whose arguments are a mapping, as templates take them, where they were its JSON text."""
+    """Return a call with its arguments as a mapping, as templates take them, even if given as JSON text."""
     inner = call.get("function", call)
     try:
         arguments = json.loads(inner["arguments"])
@@ -161,13 +173,13 @@ def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether it names a function, with ``type`` and ``function`` around it or without."""
+    """Tell if a value names a function, with ``type`` and ``function`` around it or without."""
     inner = value.get("function", value) if isinstance(value, Mapping) else None
     return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a chat template can write it: templates write tools and calls as JSON."""
+    """Tell if a value is JSON, as which chat templates write tools and calls."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

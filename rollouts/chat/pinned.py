@@ -1,4 +1,4 @@
-"""A chat template with the campaign's own defaults written in front of it.
+"""Chat templates with the campaign's own defaults written in front of them.
 
 ``chat_template_kwargs`` and ``system`` belong to the policy: it is trained, measured and served with them.
 So they become part of the template that the tokenizer carries. Whoever renders with that tokenizer, a
@@ -35,7 +35,7 @@ def pin(
     today: date | None = None,
     where: str = "policy",
 ) -> None:
-    """Give a tokenizer's chat template these defaults; nothing to do where there are none.
+    """Write these defaults into a tokenizer's chat template; do nothing if there are none.
 
     Args:
         today: the date that ``strftime_now`` prints; None: that of the day.
@@ -64,7 +64,7 @@ def pin(
 def pinned(
     template: str, system: str | None, kwargs: Mapping[str, Any], today: date | None = None
 ) -> str:
-    """The template behind its defaults; what has them already is left as it is."""
+    """Return the template behind its defaults; one that has them already is unchanged."""
     front = "".join(_front(system, kwargs))
     if today is not None:
         front = _clock(template, today) + front
@@ -72,7 +72,7 @@ def pinned(
 
 
 def variables(template: str) -> set[str]:
-    """Names that a template reads and does not set everywhere before."""
+    """Return the names that a template reads before it sets them."""
     from jinja2 import meta
 
     return set(meta.find_undeclared_variables(_parsed(template)))
@@ -94,7 +94,7 @@ def _front(system: str | None, kwargs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _clock(template: str, today: date) -> str:
-    """A macro in place of ``strftime_now``, for the formats that a template asks for."""
+    """Return a macro that replaces ``strftime_now``, for the formats that a template asks for."""
     from jinja2 import nodes
 
     calls = [
@@ -119,7 +119,7 @@ def _clock(template: str, today: date) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A JSON value in Jinja's spelling."""
+    """Write a JSON value in Jinja's syntax."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Whether a chat template does what training and the gate need, found by rendering it.
+"""Checks that a chat template does what training and the gate need, by rendering it.
 
 Turns with contents that no template writes by itself show what becomes of each of them. Rendering at two
 dates shows whether tomorrow's prompts are today's.
@@ -25,11 +25,11 @@ DATES = (datetime(2019, 1, 7, 3, 4, 5), datetime(2031, 12, 28, 16, 57, 48))
 TIMELY = ("date", "time", "today", "now", "year", "month", "day")
 
 Roles = tuple[str, ...]
-"""Who speaks, turn by turn."""
+"""Roles of the speakers, turn by turn."""
 
 
 def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where: str) -> None:
-    """Refuse a chat template under which these prompts would not be what they say, today and tomorrow.
+    """Refuse a chat template that drops turns of these prompts or renders them differently tomorrow.
 
     Every order of roles among them is rendered once.
 
@@ -104,13 +104,13 @@ def check_dates(encoder: PromptEncoder, turns: Sequence[Message], where: str) ->
 
 
 def shown(encoder: PromptEncoder, turns: Sequence[Message]) -> list[bool]:
-    """Whether the template writes each turn's content."""
+    """Tell per turn if the template writes its content."""
     text = encoder.rendered(turns, opened=False)
     return [message["content"] in text for message in turns]
 
 
 def probe_turns(roles: Roles) -> tuple[Message, ...]:
-    """Chat turns with contents that tell them apart."""
+    """Make chat turns whose contents tell them apart."""
     return tuple({"role": role, "content": f"Keel{i}turn"} for i, role in enumerate(roles))
 
 

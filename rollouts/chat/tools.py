@@ -1,4 +1,4 @@
-"""Whether a chat template writes a row's tools and calls: what it would leave out is told, never lost."""
+"""Checks that a chat template writes a row's tools and calls, so that none is lost in silence."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rollouts.errors import TemplateRefusal
 from rollouts.types import Message
 
 Rendered = Callable[[Sequence[Message], Sequence[Any]], str]
-"""The text of chat turns and of the functions that may be called."""
+"""Function from chat turns and the functions that may be called to their text."""
 PROBE = "Keel reads what a tool returned"
 
 
 def left_out(turns: Sequence[Message], tools: Sequence[Any], rendered: Rendered) -> str | None:
-    """What of tools, calls and results does not reach the text, in words; None: all of it does."""
+    """Name the tools, calls or results that do not reach the text; None if all do."""
     whole = rendered(turns, tools)
     if tools and _equal(whole, rendered, turns, ()):
         return "the functions in the column 'tools'"
@@ -32,7 +32,7 @@ def left_out(turns: Sequence[Message], tools: Sequence[Any], rendered: Rendered)
 
 
 def calls_or_tools(turns: Sequence[Message], tools: Sequence[Any]) -> bool:
-    """Whether there is anything of tools in a conversation."""
+    """Tell if a conversation has tools, calls or results."""
     return bool(tools) or any(turn.get(CALLS) or turn["role"] == "tool" for turn in turns)
 
 

@@ -1,1 +1,1 @@
-"""The machine that a process finds itself on: its processor, its memory, its shared memory."""
+"""This process's machine: its processor, its memory, its shared memory."""

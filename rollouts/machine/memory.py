@@ -1,4 +1,4 @@
-"""Memory that this process may use: of the machine, within its control groups and its own limits."""
+"""Memory that this process may use, within its control groups and its own limits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 SHM = Path("/dev/shm")
 UNLIMITED = 1 << 60
-"""Control groups of the first version write about this much where there is no limit."""
+"""Limit from which on a control group has none; groups of version 1 write a larger number then."""
 
 
 def total_memory() -> int:
-    """Bytes that all processes here may use together: the machine's, or the control group's limit."""
+    """Return the bytes that all processes here may use: the machine's, or the control group's limit."""
     limits = [limit for limit, _ in cgroup_usage()]
     return min([int(_machine_memory().total), *limits])
 
 
 def available_memory() -> int:
-    """Bytes that are free now, within the limits of the control groups."""
+    """Return the bytes that are free now, within the limits of the control groups."""
     rooms = [limit - used for limit, used in cgroup_usage()]
     return max(0, min([int(_machine_memory().available), *rooms]))
 
@@ -44,13 +44,13 @@ def _machine_memory() -> Any:
 
 
 def address_space() -> int | None:
-    """Bytes of addresses that one process may have (``ulimit -v``); None: no limit."""
+    """Return the bytes of addresses that one process may have (``ulimit -v``); None without a limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def shared_memory() -> int | None:
-    """Bytes that are free in ``/dev/shm``; None where there is none."""
+    """Return the bytes that are free in ``/dev/shm``; None if there is no such folder."""
     try:
         stat = os.statvfs(SHM)
     except OSError:
@@ -61,7 +61,7 @@ def shared_memory() -> int | None:
 def cgroup_usage(
     root: Path | None = None, membership: Path | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Limit and use in bytes of every control group that this process is in and that has a limit.
+    """Yield limit and use in bytes of every control group of this process that has a limit.
 
     Args:
         root: where control groups are mounted; None: the usual place.
@@ -79,20 +79,20 @@ def cgroup_usage(
 
 
 def _folders(root: Path, membership: Path) -> list[Path]:
-    """The groups of this process, from its own up to the root; in a container the root is its own."""
+    """List the groups of this process up to the root, which in a container is its own group."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         lines = []
-    found = [root, root / "memory"]
+    folders = [root, root / "memory"]
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers and "memory" not in controllers.split(","):
             continue
         below = root / "memory" if controllers else root
         steps = [part for part in path.split("/") if part not in ("", "..")]
-        found += [below.joinpath(*steps[: n + 1]) for n in range(len(steps))]
-    return list(dict.fromkeys(found))
+        folders += [below.joinpath(*steps[: n + 1]) for n in range(len(steps))]
+    return list(dict.fromkeys(folders))
 
 
 def _number(file: Path) -> int | None:

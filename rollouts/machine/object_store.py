@@ -1,4 +1,4 @@
-"""Shared memory that weights travel through: how much Ray takes of it, and whether there is that much.
+"""Shared memory that weights travel through: the size that Ray takes, and whether it is there.
 
 Two versions are in it together: what engines hold, and what they are about to load. Where shared memory is
 too small for that, as the 64 MiB of a container are, Ray keeps objects in files, which works and is slow.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 MIB, GIB = 1 << 20, 1 << 30
 LEAST = 80 * MIB
-"""Ray starts with no less than 75 MiB."""
+"""Smallest object store that is asked for; Ray starts with no less than 75 MiB."""
 USUAL, USUAL_SHARE = GIB, 0.10
-"""Size where weights need no more, and the share of the machine's memory that it stays below."""
+"""Size if weights need no more, and the share of the machine's memory that it stays below."""
 VERSIONS = 2
 BESIDE = 128 * MIB
-"""For samples, scores and what else travels."""
+"""Bytes for samples, scores and everything else that travels."""
 
 
 def store_bytes(weights: int, *, memory: int, shared: int | None) -> int:
-    """Size of the object store.
+    """Return the size of the object store in bytes.
 
     Args:
         weights: bytes of one version as engines receive it; 0 where they get adapters by their folder.
@@ -37,7 +37,7 @@ def store_bytes(weights: int, *, memory: int, shared: int | None) -> int:
 
 
 def needed_bytes(weights: int) -> int:
-    """The smallest object store that a campaign with such weights works with.
+    """Return the bytes of the smallest object store that works with such weights.
 
     >>> needed_bytes(0) // MIB, needed_bytes(100 * MIB) // MIB
     (80, 328)
@@ -46,7 +46,7 @@ def needed_bytes(weights: int) -> int:
 
 
 def shortage(weights: int, shared: int | None) -> str | None:
-    """What is wrong with shared memory for such weights, and what to do; None where it is large enough."""
+    """Say what shared memory lacks for such weights, and what to do; None if it is large enough."""
     needed = needed_bytes(weights)
     if shared is not None and shared >= needed:
         return None

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16: which processors have instructions for them, and the dtype ``auto`` means.
+"""Matrix products in bfloat16: processors with instructions for them, and the dtype ``auto`` means.
 
 Without such instructions a library converts every product by hand. Measured with oneDNN on one thread:
 65 GFLOP/s in float32 and 0.9 to 1.6 in bfloat16 on AVX2, 55 and 25 on AVX-512 without BF16, 55 and 145 on
@@ -14,13 +14,13 @@ from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
 Bfloat16 = Literal["native", "emulated", "none"]
-"""``native``: faster than float32. ``emulated``: half as fast, by AVX-512. ``none``: far slower."""
+"""Speed class. ``native``: faster than float32; ``emulated``: half as fast; ``none``: far slower."""
 
 CPUINFO = Path("/proc/cpuinfo")
 NATIVE_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
-"""Names in ``/proc/cpuinfo``; the last is ARM's."""
+"""Names of the instructions in ``/proc/cpuinfo``; the last is ARM's."""
 EMULATING_FLAGS = frozenset({"avx512f", "avx512_f"})
-"""AVX-512 as the kernel and as torch spell it."""
+"""Names of AVX-512, the kernel's and torch's."""
 
 ISA_LIMITS: dict[str, frozenset[str]] = {
     "SSE41": frozenset(),
@@ -33,18 +33,18 @@ ISA_LIMITS: dict[str, frozenset[str]] = {
     "AVX512_CORE_BF16": EMULATING_FLAGS | {"avx512_bf16"},
     "AVX512_CORE_FP16": EMULATING_FLAGS | {"avx512_bf16"},
 }
-"""What oneDNN still uses under each value of ONEDNN_MAX_CPU_ISA; one that is not here limits nothing."""
+"""Flags that oneDNN still uses under each value of ONEDNN_MAX_CPU_ISA; other values limit nothing."""
 
 SLOWDOWN: dict[Bfloat16, str] = {
     "native": "",
     "emulated": "about half as fast as",
     "none": "40 to 80 times slower than",
 }
-"""Products in bfloat16 beside those in float32, in words."""
+"""Speed of products in bfloat16 compared with float32, in words."""
 
 
 def processor_flags(environ: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Instruction sets that oneDNN may use here, by the kernel's names for them, else by torch's."""
+    """Return the instruction sets that oneDNN may use here, by the kernel's names, else by torch's."""
     environ = os.environ if environ is None else environ
     try:
         flags = flags_in(CPUINFO.read_text())
@@ -54,7 +54,7 @@ def processor_flags(environ: Mapping[str, str] | None = None) -> frozenset[str]:
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
-    """Flags that every processor of a ``/proc/cpuinfo`` has; cores need not be alike.
+    """Return the flags that every processor of a ``/proc/cpuinfo`` has; cores may differ.
 
     >>> sorted(flags_in("flags : fma avx2\\nflags : avx2"))
     ['avx2']
@@ -65,14 +65,14 @@ def flags_in(cpuinfo: str) -> frozenset[str]:
 
 
 def usable(flags: frozenset[str], environ: Mapping[str, str]) -> frozenset[str]:
-    """The flags that ONEDNN_MAX_CPU_ISA leaves, of those that decide about bfloat16."""
+    """Return the flags without those for bfloat16 that ONEDNN_MAX_CPU_ISA switches off."""
     limit = environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or ""
     left = ISA_LIMITS.get(limit.upper())
     return flags if left is None else flags - (NATIVE_FLAGS | EMULATING_FLAGS) | (flags & left)
 
 
 def bfloat16_by(flags: frozenset[str]) -> Bfloat16:
-    """How a processor with these flags multiplies matrices in bfloat16.
+    """Return the speed class of bfloat16 products on a processor with these flags.
 
     >>> bfloat16_by(frozenset({"avx2", "fma"})), bfloat16_by(frozenset({"avx512_bf16"}))
     ('none', 'native')
@@ -83,7 +83,7 @@ def bfloat16_by(flags: frozenset[str]) -> Bfloat16:
 
 
 def quickest_dtype(device: Literal["cpu", "cuda"], flags: frozenset[str] | None = None) -> Dtype:
-    """The dtype that ``auto`` means: bfloat16 where the device has instructions for it.
+    """Return the dtype that ``auto`` means: bfloat16 if the device has instructions for it.
 
     Args:
         flags: of the processor; None reads this machine's.
@@ -98,7 +98,7 @@ def quickest_dtype(device: Literal["cpu", "cuda"], flags: frozenset[str] | None 
 
 
 def _torch_flags() -> frozenset[str]:
-    """What torch found out by itself, for systems without ``/proc``."""
+    """Return the flags that torch detects, for systems without ``/proc``."""
     try:
         from torch.cpu import get_capabilities
     except ImportError:

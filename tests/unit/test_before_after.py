@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.evidence import Evidence
-from align.report.before_after import answer_lines, asked, before_and_after
+from align.report.before_after import answer_lines, before_and_after, prompt_words
 from tests.unit.decided import FIRST, decided
 from tests.unit.ledgers import BASE
 from tests.unit.stores import add_answers
@@ -45,6 +45,9 @@ def test_nothing_where_no_answers_are_stored_or_no_round_was_accepted(tmp_path: 
 
 
 def test_prompts_of_messages_are_their_last_words() -> None:
-    assert asked("plain {text}") == "plain {text}"
-    assert asked('[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]') == "b"
-    assert asked("[1, 2]") == "[1, 2]"
+    assert prompt_words("plain {text}") == "plain {text}"
+    assert (
+        prompt_words('[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]')
+        == "b"
+    )
+    assert prompt_words("[1, 2]") == "[1, 2]"

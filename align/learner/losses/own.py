@@ -1,4 +1,4 @@
-"""Algorithms of one's own: ``file.py:Class`` or ``pkg.mod:Class`` in the place of a registered name.
+"""User-defined algorithms, named ``file.py:Class`` or ``pkg.mod:Class`` instead of a registered name.
 
 Naming a file is asking for its code to run. The class is a subclass of a family of `align.learner.losses`;
 its fields are the options that a campaign may set. The sha256 of its file is part of the campaign, and the
@@ -24,27 +24,27 @@ from align.settings import FunctionPath, Places
 from rollouts.errors import nearest
 
 PREFIX = "keel_algorithm_"
-"""Beginning of the names of modules that were made of a file."""
+"""Beginning of the names of modules that were made from a file."""
 CODE = "code_sha256"
-"""Field of every such algorithm: sha256 of the file that its class is in."""
+"""Field of every such algorithm with the sha256 of the file that its class is in."""
 FAMILIES: tuple[tuple[type[Algorithm], tuple[str, ...]], ...] = (
     (PolicyGradient, ("advantages", "loss")),
     (Preference, ("pair_loss",)),
     (Algorithm, ("rows", "objective")),
 )
-"""What a subclass has to define, by family; the first that fits counts."""
+"""Methods that a subclass has to define, by family; the first family that fits counts."""
 
 _CLASSES: dict[tuple[str, str], type[Algorithm]] = {}
-"""By digest of the code and name of the class: a class is made once in a process."""
+"""Classes made in this process, by digest of the code and class name, so that each is made once."""
 
 
 def is_own(name: object) -> bool:
-    """Whether a name is a place in code and none that Keel registers."""
+    """Tell if a name is a path to code; no name that Keel registers has a colon."""
     return isinstance(name, str) and ":" in name
 
 
 def load_own(name: str, context: object = None) -> type[Algorithm]:
-    """The class behind ``file.py:Class`` or ``pkg.mod:Class``, ready to be validated like any algorithm.
+    """Return the class behind ``file.py:Class`` or ``pkg.mod:Class``, validated like any algorithm.
 
     Args:
         context: `Places` that relative paths start from; None: the current folder.
@@ -52,17 +52,17 @@ def load_own(name: str, context: object = None) -> type[Algorithm]:
     Raises:
         ValueError: it cannot be imported, or is no algorithm; says what is missing.
     """
-    place, _, attribute = name.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(context.input(place) if isinstance(context, Places) else place)
+    location, _, attribute = name.rpartition(":")
+    if location.endswith(".py"):
+        path = Path(context.input(location) if isinstance(context, Places) else location)
         if not path.is_file():
             raise ValueError(f"algorithm {name!r}: there is no file {path}")
         source = path.read_bytes()
         module = _from_source(source, str(path.resolve()), name)
     else:
-        module = _imported(place, name)
+        module = _imported(location, name)
         file = getattr(module, "__file__", None)
-        source = Path(file).read_bytes() if file else place.encode()
+        source = Path(file).read_bytes() if file else location.encode()
     made = _made(module, attribute, hashlib.sha256(source).hexdigest(), source, name)
     _check_described(source, attribute, name)
     return made
@@ -71,14 +71,14 @@ def load_own(name: str, context: object = None) -> type[Algorithm]:
 def rebuilt(
     source: bytes, path: str, module: str, attribute: str, values: dict[str, Any]
 ) -> Algorithm:
-    """An algorithm in another process, from its code and its settings."""
-    found = sys.modules.get(module)
-    if found is None:
+    """Rebuild an algorithm in another process, from its code and its settings."""
+    loaded = sys.modules.get(module)
+    if loaded is None:
         own = module.startswith(PREFIX)
-        found = (
+        loaded = (
             _from_source(source, path, attribute, module) if own else _imported(module, attribute)
         )
-    made = _made(found, attribute, hashlib.sha256(source).hexdigest(), source, attribute)
+    made = _made(loaded, attribute, hashlib.sha256(source).hexdigest(), source, attribute)
     return made.model_validate(values)
 
 
@@ -88,9 +88,9 @@ def _made(
     known = _CLASSES.get((digest, attribute))
     if known is not None:
         return known
-    found = _checked(module, attribute, name)
+    base = _checked(module, attribute, name)
     fields: dict[str, Any] = {"name": (FunctionPath, ...), CODE: (str, digest)}
-    made = create_model(found.__name__, __base__=found, __module__=found.__module__, **fields)
+    made = create_model(base.__name__, __base__=base, __module__=base.__module__, **fields)
     path = str(getattr(module, "__file__", "") or "")
 
     def reduced(algorithm: Algorithm) -> tuple[Any, ...]:
@@ -103,31 +103,31 @@ def _made(
 
 
 def _checked(module: ModuleType, attribute: str, name: str) -> type[Algorithm]:
-    """The class, where it is a subclass of a family and defines what that asks for."""
-    found = getattr(module, attribute, None)
-    if found is None:
+    """Return the class, or refuse one that is no subclass of a family or lacks its methods."""
+    algorithm = getattr(module, attribute, None)
+    if algorithm is None:
         own = [
             k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)
         ]
         hint = nearest(attribute, own) if own else "define the class there"
         raise ValueError(f"algorithm {name!r}: no {attribute!r} in it; {hint}")
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
         raise ValueError(
             f"algorithm {name!r} is no subclass of Algorithm; derive it from a family, such as "
             "align.learner.losses.PolicyGradient or GRPO"
         )
-    family, methods = next((f, m) for f, m in FAMILIES if issubclass(found, f))
-    missing = [each for each in methods if getattr(found, each) is getattr(family, each)]
+    family, methods = next((f, m) for f, m in FAMILIES if issubclass(algorithm, f))
+    missing = [each for each in methods if getattr(algorithm, each) is getattr(family, each)]
     if missing:
         raise ValueError(
             f"algorithm {name!r}: a subclass of {family.__name__} defines {' and '.join(methods)}, and "
             f"this one lacks {' and '.join(missing)}"
         )
-    return found
+    return algorithm
 
 
 def _check_described(source: bytes, attribute: str, name: str) -> None:
-    """Options are documented where they are: a string stands below each field of the class."""
+    """Check that a description, a string below the field, documents each option of the class."""
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.ClassDef) and node.name == attribute):
             continue
@@ -167,11 +167,11 @@ def _from_source(source: bytes, path: str, name: str, module_name: str = "") -> 
     return module
 
 
-def _imported(place: str, name: str) -> ModuleType:
+def _imported(location: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(location)
     except (Exception, SystemExit) as error:  # another package's module code runs here
         raise ValueError(
-            f"algorithm {name!r}: cannot import {place!r}: {type(error).__name__}: {error}; write "
+            f"algorithm {name!r}: cannot import {location!r}: {type(error).__name__}: {error}; write "
             "pkg.mod:Class, or file.py:Class relative to the campaign file"
         ) from error

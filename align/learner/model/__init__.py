@@ -1,4 +1,4 @@
-"""Model folders: what they must hold to be trained and served, and how weights are read and written.
+"""Model folders: checks that one can be trained and served, and reading and writing of weights.
 
 `checks` refuses a folder before anything is started. `loading` is the only place that reads weights, and
 `stored_form` the only one that names them as files and engines do.

@@ -15,7 +15,7 @@ HEADS = {
     "ForConditionalGeneration": "it reads an input through an encoder, or pictures and sound",
     "Model": "it has no output head",
 }
-"""Endings of class names that are no causal language model."""
+"""Endings of names of classes that are not causal language models."""
 LOGIT_CHANGES = (
     "final_logit_softcapping",
     "logit_scale",

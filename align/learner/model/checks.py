@@ -1,4 +1,4 @@
-"""Every check that a campaign's base model passes before anything is started or written, in order."""
+"""Checks that a campaign's base model passes, in order, before anything is started or written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CHECKS: tuple[Check, ...] = (
     has_the_layers,
     takes_adapters,
 )
-"""Later ones may rely on what earlier ones made sure of."""
+"""Checks of a base model, in order: later ones may rely on what earlier ones made sure of."""
 
 
 BESIDE: tuple[Check, ...] = (
@@ -81,7 +81,7 @@ BESIDE: tuple[Check, ...] = (
     is_plain_precision,
     numbers_are_finite,
 )
-"""Checks of a model that is only computed with: a teacher, a critic."""
+"""Checks of a model that is not trained: a teacher, a critic."""
 
 
 def check_companion_folder(path: Path) -> None:
@@ -90,7 +90,7 @@ def check_companion_folder(path: Path) -> None:
 
 
 def check_base(path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"]) -> None:
-    """Check a folder that a campaign is to begin from; once per process and state of its files.
+    """Check the folder that a campaign is to begin from, once per process and state of its files.
 
     Raises:
         UserError: the first thing that is wrong with it.
@@ -112,13 +112,13 @@ def _checked(
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
-    """State of a folder's files, links followed: name, size, time and inode of each."""
+    """Return the state of a folder's files, links followed: name, size, time and inode of each."""
     stamps: list[object] = []
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         try:
-            found = file.stat()
+            state = file.stat()
         except OSError:
             stamps.append((file.name, None))
         else:
-            stamps.append((file.name, found.st_size, found.st_mtime_ns, found.st_ino))
+            stamps.append((file.name, state.st_size, state.st_mtime_ns, state.st_ino))
     return tuple(stamps)

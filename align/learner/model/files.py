@@ -1,4 +1,4 @@
-"""Checks of a model folder's files: all there, whole, its own, and without code nobody asked for."""
+"""Checks of a model folder's files: present, whole, inside the folder, and without unwanted code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align.learner.model.folder import INDEX, WEIGHTS, ModelFolder, model_files,
 from rollouts.errors import UserError
 
 SHOWN = 3
-"""Names listed in a message."""
+"""Most names listed in a message."""
 
 
 def is_model_folder(folder: ModelFolder) -> None:
@@ -95,7 +95,7 @@ def configs_are_json(folder: ModelFolder) -> None:
 
 
 def _in_hub_cache(home: Path) -> bool:
-    """Tell ``.../models--ORG--NAME/snapshots/COMMIT``."""
+    """Tell if a folder is a hub cache's ``.../models--ORG--NAME/snapshots/COMMIT``."""
     return home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
 
 
@@ -109,7 +109,7 @@ def _refuse_other_names(path: Path) -> None:
 
 
 def _check_index(index: Path) -> None:
-    """Every file of the index is there, and holds the tensors that it is said to hold."""
+    """Check that every file of the index exists and holds the tensors that the index lists for it."""
     try:
         places: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -131,8 +131,8 @@ def _check_index(index: Path) -> None:
             "download or copy the missing shards",
             cause="a download or a copy was cut short",
         )
-    held = {file: _names_in(index.parent / file) for file in sorted(set(places.values()))}
-    wrong = sorted(name for name, file in places.items() if name not in held[file])
+    stored_names = {file: _names_in(index.parent / file) for file in sorted(set(places.values()))}
+    wrong = sorted(name for name, file in places.items() if name not in stored_names[file])
     if wrong:
         raise _refused(
             index,
@@ -142,7 +142,7 @@ def _check_index(index: Path) -> None:
 
 
 def _names_in(file: Path) -> set[str]:
-    """Names of a file's tensors; the format tells when its end is missing."""
+    """Return the names of a file's tensors; the format itself shows if the file is cut short."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -186,11 +186,11 @@ def code_is_wanted(folder: ModelFolder) -> None:
 
 
 def _references(auto_map: Any) -> list[str]:
-    """``module.Class`` of everything that a config maps to code; a tokenizer may have two."""
-    found: list[str] = []
+    """Return ``module.Class`` of everything that a config maps to code; a tokenizer may have two."""
+    references: list[str] = []
     for value in auto_map.values() if isinstance(auto_map, dict) else ():
-        found += [item for item in (value if isinstance(value, list) else [value]) if item]
-    return sorted(found)
+        references += [item for item in (value if isinstance(value, list) else [value]) if item]
+    return sorted(references)
 
 
 def _refused(where: Path, what: str, remedy: str, cause: str | None = None) -> UserError:

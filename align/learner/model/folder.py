@@ -1,4 +1,4 @@
-"""A model folder and the files of it that make up the model.
+"""Model folder and the files in it that make up the model.
 
 transformers reads ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists, and
 nothing else; engines may read every safetensors file they see. So only these are taken into a store.
@@ -20,17 +20,17 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CODE = ".py"
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model"})
-"""Configs, vocabularies, chat templates, sentencepiece."""
+"""Suffixes of configs, vocabularies, chat templates and sentencepiece models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A folder that a campaign is to begin from."""
+    """Folder that a campaign is to begin from."""
 
     path: Path
     policy: PolicyConfig
     device: Literal["cpu", "cuda"]
-    """Engines' device."""
+    """Device of the engines."""
 
     @cached_property
     def raw(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> Any:
-        """The config as transformers understands it."""
+        """Config as transformers understands it."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(
@@ -62,21 +62,21 @@ class ModelFolder:
 
     @cached_property
     def shell(self) -> Shell:
-        """The model without its weights, and how its files fit it; no tensor is read."""
+        """Model without its weights, and how its files fit it; no tensor is read."""
         return load_shell(self.path, self.policy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shell:
-    """A model on the meta device: names and shapes of everything, and no numbers."""
+    """Model on the meta device: names and shapes of everything, without numbers."""
 
     model: Any
     missing: tuple[str, ...]
-    """Parameters that no file holds."""
+    """Parameters that are in no file."""
     mismatched: tuple[str, ...]
     """Parameters of another shape than their tensor."""
     unexpected: tuple[str, ...]
-    """Tensors that the model has no place for."""
+    """Tensors that the model has no parameter for."""
 
 
 def load_shell(folder: Path, policy: PolicyConfig) -> Shell:
@@ -123,7 +123,7 @@ def stored_dtype(base: Path, policy: PolicyConfig) -> Literal["float32", "bfloat
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold the weights; some may be absent. Empty where there are none."""
+    """List the files that hold the weights, if any; some may be absent."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
     index = json.loads((folder / INDEX).read_text("utf-8"))
@@ -131,7 +131,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def model_files(folder: Path, *, code: bool) -> list[Path]:
-    """List what a store takes over: weights, their index, configs, tokenizer; ``code`` where asked."""
+    """List the files that a store copies: weights, their index, configs, tokenizer; ``code`` if asked."""
     weights = weight_files(folder)
     sharded = weights and weights[0].name != WEIGHTS
     kept = PLAIN_SUFFIXES | ({CODE} if code else set())

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 ACTIVATION_BYTES = 3 << 28
-"""Memory on a CPU for what all passes side by side keep (768 MiB)."""
+"""Memory on a CPU for what all simultaneous passes keep (768 MiB)."""
 SMALLEST_PASS = 256
 """Tokens below which a pass does not become smaller: its products would be too short."""
 FLOAT_BYTES = 4
 
 
 def bytes_per_token(config: Any) -> int:
-    """What a pass keeps for one token, from a model's config.
+    """Return the bytes that a pass keeps for one token, from a model's config.
 
     >>> from types import SimpleNamespace
     >>> bytes_per_token(SimpleNamespace(hidden_size=10, intermediate_size=20, num_hidden_layers=2,
@@ -32,5 +32,5 @@ def bytes_per_token(config: Any) -> int:
 
 
 def tokens_that_fit(config: Any, most: int) -> int:
-    """Tokens of one pass on a CPU: ``most``, or fewer where a large model would keep too much."""
+    """Return the tokens of one pass on a CPU: ``most``, or fewer if a large model would keep too much."""
     return min(most, max(SMALLEST_PASS, ACTIVATION_BYTES // bytes_per_token(config)))

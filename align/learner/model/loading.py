@@ -1,4 +1,4 @@
-"""Weights between files and memory, always through transformers' own mapping.
+"""Loading and writing of weights, always through transformers' own mapping.
 
 A model's parameters need not be named, split or laid out as in its files: experts of a mixture lie stacked
 in memory and one by one on disk, GPT-NeoX's output layer has another name. The way back is
@@ -59,10 +59,10 @@ def write_model(
     if dtype == torch.float32:
         model.save_pretrained(folder, state_dict=state)
         return
-    held = dict(model.named_parameters()) if state is None else state
+    saved = dict(model.named_parameters()) if state is None else state
     rounded = {
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in held.items()
+        for name, tensor in saved.items()
     }
     model.save_pretrained(folder, state_dict=rounded)
     # It wrote the precision in memory, and engines and others read the files by this entry.
@@ -96,7 +96,7 @@ def convert_weights(
 def _converted(
     model: Any, name: str, folder: Path | None, tensors: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Load a second model of the same class and hand out its state; files are mapped, not copied."""
+    """Load a second model of the same class and return its state; files are mapped, not copied."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -117,7 +117,7 @@ def _converted(
 
 
 def _plain_class(model: Any) -> Any:
-    """Name the class of a model, which sharding replaces by a subclass of its own."""
+    """Return the class of a model; sharding replaces it by a subclass of its own."""
     from torch.distributed.fsdp import FSDPModule
 
     return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))

@@ -1,4 +1,4 @@
-"""The class that transformers loads a folder with, and the form in which that class is stored."""
+"""Class that transformers loads a folder with, and the form in which that class is stored."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def attention_of(folder: Path, policy: PolicyConfig) -> str:
-    """Choose fused attention where the architecture has it, and its own otherwise."""
+    """Choose fused attention if the architecture has it, and its own otherwise."""
     return "sdpa" if getattr(model_class(folder, policy), "_supports_sdpa", False) else "eager"
 
 
 def model_class(folder: Path, policy: PolicyConfig) -> type[PreTrainedModel]:
-    """Name the class that transformers loads a folder with.
+    """Return the class that transformers loads a folder with.
 
     Raises:
         ValueError: transformers has no causal language model for it.
@@ -27,20 +27,20 @@ def model_class(folder: Path, policy: PolicyConfig) -> type[PreTrainedModel]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    found = AutoConfig.from_pretrained(
+    config = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=policy.trust_remote_code
     )
-    reference = getattr(found, "auto_map", None) or {}
+    reference = getattr(config, "auto_map", None) or {}
     if policy.trust_remote_code and "AutoModelForCausalLM" in reference:
         remote: type[PreTrainedModel] = get_class_from_dynamic_module(
             reference["AutoModelForCausalLM"], str(folder), local_files_only=True
         )
         return remote
     known = AutoModelForCausalLM._model_mapping
-    if type(found) not in known:
-        raise ValueError(f"{found.model_type!r} has no causal language model in transformers")
+    if type(config) not in known:
+        raise ValueError(f"{config.model_type!r} has no causal language model in transformers")
     # Some types map to several classes; the first is the one that is loaded by default.
-    listed = known[type(found)]
+    listed = known[type(config)]
     chosen: type[PreTrainedModel] = listed[0] if isinstance(listed, tuple) else listed
     return chosen
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SAME = 1e-5
-"""Largest difference between a module's own result and the formula's that is rounding."""
+"""Largest difference between a module's result and the formula's that counts as rounding."""
 
 
 class FloatNorm(nn.Module):
-    """A mixin for a module with the parameter ``weight`` and the number ``variance_epsilon``."""
+    """Mixin for a module with the parameter ``weight`` and the number ``variance_epsilon``."""
 
     weight: nn.Parameter
     variance_epsilon: float
@@ -45,13 +45,13 @@ def speed_up_norms(model: nn.Module) -> None:
 
 @cache
 def _quicker(kind: Any) -> type[nn.Module]:
-    """The class of a module and `FloatNorm` in one; every call gives the same."""
+    """Return a subclass of both `FloatNorm` and a module's class; repeated calls give the same one."""
     return type(kind.__name__, (FloatNorm, kind), {"__module__": kind.__module__})
 
 
 @torch.no_grad()
 def _is_root_mean_square(module: Any) -> bool:
-    """Whether a module is named as one, and gives what the formula gives for some numbers."""
+    """Tell if a module is named as this normalisation and gives what the formula gives for some numbers."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, FloatNorm)
     if not named or epsilon is None or not isinstance(weight, Tensor) or weight.ndim != 1:
@@ -69,7 +69,7 @@ def _normalised(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 class _RootMeanSquare(torch.autograd.Function):
-    """``x (mean(x^2) + eps)^-1/2 w`` over rows; shapes ``M, D`` and ``D``."""
+    """Autograd function ``x (mean(x^2) + eps)^-1/2 w`` over rows; shapes ``M, D`` and ``D``."""
 
     @staticmethod
     def forward(ctx: Any, input_MD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writing a model folder once, before anything is started, so that no round fails when it publishes.
+"""Trial write of a model folder before anything is started, so that no round fails when it publishes.
 
 Everything is written to a temporary folder as a snapshot would be, but the weights: these are
 brought to the form of a file by name and shape.
@@ -23,7 +23,7 @@ REMEDIES = {
     "weights": "report the model's type and transformers' version",
     "tokenizer": "save the tokenizer again with tokenizer.save_pretrained",
 }
-"""By part, what helps where it cannot be written."""
+"""Remedy per part of the folder that cannot be written."""
 
 
 def can_be_written(folder: ModelFolder) -> None:

@@ -1,4 +1,4 @@
-"""Checks of whether vLLM can serve a model, from what vLLM says of itself, without starting it.
+"""Checks that vLLM can serve a model, from vLLM's own lists, without starting it.
 
 Importing vllm takes seconds and changes the process, so its registry is read as text: the keys of the
 tables of architectures in ``registry.py``, and what the classes named there inherit.
@@ -43,7 +43,7 @@ def is_served(folder: ModelFolder) -> None:
 
 
 def fits_cpu_kernels(folder: ModelFolder) -> None:
-    """Refuse shapes and layers that vLLM has for GPUs only, where engines are on the CPU."""
+    """Refuse shapes and layers that vLLM supports on GPUs only, if engines are on the CPU."""
     if folder.device != "cpu":
         return
     sizes = sizes_of(folder.path, trust_remote_code=folder.policy.trust_remote_code)
@@ -81,8 +81,8 @@ def takes_adapters(folder: ModelFolder) -> None:
     if lora is None or lora.serve != "adapter":
         return
     named = folder.architectures or (model_class(folder.path, folder.policy).__name__,)
-    place = served_architectures().get(named[0])
-    if place is None or _supports_adapters(*place):
+    location = served_architectures().get(named[0])
+    if location is None or _supports_adapters(*location):
         return
     raise UserError(
         f"vLLM serves no adapters of {named[0]}",
@@ -108,7 +108,7 @@ def served_architectures() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def _supports_adapters(module: str, kind: str) -> bool:
-    """Tell whether a class of vLLM's, or one that it inherits from, says that it takes adapters."""
+    """Tell if a class of vLLM's, or one that it inherits from, says that it takes adapters."""
     if not module.isidentifier() or module == "transformers":
         return (
             True  # vLLM's face of transformers' models does; what lies elsewhere is not looked at.
@@ -121,18 +121,20 @@ def _supports_adapters(module: str, kind: str) -> bool:
         if node.level == 1 or node.module.startswith("vllm.model_executor.models.")
         for alias in node.names
     }
-    found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == kind), None)
-    bases = [base.id for base in found.bases if isinstance(base, ast.Name)] if found else []
+    definition = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == kind), None)
+    bases = (
+        [base.id for base in definition.bases if isinstance(base, ast.Name)] if definition else []
+    )
     if "SupportsLoRA" in bases:
         return True
     local = {node.name for node in body if isinstance(node, ast.ClassDef)}
     above = [(module, base) for base in bases if base in local]
     above += [origins[base] for base in bases if base in origins and base not in local]
-    return any(_supports_adapters(*place) for place in above if place[0] != "interfaces")
+    return any(_supports_adapters(*location) for location in above if location[0] != "interfaces")
 
 
 def _syntax(module: str) -> list[ast.stmt]:
-    """Parse one of vLLM's modules of models; nothing where there is none."""
+    """Parse one of vLLM's model modules; return None if it has no file."""
     spec = find_spec("vllm")
     places = spec.submodule_search_locations if spec is not None else None
     file = Path(places[0]) / MODELS / f"{module}.py" if places else Path()

@@ -1,4 +1,4 @@
-"""A campaign's base: taken into the store once, and compared with its folder whenever the store is opened.
+"""A campaign's base: copied into the store once, and compared with its folder at every opening.
 
 The base's manifest holds the hash of every file. Where the folder's tensors are written anew on the way, as
 engines would stumble over tensors that the model has no place for, its provenance holds the hashes of the
@@ -35,15 +35,15 @@ READ_PREFIXES = (
     "spiece",
     "sentencepiece",
 )
-"""Names of files, besides weights and code, that decide what a model computes and how text is read."""
+"""Beginnings of names of files, besides weights and code, that decide what a model computes and reads."""
 SHOWN = 5
-"""Files listed in a message."""
+"""Most files listed in a message."""
 
 
 def take_base(
     source: Path, policy: PolicyConfig, store: SnapshotStore, config_hash: str
 ) -> Snapshot:
-    """Publish a model folder as the first snapshot; from here on it is named by its content.
+    """Publish a model folder as the first snapshot; it is named by its content from here on.
 
     Files are copied as they are. Weights that hold tensors beyond the model's are written anew without
     them.
@@ -70,14 +70,14 @@ def take_base(
 
 
 def left_behind(source: Path, policy: PolicyConfig) -> list[str]:
-    """List tensors that the model has no place for, and files of weights that it does not read."""
+    """List tensors that the model has no parameter for, and weight files that it does not read."""
     read = set(weight_files(source))
     files = [file.name for file in source.glob("*.safetensors") if file not in read]
     return [*load_shell(source, policy).unexpected, *sorted(files)]
 
 
 def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: Path) -> None:
-    """Refuse to go on where the folder is not what the campaign began with.
+    """Refuse to go on if the folder is not what the campaign began with.
 
     Raises:
         StoreError: names the files that differ.

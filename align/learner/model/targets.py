@@ -1,4 +1,4 @@
-"""The layers of a model that an adapter changes: named in the campaign, or all linear layers there are.
+"""Layers of a model that an adapter changes: those the campaign names, or all linear layers.
 
 Architectures name and fuse their layers as they like: GPT-2 has ``c_attn``, GPT-NeoX ``query_key_value``,
 Phi-3 ``qkv_proj``. So the default of a campaign, the names of Llama's layers, stands for every linear layer
@@ -17,12 +17,12 @@ from rollouts.errors import UserError
 from rollouts.vllm_engine import LINEAR_LAYERS
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-"""Layers that choose experts: an update of theirs moves tokens to experts that were not trained on them."""
+"""Layers that choose experts; adapting one would move tokens to experts not trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adaptation:
-    """The layers that an adapter changes, and how much of the model that is."""
+    """Layers that an adapter changes, and their share of the model."""
 
     targets: tuple[str, ...]
     """Last parts of the layers' names, as peft and vLLM take them."""
@@ -93,26 +93,26 @@ def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    found: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         if module is head:
             continue
         if isinstance(module, nn.Linear):
-            found[name] = (module.in_features, module.out_features)
+            sizes[name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
-            found[name] = (module.nx, module.nf)
-    return found
+            sizes[name] = (module.nx, module.nf)
+    return sizes
 
 
 def has_transposed_layers(model: Any) -> bool:
-    """Tell models such as GPT-2, whose linear layers hold inputs by outputs."""
+    """Tell if a model, such as GPT-2, has linear layers that are stored inputs by outputs."""
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def adaptation_of(folder: Path, policy: PolicyConfig) -> Adaptation | None:
-    """Find what the adapter of a campaign changes in a model folder; None without an adapter."""
+    """Find what a campaign's adapter changes in a model folder; None without an adapter."""
     if policy.lora is None:
         return None
     return adaptation(load_shell(folder, policy).model, policy.lora)

@@ -1,4 +1,4 @@
-"""Checks of the tensors themselves: every parameter has one, of its shape, and every number is finite."""
+"""Checks of the tensors: every parameter has one, of its shape, and every number is finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HALF = 2
 """Bytes of the narrowest numbers that can be trained."""
 SHOWN = 3
-"""Names listed in a message."""
+"""Most names listed in a message."""
 
 
 def tensors_fit(folder: ModelFolder) -> None:
@@ -56,7 +56,7 @@ def tensors_fit(folder: ModelFolder) -> None:
 
 
 def nothing_is_cut_off(folder: ModelFolder) -> None:
-    """Refuse files with more layers or experts than the config says: these would be left out in silence.
+    """Refuse files with more layers or experts than the config, which would be dropped in silence.
 
     Other tensors that the model has no place for, such as a value head, stay behind when it is taken over.
     """
@@ -77,7 +77,7 @@ def nothing_is_cut_off(folder: ModelFolder) -> None:
 
 
 def is_tied_as_it_says(folder: ModelFolder) -> None:
-    """Refuse a config that ties the output layer to an embedding which the file says is another."""
+    """Refuse a config that ties the output layer to an embedding although the files hold two."""
     import torch
 
     model = folder.shell.model
@@ -150,7 +150,7 @@ def tokens_have_rows(folder: ModelFolder) -> None:
 
 
 def _stored_name(model: Any, name: str) -> str:
-    """Name a parameter as the files that transformers writes do."""
+    """Return the name that a parameter has in files written by transformers."""
     import torch
 
     return next(iter(stored_form(model, {name: torch.empty(1, 1, device="meta")})))
@@ -169,7 +169,7 @@ def _tensor(folder: Path, name: str) -> Tensor | None:
 
 
 def _pattern(name: str) -> str:
-    """Name a tensor without the numbers of its layer and expert.
+    """Return a tensor's name without the numbers of its layer and expert.
 
     >>> _pattern("model.layers.11.mlp.up_proj.weight")
     'model.layers.#.mlp.up_proj.weight'
