@@ -69,7 +69,7 @@ class CampaignFile:
     overridden: tuple[str, ...]
     """Keys that an override set, with positions in place of the names of rounds and suites."""
     notes: tuple[str, ...] = ()
-    """What the user should know although the campaign is valid."""
+    """Remarks for the user on a valid campaign."""
 
 
 def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
@@ -241,8 +241,8 @@ def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any], places: Pl
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
         place = _entry(place, part)
-        found = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
-        models = found or models
+        nested_models = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
+        models = nested_models or models
     return sorted({name for model in models for name in model.model_fields})
 
 

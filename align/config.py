@@ -228,7 +228,7 @@ class CampaignConfig(StoreSettings):
     suites: tuple[SuiteConfig, ...] = ()
     gate: GateConfig = GateConfig()
     serving: AnswerSampling | None = None
-    """How keel serve answers a request that does not say, and what exported folders have as their default.
+    """Sampling of keel serve for requests that name none, and the default of exported folders.
     None: as the suites are sampled, where they are all sampled alike."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
@@ -328,7 +328,7 @@ class CampaignConfig(StoreSettings):
         )
 
     def training_hash(self, name: str) -> str:
-        """sha256 of what the training of a round follows from: not of suites, margins and the gate."""
+        """Return the sha256 of what decides a round's training: not of suites, margins and the gate."""
         content = self.content()
         names = [spec["name"] for spec in content["rounds"]]
         trained = content["rounds"][: names.index(name) + 1]

@@ -18,12 +18,12 @@ StopText = Annotated[str, Field(min_length=1)]
 
 
 def _texts(value: Any) -> Any:
-    """One stop text is short for a list of one."""
+    """Accept one stop text for a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 class AnswerSampling(Settings):
-    """How answers are sampled that are measured or served, and not learned from."""
+    """Sampling of answers that are measured or served, and not learned from."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
@@ -46,7 +46,7 @@ class AnswerSampling(Settings):
         return self
 
     def sampling(self, max_tokens: int) -> Sampling:
-        """The request for answers of at most ``max_tokens`` tokens."""
+        """Return the request for answers of at most ``max_tokens`` tokens."""
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,

@@ -104,27 +104,27 @@ class Evidence:
         return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
 
     def levels(self) -> list[float]:
-        """Error that every decision so far was taken at, in order."""
-        found: list[float] = []
+        """Return the error that every decision so far was taken at, in order."""
+        errors: list[float] = []
         for record in self._judged():
             inputs = Verdict.from_dict(record.report or {}).inputs
-            looks = [one.look for one in repairs_of(record.report)] or [inputs.looks]
+            looks = [repair.look for repair in repairs_of(record.report)] or [inputs.looks]
             declared = inputs.gate.campaign_rounds
-            found += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
-        return found
+            errors += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
+        return errors
 
     def _judged(self) -> list[RoundRecord]:
-        """Committed rounds whose report is a verdict of this gate."""
+        """Return the committed rounds whose report is a verdict of this gate."""
         return [r for r in self.committed() if "inputs" in (r.report or {})]
 
     def amended_level(self, look: int) -> float | None:
-        """Error of a decision to come, where alpha was amended after earlier ones.
+        """Return the error of a decision to come if alpha was amended after earlier ones.
 
         None: the rule of `align.gate.alpha` says it, since all decisions were taken by the same settings.
         """
         gate = self.gate
         stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged()]
-        if all(_spends_alike(gate, one) for one in stored):
+        if all(_spends_alike(gate, stored_gate) for stored_gate in stored):
             return None
         spent = self.levels()
         while len(spent) < look - 1:  # Candidates of the same round that were refused.
@@ -302,9 +302,9 @@ class Evidence:
         )
 
 
-def _spends_alike(one: GateConfig, other: GateConfig) -> bool:
-    """Whether two gates share the same alpha in the same way."""
-    return (one.alpha, one.campaign_rounds, one.spending or "campaign") == (
+def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
+    """Tell if two gates share the same alpha in the same way."""
+    return (gate.alpha, gate.campaign_rounds, gate.spending or "campaign") == (
         other.alpha,
         other.campaign_rounds,
         other.spending or "campaign",

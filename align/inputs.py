@@ -138,7 +138,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
 
 
 def _unchanged_base(config: CampaignConfig, model: Path) -> StoredBase | None:
-    """The base in the store, once there is one; the model's folder has to be what it was copied from."""
+    """Return the base in the store, once there is one; check the model's folder against it."""
     base = stored_base(config)
     if base is not None:
         check_unchanged(model, config.policy, base.manifest, config.folder)
@@ -146,11 +146,11 @@ def _unchanged_base(config: CampaignConfig, model: Path) -> StoredBase | None:
 
 
 def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:
-    """How prompts are read, with a system message that the chat template shows."""
+    """Return the encoder of prompts, after a check that the chat template shows the system message."""
     encoder = load_encoder(folder, config.policy)
     if config.policy.system is not None:
-        asked = Prompt(id="policy.system", messages=probe_turns(("system", "user")))
-        check_conversations(encoder, [asked], "policy.system")
+        probe = Prompt(id="policy.system", messages=probe_turns(("system", "user")))
+        check_conversations(encoder, [probe], "policy.system")
     return encoder
 
 

@@ -20,7 +20,7 @@ from rollouts.collect import collect
 from rollouts.types import SnapshotId
 
 BEAT_EVERY_S = 60.0
-"""Between signs of life while a snapshot is measured."""
+"""Seconds between signs of life while a snapshot is measured."""
 
 
 def measure(

@@ -64,7 +64,7 @@ def resolve_model(policy: PolicyConfig) -> Path:
 
 
 def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
-    """The model's own tokenizer.
+    """Load the model's own tokenizer.
 
     Raises:
         UserError: its files are damaged or of a kind that transformers does not read.
@@ -87,7 +87,7 @@ def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
 
 
 def load_encoder(folder: Path, policy: PolicyConfig) -> PromptEncoder:
-    """How the policy reads prompts: its tokenizer, the campaign's chat defaults, and every ending token.
+    """Load the policy's reader of prompts: tokenizer, the campaign's chat defaults, every ending token.
 
     Raises:
         UserError: the tokenizer or what names its ending tokens cannot be read, or it has no chat template

@@ -30,7 +30,7 @@ class PromptsConfig(Settings):
     system: str | None = None
     """System message of these chats, where they have none of their own; None: ``policy.system``."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of a round's own prompts, the share that no round learns from: the round is measured on it. Prompts
+    """Share of a round's own prompts that no round learns from: the round is measured on it. Prompts
     that share runs of words (``gate.overlap``) stay together. None: ``suite.prompts`` says what the round
     is measured on."""
 

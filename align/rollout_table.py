@@ -299,7 +299,7 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a column of floats holds it; integers have no largest one, floats do."""
+    """Tell if a column of floats can hold a value; integers have no largest one, floats do."""
     return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 

@@ -36,7 +36,7 @@ def check_anchors(spec: RoundConfig) -> None:
 
 
 def check_heldout(spec: RoundConfig) -> None:
-    """A share of a round's prompts that is held out, where other prompts are measured or asked."""
+    """Refuse a held-out share of prompts where other prompts are measured or asked."""
     share = spec.prompts.heldout if spec.prompts else None
     if share is not None and spec.suite.prompts is not None:
         raise ValueError(

@@ -55,7 +55,7 @@ class StepSampler:
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step taken last learns from."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the step taken last: its staleness in learner steps, groups and engines that were replaced, and
+    """Metrics of the last step: its staleness in learner steps, groups and engines that were replaced, and
     the seconds it waited for samples and for rewards."""
     _held: int = 0
     """Learner steps behind the weights that the engines hold."""
@@ -206,10 +206,10 @@ class StepSampler:
                 break
             count = self.plan.spec.sampling.prompts_per_step if poor else len(broken)
             spares = self._begin_scoring(self._ask(step, turn, count), replacements=True)
-            found = self._result(spares)
+            rescored = self._result(spares)
             spare = [
                 s
-                for s in found
+                for s in rescored
                 if not self._is_broken(s) and (not poor or algorithm.informative(s))
             ]
             for i, better in zip([*broken, *poor], spare, strict=False):

@@ -1,4 +1,4 @@
-"""The base of every model that a campaign file may hold, and the paths in it.
+"""Base of every model that a campaign file may hold, and the paths in it.
 
 A path in a campaign file is relative to the file, so that a campaign means the same from every folder; one
 that ``--set`` gives is relative to the current folder, as everything on a command line. `load_campaign`
@@ -37,7 +37,7 @@ FILE_SUFFIXES = {
     ".yaml",
     ".yml",
 }
-"""What ends the name of a file, and of nothing on a hub."""
+"""Endings of names of files; no name on a hub has one."""
 
 
 class StatedPath(str):
@@ -119,7 +119,7 @@ class Places:
 
 
 def is_relative(text: str) -> bool:
-    """Whether a text may be a relative path."""
+    """Tell if a text may be a relative path."""
     return bool(text) and "://" not in text and not text.startswith(("/", "~")) and len(text) < 1024
 
 
@@ -128,7 +128,7 @@ def _as_input(text: str, info: ValidationInfo) -> str:
 
 
 def _as_function(text: str, info: ValidationInfo) -> str:
-    """``file.py:function`` with the file's path; other names as they are."""
+    """Return ``file.py:function`` with the file's path; other names as they are."""
     file, colon, function = text.rpartition(":")
     if not (isinstance(info.context, Places) and colon and file.endswith(".py")):
         return text
@@ -136,7 +136,7 @@ def _as_function(text: str, info: ValidationInfo) -> str:
 
 
 def _as_teacher(text: str, info: ValidationInfo) -> str:
-    """``model:FOLDER`` with the folder's path; names of snapshots as they are."""
+    """Return ``model:FOLDER`` with the folder's path; names of snapshots as they are."""
     kind, colon, folder = text.partition(":")
     if not (isinstance(info.context, Places) and colon and kind == "model"):
         return text
@@ -144,7 +144,7 @@ def _as_teacher(text: str, info: ValidationInfo) -> str:
 
 
 def _as_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    """Options whose texts that name an existing file have its path; other words stay words."""
+    """Return options with the paths of texts that name an existing file; other texts are unchanged."""
     places = info.context
     if not isinstance(places, Places):
         return options

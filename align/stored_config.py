@@ -24,7 +24,7 @@ def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_then(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with defaults spelt out that were others when it was written: adapters were served."""
+    """Return the content with the defaults of its version spelt out: adapters were served."""
     policy = content.get("policy") or {}
     if not policy.get("lora"):
         return dict(content)

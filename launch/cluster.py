@@ -340,7 +340,7 @@ def _apply(changes: Mapping[str, str | None]) -> None:
 
 
 class _Expired(BaseException):
-    """A deadline that is over; not an `Exception`, since Ray's start catches those and goes on."""
+    """Expiry of a deadline; not an `Exception`, since Ray's start catches those and goes on."""
 
 
 @contextmanager

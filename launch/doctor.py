@@ -44,7 +44,7 @@ only looks whether they are installed, fails with them."""
 
 MEMORY_GIB = (2.0, 6.0)
 ADDRESSES_GIB = 64.0
-"""Libraries map many times what they use; a smaller limit on a process ends one of them."""
+"""Least address space in GiB: libraries map many times what they use."""
 DISK_GIB = (2.0, 10.0)
 SHM_GIB = (0.06, 1.0)
 """Below the first a run fails, below the second it may."""
@@ -136,11 +136,11 @@ def rate(dtype, side=512):
     return products * 2e-9 * side**3 / (time.perf_counter() - start)
 print(f"{rate(torch.float32):.1f} GFLOP/s in float32, {rate(torch.bfloat16):.1f} in bfloat16, one thread")
 """
-"""Measures matrix products in both dtypes, in about a second."""
+"""Program that measures matrix products in both dtypes, in about a second."""
 
 
 def check_bfloat16(flags: frozenset[str] | None = None) -> CheckResult:
-    """The processor multiplies bfloat16 quickly, or campaigns have to compute in float32 on it.
+    """Check that the processor multiplies bfloat16 quickly; without it campaigns compute in float32.
 
     Args:
         flags: of the processor; None reads this machine's.

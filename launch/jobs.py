@@ -108,19 +108,19 @@ def working_files(campaign: Path, include: Sequence[Path], raw: Any) -> dict[str
 
 
 def files_named(raw: Any, folder: Path = Path()) -> list[tuple[str, Path]]:
-    """Files and folders here that a campaign in a folder names by a relative path, each with its key.
+    """List files and folders that a campaign in a folder names by a relative path, each with its key.
 
     They are given relative to the current folder. A reward in a file is named as ``file.py:function``.
     """
-    places, found = Places(folder=folder), []
+    places, files = Places(folder=folder), []
     for key, text in _texts(raw):
         file, colon, _ = text.rpartition(":")
         name = file if colon and file.endswith(".py") else text
         path = Path(places.input(name))
         # Not Path.exists: it raises for a text that is too long for a path.
         if is_relative(name) and Path(name).name not in ("", "..") and os.path.exists(path):
-            found.append((key, path))
-    return found
+            files.append((key, path))
+    return files
 
 
 def _name_in_job(path: Path) -> str:

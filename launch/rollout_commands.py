@@ -89,7 +89,7 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
     """One row; what the model and the rewards wrote is text, never markup or a control sequence."""
     from rich.text import Text
 
-    from align.report.before_after import asked
+    from align.report.before_after import prompt_words
     from align.report.printable import printable
 
     value = record["status"] if record["value"] is None else _number(record["value"])
@@ -103,7 +103,7 @@ def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
         _number(record["advantage"]),
         tokens,
         record["source"] if record["round"] is None else f"{record['source']} {record['round']}",
-        printable(asked(record["prompt"]), limit),
+        printable(prompt_words(record["prompt"]), limit),
         answer,
     ]
     return [Text(cell) for cell in cells]

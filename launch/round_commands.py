@@ -29,13 +29,13 @@ def rounds_list(
     evidence = _evidence(campaign, overrides)
     from align.history import entries
 
-    found = entries(evidence)
+    rows = entries(evidence)
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
     columns = ["round", "state", "verdict", "attempt", "parent", "candidate", "started", "seconds"]
-    _print("Rounds", columns, [_entry_row(entry) for entry in found])
-    for entry in found:
+    _print("Rounds", columns, [_entry_row(entry) for entry in rows])
+    for entry in rows:
         if entry.skipped:
             typer.echo(entry.skipped)
 
@@ -52,25 +52,25 @@ def rounds_show(
     from align.history import detail
     from align.report.status import scores_of
 
-    found = detail(evidence, round_name)
+    record = detail(evidence, round_name)
     if as_json:
         from dataclasses import asdict
 
         scores = {
-            "scores": scores_of(evidence, found.entry.candidate),
-            "parent_scores": scores_of(evidence, found.entry.parent),
+            "scores": scores_of(evidence, record.entry.candidate),
+            "parent_scores": scores_of(evidence, record.entry.parent),
         }
-        print_json({**asdict(found), **scores})
+        print_json({**asdict(record), **scores})
         return
-    for line in _detail_lines(found):
+    for line in _detail_lines(record):
         typer.echo(line)
-    if found.changed:
-        _print("Items against the parent", *_changed(found))
+    if record.changed:
+        _print("Items against the parent", *_changed(record))
     families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
     for title, prefix in families.items():
-        _metrics(title, found.named(prefix))
-    shown = {metric.name for prefix in families.values() for metric in found.named(prefix)}
-    _metrics("Metrics", tuple(m for m in found.metrics if m.name not in shown))
+        _metrics(title, record.named(prefix))
+    shown = {metric.name for prefix in families.values() for metric in record.named(prefix)}
+    _metrics("Metrics", tuple(m for m in record.metrics if m.name not in shown))
 
 
 @rounds_app.command("diff")
@@ -85,14 +85,15 @@ def rounds_diff(
     evidence = _evidence(campaign, overrides)
     from align.history import diff
 
-    found = diff(evidence, round_name, other)
+    difference = diff(evidence, round_name, other)
     if as_json:
-        print_json(found)
+        print_json(difference)
         return
-    settings = [[c.key, _word(c.one), _word(c.other)] for c in found.config]
+    settings = [[c.key, _word(c.one), _word(c.other)] for c in difference.config]
     _print("Settings that differ", ["setting", round_name, other], settings)
     scores = [
-        [s.suite, _number(s.one), _number(s.other), _number(s.difference)] for s in found.scores
+        [s.suite, _number(s.one), _number(s.other), _number(s.difference)]
+        for s in difference.scores
     ]
     _print("Scores of the candidates", ["suite", round_name, other, "difference"], scores)
 

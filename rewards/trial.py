@@ -29,7 +29,7 @@ from rollouts.types import Prompt
 
 BINS = 20
 DEADLINE_S = 5.0
-"""For one group, of a reward in a process of its own, where no other deadline is named."""
+"""Seconds for one group, of a reward in a process of its own, if no other deadline is named."""
 CANARY_PROMPTS = 8
 """Prompts that canaries are tried on: a judge is paid by the call."""
 
@@ -42,7 +42,7 @@ class TrialSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     isolation: str = "auto"
     deadline_s: float | None = None
-    """For one group; None: a few seconds, since a trial is waited for."""
+    """Seconds for one group; None: a few, since a trial is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +131,8 @@ def try_reward(
             if _too_late(answers[-1]):
                 break
         left, groups = len(groups) - len(answers), groups[: len(answers)]
-        found = [] if left else _canaries(asker, groups, answers, threshold)
-        trial = _trial(rubric, groups, answers, asker.seconds[: len(groups)], found, group_size)
+        canaries = [] if left else _canaries(asker, groups, answers, threshold)
+        trial = _trial(rubric, groups, answers, asker.seconds[: len(groups)], canaries, group_size)
         return replace(trial, notes=(*trial.notes, _left(left))) if left else trial
     finally:
         rubric.close()
@@ -171,8 +171,8 @@ class _Asker:
 
 
 def _too_late(outcomes: Sequence[Outcome]) -> bool:
-    """Whether the deadline came before any answer of a group."""
-    return all(isinstance(one, Failure) and one.kind == "deadline" for one in outcomes)
+    """Tell if the deadline came before any answer of a group."""
+    return all(isinstance(outcome, Failure) and outcome.kind == "deadline" for outcome in outcomes)
 
 
 def _left(groups: int) -> str:

@@ -47,7 +47,7 @@ class Pending:
     encoder: PromptEncoder
     policy: SnapshotId | WeightVersion
     sampling: Sampling
-    """As it was asked for."""
+    """Sampling as it was asked for, before ending tokens are added."""
 
     def groups(self) -> list[RolloutGroup]:
         """Wait for them: one group per prompt, in order.
@@ -113,10 +113,10 @@ def begin(
     Args:
         positions: places of the prompts in the whole that they are a part of; None: they are the whole.
     """
-    asked = encoder.ended(sampling)
+    complete = encoder.ended(sampling)
     places = range(len(prompts)) if positions is None else positions
     requests = [
-        _request(prompt, size, position, encoder, asked, seed)
+        _request(prompt, size, position, encoder, complete, seed)
         for position, prompt, size in zip(places, prompts, group_sizes, strict=True)
     ]
     ticket = engine.submit(requests) if requests else list
@@ -189,7 +189,7 @@ def _request(
 
 
 def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str]) -> Completion:
-    """The completion with its text, cut before the first stop text."""
+    """Return the completion with its text, cut before the first stop text."""
     if completion.finish_reason == "failed":
         return completion
     whole = encoder.decode(completion.token_ids)
@@ -200,7 +200,7 @@ def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first occurrence of any stop text.
+    """Return the text before the first occurrence of any stop text.
 
     >>> cut("12 apples. Question: 3", ["Question:", "\\n"])
     '12 apples. '

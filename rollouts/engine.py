@@ -62,7 +62,7 @@ class SyncReport:
     seconds: float
     num_engines: int
     load_s: float = 0.0
-    """Seconds of them that the slowest engine took to load weights it had; 0 where it is not known."""
+    """Seconds, of ``seconds``, that the slowest engine took to load weights it had; 0 if not known."""
 
 
 class WeightLoadError(RuntimeError):
@@ -105,7 +105,7 @@ class StreamScoringEngine(Protocol):
     def scores(
         self, requests: Sequence[ScoreRequest]
     ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
-        """What `RolloutEngine.score` gives, as it comes, each with the place of its request."""
+        """Yield the results of `RolloutEngine.score` as they come, each with its request's index."""
         ...
 
 

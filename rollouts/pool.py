@@ -40,7 +40,7 @@ from rollouts.vllm_engine import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.weight_transfer import to_host
 
 TOKENS_PER_CALL = 4096
-"""Scored in one call where somebody watches: two of vLLM's steps, so that batches stay full."""
+"""Tokens scored in one call if somebody watches: two of vLLM's steps, so that batches stay full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,7 @@ class EnginePool:
     def scores(
         self, requests: Sequence[ScoreRequest]
     ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
-        """The same as they come, a few thousand tokens at a time.
+        """Yield the results of `score` as they come, a few thousand tokens at a time.
 
         Raises:
             RunError: a sequence could not be scored.
@@ -256,7 +256,7 @@ class EnginePool:
         self._fleet.weights = ray.put(update)
 
     def _checked_sync(self, ref: Any, slot: EngineSlot) -> SyncReport | None:
-        """The report of an engine that has the new version; None where it died and is replaced."""
+        """Return the report of an engine that has the new version; None if it died and is replaced."""
         import ray
 
         try:
@@ -283,7 +283,7 @@ class EnginePool:
         *,
         at_least: int = 0,
     ) -> Dispatch:
-        """Args: at_least: calls into which the items are cut, where there are enough of them."""
+        """Cut items into calls and dispatch them; ``at_least`` is the least number of calls."""
         self._fleet.wait_ready()
         if self._unsynced is not None:
             raise RunError(
@@ -353,7 +353,7 @@ def _tokens_of(requests: Sequence[ScoreRequest]) -> list[int]:
 
 
 def _check_scored(answers: Iterable[Any]) -> None:
-    """Raise `RunError` where one of the answers is a failure."""
+    """Raise the error of the first answer that failed."""
     for answer in answers:
         if isinstance(answer, Failure):
             raise RunError(

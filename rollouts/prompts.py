@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
-"""Places that a message names."""
+"""Most lines that a message names."""
 
 Scheme = Callable[[str], list[Prompt]]
 """From ``scheme://...`` to prompts with ids of their own; a `ValueError` says what is known."""
@@ -66,27 +66,27 @@ def load_prompts(
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", config.source)
     if scheme is not None:
-        found = _from_scheme(config.source, scheme[1], schemes)[: config.limit]
+        prompts_read = _from_scheme(config.source, scheme[1], schemes)[: config.limit]
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
-        found = told_apart(_prompt(row, config.column) for row in rows)
-    found = [_with_tools(_in_chat(prompt, config)) for prompt in found]
-    if not found:
+        prompts_read = told_apart(_prompt(row, config.column) for row in rows)
+    prompts_read = [_with_tools(_in_chat(prompt, config)) for prompt in prompts_read]
+    if not prompts_read:
         raise UserError("holds no prompts", where=config.source)
-    prompts = distinct(found)
-    if len(prompts) < len(found):
+    prompts = distinct(prompts_read)
+    if len(prompts) < len(prompts_read):
         logger.warning(
             "%s: %d of %d prompts are duplicates and are left out: %s",
             config.source,
-            len(found) - len(prompts),
-            len(found),
-            repeated(found),
+            len(prompts_read) - len(prompts),
+            len(prompts_read),
+            repeated(prompts_read),
         )
     return [replace(prompt, round=round, source=source) for prompt in prompts]
 
 
 def told_apart(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts, where those with one text and different columns get different ids.
+    """Give prompts with one text and different columns different ids.
 
     The first keeps the id of its text, so that a row that is added changes no id before it.
     """
@@ -109,25 +109,25 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def repeated(prompts: Sequence[Prompt]) -> str:
-    """The places of prompts that stood before: ``p.jsonl:7 is p.jsonl:3, ...``."""
+    """Say which prompts repeat an earlier one: ``p.jsonl:7 is p.jsonl:3, ...``."""
     first: dict[str, Prompt] = {}
     pairs = [(p, first.setdefault(p.id, p)) for p in prompts]
     return listed([f"{p.label} is {before.label}" for p, before in pairs if p is not before])
 
 
 def listed(places: Sequence[str]) -> str:
-    """The first few places of many."""
+    """Join the first few of many places."""
     return ", ".join(places[:SHOWN]) + (", ..." if len(places) > SHOWN else "")
 
 
 def _columns_id(columns: Mapping[str, Any]) -> str:
-    """Digest of a row's other columns, whatever their order."""
+    """Return a digest of a row's other columns, whatever their order."""
     text = json.dumps(to_json(columns), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_of(prompt: Prompt) -> str:
-    """The words of a prompt, whoever says them."""
+    """Return the words of a prompt, whoever says them."""
     if prompt.text is not None:
         return prompt.text
     return "\n".join(message["content"] for message in prompt.messages or ())
@@ -154,7 +154,7 @@ def _from_scheme(uri: str, scheme: str, schemes: Mapping[str, Scheme]) -> list[P
 
 
 def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
-    """The prompt as a chat, where the source asks for one; its id stays that of what the row says."""
+    """Return the prompt as a chat if the source asks for one; its id stays that of the row's content."""
     chat, system = getattr(config, "chat", False), getattr(config, "system", None)
     turns = prompt.messages
     if turns is None and chat:
@@ -173,7 +173,7 @@ def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
 
 
 def _with_tools(prompt: Prompt) -> Prompt:
-    """The prompt as it is, known to have no tools that a chat template could not write."""
+    """Return the prompt unchanged, after a check that a chat template can write its tools."""
     try:
         check_tools(
             prompt.text if prompt.text is not None else prompt.messages or (), prompt.columns
@@ -207,7 +207,7 @@ def _prompt(row: Row, column: str) -> Prompt:
 
 
 def _content(value: Any, column: str) -> str | tuple[Message, ...]:
-    """A prompt's text, or its chat turns."""
+    """Return a prompt's text, or its chat turns."""
     if not isinstance(value, str | list | tuple):
         kind = type(value).__name__
         raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
@@ -237,7 +237,7 @@ class PromptEncoder:
         extra_eos_ids: Iterable[int] = (),
         files_digest: str | None = None,
     ) -> None:
-        """Read prompts with a tokenizer.
+        """Set up an encoder for a tokenizer.
 
         Args:
             files_digest: sha256 of the files that the tokenizer was loaded from; None: taken from the
@@ -274,7 +274,7 @@ class PromptEncoder:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def ended(self, sampling: Sampling) -> Sampling:
-        """The sampling with every token that ends an answer and that no engine knows by itself.
+        """Return the sampling with every ending token that no engine knows by itself.
 
         A stop text that is one special token becomes that token: special tokens have no text.
         """
@@ -299,7 +299,7 @@ class PromptEncoder:
     def render(
         self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()
     ) -> tuple[int, ...]:
-        """Token ids of chat turns.
+        """Return the token ids of chat turns.
 
         Args:
             opened: the assistant's next turn is begun, for a completion to follow.
@@ -321,7 +321,7 @@ class PromptEncoder:
         return self.rendered(turns, opened=opened, tools=tools)
 
     def rendered(self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()) -> str:
-        """The text that `render` tokenizes."""
+        """Return the text that `render` tokenizes."""
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -337,7 +337,7 @@ class PromptEncoder:
             raise TemplateRefusal(str(error) or type(error).__name__) from error
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        """The text's ids with what the tokenizer puts before them (bos), not after (eos).
+        """Tokenize with what the tokenizer puts before a text (bos), without what it puts after (eos).
 
         A text that begins with the bos token itself, as one rendered with a chat template does, gets no
         second one.
@@ -370,7 +370,7 @@ class PromptEncoder:
 
 
 def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """What a tokenizer without files is: its whole serialization, or of a slow one its vocabulary."""
+    """Return the content of a tokenizer without files: its serialization, or if slow its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return str(backend.to_str()).encode()

@@ -21,11 +21,11 @@ from rollouts.errors import UserError
 from rollouts.values import Unholdable, normalised
 
 LONGEST_LINE = 2**26
-"""Characters of one line; a longer one is no row of a text that a model could read."""
+"""Most characters of a line; a longer one is no row of a text that a model could read."""
 LARGEST_JSON = 2**30
-"""Bytes, or unpacked characters, of a ``.json`` file, which is read as a whole."""
+"""Most bytes, or unpacked characters, of a ``.json`` file, which is read as a whole."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
-"""Suffix behind that of a text format, and pyarrow's name of what unpacks it."""
+"""Suffix behind that of a text format, and pyarrow's name of its codec."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -39,7 +39,7 @@ class Row:
 
 
 class _StandsTwice(ValueError):
-    """A key that an object of a JSON text has twice."""
+    """Error for a key that an object of a JSON text has twice."""
 
 
 def read_rows(source: str, split: str) -> Iterator[Row]:
@@ -67,7 +67,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
 
 
 def _held(row: Row) -> Row:
-    """The row in the kinds of values that are kept."""
+    """Return the row with its values in the kinds that are kept."""
     values = {}
     for column, value in row.values.items():
         try:
@@ -122,7 +122,7 @@ def _opened(path: Path, packing: str | None) -> io.BufferedReader:
 
 
 def _undecodable(stream: io.BufferedReader) -> str:
-    """Line of the first bytes that are no UTF-8, as ``:7``."""
+    """Return the line of the first bytes that are not UTF-8, as ``:7``."""
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
         try:
             line.decode()
@@ -132,14 +132,14 @@ def _undecodable(stream: io.BufferedReader) -> str:
 
 
 def _text(source: str, stream: io.BufferedReader, newline: str | None = None) -> io.TextIOWrapper:
-    """The stream as text; a byte order mark at its beginning is left out."""
+    """Return the stream as text, without a byte order mark at its beginning."""
     if stream.peek(2)[:2] in UTF_16:
         raise UserError("is UTF-16", where=source, remedy="save it as UTF-8")
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
 def _lines(source: str, stream: io.BufferedReader, newline: str | None = None) -> Iterator[str]:
-    """Lines of a text; an endless one is an error, never memory."""
+    """Yield the lines of a text; an endless one is an error and never fills memory."""
     with _text(source, stream, newline) as text:
         for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE and not line.endswith("\n"):
@@ -155,16 +155,16 @@ def _lines(source: str, stream: io.BufferedReader, newline: str | None = None) -
 def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[Row]:
     for number, line in enumerate(_lines(source, stream), start=1):
         if line.strip():
-            place = f"{source}:{number}"
+            location = f"{source}:{number}"
             try:
                 value = json.loads(line, object_pairs_hook=_object_of)
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"not valid JSON: {_fault(error)}",
-                    where=place,
+                    where=location,
                     remedy="every line is one JSON object",
                 ) from error
-            yield Row(place=place, values=_object(value, place))
+            yield Row(place=location, values=_object(value, location))
 
 
 def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
@@ -196,7 +196,7 @@ def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; json itself would silently keep the last of two values."""
+    """Return a JSON object; json itself would silently keep the last of two values."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -206,7 +206,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fault(error: ValueError | RecursionError) -> str:
-    """What is wrong with a JSON text: its syntax, a key, its depth, or a number too long to be one."""
+    """Say what is wrong with a JSON text: its syntax, a key, its depth, or a number that is too long."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, _StandsTwice):
@@ -224,14 +224,14 @@ def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterat
         names = list(reader.fieldnames or [])
         _check_names(f"{source}:1", names)
         for values in reader:
-            place = f"{source}:{reader.line_num}"
+            location = f"{source}:{reader.line_num}"
             if None in values or None in values.values():
                 raise UserError(
                     f"the row does not have {len(names)} fields as the header does",
-                    where=place,
+                    where=location,
                     remedy="quote fields that hold commas or line breaks",
                 )
-            yield Row(place=place, values=dict(values))
+            yield Row(place=location, values=dict(values))
     except csv.Error as error:
         raise UserError(
             f"not valid CSV: {error}", where=f"{source}:{reader.reader.line_num}"

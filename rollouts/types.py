@@ -59,7 +59,7 @@ class Prompt:
     round: str | None = None
     """Name of the round the prompt belongs to; None for the general pool."""
     place: str = field(default="", compare=False)
-    """File and line it was read from, ``prompts.jsonl:7``; empty where it was made, not read."""
+    """File and line that the prompt was read from, ``prompts.jsonl:7``; empty if it was made, not read."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
@@ -67,7 +67,7 @@ class Prompt:
 
     @property
     def label(self) -> str:
-        """The words a message names the prompt by: its file and line, else its id."""
+        """Words that messages name the prompt by: its file and line, else its id."""
         return self.place or f"prompt {self.id!r}"
 
 
@@ -159,5 +159,5 @@ class Sampling:
 
     @property
     def has_bounds(self) -> bool:
-        """Whether ``min_p`` or ``stop_texts`` bound what is sampled."""
+        """True if ``min_p`` or ``stop_texts`` bound what is sampled."""
         return self.min_p > 0.0 or bool(self.stop_texts)

@@ -244,7 +244,7 @@ class Learner:
         return [result for result, (_, counts) in zip(found, own, strict=True) if counts]
 
     def _budget(self) -> int:
-        """Padded tokens of a pass: all lanes hold theirs at a time, in memory and in the caches."""
+        """Return the padded tokens of a pass; all lanes hold theirs at a time, in memory and in caches."""
         return (self._spec.optimizer.micro_batch_tokens or self._pass_tokens) // self.lanes.count
 
     def _by_effect(self, rows: Sequence[Row]) -> tuple[tuple[list[Row], bool], ...]:

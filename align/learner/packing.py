@@ -25,7 +25,7 @@ PACKED = "keel_packed"
 WRITTEN_OUT = 256
 """Longest row, in tokens, whose attention matrix is written out in bfloat16 on CPU."""
 WRITTEN_OUT_FLOAT = 128
-"""The same in float32, where a gradient is taken: forward alone, the fused kernel is the quicker."""
+"""Longest row written out in float32 with a gradient; without one the fused kernel is quicker."""
 SAME = 0.02
 """Largest relative difference of hidden states that rounding to bfloat16 explains."""
 
@@ -193,7 +193,7 @@ def packed_attention(
 
 
 def _is_short(value: Tensor, width: int) -> bool:
-    """Whether attention over rows of this width is quicker written out than fused."""
+    """Tell if attention over rows of this width is quicker written out than fused."""
     if value.device.type != "cpu":
         return False
     if value.dtype == torch.float32:
@@ -214,9 +214,9 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """On a CPU the fused kernel's backward is slower than these products: in bfloat16 several times, in
-    float32 by a fifth.
+    """Compute attention by matrix products.
 
+    On a CPU the fused kernel's backward is slower: in bfloat16 several times, in float32 by a fifth.
     Query heads that share a key head are one long query.
     """
     (rows, heads, width, size), shared = query.shape, key.shape[1]

@@ -151,7 +151,7 @@ class Policy:
 
     @property
     def text_config(self) -> Any:
-        """The model's config, of a nested one the language model's."""
+        """Config of the language model, which in a nested config is a part."""
         return causal_of(self.model).config.get_text_config()
 
     @property

@@ -1,4 +1,4 @@
-"""Is this store that campaign? Continue it, amend it, or say what verdicts do not allow to change."""
+"""Row of the campaign in its store: created, continued, amended, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_campaign_row(
     reason: str = "",
     quiet: Collection[str] = (),
 ) -> Comparison:
-    """Create, continue or amend the campaign, and give its rounds their places.
+    """Create, continue or amend the campaign, and give its rounds their indices.
 
     Args:
         read: applied to the stored configuration before it is compared.
@@ -111,16 +111,16 @@ def compared(
         return Comparison()
     stored = json.loads(row.config)
     old = dict(read(stored))
-    found = compare(old, new, committed, frozenset(quiet))
+    comparison = compare(old, new, committed, frozenset(quiet))
     if row.config_hash and old == new == stored:
         changed = f"config hash: {row.config_hash} -> {config_hash}"
         why = "and no setting differs: the store was written by another program"
         return Comparison(refusals=(Refusal(sentence=changed, why=why),))
-    return found
+    return comparison
 
 
 def committed_in(connection: Connection) -> Committed:
-    """What the store holds that a campaign file has to respect."""
+    """Return the contents of the store that a campaign file has to respect."""
     dropped = set(connection.scalars(select(round_drops.c.index)))
     query = select(rounds).order_by(rounds.c.index, rounds.c.attempt)
     latest = {int(row._mapping["index"]): row for row in connection.execute(query)}
@@ -171,7 +171,7 @@ def vacate(
 
 
 def refused(name: str, refusals: Collection[Refusal], where: str) -> StoreError:
-    """The error that lists what committed verdicts do not allow to change."""
+    """Return the error that lists what committed verdicts do not allow to change."""
     lines = [refusal.line for refusal in refusals][:SHOWN]
     if len(refusals) > SHOWN:
         lines.append(f"and {len(refusals) - SHOWN} more")

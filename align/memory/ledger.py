@@ -106,7 +106,7 @@ class Ledger:
         quiet: Collection[str] = (),
         where: str | None = None,
     ) -> Comparison:
-        """What `open_campaign` would change or refuse; writes nothing.
+        """Compare as `open_campaign` does, without writing or refusing anything.
 
         Args:
             where: place of the ledger in errors; None: where it lies.
@@ -120,13 +120,15 @@ class Ledger:
             return compared(connection, name, new, config_hash, where=where, read=read, quiet=quiet)
 
     def rounds(self) -> list[RoundRecord]:
-        """The latest attempt of every round that was not dropped, in order."""
+        """Return the latest attempt of every round that was not dropped, in order."""
         latest = {record.index: record for record in self.attempts()}
         return [latest[i] for i in sorted(latest) if latest[i].state != "dropped"]
 
     def attempts(self) -> list[RoundRecord]:
-        """Every attempt at every round, failed ones included, in order; a skipped or dropped one ends with
-        that."""
+        """Return every attempt at every round in order, failed ones included.
+
+        A skipped or dropped round ends with an attempt in that state.
+        """
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
             found = [_round(row) for row in rows]

@@ -32,7 +32,7 @@ class RoundRecord:
 
     @property
     def closed(self) -> bool:
-        """Whether it is over: it has a verdict, or was skipped or dropped."""
+        """True if the round is over: it has a verdict, or was skipped or dropped."""
         return self.state in ("accepted", "rejected", "skipped", "dropped")
 
 

@@ -23,7 +23,7 @@ from rollouts.types import Prompt, SnapshotId
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
 SCHEMA_VERSION = 2
-"""Version 1 held the columns as plain JSON."""
+"""Version of the file's format; version 1 held the columns as plain JSON."""
 
 
 class ReplayBuffer:
@@ -146,7 +146,7 @@ def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
 
 
 def _line(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as a line of the file."""
+    """Return a prompt as a line of the file."""
     data = asdict(prompt)
     return {**data, "columns": to_json(data["columns"]), "messages": to_json(data["messages"])}
 

@@ -93,13 +93,13 @@ class Forecast:
     began: bool
     rounds: tuple[RoundForecast, ...]
     amendments: tuple[str, ...]
-    """What the run would write down as changed in the campaign file, such as ``seed: 0 -> 1``."""
+    """Changes of the campaign file that the run would record, such as ``seed: 0 -> 1``."""
     claims: tuple[str, ...]
     """Due keys that `keel schedule tick` would claim, each with its round."""
     waits: tuple[str, ...]
     """Schedules that are not due, and why."""
     machine: tuple[str, ...]
-    """What an adapter changes, what ``auto`` settings mean here, and what is slow on this machine."""
+    """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
     reports: Mapping[str, str]
     """What became of the files of rounds that learn from one: rows read, cut and left out."""
     engine: int
@@ -108,7 +108,7 @@ class Forecast:
     """Bytes of memory that this machine has left."""
     disk: Disk
     gate: GatePlan
-    """What its suites can tell."""
+    """Power of the suites."""
 
     @property
     def to_run(self) -> tuple[RoundForecast, ...]:
@@ -131,7 +131,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             if runs_here(None):
                 check_kv_cache(inputs.model, inputs.context, chosen)
             rounds = list(_rounds(chosen, inputs, records, unclaimed))
-            coming = sum(one.memory is not None for one in rounds)
+            coming = sum(item.memory is not None for item in rounds)
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=coming * snapshot_bytes(inputs.model, config.policy),
@@ -164,8 +164,8 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
 
 def _adapted(model: Path, config: CampaignConfig) -> list[str]:
     """Say what an adapter changes of the model; nothing where all weights are trained."""
-    found = adaptation_of(model, config.policy)
-    return [] if found is None else [str(found)]
+    adapted = adaptation_of(model, config.policy)
+    return [] if adapted is None else [str(adapted)]
 
 
 def _rounds(

@@ -97,7 +97,7 @@ def engine_bytes(model: Path, config: CampaignConfig) -> int:
 
 
 def synced_bytes(model: Path, policy: PolicyConfig) -> int:
-    """One version of the weights on its way to the engines; 0 where they read an adapter's folder."""
+    """Return the bytes of one version of weights sent to engines; 0 if they read an adapter's folder."""
     return 0 if policy.serves_adapters else FLOAT32 * num_parameters(model)
 
 

@@ -26,13 +26,16 @@ class Act:
 
 
 def acts_of(evidence: Evidence) -> tuple[Act, ...]:
-    """Moves of production and of the fixed anchor, removals of a person's data, rounds that were skipped or
-    dropped, and amendments of the campaign file; oldest first."""
-    found = (
+    """List what people did by hand, oldest first.
+
+    These are moves of production and of the fixed anchor, removals of a person's data, rounds that were
+    skipped or dropped, and amendments of the campaign file.
+    """
+    acts = (
         *_moves(evidence), *_anchors(evidence), *_purges(evidence), *_skips(evidence),
         *_amendments(evidence), *_drops(evidence),
     )  # fmt: skip
-    return tuple(sorted(found, key=lambda act: act.time))
+    return tuple(sorted(acts, key=lambda act: act.time))
 
 
 def _moves(evidence: Evidence) -> Iterator[Act]:

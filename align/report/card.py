@@ -133,7 +133,7 @@ def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
 
 
 def _asked(evidence: Evidence, own: Ancestor) -> str:
-    """Chat defaults that it was trained and measured with, and how answers are sampled by default."""
+    """List chat defaults that it was trained and measured with, and how answers are sampled by default."""
     if own.manifest.provenance.kind == "reward":
         return ""
     policy = evidence.config.policy

@@ -32,7 +32,7 @@ TIMES = {
     "time/update_s": "learning",
     "sync/seconds": "sync",
 }
-"""Where the seconds of a step went; sampling and scoring as far as the step waited for them."""
+"""Shares of a step's seconds; sampling and scoring as far as the step waited for them."""
 LINE_EVERY = 15
 """Steps between lines where there is no terminal to draw a bar on."""
 LINE_EVERY_S = 10.0
@@ -88,8 +88,8 @@ class LiveProgress:
 
     def on_measuring(self, what: str, progress: SuiteProgress) -> None:
         """Advance the bar of the suite that is measured, and sum up after the last one."""
-        place = f" ({progress.number} of {progress.suites})" if progress.suites > 1 else ""
-        title = f"measuring {what} on {progress.suite}{place}"
+        position = f" ({progress.number} of {progress.suites})" if progress.suites > 1 else ""
+        title = f"measuring {what} on {progress.suite}{position}"
         if self._measuring is None:
             self._measuring = self._bar.add_task(title, total=progress.total, status="")
         self._bar.update(
@@ -125,12 +125,12 @@ class LiveProgress:
             self._measured = (0, 0.0)
 
     def _silent(self) -> bool:
-        """Nothing was printed for a while."""
+        """Tell if nothing was printed for a while."""
         return perf_counter() - self._last_line >= LINE_EVERY_S
 
 
 def status_of(metrics: Mapping[str, float]) -> str:
-    """What a step reached, and where its seconds went."""
+    """Say what a step reached, and where its seconds went."""
     reached = [f"{word} {metrics[name]:.3f}" for name, word in SHOWN.items() if name in metrics]
     times = [f"{word} {metrics[name]:.1f}" for name, word in TIMES.items() if name in metrics]
     return "  ".join([*reached, f"seconds: {', '.join(times)}"] if times else reached)

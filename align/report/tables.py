@@ -66,7 +66,7 @@ def metrics_line(matrix: ScoreMatrix) -> Text:
 
 
 def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
-    """One block per committed round: the outcome, the target, and what held or was lost.
+    """Yield one block per committed round: the outcome, the target, and what held or was lost.
 
     Amendments of the campaign stand before the first verdict that came after them.
     """

@@ -225,7 +225,7 @@ def stated(spec: RoundConfig, name: str) -> dict[str, object]:
 
 
 def claimed_rounds(database: Database, places: Places | None = None) -> list[ClaimedRound]:
-    """Every round that fell due, in order; not what was skipped before the campaign had planned it.
+    """Return every round that fell due, in order, without those skipped before the campaign planned them.
 
     Args:
         places: folders that the paths in them start from; they are stored as the campaign file states them.

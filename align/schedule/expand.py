@@ -33,7 +33,7 @@ def expand(
 
 
 def expanded(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
-    """`expand` with what the ledger says and what stands for ``auto``, without dropped rounds.
+    """Apply `expand` with the ledger's rounds, resolve ``auto``, and leave dropped rounds out.
 
     Args:
         ledger: None: there is no store yet.
@@ -44,7 +44,7 @@ def expanded(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
     if any(spec.name in dropped for spec in config.rounds):
         plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
         config = config.model_copy(update={"rounds": plain})
-    claimed = [one.spec for one in claimed_rounds(ledger.database, config.places)]
+    claimed = [claim.spec for claim in claimed_rounds(ledger.database, config.places)]
     if claimed or any(spec.scheduled for spec in config.rounds):
         config = expand(config, [record.name for record in ledger.rounds()], claimed)
     return without_auto(config, ledger)

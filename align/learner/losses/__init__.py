@@ -71,7 +71,7 @@ def algorithm_from(value: Any, context: object = None) -> Any:
 
 
 def algorithm_class(name: object, context: object = None) -> type[Algorithm]:
-    """The class of a registered algorithm, or of one's own by ``file.py:Class`` or ``pkg.mod:Class``.
+    """Return the class of a registered algorithm, or of ``file.py:Class`` or ``pkg.mod:Class``.
 
     Args:
         context: `align.settings.Places` that relative paths start from.

@@ -101,7 +101,7 @@ def pair_of(
 def pair_between(
     evidence: Evidence, suite_hash: str | None, candidate: SnapshotId, comparator: SnapshotId
 ) -> Pair | None:
-    """Results of two snapshots on one suite; None where either has none."""
+    """Return the results of two snapshots on one suite; None if either has none."""
     try:
         paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
         results = [ItemResults.load(path) for path in paths]

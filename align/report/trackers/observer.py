@@ -42,7 +42,7 @@ class TrackedObserver:
         self._observer.note(text)
 
     def on_measuring(self, what: str, progress: SuiteProgress) -> None:
-        """Passed on to whoever watches; no curve is drawn of it."""
+        """Pass the progress on to the next observer; no curve is drawn of it."""
         if isinstance(self._observer, MeasuringObserver):
             self._observer.on_measuring(what, progress)
 
