@@ -46,7 +46,7 @@ class RoundEntry:
     ended: str | None
     seconds: float | None
     skipped: str | None = None
-    """Who passed it over or dropped it, when and why."""
+    """Sentence on who passed the round over or dropped it, when and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,16 +131,18 @@ class RoundDiff:
 
 
 def entries(evidence: Evidence) -> list[RoundEntry]:
-    """Every round of the ledger, in order, dropped ones included; then those that a person skipped before
-    they came so far."""
-    told = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
+    """List every round of the ledger in order, dropped ones included.
+
+    Rounds that a person skipped before they were planned come last.
+    """
+    skipped = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
     drops = {drop.index: drop.sentence for drop in drops_of(evidence.ledger.database)}
     records = _latest(evidence.ledger.attempts())
-    found = [
-        replace(_entry(record), skipped=drops.get(record.index) or told.pop(record.name, None))
+    recorded = [
+        replace(_entry(record), skipped=drops.get(record.index) or skipped.pop(record.name, None))
         for record in records
     ]
-    return [*found, *(_never(name, sentence) for name, sentence in told.items())]
+    return [*recorded, *(_never(name, sentence) for name, sentence in skipped.items())]
 
 
 def record_of(evidence: Evidence, name: str) -> RoundRecord:
@@ -310,7 +312,7 @@ def _entry(record: RoundRecord) -> RoundEntry:
 
 
 def _latest(attempts: Iterable[RoundRecord]) -> list[RoundRecord]:
-    """The latest attempt of every round, dropped ones included."""
+    """Return the latest attempt of every round, dropped ones included."""
     latest = {record.index: record for record in attempts}
     return [latest[index] for index in sorted(latest)]
 

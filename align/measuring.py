@@ -53,7 +53,7 @@ def measure(
 
 
 def teller(parts: Parts, name: str) -> Tell:
-    """Tells the observer, if it wants to know, and now and then the ledger that somebody is at work."""
+    """Return a listener that tells the observer, if it wants to know, and the ledger that work goes on."""
     beaten = monotonic()
 
     def tell(progress: SuiteProgress) -> None:

@@ -61,7 +61,7 @@ class MeasuringObserver(Protocol):
     """An observer that also wants to know how far the measuring of a snapshot is."""
 
     def on_measuring(self, what: str, progress: SuiteProgress) -> None:
-        """Called with every few answers; ``what`` names the snapshot for people."""
+        """Take the progress of one suite, every few answers; ``what`` names the snapshot for people."""
         ...
 
 
@@ -215,10 +215,10 @@ class Memory:
     beat: Callable[[], None]
     """Tells the ledger that this runner is alive."""
     taken: Snapshot | None = None
-    """The base, where it lies in the store and is not production yet."""
+    """Base that lies in the store and is not production yet."""
 
     def confirm_base(self) -> None:
-        """Make a base that was just taken production, and so what the campaign rests on."""
+        """Make a base that was just taken production; the campaign rests on it from here on."""
         if self.taken is not None and self.ledger.alias("production") is None:
             self.ledger.record_snapshot(self.taken)
             self.ledger.set_alias_initial("production", self.taken.id)

@@ -42,7 +42,7 @@ class LoraConfig(Settings):
 
     @property
     def needs_merging(self) -> bool:
-        """Engines cannot hold what the adapter is, or the base that it belongs to."""
+        """True if engines cannot hold what the adapter is, or the base that it belongs to."""
         return self.dora or self.merge
 
     @model_validator(mode="after")
@@ -118,16 +118,16 @@ class PolicyConfig(Settings):
 
     @property
     def serves_adapters(self) -> bool:
-        """Engines get adapters, not full weights; an ``auto`` that stands is the adapter."""
+        """True if engines get adapters, not full weights; an unresolved ``auto`` counts as adapters."""
         return self.lora is not None and self.lora.serve != "merged" and not self.lora.needs_merging
 
     @property
     def may_round(self) -> bool:
-        """Snapshots may hold other numbers than the learner that wrote them."""
+        """True if snapshots may hold other numbers than the learner that wrote them."""
         return self.snapshot_dtype != "float32" and self.snapshot_kind == "model"
 
     def without_auto(self, dtype: Dtype, serve: Literal["adapter", "merged"] = "adapter") -> Self:
-        """The policy with these in place of what it leaves to ``auto``."""
+        """Return the policy with these values for the settings it leaves to ``auto``."""
         lora = self.lora
         if lora is not None and lora.serve == "auto":
             chosen = "merged" if lora.needs_merging else serve

@@ -99,7 +99,7 @@ def windows(
     assert context > 1, "a window needs a token and what it follows"
     ids: list[int] = []
     sources: list[Document] = []
-    """The document of every token."""
+    """Document of every token."""
     for document in documents:
         tokens = ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
         ids.extend(tokens)

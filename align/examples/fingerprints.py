@@ -30,7 +30,7 @@ _EMPTY: Grams = np.empty(0, dtype=np.uint64)
 
 
 class Fingerprint(NamedTuple):
-    """A text as it is compared with others."""
+    """Hashes that a text is compared by."""
 
     whole: int
     """Hash of the text without case and spacing, valid within this process."""
@@ -39,7 +39,7 @@ class Fingerprint(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A text that holds much of an item."""
+    """Pair of a text and an item that it holds much of."""
 
     text: int
     """Position of the text."""
