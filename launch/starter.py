@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollouts.errors import UserError
+from rollouts.types import Prompt
 
 if TYPE_CHECKING:
     from align.config import CampaignConfig
@@ -45,6 +46,8 @@ class Wishes:
 class Sizes:
     """Sizes chosen for the model and the data."""
 
+    chat: bool = False
+    """Texts become chats, since the model has a chat template."""
     max_tokens: int = 1
     margin: float = LARGEST_MARGIN
     rate_margin: float = LARGEST_MARGIN
@@ -60,7 +63,7 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     from align.campaign_file import parse_campaign
     from align.gate.underpowered import foresee
     from align.inputs import load_inputs
-    from align.plan.check import check_campaign
+    from align.plan.check import are_bare, check_campaign
 
     if not os.access(file.absolute().parent, os.W_OK):
         raise _unwritable(file, "the folder is read-only here, or another user's")
@@ -76,8 +79,11 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
             where=wishes.source,
             remedy="give more prompts, or a larger --heldout",
         )
+    in_file = bool(wishes.rewards) and "://" not in wishes.source
+    chat = in_file and are_bare(inputs.prompts[config.rounds[0].name], inputs.encoder)
     sizes = Sizes(
-        max_tokens=_room(config, inputs),
+        chat=chat,
+        max_tokens=_room(config, inputs, chat=chat),
         margin=_rounded_up(smallest),
         rate_margin=_rounded_up(max(0.05, RARE / items)),
     )
@@ -89,7 +95,10 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     except OSError as error:
         raise _unwritable(file, str(error)) from error
     chosen = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
-    return [f"answers of up to {sizes.max_tokens} tokens, {chosen}" if wishes.rewards else chosen]
+    lines = [f"answers of up to {sizes.max_tokens} tokens, {chosen}" if wishes.rewards else chosen]
+    if chat:
+        lines.append("the prompts are texts: each is a user's message in the model's chat template")
+    return lines
 
 
 def _unwritable(file: Path, cause: str) -> UserError:
@@ -97,10 +106,13 @@ def _unwritable(file: Path, cause: str) -> UserError:
     return UserError("the file cannot be written", where=str(file), cause=cause, remedy=remedy)
 
 
-def _room(config: CampaignConfig, inputs: Inputs) -> int:
+def _room(config: CampaignConfig, inputs: Inputs, *, chat: bool) -> int:
     """Return the tokens left for an answer beside the longest prompt."""
     (spec,) = config.rounds
     prompts = [*inputs.prompts[spec.name], *(p for s in inputs.suites for p in s.prompts)]
+    if chat:
+        turns = [({"role": "user", "content": prompt.text},) for prompt in prompts]
+        prompts = [Prompt(id="", messages=messages) for messages in turns]
     longest = max((len(inputs.encoder.encode(prompt)) for prompt in prompts), default=0)
     return max(1, min(LONGEST_ANSWER, inputs.context - longest - 1))
 
@@ -122,15 +134,19 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         max_tokens=sizes.max_tokens,
         suite=_suite(wishes, sizes),
         round=_word(_round_name(wishes, name)),
-        material=_material(file, wishes),
+        material=_material(file, wishes, chat=sizes.chat),
         steps=STEPS,
     )
 
 
-def _material(file: Path, wishes: Wishes) -> str:
+def _material(file: Path, wishes: Wishes, *, chat: bool) -> str:
     """Write the material of the round and its algorithm: prompts and rewards, or a file of examples."""
     source = _from_file(file, wishes.source)
-    stated = json.dumps(source) if "://" in source else _with_share(source, wishes.heldout)
+    stated = json.dumps(source)
+    if "://" not in source:
+        stated = (
+            f"{{source: {stated}, heldout: {wishes.heldout:g}{', chat: true' if chat else ''}}}"
+        )
     lines = [f"algorithm: {_algorithm(wishes)}"]
     if wishes.rewards:
         lines += [
@@ -158,10 +174,6 @@ def _algorithm(wishes: Wishes) -> str:
     from_file = [field for field in ("pairs", "ratings") if field in known.model_fields]
     options = "".join(f", {field}: file" for field in from_file)
     return f"{{name: {wishes.algorithm}{options}}}"
-
-
-def _with_share(source: str, heldout: float) -> str:
-    return f"{{source: {json.dumps(source)}, heldout: {heldout:g}}}"
 
 
 def _round_name(wishes: Wishes, campaign: str) -> str:

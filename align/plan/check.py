@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from align.amend.gone import gone_lines, without_gone
@@ -16,6 +16,8 @@ from align.memory.amendments import dropped_for_good
 from align.plan.ledger_copy import ledger_copy
 from align.plan.machine import machine_lines
 from align.plan.reward_calls import call_rewards
+from rollouts.prompts import PromptEncoder
+from rollouts.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,7 @@ def check_campaign(
                 *gone,
                 *skipped,
                 *unheard(config, inputs),
+                *untemplated(whole, inputs),
                 *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),
                 *machine_lines(config, inputs.model, inputs.context),
@@ -88,3 +91,23 @@ def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
         f"policy.{stated[0]}: no prompt of this campaign is a chat, so only keel serve and exported "
         "folders use it; prompts: {chat: true} makes chats of texts"
     ]
+
+
+def untemplated(config: CampaignConfig, inputs: Inputs) -> list[str]:
+    """Name rounds whose prompts are texts, although the model has a chat template."""
+    return [
+        f"round {spec.name}: its prompts are texts and the model has a chat template, which is not "
+        "applied to them; prompts: {chat: true} makes each a user's message"
+        for spec in config.rounds
+        if spec.prompts is not None and are_bare(inputs.prompts.get(spec.name, ()), inputs.encoder)
+    ]
+
+
+def are_bare(prompts: Sequence[Prompt], encoder: PromptEncoder) -> bool:
+    """Tell whether prompts are plain texts beside a chat template; one rendered with it is not plain."""
+    if not prompts or encoder.tokenizer.chat_template is None:
+        return False
+    special = [str(token) for token in encoder.tokenizer.all_special_tokens]
+    return not any(
+        prompt.text is None or any(token in prompt.text for token in special) for prompt in prompts
+    )

@@ -12,7 +12,7 @@ import pytest
 from align.gate.harness.suite import load_harness
 from align.gate_config import SuiteConfig
 from align.inputs import load_inputs
-from align.plan.check import unheard
+from align.plan.check import unheard, untemplated
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt
@@ -153,6 +153,25 @@ def test_chat_settings_of_a_campaign_without_chats_are_named(tmp_path: Path, is_
     assert [line.partition(":")[0] for line in unheard(config, inputs)] == ["policy.system"] * (
         not is_chat
     )
+    inputs.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "is_told"),
+    [("a", IM, True), ("a", None, False), ("<|im_start|> user a <|im_end|>", IM, False)],
+    ids=["plain", "no template", "rendered already"],
+)
+def test_texts_beside_a_chat_template_are_named(
+    tmp_path: Path, text: str, template: str | None, is_told: bool
+) -> None:
+    save_folder(tmp_path / "model", build(IM))
+    config = campaign(tmp_path)
+    inputs = load_inputs(config)
+    assert untemplated(config, inputs) == []
+    encoder = PromptEncoder(build(template))
+    asked = replace(inputs, prompts={"brief": [Prompt(id="p", text=text)]}, encoder=encoder)
+    lines = untemplated(config, asked)
+    assert [line.partition(":")[0] for line in lines] == ["round brief"] * is_told
     inputs.close()
 
 

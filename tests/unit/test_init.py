@@ -15,6 +15,7 @@ from align.inputs import load_inputs
 from launch.cli import app
 from launch.starter import Sizes, Wishes, campaign_text
 from rollouts.errors import UserError
+from tests.unit.chats import build, save_folder
 
 DIGITS = [f"{a}{b}{c}" for a in range(10) for b in range(10) for c in range(10)]
 
@@ -181,6 +182,20 @@ def test_a_name_that_yaml_reads_as_something_else_stays_a_name(name: str) -> Non
     )
     file = Path(f"{name}.yaml")
     assert parse_campaign(campaign_text(file, wishes, Sizes()), file).config.name == name
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_texts_for_a_chat_model_become_chats(rendered: bool) -> None:
+    save_folder(Path("model"), build())
+    texts = [f"user {spaced(text)}" for text in DIGITS[:400]]
+    if rendered:
+        texts = [f"<|im_start|> {text} <|im_end|> <|im_start|> assistant" for text in texts]
+    rows = [json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in texts]
+    Path("data.jsonl").write_text("".join(rows))
+    told = init("--model", "model", "--prompts", "data.jsonl", "--reward", "exact_match")
+    assert ("user's message" in told) is not rendered
+    (spec,) = load_campaign(Path("campaign.yaml")).config.rounds
+    assert spec.prompts is not None and spec.prompts.chat is not rendered
 
 
 def test_a_mistake_is_told_by_the_name_of_the_file() -> None:
