@@ -190,10 +190,17 @@ def context_of(model: Path, config: CampaignConfig) -> int:
     """Choose the context engines are started for: as configured, else the model's own up to a limit.
 
     Raises:
-        UserError: the configured one is longer than the model's.
+        UserError: the configured one is longer than the model's, or the model has none.
     """
     sizes = sizes_of(model, trust_remote_code=config.policy.trust_remote_code)
     own = sizes.context
+    if own is not None and own < 1:
+        raise UserError(
+            f"the model's config says that it reads {own} tokens",
+            where=str(model / "config.json"),
+            cause="max_position_embeddings or its like is damaged",
+            remedy="restore the config.json that the weights were saved with",
+        )
     chosen = config.rollouts.max_model_len
     if chosen is not None and own is not None and chosen > own and not sizes.stretched:
         raise UserError(

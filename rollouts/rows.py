@@ -63,6 +63,9 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
         )
     if path.is_dir():
         raise UserError("is a folder, not a file", where=source, remedy="name a file in it")
+    if path.exists() and not path.is_file():
+        what = "is a pipe or a device, and a campaign's files are read more than once"
+        raise UserError(what, where=source, remedy="write its content into a file")
     return map(_held, _guarded(source, path, reader, packing))
 
 
@@ -252,6 +255,13 @@ def _parquet(source: str, stream: io.BufferedReader) -> Iterator[Row]:
         records = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
         for number, values in enumerate(records, start=1):
             yield Row(place=f"{source} row {number}", values=values)
+    except (OverflowError, KeyError) as error:
+        # A date before the year 1 or after 9999, or in a time zone that this machine does not know.
+        raise UserError(
+            f"holds a date or time that cannot be read: {error.args[0] if error.args else error}",
+            where=source,
+            remedy="write the column as text, or drop it",
+        ) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         # Arrow reports damaged pages as OSError; text that is no UTF-8 is a ValueError.
         raise UserError(

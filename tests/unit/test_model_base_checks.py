@@ -92,6 +92,17 @@ def lose_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
 
 
+def index(places: dict[str, Any]) -> Change:
+    """Shards with another index."""
+
+    def change(folder: Path) -> None:
+        shard(folder)
+        content = json.dumps({"weight_map": places})
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return change
+
+
 def only(*names: str) -> Change:
     """Keep nothing but empty files of these names."""
 
@@ -155,14 +166,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "link out": (link_out, "link leads out of the model folder"),
     "link to nothing": (link_nowhere, "link leads nowhere"),
+    "link to itself": (lambda f: (f / "vocab.txt").symlink_to("vocab.txt"), "link leads nowhere"),
+    "index of numbers": (index({NORM: 1}), "a value that is no file's name in its weight_map"),
+    "index of nothing": (index({}), "has nothing in its weight_map"),
     "index leads out": (
-        lambda f: [
-            lose_index(f),
-            (f / "model.safetensors.index.json").write_text(
-                json.dumps({"weight_map": {NORM: "../model.safetensors"}})
-            ),
-        ],
-        "names a file outside the folder",
+        index({NORM: "../model.safetensors"}), "names a file outside the folder",
     ),
     "tokenizer is no JSON": (
         lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON",
@@ -174,6 +182,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         tensors(lambda held: held.update({NORM: held[NORM].to(torch.float8_e4m3fn)})),
         "stored in float8_e4m3fn",
     ),
+    "whole numbers": (
+        tensors(lambda held: held.update({EMBEDDING: held[EMBEDDING].to(torch.int8)})),
+        "'model.embed_tokens.weight' is stored in int8",
+    ),
     "NaN": (spoil(NORM, float("nan")), "'model.norm.weight' holds numbers that are not finite"),
     "infinity": (spoil(EMBEDDING, float("-inf")), "not finite"),
     "missing tensor": (tensors(lambda held: held.pop(NORM)), "lack 1 parameter.*model.norm.weight"),
@@ -184,6 +196,13 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "fewer layers than the files": (
         edit("config.json", num_hidden_layers=1),
         r"hold 9 tensor\(s\) of layers that config.json does not have: model.layers.1",
+    ),
+    "no layers at all": (
+        edit("config.json", num_hidden_layers=0),
+        r"hold 18 tensor\(s\) of layers that config.json does not have",
+    ),
+    "a size that is text": (
+        edit("config.json", vocab_size="128"), "Validation error for field 'vocab_size': .*'128'",
     ),
     "more layers than the files": (edit("config.json", num_hidden_layers=3), "lack 9 parameter"),
     "not tied as it says": (
@@ -281,6 +300,14 @@ def test_contexts_are_read_by_their_name(tmp_path: Path, kind: str, longest: int
         context_of(folder, CampaignConfig.model_validate(raw))
 
 
+def test_a_model_without_a_context(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "model")
+    edit("config.json", max_position_embeddings=0)(folder)
+    config = CampaignConfig.model_validate(raw_campaign(tmp_path, policy={"model": str(folder)}))
+    with pytest.raises(UserError, match="says that it reads 0 tokens"):
+        context_of(folder, config)
+
+
 def test_logits_that_change_after_the_head(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "model")
     edit("config.json", final_logit_softcapping=30.0)(folder)
@@ -303,8 +330,8 @@ def test_whole_folders_pass(tmp_path: Path, kind: str) -> None:
 
 
 def test_harmless_oddities_pass(tmp_path: Path) -> None:
-    """Shards, more rows than tokens, float16, extra tensors and files, no named architecture, and an
-    output layer that is stored although it is tied."""
+    """Shards, more rows than tokens, float16, extra tensors and files, notes that are no JSON, no named
+    architecture, and an output layer that is stored although it is tied."""
     from transformers import AutoModelForCausalLM
 
     folder = save_folder(tmp_path / "model", vocab_size=160)
@@ -312,6 +339,7 @@ def test_harmless_oddities_pass(tmp_path: Path) -> None:
     tensors(lambda held: held.update({"lm_head.weight": held[EMBEDDING].clone()}))(folder)
     tensors(lambda held: held.update({"v_head.weight": torch.ones(3)}))(folder)
     save_file({"other": torch.ones(2)}, folder / "consolidated.safetensors")
+    (folder / "notes.json").write_text("{step 7")
     edit("config.json", architectures=None)(folder)
     shard(folder)
     check(folder)

@@ -178,6 +178,20 @@ def test_a_value_that_is_not_held_names_row_column_and_type(tmp_path: Path) -> N
     assert "p.parquet row 2: column 'when' holds a time with nanoseconds, at 1" in message
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    assert "is a pipe or a device" in refused(tmp_path / "p.jsonl")
+
+
+def test_a_parquet_date_beyond_all_calendars(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    when = pa.array([-(10**17)], pa.timestamp("us"))
+    pq.write_table(pa.table({"prompt": ["a"], "when": when}), tmp_path / "p.parquet")
+    assert "holds a date or time that cannot be read" in refused(tmp_path / "p.parquet")
+
+
 def test_a_parquet_column_that_stands_twice(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -113,7 +113,10 @@ def _is_causal_name(name: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """Say what an error says first, and what follows a colon at the end of its line."""
+    lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines()]
+    number = next((n for n, line in enumerate(lines, start=1) if not line.endswith(":")), None)
+    return " ".join(lines[:number])
 
 
 def _refused(folder: ModelFolder, what: str, *, remedy: str, cause: str | None = None) -> UserError:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from align.learner.model.folder import INDEX, WEIGHTS, ModelFolder, model_files, weight_files
+from align.learner.model.folder import (
+    INDEX,
+    WEIGHTS,
+    ModelFolder,
+    is_read,
+    model_files,
+    weight_files,
+)
 from rollouts.errors import UserError
 
 SHOWN = 3
@@ -52,7 +60,7 @@ def is_its_own(folder: ModelFolder) -> None:
     for file in sorted(folder.path.iterdir()):
         if not file.is_symlink():
             continue
-        target = file.resolve()
+        target = Path(os.path.realpath(file))  # A link to itself ends there, too.
         if not target.exists():
             raise _refused(
                 file, "the link leads nowhere", "download the model again, or remove the link"
@@ -79,9 +87,12 @@ def weights_are_whole(folder: ModelFolder) -> None:
 
 
 def configs_are_json(folder: ModelFolder) -> None:
-    """Refuse JSON files that are none: transformers passes over some of them in silence."""
+    """Refuse JSON files that are none: transformers passes over some of them in silence.
+
+    Files of other names, such as a trainer's notes, are read by nobody and may hold anything.
+    """
     for file in model_files(folder.path, code=False):
-        if file.suffix != ".json":
+        if file.suffix != ".json" or not is_read(file):
             continue
         try:
             json.loads(file.read_text("utf-8"))
@@ -116,6 +127,11 @@ def _check_index(index: Path) -> None:
         raise _refused(
             index, f"the index of the weights cannot be read: {error!r}", "save the model again"
         ) from error
+    if not places or not all(isinstance(file, str) and file for file in places.values()):
+        what = "a value that is no file's name" if places else "nothing"
+        raise _refused(
+            index, f"the index of the weights has {what} in its weight_map", "save the model again"
+        )
     outside = sorted({file for file in places.values() if Path(file).name != file})
     if outside:
         raise _refused(

@@ -21,6 +21,17 @@ INDEX = "model.safetensors.index.json"
 CODE = ".py"
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model"})
 """Suffixes of configs, vocabularies, chat templates and sentencepiece models."""
+READ = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+READ_PREFIXES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "chat_template",
+    "tekken",
+    "spiece",
+    "sentencepiece",
+)
+"""Beginnings of names of files, besides weights and code, that decide what a model computes and reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +139,13 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
     index = json.loads((folder / INDEX).read_text("utf-8"))
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def is_read(file: Path) -> bool:
+    """Tell whether the model or its text depends on a file, by its name."""
+    weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
+    plain = file.name in READ or file.name.startswith(READ_PREFIXES)
+    return weights or plain or file.suffix == CODE
 
 
 def model_files(folder: Path, *, code: bool) -> list[Path]:

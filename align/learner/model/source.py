@@ -12,12 +12,7 @@ from pathlib import Path
 from shutil import copyfile
 
 from align.errors import StoreError
-from align.learner.model.folder import (
-    CODE,
-    load_shell,
-    model_files,
-    weight_files,
-)
+from align.learner.model.folder import READ, is_read, load_shell, model_files, weight_files
 from align.memory.durable import digest_of
 from align.memory.manifest import HELD_OUT, Manifest, Provenance
 from align.memory.snapshots import Snapshot, SnapshotStore
@@ -25,17 +20,6 @@ from align.policy_config import PolicyConfig
 
 SOURCE = "source"
 """Key of the provenance's extra values: sha256 of the files that a base was made of, by name."""
-READ = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-READ_PREFIXES = (
-    "tokenizer",
-    "vocab",
-    "merges",
-    "chat_template",
-    "tekken",
-    "spiece",
-    "sentencepiece",
-)
-"""Beginnings of names of files, besides weights and code, that decide what a model computes and reads."""
 SHOWN = 5
 """Most files listed in a message."""
 
@@ -102,11 +86,11 @@ def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:
     known: Mapping[str, str] = base.provenance.extra.get(SOURCE) or {
         entry.path: entry.sha256 for entry in base.files
     }
-    present = {file.name: file for file in model_files(source, code=code) if _is_read(file)}
+    present = {file.name: file for file in model_files(source, code=code) if is_read(file)}
     changes = [
         f"{name} {'has changed' if (source / name).is_file() else 'is gone'}"
         for name in sorted(known)
-        if _is_read(Path(name)) and not _has(source / name, known[name])
+        if is_read(Path(name)) and not _has(source / name, known[name])
     ]
     return changes + [f"{name} is new" for name in sorted(present.keys() - known.keys())]
 
@@ -123,12 +107,6 @@ def _write_anew(source: Path, policy: PolicyConfig, folder: Path) -> None:
         use_safetensors=True,
     )
     model.save_pretrained(folder)
-
-
-def _is_read(file: Path) -> bool:
-    weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
-    plain = file.name in READ or file.name.startswith(READ_PREFIXES)
-    return weights or plain or file.suffix == CODE
 
 
 def _has(file: Path, sha256: str) -> bool:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 HALF = 2
 """Bytes of the narrowest numbers that can be trained."""
+WEIGHT = ".weight"
+"""End of the name of what a layer computes with; masks and positions, whole numbers, end otherwise."""
 SHOWN = 3
 """Most names listed in a message."""
 
@@ -65,7 +67,12 @@ def nothing_is_cut_off(folder: ModelFolder) -> None:
     patterns = {
         _pattern(name) for name in own | stored_form(model, dict(model.named_parameters())).keys()
     }
-    more = [name for name in folder.shell.unexpected if _pattern(name) in patterns]
+    empty = tuple(f"{name}." for name, part in model.named_modules() if _is_empty_list(part))
+    more = [
+        name
+        for name in folder.shell.unexpected
+        if _pattern(name) in patterns or name.startswith(empty)
+    ]
     if more:
         raise UserError(
             f"the files hold {len(more)} tensor(s) of layers that config.json does not have: "
@@ -107,9 +114,10 @@ def numbers_are_finite(folder: ModelFolder) -> None:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118
                 tensor: Tensor = opened.get_tensor(name)
-                if not tensor.is_floating_point() or not tensor.numel():
+                floating = tensor.is_floating_point()
+                if not tensor.numel() or not (floating or name.endswith(WEIGHT)):
                     continue
-                if tensor.element_size() < HALF:
+                if not floating or tensor.element_size() < HALF:
                     raise UserError(
                         f"the tensor {name!r} is stored in {str(tensor.dtype).removeprefix('torch.')}",
                         where=str(file),
@@ -175,6 +183,13 @@ def _pattern(name: str) -> str:
     'model.layers.#.mlp.up_proj.weight'
     """
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+
+
+def _is_empty_list(part: Any) -> bool:
+    """Tell a list of layers that holds none."""
+    import torch
+
+    return isinstance(part, torch.nn.ModuleList) and len(part) == 0
 
 
 def _listed(names: Sequence[str]) -> str:
