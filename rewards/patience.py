@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+logger = logging.getLogger(__name__)
+
+IMPORT_S = 60.0
+"""For a file of one's own to be imported: its models are loaded in the first call, not there."""
+SLOW_S = 5.0
+"""An import of no more than this needs no word."""
 QUIET_S = 1.0
 """Seconds of waiting before the first message."""
 AGAIN_S = 10.0
@@ -13,12 +21,12 @@ AGAIN_S = 10.0
 
 
 @contextmanager
-def saying(text: str, say: Callable[[str], None]) -> Iterator[None]:
+def saying(text: str, say: Callable[[str], None], quiet_s: float = QUIET_S) -> Iterator[None]:
     """Say ``text`` once the block takes longer than a moment, and again while it goes on."""
     over = threading.Event()
 
     def wait() -> None:
-        pause = QUIET_S
+        pause = quiet_s
         while not over.wait(pause):
             say(text)
             pause = AGAIN_S
@@ -30,3 +38,27 @@ def saying(text: str, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def importing(place: str, limit_s: float = IMPORT_S) -> Iterator[None]:
+    """Import code of one's own in the block, and not for ever; threads besides the main one have no limit.
+
+    Raises:
+        TimeoutError: the import did not end in time.
+    """
+    with saying(f"importing {place} (at most {limit_s:g} s)", logger.warning, SLOW_S):
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def late(*_: object) -> None:
+            raise TimeoutError(f"the import did not end within {limit_s:g} s")
+
+        handler = signal.signal(signal.SIGALRM, late)
+        timer = signal.setitimer(signal.ITIMER_REAL, limit_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)

@@ -37,6 +37,7 @@ from rewards.ifeval.reward import ifeval
 from rewards.info import SHIPPED, RewardInfo, read_info
 from rewards.judge.pairwise import PairwiseJudge
 from rewards.judge.score import LLMJudge
+from rewards.patience import importing
 from rewards.plugins import load_plugin, origin, plugins
 from rewards.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
@@ -190,9 +191,10 @@ def _try(
 def _module(place: str, name: str, where: str | None) -> ModuleType:
     """Import ``pkg.mod`` or ``file.py``; whatever its code raises becomes a message."""
     try:
-        return (
-            _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        with importing(place):
+            if place.endswith(".py"):
+                return _file_module(Path(place))
+            return importlib.import_module(place)
     except (Exception, SystemExit) as error:  # the user's own module code runs here
         raise UserError(
             f"reward {name!r}: cannot import {place!r}",

@@ -78,6 +78,17 @@ def variables(template: str) -> set[str]:
     return set(meta.find_undeclared_variables(_parsed(template)))
 
 
+def draws(template: str) -> str | None:
+    """Name what a template draws at random with; None where it draws nothing."""
+    from jinja2 import nodes
+
+    parsed = _parsed(template)
+    if any(each.name == "random" for each in parsed.find_all(nodes.Filter)):
+        return "the filter random"
+    names = {each.name for each in parsed.find_all(nodes.Name)}
+    return "lipsum" if "lipsum" in names else None
+
+
 def _parsed(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

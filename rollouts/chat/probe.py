@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rollouts.chat.pinned import variables
+from rollouts.chat.messages import tools_of
+from rollouts.chat.pinned import draws, variables
 from rollouts.errors import TemplateRefusal, UserError
 from rollouts.types import Message, Prompt
 
@@ -31,21 +32,24 @@ Roles = tuple[str, ...]
 def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where: str) -> None:
     """Refuse a chat template that drops turns of these prompts or renders them differently tomorrow.
 
-    Every order of roles among them is rendered once.
+    Every order of roles among them is rendered once, and of prompts with tools or their results the first
+    of every order as it is.
 
     Raises:
-        UserError: the template prints the date, leaves a turn out, or raises on the turns.
+        UserError: the template prints the date, draws at random, leaves a turn out, or raises on the turns.
     """
-    orders = dict.fromkeys(
-        tuple(message["role"] for message in prompt.messages)
-        for prompt in prompts
-        if prompt.messages and all(message["role"] in SPOKEN for message in prompt.messages)
-    )
+    orders: dict[tuple[Roles, bool], tuple[tuple[Message, ...], list[Any]]] = {}
+    for prompt in prompts:
+        if prompt.messages:
+            roles, tools = tuple(turn["role"] for turn in prompt.messages), tools_of(prompt.columns)
+            orders.setdefault((roles, bool(tools)), (prompt.messages, tools))
     if not orders or encoder.tokenizer.chat_template is None:
         return
-    for roles in orders:
-        _check_turns(encoder, roles, where)
-        check_dates(encoder, probe_turns(roles), where)
+    for (roles, _), (turns, tools) in orders.items():
+        if not tools and all(role in SPOKEN for role in roles):
+            _check_turns(encoder, roles, where)
+            turns = probe_turns(roles)
+        check_dates(encoder, turns, where, tools)
 
 
 def check_answers(encoder: PromptEncoder, where: str) -> None:
@@ -76,8 +80,10 @@ def check_answers(encoder: PromptEncoder, where: str) -> None:
     check_dates(encoder, turns[:1], where)
 
 
-def check_dates(encoder: PromptEncoder, turns: Sequence[Message], where: str) -> None:
-    """Refuse a chat template that renders the same turns differently at another date.
+def check_dates(
+    encoder: PromptEncoder, turns: Sequence[Message], where: str, tools: Sequence[Any] = ()
+) -> None:
+    """Refuse a chat template that renders the same turns differently at another date, or by chance.
 
     Raises:
         UserError: says which variable of the template fixes the date, where there is one.
@@ -85,11 +91,21 @@ def check_dates(encoder: PromptEncoder, turns: Sequence[Message], where: str) ->
     renderings = []
     for date in DATES:
         with frozen(date):
-            renderings.append(encoder.rendered(turns, opened=True))
-    if renderings[0] == renderings[1]:
-        return
+            try:
+                renderings.append(encoder.rendered(turns, opened=True, tools=tools))
+            except TemplateRefusal:
+                return  # Encoding the prompt says so.
     template = encoder.tokenizer.chat_template
     text = template if isinstance(template, str) else str(template.get("default", ""))
+    if means := draws(text):
+        raise UserError(
+            f"the chat template draws at random ({means})",
+            where=where,
+            cause="one prompt would be read differently each time",
+            remedy="take it out of the template",
+        )
+    if renderings[0] == renderings[1]:
+        return
     names = sorted(name for name in variables(text) if any(word in name for word in TIMELY))
     names = [name for name in names if name != "strftime_now"]
     remedy = "fix it with policy: {chat_template_date: 2024-07-26}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'syst
 DROPS_ANSWERS = (
     "{% set messages = messages | rejectattr('role', 'equalto', 'assistant') | list %}" + IM
 )
+
+TOOLS = [{"type": "function", "function": {"name": "a", "parameters": {}}}]
+TOOLS_DATED = "{% if tools or messages[-1]['role'] == 'tool' %}{{ strftime_now('%B') }}{{ tools }} "
+TOOLS_DATED += "{% endif %}" + IM
 
 
 TRICKY = 'a "quoted" \\ line\n{% raw %} {{ x }} %} \U0001f600 é'
@@ -125,6 +130,10 @@ def test_defaults_that_would_change_nothing_are_refused(
     [
         (DATED, chat("user"), "prints the date"),
         (IM + "{{ strftime_now('%H') }}", chat("user"), "prints the date"),
+        ("{{ ['a', 'b'] | random }} " + IM, chat("user"), r"draws at random \(the filter random\)"),
+        ("{{ lipsum() }} " + IM, chat("user"), r"draws at random \(lipsum\)"),
+        (TOOLS_DATED, replace(chat("user"), columns={"tools": TOOLS}), "prints the date"),
+        (TOOLS_DATED, chat("user", "tool"), "prints the date"),
         (NO_SYSTEM, chat("system", "user"), "refuses prompt"),
         (DROPS_SYSTEM, chat("system", "user"), "leaves out the system message, turn 1 of 2"),
         (
@@ -143,7 +152,7 @@ def test_a_template_that_changes_what_prompts_say_is_refused(
 
 
 def test_a_template_is_only_asked_for_the_roles_that_occur() -> None:
-    for template in (NO_SYSTEM, DROPS_SYSTEM, DROPS_ANSWERS):
+    for template in (NO_SYSTEM, DROPS_SYSTEM, DROPS_ANSWERS, TOOLS_DATED):
         check_conversations(encoder(template), [chat("user")], "round 'brief'")
     check_conversations(encoder(DATED), [Prompt(id="p", text="a")], "round 'brief'")
 

@@ -17,6 +17,7 @@ from align.config import CampaignConfig, PolicyConfig
 from align.demo import BASE_MODEL
 from align.errors import RunError, StoreError
 from align.inputs import load_inputs
+from align.learner.model.checks import check_base
 from align.learner.model.source import changed_files, left_behind, take_base
 from align.memory.snapshots import Snapshot, SnapshotStore
 from align.plan.forecast import forecast
@@ -167,6 +168,32 @@ def test_tensors_and_files_beyond_the_model_stay_behind(tmp_path: Path) -> None:
     assert changed_files(source, base.manifest, code=False) == []
     scale(source)
     assert changed_files(source, base.manifest, code=False) == ["model.safetensors has changed"]
+
+
+@pytest.mark.parametrize("named", [
+    None, "LlamaForCausalLM", ["FooForCausalLM"], ["GPT2LMHeadModel", "LlamaForCausalLM"],
+])  # fmt: skip
+def test_the_base_names_the_class_that_is_trained(tmp_path: Path, named: Any) -> None:
+    """Engines go by the name in the config, and transformers by the model's type."""
+    source = save_folder(tmp_path / "model")
+    edit("config.json", architectures=named)(source)
+    check_base(source, PolicyConfig(model=str(source)), "cpu")
+    base = take(tmp_path, source)
+    content = json.loads((base.path / "config.json").read_text())
+    assert content["architectures"] == ["LlamaForCausalLM"]
+    assert changed_files(source, base.manifest, code=False) == []
+
+
+def test_names_without_the_prefix_of_the_model(tmp_path: Path) -> None:
+    """As saved from the model without its head; engines know the names of the whole one."""
+    source = save_folder(tmp_path / "model")
+    held = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in held.items()}
+    save_file(bare, source / "model.safetensors", {"format": "pt"})
+    base = take(tmp_path, source)
+    taken = load_file(base.path / "model.safetensors")
+    assert taken.keys() == held.keys()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in held.items())
 
 
 def test_an_index_that_nothing_reads_stays_behind(tmp_path: Path) -> None:

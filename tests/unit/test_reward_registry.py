@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from rewards import registry
+from rewards.patience import importing
 from rewards.registry import REWARDS, load_reward
 from rewards.signature import check_signature
 from rollouts.errors import UserError
+from tests.patience import patient
 
 
 @pytest.fixture
@@ -147,3 +151,17 @@ def test_partials_and_callable_objects_are_functions() -> None:
     check_signature("judge", functools.partial(Judge(), scale=2.0), {}, None)
     with pytest.raises(UserError, match="does not take the option 'scal'"):
         check_signature("judge", Judge(), {"scal": 2.0}, None)
+
+
+def test_an_import_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is given back, and a file that is quick is imported under it."""
+    monkeypatch.setattr(registry, "importing", functools.partial(importing, limit_s=patient(0.2)))
+    quick, slow = tmp_path / "quick.py", tmp_path / "slow.py"
+    quick.write_text("def f(completions):\n    return [1.0 for _ in completions]\n")
+    slow.write_text(f"import time\ntime.sleep({patient(60)})\n{quick.read_text()}")
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match="cannot import") as error:
+        load_reward(f"{slow}:f", {}, None)
+    assert "did not end within" in (error.value.cause or "")
+    load_reward(f"{quick}:f", {}, None)
+    assert signal.getsignal(signal.SIGALRM) is handler

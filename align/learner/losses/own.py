@@ -21,6 +21,7 @@ from pydantic import create_model
 from align.learner.losses.base import Algorithm, PolicyGradient
 from align.learner.losses.preference import Preference
 from align.settings import FunctionPath, Places
+from rewards.patience import importing
 from rollouts.errors import nearest
 
 PREFIX = "keel_algorithm_"
@@ -158,7 +159,8 @@ def _from_source(source: bytes, path: str, name: str, module_name: str = "") -> 
     module.__file__ = path
     sys.modules[module_name] = module  # pydantic looks annotations up there.
     try:
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+        with importing(path):
+            exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:  # the user's own module code runs here
         del sys.modules[module_name]
         raise ValueError(
@@ -169,7 +171,8 @@ def _from_source(source: bytes, path: str, name: str, module_name: str = "") -> 
 
 def _imported(location: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(location)
+        with importing(location):
+            return importlib.import_module(location)
     except (Exception, SystemExit) as error:  # another package's module code runs here
         raise ValueError(
             f"algorithm {name!r}: cannot import {location!r}: {type(error).__name__}: {error}; write "

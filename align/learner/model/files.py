@@ -13,6 +13,7 @@ from align.learner.model.folder import (
     ModelFolder,
     is_read,
     model_files,
+    names_in,
     weight_files,
 )
 from rollouts.errors import UserError
@@ -159,11 +160,10 @@ def _check_index(index: Path) -> None:
 
 def _names_in(file: Path) -> set[str]:
     """Return the names of a file's tensors; the format itself shows if the file is cut short."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(file, "np") as opened:
-            return set(opened.keys())
+        return names_in(file)
     except (SafetensorError, OSError) as error:
         raise _refused(
             file,

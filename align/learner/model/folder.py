@@ -141,6 +141,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
 
 
+def names_in(file: Path) -> set[str]:
+    """Read the names of a file's tensors."""
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as opened:
+        return set(opened.keys())
+
+
 def is_read(file: Path) -> bool:
     """Tell whether the model or its text depends on a file, by its name."""
     weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")

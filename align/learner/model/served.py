@@ -28,13 +28,13 @@ def is_served(folder: ModelFolder) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers."""
     known = served_architectures()
     kind = model_class(folder.path, folder.policy)
-    named = folder.architectures or (kind.__name__,)
-    if not known or any(name in known for name in named):
+    named = kind.__name__  # What a base's config names, whatever the folder's says.
+    if not known or any(name in known for name in (named, *_own(folder))):
         return
     if kind.is_backend_compatible() or kind._can_set_attn_implementation():
         return
     raise UserError(
-        f"vLLM cannot serve {named[0]}",
+        f"vLLM cannot serve {named}",
         where=str(folder.path / "config.json"),
         cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let its "
         "attention be replaced, or has none",
@@ -80,7 +80,7 @@ def takes_adapters(folder: ModelFolder) -> None:
     lora = folder.policy.lora
     if lora is None or lora.serve != "adapter":
         return
-    named = folder.architectures or (model_class(folder.path, folder.policy).__name__,)
+    named = (*_own(folder), model_class(folder.path, folder.policy).__name__)
     location = served_architectures().get(named[0])
     if location is None or _supports_adapters(*location):
         return
@@ -89,6 +89,12 @@ def takes_adapters(folder: ModelFolder) -> None:
         where="policy.lora.serve",
         remedy="set serve: merged: engines get the base with the update added",
     )
+
+
+def _own(folder: ModelFolder) -> tuple[str, ...]:
+    """List the architectures that a folder with code of its own names, which are taken as they stand."""
+    is_own = folder.policy.trust_remote_code and folder.raw.get("auto_map")
+    return folder.architectures if is_own else ()
 
 
 @cache

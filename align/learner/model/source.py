@@ -1,8 +1,8 @@
 """A campaign's base: copied into the store once, and compared with its folder at every opening.
 
 The base's manifest holds the hash of every file. Where the folder's tensors are written anew on the way, as
-engines would stumble over tensors that the model has no place for, its provenance holds the hashes of the
-files that they came from.
+engines would stumble over tensors that the model has no place for or names that it does not use, its
+provenance holds the hashes of the files that they came from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from pathlib import Path
 from shutil import copyfile
 
 from align.errors import StoreError
-from align.learner.model.folder import READ, is_read, load_shell, model_files, weight_files
+from align.learner.model.folder import (
+    READ,
+    ModelFolder,
+    is_read,
+    load_shell,
+    model_files,
+    names_in,
+    weight_files,
+)
+from align.learner.model.mapping import stored_form
 from align.memory.durable import digest_of
 from align.memory.manifest import HELD_OUT, Manifest, Provenance
 from align.memory.snapshots import Snapshot, SnapshotStore
@@ -29,12 +38,12 @@ def take_base(
 ) -> Snapshot:
     """Publish a model folder as the first snapshot; it is named by its content from here on.
 
-    Files are copied as they are. Weights that hold tensors beyond the model's are written anew without
-    them.
+    Files are copied as they are. Where transformers reads them with more tolerance than engines do, they
+    are written anew as the learner reads them.
     """
     extra: dict[str, Mapping[str, str]] = {}
     files = model_files(source, code=policy.trust_remote_code)
-    if load_shell(source, policy).unexpected:
+    if _is_for_transformers_only(source, policy):
         extra = {SOURCE: {file.name: digest_of(file)[1] for file in files}}
 
     def write(folder: Path) -> None:
@@ -93,6 +102,26 @@ def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:
         if is_read(Path(name)) and not _has(source / name, known[name])
     ]
     return changes + [f"{name} is new" for name in sorted(present.keys() - known.keys())]
+
+
+def _is_for_transformers_only(source: Path, policy: PolicyConfig) -> bool:
+    """Tell whether an engine would stumble where transformers does not.
+
+    Tensors beyond the model's, names without the prefix that the model's own have, and a config that names
+    another class than transformers builds, or none.
+    """
+    shell = load_shell(source, policy)
+    if shell.unexpected:
+        return True
+    model = shell.model
+    folder = ModelFolder(path=source, policy=policy, device="cpu")
+    own_code = policy.trust_remote_code and folder.raw.get("auto_map")
+    if folder.raw.get("architectures") != [type(model).__name__] and not own_code:
+        return True
+    own = stored_form(model, dict(model.named_parameters())).keys()
+    prefix = f"{model.base_model_prefix}."
+    names = {name for file in weight_files(source) for name in names_in(file)}
+    return any(prefix + name in own for name in names - own)
 
 
 def _write_anew(source: Path, policy: PolicyConfig, folder: Path) -> None:
