@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from shutil import rmtree
 
+from align.amend.amend import amend
 from align.config import CampaignConfig
-from align.memory.amendments import Drop, drop_round, user_name
+from align.memory.amendments import Drop, drop_round, dropped_for_good, user_name
+from align.memory.campaign_row import committed_in
+from align.memory.ledger import Ledger
 from align.memory.snapshots import SnapshotStore
 from align.stores import known_ledger, open_mirror
 from rollouts.errors import UserError
@@ -18,6 +21,7 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
 
     Raises:
         UserError: there is no such round, it has a verdict, or it fell due by a schedule.
+        StoreError: committed verdicts do not allow what else the file changed.
         StoreBusy: the campaign is running.
     """
     ledger = known_ledger(config)
@@ -27,6 +31,8 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
             where="ROUND",
             remedy="take the round out of the campaign file",
         )
+    if name in (spec.name for spec in config.rounds) and not _has_place(ledger, name):
+        amend(config, reason=reason)  # The file alone knows it: it gets a place, to be given up.
     mirror = open_mirror(config)
     with ledger.claim("keel rounds drop"):
         dropped = drop_round(ledger, name, who=user_name(), reason=reason)
@@ -35,3 +41,10 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
             mirror.trim(path)
         SnapshotStore(config.folder, mirror.remote).clean()
     return dropped
+
+
+def _has_place(ledger: Ledger, name: str) -> bool:
+    """Tell whether the ledger knows a round."""
+    with ledger.database.read() as connection:
+        slots = committed_in(connection).slots
+    return any(slot.name == name for slot in slots) or name in dropped_for_good(ledger.database)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -30,7 +31,10 @@ from rewards.isolation.protocol import (
     send_message,
 )
 from rewards.isolation.setup import SETUP_FAILED, Provider, Setup
+from rewards.patience import IMPORT_S, SLOW_S, saying
 from rollouts.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 START_S = 120.0
 """For a worker to import a reward."""
@@ -118,7 +122,10 @@ class Worker:
         try:
             self._channel.settimeout(START_S)
             send_message(self._channel, {**message, "scratch": self._folder})
-            answer = receive(self._channel, until)
+            with saying(
+                f"importing {plan.reward} (at most {IMPORT_S:g} s)", logger.warning, SLOW_S
+            ):
+                answer = receive(self._channel, until)
         except (EOFError, OSError, Malformed) as error:
             raise WorkerEnded(self._why(error, START_S)) from error
         if "error" in answer:

@@ -421,6 +421,21 @@ def test_a_round_without_a_verdict_is_dropped(state: str, tmp_path: Path) -> Non
     assert keel("rounds", "drop", file, name, "--reason", "again")[0] == 2
 
 
+def test_a_round_that_only_the_file_knows_is_dropped(tmp_path: Path) -> None:
+    """Whatever is wrong with it, the campaign goes on, and the log says that it came and went."""
+    campaign = begun(tmp_path)
+
+    def append(content: dict[str, Any]) -> None:
+        content["rounds"].append(content["rounds"][-1] | {"name": "fourth", "prompts": "no.jsonl"})
+
+    config = edited(campaign, append)
+    assert drop(config, "fourth", reason="no such file").round == "fourth"
+    assert "fourth" not in [spec.name for spec in settle(config).config.rounds]
+    assert "fourth" not in [name for name, _ in reopen(config)]
+    with pytest.raises(UserError, match="no round 'fourth'"):
+        drop(config, "fourth", reason="again")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -123,7 +123,7 @@ def _refuse_other_names(path: Path) -> None:
 def _check_index(index: Path) -> None:
     """Check that every file of the index exists and holds the tensors that the index lists for it."""
     try:
-        places: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        places: dict[str, Any] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise _refused(
             index, f"the index of the weights cannot be read: {error!r}", "save the model again"
