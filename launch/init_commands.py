@@ -45,9 +45,11 @@ def init(
     """Write a campaign of one round, commented and checked; the file must not exist."""
     if file.exists():
         raise UserError(
-            "there is a file already, and it is left as it is",
+            f"there is a {'folder' if file.is_dir() else 'file'} already, and it is left as it is",
             where=str(file),
-            remedy="name another file, or remove this one",
+            remedy="name another file, or remove this one"
+            if file.is_file()
+            else "name a file in it",
         )
     if not file.absolute().parent.is_dir():
         raise UserError(

@@ -60,8 +60,8 @@ def uv_environment(settings: Mapping[str, str], environ: Mapping[str, str]) -> d
 
 def locked_version(lock: str, name: str) -> str:
     """Return the version of a package that a lock pins."""
-    pins = dict(line.split("==") for line in lock.splitlines() if "==" in line)
-    return pins[name]
+    pins = (line.partition(";")[0].partition("==") for line in lock.splitlines())
+    return {package: version.strip() for package, _, version in pins}[name]
 
 
 def main() -> int:

@@ -64,7 +64,7 @@ def prompt_words(prompt: str) -> str:
     """
     try:
         turns = json.loads(prompt)
-    except ValueError:
+    except (ValueError, RecursionError):
         return prompt
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
         return str(turns[-1].get("content", prompt))

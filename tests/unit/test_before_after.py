@@ -50,4 +50,5 @@ def test_prompts_of_messages_are_their_last_words() -> None:
         prompt_words('[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]')
         == "b"
     )
-    assert prompt_words("[1, 2]") == "[1, 2]"
+    for text in ("[1, 2]", "7", "[" * 100_000):
+        assert prompt_words(text) == text

@@ -60,6 +60,8 @@ def test_nothing_is_configured(run_uv: ModuleType) -> None:
 
 def test_the_version_is_the_locks(run_uv: ModuleType) -> None:
     assert run_uv.locked_version("absl-py==2.5.1\nuv==0.13.8\nuvicorn==0.54.0\n", "uv") == "0.13.8"
+    marked = 'uv==0.13.8 ; python_version >= "3.11"\ntomli==2.0 ; python_version == "3.10"\n'
+    assert run_uv.locked_version(marked, "uv") == "0.13.8"
     assert run_uv.locked_version(run_uv.LOCK.read_text(), "uv")
 
 
