@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import copyfile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from align.amend.code import record_code
@@ -18,9 +18,10 @@ from align.gate.progress import SuiteProgress
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
-from align.learner.model.source import check_unchanged, take_base
+from align.learner.model.source import take_base
 from align.memory.amendments import user_name
 from align.memory.ledger import Ledger
+from align.memory.leftovers import forget_checkpoints
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import CODE, Provenance, Snapshot, SnapshotStore
 from align.reward_models import measurable
@@ -132,10 +133,7 @@ class Parts:
 
     def forget_checkpoints(self, plan: RoundPlan) -> None:
         """A committed round has nothing to go on with, and nor have its repairs."""
-        folder = self.checkpoint_folder(plan)
-        for path in folder.parent.glob(f"{folder.name}*"):
-            rmtree(path, ignore_errors=True)
-            self.evidence.mirror.trim(path)
+        forget_checkpoints(self.folder, self.evidence.mirror, plan.index, plan.spec.name)
 
     def checkpoint_folder(self, plan: RoundPlan) -> Path:
         """Shared by the attempts of a round; each of its repairs has its own."""
@@ -248,13 +246,12 @@ def open_memory(
         for sentence in (*amended.sentences, *changed):
             note(f"the campaign file was amended: {sentence}")
         mirror.pull(checkpoints=True)
+        for slot in amended.vacated:
+            forget_checkpoints(config.folder, mirror, slot.index, slot.name)
         store = SnapshotStore(config.folder, mirror.remote)
         store.clean()
         moves, taken = ledger.alias_moves(), None
-        if moves:
-            base = store.manifest(moves[0].target)
-            check_unchanged(inputs.model, config.policy, base, config.folder)
-        else:
+        if not moves:
             taken = take_base(inputs.model, config.policy, store, config.hash())
         yield Memory(
             store=store,

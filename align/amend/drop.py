@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from shutil import rmtree
-
 from align.amend.amend import amend
 from align.config import CampaignConfig
-from align.memory.amendments import Drop, drop_round, dropped_for_good, user_name
+from align.memory.amendments import Drop, drop_round, dropped_for_good, drops_of, user_name
 from align.memory.campaign_row import committed_in
+from align.memory.database import Database
 from align.memory.ledger import Ledger
+from align.memory.leftovers import forget_checkpoints
 from align.memory.snapshots import SnapshotStore
 from align.stores import known_ledger, open_mirror
 from rollouts.errors import UserError
+
+
+def dropped_lines(config: CampaignConfig, database: Database) -> list[str]:
+    """Say of every round that was dropped and still stands in the campaign file that it is not run."""
+    names = {spec.name for spec in config.rounds}
+    return [
+        f"{drop.sentence}; it is not run, whatever the file says of it now: another name makes it a new round"
+        for drop in drops_of(database)
+        if drop.stays and drop.round in names
+    ]
 
 
 def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
@@ -36,9 +46,7 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
     mirror = open_mirror(config)
     with ledger.claim("keel rounds drop"):
         dropped = drop_round(ledger, name, who=user_name(), reason=reason)
-        for path in (config.folder / "rounds").glob(f"{dropped.index:02d}-{name}/checkpoint*"):
-            rmtree(path, ignore_errors=True)
-            mirror.trim(path)
+        forget_checkpoints(config.folder, mirror, dropped.index, name)
         SnapshotStore(config.folder, mirror.remote).clean()
     return dropped
 

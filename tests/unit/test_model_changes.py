@@ -12,7 +12,9 @@ import pytest
 
 from align.amend.settle import settle
 from align.config import CampaignConfig
+from align.errors import StoreError
 from align.inputs import load_inputs
+from align.memory.durable import digest_of
 from align.parts import open_memory
 from align.plan.stored_base import stored_base
 from rollouts.errors import UserError
@@ -93,6 +95,40 @@ def test_a_folder_that_changed_is_named_and_mended_by_its_old_content(
     for path, content in before.items():
         path.write_bytes(content)
     load_inputs(config).close()
+
+
+def test_a_hub_cache_is_compared_through_its_links(tmp_path: Path) -> None:
+    """The files of a snapshot in the cache are links to blobs, of the base and of every later look."""
+    model = tmp_path / "models--org--name" / "snapshots" / "0123abcd"
+    blobs = model.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for file in list(save_folder(model).iterdir()):
+        file.rename(blobs / file.name)
+        file.symlink_to(blobs / file.name)
+    config = campaign(tmp_path, model=str(model))
+    with open_memory(settle(config), load_inputs(config)) as memory:
+        memory.confirm_base()
+    load_inputs(config).close()
+    (blobs / "config.json").write_text((blobs / "config.json").read_text() + "\n")
+    with pytest.raises(StoreError, match=r"config\.json has changed"):
+        load_inputs(config)
+
+
+def test_a_folder_is_hashed_once_per_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = begun(tmp_path)
+    hashed: list[str] = []
+
+    def counted(file: Path) -> tuple[int, str]:
+        hashed.append(file.name)
+        return digest_of(file)
+
+    monkeypatch.setattr("align.learner.model.source.digest_of", counted)
+    for _ in range(2):
+        inputs = load_inputs(config)
+        with open_memory(settle(config), inputs):
+            inputs.close()
+    assert "model.safetensors" in hashed
+    assert len(hashed) == len(set(hashed))
 
 
 def test_the_tokenizer_is_read_from_the_store(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A campaign's base: copied into the store once, and compared with its folder at every opening.
+"""A campaign's base: copied into the store once, and compared with its folder whenever inputs are loaded.
 
 The base's manifest holds the hash of every file. Where the folder's tensors are written anew on the way, as
 engines would stumble over tensors that the model has no place for or names that it does not use, its
@@ -8,6 +8,7 @@ provenance holds the hashes of the files that they came from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from shutil import copyfile
 
@@ -44,7 +45,7 @@ def take_base(
     extra: dict[str, Mapping[str, str]] = {}
     files = model_files(source, code=policy.trust_remote_code)
     if _is_for_transformers_only(source, policy):
-        extra = {SOURCE: {file.name: digest_of(file)[1] for file in files}}
+        extra = {SOURCE: {file.name: _sha256(file) for file in files}}
 
     def write(folder: Path) -> None:
         if extra:
@@ -139,4 +140,16 @@ def _write_anew(source: Path, policy: PolicyConfig, folder: Path) -> None:
 
 
 def _has(file: Path, sha256: str) -> bool:
-    return file.is_file() and digest_of(file)[1] == sha256
+    return file.is_file() and _sha256(file) == sha256
+
+
+def _sha256(file: Path) -> str:
+    """Hash a file's content, once per process and state of it; a hub cache links to its blobs."""
+    target = file.resolve()
+    state = target.stat()
+    return _sha256_of(target, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(file: Path, *state: int) -> str:
+    return digest_of(file)[1]
