@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from align.amend.drop import dropped_lines
 from align.amend.gone import gone_lines
 from align.amend.settle import settle
 from align.config import CampaignConfig, RewardConfig, RoundConfig
@@ -61,9 +62,12 @@ def run_campaign(
     config, known = settled.config, settled.ledger
     view = view_of_due(config, known)
     inputs = load_checked(view, open_claims(known))
-    if known is None or any(spec.name not in known.closed() for spec in config.rounds):
+    closed = frozenset() if known is None else known.closed()
+    if any(spec.name not in closed for spec in config.rounds):
         for line in check_power(foresee(view, inputs.suites, known), config.gate):
             observer.note(line)
+    for line in dropped_lines(written, known.database) if known else ():
+        observer.note(line)
     with open_memory(settled, inputs, observer.note) as memory:
         places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
         decided = [record.name for record in memory.evidence.committed()]

@@ -247,8 +247,9 @@ class Evidence:
 
     def due_index(self) -> int:
         """Index of the first round to come; of the next one, where all are over."""
-        rounds = self.ledger.rounds()
-        return next((r.index for r in rounds if not r.closed), len(rounds))
+        attempts = self.ledger.attempts()
+        free = max((r.index for r in attempts), default=-1) + 1
+        return next((r.index for r in self.ledger.rounds() if not r.closed), free)
 
     def _makes(self, name: str) -> str:
         spec = next((spec for spec in self.config.rounds if spec.name == name), None)

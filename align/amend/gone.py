@@ -26,12 +26,11 @@ def without_gone(
 
     A decided round whose suite is gone is left out; one whose training file is gone keeps only its suite.
     """
-    left = [spec for spec in rounds if spec.name not in unmeasurable(rounds, decided)]
+    unmeasured = unmeasurable(rounds, decided)
     return tuple(
-        spec.model_copy(update={"prompts": None, "data": None})
-        if spec.name in decided and _gone(_trained(spec))
-        else spec
-        for spec in left
+        _untrained(spec) if spec.name in decided and _gone(_trained(spec)) else spec
+        for spec in rounds
+        if spec.name not in unmeasured
     )
 
 
@@ -47,6 +46,14 @@ def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Itera
             )
         elif _gone(source := _trained(spec)):
             yield f"{source}, which round {spec.name!r} was trained on, is gone; nothing needs it"
+
+
+def _untrained(spec: RoundConfig) -> RoundConfig:
+    """The round without its training file; held-out examples in a file of their own are still read."""
+    data = spec.data
+    if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
+        return spec.model_copy(update={"data": data.model_copy(update={"source": ""})})
+    return spec.model_copy(update={"prompts": None, "data": None})
 
 
 def _trained(spec: RoundConfig) -> str:

@@ -105,10 +105,7 @@ class Loader:
         data.reports[spec.name] = division.sentence
 
     def _load_examples(self, spec: RoundConfig, config: ExamplesConfig, data: RoundData) -> None:
-        examples = self._read(spec, config)
-        report = str(examples.report)
-        kept: Sequence[Unit]
-        held_units: Sequence[Unit]
+        other = None
         if config.heldout_source is not None:
             changes = {
                 "source": config.heldout_source,
@@ -116,6 +113,14 @@ class Loader:
                 "limit": None,
             }
             other = self._read(spec, config.model_copy(update={**changes, "use": "once"}))
+            data.held[spec.name] = other.units
+            if not config.source:  # Its file is gone, see `align.amend.gone`.
+                return
+        examples = self._read(spec, config)
+        report = str(examples.report)
+        kept: Sequence[Unit]
+        held_units: Sequence[Unit]
+        if other is not None:
             kept, held_units = examples.units, other.units
             report += f"; held out of {config.heldout_source}: {other.report}"
         else:
@@ -212,9 +217,9 @@ def _without_held(
     }
     general: dict[str, Sequence[Prompt]] = {n: free(pool) for n, pool in data.general.items()}
     for spec in rounds:
-        empty = not prompts.get(spec.name) or general.get(spec.name) == []
-        if empty:
-            source = spec.asks.source if not prompts.get(spec.name) else "its general pool"
+        emptied = data.prompts.get(spec.name) and not prompts[spec.name]
+        if emptied or (data.general.get(spec.name) and not general[spec.name]):
+            source = spec.asks.source if emptied else "its general pool"
             raise UserError(
                 f"every prompt of {source!r} is held out by another round",
                 where=f"rounds.{spec.name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from align.amend.drop import dropped_lines
 from align.amend.gone import gone_lines, without_gone
 from align.amend.settle import settle, with_pins
 from align.config import CampaignConfig
@@ -16,6 +17,7 @@ from align.memory.amendments import dropped_for_good
 from align.plan.ledger_copy import ledger_copy
 from align.plan.machine import machine_lines
 from align.plan.reward_calls import call_rewards
+from align.stores import ledger_place
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt
 
@@ -44,12 +46,12 @@ def check_campaign(
         UserError: the first thing that cannot be used.
     """
     with ledger_copy(config) as ledger:
-        settled = settle(config, ledger, where=config.ledger or str(config.folder / "ledger.db"))
+        settled = settle(config, ledger, where=ledger_place(config))
         dropped, closed = dropped_for_good(ledger.database), ledger.closed()
         settled.check()
         plain = tuple(spec for spec in config.rounds if spec.name not in dropped)
         whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
-        gone = tuple(gone_lines(whole.rounds, closed))
+        gone = (*dropped_lines(config, ledger.database), *gone_lines(whole.rounds, closed))
         whole = whole.model_copy(update={"rounds": without_gone(whole.rounds, closed)})
         inputs = load_inputs(whole)
         planned = foresee(whole, inputs.suites, ledger)

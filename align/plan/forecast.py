@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +36,7 @@ from align.plan.sizes import (
 )
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
+from align.stores import ledger_place
 from rollouts.machine.memory import available_memory
 
 
@@ -120,7 +120,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
     with ledger_copy(config) as ledger:
         found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
         records = ledger.rounds()
-        settled = settle(config, ledger, where=config.ledger or str(config.folder / "ledger.db"))
+        settled = settle(config, ledger, where=ledger_place(config))
         settled.check()
         chosen = settled.config
         view = view_of_due(chosen, ledger)
@@ -130,7 +130,8 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         try:
             if runs_here(None):
                 check_kv_cache(inputs.model, inputs.context, chosen)
-            rounds = list(_rounds(chosen, inputs, records, unclaimed))
+            planned = {name: index for index, name in settled.comparison.planned}
+            rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
             coming = sum(item.memory is not None for item in rounds)
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
@@ -169,19 +170,28 @@ def _adapted(model: Path, config: CampaignConfig) -> list[str]:
 
 
 def _rounds(
-    config: CampaignConfig, inputs: Inputs, records: Sequence[RoundRecord], unclaimed: Set[str]
+    config: CampaignConfig,
+    inputs: Inputs,
+    records: Sequence[RoundRecord],
+    planned: Mapping[str, int],
+    unclaimed: Set[str],
 ) -> Iterator[RoundForecast]:
+    """Forecast every round in the file's order.
+
+    Args:
+        planned: index of rounds that get a new place in the ledger.
+    """
     states = {record.name: record.state for record in records}
-    places = {record.name: record.index for record in records}
-    free = count(max(places.values(), default=-1) + 1)
+    places = {record.name: record.index for record in records} | planned
     asked_before = 0
     for spec in config.rounds:
-        index = places[spec.name] if spec.name in places else next(free)
         state = states.get(spec.name)
         if state == "accepted" or state == "rejected" or state == "skipped":
             yield _done(spec, state)
         else:
-            folder = config.folder / "rounds" / f"{index:02d}-{spec.name}" / "checkpoint"
+            folder = (
+                config.folder / "rounds" / f"{places[spec.name]:02d}-{spec.name}" / "checkpoint"
+            )
             coming = _coming(config, inputs, spec, newest_step(folder), asked_before)
             yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
         # A round that is still to come counts as accepted: that is what it is run for.

@@ -194,3 +194,67 @@ def test_a_file_that_is_gone_after_the_verdict_stops_no_later_round(
             CampaignConfig.model_validate(raw(folder, missing)), start_engine=no_engine,
             observer=Watcher(),
         )  # fmt: skip
+
+
+def dpo(name: str, data: dict[str, str], **values: Any) -> dict[str, Any]:
+    algorithm = {"name": "dpo", "pairs": "file"}
+    return {"name": name, "data": data, "algorithm": algorithm, "steps": 1, **values}
+
+
+def write_pairs(path: Path, source: str) -> None:
+    rows = [
+        {
+            "prompt": p.text,
+            "chosen": p.columns["answer"],
+            "rejected": p.columns["answer"][::-1] + "1",
+        }
+        for p in demo_prompts(source)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_pairs_that_are_gone_leave_held_out_ones_to_measure(folder: Path) -> None:
+    """Later rounds are still held to them, and may hold out prompts of their own."""
+    write_pairs(folder / "pairs.jsonl", "demo://inc?n=60")
+    write_pairs(folder / "held.jsonl", "demo://inc?n=30&split=eval")
+    write_rows(folder / "rows.jsonl", "demo://sort?n=90")
+    own = dpo("own", {"source": "pairs.jsonl", "heldout_source": "held.jsonl"})
+    run(CampaignConfig.model_validate(raw(folder, own)))
+    (folder / "pairs.jsonl").unlink()
+    prompts = {"source": "rows.jsonl", "heldout": 0.3}
+    later = appended("later", prompts=prompts, suite={"items": 20})
+    config = CampaignConfig.model_validate(raw(folder, own, later))
+    assert [one.name for one in forecast(config).to_run] == ["later"]
+    ran = run(config)
+    assert states(ran)["later"] == "accepted"
+    assert "own" in {rule.name for rule in ran.watcher.verdicts["later"].verdict.inputs.suites}
+
+
+def test_a_dropped_round_that_stands_in_the_file_is_named(folder: Path) -> None:
+    bad = failed(folder)
+    config = CampaignConfig.model_validate(raw(folder, bad))
+    drop(config, "bad", reason="it raises")
+    ran = run(CampaignConfig.model_validate(raw(folder, bad | {"rewards": ["exact_match"]})))
+    assert "bad" not in states(ran)
+    assert any("bad was dropped" in note and "not run" in note for note in ran.watcher.notes)
+
+
+def test_a_round_that_gave_up_its_place_leaves_no_checkpoint(folder: Path) -> None:
+    second = appended("second", steps=3, checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(CampaignConfig.model_validate(raw(folder, second)),
+            Watcher(stop_at=("second", 1), error=KeyboardInterrupt))  # fmt: skip
+    assert list((folder / "store").glob("rounds/01-second/checkpoint*"))
+    ran = run(CampaignConfig.model_validate(raw(folder, second | {"name": "renamed", "steps": 1})))
+    assert states(ran)["renamed"] == "accepted"
+    assert not list((folder / "store").glob("rounds/*/checkpoint*"))
+    assert list((folder / "store").glob("rounds/01-second/attempt-1/metrics.jsonl"))
+
+
+def test_the_next_index_skips_places_that_were_given_up(folder: Path) -> None:
+    bad = failed(folder)
+    drop(CampaignConfig.model_validate(raw(folder, bad)), "bad", reason="it raises")
+    ran = run(CampaignConfig.model_validate(raw(folder)))
+    assert ran.evidence.due_index() == 2
+    coming = run(CampaignConfig.model_validate(raw(folder, appended("next"))))
+    assert [record.index for record in coming.evidence.ledger.rounds()] == [0, 2]
