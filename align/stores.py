@@ -7,9 +7,12 @@ where another one stopped.
 
 from __future__ import annotations
 
+from sqlalchemy.engine import make_url
+
 from align.memory.database import holds_ledger
 from align.memory.ledger import Ledger
 from align.memory.mirror import Mirror
+from align.memory.postgres import shown
 from align.memory.remote import Remote
 from align.store_config import StoreSettings
 
@@ -48,6 +51,6 @@ def open_mirror(config: StoreSettings) -> Mirror:
     return Mirror(config.folder, Remote(config.store, config.store_options))
 
 
-def ledger_place(config: StoreSettings, ledger: Ledger) -> str:
+def ledger_place(config: StoreSettings) -> str:
     """Where the ledger lies, for people: no password."""
-    return ledger.database.where if config.ledger else str(config.folder / "ledger.db")
+    return shown(make_url(config.ledger_url)) if config.ledger else str(config.folder / "ledger.db")

@@ -18,7 +18,7 @@ def dropped_lines(config: CampaignConfig, database: Database) -> list[str]:
     """Say of every round that was dropped and still stands in the campaign file that it is not run."""
     names = {spec.name for spec in config.rounds}
     return [
-        f"{drop.sentence}; it is not run, whatever the file says of it now: another name makes it a new round"
+        f"{drop.sentence}; it is not run, though the file names it (another name makes it a new round)"
         for drop in drops_of(database)
         if drop.stays and drop.round in names
     ]

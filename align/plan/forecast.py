@@ -182,7 +182,7 @@ def _rounds(
         planned: index of rounds that get a new place in the ledger.
     """
     states = {record.name: record.state for record in records}
-    places = {record.name: record.index for record in records} | planned
+    places = {**{record.name: record.index for record in records}, **planned}
     asked_before = 0
     for spec in config.rounds:
         state = states.get(spec.name)

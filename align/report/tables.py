@@ -128,7 +128,7 @@ def places(evidence: Evidence, folder: Path) -> Text:
     far = f"store       {evidence.config.store}\n" if evidence.config.is_remote else ""
     return Text(
         f"\n{far}production  {folder / 'snapshots' / production}\n"
-        f"ledger      {ledger_place(evidence.config, evidence.ledger)}\n"
+        f"ledger      {ledger_place(evidence.config)}\n"
         f"metrics     {folder / 'rounds'}/<round>/attempt-<n>/metrics.jsonl\n"
         f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",
         no_wrap=True,

@@ -35,3 +35,10 @@ def test_no_pass_becomes_too_short_to_multiply() -> None:
 
 def test_models_without_an_intermediate_size_have_four_times_the_hidden_one() -> None:
     assert bytes_per_token(shape(8, None, 1, 10)) == bytes_per_token(shape(8, 32, 1, 10))
+
+
+def test_a_model_that_calls_its_sizes_otherwise_keeps_its_passes() -> None:
+    assert tokens_that_fit(SimpleNamespace(vocab_size=100, width=4096), 2600) == 2600
+    listed = shape(8, None, 1, 10)
+    listed.intermediate_size = [32, 64]
+    assert bytes_per_token(listed) == bytes_per_token(shape(8, None, 1, 10))

@@ -13,10 +13,10 @@ from align.campaign_file import load_campaign
 from align.inbox.feedback import stream_forms
 from align.inbox.inbox import Inbox
 from align.schedule.claims import Dues
-from align.stores import open_ledger
+from align.stores import ledger_place, open_ledger
 from launch.cli import app
 from rollouts.errors import UserError
-from tests.unit.campaigns import raw_campaign, rounds
+from tests.unit.campaigns import campaign, raw_campaign, rounds
 
 NIGHTLY = {"name": "nightly", "every": "0 3 * * *"}
 ASKED = {
@@ -58,3 +58,14 @@ def test_there_is_nothing_to_show_yet(file: Path, words: list[str], before: str)
     assert isinstance(run.exception, UserError)
     assert "there is no campaign in this store yet" in str(run.exception)
     assert (file.parent / "elsewhere.db").exists() == (before != "nothing")
+
+
+def test_the_place_of_a_ledger_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://keel:secret@db/keel?sslpassword=hidden"
+    monkeypatch.setenv("KEEL_LEDGER", url)
+    place = ledger_place(campaign(tmp_path, ledger="env:KEEL_LEDGER"))
+    assert "db/keel" in place
+    assert "secret" not in place and "hidden" not in place
+    assert ledger_place(campaign(tmp_path)) == str(tmp_path / "store" / "ledger.db")

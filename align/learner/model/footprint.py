@@ -15,6 +15,7 @@ ACTIVATION_BYTES = 3 << 28
 SMALLEST_PASS = 256
 """Tokens below which a pass does not become smaller: its products would be too short."""
 FLOAT_BYTES = 4
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def bytes_per_token(config: Any) -> int:
@@ -26,11 +27,14 @@ def bytes_per_token(config: Any) -> int:
     3760
     """
     hidden = int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    inner = getattr(config, "intermediate_size", None)
+    inner = inner if isinstance(inner, int) and inner else 4 * hidden
     layers = int(config.num_hidden_layers)
     return FLOAT_BYTES * (layers * (9 * hidden + 4 * inner) + 6 * int(config.vocab_size))
 
 
 def tokens_that_fit(config: Any, most: int) -> int:
     """Return the tokens of one pass on a CPU: ``most``, or fewer if a large model would keep too much."""
+    if not all(isinstance(getattr(config, name, None), int) for name in SIZES):
+        return most  # A model's own code may call its sizes otherwise.
     return min(most, max(SMALLEST_PASS, ACTIVATION_BYTES // bytes_per_token(config)))
