@@ -109,8 +109,12 @@ class ExamplesConfig(Settings):
     def _names_columns(cls, template: str | None) -> str | None:
         if template is None:
             return None
+        fields = [part for part in Formatter().parse(template) if part[1] is not None]
         names = columns_of(template)
-        if not names or any(not name or "." in name or "[" in name for name in names):
+        plain = all(not spec and conversion is None for _, _, spec, conversion in fields)
+        if not (names and plain) or any(
+            not n or n.isdigit() or "." in n or "[" in n for n in names
+        ):
             raise ValueError(
                 f"template {template!r} must name columns as in '{{instruction}}', and nothing else; "
                 "write {{ for a brace"

@@ -183,6 +183,8 @@ def _check_sides(
     )
     if kept:
         what, remedy = "learnt from, and none is held out", "raise heldout, or give more examples"
+    if division.num_rows == 1 < len(kept) + len(held_rows):
+        remedy = "give more documents, or set heldout_of: windows, which is for a single one"
     together = ""
     if division.largest:
         together = (

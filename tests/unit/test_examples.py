@@ -111,7 +111,9 @@ def test_a_template_makes_the_prompt(tmp_path: Path) -> None:
     assert written(unit) == [("a.b:", "c$", 1.0), ("a.b:", "d$", -1.0)]
 
 
-@pytest.mark.parametrize("template", ["no column", "{}", "{a.b}", "{a[0]}"])
+@pytest.mark.parametrize(
+    "template", ["no column", "{}", "{a.b}", "{a[0]}", "{a:d}", "{a!z}", "{a:{b}}", "{0}"]
+)
 def test_a_template_names_columns_and_nothing_else(template: str) -> None:
     with pytest.raises(ValueError, match="must name columns"):
         ExamplesConfig(source="x", template=template)
