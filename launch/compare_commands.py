@@ -10,7 +10,7 @@ import typer
 from launch.arguments import AsJson, Overrides, load, print_json
 
 if TYPE_CHECKING:
-    from align.report.compare import ComparedGroup, Spread
+    from align.report.compare import Spread
 
 Campaigns = Annotated[
     list[Path], typer.Argument(help="Campaign files (YAML).", metavar="CAMPAIGN...")
@@ -37,7 +37,11 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     from align.report.tables import report_console
 
     table = Table(title="Production of every campaign", title_justify="left")
-    summary = [name for name in comparison.groups[0].summary if _any(comparison.groups, name)]
+    summary = [
+        name
+        for name in comparison.groups[0].summary
+        if any(group.summary[name] is not None for group in comparison.groups)
+    ]
     for number, column in enumerate(
         ("campaign", "seeds", "accepted", *comparison.suites, *summary)
     ):
@@ -52,10 +56,6 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
         cells += [_cell(group.summary[name], "+.3f") for name in summary]
         table.add_row(*map(Text, cells))
     report_console().print(table)
-
-
-def _any(groups: tuple[ComparedGroup, ...], name: str) -> bool:
-    return any(group.summary[name] is not None for group in groups)
 
 
 def _cell(value: Spread | None, form: str = ".3f") -> str:

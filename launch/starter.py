@@ -177,7 +177,7 @@ def _algorithm(wishes: Wishes) -> str:
 
 
 def _round_name(wishes: Wishes, campaign: str) -> str:
-    """Name a round after its first reward, or its algorithm; never as the campaign."""
+    """Name a round after its first reward, or its algorithm; after the campaign if that leaves nothing."""
     words = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
     return re.sub(r"[^a-z0-9._-]+", "-", words.lower()).strip("-._") or campaign
 
