@@ -62,7 +62,10 @@ def save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
 
 def ran_with(folder: Path, spec: dict[str, Any], starter: Starter, **lora: Any) -> Ran:
     """One short round of a policy that learns adapters, measured on next to nothing."""
-    policy = {"model": "demo://digits", "lora": {"rank": RANK, "alpha": ALPHA, **lora}}
+    policy = {
+        "model": "demo://digits",
+        "lora": {"rank": RANK, "alpha": ALPHA, "serve": "adapter", **lora},
+    }
     defaults = {
         "sampling": {"group_size": 4, "prompts_per_step": 5, "max_tokens": 6},
         "optimizer": {"lr": 3e-4},

@@ -17,6 +17,9 @@ from rollouts.errors import UserError
 from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.test_round import Ran
 
+ROUNDING = 1e-8
+"""Size of a divergence of equal distributions whose two passes add their terms in another order."""
+
 FILES = {
     "pairs.jsonl": lambda p, right, wrong: [{"prompt": p, "chosen": right, "rejected": wrong}],
     "ratings.jsonl": lambda p, right, wrong: [
@@ -107,8 +110,8 @@ def test_a_later_round_holds_the_earlier_ones_prompts(
     later["replay"] = {"general_prompts": "demo://general?n=40", "past": 0.4, "general": 0.2}
     ran = run(tmp_path, first, later)
     for step in ran.metrics(1, "round1"):
-        assert step["kl/past/owner"] >= 0.0
-        assert step["kl/general/base"] >= 0.0
+        assert step["kl/past/owner"] >= -ROUNDING
+        assert step["kl/general/base"] >= -ROUNDING
         assert step["batch/past_tokens"] > 0
     assert ran.metrics(1, "round1")[-1]["kl/past/owner"] > 0.0
 

@@ -77,6 +77,7 @@ def test_work_is_handed_on_whole() -> None:
     words = ["model", "--prompts", "3", "--dtype", "bfloat16", "--lr", "0.1"]
     assert work_of(task(None).parse_args(words)) == {
         "prompts": 3, "group": 8, "tokens": 64, "dtype": "bfloat16", "lr": 0.1, "beta": 0.04,
+        "lora": 0,
     }  # fmt: skip
 
 

@@ -72,8 +72,12 @@ def test_a_rating_where_rounds_rate_answers() -> None:
         ({"x": 1}, "neither a pair nor a rating"),
         (pair(1, rejected="yes"), "equal sides"),
         (pair(1, chosen=" "), "'chosen' is empty"),
-        ({"chosen": "b", "rejected": "c"}, "no prompt"),
-        ({"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
+        (
+            {"chosen": "b", "rejected": "c"},
+            "no prompt: no column 'prompt' among 'chosen', 'rejected', and 'chosen' and 'rejected' do not "
+            "begin alike",
+        ),
+        ({"prompt": "a", "chosen": "b"}, "no column 'rejected' among 'prompt', 'chosen'"),
         (pair(1, when=datetime(2026, 1, 1)), "column 'when' cannot be kept as JSON"),
         (pair(1, score=float("nan")), "column 'score' cannot be kept as JSON"),
         (pair(1, chosen="\ud800"), "not valid Unicode"),

@@ -20,6 +20,9 @@ from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 from tests.unit.inboxes import settled
 from tests.unit.test_round import Ran
 
+ROUNDING = 1e-8
+"""Size of a divergence of equal distributions whose two passes add their terms in another order."""
+
 DATA = {"source": "inbox://taste", "heldout": 0.3}
 FED: dict[str, Any] = {
     "algorithm": {"name": "dpo", "pairs": "file"},
@@ -74,7 +77,7 @@ def test_two_rounds_each_learn_from_what_came_since(tmp_path: Path) -> None:
     assert (second.above, second.state) == (first.newest, "used")
     assert inbox.waiting("taste").count == 0
     # What the first round taught is held and measured on: its prompts, its held-out pairs.
-    assert all(step["kl/past/owner"] >= 0.0 for step in ran.metrics(1, "round1"))
+    assert all(step["kl/past/owner"] >= -ROUNDING for step in ran.metrics(1, "round1"))
     matrix = ran.evidence.matrix()
     assert matrix.suites == ("general", "round0", "round1")
     assert all(score is not None for row in matrix.rows for score in row.scores)

@@ -254,6 +254,12 @@ def test_health_is_that_of_the_drop_folder_too(
     assert passes == [False, True, True, False]
     app: Any = client.app
     desk = next(route.endpoint.__self__ for route in app.routes if route.path == "/healthz")
+
+    def unread() -> None:
+        raise RunError("disk full")
+
+    # The server's own loop sweeps meanwhile, and would find nothing wrong.
+    monkeypatch.setattr(desk.tender, "tend", unread)
     desk.tender.failing = True
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"status": "the drop folder is not read"})

@@ -18,6 +18,7 @@ from launch.local_ray.folder import SESSION, SHORT_FOLDER, SOCKET_LIMIT, ray_fol
 from launch.local_ray.interrupts import heeding
 from launch.local_ray.start import end_processes, inner_limits, start_patiently, telling_line
 from rollouts.errors import RunError
+from tests.patience import patient
 
 PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
 
@@ -232,7 +233,7 @@ def test_a_start_that_hears_nothing_is_ended(
     assert process.stdout is not None
     assert process.stdout.readline() == "deaf\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patient(60))
     assert process.returncode == code, err
     assert (said or "deaf") in out.splitlines()
 

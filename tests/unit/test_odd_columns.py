@@ -52,7 +52,7 @@ def test_rows_of_every_kind_go_through_two_rounds(tmp_path: Path, isolation: str
             "name": op,
             "prompts": {"source": str(tmp_path / f"{op}.parquet"), "heldout": 0.3},
             "rewards": [reward],
-            "suite": {"margin": 5.0, "range": [0, 300]},
+            "suite": {"margin": 0.9, "range": [0, 300]},
             "steps": 1,
         }
         for op in ("rev", "inc")

@@ -16,6 +16,9 @@ from align.memory.snapshots import SnapshotStore
 from tests.unit.campaigns import Starter, Watcher
 from tests.unit.test_round import Ran
 
+ROUNDING = 1e-8
+"""Size of a divergence of equal distributions whose two passes add their terms in another order."""
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["pretrain", "instruct", "align-pairs", "align-rewards"]
 MARGINS = dict(zip(STAGES, (0.05, 0.06, 0.07, 0.08), strict=True))
@@ -92,7 +95,7 @@ def test_every_stage_is_held_by_anchors_of_its_own(stages: Ran) -> None:
     assert all("kl/past/owner" not in step for step in stages.metrics(0, STAGES[0]))
     for index, name in enumerate(STAGES):
         for step in stages.metrics(index, name):
-            assert step["kl/general/base"] >= 0.0
+            assert step["kl/general/base"] >= -ROUNDING
     for index, (name, beta) in enumerate(OWNER_BETAS.items(), start=1):
         for step in stages.metrics(index, name):
             assert step["batch/past_tokens"] > 0
