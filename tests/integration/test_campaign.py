@@ -199,7 +199,7 @@ def test_a_campaign_survives_its_driver(tmp_path: Path, drive: Callable[[Path], 
     assert (second.state, second.attempt, second.candidate) == ("failed", 2, None)
 
     code, out, error = drive(path).finish()
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, f"reading {path}\n")
     assert "Score of every snapshot on every suite" in out
     assert "second (rejected)" not in out
     check_store(path)
@@ -237,7 +237,7 @@ def test_a_campaign_of_adapters(tmp_path: Path, drive: Callable[[Path], Driver])
     )
     driver = drive(path)
     code, out, error = driver.finish()
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, f"reading {path}\n")
     assert "Score of every snapshot on every suite" in out
     assert "second (rejected)" not in out
     check_store(path)
