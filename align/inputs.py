@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.examples import Unit
-from align.examples.round_data import Loader
+from align.examples.round_data import Loader, pool_hash
 from align.gate.suites import Suite, build_suites
 from align.learner.model.checks import check_base
 from align.learner.model.source import check_unchanged
@@ -72,11 +71,7 @@ class Inputs:
             "general": self.general.get(round_name, ()),
             "examples": self.examples.get(round_name, ()),
         }
-        return {
-            name: hashlib.sha256("\n".join(p.id for p in pool).encode()).hexdigest()
-            for name, pool in pools.items()
-            if pool
-        }
+        return {name: pool_hash(pool) for name, pool in pools.items() if pool}
 
 
 def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | None = None) -> Inputs:
@@ -104,6 +99,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
         context=context - 1,
         taken=taken,
         windows=base is not None and base.holds_out_windows,
+        trained_on={} if base is None else base.trained_on,
     ).load(known)
     prompts, general = data.prompts, data.general
     for name, rubric in rubrics:

@@ -6,6 +6,7 @@ general pools and the examples of the others, too.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ class Loader:
         context: longest prompt plus completion, in tokens.
         taken: by round, what it took of the inbox.
         windows: hold out windows of texts, as stores did that began before documents were.
+        trained_on: by accepted round, the `pool_hash` of each pool it learnt from. Its data is shown as it
+            was then: what a later round holds out of it was learnt from, and the overlap check says so.
     """
 
     rule: OverlapConfig
@@ -70,6 +73,7 @@ class Loader:
     context: int
     taken: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     windows: bool = False
+    trained_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def load(self, rounds: Sequence[RoundConfig]) -> RoundData:
         """Read and divide the data of all rounds.
@@ -86,7 +90,7 @@ class Loader:
             pool = spec.replay.general_prompts
             if pool is not None:
                 data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
-        return _without_held(data, rounds, self.encoder)
+        return _without_held(data, rounds, self.encoder, self.trained_on)
 
     def _load_prompts(self, spec: RoundConfig, data: RoundData) -> None:
         assert spec.prompts is not None
@@ -199,10 +203,18 @@ def _check_sides(
     )
 
 
+def pool_hash(pool: Sequence[Prompt | Unit]) -> str:
+    """Return the sha256 of the ids in a pool, in order."""
+    return hashlib.sha256("\n".join(entry.id for entry in pool).encode()).hexdigest()
+
+
 def _without_held(
-    data: RoundData, rounds: Sequence[RoundConfig], encoder: PromptEncoder
+    data: RoundData,
+    rounds: Sequence[RoundConfig],
+    encoder: PromptEncoder,
+    trained_on: Mapping[str, Mapping[str, str]],
 ) -> RoundData:
-    """Return the data without the prompts that another round holds out."""
+    """Return the data without the prompts that another round holds out, but for what was learnt whole."""
     names = frozenset(
         prompt_name(p) for held_prompts in data.held_prompts.values() for p in held_prompts
     )
@@ -212,9 +224,21 @@ def _without_held(
     def free(prompts: Sequence[Prompt]) -> list[Prompt]:
         return [prompt for prompt in prompts if prompt_name(prompt) not in names]
 
-    examples = {name: parted(units, names)[0] for name, units in data.examples.items()}
+    whole = {
+        name
+        for name, own in data.prompts.items()
+        if trained_on.get(name, {}).get("prompts") == pool_hash(own)
+    }
+    examples = {
+        name: units if name in whole else parted(units, names)[0]
+        for name, units in data.examples.items()
+    }
     prompts: dict[str, Sequence[Prompt]] = {
-        name: prompts_of(examples[name], encoder) if name in examples else free(own)
+        name: own
+        if name in whole
+        else prompts_of(examples[name], encoder)
+        if name in examples
+        else free(own)
         for name, own in data.prompts.items()
     }
     general: dict[str, Sequence[Prompt]] = {n: free(pool) for n, pool in data.general.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class StoredBase:
     """Folder of the snapshot, unverified; it does not exist yet if the store's cache is empty."""
     suite_hashes: frozenset[str]
     """Hashes of the suites with results in this store."""
+    trained_on: Mapping[str, Mapping[str, str]]
+    """Hashes of the data that each accepted round learnt from, by round and kind of pool."""
 
     @property
     def holds_out_windows(self) -> bool:
@@ -44,12 +47,20 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
                 return None
             base = ledger.alias_moves()[0].target
             measured = frozenset(record.suite_hash for record in ledger.evaluations())
+            accepted = [r for r in ledger.rounds() if r.state == "accepted" and r.candidate]
         remote = Remote(config.store, config.store_options) if config.is_remote else None
-        manifest = SnapshotStore(config.folder, remote).manifest(base)
+        store = SnapshotStore(config.folder, remote)
+        manifest = store.manifest(base)
+        trained_on = {
+            record.name: store.manifest(record.candidate).provenance.data_hashes
+            for record in accepted
+            if record.candidate is not None
+        }
     except KeelError:
         return None
     return StoredBase(
         manifest=manifest,
         folder=config.folder.absolute() / "snapshots" / base,
         suite_hashes=measured,
+        trained_on=trained_on,
     )

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.campaign import run_campaign
+from align.config import CampaignConfig
 from align.examples.clashes import Measure, PromptRows
 from align.examples.continued import continuations
 from align.examples.fingerprints import words
@@ -25,7 +27,7 @@ from align.plan.stored_base import StoredBase
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
 from rollouts.types import Prompt
-from tests.unit.campaigns import campaign
+from tests.unit.campaigns import Starter, Watcher, campaign
 
 THREE = OverlapConfig(ngram=3, share=0.5)
 
@@ -177,6 +179,24 @@ def test_no_other_round_and_no_pool_learns_from_what_is_held_out(tmp_path: Path)
         assert pool and not measured & {prompt.text for prompt in pool}
 
 
+def test_what_an_accepted_round_learnt_whole_cannot_be_held_out_later(tmp_path: Path) -> None:
+    """Its prompts are shown as it learnt them, and the overlap check sees them."""
+    source = jsonl(tmp_path / "p.jsonl", digits(100))
+    other = jsonl(tmp_path / "q.jsonl", [{"prompt": "x y z", "answer": "1"}])
+    usual = {"rewards": ["exact_match"], "steps": 1}
+    first = {**usual, "name": "a", "prompts": source, "suite": {"prompts": other, "items": 1}}
+    later = {**usual, "name": "b", "prompts": {"source": source, "heldout": 0.2}, "suite": {}}
+    plain = {"sampling": {"group_size": 4, "prompts_per_step": 5, "max_tokens": 6}}
+
+    def with_rounds(*specs: dict[str, Any]) -> CampaignConfig:
+        return campaign(tmp_path, rounds=list(specs), defaults=plain)
+
+    load_inputs(with_rounds(first, later))  # From the start: a leaves out what b holds out.
+    run_campaign(with_rounds(first), start_engine=Starter(), observer=Watcher())
+    with pytest.raises(UserError, match=r"items with the training prompts of round .a."):
+        load_inputs(with_rounds(first, later))
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -299,5 +319,5 @@ def test_a_store_that_held_out_windows_goes_on_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("extra", "windows"), [({}, True), ({HELD_OUT: "documents"}, False)])
 def test_the_base_of_a_store_says_what_it_holds_out(extra: dict[str, str], windows: bool) -> None:
     manifest = Manifest(files=(), provenance=Provenance(kind="model", extra=extra))
-    base = StoredBase(manifest=manifest, folder=Path("x"), suite_hashes=frozenset())
+    base = StoredBase(manifest=manifest, folder=Path("x"), suite_hashes=frozenset(), trained_on={})
     assert base.holds_out_windows == windows
