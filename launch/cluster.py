@@ -164,11 +164,14 @@ def _start(
 
 def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]:
     """`ray.init`, quiet, with whatever it raises told as one error of ours."""
-    import ray
-
     try:
         with _deadline(limit_s):
-            context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                context = _connected(options)
+            except ConnectionAbortedError:
+                # Ray Client's proxy looks at the server that it has just begun, and on a busy host that
+                # can be between two processes: the next one it begins is as good.
+                context = _connected(options)
     except RunError:
         raise
     except ConnectionError as error:
@@ -187,6 +190,13 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
     # Ray Client's context knows nothing but the address that was asked for.
     found = getattr(context, "address_info", None)
     return {"gcs_address": options["address"]} if found is None else dict(found)
+
+
+def _connected(options: Mapping[str, object]) -> object:
+    """Call `ray.init` without its log lines; return its context."""
+    import ray
+
+    return ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _first_line(error: Exception) -> str:

@@ -31,7 +31,7 @@ def watching(file: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_heeds_interrupts,
     )
@@ -39,7 +39,7 @@ def watching(file: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         assert process.stdout is not None
         said = process.stdout.readline()
         found = re.match(r"http://127\.0\.0\.1:(\d+)/", said)
-        assert found, said
+        assert found, said or process.communicate(timeout=DEADLINE_S)[1]
         yield process, int(found[1])
     finally:
         process.kill()
@@ -67,5 +67,5 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path, number: signal.Signal
             with urlopen(url, timeout=DEADLINE_S) as answer:
                 assert answer.read().decode() != first
             process.send_signal(number)
-            out, _ = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, out) == (0, "stopped\n")
+            out, error = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out, error) == (0, "stopped\n", f"reading {file}\n")
