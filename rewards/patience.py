@@ -21,12 +21,12 @@ AGAIN_S = 10.0
 
 
 @contextmanager
-def saying(text: str, say: Callable[[str], None], quiet_s: float = QUIET_S) -> Iterator[None]:
-    """Say ``text`` once the block takes longer than a moment, and again while it goes on."""
+def saying(text: str, say: Callable[[str], None], quiet_s: float | None = None) -> Iterator[None]:
+    """Say ``text`` once the block takes longer than ``quiet_s``, by default a moment, and then at times."""
     over = threading.Event()
 
     def wait() -> None:
-        pause = quiet_s
+        pause = QUIET_S if quiet_s is None else quiet_s
         while not over.wait(pause):
             say(text)
             pause = AGAIN_S
@@ -41,13 +41,13 @@ def saying(text: str, say: Callable[[str], None], quiet_s: float = QUIET_S) -> I
 
 
 @contextmanager
-def importing(place: str, limit_s: float = IMPORT_S) -> Iterator[None]:
+def importing(source: str, limit_s: float = IMPORT_S) -> Iterator[None]:
     """Import code of one's own in the block, and not for ever; threads besides the main one have no limit.
 
     Raises:
         TimeoutError: the import did not end in time.
     """
-    with saying(f"importing {place} (at most {limit_s:g} s)", logger.warning, SLOW_S):
+    with saying(f"importing {source} (at most {limit_s:g} s)", logger.warning, SLOW_S):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
