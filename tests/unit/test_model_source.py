@@ -101,6 +101,9 @@ def test_files_that_nothing_reads_may_come_and_go(begun: CampaignConfig) -> None
     run_campaign(begun, start_engine=Starter(), observer=Watcher())
     (folder / "trainer_state.json").unlink()
     (folder / "README.md").unlink()
+    again = Watcher()
+    run_campaign(begun, start_engine=Starter(), observer=again)
+    assert again.notes[-1] == "no round is due; nothing to run"
 
 
 class Broken(Starter):
