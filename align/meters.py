@@ -105,7 +105,8 @@ def measure_drift(
 
 
 def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
-    """Largest logprob difference (nats) between every engine and the learner on fresh samples.
+    """Return the largest logprob difference between every engine and the learner on fresh samples, measured
+    as by `align.learner.objective.gap_of`.
 
     Raises:
         ParityError: above the tolerance; the candidate must not be measured by such engines.
@@ -127,7 +128,11 @@ def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
         ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
     ]
     pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
-    gaps = [abs(a - b) for theirs, ours in pairs for a, b in zip(theirs, ours, strict=True)]
+    gaps = [
+        abs(a - b) / max(1.0, abs(a))
+        for theirs, ours in pairs
+        for a, b in zip(theirs, ours, strict=True)
+    ]
     # A NaN would lose every comparison with a number, and the probe would pass.
     gap = inf if any(map(isnan, gaps)) else max(gaps)
     if not gap <= parts.learner.tolerance:

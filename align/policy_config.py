@@ -148,6 +148,9 @@ class EngineConfig(Settings):
     """Engine actors."""
     resources: ResourcesConfig = ResourcesConfig()
     """What each of them reserves on the cluster."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of one engine. As many as the learner's are right where they take turns, which is unless
+    a round samples ahead; waiting threads spin, so threads beyond the free cores cost speed."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     """Sequences one engine decodes at a time."""
     max_model_len: Annotated[int, Field(ge=8)] | None = None

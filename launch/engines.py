@@ -94,6 +94,7 @@ def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig
         max_num_seqs=engines.max_num_seqs,
         kv_cache_mb=engines.kv_cache_mb,
         gpu_memory_utilization=engines.gpu_memory_utilization,
+        threads=engines.threads,
         lora_rank=adapter.rank if adapter else None,
         lora_targets=served_targets(model, policy) if adapter else LINEAR_LAYERS,
         trust_remote_code=policy.trust_remote_code,

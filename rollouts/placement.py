@@ -55,6 +55,15 @@ class Room:
             ray.util.remove_placement_group(self._group)
 
 
+def on_one_machine() -> bool:
+    """Whether this process and every node of the cluster see the same disk, being one machine."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        return False
+    return sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+
+
 def told(bundle: Bundle) -> str:
     """For people.
 

@@ -34,7 +34,8 @@ from rollouts.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
 from rollouts.errors import RunError
 from rollouts.fleet import Fleet, Note, reason_of, refusal
 from rollouts.model_folder import check_model_folder
-from rollouts.placement import Bundle
+from rollouts.placement import Bundle, on_one_machine
+from rollouts.stored_tensor import read_stored
 from rollouts.types import Completion
 from rollouts.vllm_engine import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.weight_transfer import to_host
@@ -250,7 +251,8 @@ class EnginePool:
         import ray
 
         if update.tensors is not None:
-            update = replace(update, tensors=to_host(update.tensors))
+            tensors = update.tensors if on_one_machine() else read_stored(update.tensors)
+            update = replace(update, tensors=to_host(tensors))
         # The version before goes first: the object store never has to hold two of a large model.
         self._fleet.weights, self._fleet.version = None, update.version
         self._fleet.weights = ray.put(update)
@@ -390,7 +392,7 @@ def _launch(
         factory = partial(VLLMEngine, replace(config, device=device))
     return Launch(
         factory=factory,
-        environment=engine_environment(config.model, device),
+        environment=engine_environment(config.model, device, config.threads),
         bundle=bundle,
         start_deadline_s=start_deadline_s,
         in_flight=in_flight,

@@ -34,6 +34,7 @@ from rollouts.engine import (
     WeightUpdate,
 )
 from rollouts.errors import UserError
+from rollouts.machine.memory import return_freed_memory
 from rollouts.model_folder import Device, check_model_folder
 from rollouts.types import WeightVersion
 from rollouts.vllm_format import completions, sampling_params, scores
@@ -65,6 +66,8 @@ class VLLMConfig:
     """KV cache of a CPU engine, in MiB. Without it vLLM would claim most of the machine."""
     gpu_memory_utilization: float = 0.85
     """Share of a GPU's memory for weights and KV cache."""
+    threads: int = 1
+    """CPU threads of one engine's matrix products."""
     lora_rank: int | None = None
     """Largest rank of the adapters to come; None: the engine takes full weights."""
     lora_targets: tuple[str, ...] = LINEAR_LAYERS
@@ -86,7 +89,9 @@ class VLLMConfig:
             )
 
 
-def engine_environment(model: str, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+def engine_environment(
+    model: str, device: Literal["cpu", "cuda"], threads: int = 1
+) -> dict[str, str]:
     """Variables that must be set before a process imports vllm."""
     env = {
         # In-process engine: without it vLLM forks two helpers that import everything again.
@@ -95,7 +100,7 @@ def engine_environment(model: str, device: Literal["cpu", "cuda"]) -> dict[str, 
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # OpenMP threads spin while they wait: two engines on the same cores collapse.
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         # torch's C++ side announces its NUMA binding on stderr otherwise.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -253,6 +258,8 @@ class VLLMEngine:
         self._llm.update_weights({"update_info": {"tensors": tensors}})
         self._llm.finish_weight_update()
         self._holds_base = tensors is None
+        # Layers are packed one by one: without it each leaves a gap of its size in the heap.
+        return_freed_memory()
 
     def _load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -328,7 +335,7 @@ def _start_vllm(config: VLLMConfig) -> Any:
     if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
         check_model_folder(config.model, device)
     if "vllm" not in sys.modules:
-        os.environ.update(engine_environment(config.model, device))
+        os.environ.update(engine_environment(config.model, device, config.threads))
     # vllm announces on import that a machine has no GPU, and its own use of deprecated names.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rollouts.stored_tensor import StoredTensor, StoredTensorReader, unchanged
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,8 +38,9 @@ class HostTensor(NamedTuple):
     dtype: str
 
 
-def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor]:
-    """Torch tensors (any device) or numpy arrays by name, as numpy views where that is possible.
+def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor | StoredTensor]:
+    """Torch tensors (any device) or numpy arrays by name, as numpy views where that is possible; stored
+    tensors stay what they are.
 
     CPU tensors that are contiguous are not copied, so the result must be used up (put into the
     object store) before the next optimizer step writes to them.
@@ -46,7 +49,7 @@ def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor]:
 
 
 def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The way back: (name, CPU tensor) pairs that share memory with their arrays.
+    """Yield (name, CPU tensor) pairs that share memory with their arrays; stored ones are read one by one.
 
     Arrays from Ray are read-only, and so must the tensors be treated.
     """
@@ -56,11 +59,13 @@ def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         # torch warns that writing to a read-only array is undefined; nobody here writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         pairs = [(name, _from_host(tensor, torch)) for name, tensor in tensors.items()]
-    yield from pairs
+    reader = StoredTensorReader()
+    for name, tensor in pairs:
+        yield name, reader.read(tensor) if isinstance(tensor, StoredTensor) else tensor
 
 
-def _to_host(tensor: Any) -> HostTensor:
-    if isinstance(tensor, HostTensor):
+def _to_host(tensor: Any) -> HostTensor | StoredTensor:
+    if isinstance(tensor, HostTensor | StoredTensor):
         return tensor
     if isinstance(tensor, np.ndarray):
         return HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
@@ -73,9 +78,9 @@ def _to_host(tensor: Any) -> HostTensor:
     return HostTensor(data.numpy(), name)
 
 
-def _from_host(tensor: Any, torch: Any) -> torch.Tensor:
-    if isinstance(tensor, torch.Tensor):
-        return tensor  # type: ignore[no-any-return]
+def _from_host(tensor: Any, torch: Any) -> torch.Tensor | StoredTensor:
+    if isinstance(tensor, torch.Tensor | StoredTensor):
+        return tensor
     array, name = tensor if isinstance(tensor, HostTensor) else (tensor, str(tensor.dtype))
     plain = torch.from_numpy(array)
     return plain.view(getattr(torch, name)) if name in _BITS else plain  # type: ignore[no-any-return]
@@ -106,6 +111,39 @@ def forget_expert_kernels(model: torch.nn.Module) -> None:
         weight: Any = getattr(module, "w13_weight", None)
         if weight is not None and weight.device.type == "cpu" and hasattr(method, "moe_kernel"):
             method.moe_kernel = None
+
+
+def skippable(tensors: Mapping[str, Any], held: Mapping[str, Any]) -> set[str]:
+    """Return the names whose layers an engine may leave alone, as it holds exactly these tensors.
+
+    vLLM loads a layer whole and fuses several of a model's into one, always siblings such as ``q_proj``
+    and ``k_proj``. So a tensor is skipped only if nothing below its layer's parent has changed.
+    """
+    if tensors.keys() != held.keys():
+        return set()
+    same = unchanged(tensors, held)
+    touched = {_block(name) for name in tensors if name not in same}
+    return {name for name in same if _block(name) not in touched}
+
+
+def _block(name: str) -> str:
+    """Return the parent of the layer that a tensor belongs to.
+
+    >>> _block("model.layers.0.self_attn.q_proj.weight")
+    'model.layers.0.self_attn'
+    """
+    return ".".join(name.split(".")[:-2])
+
+
+def has_partial_layer(model: torch.nn.Module) -> bool:
+    """Whether a reload under way has filled some layer in part."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for module in model.modules():
+        layer = get_layerwise_info(module)
+        if layer.can_load() and 0 < layer.load_numel < (layer.load_numel_total or 0):
+            return True
+    return False
 
 
 def check_complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
@@ -151,37 +189,84 @@ def _host_engine_class() -> type[Any]:
         update_info_cls = HostUpdate
 
         def init_transfer_engine(self, init_info: HostInit) -> None:
-            """Remember what a complete update fills, before any reload rearranges the modules."""
-            self._expected = {name for name, _ in self.model.named_parameters()}
+            self._reload = Reload(self)
 
         def start_weight_update(self) -> None:
-            from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-            forget_expert_kernels(self.model)
-            initialize_layerwise_reload(self.model)
+            self._reload.start()
 
         def receive_weights(self, update_info: HostUpdate) -> None:
-            tensors = update_info.tensors
-            pairs = own_files(self) if tensors is None else from_host(tensors)
             try:
-                loaded = self.model.load_weights(pairs)
-                # Some architectures do not tell what they loaded.
-                check_complete(self._expected, self._expected if loaded is None else loaded)
+                self._reload.load(update_info.tensors)
             except Exception:
                 # Ends the reload that vLLM has under way, so that a next update can start.
-                self.finish_weight_update()
+                self._reload.finish()
                 raise
 
         def finish_weight_update(self) -> None:
-            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-            finalize_layerwise_reload(self.model, self.model_config)
-            repack_tied_head(self.model)
+            self._reload.finish()
 
         def shutdown(self) -> None:
             """Nothing is held between updates."""
 
     return HostEngine
+
+
+class Reload:
+    """Loads weights into a live model layer by layer, and leaves layers alone whose weights are there."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._model = engine, engine.model
+        # Taken before any reload rearranges the modules: what a complete update fills.
+        self._expected = {name for name, _ in self._model.named_parameters()}
+        self._held: Mapping[str, Any] = {}
+        self._skipped: set[str] = set()
+
+    def start(self) -> None:
+        """Let every layer take new weights."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        forget_expert_kernels(self._model)
+        initialize_layerwise_reload(self._model)
+
+    def load(self, tensors: Mapping[str, Any] | None) -> None:
+        """Load all tensors of the model, or None for the engine's own files.
+
+        Raises:
+            ValueError: tensors are missing.
+        """
+        held, self._held = self._held, {}
+        self._skipped = set() if tensors is None else skippable(tensors, held)
+        if tensors is None:
+            self._load_all(own_files(self._engine))
+            return
+        if not self._skipped or not self._load_changed(tensors):
+            self._skipped = set()
+            self._load_all(from_host(tensors))
+        self._held = tensors
+
+    def finish(self) -> None:
+        """Put loaded weights into the form that the model computes with."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self._model, self._engine.model_config)
+        if not self._skipped:
+            repack_tied_head(self._model)
+
+    def _load_all(self, pairs: Iterator[tuple[str, torch.Tensor]]) -> None:
+        loaded = self._model.load_weights(pairs)
+        # Some architectures do not tell what they loaded.
+        check_complete(self._expected, self._expected if loaded is None else loaded)
+
+    def _load_changed(self, tensors: Mapping[str, Any]) -> bool:
+        """Load what is not skipped; False where that filled a layer in part, and all must be loaded."""
+        changed = {name: tensor for name, tensor in tensors.items() if name not in self._skipped}
+        if changed:
+            self._model.load_weights(from_host(changed))
+        if not has_partial_layer(self._model):
+            return True
+        self.finish()
+        self.start()
+        return False
 
 
 def own_files(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:

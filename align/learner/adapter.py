@@ -14,6 +14,7 @@ from torch import Tensor
 
 from align.config import LoraConfig
 from align.learner.model.targets import has_transposed_layers, target_names
+from rollouts.stored_tensor import LowRankUpdate
 
 TRAINED = "policy"
 """Name of the adapter that learns."""
@@ -94,9 +95,32 @@ def save_adapter(model: Any, folder: Path) -> None:
 def merged(model: Any) -> dict[str, Tensor]:
     """Weights of the plain model that computes the same: new tensors where there is an adapter, the
     base's own elsewhere; tied ones once."""
+    updated = {f"{name}.weight": _merged_weight(module) for name, module in _adapted(model)}
+    return base_parameters(model) | updated
+
+
+def base_parameters(model: Any) -> dict[str, Tensor]:
+    """Weights of the base under the adapter, by the plain model's names; tied ones once."""
     named = causal_of(model).named_parameters()
-    found = {_plain(name): p.detach() for name, p in named if not _of_adapter(name)}
-    return found | {f"{name}.weight": _merged_weight(module) for name, module in _adapted(model)}
+    return {_plain(name): p.detach() for name, p in named if not _of_adapter(name)}
+
+
+def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
+    """What the adapter adds to each weight, by the plain model's names; None where it is not a plain sum,
+    as DoRA's, or a layer keeps its weight transposed."""
+    updates: dict[str, LowRankUpdate] = {}
+    for name, module in _adapted(model):
+        linear = isinstance(module.get_base_layer(), torch.nn.Linear)
+        if not linear or TRAINED in module.lora_variant or module.fan_in_fan_out:
+            return None
+        left, right = module.lora_B[TRAINED].weight, module.lora_A[TRAINED].weight
+        updates[f"{name}.weight"] = LowRankUpdate(
+            # Copies: the optimizer writes to its own before an engine has read these.
+            left=left.detach().to("cpu", torch.float32).numpy().copy(),
+            right=right.detach().to("cpu", torch.float32).numpy().copy(),
+            scale=float(module.scaling[TRAINED]),
+        )
+    return updates
 
 
 def _merged_weight(module: Any) -> Tensor:

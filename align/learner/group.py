@@ -27,7 +27,8 @@ from rollouts.engine import WeightUpdate
 from rollouts.errors import KeelError, RunError
 from rollouts.fleet import reason_of
 from rollouts.machine.processor import quickest_dtype
-from rollouts.placement import Room, told
+from rollouts.placement import Room, on_one_machine, told
+from rollouts.stored_tensor import read_stored
 from rollouts.types import SnapshotId
 from rollouts.vllm_engine import resolve_device
 
@@ -89,7 +90,8 @@ class RankActor:
         if self._rank > 0:
             return None
         if isinstance(result, WeightUpdate) and result.tensors is not None:
-            return replace(result, tensors=to_host(result.tensors))
+            tensors = result.tensors if on_one_machine() else read_stored(result.tensors)
+            return replace(result, tensors=to_host(tensors))
         return result
 
     def save_critic(self, folder: Path) -> None:

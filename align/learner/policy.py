@@ -50,8 +50,10 @@ from align.learner.sharding import (
     part_like,
     shard,
 )
+from align.learner.stored_update import stored_tensors, with_updates
 from rollouts.engine import WeightUpdate
 from rollouts.errors import UserError
+from rollouts.stored_tensor import StoredTensor
 
 PADDED = Lock()
 """Held while a model reads padded rows."""
@@ -114,6 +116,10 @@ class Policy:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._sharded = ranks.size > 1 and config.lora is None
         self._served: list[Path] = []
+        self._under: Path | None = base
+        """Folder whose weights lie under the adapter; None: no folder holds them."""
+        self._stored: dict[str, StoredTensor] | None = None
+        """Places of these weights in the folder's files, once they were looked up."""
         # A model that is dealt out over ranks need not fit one device before.
         self._home = torch.device("cpu") if self._sharded else device
         # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
@@ -134,6 +140,7 @@ class Policy:
             load_adapter(self.model, folder)
             return
         self._load_base(read_weights(causal_of(self.model), folder))
+        self._under, self._stored = folder, None
         if self.config.lora is not None:
             reset_adapter(self.model)
 
@@ -146,6 +153,7 @@ class Policy:
         else:
             points = blended(start, end, share)
             self._load_base(convert_weights(causal_of(self.model), points, end.name))
+            self._under = None
             if self.config.lora is not None:
                 reset_adapter(self.model)
 
@@ -170,7 +178,10 @@ class Policy:
 
     def weights(self, version: str, scratch: Path) -> WeightUpdate:
         """The current weights for an engine: tensors, or a fresh folder where adapters are served. Of
-        several ranks the first has them."""
+        several ranks the first has them.
+
+        Where an adapter is merged, the tensors name their places in the base's files and what is added.
+        """
         if self.config.serves_adapters:
             folder = scratch / version.replace("/", "-")
             self.save(folder)
@@ -180,6 +191,8 @@ class Policy:
             if self._ranks.rank == 0 and len(self._served) > 2:
                 rmtree(self._served.pop(0), ignore_errors=True)
             return WeightUpdate(version=version, adapter=str(folder))
+        if self.config.lora is not None and (stored := self._stored_weights()) is not None:
+            return WeightUpdate(version=version, tensors=stored)
         drop_gathered(self.model)
         if self._sharded:
             named = dict(self.model.named_parameters())
@@ -189,6 +202,17 @@ class Policy:
         # Of several ranks the others hold nothing, and nothing can be made of that.
         own = stored_form(causal_of(self.model), tensors) if tensors else tensors
         return WeightUpdate(version=version, tensors=own)
+
+    def _stored_weights(self) -> dict[str, StoredTensor] | None:
+        """Name the stored tensors and their updates; None where files hold the weights in another form."""
+        if self._under is None:
+            return None
+        if self._stored is None:
+            self._stored = stored_tensors(self.model, self._under)
+        if self._stored is None:
+            self._under = None
+            return None
+        return with_updates(self._stored, self.model)
 
     def save(self, folder: Path) -> None:
         """Write safetensors and configs: a whole model, or the adapter alone where snapshots are adapters.

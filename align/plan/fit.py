@@ -7,6 +7,7 @@ and a learner on this machine's processors: what a GPU or another node has is as
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
             f"KV cache: {each / 1000:.3g} KB a token, so {config.rollouts.kv_cache_mb} MiB hold "
             f"{capacity:,} tokens; one sequence of {context:,} needs {-(-context * each // MIB)} MiB"
         )
+    if warning := thread_warning(config, len(os.sched_getaffinity(0))):
+        yield f"warning: {warning}"
     weights = synced_bytes(model, config.policy)
     if warning := shortage(weights, shared_memory()):
         yield f"warning: {warning}"
@@ -129,6 +132,24 @@ def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str
             f"warning: memory: a process may have {limit // MIB} MiB of addresses (ulimit -v), which may "
             "be less than libraries and weights map (ulimit -v unlimited)"
         )
+
+
+def thread_warning(config: CampaignConfig, cores: int) -> str | None:
+    """Name settings that let more threads compute at a time than there are cores; None if none do.
+
+    Engines and learner take turns unless a round samples ahead.
+    """
+    engines = config.rollouts.engines * config.rollouts.threads
+    learner = config.policy.ranks * config.policy.threads
+    ahead = any(spec.sampling.max_staleness for spec in config.rounds)
+    if max(engines, learner) <= cores and not (ahead and engines >= cores > 1):
+        return None
+    together = ", at the same time where a round samples ahead" if ahead else ""
+    return (
+        f"threads: engines compute with {engines} (rollouts.engines x rollouts.threads), the learner with "
+        f"{learner} (policy.ranks x policy.threads){together}, and {cores} cores are free here: threads "
+        "that wait for a core make all of them slower"
+    )
 
 
 def memory_needed(model: Path, config: CampaignConfig) -> int:

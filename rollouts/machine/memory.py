@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,9 @@ def _number(file: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def return_freed_memory() -> None:
+    """Give memory that this process has freed back to the system, where the C library is glibc."""
+    if (trim := getattr(CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

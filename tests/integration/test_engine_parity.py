@@ -56,6 +56,11 @@ CASES: dict[str, tuple[str, LoraConfig | None]] = {
     "lora": ("adapters", LoraConfig(rank=RANK)),
     "rslora": ("adapters", LoraConfig(rank=RANK, rslora=True)),
     "lora_merged": ("tied", LoraConfig(rank=RANK, serve="merged")),
+    # vLLM fuses a layer that changes with some that do not.
+    "lora_merged_in_part": (
+        "tied",
+        LoraConfig(rank=RANK, serve="merged", targets=("q_proj", "up_proj")),
+    ),
     "dora_merged": ("tied", LoraConfig(rank=RANK, serve="merged", dora=True)),
     "dora_merged_untied": ("untied", LoraConfig(rank=RANK, serve="merged", dora=True)),
 }

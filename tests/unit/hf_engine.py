@@ -22,6 +22,7 @@ from rollouts.engine import (
     Ticket,
     WeightUpdate,
 )
+from rollouts.stored_tensor import read_stored
 from rollouts.types import Completion, Sampling, WeightSpan
 
 
@@ -86,7 +87,9 @@ class HFEngine:
         assert update.tensors is not None, "this engine takes full weights"
         if self.deaf_from is None or len(self.versions) < self.deaf_from:
             # As vLLM does, it takes the names and shapes of a model's files, and all of them.
-            state = convert_weights(self._model, update.tensors.items(), update.version)
+            state = convert_weights(
+                self._model, read_stored(update.tensors).items(), update.version
+            )
             self._model.load_state_dict(state)
         self.versions.append(update.version)
         return SyncReport(version=update.version, seconds=0.0, num_engines=1)

@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
+from align.config import CampaignConfig
 from align.demo import BASE_MODEL
 from align.plan import fit
-from align.plan.fit import check_kv_cache, fit_lines, kv_bytes_of, memory_needed
+from align.plan.fit import (
+    check_kv_cache,
+    fit_lines,
+    kv_bytes_of,
+    memory_needed,
+    thread_warning,
+)
 from align.plan.forecast import forecast
 from align.plan.machine import check_machine, machine_lines, runs_here
 from rollouts.errors import UserError
@@ -157,3 +164,37 @@ def test_a_roomy_machine_is_told_of_its_cache_alone(
     assert "one sequence of 32 needs 1 MiB" in line
     monkeypatch.setattr(fit, "resolve_device", lambda _: "cuda")
     assert list(fit_lines(BASE_MODEL, 32, campaign(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    ("engines", "threads", "learner", "staleness", "cores", "warned"),
+    [
+        (1, 2, 2, 0, 2, False),  # They take turns.
+        (1, 1, 2, 1, 2, False),
+        (1, 2, 1, 1, 2, True),  # Nothing is left for the learner.
+        (1, 1, 1, 1, 1, False),
+        (1, 4, 1, 0, 2, True),
+        (3, 1, 1, 0, 2, True),
+        (1, 1, 3, 0, 2, True),
+    ],
+)
+def test_more_threads_than_cores_are_named(
+    engines: int, threads: int, learner: int, staleness: int, cores: int, warned: bool
+) -> None:
+    config = CampaignConfig.model_validate(
+        {
+            "name": "threads",
+            "policy": {"model": "demo://digits", "threads": learner},
+            "rollouts": {"engines": engines, "threads": threads},
+            "rounds": [
+                {
+                    "name": "one",
+                    "prompts": "demo://rev",
+                    "rewards": ["exact_match"],
+                    "steps": 1,
+                    "sampling": {"max_staleness": staleness},
+                }
+            ],
+        }
+    )
+    assert (thread_warning(config, cores) is not None) is warned

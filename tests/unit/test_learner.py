@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ from align.config import (
 )
 from align.errors import NonFiniteError, ParityError
 from align.learner.anchors import BetaController, References
-from align.learner.learner import Learner
+from align.learner.batch import to_tensors
+from align.learner.learner import TOLERANCE, Learner
 from align.learner.losses import GRPO
+from align.learner.objective import gap_of
 from align.learner.optimizer import learning_rate
 from align.learner.rows import Batch, Row
 from tests.unit.tiny import VOCABULARY, row, save_model
@@ -199,6 +203,20 @@ def test_parity_is_checked_on_every_token(models: dict[str, Path], tmp_path: Pat
     learner.weights("")
     with pytest.raises(ParityError, match="disagree"):
         learner.update(Batch(rows=(stale,)))
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "passes"),
+    [(0.5, 0.9e-4, True), (0.5, 1.1e-4, False), (8.0, 7e-4, True), (8.0, 9e-4, False)],
+)
+def test_logprobs_of_unlikely_tokens_may_differ_in_proportion(
+    size: float, error: float, passes: bool
+) -> None:
+    """float32 rounds a logit of 100 to the fifth decimal; an absolute bound refuses honest engines."""
+    sampled = replace(row(), sampler_logprobs_T=(-size, -0.1))
+    micro = to_tensors([sampled])
+    ours = SimpleNamespace(logprobs_N=torch.tensor([-size - error, -0.1]))
+    assert (gap_of(micro, cast(Any, ours), sampled.policy) <= TOLERANCE["float32"]) is passes
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_and_fails_in_the_end(

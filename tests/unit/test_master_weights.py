@@ -10,6 +10,7 @@ import torch
 from align.config import LoraConfig, OptimizerConfig
 from align.learner.learner import Learner
 from align.learner.rows import Batch
+from rollouts.stored_tensor import read_stored
 from tests.unit.test_learner import ROWS, make, models, settings
 
 __all__ = ["models"]
@@ -93,7 +94,7 @@ def test_adapters_are_held_and_written_in_float32(
         given = load_file(Path(str(update.adapter)) / "adapter_model.safetensors")
     else:
         assert update.tensors is not None
-        given = dict(update.tensors)
+        given = read_stored(update.tensors)
     assert {tensor.dtype for tensor in given.values()} == {torch.float32}
 
 

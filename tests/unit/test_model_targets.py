@@ -14,6 +14,7 @@ from align.learner.model.checks import check_base
 from align.learner.model.targets import adaptation_of, served_targets
 from align.learner.policy import Policy
 from rollouts.errors import UserError
+from rollouts.stored_tensor import read_stored
 from tests.unit.model_kinds import save_folder, save_kind
 
 LINEAR = {
@@ -52,6 +53,7 @@ def test_all_linear_layers_are_adapted(tmp_path: Path, kind: str) -> None:
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     sent = policy.weights("v", tmp_path).tensors
     assert sent is not None
+    sent = read_stored(sent)
     before = load_file(folder / "model.safetensors")
     assert sent.keys() == before.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(sent[name], tensor)}

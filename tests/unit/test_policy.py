@@ -25,6 +25,7 @@ from align.learner.policy import Policy
 from align.learner.rows import Batch
 from launch.engines import vllm_config
 from rollouts.errors import RunError
+from rollouts.stored_tensor import read_stored
 from rollouts.vllm_engine import LINEAR_LAYERS
 from tests.unit.campaigns import campaign
 from tests.unit.tiny import row, save_model
@@ -104,7 +105,7 @@ def test_merged_weights_compute_what_the_adapter_does_and_leave_it_alone(
     update = policy.weights("r/1", tmp_path)
     assert update.adapter is None and update.tensors is not None
     assert set(update.tensors) == set(dict(plain(models[name]).named_parameters()))
-    found = logits(plain(models[name], update.tensors))
+    found = logits(plain(models[name], read_stored(update.tensors)))
     torch.testing.assert_close(found, logits(policy.model), atol=2e-5, rtol=1e-5)
     assert (found - logits(plain(models[name]))).abs().max() > 0.1
     after = held(policy)
