@@ -192,6 +192,8 @@ class VLLMEngine:
             skip_clone=True,
         )
         outputs = self._run([((*r.prompt_ids, *r.completion_ids), params) for r in requests])
+        # Logits of whole prompts are the largest blocks of memory that an engine frees.
+        return_freed_memory()
         return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def sync(self, update: WeightUpdate) -> SyncReport:
