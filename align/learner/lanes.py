@@ -8,8 +8,11 @@ lane gets which pass follows from their sizes, so a step's sums have the same or
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from threading import get_native_id
 from typing import TypeVar
 
 import torch
@@ -17,6 +20,9 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LANE_NICENESS = 10
+"""Niceness of lanes: engines beside them get nine tenths of the cores that they ask for."""
 
 GRADIENT_BYTES = 1 << 29
 """Memory that the lanes' own gradients may take together; larger models have longer products, which are
@@ -35,8 +41,7 @@ class Lanes:
         self.count, self._threads = count, threads
         share = max(1, threads // count)
         self._share = share
-        # OpenMP counts threads for each thread that asks, so every lane has to be told.
-        self._pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (share,))
+        self._pool = ThreadPoolExecutor(count, "lane", _prepare, (share,))
 
     def each(
         self, work: Callable[[int, T], R], items: Sequence[T], sizes: Sequence[int]
@@ -58,6 +63,17 @@ class Lanes:
         torch.set_num_threads(self._threads)
         found = dict(pair for task in tasks for pair in task.result())
         return [found[index] for index in range(len(items))]
+
+
+def _prepare(threads: int) -> None:
+    """Set a lane's own thread up: OpenMP threads are counted for each thread that asks for them.
+
+    Engines that sample the next step meanwhile go first, so that no core is idle at the end while they
+    finish. On Linux a thread has a priority of its own, and it may always be lowered.
+    """
+    torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), LANE_NICENESS)
 
 
 class Gradients:
