@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from align.judge.models.base import JudgedModel, Named, named_in
+from align.judge.models.endpoint import is_endpoint, open_endpoint
 from align.judge.models.local import open_local
 from align.judge.models.snapshot import is_snapshot, open_snapshot
 
 KINDS = (
+    (is_endpoint, open_endpoint),
     (is_snapshot, open_snapshot),
     (lambda name: True, open_local),
 )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from align.judge.models.base import Named
 from align.judge.models.digest import combined, digest_of_files, digest_of_model
 from align.judge.models.local import LocalModel, find_folder, quantised_by, served_policy
-from align.learner.model.folder import is_read
+from align.learner.model.folder import is_read, load_shell
 from align.models import load_encoder
 from align.parts import StartEngine
 from rollouts.engine import RolloutEngine
@@ -80,6 +80,7 @@ def open_adapter(named: Named, folder: Path, base: Path | None) -> AdapterModel:
             remedy="name the folder of the base before it was quantised with --base",
         )
     policy = served_policy(named.file, below)
+    _check_names(folder, load_shell(below, policy).model)
     files = [file for file in folder.iterdir() if file.name in (CONFIG, WEIGHTS) or is_read(file)]
     return AdapterModel(
         name=named.name,
@@ -112,7 +113,6 @@ def write_merged(model: AdapterModel, target: Path) -> None:
         trust_remote_code=model.policy.trust_remote_code,
         use_safetensors=True,
     )
-    _check_names(model.adapter, base)
     try:
         added = PeftModel.from_pretrained(base, str(model.adapter), local_files_only=True)
         merged = added.merge_and_unload(safe_merge=True)
