@@ -4,8 +4,8 @@
 
     trainer = SFTTrainer(..., callbacks=[JudgeCallback(against="base-model", suites="suites.yaml")])
 
-Each checkpoint that the trainer saves is judged as ``keel judge`` does, in a process of its own: sampler and
-trainer never share one. The verdict lies in the checkpoint as ``keel-verdict.json`` and in the
+Each checkpoint that the trainer saves is judged as ``keel judge`` does, in a process of its own: sampler
+and trainer never share one. The verdict lies in the checkpoint as ``keel-verdict.json`` and in the
 trainer's log history.
 """
 
