@@ -162,7 +162,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_steps(cls, data: Any, info: ValidationInfo) -> Any:
+    def _without_steps(cls, data: Any) -> Any:
         """Fill in the steps of a round that takes none of the learner's."""
         if not isinstance(data, dict) or "steps" in data:
             return data

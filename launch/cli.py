@@ -1,7 +1,7 @@
 """The ``keel`` command. Every sub-command imports what it needs when it runs, so help is instant.
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected,
-130 interrupted. ``keel judge``: 0 accepted, 1 rejected, 3 too few items.
+130 interrupted. ``keel judge``: 0 accepted, 1 rejected, 3 too few items, 4 not measured.
 """
 
 from __future__ import annotations

@@ -11,7 +11,12 @@ import typer
 from launch.arguments import AsJson, Overrides, announce, print_json
 
 if TYPE_CHECKING:
+    from align.judge.judge import Case
     from align.judge.judgement import Judgement
+    from align.parts import Observer, StartEngine
+
+NOT_MEASURED = 4
+"""Exit code where a model could not be measured, so that there is no verdict."""
 
 Candidate = Annotated[
     str,
@@ -101,10 +106,10 @@ def judge(
     from rich.console import Console
 
     from align.judge.cache import default_root
-    from align.judge.judge import judge as judged
     from align.judge.judge import opened_case, power_warnings
     from align.judge.models import Named, open_model
     from align.judge.suites_file import load_suites_file
+    from align.plan.machine import runs_here
     from align.report.progress import LiveProgress
     from launch.engines import engine_starter
 
@@ -121,6 +126,9 @@ def judge(
         )
         for name, where, key in names
     )
+    if runs_here(address):
+        ours.check_machine()
+        theirs.check_machine()
     root = cache or default_root()
     with opened_case(file, ours, theirs, root=root, target=target) as case:
         for line in (*remarks, *case.notes):
@@ -133,9 +141,21 @@ def judge(
             LiveProgress(Console(stderr=True)) as progress,
             engine_starter(address, progress, insecure=insecure_cluster) as start_engine,
         ):
-            judgement = judged(case, start_engine=start_engine, observer=progress)
+            judgement = _judged(case, start_engine, progress)
     _show(judgement, markdown, junit, as_json=as_json)
     raise typer.Exit(judgement.exit_code)
+
+
+def _judged(case: Case, start_engine: StartEngine, observer: Observer) -> Judgement:
+    """Judge; a failure on the way has an exit code of its own, since 1 is a verdict."""
+    from align.judge.judge import judge as judged
+    from rollouts.errors import RunError
+
+    try:
+        return judged(case, start_engine=start_engine, observer=observer)
+    except RunError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(NOT_MEASURED) from error
 
 
 def _show(

@@ -97,7 +97,6 @@ def opened_case(
         answers = (measurements_of(root, incumbent).folder if kept else Path(scratch)).absolute()
         ours, left_out = _loaded(candidate, incumbent, answers, target)
         theirs, _ = _loaded(incumbent, incumbent, answers, target)
-        sealed = [suite.name for suite in file.suites if suite.role == "sealed"]
         case = Case(
             file=file,
             candidate=candidate,
@@ -110,7 +109,7 @@ def opened_case(
             notes=(
                 *candidate.notes,
                 *incumbent.notes,
-                *([f"sealed, so not looked at: {', '.join(sealed)}"] if sealed else []),
+                *(f"suite {name!r} is left out: {why}" for name, why in file.left_out.items()),
                 *left_out,
             ),
         )
@@ -165,7 +164,7 @@ def _loaded(
     known = measurable(suites, {}, lambda snapshot: Path(snapshot))
     names = {suite.name for suite in known}
     left_out = [
-        f"suite {suite.name!r} needs a reward model of a campaign, and is left out"
+        f"suite {suite.name!r} is left out: its metric is a reward model of a campaign"
         for suite in suites
         if suite.name not in names
     ]

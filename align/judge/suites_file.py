@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from align.campaign_file import load_campaign, mapping_of, read_text, validated
 from align.config import CampaignConfig, RoundSettings
+from align.gate.win_rate import ROUND
 from align.gate_config import GateConfig, SuiteConfig
 from align.policy_config import EngineConfig, PolicyConfig
 from align.settings import Settings
@@ -49,9 +50,16 @@ class SuitesFile(Settings):
     """``sampling.max_tokens`` is that of suites without their own."""
 
     @property
-    def suite_names(self) -> tuple[str, ...]:
-        """Names of suites that can be looked at; sealed ones are not."""
-        return tuple(suite.name for suite in self.suites if suite.role != "sealed")
+    def left_out(self) -> dict[str, str]:
+        """Suites that cannot be looked at here, by name, and why."""
+        reasons = {
+            suite.name: "sealed"
+            if suite.role == "sealed"
+            else f"compared with {suite.against}, a snapshot of a campaign"
+            for suite in self.suites
+            if suite.role == "sealed" or (suite.against or "").startswith(ROUND)
+        }
+        return reasons
 
     def policy_of(self, model: Path, *, quantised: bool = False) -> PolicyConfig:
         """Return the settings that engines serve a model folder with.
@@ -62,7 +70,7 @@ class SuitesFile(Settings):
         chosen = self.policy.without_auto(quickest_dtype(resolve_device("auto")))
         dtype = "bfloat16" if quantised else chosen.dtype
         return chosen.model_copy(
-            update={"model": str(model), "revision": None, "lora": None, "dtype": dtype}
+            update={"model": str(model), "revision": None, "lora": None, "dtype": dtype, "ranks": 1}
         )
 
     def campaign(self, policy: PolicyConfig) -> CampaignConfig:
@@ -74,7 +82,7 @@ class SuitesFile(Settings):
             rollouts=self.rollouts,
             defaults=self.defaults,
             rounds=(),
-            suites=tuple(suite for suite in self.suites if suite.role != "sealed"),
+            suites=tuple(suite for suite in self.suites if suite.name not in self.left_out),
             gate=self.gate,
         )
 

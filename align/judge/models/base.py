@@ -65,6 +65,10 @@ class JudgedModel(Protocol):
         """
         ...
 
+    def check_machine(self) -> None:
+        """Raise `UserError` where an engine on this machine could not hold the model's sequences."""
+        ...
+
     def encoder_of(self, suite: Suite) -> PromptEncoder:
         """Return the encoder that a suite is asked with."""
         ...

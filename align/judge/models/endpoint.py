@@ -71,6 +71,9 @@ class EndpointModel:
             self._require_logprobs(scored)
         return suites
 
+    def check_machine(self) -> None:
+        """Do nothing: it runs elsewhere."""
+
     def encoder_of(self, suite: Suite) -> PromptEncoder:
         """Return words for answers that are sampled, tokens for all else."""
         if suite.kind == "items" and suite.harness is None:

@@ -19,6 +19,7 @@ from align.judge.suites_file import SuitesFile
 from align.learner.model.checks import check_served
 from align.models import SCHEMES, load_encoder, resolve_model
 from align.parts import StartEngine, versions
+from align.plan.fit import check_addresses, check_kv_cache
 from align.policy_config import PolicyConfig
 from rollouts.engine import RolloutEngine
 from rollouts.vllm_engine import resolve_device
@@ -78,6 +79,11 @@ class LocalModel:
     def suites(self) -> list[Suite]:
         """Load the suites as the model's tokenizer reads them."""
         return build_suites(self.campaign, SCHEMES, self.encoder, self.context)
+
+    def check_machine(self) -> None:
+        """Refuse sequences and models that an engine on this machine's processors cannot hold."""
+        check_kv_cache(self.folder, self.context, self.campaign)
+        check_addresses(self.folder, self.campaign)
 
     def encoder_of(self, suite: Suite) -> PromptEncoder:
         """Return the model's own encoder."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from launch import cli, engines
+from rollouts.errors import RunError
 from tests.unit.campaigns import Starter, raw_campaign
 from tests.unit.judge.judging import changed_model, copied_model, raw_suites, write_suites
 
@@ -160,6 +161,41 @@ def test_a_dry_run_says_the_power_and_starts_nothing(
     assert code == 0 and not starter.engines
     assert "general: 200 items, margin 5 points, power" in out
     assert "an equal candidate is accepted with a chance of" in out
+
+
+def test_an_engine_that_fails_is_no_verdict(
+    keel: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RunError("the engine is gone")
+
+    monkeypatch.setattr(Starter, "__call__", broken)
+    suites = str(write_suites(tmp_path))
+    code, out, error = keel("judge", BASE, "--against", BASE, "--suites", suites, "--json")
+    assert (code, out) == (4, "") and "error: the engine is gone" in error
+
+
+def test_suites_of_a_campaign_alone_are_left_out_and_named(keel: Run, tmp_path: Path) -> None:
+    general = raw_suites()["suites"][0]
+    sealed = {**general, "name": "later", "role": "sealed", "every": 5}
+    duel = {**general, "name": "duel", "against": "round:first"}
+    suites = str(write_suites(tmp_path, suites=[general, sealed, duel]))
+    code, _, error = keel("judge", BASE, "--against", BASE, "--suites", suites)
+    assert code == 0
+    assert "suite 'later' is left out: sealed" in error
+    assert "suite 'duel' is left out: compared with round:first" in error
+
+
+def test_a_win_rate_is_against_the_incumbent(keel: Run, tmp_path: Path) -> None:
+    duel = {**raw_suites(100)["suites"][0], "against": "base", "margin": 0.2, "budget": 0.2}
+    suites = str(write_suites(tmp_path, suites=[duel]))
+    code, out, error = keel(
+        "judge", damaged(tmp_path / "d"), "--against", BASE, "--suites", suites, "--json"
+    )
+    said = json.loads(out)
+    (suite,) = said["suites"]
+    assert (code, suite["incumbent"]) == (1, 0.5), error
+    assert suite["candidate"] < 0.1
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
