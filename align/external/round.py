@@ -90,6 +90,8 @@ def publish(plan: RoundPlan, parts: Parts, output: Path) -> SnapshotId:
     snapshot = parts.store.publish(write, parts.provenance(plan), code=policy.trust_remote_code)
     parts.ledger.record_snapshot(snapshot)
     rmtree(output)
+    # The learner takes no step; it begins so that it can be asked for the probe's logprobs.
+    parts.learner.begin(plan.spec, plan.references, num_steps=1, seed=plan.seed)
     parts.learner.load(snapshot.id)
     parts.engine.sync(parts.learner.weights(f"{plan.run}/external"))
     prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
