@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from align.config import CampaignConfig
 from align.errors import RunError
 from align.evidence import Evidence
 from align.inputs import load_inputs
+from align.stores import open_ledger
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, no_engine, raw_campaign
 
@@ -122,37 +121,12 @@ def test_what_a_command_cannot_give_fails_the_round_and_moves_nothing(
     tmp_path: Path, trainer: str, said: str
 ) -> None:
     config = write(tmp_path, trainer)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError, match=f"(?s){said}"):
         run(config)
-    import re
-
-    assert re.search(said, str(caught.value), re.DOTALL), caught.value
-    evidence = Evidence(
-        folder=config.folder,
-        config=config,
-        ledger=__import__("align.stores").stores.open_ledger(config),
-    )
+    evidence = Evidence(folder=config.folder, config=config, ledger=open_ledger(config))
     (record,) = evidence.ledger.rounds()
     assert record.state == "failed"
     assert evidence.ledger.alias("production") == evidence.base
-
-
-def test_a_deadline_ends_all_that_it_started(tmp_path: Path) -> None:
-    trainer = (
-        "import subprocess, time; child = subprocess.Popen(['sleep', '1000']);"
-        "(Path(os.environ['KEEL_ROUND']) / 'child').write_text(str(child.pid)); time.sleep(1000)"
-    )
-    config = write(tmp_path, trainer, deadline_s=3.0)
-    with pytest.raises(RunError, match="took longer than 3 s"):
-        run(config)
-    child = int((tmp_path / "store/rounds/00-theirs/child").read_text())
-    until = time.monotonic() + 10
-    while os.path.exists(f"/proc/{child}") and time.monotonic() < until:
-        if "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
-            break
-        time.sleep(0.05)
-    else:
-        assert not os.path.exists(f"/proc/{child}")
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
