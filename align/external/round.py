@@ -12,7 +12,7 @@ from shutil import copyfile, rmtree
 
 from align.external.output import ADAPTER_FILES, files_of
 from align.external.process import Command, run_command
-from align.learner.losses.external import External
+from align.learner.losses.external import PYTHON, External
 from align.learner.model.folder import CODE
 from align.meters import probe
 from align.parts import Parts
@@ -108,7 +108,7 @@ def _line(prompt: Prompt) -> str:
 
 def _program(word: str, home: Path) -> str:
     """Return the program; ``python`` is this one, and a path starts from the campaign's folder."""
-    if word in ("python", "python3"):
+    if word in PYTHON:
         return sys.executable
     return str((home / word).absolute()) if "/" in word else word
 

@@ -19,6 +19,8 @@ from rollouts.errors import UserError, nearest
 
 PLACES = ("parent", "base", "round", "output", "prompts", "seed")
 """Names that a command may use, as ``{parent}`` or as the variable ``KEEL_PARENT``."""
+PYTHON = ("python", "python3")
+"""Programs that stand for the interpreter that Keel runs in."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z_]+)\}")
 
 
@@ -76,7 +78,7 @@ class External(Algorithm):
             folder: where the command is run.
         """
         program = self.command[0]
-        if _PLACEHOLDER.search(program):
+        if _PLACEHOLDER.search(program) or program in PYTHON:
             return
         beside = folder / program
         if shutil.which(program) is None and not ("/" in program and beside.is_file()):

@@ -43,7 +43,7 @@ def test_a_command_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_all_that_it_started(tmp_path: Path) -> None:
     script = LEAVES_A_CHILD + "echo still here; sleep 1000"
-    with pytest.raises(RunError, match="(?s)took longer than.*still here"):
+    with pytest.raises(RunError, match=r"(?s)took longer than.*still here"):
         run_command(command(tmp_path, script, deadline_s=patient(3)))
     assert not lives(tmp_path)
 
