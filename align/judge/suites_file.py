@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 from align.campaign_file import load_campaign, mapping_of, read_text, validated
 from align.config import CampaignConfig, RoundSettings
 from align.gate.win_rate import ROUND
-from align.gate_config import GateConfig, SuiteConfig
+from align.gate_config import GateConfig, OverlapConfig, SuiteConfig
 from align.policy_config import EngineConfig, PolicyConfig
 from align.settings import Settings
 from rollouts.errors import UserError
@@ -83,7 +83,8 @@ class SuitesFile(Settings):
             defaults=self.defaults,
             rounds=(),
             suites=tuple(suite for suite in self.suites if suite.name not in self.left_out),
-            gate=self.gate,
+            # Nothing is trained, so no item can be trained on.
+            gate=self.gate.model_copy(update={"overlap": OverlapConfig(ngram=None)}),
         )
 
 

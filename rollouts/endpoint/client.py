@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,7 +35,7 @@ class EndpointRefusal(UserError):
     status: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class EndpointClient:
     """A server, and how patiently it is asked.
 
@@ -80,6 +81,14 @@ class EndpointClient:
         """
         return self._asked("POST", path, body)
 
+    @cached_property
+    def _http(self) -> Any:
+        """Connections that all threads share."""
+        import httpx
+
+        # trust_env is off: no proxy and no netrc that the user does not see.
+        return httpx.Client(trust_env=False, timeout=self.deadline_s)
+
     def _asked(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx
 
@@ -87,14 +96,8 @@ class EndpointClient:
         for attempt in range(self.retries + 1):
             wait_s, tries = 0.0, attempt + 1
             try:
-                # trust_env is off: no proxy and no netrc that the user does not see.
-                with httpx.Client(trust_env=False, timeout=self.deadline_s) as client:
-                    response = client.request(
-                        method,
-                        f"{self.base_url.rstrip('/')}{path}",
-                        json=body,
-                        headers=self._headers(),
-                    )
+                url = f"{self.base_url.rstrip('/')}{path}"
+                response = self._http.request(method, url, json=body, headers=self._headers())
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:

@@ -63,7 +63,9 @@ class EndpointModel:
         Raises:
             UserError: a suite needs the tokenizer, or logprobs that the endpoint does not return.
         """
-        campaign = self.file.campaign(self.file.policy)
+        # How long a context the server has, and how many tokens a prompt, is its own business.
+        rollouts = self.file.rollouts.model_copy(update={"max_model_len": None})
+        campaign = self.file.campaign(self.file.policy).model_copy(update={"rollouts": rollouts})
         self._require_tokens(campaign)
         suites = build_suites(campaign, SCHEMES, self.tokens or self.words)
         scored = next((suite for suite in suites if suite.sequences), None)
@@ -134,7 +136,11 @@ def open_endpoint(named: Named) -> EndpointModel:
         UserError: nobody answers there, the key is refused, or there is no such model.
     """
     address, _, model = named.name.partition(SIGN)
-    client = EndpointClient(base_url=address, api_key_env=named.api_key_env)
+    client = EndpointClient(
+        base_url=address,
+        api_key_env=named.api_key_env,
+        deadline_s=named.file.rollouts.deadline_s,
+    )
     model = _model_of(client, model)
     policy, tokens = named.file.policy, None
     if named.tokenizer is not None:
