@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,6 +68,11 @@ class EndpointClient:
                 remedy="name an environment variable that holds it with --api-key-env",
             )
         self._key()
+        if find_spec("httpx") is None:
+            raise UserError(
+                "asking an endpoint needs the package httpx, and it is not installed",
+                remedy="pip install 'keel-align[rewards]'",
+            )
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the answer to a GET request; see `post`."""
