@@ -109,6 +109,22 @@ def load_suites_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SuitesF
     return file.settings, list(file.notes)
 
 
+def campaign_or_suites(
+    path: Path, overrides: Sequence[str] = ()
+) -> tuple[CampaignConfig, list[str]]:
+    """Read a campaign file, or a file of suites as a campaign without rounds, and remarks for the user.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    raw = mapping_of(read_text(path), path)
+    if "suites" in raw and not raw.keys() & {"rounds", "name", "store"}:
+        file, notes = load_suites_file(path, overrides)
+        return file.campaign(file.policy), notes
+    campaign = load_campaign(path, overrides)
+    return campaign.config, list(campaign.notes)
+
+
 def _of_campaign(config: CampaignConfig, path: Path) -> SuitesFile:
     if not config.suites:
         raise UserError(

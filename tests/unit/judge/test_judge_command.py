@@ -198,6 +198,18 @@ def test_a_win_rate_is_against_the_incumbent(keel: Run, tmp_path: Path) -> None:
     assert suite["candidate"] < 0.1
 
 
+def test_gate_plan_takes_a_file_of_suites(keel: Run, tmp_path: Path) -> None:
+    suites = str(write_suites(tmp_path))
+    code, out, error = keel("gate", "plan", suites, "--json")
+    assert code == 0, error
+    planned = json.loads(out)
+    assert planned["alpha_per_look"] == 0.05
+    (suite,) = planned["suites"]
+    assert (suite["suite"], suite["n"]) == ("general", 200)
+    said = keel("judge", BASE, "--against", BASE, "--suites", suites, "--dry-run")[1]
+    assert f"accepted with a chance of {planned['all_pass']:.2f}" in said
+
+
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no candidate": ({}, ["nowhere/at/all", "--against", BASE], "CANDIDATE"),
     "no incumbent": ({}, [BASE, "--against", "./nowhere"], "--against"),
