@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from align.config import CampaignConfig, RewardConfig, RoundConfig
 from align.evidence import Evidence, view_of_due
 from align.examples.clashes import prompt_name
 from align.examples.stream import ExampleStream
+from align.external.round import run_external_round
 from align.gate.budgets import check_budgets
 from align.gate.overlap import save_overlaps
 from align.gate.sealed import any_due
@@ -35,7 +36,7 @@ from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, r
 from align.reward_models import resolved
 from align.reward_round import run_reward_round
 from align.round import run_round
-from align.round_plan import RoundPlan
+from align.round_plan import RoundOutcome, RoundPlan
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.nights import in_view, only_of
 from align.scoring import Scorer
@@ -117,8 +118,7 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     for line in plan.scorer.isolation_lines():
         parts.observer.note(f"{spec.name}: {line}")
     try:
-        run = run_reward_round if spec.algorithm.makes == "reward_model" else run_round
-        outcome = run(plan, parts)
+        outcome = runner_of(spec)(plan, parts)
     except BaseException as error:
         parts.ledger.commit_round(
             index, attempt, "failed", None, {"error": str(error) or repr(error)}
@@ -128,6 +128,13 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
         plan.scorer.close()
     parts.forget_checkpoints(plan)
     parts.observer.on_verdict(plan, outcome)
+
+
+def runner_of(spec: RoundConfig) -> Callable[[RoundPlan, Parts], RoundOutcome]:
+    """Return what makes the candidate of a round and puts it before the gate."""
+    if spec.algorithm.makes == "reward_model":
+        return run_reward_round
+    return run_round if spec.algorithm.learns_here else run_external_round
 
 
 def plan_round(

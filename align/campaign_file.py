@@ -10,7 +10,7 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,6 +26,10 @@ MAX_BYTES = 1 << 20
 """A campaign file is small; anything larger is a mistake or an attack on the parser."""
 MAX_SHOWN = 5
 """Problems listed at once."""
+CAMPAIGN = "campaign"
+"""Name of a file in messages."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,19 +85,49 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     Raises:
         UserError: with every problem found, the nearest known key for a misspelt one.
     """
-    return parse_campaign(_read(path), path, overrides)
+    return parse_campaign(read_text(path), path, overrides)
 
 
 def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     """Do the same with a text that stands in the file, or will."""
-    raw = _mapping(text, path)
+    file = validated(CampaignConfig, mapping_of(text, path), path, overrides)
+    return CampaignFile(
+        config=file.settings, raw=file.raw, overridden=file.overridden, notes=file.notes
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validated(Generic[Model]):
+    """The validated content of a file, and where it is from."""
+
+    settings: Model
+    raw: dict[str, Any]
+    overridden: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def validated(
+    model: type[Model],
+    raw: dict[str, Any],
+    path: Path,
+    overrides: Sequence[str] = (),
+    what: str = CAMPAIGN,
+) -> Validated[Model]:
+    """Override and validate the content of a file.
+
+    Args:
+        what: name of such a file in messages.
+
+    Raises:
+        UserError: with every problem found, the nearest known key for a misspelt one.
+    """
     overridden = tuple(_apply(raw, override) for override in overrides)
     places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
     try:
-        config = CampaignConfig.model_validate(raw, context=places)
+        settings = model.model_validate(raw, context=places)
     except ValidationError as error:
-        raise UserError(_describe(error, raw, places), where=str(path)) from None
-    return CampaignFile(config=config, raw=raw, overridden=overridden, notes=tuple(places.notes))
+        raise UserError(_describe(error, model, raw, places, what), where=str(path)) from None
+    return Validated(settings=settings, raw=raw, overridden=overridden, notes=tuple(places.notes))
 
 
 def parse_value(text: str) -> Any:
@@ -101,29 +135,39 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path, what: str = CAMPAIGN) -> str:
+    """Read a file that may be given on a command line.
+
+    Raises:
+        UserError: there is none, it is too large, or it is no text.
+    """
     if not path.is_file():
         raise UserError(
-            "there is no such campaign file",
+            f"there is no such {what} file",
             where=str(path),
             remedy="give the path of a YAML file; configs/ holds examples",
         )
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"a campaign file of over {MAX_BYTES} bytes", where=str(path))
+        raise UserError(f"a {what} file of over {MAX_BYTES} bytes", where=str(path))
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
         raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
 
 
-def _mapping(text: str, path: Path) -> dict[str, Any]:
+def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
+    """Parse the text of a file that holds a mapping.
+
+    Raises:
+        UserError: it is no YAML, or holds something else.
+    """
     try:
         raw = parse_value(text)
     except yaml.YAMLError as error:
         raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
     if not isinstance(raw, dict):
         raise UserError(
-            f"a campaign file holds a mapping, this one a {type(raw).__name__}",
+            f"a {what} file holds a mapping, this one a {type(raw).__name__}",
             where=str(path),
             remedy="start from configs/quickstart.yaml",
         )
@@ -204,7 +248,9 @@ def _index(place: list[Any], step: str, key: str) -> int:
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
-def _describe(error: ValidationError, raw: dict[str, Any], places: Places) -> str:
+def _describe(
+    error: ValidationError, model: type[BaseModel], raw: dict[str, Any], places: Places, what: str
+) -> str:
     """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
     for problem in _first_causes(error.errors(include_url=False)):
@@ -213,7 +259,7 @@ def _describe(error: ValidationError, raw: dict[str, Any], places: Places) -> st
         if any(line.startswith(f"{shared}:") for line in lines):
             continue
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"], raw, places)
+            known = _known_keys(model, problem["loc"], raw, places)
             lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "value_error":
             text = str(problem["msg"]).removeprefix("Value error, ")
@@ -223,7 +269,7 @@ def _describe(error: ValidationError, raw: dict[str, Any], places: Places) -> st
         else:
             lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
     more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
-    return "\n  ".join(["the campaign is not valid", *lines[:MAX_SHOWN], *more])
+    return "\n  ".join([f"the {what} is not valid", *lines[:MAX_SHOWN], *more])
 
 
 def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
@@ -232,9 +278,11 @@ def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
 
 
-def _known_keys(location: tuple[int | str, ...], raw: dict[str, Any], places: Places) -> list[str]:
+def _known_keys(
+    root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
+) -> list[str]:
     """Field names of the model that an unknown key was found in."""
-    models: list[type[BaseModel]] = [CampaignConfig]
+    models: list[type[BaseModel]] = [root]
     place: Any = filled(raw)
     for part in location[:-1]:
         fields = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -25,7 +26,7 @@ from align.examples.config import ExamplesConfig
 from align.gate_config import GateConfig, RoundSuiteConfig, SuiteConfig
 from align.hacking_config import HackingConfig
 from align.learner.importance import ImportanceConfig
-from align.learner.losses import GRPO, Algorithm, algorithm_from, spelt_out
+from align.learner.losses import ALGORITHMS, GRPO, Algorithm, algorithm_from, spelt_out
 from align.learning_config import (
     AnchorConfig,
     AnchorsConfig,
@@ -154,10 +155,21 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     rewards: tuple[Reward, ...] = ()
     """The preference of this round; parts are summed by weight."""
     steps: Annotated[int, Field(ge=1)]
-    """Learner steps."""
+    """Learner steps. A round of ``external`` takes none and leaves it out."""
     remember: RememberConfig | Literal["all"] | None = None
     """Of a template: which of its accepted rounds later rounds look back on. None: the defaults, 7 and 3;
     ``all``: every one, so that a round costs more the more there were."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_steps(cls, data: Any) -> Any:
+        """Fill in the steps of a round that takes none of the learner's."""
+        if not isinstance(data, dict) or "steps" in data:
+            return data
+        algorithm = spelt_out(data.get("algorithm"))
+        name = algorithm.get("name") if isinstance(algorithm, dict) else None
+        known = ALGORITHMS.get(name) if isinstance(name, str) else None
+        return data if known is None or known.learns_here else {**data, "steps": 1}
 
     @property
     def asks(self) -> PromptsConfig | ExamplesConfig:
@@ -176,6 +188,10 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     @model_validator(mode="after")
     def _material(self) -> Self:
         algorithm, material = self.algorithm, self.algorithm.material
+        if not algorithm.learns_here and self.steps > 1:
+            raise ValueError(
+                f"steps is {self.steps} and {algorithm.name} takes no learner steps; remove steps"
+            )
         if material == "rollouts":
             if self.prompts is None:
                 raise ValueError(f"{algorithm.name} samples completions of prompts; set prompts")
@@ -246,6 +262,11 @@ class CampaignConfig(StoreSettings):
     def places(self) -> Places | None:
         """Folders that relative paths start from; None where the campaign comes from no file."""
         return self._places
+
+    @property
+    def home(self) -> Path:
+        """Folder of the campaign file; the current one where the campaign comes from no file."""
+        return Path() if self._places is None else self._places.folder
 
     @model_validator(mode="after")
     def _keep_places(self, info: ValidationInfo) -> Self:

@@ -86,7 +86,8 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     base = _unchanged_base(config, model)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_base(model, config.policy, resolve_device("auto"))
-    for spec in config.rounds:
+    for index, spec in enumerate(config.rounds):
+        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)
     context = context_of(model, config)
     awaited = _awaited(config, taken := taken or {})

@@ -45,7 +45,17 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
 def attempt(plan: RoundPlan, parts: Parts, before: int = 0) -> RoundOutcome:
     """Train a candidate and ask the gate, which judged ``before`` others in this round."""
     objections = train(plan, parts)
-    candidate = publish(plan, parts)
+    return gated(plan, parts, publish(plan, parts), before, objections)
+
+
+def gated(
+    plan: RoundPlan,
+    parts: Parts,
+    candidate: SnapshotId,
+    before: int = 0,
+    objections: tuple[str, ...] = (),
+) -> RoundOutcome:
+    """Measure a candidate, whose weights the engines hold, and ask the gate."""
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure(parts, candidate, plan.title))
     look = parts.evidence.looks() + before + 1

@@ -18,12 +18,12 @@ from align.memory.auto import ADAPTER_BEFORE_AUTO
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
     """What `CampaignConfig.content` would give today; as it is where it is no campaign any more."""
     try:
-        return CampaignConfig.model_validate(_as_then(content)).content()
+        return CampaignConfig.model_validate(as_then(content)).content()
     except ValidationError:
         return dict(content)
 
 
-def _as_then(content: Mapping[str, Any]) -> dict[str, Any]:
+def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with the defaults of its version spelt out: adapters were served."""
     policy = content.get("policy") or {}
     if not policy.get("lora"):

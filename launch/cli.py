@@ -1,7 +1,7 @@
 """The ``keel`` command. Every sub-command imports what it needs when it runs, so help is instant.
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected,
-130 interrupted.
+130 interrupted. ``keel judge``: 0 accepted, 1 rejected, 3 too few items, 4 not measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from launch.compare_commands import add_commands as add_compare_commands
 from launch.feedback_commands import feedback_app
 from launch.gate_commands import gate_app
 from launch.init_commands import add_commands as add_init_commands
+from launch.judge_commands import add_commands as add_judge_commands
 from launch.kubernetes.commands import kubernetes_app
 from launch.plan_commands import add_commands as add_plan_commands
 from launch.plan_commands import show_plan
@@ -57,6 +58,7 @@ add_init_commands(app)
 add_report_commands(app)
 add_alias_commands(app)
 add_compare_commands(app)
+add_judge_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)
 add_serve_commands(app)

@@ -11,12 +11,15 @@ from align.config import CampaignConfig
 from align.learner.model.targets import served_targets
 from align.parts import Observer, StartEngine
 from align.plan.sizes import synced_bytes
-from launch.cluster import connect
+from launch.cluster import Cluster, connect
 from launch.preflight import Demand, check_room, demands_of
 from rollouts.engine import RolloutEngine
 from rollouts.machine.memory import shared_memory
 from rollouts.machine.object_store import shortage
 from rollouts.vllm_engine import LINEAR_LAYERS, VLLMConfig
+
+FREED_S = 60.0
+"""Seconds that engines which were closed may take to give their room back."""
 
 
 @contextmanager
@@ -25,33 +28,41 @@ def engine_starter(
 ) -> Iterator[StartEngine]:
     """Yields a function that starts a campaign's engines; the cluster ends with the context.
 
-    The cluster is joined when the first engine is asked for: a campaign with nothing left to do, or
-    with a mistake in it, never starts one. What does not fit on it is told before an engine starts.
+    The cluster is joined when the first engine is asked for, and serves those that come after: a campaign
+    with nothing left to do, or with a mistake in it, never starts one. What does not fit on it is told
+    before an engine starts.
 
     Args:
         wait_s: how long nodes of the cluster may take to join, and other work on it to end.
     """
     with ExitStack() as stack:
+        cluster: Cluster | None = None
 
         def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
             from rollouts.pool import EnginePool
 
-            observer.note(f"starting Ray and {config.rollouts.engines} vLLM engine(s)")
+            nonlocal cluster
+            is_first = cluster is None
+            also = "Ray and " if is_first else ""
+            observer.note(f"starting {also}{config.rollouts.engines} vLLM engine(s)")
             asked = demands_of(config, gpus=False)
             weights, shared = synced_bytes(model, config.policy), shared_memory()
-            cluster = stack.enter_context(
-                connect(
-                    address,
-                    num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
-                    custom=custom_of(asked),
-                    insecure=insecure,
-                    weights=weights,
-                    note=observer.note,
+            if cluster is None:
+                cluster = stack.enter_context(
+                    connect(
+                        address,
+                        num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
+                        custom=custom_of(asked),
+                        insecure=insecure,
+                        weights=weights,
+                        note=observer.note,
+                    )
                 )
-            )
             if cluster.local and (slow := shortage(weights, shared)) is not None:
                 observer.note(f"warning: {slow}")
-            check_room(config, wait_s=wait_s, note=observer.note)
+            # Engines that were closed give their room back a moment later.
+            patience_s = wait_s if is_first else max(wait_s, FREED_S)
+            check_room(config, wait_s=patience_s, note=observer.note)
             return EnginePool(
                 vllm_config(config, model, context),
                 num_engines=config.rollouts.engines,

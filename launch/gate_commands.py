@@ -28,13 +28,17 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what each suite can tell: margins, items, power, cost. Works before the first run."""
-    config = load(campaign, overrides).config
+    """Show what each suite can tell: margins, items, power, cost. Works before the first run, and for a
+    file of suites for keel judge."""
     from align.evidence import stored_evidence
     from align.gate.plan import plan_gate
+    from align.judge.suites_file import campaign_or_suites
     from align.stores import begun_ledger
 
-    ran = begun_ledger(config) is not None
+    config, notes = campaign_or_suites(campaign, overrides or ())
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    ran = bool(config.rounds) and begun_ledger(config) is not None
     planned = plan_gate(config, stored_evidence(config) if ran else None, discordance)
     if as_json:
         print_json(planned)

@@ -40,6 +40,8 @@ from rollouts.types import SnapshotId
 
 Outcome = Literal["accepted", "rejected", "too_few_items", "void"]
 """Of a decision; ``void``: the candidate failed on too many items to be judged."""
+NO_TARGET = ""
+"""Target of a decision that no round asks for: nothing has to be gained."""
 Results = Mapping[str, ItemResults]
 Snapshots = Mapping[str, SnapshotId]
 
@@ -49,7 +51,7 @@ class VerdictInputs:
     """Everything a verdict follows from, besides the stored results themselves."""
 
     target: str
-    """The round that is decided on."""
+    """The round that is decided on, or `NO_TARGET`."""
     gate: GateConfig
     looks: int
     """Number of the decision, or of the declared rounds where it is one of them."""
@@ -109,8 +111,8 @@ def decide(
     target: str,
     candidate: Results,
     parent: Results,
-    start: Results,
-    best: Results,
+    start: Results | None,
+    best: Results | None,
     suites: Iterable[Suite | SuiteRule],
     gate: GateConfig,
     accepted_rounds: Collection[str],
@@ -124,7 +126,7 @@ def decide(
 
     Args:
         start: of the fixed anchor: the campaign's start, for a round's suite the round's snapshot.
-        best: per suite, the results with the highest mean among accepted snapshots.
+        best: per suite, the results with the highest mean among accepted snapshots. None: there is none.
         accepted_rounds: earlier accepted rounds, whose suites must not regress.
         retired: rounds that this one or an earlier one overrode; their suites are only shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
@@ -136,7 +138,7 @@ def decide(
     """
     rules = _rules(suites, target)
     alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
-    comparators: dict[Against, Results] = {"parent": parent, "best": best, "start": start}
+    comparators = _named(parent, best, start)
     checks: list[Check] = []
     for rule in rules:
         role = role_of(rule, target, accepted_rounds, retired)
@@ -157,8 +159,8 @@ def decide(
             retired=tuple(sorted(retired)),
             candidate=_snapshots(candidate, rules),
             parent=_snapshots(parent, rules),
-            best=_snapshots(best, rules),
-            start=_snapshots(start, rules),
+            best=_snapshots(best or {}, rules),
+            start=_snapshots(start or {}, rules),
             objections=tuple(objections),
             left_out=tuple(left_out),
             level=level,
@@ -166,9 +168,15 @@ def decide(
     )
 
 
+def _named(parent: Results, best: Results | None, start: Results | None) -> dict[Against, Results]:
+    """Return the comparators that there are."""
+    named: dict[Against, Results | None] = {"parent": parent, "best": best, "start": start}
+    return {name: results for name, results in named.items() if results is not None}
+
+
 def _rules(suites: Iterable[Suite | SuiteRule], target: str) -> tuple[SuiteRule, ...]:
     rules = tuple(suite if isinstance(suite, SuiteRule) else suite.rule for suite in suites)
-    if target not in {rule.target_of for rule in rules}:
+    if target != NO_TARGET and target not in {rule.target_of for rule in rules}:
         raise ValueError(f"no suite measures round {target!r}")
     return rules
 
@@ -200,8 +208,8 @@ def decide_from_files(
         target=inputs.target,
         candidate=load(inputs.candidate),
         parent=load(inputs.parent),
-        start=load(inputs.start),
-        best=load(inputs.best),
+        start=load(inputs.start) or None,
+        best=load(inputs.best) or None,
         suites=inputs.suites,
         gate=inputs.gate,
         accepted_rounds=inputs.accepted_rounds,
@@ -236,7 +244,7 @@ def _suite_checks(
     if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):
         return []
     measured = _need(candidate, rule, "the candidate")
-    whom: Sequence[Against] = ("parent", "best", "start") if role == "retention" else ("parent",)
+    whom: Sequence[Against] = tuple(comparators) if role == "retention" else ("parent",)
     before = {against: _need(comparators[against], rule, against) for against in whom}
     by_snapshot: dict[SnapshotId, list[Against]] = {}
     for against, results in before.items():

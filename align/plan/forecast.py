@@ -213,7 +213,7 @@ def _coming(
     sampled = past * spec.replay.samples_per_prompt + general
     if spec.algorithm.material == "rollouts":
         sampled += new * spec.sampling.group_size
-    if spec.algorithm.makes != "policy":
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         sampled = 0.0
     completions = round(steps * sampled)
     return RoundForecast(

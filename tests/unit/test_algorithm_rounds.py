@@ -81,7 +81,7 @@ def run(folder: Path, *specs: dict[str, Any]) -> Ran:
 def test_every_algorithm_is_here() -> None:
     named = {s["algorithm"] if isinstance(s["algorithm"], str) else s["algorithm"]["name"]
              for s in SPECS.values()}  # fmt: skip
-    assert named | {"reward_model"} == set(ALGORITHMS)
+    assert named | {"reward_model", "external"} == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -26,6 +26,7 @@ from align.campaign_file import load_campaign
 from align.config import CampaignConfig, overlay
 from align.evidence import stored_evidence
 from align.inputs import load_inputs
+from align.judge.suites_file import load_suites_file
 from align.learner.losses import ALGORITHMS
 from launch.cli import app
 from rollouts.errors import UserError
@@ -53,7 +54,7 @@ ONLY_PARSED = {
     "schedule run", "serve", "submit",
 }  # fmt: skip
 """They listen, train, need a cluster, or ask the machine."""
-ONLY_PARSED_WITH = {"--address", "--crds", "--watch", "--policy"}
+ONLY_PARSED_WITH = {"--address", "--api-key-env", "--crds", "--watch", "--policy"}
 MEANT = {"ROUND": lambda: "first", "OTHER": lambda: "second", "SNAPSHOT": lambda: newest_snapshot()}
 """What a reader puts in the place of a word."""
 THEIR_OWN = re.compile("No such file|reads '.*', which does not exist|there is no folder 'path/to")
@@ -129,6 +130,7 @@ def test_a_reader_can_do_what_a_page_says(
     folder = tmp_path / "reader"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setattr("launch.engines.engine_starter", in_process)
     walk(PAGES[name], folder, run=run, change=shortened)
     for block in blocks(PAGES[name]):
@@ -140,6 +142,9 @@ def check_inputs(block: Block, folder: Path) -> None:
     """What a run would check before it starts: that sources exist, and that prompts fit the model."""
     if block.title is None:
         config = CampaignConfig.model_validate(completed(yaml.safe_load(block.text)))
+    elif "rounds" not in yaml.safe_load(block.text):
+        load_suites_file(folder / block.title)
+        return
     else:
         config = load_campaign(folder / block.title).config
     try:

@@ -10,6 +10,7 @@ from align.learner.losses.dapo import DAPO
 from align.learner.losses.distill import Distill
 from align.learner.losses.dpo import DPO
 from align.learner.losses.dr_grpo import DrGRPO
+from align.learner.losses.external import External
 from align.learner.losses.grpo import GRPO
 from align.learner.losses.gspo import GSPO
 from align.learner.losses.kto import KTO
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "dapo": DAPO,
     "dpo": DPO,
     "distill": Distill,
+    "external": External,
     "dr_grpo": DrGRPO,
     "grpo": GRPO,
     "gspo": GSPO,

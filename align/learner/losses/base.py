@@ -22,6 +22,8 @@ from align.settings import Settings
 from rollouts.types import Prompt, ScoredGroup
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from align.learner.batch import MicroBatch
@@ -48,6 +50,8 @@ class Algorithm(Settings):
     """What a round leaves behind. Only a policy can become production."""
     needs_rewards: ClassVar[bool] = True
     """Whether rollouts must be scored to learn from them."""
+    learns_here: ClassVar[bool] = True
+    """Whether the learner takes the round's steps; False: a program of somebody else's trains."""
     unused: ClassVar[Mapping[str, str]] = {}
     """Settings of a round that the algorithm does not read, by key, each with the reason."""
 
@@ -79,6 +83,13 @@ class Algorithm(Settings):
 
     def check(self, group_size: int, where: str) -> None:
         """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
+
+    def check_here(self, folder: Path, where: str) -> None:
+        """Raise `UserError` where this machine lacks what the algorithm runs.
+
+        Args:
+            folder: the campaign file's.
+        """
 
     def for_round(self, max_tokens: int) -> Self:
         """The same algorithm for a round whose completions have at most so many tokens."""

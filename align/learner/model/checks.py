@@ -84,6 +84,40 @@ BESIDE: tuple[Check, ...] = (
 """Checks of a model that is not trained: a teacher, a critic."""
 
 
+SERVED: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    weights_are_whole,
+    configs_are_json,
+    code_is_wanted,
+    is_known,
+    is_causal,
+    is_served,
+    fits_cpu_kernels,
+)
+"""Checks of a model that is only sampled, whatever the precision of its weights."""
+
+
+SERVED_PLAIN: tuple[Check, ...] = (
+    *SERVED,
+    is_plain_precision,
+    tensors_fit,
+    nothing_is_cut_off,
+    is_tied_as_it_says,
+    numbers_are_finite,
+    tokens_have_rows,
+)
+"""Checks of a model that is only sampled and has no quantised weights."""
+
+
+def check_served(
+    path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"], *, quantised: bool
+) -> None:
+    """Check a folder that engines serve and nobody trains; see `check_base`."""
+    checks = SERVED if quantised else SERVED_PLAIN
+    _checked(path, policy.model_dump_json(), device, _stamp(path), checks)
+
+
 def check_companion_folder(path: Path) -> None:
     """Check a folder that a teacher or critic is loaded from; see `check_base`."""
     _checked(path, PolicyConfig(model=str(path)).model_dump_json(), "cuda", _stamp(path), BESIDE)

@@ -1,0 +1,1 @@
+"""Rounds that a program of somebody else's trains."""

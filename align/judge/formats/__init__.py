@@ -1,0 +1,1 @@
+"""A judgement for people and programs: on a screen, as Markdown, as JUnit's XML."""

@@ -1,0 +1,29 @@
+"""A judgement on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from align.judge.formats.rows import COLUMNS, passed_line, rows_of
+from align.judge.judgement import Judgement
+
+STYLES = {"passed": "green", "regressed": "red", "not_improved": "red"}
+"""Colours by outcome of a check; all others are yellow."""
+
+
+def print_judgement(judgement: Judgement, console: Console) -> None:
+    """Print the verdict, the table of its checks, and the reasons."""
+    table = Table()
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if number in (0, len(COLUMNS) - 1) else "right")
+    for row in rows_of(judgement):
+        style = STYLES.get(row.outcome, "yellow") if row.decides else "dim"
+        table.add_row(*map(Text, row.cells[:-1]), Text(row.cells[-1], style=style))
+    accepted = judgement.verdict.accepted
+    console.print(Text(judgement.headline, style="bold green" if accepted else "bold red"))
+    console.print(table)
+    for line in (passed_line(judgement), judgement.level, *judgement.reasons):
+        if line:
+            console.print(Text(line), soft_wrap=True)

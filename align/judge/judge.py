@@ -1,0 +1,249 @@
+"""From two models and a file of suites to a verdict, by the gate's own suites, pairing and statistics.
+
+    open the models -> load the suites for each -> measure the incumbent -> the candidate -> decide
+
+All that can be wrong with the input is told before an engine starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from align.gate.evaluate import ItemResults, evaluate
+from align.gate.gate import NO_TARGET, decide
+from align.gate.plan import GatePlan, plan_gate
+from align.gate.progress import SuiteProgress, Tell
+from align.gate.suites import Suite
+from align.gate.underpowered import check_power
+from align.gate.win_rate import save_answers, with_comparators
+from align.judge.cache import measurements_of
+from align.judge.judgement import Judgement, ModelRecord
+from align.judge.models import JudgedModel
+from align.judge.suites_file import SuitesFile
+from align.parts import MeasuringObserver, Observer, StartEngine
+from align.reward_models import measurable
+from rollouts.collect import collect
+from rollouts.engine import RolloutEngine
+from rollouts.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A candidate, an incumbent, and the suites of each as its own tokenizer reads them."""
+
+    file: SuitesFile
+    candidate: JudgedModel
+    incumbent: JudgedModel
+    candidate_suites: Sequence[Suite]
+    incumbent_suites: Sequence[Suite]
+    target: str | None = None
+    """Suite on which the candidate has to be better; None: it only must not lose."""
+    root: Path
+    """Folder of measurements."""
+    planned: GatePlan
+    """Power of the suites, at the assumed change."""
+    notes: tuple[str, ...] = field(default=())
+    """Remarks for the user."""
+
+    def power_lines(self) -> Iterator[str]:
+        """Yield what the suites can tell, then the chance of an equal candidate to be accepted."""
+        yield f"gate: {self.planned.spending}"
+        for suite in self.planned.suites:
+            role = "" if suite.role == "gate" else f" ({suite.role})"
+            margin = (
+                f"{100 * suite.margin:g} points" if suite.spread.pass_fail else f"{suite.margin:g}"
+            )
+            yield f"  {suite.suite}{role}: {suite.n:,} items, margin {margin}, power {suite.joint:.2f}"
+        yield f"  an equal candidate is accepted with a chance of {self.planned.all_pass:.2f}"
+
+    def close(self) -> None:
+        """End the worker processes of the metrics."""
+        for suite in (*self.candidate_suites, *self.incumbent_suites):
+            if suite.rubric is not None:
+                suite.rubric.close()
+
+
+@contextmanager
+def opened_case(
+    file: SuitesFile,
+    candidate: JudgedModel,
+    incumbent: JudgedModel,
+    *,
+    root: Path,
+    target: str | None = None,
+) -> Iterator[Case]:
+    """Load the suites for both models and check that these can be compared on them.
+
+    Args:
+        root: folder of measurements; it may not exist yet.
+        target: suite on which the candidate has to be better.
+
+    Raises:
+        UserError: a suite cannot be loaded, or the models cannot be compared on it.
+    """
+    known = [suite.name for suite in file.suites if suite.role == "gate"]
+    if target is not None and target not in known:
+        raise UserError(
+            f"there is no suite {target!r} that decides",
+            where="--target",
+            remedy=nearest(target, known),
+        )
+    with TemporaryDirectory(prefix="keel-judge-") as scratch:
+        kept = incumbent.settings is not None
+        answers = (measurements_of(root, incumbent).folder if kept else Path(scratch)).absolute()
+        ours, left_out = _loaded(candidate, incumbent, answers, target)
+        theirs, _ = _loaded(incumbent, incumbent, answers, target)
+        case = Case(
+            file=file,
+            candidate=candidate,
+            incumbent=incumbent,
+            candidate_suites=ours,
+            incumbent_suites=theirs,
+            target=target,
+            root=root,
+            planned=plan_gate(file.campaign(file.policy), None, suites=ours),
+            notes=(
+                *candidate.notes,
+                *incumbent.notes,
+                *(f"suite {name!r} is left out: {why}" for name, why in file.left_out.items()),
+                *left_out,
+            ),
+        )
+        try:
+            _check_paired(case)
+            yield case
+        finally:
+            case.close()
+
+
+def judge(case: Case, *, start_engine: StartEngine, observer: Observer) -> Judgement:
+    """Measure both models, the incumbent only where that is not on record, and decide.
+
+    Raises:
+        RunError: a model could not be measured.
+    """
+    observer.note(f"measuring {case.incumbent.name}, the incumbent")
+    before, reused = _measured(case.incumbent, case.incumbent_suites, case, start_engine, observer)
+    observer.note(f"measuring {case.candidate.name}, the candidate")
+    after, known = _measured(case.candidate, case.candidate_suites, case, start_engine, observer)
+    verdict = decide(
+        target=case.target or NO_TARGET,
+        candidate=after,
+        parent=before,
+        start=None,
+        best=None,
+        suites=case.candidate_suites,
+        gate=case.file.gate,
+        accepted_rounds=(),
+    )
+    return Judgement(
+        candidate=ModelRecord(name=case.candidate.name, id=case.candidate.id, reused=known),
+        incumbent=ModelRecord(name=case.incumbent.name, id=case.incumbent.id, reused=reused),
+        verdict=verdict,
+        candidate_results=after,
+        incumbent_results=before,
+        chance=case.planned.all_pass,
+        notes=case.notes,
+    )
+
+
+def power_warnings(case: Case) -> list[str]:
+    """Return warnings for suites whose items cannot show what is asked of them."""
+    return check_power(case.planned, case.file.gate.model_copy(update={"underpowered": "warn"}))
+
+
+def _loaded(
+    model: JudgedModel, incumbent: JudgedModel, answers: Path, target: str | None
+) -> tuple[list[Suite], list[str]]:
+    """Load a model's suites, comparable with those of another model, and say what is left out."""
+    suites = model.suites()
+    known = measurable(suites, {}, lambda snapshot: Path(snapshot))
+    names = {suite.name for suite in known}
+    left_out = [
+        f"suite {suite.name!r} is left out: its metric is a reward model of a campaign"
+        for suite in suites
+        if suite.name not in names
+    ]
+    compared = with_comparators(known, incumbent.id, incumbent.id, {}, answers)
+    return [_comparable(suite, target) for suite in compared], left_out
+
+
+def _comparable(suite: Suite, target: str | None) -> Suite:
+    """Return the suite with a hash that two models share if they are asked the same.
+
+    The tokenizer belongs to the model here, and is part of its id.
+    """
+    return replace(suite, encoding=None, target_of=suite.name if suite.name == target else None)
+
+
+def _check_paired(case: Case) -> None:
+    """Refuse suites that the two models read differently."""
+    if not case.candidate_suites:
+        raise UserError("no suite is left to measure", where="--suites")
+    for own, other in zip(case.candidate_suites, case.incumbent_suites, strict=True):
+        if own.hash == other.hash:
+            continue
+        raise UserError(
+            f"{case.candidate.name} and {case.incumbent.name} cut the items of suite {own.name!r} into "
+            "different tokens, so their log-likelihoods per token cannot be compared",
+            where=f"suite {own.name!r}",
+            cause="their tokenizers differ",
+            remedy="remove the suite, or replace it by one that samples answers",
+        )
+
+
+def _measured(
+    model: JudgedModel,
+    suites: Sequence[Suite],
+    case: Case,
+    start_engine: StartEngine,
+    observer: Observer,
+) -> tuple[dict[str, ItemResults], tuple[str, ...]]:
+    """Return a model's results by suite, and the names of suites whose results were on record."""
+    kept = measurements_of(case.root, model) if model.settings is not None else None
+    results = {s.name: stored for s in suites if kept and (stored := kept.load(s)) is not None}
+    reused = tuple(results)
+    if reused:
+        observer.note(f"{model.name}: on record for {', '.join(reused)}")
+    missing = [suite for suite in suites if suite.name not in results]
+    unanswered = [s for s in suites if model is case.incumbent and _lacks_answers(s)]
+    if missing or unanswered:
+        with model.serve(start_engine) as engine:
+            for suite in unanswered:
+                _keep_answers(engine, model, suite, case.file.seed)
+            for number, suite in enumerate(missing, start=1):
+                tell = _teller(model.name, number, len(missing), observer)
+                encoder = model.encoder_of(suite)
+                measured = evaluate(engine, [suite], encoder, model.id, case.file.seed, tell)
+                results[suite.name] = measured[suite.name]
+                if kept is not None:
+                    kept.save(suite, measured[suite.name])
+    return {suite.name: results[suite.name] for suite in suites}, reused
+
+
+def _teller(name: str, number: int, total: int, observer: Observer) -> Tell:
+    """Return a listener that tells the observer of one suite of several."""
+
+    def tell(progress: SuiteProgress) -> None:
+        if isinstance(observer, MeasuringObserver):
+            observer.on_measuring(name, replace(progress, number=number, suites=total))
+
+    return tell
+
+
+def _lacks_answers(suite: Suite) -> bool:
+    """Tell a win rate whose comparator has not answered yet."""
+    return suite.duel is not None and not (suite.duel.answers and suite.duel.answers.exists())
+
+
+def _keep_answers(engine: RolloutEngine, model: JudgedModel, suite: Suite, seed: int) -> None:
+    """Sample the answers that a win rate compares others with."""
+    assert suite.duel is not None and suite.duel.answers is not None and suite.sampling is not None
+    sizes = [1] * len(suite.prompts)
+    encoder = model.encoder_of(suite)
+    groups = collect(engine, suite.prompts, sizes, encoder, suite.sampling, seed, policy=model.id)
+    save_answers(suite.duel.answers, groups)

@@ -1,0 +1,201 @@
+"""OpenAI-compatible endpoints: ``http://HOST/v1#MODEL``, or without a name if the server has one model.
+
+Suites that sample answers send words, and the server applies its own chat template. Suites that score texts
+need the server's tokenizer here, and a server that returns the logprobs of a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align.config import CampaignConfig
+from align.gate.suites import Suite, build_suites
+from align.judge.models.base import Named
+from align.judge.models.digest import combined
+from align.judge.suites_file import SuitesFile
+from align.models import SCHEMES, load_encoder
+from align.parts import StartEngine
+from rollouts.endpoint.client import EndpointClient, EndpointError, EndpointRefusal
+from rollouts.endpoint.engine import EndpointEngine, NoPromptLogprobs
+from rollouts.endpoint.text import TextEncoder
+from rollouts.engine import RolloutEngine
+from rollouts.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rollouts.prompts import PromptEncoder
+
+SIGN = "#"
+"""Sign between an address and the name of a model there."""
+ABSENT = 404
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointModel:
+    """A model that somebody serves; its content is not known, so its measurements are not kept."""
+
+    name: str
+    file: SuitesFile
+    engine: EndpointEngine
+    words: TextEncoder
+    """Encoder of prompts that the server reads as words."""
+    tokens: PromptEncoder | None
+    """The server's tokenizer; None: it is not known."""
+
+    settings: None = None
+
+    @property
+    def id(self) -> str:
+        """Hash of the address and the name; not of what is behind them."""
+        return combined(self.engine.client.base_url, self.engine.model)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say that nothing is kept."""
+        return (f"{self.name}: an endpoint may change, so it is measured anew every time",)
+
+    def suites(self) -> list[Suite]:
+        """Load the suites, after a check that the endpoint can be asked them.
+
+        Raises:
+            UserError: a suite needs the tokenizer, or logprobs that the endpoint does not return.
+        """
+        # How long a context the server has, and how many tokens a prompt, is its own business.
+        rollouts = self.file.rollouts.model_copy(update={"max_model_len": None})
+        campaign = self.file.campaign(self.file.policy).model_copy(update={"rollouts": rollouts})
+        self._require_tokens(campaign)
+        suites = build_suites(campaign, SCHEMES, self.tokens or self.words)
+        scored = next((suite for suite in suites if suite.sequences), None)
+        if scored is not None:
+            self._require_logprobs(scored)
+        return suites
+
+    def check_machine(self) -> None:
+        """Do nothing: it runs elsewhere."""
+
+    def encoder_of(self, suite: Suite) -> PromptEncoder:
+        """Return words for answers that are sampled, tokens for all else."""
+        if suite.kind == "items" and suite.harness is None:
+            return self.words
+        assert self.tokens is not None, "the check of the suites"
+        return self.tokens
+
+    @contextmanager
+    def serve(self, start_engine: StartEngine) -> Iterator[RolloutEngine]:
+        """Yield the engine that asks the server; nothing is started."""
+        yield self.engine
+
+    def _require_tokens(self, campaign: CampaignConfig) -> None:
+        needing = [s.name for s in campaign.suites if s.text is not None or s.harness is not None]
+        if needing and self.tokens is None:
+            raise UserError(
+                f"suite {needing[0]!r} is about tokens, and the tokenizer of {self.name} is not known",
+                where=f"suite {needing[0]!r}",
+                cause="an endpoint takes and gives words",
+                remedy="name a folder or hub id that has it with --tokenizer, or remove the suite",
+            )
+
+    def _require_logprobs(self, suite: Suite) -> None:
+        """Check with one window that the endpoint scores prompts, and cuts them into the same tokens."""
+        assert self.tokens is not None, "the check before"
+        prompt_ids, completion_ids = suite.sequences[0]
+        ids = (*prompt_ids, *completion_ids)
+        try:
+            theirs = self.engine.tokens_of(ids)
+        except NoPromptLogprobs as error:
+            raise UserError(
+                f"suite {suite.name!r} needs the logprobs of given texts: {error.what}",
+                where=self.name,
+                cause=error.cause,
+                remedy="remove the suite, or serve the model by a server that takes echo and logprobs on "
+                "/v1/completions, as vLLM does",
+            ) from error
+        except EndpointError as error:
+            raise _unreachable(self.name, error) from error
+        if _letters(self.tokens.decode(ids)) not in _letters("".join(theirs)):
+            raise UserError(
+                "the tokenizer is not the one of the endpoint's model: the same token ids are other words",
+                where="--tokenizer",
+                cause=f"{self.tokens.decode(ids)[:40]!r} here, {''.join(theirs)[:40]!r} there",
+                remedy="name the folder or hub id of the model that is served",
+            )
+
+
+def is_endpoint(name: str) -> bool:
+    """Tell an address from all other names."""
+    return name.startswith(("http://", "https://"))
+
+
+def open_endpoint(named: Named) -> EndpointModel:
+    """Open an endpoint, after a check that it answers and has the model.
+
+    Raises:
+        UserError: nobody answers there, the key is refused, or there is no such model.
+    """
+    address, _, model = named.name.partition(SIGN)
+    client = EndpointClient(
+        base_url=address,
+        api_key_env=named.api_key_env,
+        deadline_s=named.file.rollouts.deadline_s,
+    )
+    model = _model_of(client, model)
+    policy, tokens = named.file.policy, None
+    if named.tokenizer is not None:
+        from align.judge.models.local import find_folder
+
+        tokens = load_encoder(find_folder(named.tokenizer, policy), policy)
+    chat = {"chat_template_kwargs": policy.chat_template_kwargs}
+    return EndpointModel(
+        name=named.name,
+        file=named.file,
+        engine=EndpointEngine(
+            client=client,
+            model=model,
+            tokenizer=None if tokens is None else tokens.tokenizer,
+            concurrency=min(64, named.file.rollouts.max_num_seqs),
+            extra=chat if policy.chat_template_kwargs else {},
+        ),
+        words=TextEncoder(policy.system),
+        tokens=tokens,
+    )
+
+
+def _model_of(client: EndpointClient, wanted: str) -> str:
+    """Return the name of a model that the server has; the only one if none is wanted."""
+    try:
+        listed = client.get("/models").get("data") or []
+        names = [str(entry["id"]) for entry in listed]
+    except EndpointError as error:
+        raise _unreachable(client.base_url, error) from error
+    except EndpointRefusal as error:
+        if not (wanted and error.status == ABSENT):
+            raise
+        names = []  # Not every server lists its models.
+    except (LookupError, TypeError):
+        names = []
+    if wanted and (wanted in names or not names):
+        return wanted
+    if not wanted and len(names) == 1:
+        return names[0]
+    raise UserError(
+        f"the endpoint has no model {wanted!r}" if wanted else "the endpoint has several models",
+        where=client.base_url,
+        remedy=nearest(wanted, names) if names else f"write {client.base_url}{SIGN}MODEL",
+    )
+
+
+def _unreachable(where: str, error: EndpointError) -> UserError:
+    return UserError(
+        "the endpoint does not answer",
+        where=where,
+        cause=error.cause,
+        remedy="start the server, or check the address (up to /v1)",
+    )
+
+
+def _letters(text: str) -> str:
+    """Return letters and digits alone: tokens that are parts of a character print as anything."""
+    return re.sub("[^A-Za-z0-9]", "", text)

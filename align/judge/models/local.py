@@ -1,0 +1,163 @@
+"""Models in folders, whole or as adapters, and those of the hub, which are downloaded into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config import CampaignConfig
+from align.gate.suites import Suite, build_suites
+from align.inputs import context_of
+from align.judge.models.base import Named
+from align.judge.models.digest import digest_of_model
+from align.judge.suites_file import SuitesFile
+from align.learner.model.checks import check_served
+from align.models import SCHEMES, load_encoder, resolve_model
+from align.parts import StartEngine, versions
+from align.plan.fit import check_addresses, check_kv_cache
+from align.policy_config import PolicyConfig
+from rollouts.engine import RolloutEngine
+from rollouts.vllm_engine import resolve_device
+
+if TYPE_CHECKING:
+    from rollouts.prompts import PromptEncoder
+
+QUANTISED = ("quantization_config", "compression_config")
+"""Keys of ``config.json`` with which a folder says that its weights are quantised."""
+REVISION = "@"
+"""Sign between a hub id and a commit, tag or branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalModel:
+    """A folder that engines serve as it is."""
+
+    name: str
+    folder: Path
+    file: SuitesFile
+    policy: PolicyConfig
+    """Settings that engines serve it with."""
+    id: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def campaign(self) -> CampaignConfig:
+        """Campaign without rounds, of the file's suites and this model."""
+        return self.file.campaign(self.policy)
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """Reader of prompts, with the model's own tokenizer and chat template."""
+        return load_encoder(self.folder, self.policy)
+
+    @property
+    def context(self) -> int:
+        """Prompt plus completion, in tokens, that engines are started for."""
+        return context_of(self.folder, self.campaign)
+
+    @cached_property
+    def settings(self) -> str:
+        """Precision, context, seed, chat settings, device and versions."""
+        policy = self.policy.model_dump(
+            mode="json",
+            include={"dtype", "system", "chat_template_kwargs", "chat_template_date"},
+        )
+        content: dict[str, Any] = {
+            "policy": policy,
+            "context": self.context,
+            "seed": self.file.seed,
+            "device": resolve_device("auto"),
+            "versions": versions(),
+        }
+        return json.dumps(content, sort_keys=True)
+
+    def suites(self) -> list[Suite]:
+        """Load the suites as the model's tokenizer reads them."""
+        return build_suites(self.campaign, SCHEMES, self.encoder, self.context)
+
+    def check_machine(self) -> None:
+        """Refuse sequences and models that an engine on this machine's processors cannot hold."""
+        check_kv_cache(self.folder, self.context, self.campaign)
+        check_addresses(self.folder, self.campaign)
+
+    def encoder_of(self, suite: Suite) -> PromptEncoder:
+        """Return the model's own encoder."""
+        return self.encoder
+
+    @contextmanager
+    def serve(self, start_engine: StartEngine) -> Iterator[RolloutEngine]:
+        """Start engines on the folder, and close them in the end."""
+        engine = start_engine(self.campaign, self.folder, self.context)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+def open_local(named: Named) -> LocalModel:
+    """Open a folder, an adapter's folder, ``demo://digits`` or a hub id; ``ID@COMMIT`` fixes its version.
+
+    Raises:
+        UserError: there is none, or engines cannot serve it.
+    """
+    return open_folder(named, find_folder(named.name, named.file.policy))
+
+
+def open_folder(named: Named, folder: Path, base: Path | None = None) -> LocalModel:
+    """Open a folder that was found, whole or an adapter's.
+
+    Args:
+        base: folder of an adapter's base; None: the adapter names it, or the command line does.
+    """
+    from align.judge.models.adapter import is_adapter, open_adapter
+
+    if is_adapter(folder):
+        return open_adapter(named, folder, base)
+    policy = served_policy(named.file, folder)
+    method = quantised_by(folder)
+    return LocalModel(
+        name=named.name,
+        folder=folder,
+        file=named.file,
+        policy=policy,
+        id=digest_of_model(folder, code=policy.trust_remote_code),
+        notes=() if method is None else (f"{named.name}: quantised ({method}), in {policy.dtype}",),
+    )
+
+
+def served_policy(file: SuitesFile, folder: Path) -> PolicyConfig:
+    """Check that engines can serve a whole model, and return the settings that they serve it with.
+
+    Raises:
+        UserError: the first thing that is wrong with the folder.
+    """
+    quantised = quantised_by(folder) is not None
+    policy = file.policy_of(folder, quantised=quantised)
+    check_served(folder, policy, resolve_device("auto"), quantised=quantised)
+    return policy
+
+
+def find_folder(name: str, policy: PolicyConfig) -> Path:
+    """Return the folder that a name stands for; downloads a hub id."""
+    model, _, revision = name.rpartition(REVISION)
+    if model and not Path(name).expanduser().exists():
+        return resolve_model(policy.model_copy(update={"model": model, "revision": revision}))
+    return resolve_model(policy.model_copy(update={"model": name, "revision": None}))
+
+
+def quantised_by(folder: Path) -> str | None:
+    """Return the method that a folder's weights are quantised by; None: they are not."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        chosen = next((config[key] for key in QUANTISED if config.get(key)), None)
+    except (OSError, ValueError, AttributeError):
+        return None  # The checks of the folder say what is wrong with it.
+    if chosen is None:
+        return None
+    method = chosen.get("quant_method", "unknown") if isinstance(chosen, dict) else chosen
+    return str(method)

@@ -1,0 +1,78 @@
+"""Snapshots of a campaign: ``STORE#ROUND``, where STORE is the store's folder or the campaign's file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from align.campaign_file import load_campaign
+from align.config import CampaignConfig
+from align.evidence import Evidence, stored_evidence
+from align.judge.models.base import Named
+from align.judge.models.local import LocalModel, open_folder
+from align.memory.ledger import Ledger
+from align.memory.sqlite_file import sqlite_url
+from align.memory.tables import campaigns
+from align.report.export import find
+from align.stored_config import as_then
+from rollouts.errors import UserError
+
+SIGN = "#"
+"""Sign between a store and the name of a snapshot in it."""
+LEDGER = "ledger.db"
+PRODUCTION = "production"
+
+
+def is_snapshot(name: str) -> bool:
+    """Tell ``STORE#ROUND``, and the folder of a store, which stands for its production."""
+    store, sign, _ = name.rpartition(SIGN)
+    path = Path(store if sign else name).expanduser()
+    return bool(sign and store and path.exists()) or (path / LEDGER).is_file()
+
+
+def open_snapshot(named: Named) -> LocalModel:
+    """Open a snapshot by the name of its round, ``production``, ``base``, or its id or the id's beginning.
+
+    Raises:
+        UserError: no store there, or no such snapshot in it.
+        SnapshotError: the snapshot is damaged.
+    """
+    store, sign, which = named.name.rpartition(SIGN)
+    path = Path(store if sign else named.name).expanduser()
+    evidence = _evidence(path)
+    snapshots = evidence.snapshots()
+    snapshot = snapshots.open(find(evidence, which if sign else PRODUCTION))
+    base = snapshot.manifest.provenance.base
+    below = snapshots.open(base).path if snapshot.kind == "adapter" and base else None
+    return open_folder(named, snapshot.path, below)
+
+
+def _evidence(path: Path) -> Evidence:
+    if path.is_file():
+        return stored_evidence(load_campaign(path).config)
+    if not (path / LEDGER).is_file():
+        raise UserError(
+            f"{str(path)!r} is no store: it holds no {LEDGER}",
+            where=str(path),
+            remedy="name the folder of a campaign's store, or the campaign's file where its ledger lies "
+            "elsewhere",
+        )
+    ledger = Ledger(sqlite_url(path / LEDGER))
+    with ledger.database.read() as connection:
+        content = connection.scalar(select(campaigns.c.config))
+    if content is None or ledger.alias(PRODUCTION) is None:
+        raise UserError("no campaign has begun in this store yet", where=str(path))
+    try:
+        stored = {**as_then(json.loads(content)), "store": str(path)}
+        config = CampaignConfig.model_validate(stored)
+    except ValidationError as error:
+        raise UserError(
+            "the store's campaign is not valid in this version of Keel",
+            where=str(path),
+            cause=f"another version wrote it: {str(error).splitlines()[-1].strip()}",
+            remedy="name the campaign's file in place of the store",
+        ) from error
+    return Evidence(folder=path, ledger=ledger, config=config)

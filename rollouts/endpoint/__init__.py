@@ -1,0 +1,1 @@
+"""Sampling from and scoring by an OpenAI-compatible server."""

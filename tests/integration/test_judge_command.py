@@ -1,0 +1,89 @@
+"""``keel judge`` for real: engines on a cluster of its own, and vLLM's own server as an endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.demo import BASE_MODEL
+from launch.serving.vllm_server import SERVER
+from rollouts.vllm_engine import engine_environment
+from tests.patience import patient
+from tests.unit.judge.judging import changed_model, raw_suites, write_suites
+
+KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
+ROOT = Path(__file__).parents[2]
+
+
+def judge(folder: Path, *words: str) -> tuple[int, dict[str, object], str]:
+    """Run the command; exit code, what it printed as JSON, and its messages."""
+    environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [*KEEL, "judge", *words, "--json", "--cache", str(folder / "cache")],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=patient(240),
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def test_a_damaged_model_is_rejected_by_real_engines(tmp_path: Path) -> None:
+    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
+    suites = str(write_suites(tmp_path, 100, rollouts=engines))
+    damaged = str(changed_model(tmp_path / "damaged", torch.zeros_like))
+    code, said, error = judge(tmp_path, damaged, "--against", "demo://digits", "--suites", suites)
+    assert (code, said.get("outcome")) == (1, "rejected"), error
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the demo's model by vLLM's OpenAI-compatible server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    arguments = ["--model", str(BASE_MODEL), "--host", "127.0.0.1", "--port", str(port),
+                 "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
+                 "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "32"]  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *SERVER, *arguments], stdout=output, stderr=output,
+            env={**os.environ, **engine_environment(str(BASE_MODEL), "cpu")},
+        )  # fmt: skip
+    try:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + patient(180)
+        while time.monotonic() < until and process.poll() is None:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail(log.read_text()[-3000:])
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_served_copy_is_measured_as_the_folder_is(tmp_path: Path, endpoint: str) -> None:
+    (tmp_path / "text.txt").write_text("copy 1 2 3 4 = 1 2 3 4\n" * 60)
+    likelihood = {"name": "text", "text": "text.txt", "window": 16, "margin": 0.05, "budget": 0.05}
+    suites = str(write_suites(tmp_path, suites=[*raw_suites(200)["suites"], likelihood]))
+    code, said, error = judge(
+        tmp_path, f"{endpoint}#tiny", "--against", "demo://digits", "--suites", suites,
+        "--tokenizer", "demo://digits",
+    )  # fmt: skip
+    assert code in (0, 3), error
+    suites_said = said["suites"]
+    assert isinstance(suites_said, list)
+    for suite in suites_said:
+        assert suite["candidate"] == pytest.approx(suite["incumbent"], abs=0.02), suite
