@@ -79,8 +79,9 @@ class SuiteDemands(AnswerSampling):
     samples: Annotated[int, Field(ge=1)] = 1
     """Completions per item, whose mean is the item's value: more are less noise, not more items."""
     cluster: str | None = None
-    """Column that names what items have in common, such as their source: standard errors are then robust
-    to items of one cluster being alike."""
+    """Column that names what items have in common, such as their source: a verdict then rests on clusters,
+    however alike the items of one are. None: items of prompts count by themselves, pairs and examples come
+    in clusters by their prompt, windows by their document; ``item`` or ``window`` takes them one by one."""
 
     @model_validator(mode="after")
     def _demands(self) -> Self:

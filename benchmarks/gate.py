@@ -1,10 +1,11 @@
 """Claim: the gate lets a loss as large as the margin through no more often than its alpha says, and twenty
 rounds that each lose a point cannot add up.
 
-First the level of one check: suites drawn where the candidate loses exactly the margin. Then whole
-campaigns: every candidate answers the items as its parent does, except for a share that turns from right to
-wrong or back, and what is accepted is the next parent. Beside the gate stand the rules in common use.
-Everything is drawn, no model is involved.
+First the level of one check: suites of every kind (`benchmarks.levels`), and pass/fail items beside Wald's
+test, drawn where the candidate loses exactly the margin. Then whole campaigns: every candidate answers the
+items as its parent does, except for a share that turns from right to wrong or back, and what is accepted is
+the next parent; of several suites one loses, and all must pass. Beside the gate stand the rules in common
+use. Everything is drawn, no model is involved. Ends with 1 where a level is exceeded by more than chance.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.gate.statistics import items_needed, normal_quantile, tango_noninferiority
+from align.gate.statistics import (
+    items_needed,
+    normal_quantile,
+    power,
+    tango_noninferiority,
+)
 from benchmarks.common import parser, prepare, save, show, verdict
+from benchmarks.levels import case_levels, exceeded
 
 ALPHA = 0.05
 SIZES = (30, 50, 100, 200, 500, 1000, 2000)
@@ -35,7 +42,12 @@ MARGIN, BUDGET = 0.02, 0.03
 LOST, KEPT = 3.5, 14.0
 """Rounds accepted at most where each loses a point, and at least where none loses anything."""
 
+SUITES_TOGETHER, FEWER_ROUNDS, EQUALS = 6, 10, 0.85
+"""Suites and declared rounds of the last rows, and the share of equal candidates that shall be accepted."""
+
 GATE = "the gate: same, and best so far, by the budget"
+SEVERAL = f"the gate, {SUITES_TOGETHER} suites, as many items"
+PLANNED = f"the gate, {SUITES_TOGETHER} suites, {FEWER_ROUNDS} rounds, items planned for all"
 
 Right = NDArray[np.bool_]
 """Which items are right, by campaign and item."""
@@ -50,6 +62,9 @@ class Rule:
     items: int = ITEMS
     promised: bool = False
     """Held to `LOST` and `KEPT`."""
+    suites: int = 1
+    """All must pass; of several the first one loses."""
+    rounds: int = ROUNDS
 
 
 def not_worse(margin: float, alpha: float) -> Callable[[int, int, int], bool]:
@@ -73,6 +88,7 @@ def rules() -> dict[str, Rule]:
     planned = items_needed(DISCORDANCE, MARGIN, spread, power=0.95)
     parent, start = not_worse(MARGIN, ALPHA), not_worse(BUDGET, ALPHA)
     strict, anchored = not_worse(MARGIN, spread), not_worse(BUDGET, spread)
+    fewer = ALPHA / FEWER_ROUNDS
     return {
         "no significant drop": Rule(accepts={"parent": no_significant_drop}),
         "mean within the margin": Rule(accepts={"parent": mean_holds}),
@@ -92,25 +108,61 @@ def rules() -> dict[str, Rule]:
             items=planned,
             promised=True,
         ),
+        SEVERAL: Rule(
+            accepts={"parent": strict, "start": anchored, "best": anchored},
+            items=planned,
+            suites=SUITES_TOGETHER,
+        ),
+        PLANNED: Rule(
+            accepts={
+                "parent": not_worse(MARGIN, fewer),
+                "start": not_worse(BUDGET, fewer),
+                "best": not_worse(BUDGET, fewer),
+            },
+            items=items_for_all(SUITES_TOGETHER, fewer, EQUALS),
+            suites=SUITES_TOGETHER,
+            rounds=FEWER_ROUNDS,
+        ),
     }
 
 
-def main() -> None:
-    """Draw, decide and print."""
+def items_for_all(suites: int, alpha: float, chance: float) -> int:
+    """Return the items per suite with which an equal candidate of the last round passes all checks.
+
+    Its answers differ from its parent's, and more from those of the start and the best, of which every
+    round has turned a share: after t rounds ``2 p (1 - p) (1 - k^t)`` of the items have turned.
+    """
+    kept = 1.0 - DISCORDANCE / (2 * ACCURACY * (1 - ACCURACY))
+    drifted = 2 * ACCURACY * (1 - ACCURACY) * (1.0 - kept**FEWER_ROUNDS)
+    wanted, low, high = chance ** (1 / suites), 1, 1 << 20
+    while low < high:
+        middle = (low + high) // 2
+        passes = power(middle, DISCORDANCE, MARGIN, alpha) * power(
+            middle, drifted, BUDGET, alpha
+        ) ** len(("start", "best"))
+        low, high = (low, middle) if passes >= wanted else (middle + 1, high)
+    return high
+
+
+def main() -> int:
+    """Draw, decide and print; 1 if a level is exceeded."""
     prepare()
     options = parser("Error rates of the gate, by simulation.")
     options.add_argument("--tables", type=int, default=40_000, help="suites drawn for a level")
     options.add_argument("--campaigns", type=int, default=100)
+    options.add_argument("--draws", type=int, default=1_000, help="suites drawn of every kind")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     if args.quick:
-        args.tables, args.campaigns = 2_000, 5
+        args.tables, args.campaigns, args.draws = 2_000, 5, 20
     random = np.random.default_rng(args.seed)
+    kinds = list(case_levels(np.random.default_rng(args.seed), args.draws))
     levels = [level(random, *suite, n, args.tables) for suite in SUITES for n in SIZES]
     campaigns = [
         {
             "rule": name,
             "items": rule.items,
+            "rounds": rule.rounds,
             "promised": rule.promised,
             **{
                 f"{points:+d}": accepted(random, rule, points / 100, args.campaigns)
@@ -119,9 +171,11 @@ def main() -> None:
         }
         for name, rule in rules().items()
     ]
+    report_kinds(kinds)
     report(levels, campaigns)
     promises(levels, campaigns)
-    save(args.json, "gate", args, {"levels": levels, "campaigns": campaigns})
+    save(args.json, "gate", args, {"kinds": kinds, "levels": levels, "campaigns": campaigns})
+    return int(bool(exceeded(kinds)) or not all(map(_meets, levels)))
 
 
 def level(
@@ -151,28 +205,31 @@ def accepted(
     """Mean number of rounds accepted, and what the accepted rounds came to, in points.
 
     Args:
-        change: true difference of every candidate to its parent, on these very items.
+        change: true difference of every candidate to its parent, on these very items of the first suite.
     """
-    shape = (campaigns, rule.items)
+    shape = (campaigns, rule.suites, rule.items)
+    changes = np.zeros((rule.suites, 1))
+    changes[0] = change
     start = parent = best = random.random(shape) < ACCURACY
     count = np.zeros(campaigns)
-    for _ in range(ROUNDS):
-        right = parent.mean(axis=1, keepdims=True)
+    for _ in range(rule.rounds):
+        right = parent.mean(axis=2, keepdims=True)
         turns = np.where(
-            parent, (DISCORDANCE - change) / 2 / right, (DISCORDANCE + change) / 2 / (1 - right)
+            parent, (DISCORDANCE - changes) / 2 / right, (DISCORDANCE + changes) / 2 / (1 - right)
         )
         candidate = parent ^ (random.random(shape) < turns)
         comparators = {"parent": parent, "start": start, "best": best}
         passed = np.logical_and.reduce(
             [
-                decide(accepts, comparators[name], candidate)
+                decide(accepts, comparators[name][:, suite], candidate[:, suite])
                 for name, accepts in rule.accepts.items()
+                for suite in range(rule.suites)
             ]
         )
         count += passed
-        parent = np.where(passed[:, None], candidate, parent)
-        better = passed & (candidate.mean(axis=1) > best.mean(axis=1))
-        best = np.where(better[:, None], candidate, best)
+        parent = np.where(passed[:, None, None], candidate, parent)
+        better = passed[:, None] & (candidate.mean(axis=2) > best.mean(axis=2))
+        best = np.where(better[:, :, None], candidate, best)
     return {"rounds": float(count.mean()), "points": 100 * change * float(count.mean())}
 
 
@@ -181,6 +238,27 @@ def decide(accepts: Callable[[int, int, int], bool], before: Right, after: Right
     lost, won = (before & ~after).sum(axis=1), (after & ~before).sum(axis=1)
     n = before.shape[1]
     return np.array([accepts(int(b), int(c), n) for b, c in zip(lost, won, strict=True)])
+
+
+def report_kinds(kinds: list[dict[str, Any]]) -> None:
+    """One line for each kind of suite, size and alpha."""
+    rows = [
+        [
+            found["case"],
+            f"{found['n']:,}",
+            f"{found['alpha']:g}",
+            f"{found['level']:.4f}",
+            f"{found['most']:.4f}",
+            verdict(found["level"] <= found["most"]),
+        ]
+        for found in kinds
+    ]
+    show(
+        "False acceptance at the margin, by kind of suite",
+        ["suite", "items or clusters", "alpha", "accepted", "at most by chance", ""],
+        rows,
+        "Too few items to tell is no acceptance.",
+    )
 
 
 def report(levels: list[dict[str, Any]], campaigns: list[dict[str, Any]]) -> None:
@@ -205,7 +283,7 @@ def report(levels: list[dict[str, Any]], campaigns: list[dict[str, Any]]) -> Non
         met = losing["rounds"] <= LOST and same["rounds"] >= KEPT
         rows.append(
             [found["rule"], f"{found['items']:,}", f"{losing['rounds']:.1f}",
-             f"{losing['points']:+.1f}", f"{same['rounds']:.1f}",
+             f"{losing['points']:+.1f}", f"{same['rounds']:.1f} of {found['rounds']}",
              verdict(met) if found["promised"] else ""]
         )  # fmt: skip
     show(
@@ -255,4 +333,4 @@ def _meets(found: Mapping[str, float]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

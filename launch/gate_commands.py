@@ -26,6 +26,9 @@ def plan(
         float | None,
         typer.Option(help="Share of items assumed to change where nothing was measured."),
     ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Dollars per million tokens, to tell costs by.", min=0.0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what each suite can tell: margins, items, power, cost. Works before the first run, and for a
@@ -46,7 +49,7 @@ def plan(
     from align.report.tables import report_console
 
     report_console().print(_plan_table(planned))
-    typer.echo("\n".join(_plan_notes(planned)))
+    typer.echo("\n".join(_plan_notes(planned, price)))
 
 
 @gate_app.command("explain")
@@ -161,6 +164,11 @@ def anchor(
         typer.echo("\n".join(anchor_log_lines(evidence)))
 
 
+def _cost(tokens: int, known: bool, price: float | None) -> str:
+    dollars = "" if price is None else f" (${tokens * price / 1e6:,.2f})"
+    return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
+
+
 def _plan_table(planned: GatePlan) -> Table:
     from rich.table import Table
 
@@ -168,7 +176,7 @@ def _plan_table(planned: GatePlan) -> Table:
     table.add_column("suite")
     for column in (
         "items", "change", "margin", "shown .8", "shown .95", "items .8", "items .95", "power",
-        "tokens", "s",
+        "all checks", "items for all", "tokens", "s",
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for suite in planned.suites:
@@ -192,24 +200,27 @@ def _plan_row(suite: SuitePlan) -> list[str]:
         *map(amount, suite.testable.values()),
         *(f"{needed:,}" for needed in suite.needed.values()),
         f"{suite.power:.2f}",
+        f"{suite.joint:.2f}",
+        f"{suite.enough:,}" if suite.guards else "-",
         "?" if suite.tokens is None else f"{suite.tokens:,}",
         "?" if suite.seconds is None else f"{suite.seconds:.1f}",
     ]
 
 
-def _plan_notes(planned: GatePlan) -> list[str]:
+def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
     measured = max((suite.spread.rounds for suite in planned.suites), default=0)
-    tokens = [suite.tokens for suite in planned.suites]
-    total = f"{sum(t or 0 for t in tokens):,}{' and more' if None in tokens else ''}"
     took = f", {planned.seconds:.0f} s until now" if planned.seconds is not None else ""
     return [
         "shown: smallest margin these items show at that power; items: as many as the margin asks for",
+        "all checks: the chance against parent, best and start together, rates of cut answers included; "
+        f"items for all: with so many in every suite all pass together with a chance of {planned.wanted:g}",
         planned.spending,
         *(template.sentence for template in planned.templates),
         *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
         f"an equal candidate of the last round loses on no suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
-        f"a candidate costs at most {total} tokens{took}",
+        f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
+        f"{_cost(*planned.tokens(enough=True), price)}",
         f"change: of candidates against their parents in {measured} decided rounds"
         if measured
         else "change: assumed, no round was decided yet; --discordance says otherwise, keel gate aa "

@@ -7,33 +7,25 @@ one because it failed. What follows from it is `align.gate.gate`'s business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from align.demands_config import Family
-from align.gate.evaluate import ItemResults, paired
-from align.gate.sequences import MIN_ITEMS
-from align.gate.statistics import (
-    items_needed,
-    paired_t_noninferiority,
-    tango_interval,
-    tango_noninferiority,
-)
+from align.gate.comparison import Comparison, Test, compare
+from align.gate.evaluate import ItemResults
+from align.gate.rules import CURRENT_RULE, RULES
+from align.gate.statistics import items_needed
 from align.gate.suite import Kind, SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
+__all__ = ["Against", "Check", "Comparison", "Outcome", "Role", "Test", "What", "check", "compare"]
+
 Role = Literal["target", "retention", "shown"]
 Against = Literal["parent", "best", "start", "last opening"]
 What = Literal["value", "truncation", "failure", "zero_tolerance"]
-Test = Literal["tango", "tango_scaled", "paired_t", "exact"]
 Outcome = Literal["passed", "regressed", "not_improved", "too_few_items", "void"]
-
-MIN_SCORED_ITEMS = 30
-"""Fewest items, clusters where items have them, and fewest items that changed, for the mean of scores to
-be near normal."""
 
 MAX_FAILED_SHARE = 0.01
 """Of items. A comparator's failures count as worst too, and would make any candidate pass; with so many
@@ -91,23 +83,6 @@ class Check:
         return f"{100 * value:.1f}" if self.test in ("tango", "exact") else f"{value:.3g}"
 
 
-class Comparison(NamedTuple):
-    """Numbers of one paired comparison, before anyone judges them."""
-
-    test: Test
-    n: int
-    lost: int
-    won: int
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    variance: float
-    """Of one item's difference, the discordant share for pass/fail; larger where items of a cluster are
-    alike."""
-    enough: bool
-    """The test's approximation holds at this number of items."""
-
-
 def check(
     rule: SuiteRule,
     candidate: ItemResults,
@@ -119,22 +94,24 @@ def check(
     margin: float,
     alpha: float,
     what: What = "value",
+    decided_by: int = CURRENT_RULE,
 ) -> Check:
     """Compare two snapshots on one suite.
 
     Args:
         margin: loss that is still allowed; for ``role="target"`` the gain that must be exceeded.
         alpha: one-sided error of this one look.
+        decided_by: number of the rule in `align.gate.rules`.
 
     Raises:
         RunError: the two were measured on different items, or the comparator failed on too many.
     """
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
-    result = compare(candidate, comparator, rule.kind, allowed, alpha)
+    result = RULES[decided_by](candidate, comparator, rule.kind, allowed, alpha, rule.value_range)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
-    needed = _needed(result, rule.kind, allowed, alpha) if outcome == "too_few_items" else None
+    needed = _needed(result, allowed, alpha) if outcome == "too_few_items" else None
     found = Check(
         suite=rule.name,
         family=rule.demands.family,
@@ -159,92 +136,6 @@ def check(
         sentence="",
     )
     return replace(found, sentence=_sentence(found, rule.kind))
-
-
-def compare(
-    candidate: ItemResults, comparator: ItemResults, kind: Kind, margin: float, alpha: float
-) -> Comparison:
-    """Test "the loss is at least ``margin``" with the test that fits the values.
-
-    Pass/fail items: Tango. Scores: paired t, except where fewer than 30 items changed and their
-    spread is therefore not known; those are scaled into [-1, 1] and counted as fractions of lost
-    and won items, whose variance is never smaller. Items that come in clusters must pass the
-    cluster-robust t test as well (Miller, arXiv 2411.00640, section 2.2): neither test alone knows both
-    few changes and likeness.
-    """
-    after, before = paired(candidate, comparator)
-    differences = [a - b for a, b in zip(after, before, strict=True)]
-    if candidate.is_pass_fail and comparator.is_pass_fail:
-        found = _counts(differences, margin, alpha)
-    else:
-        width = max(*after, *before) - min(*after, *before)
-        found = _scores(differences, kind, width, margin, alpha)
-    return _robust(found, differences, candidate.clusters, margin, alpha)
-
-
-def _counts(differences: Sequence[float], margin: float, alpha: float) -> Comparison:
-    n, lost, won, mean, _ = _moments(differences)
-    return Comparison(
-        test="tango",
-        n=n,
-        lost=lost,
-        won=won,
-        difference=mean,
-        interval=tango_interval(lost, won, n, alpha),
-        p=tango_noninferiority(lost, won, n, margin).p,
-        variance=(lost + won) / n,
-        enough=True,
-    )
-
-
-def _scores(
-    differences: Sequence[float], kind: Kind, width: float, margin: float, alpha: float
-) -> Comparison:
-    """``width``: of the range of all values seen."""
-    n, lost, won, mean, variance = _moments(differences)
-    if kind == "items" and lost + won < MIN_SCORED_ITEMS:
-        scale = max(1.0, width, 2.0 * abs(margin))
-        down = math.fsum(-d for d in differences if d < 0) / scale
-        up = math.fsum(d for d in differences if d > 0) / scale
-        p = tango_noninferiority(down, up, n, margin / scale).p
-        low, high = tango_interval(down, up, n, alpha)
-        interval = (low * scale, high * scale)
-        enough = n >= MIN_SCORED_ITEMS
-        return Comparison("tango_scaled", n, lost, won, mean, interval, p, variance, enough)
-    result = paired_t_noninferiority(differences, margin, alpha=alpha)
-    enough = n >= (MIN_ITEMS if kind == "likelihood" else MIN_SCORED_ITEMS)
-    return Comparison("paired_t", n, lost, won, mean, result.interval, result.p, variance, enough)
-
-
-def _robust(
-    found: Comparison,
-    differences: Sequence[float],
-    clusters: Sequence[str],
-    margin: float,
-    alpha: float,
-) -> Comparison:
-    """The larger p and the wider interval of the test at hand and of the cluster-robust one."""
-    if not clusters:
-        return found
-    groups = len(set(clusters))
-    if groups < 2:
-        return found._replace(enough=False)
-    robust = paired_t_noninferiority(differences, margin, clusters, alpha)
-    (low, high), (robust_low, robust_high) = found.interval, robust.interval
-    return found._replace(
-        p=max(found.p, robust.p),
-        interval=(min(low, robust_low), max(high, robust_high)),
-        variance=max(found.variance, found.n * robust.error**2),
-        enough=found.enough and groups >= MIN_SCORED_ITEMS,
-    )
-
-
-def _moments(differences: Sequence[float]) -> tuple[int, int, int, float, float]:
-    """Number, lost, won, mean and variance."""
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    return n, sum(d < 0 for d in differences), sum(d > 0 for d in differences), mean, variance
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:
@@ -272,13 +163,14 @@ def _outcome(result: Comparison, role: Role, margin: float, alpha: float) -> Out
     return "too_few_items"
 
 
-def _needed(result: Comparison, kind: Kind, allowed: float, alpha: float) -> int:
+def _needed(result: Comparison, allowed: float, alpha: float) -> int:
     """Items that would show it with power 0.8, were the true difference the measured one."""
     room = allowed + (result.difference if allowed <= 0 else min(0.0, result.difference))
-    whole = result.test != "paired_t"
-    usual = items_needed(result.variance, room, alpha, pass_fail=whole and allowed > 0)
-    fewest = 0 if result.enough else MIN_SCORED_ITEMS if kind == "items" else MIN_ITEMS
-    return max(usual, fewest, result.n + 1)
+    whole = result.test in ("tango", "tango_scaled")
+    usual = items_needed(
+        result.variance, room, alpha, pass_fail=whole and allowed > 0, reach=result.reach
+    )
+    return max(usual, 0 if result.enough else result.fewest, result.n + 1)
 
 
 SUBJECTS = {

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 USUAL_RATE_MARGIN = 0.05
 """Of truncation and of failures, where the range of the metric is not known."""
+MOST_OF_A_RATE = 0.99
+"""Largest budget of a rate: a rise by the whole range is none that a test could exclude."""
 UNIT = (0.0, 1.0)
 UNIT_METRICS = frozenset(
     {
@@ -39,6 +41,11 @@ class Demands:
     """Largest rise of the share of answers that were cut; None: not tested."""
     failure_margin: float | None = None
     """The same of answers without a score."""
+    truncation_budget: float | None = None
+    """Largest rise of the share of answers that were cut against the fixed anchor, over the whole campaign;
+    None: not tested."""
+    failure_budget: float | None = None
+    """The same of answers without a score."""
     zero_tolerance: tuple[str, ...] | Literal["all"] = ()
     """Items that must not fail once they passed."""
 
@@ -56,16 +63,28 @@ def with_demands(config: CampaignConfig, suite: Suite) -> Suite:
     sampled = suite.kind == "items"
     width = known[1] - known[0] if known else None
     usual = suite.margin / width if width else USUAL_RATE_MARGIN
+    cut, unscored = spec.truncation_margin or usual, spec.failure_margin or usual
     demands = Demands(
         family=spec.family,
         best_margin=max(suite.margin, spec.best_margin or suite.budget),
-        truncation_margin=(spec.truncation_margin or usual) if sampled else None,
-        failure_margin=(spec.failure_margin or usual) if sampled else None,
+        truncation_margin=cut if sampled else None,
+        failure_margin=unscored if sampled else None,
+        truncation_budget=rate_budget(cut, suite.margin, suite.budget) if sampled else None,
+        failure_budget=rate_budget(unscored, suite.margin, suite.budget) if sampled else None,
         zero_tolerance=spec.zero_tolerance,
     )
     return replace(
         suite, demands=demands, samples=spec.samples, cluster=spec.cluster, value_range=known
     )
+
+
+def rate_budget(rate_margin: float, margin: float, budget: float) -> float:
+    """Return the rise of a rate that a campaign may cause, in proportion to the suite's own budget.
+
+    >>> rate_budget(0.05, margin=0.02, budget=0.03)
+    0.075
+    """
+    return min(rate_margin * max(1.0, budget / margin), MOST_OF_A_RATE)
 
 
 def metric_range(
@@ -111,7 +130,6 @@ def _check_items(suite: Suite, spec: SuiteConfig | RoundSuiteConfig, where: str)
     asked = {
         "zero_tolerance": bool(spec.zero_tolerance),
         "samples": spec.samples > 1,
-        "cluster": spec.cluster is not None,
         "range": spec.range is not None,
     }
     if suite.kind != "items" and any(asked.values()):
@@ -135,7 +153,7 @@ def _check_items(suite: Suite, spec: SuiteConfig | RoundSuiteConfig, where: str)
                 where=f"{where}.zero_tolerance",
                 remedy=nearest(item, ids),
             )
-    for prompt in suite.pool if spec.cluster else ():
+    for prompt in suite.pool if spec.cluster and suite.kind == "items" else ():
         if spec.cluster not in prompt.columns:
             item = prompt.place or f"item {prompt.id!r}"
             raise UserError(

@@ -278,6 +278,6 @@ def _results(
         finishes=finishes or tuple("stop" for _ in scores),
         prompts=tuple(map(rendered, suite.prompts)),
         answers=tuple(one.text for one in answers),
-        clusters=tuple(str(p.columns[suite.cluster]) for p in suite.prompts if suite.cluster),
+        clusters=suite.item_clusters,
         tokens=tokens,
     )

@@ -16,10 +16,11 @@ from align.config import CampaignConfig, PromptsConfig
 from align.demands_config import Family
 from align.evidence import Evidence
 from align.gate.alpha import alpha_spent
-from align.gate.checks import Check, Role, compare
+from align.gate.checks import Check, Role
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
 from align.gate.pairs import TIE
+from align.gate.rules import RULES
 from align.gate.statistics import holm, mcnemar_exact
 from align.gate.suites import SuiteRule, rendered
 from align.gate.turning import would_change
@@ -279,8 +280,10 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
         if check.role == "retention" and check.against == "parent" and check.what == "value":
             candidate = _candidate(evidence, verdict, rules[check.suite])
             parent = _comparator(evidence, verdict, check, candidate)
-            kind = rules[check.suite].kind
-            p_values[check.suite] = compare(parent, candidate, kind, 0.0, check.alpha).p
+            rule, compare = rules[check.suite], RULES[verdict.inputs.decided_by]
+            p_values[check.suite] = compare(
+                parent, candidate, rule.kind, 0.0, check.alpha, rule.value_range
+            ).p
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 

@@ -3,8 +3,8 @@
     target      the round's own suite: superior to the parent by more than ``gate.min_gain``
     retention   every gate suite and the suite of every earlier accepted round: non-inferior to the
                 parent (margin), and to a fixed anchor and the best so far (budget), so that many small
-                losses cannot add up; no more answers cut or without a score; no item lost that must
-                not be
+                losses cannot add up; no more answers cut or without a score than either allows; no
+                item lost that must not be
     shown       watch suites, future, rejected and retired rounds' suites: never decide
 
 The best so far has a margin of its own, by default as wide as the budget. It is chosen for its high mean:
@@ -32,6 +32,7 @@ from align.config import GateConfig
 from align.gate.alpha import alpha_at
 from align.gate.checks import Against, Check, Role, check
 from align.gate.evaluate import ItemResults
+from align.gate.rules import CURRENT_RULE, FIRST_RULE
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites import Suite, SuiteRule
 from align.schedule.recall import listed
@@ -71,6 +72,8 @@ class VerdictInputs:
     """Earlier accepted rounds of templates that were not looked at this time."""
     level: float | None = None
     """Error of this decision if alpha was amended after earlier ones; None: as `alpha_at` says."""
+    decided_by: int = FIRST_RULE
+    """Number of the rule in `align.gate.rules` by which snapshots were compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +124,7 @@ def decide(
     objections: Sequence[str] = (),
     left_out: Sequence[str] = (),
     level: float | None = None,
+    decided_by: int = CURRENT_RULE,
 ) -> Verdict:
     """The verdict on the candidate of round ``target``.
 
@@ -132,6 +136,7 @@ def decide(
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
         left_out: accepted rounds whose suites are not among ``suites`` by choice.
+        decided_by: number of the rule in `align.gate.rules`.
 
     Raises:
         RunError: results that are needed are missing or cannot be compared.
@@ -142,7 +147,9 @@ def decide(
     checks: list[Check] = []
     for rule in rules:
         role = role_of(rule, target, accepted_rounds, retired)
-        checks += _suite_checks(rule, role, candidate, comparators, gate.min_gain, alpha)
+        checks += _suite_checks(
+            rule, role, candidate, comparators, gate.min_gain, alpha, decided_by
+        )
     outcome: Outcome = "rejected" if objections else _overall(checks)
     reasons = (*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out))
     return Verdict(
@@ -164,6 +171,7 @@ def decide(
             objections=tuple(objections),
             left_out=tuple(left_out),
             level=level,
+            decided_by=decided_by,
         ),
     )
 
@@ -218,6 +226,7 @@ def decide_from_files(
         objections=inputs.objections,
         left_out=inputs.left_out,
         level=inputs.level,
+        decided_by=inputs.decided_by,
     )
 
 
@@ -239,6 +248,7 @@ def _suite_checks(
     comparators: Mapping[Against, Results],
     min_gain: float,
     alpha: float,
+    decided_by: int,
 ) -> list[Check]:
     """One check per distinct comparator; a snapshot that plays two parts is tested once."""
     if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):
@@ -261,12 +271,14 @@ def _suite_checks(
             if role == "target"
             else min(margin_against(rule, name) for name in names),
             alpha=alpha,
+            decided_by=decided_by,
         )
         for names in by_snapshot.values()
     ]
     if role == "retention":
-        checks += rate_checks(rule, measured, before["parent"], alpha)
-        held: dict[Against, ItemResults] = {n: before[n] for n in before if n != "best"}
+        parent, start = before["parent"], before["start"]
+        checks += rate_checks(rule, measured, parent, alpha, start, decided_by)
+        held: dict[Against, ItemResults] = {"parent": parent, "start": start}
         checks += tolerance_checks(rule, measured, held, alpha)
     return checks
 

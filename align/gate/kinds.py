@@ -116,7 +116,7 @@ def example_suite(spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Su
         margin=own.margin,
         budget=own.budget if own.budget is not None else 2 * own.margin,
         target_of=spec.name,
-        **example_sequences(examples, own.items, f"rounds.{index}.data"),
+        **example_sequences(examples, own.items, f"rounds.{index}.data", own.cluster),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.evidence import Evidence
-from align.gate.checks import compare
+from align.gate.comparison import compare
 from align.gate.evaluate import ItemResults
 from align.gate.statistics import exact_interval, mcnemar_exact
 from align.gate.suite import Kind

@@ -20,8 +20,10 @@ from typing import Literal
 
 from align.config import GateConfig
 from align.gate.checks import Check, Outcome
+from align.gate.comparison import Comparison, of_clusters
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict, VerdictInputs, level_of
+from align.gate.rules import CURRENT_RULE
 from align.gate.statistics import (
     items_needed,
     tango_interval,
@@ -68,6 +70,7 @@ def measure_pairs(
             values=tuple(values),
             statuses=tuple("scored" for _ in values),
             finishes=tuple("stop" for _ in values),
+            clusters=suite.item_clusters,
         )
         for rule, values in zip(pair_rules(suite), wins.values(), strict=True)
     }
@@ -99,6 +102,7 @@ def pair_inputs(
         best={},
         start={},
         level=level,
+        decided_by=CURRENT_RULE,
     )
 
 
@@ -149,14 +153,28 @@ def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -
     up = math.fsum(d for d in differences if d > 0) / scale
     low, high = tango_interval(down, up, n, alpha)
     difference = math.fsum(differences) / n
-    p = tango_noninferiority(down, up, n, 0.0).p
+    compared = Comparison(
+        test="tango",
+        n=n,
+        lost=sum(d < 0 for d in differences),
+        won=sum(d > 0 for d in differences),
+        difference=difference,
+        interval=(low * scale, high * scale),
+        p=tango_noninferiority(down, up, n, 0.0).p,
+        variance=math.fsum((d - difference) ** 2 for d in differences) / max(1, n - 1),
+    )
+    compared = of_clusters(compared, differences, own.clusters, 0.0, alpha, reach=1.0)
     outcome: Outcome = (
-        "passed" if p <= alpha else "not_improved" if difference <= 0 else "too_few_items"
+        "passed"
+        if compared.enough and compared.p <= alpha
+        else "not_improved"
+        if difference <= 0
+        else "too_few_items"
     )
     needed = None
     if outcome == "too_few_items":
-        variance = math.fsum((d - difference) ** 2 for d in differences) / max(1, n - 1)
-        needed = max(n + 1, items_needed(variance, difference, alpha, pass_fail=False))
+        usual = items_needed(compared.variance, difference, alpha, pass_fail=False)
+        needed = max(n + 1, usual, compared.fewest)
     check = Check(
         suite=own.suite,
         role="target",
@@ -165,13 +183,14 @@ def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -
         snapshot=rule,
         test="tango",
         n=n,
-        lost=sum(d < 0 for d in differences),
-        won=sum(d > 0 for d in differences),
+        lost=compared.lost,
+        won=compared.won,
         difference=difference,
-        interval=(low * scale, high * scale),
+        interval=compared.interval,
         margin=0.0,
-        p=p,
+        p=compared.p,
         alpha=alpha,
+        clusters=len(set(own.clusters)) or None,
         needed=needed,
         outcome=outcome,
         sentence="",

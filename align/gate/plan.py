@@ -20,7 +20,7 @@ from align.config import CampaignConfig, GateConfig
 from align.demands_config import Family
 from align.evidence import Evidence
 from align.gate.alpha import spending_sentence, spent_by
-from align.gate.checks import compare
+from align.gate.comparison import variance_of
 from align.gate.evaluate import ItemResults
 from align.gate.gate import level_of
 from align.gate.noise import noise_floor, repeats_of
@@ -96,6 +96,8 @@ class SuitePlan:
     """Largest rise of answers cut or without a score; None: not tested."""
     clusters: int | None
     """Independent clusters of items; None if every item counts by itself or clusters are not known."""
+    clusters_needed: int = 0
+    """Clusters below which the margin cannot be shown, where items come in clusters."""
     gain: float | None
     """Smallest gain that is shown with a chance of .8 where the suite is its round's target; infinite: no
     gain is. None: it is no target."""
@@ -130,10 +132,26 @@ class GatePlan:
     then, were the suites independent."""
     seconds: float | None
     """For measuring one candidate on all suites, as it took on average; None where not known."""
+    wanted: float = POWERS[0]
+    """Chance to pass all checks of all suites for which `SuitePlan.enough` counts items."""
     templates: tuple[Template, ...] = ()
     """Rounds without end, and what is remembered of them."""
     recalls: Mapping[str, Recall] = field(default_factory=dict)
     """By the round of a template that is decided on next: what it looks at."""
+
+    def tokens(self, *, enough: bool = False) -> tuple[int, bool]:
+        """Return the tokens of measuring one candidate on all suites, and whether all are known.
+
+        Args:
+            enough: with the items at which all suites pass together; else with those that there are.
+        """
+        each = [
+            None
+            if suite.tokens is None
+            else suite.tokens * (suite.enough if enough and suite.guards else suite.n) // suite.n
+            for suite in self.suites
+        ]
+        return sum(tokens or 0 for tokens in each), None not in each
 
 
 def plan_gate(
@@ -235,7 +253,8 @@ def _plan(
     last = pairs[-1][0] if pairs else repeats[1] if repeats else None
     n = len(last.values) if last else stated.items
     variance, alpha, whole = spread.variance, level.alpha, spread.pass_fail
-    fewest, target = stated.fewest(whole), stated.role == "round"
+    fewest, target = stated.fewest(whole, stated.margin, alpha), stated.role == "round"
+    reach = stated.reach(n, variance, whole)
 
     def gain(chance: float) -> float:
         return stated.gain(n, variance, alpha, chance, pass_fail=whole, min_gain=level.min_gain)
@@ -249,17 +268,25 @@ def _plan(
         measured=evidence is not None and _was_measured(evidence, stated.name),
         margin=stated.margin,
         spread=spread,
-        testable={p: smallest_margin(n, variance, alpha, p, pass_fail=whole) for p in POWERS},
+        testable={
+            p: smallest_margin(n, variance, alpha, p, pass_fail=whole, reach=reach) for p in POWERS
+        },
         needed={
-            p: max(fewest, items_needed(variance, stated.margin, alpha, p, pass_fail=whole))
+            p: max(
+                fewest,
+                items_needed(variance, stated.margin, alpha, p, pass_fail=whole, reach=reach),
+            )
             for p in POWERS
         },
-        power=power(n, variance, stated.margin, alpha, pass_fail=whole) if n >= fewest else 0.0,
+        power=power(n, variance, stated.margin, alpha, pass_fail=whole, reach=reach)
+        if n >= fewest
+        else 0.0,
         joint=stated.joint(n, variance, alpha, pass_fail=whole),
         smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
         enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
         rate_margin=stated.rate_margin(stated.margin),
         clusters=stated.clusters,
+        clusters_needed=stated.fewest_clusters(stated.margin, alpha),
         gain=gain(POWERS[0]) if target else None,
         reachable=not target or math.isfinite(gain(LEAST_POWER)),
         guards=stated.guards,
@@ -325,16 +352,16 @@ def _spread(
 ) -> Spread:
     """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
     kind = stated.kind
-    compared = [compare(after, before, kind, 0.0, 0.05) for after, before in pairs]
     floor = noise_floor(*repeats, kind) if repeats else None
-    if compared:
-        variance = math.fsum(one.variance for one in compared) / len(compared)
+    if pairs:
+        variance = math.fsum(variance_of(after, before) for after, before in pairs) / len(pairs)
     else:
         variance = ASSUMED_NATS if kind == "likelihood" else change
-    seen = [one.test == "tango" for one in compared] + ([floor.pass_fail] if floor else [])
+    seen = [after.is_pass_fail and before.is_pass_fail for after, before in pairs]
+    seen += [floor.pass_fail] if floor else []
     return Spread(
         variance=max(variance, floor.variance if floor else 0.0),
         pass_fail=all(seen) if seen else kind != "likelihood" and not stated.graded,
-        rounds=len(compared),
+        rounds=len(pairs),
         noise=floor.variance if floor else None,
     )

@@ -4,7 +4,9 @@ A gate that is asked again and again is fitted to, by people and by rules alike.
 tells later whether what was accepted holds up. At an opening the snapshot in production is compared with
 the campaign's start (``budget``) and with the snapshot of the opening before (``margin``). Where it has
 lost, an opening proposes to go back, to the newest accepted snapshot before it that did not; a person
-decides. An opening follows from stored results, so it is drawn anew whenever somebody looks.
+decides. A loss counts as one where it is significant: what is merely not shown to be within the margin asks
+for more items. An opening follows from stored results and from the settings its round was judged by, so it
+is drawn anew whenever somebody looks and comes out the same.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import TYPE_CHECKING, Literal
 from align.config import GateConfig, SuiteConfig
 from align.gate.alpha import alpha_at
 from align.gate.checks import Against, Check, check
+from align.gate.demands import metric_range
 from align.gate.evaluate import ItemResults
+from align.gate.gate import Verdict
+from align.gate.rules import CURRENT_RULE
 from align.gate.suite import SuiteRule
 from rollouts.types import SnapshotId
 
@@ -40,15 +45,17 @@ class Opening:
     @property
     def outcome(self) -> Literal["held", "lost", "too_few_items"]:
         """``held``: shown to be no worse than allowed against both."""
-        outcomes = {one.outcome for one in self.checks}
-        if outcomes <= {"passed"}:
+        if all(check.outcome == "passed" for check in self.checks):
             return "held"
-        return "too_few_items" if outcomes <= {"passed", "too_few_items"} else "lost"
+        return "lost" if any(map(_is_lost, self.checks)) else "too_few_items"
 
     @property
     def sentence(self) -> str:
         """The outcome, what it rests on, and where it proposes to go."""
-        reasons = "; ".join(one.sentence for one in self.checks if one.outcome != "passed")
+        lost = [check for check in self.checks if _is_lost(check)]
+        reasons = "; ".join(
+            check.sentence for check in lost or self.checks if check.outcome != "passed"
+        )
         head = f"sealed suite {self.suite!r}, opened after round {self.round!r}: "
         if self.outcome == "held":
             return f"{head}held"
@@ -90,20 +97,25 @@ def any_due(evidence: Evidence) -> bool:
 def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Opening]:
     results = _results(spec, evidence)
     path = [("base", evidence.base), *evidence.accepted("policy").items()]
-    alpha = _alpha(evidence.gate, every, len(path) - 1)
+    inputs = {
+        record.name: Verdict.from_dict(record.report or {}).inputs
+        for record in evidence.committed()
+        if "inputs" in (record.report or {})
+    }
     budget = spec.budget if spec.budget is not None else evidence.config.gate.total_budget
 
-    def compare(snapshot: SnapshotId, against: Against, other: SnapshotId) -> Check:
-        allowed = budget if against == "start" else spec.margin
-        rule = _rule(spec, budget, results[snapshot])
+    def compare(end: int, snapshot: SnapshotId, against: Against, other: SnapshotId) -> Check:
+        name = path[end][0]
+        then = inputs[name].gate if name in inputs else evidence.gate
         return check(
-            rule,
+            _rule(spec, budget, results[snapshot]),
             results[snapshot],
             results[other],
             role="retention",
             against=against,
-            margin=allowed,
-            alpha=alpha,
+            margin=budget if against == "start" else spec.margin,
+            alpha=_alpha(then, every, end // every),
+            decided_by=inputs[name].decided_by if name in inputs else CURRENT_RULE,
         )
 
     found: list[Opening] = []
@@ -111,15 +123,15 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
         if not {snapshot for _, snapshot in path[: end + 1]} <= results.keys():
             break
         name, snapshot = path[end]
-        checks = [compare(snapshot, "start", evidence.base)]
+        checks = [compare(end, snapshot, "start", evidence.base)]
         if end > every:
-            checks.append(compare(snapshot, "last opening", path[end - every][1]))
+            checks.append(compare(end, snapshot, "last opening", path[end - every][1]))
         opening = Opening(suite=spec.name, round=name, snapshot=snapshot, checks=tuple(checks))
         if opening.outcome == "lost":
             held = (
                 earlier
                 for earlier, candidate in reversed(path[1:end])
-                if compare(candidate, "start", evidence.base).outcome == "passed"
+                if compare(end, candidate, "start", evidence.base).outcome == "passed"
             )
             opening = replace(opening, back_to=next(held, None))
         found.append(opening)
@@ -135,7 +147,13 @@ def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:
         budget=budget,
         target_of=None,
         hash=measured.suite_hash,
+        value_range=metric_range(spec, () if spec.metric is None else (spec.metric,)),
     )
+
+
+def _is_lost(check: Check) -> bool:
+    """Tell if the snapshot is worse, significantly, and not shown to be within the margin."""
+    return check.outcome == "regressed" and check.interval[1] < 0.0
 
 
 def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResults]:
@@ -148,7 +166,12 @@ def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResu
     }
 
 
-def _alpha(gate: GateConfig, every: int, accepted: int) -> float:
-    """Openings have an alpha of their own, spread over as many as the declared rounds can cause."""
-    declared, opened = (math.ceil(n / every) for n in (gate.campaign_rounds, accepted))
-    return alpha_at(gate.alpha, declared, opened, gate.spending)
+def _alpha(gate: GateConfig, every: int, number: int) -> float:
+    """Return the error of one opening: they have an alpha of their own, spread over as many as the declared
+    rounds can cause.
+
+    Args:
+        gate: the settings at that time.
+        number: the opening's among all, from 1; later ones do not change it.
+    """
+    return alpha_at(gate.alpha, math.ceil(gate.campaign_rounds / every), number, gate.spending)

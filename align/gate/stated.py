@@ -14,10 +14,15 @@ from typing import Literal
 
 from align.config import CampaignConfig, RoundConfig, RoundSuiteConfig, SuiteConfig
 from align.demands_config import Family
-from align.gate.checks import MIN_SCORED_ITEMS
+from align.gate.comparison import (
+    MIN_SCORED_ITEMS,
+    USUAL_WIDTH,
+    clusters_needed,
+    unseen_reach,
+    windows_needed,
+)
 from align.gate.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
-from align.gate.sequences import MIN_ITEMS
-from align.gate.statistics import joint_power, normal_quantile, power
+from align.gate.statistics import critical_value, joint_power, normal_quantile, power
 from align.gate.suites import Kind, Suite
 from align.schedule.recall import Template
 
@@ -61,8 +66,8 @@ class StatedSuite:
         """Return this statement with the items of the loaded suite; unchanged if it was not loaded."""
         if suite is None:
             return self
-        labels = {prompt.columns.get(suite.cluster) for prompt in suite.prompts if suite.cluster}
-        return replace(self, items=len(suite.item_ids), clusters=len(labels) or None)
+        items, labels = len(suite.item_ids), len(set(suite.item_clusters))
+        return replace(self, items=items, clusters=labels if 0 < labels < items else None)
 
     def margins(self, margin: float) -> tuple[float, ...]:
         """Return the largest loss per comparator if the margin against the parent is ``margin``."""
@@ -77,9 +82,24 @@ class StatedSuite:
         usual = margin / self.width if self.width else USUAL_RATE_MARGIN
         return min(stated or usual for stated in self.rate_margins)
 
-    def fewest(self, pass_fail: bool) -> int:
-        """Return the number of items below which the gate calls them too few, whatever they show."""
-        return 1 if pass_fail else MIN_SCORED_ITEMS if self.kind == "items" else MIN_ITEMS
+    def fewest(self, pass_fail: bool, margin: float, alpha: float) -> int:
+        """Return the number of items below which the gate calls them too few; a margin of 0: a gain."""
+        if self.kind == "likelihood":
+            return windows_needed(margin, alpha)
+        return 1 if pass_fail else MIN_SCORED_ITEMS
+
+    def fewest_clusters(self, margin: float, alpha: float) -> int:
+        """Return the number of clusters below which the gate calls them too few; a margin of 0: a gain."""
+        unseen = math.inf if self.kind == "likelihood" else self.width or USUAL_WIDTH
+        return clusters_needed(margin, unseen, alpha)
+
+    def reach(self, n: int, variance: float, pass_fail: bool) -> float:
+        """Return the worst difference of an item that a test reckons with; 0: with none."""
+        if pass_fail:
+            return 0.0
+        if self.kind == "likelihood":
+            return unseen_reach(n, variance)
+        return self.width or USUAL_WIDTH
 
     def joint(
         self, n: int, variance: float, alpha: float, *, pass_fail: bool, margin: float | None = None
@@ -92,13 +112,16 @@ class StatedSuite:
             margin: against the parent; None: the stated one.
         """
         margin = self.margin if margin is None else margin
-        clusters = MIN_SCORED_ITEMS if self.clusters is None else self.clusters
-        if n < self.fewest(pass_fail) or clusters < MIN_SCORED_ITEMS:
+        few = self.clusters is not None and self.clusters < self.fewest_clusters(margin, alpha)
+        if n < self.fewest(pass_fail, margin, alpha) or few:
             return 0.0
         rate = self.rate_margin(margin)
         # Shares of answers cut are tested like items; how much they change is nowhere measured.
         shown = 1.0 if rate is None else power(n, 0.0, rate, alpha)
-        return shown * joint_power(n, variance, self.margins(margin), alpha, pass_fail=pass_fail)
+        reach = self.reach(n, variance, pass_fail)
+        return shown * joint_power(
+            n, variance, self.margins(margin), alpha, pass_fail=pass_fail, reach=reach
+        )
 
     def smallest(
         self, n: int, variance: float, alpha: float, wanted: float, *, pass_fail: bool
@@ -138,9 +161,10 @@ class StatedSuite:
 
         A pass/fail suite that gains a share g of its items changes at least so many of them.
         """
-        if n < self.fewest(pass_fail):
+        if n < self.fewest(pass_fail, 0.0, alpha):
             return math.inf
-        deviates = normal_quantile(1.0 - alpha) + normal_quantile(wanted)
+        reach = self.reach(n, variance, pass_fail)
+        deviates = critical_value(n, variance, alpha, reach) + normal_quantile(wanted)
         usual = min_gain + deviates * math.sqrt(variance / n)
         if not pass_fail or usual <= variance:
             return usual

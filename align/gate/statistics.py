@@ -1,7 +1,8 @@
 """The tests behind a verdict: pure functions of counts and differences, with no scipy.
 
     pass/fail items     tango_noninferiority, tango_interval; mcnemar_exact describes
-    scores              paired_t_noninferiority, after item_means where items were sampled repeatedly
+    scores              `align.gate.worst_case`, after item_means where items were sampled repeatedly;
+                        paired_t_noninferiority, which earlier verdicts were drawn by
     never to fail       exact_interval
     many at once        holm for alarms; `align.gate.alpha` for a campaign's decisions
     beforehand          power, joint_power, smallest_margin, items_needed
@@ -232,7 +233,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def power(n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = True) -> float:
+def critical_value(n: int, psi: float, alpha: float, reach: float = 0.0) -> float:
+    """Distance of a mean from its margin, in standard errors, from which on a test passes.
+
+    Args:
+        psi: variance of one difference.
+        reach: size of the worst difference that the test reckons with, as one item more with an
+            exponential weight (`align.gate.worst_case`); 0: none, as in a test by the normal
+            distribution, whose critical values these are.
+
+    >>> round(critical_value(100, 0.1, 0.05), 3), round(critical_value(100, 0.1, 0.05, reach=1.0), 3)
+    (1.645, 2.054)
+    """
+    usual = normal_quantile(1.0 - alpha)
+    if reach <= 0.0 or psi <= 0.0:
+        return usual
+    ratio = math.sqrt(n * psi) / reach
+
+    def spare(z: float) -> float:
+        """Alpha minus P(Z <= exponential) of a normal Z with mean ``z * ratio`` and deviation ``ratio``."""
+        above = ratio - z
+        density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+        beyond = (
+            density / above
+            if above > 30.0
+            else math.exp(0.5 * ratio * ratio - z * ratio) * normal_cdf(-above)
+        )
+        return alpha - normal_cdf(-z) - beyond
+
+    return _bisect(spare, usual, usual + 1.0 / ratio + math.log(1.0 / alpha) / ratio + ratio)
+
+
+def power(
+    n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = True, reach: float = 0.0
+) -> float:
     """Chance that an equal candidate is shown to lose less than ``margin`` on ``n`` items.
 
     By the normal approximation that `smallest_margin` and `items_needed` invert, whose parameters
@@ -241,14 +275,21 @@ def power(n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = 
     >>> round(power(773, 0.05, 0.02, 0.05), 2)
     0.8
     """
-    critical = normal_quantile(1.0 - alpha)
-    if pass_fail and n < _items_when_nothing_differs(margin, alpha):
+    if n < _items_when_nothing_differs(margin, alpha, pass_fail, reach):
         return 0.0
-    return normal_cdf(margin * math.sqrt(n / psi) - critical) if psi > 0 else 1.0
+    if psi <= 0.0:
+        return 1.0
+    return normal_cdf(margin * math.sqrt(n / psi) - critical_value(n, psi, alpha, reach))
 
 
 def joint_power(
-    n: int, psi: float, margins: Sequence[float], alpha: float, *, pass_fail: bool = True
+    n: int,
+    psi: float,
+    margins: Sequence[float],
+    alpha: float,
+    *,
+    pass_fail: bool = True,
+    reach: float = 0.0,
 ) -> float:
     """Return the chance that an equal candidate is shown to lose less than every comparator's margin.
 
@@ -261,10 +302,10 @@ def joint_power(
     >>> round(joint_power(773, 0.05, [0.02, 0.02, 0.02], 0.05), 2)
     0.61
     """
-    each = [power(n, psi, margin, alpha, pass_fail=pass_fail) for margin in margins]
+    each = [power(n, psi, margin, alpha, pass_fail=pass_fail, reach=reach) for margin in margins]
     if len(each) < 2 or psi == 0 or min(each) == 0.0:
         return min(each, default=1.0)
-    critical = normal_quantile(1.0 - alpha)
+    critical = critical_value(n, psi, alpha, reach)
     rooms = [math.sqrt(2.0) * (margin * math.sqrt(n / psi) - critical) for margin in margins]
     step = 16.0 / _QUADRATURE
 
@@ -278,7 +319,13 @@ def joint_power(
 
 
 def smallest_margin(
-    n: int, psi: float, alpha: float, power: float = 0.8, *, pass_fail: bool = True
+    n: int,
+    psi: float,
+    alpha: float,
+    power: float = 0.8,
+    *,
+    pass_fail: bool = True,
+    reach: float = 0.0,
 ) -> float:
     """Smallest margin that ``n`` items can show with ``power`` for an equal candidate.
 
@@ -286,36 +333,65 @@ def smallest_margin(
         psi: variance of one difference; for pass/fail items the share of discordant ones,
             (lost + won) / n.
         pass_fail: also count the margin that Tango's test asks for when nothing differs at all.
+        reach: size of the worst difference that a test of scores reckons with; see `critical_value`.
 
     >>> round(smallest_margin(773, 0.05, 0.05), 3)
     0.02
     """
-    deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
+    deviates = critical_value(n, psi, alpha, reach) + normal_quantile(power)
     squared = normal_quantile(1.0 - alpha) ** 2
-    return max(deviates * math.sqrt(psi / n), squared / (n + squared) if pass_fail else 0.0)
+    unchanged = squared / (n + squared) if pass_fail else reach * (1.0 - alpha ** (1.0 / n))
+    return max(deviates * math.sqrt(psi / n), unchanged)
 
 
 def items_needed(
-    psi: float, margin: float, alpha: float, power: float = 0.8, *, pass_fail: bool = True
+    psi: float,
+    margin: float,
+    alpha: float,
+    power: float = 0.8,
+    *,
+    pass_fail: bool = True,
+    reach: float = 0.0,
 ) -> int:
     """Items that show ``margin`` with ``power`` for an equal candidate.
 
     Args:
         psi: variance of one difference; for pass/fail items the share of discordant ones.
         pass_fail: also count the items that Tango's test asks for when nothing differs at all.
+        reach: size of the worst difference that a test of scores reckons with; see `critical_value`.
 
     >>> items_needed(psi=0.05, margin=0.02, alpha=0.05)
     773
     """
-    deviates = normal_quantile(1.0 - alpha) + normal_quantile(power)
-    usual = deviates**2 * psi / margin**2
-    floor = _items_when_nothing_differs(margin, alpha) if pass_fail else 0.0
-    return max(1, math.ceil(max(usual, floor)))
+    wanted, floor = power, _items_when_nothing_differs(margin, alpha, pass_fail, reach)
+
+    def enough(n: int) -> bool:
+        deviates = critical_value(n, psi, alpha, reach) + normal_quantile(wanted)
+        return n >= deviates**2 * psi / margin**2
+
+    high = max(1, math.ceil(floor))
+    while not enough(high):
+        high *= 2
+    low = max(1, math.ceil(floor), high // 2)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
 
 
-def _items_when_nothing_differs(margin: float, alpha: float) -> float:
-    """Where Tango's z of no lost and no won item, sqrt(n m / (1 - m)), reaches its critical value."""
-    return normal_quantile(1.0 - alpha) ** 2 * (1.0 - margin) / margin
+def _items_when_nothing_differs(
+    margin: float, alpha: float, pass_fail: bool, reach: float
+) -> float:
+    """Return the items that show the margin where no item changes.
+
+    Tango's z of no lost and no won item is sqrt(n m / (1 - m)); the weight of a worst case of size r is
+    above m / r with a chance of (1 - m / r)^n.
+    """
+    if margin <= 0.0:
+        return 0.0
+    if pass_fail:
+        return normal_quantile(1.0 - alpha) ** 2 * (1.0 - margin) / margin
+    return math.log(alpha) / math.log1p(-margin / reach) if margin < reach else 0.0
 
 
 def _tango_z(lost: float, won: float, n: int, d: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from align.gate.checks import Against, Check, What, check
 from align.gate.evaluate import ItemResults, paired
+from align.gate.rules import CURRENT_RULE
 from align.gate.statistics import exact_interval
 from align.gate.suite import SuiteRule
 from rollouts.types import SnapshotId
@@ -16,29 +17,51 @@ PASSES = 1.0
 
 
 def rate_checks(
-    rule: SuiteRule, candidate: ItemResults, parent: ItemResults, alpha: float
+    rule: SuiteRule,
+    candidate: ItemResults,
+    parent: ItemResults,
+    alpha: float,
+    start: ItemResults | None = None,
+    decided_by: int = CURRENT_RULE,
 ) -> Iterator[Check]:
-    """Whether answers are cut, or left without a score, more often than the parent's.
+    """Test whether answers are cut, or left without a score, more often than a comparator's.
 
     An answer that is cut or that no metric can read says little about the ability it was asked for, and a
-    metric may still like it; so these shares are held to margins of their own, by Tango's test.
+    metric may still like it; so these shares are held to margins of their own, by Tango's test: against the
+    parent to a round's, against the start to the campaign's, so that small rises cannot add up.
     """
-    asked: tuple[tuple[What, float | None], ...] = (
-        ("truncation", rule.demands.truncation_margin),
-        ("failure", rule.demands.failure_margin),
+    demands = rule.demands
+    allowed: tuple[tuple[What, dict[Against, float | None]], ...] = (
+        ("truncation", {"parent": demands.truncation_margin, "start": demands.truncation_budget}),
+        ("failure", {"parent": demands.failure_margin, "start": demands.failure_budget}),
     )
-    for what, margin in asked:
-        if margin is not None:
+    results: dict[Against, ItemResults | None] = {"parent": parent, "start": start}
+    for what, margins in allowed:
+        limits = {name: limit for name, limit in margins.items() if limit is not None}
+        compared = {n: measured for n in limits if (measured := results[n]) is not None}
+        for comparator, names in _distinct(compared):
             yield check(
                 rule,
                 _usable(candidate, what),
-                _usable(parent, what),
+                _usable(comparator, what),
                 role="retention",
-                against="parent",
-                margin=margin,
+                against=names[0],
+                also=names[1:],
+                margin=min(limits[name] for name in names),
                 alpha=alpha,
                 what=what,
+                decided_by=decided_by,
             )
+
+
+def _distinct(
+    comparators: Mapping[Against, ItemResults],
+) -> list[tuple[ItemResults, tuple[Against, ...]]]:
+    """Return every snapshot once, with the parts that it plays."""
+    names: dict[SnapshotId, list[Against]] = {}
+    for against, results in comparators.items():
+        names.setdefault(results.snapshot, []).append(against)
+    return [(comparators[parts[0]], tuple(parts)) for parts in names.values()]
 
 
 def tolerance_checks(
@@ -50,11 +73,8 @@ def tolerance_checks(
     """Whether an item on the list fails that passed under a comparator; one check per snapshot."""
     if not rule.demands.zero_tolerance:
         return
-    names: dict[SnapshotId, list[Against]] = {}
-    for against, results in comparators.items():
-        names.setdefault(results.snapshot, []).append(against)
-    for first, *also in names.values():
-        yield _tolerance(rule, candidate, comparators[first], (first, *also), alpha)
+    for results, names in _distinct(comparators):
+        yield _tolerance(rule, candidate, results, names, alpha)
 
 
 def _tolerance(

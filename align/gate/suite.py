@@ -41,6 +41,8 @@ class SuiteRule:
     """The round whose preference this suite measures; None for a capability."""
     hash: str
     demands: Demands = field(default_factory=Demands)
+    value_range: tuple[float, float] | None = None
+    """Smallest and largest value of the metric; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,7 @@ class Suite:
     samples: int = 1
     """Completions per item, whose mean is its value."""
     cluster: str | None = None
-    """Column that names what items have in common."""
+    """Column or kind of what items have in common (`align.gate.sequences`); None: the usual."""
     value_range: tuple[float, float] | None = None
     """Outside of it no value of the metric can be right; None: not known."""
     sequences: tuple[TokenPair, ...] = ()
@@ -72,6 +74,8 @@ class Suite:
     """Names of the items of a suite of sequences."""
     sequence_places: tuple[str, ...] = field(default=(), compare=False)
     """File and line of every sequence item; empty if they are not known."""
+    sequence_clusters: tuple[str, ...] = field(default=(), compare=False)
+    """Document or prompt of every sequence item; empty: every item counts by itself."""
     demands: Demands = field(default_factory=Demands)
     """What is asked besides the mean."""
     every: int | None = None
@@ -95,6 +99,13 @@ class Suite:
         if self.kind == "items":
             return tuple(prompt.id for prompt in self.prompts)
         return self.sequence_ids
+
+    @property
+    def item_clusters(self) -> tuple[str, ...]:
+        """What every item has in common with others; empty: every item counts by itself."""
+        if self.kind == "items":
+            return tuple(str(p.columns[self.cluster]) for p in self.prompts if self.cluster)
+        return self.sequence_clusters
 
     @property
     def pool(self) -> tuple[Prompt, ...]:
@@ -157,6 +168,7 @@ class Suite:
             target_of=self.target_of,
             hash=self.hash,
             demands=self.demands,
+            value_range=self.value_range,
         )
 
 

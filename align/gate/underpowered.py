@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from align.config import CampaignConfig, GateConfig
 from align.evidence import Evidence
-from align.gate.checks import MIN_SCORED_ITEMS
 from align.gate.plan import LEAST_POWER, GatePlan, SuitePlan, plan_gate
 from align.gate.statistics import power
 from align.gate.suites import Suite
@@ -121,10 +120,10 @@ def _change(suite: SuitePlan) -> str:
 
 def _remedy(suite: SuitePlan, alpha: float) -> str:
     """Say which number of items or which margin would suffice."""
-    if suite.clusters is not None and suite.clusters < MIN_SCORED_ITEMS:
+    if suite.clusters is not None and suite.clusters < suite.clusters_needed:
         return (
-            f"give {suite.suite} items of at least {MIN_SCORED_ITEMS} clusters, it has "
-            f"{suite.clusters}, or remove cluster"
+            f"give {suite.suite} items of at least {suite.clusters_needed} clusters, it has "
+            f"{suite.clusters}: a collapse that costs the margin may hit none of them; or a larger margin"
         )
     ways = [f"{suite.enough:,} items"]
     if suite.smallest is not None:

@@ -6,6 +6,7 @@ Only the adapter named `TRAINED` is meant here. `AnchorBank` hangs earlier snaps
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,39 @@ def reset_adapter(model: Any) -> None:
             rows = module.lora_magnitude_vector[TRAINED]
             # DoRA's row lengths are learned too; those of the base alone leave it unchanged.
             rows.weight.copy_(rows.get_weight_norm(_base_weight(module), torch.zeros(()), 1.0))
+
+
+@contextmanager
+def dropout(model: Any, *, active: bool) -> Iterator[None]:
+    """Let the trained adapter drop inputs, or not, until the end of the block; nothing else ever drops.
+
+    peft makes the dropout of a new adapter active, whatever the mode of the model it goes into, and
+    switches off everybody's where it loads an adapter that is not trained. So every pass says itself
+    what it wants; passes that recompute layers must include their backward pass.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+    before = [(layer, _modes(layer)) for layer in layers]
+    try:
+        for layer in layers:
+            _set_modes(
+                layer, active, {name: active and name == TRAINED for name in layer.lora_dropout}
+            )
+        yield
+    finally:
+        for layer, (training, modes) in before:
+            _set_modes(layer, training, modes)
+
+
+def _modes(layer: Any) -> tuple[bool, dict[str, bool]]:
+    """Training flag of an adapted layer itself, and of the dropout of each of its adapters."""
+    return layer.training, {name: module.training for name, module in layer.lora_dropout.items()}
+
+
+def _set_modes(layer: Any, training: bool, modes: Mapping[str, bool]) -> None:
+    # Not layer.train(), which would also reach the base layer under it.
+    layer.training = training
+    for name, module in layer.lora_dropout.items():
+        module.train(modes.get(name, False))
 
 
 def load_adapter(model: Any, folder: Path) -> None:

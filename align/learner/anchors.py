@@ -20,7 +20,7 @@ from torch import Tensor
 
 from align.config import AnchorConfig
 from align.learner import kl
-from align.learner.adapter import TRAINED
+from align.learner.adapter import TRAINED, dropout
 from align.learner.batch import MicroBatch
 from align.learner.model.loading import load_model
 from align.learner.outputs import Outputs
@@ -129,17 +129,19 @@ class AnchorBank:
         run = partial(
             completion_outputs, model, micro, dtype=self._policy.dtype, temperature=temperature
         )
-        if not (folder / "adapter_config.json").exists():
-            with model.disable_adapter():
+        # A pass that learns is under way around this one, and its modes come back with its end.
+        with dropout(model, active=False):
+            if not (folder / "adapter_config.json").exists():
+                with model.disable_adapter():
+                    return run()
+            if snapshot not in self._adapters:
+                model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
+                self._adapters.add(snapshot)
+            model.set_adapter(snapshot, inference_mode=True)
+            try:
                 return run()
-        if snapshot not in self._adapters:
-            model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
-            self._adapters.add(snapshot)
-        model.set_adapter(snapshot, inference_mode=True)
-        try:
-            return run()
-        finally:
-            model.set_adapter(TRAINED)
+            finally:
+                model.set_adapter(TRAINED)
 
 
 class BetaController:

@@ -219,10 +219,11 @@ class Learner:
         counts: bool,
     ) -> tuple[float, Metrics]:
         """Gap and metrics of one pass; its gradient, if there is one to take, goes into its lane."""
-        with torch.set_grad_enabled(gradients is not None):
-            made = self._objective.measure(micro, over, self._version)
-        if gradients is not None:
-            gradients.add(lane, made.loss if counts else made.loss * 0.0)
+        with self.policy.passing(learns=gradients is not None):
+            with torch.set_grad_enabled(gradients is not None):
+                made = self._objective.measure(micro, over, self._version)
+            if gradients is not None:
+                gradients.add(lane, made.loss if counts else made.loss * 0.0)
         return made.gap, {name: float(value) for name, value in made.metrics.items()}
 
     def _each_pass(
@@ -333,7 +334,8 @@ class Learner:
         counts: bool,
     ) -> tuple[list[tuple[int, Row]], float]:
         """The rows of one pass with the columns they need, each with its place in the batch; its gap."""
-        filled, gap = self._objective.filled(micro, needs, self._version)
+        with self.policy.passing(learns=False):
+            filled, gap = self._objective.filled(micro, needs, self._version)
         placed = [(places[id(row)], full) for row, full in zip(micro.rows, filled, strict=True)]
         return placed, gap
 
@@ -348,7 +350,8 @@ class Learner:
             ParityError: these weights sampled the rows, and the engine says other logprobs.
         """
         micro = to_tensors(rows).to(self.device)
-        own = self._objective.outputs(micro)
+        with self.policy.passing(learns=False):
+            own = self._objective.outputs(micro)
         self._check_parity(gap_of(micro, own, self._version))
         anchor = self.anchors.outputs(snapshot, micro, own.temperature)
         return float(own.divergence(anchor, kl.full).mean())
@@ -357,7 +360,8 @@ class Learner:
     def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
         """Logprobs at temperature 1 of each row's completion tokens: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
-        return by_row(self._objective.outputs(micro, temperature=1.0).logprobs_N, micro)
+        with self.policy.passing(learns=False):
+            return by_row(self._objective.outputs(micro, temperature=1.0).logprobs_N, micro)
 
     def _check_parity(self, gap: float) -> None:
         if not gap <= self.tolerance:

@@ -8,6 +8,7 @@ live in here: `AnchorBank` holds those, and for adapters borrows this base.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -22,6 +23,7 @@ from align.config import PolicyConfig
 from align.learner.adapter import (
     base_keys,
     causal_of,
+    dropout,
     load_adapter,
     merged,
     reset_adapter,
@@ -166,6 +168,14 @@ class Policy:
     def packs(self) -> bool:
         """Whether the model reads rows without padding."""
         return packs(causal_of(self.model))
+
+    def passing(self, *, learns: bool) -> AbstractContextManager[None]:
+        """Return the modes of one pass: an adapter drops inputs where its policy learns, and nowhere else.
+
+        Args:
+            learns: the pass has a gradient, whose backward pass belongs into the block.
+        """
+        return dropout(self.model, active=learns)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer updates."""

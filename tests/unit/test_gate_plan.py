@@ -58,18 +58,20 @@ def test_the_assumed_change_can_be_given(tmp_path: Path) -> None:
 
 
 def test_a_text_is_scored_in_windows(tmp_path: Path) -> None:
-    text = {"name": "text", "text": "some.txt", "window": 64, "items": 50, "margin": 1.5}
+    text = {"name": "text", "text": "some.txt", "window": 64, "items": 120, "margin": 1.5}
     found = suite(plan_gate(campaign(tmp_path, suites=[text]), None), "text")
-    assert found.tokens == 50 * 64
+    assert found.tokens == 120 * 64
     assert not found.spread.pass_fail
     assert found.power == 1.0
 
 
 def test_too_few_windows_never_pass(tmp_path: Path) -> None:
-    text = {"name": "text", "text": "some.txt", "items": 7, "margin": 1.5}
-    found = suite(plan_gate(campaign(tmp_path, suites=[text]), None), "text")
+    """Damage to 1 window in 20 would leave 71 of them as they were with a chance of .95^71 = .026."""
+    text = {"name": "text", "text": "some.txt", "items": 71, "margin": 1.5}
+    gate = {"campaign_rounds": 2}
+    found = suite(plan_gate(campaign(tmp_path, suites=[text], gate=gate), None), "text")
     assert found.power == 0.0
-    assert found.needed == {0.8: 8, 0.95: 8}
+    assert found.needed == {0.8: 72, 0.95: 72}
 
 
 def test_a_round_that_learns_from_a_file_has_no_known_cost(tmp_path: Path) -> None:
@@ -114,7 +116,9 @@ def test_scores_are_planned_by_their_spread(tmp_path: Path) -> None:
     variance = (198 * (-0.5 - mean) ** 2 + 2 * (-1 - mean) ** 2) / (N - 1)
     assert not found.spread.pass_fail
     assert found.spread.variance == pytest.approx(variance)
-    assert found.testable[0.8] == smallest_margin(N, variance, ALPHA, 0.8, pass_fail=False)
+    assert found.testable[0.8] == smallest_margin(
+        N, variance, ALPHA, 0.8, pass_fail=False, reach=1.0
+    )
 
 
 def test_a_chain_of_guards_is_weaker_than_each(evidence: Evidence) -> None:
@@ -188,6 +192,32 @@ def test_the_command_shows_what_was_measured(folder: Path, evidence: Evidence) -
     assert general["spread"] == {"variance": 0.08, "pass_fail": True, "rounds": 2, "noise": None}
     assert general["needed"]["0.8"] == items_needed(0.08, 0.05, 0.05 / 3, 0.8)
     assert general["tokens"] == N * 6
+
+
+def test_all_checks_of_all_suites_are_planned_together(evidence: Evidence) -> None:
+    """With the items for all, the chances of the suites that guard multiply to .8 or a little more."""
+    plan = plan_gate(evidence.config, evidence)
+    guards = [one for one in plan.suites if one.guards]
+    for one in guards:
+        assert one.joint <= one.power
+        assert one.enough >= one.needed[0.8]
+    tokens, known = plan.tokens()
+    assert (tokens, known) == (sum(one.tokens or 0 for one in plan.suites), True)
+    larger = sum(
+        (one.tokens or 0) * (one.enough if one.guards else one.n) // one.n for one in plan.suites
+    )
+    assert plan.tokens(enough=True) == (larger, True)
+
+
+def test_costs_are_told_in_dollars_where_tokens_have_a_price(
+    folder: Path, evidence: Evidence
+) -> None:
+    plan = plan_gate(evidence.config, evidence)
+    path = str(campaign_file(folder))
+    code, out, _ = keel("gate", "plan", path, "--price", "1000")
+    assert code == 0
+    assert f"at most {plan.tokens()[0]:,} tokens (${plan.tokens()[0] / 1000:,.2f})" in out
+    assert "$" not in keel("gate", "plan", path)[1]
 
 
 @pytest.mark.parametrize(

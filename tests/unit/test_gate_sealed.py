@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from align.campaign import run_campaign
-from align.config import CampaignConfig
+from align.config import CampaignConfig, GateConfig
 from align.evidence import Evidence
 from align.gate.evaluate import ItemResults
+from align.gate.gate import Verdict, VerdictInputs
 from align.gate.sealed import any_due, is_due, openings
 from align.history import diff
 from align.memory.ledger import Ledger
@@ -50,7 +51,12 @@ def raw(folder: Path, every: int = 2) -> dict[str, Any]:
     )
 
 
-def accepted(folder: Path, right: Sequence[int | range], every: int = 2) -> Evidence:
+def accepted(
+    folder: Path,
+    right: Sequence[int | range],
+    every: int = 2,
+    report: Mapping[str, Any] | None = None,
+) -> Evidence:
     """Rounds that were all accepted, and what of the sealed suite each snapshot has right: so many items
     from the first on, or these."""
     config = CampaignConfig.model_validate(raw(folder, every))
@@ -63,7 +69,9 @@ def accepted(folder: Path, right: Sequence[int | range], every: int = 2) -> Evid
     for index, candidate in enumerate(IDS[1 : len(right)]):
         attempt = ledger.begin_round(index, config.rounds[index].name, IDS[index])
         ledger.enter_gating(index, attempt, candidate)
-        ledger.commit_round(index, attempt, "accepted", candidate, {"outcome": "accepted"})
+        ledger.commit_round(
+            index, attempt, "accepted", candidate, report or {"outcome": "accepted"}
+        )
     for candidate, items in zip(IDS, right, strict=False):
         known = items if isinstance(items, range) else range(items)
         values = tuple(float(item in known) for item in range(N))
@@ -120,6 +128,36 @@ def test_what_cannot_be_told_proposes_nothing(tmp_path: Path) -> None:
     (opening,) = openings(accepted(tmp_path, [200, 200, range(208, 400)]))
     assert (opening.outcome, opening.back_to) == ("too_few_items", None)
     assert "rollback" not in opening.sentence
+
+
+def test_a_loss_that_may_be_chance_proposes_nothing(tmp_path: Path) -> None:
+    """9 points lost where 8 are allowed, but 284 of 400 items changed: 2.15 standard errors, alpha .01."""
+    (opening,) = openings(accepted(tmp_path, [200, 200, range(160, 324)]))
+    (check,) = opening.checks
+    assert (check.outcome, check.difference) == ("regressed", -0.09)
+    assert check.interval[1] > 0.0
+    assert (opening.outcome, opening.back_to) == ("too_few_items", None)
+
+
+def test_old_openings_keep_their_alpha(tmp_path: Path) -> None:
+    """Whatever comes after them: more rounds than were declared, and another alpha."""
+    before = accepted(tmp_path / "a", [400, 400, 400], every=1)
+    after = accepted(tmp_path / "b", [400, 400, 400, 400, 400], every=1)
+    first = [opening.checks[0].alpha for opening in openings(before)]
+    assert [opening.checks[0].alpha for opening in openings(after)][:2] == first
+    rounds = after.config.gate.campaign_rounds
+    assert first == [after.config.gate.alpha / rounds] * 2
+
+
+def test_an_opening_counts_by_the_gate_of_its_round(tmp_path: Path) -> None:
+    """The settings and the rule that its verdict names, whatever the file says by now."""
+    inputs = VerdictInputs(
+        target="two", gate=GateConfig(alpha=0.2, campaign_rounds=4), looks=2, suites=(),
+        accepted_rounds=(), retired=(), candidate={}, parent={}, best={}, start={}, decided_by=1,
+    )  # fmt: skip
+    verdict = Verdict(accepted=True, outcome="accepted", checks=(), reasons=(), inputs=inputs)
+    (opening,) = openings(accepted(tmp_path, [400, 400, 400], report=verdict.to_dict()))
+    assert opening.checks[0].alpha == 0.2 / 2
 
 
 def test_it_is_neither_in_the_matrix_nor_in_a_comparison(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from align.gate.statistics import (
     tango_noninferiority,
 )
 from benchmarks.gate import ALPHA, KEPT, LOST, accepted, level, rules
+from benchmarks.levels import CASES, Case, case_levels, exceeded
 
 # One false acceptance more or less in a hundred is the claim; three standard errors are on top.
 TABLES = 20_000
@@ -66,6 +68,28 @@ def test_the_interval_covers_what_it_says() -> None:
         count for (low, high), count in zip(ends, times, strict=True) if low <= truth <= high
     )
     assert covered / 5000 == pytest.approx(1 - 2 * ALPHA, abs=0.015)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_kind_of_suite_keeps_its_level(case: Case) -> None:
+    """A smoke run of what the benchmark draws by the thousand: small suites, alarms beyond chance."""
+    small = replace(case, sizes=case.sizes[:2])
+    assert exceeded(list(case_levels(np.random.default_rng(11), 60, [small]))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("windows, 1 in 20 damaged", 8),
+        ("windows, 1 in 20 damaged", 30),
+        ("scores +.01, 2% collapse", 200),
+        ("one topic in 20 collapses", 30),
+    ],
+)
+def test_t_tests_do_not(name: str, n: int) -> None:
+    """What decided before, and that the run above can fail."""
+    (case,) = [replace(case, sizes=(n,)) for case in CASES if case.name == name]
+    assert exceeded(list(case_levels(np.random.default_rng(12), 60, [case], decided_by=1)))
 
 
 def clustered(random: np.random.Generator, families: int, members: int) -> np.ndarray:
@@ -139,3 +163,4 @@ def test_the_benchmark_prints_its_tables(
     shown = capsys.readouterr().out
     assert "False acceptance at the margin" in shown
     assert "no significant drop" in shown
+    assert "one topic in 20 collapses" in shown

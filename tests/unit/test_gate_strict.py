@@ -14,10 +14,12 @@ from align.gate.checks import Check, check
 from align.gate.demands import Demands
 from align.gate.evaluate import ItemResults
 from align.gate.gate import Verdict, decide, margin_against
+from align.gate.pairs import check_rule
 from align.gate.statistics import exact_interval
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites import SuiteRule
 from align.gate.turning import would_change
+from align.gate.worst_case import worst_case_interval, worst_case_p
 
 N = 400
 ASKED = Demands(truncation_margin=0.05, failure_margin=0.02, best_margin=0.08)
@@ -72,6 +74,37 @@ def test_answers_that_no_metric_can_read_are_a_loss() -> None:
     found = rates(new, old)["failure"]
     assert (found.outcome, found.lost, found.margin) == ("regressed", 20, 0.02)
     assert "20 lost, 0 won of 400" in found.sentence
+
+
+@pytest.mark.parametrize("what", ["truncation", "failure"])
+def test_rates_that_creep_up_are_held_to_the_campaigns_budget(what: str) -> None:
+    """Three points more in each of four rounds: never 6 against the parent, in the end 12 against the
+    start, where 8 are allowed."""
+
+    def creeping(snapshot: str, bad: int) -> ItemResults:
+        abstained = ("abstained",) * bad + ("scored",) * (N - bad)
+        changes = cut(bad) if what == "truncation" else {"statuses": abstained}
+        return results(snapshot, [1.0] * N, **changes)
+
+    asked = replace(
+        ASKED,
+        failure_margin=0.06,
+        truncation_margin=0.06,
+        truncation_budget=0.08,
+        failure_budget=0.08,
+    )
+    start, parent, new = creeping("start", 0), creeping("parent", 36), creeping("new", 48)
+    found = [
+        c for c in rate_checks(rule(demands=asked), new, parent, 0.05, start) if c.what == what
+    ]
+    assert [(c.against, c.margin, c.outcome) for c in found] == [
+        ("parent", 0.06, "passed"),
+        ("start", 0.08, "regressed"),
+    ]
+    (once,) = [
+        c for c in rate_checks(rule(demands=asked), parent, start, 0.05, start) if c.what == what
+    ]
+    assert (once.against, once.also, once.margin) == ("parent", ("start",), 0.06)
 
 
 def test_nothing_is_asked_of_verdicts_from_before() -> None:
@@ -208,8 +241,8 @@ def test_items_that_change_together_count_as_one() -> None:
     assert apart.needed is not None and apart.needed > N
 
 
-def test_the_error_of_clusters_is_that_of_the_textbook() -> None:
-    """Equal clusters: the standard error of the mean of the cluster means."""
+def test_the_spread_of_clusters_is_that_of_their_means() -> None:
+    """Equal clusters: the interval is that of the means of 40 clusters, and wider than t would have it."""
     random = np.random.default_rng(0)
     means = random.normal(0.2, 1.0, size=(40, 1))
     differences = (means + random.normal(size=(40, 10))).ravel().tolist()
@@ -218,7 +251,33 @@ def test_the_error_of_clusters_is_that_of_the_textbook() -> None:
     error = of_means.std(ddof=1) / np.sqrt(40)
     from scipy.stats import t
 
-    assert found.interval[0] == pytest.approx(of_means.mean() - t.ppf(0.95, 39) * error)
+    assert found.p == pytest.approx(worst_case_p(of_means.tolist(), 0.3))
+    assert found.interval == pytest.approx(worst_case_interval(of_means.tolist(), 0.05))
+    half = (of_means.mean() - found.interval[0]) / error
+    assert t.ppf(0.95, 39) < half < 1.5 * t.ppf(0.95, 39)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "alpha", "outcome"),
+    [
+        (30, 0.05, "passed"),
+        (30, 0.005, "too_few_items"),
+        (51, 0.005, "passed"),
+        (50, 0.005, "too_few_items"),
+    ],
+)
+def test_clusters_are_as_many_as_show_a_collapse(clusters: int, alpha: float, outcome: str) -> None:
+    """A tenth of all clusters collapses: .9^50 = .00515 to have hit none of 50, .9^51 = .0046 of 51."""
+    same = clustered([1.0] * 10 * clusters, 10), clustered([1.0] * 10 * clusters, 10, "old")
+    found = check(rule(), *same, role="retention", against="parent", margin=0.1, alpha=alpha)
+    assert found.outcome == outcome
+    assert found.needed in (None, 510)
+
+
+def test_clusters_of_one_item_are_no_clusters() -> None:
+    new, old = (results(name, [1.0] * N) for name in ("new", "old"))
+    single = replace(new, clusters=tuple(map(str, range(N))))
+    assert value_check(single, old).p == value_check(new, old).p
 
 
 def test_fewer_than_thirty_clusters_are_too_few() -> None:
@@ -261,3 +320,15 @@ def test_a_verdict_from_before_is_read_as_it_was() -> None:
     assert [check for check in read.checks if check.suite == "s"] == target
     assert read.inputs.suites[0] == given.inputs.suites[0]
     assert margin_against(read.inputs.suites[0], "best") == 0.05
+
+
+def test_pairs_of_a_prompt_are_the_evidence_of_one() -> None:
+    """A reward model right about 24 of 40 prompts, five pairs of each: .1 above chance is not shown by 40
+    draws, though 200 would show it."""
+    right = [float(i < 24) for i in range(40) for _ in range(5)]
+    longer = results("model", [0.5] * 200)
+    apart = check_rule(results("model", right), longer, "chance", 0.05)
+    alike = check_rule(clustered(right, 5, "model"), longer, "chance", 0.05)
+    assert (apart.outcome, apart.clusters) == ("passed", None)
+    assert (alike.outcome, alike.clusters) == ("too_few_items", 40)
+    assert alike.p > apart.p

@@ -14,13 +14,15 @@ import pytest
 from align.config import CampaignConfig
 from align.demo.tokenizer import build_tokenizer
 from align.demo.world import demo_prompts
+from align.examples import Unit
 from align.gate.evaluate import ItemResults, evaluate
-from align.gate.sequences import windows_of
+from align.gate.sequences import document_starts, example_sequences, windows_of
 from align.gate.suites import Suite, build_suites
+from align.learner.rows import Row
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.scripted_engine import ScriptedEngine
-from rollouts.types import Sampling
+from rollouts.types import Prompt, Sampling
 
 SCHEMES = {"demo": demo_prompts}
 ENCODER = PromptEncoder(build_tokenizer())
@@ -435,3 +437,64 @@ def test_a_metric_that_leaves_its_range_stops_the_evaluation() -> None:
     with pytest.raises(RunError, match=r"item .* got -3, outside -2 to 0") as caught:
         evaluate(answering(suite), [suite], ENCODER, "snap", seed=7)
     assert caught.value.where == "suite 'general'"
+
+
+# what items of sequences have in common
+
+
+def test_documents_begin_after_blank_lines_or_ends_of_text() -> None:
+    assert list(document_starts("a\n\nb\n \t\n\nc\n\n")) == [0, 3, 9]
+    assert list(document_starts("a\n\nb<|endoftext|>c")) == [0, 17]
+    assert list(document_starts("a\n\nb<eos>c", "<eos>")) == [0, 9]
+    assert list(document_starts("one line\nand another")) == [0]
+
+
+def test_windows_of_a_document_come_in_one_cluster(tmp_path: Path) -> None:
+    """Two windows of 10 tokens fit into each document of 20."""
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join(["7 " * 20] * 5))
+    spec = {"name": "text", "text": str(path), "window": 10, "margin": 0.1, "budget": 0.2}
+    (text, *_) = build(campaign(suites=[spec]))
+    labels = text.item_clusters
+    assert len(labels) == len(text.sequences)
+    assert len(set(labels)) == 5
+    assert list(labels) == sorted(labels), "in the order of the text"
+    (apart, *_) = build(campaign(suites=[{**spec, "cluster": "window"}]))
+    assert apart.item_clusters == ()
+    with pytest.raises(UserError, match="a text has no columns"):
+        build(campaign(suites=[{**spec, "cluster": "source"}]))
+
+
+def unit(prompt: str, answer: int, **columns: Any) -> Unit:
+    asked = Prompt(id=f"id of {prompt}", text=prompt, columns=columns)
+    good, bad = (
+        Row(
+            prompt_ids=(1,), completion_ids=(answer, side), advantage=value, source="new", round="r",
+        )
+        for side, value in ((5, 1.0), (6, -1.0))
+    )  # fmt: skip
+    return Unit(id=f"{prompt}/{answer}", prompt=asked, rows=(good, bad))
+
+
+def test_pairs_of_a_prompt_come_in_one_cluster() -> None:
+    pairs = [unit(f"prompt {i // 3}", i, source=f"site {i % 2}") for i in range(12)]
+    labels = {
+        cluster: example_sequences(pairs, 12, "rounds.0.data", cluster)["sequence_clusters"]
+        for cluster in (None, "prompt", "source", "item")
+    }
+    assert labels[None] == labels["prompt"] == tuple(f"id of prompt {i // 3}" for i in range(12))
+    assert labels["source"] == tuple(f"site {i % 2}" for i in range(12))
+    assert labels["item"] == ()
+    with pytest.raises(UserError, match="no column 'sources'") as caught:
+        example_sequences(pairs, 12, "rounds.0.data", "sources")
+    assert caught.value.where == "rounds.0.suite.cluster"
+
+
+def test_windows_of_examples_come_by_their_document() -> None:
+    rows = unit("p", 1).rows[:1]
+    windows = [
+        Unit(id=str(i), prompt=None, rows=rows, documents=(f"doc {i // 2}", "next"))
+        for i in range(8)
+    ]
+    found = example_sequences(windows, 8, "rounds.0.data")
+    assert found["sequence_clusters"] == tuple(f"doc {i // 2}" for i in range(8))
