@@ -21,17 +21,26 @@ from align.evidence import Evidence, view_of_due
 from align.examples.clashes import prompt_name
 from align.examples.stream import ExampleStream
 from align.gate.budgets import check_budgets
+from align.gate.damage import survey
 from align.gate.overlap import save_overlaps
 from align.gate.sealed import any_due
 from align.gate.underpowered import check_power, foresee
 from align.inbox.feed import fed, starved
 from align.learner.anchors import References
-from align.measuring import measure_known, open_sealed
+from align.measuring import measure_again, measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
 from align.memory.auto import auto_lines
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
-from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
+from align.parts import (
+    Observer,
+    Parts,
+    StartEngine,
+    open_memory,
+    open_parts,
+    replay_path,
+    seed_of,
+)
 from align.reward_models import resolved
 from align.reward_round import run_reward_round
 from align.round import run_round
@@ -79,7 +88,10 @@ def run_campaign(
             if spec.name in places and not starved(config, memory.ledger, spec, observer.note)
         ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
-        if not due and not any_due(memory.evidence):
+        state = survey(memory.evidence, inputs, lambda s: memory.store.open(s).path)
+        for line in state.lines():
+            observer.note(line)
+        if not due and not state.measurable and not any_due(memory.evidence):
             observer.note("no round is due; nothing to run")
             memory.confirm_base()
             return memory.evidence
@@ -88,6 +100,7 @@ def run_campaign(
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
+            measure_again(parts, state.measurable)
             for index, spec in due:
                 if spec.name in memory.ledger.closed():
                     observer.note(f"{spec.name} was skipped meanwhile")
@@ -141,9 +154,10 @@ def plan_round(
     owned = owners(before, shared)
     replayed = parts.evidence.recall(spec.name, "replay", owned).kept
     looked_at = parts.evidence.recall(spec.name, "gate").kept
-    held = load_replay(
-        parts.folder, [accepted[n] for n in owned if n in replayed or n in looked_at]
-    )
+    needed = [name for name in owned if name in replayed or name in looked_at]
+    for name in needed:
+        parts.require_replay(before[name], accepted[name])
+    held = load_replay(parts.folder, [accepted[name] for name in needed])
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
@@ -189,7 +203,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
     what = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, spec.replay.buffer])
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     path = parts.folder / "replay" / f"answers-{name}.jsonl"
-    if not path.exists():
+    if parts.is_lost(path):
         parts.learner.load(parts.base)
         parts.engine.sync(parts.learner.weights("base"))
         prompts = PromptStream(general, seed).take(spec.replay.buffer)
@@ -207,6 +221,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
             ),
         )
         parts.evidence.mirror.push()
+        parts.evidence.files.record([path])
     return load_answers(path)
 
 
@@ -254,9 +269,3 @@ def load_replay(folder: Path, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
     for candidate in accepted:
         entries |= ReplayBuffer.load(replay_path(folder, candidate)).entries
     return ReplayBuffer(entries)
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A round's own seed: the same for every attempt, different for every round."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

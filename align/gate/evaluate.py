@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from align.gate.progress import CountedEngine, SuiteMeter, Tell
 from align.gate.samples import ItemScore, checked, merged
 from align.gate.suites import Suite, rendered
+from align.memory.durable import sync
 from rollouts.engine import RolloutEngine, ScoreRequest
 from rollouts.errors import RunError
 from rollouts.types import FinishReason, Score, SnapshotId
@@ -113,9 +114,11 @@ class ItemResults:
         staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             pq.write_table(table, staging)
+            sync(staging)
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
+        sync(path.parent)
 
     @classmethod
     def load(cls, path: str | Path) -> ItemResults:
@@ -147,7 +150,7 @@ class ItemResults:
             raise RunError(
                 f"evaluation results cannot be read: {error}",
                 where=str(path),
-                remedy="delete the file and evaluate the snapshot again",
+                remedy="restore it from a backup, or delete it: keel run CAMPAIGN measures it again",
             ) from error
 
 

@@ -62,3 +62,5 @@ class EvaluationRecord:
     n: int
     mean: float
     recorded: str
+    sha256: str | None = None
+    """Hash of the file on record; None in stores older than the record."""

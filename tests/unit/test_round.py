@@ -14,7 +14,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config import CampaignConfig
-from align.errors import ParityError
+from align.errors import EvidenceError, ParityError
 from align.evidence import Evidence, stored_evidence
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import SnapshotStore
@@ -218,6 +218,9 @@ def test_a_verdict_follows_from_the_files(copied: CampaignConfig) -> None:
     column = table.schema.get_field_index("value")
     flipped = [1.0 - value for value in table["value"].to_pylist()]
     pq.write_table(table.set_column(column, table.schema.field(column), [flipped]), path)
+    with pytest.raises(EvidenceError):
+        evidence.recompute("second")
+    evidence.files.record([path])  # As if it had been measured so.
     again, recorded = evidence.recompute("second")
     assert again != recorded
 
