@@ -80,7 +80,8 @@ def run_campaign(
     with open_memory(settled, inputs, observer.note) as memory:
         places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
         decided = [record.name for record in memory.evidence.committed()]
-        for line in gone_lines(config.rounds, decided):
+        state = survey(memory.evidence, inputs, lambda s: memory.store.open(s).path)
+        for line in (*gone_lines(config.rounds, decided), *state.lines()):
             observer.note(line)
         due = [
             (places[spec.name], spec)
@@ -88,9 +89,6 @@ def run_campaign(
             if spec.name in places and not starved(config, memory.ledger, spec, observer.note)
         ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
-        state = survey(memory.evidence, inputs, lambda s: memory.store.open(s).path)
-        for line in state.lines():
-            observer.note(line)
         if not due and not state.measurable and not any_due(memory.evidence):
             observer.note("no round is due; nothing to run")
             memory.confirm_base()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,8 @@ class Suite:
     encoding: str | None = None
     """Digest of the tokenizer and chat template that items are read with; None where the store's hashes
     are older than this."""
+    engine: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the engines that answer; empty where the store's hashes are older than this."""
     overlap: Overlap | None = field(default=None, repr=False, compare=False)
     """What it has in common with what is trained on."""
 
@@ -140,6 +142,8 @@ class Suite:
         }
         if self.encoding is not None:
             content["encoding"] = self.encoding
+        if self.engine:
+            content["engine"] = dict(self.engine)
         if self.duel is not None:
             content["against"] = self.duel.comparator
         if self.harness is not None:
