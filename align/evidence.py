@@ -24,7 +24,7 @@ from align.memory.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.memory.lineage import lineage
 from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.snapshots import SnapshotStore
-from align.memory.stored_files import MEASURED_AGAIN, StoredFiles, checked
+from align.memory.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
 from align.repair.record import repairs_of
 from align.schedule.nights import in_view, nights_of
 from align.schedule.recall import Purpose, Recall, recall
@@ -113,6 +113,12 @@ class Evidence:
             EvidenceError: it is missing, or was changed.
         """
         return checked(self.folder / record.path, record.sha256)
+
+    def faults(self) -> Iterator[str]:
+        """Yield a sentence about every file of results that is missing or was changed."""
+        for record in self.ledger.evaluations():
+            if fault := fault_of(self.folder / record.path, record.sha256):
+                yield f"{record.path} {fault}: {RUN_AGAIN}"
 
     def replace(self, record: EvaluationRecord, items: ItemResults, fault: str) -> None:
         """Store results that were measured again, since their file ``fault``."""
@@ -268,6 +274,13 @@ class Evidence:
             and self._makes(r.name) == makes
             and (path is None or r.candidate in path)
         }
+
+    def production_words(self) -> str:
+        """Return the round that production is from, and its snapshot, as a person says it."""
+        target = self.ledger.alias("production") or self.base
+        rounds = self.accepted("policy").items()
+        names = (f"round {name!r}" for name, snapshot in rounds if snapshot == target)
+        return f"{next(names, 'the base')} ({target[:16]})"
 
     def due_index(self) -> int:
         """Index of the first round to come; of the next one, where all are over."""

@@ -81,7 +81,7 @@ def recompute(
 
     evidence = stored_evidence(config)
     again, recorded = evidence.recompute(round_name)
-    same = again.to_dict() == recorded.to_dict()
+    same = again.decides_as(recorded)
     notes = list(evidence_notes(evidence, recorded))
     if as_json:
         verdict = {"round": round_name, "identical": same, "verdict": again.to_dict()}

@@ -22,6 +22,7 @@ from align.gate.gate import Verdict
 from align.gate.pairs import TIE
 from align.gate.statistics import holm, mcnemar_exact
 from align.gate.suites import SuiteRule, rendered
+from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
 from align.gate.turning import would_change
 from align.gate_config import Spending
 from align.history import record_of, watch_of
@@ -102,6 +103,11 @@ class Explanation:
     """Which decisions share alpha."""
     left_out: tuple[str, ...] = ()
     """Earlier rounds of templates that were not looked at."""
+    production: str = ""
+    """The name of the round that production is from, and the snapshot."""
+    reason: str = ""
+    """What kept the candidate out, first of all."""
+    table: tuple[VerdictRow, ...] = ()
 
     def lines(self, items: int = 3) -> Iterator[str]:
         """To be read by a person.
@@ -110,7 +116,11 @@ class Explanation:
             items: most items shown as lost, and as won, of a suite.
         """
         yield f"{self.round}: {_decision(self)}."
-        yield _spent(self)
+        yield f"Production is {self.production}. {_spent(self)}"
+        if self.reason:
+            yield f"Because {self.reason}."
+        yield ""
+        yield from text_table(HEAD, (row.cells for row in self.table))
         if self.left_out:
             yield (
                 f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
@@ -178,6 +188,9 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         noticed=tuple(watch_of(evidence, record).remarks()),
         spending=gate.spending or "campaign",
         left_out=verdict.inputs.left_out,
+        production=evidence.production_words(),
+        reason=reason_of(verdict),
+        table=tuple(verdict_rows(verdict)),
     )
 
 
