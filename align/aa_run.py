@@ -11,7 +11,7 @@ from align.gate.evaluate import ItemResults, evaluate
 from align.gate.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suite import Suite
 from align.inputs import load_inputs
-from align.measuring import teller
+from align.measuring import sample_rivals, score_references, teller
 from align.parts import Observer, StartEngine, open_memory, open_parts, seed_of
 from rollouts.errors import UserError, nearest
 
@@ -43,6 +43,8 @@ def measure_noise(
         open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
     ):
         suites = _chosen(parts.suites(), names)
+        sample_rivals(parts, suites)
+        score_references(parts, suites)
         production = parts.ledger.alias("production") or parts.base
         parts.learner.load(production)
         parts.engine.sync(parts.learner.weights("production"))

@@ -156,6 +156,8 @@ def plan_round(
     for name in needed:
         parts.require_replay(before[name], accepted[name])
     held = load_replay(parts.folder, [accepted[name] for name in needed])
+    asks = {name: parts.inputs.prompts.get(name, ()) for name in before if name not in shared}
+    held = ReplayBuffer(owned_prompts(held.entries, asks, parts.inputs.prompts[spec.name]))
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
@@ -231,6 +233,31 @@ def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
     """
     last = {spec.asks: name for name, spec in before.items() if name not in shared}
     return [name for name in before if name in last.values()]
+
+
+def owned_prompts(
+    entries: Mapping[str, Sequence[Prompt]],
+    asks: Mapping[str, Sequence[Prompt]],
+    new: Sequence[Prompt],
+) -> dict[str, list[Prompt]]:
+    """Leave every prompt to the last round that asked it; return the kept prompts of each round.
+
+    Files may share some of their prompts. Held to the snapshot of an earlier round as well, a shared one
+    would forbid what the later round taught of it; so would one that the coming round asks itself.
+
+    Args:
+        entries: kept prompts of accepted rounds.
+        asks: all prompts of accepted rounds, oldest first.
+        new: prompts of the coming round.
+    """
+    later = set(map(prompt_name, new))
+    owned: dict[str, list[Prompt]] = {}
+    for name in reversed(list(asks)):
+        kept = entries.get(name, ())
+        if name in entries:
+            owned[name] = [prompt for prompt in kept if prompt_name(prompt) not in later]
+        later |= set(map(prompt_name, (*asks[name], *kept)))
+    return {name: owned[name] for name in entries}
 
 
 def scorer_of(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from align.gate.damage import Damaged
-from align.gate.evaluate import ItemResults, evaluate
+from align.gate.evaluate import ItemResults, evaluate, sequence_logprobs
+from align.gate.implicit import save_logprobs
 from align.gate.progress import SuiteProgress, Tell
 from align.gate.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
@@ -45,12 +46,16 @@ def measure(
         seed=parts.config.seed,
         tell=teller(parts, name),
     )
-    return {
+    results = {
         suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
         if found[suite.name]
         else fresh[suite.name]
         for suite in missing
     }
+    for measured in results.values():
+        if measured.beside_line:
+            parts.observer.note(f"{name} on {measured.suite}: {measured.beside_line}")
+    return results
 
 
 def teller(parts: Parts, name: str) -> Tell:
@@ -77,6 +82,7 @@ def measure_known(parts: Parts) -> None:
     """
     suites = parts.suites()
     sample_rivals(parts, suites)
+    score_references(parts, suites)
     needed = parts.evidence.comparators(suites)
     _measure_accepted(parts, lambda snapshot: [s for s in suites if snapshot in needed[s.name]])
 
@@ -92,6 +98,7 @@ def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
         suites = [entry.suite for entry in entries.values() if entry.suite is not None]
         parts.observer.note(f"measuring {name} again on {', '.join(s.name for s in suites)}")
         sample_rivals(parts, suites)
+        score_references(parts, suites)
         _hold(parts, snapshot, name)
         for suite in suites:  # One by one: a rotating suite may be among them several times.
             fresh = evaluate(
@@ -140,6 +147,20 @@ def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
         save_answers(duel.answers, groups)
         parts.evidence.mirror.push()
         parts.evidence.files.record([duel.answers])
+
+
+def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
+    """Compute the log-likelihoods that implicit rewards are ratios to, once for each snapshot."""
+    for suite in suites:
+        if suite.reference is None:
+            continue
+        for (snapshot, _), file in zip(suite.reference.weights, suite.reference.files, strict=True):
+            if parts.is_lost(file):
+                parts.observer.note(f"scoring the pairs of {suite.name} by {snapshot[:16]}")
+                _hold(parts, snapshot, snapshot[:16])
+                save_logprobs(file, sequence_logprobs(parts.engine, suite))
+                parts.evidence.mirror.push()
+                parts.evidence.files.record([file])
 
 
 def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite]]) -> None:

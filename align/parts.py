@@ -16,6 +16,7 @@ from align.amend.code import record_code
 from align.config import CampaignConfig, RoundConfig
 from align.errors import EvidenceError, SnapshotError
 from align.evidence import Evidence
+from align.gate.implicit import with_references
 from align.gate.progress import SuiteProgress
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
@@ -105,7 +106,8 @@ class Parts:
         known = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
         parent = self.ledger.alias("production") or self.base
         rounds = self.evidence.accepted("policy")
-        return with_comparators(known, self.base, parent, rounds, self.folder)
+        rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
+        return list(with_references(rivalled, self.evidence))
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""

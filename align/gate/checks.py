@@ -81,8 +81,8 @@ class Check:
     items: tuple[str, ...] = ()
     """Of a list that must not fail: the items that did."""
     needed: int | None = None
-    """With too few items, or a loss inside the margin: how many would do, at the spread and the loss
-    measured here."""
+    """Items that would do, at the spread and the loss measured here; None unless there are too few, or the
+    loss is inside the margin."""
     outcome: Outcome
     sentence: str
 

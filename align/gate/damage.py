@@ -7,6 +7,7 @@ needed; prompts to replay follow from their round's data. Everything else is nam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from pathlib import Path
 from align.evidence import Evidence
 from align.gate.evaluate import ItemResults
 from align.gate.gate import Verdict
+from align.gate.implicit import with_references
 from align.gate.suite import Suite
+from align.gate.win_rate import load_answers as load_rivals
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
 from align.memory.answers import load_answers
@@ -25,8 +28,20 @@ from align.reward_models import measurable
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
 
-SEEN_TO_ELSEWHERE = "rounds/"
-"""Checkpoints: a round whose own was changed starts over, and old ones are removed."""
+NAMED_ELSEWHERE = re.compile(
+    r"rounds/|replay/[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
+)
+"""Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
+do: a round whose own was changed starts over, and old ones are removed."""
+
+
+LOADERS: Mapping[str, Callable[[Path], object]] = {
+    "evaluations/*/aa/*.parquet": ItemResults.load,
+    "evaluations/answers/*.jsonl": load_rivals,
+    f"replay/{16 * '[0-9a-f]'}.jsonl": ReplayBuffer.load,
+    "replay/answers-*.jsonl": load_answers,
+}
+"""Patterns of files that no row of the ledger describes, and what reads them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +50,7 @@ class Damaged:
 
     record: EvaluationRecord
     fault: str
-    """What is wrong with the file, as the end of a sentence."""
+    """The end of a sentence about the file, such as ``is missing``."""
     suite: Suite | None
     """The suite to measure again; None if the campaign no longer has it."""
 
@@ -48,7 +63,7 @@ class Survey:
     adopted: int
     """Files of an older version whose hash was recorded just now."""
     others: Mapping[str, str]
-    """What is wrong with other files, by path."""
+    """Ends of sentences about other files, by path."""
 
     @property
     def measurable(self) -> tuple[Damaged, ...]:
@@ -86,8 +101,10 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     adopted = adopt(evidence)
     hashes = evidence.files.hashes()
     faults: dict[str, str] = {}
+    needed = {f"replay/{s[:16]}.jsonl" for s in evidence.accepted("policy").values()}
+    needed |= {record.path for record in evidence.ledger.evaluations()}
     for path, row in hashes.items():
-        if path.startswith(SEEN_TO_ELSEWHERE):
+        if NAMED_ELSEWHERE.match(path) and path not in needed:
             continue
         fault = fault_of(evidence.folder / path, row.sha256)
         if fault and not _fetched(evidence, path, row.sha256):
@@ -99,9 +116,11 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     records = [record for record in evidence.ledger.evaluations() if record.path in faults]
     known = _suites_by_hash(evidence, inputs, folder_of) if records else {}
     damaged = tuple(
-        Damaged(record=r, fault=faults.pop(r.path), suite=known.get(r.suite_hash)) for r in records
+        Damaged(record=r, fault=faults[r.path], suite=known.get(r.suite_hash)) for r in records
     )
-    return Survey(damaged=damaged, adopted=adopted, others=faults)
+    measured = {record.path for record in records}
+    others = {path: fault for path, fault in faults.items() if path not in measured}
+    return Survey(damaged=damaged, adopted=adopted, others=others)
 
 
 def adopt(evidence: Evidence) -> int:
@@ -114,16 +133,16 @@ def adopt(evidence: Evidence) -> int:
     hashes = evidence.files.hashes()
     found += [
         path
-        for path in sorted(evidence.folder.glob("replay/*.jsonl"))
-        if path.relative_to(evidence.folder).as_posix() not in hashes and _loads(path)
+        for pattern, load in LOADERS.items()
+        for path in sorted(evidence.folder.glob(pattern))
+        if path.relative_to(evidence.folder).as_posix() not in hashes and _loads(load, path)
     ]
     evidence.files.record(found, FIRST_READ)
     return len(found)
 
 
-def _loads(path: Path) -> bool:
-    """Tell if a file of prompts or answers is one; whoever needs it says what is wrong."""
-    load = load_answers if path.name.startswith("answers-") else ReplayBuffer.load
+def _loads(load: Callable[[Path], object], path: Path) -> bool:
+    """Tell if a file is what it should be; whoever needs it says what is wrong."""
     try:
         load(path)
     except KeelError:
@@ -162,16 +181,17 @@ def _suites_by_hash(
     ]
     known = measurable(turned, evidence.accepted("reward_model"), folder_of)
     rounds = evidence.accepted("policy")
+    referred = list(with_references(known, evidence))
     return {
         suite.hash: suite
         for parent in (evidence.base, *rounds.values())
-        for suite in with_comparators(known, evidence.base, parent, rounds, evidence.folder)
+        for suite in with_comparators(referred, evidence.base, parent, rounds, evidence.folder)
     }
 
 
 def _remedy(path: str) -> str:
-    if path.startswith("replay/answers-") or path.startswith("evaluations/answers/"):
-        return "it is sampled again when a round needs it"
+    if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
+        return "it is made again when a round needs it"
     if "/aa/" in path:
         return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
     return "it is made again from its round's data when a round needs it"

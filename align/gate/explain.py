@@ -70,6 +70,8 @@ class SuiteStory:
     lost: tuple[ChangedItem, ...]
     """Against the first comparator; the largest losses first."""
     won: tuple[ChangedItem, ...]
+    beside: str
+    """Sentence about how often other rules are right about the suite's pairs; else empty."""
     alarm: float | None
     """Holm's p over all guarded suites that it is worse than the parent at all, margin or not."""
 
@@ -106,7 +108,7 @@ class Explanation:
     production: str = ""
     """The name of the round that production is from, and the snapshot."""
     reason: str = ""
-    """What kept the candidate out, first of all."""
+    """First reason that kept the candidate out; empty if nothing did."""
     table: tuple[VerdictRow, ...] = ()
 
     def lines(self, items: int = 3) -> Iterator[str]:
@@ -252,6 +254,7 @@ def _story(
         strict=tuple(_compared(check, rule) for check in checks if check.what != "value"),
         lost=tuple(item for item in changed if item.after < item.before),
         won=tuple(item for item in reversed(changed) if item.after > item.before),
+        beside=candidate.beside_line,
         alarm=alarm,
     )
 
@@ -325,6 +328,8 @@ ROLES: Mapping[Role, str] = {
 
 def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
     yield f"{story.suite} ({ROLES[story.role]})"
+    if story.beside:
+        yield f"  {story.beside}"
     for one in story.comparisons:
         yield f"  {one.check.sentence.partition(': ')[2]}"
         if one.budget_used is not None:

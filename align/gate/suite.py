@@ -19,6 +19,7 @@ from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup
 
 if TYPE_CHECKING:
     from align.gate.harness.task import HarnessTask
+    from align.gate.implicit import Reference
     from align.gate.overlap import Overlap
     from align.gate.win_rate import Duel
     from rewards.rubric import Rubric
@@ -80,6 +81,10 @@ class Suite:
     """Where the items change: ``prompts`` are those of one round."""
     positions: tuple[int, ...] | None = None
     """Of a part of a suite: places of its items in the whole, which decide their seeds."""
+    implicit: bool = False
+    """True if pairs are compared by their log ratios to the round's reference, not by likelihood."""
+    reference: Reference | None = field(default=None, repr=False)
+    """The round's reference; None before it is known, or if pairs go by likelihood."""
     duel: Duel | None = None
     """Of a win rate: whom the answers are compared with."""
     harness: HarnessTask | None = field(default=None, repr=False, compare=False)
@@ -144,6 +149,8 @@ class Suite:
             content["encoding"] = self.encoding
         if self.engine:
             content["engine"] = dict(self.engine)
+        if self.implicit:
+            content["implicit"] = self.reference.weights if self.reference else ()
         if self.duel is not None:
             content["against"] = self.duel.comparator
         if self.harness is not None:

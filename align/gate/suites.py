@@ -98,11 +98,22 @@ def _with_settings(
     A store that began before hashes covered these holds results under older ones. There the hashes stay
     what they were, so that nothing is measured again that can still be compared.
     """
+    suites = [_as_measured(suite, encoding, engine, stored) for suite in suites]
     encoded = [replace(suite, encoding=encoding) for suite in suites]
     for older in (suites, encoded):
         if any(suite.hash in stored for suite in older):
             return older
     return [replace(suite, engine=engine) for suite in encoded]
+
+
+def _as_measured(
+    suite: Suite, encoding: str, engine: Mapping[str, str], stored: Collection[str]
+) -> Suite:
+    """Return a suite of pairs by likelihood if that is how the store has measured it."""
+    plain = replace(suite, implicit=False)
+    versions = (plain, replace(plain, encoding=encoding))
+    known = (*versions, replace(plain, encoding=encoding, engine=engine))
+    return plain if suite.implicit and any(one.hash in stored for one in known) else suite
 
 
 def _held_out_from(

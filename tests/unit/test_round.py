@@ -497,6 +497,24 @@ def test_completions_that_are_lost_are_left_out(tmp_path: Path) -> None:
     assert line["batch/new_tokens"] == 3 * 4 * 6
 
 
+def test_files_that_share_prompts_are_owned_prompt_by_prompt() -> None:
+    from align.campaign import owned_prompts
+    from rollouts.types import Prompt
+
+    def asked(*texts: str) -> list[Prompt]:
+        return [Prompt(id=f"id {text}", text=text) for text in texts]
+
+    asks = {"a": asked("1", "2", "3", "4"), "b": asked("3", "4", "5"), "c": asked("5", "6")}
+    kept = {name: asks[name] for name in ("a", "b", "c")}
+    owned = owned_prompts(kept, asks, new=asked("6", "7"))
+    assert {name: [p.text for p in prompts] for name, prompts in owned.items()} == {
+        "a": ["1", "2"], "b": ["3", "4"], "c": ["5"],
+    }  # fmt: skip
+    # Whoever is not replayed this time still owns what it asked last.
+    only = owned_prompts({"a": asks["a"]}, asks, new=[])
+    assert [p.text for p in only["a"]] == ["1", "2"]
+
+
 def test_the_last_of_rounds_with_the_same_prompts_owns_them() -> None:
     """Its snapshot has all their behaviours; an earlier owner would undo the later rounds."""
     from align.campaign import owners

@@ -21,7 +21,7 @@ from align.memory import stored_files
 from align.memory.replay import ReplayBuffer
 from align.memory.stored_files import StoredFiles
 from align.parts import replay_path
-from tests.unit.campaigns import Starter, Watcher, campaign, no_engine
+from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.ledgers import started
 
 
@@ -248,3 +248,30 @@ def test_prompts_that_no_longer_follow_from_the_data_stop_the_round(
         config = with_a_third(copied, tmp_path)
         run_campaign(config, start_engine=Starter(), observer=Watcher())
     assert caught.value.where == str(path) and "backup" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_round_whose_checkpoint_was_changed_starts_over(tmp_path: Path, changed: bool) -> None:
+    spec = {"steps": 3, "checkpoint_every": 1, "prompts": "demo://rev?n=60"}
+    config = campaign(tmp_path, rounds=rounds(spec))
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        run_campaign(config, start_engine=Starter(), observer=Watcher(stop_at=("round0", 1)))
+    (manifest,) = config.folder.glob("rounds/00-round0/checkpoint/step-*/checkpoint.json")
+    if changed:
+        manifest.write_text(manifest.read_text().replace('"skipped": 0', '"skipped": 1'))
+    watcher = Watcher()
+    run_campaign(config, start_engine=Starter(), observer=watcher)
+    assert any("the round starts over" in note for note in watcher.notes) is changed
+    assert any("goes on from step 2" in note for note in watcher.notes) is not changed
+
+
+def test_results_that_no_row_names_are_no_damage(copied: CampaignConfig) -> None:
+    """A run that was killed between a file and its row leaves a hash that nothing rests on."""
+    evidence = stored_evidence(copied)
+    path = results_file(evidence).with_name("other-12345678.parquet")
+    path.write_bytes(b"x")
+    evidence.files.record([path])
+    path.write_bytes(b"y")
+    watcher = Watcher()
+    run_campaign(copied, start_engine=no_engine, observer=watcher)
+    assert not any(path.name in note for note in watcher.notes)

@@ -47,9 +47,9 @@ class CampaignView:
     overlaps: tuple[Overlap, ...]
     gate: tuple[tuple[str, str], ...]
     answer: tuple[str, ...] = ()
-    """What is production, and what was refused and why, a sentence each."""
+    """Sentences: production, and every refused round with its reason."""
     faults: tuple[str, ...] = ()
-    """Files of results that are missing or changed, a sentence each."""
+    """Sentences about files of results that are missing or were changed."""
 
     @property
     def running(self) -> bool:
@@ -68,7 +68,7 @@ class CampaignView:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What a person should act on: evidence that is gone, sealed suites last seen to have lost."""
+        """Sentences to act on: evidence that is gone, sealed suites last seen to have lost."""
         last = (seal.openings[-1] for seal in self.seals if seal.openings)
         lost = tuple(opening.sentence for opening in last if opening.outcome == "lost")
         return (*self.faults, *lost)
