@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.amend.settle import settle
-from align.campaign import seed_of
 from align.config import CampaignConfig
 from align.evidence import view_of_due
 from align.gate.evaluate import ItemResults, evaluate
 from align.gate.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suite import Suite
 from align.inputs import load_inputs
-from align.measuring import teller
-from align.parts import Observer, StartEngine, open_memory, open_parts
+from align.measuring import sample_rivals, score_references, teller
+from align.parts import Observer, StartEngine, open_memory, open_parts, seed_of
 from rollouts.errors import UserError, nearest
 
 
@@ -44,6 +43,8 @@ def measure_noise(
         open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
     ):
         suites = _chosen(parts.suites(), names)
+        sample_rivals(parts, suites)
+        score_references(parts, suites)
         production = parts.ledger.alias("production") or parts.base
         parts.learner.load(production)
         parts.engine.sync(parts.learner.weights("production"))
@@ -57,7 +58,8 @@ def measure_noise(
 
         first, second = measured(1), measured(2)
         for suite in suites:
-            save_repeats(config.folder, first[suite.name], second[suite.name])
+            paths = save_repeats(config.folder, first[suite.name], second[suite.name])
+            memory.evidence.files.record(paths)
         memory.evidence.mirror.push()
         return [noise_floor(first[s.name], second[s.name], s.kind) for s in suites]
 

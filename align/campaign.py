@@ -22,17 +22,26 @@ from align.examples.clashes import prompt_name
 from align.examples.stream import ExampleStream
 from align.external.round import run_external_round
 from align.gate.budgets import check_budgets
+from align.gate.damage import survey
 from align.gate.overlap import save_overlaps
 from align.gate.sealed import any_due
 from align.gate.underpowered import check_power, foresee
 from align.inbox.feed import fed, starved
 from align.learner.anchors import References
-from align.measuring import measure_known, open_sealed
+from align.measuring import measure_again, measure_known, open_sealed
 from align.memory.answers import load_answers, save_answers
 from align.memory.auto import auto_lines
 from align.memory.replay import ReplayBuffer
 from align.mixture import Mixture
-from align.parts import Observer, Parts, StartEngine, open_memory, open_parts, replay_path
+from align.parts import (
+    Observer,
+    Parts,
+    StartEngine,
+    open_memory,
+    open_parts,
+    replay_path,
+    seed_of,
+)
 from align.reward_models import resolved
 from align.reward_round import run_reward_round
 from align.round import run_round
@@ -72,7 +81,8 @@ def run_campaign(
     with open_memory(settled, inputs, observer.note) as memory:
         places = {r.name: r.index for r in memory.ledger.rounds() if not r.closed}
         decided = [record.name for record in memory.evidence.committed()]
-        for line in gone_lines(config.rounds, decided):
+        state = survey(memory.evidence, inputs, lambda s: memory.store.open(s).path)
+        for line in (*gone_lines(config.rounds, decided), *state.lines()):
             observer.note(line)
         due = [
             (places[spec.name], spec)
@@ -80,7 +90,7 @@ def run_campaign(
             if spec.name in places and not starved(config, memory.ledger, spec, observer.note)
         ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
-        if not due and not any_due(memory.evidence):
+        if not due and not state.measurable and not any_due(memory.evidence):
             observer.note("no round is due; nothing to run")
             memory.confirm_base()
             return memory.evidence
@@ -89,6 +99,7 @@ def run_campaign(
         with open_parts(
             config, inputs, memory, start_engine=start_engine, observer=observer
         ) as parts:
+            measure_again(parts, state.measurable)
             for index, spec in due:
                 if spec.name in memory.ledger.closed():
                     observer.note(f"{spec.name} was skipped meanwhile")
@@ -148,9 +159,12 @@ def plan_round(
     owned = owners(before, shared)
     replayed = parts.evidence.recall(spec.name, "replay", owned).kept
     looked_at = parts.evidence.recall(spec.name, "gate").kept
-    held = load_replay(
-        parts.folder, [accepted[n] for n in owned if n in replayed or n in looked_at]
-    )
+    needed = [name for name in owned if name in replayed or name in looked_at]
+    for name in needed:
+        parts.require_replay(before[name], accepted[name])
+    held = load_replay(parts.folder, [accepted[name] for name in needed])
+    asks = {name: parts.inputs.prompts.get(name, ()) for name in before if name not in shared}
+    held = ReplayBuffer(owned_prompts(held.entries, asks, parts.inputs.prompts[spec.name]))
     seed = seed_of(parts.config.seed, spec.name)
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
@@ -196,7 +210,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
     what = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, spec.replay.buffer])
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     path = parts.folder / "replay" / f"answers-{name}.jsonl"
-    if not path.exists():
+    if parts.is_lost(path):
         parts.learner.load(parts.base)
         parts.engine.sync(parts.learner.weights("base"))
         prompts = PromptStream(general, seed).take(spec.replay.buffer)
@@ -214,6 +228,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
             ),
         )
         parts.evidence.mirror.push()
+        parts.evidence.files.record([path])
     return load_answers(path)
 
 
@@ -225,6 +240,31 @@ def owners(before: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
     """
     last = {spec.asks: name for name, spec in before.items() if name not in shared}
     return [name for name in before if name in last.values()]
+
+
+def owned_prompts(
+    entries: Mapping[str, Sequence[Prompt]],
+    asks: Mapping[str, Sequence[Prompt]],
+    new: Sequence[Prompt],
+) -> dict[str, list[Prompt]]:
+    """Leave every prompt to the last round that asked it; return the kept prompts of each round.
+
+    Files may share some of their prompts. Held to the snapshot of an earlier round as well, a shared one
+    would forbid what the later round taught of it; so would one that the coming round asks itself.
+
+    Args:
+        entries: kept prompts of accepted rounds.
+        asks: all prompts of accepted rounds, oldest first.
+        new: prompts of the coming round.
+    """
+    later = set(map(prompt_name, new))
+    owned: dict[str, list[Prompt]] = {}
+    for name in reversed(list(asks)):
+        kept = entries.get(name, ())
+        if name in entries:
+            owned[name] = [prompt for prompt in kept if prompt_name(prompt) not in later]
+        later |= set(map(prompt_name, (*asks[name], *kept)))
+    return {name: owned[name] for name in entries}
 
 
 def scorer_of(
@@ -261,9 +301,3 @@ def load_replay(folder: Path, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
     for candidate in accepted:
         entries |= ReplayBuffer.load(replay_path(folder, candidate)).entries
     return ReplayBuffer(entries)
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A round's own seed: the same for every attempt, different for every round."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

@@ -5,6 +5,7 @@
     │   └── StoreError          the store belongs to another campaign, config or version of Keel
     │       └── StoreBusy       another live process runs this store
     └── RunError                the input was fine and something failed on the way; exits 1
+        ├── EvidenceError       a stored file is not the one that was written, or is gone; names it
         ├── SnapshotError       a snapshot is corrupt, incomplete or missing; names the file
         ├── StaleAttempt        another runner took over this round; this one must stop
         ├── ParityError         engine and learner disagree about the same weights
@@ -19,6 +20,7 @@ from __future__ import annotations
 from rollouts.errors import KeelError, RunError, UserError
 
 __all__ = [
+    "EvidenceError",
     "KeelError",
     "NonFiniteError",
     "ParityError",
@@ -37,6 +39,10 @@ class StoreError(UserError):
 
 class StoreBusy(StoreError):
     """Another live process holds the store."""
+
+
+class EvidenceError(RunError):
+    """A stored file that a verdict or a round rests on was changed or is gone. ``where`` names it."""
 
 
 class SnapshotError(RunError):

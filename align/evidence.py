@@ -20,10 +20,11 @@ from align.gate.gate import Verdict, decide, decide_from_files, level_of
 from align.gate.pairs import decide_pairs
 from align.gate.suites import Suite
 from align.memory.anchor import anchor_of
-from align.memory.ledger import Ledger, RoundRecord
+from align.memory.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.memory.lineage import lineage
 from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.snapshots import SnapshotStore
+from align.memory.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
 from align.repair.record import repairs_of
 from align.schedule.nights import in_view, nights_of
 from align.schedule.recall import Purpose, Recall, recall
@@ -47,6 +48,11 @@ class Evidence:
     def base(self) -> SnapshotId:
         """The snapshot the campaign started from."""
         return self.ledger.alias_moves()[0].target
+
+    @property
+    def files(self) -> StoredFiles:
+        """Hashes of the store's files."""
+        return StoredFiles(self.folder, self.ledger.database)
 
     @property
     def gate(self) -> GateConfig:
@@ -73,8 +79,9 @@ class Evidence:
         for name, items in results.items():
             path = Path("evaluations") / snapshot[:16] / f"{name}-{items.suite_hash[:8]}.parquet"
             items.save(self.folder / path)
-            paths[name] = str(path)
+            paths[name] = path.as_posix()
         self.mirror.push()
+        self.files.record(self.folder / path for path in paths.values())
         for name, items in results.items():
             self.ledger.record_evaluation(
                 snapshot, name, items.suite_hash, paths[name], n=len(items.values), mean=items.mean
@@ -97,7 +104,30 @@ class Evidence:
                 where=str(self.folder),
                 remedy="run the campaign with keel run",
             )
-        return self.folder / record.path
+        return self.checked(record)
+
+    def checked(self, record: EvaluationRecord) -> Path:
+        """Return the file of stored results, once its bytes are those that were written.
+
+        Raises:
+            EvidenceError: it is missing, or was changed.
+        """
+        return checked(self.folder / record.path, record.sha256)
+
+    def faults(self) -> Iterator[str]:
+        """Yield a sentence about every file of results that is missing or was changed."""
+        for record in self.ledger.evaluations():
+            if fault := fault_of(self.folder / record.path, record.sha256):
+                yield f"{record.path} {fault}: {RUN_AGAIN}"
+
+    def replace(self, record: EvaluationRecord, items: ItemResults, fault: str) -> None:
+        """Store results that were measured again, since their file ``fault``."""
+        path = self.folder / record.path
+        items.save(path)
+        self.mirror.push()
+        self.files.record([path], f"{MEASURED_AGAIN}{fault}")
+        n = len(items.values)
+        self.ledger.replace_evaluation(record.snapshot, record.suite_hash, n, items.mean)
 
     def looks(self) -> int:
         """Decisions taken so far: one a round, or one for every candidate that it put forward."""
@@ -244,6 +274,13 @@ class Evidence:
             and self._makes(r.name) == makes
             and (path is None or r.candidate in path)
         }
+
+    def production_words(self) -> str:
+        """Return the round that production is from, and its snapshot, as a person says it."""
+        target = self.ledger.alias("production") or self.base
+        rounds = self.accepted("policy").items()
+        names = (f"round {name!r}" for name, snapshot in rounds if snapshot == target)
+        return f"{next(names, 'the base')} ({target[:16]})"
 
     def due_index(self) -> int:
         """Index of the first round to come; of the next one, where all are over."""

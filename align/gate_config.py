@@ -52,6 +52,10 @@ class RoundSuiteConfig(SuiteDemands):
     """Largest loss over the whole campaign against this round's own snapshot; None: twice the margin."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """None: as in training."""
+    pairs: Literal["implicit_reward", "likelihood"] = "implicit_reward"
+    """The score of held-out pairs: log ratios to the round's reference, which DPO and its kin raise, or
+    mean logprobs per token, which they may lower for both answers; these are shown beside. Losses
+    without a reference, and suites that the store has measured so before, go by likelihood."""
 
 
 class SuiteConfig(SuiteDemands):

@@ -31,10 +31,11 @@ DRIFT = "drift/K_new"
 LENGTH = "completions/tokens_mean"
 REPEATED = "completions/repeated_ngrams"
 DISTINCT = "completions/distinct_ngrams"
+SIMILAR = "completions/similar_share"
 ENTROPY = "entropy"
 SHARE = "reward_share/"
 """Begins the name of a part's share of the reward."""
-READ = (PROXY, "gold/", KL, DRIFT, LENGTH, REPEATED, DISTINCT, ENTROPY, SHARE)
+READ = (PROXY, "gold/", KL, DRIFT, LENGTH, REPEATED, DISTINCT, SIMILAR, ENTROPY, SHARE)
 """Beginnings of the names that detectors read."""
 LARGEST = 1e100
 """Beyond it a metric is broken, and its square could not be held."""
@@ -175,7 +176,20 @@ def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Sig
 
 
 def distinct_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """Different prompts get the same answers: the share of unique n-grams among them fell."""
+    """Different prompts get the same answers: one of them by a large share, or all by their n-grams.
+
+    A null model's one answer (arXiv:2410.07137) leaves the n-grams of the others as they were. It is read
+    from the last step alone: what is had without reading the prompt comes suddenly, and is no noise.
+    """
+    last = _values(metrics[-1:], SIMILAR)
+    if last and last[0] >= settings.same_answer_share:
+        return Signal(
+            name="distinct_collapse",
+            step=_step(metrics),
+            sentence=f"{last[0]:.0%} of the samples are one answer or nearly so, whatever was asked",
+            value=last[0],
+            threshold=settings.same_answer_share,
+        )
     return _collapse(
         "distinct_collapse",
         metrics,

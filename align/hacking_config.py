@@ -26,7 +26,8 @@ class HackingConfig(Settings):
     gate: Literal["all", "none"] | tuple[DetectorName, ...] = "none"
     """Detectors that reject the round when they speak. They warn and stand in its record in any case."""
     window: Annotated[int, Field(ge=2)] = 8
-    """Steps averaged at either end. Before twice as many there is no signal."""
+    """Steps averaged at either end. Before twice as many there is no signal but that of
+    one answer to everything."""
     proxy_rise: Annotated[float, Field(gt=0)] = 4.0
     """Standard errors from which on the reward that is learned from counts as risen."""
     gold_rise: float = 0.5
@@ -48,6 +49,9 @@ class HackingConfig(Settings):
     distinct_left: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """Share of its first value below which the share of n-grams that only one prompt's answer has, of the
     answers to different prompts, has collapsed."""
+    same_answer_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of one step's samples from which on one answer, or nearly one, given to several prompts counts
+    as a collapse, too. Answers of fewer than four tokens never do. Raise it where one answer is taught."""
     entropy_left: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of its first value below which the policy's entropy has collapsed, unless reward was bought
     with it: the gold one where there is one."""

@@ -194,7 +194,7 @@ def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
     for after in evidence.ledger.evaluations(record.candidate):
         if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
             continue
-        paths = (evidence.folder / e.path for e in (before[after.suite_hash], after))
+        paths = map(evidence.checked, (before[after.suite_hash], after))
         found = transitions(*(ItemResults.load(path) for path in paths))
         yield ItemChanges(
             suite=after.suite,

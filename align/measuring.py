@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from align.gate.evaluate import ItemResults, evaluate
+from align.gate.damage import Damaged
+from align.gate.evaluate import ItemResults, evaluate, sequence_logprobs
+from align.gate.implicit import save_logprobs
 from align.gate.progress import SuiteProgress, Tell
 from align.gate.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
@@ -44,12 +46,16 @@ def measure(
         seed=parts.config.seed,
         tell=teller(parts, name),
     )
-    return {
+    results = {
         suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
         if found[suite.name]
         else fresh[suite.name]
         for suite in missing
     }
+    for measured in results.values():
+        if measured.beside_line:
+            parts.observer.note(f"{name} on {measured.suite}: {measured.beside_line}")
+    return results
 
 
 def teller(parts: Parts, name: str) -> Tell:
@@ -74,10 +80,37 @@ def measure_known(parts: Parts) -> None:
     their own rounds; only what came later is left to do: suites of appended rounds, those whose reward
     model was accepted since, and items that rotate in. Of rounds without end not every snapshot is.
     """
-    sample_rivals(parts)
     suites = parts.suites()
+    sample_rivals(parts, suites)
+    score_references(parts, suites)
     needed = parts.evidence.comparators(suites)
     _measure_accepted(parts, lambda snapshot: [s for s in suites if snapshot in needed[s.name]])
+
+
+def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
+    """Evaluate snapshots on the suites whose stored results were lost or changed."""
+    by_snapshot: dict[SnapshotId, dict[str, Damaged]] = {}
+    for entry in damaged:
+        by_snapshot.setdefault(entry.record.snapshot, {})[entry.record.suite_hash] = entry
+    names = {snapshot: name for name, snapshot in parts.evidence.accepted("policy").items()}
+    for snapshot, entries in by_snapshot.items():
+        name = "base" if snapshot == parts.base else names.get(snapshot, snapshot[:16])
+        suites = [entry.suite for entry in entries.values() if entry.suite is not None]
+        parts.observer.note(f"measuring {name} again on {', '.join(s.name for s in suites)}")
+        sample_rivals(parts, suites)
+        score_references(parts, suites)
+        _hold(parts, snapshot, name)
+        for suite in suites:  # One by one: a rotating suite may be among them several times.
+            fresh = evaluate(
+                parts.engine,
+                [suite],
+                parts.inputs.encoder,
+                snapshot,
+                seed=parts.config.seed,
+                tell=teller(parts, name),
+            )
+            entry = entries[suite.hash]
+            parts.evidence.replace(entry.record, fresh[suite.name], entry.fault)
 
 
 def open_sealed(parts: Parts) -> None:
@@ -93,11 +126,11 @@ def open_sealed(parts: Parts) -> None:
         parts.observer.note(opening.sentence)
 
 
-def sample_rivals(parts: Parts) -> None:
+def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
     """The answers that win rates are compared with, from the snapshots that give them; once each."""
-    for suite in parts.suites():
+    for suite in suites:
         duel = suite.duel
-        if duel is None or duel.answers is None or duel.answers.exists():
+        if duel is None or duel.answers is None or not parts.is_lost(duel.answers):
             continue
         assert duel.comparator is not None and suite.sampling is not None
         parts.observer.note(f"sampling the answers of {duel.against} for {suite.name}")
@@ -112,6 +145,22 @@ def sample_rivals(parts: Parts) -> None:
             policy=duel.comparator,
         )
         save_answers(duel.answers, groups)
+        parts.evidence.mirror.push()
+        parts.evidence.files.record([duel.answers])
+
+
+def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
+    """Compute the log-likelihoods that implicit rewards are ratios to, once for each snapshot."""
+    for suite in suites:
+        if suite.reference is None:
+            continue
+        for (snapshot, _), file in zip(suite.reference.weights, suite.reference.files, strict=True):
+            if parts.is_lost(file):
+                parts.observer.note(f"scoring the pairs of {suite.name} by {snapshot[:16]}")
+                _hold(parts, snapshot, snapshot[:16])
+                save_logprobs(file, sequence_logprobs(parts.engine, suite))
+                parts.evidence.mirror.push()
+                parts.evidence.files.record([file])
 
 
 def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite]]) -> None:

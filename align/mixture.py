@@ -15,7 +15,7 @@ from math import ceil
 from align.config import ReplayConfig, SamplingConfig
 from align.examples.stream import ExampleStream, rows_of
 from align.learner.rows import Row
-from align.memory.replay import ReplayBuffer
+from align.memory.replay import ReplayBuffer, dealt
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
 
@@ -91,11 +91,15 @@ class Mixture:
 
     def _past(self, rate: float, step: int) -> list[Prompt]:
         rounds = tuple(self.past.entries)
+        first = total_before(rate, step)
         if len(rounds) <= ROUNDS_PER_STEP:
-            return self.past.draw(whole(rate, step), seed=self.seed, step=step)
+            return self.past.draw(whole(rate, step), seed=self.seed, step=step, first=first)
         drawn: dict[str, Prompt] = {}
+        run = run_of(rate)
         for name, count in in_turn(rounds, rate, step).items():
-            for prompt in self.past.draw(count, seed=self.seed, step=step, rounds=[name]):
+            own = dealt(first, rounds.index(name), len(rounds), run)
+            found = self.past.draw(count, seed=self.seed, step=step, rounds=[name], first=own)
+            for prompt in found:
                 drawn.setdefault(prompt.id, prompt)
         return list(drawn.values())
 
@@ -122,9 +126,14 @@ def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
     >>> [in_turn("abcd", 4, step) for step in range(3)]
     [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
     """
-    run = max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
+    run = run_of(rate)
     numbers = range(total_before(rate, step), total_before(rate, step + 1))
     return dict(Counter(rounds[number // run % len(rounds)] for number in numbers))
+
+
+def run_of(rate: float) -> int:
+    """Return the number of prompts in a row that fall to one round, so that a step touches few."""
+    return max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
 
 
 def whole(rate: float, step: int) -> int:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rollouts.types import RolloutGroup
 
 LENGTH = 4
 """Tokens of an n-gram."""
+ALIKE = 0.7
+"""Share of common n-grams from which on two answers are nearly the same."""
+SKETCH = 8
+"""Smallest hashes of an answer's n-grams by which others like it are looked for."""
+LEADERS = 16
+"""Answers that others are compared with in one step."""
 
 
 def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -26,6 +32,65 @@ def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     distinct = [d for texts in slices if (d := distinct_share(texts)) is not None]
     found = {"repeated_ngrams": repeated, "distinct_ngrams": distinct}
     return {f"completions/{name}": fmean(values) for name, values in found.items() if values}
+
+
+def shares_of_one_answer(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """``completions/identical_share`` and ``completions/similar_share`` of a step.
+
+    The largest share of the samples that are one and the same answer, given to at least two prompts: word
+    for word, or with at least `ALIKE` of all n-grams in common. Answers of fewer than `LENGTH` tokens are
+    no evidence: there are not many of them. Left out where no completion is longer.
+    """
+    answers = [
+        (prompt, tuple(completion.token_ids))
+        for prompt, group in enumerate(groups)
+        for completion in group.completions_G
+        if completion.token_ids
+    ]
+    askers: dict[tuple[int, ...], list[int]] = {}
+    for prompt, tokens in answers:
+        if len(tokens) >= LENGTH:
+            askers.setdefault(tokens, []).append(prompt)
+    if not askers:
+        return {}
+    similar = max((_size(family, askers) for family in _families(askers)), default=0)
+    identical = max(_size([tokens], askers) for tokens in askers)
+    return {
+        "completions/identical_share": identical / len(answers),
+        "completions/similar_share": max(similar, identical) / len(answers),
+    }
+
+
+def _size(family: Iterable[tuple[int, ...]], askers: Mapping[tuple[int, ...], list[int]]) -> int:
+    """Count the samples of a family of answers; 0 if a single prompt got all of them."""
+    prompts = [prompt for tokens in family for prompt in askers[tokens]]
+    return len(prompts) if len(set(prompts)) > 1 else 0
+
+
+def _families(
+    askers: Mapping[tuple[int, ...], list[int]],
+) -> Iterator[list[tuple[int, ...]]]:
+    """Yield answers that are nearly the same, around the likeliest leaders.
+
+    Answers are compared where they share one of the smallest hashes of their n-grams, as nearly all that
+    are alike do (bottom-k sketches, Broder 1997): the cost is no square of their number.
+    """
+    kinds = {tokens: frozenset(ngrams_of(tokens, LENGTH)) for tokens in askers}
+    sketches = {tokens: sorted(map(hash, held))[:SKETCH] for tokens, held in kinds.items()}
+    buckets: dict[int, list[tuple[int, ...]]] = {}
+    for tokens, sketch in sketches.items():
+        for value in sketch:
+            buckets.setdefault(value, []).append(tokens)
+    fullest = sorted(buckets.values(), key=lambda held: -sum(len(askers[t]) for t in held))
+    for bucket in fullest[:LEADERS]:
+        leader = max(bucket, key=lambda tokens: (len(askers[tokens]), -len(tokens)))
+        near = {other for value in sketches[leader] for other in buckets[value]}
+        yield [other for other in near if _likeness(kinds[leader], kinds[other]) >= ALIKE]
+
+
+def _likeness(one: frozenset[object], other: frozenset[object]) -> float:
+    """Jaccard's: n-grams that both have over those that either has."""
+    return len(one & other) / len(one | other)
 
 
 def repeated_share(token_ids: Sequence[int], n: int = LENGTH) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -11,9 +13,10 @@ from shutil import copyfile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from align.amend.code import record_code
-from align.config import CampaignConfig
-from align.errors import SnapshotError
+from align.config import CampaignConfig, RoundConfig
+from align.errors import EvidenceError, SnapshotError
 from align.evidence import Evidence
+from align.gate.implicit import with_references
 from align.gate.progress import SuiteProgress
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
@@ -24,6 +27,7 @@ from align.memory.ledger import Ledger
 from align.memory.leftovers import forget_checkpoints
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import CODE, Provenance, Snapshot, SnapshotStore
+from align.memory.stored_files import fault_of
 from align.reward_models import measurable
 from align.stored_config import as_read
 from align.stores import open_ledger, open_mirror
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from align.learner.learner import Learner
     from align.round_plan import RoundOutcome, RoundPlan
     from align.sampling import StepSampler
+
+CHECKPOINTS = "step-*/checkpoint.json"
+"""Manifests of a round's checkpoints, which hold the hashes of their other files."""
 
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""
@@ -99,7 +106,8 @@ class Parts:
         known = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
         parent = self.ledger.alias("production") or self.base
         rounds = self.evidence.accepted("policy")
-        return with_comparators(known, self.base, parent, rounds, self.folder)
+        rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
+        return list(with_references(rivalled, self.evidence))
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""
@@ -113,15 +121,19 @@ class Parts:
             told = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
             self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
             self.evidence.mirror.push()
+            self.evidence.files.record(sorted(folder.glob(CHECKPOINTS))[-1:])
             self.evidence.mirror.trim(folder)
 
     def resume(self, plan: RoundPlan, rollouts: StepSampler) -> int:
         """Steps of the round that an earlier attempt has done; the learner goes on from there, and so do
         the samples that were drawn ahead and the count of what rewards failed on."""
         plan.scorer.recall({})
+        folder = self.checkpoint_folder(plan)
         try:
-            found = self.learner.restore(self.checkpoint_folder(plan), identity=self.identity(plan))
-        except SnapshotError as error:
+            for manifest in sorted(folder.glob(CHECKPOINTS))[-1:]:
+                self.evidence.files.check(manifest)
+            found = self.learner.restore(folder, identity=self.identity(plan))
+        except (SnapshotError, EvidenceError) as error:
             self.observer.note(f"the round starts over: {error}")
             return 0
         if found is None:
@@ -161,16 +173,54 @@ class Parts:
 
         Written before the verdict is committed: an accepted round always has its buffer.
         """
+        path = replay_path(self.folder, candidate)
+        self._kept_prompts(plan.spec, candidate).save(path)
+        self.evidence.mirror.push()
+        self.evidence.files.record([path])
+
+    def require_replay(self, spec: RoundConfig, candidate: SnapshotId) -> None:
+        """Check the kept prompts of an accepted round; make the file again if it was lost or changed.
+
+        They follow from the round's data and seed, so the same bytes come out while the data is the same.
+
+        Raises:
+            EvidenceError: other bytes come out: the data has changed as well.
+        """
+        path, files = replay_path(self.folder, candidate), self.evidence.files
+        fault = files.fault_of(path)
+        if not fault:
+            return
+        if spec.name in self.inputs.prompts:
+            again = path.with_name(f".{path.name}.again")
+            self._kept_prompts(spec, candidate).save(again)
+            if fault_of(again, files.hash_of(path)) is None:
+                os.replace(again, path)
+                self.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
+                self.evidence.mirror.push()
+                files.record([path], f"made again: the file {fault}")
+            again.unlink(missing_ok=True)
+        files.check(
+            path,
+            remedy="restore it from a backup: it does not follow from the round's data as it is now",
+        )
+
+    def _kept_prompts(self, spec: RoundConfig, candidate: SnapshotId) -> ReplayBuffer:
         buffer = ReplayBuffer()
         buffer.add(
-            plan.spec.name,
-            self.inputs.prompts[plan.spec.name],
+            spec.name,
+            self.inputs.prompts[spec.name],
             owner=candidate,
-            cap=plan.spec.replay.buffer,
-            seed=plan.seed,
+            cap=spec.replay.buffer,
+            seed=seed_of(self.config.seed, spec.name),
         )
-        buffer.save(replay_path(self.folder, candidate))
-        self.evidence.mirror.push()
+        return buffer
+
+    def is_lost(self, path: Path) -> bool:
+        """Tell if sampled answers are not there, or not those that were written."""
+        fault = self.evidence.files.fault_of(path)
+        if fault and path.exists():
+            self.observer.note(f"{path.name} {fault}; it is sampled again")
+        return fault is not None
 
     def keep_critic(self, plan: RoundPlan) -> None:
         """Write the critic, where there is one, beside the attempt's metrics: no snapshot holds it."""
@@ -333,6 +383,12 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A round's own seed: the same for every attempt, different for every round."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def replay_path(folder: Path, snapshot: SnapshotId) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.hacking import READ, Signal, detect, first_signals
 from align.history import steps_of
-from align.ngrams import ngram_metrics
+from align.ngrams import ngram_metrics, shares_of_one_answer
 from align.reward_models import resolved
 from align.watch_record import CanaryRecord, WatchRecord
 from rewards.canaries import asks_a_model, try_canaries
@@ -77,7 +77,9 @@ class RoundWatch:
     ) -> dict[str, float]:
         """The metrics of a step with those of the watch; warns when a detector first speaks."""
         new = [s for s in scored if s.group.prompt.source == "new"]
-        found = dict(metrics) | ngram_metrics([s.group for s in new]) | part_shares(new)
+        groups = [s.group for s in new]
+        found = dict(metrics) | ngram_metrics(groups) | shares_of_one_answer(groups)
+        found |= part_shares(new)
         if self._gold is not None and new:
             found |= gold_metrics(new, self._gold.score([s.group for s in new]))
         self._steps.append(_read({**found, "step": float(step)}))

@@ -84,14 +84,18 @@ def recompute(
     """Draw a verdict again from the stored items and compare it with the ledger's."""
     config = load(campaign, overrides).config
     from align.evidence import stored_evidence
+    from align.gate.damage import evidence_notes
 
-    again, recorded = stored_evidence(config).recompute(round_name)
-    same = again.to_dict() == recorded.to_dict()
+    evidence = stored_evidence(config)
+    again, recorded = evidence.recompute(round_name)
+    same = again.decides_as(recorded)
+    notes = list(evidence_notes(evidence, recorded))
     if as_json:
-        print_json({"round": round_name, "identical": same, "verdict": again.to_dict()})
+        verdict = {"round": round_name, "identical": same, "verdict": again.to_dict()}
+        print_json({**verdict, "notes": notes})
     else:
-        for reason in again.reasons:
-            typer.echo(f"  {reason}")
+        for line in (*again.reasons, *notes):
+            typer.echo(f"  {line}")
         typer.echo(
             f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
         )

@@ -32,6 +32,10 @@ MAX_FAILED_SHARE = 0.01
 of its own a candidate was not measured at all."""
 
 
+INSIDE = "worse, by less than the margin; not shown to be within it"
+"""The outcome of a loss that is no accident, and that may or may not be allowed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
     """One suite compared with one snapshot. Differences are candidate minus comparator."""
@@ -69,7 +73,8 @@ class Check:
     items: tuple[str, ...] = ()
     """Of a list that must not fail: the items that did."""
     needed: int | None = None
-    """With too few items: how many would do, at the spread and the loss measured here."""
+    """Items that would do, at the spread and the loss measured here; None unless there are too few, or the
+    loss is inside the margin."""
     outcome: Outcome
     sentence: str
 
@@ -77,6 +82,17 @@ class Check:
     def allowed(self) -> float:
         """The loss that the null hypothesis sets: below 0 where a gain is demanded."""
         return -self.margin if self.role == "target" else self.margin
+
+    @property
+    def is_inside(self) -> bool:
+        """True if the candidate is worse, and by less than is allowed: more items might show that."""
+        worse = self.outcome == "regressed" and self.what != "zero_tolerance"
+        return worse and self.difference > -self.margin
+
+    @property
+    def words(self) -> str:
+        """The outcome, as a person says it."""
+        return INSIDE if self.is_inside else self.outcome.replace("_", " ")
 
     def amount(self, value: float) -> str:
         """A difference as a person reads it: points for pass/fail, else units of the metric."""
@@ -111,7 +127,6 @@ def check(
     result = RULES[decided_by](candidate, comparator, rule.kind, allowed, alpha, rule.value_range)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
-    needed = _needed(result, allowed, alpha) if outcome == "too_few_items" else None
     found = Check(
         suite=rule.name,
         family=rule.demands.family,
@@ -131,10 +146,11 @@ def check(
         alpha=alpha,
         failed=candidate.failed,
         clusters=len(set(candidate.clusters)) or None,
-        needed=needed,
         outcome=outcome,
         sentence="",
     )
+    if outcome == "too_few_items" or found.is_inside:
+        found = replace(found, needed=_needed(result, allowed, alpha))
     return replace(found, sentence=_sentence(found, rule.kind))
 
 
@@ -197,8 +213,10 @@ def _sentence(found: Check, kind: Kind) -> str:
         counts += f", {found.failed} failed"
     span = f"interval {found.amount(found.interval[0])} to {found.amount(found.interval[1])}"
     demand = "must gain more than" if found.role == "target" else "margin"
-    ending = found.outcome.replace("_", " ")
-    if found.needed is not None:
+    ending = found.words
+    if found.is_inside:
+        ending += f", about {found.needed} items would show it"
+    elif found.needed is not None:
         ending += f" to tell, about {found.needed} needed"
     if found.outcome == "void":
         ending += f", more than {100 * MAX_FAILED_SHARE:.0f}% failed"

@@ -10,14 +10,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from align.gate.implicit import preferred, wins
 from align.gate.progress import CountedEngine, SuiteMeter, Tell
 from align.gate.samples import ItemScore, checked, merged
 from align.gate.suites import Suite, rendered
+from align.memory.durable import sync
 from rollouts.engine import RolloutEngine, ScoreRequest
 from rollouts.errors import RunError
 from rollouts.types import FinishReason, Score, SnapshotId
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 ItemStatus = Literal["scored", "abstained", "failed"]
 
 _METADATA = b"keel.item_results"
+LONGER = "the longer answer"
+LIKELIHOOD = "the higher likelihood per token"
+"""Rules that pairs are also judged by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +56,8 @@ class ItemResults:
     tokens: int | None = field(default=None, compare=False)
     """Generated, or scored; None where it was not counted. ``seconds``: how long that took."""
     seconds: float | None = field(default=None, compare=False)
+    beside: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Shares of a suite's pairs that other rules are right about; no verdict reads them."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
@@ -64,6 +71,14 @@ class ItemResults:
     @property
     def mean(self) -> float:
         return math.fsum(self.values) / len(self.values)
+
+    @property
+    def beside_line(self) -> str:
+        """The shares of `beside` as a sentence; empty if there are none."""
+        if not self.beside:
+            return ""
+        rules = [f"{name} is right about {100 * share:.1f}%" for name, share in self.beside.items()]
+        return f"right about {100 * self.mean:.1f}% of {len(self.values)} pairs; {', '.join(rules)}"
 
     @property
     def failed(self) -> int:
@@ -91,6 +106,7 @@ class ItemResults:
             "snapshot": self.snapshot,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            **({"beside": dict(self.beside)} if self.beside else {}),
         }
         table = pa.table(
             {
@@ -113,9 +129,11 @@ class ItemResults:
         staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             pq.write_table(table, staging)
+            sync(staging)
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
+        sync(path.parent)
 
     @classmethod
     def load(cls, path: str | Path) -> ItemResults:
@@ -142,12 +160,13 @@ class ItemResults:
                 clusters=tuple(columns.get("cluster", ())),
                 tokens=header.get("tokens"),
                 seconds=header.get("seconds"),
+                beside=header.get("beside", {}),
             )
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             raise RunError(
                 f"evaluation results cannot be read: {error}",
                 where=str(path),
-                remedy="delete the file and evaluate the snapshot again",
+                remedy="restore it from a backup, or delete it: keel run CAMPAIGN measures it again",
             ) from error
 
 
@@ -241,14 +260,29 @@ def _evaluate_items(
 
 
 def _evaluate_sequences(engine: RolloutEngine, suite: Suite, snapshot: SnapshotId) -> ItemResults:
-    """Mean logprob per token of every answer, or of every pair whether the better one has more."""
-    requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in suite.sequences]
-    means = [math.fsum(found) / len(found) for found in engine.score(requests)]
+    """Mean logprob per token of every answer, or of every pair whether the better one has more.
+
+    Pairs of a round whose loss has a reference go by their log ratios to it.
+    """
+    sums = sequence_logprobs(engine, suite)
+    lengths = [len(completion_ids) for _, completion_ids in suite.sequences]
+    values = [total / length for total, length in zip(sums, lengths, strict=True)]
+    beside: dict[str, float] = {}
     if suite.kind == "pairs":
-        means = [float(a > b) for a, b in zip(means[::2], means[1::2], strict=True)]
-    scores = [checked(Score(value=mean, status="scored"), None) for mean in means]
-    tokens = sum(len(completion_ids) for _, completion_ids in suite.sequences)
-    return _results(suite, snapshot, scores, tokens)
+        raw = [float(a > b) for a, b in zip(values[::2], values[1::2], strict=True)]
+        longer = wins([float(length) for length in lengths])
+        values = preferred(sums, suite, snapshot) if suite.implicit else raw
+        beside = {LONGER: math.fsum(longer) / len(longer)}
+        if suite.implicit:
+            beside[LIKELIHOOD] = math.fsum(raw) / len(raw)
+    scores = [checked(Score(value=value, status="scored"), None) for value in values]
+    return replace(_results(suite, snapshot, scores, sum(lengths)), beside=beside)
+
+
+def sequence_logprobs(engine: RolloutEngine, suite: Suite) -> list[float]:
+    """Return the log-likelihood of every given answer under the engine's weights, in nats."""
+    requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in suite.sequences]
+    return [math.fsum(logprobs) for logprobs in engine.score(requests)]
 
 
 def _results(

@@ -23,6 +23,7 @@ from align.gate.pairs import TIE
 from align.gate.rules import RULES
 from align.gate.statistics import holm, mcnemar_exact
 from align.gate.suites import SuiteRule, rendered
+from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
 from align.gate.turning import would_change
 from align.gate_config import Spending
 from align.history import record_of, watch_of
@@ -70,6 +71,8 @@ class SuiteStory:
     lost: tuple[ChangedItem, ...]
     """Against the first comparator; the largest losses first."""
     won: tuple[ChangedItem, ...]
+    beside: str
+    """Sentence about how often other rules are right about the suite's pairs; else empty."""
     alarm: float | None
     """Holm's p over all guarded suites that it is worse than the parent at all, margin or not."""
 
@@ -103,6 +106,11 @@ class Explanation:
     """Which decisions share alpha."""
     left_out: tuple[str, ...] = ()
     """Earlier rounds of templates that were not looked at."""
+    production: str = ""
+    """The name of the round that production is from, and the snapshot."""
+    reason: str = ""
+    """First reason that kept the candidate out; empty if nothing did."""
+    table: tuple[VerdictRow, ...] = ()
 
     def lines(self, items: int = 3) -> Iterator[str]:
         """To be read by a person.
@@ -111,7 +119,11 @@ class Explanation:
             items: most items shown as lost, and as won, of a suite.
         """
         yield f"{self.round}: {_decision(self)}."
-        yield _spent(self)
+        yield f"Production is {self.production}. {_spent(self)}"
+        if self.reason:
+            yield f"Because {self.reason}."
+        yield ""
+        yield from text_table(HEAD, (row.cells for row in self.table))
         if self.left_out:
             yield (
                 f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
@@ -179,6 +191,9 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         noticed=tuple(watch_of(evidence, record).remarks()),
         spending=gate.spending or "campaign",
         left_out=verdict.inputs.left_out,
+        production=evidence.production_words(),
+        reason=reason_of(verdict),
+        table=tuple(verdict_rows(verdict)),
     )
 
 
@@ -240,6 +255,7 @@ def _story(
         strict=tuple(_compared(check, rule) for check in checks if check.what != "value"),
         lost=tuple(item for item in changed if item.after < item.before),
         won=tuple(item for item in reversed(changed) if item.after > item.before),
+        beside=candidate.beside_line,
         alarm=alarm,
     )
 
@@ -315,6 +331,8 @@ ROLES: Mapping[Role, str] = {
 
 def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
     yield f"{story.suite} ({ROLES[story.role]})"
+    if story.beside:
+        yield f"  {story.beside}"
     for one in story.comparisons:
         yield f"  {one.check.sentence.partition(': ')[2]}"
         if one.budget_used is not None:

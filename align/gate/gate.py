@@ -98,6 +98,16 @@ class Verdict:
     def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
         return _VERDICT.validate_python(plain)
 
+    def decides_as(self, other: Verdict) -> bool:
+        """Tell if two verdicts agree in every number and outcome; the words for them may differ."""
+        return self._numbers() == other._numbers()
+
+    def _numbers(self) -> dict[str, Any]:
+        plain = {key: value for key, value in self.to_dict().items() if key != "reasons"}
+        words = ("sentence", "needed")
+        checks = [{k: v for k, v in check.items() if k not in words} for check in plain["checks"]]
+        return {**plain, "checks": checks}
+
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True, indent=2, allow_nan=False)
 

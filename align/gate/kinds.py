@@ -116,6 +116,9 @@ def example_suite(spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Su
         margin=own.margin,
         budget=own.budget if own.budget is not None else 2 * own.margin,
         target_of=spec.name,
+        implicit=kind == "pairs"
+        and own.pairs == "implicit_reward"
+        and spec.algorithm.anchors_are_reference,
         **example_sequences(examples, own.items, f"rounds.{index}.data", own.cluster),
     )
 

@@ -46,22 +46,24 @@ class NoiseFloor:
     seconds: float | None
 
 
-def save_repeats(folder: Path, first: ItemResults, second: ItemResults) -> None:
-    """Keep two measurements of a snapshot; earlier ones of this suite are replaced.
+def save_repeats(folder: Path, first: ItemResults, second: ItemResults) -> list[Path]:
+    """Keep two measurements of a snapshot, in the place of earlier ones; return their files.
 
     Args:
         folder: the store.
     """
-    for number, results in enumerate((first, second), start=1):
-        results.save(_path(folder, results.snapshot, results.suite, number))
+    paths = [_path(folder, r.snapshot, r.suite, i) for i, r in enumerate((first, second), start=1)]
+    for path, results in zip(paths, (first, second), strict=True):
+        results.save(path)
+    return paths
 
 
 def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults] | None:
-    """The two measurements of the latest production that has them."""
+    """The two measurements of the latest production that has them, unharmed."""
     moves = evidence.ledger.alias_moves()
     for snapshot in dict.fromkeys(move.target for move in reversed(moves)):
         paths = [_path(evidence.folder, snapshot, suite, number) for number in (1, 2)]
-        if all(path.is_file() for path in paths):
+        if not any(evidence.files.fault_of(path) for path in paths):
             first, second = map(ItemResults.load, paths)
             return first, second
     return None

@@ -160,7 +160,7 @@ def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResu
     """Stored results by snapshot: all of the version of the suite that was measured last."""
     records = [e for e in evidence.ledger.evaluations() if e.suite == spec.name]
     return {
-        e.snapshot: ItemResults.load(evidence.folder / e.path)
+        e.snapshot: ItemResults.load(evidence.checked(e))
         for e in records
         if e.suite_hash == records[-1].suite_hash
     }

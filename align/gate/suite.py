@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup
 
 if TYPE_CHECKING:
     from align.gate.harness.task import HarnessTask
+    from align.gate.implicit import Reference
     from align.gate.overlap import Overlap
     from align.gate.win_rate import Duel
     from rewards.rubric import Rubric
@@ -84,6 +85,10 @@ class Suite:
     """Where the items change: ``prompts`` are those of one round."""
     positions: tuple[int, ...] | None = None
     """Of a part of a suite: places of its items in the whole, which decide their seeds."""
+    implicit: bool = False
+    """True if pairs are compared by their log ratios to the round's reference, not by likelihood."""
+    reference: Reference | None = field(default=None, repr=False)
+    """The round's reference; None before it is known, or if pairs go by likelihood."""
     duel: Duel | None = None
     """Of a win rate: whom the answers are compared with."""
     harness: HarnessTask | None = field(default=None, repr=False, compare=False)
@@ -91,6 +96,8 @@ class Suite:
     encoding: str | None = None
     """Digest of the tokenizer and chat template that items are read with; None where the store's hashes
     are older than this."""
+    engine: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the engines that answer; empty where the store's hashes are older than this."""
     overlap: Overlap | None = field(default=None, repr=False, compare=False)
     """What it has in common with what is trained on."""
 
@@ -151,6 +158,10 @@ class Suite:
         }
         if self.encoding is not None:
             content["encoding"] = self.encoding
+        if self.engine:
+            content["engine"] = dict(self.engine)
+        if self.implicit:
+            content["implicit"] = self.reference.weights if self.reference else ()
         if self.duel is not None:
             content["against"] = self.duel.comparator
         if self.harness is not None:

@@ -72,7 +72,7 @@ def build_suites(
             suites.append(round_suite(spec, index, schemes, own))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
-        suites = _with_encoding(suites, encoder.digest, stored)
+        suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)
     trained = chain(
         _trained_prompts(config, schemes, data),
         _trained_examples(data.examples if data else {}, encoder),
@@ -84,14 +84,36 @@ def build_suites(
     return suites
 
 
-def _with_encoding(suites: list[Suite], encoding: str, stored: Collection[str]) -> list[Suite]:
-    """Return the suites with hashes that cover tokenizer and chat template.
+def engine_settings(config: CampaignConfig) -> dict[str, str]:
+    """Return the settings of engines that change what the same weights answer."""
+    policy = config.policy
+    return {"dtype": policy.dtype, "serves": "adapters" if policy.serves_adapters else "weights"}
 
-    A store that began before hashes did holds results under the older ones; there they stay as they are.
+
+def _with_settings(
+    suites: list[Suite], encoding: str, engine: Mapping[str, str], stored: Collection[str]
+) -> list[Suite]:
+    """Return the suites with hashes that cover tokenizer, chat template and engine settings.
+
+    A store that began before hashes covered these holds results under older ones. There the hashes stay
+    what they were, so that nothing is measured again that can still be compared.
     """
-    if stored and any(suite.hash in stored for suite in suites):
-        return suites
-    return [replace(suite, encoding=encoding) for suite in suites]
+    suites = [_as_measured(suite, encoding, engine, stored) for suite in suites]
+    encoded = [replace(suite, encoding=encoding) for suite in suites]
+    for older in (suites, encoded):
+        if any(suite.hash in stored for suite in older):
+            return older
+    return [replace(suite, engine=engine) for suite in encoded]
+
+
+def _as_measured(
+    suite: Suite, encoding: str, engine: Mapping[str, str], stored: Collection[str]
+) -> Suite:
+    """Return a suite of pairs by likelihood if that is how the store has measured it."""
+    plain = replace(suite, implicit=False)
+    versions = (plain, replace(plain, encoding=encoding))
+    known = (*versions, replace(plain, encoding=encoding, engine=engine))
+    return plain if suite.implicit and any(one.hash in stored for one in known) else suite
 
 
 def _held_out_from(

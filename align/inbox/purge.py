@@ -32,6 +32,7 @@ from align.memory.inbox_tables import inbox_purges, inbox_rows, inbox_takes
 from align.memory.ledger import Ledger
 from align.memory.mirror import ONE_SIDED, Mirror
 from align.memory.replay import ReplayBuffer
+from align.memory.stored_files import StoredFiles
 from align.memory.takes import all_takes
 from align.rollout_table import forget_prompts
 from rollouts.prompts import content_id
@@ -108,7 +109,10 @@ def purge(
         with ledger.database.read() as connection:
             rows = _rows(connection, user)
         prompts = {name for row in rows for name in _prompt_ids(row, forms)}
-        replayed = sum(_forget(file, prompts) for file in (folder / "replay").glob("*.jsonl"))
+        stored = StoredFiles(folder, ledger.database)
+        replayed = sum(
+            _forget(file, prompts, stored) for file in (folder / "replay").glob("*.jsonl")
+        )
         rollouts = forget_prompts(folder / "rounds", prompts)
         mirror.push()
         for table in rollouts:
@@ -157,15 +161,21 @@ def _prompt_ids(row: StoredRow, forms: Mapping[str, StreamForm]) -> Iterable[str
     return ()
 
 
-def _forget(file: Path, prompts: set[str]) -> int:
-    """Rewrite a replay buffer without some prompts; how many it held."""
+def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
+    """Rewrite a replay buffer without some prompts; how many it held.
+
+    A file that was changed before stays one: only a sound one gets a new hash.
+    """
     if file.name.startswith("answers-"):
         return 0
     entries = ReplayBuffer.load(file).entries
     kept = {name: [p for p in held if p.id not in prompts] for name, held in entries.items()}
     removed = sum(map(len, entries.values())) - sum(map(len, kept.values()))
     if removed:
+        sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
         ReplayBuffer(kept).save(file)
+        if sound:
+            stored.record([file], "rewritten by keel feedback purge")
     return removed
 
 

@@ -52,7 +52,9 @@ def group_relative_by_part(
 
     Normalising the sum lets the part with the largest spread set the scale; normalising the parts
     gives each its declared weight whatever its spread (arXiv 2601.05242, eq. 4). A part that abstained,
-    or that a gate holds back, adds nothing.
+    or that a gate holds back, adds nothing. Unless ``scale`` is ``none``, the sums are divided by their
+    standard deviation over the whole step plus ``eps``, so that their size does not grow with the number of
+    parts (eq. 6 there). Their mean, which eq. 6 takes away, is 0 already: every part is centred.
     """
     usable_PG = [_usable(scores_G) for scores_G in scores_PG]
     totals_PG = [[0.0] * len(scores_G) for scores_G in scores_PG]
@@ -67,10 +69,14 @@ def group_relative_by_part(
         ):
             for i, advantage in enumerate(advantages_G):
                 totals_G[i] += 0.0 if advantage is None else weight * advantage
-    return [
+    masked_PG = [
         [total if ok else None for total, ok in zip(totals_G, usable_G, strict=True)]
         for totals_G, usable_G in zip(totals_PG, usable_PG, strict=True)
     ]
+    if scale == "none":
+        return masked_PG
+    spread = _spread([total for masked_G in masked_PG for total in masked_G]) + eps
+    return [_divided(masked_G, spread) if spread else masked_G for masked_G in masked_PG]
 
 
 def leave_one_out(rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

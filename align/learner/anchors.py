@@ -166,13 +166,26 @@ class BetaController:
 
 
 def penalty_of(
-    estimator: str, own: Outputs, anchor: Outputs, micro: MicroBatch
+    estimator: str,
+    own: Outputs,
+    anchor: Outputs,
+    micro: MicroBatch,
+    weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Summed penalty with the estimator's gradient, and summed KL to report (detached)."""
+    """Summed penalty with the estimator's gradient, and summed KL to report (detached).
+
+    Args:
+        weights_N: importance of every token, for samples of other weights than the policy's; None: all 1.
+    """
     if estimator in kl.VOCABULARY_ESTIMATORS:
-        total = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator]).sum()
+        total_N = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator])
+        total = (total_N if weights_N is None else total_N * weights_N).sum()
         return total, total.detach()
-    meter = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N).sum()
+    meter_N = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N)
     if estimator == "k1":
-        return kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N).sum(), meter
-    return kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N).sum(), meter
+        penalty_N = kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N)
+    else:
+        penalty_N = kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N)
+    if weights_N is not None:
+        penalty_N, meter_N = penalty_N * weights_N, meter_N * weights_N
+    return penalty_N.sum(), meter_N.sum()

@@ -22,6 +22,7 @@ from align.learner.anchors import AnchorBank, BetaController, References, penalt
 from align.learner.batch import MicroBatch, as_teachers_read, by_row, to_tensors
 from align.learner.critic import Critic
 from align.learner.importance import importance_weights
+from align.learner.kl import VOCABULARY_ESTIMATORS
 from align.learner.outputs import Outputs
 from align.learner.policy import Policy, completion_outputs
 from align.learner.reference_cache import Mixture
@@ -39,11 +40,16 @@ class Denominators:
 
     totals: Totals
     class_tokens: Mapping[str, int]
+    new_completions: int = 1
+    """Rows of new prompts."""
 
     @classmethod
     def of(cls, batch: Batch) -> Denominators:
         """Those of a mini-batch."""
-        return cls(totals=batch.totals, class_tokens=batch.class_tokens)
+        new = sum(row.source == "new" for row in batch.rows)
+        return cls(
+            totals=batch.totals, class_tokens=batch.class_tokens, new_completions=max(new, 1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +105,7 @@ class Objective:
             tokens = max(over.class_tokens.get(source, 0), 1)
             for term, controller in terms:
                 penalty, meter = self._penalty(micro, outputs, source, term)
-                loss = loss + controller.beta * (penalty / tokens)
+                loss = loss + controller.beta * (penalty / self._count(over, source, term))
                 if meter is not None:
                     metrics[f"kl/{source}/{term.to}"] = meter / tokens
         new_N = micro.select([row.source == "new" for row in micro.rows])
@@ -179,10 +185,20 @@ class Objective:
         if not weighs or not any(stale):
             return micro
         moved = any(row.start_logprobs_T is not None for row in micro.rows)
-        start_N = micro.of_tokens("start_logprobs_T") if moved else outputs.logprobs_N.detach()
+        now_N = outputs.logprobs_N.detach()
+        start_N = micro.of_tokens("start_logprobs_T") if moved else now_N
+        # Rows that only an anchor holds have no start of their own.
+        start_N = torch.where(start_N.isnan(), now_N, start_N)
         gap_N = start_N - micro.of_tokens("sampler_logprobs_T")
         gap_N = torch.where(micro.select(stale), gap_N, 0.0)
         return replace(micro, weights_N=importance_weights(gap_N, micro.rows_N, chosen))
+
+    def _count(self, over: Denominators, source: str, term: AnchorConfig) -> int:
+        """Return the number that one anchor's summed penalty is divided by."""
+        by_completion = self.spec.algorithm.in_reward_over == "completions"
+        if by_completion and source == "new" and term.estimator == "k1":
+            return over.new_completions
+        return max(over.class_tokens.get(source, 0), 1)
 
     def _penalty(
         self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig
@@ -201,9 +217,21 @@ class Objective:
             held = micro if whole else self._some(micro, indices)
             own = outputs if whole else outputs.at(micro.tokens_of(indices))
             anchor = self.anchors.outputs(snapshot, held, outputs.temperature)
-            pairs.append(penalty_of(term.estimator, own, anchor, held))
+            weights_N = self._penalty_weights(micro, term)
+            if weights_N is not None and not whole:
+                weights_N = weights_N[micro.tokens_of(indices)]
+            pairs.append(penalty_of(term.estimator, own, anchor, held, weights_N))
         penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
         return penalty, meter
+
+    def _penalty_weights(self, micro: MicroBatch, term: AnchorConfig) -> Tensor | None:
+        """The importance weights of one KL term; None: all 1.
+
+        An estimator over the vocabulary sums over all tokens itself. What is stale of it is the text before
+        them, which only the weight of a whole sequence corrects.
+        """
+        exact = term.estimator in VOCABULARY_ESTIMATORS
+        return None if exact and self.spec.importance.level != "sequence" else micro.weights_N
 
     def _some(self, micro: MicroBatch, indices: Sequence[int]) -> MicroBatch:
         return to_tensors([micro.rows[i] for i in indices]).to(self.policy.device)

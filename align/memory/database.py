@@ -25,6 +25,7 @@ from align.memory import (  # noqa: F401 (add their tables)
     amendment_tables,
     anchor_table,
     due_tables,
+    file_table,
     inbox_tables,
     postgres,
 )

@@ -34,6 +34,7 @@ from align.memory.campaign_row import INTERRUPTED, Read, compared, open_campaign
 from align.memory.claims import Claim, claimed
 from align.memory.database import Database
 from align.memory.due_tables import due_skips
+from align.memory.file_table import stored_files
 from align.memory.records import AliasMove, EvaluationRecord, RoundRecord, State
 from align.memory.snapshots import Snapshot
 from align.memory.tables import alias_moves, evaluations, rounds, snapshots
@@ -315,9 +316,17 @@ class Ledger:
             elif (there.path, there.n, there.mean) != (path, n, mean):
                 raise ValueError(f"{snapshot} already has results on suite {suite!r}: {there.path}")
 
+    def replace_evaluation(
+        self, snapshot: SnapshotId, suite_hash: str, n: int, mean: float
+    ) -> None:
+        """Note what a file that was lost or changed came to when it was measured again."""
+        this = (evaluations.c.snapshot == snapshot, evaluations.c.suite_hash == suite_hash)
+        with self._database.write() as connection:
+            connection.execute(update(evaluations).where(*this).values(n=n, mean=mean))
+
     def evaluations(self, snapshot: SnapshotId | None = None) -> list[EvaluationRecord]:
         """Evaluations of one snapshot, or all, in the order of recording."""
-        query = select(evaluations).order_by(evaluations.c.recorded, evaluations.c.suite)
+        query = _evaluations().order_by(evaluations.c.recorded, evaluations.c.suite)
         if snapshot is not None:
             query = query.where(evaluations.c.snapshot == snapshot)
         with self._database.read() as connection:
@@ -432,9 +441,16 @@ def _kind(connection: Connection, snapshot: SnapshotId) -> str | None:
 
 
 def _evaluation(snapshot: SnapshotId, suite_hash: str) -> Select[Any]:
-    return select(evaluations).where(
+    return _evaluations().where(
         evaluations.c.snapshot == snapshot, evaluations.c.suite_hash == suite_hash
     )
+
+
+def _evaluations() -> Select[Any]:
+    """Select evaluations, each with the hash on record for its file."""
+    hashes = select(stored_files.c.sha256).where(stored_files.c.path == evaluations.c.path)
+    newest = hashes.order_by(stored_files.c.seq.desc()).limit(1).scalar_subquery()
+    return select(evaluations, newest.label("sha256"))
 
 
 def _require_snapshot(connection: Connection, snapshot: SnapshotId) -> None:

@@ -78,6 +78,13 @@ class Mirror:
         finally:
             self._write_index(index)
 
+    def restore(self, path: str) -> bool:
+        """Replace a local file by the one on the far side; return False if there is none."""
+        if self.remote is None:
+            return False
+        version = self.remote.versions(path.rpartition("/")[0]).get(path)
+        return self._fetch(path, version) is not None
+
     def trim(self, folder: Path) -> None:
         """Remove there what is no longer here of a folder."""
         if self.remote is None:

@@ -35,6 +35,11 @@ class RoundRecord:
         """True if the round is over: it has a verdict, or was skipped or dropped."""
         return self.state in ("accepted", "rejected", "skipped", "dropped")
 
+    @property
+    def live(self) -> bool:
+        """True while a runner is at the round, or was when it was interrupted."""
+        return self.state in ("running", "gating")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AliasMove:
@@ -62,3 +67,5 @@ class EvaluationRecord:
     n: int
     mean: float
     recorded: str
+    sha256: str | None = None
+    """Hash of the file on record; None in stores older than the record."""

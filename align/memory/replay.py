@@ -9,7 +9,7 @@ step, so a resumed round sees the batches it would have seen. Columns come back 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -57,15 +57,22 @@ class ReplayBuffer:
         self._entries[round] = tuple(_past(prompt, round, owner) for prompt in distinct)
 
     def draw(
-        self, n: int, seed: int, step: int, rounds: Iterable[str] | None = None
+        self,
+        n: int,
+        seed: int,
+        step: int,
+        rounds: Iterable[str] | None = None,
+        first: int | None = None,
     ) -> list[Prompt]:
         """``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
 
-        When ``n`` is no multiple of the number of rounds, the odd places pass from round to round
-        with the step, so over the steps every round gets the same share.
+        Prompts are numbered through over the steps and dealt to the rounds in turn, so every round gets the
+        same share. A round hands out its prompts without replacement: each comes up once before any
+        comes up again, in another order.
 
         Args:
             rounds: names to draw from; None draws from all.
+            first: prompts that earlier steps drew; None: ``n`` each.
         """
         names = list(self._entries) if rounds is None else list(dict.fromkeys(rounds))
         for name in names:
@@ -74,11 +81,14 @@ class ReplayBuffer:
                 raise ValueError(f"no round {name!r} in the buffer; {hint}")
         if not names:
             return []
-        first = step * (n % len(names)) % len(names)
-        queues = [iter(self._shuffled(name, seed, step)) for name in names]
+        before = step * n if first is None else first
+        queues = [
+            self._from(name, seed, dealt(before, turn, len(names)))
+            for turn, name in enumerate(names)
+        ]
         drawn: dict[str, Prompt] = {}
         exhausted: set[int] = set()
-        for turn in islice(cycle(range(len(names))), first, None):
+        for turn in islice(cycle(range(len(names))), before % len(names), None):
             if len(drawn) >= n or len(exhausted) == len(names):
                 return list(drawn.values())
             fresh = next((p for p in queues[turn] if p.id not in drawn), None)
@@ -122,10 +132,35 @@ class ReplayBuffer:
                 ) from error
         return cls(entries)
 
-    def _shuffled(self, name: str, seed: int, step: int) -> list[Prompt]:
+    def _from(self, name: str, seed: int, place: int) -> Iterator[Prompt]:
+        """Yield a round's prompts from a place on: the rest of the pass it lies in, then the next ones.
+
+        Each pass goes through the same two halves, either in an order of its own: what ends one pass does
+        not open the next, so that no step draws a prompt twice.
+        """
         prompts = list(self._entries[name])
-        Random(f"{seed}/{step}/{name}").shuffle(prompts)
-        return prompts
+        Random(f"{seed}/{name}").shuffle(prompts)
+        size, middle = len(prompts), (len(prompts) + 1) // 2
+        for number in range(place, place + 2 * size):
+            done, at = divmod(number, size)
+            if at == 0 or number == place:
+                halves = prompts[:middle], prompts[middle:]
+                for half in halves:
+                    Random(f"{seed}/{done}/{name}").shuffle(half)
+                order = [*halves[0], *halves[1]]
+            yield order[at]
+
+
+def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
+    """Count the numbers below ``number`` that fall to one of several, dealt in turn in runs.
+
+    >>> [dealt(number, turn=1, turns=3) for number in range(6)]
+    [0, 0, 1, 1, 1, 2]
+    >>> [dealt(number, turn=1, turns=2, run=2) for number in range(6)]
+    [0, 0, 0, 1, 2, 2]
+    """
+    cycles, rest = divmod(number, turns * run)
+    return cycles * run + min(max(rest - turn * run, 0), run)
 
 
 def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:

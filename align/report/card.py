@@ -19,13 +19,14 @@ from align.config import RoundConfig
 from align.evidence import Evidence
 from align.gate.checks import Check
 from align.gate.gate import Verdict
+from align.gate.summary import HEAD, RATES, reason_of, verdict_rows
 from align.history import watch_of
 from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
 from align.repair.record import repairs_of
 from align.report.acts import acts_of
 from align.report.answering import default_line
-from align.report.families import GUARDED, ORDER, RATES
+from align.report.families import GUARDED, ORDER
 from align.report.feedback import takes_of, told
 from align.report.repaired import repaired_by
 from align.report.seals import seals_of
@@ -34,6 +35,8 @@ from align.settings import stated
 from rollouts.types import SnapshotId
 
 UNKNOWN = "not recorded"
+FEW = 2
+"""Comparisons of shares that are listed one by one even if they passed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,7 @@ def model_card(
     parts = (
         _front_matter(evidence, line, merged, licences),
         _head(evidence, line[-1], merged),
+        _section("In short", _in_short(evidence, line[-1])),
         _section("How it is asked", _asked(evidence, line[-1])),
         _section("Lineage", _lineage(line)),
         _section("What the gate said", _gate(line[-1])),
@@ -130,6 +134,20 @@ def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
         f"{_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
     )
     return "\n".join(lines)
+
+
+def _in_short(evidence: Evidence, own: Ancestor) -> str:
+    """Say what is production and why this snapshot is not, with the verdict in one table."""
+    production = evidence.ledger.alias("production") or evidence.base
+    this = "This snapshot" if own.snapshot == production else "Not this snapshot"
+    lines = f"{this} is production: {_text(evidence.production_words())}.\n"
+    record = own.record
+    if record is None or record.state not in ("accepted", "rejected"):
+        return lines
+    verdict = Verdict.from_dict(record.report or {})
+    if reason := reason_of(verdict):
+        lines += f"\nThe gate would not have it: {_text(reason)}.\n"
+    return f"{lines}\n{_table(HEAD, (row.cells for row in verdict_rows(verdict)))}"
 
 
 def _asked(evidence: Evidence, own: Ancestor) -> str:
@@ -206,11 +224,15 @@ def _families(checks: Sequence[Check]) -> Iterator[str]:
 def _rates(checks: Sequence[Check]) -> Iterator[str]:
     """Shares of answers that are not cut, and of those with a score: no measure of what was learned."""
     own = [check for check in checks if check.what in RATES]
+    failed = [check for check in own if check.outcome != "passed"]
+    shown = own if len(own) <= FEW else failed
     if own:
+        table = _checks(shown) if shown else ""
+        rest = f"{len(own) - len(shown)} comparisons passed.\n" if len(own) > len(shown) else ""
         yield (
             "### Answers that were cut or have no score\n\n"
             "Shares of the answers to a suite, held to margins of their own: where they fall, its mean "
-            f"says less.\n\n{_checks(own)}"
+            f"says less.\n\n{rest}{table}"
         )
 
 
@@ -234,7 +256,7 @@ def _checks(checks: Iterable[Check]) -> str:
             f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
             f"{check.margin:.4g}",
             f"{check.lost} / {check.won} / {check.n}",
-            check.outcome.replace("_", " "),
+            check.words,
         )
         for check in checks
     )

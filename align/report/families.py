@@ -9,6 +9,7 @@ from align.config import CampaignConfig
 from align.demands_config import Family
 from align.gate.checks import Check, What
 from align.gate.forgetting import ScoreMatrix
+from align.gate.summary import RATES
 
 ORDER: tuple[Family, ...] = ("general", "instruction", "safety")
 
@@ -19,8 +20,6 @@ GUARDED: dict[What, str] = {
     "zero_tolerance": "items that must not fail",
 }
 """What a check compares besides the mean."""
-RATES: frozenset[What] = frozenset({"truncation", "failure"})
-"""Shares of answers: they say nothing about what was learned, and whether to trust what does."""
 
 
 def families_of(config: CampaignConfig) -> dict[str, Family]:

@@ -13,6 +13,7 @@ from align.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
 from align.gate.gate import Verdict
 from align.gate.sealed import openings
+from align.gate.summary import reason_of
 from align.memory.amendments import Amendment, amendments_of
 from align.memory.anchor import anchor_moves
 from align.memory.lineage import by_hand
@@ -39,9 +40,20 @@ def campaign_report(evidence: Evidence, folder: Path) -> Group:
     for family, matrix in parts:
         tables += [matrix_table(matrix, family if len(parts) > 1 else ""), metrics_line(matrix)]
     return Group(
-        *tables, *verdict_lines(evidence), *sealed_lines(evidence), *anchor_lines(evidence),
-        *answer_lines(evidence), places(evidence, folder),
+        *answer_first(evidence), *tables, *verdict_lines(evidence), *sealed_lines(evidence),
+        *anchor_lines(evidence), *answer_lines(evidence), places(evidence, folder),
     )  # fmt: skip
+
+
+def answer_first(evidence: Evidence) -> Iterator[Text]:
+    """Yield what is production, and what was refused and why, a line each."""
+    yield Text(f"Production is {evidence.production_words()}.", style="bold")
+    for record in evidence.committed():
+        verdict = Verdict.from_dict(record.report or {})
+        if reason := reason_of(verdict):
+            did = "accepted by an observing gate, although" if verdict.accepted else "refused:"
+            yield Text(f"{record.name} was {did} {reason}.")
+    yield Text("")
 
 
 def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:

@@ -45,7 +45,7 @@ def full(folder: Path, text: str) -> Evidence:
         suites=SUITES,
     )
     for record in evidence.ledger.evaluations():
-        add_answers(evidence.folder / record.path, text, text)
+        add_answers(evidence, record.path, text, text)
     for index, name in enumerate(("round0", "round1", "round2")):
         _leave(evidence, index, name, text)
     save_overlaps(evidence.folder, [overlap(text)])

@@ -106,15 +106,21 @@ def write_steps(
     return path
 
 
-def add_answers(path: Path, prompt: str, answer: str) -> None:
-    """Give every item of a file of results this prompt and this answer."""
+def add_answers(evidence: Evidence, name: str, prompt: str, answer: str) -> None:
+    """Give every item of a file of results this prompt and this answer, as if it was written so.
+
+    Args:
+        name: path in the store.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = evidence.folder / name
     table = pq.ParquetFile(path).read()
     for name, text in (("prompt", prompt), ("answer", answer)):
         table = table.append_column(name, pa.array([text] * table.num_rows))
     pq.write_table(table, path)
+    evidence.files.record([path])
 
 
 def _metrics(step: int) -> dict[str, float]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import stdev
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,9 +73,41 @@ def test_by_part_gives_every_part_its_weight() -> None:
     group = [score(101.0, big=100.0, small=1.0), score(1.0, big=0.0, small=1.0),
              score(100.0, big=100.0, small=0.0), score(0.0, big=0.0, small=0.0)]  # fmt: skip
     (by_part,) = group_relative_by_part([group], "group", eps=0.0)
-    assert by_part == pytest.approx([2 * 0.866025, 0.0, 0.0, -2 * 0.866025], abs=1e-5)
+    # The parts add up to 2 * 0.866, 0, 0 and -2 * 0.866, whose standard deviation is sqrt(2).
+    assert by_part == pytest.approx([1.224745, 0.0, 0.0, -1.224745], abs=1e-5)
     (summed,) = group_relative([[s.value for s in group]], "group", eps=0.0)
     assert summed[1] is not None and summed[1] < -0.8, "the sum hides the small part"
+
+
+def test_by_part_is_normalised_over_the_step_at_last() -> None:
+    """However many parts and groups there are, advantages have the spread 1 (arXiv 2601.05242, eq. 6)."""
+    step = [[score(0.0, a=float(i), b=float(i * i % 5), c=float(i % 2)) for i in range(j, j + 6)]
+            for j in range(4)]  # fmt: skip
+    flat = [a for group in group_relative_by_part(step, "group", eps=0.0) for a in group if a]
+    assert stdev([*flat, *[0.0] * (24 - len(flat))]) == pytest.approx(1.0)
+    assert sum(flat) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_by_part_is_that_of_trl() -> None:
+    """The last lines of `normalize_then_sum` in its GRPO trainer, in torch."""
+    values = torch.tensor(
+        [[[3.0, 0.0], [1.0, 1.0], [2.0, 1.0]], [[0.0, 5.0], [0.0, 1.0], [9.0, 2.0]]]
+    )
+    weights = torch.tensor([1.0, 0.5])
+    parts = (values - values.mean(1, keepdim=True)) / (values.std(1, keepdim=True) + 1e-4)
+    rewards = (parts * weights).sum(-1)
+    theirs = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+    scores = [
+        [replace(score(0.0, a=a, b=b), weights={"a": 1.0, "b": 0.5}) for a, b in group.tolist()]
+        for group in values
+    ]
+    for own, their in zip(group_relative_by_part(scores, "group"), theirs.tolist(), strict=True):
+        assert own == pytest.approx(their, abs=1e-5)
+
+
+def test_by_part_without_a_scale_divides_by_nothing() -> None:
+    group = [score(0.0, a=4.0), score(0.0, a=0.0)]
+    assert group_relative_by_part([group], "none") == [[2.0, -2.0]]
 
 
 def test_by_part_masks_failed_samples() -> None:

@@ -18,7 +18,7 @@ def answered(folder: Path, says: str = "\nsaid so") -> Evidence:
         if record.suite == "first" and record.snapshot in (BASE.id, FIRST.id):
             name = "base" if record.snapshot == BASE.id else "first"
             prompt = '[{"role": "user", "content": "Say it"}]'
-            add_answers(evidence.folder / record.path, prompt, f"{name}{says}")
+            add_answers(evidence, record.path, prompt, f"{name}{says}")
     return evidence
 
 

@@ -188,3 +188,14 @@ def test_no_series_of_numbers_breaks_a_detector(values: list[float], name: str) 
         metrics["step"] = float(step)
     for signal in detect(steps):
         assert signal.sentence
+
+
+@pytest.mark.parametrize("step", [0, 1, 20])
+def test_one_answer_to_half_of_everything_is_named_in_the_step_it_appears(step: int) -> None:
+    metrics = [{**m, "completions/similar_share": 0.02} for m in healthy()[: step + 1]]
+    assert detect(metrics) == []
+    metrics[-1] |= {"completions/similar_share": 0.5}
+    (signal,) = detect(metrics)
+    assert (signal.name, signal.step, signal.value) == ("distinct_collapse", step, 0.5)
+    assert "50% of the samples are one answer" in signal.sentence
+    assert detect(metrics, HackingConfig(same_answer_share=0.9)) == []

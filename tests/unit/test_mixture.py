@@ -96,3 +96,16 @@ def test_many_rounds_take_turns(rounds: int, share: float) -> None:
     counts = Counter(name for step in drawn for name in step)
     assert len(counts) == rounds
     assert max(counts.values()) <= 1.1 * min(counts.values())
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 5])
+@pytest.mark.parametrize("share", [0.05, 0.07])
+def test_past_prompts_are_not_repeated_before_all_came_up(rounds: int, share: float) -> None:
+    mixed, buffer = mixture(), ReplayBuffer()
+    for i in range(rounds):
+        buffer.add(f"r{i}", prompts(f"r{i}", 100), owner=f"o{i}", cap=32, seed=0)
+    many = replace(mixed, past=buffer, replay=ReplayConfig(past=share))
+    drawn = [p for s in range(60) for p in many.draw(s).prompts if p.source == "past"]
+    for name in {p.round for p in drawn}:
+        own = [p.id for p in drawn if p.round == name]
+        assert len(set(own[:32])) == min(32, len(own))

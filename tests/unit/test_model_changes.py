@@ -169,13 +169,33 @@ def test_a_suite_is_another_one_with_another_system_message(tmp_path: Path) -> N
     assert hashes(campaign(tmp_path)) != hashes(campaign(tmp_path, system="be brief"))
 
 
-def test_a_store_from_before_keeps_the_hashes_it_holds(tmp_path: Path) -> None:
-    """What was measured under a hash without the tokenizer is found again, and nothing measured twice."""
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"lora": {"rank": 2}}], ids=str)
+def test_a_suite_is_another_one_with_other_engine_settings(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    save_folder(tmp_path / "model")
+    assert hashes(campaign(tmp_path)) != hashes(campaign(tmp_path, **changes))
+
+
+def test_a_suite_stays_the_same_where_engines_compute_the_same(tmp_path: Path) -> None:
+    """The rank of an adapter changes the weights, not how they answer."""
+    save_folder(tmp_path / "model")
+    merged = {"rank": 2, "serve": "merged"}
+    assert hashes(campaign(tmp_path)) == hashes(campaign(tmp_path, lora=merged))
+    adapters = [hashes(campaign(tmp_path, lora={"rank": rank})) for rank in (2, 4)]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("known", [{"encoding": None}, {}], ids=["no tokenizer", "no engine"])
+def test_a_store_from_before_keeps_the_hashes_it_holds(
+    tmp_path: Path, known: dict[str, None]
+) -> None:
+    """What was measured under a hash that covers less is found again, and nothing measured twice."""
     config = begun(tmp_path)
     inputs = load_inputs(config)
     assert all(suite.encoding for suite in inputs.suites)
     inputs.close()
-    (older,) = [replace(suite, encoding=None) for suite in inputs.suites]
+    (older,) = [replace(suite, engine={}, **known) for suite in inputs.suites]
     with open_memory(settle(config), inputs) as memory:
         memory.ledger.record_evaluation(
             memory.base, older.name, older.hash, "evaluations/x.parquet", n=8, mean=0.5

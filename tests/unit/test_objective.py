@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import nan
+from math import log, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from align.config import (
 )
 from align.errors import ParityError
 from align.learner.anchors import BetaController, References
+from align.learner.batch import to_tensors
+from align.learner.importance import ImportanceConfig
 from align.learner.learner import Learner
 from align.learner.losses import algorithm_from
+from align.learner.objective import Denominators
 from align.learner.rows import DATA, Batch, Row
 from tests.unit.tiny import row, save_model
 
@@ -220,3 +223,84 @@ def test_what_cannot_follow(changes: dict[str, Any], words: str) -> None:
                 ],
             }
         )
+
+
+# KL terms on samples of older weights, and what they are a mean over
+
+
+def anchored(estimator: str, algorithm: str = "grpo", source: str = "past", **changes: Any) -> Any:
+    terms = (AnchorConfig(to="base", beta=1.0, estimator=estimator),)  # type: ignore[arg-type]
+    empty: dict[str, Any] = {"new": (), "past": (), "general": ()}
+    return RoundSettings(
+        algorithm=algorithm_from({"name": algorithm}),
+        anchors=AnchorsConfig(**{**empty, source: terms}),
+    ).model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "level", "factor"),
+    [
+        *((name, "token", 0.5) for name in ("k1", "k2", "k3")),
+        *((name, "sequence", 0.25) for name in ("full", "k1", "k2", "k3")),
+        (
+            "full",
+            "token",
+            1.0,
+        ),  # It samples no token; only whole sequences correct what stands before.
+        ("k2", "none", 1.0),
+    ],
+)
+def test_kl_terms_weigh_samples_of_older_weights(
+    models: dict[str, Path], tmp_path: Path, estimator: str, level: str, factor: float
+) -> None:
+    """The sampler found each of the two tokens twice as likely as the learner does."""
+    spec = anchored(estimator, importance=ImportanceConfig(level=level))  # type: ignore[arg-type]
+    found: dict[bool, tuple[float, float]] = {}
+    for stale in (False, True):
+        learner = make(models, tmp_path, spec)
+        (held,) = sampled(learner, (row(advantage=None, source="past", owner="other"),), "r/0")
+        older = tuple(value + log(2) for value in held.sampler_logprobs_T)
+        held = replace(held, stale=stale, policy="r/-1", sampler_logprobs_T=older)
+        over = Denominators.of(Batch(rows=(held,)))
+        measured = learner._objective.measure(to_tensors([held]), over, None)
+        found[stale] = float(measured.loss.detach()), float(measured.metrics["kl/past/base"])
+    assert found[True] == pytest.approx([factor * value for value in found[False]], rel=1e-5)
+
+
+def test_rows_without_a_start_are_weighed_by_the_policy_as_it_is(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """With several updates a step, rows that teach have logprobs of its beginning, and held rows none."""
+    learner = make(models, tmp_path, anchored("k2"))
+    held, teaches = sampled(
+        learner, (row(advantage=None, source="past", owner="other"), row(advantage=1.0)), "r/0"
+    )
+    rows = [
+        replace(held, stale=True),
+        replace(teaches, stale=True, start_logprobs_T=teaches.sampler_logprobs_T),
+    ]
+    measured = learner._objective.measure(
+        to_tensors(rows), Denominators.of(Batch(rows=tuple(rows))), None
+    )
+    assert measured.metrics["kl/past/base"].isfinite() and measured.metrics["kl/past/base"] > 0
+    assert measured.loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "source", "factor"),
+    [("k1", "new", 5 / 2), ("k2", "new", 1.0), ("full", "new", 1.0), ("k1", "past", 1.0)],
+)
+def test_the_kl_in_the_reward_of_rloo_is_a_mean_over_completions(
+    models: dict[str, Path], tmp_path: Path, estimator: str, source: str, factor: float
+) -> None:
+    """Five tokens in two completions (arXiv 2402.14740: the KL is a part of a completion's reward)."""
+    rows = [
+        row(completion=completion, advantage=0.0, source=source, owner="other")
+        for completion in ((4, 5), (6, 7, 8))
+    ]
+    losses = []
+    for name in ("rloo", "grpo"):
+        learner = make(models, tmp_path, anchored(estimator, name, source))
+        over = Denominators.of(Batch(rows=tuple(rows)))
+        losses.append(float(learner._objective.measure(to_tensors(rows), over, None).loss.detach()))
+    assert losses[0] == pytest.approx(factor * losses[1], rel=1e-5)

@@ -227,3 +227,32 @@ def test_a_file_of_version_1_stays_readable() -> None:
             ),
         ),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "n"), [(256, 8), (256, 12), (7, 3), (10, 5), (5, 1)])
+def test_every_prompt_comes_up_once_before_any_comes_up_again(size: int, n: int) -> None:
+    """Two passes, whose steps need not end where a pass does; no step has a prompt twice."""
+    built = buffer(a=size)
+    steps = [built.draw(n, seed=3, step=step) for step in range(-(-2 * size // n))]
+    assert all(len({p.id for p in drawn}) == n for drawn in steps)
+    drawn = [prompt.id for prompts in steps for prompt in prompts]
+    for start in (0, size):
+        assert len(set(drawn[start : start + size])) == size
+    if size > 5:
+        assert drawn[:size] != drawn[size : 2 * size], "another order"
+
+
+def test_rounds_share_a_step_and_each_goes_through_its_prompts() -> None:
+    built = buffer(a=12, b=12)
+    drawn = [p for step in range(8) for p in built.draw(3, seed=0, step=step)]
+    assert Counter(p.round for p in drawn) == {"a": 12, "b": 12}
+    assert len({p.id for p in drawn}) == 24
+
+
+def test_steps_of_unequal_sizes_leave_nothing_out() -> None:
+    built = buffer(a=30)
+    sizes, first, drawn = [4, 5, 4, 5, 4, 5, 3], 0, []
+    for step, n in enumerate(sizes):
+        drawn += built.draw(n, seed=0, step=step, first=first)
+        first += n
+    assert len({p.id for p in drawn}) == 30 == len(drawn)

@@ -81,7 +81,7 @@ def test_answers_stand_side_by_side_and_are_only_text(tmp_path: Path) -> None:
     store = made(tmp_path, GOOD, HARMFUL)
     for record in store.ledger.evaluations():
         if record.suite == "general":
-            add_answers(store.folder / record.path, f"{evil}?", "before\u202e")
+            add_answers(store, record.path, f"{evil}?", "before\u202e")
     view = collect(store, NOW)
     changes = tuple(
         replace(one, lost=tuple(replace(i, answer_after=f"{evil}\udc80") for i in one.lost))

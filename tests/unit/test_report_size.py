@@ -39,8 +39,8 @@ def crowded(folder: Path) -> Evidence:
         rounds=rounds(*({"steps": 200} for _ in range(4))),
         gate={"mode": "observe"},
     )
-    for path in store.folder.glob("evaluations/*/*.parquet"):
-        add_answers(path, LONG, LONG)
+    for record in store.ledger.evaluations():
+        add_answers(store, record.path, LONG, LONG)
     for index in range(4):
         attempt = write_steps(store, index, 1, metrics("other", SERIES) * 10).parent
         for step in (0, 199):

@@ -14,7 +14,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config import CampaignConfig
-from align.errors import ParityError
+from align.errors import EvidenceError, ParityError
 from align.evidence import Evidence, stored_evidence
 from align.memory.replay import ReplayBuffer
 from align.memory.snapshots import SnapshotStore
@@ -218,6 +218,9 @@ def test_a_verdict_follows_from_the_files(copied: CampaignConfig) -> None:
     column = table.schema.get_field_index("value")
     flipped = [1.0 - value for value in table["value"].to_pylist()]
     pq.write_table(table.set_column(column, table.schema.field(column), [flipped]), path)
+    with pytest.raises(EvidenceError):
+        evidence.recompute("second")
+    evidence.files.record([path])  # As if it had been measured so.
     again, recorded = evidence.recompute("second")
     assert again != recorded
 
@@ -492,6 +495,24 @@ def test_completions_that_are_lost_are_left_out(tmp_path: Path) -> None:
     assert line["completions/failed_share"] == 0.25
     assert line["reward/failed_share"] <= 0.25
     assert line["batch/new_tokens"] == 3 * 4 * 6
+
+
+def test_files_that_share_prompts_are_owned_prompt_by_prompt() -> None:
+    from align.campaign import owned_prompts
+    from rollouts.types import Prompt
+
+    def asked(*texts: str) -> list[Prompt]:
+        return [Prompt(id=f"id {text}", text=text) for text in texts]
+
+    asks = {"a": asked("1", "2", "3", "4"), "b": asked("3", "4", "5"), "c": asked("5", "6")}
+    kept = {name: asks[name] for name in ("a", "b", "c")}
+    owned = owned_prompts(kept, asks, new=asked("6", "7"))
+    assert {name: [p.text for p in prompts] for name, prompts in owned.items()} == {
+        "a": ["1", "2"], "b": ["3", "4"], "c": ["5"],
+    }  # fmt: skip
+    # Whoever is not replayed this time still owns what it asked last.
+    only = owned_prompts({"a": asks["a"]}, asks, new=[])
+    assert [p.text for p in only["a"]] == ["1", "2"]
 
 
 def test_the_last_of_rounds_with_the_same_prompts_owns_them() -> None:

@@ -266,3 +266,18 @@ def test_keel_plan_prints_the_notes(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, command, catch_exceptions=False)
     assert run.output.count("policy.lora does not apply to them") == 1
     assert "round0: 30 rows gave 30 pairs" in run.output
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("source", ["new", "past", "general"])
+def test_sampled_estimators_need_weights_for_older_samples(
+    tmp_path: Path, estimator: str, source: str
+) -> None:
+    held = {"anchors": {source: {"to": "base", "beta": 1.0, "estimator": estimator}}}
+    stale = {"sampling": {"max_staleness": 1}}
+    told = refusal(tmp_path, {"algorithm": "rft", **held, **stale})
+    assert f"anchors.{source}: estimator {estimator}" in told and "use full" in told
+    valid(tmp_path, {"algorithm": "rft", **held})
+    valid(tmp_path, {"algorithm": "grpo", **held, **stale})
+    exact = {"anchors": {source: {"to": "base", "beta": 1.0, "estimator": "full"}}}
+    valid(tmp_path, {"algorithm": "rft", **exact, **stale})

@@ -48,6 +48,8 @@ class Algorithm(Settings):
 
     makes: ClassVar[Literal["policy", "reward_model"]] = "policy"
     """What a round leaves behind. Only a policy can become production."""
+    in_reward_over: ClassVar[Literal["tokens", "completions"]] = "tokens"
+    """Unit that the KL of new prompts is averaged over when it acts through the reward (``k1``)."""
     needs_rewards: ClassVar[bool] = True
     """Whether rollouts must be scored to learn from them."""
     learns_here: ClassVar[bool] = True

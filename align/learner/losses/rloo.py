@@ -6,7 +6,8 @@
 
 ``S`` counts the completions of the step. Source: Ahmadian et al. 2024, arXiv 2402.14740, section 3.3. The
 paper's REINFORCE is the gradient at ``rho = 1``, that is with one update per batch; the clip bounds further
-ones, as in TRL. For the paper's KL in the reward use the anchor estimator ``k1``.
+ones, as in TRL. For the paper's KL in the reward use the anchor estimator ``k1``: a completion's reward is
+then less by ``beta`` times the sum of its log ratios, so this KL is a mean over completions.
 
 Assumes rewards of one scale: nothing divides by their spread. The baseline does not see the completion it
 is for, so the gradient has no bias. A completion's weight grows with its length, as its gradient is a sum
@@ -17,7 +18,7 @@ completion: ``importance.level: sequence`` is the exact one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,8 @@ from rollouts.types import ScoredGroup
 
 class RLOO(OutcomeGradient):
     """REINFORCE leave-one-out."""
+
+    in_reward_over: ClassVar[Literal["tokens", "completions"]] = "completions"
 
     name: Literal["rloo"] = "rloo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2

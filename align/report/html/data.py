@@ -24,6 +24,7 @@ from align.report.html.lineage import Node, lineage
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
 from align.report.seals import Seal, seals_of
+from align.report.tables import answer_first
 from align.spending import Spent, Split
 from rollouts.types import SnapshotId
 
@@ -45,6 +46,10 @@ class CampaignView:
     acts: tuple[Act, ...]
     overlaps: tuple[Overlap, ...]
     gate: tuple[tuple[str, str], ...]
+    answer: tuple[str, ...] = ()
+    """Sentences: production, and every refused round with its reason."""
+    faults: tuple[str, ...] = ()
+    """Sentences about files of results that are missing or were changed."""
 
     @property
     def running(self) -> bool:
@@ -63,9 +68,10 @@ class CampaignView:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What a person should act on: sealed suites that were last seen to have lost."""
+        """Sentences to act on: evidence that is gone, sealed suites last seen to have lost."""
         last = (seal.openings[-1] for seal in self.seals if seal.openings)
-        return tuple(opening.sentence for opening in last if opening.outcome == "lost")
+        lost = tuple(opening.sentence for opening in last if opening.outcome == "lost")
+        return (*self.faults, *lost)
 
 
 def collect(evidence: Evidence, now: datetime) -> CampaignView:
@@ -95,6 +101,8 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         acts=acts_of(evidence),
         overlaps=overlaps_of(evidence.folder),
         gate=tuple((key, str(value)) for key, value in gate.items()),
+        answer=tuple(line.plain for line in answer_first(evidence) if line.plain),
+        faults=tuple(evidence.faults()),
     )
 
 

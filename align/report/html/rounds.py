@@ -12,6 +12,7 @@ from align.config import RoundConfig
 from align.evidence import Evidence
 from align.gate.checks import Check
 from align.gate.gate import Verdict
+from align.gate.summary import RATES, VerdictRow, folded_row
 from align.history import Metric, reasons_of, steps_of, summaries, watch_of
 from align.memory.ledger import RoundRecord
 from align.memory.manifest import Manifest
@@ -81,6 +82,9 @@ class RoundView:
     """The one that was accepted."""
     checks: tuple[CheckView, ...]
     checks_left_out: int
+    folded: VerdictRow | None
+    """All comparisons of how many answers were cut or have a score, where there are several and all of
+    them passed."""
     changes: tuple[Changes, ...]
     samples: tuple[Item, ...]
     said: tuple[SaidAt, ...]
@@ -116,7 +120,12 @@ def round_view(
     steps = steps_of(folder)
     committed = record.state in ("accepted", "rejected")
     verdict = Verdict.from_dict(record.report or {}) if committed else None
-    checks = check_views(verdict) if verdict else []
+    folded = folded_row(verdict) if verdict else None
+    checks = [
+        view
+        for view in (check_views(verdict) if verdict else ())
+        if folded is None or view.check.what not in RATES or view.check.outcome != "passed"
+    ]
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
     repairs = repairs_of(record.report) if committed else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
@@ -137,6 +146,7 @@ def round_view(
         repaired=accepted_repair(repairs),
         checks=tuple(checks[: limits.checks]),
         checks_left_out=max(0, len(checks) - limits.checks),
+        folded=folded,
         changes=changes(evidence, verdict, limits) if verdict else (),
         samples=samples_of(evidence, verdict, limits) if verdict else (),
         said=said_of(folder, limits),
