@@ -174,7 +174,7 @@ def _example_clusters(units: Sequence[Unit], where: str, cluster: str | None) ->
         columns = unit.prompt.columns if unit.prompt is not None else {}
         if cluster in (None, "prompt", "document") and cluster not in columns:
             yield unit.documents[0] if unit.documents else name_of(unit)
-        elif cluster in columns:
+        elif cluster is not None and cluster in columns:
             yield str(columns[cluster])
         else:
             raise UserError(
