@@ -69,6 +69,11 @@ def export(
 
     written = write(stored_evidence(config), snapshot, to, merge=merge, force=force)
     typer.echo(f"{to}: snapshot {written.id[:16]}, its card is README.md")
+    if written.kind == "adapter" and not merge:
+        base = config.policy.model
+        typer.echo(
+            f"  an adapter: load it over its base, {base}, or export a whole model with --merge"
+        )
 
 
 def _watch(config: CampaignConfig, port: int, every: int) -> None:

@@ -100,7 +100,7 @@ def test_the_exported_folder_is_chatted_with(
     ended: str, settings: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "exported"
-    keel("export", str(CAMPAIGN), "production", "--to", str(folder), *settings)
+    keel("export", str(CAMPAIGN), "production", "--merge", "--to", str(folder), *settings)
     assert answer_of(folder).strip()
 
 
