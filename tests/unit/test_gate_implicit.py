@@ -219,7 +219,7 @@ def test_a_lost_reference_is_scored_again(
 
     shutil.copytree(ran[0].folder, tmp_path / "store")
     specs = [spec.model_dump(mode="json") for spec in ran[0].rounds]
-    third = {**specs[0], "name": "round2", "prompts": "demo://rotate?n=60", "steps": 1}
+    third = {**specs[0], "name": "round2", "prompts": "demo://inc?n=60", "steps": 1}
     config = campaign(tmp_path, rounds=[*specs, third])
     (file,) = (tmp_path / "store/evaluations/references").glob("*.json")
     before = file.read_bytes()
@@ -232,7 +232,7 @@ def test_a_lost_reference_is_scored_again(
 
 
 def test_a_round_may_ask_for_likelihood(tmp_path: Path) -> None:
-    spec = {**preference(tmp_path), "suite": {"items": 30, "margin": 0.5, "pairs": "likelihood"}}
+    spec = {**preference(tmp_path), "suite": {"items": 30, "margin": 0.1, "pairs": "likelihood"}}
     inputs = load_inputs(campaign(tmp_path, rounds=rounds(spec)))
     (pairs,) = (s for s in inputs.suites if s.target_of == "round0")
     assert pairs.kind == "pairs" and not pairs.implicit
