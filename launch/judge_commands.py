@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +107,7 @@ def judge(
     from rich.console import Console
 
     from align.judge.cache import default_root
-    from align.judge.judge import opened_case, power_warnings
+    from align.judge.judge import opened_case
     from align.judge.models import Named, open_model
     from align.judge.suites_file import load_suites_file
     from align.plan.machine import runs_here
@@ -131,10 +132,7 @@ def judge(
         theirs.check_machine()
     root = cache or default_root()
     with opened_case(file, ours, theirs, root=root, target=target) as case:
-        for line in (*remarks, *case.notes):
-            typer.echo(f"note: {line}", err=True)
-        for line in (*case.power_lines(), *power_warnings(case)):
-            typer.echo(line, err=not dry_run)
+        _say(case, remarks, dry_run=dry_run)
         if dry_run:
             return
         with (
@@ -144,6 +142,16 @@ def judge(
             judgement = _judged(case, start_engine, progress)
     _show(judgement, markdown, junit, as_json=as_json)
     raise typer.Exit(judgement.exit_code)
+
+
+def _say(case: Case, remarks: Sequence[str], *, dry_run: bool) -> None:
+    """Print remarks, and what the suites can tell: to standard output where that is all."""
+    from align.judge.judge import power_warnings
+
+    for line in (*remarks, *case.notes):
+        typer.echo(f"note: {line}", err=True)
+    for line in (*case.power_lines(), *power_warnings(case)):
+        typer.echo(line, err=not dry_run)
 
 
 def _judged(case: Case, start_engine: StartEngine, observer: Observer) -> Judgement:

@@ -108,75 +108,79 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+class CheckpointJudge:
+    """Judges every checkpoint that a trainer saves.
+
+    Args:
+        against: the incumbent, named as for ``keel judge``.
+        suites: file of suites and gate.
+        every: judge every so many checkpoints.
+        stop: outcome that ends the training. ``rejected``: a checkpoint lost something; ``accepted``:
+            one passed; None: it goes on whatever the verdict.
+        options: further words of the command line.
+        judge: judges a folder, in place of ``keel judge``.
+
+    Attributes:
+        judgements: by step, what ``keel judge --json`` said.
+        failed: by step, why a checkpoint could not be judged.
+        best: folder of the last accepted checkpoint; None: none was.
+    """
+
+    def __init__(
+        self,
+        against: str = "",
+        suites: str | Path = "",
+        *,
+        every: int = 1,
+        stop: Literal["rejected", "accepted"] | None = None,
+        options: Sequence[str] = (),
+        judge: JudgeCheckpoint | None = None,
+    ) -> None:
+        if every < 1:
+            raise UserError(f"every is {every}", where="every", remedy="give 1 or more")
+        if judge is None:
+            judge = JudgeProcess(against=str(against), suites=suites, options=options)
+        self.judge, self.every, self.stop = judge, every, stop
+        self.judgements: dict[int, Mapping[str, Any]] = {}
+        self.failed: dict[int, str] = {}
+        self.best: Path | None = None
+        self._saved = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Check suites and incumbent before the first step."""
+        if state.is_world_process_zero and isinstance(self.judge, JudgeProcess):
+            self.judge.check()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Judge the checkpoint that was just written."""
+        self._saved += 1
+        if not state.is_world_process_zero or self._saved % self.every:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        try:
+            judgement = self.judge(folder)
+        except KeelError as error:
+            # Suites and incumbent were fine when the training began: it is not ended for this.
+            logger.warning("step %d was not judged: %s", state.global_step, error)
+            self.failed[state.global_step] = str(error)
+            return
+        (folder / VERDICT).write_text(json.dumps(judgement, indent=2) + "\n", "utf-8")
+        self.judgements[state.global_step] = judgement
+        if judgement["accepted"]:
+            self.best = folder
+        state.log_history.append({"step": state.global_step, **metrics_of(judgement)})
+        ends = {"rejected": judgement["outcome"] in LOST, "accepted": judgement["accepted"]}
+        if self.stop is not None and ends[self.stop]:
+            control.should_training_stop = True
+
+
 @cache
 def callback_class() -> Any:
     """Return the class of the callback."""
     from transformers import TrainerCallback
 
-    class JudgeCallback(TrainerCallback):
-        """Judges every checkpoint that a trainer saves.
-
-        Args:
-            against: the incumbent, named as for ``keel judge``.
-            suites: file of suites and gate.
-            every: judge every so many checkpoints.
-            stop: outcome that ends the training. ``rejected``: a checkpoint lost something; ``accepted``:
-                one passed; None: it goes on whatever the verdict.
-            options: further words of the command line.
-            judge: judges a folder, in place of ``keel judge``.
-
-        Attributes:
-            judgements: by step, what ``keel judge --json`` said.
-            failed: by step, why a checkpoint could not be judged.
-            best: folder of the last accepted checkpoint; None: none was.
-        """
-
-        def __init__(
-            self,
-            against: str = "",
-            suites: str | Path = "",
-            *,
-            every: int = 1,
-            stop: Literal["rejected", "accepted"] | None = None,
-            options: Sequence[str] = (),
-            judge: JudgeCheckpoint | None = None,
-        ) -> None:
-            if every < 1:
-                raise UserError(f"every is {every}", where="every", remedy="give 1 or more")
-            if judge is None:
-                judge = JudgeProcess(against=str(against), suites=suites, options=options)
-            self.judge, self.every, self.stop = judge, every, stop
-            self.judgements: dict[int, Mapping[str, Any]] = {}
-            self.failed: dict[int, str] = {}
-            self.best: Path | None = None
-            self._saved = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            """Check suites and incumbent before the first step."""
-            if state.is_world_process_zero and isinstance(self.judge, JudgeProcess):
-                self.judge.check()
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            """Judge the checkpoint that was just written."""
-            self._saved += 1
-            if not state.is_world_process_zero or self._saved % self.every:
-                return
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            try:
-                judgement = self.judge(folder)
-            except KeelError as error:
-                # Suites and incumbent were fine when the training began: it is not ended for this.
-                logger.warning("step %d was not judged: %s", state.global_step, error)
-                self.failed[state.global_step] = str(error)
-                return
-            (folder / VERDICT).write_text(json.dumps(judgement, indent=2) + "\n", "utf-8")
-            self.judgements[state.global_step] = judgement
-            if judgement["accepted"]:
-                self.best = folder
-            state.log_history.append({"step": state.global_step, **metrics_of(judgement)})
-            ends = {"rejected": judgement["outcome"] in LOST, "accepted": judgement["accepted"]}
-            if self.stop is not None and ends[self.stop]:
-                control.should_training_stop = True
+    class JudgeCallback(CheckpointJudge, TrainerCallback):
+        __doc__ = CheckpointJudge.__doc__
 
     return JudgeCallback
 

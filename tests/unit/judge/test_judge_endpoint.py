@@ -83,7 +83,7 @@ def test_a_suite_of_likelihood_needs_logprobs_of_prompts(
 ) -> None:
     server.echoes = False
     starter = Starter()
-    with pytest.raises(UserError, match=r"suite 'text' needs the logprobs.*echo and logprobs"):
+    with pytest.raises(UserError, match=r"(?s)suite 'text' needs the logprobs.*echo and logprobs"):
         judged(
             server.url, BASE, with_text(tmp_path), tmp_path / "cache", tokenizer=BASE,
             starter=starter,
