@@ -336,7 +336,7 @@ def test_windows_of_text_pass_where_rare_damage_would_have_been_seen(
 ) -> None:
     """Damage to one window in 20 leaves all of 59 as they were with a chance of .95^59 = .048."""
     before = [-1.0 - 0.1 * (i % 8) for i in range(windows)]
-    after = [b - 0.001 * (i % 3) for i, b in enumerate(before)]
+    after = [b - 0.001 * (i % 3 - 0.8) for i, b in enumerate(before)]
     found = score_check(before, after, kind="likelihood", margin=0.02)
     assert (found.test, found.outcome) == ("unbounded", outcome)
     assert found.needed in (None, 59)
