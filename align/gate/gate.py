@@ -286,9 +286,9 @@ def _suite_checks(
         for names in by_snapshot.values()
     ]
     if role == "retention":
-        parent, start = before["parent"], before["start"]
+        parent, start = before["parent"], before.get("start")
         checks += rate_checks(rule, measured, parent, alpha, start, decided_by)
-        held: dict[Against, ItemResults] = {"parent": parent, "start": start}
+        held: dict[Against, ItemResults] = {n: before[n] for n in before if n != "best"}
         checks += tolerance_checks(rule, measured, held, alpha)
     return checks
 

@@ -175,9 +175,10 @@ def _loaded(
 def _comparable(suite: Suite, target: str | None) -> Suite:
     """Return the suite with a hash that two models share if they are asked the same.
 
-    The tokenizer belongs to the model here, and is part of its id.
+    Tokenizer and precision belong to the model here; its id and its engine settings name them.
     """
-    return replace(suite, encoding=None, target_of=suite.name if suite.name == target else None)
+    own = suite.name if suite.name == target else None
+    return replace(suite, encoding=None, engine={}, target_of=own)
 
 
 def _check_paired(case: Case) -> None:
