@@ -33,12 +33,13 @@ def plan(
 ) -> None:
     """Show what each suite can tell: margins, items, power, cost. Works before the first run, and for a
     file of suites for keel judge."""
-    from align.evidence import stored_evidence
-    from align.gate.plan import plan_gate
     from align.judge.suites_file import campaign_or_suites
-    from align.stores import begun_ledger
 
     config, notes = campaign_or_suites(campaign, overrides or ())
+    from align.evidence import stored_evidence
+    from align.gate.plan import plan_gate
+    from align.stores import begun_ledger
+
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     ran = bool(config.rounds) and begun_ledger(config) is not None

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,31 +137,26 @@ def decide(
     level: float | None = None,
     decided_by: int = CURRENT_RULE,
 ) -> Verdict:
-    """The verdict on the candidate of round ``target``.
+    """Return the verdict on the candidate of round ``target``.
 
     Args:
-        start: of the fixed anchor: the campaign's start, for a round's suite the round's snapshot.
-        best: per suite, the results with the highest mean among accepted snapshots. None: there is none.
-        accepted_rounds: earlier accepted rounds, whose suites must not regress.
-        retired: rounds that this one or an earlier one overrode; their suites are only shown.
+        start: the campaign's start, for a round's suite the round's snapshot.
+        best: per suite, the results with the highest mean among accepted snapshots, if any.
+        accepted_rounds: earlier ones, whose suites must not regress.
+        retired: rounds that were overridden; their suites are only shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
-        objections: sentences that reject the candidate, whatever its suites say.
-        left_out: accepted rounds whose suites are not among ``suites`` by choice.
+        objections: sentences that reject the candidate anyway; ``left_out``: rounds not looked at.
         decided_by: number of the rule in `align.gate.rules`.
 
     Raises:
-        RunError: results that are needed are missing or cannot be compared.
+        RunError: results are missing or cannot be compared.
     """
     rules = _rules(suites, target)
     alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
-    comparators = _named(parent, best, start)
-    checks: list[Check] = []
-    for rule in rules:
-        role = role_of(rule, target, accepted_rounds, retired)
-        checks += _suite_checks(
-            rule, role, candidate, comparators, gate.min_gain, alpha, decided_by
-        )
-    outcome: Outcome = "rejected" if objections else _overall(checks)
+    judged = partial(_suite_checks, candidate, _named(parent, best, start), gate.min_gain, alpha)
+    role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
+    checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
+    outcome = "rejected" if objections else _overall(checks)
     reasons = (*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
@@ -252,13 +248,13 @@ def role_of(
 
 
 def _suite_checks(
-    rule: SuiteRule,
-    role: Role,
     candidate: Results,
     comparators: Mapping[Against, Results],
     min_gain: float,
     alpha: float,
     decided_by: int,
+    rule: SuiteRule,
+    role: Role,
 ) -> list[Check]:
     """One check per distinct comparator; a snapshot that plays two parts is tested once."""
     if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 T = TypeVar("T")
 R = TypeVar("R")
 
-LANE_NICENESS = 10
-"""Niceness of lanes: engines beside them get nine tenths of the cores that they ask for."""
+LANE_NICENESS = 19
+"""Niceness of lanes, the largest there is: Ray starts its workers, and with them engines, at 15."""
 
 GRADIENT_BYTES = 1 << 29
 """Memory that the lanes' own gradients may take together; larger models have longer products, which are

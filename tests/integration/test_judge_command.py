@@ -63,7 +63,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + patient(180)
         while time.monotonic() < until and process.poll() is None:
             with suppress(OSError):
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                urllib.request.urlopen(f"{url}/health", timeout=patient(5)).close()
                 break
             time.sleep(0.5)
         else:
@@ -71,7 +71,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"{url}/v1"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(patient(30))
 
 
 def test_a_served_copy_is_measured_as_the_folder_is(tmp_path: Path, endpoint: str) -> None:

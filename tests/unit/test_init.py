@@ -109,13 +109,13 @@ def test_paths_are_restated_from_the_files_folder() -> None:
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto", "reward_model"])
 def test_examples_of_a_file(algorithm: str) -> None:
     rows = [
-        {"prompt": asked(text), "completion": spaced(text[::-1]), "label": number % 2 == 0}
+        {"prompt": asked(text), "completion": spaced(text[::-1]), "label": number % 3 > 0}
         if algorithm in ("sft", "kto")
         else {"prompt": asked(text), "chosen": spaced(text[::-1]), "rejected": spaced("0" + text)}
         for number, text in enumerate(DIGITS)
     ]
     Path("said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    init("taught.yaml", "--prompts", "said.jsonl", "--algorithm", algorithm)
+    init("taught.yaml", "--prompts", "said.jsonl", "--algorithm", algorithm, "--heldout", "0.2")
     check("taught.yaml")
 
 
