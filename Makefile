@@ -67,12 +67,12 @@ test: $(STAMP)
 	@$(MAKE) chaos
 	@$(MAKE) integration
 
-# Files of tests side by side, but engines and clusters have the machine to themselves.
+# Files of tests side by side; of those that start engines and clusters two, whatever the machine has.
 unit parity: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile tests/$@
 
 chaos integration: $(STAMP)
-	$(BIN)/python -m pytest -q tests/$@
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests/$@
 
 check: $(STAMP)
 	$(BIN)/ruff check
