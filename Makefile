@@ -71,8 +71,11 @@ test: $(STAMP)
 unit parity: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile tests/$@
 
-chaos integration: $(STAMP)
+integration: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests/$@
+
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -q tests/$@
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ processes may use the same object.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,6 +204,19 @@ def _engine(text: str) -> Engine:
         where="ledger",
         remedy="use sqlite:///PATH or postgresql://USER@HOST/DATABASE",
     )
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    """Tell whether a record is about something else than Ctrl-C.
+
+    SQLAlchemy reports one that comes while a connection is closed as an error, and raises it as well.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, KeyboardInterrupt)
+
+
+# A filter acts in the logger of its own pool class alone.
+logging.getLogger(f"{NullPool.__module__}.{NullPool.__name__}").addFilter(_is_no_interrupt)
 
 
 def _configure(connection: Any, _record: Any) -> None:
