@@ -60,7 +60,8 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
     """Seconds of every sync and of every copy, and the gap between engines and learner."""
     import torch
 
-    from align.config import PolicyConfig
+    from align.config import PolicyConfig, RoundSettings
+    from align.learner.anchors import References
     from align.learner.learner import Learner
     from rollouts.pool import EnginePool
     from rollouts.vllm_engine import VLLMConfig
@@ -68,6 +69,7 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
     policy = PolicyConfig(model=str(model))
     pool = EnginePool(VLLMConfig(model=str(model), max_model_len=256), num_engines=engines)
     learner = Learner(model, policy, folder_of=lambda _: model, scratch=model)
+    learner.begin(RoundSettings(), References(base="base", parent="base"), num_steps=1, seed=0)
     parameters = learner.policy.parameters()
     pool.sync(learner.weights("warm-up"))
     synced, copied, loaded = [], [], []
@@ -107,7 +109,7 @@ def _copy_s(parameters: list[Any]) -> float:
 
 
 def _gap(pool: Any, learner: Any) -> float:
-    """Largest logprob difference, engines against learner, in nats."""
+    """Return the largest logprob difference, engines against learner, as `gap_of` measures it."""
     from align.learner.rows import Row
     from rollouts.engine import ScoreRequest
 
@@ -122,7 +124,11 @@ def _gap(pool: Any, learner: Any) -> float:
     ]  # fmt: skip
     requests = [ScoreRequest(prompt_ids=t[:8], completion_ids=t[8:]) for t in tokens]
     pairs = zip(pool.score(requests), learner.completion_logprobs(rows), strict=True)
-    gaps = [abs(a - b) for theirs, own in pairs for a, b in zip(theirs, own, strict=True)]
+    gaps = [
+        abs(a - b) / max(1.0, abs(a))
+        for theirs, own in pairs
+        for a, b in zip(theirs, own, strict=True)
+    ]
     return float(max(gaps))
 
 

@@ -126,6 +126,17 @@ def skippable(tensors: Mapping[str, Any], held: Mapping[str, Any]) -> set[str]:
     return {name for name in same if _block(name) not in touched}
 
 
+def remembered(tensors: Mapping[str, Any]) -> dict[str, StoredTensor | None]:
+    """Return what `skippable` needs of an update: all names, and the tensors that are parts of files.
+
+    Arrays would keep the update in the object store, and leave no room for the next one.
+    """
+    return {
+        name: tensor if isinstance(tensor, StoredTensor) and tensor.update is None else None
+        for name, tensor in tensors.items()
+    }
+
+
 def _block(name: str) -> str:
     """Return the parent of the layer that a tensor belongs to.
 
@@ -242,7 +253,7 @@ class Reload:
         if not self._skipped or not self._load_changed(tensors):
             self._skipped = set()
             self._load_all(from_host(tensors))
-        self._held = tensors
+        self._held = remembered(tensors)
 
     def finish(self) -> None:
         """Put loaded weights into the form that the model computes with."""

@@ -15,7 +15,7 @@ from align.config import LoraConfig, PolicyConfig
 from align.learner.adapter import merged
 from align.learner.policy import Policy
 from rollouts.stored_tensor import LowRankUpdate, StoredTensor, StoredTensorReader, read_stored
-from rollouts.weight_transfer import from_host, skippable, to_host
+from rollouts.weight_transfer import from_host, remembered, skippable, to_host
 from tests.unit.model_kinds import save_kind
 
 CPU = torch.device("cpu")
@@ -122,6 +122,16 @@ def test_nothing_is_skipped_that_an_engine_does_not_hold() -> None:
     assert skippable(fewer, stored()) == set()
     plain = {name: np.zeros(1) for name in LAYERS}
     assert skippable(plain, plain) == set()
+
+
+def test_an_engine_remembers_no_arrays() -> None:
+    """They would pin the update that they came with."""
+    changed = LAYERS[2]
+    held = remembered({**stored(changed=(changed,)), LAYERS[0]: np.zeros(1)})
+    assert held.keys() == set(LAYERS)
+    assert held[changed] is None and held[LAYERS[0]] is None
+    again = stored(changed=(changed,))
+    assert skippable(again, remembered(again)) == {n for n in LAYERS if ".self_attn." not in n}
 
 
 # What a policy sends
