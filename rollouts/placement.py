@@ -56,7 +56,7 @@ class Room:
 
 
 def on_one_machine() -> bool:
-    """Whether this process and every node of the cluster see the same disk, being one machine."""
+    """Return True if this process and every node of the cluster are on one machine, and share its disk."""
     import ray
 
     if ray.util.client.ray.is_connected():

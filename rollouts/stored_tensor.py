@@ -73,10 +73,10 @@ def read_stored(tensors: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unchanged(tensors: Mapping[str, Any], held: Mapping[str, Any]) -> set[str]:
+def unchanged(tensors: Mapping[str, Any], loaded: Mapping[str, Any]) -> set[str]:
     """Return the names whose tensor is the same part of a file in both, with nothing added."""
     return {
         name
         for name, tensor in tensors.items()
-        if isinstance(tensor, StoredTensor) and tensor.update is None and held.get(name) == tensor
+        if isinstance(tensor, StoredTensor) and tensor.update is None and loaded.get(name) == tensor
     }

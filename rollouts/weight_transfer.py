@@ -113,15 +113,15 @@ def forget_expert_kernels(model: torch.nn.Module) -> None:
             method.moe_kernel = None
 
 
-def skippable(tensors: Mapping[str, Any], held: Mapping[str, Any]) -> set[str]:
+def skippable(tensors: Mapping[str, Any], loaded: Mapping[str, Any]) -> set[str]:
     """Return the names whose layers an engine may leave alone, as it holds exactly these tensors.
 
     vLLM loads a layer whole and fuses several of a model's into one, always siblings such as ``q_proj``
     and ``k_proj``. So a tensor is skipped only if nothing below its layer's parent has changed.
     """
-    if tensors.keys() != held.keys():
+    if tensors.keys() != loaded.keys():
         return set()
-    same = unchanged(tensors, held)
+    same = unchanged(tensors, loaded)
     touched = {_block(name) for name in tensors if name not in same}
     return {name for name in same if _block(name) not in touched}
 
@@ -147,7 +147,7 @@ def _block(name: str) -> str:
 
 
 def has_partial_layer(model: torch.nn.Module) -> bool:
-    """Whether a reload under way has filled some layer in part."""
+    """Return True if a reload under way has filled some layer in part."""
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     for module in model.modules():
@@ -229,7 +229,7 @@ class Reload:
         self._engine, self._model = engine, engine.model
         # Taken before any reload rearranges the modules: what a complete update fills.
         self._expected = {name for name, _ in self._model.named_parameters()}
-        self._held: Mapping[str, Any] = {}
+        self._loaded: Mapping[str, Any] = {}
         self._skipped: set[str] = set()
 
     def start(self) -> None:
@@ -245,15 +245,15 @@ class Reload:
         Raises:
             ValueError: tensors are missing.
         """
-        held, self._held = self._held, {}
-        self._skipped = set() if tensors is None else skippable(tensors, held)
+        before, self._loaded = self._loaded, {}
+        self._skipped = set() if tensors is None else skippable(tensors, before)
         if tensors is None:
             self._load_all(own_files(self._engine))
             return
         if not self._skipped or not self._load_changed(tensors):
             self._skipped = set()
             self._load_all(from_host(tensors))
-        self._held = remembered(tensors)
+        self._loaded = remembered(tensors)
 
     def finish(self) -> None:
         """Put loaded weights into the form that the model computes with."""

@@ -47,8 +47,8 @@ class Comparison(NamedTuple):
     interval: tuple[float, float]
     p: float
     variance: float
-    """Of one item's difference, the discordant share for pass/fail; larger where items of a cluster are
-    alike."""
+    """Variance of one item's difference, the discordant share for pass/fail; larger where items of a
+    cluster are alike."""
     fewest: int = 1
     """Items below which the test says nothing, however they came out."""
     reach: float = 0.0

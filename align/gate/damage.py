@@ -68,7 +68,7 @@ class Survey:
     @property
     def measurable(self) -> tuple[Damaged, ...]:
         """Results that this run measures again."""
-        return tuple(one for one in self.damaged if one.suite is not None)
+        return tuple(entry for entry in self.damaged if entry.suite is not None)
 
     def lines(self) -> Iterator[str]:
         """To be read by a person."""
@@ -77,15 +77,15 @@ class Survey:
                 f"{self.adopted} files of a version that recorded no hashes: their hashes are recorded as "
                 "the files are now"
             )
-        for one in self.damaged:
+        for entry in self.damaged:
             does = "it is measured again"
-            if one.suite is None:
+            if entry.suite is None:
                 does = (
-                    f"this run has no suite {one.record.suite!r} that is still the same, so it is not "
+                    f"this run has no suite {entry.record.suite!r} that is still the same, so it is not "
                     "measured again: restore it from a backup; until then verdicts that rest on it stand, "
                     "and cannot be recomputed"
                 )
-            yield f"{one.record.path} {one.fault}; {does}"
+            yield f"{entry.record.path} {entry.fault}; {does}"
         for path, fault in self.others.items():
             yield f"{path} {fault}; {_remedy(path)}"
 

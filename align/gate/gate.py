@@ -145,7 +145,8 @@ def decide(
         accepted_rounds: earlier ones, whose suites must not regress.
         retired: rounds that were overridden; their suites are only shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
-        objections: sentences that reject the candidate anyway; ``left_out``: rounds not looked at.
+        objections: sentences that reject the candidate, whatever its suites say.
+        left_out: accepted rounds whose suites are not looked at.
         decided_by: number of the rule in `align.gate.rules`.
 
     Raises:
@@ -157,12 +158,11 @@ def decide(
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
     checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
     outcome = "rejected" if objections else _overall(checks)
-    reasons = (*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=reasons,
+        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out)),
         inputs=VerdictInputs(
             target=target,
             gate=gate,

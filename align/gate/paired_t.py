@@ -1,4 +1,4 @@
-"""How scores and clusters were compared by the first rule: paired t tests, kept for verdicts of that time.
+"""Paired t tests of scores and clusters: the first rule, kept for verdicts that were drawn by it.
 
 A t test takes the mean of few or skewed losses for normal, and accepts too often: with one half point among
 1,500 pass/fail items 1.2% of the time at a nominal .5%, with eight windows of which one in 20 is damaged

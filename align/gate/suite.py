@@ -109,7 +109,7 @@ class Suite:
 
     @property
     def item_clusters(self) -> tuple[str, ...]:
-        """What every item has in common with others; empty: every item counts by itself."""
+        """Labels that items share with others they depend on; empty if every item counts by itself."""
         if self.kind == "items":
             return tuple(str(p.columns[self.cluster]) for p in self.prompts if self.cluster)
         return self.sequence_clusters

@@ -1,4 +1,4 @@
-"""What came of judging a model: a verdict, the means behind it, and the code that a command exits with."""
+"""The judgement of a model: a verdict, the means behind it, and the code that a command exits with."""
 
 from __future__ import annotations
 

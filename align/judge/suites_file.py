@@ -39,12 +39,12 @@ class SuitesFile(Settings):
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
     gate: GateConfig = GateConfig()
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of every item's sampling; the same for both models, so that items are paired."""
+    """Seed of every item's sampling; both models get the same, so that items are paired."""
     policy: Annotated[
         PolicyConfig, BeforeValidator(_of_any_model), Field(validate_default=True)
     ] = PolicyConfig(model=UNNAMED, dtype="auto")
-    """How both models are read and served: ``dtype``, ``system``, ``chat_template_kwargs``, ...; which
-    models stands on the command line."""
+    """Settings by which both models are read and served, such as ``dtype`` and ``system``; the command line
+    names the models."""
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     """``sampling.max_tokens`` is that of suites without their own."""

@@ -84,7 +84,7 @@ def dropout(model: Any, *, active: bool) -> Iterator[None]:
 
 
 def _modes(layer: Any) -> tuple[bool, dict[str, bool]]:
-    """Training flag of an adapted layer itself, and of the dropout of each of its adapters."""
+    """Return the training flag of an adapted layer itself, and of the dropout of each of its adapters."""
     return layer.training, {name: module.training for name, module in layer.lora_dropout.items()}
 
 
@@ -134,14 +134,16 @@ def merged(model: Any) -> dict[str, Tensor]:
 
 
 def base_parameters(model: Any) -> dict[str, Tensor]:
-    """Weights of the base under the adapter, by the plain model's names; tied ones once."""
+    """Return the weights of the base under the adapter, by the plain model's names; tied ones once."""
     named = causal_of(model).named_parameters()
     return {_plain(name): p.detach() for name, p in named if not _of_adapter(name)}
 
 
 def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
-    """What the adapter adds to each weight, by the plain model's names; None where it is not a plain sum,
-    as DoRA's, or a layer keeps its weight transposed."""
+    """Return what the adapter adds to each weight, by the plain model's names.
+
+    None if that is no plain sum, as DoRA's is not, or if a layer keeps its weight transposed.
+    """
     updates: dict[str, LowRankUpdate] = {}
     for name, module in _adapted(model):
         linear = isinstance(module.get_base_layer(), torch.nn.Linear)

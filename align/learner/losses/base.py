@@ -53,7 +53,7 @@ class Algorithm(Settings):
     needs_rewards: ClassVar[bool] = True
     """Whether rollouts must be scored to learn from them."""
     learns_here: ClassVar[bool] = True
-    """Whether the learner takes the round's steps; False: a program of somebody else's trains."""
+    """True if the learner takes the round's steps; False if another program trains."""
     unused: ClassVar[Mapping[str, str]] = {}
     """Settings of a round that the algorithm does not read, by key, each with the reason."""
 
