@@ -13,27 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from align.amend.drop import dropped_lines
-from align.amend.gone import gone_lines
-from align.amend.settle import settle
-from align.config import CampaignConfig, RewardConfig, RoundConfig
-from align.evidence import Evidence, view_of_due
-from align.examples.clashes import prompt_name
-from align.examples.stream import ExampleStream
-from align.external.round import run_external_round
+from align.config.campaign import CampaignConfig, RewardConfig, RoundConfig
+from align.data.examples.clashes import prompt_name
+from align.data.examples.stream import ExampleStream
+from align.data.mixture import Mixture
+from align.data.replay import ReplayBuffer
+from align.data.scorer import Scorer
+from align.data.stored_answers import load_answers, save_answers
 from align.gate.budgets import check_budgets
-from align.gate.damage import survey
+from align.gate.evidence import Evidence, view_of_due
 from align.gate.overlap import save_overlaps
+from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
-from align.gate.underpowered import check_power, foresee
-from align.inbox.feed import fed, starved
-from align.learner.anchors import References
-from align.measuring import measure_again, measure_known, open_sealed
-from align.memory.answers import load_answers, save_answers
-from align.memory.auto import auto_lines
-from align.memory.replay import ReplayBuffer
-from align.mixture import Mixture
-from align.parts import (
+from align.retention.kl_anchors import References
+from align.round.external.round import run_external_round
+from align.round.measurement.damage import survey
+from align.round.measurement.measuring import measure_again, measure_known, open_sealed
+from align.round.plan import RoundOutcome, RoundPlan
+from align.round.reward_models import resolved
+from align.round.reward_round import run_reward_round
+from align.round.round import run_round
+from align.round.session import (
     Observer,
     Parts,
     StartEngine,
@@ -42,13 +42,13 @@ from align.parts import (
     replay_path,
     seed_of,
 )
-from align.reward_models import resolved
-from align.reward_round import run_reward_round
-from align.round import run_round
-from align.round_plan import RoundOutcome, RoundPlan
 from align.schedule.checked import load_checked, open_claims
-from align.schedule.nights import in_view, only_of
-from align.scoring import Scorer
+from align.schedule.inbox.feed import fed, starved
+from align.store.auto import auto_lines
+from align.store.changes.drop import dropped_lines
+from align.store.changes.gone import gone_lines
+from align.store.changes.settle import settle
+from align.store.lookback import in_view, only_of
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream

@@ -47,8 +47,8 @@ class Bench:
 
     def step(self, snapshots: int, number: int) -> dict[str, float]:
         """One whole step; seconds of wall and CPU time, of the update and of everything."""
-        from align.learner.batch import build_batch
-        from align.scoring import Scorer
+        from align.data.scorer import Scorer
+        from align.learner.batching import build_batch
         from rollouts.collect import collect
         from rollouts.types import Sampling
 
@@ -90,7 +90,7 @@ def main() -> None:
     args = options.parse_args()
     if args.quick:
         args.steps, args.snapshots = 2, [1, 8]
-    from launch.cluster import connect
+    from launch.cluster.cluster import connect
 
     data: dict[str, Any] = {}
     with connect(num_engines=1), tempfile.TemporaryDirectory() as folder:
@@ -155,8 +155,8 @@ def _small(folder: Path) -> Setting:
 def _demo() -> Setting:
     from dataclasses import replace
 
-    from align.demo import BASE_MODEL
-    from align.demo.world import demo_prompts
+    from align.data.demo import BASE_MODEL
+    from align.data.demo.world import demo_prompts
 
     general = [replace(p, source="general") for p in demo_prompts("demo://general")]
     return Setting(
@@ -172,14 +172,20 @@ def _demo() -> Setting:
 @contextmanager
 def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Bench]:
     """Engines, learner and one mixture per count; snapshots are the base with noise of its own."""
-    from align.config import PolicyConfig, ReplayConfig, RewardConfig, RoundSettings, SamplingConfig
-    from align.learner.anchors import References
+    from align.config.campaign import (
+        PolicyConfig,
+        ReplayConfig,
+        RewardConfig,
+        RoundSettings,
+        SamplingConfig,
+    )
+    from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
-    from align.models import load_tokenizer
+    from align.retention.kl_anchors import References
     from rewards.rubric import build_rubric
-    from rollouts.pool import EnginePool
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
     from rollouts.prompts import PromptEncoder
-    from rollouts.vllm_engine import VLLMConfig
 
     policy = PolicyConfig(model=str(made.model), threads=args.threads)
     spec = RoundSettings(
@@ -206,8 +212,8 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
 
 def _mixture(made: Setting, owners: list[str], spec: Any) -> Any:
     """New, replayed and general prompts in the default shares."""
-    from align.memory.replay import ReplayBuffer
-    from align.mixture import Mixture
+    from align.data.mixture import Mixture
+    from align.data.replay import ReplayBuffer
     from rollouts.prompts import PromptStream
 
     buffer = ReplayBuffer()

@@ -24,6 +24,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from rollouts.engines.vllm import resolve_device
 from rollouts.machine.processor import (
     CPUINFO,
     Dtype,
@@ -33,7 +34,6 @@ from rollouts.machine.processor import (
     quickest_dtype,
     usable,
 )
-from rollouts.vllm_engine import resolve_device
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

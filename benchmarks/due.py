@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import middle, parser, prepare, save, show, spread
 
 if TYPE_CHECKING:
-    from align.config import CampaignConfig
-    from align.round import RoundOutcome, RoundPlan
+    from align.config.campaign import CampaignConfig
+    from align.round.round import RoundOutcome, RoundPlan
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("claimed", "engines asked for", "first sample", "first step", "verdict")
@@ -75,13 +75,13 @@ def once(folder: Path) -> dict[str, float]:
     from datetime import UTC, datetime
 
     from align.campaign import run_campaign
-    from align.campaign_file import load_campaign
-    from align.inbox import Inbox
-    from align.inbox.feedback import stream_forms
+    from align.config.file import load_campaign
     from align.schedule.claims import Dues
-    from align.stores import open_ledger
-    from launch.engines import cluster_has_gpus, vllm_config
-    from rollouts.pool import EnginePool
+    from align.schedule.inbox import Inbox
+    from align.schedule.inbox.rows import stream_forms
+    from align.store.store import open_ledger
+    from launch.cluster.engines import cluster_has_gpus, vllm_config
+    from rollouts.pool.pool import EnginePool
 
     config = load_campaign(ROOT / "configs/nightly.yaml", [f"store={folder}"]).config
     rows = json.loads((ROOT / "configs/nightly/monday.json").read_text())["rows"]
@@ -116,7 +116,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--insecure-cluster", action="store_true")
     options = arguments.parse_args()
-    from launch.cluster import connect
+    from launch.cluster.cluster import connect
 
     found = []
     with (

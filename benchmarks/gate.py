@@ -19,12 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.gate.statistics import (
-    items_needed,
-    normal_quantile,
-    power,
-    tango_noninferiority,
-)
+from align.gate.statistics.tests import items_needed, normal_quantile, power, tango_noninferiority
 from benchmarks.common import parser, prepare, save, show, verdict
 from benchmarks.levels import case_levels, exceeded
 

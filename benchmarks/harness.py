@@ -61,12 +61,12 @@ def main() -> None:
     args = options.parse_args()
     if args.quick:
         args.items = 8
-    from align.models import load_tokenizer
-    from align.policy_config import PolicyConfig
-    from launch.cluster import connect
-    from rollouts.pool import EnginePool
+    from align.config.policy import PolicyConfig
+    from align.data.base_model import load_tokenizer
+    from launch.cluster.cluster import connect
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
     from rollouts.prompts import PromptEncoder
-    from rollouts.vllm_engine import VLLMConfig
 
     encoder = PromptEncoder(load_tokenizer(args.model, PolicyConfig(model=str(args.model))))
     with connect(num_engines=1):
@@ -81,8 +81,8 @@ def main() -> None:
 
 def of_suite(case: Case, args: Any, encoder: Any, engine: Any) -> dict[str, Any]:
     """Values, answers and log-likelihoods of a suite's items."""
-    from align.gate.harness.suite import load_harness
-    from align.gate_config import SuiteConfig
+    from align.config.gate import SuiteConfig
+    from align.gate.suites.harness.suite import load_harness
 
     harness = {
         "task": case.task,
@@ -113,7 +113,7 @@ def reference(folder: Path, encoder: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
-    from align.gate.harness.lm import TextModel
+    from align.gate.suites.harness.lm import TextModel
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     length = TextModel(encoder, int(model.config.max_position_embeddings)).max_length
@@ -127,9 +127,9 @@ def of_lm_eval(case: Case, args: Any, lm: Any) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from align.gate.harness.package import quietly
-    from align.gate.harness.suite import SHIPPED
-    from align.gate.harness.values import item_value
+    from align.gate.suites.harness.package import quietly
+    from align.gate.suites.harness.suite import SHIPPED
+    from align.gate.suites.harness.values import item_value
 
     config = load_yaml(SHIPPED / f"{case.task}.yaml", resolve_func=True)
     config["dataset_kwargs"] = {"data_files": _files(case, args)}

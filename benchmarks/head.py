@@ -60,7 +60,7 @@ def measure(side: str, tokens: int, vocabulary: int, hidden: int) -> dict[str, A
     import psutil
     import torch
 
-    from align.learner.outputs import CHUNK, Outputs
+    from align.algorithms.outputs import CHUNK, Outputs
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.learner import kl
-from align.learner.importance import ImportanceConfig, importance_weights
+from align.algorithms import divergences as kl
+from align.algorithms.importance import ImportanceConfig, importance_weights
 from benchmarks.common import parser, prepare, save, show, verdict
 
 VOCABULARY, LENGTH = 4, 4

@@ -43,7 +43,7 @@ def main() -> None:
 def build_learner(chosen: argparse.Namespace) -> Any:
     """A learner in a round of the algorithm. Where TRL has a KL term ours has the same: `k2` has the
     gradient of its GRPO's, and `k1` is a KL in the reward, as in its RLOO."""
-    from align.config import (
+    from align.config.campaign import (
         AnchorConfig,
         AnchorsConfig,
         LoraConfig,
@@ -51,8 +51,8 @@ def build_learner(chosen: argparse.Namespace) -> Any:
         PolicyConfig,
         RoundSettings,
     )
-    from align.learner.anchors import References
     from align.learner.learner import Learner
+    from align.retention.kl_anchors import References
 
     beta = {"grpo": chosen.beta, "rloo": chosen.beta}.get(chosen.algorithm, 1.0)
     anchor = AnchorConfig(
@@ -84,7 +84,7 @@ def build_learner(chosen: argparse.Namespace) -> Any:
 
 def build_batch(chosen: argparse.Namespace) -> Any:
     """The rows of every step."""
-    from align.learner.rows import Batch, Row
+    from align.algorithms.rows import Batch, Row
 
     rows = [
         Row(
@@ -98,7 +98,7 @@ def build_batch(chosen: argparse.Namespace) -> Any:
 
 
 def _algorithm(name: str) -> Any:
-    from align.learner.losses import algorithm_from
+    from align.algorithms import algorithm_from
 
     source = {"dpo": {"pairs": "file"}, "kto": {"ratings": "file"}}
     return algorithm_from({"name": name, **source.get(name, {})})
@@ -109,7 +109,7 @@ def matmul_rate(dtype: Any, device: Any) -> float:
     library is quicker here."""
     import torch
 
-    from align.learner.linear import product
+    from align.learner.model.linear import product
 
     side = MATRIX[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -1,6 +1,7 @@
 """Every kind of suite, drawn where the candidate is worse by exactly the margin: how often it is accepted.
 
-The gate's own rule decides (`align.gate.rules`), from results as they are stored. A kind is a way to draw
+The gate's own rule decides (`align.gate.statistics.rules`), from results as they are stored. A kind is a
+way to draw
 them and the sizes at which it is tried; whether too few items are refused or the test rejects does not
 matter, only that no more than alpha are accepted. Samples with the same differences are decided once.
 """
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.gate.evaluate import ItemResults
-from align.gate.rules import CURRENT_RULE, RULES
-from align.gate.suite import Kind
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.rules import CURRENT_RULE, RULES
+from align.gate.suites.suite import Kind
 
 ALPHAS = (0.05, 0.005)
 CHANCE = 1e-4

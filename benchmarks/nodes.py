@@ -66,10 +66,10 @@ def measure(nodes: int, work: Work, steps: int) -> dict[str, Any]:
     """Seconds of every step, sampling and sync apart, on a cluster of so many nodes."""
     import numpy as np
 
-    from rollouts.engine import SampleRequest, WeightUpdate
-    from rollouts.pool import EnginePool
+    from rollouts.engines.protocol import SampleRequest, WeightUpdate
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
     from rollouts.types import Sampling
-    from rollouts.vllm_engine import VLLMConfig
 
     weights = {"weight": np.zeros(WEIGHTS, dtype=np.float32)}
     pool = EnginePool(
@@ -107,8 +107,8 @@ def measure(nodes: int, work: Work, steps: int) -> dict[str, Any]:
 
 def sleeper(wave_s: float) -> Any:
     """An engine that decodes a full batch in ``wave_s`` seconds; built in its actor."""
-    from rollouts.engine import SampleRequest, SampleResult, SyncReport, WeightUpdate
-    from rollouts.scripted_engine import ScriptedEngine
+    from rollouts.engines.protocol import SampleRequest, SampleResult, SyncReport, WeightUpdate
+    from rollouts.engines.scripted import ScriptedEngine
 
     class Sleeper(ScriptedEngine):
         def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
@@ -131,7 +131,7 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from launch.cluster import PACKAGE_ROOT
+    from launch.cluster.cluster import PACKAGE_ROOT
 
     os.environ["PYTHONPATH"] = str(PACKAGE_ROOT)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -49,7 +49,7 @@ def main() -> None:
 
 def _alone(side: Any, number: int, parts: dict[str, list[float]]) -> None:
     """Both parts of a step, one after the other; what was asked ahead is waited for first."""
-    from align.learner.batch import build_batch
+    from align.learner.batching import build_batch
 
     side.pending[number + 1].groups()
     started = time.perf_counter()

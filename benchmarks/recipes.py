@@ -45,7 +45,7 @@ def rounds_of(name: str, tasks: tuple[str, ...], steps: int, folder: Path) -> li
 
 def _demonstrations(task: str, folder: Path) -> Path:
     """Right answers to the prompts that other algorithms sample for."""
-    from align.demo.world import demo_prompts
+    from align.data.demo.world import demo_prompts
 
     path = folder / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ from benchmarks.common import middle, parser, prepare, save, show, verdict
 from benchmarks.recipes import LR_FACTORS, RECIPES, rounds_of
 
 if TYPE_CHECKING:
-    from align.config import CampaignConfig
-    from align.evidence import Evidence
-    from align.parts import StartEngine
-    from rollouts.engine import RolloutEngine
+    from align.config.campaign import CampaignConfig
+    from align.gate.evidence import Evidence
+    from align.round.session import StartEngine
+    from rollouts.engines.protocol import RolloutEngine
 
 ROWS: dict[str, dict[str, Any]] = {
     "naive": {
@@ -126,7 +126,7 @@ class Run:
 
     def config(self, stores: Path) -> CampaignConfig:
         """The campaign; all runs evaluate on the same items."""
-        from align.config import CampaignConfig, overlay
+        from align.config.campaign import CampaignConfig, overlay
 
         defaults = {
             "sampling": {"group_size": 8, "prompts_per_step": 16, "max_tokens": 6},
@@ -211,10 +211,10 @@ class Kept:
 @contextmanager
 def shared_engine(engines: int) -> Iterator[StartEngine]:
     """One cluster and one pool, started when the first campaign asks."""
-    from align.models import resolve_model
-    from launch.cluster import connect
-    from launch.engines import vllm_config
-    from rollouts.pool import EnginePool
+    from align.data.base_model import resolve_model
+    from launch.cluster.cluster import connect
+    from launch.cluster.engines import vllm_config
+    from rollouts.pool.pool import EnginePool
 
     pools: list[EnginePool] = []
 
@@ -274,8 +274,8 @@ def execute(run: Run, stores: Path, start: StartEngine) -> dict[str, float]:
 
 def _lost_share(evidence: Evidence, config: CampaignConfig) -> float:
     """Mean over all rounds but the last: greedy items lost between the round's snapshot and the end."""
-    from align.gate.evaluate import ItemResults
     from align.gate.forgetting import transitions
+    from align.gate.measurement.evaluate import ItemResults
 
     snapshots = {record.name: record.candidate or "" for record in evidence.committed()}
     last = snapshots[config.rounds[-1].name]

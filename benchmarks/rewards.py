@@ -133,7 +133,7 @@ def report(data: dict[str, Any]) -> None:
 
 
 def _rubric(function: str, **fields: Any) -> Any:
-    from align.config import RewardConfig
+    from align.config.campaign import RewardConfig
     from rewards.rubric import build_rubric
 
     given = {name: value for name, value in fields.items() if value is not None}

@@ -60,9 +60,9 @@ class Ours:
     """Engines take new weights while they sample."""
 
     def step(self, number: int) -> dict[str, float]:
-        """One step as `align.round.train` takes it; seconds of its phases."""
-        from align.learner.batch import build_batch
-        from align.sampling import fresher_share
+        """One step as `align.round.round.train` takes it; seconds of its phases."""
+        from align.learner.batching import build_batch
+        from align.round.sampler import fresher_share
 
         sizes = self.spec.sampling
         clock = [time.perf_counter()]
@@ -107,7 +107,8 @@ class Ours:
 @contextmanager
 def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     """Cluster, engines and learner for one model."""
-    from align.config import (
+    from align.algorithms import algorithm_from
+    from align.config.campaign import (
         AnchorConfig,
         AnchorsConfig,
         LoraConfig,
@@ -117,16 +118,15 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         RoundSettings,
         SamplingConfig,
     )
-    from align.learner.anchors import References
+    from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
-    from align.learner.losses import algorithm_from
-    from align.models import load_tokenizer
-    from launch.cluster import connect
+    from align.retention.kl_anchors import References
+    from launch.cluster.cluster import connect
     from rewards.rubric import build_rubric
-    from rollouts.pool import EnginePool
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
     from rollouts.prompts import PromptEncoder, PromptStream
     from rollouts.types import Prompt
-    from rollouts.vllm_engine import VLLMConfig
 
     policy = PolicyConfig(
         model=str(model),

@@ -298,10 +298,10 @@ def _light_process(snapshot: str, port: Any) -> None:
 
 def published(folder: Path) -> tuple[Path, Callable[[], str]]:
     """A campaign file whose store has two snapshots, and what promotes the second; it returns its id."""
-    from align.config import CampaignConfig
-    from align.demo import BASE_MODEL
-    from align.memory.ledger import Ledger
-    from align.memory.snapshots import Provenance, Snapshot, SnapshotStore
+    from align.config.campaign import CampaignConfig
+    from align.data.demo import BASE_MODEL
+    from align.store.ledger.ledger import Ledger
+    from align.store.snapshots.snapshots import Provenance, Snapshot, SnapshotStore
 
     config = CampaignConfig.model_validate({**CAMPAIGN, "store": str(folder / "store")})
     ledger, store = (

@@ -45,7 +45,7 @@ def main() -> None:
     args = options.parse_args()
     if args.quick:
         args.repeats = 2
-    from launch.cluster import connect
+    from launch.cluster.cluster import connect
 
     data = []
     with connect(num_engines=max(args.engines)), tempfile.TemporaryDirectory() as folder:
@@ -60,11 +60,11 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
     """Seconds of every sync and of every copy, and the gap between engines and learner."""
     import torch
 
-    from align.config import PolicyConfig, RoundSettings
-    from align.learner.anchors import References
+    from align.config.campaign import PolicyConfig, RoundSettings
     from align.learner.learner import Learner
-    from rollouts.pool import EnginePool
-    from rollouts.vllm_engine import VLLMConfig
+    from align.retention.kl_anchors import References
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
 
     policy = PolicyConfig(model=str(model))
     pool = EnginePool(VLLMConfig(model=str(model), max_model_len=256), num_engines=engines)
@@ -110,8 +110,8 @@ def _copy_s(parameters: list[Any]) -> float:
 
 def _gap(pool: Any, learner: Any) -> float:
     """Return the largest logprob difference, engines against learner, as `gap_of` measures it."""
-    from align.learner.rows import Row
-    from rollouts.engine import ScoreRequest
+    from align.algorithms.rows import Row
+    from rollouts.engines.protocol import ScoreRequest
 
     random = Random(0)
     tokens = [tuple(random.randrange(3, 90) for _ in range(40)) for _ in range(8)]

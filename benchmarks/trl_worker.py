@@ -82,7 +82,7 @@ def _adapter(rank: int) -> Any:
     """The adapter that our policy has by default."""
     from peft import LoraConfig
 
-    from align.config import LoraConfig as Ours
+    from align.config.campaign import LoraConfig as Ours
 
     own = Ours(rank=rank)
     return LoraConfig(

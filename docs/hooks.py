@@ -22,12 +22,12 @@ from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from align.config import CampaignConfig, RoundSettings
-from align.learner.losses import ALGORITHMS, Algorithm
-from align.schedule.config import spell_duration
+from align.algorithms import ALGORITHMS, Algorithm
+from align.config.campaign import CampaignConfig, RoundSettings
+from align.config.schedule import spell_duration
 from launch.cli import app
-from rewards.info import read_info
 from rewards.registry import REWARDS
+from rewards.signatures.info import read_info
 
 
 def on_files(files: Any, config: Any) -> Any:

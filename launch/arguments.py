@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from align.campaign_file import CampaignFile
+    from align.config.file import CampaignFile
 
 
 def announce(context: typer.Context, campaign: Path) -> Path:
@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.",
 
 def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
     """Read and validate the campaign that a command was given, before anything heavy is imported."""
-    from align.campaign_file import load_campaign
+    from align.config.file import load_campaign
 
     file = load_campaign(campaign, overrides or ())
     for note in file.notes:

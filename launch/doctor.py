@@ -24,8 +24,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launch.cluster import GIB, PACKAGE_ROOT, token_file
-from launch.local_ray.folder import latest_logs
+from launch.cluster.cluster import GIB, PACKAGE_ROOT, token_file
+from launch.cluster.local_ray.folder import latest_logs
 from rollouts.machine.memory import address_space, available_memory
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
@@ -198,7 +198,7 @@ def check_ray() -> CheckResult:
     """A local cluster starts, runs a task and stops."""
     code = (
         "import ray\n"
-        "from launch.cluster import connect\n"
+        "from launch.cluster.cluster import connect\n"
         "with connect(num_cpus=1) as cluster:\n"
         "    ray.get(ray.remote(num_cpus=1)(lambda: None).remote())\n"
         "    print('a local cluster started, ran a task and stopped')\n"

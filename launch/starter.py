@@ -18,8 +18,8 @@ from rollouts.errors import UserError
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
-    from align.config import CampaignConfig
-    from align.inputs import Inputs
+    from align.config.campaign import CampaignConfig
+    from align.round.inputs import Inputs
 
 LONGEST_ANSWER = 128
 """Tokens of an answer if the model's context has room for as many."""
@@ -60,10 +60,10 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
     Raises:
         UserError: the model, the data or a reward cannot be used. Nothing is written then.
     """
-    from align.campaign_file import parse_campaign
-    from align.gate.underpowered import foresee
-    from align.inputs import load_inputs
-    from align.plan.check import are_bare, check_campaign
+    from align.config.file import parse_campaign
+    from align.gate.power.underpowered import foresee
+    from align.report.forecast.check import are_bare, check_campaign
+    from align.round.inputs import load_inputs
 
     if not os.access(file.absolute().parent, os.W_OK):
         raise _unwritable(file, "the folder is read-only here, or another user's")
@@ -166,7 +166,7 @@ def _suite(wishes: Wishes, sizes: Sizes) -> str:
 
 def _algorithm(wishes: Wishes) -> str:
     """Name the algorithm; without a reward, one that could judge its own samples reads a file instead."""
-    from align.learner.losses import ALGORITHMS
+    from align.algorithms import ALGORITHMS
 
     known = ALGORITHMS.get(wishes.algorithm)
     if known is None or wishes.rewards:
@@ -184,7 +184,7 @@ def _round_name(wishes: Wishes, campaign: str) -> str:
 
 def _word(text: str) -> str:
     """Spell a text for YAML, in quotes only where it would be read as a number, say."""
-    from align.campaign_file import parse_value
+    from align.config.file import parse_value
 
     return text if parse_value(text) == text else json.dumps(text)
 

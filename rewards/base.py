@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.gating import Gate
+from rewards.library.gating import Gate
 from rewards.normalise import Bounds, Normalise
 from rollouts.types import Completion, Prompt
 

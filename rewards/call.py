@@ -17,7 +17,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from rewards.base import RewardFunction, RewardPart, Sample
-from rewards.signature import arguments
+from rewards.signatures.signature import arguments
 from rollouts.errors import KeelError
 
 FailureKind = Literal[

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from rewards.base import RewardPart
 from rewards.call import Failure, Outcome
-from rewards.gating import Gate, closed_gate
+from rewards.library.gating import Gate, closed_gate
 from rewards.normalise import normalised
 from rollouts.types import Score
 

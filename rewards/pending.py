@@ -18,7 +18,7 @@ from rewards.isolation.batch import Clock
 from rewards.isolation.reward import Asked, IsolatedReward
 from rewards.logged import Logged
 from rewards.loop import LoopThread
-from rewards.signature import required_columns
+from rewards.signatures.signature import required_columns
 
 Clocks = dict[str, Clock]
 """By part: the deadlines that the batches of one step share. Filled as they are needed."""

@@ -2,7 +2,8 @@
 
 A name is one of `REWARDS`, the name of an entry point of another distribution (`rewards.plugins`),
 ``pkg.mod:name``, or ``file.py:name`` relative to the current folder. It leads to a function for batches,
-to a one-sample function or to a class with set-up (`rewards.adapters`). Everything that can be known
+to a one-sample function or to a class with set-up (`rewards.signatures.adapters`). Everything that can be
+known
 without data is checked here, before anything starts.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import (
+from rewards.base import RewardFunction, RewardPart
+from rewards.library import (
     language,
     layout,
     maths,
@@ -29,17 +31,16 @@ from rewards import (
     text,
     verifiable,
 )
-from rewards.adapters import check_options, per_sample, takes_one_sample, with_set_up
-from rewards.agreement import Agreement
-from rewards.base import RewardFunction, RewardPart
-from rewards.code.reward import code_tests
-from rewards.ifeval.reward import ifeval
-from rewards.info import SHIPPED, RewardInfo, read_info
-from rewards.judge.pairwise import PairwiseJudge
-from rewards.judge.score import LLMJudge
+from rewards.library.agreement import Agreement
+from rewards.library.code.reward import code_tests
+from rewards.library.ifeval.reward import ifeval
+from rewards.library.judge.pairwise import PairwiseJudge
+from rewards.library.judge.score import LLMJudge
 from rewards.patience import importing
 from rewards.plugins import load_plugin, origin, plugins
-from rewards.signature import arguments, check_signature, required_columns
+from rewards.signatures.adapters import check_options, per_sample, takes_one_sample, with_set_up
+from rewards.signatures.info import SHIPPED, RewardInfo, read_info
+from rewards.signatures.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
 
 REWARDS: dict[str, RewardFunction] = {

@@ -20,15 +20,15 @@ from typing import Any, Protocol
 from rewards.base import RewardFunction, RewardPart, Sample
 from rewards.combine import Answers, combine, failed
 from rewards.failures import FailureLog
-from rewards.gating import Gate
-from rewards.isolation import sandbox
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.reward import IsolatedReward
+from rewards.isolation.sandbox import sandbox
+from rewards.library.gating import Gate
 from rewards.logged import Logged
 from rewards.loop import LoopThread
 from rewards.pending import Clocks, Questions
 from rewards.registry import REWARDS, load_reward
-from rewards.signature import required_columns
+from rewards.signatures.signature import required_columns
 from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
 

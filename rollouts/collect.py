@@ -12,17 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from rollouts.engine import RolloutEngine, SampleRequest, SampleResult, StreamTicket, Ticket
+from rollouts.engines.protocol import (
+    RolloutEngine,
+    SampleRequest,
+    SampleResult,
+    StreamTicket,
+    Ticket,
+)
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder, listed
-from rollouts.types import (
-    Completion,
-    Prompt,
-    RolloutGroup,
-    Sampling,
-    SnapshotId,
-    WeightVersion,
-)
+from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, SnapshotId, WeightVersion
 
 BATCHES = 8
 """Batches in which the groups of a step are handed over, at most: rewards that work in batches should

@@ -2,7 +2,7 @@
 
 vLLM needs seconds to start and then fails deep inside its own code; everything that can be read
 from the folder's file names and its ``config.json`` is checked here first. It imports no vllm and reads
-no weights: a file that is there but damaged is found by `align.learner.model.checks`, which a campaign's
+no weights: a file that is there but damaged is found by `align.learner.folder.checks`, which a campaign's
 base passes before anything is started.
 """
 

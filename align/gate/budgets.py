@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from align.config import RoundConfig
-from align.evidence import Evidence
+from align.config.campaign import RoundConfig
 from align.gate.checks import Check, check
-from align.gate.gate import level_of, role_of
-from align.gate.suite import Suite
+from align.gate.evidence import Evidence
+from align.gate.suites.suite import Suite
+from align.gate.verdict import level_of, role_of
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 

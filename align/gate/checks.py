@@ -2,7 +2,7 @@
 
 A check says *passed*, *regressed* (*not improved* for the round's own target), that there are *too
 few items* to tell, or that it is *void*: a small eval must not pass because it is noisy, nor a broken
-one because it failed. What follows from it is `align.gate.gate`'s business.
+one because it failed. What follows from it is `align.gate.verdict`'s business.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from align.demands_config import Family
-from align.gate.comparison import Comparison, Test, compare
-from align.gate.evaluate import ItemResults
-from align.gate.rules import CURRENT_RULE, RULES
-from align.gate.statistics import items_needed
-from align.gate.suite import Kind, SuiteRule
+from align.config.demands import Family
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.comparison import Comparison, Test, compare
+from align.gate.statistics.rules import CURRENT_RULE, RULES
+from align.gate.statistics.tests import items_needed
+from align.gate.suites.suite import Kind, SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -117,7 +117,7 @@ def check(
     Args:
         margin: loss that is still allowed; for ``role="target"`` the gain that must be exceeded.
         alpha: one-sided error of this one look.
-        decided_by: number of the rule in `align.gate.rules`.
+        decided_by: number of the rule in `align.gate.statistics.rules`.
 
     Raises:
         RunError: the two were measured on different items, or the comparator failed on too many.

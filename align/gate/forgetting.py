@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from align.gate.evaluate import ItemResults, paired
+from align.gate.measurement.evaluate import ItemResults, paired
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

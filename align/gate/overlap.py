@@ -1,7 +1,7 @@
 """Whether a suite's items were trained on: compared whole, and by the runs of words they share.
 
 An item is refused where its text is a training text, or where one training text holds at least a
-`share` of the item's own n-grams; `align.examples.fingerprints` says which are its own.
+`share` of the item's own n-grams; `align.data.examples.fingerprints` says which are its own.
 
 What is held in memory grows with the suites, not with what is trained on.
 """
@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from align.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
-from align.gate_config import OverlapConfig
+from align.config.gate import OverlapConfig
+from align.data.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
 from rollouts.errors import UserError
 
 __all__ = ["Trained", "find_overlap", "find_overlaps", "forbid", "ngrams", "save_overlaps", "words"]

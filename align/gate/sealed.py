@@ -15,18 +15,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from align.config import GateConfig, SuiteConfig
-from align.gate.alpha import alpha_at
+from align.config.campaign import GateConfig, SuiteConfig
 from align.gate.checks import Against, Check, check
-from align.gate.demands import metric_range
-from align.gate.evaluate import ItemResults
-from align.gate.gate import Verdict
-from align.gate.rules import CURRENT_RULE
-from align.gate.suite import SuiteRule
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.alpha import alpha_at
+from align.gate.statistics.rules import CURRENT_RULE
+from align.gate.suites.demands import metric_range
+from align.gate.suites.suite import SuiteRule
+from align.gate.verdict import Verdict
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
-    from align.evidence import Evidence
+    from align.gate.evidence import Evidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

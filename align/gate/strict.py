@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from align.gate.checks import Against, Check, What, check
-from align.gate.evaluate import ItemResults, paired
-from align.gate.rules import CURRENT_RULE
-from align.gate.statistics import exact_interval
-from align.gate.suite import SuiteRule
+from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.statistics.rules import CURRENT_RULE
+from align.gate.statistics.tests import exact_interval
+from align.gate.suites.suite import SuiteRule
 from rollouts.types import SnapshotId
 
 PASSES = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from align.gate.checks import Check, What
-from align.gate.gate import Verdict
+from align.gate.verdict import Verdict
 
 Group = Literal["kept it out", "gained", "lost, but allowed", "held", "decides nothing"]
 ORDER: tuple[Group, ...] = (

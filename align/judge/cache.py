@@ -12,12 +12,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.gate.evaluate import ItemResults
-from align.gate.reuse import load_with_texts
-from align.gate.suites import Suite
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.reuse import load_with_texts
+from align.gate.suites.suites import Suite
 from align.judge.models.base import JudgedModel
 from align.judge.models.digest import combined
-from align.memory.durable import digest_of, write_atomic
+from align.store.durable import digest_of, write_atomic
 from rollouts.errors import RunError
 
 DIGITS = 32

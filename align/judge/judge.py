@@ -13,21 +13,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from align.gate.evaluate import ItemResults, evaluate
-from align.gate.gate import NO_TARGET, decide
-from align.gate.plan import GatePlan, plan_gate
-from align.gate.progress import SuiteProgress, Tell
-from align.gate.suites import Suite
-from align.gate.underpowered import check_power
-from align.gate.win_rate import save_answers, with_comparators
+from align.gate.measurement.evaluate import ItemResults, evaluate
+from align.gate.measurement.progress import SuiteProgress, Tell
+from align.gate.power.power import GatePlan, plan_gate
+from align.gate.power.underpowered import check_power
+from align.gate.suites.suites import Suite
+from align.gate.suites.win_rate import save_answers, with_comparators
+from align.gate.verdict import NO_TARGET, decide
 from align.judge.cache import measurements_of
 from align.judge.judgement import Judgement, ModelRecord
 from align.judge.models import JudgedModel
 from align.judge.suites_file import SuitesFile
-from align.parts import MeasuringObserver, Observer, StartEngine
-from align.reward_models import measurable
+from align.round.reward_models import measurable
+from align.round.session import MeasuringObserver, Observer, StartEngine
 from rollouts.collect import collect
-from rollouts.engine import RolloutEngine
+from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import UserError, nearest
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from align.gate.alpha import spending_sentence
 from align.gate.checks import Check
-from align.gate.evaluate import ItemResults
-from align.gate.gate import Outcome, Verdict
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.alpha import spending_sentence
+from align.gate.verdict import Outcome, Verdict
 
 EXIT_CODES: Mapping[Outcome, int] = {
     "accepted": 0,

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from align.campaign_file import load_campaign, mapping_of, read_text, validated
-from align.config import CampaignConfig, RoundSettings
-from align.gate.win_rate import ROUND
-from align.gate_config import GateConfig, OverlapConfig, SuiteConfig
-from align.policy_config import EngineConfig, PolicyConfig
+from align.config.campaign import CampaignConfig, RoundSettings
+from align.config.file import load_campaign, mapping_of, read_text, validated
+from align.config.gate import GateConfig, OverlapConfig, SuiteConfig
+from align.config.policy import EngineConfig, PolicyConfig
+from align.gate.suites.win_rate import ROUND
 from align.settings import Settings
+from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
 from rollouts.machine.processor import quickest_dtype
-from rollouts.vllm_engine import resolve_device
 
 WHAT = "suites"
 """Name of such a file in messages."""

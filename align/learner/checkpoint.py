@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from align.errors import SnapshotError
-from align.learner.sharding import local
-from align.memory.durable import sync
+from align.learner.ranks.sharding import local
+from align.store.durable import sync
 
 if TYPE_CHECKING:
     from align.learner.learner import Learner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from align.learner.model.checks import check_companion_folder
+from align.learner.folder.checks import check_companion_folder
 from rollouts.errors import UserError
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.learner.batch import MicroBatch
+from align.algorithms.outputs import Outputs
+from align.algorithms.policy_gradient.ppo import SHARED, CriticConfig
+from align.learner.batching import MicroBatch
 from align.learner.companions import check_companion
-from align.learner.losses.ppo import SHARED, CriticConfig
 from align.learner.model.loading import load_model
-from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs
+from align.learner.model.policy import Policy, completion_outputs
 from rollouts.errors import RunError
 
 FILE = "critic.safetensors"

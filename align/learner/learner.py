@@ -20,25 +20,25 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from align.config import AnchorConfig, PolicyConfig, RoundSettings
+from align.algorithms import divergences as kl
+from align.algorithms.rows import Batch, Row
+from align.config.campaign import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
-from align.learner import kl
-from align.learner.allocation import keep_freed_memory
-from align.learner.anchors import AnchorBank, BetaController, References
-from align.learner.batch import MicroBatch, by_row, cost, even_passes, to_tensors
+from align.learner.batching import MicroBatch, by_row, cost, even_passes, to_tensors
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
-from align.learner.lanes import Gradients, Lanes, lanes_for
 from align.learner.model.footprint import tokens_that_fit
+from align.learner.model.policy import Policy
 from align.learner.objective import Denominators, Objective, gap_of
 from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
-from align.learner.policy import Policy
-from align.learner.ranks import SOLO, Ranks
-from align.learner.reference_cache import ReferenceCache
-from align.learner.rows import Batch, Row
-from align.learner.sharding import whole
+from align.learner.ranks.allocation import keep_freed_memory
+from align.learner.ranks.lanes import Gradients, Lanes, lanes_for
+from align.learner.ranks.ranks import SOLO, Ranks
+from align.learner.ranks.sharding import whole
 from align.learner.slow_teacher import SlowTeacher
-from rollouts.engine import WeightUpdate
+from align.retention.kl_anchors import AnchorBank, BetaController, References
+from align.retention.reference_cache import ReferenceCache
+from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import SnapshotId
 

@@ -17,17 +17,17 @@ from math import inf
 import torch
 from torch import Tensor
 
-from align.config import AnchorConfig, RoundSettings
-from align.learner.anchors import AnchorBank, BetaController, References, penalty_of
-from align.learner.batch import MicroBatch, as_teachers_read, by_row, to_tensors
+from align.algorithms.divergences import VOCABULARY_ESTIMATORS
+from align.algorithms.importance import importance_weights
+from align.algorithms.outputs import Outputs
+from align.algorithms.rows import Batch, Row, Totals
+from align.config.campaign import AnchorConfig, RoundSettings
+from align.learner.batching import MicroBatch, as_teachers_read, by_row, to_tensors
 from align.learner.critic import Critic
-from align.learner.importance import importance_weights
-from align.learner.kl import VOCABULARY_ESTIMATORS
-from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs
-from align.learner.reference_cache import Mixture
-from align.learner.rows import Batch, Row, Totals
+from align.learner.model.policy import Policy, completion_outputs
 from align.learner.slow_teacher import SlowTeacher
+from align.retention.kl_anchors import AnchorBank, BetaController, References, penalty_of
+from align.retention.reference_cache import Mixture
 from rollouts.types import SnapshotId
 
 Terms = Mapping[str, Sequence[tuple[AnchorConfig, BetaController]]]

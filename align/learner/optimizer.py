@@ -8,7 +8,7 @@ from math import cos, pi
 import torch
 from torch import nn
 
-from align.config import OptimizerConfig
+from align.config.campaign import OptimizerConfig
 
 PEAK = "initial_lr"
 """Key of a group's peak learning rate, as torch's own schedules name it."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.learner.rows import Row
+from align.algorithms.rows import Row
 
 PACKED = "keel_packed"
 """Name of `packed_attention` among transformers' attention implementations."""

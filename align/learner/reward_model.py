@@ -1,7 +1,7 @@
 """The learner of a reward model: a decoder with a head of one number, trained on pairs.
 
 It is a model for sequence classification from the start, so whoever can load one can use the result.
-Its head begins at random, fixed by the seed; rewards are read as `rewards.reward_model` reads them.
+Its head begins at random, fixed by the seed; rewards are read as `rewards.library.reward_model` reads them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config import PolicyConfig, RoundSettings
+from align.algorithms.preference.preference import pairs_in
+from align.algorithms.preference.reward_model import RewardModel
+from align.algorithms.rows import Batch, Row, units_of
+from align.config.campaign import PolicyConfig, RoundSettings
 from align.errors import NonFiniteError
-from align.learner.batch import micro_batches
+from align.learner.batching import micro_batches
 from align.learner.learner import MAX_SKIPPED_STEPS, MICRO_BATCH_TOKENS, Metrics
-from align.learner.losses.preference import pairs_in
-from align.learner.losses.reward_model import RewardModel
 from align.learner.optimizer import learning_rate, make_optimizer, set_learning_rates
-from align.learner.rows import Batch, Row, units_of
-from rewards.reward_model import sequence_scores, set_padding
+from rewards.library.reward_model import sequence_scores, set_padding
 from rollouts.chat.endings import generation_endings
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.learner.batch import MicroBatch
-from align.learner.outputs import Outputs
-from align.learner.policy import Policy, completion_outputs
+from align.algorithms.outputs import Outputs
+from align.learner.batching import MicroBatch
+from align.learner.model.policy import Policy, completion_outputs
 
 
 class SlowTeacher:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from align.algorithms import Algorithm
+from align.algorithms.rows import Batch
 from align.learner.companions import check_companion
-from align.learner.losses import Algorithm
-from align.learner.model.architecture import LOGIT_CHANGES
-from align.learner.rows import Batch
+from align.learner.folder.architecture import LOGIT_CHANGES
 from rollouts.errors import UserError
 from rollouts.model_config import setting, text_config
 from rollouts.types import Prompt, RolloutGroup

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from align.evidence import Evidence
-from align.inbox.purge import purges
-from align.memory.amendments import amendments_of, drops_of
-from align.memory.anchor import anchor_moves
-from align.memory.lineage import by_hand
+from align.gate.evidence import Evidence
+from align.schedule.inbox.purge import purges
 from align.schedule.skips import skips
+from align.store.ledger.amendments import amendments_of, drops_of
+from align.store.ledger.baseline import anchor_moves
+from align.store.ledger.lineage import by_hand
 from rollouts.types import SnapshotId
 
 

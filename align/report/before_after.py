@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.report.printable import printable
 
 if TYPE_CHECKING:

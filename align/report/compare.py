@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.report.status import scores_of, summary_numbers
 
 UNSEEDED = ("seed", "name")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from align.config import CampaignConfig
-from align.demands_config import Family
+from align.config.campaign import CampaignConfig
+from align.config.demands import Family
 from align.gate.checks import Check, What
 from align.gate.forgetting import ScoreMatrix
 from align.gate.summary import RATES

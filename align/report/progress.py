@@ -17,12 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from align.gate.progress import per_second, spelled
+from align.gate.measurement.progress import per_second, spelled
 from align.report.tables import outcome_of, summary
 
 if TYPE_CHECKING:
-    from align.gate.progress import SuiteProgress
-    from align.round_plan import RoundOutcome, RoundPlan
+    from align.gate.measurement.progress import SuiteProgress
+    from align.round.plan import RoundOutcome, RoundPlan
 
 SHOWN = {"reward/mean": "reward", "pairs/accuracy": "right pairs", "entropy": "entropy"}
 """Metrics on a line of progress, and what they are called there; an algorithm may lack some."""

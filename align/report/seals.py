@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.gate.sealed import Opening, openings
 from rollouts.errors import KeelError
 

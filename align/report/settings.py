@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from align.campaign_file import CampaignFile
+from align.config.file import CampaignFile
 
 
 def stated_yaml(file: CampaignFile) -> str:

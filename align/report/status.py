@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
-from align.history import RoundEntry, entries, reasons_of, sealed_names
-from align.memory.amendments import Amendment, amendments_of
+from align.report.history import RoundEntry, entries, reasons_of, sealed_names
+from align.store.ledger.amendments import Amendment, amendments_of
 from rollouts.types import SnapshotId
 
 

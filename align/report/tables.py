@@ -9,18 +9,18 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
-from align.gate.gate import Verdict
 from align.gate.sealed import openings
 from align.gate.summary import reason_of
-from align.memory.amendments import Amendment, amendments_of
-from align.memory.anchor import anchor_moves
-from align.memory.lineage import by_hand
+from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
 from align.report.families import by_family, families_of, passed_lines
 from align.report.status import summary_numbers
-from align.stores import ledger_place
+from align.store.ledger.amendments import Amendment, amendments_of
+from align.store.ledger.baseline import anchor_moves
+from align.store.ledger.lineage import by_hand
+from align.store.store import ledger_place
 
 WIDTH = 140
 """Columns where there is no terminal to ask."""

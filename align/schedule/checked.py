@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from align.amend.settle import settle
-from align.config import CampaignConfig
-from align.evidence import view_of_due
-from align.inputs import Inputs, load_inputs
-from align.memory.ledger import Ledger
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import view_of_due
+from align.round.inputs import Inputs, load_inputs
 from align.schedule.claims import ClaimedRound, Dues, claimed_rounds
 from align.schedule.due import Due
+from align.store.changes.settle import settle
+from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
 from rollouts.rows import Row
 

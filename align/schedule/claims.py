@@ -16,15 +16,10 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 from sqlalchemy import Connection, and_, insert, not_, select, update
 
-from align.config import CampaignConfig, RoundConfig
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.config.data import INBOX
+from align.config.schedule import ScheduleSettings
 from align.errors import StoreError
-from align.examples.config import INBOX
-from align.inbox import Inbox
-from align.memory.database import Database
-from align.memory.due_tables import due_claims, due_since, due_skips
-from align.memory.tables import rounds
-from align.memory.takes import let_go
-from align.schedule.config import ScheduleSettings
 from align.schedule.due import (
     Arrivals,
     Claimed,
@@ -37,7 +32,12 @@ from align.schedule.due import (
     starved,
     tick,
 )
+from align.schedule.inbox import Inbox
 from align.settings import Places
+from align.store.database.database import Database
+from align.store.ledger.reservations import let_go
+from align.store.ledger.tables.core import rounds
+from align.store.ledger.tables.due import due_claims, due_since, due_skips
 from rollouts.errors import UserError, nearest
 
 

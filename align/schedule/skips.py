@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
-from align.config import CampaignConfig
+from align.config.campaign import CampaignConfig
 from align.errors import StaleAttempt
-from align.memory.campaign_row import INTERRUPTED
-from align.memory.due_tables import due_skips
-from align.memory.ledger import Ledger
-from align.memory.tables import rounds
-from align.memory.takes import let_go
 from align.schedule.claims import Dues, skips_of
 from align.schedule.due import AT_ONCE, Due, History, Skip, Tick
+from align.store.ledger.campaign_row import INTERRUPTED
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.reservations import let_go
+from align.store.ledger.tables.core import rounds
+from align.store.ledger.tables.due import due_skips
 from rollouts.errors import UserError, nearest
 
 

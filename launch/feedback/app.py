@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 
-from align.inbox.deal import Receipt
-from align.inbox.feedback import StreamForm, form_of
-from align.inbox.inbox import Inbox
-from align.inbox.writer import QueueFull, Writer, WriterClosed
+from align.schedule.inbox.inbox import Inbox
+from align.schedule.inbox.numbering import Receipt
+from align.schedule.inbox.rows import StreamForm, form_of
+from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
 from launch.feedback.body import BadRequest, Limits, Parsed, parse
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.tender import Tender

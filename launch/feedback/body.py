@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from align.examples.forms import Unusable
-from align.inbox.deal import Submission
-from align.inbox.feedback import MAX_KEY, MAX_ROW, Feedback, StreamForm
+from align.data.examples.forms import Unusable
+from align.schedule.inbox.numbering import Submission
+from align.schedule.inbox.rows import MAX_KEY, MAX_ROW, Feedback, StreamForm
 
 SOURCE = "http"
 

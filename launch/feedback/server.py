@@ -6,11 +6,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from align.config import CampaignConfig
-from align.inbox.drop import make_drop
-from align.inbox.feedback import stream_forms
-from align.inbox.inbox import Inbox
-from align.stores import open_ledger
+from align.config.campaign import CampaignConfig
+from align.schedule.inbox.drop import make_drop
+from align.schedule.inbox.inbox import Inbox
+from align.schedule.inbox.rows import stream_forms
+from align.store.store import open_ledger
 from launch.feedback.token import read_token
 from launch.listening import listen
 from rollouts.errors import UserError

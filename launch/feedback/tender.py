@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from align.inbox.drop import sweep
-from align.inbox.feedback import StreamForm
-from align.inbox.inbox import Inbox
+from align.schedule.inbox.drop import sweep
+from align.schedule.inbox.inbox import Inbox
+from align.schedule.inbox.rows import StreamForm
 
 SWEEP_S = 5.0
 FORGET_S = 3600.0

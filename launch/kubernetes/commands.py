@@ -65,7 +65,7 @@ def render(
 ) -> None:
     """Print the manifests of a campaign, checked, for kubectl apply -f -."""
     file = load(campaign, overrides)
-    from launch.jobs import files_named
+    from launch.cluster.jobs import files_named
     from launch.kubernetes.render import NOTES, Target
     from launch.kubernetes.render import render as manifests_of
     from launch.kubernetes.stream import to_yaml

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from align.config import CampaignConfig
-from align.resources_config import ResourcesConfig
-from launch.jobs import check_env
+from align.config.campaign import CampaignConfig
+from align.config.resources import ResourcesConfig
+from launch.cluster.jobs import check_env
 from rollouts.errors import UserError
 
 Kind = Literal["rayjob", "raycronjob", "cronjob"]

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from align.config import CampaignConfig
-from launch.cluster import is_secret
+from align.config.campaign import CampaignConfig
+from launch.cluster.cluster import is_secret
 from launch.serving.shelf import Target
+from rollouts.engines.vllm import engine_environment, served_rank
 from rollouts.errors import UserError
-from rollouts.vllm_engine import engine_environment, served_rank
 
 Device = Literal["cpu", "cuda"]
 

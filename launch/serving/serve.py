@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.config import CampaignConfig
-from align.evidence import stored_evidence
-from align.report.answering import default_line, served_sampling
-from launch.cluster import is_loopback
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import stored_evidence
+from align.report.export.answering import default_line, served_sampling
+from launch.cluster.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 

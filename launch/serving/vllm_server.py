@@ -25,9 +25,9 @@ from typing import TypeVar
 
 import httpx
 
-from align.config import CampaignConfig
-from align.evidence import stored_evidence
-from align.report.answering import write_answering
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import stored_evidence
+from align.report.export.answering import write_answering
 from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
 from launch.serving.place import Place, claim, clear
@@ -260,7 +260,7 @@ async def _in_background(work: Callable[[], T]) -> T:
 def _merge(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    from align.report.export import export
+    from align.report.export.export import export
 
     guard.end_with_parent()
     disable_progress_bar()

@@ -23,7 +23,7 @@ import sys
 import time
 from typing import NoReturn
 
-from rewards.isolation import bwrap, landlock, limits, namespaces
+from rewards.isolation.sandbox import bwrap, landlock, limits, namespaces
 from rewards.isolation.setup import SETUP_FAILED, Setup
 
 KEPT_OUTPUT = 16_384

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rewards.call import Failure
-from rewards.isolation.limits import environment
 from rewards.isolation.protocol import (
     LONGEST_TEXT,
     Answer,
@@ -30,6 +29,7 @@ from rewards.isolation.protocol import (
     send,
     send_message,
 )
+from rewards.isolation.sandbox.limits import environment
 from rewards.isolation.setup import SETUP_FAILED, Provider, Setup
 from rewards.patience import IMPORT_S, SLOW_S, saying
 from rollouts.errors import UserError

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 
 from rewards.base import Sample
 from rewards.call import Failure, Outcome
-from rewards.isolation import sandbox
 from rewards.isolation.batch import Batch, Clock
 from rewards.isolation.levels import Isolation
 from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
 from rewards.isolation.protocol import holds, pack_sample, pack_state
-from rewards.signature import RESERVED, parameters
+from rewards.isolation.sandbox import sandbox
+from rewards.signatures.signature import RESERVED, parameters
 from rollouts.errors import UserError
 
 _POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()

@@ -15,7 +15,7 @@ from typing import Any
 from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
 from rewards.isolation.protocol import Answer, pack_answer, receive, send_message, unpack_sample
-from rewards.signature import parameters
+from rewards.signatures.signature import parameters
 from rollouts.errors import KeelError
 
 

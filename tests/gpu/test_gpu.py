@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from align.config import (
+from align.algorithms import algorithm_from
+from align.algorithms.rows import Batch, Row
+from align.config.campaign import (
     AnchorConfig,
     AnchorsConfig,
     CampaignConfig,
@@ -23,12 +25,10 @@ from align.config import (
     PolicyConfig,
     RoundSettings,
 )
-from align.learner.anchors import References
 from align.learner.learner import TOLERANCE, Learner
-from align.learner.losses import algorithm_from
-from align.learner.rows import Batch, Row
+from align.retention.kl_anchors import References
 from benchmarks.common import write_model
-from rollouts.engine import SampleRequest
+from rollouts.engines.protocol import SampleRequest
 from rollouts.types import Sampling
 from tests.patience import patient
 from tests.unit.campaigns import Watcher, raw_campaign, rounds
@@ -121,9 +121,9 @@ def test_the_weights_move_and_come_back_from_a_snapshot(model: Path, tmp_path: P
 def test_engine_and_learner_agree_in_bfloat16_after_every_sync(model: Path) -> None:
     """The update itself compares every sampled token, and fails beyond its tolerance. A learning rate
     of 0.01 moves logprobs by far more, so weights that did not arrive would be noticed."""
-    from launch.cluster import connect
-    from rollouts.pool import EnginePool
-    from rollouts.vllm_engine import VLLMConfig
+    from launch.cluster.cluster import connect
+    from rollouts.engines.vllm import VLLMConfig
+    from rollouts.pool.pool import EnginePool
 
     config = VLLMConfig(
         model=str(model), dtype="bfloat16", max_model_len=128, gpu_memory_utilization=SHARE
@@ -156,7 +156,7 @@ def test_engine_and_learner_agree_in_bfloat16_after_every_sync(model: Path) -> N
 
 def test_a_round_on_the_demo_ends_with_a_verdict(tmp_path: Path) -> None:
     from align.campaign import run_campaign
-    from launch.engines import engine_starter
+    from launch.cluster.engines import engine_starter
 
     config = CampaignConfig.model_validate(
         raw_campaign(

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from align.campaign_file import load_campaign
-from align.evidence import Evidence, stored_evidence
-from align.memory.snapshots import SnapshotStore
+from align.config.file import load_campaign
+from align.gate.evidence import Evidence, stored_evidence
+from align.store.snapshots.snapshots import SnapshotStore
 from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]

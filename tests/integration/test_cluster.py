@@ -15,8 +15,8 @@ from tests.patience import patient
 SCRIPT = """
 import os, sys, threading
 import psutil, ray
-import launch.cluster
-from launch.cluster import connect
+import launch.cluster.cluster
+from launch.cluster.cluster import connect
 from rollouts.errors import RunError
 from tests.patience import patient
 
@@ -34,8 +34,8 @@ thread.join()
 assert "main thread" in answers[0], answers
 
 def seen_by_a_task():
-    import launch.cluster
-    return dict(os.environ), launch.cluster.__file__
+    import launch.cluster.cluster
+    return dict(os.environ), launch.cluster.cluster.__file__
 
 with connect(num_engines=3, keep=["JUDGE_API_KEY"]) as cluster:
     assert cluster.local and cluster.num_cpus >= 4, cluster
@@ -45,7 +45,7 @@ with connect(num_engines=3, keep=["JUDGE_API_KEY"]) as cluster:
     assert environ["JUDGE_API_KEY"] == "asked-for"
     assert environ["RAY_AUTH_MODE"] == "token"
     assert environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert file == launch.cluster.__file__
+    assert file == launch.cluster.cluster.__file__
     started = psutil.Process().children(recursive=True)
     assert any("raylet" in process.name() for process in started)
     assert "already connected" in refused()

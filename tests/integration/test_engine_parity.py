@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from align.config import (
+from align.algorithms.rows import Batch, Row
+from align.config.campaign import (
     AnchorsConfig,
     LoraConfig,
     OptimizerConfig,
@@ -22,13 +23,12 @@ from align.config import (
     RoundSettings,
     SamplingConfig,
 )
-from align.learner.anchors import References
 from align.learner.learner import TOLERANCE, Learner, Metrics
-from align.learner.rows import Batch, Row
-from rollouts.engine import SampleRequest
-from rollouts.pool import EnginePool
+from align.retention.kl_anchors import References
+from rollouts.engines.protocol import SampleRequest
+from rollouts.engines.vllm import VLLMConfig
+from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
 from tests.unit.model_kinds import save_kind
 from tests.unit.tiny import save_model
 

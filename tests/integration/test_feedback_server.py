@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from align.inbox.inbox import Inbox
-from align.memory.ledger import Ledger
+from align.schedule.inbox.inbox import Inbox
+from align.store.ledger.ledger import Ledger
 from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]

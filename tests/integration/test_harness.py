@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from align.demo import BASE_MODEL
-from align.demo.tokenizer import build_tokenizer
-from align.demo.world import demo_prompts
-from align.gate.harness.lm import engine_lm
-from align.gate.harness.suite import load_harness
-from align.gate.harness.task import HarnessTask
-from align.gate_config import SuiteConfig
-from rollouts.pool import EnginePool
+from align.config.gate import SuiteConfig
+from align.data.demo import BASE_MODEL
+from align.data.demo.tokenizer import build_tokenizer
+from align.data.demo.world import demo_prompts
+from align.gate.suites.harness.lm import engine_lm
+from align.gate.suites.harness.suite import load_harness
+from align.gate.suites.harness.task import HarnessTask
+from rollouts.engines.vllm import VLLMConfig
+from rollouts.pool.pool import EnginePool
 from rollouts.prompts import PromptEncoder
-from rollouts.vllm_engine import VLLMConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

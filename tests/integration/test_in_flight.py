@@ -8,11 +8,11 @@ import signal
 import pytest
 import torch
 
-from rollouts.engine import SampleRequest, WeightUpdate
-from rollouts.engine_slot import MAIL
-from rollouts.pool import EnginePool
+from rollouts.engines.protocol import SampleRequest, WeightUpdate
+from rollouts.engines.vllm import VLLMConfig
+from rollouts.pool.engine_slot import MAIL
+from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
 from tests.patience import patient
 
 TOLERANCE = 1e-4

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.judge.pairwise import PairwiseJudge
-from rewards.judge.score import LLMJudge
+from rewards.library.judge.pairwise import PairwiseJudge
+from rewards.library.judge.score import LLMJudge
+from rollouts.engines.vllm import engine_environment
 from rollouts.errors import UserError
-from rollouts.vllm_engine import engine_environment
 from tests.patience import patient
 
 START_S = patient(240.0)

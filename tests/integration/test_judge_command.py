@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.demo import BASE_MODEL
+from align.data.demo import BASE_MODEL
 from launch.serving.vllm_server import SERVER
-from rollouts.vllm_engine import engine_environment
+from rollouts.engines.vllm import engine_environment
 from tests.patience import patient
-from tests.unit.judge.judging import changed_model, raw_suites, write_suites
+from tests.unit.align.judge.judging import changed_model, raw_suites, write_suites
 
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,9 @@ import psutil
 import pytest
 import torch
 
-from align.config import (
+from align.algorithms import algorithm_from
+from align.algorithms.rows import DATA, Batch, Row
+from align.config.campaign import (
     AnchorConfig,
     AnchorsConfig,
     LoraConfig,
@@ -23,13 +25,11 @@ from align.config import (
     RoundSettings,
 )
 from align.errors import SnapshotError
-from align.learner.anchors import References, Toward
-from align.learner.group import LearnerGroup
 from align.learner.learner import Learner
-from align.learner.losses import algorithm_from
-from align.learner.rows import DATA, Batch, Row
+from align.learner.ranks.group import LearnerGroup
+from align.retention.kl_anchors import References, Toward
+from rollouts.engines.weight_transfer import from_host
 from rollouts.errors import RunError
-from rollouts.weight_transfer import from_host
 from tests.patience import patient
 from tests.unit.tiny import row, save_model
 

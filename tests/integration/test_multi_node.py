@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
-from align.campaign_file import load_campaign
-from align.evidence import stored_evidence
+from align.config.file import load_campaign
+from align.gate.evidence import stored_evidence
 from tests.integration.machines import Machine, Machines, head_command, machines, why_not
 from tests.integration.machines import worker_command as worker
 from tests.patience import patient
@@ -36,14 +36,14 @@ RAYLETS = """
 import functools, logging, os, time
 import ray
 from ray.cluster_utils import Cluster
-from align.config import CampaignConfig
-from launch.preflight import check_room, cluster_nodes
-from rollouts.engine import SampleRequest, WeightUpdate
+from align.config.campaign import CampaignConfig
+from launch.cluster.preflight import check_room, cluster_nodes
+from rollouts.engines.protocol import SampleRequest, WeightUpdate
 from rollouts.errors import UserError
-from rollouts.pool import EnginePool
-from rollouts.scripted_engine import ScriptedEngine
+from rollouts.pool.pool import EnginePool
+from rollouts.engines.scripted import ScriptedEngine
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
+from rollouts.engines.vllm import VLLMConfig
 from tests.patience import patient
 
 def campaign(engines, **resources):

@@ -20,9 +20,9 @@ import httpx
 import psutil
 import pytest
 
-from align.campaign_file import load_campaign
-from align.evidence import Evidence, stored_evidence
-from align.inbox import Inbox
+from align.config.file import load_campaign
+from align.gate.evidence import Evidence, stored_evidence
+from align.schedule.inbox import Inbox
 from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]

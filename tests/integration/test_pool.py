@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollouts.engine import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.engines.scripted import ScriptedEngine
+from rollouts.engines.vllm import VLLMConfig
 from rollouts.errors import RunError, UserError
-from rollouts.pool import EnginePool
-from rollouts.scripted_engine import ScriptedEngine
+from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
 from tests.patience import patient
 
 CONFIG = VLLMConfig(model="scripted", max_num_seqs=8, device="cpu")
@@ -120,7 +120,7 @@ def test_work_is_balanced_and_answers_keep_their_order(pool_of):
 
 
 def test_scores_come_a_few_at_a_time_to_whoever_watches(pool_of, monkeypatch):
-    monkeypatch.setattr("rollouts.pool.TOKENS_PER_CALL", 10)
+    monkeypatch.setattr("rollouts.pool.pool.TOKENS_PER_CALL", 10)
     pool = pool_of()
     sequences = [ScoreRequest(prompt_ids=(1,), completion_ids=(2,) * n) for n in range(1, 11)]
     batches = list(pool.scores(sequences))

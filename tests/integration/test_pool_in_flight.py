@@ -13,12 +13,12 @@ from functools import partial
 
 import pytest
 
-from rollouts.engine import SampleRequest, WeightUpdate
+from rollouts.engines.protocol import SampleRequest, WeightUpdate
+from rollouts.engines.scripted import InFlightScriptedEngine
+from rollouts.engines.vllm import VLLMConfig
 from rollouts.errors import RunError
-from rollouts.pool import EnginePool
-from rollouts.scripted_engine import InFlightScriptedEngine
+from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
 from tests.patience import patient
 
 CONFIG = VLLMConfig(model="scripted", max_num_seqs=8, device="cpu")

@@ -19,26 +19,16 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import event
 
 from align.errors import RunError, StaleAttempt, StoreError
-from align.inbox.inbox import Inbox
-from align.memory import postgres
-from align.memory.ledger import Ledger
-from align.plan.forecast import forecast
+from align.report.forecast.forecast import forecast
 from align.schedule.claims import claimed_rounds
+from align.schedule.inbox.inbox import Inbox
+from align.store.database import postgres
+from align.store.ledger.ledger import Ledger
 from tests.integration.servers import postgres_server
 from tests.patience import patient
 from tests.unit import ledgers
-from tests.unit.inboxes import feedback
-from tests.unit.ledgers import BASE, FIRST, MOVE, REPORT, raw, started, url
-from tests.unit.test_claims import (  # noqa: F401
-    test_a_claim_is_released_by_an_exception,
-    test_a_killed_process_is_taken_over_at_once,
-    test_a_replaced_runner_does_not_release_its_successors_claim,
-    test_a_reused_pid_is_not_the_owner,
-    test_a_second_claim_is_refused_while_the_first_lives,
-    test_another_host_is_trusted_until_its_heartbeat_expires,
-    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
-)
-from tests.unit.test_inbox import (  # noqa: F401
+from tests.unit.align.report.test_plan import with_feedback
+from tests.unit.align.schedule.test_inbox import (  # noqa: F401
     test_a_crash_before_the_verdict_is_written_spends_nothing,
     test_a_failed_attempt_spends_nothing_and_the_next_reads_the_same,
     test_a_limit_leaves_the_rest_to_the_next_round,
@@ -54,8 +44,17 @@ from tests.unit.test_inbox import (  # noqa: F401
     test_what_a_policy_reads_twice,
     test_what_waits,
 )
-from tests.unit.test_inbox_machine import InboxMachine
-from tests.unit.test_ledger import (  # noqa: F401
+from tests.unit.align.store.test_claims import (  # noqa: F401
+    test_a_claim_is_released_by_an_exception,
+    test_a_killed_process_is_taken_over_at_once,
+    test_a_replaced_runner_does_not_release_its_successors_claim,
+    test_a_reused_pid_is_not_the_owner,
+    test_a_second_claim_is_refused_while_the_first_lives,
+    test_another_host_is_trusted_until_its_heartbeat_expires,
+    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
+)
+from tests.unit.align.store.test_inbox_machine import InboxMachine
+from tests.unit.align.store.test_ledger import (  # noqa: F401
     test_a_failed_attempt_stays_on_record_and_the_next_one_is_numbered,
     test_a_new_campaign_has_planned_rounds,
     test_a_newer_ledger_asks_for_an_update,
@@ -73,8 +72,9 @@ from tests.unit.test_ledger import (  # noqa: F401
     test_i10_a_replaced_runner_cannot_write,
     test_illegal_steps_are_refused_and_change_nothing,
 )
-from tests.unit.test_ledger_machine import LedgerMachine
-from tests.unit.test_plan import with_feedback
+from tests.unit.align.store.test_ledger_machine import LedgerMachine
+from tests.unit.inboxes import feedback
+from tests.unit.ledgers import BASE, FIRST, MOVE, REPORT, raw, started, url
 
 
 @pytest.fixture(scope="module", autouse=True)

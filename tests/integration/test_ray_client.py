@@ -25,14 +25,14 @@ DEADLINE_S = patient(120.0)
 SCRIPT = """
 import sys
 from functools import partial
-from launch.cluster import connect
-from launch.preflight import cluster_nodes
-from rollouts.engine import SampleRequest, ScoreRequest, WeightUpdate
+from launch.cluster.cluster import connect
+from launch.cluster.preflight import cluster_nodes
+from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.errors import RunError
-from rollouts.pool import EnginePool
-from rollouts.scripted_engine import ScriptedEngine
+from rollouts.pool.pool import EnginePool
+from rollouts.engines.scripted import ScriptedEngine
 from rollouts.types import Sampling
-from rollouts.vllm_engine import VLLMConfig
+from rollouts.engines.vllm import VLLMConfig
 
 def script(prompt_ids, seed):
     return [prompt_ids[0], seed], [-0.5, -0.25]

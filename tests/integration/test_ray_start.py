@@ -15,8 +15,8 @@ from tests.patience import patient
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = """
 import psutil, ray
-from launch.cluster import connect
-from launch.local_ray import start
+from launch.cluster.cluster import connect
+from launch.cluster.local_ray import start
 
 start.GROWTH, start.SLOW_S = (1, 2000), 0.0
 notes = []
@@ -37,7 +37,7 @@ assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 print("came late and went")
 """
 INTERRUPTED = """
-from launch.cluster import connect
+from launch.cluster.cluster import connect
 
 with connect(num_cpus=1):
     raise SystemExit("it was started before it was interrupted")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.demo import BASE_MODEL
+from align.data.demo import BASE_MODEL
 from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]

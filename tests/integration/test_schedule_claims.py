@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from align.memory.ledger import Ledger
 from align.schedule.claims import Dues, claimed_rounds
+from align.store.ledger.ledger import Ledger
 from tests.patience import patient
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.ledgers import RAM, python, url
@@ -25,8 +25,8 @@ MANY = """
 import json, sys
 from datetime import datetime, timedelta
 from time import sleep
-from align.config import CampaignConfig
-from align.memory.ledger import Ledger
+from align.config.campaign import CampaignConfig
+from align.store.ledger.ledger import Ledger
 from align.schedule.claims import Dues
 from tests.unit.schedules import verdict
 

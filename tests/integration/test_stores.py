@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from align.campaign import run_campaign
-from align.config import CampaignConfig
+from align.config.campaign import CampaignConfig
 from align.errors import RunError, SnapshotError, UserError
-from align.evidence import stored_evidence
-from align.memory.ledger import Ledger
-from align.memory.manifest import Provenance
-from align.memory.remote import Remote
-from align.memory.snapshots import SnapshotStore
+from align.gate.evidence import stored_evidence
+from align.store.ledger.ledger import Ledger
+from align.store.remote import Remote
+from align.store.snapshots.manifest import Provenance
+from align.store.snapshots.snapshots import SnapshotStore
 from tests.integration.servers import postgres_server, s3_server
 from tests.patience import patient
 from tests.unit.campaigns import Starter, Watcher, no_engine, raw_campaign
@@ -77,9 +77,9 @@ def test_a_flipped_byte_is_refused_and_its_file_named(endpoint: str, tmp_path: P
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from align.memory.manifest import Provenance
-from align.memory.remote import Remote
-from align.memory.snapshots import SnapshotStore
+from align.store.snapshots.manifest import Provenance
+from align.store.remote import Remote
+from align.store.snapshots.snapshots import SnapshotStore
 
 class Dying(Remote):
     left = 2
@@ -187,7 +187,7 @@ def test_a_missing_bucket(endpoint: str) -> None:
 
 def test_no_credentials(endpoint: str) -> None:
     script = (
-        "import sys; from align.memory.remote import Remote\n"
+        "import sys; from align.store.remote import Remote\n"
         "try: Remote('s3://keel/x', {'endpoint_url': sys.argv[1]})\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from align.campaign_file import load_campaign
-from align.evidence import stored_evidence
+from align.config.file import load_campaign
+from align.gate.evidence import stored_evidence
 from tests.patience import patient
 from tests.unit.commands import blocks
 

@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 import torch
 
-from rollouts.engine import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.engines.vllm import LINEAR_LAYERS, VLLMConfig, VLLMEngine, engine_environment
 from rollouts.errors import RunError, UserError
-from rollouts.pool import EnginePool
+from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling, WeightSpan
-from rollouts.vllm_engine import LINEAR_LAYERS, VLLMConfig, VLLMEngine, engine_environment
 
 TOLERANCE = 1e-4
 """Largest difference of a logprob, in nats; stale weights differ by about 1."""

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config import AnchorConfig, AnchorsConfig, PolicyConfig, RoundSettings
-from align.demo import BASE_MODEL
-from align.learner.advantages import Scale, group_relative
-from align.learner.anchors import References
-from align.learner.batch import to_tensors
+from align.algorithms import GRPO, PolicyInputs
+from align.algorithms.policy_gradient.advantages import Scale, group_relative
+from align.algorithms.rows import Batch, Row, Totals
+from align.config.campaign import AnchorConfig, AnchorsConfig, PolicyConfig, RoundSettings
+from align.data.demo import BASE_MODEL
+from align.learner.batching import to_tensors
 from align.learner.learner import Learner
-from align.learner.losses import GRPO, PolicyInputs
-from align.learner.policy import completion_outputs
-from align.learner.rows import Batch, Row, Totals
+from align.learner.model.policy import completion_outputs
+from align.retention.kl_anchors import References
 from tests.unit.tiny import row, save_model
 
 ROWS = (

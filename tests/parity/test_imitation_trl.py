@@ -16,14 +16,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config import AnchorsConfig, OptimizerConfig, PolicyConfig, RoundSettings, SamplingConfig
-from align.demo import BASE_MODEL
-from align.learner.anchors import References
+from align.algorithms import Algorithm
+from align.algorithms.imitation.distill import Distill
+from align.algorithms.imitation.sft import SFT
+from align.algorithms.rows import Batch
+from align.config.campaign import (
+    AnchorsConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+    SamplingConfig,
+)
+from align.data.demo import BASE_MODEL
 from align.learner.learner import Learner
-from align.learner.losses import Algorithm
-from align.learner.losses.distill import Distill
-from align.learner.losses.sft import SFT
-from align.learner.rows import Batch
+from align.retention.kl_anchors import References
 from tests.unit.tiny import row, save_model
 
 ROWS = (

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.demo import BASE_MODEL
-from align.learner.advantages import leave_one_out
-from align.learner.batch import MicroBatch, to_tensors
-from align.learner.importance import ImportanceConfig, importance_weights
-from align.learner.losses import GRPO, PolicyGradient, PolicyInputs
-from align.learner.losses.cispo import CISPO
-from align.learner.losses.dapo import DAPO, overlong_punishment
-from align.learner.losses.dr_grpo import DrGRPO
-from align.learner.losses.gspo import GSPO
-from align.learner.losses.rloo import RLOO
-from align.learner.policy import completion_outputs
-from align.learner.rows import Batch
+from align.algorithms import GRPO, PolicyGradient, PolicyInputs
+from align.algorithms.importance import ImportanceConfig, importance_weights
+from align.algorithms.policy_gradient.advantages import leave_one_out
+from align.algorithms.policy_gradient.cispo import CISPO
+from align.algorithms.policy_gradient.dapo import DAPO, overlong_punishment
+from align.algorithms.policy_gradient.dr_grpo import DrGRPO
+from align.algorithms.policy_gradient.gspo import GSPO
+from align.algorithms.policy_gradient.rloo import RLOO
+from align.algorithms.rows import Batch
+from align.data.demo import BASE_MODEL
+from align.learner.batching import MicroBatch, to_tensors
+from align.learner.model.policy import completion_outputs
 from tests.parity.test_grpo_trl import (
     NUM_TOKENS,
     ROWS,

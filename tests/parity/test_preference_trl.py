@@ -16,15 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config import AnchorConfig, AnchorsConfig, OptimizerConfig, PolicyConfig, RoundSettings
-from align.demo import BASE_MODEL
-from align.examples.forms import common_prompt
-from align.learner.anchors import References
+from align.algorithms import Algorithm
+from align.algorithms.preference.dpo import DPO
+from align.algorithms.preference.kto import KTO, mismatched
+from align.algorithms.rows import Batch, Row
+from align.config.campaign import (
+    AnchorConfig,
+    AnchorsConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+)
+from align.data.demo import BASE_MODEL
+from align.data.examples.forms import common_prompt
 from align.learner.learner import Learner
-from align.learner.losses import Algorithm
-from align.learner.losses.dpo import DPO
-from align.learner.losses.kto import KTO, mismatched
-from align.learner.rows import Batch, Row
+from align.retention.kl_anchors import References
 from tests.unit.tiny import row, save_model
 
 BETA = 0.3

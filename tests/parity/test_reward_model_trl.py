@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from align.config import OptimizerConfig, PolicyConfig, RoundSettings
-from align.demo.tokenizer import build_tokenizer
-from align.learner.losses.reward_model import RewardModel
+from align.algorithms.preference.reward_model import RewardModel
+from align.algorithms.rows import Row
+from align.config.campaign import OptimizerConfig, PolicyConfig, RoundSettings
+from align.data.demo.tokenizer import build_tokenizer
 from align.learner.reward_model import RewardLearner
-from align.learner.rows import Row
-from rewards.reward_model import load_scorer
+from rewards.library.reward_model import load_scorer
 from tests.unit.tiny import save_model
 
 TOKENIZER = build_tokenizer()

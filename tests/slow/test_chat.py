@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from align.demo.smollm import convert_smollm
+from align.data.demo.smollm import convert_smollm
 from rollouts.errors import UserError
 from tests.patience import patient
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from align.demo import BASE_MODEL
-from align.demo.world import GENERAL, OPS
+from align.data.demo import BASE_MODEL
+from align.data.demo.world import GENERAL, OPS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_base_is_rebuilt_from_its_seed(tmp_path: Path) -> None:
-    from align.demo.base import build
+    from align.data.demo.base import build
 
     steps: list[int] = []
     shipped = json.loads((BASE_MODEL / "skills.json").read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rollouts.engine import SyncReport, WeightUpdate
+from rollouts.engines.protocol import SyncReport, WeightUpdate
 from tests.unit.hf_engine import HFEngine
 
 

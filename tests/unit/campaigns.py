@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config import CampaignConfig
-from align.round_plan import RoundOutcome, RoundPlan
-from rollouts.engine import RolloutEngine
+from align.config.campaign import CampaignConfig
+from align.round.plan import RoundOutcome, RoundPlan
+from rollouts.engines.protocol import RolloutEngine
 from tests.unit.hf_engine import HFEngine
 
 ENFORCE = {"mode": "enforce", "underpowered": "warn"}

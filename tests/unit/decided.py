@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from align.config import CampaignConfig
-from align.evidence import Evidence
-from align.gate.evaluate import ItemResults
-from align.gate.suites import Suite, build_suites
-from align.memory.ledger import Ledger
-from align.models import SCHEMES
+from align.config.campaign import CampaignConfig
+from align.data.base_model import SCHEMES
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.suites import Suite, build_suites
+from align.store.ledger.ledger import Ledger
 from launch import cli
 from tests.unit.campaigns import raw_campaign
 from tests.unit.ledgers import BASE, FIRST, SECOND

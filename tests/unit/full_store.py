@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap, save_overlaps
-from align.hacking import Signal
-from align.inbox.purge import purge
-from align.memory.anchor import move_anchor
-from align.memory.inbox_tables import inbox_takes
-from align.memory.lineage import move_production
-from align.repair.record import RepairStep, with_repairs
-from align.rollout_table import FIXED, save_records
-from align.watch_record import CanaryRecord, WatchRecord
+from align.round.rollout_table import FIXED, save_records
+from align.round.watch.detectors import Signal
+from align.round.watch.record import CanaryRecord, WatchRecord
+from align.schedule.inbox.purge import purge
+from align.store.ledger.baseline import move_anchor
+from align.store.ledger.lineage import move_production
+from align.store.ledger.tables.inbox import inbox_takes
+from align.store.repairs import RepairStep, with_repairs
 from tests.unit.campaigns import rounds
 from tests.unit.stores import BETTER, GOOD, add_answers, made, write_steps
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.learner.model.loading import convert_weights
-from rollouts.engine import (
+from rollouts.engines.protocol import (
     SampleRequest,
     SampleResult,
     ScoreRequest,
@@ -22,7 +22,7 @@ from rollouts.engine import (
     Ticket,
     WeightUpdate,
 )
-from rollouts.stored_tensor import read_stored
+from rollouts.engines.stored_tensor import read_stored
 from rollouts.types import Completion, Sampling, WeightSpan
 
 

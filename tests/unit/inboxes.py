@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from align.examples.config import ExamplesConfig
-from align.inbox.feedback import Feedback, StreamForm
-from align.inbox.inbox import Inbox
-from align.memory.ledger import Ledger
+from align.config.data import ExamplesConfig
+from align.schedule.inbox.inbox import Inbox
+from align.schedule.inbox.rows import Feedback, StreamForm
+from align.store.ledger.ledger import Ledger
 from tests.unit.ledgers import started
 
 TASTE = StreamForm(stream="taste", config=ExamplesConfig(source="inbox://taste"), kinds=("pair",))

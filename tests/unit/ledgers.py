@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.memory.ledger import Ledger
-from align.memory.manifest import Manifest, Provenance
-from align.memory.snapshots import Snapshot
+from align.store.ledger.ledger import Ledger
+from align.store.snapshots.manifest import Manifest, Provenance
+from align.store.snapshots.snapshots import Snapshot
 
 RAM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 """Where tests with very many durable writes put them; None is the usual place."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from align.config import CampaignConfig
+from align.config.campaign import CampaignConfig
 from launch.kubernetes.render import Kind, Manifest, Target, render
 from launch.kubernetes.schema import types
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from align.demo import BASE_MODEL
+from align.data.demo import BASE_MODEL
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,

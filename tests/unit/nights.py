@@ -10,15 +10,15 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from align.config import CampaignConfig
-from align.evidence import Evidence
-from align.gate.evaluate import ItemResults
-from align.gate.suite import Suite
-from align.memory import tables
-from align.memory.due_tables import due_claims
-from align.memory.ledger import Ledger
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.suite import Suite
 from align.schedule.claims import stated
-from align.schedule.expand import expanded
+from align.store.ledger.expand import expanded
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables import core as tables
+from align.store.ledger.tables.due import due_claims
 from rollouts.types import Prompt
 from tests.unit.campaigns import campaign, rounds
 

@@ -8,20 +8,10 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from align.memory.ledger import Ledger
-from align.memory.tables import rounds
-from align.schedule.config import ScheduleSettings
-from align.schedule.due import (
-    Arrivals,
-    Claimed,
-    Due,
-    History,
-    Schedule,
-    Skip,
-    Tick,
-    Waits,
-    tick,
-)
+from align.config.schedule import ScheduleSettings
+from align.schedule.due import Arrivals, Claimed, Due, History, Schedule, Skip, Tick, Waits, tick
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables.core import rounds
 from tests.unit.ledgers import FIRST
 
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -9,14 +9,14 @@ from shutil import copytree
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.config import CampaignConfig
-from align.evidence import Evidence
-from align.gate.demands import Demands
-from align.gate.evaluate import ItemResults
-from align.gate.gate import decide
-from align.gate.suites import SuiteRule
-from align.memory.ledger import Ledger
-from align.memory.snapshots import Kind, Provenance, Snapshot, SnapshotStore
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.demands import Demands
+from align.gate.suites.suites import SuiteRule
+from align.gate.verdict import decide
+from align.store.ledger.ledger import Ledger
+from align.store.snapshots.snapshots import Kind, Provenance, Snapshot, SnapshotStore
 from tests.unit.campaigns import ENFORCE, campaign, rounds
 
 ITEMS = 60

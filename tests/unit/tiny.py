@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from align.learner.rows import Row
+from align.algorithms.rows import Row
 
 VOCABULARY = 20
 

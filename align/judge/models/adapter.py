@@ -15,13 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from align.data.base_model import load_encoder
 from align.judge.models.base import Named
 from align.judge.models.digest import combined, digest_of_files, digest_of_model
 from align.judge.models.local import LocalModel, find_folder, quantised_by, served_policy
-from align.learner.model.folder import is_read, load_shell
-from align.models import load_encoder
-from align.parts import StartEngine
-from rollouts.engine import RolloutEngine
+from align.learner.folder.folder import is_read, load_shell
+from align.round.session import StartEngine
+from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def write_merged(model: AdapterModel, target: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from align.data.base_model import load_tokenizer
     from align.learner.model.loading import write_model
-    from align.models import load_tokenizer
 
     base = AutoModelForCausalLM.from_pretrained(
         model.folder,

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from align.gate.suites import Suite
+from align.gate.suites.suites import Suite
 from align.judge.suites_file import SuitesFile
-from align.parts import StartEngine
-from rollouts.engine import RolloutEngine
+from align.round.session import StartEngine
+from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from align.learner.model.folder import is_read, model_files
-from align.memory.durable import digest_of
+from align.learner.folder.folder import is_read, model_files
+from align.store.durable import digest_of
 
 
 def digest_of_model(folder: Path, *, code: bool) -> str:

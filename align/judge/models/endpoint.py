@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.config import CampaignConfig
-from align.gate.suites import Suite, build_suites
+from align.config.campaign import CampaignConfig
+from align.data.base_model import SCHEMES, load_encoder
+from align.gate.suites.suites import Suite, build_suites
 from align.judge.models.base import Named
 from align.judge.models.digest import combined
 from align.judge.suites_file import SuitesFile
-from align.models import SCHEMES, load_encoder
-from align.parts import StartEngine
-from rollouts.endpoint.client import EndpointClient, EndpointError, EndpointRefusal
-from rollouts.endpoint.engine import EndpointEngine, NoPromptLogprobs
-from rollouts.endpoint.text import TextEncoder
-from rollouts.engine import RolloutEngine
+from align.round.session import StartEngine
+from rollouts.engines.endpoint.client import EndpointClient, EndpointError, EndpointRefusal
+from rollouts.engines.endpoint.engine import EndpointEngine, NoPromptLogprobs
+from rollouts.engines.endpoint.text import TextEncoder
+from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import UserError, nearest
 
 if TYPE_CHECKING:

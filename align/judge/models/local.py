@@ -10,19 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config import CampaignConfig
-from align.gate.suites import Suite, build_suites
-from align.inputs import context_of
+from align.config.campaign import CampaignConfig
+from align.config.policy import PolicyConfig
+from align.data.base_model import SCHEMES, load_encoder, resolve_model
+from align.gate.suites.suites import Suite, build_suites
 from align.judge.models.base import Named
 from align.judge.models.digest import digest_of_model
 from align.judge.suites_file import SuitesFile
-from align.learner.model.checks import check_served
-from align.models import SCHEMES, load_encoder, resolve_model
-from align.parts import StartEngine, versions
-from align.plan.fit import check_addresses, check_kv_cache
-from align.policy_config import PolicyConfig
-from rollouts.engine import RolloutEngine
-from rollouts.vllm_engine import resolve_device
+from align.learner.folder.checks import check_served
+from align.report.forecast.fit import check_addresses, check_kv_cache
+from align.round.inputs import context_of
+from align.round.session import StartEngine, versions
+from rollouts.engines.protocol import RolloutEngine
+from rollouts.engines.vllm import resolve_device
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder

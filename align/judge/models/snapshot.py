@@ -8,16 +8,16 @@ from pathlib import Path
 from pydantic import ValidationError
 from sqlalchemy import select
 
-from align.campaign_file import load_campaign
-from align.config import CampaignConfig
-from align.evidence import Evidence, stored_evidence
+from align.config.campaign import CampaignConfig
+from align.config.file import load_campaign
+from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
 from align.judge.models.local import LocalModel, open_folder
-from align.memory.ledger import Ledger
-from align.memory.sqlite_file import sqlite_url
-from align.memory.tables import campaigns
-from align.report.export import find
-from align.stored_config import as_then
+from align.report.export.export import find
+from align.store.database.sqlite_file import sqlite_url
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables.core import campaigns
+from align.store.stored_config import as_then
 from rollouts.errors import UserError
 
 SIGN = "#"

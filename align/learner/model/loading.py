@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from align.config import PolicyConfig
-from align.learner.linear import speed_up
+from align.config.campaign import PolicyConfig
+from align.learner.model.linear import speed_up
 from align.learner.model.mapping import attention_of
 from align.learner.model.norm import speed_up_norms
 from align.learner.packing import use_packing

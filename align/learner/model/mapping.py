@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.policy_config import PolicyConfig
+from align.config.policy import PolicyConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

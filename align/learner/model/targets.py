@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.learner.model.folder import load_shell
-from align.policy_config import LoraConfig, PolicyConfig
+from align.config.policy import LoraConfig, PolicyConfig
+from align.learner.folder.folder import load_shell
+from rollouts.engines.vllm import LINEAR_LAYERS
 from rollouts.errors import UserError
-from rollouts.vllm_engine import LINEAR_LAYERS
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Layers that choose experts; adapting one would move tokens to experts not trained on them."""

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from align.evidence import Evidence
+from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap
-from align.history import steps_of
 from align.report.acts import Act, acts_of
-from align.report.feedback import takes_of
-from align.report.held_out import overlaps_of
+from align.report.export.held_out import overlaps_of
+from align.report.history import steps_of
 from align.report.html.curves import Curve, Panel, thinned
 from align.report.html.limits import Limits
 from align.report.html.lineage import Node, lineage
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
+from align.report.inbox import takes_of
 from align.report.seals import Seal, seals_of
 from align.report.tables import answer_first
-from align.spending import Spent, Split
+from align.round.spending import Spent, Split
 from rollouts.types import SnapshotId
 
 

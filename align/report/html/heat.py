@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from align.config import CampaignConfig
+from align.config.campaign import CampaignConfig
 from align.gate.forgetting import ScoreMatrix
 from align.report.html.curves import Curve, Panel
 

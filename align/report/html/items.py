@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from align.evidence import Evidence
 from align.gate.checks import Check
-from align.gate.evaluate import ItemResults, paired
-from align.gate.gate import Verdict
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.verdict import Verdict
 from align.report.html.limits import Limits, cut
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId

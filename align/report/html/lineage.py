@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from align.memory.ledger import RoundRecord
-from align.repair.record import repairs_of
-from align.report.repaired import repaired_by
+from align.report.export.repaired import repaired_by
+from align.store.ledger.ledger import RoundRecord
+from align.store.repairs import repairs_of
 from rollouts.types import SnapshotId
 
 

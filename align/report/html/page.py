@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from align.evidence import Evidence
 from align.gate.checks import Check
+from align.gate.evidence import Evidence
 from align.report.families import GUARDED
 from align.report.html.charts import Chart, draw
 from align.report.html.curves import Panel

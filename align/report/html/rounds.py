@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from align.config import RoundConfig
-from align.evidence import Evidence
+from align.config.campaign import RoundConfig
 from align.gate.checks import Check
-from align.gate.gate import Verdict
+from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row
-from align.history import Metric, reasons_of, steps_of, summaries, watch_of
-from align.memory.ledger import RoundRecord
-from align.memory.manifest import Manifest
-from align.memory.takes import Take
-from align.repair.record import RepairStep, repairs_of
-from align.report.feedback import told
+from align.gate.verdict import Verdict
+from align.report.export.repaired import accepted_repair
+from align.report.history import Metric, reasons_of, steps_of, summaries, watch_of
 from align.report.html.curves import Panel, Steps, panels
 from align.report.html.items import Changes, Item, changes
 from align.report.html.limits import Limits, cut
 from align.report.html.said import SaidAt, said_of
 from align.report.html.samples import samples_of
 from align.report.html.signals import Signals, signals_of
-from align.report.repaired import accepted_repair
+from align.report.inbox import told
 from align.report.tables import outcome_of
-from align.spending import Spent, spent
+from align.round.spending import Spent, spent
+from align.store.ledger.ledger import RoundRecord
+from align.store.ledger.reservations import Take
+from align.store.repairs import RepairStep, repairs_of
+from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.report.html.limits import Limits, cut
-from align.rollout_table import FOLDER, Record, load_records
+from align.round.rollout_table import FOLDER, Record, load_records
 from rollouts.errors import KeelError
 
 NAME = 120

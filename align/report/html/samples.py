@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from align.evidence import Evidence
-from align.gate.gate import Verdict
+from align.gate.evidence import Evidence
+from align.gate.verdict import Verdict
 from align.report.html.items import Item, pair_of
 from align.report.html.limits import Limits
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from align.config import CampaignConfig
-from align.demands_config import Family
+from align.config.campaign import CampaignConfig
+from align.config.demands import Family
 from align.gate.forgetting import ScoreMatrix
 from align.report.families import by_family, families_of
 from align.report.html.curves import Panel

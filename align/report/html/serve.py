@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-from align.config import CampaignConfig
-from align.evidence import stored_evidence
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import stored_evidence
 from align.report.html.page import render
 from rollouts.errors import KeelError, UserError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from align.report.html.curves import Steps, curve
-from align.watch_record import WatchRecord
+from align.round.watch.record import WatchRecord
 
 GROWTH = 1.5
 """A mean length, or its inverse, that changed by this factor."""

@@ -8,13 +8,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from align.parts import MeasuringObserver
 from align.report.trackers.base import Tracker
+from align.round.session import MeasuringObserver
 
 if TYPE_CHECKING:
-    from align.gate.progress import SuiteProgress
-    from align.parts import Observer
-    from align.round_plan import RoundOutcome, RoundPlan
+    from align.gate.measurement.progress import SuiteProgress
+    from align.round.plan import RoundOutcome, RoundPlan
+    from align.round.session import Observer
 
 
 class TrackedObserver:

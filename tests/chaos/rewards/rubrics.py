@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.config import RewardConfig
+from align.config.campaign import RewardConfig
 from rewards.rubric import Rubric, build_rubric
 from rollouts.types import Completion, Prompt, RolloutGroup, Score
 from tests.patience import patient

@@ -129,7 +129,7 @@ def test_a_relative_file_is_found_from_the_current_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def f(completions): return [2.0] * len(completions)")
-    from align.config import RewardConfig
+    from align.config.campaign import RewardConfig
     from rewards.rubric import build_rubric
 
     rubric = build_rubric([RewardConfig(name="mine.py:f")])

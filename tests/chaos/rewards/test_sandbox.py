@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.config import RewardConfig
-from rewards.isolation import bwrap, sandbox
+from align.config.campaign import RewardConfig
 from rewards.isolation.process import Worker, WorkerEnded
+from rewards.isolation.sandbox import bwrap, sandbox
 from rewards.rubric import build_rubric
 from rollouts.errors import UserError
 from tests.chaos.rewards.rubrics import group, kinds, rubric_of, scores

@@ -253,7 +253,7 @@ def test_scoring_from_a_running_loop() -> None:
 
 
 def _build(*names: str) -> Rubric:
-    from align.config import RewardConfig
+    from align.config.campaign import RewardConfig
     from rewards.rubric import build_rubric
 
     return build_rubric([RewardConfig(name=name) for name in names])

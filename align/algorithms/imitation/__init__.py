@@ -1,0 +1,1 @@
+"""Algorithms that imitate: SFT, pre-training, rejection sampling and distillation."""

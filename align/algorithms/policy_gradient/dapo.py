@@ -1,0 +1,124 @@
+"""DAPO: GRPO with room for rare tokens, without groups that say nothing, and fair to cut answers.
+
+    r'  = r + overlong_penalty * overlong_punishment(|y|)
+    A_i = (r'_i - mean_G r') / (std_G r' + eps)
+    L   = -1/N sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A),  clip_high > clip_low
+
+A group whose rewards do not differ is drawn again, up to ``max_resamples`` times a step. Source: Yu et
+al. 2025, arXiv 2503.14476: clip-higher eq. 10, dynamic sampling eq. 11, token mean eq. 12, soft overlong
+punishment eq. 13, overlong filtering section 3.4. The paper has no KL term: leave ``anchors.new`` empty.
+
+Assumes rewards about as large as the paper's, which are 1 and -1; scale ``overlong_penalty`` to others.
+What the rubric could not score stays without an advantage. Dynamic sampling looks at the rubric's
+rewards alone: a group that differs only in length says nothing about the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from align.algorithms.base import LossAndMetrics, PolicyInputs
+from align.algorithms.policy_gradient.advantages import has_signal
+from align.algorithms.policy_gradient.clipping import clipped_mean
+from align.algorithms.policy_gradient.outcome import GroupRelative
+from align.algorithms.rows import Totals
+from rollouts.types import Score, ScoredGroup
+
+PART = "dapo/overlong"
+"""Name of the punishment among the reward's parts."""
+
+
+class DAPO(GroupRelative):
+    """Decoupled clip and dynamic sampling policy optimisation."""
+
+    name: Literal["dapo"] = "dapo"
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """How far it may rise above 1."""
+    max_resamples: Annotated[int, Field(ge=0)] = 3
+    """How often a step draws again in place of groups whose rewards are all equal."""
+    overlong_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Largest punishment for length, in units of the reward; 0 turns it off."""
+    overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The last share of ``max_tokens``, over which the punishment grows: 4,096 of the paper's 20,480."""
+    filter_truncated: bool = False
+    """Leave completions that were cut out of the loss; their rewards stay in the group's mean."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Length with the full punishment, in tokens; None: ``sampling.max_tokens``."""
+
+    def for_round(self, max_tokens: int) -> Self:
+        return self if self.max_tokens else self.model_copy(update={"max_tokens": max_tokens})
+
+    @property
+    def resamples(self) -> int:
+        return self.max_resamples
+
+    def informative(self, scored: ScoredGroup) -> bool:
+        return has_signal(super().advantages([scored])[0])
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
+        shaped_PG = super().advantages([self._shaped(scored) for scored in groups])
+        if not self.filter_truncated:
+            return shaped_PG
+        return [without_truncated(*pair) for pair in zip(groups, shaped_PG, strict=True)]
+
+    def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
+        return clipped_mean(inputs, self.clip_low, self.clip_high, totals.tokens)
+
+    def _shaped(self, scored: ScoredGroup) -> ScoredGroup:
+        """The group with its lengths punished."""
+        if not self.overlong_penalty:
+            return scored
+        if self.max_tokens is None:
+            raise ValueError("dapo: max_tokens is None; set it, or ask for_round(max_tokens)")
+        buffer = self.overlong_buffer * self.max_tokens
+        scores_G = [
+            punished(
+                score,
+                overlong_punishment(len(completion.token_ids), self.max_tokens, buffer),
+                self.overlong_penalty,
+            )
+            for completion, score in zip(scored.group.completions_G, scored.scores_G, strict=True)
+        ]
+        return replace(scored, scores_G=tuple(scores_G))
+
+
+def overlong_punishment(length: int, max_tokens: int, buffer: float) -> float:
+    """0 up to ``max_tokens - buffer`` tokens, then falling linearly to -1 at ``max_tokens``.
+
+    Source: arXiv 2503.14476, eq. 13.
+
+    >>> [overlong_punishment(length, 100, 20) for length in (80, 85, 100, 101)]
+    [0.0, -0.25, -1.0, -1.0]
+    """
+    return max(min((max_tokens - buffer - length) / buffer, 0.0), -1.0)
+
+
+def without_truncated(
+    scored: ScoredGroup, advantages_G: Sequence[float | None]
+) -> list[float | None]:
+    """The advantages, None where the completion was cut: the loss leaves it out.
+
+    An answer that ends by itself at the very last token was not cut.
+    """
+    return [
+        None if completion.finish_reason == "length" else advantage
+        for completion, advantage in zip(scored.group.completions_G, advantages_G, strict=True)
+    ]
+
+
+def punished(score: Score, punishment: float, weight: float) -> Score:
+    """The score with one more part; one without a number stays without."""
+    if score.value is None:
+        return score
+    return replace(
+        score,
+        value=score.value + weight * punishment,
+        parts={**score.parts, PART: punishment},
+        weights={**score.weights, PART: weight},
+    )

@@ -1,0 +1,183 @@
+"""PPO: the clipped surrogate on advantages of tokens, which a critic's values tell apart.
+
+    A_t  generalised advantage estimates of a completion whose score is the reward of its last token
+    L    = -1/N sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
+           + value_weight 1/N sum_t 1/2 max((V_t - R_t)^2, (clip(V_t, v_t - c, v_t + c) - R_t)^2)
+
+``v_t`` are the critic's values when the batch came, ``V_t`` those it gives now, ``R_t = A_t + v_t`` before
+whitening, ``c`` is ``value_clip``. Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages:
+Schulman et al. 2016, arXiv 1506.02438, eq. 16; value clipping, whitening and the penalty on answers that
+were cut: Huang et al. 2024, arXiv 2403.17031.
+
+The KL to earlier policies is no part of the reward: anchors add it to the loss, and the anchor estimator
+``k1`` has the gradient that a KL reward has. A critic replaces the comparison within a group, so one
+completion per prompt is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.algorithms.base import LossAndMetrics, Need, PolicyGradient, PolicyInputs
+from align.algorithms.policy_gradient.clipping import clipped_surrogate
+from align.algorithms.policy_gradient.gae import explained_variance, gae, terminal_rewards, whiten
+from align.algorithms.rows import Row, Totals
+from align.settings import Settings
+from rollouts.types import Completion, Score, ScoredGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.algorithms.outputs import Outputs
+    from align.learner.batching import MicroBatch
+
+SHARED = "shared"
+"""``critic.model`` of a head on the policy's own hidden states."""
+
+
+VALUE_PARTS = ("value/return", "value/return_square", "value/error_square")
+"""Means over the tokens that `explained_variance` takes, in its order."""
+
+
+class CriticConfig(Settings):
+    """The model that says what score to expect, new in every round."""
+
+    model: str | None = None
+    """None: a copy of the round's parent, all of it trained. ``shared``: a head on the policy's hidden
+    states, which costs next to nothing. Else a folder with a model that has the policy's tokenizer, such
+    as a reward model, whose own head is left behind. Under ``lora`` the copy is of the base without
+    its adapter, in full weights: ``shared`` is then the natural choice. Of several learner ranks each
+    holds the whole critic."""
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Learning rate; the optimizer's schedule scales it like the policy's."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Updates at the start of a round in which only the critic learns."""
+    shared_gradient: bool = False
+    """With ``shared``: whether the value loss also moves the policy's hidden states."""
+
+    @model_validator(mode="after")
+    def _gradient(self) -> Self:
+        if self.shared_gradient and self.model != SHARED:
+            raise ValueError(
+                f"critic.shared_gradient needs a critic on the policy's hidden states, got model "
+                f"{self.model!r}; set critic.model to shared, or shared_gradient to false"
+            )
+        return self
+
+
+class PPO(PolicyGradient):
+    """Proximal policy optimisation with a critic."""
+
+    name: Literal["ppo"] = "ppo"
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per token; below 1 it favours short answers."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """0 trusts the critic for everything after a token, 1 the sampled score."""
+    whiten: bool = True
+    """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
+    value_clip: Annotated[float, Field(gt=0)] | None = 0.2
+    """How far a value may move within one batch and still learn, in units of the score; None: any."""
+    value_weight: Annotated[float, Field(gt=0)] = 0.1
+    """Weight of the value loss. It scales the gradient of the critic alone, unless that is shared."""
+    truncation_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken off the score of an answer that was cut at ``max_tokens``."""
+    critic: CriticConfig = CriticConfig()
+
+    needs = frozenset[Need]({"start", "values"})
+
+    @property
+    def critic_config(self) -> CriticConfig:
+        return self.critic
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
+        """The scores: `complete` spreads them over the tokens, once their values are known."""
+        return [
+            [
+                self._score(completion, score)
+                for completion, score in zip(
+                    scored.group.completions_G, scored.scores_G, strict=True
+                )
+            ]
+            for scored in groups
+        ]
+
+    def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows with an advantage and a return for every token."""
+        scored = [self._estimated(row) for row in rows if row.advantage is not None]
+        if self.whiten:
+            white_BT = whiten([row.advantages_T or () for row in scored])
+            scored = [
+                replace(row, advantages_T=white_T)
+                for row, white_T in zip(scored, white_BT, strict=True)
+            ]
+        return [*scored, *(row for row in rows if row.advantage is None)]
+
+    def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
+        loss_N, clipped_N = clipped_surrogate(inputs, self.clip_low, self.clip_high)
+        share = clipped_N.float().sum() / totals.tokens
+        return loss_N.sum() / totals.tokens, {"loss/clip_share": share}
+
+    def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
+        loss, metrics = super().objective(micro, outputs, totals)
+        teaches_N = micro.teaches_N
+        if not teaches_N.any():
+            return loss, metrics
+        assert outputs.values_N is not None
+        value_loss, measured = self._value_loss(
+            outputs.values_N[teaches_N],
+            micro.of_tokens("values_T")[teaches_N],
+            micro.of_tokens("returns_T")[teaches_N],
+            totals,
+        )
+        return loss + self.value_weight * value_loss, {**metrics, **measured}
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        parts = [metrics[name] for name in VALUE_PARTS if name in metrics]
+        return {"value/explained_variance": explained_variance(*parts)} if parts else {}
+
+    def _score(self, completion: Completion, score: Score) -> float | None:
+        if score.value is None:
+            return None
+        return score.value - self.truncation_penalty * (completion.finish_reason == "length")
+
+    def _estimated(self, row: Row) -> Row:
+        assert row.advantage is not None and row.values_T is not None
+        rewards_T = terminal_rewards(row.advantage, len(row.completion_ids))
+        advantages_T, returns_T = gae(rewards_T, row.values_T, gamma=self.gamma, lam=self.lam)
+        return replace(row, advantages_T=advantages_T, returns_T=returns_T)
+
+    def _value_loss(
+        self, values_N: Tensor, start_N: Tensor, returns_N: Tensor, totals: Totals
+    ) -> LossAndMetrics:
+        """Of the tokens that teach, with the parts of the variance that the critic explained."""
+        loss_N, clipped_N = clipped_value_loss(values_N, start_N, returns_N, self.value_clip)
+        loss = loss_N.sum() / totals.tokens
+        parts = (returns_N, returns_N.square(), (returns_N - start_N).square())
+        return loss, {
+            "loss/value": loss.detach(),
+            "loss/value_clip_share": clipped_N.float().sum() / totals.tokens,
+            **{n: part.sum() / totals.tokens for n, part in zip(VALUE_PARTS, parts, strict=True)},
+        }
+
+
+def clipped_value_loss(
+    values_N: Tensor, start_values_N: Tensor, returns_N: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Per-token value loss, and where the clip stopped it: the larger of two halved squared errors, of
+    the value and of the value held within ``clip`` of where it started. Source: Huang et al. 2024, arXiv
+    2403.17031.
+    """
+    error_N = (values_N - returns_N).square()
+    if clip is None:
+        return 0.5 * error_N, error_N.new_zeros(error_N.shape)
+    near_N = values_N.clamp(start_values_N - clip, start_values_N + clip)
+    near_error_N = (near_N - returns_N).square()
+    return 0.5 * error_N.maximum(near_error_N), (near_error_N > error_N).detach()

@@ -1,0 +1,50 @@
+"""REINFORCE++: PPO's clip on advantages that the whole step normalises, without a critic.
+
+    A_i = (r_i - b_i - mean_step(r - b)) / max(std_step(r - b), floor)
+    L   = -1/N sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
+
+``b`` is 0, or with ``group_baseline`` the mean of the completion's group: REINFORCE++-baseline. Source:
+Hu et al. 2025, arXiv 2501.03262. For the KL that the paper takes off the reward use the anchor estimator
+``k1``, for that of the baseline variant ``k2``.
+
+Assumes rewards that compare between prompts, or a ``group_baseline``. One completion per prompt is enough
+without it. Mean and deviation are of completions, so a long answer counts once. A step of equal rewards
+has zero advantages, and where the paper divides by a tiny spread we stop at
+`align.algorithms.policy_gradient.advantages.FLOOR`, since noise would get full-sized advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.algorithms.base import LossAndMetrics, PolicyInputs
+from align.algorithms.policy_gradient.advantages import batch_normalised
+from align.algorithms.policy_gradient.clipping import clipped_mean
+from align.algorithms.policy_gradient.outcome import OutcomeGradient, need_groups, values_of
+from align.algorithms.rows import Totals
+from rollouts.types import ScoredGroup
+
+
+class ReinforcePP(OutcomeGradient):
+    """REINFORCE++, and REINFORCE++-baseline."""
+
+    name: Literal["reinforce_pp"] = "reinforce_pp"
+    group_baseline: bool = False
+    """Subtract the mean of the completion's group first. Suits prompts of uneven difficulty."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio may fall below 1 and still be learned from."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far it may rise above 1."""
+
+    def check(self, group_size: int, where: str) -> None:
+        if self.group_baseline:
+            need_groups(f"{self.name} with group_baseline", group_size, where)
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
+        return batch_normalised(values_of(groups), group_mean=self.group_baseline)
+
+    def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
+        return clipped_mean(inputs, self.clip_low, self.clip_high, totals.tokens)

@@ -1,0 +1,1 @@
+"""Algorithms that learn from preferences: DPO, KTO and reward models."""

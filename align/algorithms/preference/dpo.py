@@ -1,0 +1,134 @@
+"""DPO: direct preference optimisation, against one reference or several anchors at once.
+
+    h = log pi(chosen) / ref(chosen) - log pi(rejected) / ref(rejected)
+    L = -log sigmoid(beta h)      sigmoid: Rafailov et al. 2023, arXiv 2305.18290, eq. 7
+        (h - 1 / (2 beta))^2      ipo: Azar et al. 2023, arXiv 2310.12036, eq. 17
+        max(0, 1 - beta h)        hinge: Liu et al. 2023, arXiv 2309.06657, after SLiC, arXiv 2305.10425
+
+The mean is over pairs. Where labels are flipped with probability ``e``, ``conservative`` smoothing takes
+``(1-e) L(h) + e L(-h)`` (cDPO: Mitchell 2023, "A note on DPO with noisy preferences"), and ``robust``
+``((1-e) L(h) - e L(-h)) / (1-2e)``, whose expectation over the flips is the clean loss (rDPO:
+Chowdhury et al. 2024, arXiv 2403.00409).
+
+Several anchors are one reference. With weights ``w_k`` that sum to one,
+
+    sum_k w_k KL(pi || ref_k) = KL(pi || mix) - log Z(x)
+    log mix(y|x) = sum_k w_k log ref_k(y|x) - log Z(x),    Z(x) = sum_y prod_k ref_k(y|x)^w_k
+
+so the policy that trades reward against all anchors is DPO's with the reference ``mix``. ``Z`` depends on
+the prompt alone: it cancels in ``h``, and the weighted mean of the anchors' log-probabilities is exact.
+Not so where answers of unequal length are averaged over their tokens: there it is an approximation.
+
+Assumes that both answers of a pair belong to one prompt and that the reference can produce either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.algorithms.base import LossAndMetrics, Need
+from align.algorithms.preference.preference import PairInputs, Preference
+from align.algorithms.rows import Totals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss = Literal["sigmoid", "ipo", "hinge"]
+Smoothing = Literal["conservative", "robust"]
+
+
+def sigmoid(margins_U: Tensor, beta: float) -> Tensor:
+    """``-log sigmoid(beta h)``."""
+    # log(exp(0) + exp(-x)), which no x can overflow.
+    return (-beta * margins_U).logaddexp(margins_U.new_zeros(()))
+
+
+def ipo(margins_U: Tensor, beta: float) -> Tensor:
+    """``(h - 1 / (2 beta))^2``: a margin to reach, so that certain labels do not drive it to infinity."""
+    return (margins_U - 1 / (2 * beta)).square()
+
+
+def hinge(margins_U: Tensor, beta: float) -> Tensor:
+    """``max(0, 1 - beta h)``: nothing more to learn from a pair beyond the margin."""
+    return (1 - beta * margins_U).relu()
+
+
+LOSSES: dict[Loss, Callable[[Tensor, float], Tensor]] = {
+    "sigmoid": sigmoid,
+    "ipo": ipo,
+    "hinge": hinge,
+}
+
+
+def conservative(right_U: Tensor, flipped_U: Tensor, rate: float) -> Tensor:
+    """The expected loss under labels that are wrong at this rate."""
+    return (1 - rate) * right_U + rate * flipped_U
+
+
+def robust(right_U: Tensor, flipped_U: Tensor, rate: float) -> Tensor:
+    """What has the clean loss as its expectation when labels are wrong at this rate."""
+    return ((1 - rate) * right_U - rate * flipped_U) / (1 - 2 * rate)
+
+
+SMOOTHINGS: dict[Smoothing, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "conservative": conservative,
+    "robust": robust,
+}
+
+
+class DPO(Preference):
+    """Direct preference optimisation."""
+
+    name: Literal["dpo"] = "dpo"
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the reference holds: rewards are ``beta`` times a log-ratio in nats."""
+    loss: Loss = "sigmoid"
+    """What is made of the margin between the two log-ratios."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of pairs whose sides are swapped."""
+    smoothing: Smoothing = "conservative"
+    """What is done about them: ``conservative`` is cDPO, ``robust`` is rDPO."""
+    length_normalised: bool | None = None
+    """Log-ratios as means over an answer's tokens instead of sums. None: for ``ipo`` only, as its
+    authors do."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
+    anchors_are_reference: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _smooths(self) -> Self:
+        if not self.label_smoothing and self.changed("smoothing"):
+            raise ValueError(
+                f"smoothing {self.smoothing} corrects for swapped labels and label_smoothing is 0; set "
+                "label_smoothing to the share that is swapped, or leave smoothing out"
+            )
+        return self
+
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether log-ratios are means over an answer's tokens."""
+        return self.loss == "ipo" if self.length_normalised is None else self.length_normalised
+
+    def pair_loss(self, inputs: PairInputs, totals: Totals) -> LossAndMetrics:
+        chosen_U = inputs.chosen_logprobs_U - inputs.chosen_reference_U
+        rejected_U = inputs.rejected_logprobs_U - inputs.rejected_reference_U
+        margins_U = chosen_U - rejected_U
+        if self.averages_tokens:
+            margins_U = chosen_U / inputs.chosen_tokens_U - rejected_U / inputs.rejected_tokens_U
+        of_margin, smoothed = LOSSES[self.loss], SMOOTHINGS[self.smoothing]
+        loss_U = smoothed(
+            of_margin(margins_U, self.beta), of_margin(-margins_U, self.beta), self.label_smoothing
+        )
+        measured = {
+            "pairs/accuracy": (chosen_U > rejected_U).float(),
+            "pairs/margin": self.beta * (chosen_U - rejected_U),
+            "pairs/chosen_reward": self.beta * chosen_U,
+            "pairs/rejected_reward": self.beta * rejected_U,
+        }
+        metrics = {
+            name: value_U.detach().sum() / totals.units for name, value_U in measured.items()
+        }
+        return loss_U.sum() / totals.units, metrics

@@ -1,0 +1,390 @@
+"""A campaign file as frozen models: every field documented where it lives.
+
+Whatever a round leaves out comes from ``defaults``, and what those leave out from here. Cross-field
+rules say rule, value and remedy. `align.config.file` reads the YAML. Imports no torch: a file is
+checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
+
+from align.algorithms import ALGORITHMS, GRPO, Algorithm, algorithm_from, spelt_out
+from align.algorithms.importance import ImportanceConfig
+from align.config.data import ExamplesConfig
+from align.config.demands import AnswerSampling
+from align.config.gate import GateConfig, RoundSuiteConfig, SuiteConfig
+from align.config.learning import AnchorConfig, AnchorsConfig, OptimizerConfig, SamplingConfig
+from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
+from align.config.prompts import Prompts, PromptsConfig, sourced
+from align.config.repair import RepairConfig
+from align.config.rewards import Reward, RewardConfig, check_rewards
+from align.config.rules import (
+    check_anchors,
+    check_dropout,
+    check_heldout,
+    check_staleness,
+    check_used,
+)
+from align.config.schedule import RememberConfig, ScheduleSettings, check_schedules
+from align.config.store import StoreSettings
+from align.config.watch import HackingConfig
+from align.settings import Name, Places, Settings
+
+__all__ = [
+    "AnchorConfig",
+    "AnchorsConfig",
+    "CampaignConfig",
+    "EngineConfig",
+    "GateConfig",
+    "HackingConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "PromptsConfig",
+    "RepairConfig",
+    "ReplayConfig",
+    "RewardConfig",
+    "RoundConfig",
+    "RoundSettings",
+    "RoundSuiteConfig",
+    "SamplingConfig",
+    "SuiteConfig",
+    "filled",
+    "overlay",
+]
+
+PLANNING = {"assumed_change", "underpowered"}
+"""Settings of the gate that no verdict rests on."""
+
+Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
+
+
+class ReplayConfig(Settings):
+    """What of a step's budget goes to prompts that are not the round's own."""
+
+    past: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share for prompts of earlier accepted rounds, balanced over the rounds."""
+    general: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share for the general pool."""
+    general_prompts: Prompts | None = None
+    """The general pool; None turns its share off."""
+    general_answers: Literal["sampled", "stored"] = "sampled"
+    """``sampled``: the policy answers, held by the reverse KL. ``stored``: the campaign's start answered
+    once, and the policy is held to those answers; they cost no sampling and no share of the budget."""
+    general_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest stored answer, in tokens; None: as in training."""
+    buffer: Annotated[int, Field(ge=1)] = 256
+    """Prompts kept of each accepted round. No answers, no labels."""
+    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
+    """KL needs no group: one sample each spends the budget on distinct prompts."""
+    rewards: bool = False
+    """Also learn from the rewards of the rounds that past prompts belong to. Needs groups."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.past + self.general >= 1:
+            raise ValueError(
+                f"past + general must leave room for new prompts, got {self.past + self.general}; "
+                "lower one of the shares"
+            )
+        if self.rewards and self.samples_per_prompt < 2:
+            raise ValueError(
+                "replay.rewards compares completions of one prompt, got samples_per_prompt 1; "
+                "set samples_per_prompt to the group size, or rewards to false"
+            )
+        return self
+
+
+def _algorithm(value: Any, info: ValidationInfo) -> Any:
+    return algorithm_from(value, info.context)
+
+
+class RoundSettings(Settings):
+    """What ``defaults`` may set for all rounds and each round for itself."""
+
+    algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(_algorithm)] = GRPO()
+    sampling: SamplingConfig = SamplingConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    replay: ReplayConfig = ReplayConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    suite: RoundSuiteConfig = RoundSuiteConfig()
+    repair: RepairConfig = RepairConfig()
+    gold: tuple[Reward, ...] = ()
+    """Rewards that the rollouts are also scored by and nothing is learned from: does what the round
+    rewards still go with what it is meant to reward?"""
+    hacking: HackingConfig = HackingConfig()
+    mode: Literal["add", "override"] = "add"
+    """Toward accepted rounds with the same prompts. ``add``: their rewards stay in the rubric;
+    ``override``: this round's preference replaces theirs."""
+    failed_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a round's samples whose reward may fail before the round stops."""
+    meter_every: Annotated[int, Field(ge=1)] = 15
+    """Learner steps between drift measurements."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 15
+    """Learner steps between checkpoints: a round that was stopped goes on from the last one."""
+
+
+class RoundConfig(RoundSettings, ScheduleSettings):
+    """One preference round."""
+
+    name: Name
+    """Unique among rounds and suites; it names the round in the ledger and in commands."""
+    prompts: Prompts | None = None
+    """What completions are sampled for; None where the round learns from ``data``."""
+    data: Examples | None = None
+    """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
+    rewards: tuple[Reward, ...] = ()
+    """The preference of this round; parts are summed by weight."""
+    steps: Annotated[int, Field(ge=1)]
+    """Learner steps. A round of ``external`` takes none and leaves it out."""
+    remember: RememberConfig | Literal["all"] | None = None
+    """Of a template: which of its accepted rounds later rounds look back on. None: the defaults, 7 and 3;
+    ``all``: every one, so that a round costs more the more there were."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_steps(cls, data: Any) -> Any:
+        """Fill in the steps of a round that takes none of the learner's."""
+        if not isinstance(data, dict) or "steps" in data:
+            return data
+        algorithm = spelt_out(data.get("algorithm"))
+        name = algorithm.get("name") if isinstance(algorithm, dict) else None
+        known = ALGORITHMS.get(name) if isinstance(name, str) else None
+        return data if known is None or known.learns_here else {**data, "steps": 1}
+
+    @property
+    def asks(self) -> PromptsConfig | ExamplesConfig:
+        """Where the round's prompts come from: what two rounds may share.
+
+        Rounds that read a stream of the inbox once share nothing: each asks what came since the last.
+        """
+        found = self.prompts or self.data
+        assert found is not None, "the check of the material"
+        if found is self.data and self.data.stream is not None and self.data.use == "once":
+            return self.data.model_copy(update={"source": f"{self.data.source}#{self.name}"})
+        if found is self.prompts:
+            return self.prompts.model_copy(update={"heldout": None})
+        return found
+
+    @model_validator(mode="after")
+    def _material(self) -> Self:
+        algorithm, material = self.algorithm, self.algorithm.material
+        if not algorithm.learns_here and self.steps > 1:
+            raise ValueError(
+                f"steps is {self.steps} and {algorithm.name} takes no learner steps; remove steps"
+            )
+        if material == "rollouts":
+            if self.prompts is None:
+                raise ValueError(f"{algorithm.name} samples completions of prompts; set prompts")
+            if self.data is not None:
+                raise ValueError(
+                    f"{algorithm.name} learns from its own samples and would not read data; "
+                    "remove it, or choose an algorithm that learns from a file"
+                )
+            if not self.rewards:
+                use = "learns from" if algorithm.needs_rewards else "is measured by"
+                raise ValueError(f"{algorithm.name} {use} rewards; set rewards")
+        elif self.data is None:
+            raise ValueError(f"{algorithm.name} learns from {material} of a file; set data")
+        elif self.data.stream is not None and material not in ("pairs", "ratings"):
+            raise ValueError(
+                f"the inbox holds pairs and ratings, and {algorithm.name} learns from {material}; set data "
+                "to a file, or choose an algorithm that learns from pairs or ratings"
+            )
+        if algorithm.makes == "reward_model" and (self.rewards or self.suite.prompts):
+            raise ValueError(
+                "a reward model learns from pairs and is measured on held-out ones; remove rewards and "
+                "suite.prompts"
+            )
+        if self.replay.rewards and not algorithm.needs_rewards:
+            raise ValueError(
+                f"replay.rewards learns from rewards and {algorithm.name} does not; set it to false"
+            )
+        by_part = getattr(algorithm, "by_part", False)
+        check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
+        check_anchors(self)
+        check_heldout(self)
+        check_staleness(self)
+        if "gold_apart" in self.hacking.gate and not self.gold:
+            raise ValueError(
+                "hacking.gate names gold_apart, which compares with a gold reward, and there is none; set "
+                "gold to a reward that is not learned from, or take gold_apart out"
+            )
+        return self
+
+
+class CampaignConfig(StoreSettings):
+    """One campaign: a policy, its rounds in order, and what must not be lost."""
+
+    policy: PolicyConfig
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of prompts, samples and suites: the same seed draws the same."""
+    rollouts: EngineConfig = EngineConfig()
+    defaults: RoundSettings = RoundSettings()
+    rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
+    suites: tuple[SuiteConfig, ...] = ()
+    gate: GateConfig = GateConfig()
+    serving: AnswerSampling | None = None
+    """Sampling of keel serve for requests that name none, and the default of exported folders.
+    None: as the suites are sampled, where they are all sampled alike."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
+    keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
+    """Of how many steps of a round, the last ones, the rollouts are kept as tables."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_rounds(cls, data: Any) -> Any:
+        return filled(data)
+
+    _places: Places | None = PrivateAttr(default=None)
+
+    @property
+    def places(self) -> Places | None:
+        """Folders that relative paths start from; None where the campaign comes from no file."""
+        return self._places
+
+    @property
+    def home(self) -> Path:
+        """Folder of the campaign file; the current one where the campaign comes from no file."""
+        return Path() if self._places is None else self._places.folder
+
+    @model_validator(mode="after")
+    def _keep_places(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, Places):
+            self._places = info.context
+        return self
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        names = [r.name for r in self.rounds] + [s.name for s in self.suites]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(
+                f"rounds and suites share one name space, {twice[0]!r} stands twice; rename one"
+            )
+        for index, spec in enumerate(self.rounds):
+            spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
+            check_used(spec, self.defaults, f"rounds.{index}")
+            check_dropout(spec, index, self.policy)
+            if spec.repair.interpolate and self.policy.has_bare_dora:
+                raise ValueError(
+                    f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "
+                    "straight line from the base to a DoRA adapter; set interpolate to false, or "
+                    "policy.lora.merge to true"
+                )
+            if spec.sampling.in_flight and self.policy.lora and self.policy.lora.serve == "adapter":
+                raise ValueError(
+                    f"rounds.{index}.sampling: in_flight is on and engines serve adapters: a request that "
+                    "runs keeps its adapter; set policy.lora.serve to merged, or in_flight to false"
+                )
+            if spec.algorithm.teacher_follows and (self.policy.lora or self.policy.ranks > 1):
+                held = "adapters" if self.policy.lora else f"{self.policy.ranks} ranks"
+                raise ValueError(
+                    f"rounds.{index}.algorithm: follow moves a teacher's full weights on one rank, and the "
+                    f"policy has {held}; remove follow, or train full weights with policy.ranks 1"
+                )
+            earlier = [r.name for r in self.rounds[:index]]
+            anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
+            policies = [("anchors", anchor.to) for anchor in anchors]
+            policies.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
+            rewards = (*spec.rewards, *spec.gold)
+            models = [("rewards", str(reward.options.get("model"))) for reward in rewards]
+            for place, to in (*policies, *models):
+                kind, _, name = to.partition(":")
+                if kind != "round":
+                    continue
+                makes = "reward_model" if (place, to) in models else "policy"
+                known = [r.name for r in self.rounds[:index] if r.algorithm.makes == makes]
+                if name not in known:
+                    when = "comes later" if name in names else "does not exist"
+                    wrong = f"makes no {makes.replace('_', ' ')}" if name in earlier else when
+                    raise ValueError(
+                        f"rounds.{index}.{place}: {to!r} names a round that {wrong}; "
+                        f"rounds before {spec.name!r}: {', '.join(known) or 'none'}"
+                    )
+            for anchor in anchors:
+                if anchor.to == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):
+                    raise ValueError(
+                        f"rounds.{index}.anchors: only past prompts have an owner; "
+                        "use parent or base for new and general prompts"
+                    )
+        check_schedules(self.rounds, [s.name for s in self.suites])
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Everything that decides the result: not where the store lies, not what it is run on, and not when
+        rounds fall due. What rounds of templates look back on is stated with the round that fell due."""
+        resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
+        return self.model_dump(
+            mode="json",
+            exclude={
+                **dict.fromkeys(set(StoreSettings.model_fields) - {"name"}, True),
+                "rollouts": True,
+                "serving": True,
+                "trackers": True,
+                "keep_rollouts": True,
+                "policy": resources,
+                "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
+                "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
+            },
+        )
+
+    def training_hash(self, name: str) -> str:
+        """Return the sha256 of what decides a round's training: not of suites, margins and the gate."""
+        content = self.content()
+        names = [spec["name"] for spec in content["rounds"]]
+        trained = content["rounds"][: names.index(name) + 1]
+        judged = {"suite", "repair"}
+        values = {
+            "policy": content["policy"],
+            "seed": content["seed"],
+            "rounds": [{k: v for k, v in spec.items() if k not in judged} for spec in trained],
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def hash(self, num_rounds: int | None = None) -> str:
+        """sha256 of `content`; with only its first rounds where their number is given."""
+        content = self.content()
+        content["rounds"] = content["rounds"][:num_rounds]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def filled(data: Any) -> Any:
+    """A raw campaign in which a round is ``defaults`` overlaid with what the round itself says."""
+    if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
+        return data
+    defaults = data.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        return data
+    rounds = [overlay(defaults, r) if isinstance(r, dict) else r for r in data["rounds"]]
+    return {**data, "rounds": rounds}
+
+
+def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so is a
+    mapping that names something else. An algorithm that is only a word is a mapping with its name."""
+    if "name" in above and above["name"] != below.get("name", above["name"]):
+        return above  # Another algorithm or reward: it has other options.
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if key == "algorithm":
+            old, value = spelt_out(old), spelt_out(value)
+        merged[key] = (
+            overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged

@@ -1,0 +1,313 @@
+"""From a YAML file and ``--set`` overrides to a `CampaignConfig`, or one clear message.
+
+YAML is read as YAML 1.2 reads it: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
+errors, and nothing in a file can run code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from align.algorithms import Algorithm, algorithm_class, spelt_out
+from align.config.campaign import CampaignConfig, filled
+from align.config.store import SQLITE
+from align.settings import Places
+from rollouts.errors import UserError, nearest
+
+MAX_BYTES = 1 << 20
+"""A campaign file is small; anything larger is a mistake or an attack on the parser."""
+MAX_SHOWN = 5
+"""Problems listed at once."""
+CAMPAIGN = "campaign"
+"""Name of a file in messages."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers and booleans, refusing duplicate keys."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a word, not a list or mapping", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignFile:
+    """A validated campaign and the raw values it came from."""
+
+    config: CampaignConfig
+    raw: dict[str, Any]
+    overridden: tuple[str, ...]
+    """Keys that an override set, with positions in place of the names of rounds and suites."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user on a valid campaign."""
+
+
+def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
+    """Read, override, validate.
+
+    Args:
+        overrides: ``key.path=value`` as given to ``--set``; the value is YAML.
+
+    Raises:
+        UserError: with every problem found, the nearest known key for a misspelt one.
+    """
+    return parse_campaign(read_text(path), path, overrides)
+
+
+def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
+    """Do the same with a text that stands in the file, or will."""
+    file = validated(CampaignConfig, mapping_of(text, path), path, overrides)
+    return CampaignFile(
+        config=file.settings, raw=file.raw, overridden=file.overridden, notes=file.notes
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validated(Generic[Model]):
+    """The validated content of a file, and where it is from."""
+
+    settings: Model
+    raw: dict[str, Any]
+    overridden: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def validated(
+    model: type[Model],
+    raw: dict[str, Any],
+    path: Path,
+    overrides: Sequence[str] = (),
+    what: str = CAMPAIGN,
+) -> Validated[Model]:
+    """Override and validate the content of a file.
+
+    Args:
+        what: name of such a file in messages.
+
+    Raises:
+        UserError: with every problem found, the nearest known key for a misspelt one.
+    """
+    overridden = tuple(_apply(raw, override) for override in overrides)
+    places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
+    try:
+        settings = model.model_validate(raw, context=places)
+    except ValidationError as error:
+        raise UserError(_describe(error, model, raw, places, what), where=str(path)) from None
+    return Validated(settings=settings, raw=raw, overridden=overridden, notes=tuple(places.notes))
+
+
+def parse_value(text: str) -> Any:
+    """A YAML scalar, list or mapping."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def read_text(path: Path, what: str = CAMPAIGN) -> str:
+    """Read a file that may be given on a command line.
+
+    Raises:
+        UserError: there is none, it is too large, or it is no text.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"there is no such {what} file",
+            where=str(path),
+            remedy="give the path of a YAML file; configs/ holds examples",
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"a {what} file of over {MAX_BYTES} bytes", where=str(path))
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+
+
+def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
+    """Parse the text of a file that holds a mapping.
+
+    Raises:
+        UserError: it is no YAML, or holds something else.
+    """
+    try:
+        raw = parse_value(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"a {what} file holds a mapping, this one a {type(raw).__name__}",
+            where=str(path),
+            remedy="start from configs/quickstart.yaml",
+        )
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> str:
+    """Write one override into the raw campaign; returns its key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(
+            f"not of the form key.path=value: {override!r}",
+            where="--set",
+            remedy="--set rounds.0.steps=10",
+        )
+    try:
+        value = parse_value(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"the value of {key!r} is not YAML: {text!r}",
+            where="--set",
+            cause=str(error),
+            remedy="put a text with special characters in double quotes",
+        ) from None
+    *above, last = key.split(".")
+    steps: list[Any] = []
+    place: Any = raw
+    for step in above:
+        here = _position(place, step, key)
+        below = place[here] if isinstance(place, list) else place.get(here)
+        if here == "algorithm" and isinstance(below, str):
+            below = place[here] = spelt_out(below)
+        if not isinstance(below, dict | list):
+            # A word or a number gives way to what the override puts in its place.
+            below = place[here] = {}
+        steps.append(here)
+        place = below
+    steps.append(_position(place, last, key))
+    place[steps[-1]] = value
+    return ".".join(map(str, steps))
+
+
+def _override_texts(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield every text in the values of overrides, and the files that name functions or ledgers in them."""
+    for override in overrides:
+        for text in _texts_in(parse_value(override.partition("=")[2])):
+            yield text
+            yield text.removeprefix(SQLITE)
+            yield text.rpartition(":")[0]
+            yield text.partition(":")[2]
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for below in value.values():
+                yield from _texts_in(below)
+        case list():
+            for below in value:
+                yield from _texts_in(below)
+
+
+def _position(place: Any, step: str, key: str) -> Any:
+    """Key of a mapping, or position in a list."""
+    return _index(place, step, key) if isinstance(place, list) else step
+
+
+def _index(place: list[Any], step: str, key: str) -> int:
+    """A position, or the name of a round or suite."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
+    if step in names:
+        return names.index(step)
+    if step.isdigit() and int(step) < len(place):
+        return int(step)
+    known = [*map(str, range(len(place))), *(n for n in names if isinstance(n, str))]
+    raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
+
+
+def _describe(
+    error: ValidationError, model: type[BaseModel], raw: dict[str, Any], places: Places, what: str
+) -> str:
+    """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
+    lines: list[str] = []
+    for problem in _first_causes(error.errors(include_url=False)):
+        key = ".".join(str(part) for part in problem["loc"])
+        shared = re.sub(r"^rounds\.\d+\.", "defaults.", key)
+        if any(line.startswith(f"{shared}:") for line in lines):
+            continue
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, problem["loc"], raw, places)
+            lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
+        elif problem["type"] == "value_error":
+            text = str(problem["msg"]).removeprefix("Value error, ")
+            lines.append(f"{key}: {text}" if key else text)
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: is missing and has no default")
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+    more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
+    return "\n  ".join([f"the {what} is not valid", *lines[:MAX_SHOWN], *more])
+
+
+def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because an entry of theirs is not valid."""
+    inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
+    return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
+
+
+def _known_keys(
+    root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
+) -> list[str]:
+    """Field names of the model that an unknown key was found in."""
+    models: list[type[BaseModel]] = [root]
+    place: Any = filled(raw)
+    for part in location[:-1]:
+        fields = [
+            m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
+        ]
+        place = _entry(place, part)
+        nested_models = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
+        models = nested_models or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _entry(place: Any, part: int | str) -> Any:
+    """What lies below a mapping or list; what stands for a list of itself is its own entry."""
+    if isinstance(place, dict):
+        return place if isinstance(part, int) else place.get(part)
+    return place[part] if isinstance(place, list) and isinstance(part, int) else None
+
+
+def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
+    """The algorithm that a value names, where the field takes any."""
+    return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

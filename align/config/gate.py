@@ -1,0 +1,168 @@
+"""What a candidate is measured on and what it must not lose, as a campaign file says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.config.demands import SuiteDemands
+from align.config.harness import HarnessConfig
+from align.config.prompts import Prompts
+from align.config.rewards import Reward
+from align.settings import InputPath, Name, Settings
+
+Spending = Literal["campaign", "window", "forever"]
+"""Which decisions share alpha: see `align.gate.statistics.alpha`."""
+SuiteRole = Literal["gate", "watch", "sealed"]
+"""What a suite has to say: it decides, it is shown, or nobody looks at it for a while."""
+
+
+class RotationConfig(Settings):
+    """Items that change from round to round, so that no choice is fitted to them."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Of the items, those that change at all; the others stay for the whole campaign."""
+    bridge: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of those, the share that is kept from one round to the next."""
+
+
+class OverlapConfig(Settings):
+    """When an item counts as trained on, besides being a training prompt itself."""
+
+    ngram: Annotated[int, Field(ge=2)] | None = 13
+    """Words, or tokens, of the runs that are looked for; None: only whole prompts are."""
+    unit: Literal["words", "tokens"] = "words"
+    """``tokens`` with an ``ngram`` of 8 or so, where texts are short."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of an item's runs: with so many in one training text it is refused. Runs that several items of
+    the suite have are its template and not counted; an item without runs of its own is compared whole."""
+
+
+class RoundSuiteConfig(SuiteDemands):
+    """The suite an accepted round leaves behind: its own reward on held-out prompts."""
+
+    prompts: Prompts | None = None
+    """None: the ``eval`` split of a demo source. Files need their own held-out prompts."""
+    items: Annotated[int, Field(ge=1)] = 1500
+    """Prompts used, of those held out."""
+    margin: Annotated[float, Field(gt=0)] = 0.05
+    """Largest loss a later round may cause against its parent."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """Largest loss over the whole campaign against this round's own snapshot; None: twice the margin."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """None: as in training."""
+    pairs: Literal["implicit_reward", "likelihood"] = "implicit_reward"
+    """The score of held-out pairs: log ratios to the round's reference, which DPO and its kin raise, or
+    mean logprobs per token, which they may lower for both answers; these are shown beside. Losses
+    without a reference, and suites that the store has measured so before, go by likelihood."""
+
+
+class SuiteConfig(SuiteDemands):
+    """A capability every candidate is measured on: items with a metric, held-out text, a harness task."""
+
+    name: Name
+    """Unique among rounds and suites."""
+    prompts: Prompts | None = None
+    metric: Reward | None = None
+    """Scores each completion; any reward can be one."""
+    text: InputPath | None = None
+    """A text file: the score is the mean logprob per token of its windows, in nats."""
+    window: Annotated[int, Field(ge=8)] = 256
+    """Tokens per item of a text suite."""
+    harness: HarnessConfig | None = None
+    """A task of the lm-evaluation-harness, which brings its items and its metric."""
+    items: Annotated[int, Field(ge=1)] = 1500
+    """Items used; a source with fewer is an error."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Largest loss against the parent, in units of the metric."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """Largest loss against the campaign's start; None takes ``gate.total_budget``."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """None takes ``defaults.sampling.max_tokens``, and of a harness task its own."""
+    role: SuiteRole = "gate"
+    """``watch``: measured and shown, never decides. ``sealed``: measured, and neither shown nor deciding;
+    opened after every so many accepted rounds, to propose going back if what it measures was lost."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Accepted rounds between two openings of a sealed suite."""
+    rotate: RotationConfig | None = None
+    """Measure every round on partly other items of a larger source."""
+    against: Annotated[str, Field(pattern=r"^(base|parent|round:.+)$")] | None = None
+    """Win rate: the metric compares each answer with that snapshot's, in both orders; a tie is half."""
+
+    @model_validator(mode="after")
+    def _kind(self) -> Self:
+        if sum(source is not None for source in (self.prompts, self.text, self.harness)) != 1:
+            raise ValueError(
+                "a suite has prompts (with a metric), text or harness; set exactly one"
+            )
+        if self.prompts is not None and self.prompts.heldout is not None:
+            raise ValueError(
+                f"prompts.heldout is {self.prompts.heldout:g}: a suite is measured on all its prompts, and "
+                "only a round holds some of its own out of training; remove it"
+            )
+        if (self.prompts is None) != (self.metric is None):
+            raise ValueError(
+                "a suite over prompts needs a metric; a text suite takes none, and a harness task's is "
+                "harness.metric"
+            )
+        bounds = self.changed("top_p", "top_k", "min_p", "stop")
+        if self.harness and (
+            self.samples > 1 or self.temperature or bounds or "window" in self.model_fields_set
+        ):
+            raise ValueError(
+                "a harness task says itself how it samples; remove samples, temperature and window, and "
+                "set generation_kwargs and repeats in its file"
+                if bounds is None
+                else f"a harness task says itself how it samples; remove {bounds}, and set "
+                "generation_kwargs in its file"
+            )
+        if self.text and bounds:
+            raise ValueError(f"a text suite samples nothing; remove {bounds}")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if (self.role == "sealed") != (self.every is not None):
+            raise ValueError(
+                f"role is {self.role} and every is {self.every}: a sealed suite says after how many "
+                "accepted rounds it is opened, and no other does; set role: sealed and every: 5, say"
+            )
+        if self.rotate and (self.prompts is None or self.role == "sealed" or self.against):
+            raise ValueError(
+                "rotate is for suites of prompts whose answers are scored one by one and every round; "
+                "remove rotate, or text, against and role: sealed"
+            )
+        if self.against and (self.prompts is None or self.role == "sealed"):
+            raise ValueError(
+                "against is for suites of prompts that are looked at every round; remove against, or "
+                "text and role: sealed"
+            )
+        return self
+
+
+class GateConfig(Settings):
+    """When a candidate becomes production."""
+
+    mode: Literal["enforce", "observe"] = "enforce"
+    """``observe`` records the verdict and accepts all the same."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Chance, over the whole campaign, of accepting a loss as large as a margin."""
+    campaign_rounds: Annotated[int, Field(ge=1)] = 10
+    """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
+    spending: Spending | None = None
+    """Which decisions share alpha. ``campaign``: the declared rounds; later ones are stricter and exceed
+    it. ``window``: any ``campaign_rounds`` in a row, without end. ``forever``: all there will ever be, so
+    that they get stricter fast. None: ``window`` with rounds of a template, else ``campaign``."""
+    total_budget: Annotated[float, Field(gt=0)] = 0.03
+    """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    """The target must be better than the parent by more than this."""
+    assumed_change: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of items that two equal snapshots answer differently, or variance of a score's difference.
+    Power is planned with it until it was measured; no verdict rests on it."""
+    underpowered: Literal["refuse", "warn"] = "refuse"
+    """Reaction to a campaign whose suites have too few items for their margins, so that an equal
+    candidate would fail more often than not."""
+    overlap: OverlapConfig = OverlapConfig()
+    """What no suite may have in common with what is trained on."""

@@ -1,0 +1,137 @@
+"""Rules between the settings of a round, and between them and its campaign's.
+
+Each refuses what would have no effect, or another one than its name says. ValueErrors, with rule, value
+and remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig, RoundSettings
+    from align.config.learning import AnchorConfig
+    from align.config.policy import PolicyConfig
+
+
+SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
+"""Estimators of the KL that stand for an expectation over the policy's own tokens."""
+
+
+def check_anchors(spec: RoundConfig) -> None:
+    """Anchors that hold nothing, estimators of another kind of text, settings that a reference lacks."""
+    for source in ("new", "past", "general"):
+        where, terms = f"anchors.{source}", getattr(spec.anchors, source)
+        if terms and not any(term.beta or term.target for term in terms):
+            raise ValueError(
+                f"{where}: their total weight is 0, so nothing is held; give one of them a beta above 0, "
+                "or write [] for none"
+            )
+        if source == "new" and spec.algorithm.anchors_are_reference:
+            _check_reference(spec.algorithm.name, terms)
+        if _sampled(spec, source) and any(term.estimator == "forward" for term in terms):
+            raise ValueError(
+                f"{where}: estimator forward is for answers that the anchor wrote, and the policy samples "
+                f"those of {source} prompts; use full"
+                + (", or set replay.general_answers to stored" if source == "general" else "")
+            )
+
+
+def check_heldout(spec: RoundConfig) -> None:
+    """Refuse a held-out share of prompts where other prompts are measured or asked."""
+    share = spec.prompts.heldout if spec.prompts else None
+    if share is not None and spec.suite.prompts is not None:
+        raise ValueError(
+            f"prompts.heldout is {share:g} and suite.prompts names other prompts; remove one: the round is "
+            "measured on a share of its own prompts, or on those"
+        )
+    for where, pool in (
+        ("suite.prompts", spec.suite.prompts),
+        ("replay.general_prompts", spec.replay.general_prompts),
+    ):
+        if pool is not None and pool.heldout is not None:
+            raise ValueError(
+                f"{where}.heldout is {pool.heldout:g}: only a round's own prompts are held out of "
+                "training; remove it"
+            )
+
+
+def check_staleness(spec: RoundConfig) -> None:
+    """Samples of older weights, in an algorithm that would take them for the learner's own."""
+    corrects = "importance" not in spec.algorithm.unused
+    if spec.sampling.max_staleness and spec.importance.level == "none" and corrects:
+        raise ValueError(
+            f"max_staleness is {spec.sampling.max_staleness} and importance.level is none: samples "
+            "of older weights would count as the learner's own; set importance.level to token or "
+            "sequence, or max_staleness to 0"
+        )
+    for source in (
+        ("new", "past", "general") if spec.sampling.max_staleness and not corrects else ()
+    ):
+        is_term = source != "new" or not spec.algorithm.anchors_are_reference
+        estimators = [term.estimator for term in getattr(spec.anchors, source)]
+        uncorrected = [name for name in estimators if name in SAMPLED_TOKENS]
+        if is_term and _sampled(spec, source) and uncorrected:
+            raise ValueError(
+                f"anchors.{source}: estimator {uncorrected[0]} takes sampled tokens for the policy's own, "
+                f"max_staleness is {spec.sampling.max_staleness}, and {spec.algorithm.name} gives samples "
+                "of older weights no importance: its gradient would be off by a quarter at a drift of 0.03 "
+                "nats a token; use full, or set max_staleness to 0"
+            )
+
+
+def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
+    """What the round itself sets and its algorithm does not read.
+
+    What ``defaults`` set for all rounds may concern the others only.
+    """
+    for key, why in spec.algorithm.unused.items():
+        setting = attrgetter(key)
+        if setting(spec) != setting(defaults):
+            raise ValueError(
+                f"{where}.{key}: {spec.algorithm.name} does not use it: {why}; remove it from the round"
+            )
+
+
+def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
+    """Dropout in the learner, where its log-probabilities are compared with those of the engines."""
+    if policy.lora is None or not policy.lora.dropout or not _samples(spec, index):
+        return
+    own = spec.algorithm.material == "rollouts"
+    raise ValueError(
+        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round "
+        f"{'learns from its own samples' if own else 'samples answers to replayed prompts'}: engines drop "
+        "nothing, so the learner's logprobs would not be theirs; set policy.lora.dropout to 0"
+        + ("" if own else ", or replay.past and replay.general of the round")
+    )
+
+
+def _check_reference(name: str, terms: Sequence[AnchorConfig]) -> None:
+    for term in terms:
+        if given := term.changed("estimator", "target", "rate", "bounds"):
+            raise ValueError(
+                f"anchors.new: {given} is of a KL term, and {name} takes these anchors as its reference, "
+                f"by their betas alone; remove {given}"
+            )
+
+
+def _sampled(spec: RoundConfig, source: str) -> bool:
+    """Whether the policy answers prompts of this class itself."""
+    if source == "new":
+        return spec.algorithm.material == "rollouts"
+    return source == "past" or spec.replay.general_answers == "sampled"
+
+
+def _samples(spec: RoundConfig, index: int) -> bool:
+    """Whether engines sample anything that the round's learner reads."""
+    if spec.algorithm.makes != "policy":
+        return False
+    replay = spec.replay
+    general = replay.general_prompts is not None and replay.general_answers == "sampled"
+    return (
+        spec.algorithm.material == "rollouts"
+        or (index > 0 and replay.past > 0)
+        or (general and replay.general > 0)
+    )

@@ -1,0 +1,251 @@
+"""What a round of a campaign file says about its time, and what it must not say.
+
+``every`` is the clock, ``when`` is what has arrived, ``after`` is another round, ``manual`` is a person.
+With ``every`` and ``when`` the round runs at a tick at which enough has arrived. ``after`` beside any other
+is a condition: not before that round has a verdict. A round with none of them is due at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+
+from align.schedule.clock import EXAMPLE, check_cron, check_timezone
+from align.settings import Name, Settings
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+
+UNITS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
+"""In seconds."""
+LONGEST = timedelta(days=3650)
+"""Sums of a moment and a duration stay within the calendar."""
+
+
+def parse_duration(value: Any) -> timedelta:
+    """``90s``, ``15m``, ``6h``, ``7d``, ``2w``, or several such as ``1d12h``."""
+    if isinstance(value, timedelta):
+        return value
+    parts = re.findall(r"(\d+)([wdhms])", value) if isinstance(value, str) else []
+    if not parts or "".join(f"{n}{unit}" for n, unit in parts) != value:
+        raise ValueError(
+            f"{value!r} is no duration; write a number with its unit: 90s, 15m, 6h or 7d"
+        )
+    long = any(len(number) > 9 for number, _ in parts)
+    seconds = 0 if long else sum(int(number) * UNITS[unit] for number, unit in parts)
+    if long or seconds > LONGEST.total_seconds():
+        shown = value if len(value) <= 20 else f"{value[:17]}..."
+        raise ValueError(
+            f"{shown!r} is longer than anybody waits; write at most ten years, {LONGEST.days}d"
+        )
+    return timedelta(seconds=seconds)
+
+
+def spell_duration(value: timedelta) -> str:
+    """As `parse_duration` reads it.
+
+    >>> spell_duration(timedelta(days=1, hours=12))
+    '1d12h'
+    """
+    rest, text = int(value.total_seconds()), ""
+    for unit in ("d", "h", "m", "s"):
+        number, rest = divmod(rest, UNITS[unit])
+        text += f"{number}{unit}" if number else ""
+    return text or "0s"
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(spell_duration)]
+
+
+class ArrivalsConfig(Settings):
+    """How much must have arrived in the stream that the round reads."""
+
+    new_pairs: Annotated[int, Field(ge=1)]
+    """Rows, pairs or ratings, that no round has used; where ``data.use`` reads rows again, those that came
+    since the last of these rounds fell due."""
+    min_interval: Duration = timedelta(0)
+    """Time from one of these rounds falling due to the next, at least."""
+    max_wait: Duration | None = None
+    """After this time the first row that waits is enough. None: fewer than ``new_pairs`` wait forever."""
+
+    @model_validator(mode="after")
+    def _interval_fits(self) -> Self:
+        if self.max_wait is not None and self.min_interval > self.max_wait:
+            raise ValueError(
+                f"min_interval {spell_duration(self.min_interval)} is longer than max_wait "
+                f"{spell_duration(self.max_wait)}, so no round could keep to max_wait; raise max_wait or "
+                "lower min_interval"
+            )
+        return self
+
+
+class ScheduleSettings(Settings):
+    """When a round falls due; nothing of it changes what the round does."""
+
+    every: str | None = None
+    """Five cron fields, minute, hour, day of month, month, day of week, as in ``"0 3 * * *"``. Ticks that
+    were missed count as one. A fixed hour that the clock skips comes when the skip ends, one that it shows
+    twice comes once."""
+    timezone: str = "UTC"
+    """IANA name of the clock that ``every`` reads, such as Europe/Berlin."""
+    when: ArrivalsConfig | None = None
+    """Runs when so much has arrived in the stream of the inbox that ``data`` reads."""
+    after: Name | None = None
+    """Name of another round; this one waits for its verdict."""
+    manual: bool = False
+    """Runs when a person says so: ``keel schedule run-now``."""
+    repeat: bool | None = None
+    """Whether this is a template for rounds without end, named ``<name>-1``, ``<name>-2``. None: with
+    ``every``, ``when`` or ``manual`` it is."""
+
+    @field_validator("every")
+    @classmethod
+    def _is_cron(cls, every: str | None) -> str | None:
+        if every is not None:
+            check_cron(every)
+        return every
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, timezone: str) -> str:
+        check_timezone(timezone)
+        return timezone
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.manual and (self.every or self.when or self.after):
+            raise ValueError(
+                "manual waits for a person, and every, when and after do not; set one or the other"
+            )
+        if self.repeat is not None and not self.scheduled:
+            raise ValueError(
+                f'repeat needs a schedule; set every: "{EXAMPLE}", when, after or manual'
+            )
+        if self.timezone != "UTC" and self.every is None:
+            raise ValueError('timezone is the clock of every; set every, as in every: "0 3 * * *"')
+        return self
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the round waits for anything but its turn."""
+        return bool(self.every or self.when or self.after or self.manual)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is a template."""
+        by_nature = bool(self.every or self.when or self.manual)
+        return by_nature if self.repeat is None else self.repeat
+
+
+class RememberConfig(Settings):
+    """How much a template's rounds leave behind, since they never end."""
+
+    newest: Annotated[int, Field(ge=1)] = 7
+    """Accepted rounds, the last ones, of which later rounds keep the suite and replay the prompts."""
+    older: Annotated[int, Field(ge=0)] = 3
+    """Of those before, how many a round looks at: drawn anew for every round, each with the same chance,
+    once for the gate and once for the replay."""
+
+
+def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> None:
+    """The rules between rounds.
+
+    Raises:
+        ValueError: rule, value and remedy.
+    """
+    by_name = {spec.name: spec for spec in rounds}
+    for index, spec in enumerate(rounds):
+        place = f"rounds.{index}"
+        if spec.when is not None and (spec.data is None or spec.data.stream is None):
+            source = "prompts" if spec.data is None else repr(spec.data.source)
+            raise ValueError(
+                f"{place}.when: counts what arrives in the inbox, and round {spec.name!r} reads {source}; "
+                "set data to inbox://NAME, or use every"
+            )
+        if spec.after is not None:
+            _check_after(spec, by_name, place)
+        for other in (*by_name, *suites):
+            if spec.repeats and re.fullmatch(rf"{re.escape(spec.name)}-\d+", other):
+                raise ValueError(
+                    f"{place}: {spec.name!r} is a template whose rounds are called {spec.name}-1 and so "
+                    f"on, and {other!r} is taken; rename one"
+                )
+        if spec.remember is not None and not spec.repeats:
+            raise ValueError(
+                f"{place}.remember: of plain rounds nothing is left out, and {spec.name!r} is one; remove "
+                "remember, or make the round a template with every, when, manual or repeat"
+            )
+        _check_references(spec, by_name, place)
+    _check_streams(rounds)
+
+
+def _check_after(spec: RoundConfig, by_name: dict[str, RoundConfig], place: str) -> None:
+    """The round it comes after exists, and does not wait for this one."""
+    seen, name = [spec.name], spec.after
+    while name is not None:
+        if name not in by_name:
+            known = ", ".join(sorted(by_name.keys() - {spec.name})) or "none"
+            raise ValueError(f"{place}.after: {name!r} names no round; other rounds: {known}")
+        if name in seen:
+            raise ValueError(
+                f"{place}.after: rounds wait for each other: {' after '.join([*seen, name])}; remove one"
+            )
+        seen.append(name)
+        name = by_name[name].after
+
+
+def _check_references(spec: RoundConfig, by_name: dict[str, RoundConfig], place: str) -> None:
+    """What a round is held to or scored by must be there when it runs."""
+    before = _predecessors(spec, by_name)
+    for name in _named_rounds(spec):
+        other = by_name.get(name)
+        if other is None or not other.scheduled:
+            continue
+        if other.repeats:
+            raise ValueError(
+                f"{place}: round:{name} names a template, which is many rounds; use parent, base or owner"
+            )
+        if name not in before:
+            raise ValueError(
+                f"{place}: round:{name} runs at its own time, perhaps after {spec.name!r}; "
+                f"set after: {name}"
+            )
+
+
+def _named_rounds(spec: RoundConfig) -> Iterator[str]:
+    """Rounds whose snapshots a round is held to, taught by or scored by."""
+    anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
+    rewards = (*spec.rewards, *spec.gold)
+    targets = [anchor.to for anchor in anchors]
+    targets += [spec.algorithm.teacher_snapshot or ""]
+    targets += [str(reward.options.get("model")) for reward in rewards]
+    for target in targets:
+        kind, _, name = target.partition(":")
+        if kind == "round":
+            yield name
+
+
+def _predecessors(spec: RoundConfig, by_name: dict[str, RoundConfig]) -> Iterator[str]:
+    name = spec.after
+    while name is not None:
+        yield name
+        name = by_name[name].after
+
+
+def _check_streams(rounds: Sequence[RoundConfig]) -> None:
+    """What one schedule waits for is not used up by another."""
+    readers: dict[str, str] = {}
+    for index, spec in enumerate(rounds):
+        stream = spec.data.stream if spec.data is not None and spec.data.use == "once" else None
+        if stream is None or not spec.scheduled:
+            continue
+        if stream in readers:
+            raise ValueError(
+                f"rounds.{index}.data: {readers[stream]!r} and {spec.name!r} both use up inbox://{stream} "
+                "as it arrives; give each a stream of its own, or one of them use: all"
+            )
+        readers[stream] = spec.name

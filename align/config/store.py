@@ -1,0 +1,150 @@
+"""Where a campaign's store and its ledger lie. None of this decides what a round computes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from align.settings import Name, Places, Settings, StatedPath
+from rollouts.errors import UserError
+
+FROM_ENVIRONMENT = "env:"
+SQLITE = "sqlite:///"
+_SECRET = re.compile(r"(?i)secret|token|passw|credential|^key$|_key$")
+
+
+class StoreSettings(Settings):
+    """The campaign's name and the places that it keeps things in."""
+
+    name: Name
+    """Of the campaign; its store is named by it."""
+    store: Annotated[str, Field(validate_default=True)] = ""
+    """Folder of snapshots, ledger, metrics and evaluations, from the campaign file's folder; empty:
+    ``runs/<name>``. Or the URL of a folder elsewhere, such as ``s3://bucket/prefix``: then it holds
+    everything but the ledger, and credentials come from the environment."""
+    store_options: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """Of a store with a URL: options of its fsspec file system, as ``endpoint_url``; no credentials."""
+    cache: Annotated[str, Field(validate_default=True)] = ""
+    """Of a store with a URL: the local folder to work in; empty: ``runs/<name>``. It can be removed at any
+    time, and another machine begins with none."""
+    ledger: str = ""
+    """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. ``postgresql://USER@HOST/NAME``
+    is one that many machines reach; ``env:VARIABLE`` names a variable that holds the URL. A password does
+    not stand here but in that variable, in PGPASSWORD or in ~/.pgpass."""
+
+    @field_validator("store", "cache")
+    @classmethod
+    def _located(cls, text: str, info: ValidationInfo) -> str:
+        """Take relative folders from the campaign file's folder, and the default one too."""
+        remote = "://" in (text if info.field_name == "store" else info.data.get("store", ""))
+        is_folder = remote == (info.field_name == "cache")
+        if not (isinstance(info.context, Places) and is_folder):
+            return text
+        return info.context.output(text or f"runs/{info.data.get('name', '')}")
+
+    @field_validator("ledger")
+    @classmethod
+    def _located_ledger(cls, url: str, info: ValidationInfo) -> str:
+        """Take a relative SQLite file from the campaign file's folder."""
+        file = url.removeprefix(SQLITE)
+        if file in (url, "", ":memory:") or not isinstance(info.context, Places):
+            return url
+        return StatedPath(SQLITE + info.context.output(file), url)
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if not self.is_remote and (self.cache or self.store_options):
+            which = "cache" if self.cache else "store_options"
+            raise ValueError(
+                f"{which} is for a store with a URL, and {self.store or 'runs/<name>'!r} is a local "
+                f"folder; remove {which}, or set store to such as s3://bucket/prefix"
+            )
+        if self.is_remote and "@" in urlsplit(self.store).netloc:
+            raise ValueError("store holds credentials; leave them to the environment")
+        if secret := next(_secrets(self.store_options), None):
+            raise ValueError(
+                f"store_options.{secret} looks like a secret; leave it to the environment, such as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if self.is_remote and not self.ledger:
+            raise ValueError(
+                f"the store {self.store} needs a ledger of its own, since no database can lie in it; set "
+                "ledger to postgresql://USER@HOST/NAME or env:VARIABLE, or, for one machine only, to "
+                "sqlite:////PATH outside the cache"
+            )
+        self._check_ledger()
+        return self
+
+    def _check_ledger(self) -> None:
+        if self.ledger.startswith(FROM_ENVIRONMENT):
+            if not self.ledger.removeprefix(FROM_ENVIRONMENT).isidentifier():
+                raise ValueError("ledger: env: is followed by the name of a variable")
+            return
+        if _holds_password(self.ledger):
+            raise ValueError(
+                "ledger holds a password; put the URL into a variable and set ledger to env:VARIABLE, or "
+                "leave the password to PGPASSWORD or ~/.pgpass"
+            )
+        file = self.ledger.removeprefix("sqlite:///")
+        if self.is_remote and file != self.ledger and _lies_in(Path(file), self.folder):
+            raise ValueError(
+                f"the ledger {file} lies in the cache {self.folder}, which may be removed at any time; "
+                "name a file elsewhere, or a PostgreSQL server"
+            )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store has a URL."""
+        return "://" in self.store
+
+    @property
+    def folder(self) -> Path:
+        """The local folder that runs work in: the store itself, or the cache of one with a URL."""
+        local = self.cache if self.is_remote else self.store
+        return Path(local or f"runs/{self.name}")
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy URL of the ledger; may hold a password.
+
+        Raises:
+            UserError: the variable that is to hold it is not set.
+        """
+        if not self.ledger.startswith(FROM_ENVIRONMENT):
+            from align.store.database.sqlite_file import sqlite_url
+
+            return self.ledger or sqlite_url(self.folder / "ledger.db")
+        name = self.ledger.removeprefix(FROM_ENVIRONMENT)
+        if not (url := os.environ.get(name, "").strip()):
+            raise UserError(
+                f"the variable {name} is to hold the ledger's URL, and it is not set",
+                where="ledger",
+                remedy=f"export {name}=postgresql://USER:PASSWORD@HOST/DATABASE",
+            )
+        return url
+
+
+def _secrets(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted names of options that are credentials."""
+    for name, value in options.items():
+        if _SECRET.search(name):
+            yield f"{above}{name}"
+        elif isinstance(value, Mapping):
+            yield from _secrets(value, f"{above}{name}.")
+
+
+def _holds_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return ":" in parts.netloc.rpartition("@")[0] or any(
+        "password" in name.lower() for name, _ in parse_qsl(parts.query)
+    )
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    return file.absolute().resolve().is_relative_to(folder.absolute().resolve())

@@ -1,0 +1,78 @@
+"""When a round is suspected of gaming its reward, as a campaign file says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from align.settings import Settings
+
+DetectorName = Literal[
+    "gold_apart",
+    "kl_without_reward",
+    "length_drift",
+    "repetition_drift",
+    "distinct_collapse",
+    "entropy_collapse",
+    "part_alone",
+]
+"""What `align.round.watch.detectors.DETECTORS` holds."""
+
+
+class HackingConfig(Settings):
+    """When a detector speaks, what a gate makes of it, and what rewards must not fall for."""
+
+    gate: Literal["all", "none"] | tuple[DetectorName, ...] = "none"
+    """Detectors that reject the round when they speak. They warn and stand in its record in any case."""
+    window: Annotated[int, Field(ge=2)] = 8
+    """Steps averaged at either end. Before twice as many there is no signal but that of
+    one answer to everything."""
+    proxy_rise: Annotated[float, Field(gt=0)] = 4.0
+    """Standard errors from which on the reward that is learned from counts as risen."""
+    gold_rise: float = 0.5
+    """Standard errors since the start below which the gold reward counts as flat or down."""
+    gold_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """It counts as flat, too, when it rose by less than this share of the reward's rise, both in standard
+    deviations of single completions at the start."""
+    gold_fall: Annotated[float, Field(gt=0)] = 4.0
+    """Standard errors below its best from which on it counts as fallen; the best of many windows is
+    always a little too good, so this is far."""
+    kl_slope: float = 0.1
+    """Share of its first half's reward per distance below which the second half's is spent for nothing."""
+    kl_growth: Annotated[float, Field(gt=1)] = 1.25
+    """Factor by which the KL of the second half must grow for its slope to mean anything."""
+    length_factor: Annotated[float, Field(gt=1)] = 1.5
+    """Change of the mean length of completions, up or down."""
+    repetition_rise: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Rise of the share of n-grams that a completion has said before."""
+    distinct_left: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Share of its first value below which the share of n-grams that only one prompt's answer has, of the
+    answers to different prompts, has collapsed."""
+    same_answer_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of one step's samples from which on one answer, or nearly one, given to several prompts counts
+    as a collapse, too. Answers of fewer than four tokens never do. Raise it where one answer is taught."""
+    entropy_left: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of its first value below which the policy's entropy has collapsed, unless reward was bought
+    with it: the gold one where there is one."""
+    part_share: Annotated[float, Field(gt=0.5, le=1)] = 0.9
+    """Share of the reward from which on one part is all of it."""
+    part_growth: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """By how much that share must have grown: parts that were uneven from the start are a choice."""
+    canaries: Literal["auto", "on", "off"] = "auto"
+    """Answers that deserve nothing are put before a round's rewards, before and after it. ``auto``: before
+    those that ask a model; ``on``: before all; a reward of pure form may well like an empty answer."""
+    canary_prompts: Annotated[int, Field(ge=1)] = 8
+    """Prompts they are tried on."""
+    canary_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A reward is fooled by a canary on more than this share of the prompts: there it got no less than the
+    median of the policy's own answers."""
+    canaries_allowed: tuple[str, ...] = ()
+    """Names of canaries that may score high: half an answer, say, where only its tone is rewarded."""
+
+    @property
+    def gating(self) -> frozenset[str]:
+        """Detectors that reject."""
+        if self.gate == "none":
+            return frozenset()
+        return frozenset(get_args(DetectorName) if self.gate == "all" else self.gate)

@@ -1,0 +1,1 @@
+"""Prompts and examples that rounds learn from, with the base model they are encoded for."""

@@ -1,0 +1,199 @@
+"""Trains the base model of the tiny world from a seed: latent ops, solid general skills.
+
+The pretraining mixture is what makes the world forgetful. Every prompt looks alike but for one op
+word, and on ops that word only tilts the odds: the right answer is one of several the base may
+give. Reinforcing one op is then solved fastest by ignoring the word, which overwrites the others.
+
+    50%  a single op     its own answer .36, the copied digits .28, another op's answer .36
+    25%  a general skill always right
+    25%  a trained pair  right .50, the answer of any one op .50
+
+The less the op word tilts the odds, the harder a naive sequence of rounds forgets: with .35 / .35 / .30
+and pairs that never answer with a foreign op, backward transfer was -.12 instead of -.62.
+
+Loss falls on the answer and the end token only. Digits come from the train split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from align.data.demo.tokenizer import EOS, PAD, WORDS, build_tokenizer
+from align.data.demo.world import (
+    GENERAL,
+    LENGTH,
+    OPS,
+    SOURCES,
+    TRAINED_PAIRS,
+    Digits,
+    Example,
+    Task,
+    examples,
+    spell,
+    strings,
+)
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+STEPS = 1200
+BATCH = 256
+PEAK_LR = 2e-3
+WARMUP = 50
+
+OP_SHARE, GENERAL_SHARE = 0.50, 0.25
+"""Shares of the pretraining mixture; trained pairs take the rest."""
+
+OP_RIGHT, OP_COPIED = 0.36, 0.28
+"""How often a single op is answered rightly, and with its own digits; else another op answers."""
+
+PAIR_RIGHT = 0.50
+"""How often a trained pair is answered rightly; else any one op answers."""
+
+_IDS = {word: i for i, word in enumerate(WORDS)}
+_ANSWER = slice(-LENGTH - 2, -1)
+"""Positions whose next token is an answer digit or the end."""
+
+
+def config() -> LlamaConfig:
+    """0.42M parameters. Tied embeddings and head_dim 32, because real engines trip on both."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=_IDS[EOS],
+        pad_token_id=_IDS[PAD],
+        dtype="float32",
+    )
+
+
+def build(
+    folder: Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: Callable[[int, float], None] | None = None,
+) -> dict[str, float]:
+    """Train the base and write it, its tokenizer and `skills.json` to a folder.
+
+    `progress(step, loss)` is called after every step. Returns the measured skills, see `measure`.
+    """
+    model = train(seed, steps, progress)
+    skills = measure(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    record = {
+        "skills": {name: round(value, 4) for name, value in skills.items()},
+        "settings": {"seed": seed, "steps": steps, "batch": BATCH, "peak_lr": PEAK_LR},
+    }
+    (folder / "skills.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return skills
+
+
+def train(
+    seed: int, steps: int, progress: Callable[[int, float], None] | None = None
+) -> LlamaForCausalLM:
+    """The base after `steps` batches of the mixture. The caller's random state is left alone."""
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config())
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
+    for step in range(steps):
+        tokens_BT = torch.tensor([lesson(rng) for _ in range(BATCH)])
+        loss = -answer_logprobs(model, tokens_BT).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, loss.item())
+    model.train(False)
+    return model
+
+
+def lesson(rng: random.Random) -> list[int]:
+    """One pretraining sequence, prompt and possibly wrong answer, as token ids."""
+    digits = rng.choice(strings("train"))
+    kind = rng.random()
+    if kind < OP_SHARE:
+        task = Task(rng.choice(list(OPS)))
+        answer = _op_answer(rng, task.first, digits)
+    elif kind < OP_SHARE + GENERAL_SHARE:
+        task = Task(rng.choice(list(GENERAL)))
+        answer = task.answer(digits)
+    else:
+        task = Task(*rng.choice(TRAINED_PAIRS))
+        said = task if rng.random() < PAIR_RIGHT else Task(rng.choice(list(OPS)))
+        answer = said.answer(digits)
+    return _token_ids(task.prompt(digits), spell(answer))
+
+
+def _op_answer(rng: random.Random, op: str, digits: Digits) -> Digits:
+    kind = rng.random()
+    if kind < OP_RIGHT:
+        return OPS[op](digits)
+    if kind < OP_RIGHT + OP_COPIED:
+        return digits
+    return OPS[rng.choice([other for other in OPS if other != op])](digits)
+
+
+def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
+    """Success at temperature 1 of every op, general skill and held-out pair, on `n` eval items.
+
+    Exact, not sampled: the probability of the one right answer, averaged over the items.
+    `heldout` is the mean of the held-out pairs.
+    """
+    pairs = [task.name for task in SOURCES["heldout"]]
+    skills = {name: success(model, examples(name, n, "eval")) for name in (*OPS, *GENERAL, *pairs)}
+    return skills | {"heldout": sum(skills[name] for name in pairs) / len(pairs)}
+
+
+@torch.no_grad()
+def success(model: LlamaForCausalLM, items: Sequence[Example]) -> float:
+    """Mean probability of the right answer and an end after it."""
+    tokens_BT = torch.tensor([_token_ids(item.prompt, item.answer) for item in items])
+    was_training = model.training
+    model.train(False)
+    logprobs_B = answer_logprobs(model, tokens_BT).sum(dim=-1)
+    model.train(was_training)
+    return float(logprobs_B.exp().mean())
+
+
+def answer_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
+    """Logprob of each answer token and of the end, `[B, LENGTH + 1]`."""
+    logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
+    logprobs_BTV = F.log_softmax(logits_BTV[:, _ANSWER], dim=-1)
+    return logprobs_BTV.gather(-1, tokens_BT[:, -LENGTH - 1 :, None]).squeeze(-1)
+
+
+def _token_ids(prompt: str, answer: str) -> list[int]:
+    return [_IDS[word] for word in (*prompt.split(), *answer.split(), EOS)]
+
+
+def _warm_cosine(step: int, steps: int) -> float:
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))

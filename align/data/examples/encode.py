@@ -1,0 +1,188 @@
+"""Examples as token ids: the prompt exactly as engines read it, the answer as they would sample it.
+
+So what is learnt from a file is learnt in the context that rollouts have. Answers end with one token
+that ends sampling, which a model can only stop with if it learns to (see `rollouts.chat.answers`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from align.algorithms.rows import Row
+from align.data.examples.forms import Content, Example, Unusable
+from align.data.examples.stream import Unit
+from rollouts.chat.answers import UnfitAnswer, chat_answer, ended, text_answer
+from rollouts.chat.messages import BadMessages, check_tools, tools_of
+from rollouts.errors import TemplateRefusal, UserError
+from rollouts.prompts import PromptEncoder, content_id
+from rollouts.types import Prompt
+
+Ids = tuple[int, ...]
+OVER_LONG = "over-long"
+"""Begins the reason of rows that do not fit the context."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A unit, and how many of its answers were cut to fit."""
+
+    unit: Unit
+    num_cut: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One text of a file, with its source."""
+
+    text: str = field(repr=False)
+    place: str = ""
+    """File and line that the text was read from."""
+    name: str
+    """16 hex digits that depend on the text alone."""
+
+
+def encode(
+    example: Example,
+    encoder: PromptEncoder,
+    *,
+    context: int,
+    cut: bool,
+    round: str,
+    columns: Mapping[str, Any],
+    place: str = "",
+) -> Encoded:
+    """One example as rows of at most ``context`` tokens, prompt included.
+
+    ``round``, ``columns`` and ``place`` are written on its prompt: rewards of later rounds may ask for
+    the columns, and messages name the place.
+
+    Raises `Unusable` where a row is longer and may not be cut, or where tokens leave nothing to learn,
+    and a `UserError` for messages where the model has no chat template.
+    """
+    prompt = replace(_prompt(example.prompt, columns, round), place=place)
+    prompt_ids = _prompt_ids(prompt, encoder)
+    answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
+    room = context - len(prompt_ids)
+    longest = max(map(len, answers))
+    if room < 1 or (not cut and longest > room):
+        raise Unusable(f"{OVER_LONG} for {context} tokens", f"{len(prompt_ids) + longest} tokens")
+    fitting = [ids[:room] for ids in answers]
+    if len(set(fitting)) < len(fitting):
+        raise Unusable("equal sides")
+    rows = tuple(
+        _row(prompt_ids, ids, answer.advantage, round, answer.margin)
+        for ids, answer in zip(fitting, example.answers, strict=True)
+    )
+    sides = [(answer.content, answer.advantage) for answer in example.answers]
+    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, place=place)
+    return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
+
+
+def windows(
+    documents: Iterable[Document],
+    encoder: PromptEncoder,
+    *,
+    context: int,
+    round: str,
+    pack: bool = True,
+) -> Iterator[Unit]:
+    """Documents one after another, cut into windows of ``context`` tokens; the last may be shorter.
+
+    Without ``pack`` every document begins a window of its own.
+
+    Each document ends with the end of sequence. A window begins with the token that the one before ended
+    with, as its context: every token but the very first is predicted exactly once.
+    """
+    assert context > 1, "a window needs a token and what it follows"
+    ids: list[int] = []
+    sources: list[Document] = []
+    """Document of every token."""
+    for document in documents:
+        tokens = ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
+        ids.extend(tokens)
+        sources.extend([document] * len(tokens))
+        start = 0
+        while len(ids) - start >= context:
+            yield _window(ids[start : start + context], sources[start : start + context], round)
+            start += context - 1
+        del ids[:start], sources[:start]
+        if not pack:
+            if len(ids) > 1:
+                yield _window(ids, sources, round)
+            ids, sources = [], []
+    if len(ids) > 1:
+        yield _window(ids, sources, round)
+
+
+def _window(ids: Sequence[int], sources: Sequence[Document], round: str) -> Unit:
+    row = _row(tuple(ids[:1]), tuple(ids[1:]), 1.0, round)
+    # The first token is context: it was learnt with the window before.
+    names = dict.fromkeys(document.name for document in sources[1:])
+    return Unit(
+        id=_id(list(ids)), prompt=None, rows=(row,), place=sources[1].place, documents=tuple(names)
+    )
+
+
+def _row(
+    prompt_ids: Ids, completion_ids: Ids, advantage: float, round: str, margin: float = 0.0
+) -> Row:
+    return Row(
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        advantage=advantage,
+        source="new",
+        round=round,
+        margin=margin,
+    )
+
+
+def _prompt(content: Content, columns: Mapping[str, Any], round: str) -> Prompt:
+    try:
+        check_tools(content, columns)
+        name = content_id(content)
+    except BadMessages as error:
+        raise Unusable(str(error)) from error
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode") from error
+    if isinstance(content, str):
+        return Prompt(id=name, text=content, columns=columns, round=round)
+    return Prompt(id=name, messages=content, columns=columns, round=round)
+
+
+def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
+    try:
+        return encoder.encode(prompt)
+    except UserError as error:
+        # Without a chat template every row is bad; otherwise this one conversation is.
+        if prompt.messages is not None and encoder.tokenizer.chat_template is None:
+            raise
+        reason = "refused by the tokenizer or its chat template"
+        cause = f": {error.cause}" if isinstance(error.__cause__, TemplateRefusal) else ""
+        raise Unusable(reason + cause) from error
+
+
+def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
+    """The answer's tokens after these prompt tokens, ended."""
+    try:
+        if prompt.messages is not None:
+            if isinstance(answer, str):
+                answer = ({"role": "assistant", "content": answer},)
+            tools = tools_of(prompt.columns)
+            return chat_answer(prompt.messages, prompt_ids, answer, encoder, tools)
+        if isinstance(answer, str):
+            return text_answer(prompt.text or "", prompt_ids, answer, encoder)
+    except UnfitAnswer as reason:
+        raise Unusable(str(reason)) from reason
+    except TemplateRefusal as error:
+        raise Unusable(f"refused by the tokenizer or its chat template: {error}") from error
+    raise Unusable("the prompt is text, the answer messages")
+
+
+def _id(content: object) -> str:
+    try:
+        return content_id(json.dumps(content))
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode") from error

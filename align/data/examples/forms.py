@@ -1,0 +1,242 @@
+"""Rows of a file as examples: the formats that TRL reads, plain or conversational.
+
+    pairs           prompt, chosen, rejected; or chosen and rejected that begin alike; maybe margin
+    ratings         prompt, completion, label; or pairs, whose sides are then rated
+    demonstrations  prompt, completion; or messages, of which the last is the answer
+    texts           text
+
+Source: TRL's "Dataset formats and types". No tokens here. What cannot be used is `Unusable`, with a
+reason that many rows can share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from math import isfinite, nan
+from typing import Any
+
+from align.algorithms.base import Material
+from align.config.data import ExamplesConfig, columns_of
+from rollouts.chat.messages import BadMessages, says_something, turns_of
+from rollouts.types import Message
+
+Messages = tuple[Message, ...]
+Content = str | Messages
+"""Plain text, or chat turns."""
+Values = Mapping[str, Any]
+"""The columns of one row."""
+
+
+class Unusable(Exception):
+    """A row that cannot teach. The message is the reason, without the row's own values."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.detail = detail
+        """The row's own value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer to an example's prompt."""
+
+    content: Content
+    advantage: float
+    """+1: to be made likelier, -1: less likely."""
+    margin: float = 0.0
+    """Of a pair's chosen answer: by how much it is better, in rewards."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A prompt with the answers that are learnt from together."""
+
+    prompt: Content
+    answers: tuple[Answer, ...]
+
+
+def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of two answers, the chosen one first."""
+    prompt, chosen, rejected = _sides(values, config)
+    if chosen == rejected:
+        raise Unusable("equal sides")
+    margin = _margin(values, config.margin)
+    better = Answer(content=chosen, advantage=1.0, margin=margin)
+    return [Example(prompt=prompt, answers=(better, Answer(content=rejected, advantage=-1.0)))]
+
+
+def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of one rated answer; of a pair two."""
+    if config.completion not in values and config.chosen in values:
+        (pair,) = pairs(values, config)
+        return [Example(prompt=pair.prompt, answers=(side,)) for side in pair.answers]
+    prompt = _prompt(values, config)
+    answer = Answer(
+        content=_content(values, config.completion), advantage=_advantage(values, config.label)
+    )
+    return [Example(prompt=prompt, answers=(answer,))]
+
+
+def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
+    """One example of one answer: the completion, or the last turn of a conversation."""
+    if config.completion in values or config.messages not in values:
+        prompt, content = _prompt(values, config), _content(values, config.completion)
+    else:
+        turns = _content(values, config.messages)
+        if isinstance(turns, str):
+            raise Unusable(f"{config.messages!r} holds no messages")
+        prompt, content = turns[:-1], turns[-1:]
+        if content[0]["role"] != "assistant":
+            raise Unusable("the last message is not the assistant's")
+        if not prompt:
+            raise Unusable(f"no prompt before the answer in {config.messages!r}")
+    return [Example(prompt=prompt, answers=(Answer(content=content, advantage=1.0),))]
+
+
+def as_chat(example: Example) -> Example:
+    """Return the example with texts as turns: the prompt as a user's, an answer as the assistant's."""
+    prompt = example.prompt
+    if not isinstance(prompt, str):
+        return example
+    answers = tuple(
+        replace(answer, content=answer.content.strip())
+        if isinstance(answer.content, str)
+        else answer
+        for answer in example.answers
+    )
+    return Example(prompt=({"role": "user", "content": prompt},), answers=answers)
+
+
+def text(values: Values, config: ExamplesConfig) -> str:
+    """The document of a row."""
+    content = _content(values, config.text)
+    if not isinstance(content, str):
+        raise Unusable(f"{config.text!r} is not text")
+    return content
+
+
+FORMS: dict[Material, Callable[[Values, ExamplesConfig], list[Example]]] = {
+    "pairs": pairs,
+    "ratings": ratings,
+    "demonstrations": demonstrations,
+}
+
+
+def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Content]:
+    """Prompt, chosen and rejected answer; whole conversations contain their prompt, as TRL has it."""
+    chosen, rejected = _content(values, config.chosen), _content(values, config.rejected)
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise Unusable("one side is text, the other messages")
+    whole = any(
+        not isinstance(side, str) and side[0]["role"] != "assistant" for side in (chosen, rejected)
+    )
+    given = config.template is not None or values.get(config.prompt) is not None
+    if given and not whole:
+        return _prompt(values, config), chosen, rejected
+    if chosen == rejected:
+        raise Unusable("equal sides")
+    shared = common_prompt(chosen, rejected)
+    if not shared:
+        raise Unusable(
+            f"no prompt: {_nothing_in(values, config.prompt)}, and {config.chosen!r} and "
+            f"{config.rejected!r} do not begin alike"
+        )
+    sides = ((chosen, config.chosen), (rejected, config.rejected))
+    better, worse = [_not_empty(side[len(shared) :], repr(column)) for side, column in sides]
+    return _asking(shared), better, worse
+
+
+def common_prompt(chosen: Content, rejected: Content) -> Content:
+    """What two answers begin with: whole turns, or text up to the last space before they part.
+
+    TRL parts text at the character, so that "... blue" and "... black" would share a "b"; the prompt of
+    a half word has other tokens than any prompt that is sampled from.
+
+    >>> common_prompt("The sky is blue.", "The sky is black.")
+    'The sky is'
+    """
+    same = list(takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
+    if not isinstance(chosen, str):
+        return chosen[: len(same)]
+    end = len(same)
+    while end and not all(side[end : end + 1].isspace() for side in (chosen, str(rejected))):
+        end -= 1
+    return chosen[:end]
+
+
+def _prompt(values: Values, config: ExamplesConfig) -> Content:
+    if config.template is not None:
+        for column in columns_of(config.template):
+            if values.get(column) is None:
+                raise Unusable(_nothing_in(values, column))
+        prompt: Content = config.template.format_map(values)
+    elif values.get(config.prompt) is None:
+        raise Unusable(f"no prompt: {_nothing_in(values, config.prompt)}")
+    else:
+        prompt = _content(values, config.prompt)
+    return _asking(prompt)
+
+
+def _asking(prompt: Content) -> Content:
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise Unusable("the prompt ends with an answer")
+    return _not_empty(prompt, "the prompt")
+
+
+def _content(values: Values, column: str) -> Content:
+    """Return a column as text or as chat turns."""
+    value = values.get(column)
+    if column not in values:
+        raise Unusable(_nothing_in(values, column))
+    if isinstance(value, str):
+        return _not_empty(value, repr(column))
+    if value is None or (isinstance(value, list | tuple) and not value):
+        raise Unusable(f"{column!r} is empty")
+    if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
+        raise Unusable(f"{column!r} is not text")
+    try:
+        return _not_empty(turns_of(value, column), repr(column))
+    except BadMessages as error:
+        raise Unusable(str(error)) from error
+
+
+def _not_empty(content: Content, what: str) -> Content:
+    said = content.strip() if isinstance(content, str) else any(map(says_something, content))
+    if not said:
+        raise Unusable(f"{what} is empty")
+    return content
+
+
+def _nothing_in(values: Values, column: str) -> str:
+    """Say that a column is absent, and which columns there are, or that only its value is missing."""
+    if column in values:
+        return f"nothing in column {column!r}"
+    return f"no column {column!r} among {', '.join(map(repr, values)) or 'none'}"
+
+
+def _margin(values: Values, column: str) -> float:
+    value = values.get(column)
+    if value is None:
+        return 0.0
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = nan
+    if not isfinite(margin):
+        raise Unusable(f"{column!r} is not a number")
+    return margin
+
+
+LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
+"""How files without a boolean type write one."""
+
+
+def _advantage(values: Values, column: str) -> float:
+    if column not in values:
+        raise Unusable(_nothing_in(values, column))
+    side = LABELS.get(str(values[column]).lower())
+    if side is None:
+        raise Unusable(f"{column!r} is not true or false")
+    return side

@@ -1,0 +1,262 @@
+"""Data that rounds learn from: read, checked, and divided from what they are measured on.
+
+What one round holds out of its own source is learnt by no round: it is taken out of the prompts, the
+general pools and the examples of the others, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from align.config.gate import OverlapConfig
+from align.data.base_model import SCHEMES
+from align.data.examples.clashes import (
+    DocumentRows,
+    Measure,
+    PromptRows,
+    UnitRows,
+    prompt_name,
+    units_of,
+)
+from align.data.examples.encode import Document, windows
+from align.data.examples.holdout import Division, divide, parted, prompts_of
+from align.data.examples.load import Examples, load_examples
+from align.data.examples.stream import Unit
+from rollouts.errors import UserError
+from rollouts.prompts import PromptEncoder, load_prompts
+from rollouts.rows import Row
+from rollouts.types import Prompt
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+    from align.config.data import ExamplesConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundData:
+    """Data that rounds learn from and are measured on; each mapping is by round name."""
+
+    prompts: dict[str, Sequence[Prompt]] = field(default_factory=dict)
+    """New prompts of every round; for a round that learns from a file, the prompts of its examples."""
+    held_prompts: dict[str, Sequence[Prompt]] = field(default_factory=dict)
+    """Held-out prompts of rounds that hold out a share of their prompts."""
+    general: dict[str, Sequence[Prompt]] = field(default_factory=dict)
+    """The general pool of every round that has one."""
+    examples: dict[str, Sequence[Unit]] = field(default_factory=dict)
+    """Training units of rounds with ``data``."""
+    held: dict[str, Sequence[Unit]] = field(default_factory=dict)
+    """Held-out units of rounds with ``data``, which they are measured on."""
+    reports: dict[str, str] = field(default_factory=dict)
+    """One sentence per round on its rows: read, left out, divided."""
+    held_names: frozenset[str] = frozenset()
+    """Names, as `prompt_name` gives them, of prompts that no round learns from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loader:
+    """Reader of the data of rounds.
+
+    Args:
+        rule: what the gate calls an overlap.
+        context: longest prompt plus completion, in tokens.
+        taken: by round, what it took of the inbox.
+        windows: hold out windows of texts, as stores did that began before documents were.
+        trained_on: by accepted round, the `pool_hash` of each pool it learnt from. Its data is shown as it
+            was then: what a later round holds out of it was learnt from, and the overlap check says so.
+    """
+
+    rule: OverlapConfig
+    encoder: PromptEncoder
+    context: int
+    taken: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    windows: bool = False
+    trained_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def load(self, rounds: Sequence[RoundConfig]) -> RoundData:
+        """Read and divide the data of all rounds.
+
+        Raises:
+            UserError: the first source, row or share that cannot be used.
+        """
+        data = RoundData()
+        for spec in rounds:
+            if spec.data is not None:
+                self._load_examples(spec, spec.data, data)
+            elif spec.prompts is not None:
+                self._load_prompts(spec, data)
+            pool = spec.replay.general_prompts
+            if pool is not None:
+                data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
+        return _without_held(data, rounds, self.encoder, self.trained_on)
+
+    def _load_prompts(self, spec: RoundConfig, data: RoundData) -> None:
+        assert spec.prompts is not None
+        prompts = load_prompts(spec.prompts, SCHEMES, spec.name, "new")
+        data.prompts[spec.name] = prompts
+        if spec.prompts.heldout is None:
+            return
+        rows = PromptRows(prompts, self._measure(spec))
+        division = divide(rows, spec.prompts.heldout)
+        sides: tuple[list[Prompt], list[Prompt]] = ([], [])
+        for name, prompt in zip(rows.names, prompts, strict=True):
+            sides[name in division.held].append(prompt)
+        where = f"rounds.{spec.name}.prompts.heldout"
+        _check_sides(*sides, division, spec.prompts.heldout, where)
+        data.prompts[spec.name], data.held_prompts[spec.name] = sides
+        data.reports[spec.name] = division.sentence
+
+    def _load_examples(self, spec: RoundConfig, config: ExamplesConfig, data: RoundData) -> None:
+        other = None
+        if config.heldout_source is not None:
+            changes = {
+                "source": config.heldout_source,
+                "split": config.heldout_split,
+                "limit": None,
+            }
+            other = self._read(spec, config.model_copy(update={**changes, "use": "once"}))
+            data.held[spec.name] = other.units
+            if not config.source:  # Its file is gone, see `align.store.changes.gone`.
+                return
+        examples = self._read(spec, config)
+        report = str(examples.report)
+        kept: Sequence[Unit]
+        held_units: Sequence[Unit]
+        if other is not None:
+            kept, held_units = examples.units, other.units
+            report += f"; held out of {config.heldout_source}: {other.report}"
+        else:
+            kept, held_units, division = self._divided(spec, config, examples)
+            where = f"rounds.{spec.name}.data.heldout"
+            _check_sides(kept, held_units or kept, division, config.heldout, where)
+            report += f"; {division.sentence}" if division.num_tied else ""
+        data.examples[spec.name], data.held[spec.name] = kept, held_units
+        data.prompts[spec.name] = prompts_of(kept, self.encoder)
+        data.reports[spec.name] = report
+
+    def _read(self, spec: RoundConfig, config: ExamplesConfig) -> Examples:
+        taken = self.taken.get(spec.name) if config.stream is not None else None
+        material = spec.algorithm.material
+        return load_examples(config, material, self.encoder, self.context, spec.name, taken)
+
+    def _divided(
+        self, spec: RoundConfig, config: ExamplesConfig, examples: Examples
+    ) -> tuple[Sequence[Unit], Sequence[Unit], Division]:
+        """Divide units; return those to learn from, those held out, and the division."""
+        if not examples.documents or self.windows or config.heldout_of == "windows":
+            rows = UnitRows(examples.units, self.encoder, self._measure(spec))
+            division = divide(rows, config.heldout)
+            return *parted(examples.units, division.held), division
+
+        def cut(documents: Sequence[Document]) -> list[Unit]:
+            return list(
+                windows(
+                    documents, self.encoder,
+                    context=self.context, round=spec.name, pack=config.pack,
+                )
+            )  # fmt: skip
+
+        texts = examples.documents
+        division = divide(
+            DocumentRows(texts, cut, self.encoder, self._measure(spec)), config.heldout
+        )
+        kept = cut([text for text in texts if text.name not in division.held])
+        return kept, cut([text for text in texts if text.name in division.held]), division
+
+    def _measure(self, spec: RoundConfig) -> Measure:
+        """Return the overlap measure of a round; it has no items if the suite has prompts of its own."""
+        rule = self.rule
+        items = 0 if spec.suite.prompts is not None else spec.suite.items
+        return Measure(rule=rule, units=units_of(rule, self.encoder), items=items)
+
+
+def _check_sides(
+    kept: Sequence[object],
+    held_rows: Sequence[object],
+    division: Division,
+    share: float,
+    where: str,
+) -> None:
+    if kept and held_rows:
+        return
+    what, remedy = (
+        "held out, and none is left to learn from",
+        "lower heldout, or give more examples",
+    )
+    if kept:
+        what, remedy = "learnt from, and none is held out", "raise heldout, or give more examples"
+    if division.num_rows == 1 < len(kept) + len(held_rows):
+        remedy = "give more documents, or set heldout_of: windows, which is for a single one"
+    together = ""
+    if division.largest:
+        together = (
+            f", and {division.largest} of them share runs of words, so that they stay together"
+        )
+        remedy = "give more examples that say other things, or name a file to be measured on"
+    raise UserError(
+        f"all {len(kept) or len(held_rows)} examples are {what}",
+        where=where,
+        cause=f"heldout is {share:g}, and answers to one prompt stay together{together}",
+        remedy=remedy,
+    )
+
+
+def pool_hash(pool: Sequence[Prompt | Unit]) -> str:
+    """Return the sha256 of the ids in a pool, in order."""
+    return hashlib.sha256("\n".join(entry.id for entry in pool).encode()).hexdigest()
+
+
+def _without_held(
+    data: RoundData,
+    rounds: Sequence[RoundConfig],
+    encoder: PromptEncoder,
+    trained_on: Mapping[str, Mapping[str, str]],
+) -> RoundData:
+    """Return the data without the prompts that another round holds out, but for what was learnt whole."""
+    names = frozenset(
+        prompt_name(p) for held_prompts in data.held_prompts.values() for p in held_prompts
+    )
+    if not names:
+        return data
+
+    def free(prompts: Sequence[Prompt]) -> list[Prompt]:
+        return [prompt for prompt in prompts if prompt_name(prompt) not in names]
+
+    whole = {
+        name
+        for name, own in data.prompts.items()
+        if trained_on.get(name, {}).get("prompts") == pool_hash(own)
+    }
+    examples = {
+        name: units if name in whole else parted(units, names)[0]
+        for name, units in data.examples.items()
+    }
+    prompts: dict[str, Sequence[Prompt]] = {
+        name: own
+        if name in whole
+        else prompts_of(examples[name], encoder)
+        if name in examples
+        else free(own)
+        for name, own in data.prompts.items()
+    }
+    general: dict[str, Sequence[Prompt]] = {n: free(pool) for n, pool in data.general.items()}
+    for spec in rounds:
+        emptied = data.prompts.get(spec.name) and not prompts[spec.name]
+        if emptied or (data.general.get(spec.name) and not general[spec.name]):
+            source = spec.asks.source if emptied else "its general pool"
+            raise UserError(
+                f"every prompt of {source!r} is held out by another round",
+                where=f"rounds.{spec.name}",
+                remedy="give it prompts of its own",
+            )
+    return RoundData(
+        prompts=prompts,
+        held_prompts=data.held_prompts,
+        general=general,
+        examples=dict(examples),
+        held=data.held,
+        reports=data.reports,
+        held_names=names,
+    )

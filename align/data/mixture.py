@@ -1,0 +1,156 @@
+"""What one step samples: the round's own prompts, replayed ones and general ones, within one budget.
+
+The budget is ``prompts_per_step * group_size`` completions whatever is replayed: retention is paid for
+by fewer new prompts, never by more sampling. Shares that are not whole numbers carry over, so over a
+round each share is exact: with 128 completions and 5% the counts run 6, 6, 7, 6, 7, ...
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from align.algorithms.rows import Row
+from align.config.campaign import ReplayConfig, SamplingConfig
+from align.data.examples.stream import ExampleStream, rows_of
+from align.data.replay import ReplayBuffer, dealt
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt, RolloutGroup
+
+ROUNDS_PER_STEP = 3
+"""Earlier rounds that one step replays at most: each costs a forward pass of its own snapshot, and a
+step shall cost the same however many rounds a campaign has behind it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """The prompts of one step and how many completions each one gets."""
+
+    prompts: tuple[Prompt, ...]
+    group_sizes: tuple[int, ...]
+    stored: list[RolloutGroup]
+    """Answers that exist already; they cost no sampling."""
+    examples: list[Row] = field(default_factory=list)
+    """Rows of a file that the step learns from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Draws every step of one round; what step ``n`` holds depends on the seed and ``n`` alone."""
+
+    new: PromptStream
+    """The round's own prompts; with ``examples`` they are only measured on."""
+    past: ReplayBuffer
+    general: PromptStream | None
+    stored: Sequence[RolloutGroup]
+    """Stored answers of the general pool; they take the place of sampled ones."""
+    sampling: SamplingConfig
+    replay: ReplayConfig
+    seed: int
+    examples: ExampleStream | None = None
+    """Rows of a file, for algorithms that learn from one: they take the place of new prompts."""
+
+    def draw(self, step: int) -> Draw:
+        """Prompts of step ``step``, counted from 0."""
+        budget = self.sampling.budget
+        singles = self.replay.samples_per_prompt
+        past_share = self.replay.past if len(self.past) else 0.0
+        sampled = self.general is not None and not self.stored
+        general_share = self.replay.general if sampled else 0.0
+        new_share = 1.0 - past_share - general_share
+        past = self._past(budget * past_share / singles, step)
+        general = window(self.general, budget * general_share, step) if self.general else []
+        examples: list[Row] = []
+        new: list[Prompt] = []
+        if self.examples is not None:
+            rate = budget * new_share / len(self.examples.at(0, 1)[0].rows)
+            examples = rows_of(self.examples.at(total_before(rate, step), whole(rate, step)))
+        else:
+            new = window(self.new, budget * new_share / self.sampling.group_size, step)
+        return Draw(
+            prompts=(*new, *past, *general),
+            group_sizes=(
+                *[self.sampling.group_size] * len(new),
+                *[singles] * len(past),
+                *[1] * len(general),
+            ),
+            stored=self._stored(budget * self.replay.general, step),
+            examples=examples,
+        )
+
+    def spare(self, step: int, turn: int, count: int) -> Draw:
+        """``count`` new prompts from elsewhere in the stream: replacements."""
+        first = total_before(float(self.sampling.prompts_per_step), step)
+        first += turn * len(self.new) // 2
+        self.new.seek(first)
+        prompts = tuple(self.new.take(count))
+        sizes = (self.sampling.group_size,) * count
+        return Draw(prompts=prompts, group_sizes=sizes, stored=[])
+
+    def _past(self, rate: float, step: int) -> list[Prompt]:
+        rounds = tuple(self.past.entries)
+        first = total_before(rate, step)
+        if len(rounds) <= ROUNDS_PER_STEP:
+            return self.past.draw(whole(rate, step), seed=self.seed, step=step, first=first)
+        drawn: dict[str, Prompt] = {}
+        run = run_of(rate)
+        for name, count in in_turn(rounds, rate, step).items():
+            own = dealt(first, rounds.index(name), len(rounds), run)
+            found = self.past.draw(count, seed=self.seed, step=step, rounds=[name], first=own)
+            for prompt in found:
+                drawn.setdefault(prompt.id, prompt)
+        return list(drawn.values())
+
+    def _stored(self, rate: float, step: int) -> list[RolloutGroup]:
+        first = total_before(rate, step)
+        count = whole(rate, step) if self.stored else 0
+        return [self.stored[i % len(self.stored)] for i in range(first, first + count)]
+
+    def meter_prompts(self, count: int) -> list[Prompt]:
+        """The same ``count`` prompts of every kind each time: new, of each past round, general."""
+        streams = [s for s in (self.new, self.general) if s is not None]
+        for stream in streams:
+            stream.seek(0)
+        held = [p for prompts in self.past.entries.values() for p in prompts[:count]]
+        return [p for stream in streams for p in stream.take(min(count, len(stream)))] + held
+
+
+def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
+    """How many prompts of which rounds step ``step`` replays, at ``rate`` prompts a step.
+
+    The prompts of a whole round are numbered through and dealt to the earlier rounds in runs so long
+    that a step touches at most `ROUNDS_PER_STEP`; over the steps every round gets the same share.
+
+    >>> [in_turn("abcd", 4, step) for step in range(3)]
+    [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
+    """
+    run = run_of(rate)
+    numbers = range(total_before(rate, step), total_before(rate, step + 1))
+    return dict(Counter(rounds[number // run % len(rounds)] for number in numbers))
+
+
+def run_of(rate: float) -> int:
+    """Return the number of prompts in a row that fall to one round, so that a step touches few."""
+    return max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
+
+
+def whole(rate: float, step: int) -> int:
+    """How many whole units step ``step`` gets of ``rate`` units per step, fractions carried over.
+
+    >>> [whole(6.4, step) for step in range(5)]
+    [6, 6, 7, 6, 7]
+    """
+    return total_before(rate, step + 1) - total_before(rate, step)
+
+
+def total_before(rate: float, step: int) -> int:
+    """Units handed out before ``step``. The tiny shift keeps 0.1 * 30 from falling below 3."""
+    return int(rate * step + 1e-9)
+
+
+def window(stream: PromptStream, rate: float, step: int) -> list[Prompt]:
+    """The stream's prompts of one step, found from the step number alone."""
+    stream.seek(total_before(rate, step))
+    return stream.take(whole(rate, step))

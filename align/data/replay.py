@@ -1,0 +1,203 @@
+"""Prompts of accepted rounds, to be asked again while later rounds train.
+
+Prompts only: what held their behaviour is the snapshot named as their ``owner``, and the KL term
+holds the policy to it. No answers, no labels, no rewards. A draw is a function of the seed and the
+step, so a resumed round sees the batches it would have seen. Columns come back as they were, see
+`rollouts.values`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from align.errors import StoreError, UserError
+from align.store.durable import write_atomic
+from rollouts.errors import nearest
+from rollouts.types import Prompt, SnapshotId
+from rollouts.values import Unholdable, from_json, normalised, to_json
+
+SCHEMA_VERSION = 2
+"""Version of the file's format; version 1 held the columns as plain JSON."""
+
+
+class ReplayBuffer:
+    """The kept prompts of every accepted round, rounds in the order they were added."""
+
+    def __init__(self, entries: Mapping[str, Sequence[Prompt]] | None = None) -> None:
+        self._entries = {round_: tuple(prompts) for round_, prompts in (entries or {}).items()}
+
+    @property
+    def entries(self) -> Mapping[str, Sequence[Prompt]]:
+        """Prompts by round name."""
+        return dict(self._entries)
+
+    def __len__(self) -> int:
+        return sum(len(prompts) for prompts in self._entries.values())
+
+    def add(
+        self, round: str, prompts: Iterable[Prompt], owner: SnapshotId, cap: int, seed: int
+    ) -> None:
+        """Keep at most ``cap`` distinct prompts of an accepted round, chosen evenly by the seed.
+
+        Adding a round again replaces its prompts, so a resumed run may repeat the call.
+
+        Raises:
+            UserError: a prompt has a column of a kind that is not kept.
+        """
+        distinct = list({prompt.id: prompt for prompt in prompts}.values())
+        if len(distinct) > cap:
+            kept = sorted(Random(f"{seed}/{round}").sample(range(len(distinct)), cap))
+            distinct = [distinct[i] for i in kept]
+        self._entries[round] = tuple(_past(prompt, round, owner) for prompt in distinct)
+
+    def draw(
+        self,
+        n: int,
+        seed: int,
+        step: int,
+        rounds: Iterable[str] | None = None,
+        first: int | None = None,
+    ) -> list[Prompt]:
+        """``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
+
+        Prompts are numbered through over the steps and dealt to the rounds in turn, so every round gets the
+        same share. A round hands out its prompts without replacement: each comes up once before any
+        comes up again, in another order.
+
+        Args:
+            rounds: names to draw from; None draws from all.
+            first: prompts that earlier steps drew; None: ``n`` each.
+        """
+        names = list(self._entries) if rounds is None else list(dict.fromkeys(rounds))
+        for name in names:
+            if name not in self._entries:
+                hint = nearest(name, list(self._entries))
+                raise ValueError(f"no round {name!r} in the buffer; {hint}")
+        if not names:
+            return []
+        before = step * n if first is None else first
+        queues = [
+            self._from(name, seed, dealt(before, turn, len(names)))
+            for turn, name in enumerate(names)
+        ]
+        drawn: dict[str, Prompt] = {}
+        exhausted: set[int] = set()
+        for turn in islice(cycle(range(len(names))), before % len(names), None):
+            if len(drawn) >= n or len(exhausted) == len(names):
+                return list(drawn.values())
+            fresh = next((p for p in queues[turn] if p.id not in drawn), None)
+            if fresh is None:
+                exhausted.add(turn)
+            else:
+                drawn[fresh.id] = fresh
+        raise AssertionError("the cycle over the rounds never ends")
+
+    def save(self, path: Path) -> None:
+        """Write JSON lines, atomically: a version line, then one prompt a line."""
+        head = {"schema_version": SCHEMA_VERSION, "rounds": list(self._entries)}
+        lines = [head, *(_line(p) for prompts in self._entries.values() for p in prompts)]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomic(path, text.encode("ascii"))
+
+    @classmethod
+    def load(cls, path: Path) -> ReplayBuffer:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
+        """
+        entries: dict[str, list[Prompt]] = {}
+        version = SCHEMA_VERSION
+        for number, line in enumerate(path.read_text("ascii", "replace").splitlines(), start=1):
+            try:
+                data = json.loads(line)
+                if number == 1:
+                    version = data["schema_version"]
+                    _check_version(version, path)
+                    entries = {name: [] for name in data["rounds"]}
+                else:
+                    entries[data["round"]].append(_prompt(data, version))
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"this is no replayed prompt ({error!r})",
+                    where=f"{path}:{number}",
+                    cause="the file was edited or damaged",
+                    remedy="restore it from a backup",
+                ) from error
+        return cls(entries)
+
+    def _from(self, name: str, seed: int, place: int) -> Iterator[Prompt]:
+        """Yield a round's prompts from a place on: the rest of the pass it lies in, then the next ones.
+
+        Each pass goes through the same two halves, either in an order of its own: what ends one pass does
+        not open the next, so that no step draws a prompt twice.
+        """
+        prompts = list(self._entries[name])
+        Random(f"{seed}/{name}").shuffle(prompts)
+        size, middle = len(prompts), (len(prompts) + 1) // 2
+        for number in range(place, place + 2 * size):
+            done, at = divmod(number, size)
+            if at == 0 or number == place:
+                halves = prompts[:middle], prompts[middle:]
+                for half in halves:
+                    Random(f"{seed}/{done}/{name}").shuffle(half)
+                order = [*halves[0], *halves[1]]
+            yield order[at]
+
+
+def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
+    """Count the numbers below ``number`` that fall to one of several, dealt in turn in runs.
+
+    >>> [dealt(number, turn=1, turns=3) for number in range(6)]
+    [0, 0, 1, 1, 1, 2]
+    >>> [dealt(number, turn=1, turns=2, run=2) for number in range(6)]
+    [0, 0, 0, 1, 2, 2]
+    """
+    cycles, rest = divmod(number, turns * run)
+    return cycles * run + min(max(rest - turn * run, 0), run)
+
+
+def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
+    """The prompt as later rounds will see it, exactly as it would come back from the file."""
+    columns = {}
+    for name, value in prompt.columns.items():
+        try:
+            columns[name] = normalised(value)
+        except Unholdable as error:
+            raise UserError(
+                f"it holds {error}, which is not kept",
+                where=f"prompt {prompt.place or prompt.id}, column {name}",
+                cause="replayed prompts are stored with all their columns",
+                remedy="use text, numbers, lists and mappings with text keys, or drop the column",
+            ) from error
+    marked = replace(prompt, columns=columns, source="past", owner=owner, round=round_)
+    return _prompt(json.loads(json.dumps(_line(marked))), SCHEMA_VERSION)
+
+
+def _line(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as a line of the file."""
+    data = asdict(prompt)
+    return {**data, "columns": to_json(data["columns"]), "messages": to_json(data["messages"])}
+
+
+def _prompt(data: Mapping[str, Any], version: int) -> Prompt:
+    messages, columns = data["messages"], data["columns"]
+    if version > 1:
+        messages, columns = from_json(messages), from_json(columns)
+    turns = None if messages is None else tuple(messages)
+    return Prompt(**{**data, "messages": turns, "columns": columns})
+
+
+def _check_version(version: int, path: Path) -> None:
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"replay file version {version} is newer than {SCHEMA_VERSION}, the newest known here",
+            where=str(path),
+            remedy="update Keel",
+        )

@@ -1,0 +1,66 @@
+"""Moving the fixed anchor: what a person may choose, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.gate.evidence import Evidence
+from align.store.ledger.baseline import AnchorMove, anchor_moves, move_anchor
+from rollouts.errors import UserError
+
+
+def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
+    """Count total budgets from another snapshot that is or was production.
+
+    Args:
+        snapshot: its id, or so many first digits that only one has them.
+
+    Raises:
+        UserError: there is no such snapshot, or more than one; it was never production or has another
+            tokenizer than the start; no reason is given.
+        SnapshotError: its files are missing or damaged.
+    """
+    targets = list(dict.fromkeys(move.target for move in evidence.ledger.alias_moves()))
+    found = [id for id in targets if id.startswith(snapshot)] if snapshot else []
+    if len(found) > 1:
+        raise UserError(
+            f"{len(found)} snapshots begin with {snapshot!r}",
+            where="SNAPSHOT",
+            remedy=f"give more digits: {', '.join(id[:16] for id in found)}",
+        )
+    chosen = found[0] if found else snapshot
+    if found:
+        store = evidence.snapshots()
+        require_same_tokenizer(store.open(evidence.base).path, store.open(chosen).path)
+    return move_anchor(evidence.ledger, chosen, reason)
+
+
+def require_same_tokenizer(start: Path, other: Path) -> None:
+    """Log-likelihoods per token can only be compared where both snapshots see the same tokens."""
+    known, found = (vocabulary(folder) for folder in (start, other))
+    if known is not None and found is not None and known != found:
+        differing = {token for token, _ in known.items() ^ found.items()}
+        raise UserError(
+            f"its tokenizer differs from the start's in {len(differing)} tokens, such as "
+            f"{min(differing)!r}",
+            where=str(other),
+            cause="the snapshot is of another model",
+            remedy="choose a snapshot of this campaign",
+        )
+
+
+def vocabulary(folder: Path) -> dict[str, int] | None:
+    """Tokens and their ids; None where the folder holds no tokenizer."""
+    if not any(folder.glob("tokenizer*")):
+        return None
+    from transformers import AutoTokenizer
+
+    return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
+
+
+def anchor_log_lines(evidence: Evidence) -> Iterator[str]:
+    """What budgets count from, and every time a person moved it."""
+    yield f"start   {evidence.base[:16]}"
+    for move in anchor_moves(evidence.ledger):
+        yield f"anchor  {move.snapshot[:16]}  since {move.time}: {move.reason}"

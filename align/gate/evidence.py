@@ -1,0 +1,374 @@
+"""What is known about every snapshot: per-item results on disk, and verdicts drawn from them alone.
+
+Files lie under ``evaluations/<snapshot>/<suite>.parquet``; the ledger names them. A verdict reads the
+files, never memory, so it can be recomputed at any later time and comes out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config.campaign import CampaignConfig, GateConfig
+from align.gate.forgetting import MatrixRow, ScoreMatrix
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.reward_models import decide_pairs
+from align.gate.statistics.alpha import amended_level, spent_by
+from align.gate.suites.suites import Suite
+from align.gate.verdict import Verdict, decide, decide_from_files, level_of
+from align.store.changes.gone import unmeasurable
+from align.store.changes.settle import settle
+from align.store.ledger.baseline import anchor_of
+from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
+from align.store.ledger.lineage import lineage
+from align.store.lookback import in_view, nights_of
+from align.store.mirror import ONE_SIDED, Mirror
+from align.store.recall import Purpose, Recall, recall
+from align.store.repairs import repairs_of
+from align.store.snapshots.snapshots import SnapshotStore
+from align.store.store import begun_ledger, open_mirror
+from align.store.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
+from rollouts.errors import UserError, nearest
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Results by snapshot and suite, for one campaign."""
+
+    folder: Path
+    """The store; paths in the ledger are relative to it."""
+    ledger: Ledger
+    config: CampaignConfig
+    mirror: Mirror = ONE_SIDED
+    """Of a store with a URL: its far side."""
+
+    @property
+    def base(self) -> SnapshotId:
+        """The snapshot the campaign started from."""
+        return self.ledger.alias_moves()[0].target
+
+    @property
+    def files(self) -> StoredFiles:
+        """Hashes of the store's files."""
+        return StoredFiles(self.folder, self.ledger.database)
+
+    @property
+    def gate(self) -> GateConfig:
+        """What decides: the campaign's gate, with alpha spent as suits rounds that end or do not."""
+        return spent_by(self.config.gate, endless=bool(nights_of(self.ledger.database)))
+
+    def recall(self, round: str, purpose: Purpose, earlier: Sequence[str] | None = None) -> Recall:
+        """Which earlier rounds a round looks back on, and which it leaves out.
+
+        Args:
+            earlier: the rounds in question, in order; None: all that are accepted.
+        """
+        names = list(self.accepted("policy")) if earlier is None else earlier
+        draw = f"{self.config.seed}/{purpose}/{round}"
+        return recall(names, nights_of(self.ledger.database), draw)
+
+    def missing(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> list[Suite]:
+        """Suites, as they stand now, that were not measured on the snapshot."""
+        return [s for s in suites if self.ledger.find_evaluation(snapshot, s.hash) is None]
+
+    def save(self, snapshot: SnapshotId, results: Mapping[str, ItemResults]) -> None:
+        """Store per-item results and note them in the ledger."""
+        paths: dict[str, str] = {}
+        for name, items in results.items():
+            path = Path("evaluations") / snapshot[:16] / f"{name}-{items.suite_hash[:8]}.parquet"
+            items.save(self.folder / path)
+            paths[name] = path.as_posix()
+        self.mirror.push()
+        self.files.record(self.folder / path for path in paths.values())
+        for name, items in results.items():
+            self.ledger.record_evaluation(
+                snapshot, name, items.suite_hash, paths[name], n=len(items.values), mean=items.mean
+            )
+
+    def snapshots(self) -> SnapshotStore:
+        """The campaign's snapshots; those that are not here yet are fetched when they are opened."""
+        return SnapshotStore(self.folder, self.mirror.remote)
+
+    def load(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> dict[str, ItemResults]:
+        """Stored results of a snapshot."""
+        return {s.name: ItemResults.load(self.locate(snapshot, s.hash)) for s in suites}
+
+    def locate(self, snapshot: SnapshotId, suite_hash: str) -> Path:
+        """File of the results of one snapshot on one suite."""
+        record = self.ledger.find_evaluation(snapshot, suite_hash)
+        if record is None:
+            raise UserError(
+                f"snapshot {snapshot[:16]} was never measured on the suite {suite_hash[:16]}",
+                where=str(self.folder),
+                remedy="run the campaign with keel run",
+            )
+        return self.checked(record)
+
+    def checked(self, record: EvaluationRecord) -> Path:
+        """Return the file of stored results, once its bytes are those that were written.
+
+        Raises:
+            EvidenceError: it is missing, or was changed.
+        """
+        return checked(self.folder / record.path, record.sha256)
+
+    def faults(self) -> Iterator[str]:
+        """Yield a sentence about every file of results that is missing or was changed."""
+        for record in self.ledger.evaluations():
+            if fault := fault_of(self.folder / record.path, record.sha256):
+                yield f"{record.path} {fault}: {RUN_AGAIN}"
+
+    def replace(self, record: EvaluationRecord, items: ItemResults, fault: str) -> None:
+        """Store results that were measured again, since their file ``fault``."""
+        path = self.folder / record.path
+        items.save(path)
+        self.mirror.push()
+        self.files.record([path], f"{MEASURED_AGAIN}{fault}")
+        n = len(items.values)
+        self.ledger.replace_evaluation(record.snapshot, record.suite_hash, n, items.mean)
+
+    def looks(self) -> int:
+        """Decisions taken so far: one a round, or one for every candidate that it put forward."""
+        return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
+
+    def levels(self) -> list[float]:
+        """Return the error that every decision so far was taken at, in order."""
+        errors: list[float] = []
+        for record in self._judged():
+            inputs = Verdict.from_dict(record.report or {}).inputs
+            looks = [repair.look for repair in repairs_of(record.report)] or [inputs.looks]
+            declared = inputs.gate.campaign_rounds
+            errors += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
+        return errors
+
+    def _judged(self) -> list[RoundRecord]:
+        """Return the committed rounds whose report is a verdict of this gate."""
+        return [r for r in self.committed() if "inputs" in (r.report or {})]
+
+    def amended_level(self, look: int) -> float | None:
+        """Return the error of a decision to come if alpha was amended after earlier ones.
+
+        None: the rule of `align.gate.statistics.alpha` says it, since all decisions were taken by the same
+        settings.
+        """
+        gate = self.gate
+        stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged()]
+        if all(_spends_alike(gate, stored_gate) for stored_gate in stored):
+            return None
+        spent = self.levels()
+        while len(spent) < look - 1:  # Candidates of the same round that were refused.
+            spent.append(amended_level(gate, spent, len(spent) + 1))
+        return amended_level(gate, spent, look)
+
+    def look_of(self, name: str) -> int:
+        """Number of the decision that a committed round ended with, its repairs counted."""
+        looks = 0
+        for record in self.committed():
+            tried = repairs_of(record.report)
+            if record.name == name:
+                chosen = (one.look for one in tried if one.candidate == record.candidate)
+                return next(chosen, looks + 1)
+            looks += len(tried) or 1
+        raise ValueError(f"round {name!r} has no verdict")
+
+    def judge(
+        self,
+        target: str,
+        candidate: SnapshotId,
+        parent: SnapshotId,
+        suites: Sequence[Suite],
+        look: int | None = None,
+        objections: Sequence[str] = (),
+    ) -> Verdict:
+        """The gate's verdict on a candidate of round ``target``.
+
+        Args:
+            look: number of this decision in the campaign; None: the one after the last round's.
+            objections: what was noticed while it was trained and keeps it out.
+        """
+        accepted = self.accepted("policy")
+        return decide(
+            target=target,
+            candidate=self.load(candidate, suites),
+            parent=self.load(parent, suites),
+            start={s.name: self.load(self.anchor(s.name), [s])[s.name] for s in suites},
+            best={s.name: self.load(h, [s])[s.name] for s, h in self._best(suites)},
+            suites=suites,
+            gate=self.gate,
+            looks=look or self.looks() + 1,
+            accepted_rounds=tuple(accepted),
+            retired=self.retired((*accepted, target)),
+            objections=objections,
+            left_out=(
+                *self.recall(target, "gate").left_out,
+                *unmeasurable(self.config.rounds, tuple(accepted)),
+            ),
+            level=self.amended_level(look or self.looks() + 1),
+        )
+
+    def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
+        """By suite, the snapshots that have to be measured on it before a candidate is judged.
+
+        The start and every accepted snapshot; of rounds of templates only production, the suite's anchor
+        and what the last verdict on the suite called best. The best is sought among all that were measured,
+        as every snapshot was in its own round; on items that rotate in, the best until then competes again.
+        """
+        nights, accepted = nights_of(self.ledger.database), self.accepted("policy")
+        known = {self.base, *accepted.values()}
+        last_best: dict[str, SnapshotId] = {}
+        for record in self.committed() if nights else ():
+            last_best |= (record.report or {}).get("inputs", {}).get("best", {})
+        plain = {self.base, *(s for name, s in accepted.items() if name not in nights)}
+        plain.add(self.ledger.alias("production") or self.base)
+        return {
+            s.name: frozenset(
+                known & {*plain, self.anchor(s.name), last_best.get(s.name, self.base)}
+            )
+            for s in suites
+        }
+
+    def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
+        """By suite, the first of the accepted snapshots with the highest mean on its items."""
+        history = [self.base, *self.accepted("policy").values()]
+        means = {(e.suite_hash, e.snapshot): e.mean for e in self.ledger.evaluations()}
+        needed = self.comparators(suites)
+        for suite in suites:
+            on = {h: means[suite.hash, h] for h in history if (suite.hash, h) in means}
+            for snapshot in needed[suite.name] - on.keys():
+                self.locate(snapshot, suite.hash)  # Says what was not measured.
+            yield suite, max(on, key=on.__getitem__)
+
+    def anchor(self, suite: str) -> SnapshotId:
+        """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that
+        round, or the anchor that a person chose after it."""
+        accepted = self.accepted("policy")
+        own, chosen = accepted.get(suite, self.base), anchor_of(self.ledger)
+        order = [self.base, *accepted.values()]
+        return own if chosen is None or order.index(chosen) < order.index(own) else chosen
+
+    def recompute(self, name: str) -> tuple[Verdict, Verdict]:
+        """A finished round's verdict drawn again from the stored items, and the one on record."""
+        reports = {r.name: r.report for r in self.committed()}
+        report = reports.get(name)
+        if report is None:
+            raise UserError(
+                f"round {name!r} has no verdict", where="ROUND", remedy=nearest(name, list(reports))
+            )
+        recorded = Verdict.from_dict(report)
+        decide_again = decide_pairs if self._makes(name) == "reward_model" else decide_from_files
+        return decide_again(recorded.inputs, self.locate), recorded
+
+    def accepted(self, makes: str) -> dict[str, SnapshotId]:
+        """Candidate of every accepted round that makes a policy, or a reward model; in order.
+
+        Policies that production was moved back behind are not among them: their rounds count as
+        rejected, until production is moved forward again.
+        """
+        rounds = [r for r in self.committed() if r.state == "accepted"]
+        path = lineage(rounds, self.ledger.alias("production")) if makes == "policy" else None
+        return {
+            r.name: r.candidate
+            for r in rounds
+            if r.candidate
+            and self._makes(r.name) == makes
+            and (path is None or r.candidate in path)
+        }
+
+    def production_words(self) -> str:
+        """Return the round that production is from, and its snapshot, as a person says it."""
+        target = self.ledger.alias("production") or self.base
+        rounds = self.accepted("policy").items()
+        names = (f"round {name!r}" for name, snapshot in rounds if snapshot == target)
+        return f"{next(names, 'the base')} ({target[:16]})"
+
+    def due_index(self) -> int:
+        """Index of the first round to come; of the next one, where all are over."""
+        attempts = self.ledger.attempts()
+        free = max((r.index for r in attempts), default=-1) + 1
+        return next((r.index for r in self.ledger.rounds() if not r.closed), free)
+
+    def _makes(self, name: str) -> str:
+        spec = next((spec for spec in self.config.rounds if spec.name == name), None)
+        return "policy" if spec is None else spec.algorithm.makes
+
+    def retired(self, rounds: Sequence[str]) -> frozenset[str]:
+        """Of these rounds, those whose preference a later one with the same prompts has replaced."""
+        specs = [
+            spec
+            for spec in self.config.rounds
+            if spec.name in rounds and spec.algorithm.makes == "policy"
+        ]
+        return frozenset(
+            earlier.name
+            for i, later in enumerate(specs)
+            if later.mode == "override"
+            for earlier in specs[:i]
+            if earlier.asks == later.asks
+        )
+
+    def committed(self) -> list[RoundRecord]:
+        """Rounds with a verdict, in order."""
+        return [r for r in self.ledger.rounds() if r.state in ("accepted", "rejected")]
+
+    def matrix(self) -> ScoreMatrix:
+        """Mean score of every measured snapshot on every suite; unseen cells stay empty."""
+        means = {(e.snapshot, e.suite): e.mean for e in self.ledger.evaluations()}
+        names = tuple(
+            dict.fromkeys(
+                [s.name for s in self.config.suites if s.role != "sealed"]
+                + [r.name for r in self.config.rounds if r.algorithm.makes == "policy"]
+            )
+        )
+        rows, accepted = [("base", self.base, True)], self.accepted("policy")
+        rows += [
+            (r.name, r.candidate or "", r.name in accepted)
+            for r in self.committed()
+            if self._makes(r.name) == "policy"
+        ]
+        return ScoreMatrix(
+            rows=tuple(
+                MatrixRow(
+                    name=name,
+                    accepted=accepted,
+                    scores=tuple(means.get((snapshot, suite)) for suite in names),
+                )
+                for name, snapshot, accepted in rows
+            ),
+            suites=names,
+            retired=self.retired([name for name, _, accepted in rows if accepted]),
+        )
+
+
+def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
+    """Tell if two gates share the same alpha in the same way."""
+    return (gate.alpha, gate.campaign_rounds, gate.spending or "campaign") == (
+        other.alpha,
+        other.campaign_rounds,
+        other.spending or "campaign",
+    )
+
+
+def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
+    """An expanded campaign without what its rounds to come do not look back on."""
+    if ledger is None:
+        return config
+    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+    done = ledger.closed()
+    return in_view(evidence, [spec.name for spec in config.rounds if spec.name not in done])
+
+
+def stored_evidence(config: CampaignConfig) -> Evidence:
+    """The evidence of a campaign that ran before."""
+    ledger = begun_ledger(config)
+    if ledger is None:
+        raise UserError(
+            "there is no campaign in this store yet",
+            where=config.store if config.is_remote else str(config.folder),
+            remedy="start it with keel run",
+        )
+    mirror = open_mirror(config)
+    mirror.pull()
+    settled = settle(config, ledger)
+    return Evidence(folder=config.folder, ledger=ledger, config=settled.config, mirror=mirror)

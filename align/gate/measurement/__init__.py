@@ -1,0 +1,1 @@
+"""Measuring a snapshot on suites, item by item."""

@@ -1,0 +1,69 @@
+"""Measuring only what is not known yet: items of a rotating suite that came up before are taken over.
+
+What was stored under an earlier rotation was sampled and scored as it would be now, in the same place and
+with the same seed. Only results of exactly these rotations count: another metric gives other hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.suite import Suite
+
+
+def earlier(suite: Suite, index: int) -> Iterator[str]:
+    """Hashes of what rounds before this one were measured on, the newest first."""
+    if suite.rotation is not None:
+        for before in range(index - 1, -1, -1):
+            yield suite.at(before).hash
+
+
+def rest_of(suite: Suite, stored: Sequence[ItemResults]) -> Suite | None:
+    """The part of a suite that none of the stored results has; None: there is nothing left to measure."""
+    known = {item for results in stored for item in results.item_ids}
+    places = [i for i, item in enumerate(suite.item_ids) if item not in known]
+    if not places:
+        return None
+    if len(places) == len(suite.item_ids):
+        return suite
+    return replace(suite, prompts=tuple(suite.prompts[i] for i in places), positions=tuple(places))
+
+
+def joined(suite: Suite, parts: Sequence[ItemResults]) -> ItemResults:
+    """One result of a whole suite from results that have its items between them; the first has priority."""
+    source: dict[str, tuple[ItemResults, int]] = {}
+    for part in parts:
+        for place, item in enumerate(part.item_ids):
+            source.setdefault(item, (part, place))
+    chosen = [source[item] for item in suite.item_ids]
+    columns: dict[str, Any] = {
+        field.name: tuple(getattr(part, field.name)[place] for part, place in chosen)
+        if all(_has_column(part, field.name) for part, _ in chosen)
+        else ()
+        for field in fields(ItemResults)
+        if isinstance(getattr(parts[0], field.name), tuple)
+    }
+    # What single items cost is not on record, so the cost of the whole is not known.
+    whole: dict[str, Any] = {"suite_hash": suite.hash, "tokens": None, "seconds": None}
+    return replace(parts[0], **columns, **whole)
+
+
+def load_with_texts(path: Path) -> ItemResults:
+    """Stored results with the prompts and answers beside them, where the file has any."""
+    import pyarrow.parquet as pq
+
+    results = ItemResults.load(path)
+    columns = pq.ParquetFile(path).read().to_pydict()
+    texts: dict[str, Any] = {
+        f"{name}s": tuple(columns[name]) for name in ("prompt", "answer") if name in columns
+    }
+    return replace(results, **texts)
+
+
+def _has_column(results: ItemResults, name: str) -> bool:
+    value = getattr(results, name)
+    return isinstance(value, tuple) and len(value) == len(results.item_ids)

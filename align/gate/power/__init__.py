@@ -1,0 +1,1 @@
+"""What the gate can tell before it decides: margins, items, power and cost."""

@@ -1,0 +1,370 @@
+"""What the gate will be able to tell, before it decides: margins, items, power and cost of every suite.
+
+An equal candidate is assumed, whose answers differ from its parent's as much as earlier candidates' did:
+measured on the stored results of every decided round against its parent, and assumed where there are
+none; in no case less than two measurements of one snapshot differ, where ``keel gate aa`` took them.
+Nothing is loaded but the campaign file and the store, so a plan can be had before the first run; items of
+suites that were loaded all the same are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from align.config.campaign import CampaignConfig, GateConfig
+from align.config.demands import Family
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.alpha import spending_sentence, spent_by
+from align.gate.statistics.comparison import variance_of
+from align.gate.statistics.noise import noise_floor, repeats_of
+from align.gate.statistics.tests import items_needed, power, smallest_margin
+from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
+from align.gate.suites.suites import Suite
+from align.gate.verdict import level_of
+from align.store.ledger.ledger import EvaluationRecord, RoundRecord
+from align.store.lookback import nights_of, templates_in, upcoming
+from align.store.recall import Recall, Template
+from align.store.snapshots.manifest import MANIFEST
+from align.store.stored_files import fault_of
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+POWERS = (0.8, 0.95)
+LEAST_POWER = 0.5
+"""Power below which an equal candidate fails more often than not."""
+ASSUMED_DISCORDANCE = GateConfig().assumed_change
+"""Share of items that change between two snapshots, or variance of a score's difference."""
+ASSUMED_NATS = 0.01
+"""Variance of a window's difference in mean logprob: 0.1 nats either way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How much one item differs between a candidate and its parent."""
+
+    variance: float
+    """Of one difference; for pass/fail items the share of discordant ones."""
+    pass_fail: bool
+    rounds: int
+    """Decided rounds it was measured on; 0: assumed, unless it is the noise."""
+    noise: float | None = None
+    """The same between two measurements of one snapshot: a floor; None: not measured."""
+
+    @property
+    def source(self) -> Literal["rounds", "A/A", "assumed"]:
+        """Where the variance is from."""
+        if self.noise is not None and self.variance == self.noise:
+            return "A/A"
+        return "rounds" if self.rounds else "assumed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuitePlan:
+    """What one suite can tell. Margins are in units of its metric."""
+
+    suite: str
+    family: Family
+    role: PlanRole
+    where: str
+    """Key of the suite in the campaign file."""
+    n: int
+    """Number of items: as measured, else as loaded, else as configured."""
+    measured: bool
+    """True once some snapshot was measured on the suite."""
+    margin: float
+    spread: Spread
+    testable: Mapping[float, float]
+    """By power, the smallest margin these items can show."""
+    needed: Mapping[float, int]
+    """By power, items that can show the configured margin."""
+    power: float
+    """Chance that an equal candidate passes this one check at the configured margin."""
+    joint: float
+    """Chance that it passes every check of the suite: against the parent, the best so far and the start
+    where these differ in the last round, and whether more answers are cut or left without a score."""
+    smallest: float | None
+    """Smallest margin at which `joint` suffices for all suites to pass together with a chance of .8, were
+    they alike; None: there is none."""
+    enough: int
+    """Items at which `joint` suffices in the same sense, at the configured margin."""
+    rate_margin: float | None
+    """Largest rise of answers cut or without a score; None: not tested."""
+    clusters: int | None
+    """Independent clusters of items; None if every item counts by itself or clusters are not known."""
+    clusters_needed: int = 0
+    """Clusters below which the margin cannot be shown, where items come in clusters."""
+    gain: float | None
+    """Smallest gain that is shown with a chance of .8 where the suite is its round's target; infinite: no
+    gain is. None: it is no target."""
+    reachable: bool
+    """True if some gain is shown more often than not, or the suite is no target."""
+    guards: int
+    """Suites like it that the last round must not lose; 0 if only shown or the last target."""
+    rounds: int
+    """Of a template: earlier rounds with such a suite that a decision looks at, once there are so many.
+    0: it is no template, or one that remembers all."""
+    tokens: int | None
+    """For measuring one snapshot: as it was counted last; else at most, generated or scored for a text;
+    None where it depends on a file's rows."""
+    seconds: float | None
+    """For measuring one snapshot, as it took last; None where it was never measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePlan:
+    """All suites of a campaign, and what a decision rests on."""
+
+    alpha: float
+    """Over the whole campaign."""
+    looks: int
+    """Decisions that share it; beyond the declared ones, the number of the next."""
+    spending: str
+    """How it is spread over them, and what that comes to."""
+    alpha_per_look: float
+    suites: tuple[SuitePlan, ...]
+    all_pass: float
+    """Chance that an equal candidate of the last round passes every check of every suite that guards by
+    then, were the suites independent."""
+    seconds: float | None
+    """For measuring one candidate on all suites, as it took on average; None where not known."""
+    wanted: float = POWERS[0]
+    """Chance to pass all checks of all suites for which `SuitePlan.enough` counts items."""
+    templates: tuple[Template, ...] = ()
+    """Rounds without end, and what is remembered of them."""
+    recalls: Mapping[str, Recall] = field(default_factory=dict)
+    """By the round of a template that is decided on next: what it looks at."""
+
+    def tokens(self, *, enough: bool = False) -> tuple[int, bool]:
+        """Return the tokens of measuring one candidate on all suites, and whether all are known.
+
+        Args:
+            enough: with the items at which all suites pass together; else with those that there are.
+        """
+        each = [
+            None
+            if suite.tokens is None
+            else suite.tokens * (suite.enough if enough and suite.guards else suite.n) // suite.n
+            for suite in self.suites
+        ]
+        return sum(tokens or 0 for tokens in each), None not in each
+
+
+def plan_gate(
+    config: CampaignConfig,
+    evidence: Evidence | None,
+    discordance: float | None = None,
+    suites: Sequence[Suite] = (),
+) -> GatePlan:
+    """What the gate of a campaign can tell.
+
+    Args:
+        evidence: of the store; None before the first run.
+        discordance: assumed share of items that change where nothing was measured; None: the campaign's.
+        suites: those that were loaded, so that their items can be counted.
+
+    Raises:
+        UserError: a margin or the assumed share lies outside (0, 1).
+    """
+    if discordance is not None and not 0 < discordance < 1:
+        raise UserError(
+            f"an assumed share of {discordance:g} of the items changes",
+            where="--discordance",
+            remedy="give a share between 0 and 1, such as 0.1",
+        )
+    decided = [] if evidence is None else evidence.committed()
+    nights = {} if evidence is None else nights_of(evidence.ledger.database)
+    templates = templates_in(config)
+    gate = spent_by(config.gate, endless=bool(templates or nights))
+    look = 1 if evidence is None else evidence.looks() + 1
+    amended = None if evidence is None else evidence.amended_level(look)
+    alpha = level_of(gate, look, amended)
+    stated = list(
+        stated_suites(config, {template.name: template for template in templates}, suites)
+    )
+    guards = sum(suite.guards for suite in stated)
+    level = _Level(
+        alpha=alpha,
+        wanted=POWERS[0] ** (1 / max(1, guards)),
+        min_gain=gate.min_gain,
+        change=gate.assumed_change if discordance is None else discordance,
+    )
+    planned = tuple(_plan(suite, evidence, decided, level) for suite in stated)
+    coming = upcoming(nights, () if evidence is None else evidence.ledger.closed())
+    return GatePlan(
+        alpha=gate.alpha,
+        looks=gate.campaign_rounds
+        if gate.spending == "window"
+        else max(gate.campaign_rounds, look),
+        spending=spending_sentence(gate, look, amended),
+        alpha_per_look=alpha,
+        suites=planned,
+        all_pass=math.prod(suite.joint**suite.guards for suite in planned),
+        seconds=None if evidence is None else measuring_seconds(evidence),
+        templates=tuple(templates),
+        recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
+    )
+
+
+def measuring_seconds(evidence: Evidence) -> float | None:
+    """Seconds from a candidate's publication to its first recorded result, on average.
+
+    The file times of a store that was copied come after its records; those say nothing.
+    """
+    times = []
+    for record in evidence.committed():
+        manifest = evidence.folder / "snapshots" / (record.candidate or "") / MANIFEST
+        recorded = [e.recorded for e in evidence.ledger.evaluations(record.candidate)]
+        if recorded and manifest.is_file():
+            first = min(map(datetime.fromisoformat, recorded)).timestamp()
+            times.append(first - manifest.stat().st_mtime)
+    usable = [time for time in times if time > 0]
+    return math.fsum(usable) / len(usable) if usable else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Level:
+    """Settings that all suites of one decision are planned with."""
+
+    alpha: float
+    wanted: float
+    """Chance to pass that each suite needs for all to pass with a chance of .8."""
+    min_gain: float
+    change: float
+    """Share of items that is assumed to change where nothing was measured."""
+
+
+def _plan(
+    stated: StatedSuite, evidence: Evidence | None, decided: list[RoundRecord], level: _Level
+) -> SuitePlan:
+    pairs = [] if evidence is None else _measured(evidence, decided, stated.name)
+    repeats = None if evidence is None else _repeats(evidence, stated.name, bool(pairs))
+    spread = _spread(stated, pairs, repeats, level.change)
+    if spread.pass_fail and not 0 < stated.margin < 1:
+        raise UserError(
+            f"the margin of {stated.name!r} is {stated.margin:g} and counts in shares of items",
+            where=f"{stated.where}.margin",
+            remedy="give a share between 0 and 1, such as 0.02 for two points",
+        )
+    last = pairs[-1][0] if pairs else repeats[1] if repeats else None
+    n = len(last.values) if last else stated.items
+    variance, alpha, whole = spread.variance, level.alpha, spread.pass_fail
+    fewest, target = stated.fewest(whole, stated.margin, alpha), stated.role == "round"
+    reach = stated.reach(n, variance, whole)
+
+    def gain(chance: float) -> float:
+        return stated.gain(n, variance, alpha, chance, pass_fail=whole, min_gain=level.min_gain)
+
+    return SuitePlan(
+        suite=stated.name,
+        family=stated.family,
+        role=stated.role,
+        where=stated.where,
+        n=n,
+        measured=evidence is not None and _was_measured(evidence, stated.name),
+        margin=stated.margin,
+        spread=spread,
+        testable={
+            p: smallest_margin(n, variance, alpha, p, pass_fail=whole, reach=reach) for p in POWERS
+        },
+        needed={
+            p: max(
+                fewest,
+                items_needed(variance, stated.margin, alpha, p, pass_fail=whole, reach=reach),
+            )
+            for p in POWERS
+        },
+        power=power(n, variance, stated.margin, alpha, pass_fail=whole, reach=reach)
+        if n >= fewest
+        else 0.0,
+        joint=stated.joint(n, variance, alpha, pass_fail=whole),
+        smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
+        enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
+        rate_margin=stated.rate_margin(stated.margin),
+        clusters=stated.clusters,
+        clusters_needed=stated.fewest_clusters(stated.margin, alpha),
+        gain=gain(POWERS[0]) if target else None,
+        reachable=not target or math.isfinite(gain(LEAST_POWER)),
+        guards=stated.guards,
+        rounds=stated.rounds,
+        tokens=_tokens(stated, n, last),
+        seconds=last.seconds if last else None,
+    )
+
+
+def _was_measured(evidence: Evidence, suite: str) -> bool:
+    return any(record.suite == suite for record in evidence.ledger.evaluations())
+
+
+def _repeats(
+    evidence: Evidence, suite: str, judged: bool
+) -> tuple[ItemResults, ItemResults] | None:
+    """Two measurements of one snapshot. Once candidates were judged, only those of what is production now:
+    what it has learnt since, it answers with less noise."""
+    found = repeats_of(evidence, suite)
+    if found is None or not judged or found[0].snapshot == evidence.ledger.alias("production"):
+        return found
+    return None
+
+
+def _tokens(stated: StatedSuite, n: int, last: ItemResults | None) -> int | None:
+    if last is not None and last.tokens is not None:
+        return last.tokens
+    return None if stated.tokens_per_item is None else n * stated.tokens_per_item
+
+
+def _measured(
+    evidence: Evidence, decided: list[RoundRecord], suite: str
+) -> list[tuple[ItemResults, ItemResults]]:
+    """Results of (candidate, parent) on a suite, for every decided round that has both.
+
+    The round that was to change the suite says how much it changed, not how much an equal candidate
+    would: it counts only where there is no other.
+    """
+    stored = [e for e in evidence.ledger.evaluations() if e.suite == suite]
+    others = [record for record in decided if record.name != suite]
+    found = list(_pairs(evidence, others, stored))
+    return found or list(_pairs(evidence, decided, stored))
+
+
+def _pairs(
+    evidence: Evidence, decided: list[RoundRecord], stored: list[EvaluationRecord]
+) -> Iterator[tuple[ItemResults, ItemResults]]:
+    paths: dict[SnapshotId | None, dict[str, Path]] = {}
+    for one in stored:
+        path = evidence.folder / one.path
+        if fault_of(path, one.sha256) is None:  # keel run measures the others again.
+            paths.setdefault(one.snapshot, {})[one.suite_hash] = path
+    for record in decided:
+        parents = paths.get(record.parent, {})
+        for suite_hash, path in paths.get(record.candidate, {}).items():
+            if suite_hash in parents:
+                yield ItemResults.load(path), ItemResults.load(parents[suite_hash])
+
+
+def _spread(
+    stated: StatedSuite,
+    pairs: list[tuple[ItemResults, ItemResults]],
+    repeats: tuple[ItemResults, ItemResults] | None,
+    change: float,
+) -> Spread:
+    """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
+    kind = stated.kind
+    floor = noise_floor(*repeats, kind) if repeats else None
+    if pairs:
+        variance = math.fsum(variance_of(after, before) for after, before in pairs) / len(pairs)
+    else:
+        variance = ASSUMED_NATS if kind == "likelihood" else change
+    seen = [after.is_pass_fail and before.is_pass_fail for after, before in pairs]
+    seen += [floor.pass_fail] if floor else []
+    return Spread(
+        variance=max(variance, floor.variance if floor else 0.0),
+        pass_fail=all(seen) if seen else kind != "likelihood" and not stated.graded,
+        rounds=len(pairs),
+        noise=floor.variance if floor else None,
+    )

@@ -1,0 +1,1 @@
+"""Statistical tests behind a verdict, as pure functions."""

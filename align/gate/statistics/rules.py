@@ -1,0 +1,37 @@
+"""The rules by which two snapshots were ever compared; a verdict names its own and is drawn by it again.
+
+1   paired t tests for scores and clusters; rates of cut and unscored answers against the parent
+2   tests whose level holds for skewed losses, few items and clusters; rates also against the start
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.statistics.comparison import Comparison, Range, compare
+from align.gate.statistics.paired_t import compare_by_t
+from align.gate.suites.suite import Kind
+
+
+class Compare(Protocol):
+    """One rule's comparison of two snapshots on one suite; see
+    `align.gate.statistics.comparison.compare`.
+    """
+
+    def __call__(
+        self,
+        candidate: ItemResults,
+        comparator: ItemResults,
+        kind: Kind,
+        margin: float,
+        alpha: float,
+        value_range: Range | None = None,
+    ) -> Comparison: ...
+
+
+RULES: Mapping[int, Compare] = {1: compare_by_t, 2: compare}
+FIRST_RULE = 1
+"""Rule of verdicts that do not name one."""
+CURRENT_RULE = 2

@@ -1,0 +1,144 @@
+"""A harness task as a suite of the gate: found in its folder, checked, loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config.gate import SuiteConfig
+from align.config.harness import HarnessConfig
+from align.gate.suites.harness.package import harmless_templates, quietly, require_lm_eval
+from align.gate.suites.harness.task import HarnessTask, build_task
+from align.gate.suites.harness.task_file import (
+    Function,
+    TaskFile,
+    changes_of,
+    forbid_code,
+    forbid_network,
+    read_task_file,
+    with_changes,
+)
+from rollouts.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rollouts.prompts import PromptEncoder
+
+SHIPPED = Path(__file__).parent / "tasks"
+"""Tasks that come with Keel; what code they run is ours."""
+
+
+def load_harness(
+    suite: SuiteConfig, where: str, encoder: PromptEncoder, context: int | None
+) -> HarnessTask:
+    """The suite's task with its items.
+
+    Args:
+        where: the suite in the campaign file.
+        context: prompt plus completion that engines hold, in tokens.
+
+    Raises:
+        UserError: lm_eval is not installed, or the task is unknown, needs the network, runs code that was
+            not allowed, has too few documents, or lacks the metric.
+    """
+    spec = suite.harness
+    assert spec is not None, "the check of the kind"
+    require_lm_eval(f"{where}.harness")
+    changes = changes_of(spec, suite.max_tokens)
+    file = read_task_file(find_task(spec, where), changes, f"{where}.harness.task")
+    if spec.include_path is not None and not spec.allow_code:
+        forbid_code(file, f"{where}.harness.allow_code")
+    forbid_network(file, f"{where}.harness.task")
+    _forbid_fetched_metrics(file, f"{where}.harness.task")
+    task = _load(file, changes, f"{where}.harness")
+    return build_task(task, file, spec, suite.items, encoder, context, where)
+
+
+def find_task(spec: HarnessConfig, where: str) -> Path:
+    """The file of a task below ``include_path``."""
+    from lm_eval.tasks import TaskManager
+
+    folder = SHIPPED if spec.include_path is None else Path(spec.include_path).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {spec.include_path!r}",
+            where=f"{where}.harness.include_path",
+            remedy="give the folder that holds the task's YAML file",
+        )
+    with quietly():
+        index = TaskManager(include_path=str(folder), include_defaults=False).task_index
+    entry = index.get(spec.task)
+    if entry is None:
+        raise UserError(
+            f"{spec.include_path or 'Keel'} holds no task {spec.task!r}",
+            where=f"{where}.harness.task",
+            cause=_unreadable(folder),
+            remedy=nearest(spec.task, sorted(index))
+            if index
+            else "give the folder of the task files",
+        )
+    if entry.kind.name in ("GROUP", "TAG") or entry.yaml_path is None:
+        raise UserError(
+            f"{spec.task!r} is a group of tasks, and a suite is one",
+            where=f"{where}.harness.task",
+            remedy="name one of its tasks, and make a suite of each that counts",
+        )
+    return Path(entry.yaml_path)
+
+
+def _unreadable(folder: Path) -> str | None:
+    """lm_eval passes over files that it cannot read; here the first is named."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            read_task_file(path, {}, str(folder))
+        except UserError as error:
+            return error.what
+    return None
+
+
+def _forbid_fetched_metrics(file: TaskFile, where: str) -> None:
+    """lm_eval looks up what it does not know on the Hugging Face hub."""
+    from lm_eval.api.registry import metric_registry
+
+    if file.config.get("process_results"):
+        return
+    for one in file.config.get("metric_list") or ():
+        name = one.get("metric")
+        if isinstance(name, Function):
+            continue
+        if one.get("hf_evaluate") or name not in metric_registry:
+            raise UserError(
+                f"the metric {name!r} is fetched from the network",
+                where=where,
+                cause=f"lm_eval has no such metric of its own; {file.path} names it",
+                remedy=nearest(str(name), sorted(metric_registry)),
+            )
+
+
+def _load(file: TaskFile, changes: dict[str, Any], where: str) -> Any:
+    """The task object, its data read."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        with quietly(), harmless_templates():
+            config = with_changes(load_yaml(file.path, resolve_func=True), changes)
+            config.pop("tag", None)
+            manager = TaskManager(include_defaults=False)
+            (task,) = manager.load(config)["tasks"].values()
+            if not len(task.eval_docs):
+                raise IndexError
+    except IndexError as error:
+        raise UserError(
+            f"the task {file.config['task']!r} has no documents",
+            where=where,
+            cause="its data is empty, or process_docs left nothing over",
+        ) from error
+    except (
+        Exception
+    ) as error:  # A task file can be wrong in any way that lm_eval and datasets know.
+        raise UserError(
+            f"lm_eval cannot load the task {file.config['task']!r}: {type(error).__name__}: {error}",
+            where=where,
+            cause=f"{file.path} and its data do not fit together",
+        ) from error
+    return task

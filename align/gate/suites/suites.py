@@ -1,0 +1,202 @@
+"""What every candidate is measured on: the campaign's suites and one per round.
+
+A suite of *items* holds prompts and the rewards that score one completion of each, or a task of the
+lm-evaluation-harness that asks and scores itself (`align.gate.suites.harness`). A suite of
+*likelihood* holds given answers, or windows of a text, and an item's value is its mean logprob per
+token in nats. A suite of *pairs* holds a better and a worse answer of each item, whose value is 1 where
+the better one has the higher mean logprob. Higher is better in all. A suite is fixed before the first
+round, or its rotation is: its hash covers everything that decides a value. It never holds what is
+trained on, word for word or nearly so, and nothing of it goes back to the learner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from align.config.campaign import CampaignConfig, PromptsConfig
+from align.config.gate import OverlapConfig
+from align.data.examples.clashes import units_of
+from align.data.examples.holdout import trained_texts
+from align.gate.overlap import Item, Trained, find_overlaps, forbid
+from align.gate.suites.demands import with_demands
+from align.gate.suites.kinds import Schemes, capability_suite, example_suite, round_suite
+from align.gate.suites.suite import Kind, Suite, SuiteRule, rendered
+from rollouts.chat.probe import check_conversations
+from rollouts.errors import UserError
+from rollouts.prompts import text_of
+
+if TYPE_CHECKING:
+    from align.data.examples import Unit
+    from align.data.examples.round_data import RoundData
+    from rollouts.prompts import PromptEncoder
+    from rollouts.types import Prompt
+
+__all__ = ["Kind", "Schemes", "Suite", "SuiteRule", "build_suites", "rendered"]
+
+
+def build_suites(
+    config: CampaignConfig,
+    schemes: Schemes,
+    encoder: PromptEncoder,
+    context: int | None = None,
+    data: RoundData | None = None,
+    stored: Collection[str] = (),
+) -> list[Suite]:
+    """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
+
+    Args:
+        schemes: resolves ``scheme://`` sources, such as ``{"demo": demo_prompts}``.
+        encoder: tokenizes the texts of likelihood suites.
+        context: prompt plus completion, in tokens, that engines are started for; None takes what
+            the campaign declares.
+        data: what rounds learn from and are measured on; None: their prompts are read here.
+        stored: hashes of suites that the store holds results of.
+
+    Raises:
+        UserError: a source is missing or too small, or items are also trained on.
+    """
+    context = context or config.rollouts.max_model_len
+    suites = [
+        capability_suite(config, index, schemes, encoder, context)
+        for index in range(len(config.suites))
+    ]
+    for index, spec in enumerate(config.rounds):
+        held_units = data.held.get(spec.name) if data else None
+        if held_units is not None and spec.suite.prompts is None:
+            suites.append(example_suite(spec, index, held_units))
+        else:
+            own = data.held_prompts.get(spec.name) if data else None
+            suites.append(round_suite(spec, index, schemes, own))
+    suites = [with_demands(config, suite) for suite in suites]
+    if encoder is not None:
+        suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)
+    trained = chain(
+        _trained_prompts(config, schemes, data),
+        _trained_examples(data.examples if data else {}, encoder),
+    )
+    for suite in suites:
+        check_conversations(encoder, suite.pool, f"suite {suite.name!r}")
+    suites = _held_out_from(suites, trained, config.gate.overlap, encoder)
+    _forbid_overlong(suites, context, encoder)
+    return suites
+
+
+def engine_settings(config: CampaignConfig) -> dict[str, str]:
+    """Return the settings of engines that change what the same weights answer."""
+    policy = config.policy
+    return {"dtype": policy.dtype, "serves": "adapters" if policy.serves_adapters else "weights"}
+
+
+def _with_settings(
+    suites: list[Suite], encoding: str, engine: Mapping[str, str], stored: Collection[str]
+) -> list[Suite]:
+    """Return the suites with hashes that cover tokenizer, chat template and engine settings.
+
+    A store that began before hashes covered these holds results under older ones. There the hashes stay
+    what they were, so that nothing is measured again that can still be compared.
+    """
+    suites = [_as_measured(suite, encoding, engine, stored) for suite in suites]
+    encoded = [replace(suite, encoding=encoding) for suite in suites]
+    for older in (suites, encoded):
+        if any(suite.hash in stored for suite in older):
+            return older
+    return [replace(suite, engine=engine) for suite in encoded]
+
+
+def _as_measured(
+    suite: Suite, encoding: str, engine: Mapping[str, str], stored: Collection[str]
+) -> Suite:
+    """Return a suite of pairs by likelihood if that is how the store has measured it."""
+    plain = replace(suite, implicit=False)
+    versions = (plain, replace(plain, encoding=encoding))
+    known = (*versions, replace(plain, encoding=encoding, engine=engine))
+    return plain if suite.implicit and any(one.hash in stored for one in known) else suite
+
+
+def _held_out_from(
+    suites: Sequence[Suite],
+    trained: Iterable[Trained],
+    rule: OverlapConfig,
+    encoder: PromptEncoder,
+) -> list[Suite]:
+    """Return the suites with their overlap with training; refuse too much of it."""
+    items = {suite.name: _items_of(suite, encoder) for suite in suites}
+    overlaps = find_overlaps(items, trained, rule, units_of(rule, encoder))
+    for overlap in overlaps.values():
+        forbid(overlap)
+    return [replace(suite, overlap=overlaps[suite.name]) for suite in suites]
+
+
+def _items_of(suite: Suite, encoder: PromptEncoder) -> list[Item]:
+    if not suite.sequences:
+        return [Item((text_of(prompt),), prompt.place) for prompt in suite.pool]
+    texts = [
+        encoder.decode((*prompt_ids, *answer_ids)) for prompt_ids, answer_ids in suite.sequences
+    ]
+    size = len(texts) // len(suite.sequence_ids)
+    places = suite.sequence_places or ("",) * len(suite.sequence_ids)
+    return [Item(texts[i * size : (i + 1) * size], at) for i, at in enumerate(places)]
+
+
+def _trained_prompts(
+    config: CampaignConfig, schemes: Schemes, data: RoundData | None
+) -> Iterator[Trained]:
+    """Every prompt that is trained on, with the words that name where."""
+    from rollouts.prompts import load_prompts
+
+    pools: list[PromptsConfig] = []
+    for spec in config.rounds:
+        new: Sequence[Prompt] = ()
+        if spec.prompts is not None:
+            new = (
+                data.prompts[spec.name]
+                if data
+                else load_prompts(spec.prompts, schemes, None, "new")
+            )
+        for prompt in new:
+            description = f"the training prompts of round {spec.name!r}"
+            yield Trained(text_of(prompt), description, prompt.place)
+        pool = spec.replay.general_prompts
+        if pool is None or pool in pools:
+            continue
+        pools.append(pool)
+        general = data.general[spec.name] if data else load_prompts(pool, schemes, None, "general")
+        for prompt in general:
+            description = f"the general pool of round {spec.name!r}"
+            yield Trained(text_of(prompt), description, prompt.place)
+
+
+def _trained_examples(
+    examples: Mapping[str, Sequence[Unit]], encoder: PromptEncoder
+) -> Iterator[Trained]:
+    """The prompts of examples, and every answer behind its prompt."""
+    for name, units in examples.items():
+        for unit in units:
+            for text in trained_texts(unit, encoder):
+                yield Trained(text, f"the examples of round {name!r}", unit.place)
+
+
+def _forbid_overlong(
+    suites: Iterable[Suite], max_model_len: int | None, encoder: PromptEncoder
+) -> None:
+    """Prompts and windows that the context cannot hold."""
+    if max_model_len is None:
+        return
+    from rollouts.collect import check_lengths
+
+    for suite in suites:
+        if suite.sampling is not None:
+            max_tokens = suite.sampling.max_tokens
+            check_lengths(suite.pool, encoder, max_tokens, max_model_len, f"suite {suite.name!r}")
+        # An engine scores a sequence by generating one token after it.
+        longest = max((len(a) + len(b) for a, b in suite.sequences), default=0)
+        if longest + 1 > max_model_len:
+            raise UserError(
+                f"sequences of suite {suite.name!r} are {longest} tokens long, the engines hold "
+                f"{max_model_len}",
+                where=suite.name,
+                remedy=f"set its window to {max_model_len - 1} or less",
+            )

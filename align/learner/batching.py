@@ -1,0 +1,239 @@
+"""From rows to tensors: forward passes padded on the right, split by a token budget.
+
+Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order.
+Completion token ``n`` is predicted at the position before it; only those positions get logits, so
+neither prompts nor padding ever cost a row of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.algorithms import Algorithm
+from align.algorithms.rows import Batch, Row, row_of, units_of
+from align.learner.packing import Packing, pack
+from align.learner.ranks.lanes import dealt_evenly
+from rollouts.types import ScoredGroup
+
+MAX_PADDING = 1.25
+"""Padded over real tokens of one forward pass."""
+MAX_PADDING_PACKED = 2.0
+"""The same where attention alone sees the padding."""
+PASS_TOKENS = 100
+"""Tokens of a small model that take as long as starting a pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Rows of one forward pass, as tensors."""
+
+    rows: tuple[Row, ...]
+    tokens_BT: Tensor
+    """Right-padded with 0; causal attention keeps padding out of every position that counts."""
+    where_N: Tensor
+    """Flat index into ``B * T`` of the position that predicts each completion token."""
+    targets_N: Tensor
+    rows_N: Tensor
+    """Row of each completion token."""
+    packing: Packing
+    """The same rows without padding."""
+    weights_N: Tensor | None = None
+    """Importance weight of each token; None: all 1."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on another device."""
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device)
+            for name in ("tokens_BT", "where_N", "targets_N", "rows_N", "packing")
+        }
+        return replace(self, **moved)
+
+    @property
+    def teaches_N(self) -> Tensor:
+        """Mask of the tokens whose row carries an advantage."""
+        return self.select([row.advantage is not None for row in self.rows])
+
+    @property
+    def advantages_N(self) -> Tensor:
+        """Each token's advantage: its own, or its row's; 0 where there is none."""
+        flat = [
+            value
+            for row in self.rows
+            for value in row.advantages_T or (row.advantage or 0.0,) * len(row.completion_ids)
+        ]
+        return self._floats(flat)
+
+    def of_tokens(self, name: str) -> Tensor:
+        """A per-token field of the rows, flat over ``N``; NaN where a row has none."""
+        flat: list[float] = []
+        for row in self.rows:
+            flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
+        return self._floats(flat)
+
+    def of_rows(self, name: str) -> Tensor:
+        """A number of every row; shape ``B``. None becomes NaN."""
+        values = [getattr(row, name) for row in self.rows]
+        plain = [float("nan") if value is None else float(value) for value in values]
+        return self._floats(plain)
+
+    def sums_B(self, values_N: Tensor) -> Tensor:
+        """Sum over each row's completion tokens; shape ``B``, with gradient."""
+        return values_N.new_zeros(len(self.rows)).index_add(0, self.rows_N, values_N)
+
+    def select(self, chosen: Sequence[bool]) -> Tensor:
+        """Mask over ``N`` of the tokens whose row is chosen."""
+        return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
+
+    def _floats(self, values: Sequence[float]) -> Tensor:
+        # Whoever loads a model sets another default for the whole process meanwhile.
+        return torch.tensor(values, dtype=torch.float32, device=self.rows_N.device)
+
+    def tokens_of(self, rows: Sequence[int]) -> Tensor:
+        """Indices into ``N`` of the completion tokens of some rows, row after row in this order."""
+        counts = [len(row.completion_ids) for row in self.rows]
+        ends = list(accumulate(counts))
+        found = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
+        return torch.tensor(found, device=self.rows_N.device)
+
+
+def build_batch(
+    groups: Iterable[ScoredGroup],
+    algorithm: Algorithm,
+    *,
+    replay_rewards: bool,
+    examples: Sequence[Row] = (),
+) -> Batch:
+    """Rows of everything a step has: what the algorithm learns from, and what KL alone holds.
+
+    General prompts never teach, and past prompts only with ``replay_rewards``: by default KL alone
+    retains them. Failed completions have no tokens and are left out.
+
+    Args:
+        examples: rows of a file, for algorithms that learn from one.
+    """
+    learning = {"new", "past"} if replay_rewards else {"new"}
+    given = list(groups)
+    taught = algorithm.rows([s for s in given if s.group.prompt.source in learning])
+    held = [
+        row_of(scored.group, completion, None)
+        for scored in given
+        if scored.group.prompt.source not in learning
+        for completion in scored.group.completions_G
+        if completion.token_ids
+    ]
+    rows = (*taught.rows, *algorithm.examples(examples), *held)
+    return Batch(rows=rows, metrics=taught.metrics)
+
+
+def micro_batches(
+    rows: Sequence[Row], max_tokens: int, *, packed: bool = False
+) -> Iterator[MicroBatch]:
+    """The rows of `passes`, as tensors."""
+    return map(to_tensors, passes(rows, max_tokens, packed=packed))
+
+
+def even_passes(
+    rows: Sequence[Row], max_tokens: int, lanes: int, *, packed: bool = False
+) -> list[list[Row]]:
+    """`passes` that keep several lanes busy for the same time: smaller ones where that shortens the
+    longest lane."""
+    budgets = [max_tokens * share // 4 for share in ((4,) if lanes == 1 else (4, 3, 2))]
+    return min(
+        (list(passes(rows, budget, packed=packed)) for budget in budgets),
+        key=lambda found: _longest(list(map(cost, found)), lanes),
+    )
+
+
+def cost(rows: Sequence[Row]) -> int:
+    """How long a pass takes, in tokens: each has work to do that does not depend on them."""
+    return PASS_TOKENS + sum(row.num_tokens for row in rows)
+
+
+def _longest(costs: Sequence[int], lanes: int) -> int:
+    return max(sum(costs[index] for index in hand) for hand in dealt_evenly(costs, lanes))
+
+
+def passes(rows: Sequence[Row], max_tokens: int, *, packed: bool = False) -> Iterator[list[Row]]:
+    """Split rows so that no forward pass holds more than ``max_tokens`` padded tokens.
+
+    Units are sorted by length and stay whole, and a pass ends where its rows would be padded by too
+    much: a few long rows must not stretch all short ones. A single unit longer than the budget still
+    gets its own pass.
+
+    Args:
+        packed: the model will read the rows' `Packing`, so rows of one prompt stay neighbours.
+    """
+    units = units_of(rows)
+    longest: dict[object, int] = {}
+    for unit in units:
+        longest[_shared(unit, packed)] = max(longest.get(_shared(unit, packed), 0), _width(unit))
+    units.sort(
+        key=lambda unit: (longest[_shared(unit, packed)], _shared(unit, packed), _width(unit))
+    )
+    most = MAX_PADDING_PACKED if packed else MAX_PADDING
+    pending: list[Row] = []
+    real = widest = 0
+    for unit in units:
+        size = sum(row.num_tokens for row in unit)
+        width = max(widest, _width(unit))
+        padded = width * (len(pending) + len(unit))
+        if pending and padded > min(max_tokens, most * (real + size)):
+            yield pending
+            pending, real, width = [], 0, _width(unit)
+        pending.extend(unit)
+        real, widest = real + size, width
+    if pending:
+        yield pending
+
+
+def _shared(unit: Sequence[Row], packed: bool) -> tuple[int, ...]:
+    """The prompt that a unit may share with others."""
+    return unit[0].prompt_ids if packed else ()
+
+
+def _width(unit: Sequence[Row]) -> int:
+    return max(row.num_tokens for row in unit)
+
+
+def to_tensors(rows: Sequence[Row]) -> MicroBatch:
+    """Pad rows into one micro-batch. Nothing follows a row's last token, so it is no input."""
+    width = max(row.num_tokens for row in rows) - 1
+    inputs = [[*row.prompt_ids, *row.completion_ids[:-1]] for row in rows]
+    padded = [tokens + [0] * (width - len(tokens)) for tokens in inputs]
+    where: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for b, row in enumerate(rows):
+        first = b * width + len(row.prompt_ids) - 1
+        where.extend(range(first, first + len(row.completion_ids)))
+        targets.extend(row.completion_ids)
+        owners.extend([b] * len(row.completion_ids))
+    return MicroBatch(
+        rows=tuple(rows),
+        tokens_BT=torch.tensor(padded),
+        where_N=torch.tensor(where),
+        targets_N=torch.tensor(targets),
+        rows_N=torch.tensor(owners),
+        packing=pack(rows),
+    )
+
+
+def as_teachers_read(micro: MicroBatch) -> MicroBatch:
+    """The same completions after the prompts that rows hold for their teacher."""
+    read = [
+        row if row.teacher_prompt_ids is None else replace(row, prompt_ids=row.teacher_prompt_ids)
+        for row in micro.rows
+    ]
+    return to_tensors(read).to(micro.tokens_BT.device)
+
+
+def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
+    """A flat column cut into the rows it belongs to."""
+    counts = [len(row.completion_ids) for row in micro.rows]
+    return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]

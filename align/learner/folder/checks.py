@@ -1,0 +1,158 @@
+"""Checks that a campaign's base model passes, in order, before anything is started or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from align.config.policy import PolicyConfig
+from align.learner.folder.architecture import (
+    is_causal,
+    is_known,
+    is_plain_precision,
+    keeps_its_logits,
+)
+from align.learner.folder.files import (
+    code_is_wanted,
+    configs_are_json,
+    is_its_own,
+    is_model_folder,
+    weights_are_whole,
+)
+from align.learner.folder.folder import ModelFolder
+from align.learner.folder.rehearsal import can_be_written
+from align.learner.folder.served import fits_cpu_kernels, is_served, takes_adapters
+from align.learner.folder.tensors import (
+    is_tied_as_it_says,
+    nothing_is_cut_off,
+    numbers_are_finite,
+    tensors_fit,
+    tokens_have_rows,
+)
+from align.learner.model.targets import adaptation
+from rollouts.model_folder import check_model_folder
+
+Check = Callable[[ModelFolder], None]
+
+
+def has_the_usual_files(folder: ModelFolder) -> None:
+    """Refuse a folder without a config, safetensors weights or a tokenizer."""
+    check_model_folder(folder.path, "cuda")
+
+
+def has_the_layers(folder: ModelFolder) -> None:
+    """Refuse an adapter on layers that the model does not have."""
+    if folder.policy.lora is not None:
+        adaptation(folder.shell.model, folder.policy.lora)
+
+
+CHECKS: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    is_its_own,
+    weights_are_whole,
+    configs_are_json,
+    is_plain_precision,
+    code_is_wanted,
+    is_known,
+    is_causal,
+    keeps_its_logits,
+    is_served,
+    fits_cpu_kernels,
+    tensors_fit,
+    nothing_is_cut_off,
+    is_tied_as_it_says,
+    numbers_are_finite,
+    tokens_have_rows,
+    can_be_written,
+    has_the_layers,
+    takes_adapters,
+)
+"""Checks of a base model, in order: later ones may rely on what earlier ones made sure of."""
+
+
+BESIDE: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    weights_are_whole,
+    configs_are_json,
+    is_plain_precision,
+    numbers_are_finite,
+)
+"""Checks of a model that is not trained: a teacher, a critic."""
+
+
+SERVED: tuple[Check, ...] = (
+    is_model_folder,
+    has_the_usual_files,
+    weights_are_whole,
+    configs_are_json,
+    code_is_wanted,
+    is_known,
+    is_causal,
+    is_served,
+    fits_cpu_kernels,
+)
+"""Checks of a model that is only sampled, whatever the precision of its weights."""
+
+
+SERVED_PLAIN: tuple[Check, ...] = (
+    *SERVED,
+    is_plain_precision,
+    tensors_fit,
+    nothing_is_cut_off,
+    is_tied_as_it_says,
+    numbers_are_finite,
+    tokens_have_rows,
+)
+"""Checks of a model that is only sampled and has no quantised weights."""
+
+
+def check_served(
+    path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"], *, quantised: bool
+) -> None:
+    """Check a folder that engines serve and nobody trains; see `check_base`."""
+    checks = SERVED if quantised else SERVED_PLAIN
+    _checked(path, policy.model_dump_json(), device, _stamp(path), checks)
+
+
+def check_companion_folder(path: Path) -> None:
+    """Check a folder that a teacher or critic is loaded from; see `check_base`."""
+    _checked(path, PolicyConfig(model=str(path)).model_dump_json(), "cuda", _stamp(path), BESIDE)
+
+
+def check_base(path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Check the folder that a campaign is to begin from, once per process and state of its files.
+
+    Raises:
+        UserError: the first thing that is wrong with it.
+    """
+    _checked(path, policy.model_dump_json(), device, _stamp(path), CHECKS)
+
+
+@lru_cache(maxsize=32)
+def _checked(
+    path: Path,
+    policy: str,
+    device: Literal["cpu", "cuda"],
+    stamp: tuple[object, ...],
+    checks: tuple[Check, ...],
+) -> None:
+    folder = ModelFolder(path=path, policy=PolicyConfig.model_validate_json(policy), device=device)
+    for check in checks:
+        check(folder)
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """Return the state of a folder's files, links followed: name, size, time and inode of each."""
+    stamps: list[object] = []
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        try:
+            state = file.stat()
+        except OSError:
+            stamps.append((file.name, None))
+        else:
+            stamps.append((file.name, state.st_size, state.st_mtime_ns, state.st_ino))
+    return tuple(stamps)

@@ -1,0 +1,213 @@
+"""Checks of a model folder's files: present, whole, inside the folder, and without unwanted code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from align.learner.folder.folder import (
+    INDEX,
+    WEIGHTS,
+    ModelFolder,
+    is_read,
+    model_files,
+    names_in,
+    weight_files,
+)
+from rollouts.errors import UserError
+
+SHOWN = 3
+"""Most names listed in a message."""
+
+
+def is_model_folder(folder: ModelFolder) -> None:
+    """Refuse a folder that is empty, or holds an adapter or GGUF weights in place of a model."""
+    path = folder.path
+    if not path.is_dir():
+        return  # The general check names it.
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        raise _refused(path, "the model folder is empty", "save a model into it")
+    adapter = "adapter_config.json" in names
+    if adapter and "config.json" not in names:
+        raise _refused(
+            path,
+            "the folder holds a PEFT adapter, not a model",
+            "merge it into its base (PeftModel.from_pretrained(...).merge_and_unload()) and give the "
+            "folder of the whole model",
+        )
+    if adapter:
+        raise _refused(
+            path,
+            "the folder holds a PEFT adapter beside the model",
+            "merge it into the model, or remove adapter_config.json",
+            cause="transformers would add it to the model in silence, and engines would not",
+        )
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf and not any(name.endswith(".safetensors") for name in names):
+        raise _refused(
+            path,
+            f"the weights are in GGUF only ({gguf[0]})",
+            "give the folder of the original model, or convert it to safetensors with save_pretrained",
+        )
+
+
+def is_its_own(folder: ModelFolder) -> None:
+    """Refuse links that lead out of the folder; a hub cache may link to its own blobs."""
+    home = folder.path.resolve()
+    cache = home.parents[1] if _in_hub_cache(home) else home
+    for file in sorted(folder.path.iterdir()):
+        if not file.is_symlink():
+            continue
+        target = Path(os.path.realpath(file))  # A link to itself ends there, too.
+        if not target.exists():
+            raise _refused(
+                file, "the link leads nowhere", "download the model again, or remove the link"
+            )
+        if not target.is_relative_to(cache):
+            raise _refused(
+                file,
+                "the link leads out of the model folder",
+                "put the file itself in its place",
+                cause="what lies elsewhere may change unnoticed",
+            )
+
+
+def weights_are_whole(folder: ModelFolder) -> None:
+    """Refuse weights that are missing, cut short, or not what their index says."""
+    path = folder.path
+    index = path / INDEX
+    if not (path / WEIGHTS).exists() and not index.exists():
+        _refuse_other_names(path)
+    if not (path / WEIGHTS).exists():
+        _check_index(index)
+    for file in weight_files(path):
+        _names_in(file)
+
+
+def configs_are_json(folder: ModelFolder) -> None:
+    """Refuse JSON files that are none: transformers passes over some of them in silence.
+
+    Files of other names, such as a trainer's notes, are read by nobody and may hold anything.
+    """
+    for file in model_files(folder.path, code=False):
+        if file.suffix != ".json" or not is_read(file):
+            continue
+        try:
+            json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise _refused(
+                file,
+                f"{file.name} is not JSON: {error}",
+                "download or save it again",
+                cause="it was cut short, or edited by hand",
+            ) from error
+
+
+def _in_hub_cache(home: Path) -> bool:
+    """Tell if a folder is a hub cache's ``.../models--ORG--NAME/snapshots/COMMIT``."""
+    return home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
+
+
+def _refuse_other_names(path: Path) -> None:
+    present = sorted(file.name for file in path.glob("*.safetensors"))
+    raise _refused(
+        path,
+        f"there is neither {WEIGHTS} nor {INDEX}, only {', '.join(present[:SHOWN])}",
+        "save the model again with save_pretrained, or restore the index",
+    )
+
+
+def _check_index(index: Path) -> None:
+    """Check that every file of the index exists and holds the tensors that the index lists for it."""
+    try:
+        places: dict[str, Any] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refused(
+            index, f"the index of the weights cannot be read: {error!r}", "save the model again"
+        ) from error
+    if not places or not all(isinstance(file, str) and file for file in places.values()):
+        what = "a value that is no file's name" if places else "nothing"
+        raise _refused(
+            index, f"the index of the weights has {what} in its weight_map", "save the model again"
+        )
+    outside = sorted({file for file in places.values() if Path(file).name != file})
+    if outside:
+        raise _refused(
+            index,
+            f"the index names a file outside the folder: {outside[0]}",
+            "put all shards into the folder itself",
+        )
+    absent = sorted({file for file in places.values() if not (index.parent / file).is_file()})
+    if absent:
+        raise _refused(
+            index,
+            f"the index names {len(absent)} file(s) that are not there: {', '.join(absent[:SHOWN])}",
+            "download or copy the missing shards",
+            cause="a download or a copy was cut short",
+        )
+    stored_names = {file: _names_in(index.parent / file) for file in sorted(set(places.values()))}
+    wrong = sorted(name for name, file in places.items() if name not in stored_names[file])
+    if wrong:
+        raise _refused(
+            index,
+            f"{places[wrong[0]]} does not hold {wrong[0]!r}, which the index places there",
+            "download the model again: index and shards are of different versions",
+        )
+
+
+def _names_in(file: Path) -> set[str]:
+    """Return the names of a file's tensors; the format itself shows if the file is cut short."""
+    from safetensors import SafetensorError
+
+    try:
+        return names_in(file)
+    except (SafetensorError, OSError) as error:
+        raise _refused(
+            file,
+            f"the file cannot be read as safetensors: {error}",
+            "download or copy it again",
+            cause="it was cut short, or is a pointer of Git LFS in place of the file",
+        ) from error
+
+
+def code_is_wanted(folder: ModelFolder) -> None:
+    """Refuse a model that needs code of its own unless it was asked for, and code that lies elsewhere."""
+    from transformers import CONFIG_MAPPING
+
+    references = _references(folder.raw.get("auto_map"))
+    native = folder.raw.get("model_type") in CONFIG_MAPPING
+    if not references or (native and not folder.policy.trust_remote_code):
+        return
+    config = folder.path / "config.json"
+    if not folder.policy.trust_remote_code:
+        raise _refused(
+            config,
+            f"the model brings code of its own ({', '.join(references[:SHOWN])})",
+            "read the Python files of the folder, then set policy.trust_remote_code: true; or choose a "
+            "model that transformers knows",
+            cause=f"transformers has no model type {folder.raw.get('model_type')!r}",
+        )
+    present = {file.stem for file in model_files(folder.path, code=True) if file.suffix == ".py"}
+    for reference in references:
+        if "--" in reference or reference.partition(".")[0] not in present:
+            raise _refused(
+                config,
+                f"the code of {reference!r} is not in the folder",
+                "download the model with its Python files, and let auto_map name them without a repository",
+                cause="a snapshot carries its code with it, verified by hash",
+            )
+
+
+def _references(auto_map: Any) -> list[str]:
+    """Return ``module.Class`` of everything that a config maps to code; a tokenizer may have two."""
+    references: list[str] = []
+    for value in auto_map.values() if isinstance(auto_map, dict) else ():
+        references += [item for item in (value if isinstance(value, list) else [value]) if item]
+    return sorted(references)
+
+
+def _refused(where: Path, what: str, remedy: str, cause: str | None = None) -> UserError:
+    return UserError(what, where=str(where), cause=cause, remedy=remedy)

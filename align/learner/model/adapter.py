@@ -1,0 +1,194 @@
+"""The trained adapter inside a model: put in, taken back, read, written, and added to the base's weights.
+
+Only the adapter named `TRAINED` is meant here. `AnchorBank` hangs earlier snapshots beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config.campaign import LoraConfig
+from align.learner.model.targets import has_transposed_layers, target_names
+from rollouts.engines.stored_tensor import LowRankUpdate
+
+TRAINED = "policy"
+"""Name of the adapter that learns."""
+WEIGHTS = "adapter_model.safetensors"
+
+
+def with_adapter(model: Any, config: LoraConfig) -> Any:
+    """The model frozen, under a fresh adapter whose update is zero."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    chosen = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(target_names(model, config)),
+        fan_in_fan_out=has_transposed_layers(model),
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, chosen, adapter_name=TRAINED)
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model itself, under an adapter or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def base_keys(model: Any) -> dict[str, str]:
+    """Where a weight of the plain model lies in this one's state: with an adapter some lie deeper."""
+    names = causal_of(model).state_dict(keep_vars=True)
+    return {_plain(name): name for name in names if not _of_adapter(name)}
+
+
+@torch.no_grad()
+def reset_adapter(model: Any) -> None:
+    """Back to the base as it is now: the update becomes exactly zero."""
+    for _, module in _adapted(model):
+        module.reset_lora_parameters(TRAINED, init_lora_weights=True)
+        if TRAINED in module.lora_magnitude_vector:
+            rows = module.lora_magnitude_vector[TRAINED]
+            # DoRA's row lengths are learned too; those of the base alone leave it unchanged.
+            rows.weight.copy_(rows.get_weight_norm(_base_weight(module), torch.zeros(()), 1.0))
+
+
+@contextmanager
+def dropout(model: Any, *, active: bool) -> Iterator[None]:
+    """Let the trained adapter drop inputs, or not, until the end of the block; nothing else ever drops.
+
+    peft makes the dropout of a new adapter active, whatever the mode of the model it goes into, and
+    switches off everybody's where it loads an adapter that is not trained. So every pass says itself
+    what it wants; passes that recompute layers must include their backward pass.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+    before = [(layer, _modes(layer)) for layer in layers]
+    try:
+        for layer in layers:
+            _set_modes(
+                layer, active, {name: active and name == TRAINED for name in layer.lora_dropout}
+            )
+        yield
+    finally:
+        for layer, (training, modes) in before:
+            _set_modes(layer, training, modes)
+
+
+def _modes(layer: Any) -> tuple[bool, dict[str, bool]]:
+    """Return the training flag of an adapted layer itself, and of the dropout of each of its adapters."""
+    return layer.training, {name: module.training for name, module in layer.lora_dropout.items()}
+
+
+def _set_modes(layer: Any, training: bool, modes: Mapping[str, bool]) -> None:
+    # Not layer.train(), which would also reach the base layer under it.
+    layer.training = training
+    for name, module in layer.lora_dropout.items():
+        module.train(modes.get(name, False))
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Take over what `save_adapter` wrote; a folder without an adapter is the base."""
+    from safetensors.torch import load_file
+
+    if not (folder / WEIGHTS).exists():
+        reset_adapter(model)
+        return
+    set_adapter(model, load_file(folder / WEIGHTS))
+
+
+def set_adapter(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Take over an adapter's tensors, named as in its file."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, dict(tensors), adapter_name=TRAINED)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter in peft's format, and nothing else."""
+    model.save_pretrained(folder, selected_adapters=[TRAINED])
+    nested = folder / TRAINED
+    for file in nested.iterdir():
+        if file.suffix in {".safetensors", ".json"}:
+            file.rename(folder / file.name)
+        else:
+            file.unlink()
+    nested.rmdir()
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def merged(model: Any) -> dict[str, Tensor]:
+    """Weights of the plain model that computes the same: new tensors where there is an adapter, the
+    base's own elsewhere; tied ones once."""
+    updated = {f"{name}.weight": _merged_weight(module) for name, module in _adapted(model)}
+    return base_parameters(model) | updated
+
+
+def base_parameters(model: Any) -> dict[str, Tensor]:
+    """Return the weights of the base under the adapter, by the plain model's names; tied ones once."""
+    named = causal_of(model).named_parameters()
+    return {_plain(name): p.detach() for name, p in named if not _of_adapter(name)}
+
+
+def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
+    """Return what the adapter adds to each weight, by the plain model's names.
+
+    None if that is no plain sum, as DoRA's is not, or if a layer keeps its weight transposed.
+    """
+    updates: dict[str, LowRankUpdate] = {}
+    for name, module in _adapted(model):
+        linear = isinstance(module.get_base_layer(), torch.nn.Linear)
+        if not linear or TRAINED in module.lora_variant or module.fan_in_fan_out:
+            return None
+        left, right = module.lora_B[TRAINED].weight, module.lora_A[TRAINED].weight
+        updates[f"{name}.weight"] = LowRankUpdate(
+            # Copies: the optimizer writes to its own before an engine has read these.
+            left=left.detach().to("cpu", torch.float32).numpy().copy(),
+            right=right.detach().to("cpu", torch.float32).numpy().copy(),
+            scale=float(module.scaling[TRAINED]),
+        )
+    return updates
+
+
+def _merged_weight(module: Any) -> Tensor:
+    weight: Tensor = _base_weight(module)
+    if TRAINED in module.lora_variant:
+        merged: Tensor = module.lora_variant[TRAINED].merge_safe(module, TRAINED, weight)
+        return merged
+    update: Tensor = module.get_delta_weight(TRAINED)
+    return weight + update
+
+
+def _base_weight(module: Any) -> Tensor:
+    weight: Tensor = module.get_base_layer().weight.detach()
+    return weight
+
+
+def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
+    """Layers under the trained adapter, by the plain model's names."""
+    for name, module in causal_of(model).named_modules():
+        if hasattr(module, "get_delta_weight"):
+            yield name, module
+
+
+def _plain(name: str) -> str:
+    """peft puts the layer it wraps one level deeper.
+
+    >>> _plain("model.layers.0.mlp.up_proj.base_layer.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    return name.replace(".base_layer.", ".")
+
+
+def _of_adapter(name: str) -> bool:
+    """Whether a tensor belongs to any adapter: peft keeps them all under names of this form."""
+    return any(part.startswith("lora_") for part in name.split("."))

@@ -1,0 +1,341 @@
+"""Several ranks as one learner: a Ray actor each, in step through torch.distributed.
+
+Driven like a `Learner`. What a caller may rely on:
+
+* every wait has a deadline, and a rank that dies or misses it is named in the error;
+* after an error that all ranks report alike, such as a parity error, the group still works; after any
+  other it is closed;
+* `close` leaves no process behind.
+
+All ranks are placed on one machine: they talk over loopback, where nobody else can join them, and read
+snapshots and checkpoints from the same folders. Ray must be running; the group starts no cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config.campaign import PolicyConfig, RoundSettings
+from rollouts.engines.protocol import WeightUpdate
+from rollouts.engines.stored_tensor import read_stored
+from rollouts.engines.vllm import resolve_device
+from rollouts.errors import KeelError, RunError
+from rollouts.machine.processor import quickest_dtype
+from rollouts.pool.fleet import reason_of
+from rollouts.pool.placement import Room, on_one_machine, told
+from rollouts.types import SnapshotId
+
+if TYPE_CHECKING:
+    from align.algorithms.rows import Batch, Row
+    from align.learner.checkpoint import Checkpoint
+    from align.retention.kl_anchors import References
+
+HOST = "127.0.0.1"
+WHERE = "learner ranks"
+GRACE_S = 5.0
+"""How long the other ranks may take to report after one has failed: the cause is often not the first."""
+
+
+class RankActor:
+    """One rank's learner, in a process of its own."""
+
+    def __init__(self, rank: int, size: int, deadline_s: float) -> None:
+        self._rank, self._size, self._deadline = rank, size, timedelta(seconds=deadline_s)
+        self._folders: dict[SnapshotId, Path] = {}
+        self._learner: Any = None
+        self._store: Any = None
+
+    def open_store(self) -> int:
+        """Open the meeting point of all ranks; its port, which nobody else can have taken."""
+        self._store = self._meet(0)
+        return int(self._store.port)
+
+    def start(self, port: int, base: Path, config: PolicyConfig, **options: Any) -> int:
+        """Join the others and build the learner; the id of the process it lives in."""
+        import torch
+
+        from align.learner.learner import Learner
+        from align.learner.ranks.ranks import Ranks
+
+        cuda = torch.cuda.is_available()
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=self._store or self._meet(port),
+            rank=self._rank,
+            world_size=self._size,
+            timeout=self._deadline,
+        )
+        self._learner = Learner(
+            base,
+            config,
+            folder_of=self._folders.__getitem__,
+            ranks=Ranks(self._rank, self._size),
+            **options,
+        )
+        return os.getpid()
+
+    def call(self, folders: Mapping[SnapshotId, Path], method: str, *args: Any, **told: Any) -> Any:
+        """A method of the learner; only the first rank's result travels."""
+        from rollouts.engines.weight_transfer import to_host
+
+        self._folders.update(folders)
+        result = getattr(self._learner, method)(*args, **told)
+        if self._rank > 0:
+            return None
+        if isinstance(result, WeightUpdate) and result.tensors is not None:
+            tensors = result.tensors if on_one_machine() else read_stored(result.tensors)
+            return replace(result, tensors=to_host(tensors))
+        return result
+
+    def save_critic(self, folder: Path) -> None:
+        """Write the critic; asked of one rank, since each holds it whole."""
+        self._learner.critic.save(folder)
+
+    def _meet(self, port: int) -> Any:
+        import torch
+
+        return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            HOST,
+            port,
+            self._size,
+            is_master=self._rank == 0,
+            timeout=self._deadline,
+            wait_for_workers=False,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCritic:
+    """The critic of several ranks, as seen from outside."""
+
+    group: LearnerGroup
+
+    def save(self, folder: Path) -> None:
+        """See `Critic.save`; the first rank writes."""
+        self.group._save_critic(folder.absolute())
+
+
+class LearnerGroup:
+    """A learner over ``config.ranks`` actors; each takes ``config.resources``.
+
+    Args:
+        base: model folder, as for `Learner`.
+        folder_of: folder of a snapshot, which every rank can read.
+        scratch: folder for adapters on their way to the engines.
+        start_deadline_s: seconds the ranks may take to start.
+        deadline_s: seconds any one call may take.
+
+    Raises:
+        RunError: Ray is not running, or the ranks did not start.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        config: PolicyConfig,
+        *,
+        folder_of: Callable[[SnapshotId], Path],
+        scratch: Path,
+        tolerance: float | None = None,
+        start_deadline_s: float = 300.0,
+        deadline_s: float = 1800.0,
+    ) -> None:
+        import ray
+
+        from align.learner.learner import TOLERANCE
+
+        if not ray.is_initialized():
+            raise RunError("Ray is not running", where=WHERE, remedy="set policy.ranks to 1")
+        config = config.without_auto(quickest_dtype(resolve_device("auto")))
+        self.tolerance = tolerance or TOLERANCE[config.dtype]
+        self._folder_of, self._deadline_s = folder_of, deadline_s
+        self._folders: dict[SnapshotId, Path] = {}
+        self._room: Room | None = None
+        self._actors: list[Any] = []
+        self.pids: list[int] = []
+        """Process id of each rank."""
+        self.critic: GroupCritic | None = None
+        """Of the round that was begun last; None where its algorithm has none."""
+        try:
+            self._launch(config, start_deadline_s)
+            port = self._wait([self._actors[0].open_store.remote()], start_deadline_s, "start")[0]
+            options = {"scratch": scratch.absolute(), "tolerance": tolerance}
+            starts = [
+                a.start.remote(port, base.absolute(), config, **options) for a in self._actors
+            ]
+            self.pids = self._wait(starts, start_deadline_s, "start")
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(
+        self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
+    ) -> None:
+        """See `Learner.begin`."""
+        named = [references.base, references.parent, *references.rounds.values()]
+        if references.toward is not None:
+            named.append(references.toward.snapshot)
+        self._call(named, "begin", spec, references, num_steps=num_steps, seed=seed)
+        self.critic = None if spec.algorithm.critic_config is None else GroupCritic(self)
+
+    def load(self, snapshot: SnapshotId) -> None:
+        """See `Learner.load`."""
+        self._call([snapshot], "load", snapshot)
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`; the first rank writes."""
+        self._call((), "save", folder.absolute())
+
+    def weights(self, version: str) -> WeightUpdate:
+        """See `Learner.weights`; the tensors are arrays in host memory."""
+        update: WeightUpdate = self._call((), "weights", version)
+        return update
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """See `Learner.update`. Every rank gets the whole batch and makes its share of the passes."""
+        owners = {row.owner for row in batch.rows if row.owner is not None}
+        metrics: dict[str, float] = self._call(owners, "update", batch)
+        return metrics
+
+    def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
+        """See `Learner.divergence`."""
+        return float(self._call([snapshot], "divergence", rows, snapshot))
+
+    def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
+        """See `Learner.completion_logprobs`."""
+        logprobs: list[tuple[float, ...]] = self._call((), "completion_logprobs", rows)
+        return logprobs
+
+    def checkpoint(self, folder: Path, step: int, **told: Any) -> None:
+        """See `Learner.checkpoint`; every rank writes its own part."""
+        self._call((), "checkpoint", folder.absolute(), step, **told)
+
+    def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
+        """See `Learner.restore`."""
+        found: Checkpoint | None = self._call((), "restore", folder.absolute(), identity=identity)
+        return found
+
+    def close(self) -> None:
+        """Kill every rank, whatever it is doing; safe to call twice."""
+        import ray
+
+        actors, self._actors = self._actors, []
+        room, self._room = self._room, None
+        if not ray.is_initialized():
+            return
+        for actor in actors:
+            with suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(actor, no_restart=True)
+        if room is not None:
+            room.release()
+
+    def _save_critic(self, folder: Path) -> None:
+        if not self._actors:
+            raise RunError("the learner's ranks are closed", where=WHERE)
+        self._wait(
+            [self._actors[0].save_critic.remote(folder)], self._deadline_s, "save the critic"
+        )
+
+    def _launch(self, config: PolicyConfig, deadline_s: float) -> None:
+        """Reserve room for all ranks on one machine, and start an actor in each place."""
+        import ray
+
+        one = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
+        self._room = Room([one] * config.ranks, strategy="STRICT_PACK")
+        if not self._room.wait(deadline_s):
+            raise RunError(
+                f"no machine had room for {config.ranks} ranks within {deadline_s:g} s",
+                where=WHERE,
+                cause=f"each needs {told(one)}, all on one machine, besides what the engines take",
+                remedy="lower policy.ranks or rollouts.engines, or use a larger machine",
+            )
+        loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        environment = {"OMP_NUM_THREADS": str(config.threads), **loopback}
+        for rank in range(config.ranks):
+            options = {
+                **self._room.options(rank),
+                "max_restarts": 0,
+                "runtime_env": {"env_vars": environment},
+            }
+            actor = ray.remote(RankActor).options(**options)
+            self._actors.append(actor.remote(rank, config.ranks, self._deadline_s))
+
+    def _call(self, snapshots: Iterable[SnapshotId], method: str, *args: Any, **told: Any) -> Any:
+        """One method on all ranks; the first rank's result."""
+        import ray
+
+        if not self._actors:
+            raise RunError("the learner's ranks are closed", where=WHERE)
+        for snapshot in snapshots:
+            if snapshot not in self._folders:
+                self._folders[snapshot] = self._folder_of(snapshot).absolute()
+        shared = [ray.put(argument) for argument in args]
+        calls = [a.call.remote(self._folders, method, *shared, **told) for a in self._actors]
+        return self._wait(calls, self._deadline_s, method)[0]
+
+    def _wait(self, calls: list[Any], deadline_s: float, what: str) -> list[Any]:
+        """Results by rank. One rank's failure is reported at once: the others may wait for it in vain."""
+        import ray
+
+        results: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        waiting = {call: rank for rank, call in enumerate(calls)}
+        deadline = time.monotonic() + deadline_s
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            if not done:
+                break
+            rank = waiting.pop(done[0])
+            try:
+                results[rank] = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                failures[rank] = error
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+        if len(results) == len(calls):
+            return [results[rank] for rank in range(len(calls))]
+        alike = len(failures) == len(calls) and all(map(_told, failures.values()))
+        if not alike:
+            self.close()
+        raise _failure(failures, sorted(waiting.values()), deadline_s, what)
+
+
+def _told(error: Exception) -> KeelError | None:
+    """What a rank raised, where it is meant for people."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, KeelError) else None
+
+
+def _failure(
+    failures: Mapping[int, Exception], silent: list[int], deadline_s: float, what: str
+) -> KeelError:
+    """The error for the rank that is to blame: a dead one before one that complains about its peers."""
+    import ray
+
+    if not failures:
+        return RunError(
+            f"rank {', '.join(map(str, silent))} did not answer within {deadline_s:g} s",
+            where=f"{WHERE}, {what}",
+            remedy="look for memory pressure on the machine, or take fewer ranks",
+        )
+    dead = {r: e for r, e in failures.items() if not isinstance(e, ray.exceptions.RayTaskError)}
+    if dead:
+        rank, error = min(dead.items())
+        return RunError(
+            f"rank {rank} died",
+            where=f"{WHERE}, {what}",
+            cause=reason_of(error),
+            remedy="look for memory pressure on its machine, then run again",
+        )
+    told = [found for _, error in sorted(failures.items()) if (found := _told(error)) is not None]
+    if told:
+        return told[0]
+    rank, error = min(failures.items())
+    return RunError(f"rank {rank} failed", where=f"{WHERE}, {what}", cause=reason_of(error))

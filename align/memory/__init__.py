@@ -1,1 +1,0 @@
-"""What later rounds must not lose: snapshots, the ledger of verdicts, and prompts to replay."""

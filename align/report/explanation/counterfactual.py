@@ -1,0 +1,78 @@
+"""The smallest change to the evidence that would have turned a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.gate.checks import MAX_FAILED_SHARE, Check
+from align.gate.statistics.tests import tango_noninferiority
+
+
+def would_change(check: Check) -> str:
+    """What would have turned a check, in words.
+
+    For pass/fail items the count of items that would have had to go the other way; for scores the
+    distance of the interval's lower end from what was demanded.
+    """
+    passed = check.outcome == "passed"
+    if check.outcome == "void":
+        return (
+            f"it would have been judged with at most {int(MAX_FAILED_SHARE * check.n)} failed items"
+        )
+    if check.test == "exact":
+        return (
+            f"it would have {'failed with 1 of them wrong' if passed else 'passed with them right'}"
+        )
+    if check.needed is not None and not passed:
+        return (
+            f"about {check.needed} items would show it, were the true difference the measured one"
+        )
+    if _counted(check):
+        turned = _items_to_turn(check)
+        if turned is None:
+            return "no other answers to these items would have turned it"
+        items = f"{turned} more {'item' if turned == 1 else 'items'}"
+        return f"it would have {f'failed with {items} wrong' if passed else f'passed with {items} right'}"
+    slack = check.interval[0] + check.allowed
+    if passed:
+        return f"it would have failed with a mean lower by {_amount(slack, check)}"
+    shown = _amount(max(0.0, -check.interval[0]), check)
+    other = "" if check.role == "target" else f", or at a margin above {shown}"
+    return f"it would have passed with a mean higher by {_amount(-slack, check)}{other}"
+
+
+def _counted(check: Check) -> bool:
+    """Decided by the counts alone: not by scores or clusters, nor by pairs in which a tie is a half."""
+    if check.test != "tango":
+        return False
+    return tango_noninferiority(check.lost, check.won, check.n, check.allowed).p == check.p
+
+
+def _items_to_turn(check: Check) -> int | None:
+    """Fewest items whose other answer turns the check; None where none would do."""
+    passed = check.outcome == "passed"
+
+    def passes(turned: int) -> bool:
+        if passed:
+            lost, won = check.lost + turned, min(check.won, check.n - check.lost - turned)
+        else:
+            lost, won = max(0, check.lost - turned), check.won + max(0, turned - check.lost)
+        return tango_noninferiority(lost, won, check.n, check.allowed).p <= check.alpha
+
+    most = check.n - (check.lost if passed else check.won)
+    return _first(lambda turned: passes(turned) != passed, most)
+
+
+def _first(holds: Callable[[int], bool], most: int) -> int | None:
+    """Smallest of 1 .. most from which a monotone condition holds."""
+    if most < 1 or not holds(most):
+        return None
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _amount(value: float, check: Check) -> str:
+    return f"{check.amount(value)}{' points' if check.test == 'tango' else ''}"

@@ -1,0 +1,364 @@
+"""A verdict in plain sentences: what was lost and won, how sure that is, and what would have changed it.
+
+Everything follows from the stored verdict and the stored items; the prompts are read from the campaign's
+own files where they are at hand. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from align.config.campaign import CampaignConfig, PromptsConfig
+from align.config.demands import Family
+from align.config.gate import Spending
+from align.gate.checks import Check, Role
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.reward_models import TIE
+from align.gate.statistics.alpha import alpha_spent
+from align.gate.statistics.rules import RULES
+from align.gate.statistics.tests import holm, mcnemar_exact
+from align.gate.suites.suites import SuiteRule, rendered
+from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
+from align.gate.verdict import Verdict
+from align.report.explanation.counterfactual import would_change
+from align.report.history import record_of, watch_of
+from align.store.ledger.baseline import AnchorMove, anchor_moves
+from align.store.recall import listed
+from align.store.repairs import RepairStep, repairs_of
+from rollouts.errors import KeelError, UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChangedItem:
+    """One item under the comparator and under the candidate."""
+
+    id: str
+    before: float
+    after: float
+    prompt: str | None
+    """None where its source is not at hand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A check, and what a reader wants to know besides."""
+
+    check: Check
+    chance: float
+    """McNemar's p that losing and winning an item are equally likely; describes, never decides."""
+    budget_used: float | None
+    """Share of the suite's budget against the fixed anchor; None against other snapshots."""
+    would_change: str
+    """What would have turned this one check."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteStory:
+    """One suite in a decision, with the items behind it."""
+
+    suite: str
+    family: Family
+    role: Role
+    comparisons: tuple[Compared, ...]
+    """Of the mean with every snapshot."""
+    strict: tuple[Compared, ...]
+    """Of what else is asked: answers cut or without a score, items that must not fail."""
+    lost: tuple[ChangedItem, ...]
+    """Against the first comparator; the largest losses first."""
+    won: tuple[ChangedItem, ...]
+    beside: str
+    """Sentence about how often other rules are right about the suite's pairs; else empty."""
+    alarm: float | None
+    """Holm's p over all guarded suites that it is worse than the parent at all, margin or not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """One decided round."""
+
+    round: str
+    accepted: bool
+    outcome: str
+    look: int
+    """Number of this decision in its campaign."""
+    campaign_rounds: int
+    alpha: float
+    """Of the whole campaign."""
+    alpha_here: float
+    alpha_spent: float
+    """By this decision and those before it; of a window, by those in it."""
+    suites: tuple[SuiteStory, ...]
+    anchors: tuple[AnchorMove, ...] = ()
+    """Human acts that moved the fixed anchor before the decision, oldest first."""
+    repairs: tuple[RepairStep, ...] = ()
+    """All candidates, where the first was refused and others were tried. Everything else here is of
+    the one that was decided on."""
+    objections: tuple[str, ...] = ()
+    """Signs that the reward was gamed, which rejected it whatever its suites say."""
+    noticed: tuple[str, ...] = ()
+    """Other such signs, which decided nothing."""
+    spending: Spending = "campaign"
+    """Which decisions share alpha."""
+    left_out: tuple[str, ...] = ()
+    """Earlier rounds of templates that were not looked at."""
+    production: str = ""
+    """The name of the round that production is from, and the snapshot."""
+    reason: str = ""
+    """First reason that kept the candidate out; empty if nothing did."""
+    table: tuple[VerdictRow, ...] = ()
+
+    def lines(self, items: int = 3) -> Iterator[str]:
+        """To be read by a person.
+
+        Args:
+            items: most items shown as lost, and as won, of a suite.
+        """
+        yield f"{self.round}: {_decision(self)}."
+        yield f"Production is {self.production}. {_spent(self)}"
+        if self.reason:
+            yield f"Because {self.reason}."
+        yield ""
+        yield from text_table(HEAD, (row.cells for row in self.table))
+        if self.left_out:
+            yield (
+                f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
+                f"{listed(self.left_out)}."
+            )
+        yield from (f"Candidate of decision {one.look}: {one.sentence}." for one in self.repairs)
+        yield from (f"Rejected whatever its suites say: {one}." for one in self.objections)
+        yield from (f"Noticed, {one}." for one in self.noticed)
+        for move in self.anchors:
+            yield (
+                f"Budgets count from snapshot {move.snapshot[:16]} since {move.time[:10]}: "
+                f"{_short(move.reason)}"
+            )
+        families = sorted({story.family for story in self.suites})
+        for family in families:
+            if len(families) > 1:
+                yield ""
+                yield f"{family.upper()}"
+            for story in self.suites:
+                if story.family == family:
+                    yield ""
+                    yield from _story_lines(story, items)
+
+
+def explain(evidence: Evidence, name: str) -> Explanation:
+    """Why a round was accepted or not.
+
+    Raises:
+        UserError: there is no such round, or no decision on it yet.
+        RunError: stored results are missing or damaged.
+    """
+    record = record_of(evidence, name)
+    committed = [one.name for one in evidence.committed()]
+    if name not in committed:
+        raise UserError(
+            f"round {name!r} is {record.state} and has no verdict",
+            where="ROUND",
+            remedy=f"decided rounds: {', '.join(committed) or 'none'}; go on with keel run",
+        )
+    verdict = Verdict.from_dict(record.report or {})
+    gate, repairs = verdict.inputs.gate, repairs_of(record.report)
+    look = evidence.look_of(name)
+    rules = {rule.name: rule for rule in verdict.inputs.suites}
+    alarms = _alarms(evidence, verdict)
+    names = dict.fromkeys(check.suite for check in verdict.checks)
+    return Explanation(
+        round=name,
+        accepted=verdict.accepted,
+        outcome=verdict.outcome,
+        look=look,
+        campaign_rounds=gate.campaign_rounds,
+        alpha=gate.alpha,
+        alpha_here=verdict.checks[0].alpha,
+        alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending)
+        if verdict.inputs.level is None
+        else math.fsum(evidence.levels()[:look]),
+        anchors=tuple(
+            move
+            for move in anchor_moves(evidence.ledger)
+            if move.decisions <= committed.index(name)
+        ),
+        suites=tuple(_story(evidence, verdict, rules[suite], alarms.get(suite)) for suite in names),
+        repairs=repairs,
+        objections=verdict.inputs.objections,
+        noticed=tuple(watch_of(evidence, record).remarks()),
+        spending=gate.spending or "campaign",
+        left_out=verdict.inputs.left_out,
+        production=evidence.production_words(),
+        reason=reason_of(verdict),
+        table=tuple(verdict_rows(verdict)),
+    )
+
+
+def prompt_texts(config: CampaignConfig, suite: str) -> dict[str, str]:
+    """Prompts of a suite by id, from files and schemes; empty where that would be costly or fails."""
+    from align.data.base_model import SCHEMES
+    from rollouts.prompts import load_prompts
+
+    source, items = _source(config, suite)
+    if source is None or not ("://" in source.source or "." in source.source):
+        return {}  # An id of a data set, which may have to be fetched.
+    if source.source.startswith("demo://"):
+        address, _, query = source.source.partition("?")
+        options = {"split": "eval", "n": str(items), **dict(parse_qsl(query))}
+        source = source.model_copy(update={"source": f"{address}?{urlencode(options)}"})
+    try:
+        return {p.id: rendered(p) for p in load_prompts(source, SCHEMES, None, "general")}
+    except KeelError:
+        return {}
+
+
+def _source(config: CampaignConfig, suite: str) -> tuple[PromptsConfig | None, int]:
+    """Where the items of a suite come from; for a demo round, what its eval split is taken from."""
+    for spec in config.suites:
+        if spec.name == suite:
+            return spec.prompts, spec.items
+    for round in config.rounds:
+        if round.name == suite and round.suite.prompts is not None:
+            return round.suite.prompts, round.suite.items
+        if round.name == suite and round.prompts is not None:
+            source = round.prompts.source
+            bare = source.partition("?")[0] if source.startswith("demo://") else source
+            return round.prompts.model_copy(
+                update={"source": bare, "limit": None}
+            ), round.suite.items
+    return None, 0
+
+
+def _story(
+    evidence: Evidence, verdict: Verdict, rule: SuiteRule, alarm: float | None
+) -> SuiteStory:
+    checks = [check for check in verdict.checks if check.suite == rule.name]
+    candidate = _candidate(evidence, verdict, rule)
+    after, before = paired(candidate, _comparator(evidence, verdict, checks[0], candidate))
+    texts = prompt_texts(evidence.config, rule.name)
+    changed = sorted(
+        (
+            ChangedItem(id=id, before=was, after=now, prompt=texts.get(id))
+            for id, now, was in zip(candidate.item_ids, after, before, strict=True)
+            if now != was
+        ),
+        key=lambda item: (item.after - item.before, item.id),
+    )
+    return SuiteStory(
+        suite=rule.name,
+        family=rule.demands.family,
+        role=checks[0].role,
+        comparisons=tuple(_compared(check, rule) for check in checks if check.what == "value"),
+        strict=tuple(_compared(check, rule) for check in checks if check.what != "value"),
+        lost=tuple(item for item in changed if item.after < item.before),
+        won=tuple(item for item in reversed(changed) if item.after > item.before),
+        beside=candidate.beside_line,
+        alarm=alarm,
+    )
+
+
+def _compared(check: Check, rule: SuiteRule) -> Compared:
+    anchored = "start" in (check.against, *check.also) and check.role == "retention"
+    budgeted = anchored and check.what == "value"
+    return Compared(
+        check=check,
+        chance=mcnemar_exact(check.lost, check.won),
+        budget_used=max(0.0, -check.difference) / rule.budget if budgeted else None,
+        would_change=would_change(check),
+    )
+
+
+def _candidate(evidence: Evidence, verdict: Verdict, rule: SuiteRule) -> ItemResults:
+    return ItemResults.load(evidence.locate(verdict.inputs.candidate[rule.name], rule.hash))
+
+
+def _comparator(
+    evidence: Evidence, verdict: Verdict, check: Check, candidate: ItemResults
+) -> ItemResults:
+    """Results of the other snapshot; a reward model is compared with rules that have none."""
+    if check.snapshot == "chance":
+        return replace(candidate, values=(TIE,) * len(candidate.values))
+    if check.snapshot == "length":
+        rule = verdict.inputs.suites[1]
+        found = _candidate(evidence, verdict, rule)
+        return replace(found, suite=candidate.suite, suite_hash=candidate.suite_hash)
+    return ItemResults.load(evidence.locate(check.snapshot, candidate.suite_hash))
+
+
+def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
+    """By guarded suite, Holm's p that the candidate is worse than its parent by anything at all."""
+    rules = {rule.name: rule for rule in verdict.inputs.suites}
+    p_values: dict[str, float] = {}
+    for check in verdict.checks:
+        if check.role == "retention" and check.against == "parent" and check.what == "value":
+            candidate = _candidate(evidence, verdict, rules[check.suite])
+            parent = _comparator(evidence, verdict, check, candidate)
+            rule, compare = rules[check.suite], RULES[verdict.inputs.decided_by]
+            p_values[check.suite] = compare(
+                parent, candidate, rule.kind, 0.0, check.alpha, rule.value_range
+            ).p
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
+def _spent(told: Explanation) -> str:
+    here, spent = f"alpha {told.alpha_here:.3g}", f"{told.alpha_spent:.3g} of {told.alpha:g}"
+    if told.spending == "window":
+        return f"Decision {told.look}, at {here}: any {told.campaign_rounds} in a row share {told.alpha:g}."
+    if told.spending == "forever":
+        return f"Decision {told.look} of any number, at {here}: {spent} is spent."
+    return f"Decision {told.look} of {told.campaign_rounds} declared, each at {here}: {spent} is spent."
+
+
+def _decision(told: Explanation) -> str:
+    words = told.outcome.replace("_", " ")
+    if told.accepted and told.outcome != "accepted":
+        return f"accepted, because the gate only observes; the evidence says {words}"
+    return words
+
+
+ALARM = 0.05
+"""Largest p, over all guarded suites, that is worth a line."""
+
+ROLES: Mapping[Role, str] = {
+    "target": "what the round was for",
+    "retention": "must not be lost",
+    "shown": "shown, decides nothing",
+}
+
+
+def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
+    yield f"{story.suite} ({ROLES[story.role]})"
+    if story.beside:
+        yield f"  {story.beside}"
+    for one in story.comparisons:
+        yield f"  {one.check.sentence.partition(': ')[2]}"
+        if one.budget_used is not None:
+            yield f"    {100 * one.budget_used:.0f}% of its budget against the start is used"
+        if story.role != "shown":
+            yield f"    {one.would_change}"
+        yield f"    lost and won equally likely: p = {one.chance:.3g}"
+    for one in story.strict:
+        if one.check.outcome != "passed" or one.check.what == "zero_tolerance":
+            yield f"  {one.check.sentence.partition(': ')[2]}"
+            yield f"    {one.would_change}"
+    if story.alarm is not None and story.alarm <= ALARM:
+        yield f"  worse than the parent, whatever the margin: p = {story.alarm:.2g} over all suites"
+    for word, changed in (("lost", story.lost), ("won", story.won)):
+        yield from _item_lines(word, changed, items)
+
+
+def _item_lines(word: str, changed: Sequence[ChangedItem], items: int) -> Iterator[str]:
+    for item in changed[:items]:
+        text = "" if item.prompt is None else f"  {_short(item.prompt)}"
+        yield f"  {word} {_short(item.id)}  {item.before:.3g} -> {item.after:.3g}{text}"
+    if len(changed) > items > 0:
+        yield f"  {word}: {len(changed) - items} more"
+
+
+def _short(text: Any, most: int = 70) -> str:
+    """One line that a terminal can show, whatever is in the prompt."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"

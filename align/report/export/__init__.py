@@ -1,0 +1,1 @@
+"""A snapshot as an ordinary model folder with its model card."""

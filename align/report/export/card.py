@@ -1,0 +1,361 @@
+"""The model card of an exported snapshot: where it comes from, what the gate said, and what is not known.
+
+Everything is read from the ledger, the manifests and the campaign. Text of others is escaped: a card is
+Markdown, and Markdown may hold HTML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.config.campaign import RoundConfig
+from align.gate.checks import Check
+from align.gate.evidence import Evidence
+from align.gate.summary import HEAD, RATES, reason_of, verdict_rows
+from align.gate.verdict import Verdict
+from align.report.acts import acts_of
+from align.report.export.answering import default_line
+from align.report.export.repaired import repaired_by
+from align.report.families import GUARDED, ORDER
+from align.report.history import watch_of
+from align.report.inbox import takes_of, told
+from align.report.seals import seals_of
+from align.report.tables import outcome_of
+from align.settings import stated
+from align.store.ledger.ledger import RoundRecord
+from align.store.repairs import repairs_of
+from align.store.snapshots.manifest import Manifest
+from rollouts.types import SnapshotId
+
+UNKNOWN = "not recorded"
+FEW = 2
+"""Comparisons of shares that are listed one by one even if they passed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ancestor:
+    """One snapshot on the way from the start to the exported one."""
+
+    snapshot: SnapshotId
+    manifest: Manifest
+    record: RoundRecord | None
+    """The attempt that made it; None for the start."""
+    spec: RoundConfig | None
+
+
+def model_card(
+    evidence: Evidence,
+    line: Sequence[Ancestor],
+    *,
+    merged: bool,
+    licences: Sequence[tuple[str, str]],
+) -> str:
+    """The whole README.md.
+
+    Args:
+        line: the ancestors in order, the exported snapshot last.
+        merged: an adapter was merged into the base.
+        licences: what and under which licence, as far as known.
+    """
+    parts = (
+        _front_matter(evidence, line, merged, licences),
+        _head(evidence, line[-1], merged),
+        _section("In short", _in_short(evidence, line[-1])),
+        _section("How it is asked", _asked(evidence, line[-1])),
+        _section("Lineage", _lineage(line)),
+        _section("What the gate said", _gate(line[-1])),
+        _section("Sealed suites", _seals(evidence)),
+        _section("Signs of reward hacking", _noticed(evidence, line)),
+        _section("Rewards and data", _data(evidence, line)),
+        _section("Acts of people", _acts(evidence)),
+        _section("Licences", _table(("what", "licence"), licences)),
+        _section("Hashes and versions", _hashes(line[-1])),
+    )
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def is_accepted(ancestor: Ancestor) -> bool:
+    """The start counts as accepted."""
+    if ancestor.record is None:
+        return ancestor.manifest.provenance.round is None
+    return ancestor.record.state == "accepted"
+
+
+def _front_matter(
+    evidence: Evidence,
+    line: Sequence[Ancestor],
+    merged: bool,
+    licences: Sequence[tuple[str, str]],
+) -> str:
+    """What a model hub reads."""
+    adapter = line[-1].manifest.provenance.kind == "adapter" and not merged
+    known = dict(licences)
+    fields: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "base_model": base_name(evidence),
+        "tags": ["keel", "alignment"],
+    }
+    if (licence := known.get("base model", UNKNOWN)) != UNKNOWN:
+        fields["license"] = licence
+    return f"---\n{yaml.safe_dump(fields, sort_keys=True)}---"
+
+
+def base_name(evidence: Evidence) -> str:
+    """The base as the campaign names it; of a folder only the last part, which names no machine."""
+    model = evidence.config.policy.model
+    return Path(model).name if Path(model).is_dir() or model.startswith(("/", ".", "~")) else model
+
+
+def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
+    provenance = own.manifest.provenance
+    what = {
+        "model": "a language model",
+        "adapter": "an adapter, merged into its base" if merged else "a peft adapter",
+        "reward": "a reward model, which scores answers and writes none",
+    }[provenance.kind]
+    name = provenance.round or "base"
+    lines = [f"# {_text(evidence.config.name)}: {_text(name)}", ""]
+    if not is_accepted(own):
+        state = own.record.state if own.record else "unknown"
+        lines += [
+            f"> **This snapshot was not accepted (state: {state}).** The gate did not let it into "
+            "production; it was exported by force.",
+            "",
+        ]
+    lines.append(
+        f"Snapshot `{own.snapshot}` of the campaign {_text(evidence.config.name)}: {what}, from the base "
+        f"{_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
+    )
+    return "\n".join(lines)
+
+
+def _in_short(evidence: Evidence, own: Ancestor) -> str:
+    """Say what is production and why this snapshot is not, with the verdict in one table."""
+    production = evidence.ledger.alias("production") or evidence.base
+    this = "This snapshot" if own.snapshot == production else "Not this snapshot"
+    lines = f"{this} is production: {_text(evidence.production_words())}.\n"
+    record = own.record
+    if record is None or record.state not in ("accepted", "rejected"):
+        return lines
+    verdict = Verdict.from_dict(record.report or {})
+    if reason := reason_of(verdict):
+        lines += f"\nThe gate would not have it: {_text(reason)}.\n"
+    return f"{lines}\n{_table(HEAD, (row.cells for row in verdict_rows(verdict)))}"
+
+
+def _asked(evidence: Evidence, own: Ancestor) -> str:
+    """List chat defaults that it was trained and measured with, and how answers are sampled by default."""
+    if own.manifest.provenance.kind == "reward":
+        return ""
+    policy = evidence.config.policy
+    lines = []
+    if policy.system is not None:
+        lines.append(
+            f"- system message of every chat that has none of its own: {_text(policy.system)}"
+        )
+    if policy.chat_template_kwargs:
+        values = ", ".join(f"{k}: {json.dumps(v)}" for k, v in policy.chat_template_kwargs.items())
+        lines.append(f"- variables of the chat template: {_text(values)}")
+    if lines:
+        lines.append(
+            "- the tokenizer's chat template applies them by itself; a caller may say otherwise"
+        )
+    lines.append(f"- {_text(default_line(evidence.config))}")
+    return "\n".join(lines)
+
+
+def _lineage(line: Sequence[Ancestor]) -> str:
+    return _table(
+        ("round", "algorithm", "outcome", "snapshot"),
+        (
+            (
+                a.manifest.provenance.round or "base",
+                a.spec.algorithm.name if a.spec else "",
+                _outcome(a),
+                a.snapshot[:16],
+            )
+            for a in line
+        ),
+    )
+
+
+def _outcome(ancestor: Ancestor) -> str:
+    record = ancestor.record
+    if record is None:
+        return "start"
+    if record.state not in ("accepted", "rejected"):
+        return record.state
+    outcome = outcome_of(Verdict.from_dict(record.report or {}))
+    return ", ".join(filter(None, (outcome, repaired_by(repairs_of(record.report)))))
+
+
+def _gate(own: Ancestor) -> str:
+    """Every check of the snapshot's own verdict, the reasons first."""
+    record = own.record
+    if record is None:
+        return "The start of a campaign meets no gate."
+    if record.state not in ("accepted", "rejected"):
+        return f"No verdict: the attempt is {record.state}."
+    verdict = Verdict.from_dict(record.report or {})
+    reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
+    alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
+    tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks)))
+    tried = "".join(f"- {_text(one.sentence)}\n" for one in repairs_of(record.report))
+    repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
+    return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
+
+
+def _families(checks: Sequence[Check]) -> Iterator[str]:
+    """One table per family: a gain in one makes up for nothing in another."""
+    own = [check for check in checks if check.what not in RATES]
+    present = [family for family in ORDER if any(check.family == family for check in own)]
+    for family in present:
+        head = f"### Family {family}\n\n" if len(present) > 1 else ""
+        yield head + _checks(check for check in own if check.family == family)
+
+
+def _rates(checks: Sequence[Check]) -> Iterator[str]:
+    """Shares of answers that are not cut, and of those with a score: no measure of what was learned."""
+    own = [check for check in checks if check.what in RATES]
+    failed = [check for check in own if check.outcome != "passed"]
+    shown = own if len(own) <= FEW else failed
+    if own:
+        table = _checks(shown) if shown else ""
+        rest = f"{len(own) - len(shown)} comparisons passed.\n" if len(own) > len(shown) else ""
+        yield (
+            "### Answers that were cut or have no score\n\n"
+            "Shares of the answers to a suite, held to margins of their own: where they fall, its mean "
+            f"says less.\n\n{rest}{table}"
+        )
+
+
+def _checks(checks: Iterable[Check]) -> str:
+    head = (
+        "suite",
+        "part",
+        "against",
+        "difference",
+        "interval",
+        "margin",
+        "lost / won / n",
+        "outcome",
+    )
+    rows = (
+        (
+            check.suite,
+            _part(check),
+            ", ".join((check.against, *check.also)),
+            f"{check.difference:+.4g}",
+            f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
+            f"{check.margin:.4g}",
+            f"{check.lost} / {check.won} / {check.n}",
+            check.words,
+        )
+        for check in checks
+    )
+    return _table(head, rows)
+
+
+def _part(check: Check) -> str:
+    """What a row is about: its role, or the share of answers that it compares."""
+    if check.what in RATES:
+        return GUARDED[check.what]
+    return ", ".join(filter(None, (check.role, GUARDED[check.what])))
+
+
+def _seals(evidence: Evidence) -> str:
+    """What suites that nobody looks at say of the campaign; empty where there are none."""
+    rows = [
+        (seal.suite, f"after every {seal.every} accepted rounds", seal.state)
+        for seal in seals_of(evidence)
+    ]
+    return _table(("suite", "opened", "state"), rows) if rows else ""
+
+
+def _noticed(evidence: Evidence, line: Sequence[Ancestor]) -> str:
+    """What detectors and canaries said of the rounds of the lineage."""
+    rows = [
+        (ancestor.record.name, said)
+        for ancestor in line
+        if ancestor.record is not None
+        for said in watch_of(evidence, ancestor.record).lines()
+    ]
+    return _table(("round", "noticed"), rows) if rows else "None was noticed."
+
+
+def _acts(evidence: Evidence) -> str:
+    rows = [(act.time[:16], act.what, act.reason) for act in acts_of(evidence)]
+    return _table(("UTC", "what", "reason"), rows) if rows else ""
+
+
+def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
+    """Per round of the lineage: rewards, where its prompts came from, and their hashes."""
+    takes = takes_of(evidence.ledger)
+    names = [ancestor.record.name for ancestor in line if ancestor.record is not None]
+    read = "".join(f"- {_text(n)} read {_text(told(takes[n]))}\n" for n in names if n in takes)
+    rows = [
+        (
+            a.manifest.provenance.round,
+            ", ".join(f"{r.name} × {r.weight:g}" for r in a.spec.rewards) if a.spec else UNKNOWN,
+            source_name(stated(a.spec.asks.source)) if a.spec else UNKNOWN,
+            ", ".join(
+                f"{k} {v[:16]}" for k, v in sorted(a.manifest.provenance.data_hashes.items())
+            ),
+        )
+        for a in line
+        if a.record is not None
+    ]
+    head = ("round", "rewards", "data", "sha256")
+    return f"{_table(head, rows)}\n{read}" if rows else "No round has trained this snapshot."
+
+
+def source_name(source: str) -> str:
+    """A source without the folders of a machine."""
+    return (
+        source if "://" in source or not source.startswith(("/", "~", ".")) else Path(source).name
+    )
+
+
+def _hashes(own: Ancestor) -> str:
+    provenance = own.manifest.provenance
+    files = _table(("file of the snapshot", "bytes", "sha256"), (
+        (entry.path, f"{entry.size:,}", entry.sha256) for entry in own.manifest.files
+    ))  # fmt: skip
+    versions = ", ".join(f"{name} {v}" for name, v in sorted(provenance.versions.items()))
+    seeds = ", ".join(f"{name} {seed}" for name, seed in sorted(provenance.seeds.items()))
+    return (
+        f"{files}\n"
+        f"- configuration: `{provenance.config_hash or UNKNOWN}`\n"
+        f"- seeds: {_text(seeds or UNKNOWN)}\n"
+        f"- versions: {_text(versions or UNKNOWN)}\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    """Nothing where there is nothing to say."""
+    return f"\n## {title}\n\n{body.rstrip()}" if body else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    def lines() -> Iterator[str]:
+        yield " | ".join(head)
+        yield " | ".join("---" for _ in head)
+        for row in rows:
+            yield " | ".join(_text(str(cell)) for cell in row)
+
+    return "".join(f"| {line} |\n" for line in lines())
+
+
+def _text(text: str) -> str:
+    """Nothing of it is markup: no HTML, no links, no column, one line."""
+    plain = escape(" ".join(text.split()), quote=False)
+    for sign in "\\`*[]|":
+        plain = plain.replace(sign, f"\\{sign}")
+    return plain

@@ -1,0 +1,186 @@
+"""A snapshot as an ordinary Hugging Face folder, with a model card made from the ledger.
+
+The folder appears as a whole or not at all. What the gate did not accept is refused unless it is asked for
+by force, and then the card says so.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shutil import copyfile, rmtree
+
+import yaml
+
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import Evidence
+from align.report.export.answering import prepare
+from align.report.export.card import (
+    UNKNOWN,
+    Ancestor,
+    base_name,
+    is_accepted,
+    model_card,
+    source_name,
+)
+from align.settings import stated
+from align.store.durable import sync
+from align.store.ledger.ledger import RoundRecord
+from align.store.snapshots.snapshots import Snapshot, SnapshotStore
+from rollouts.errors import UserError, nearest
+from rollouts.types import SnapshotId
+
+CARD = "README.md"
+ADAPTER_CONFIG = "adapter_config.json"
+SHORTEST_ID = 8
+"""Digits of a snapshot's id that may stand for it."""
+
+
+def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: bool) -> Snapshot:
+    """Write one snapshot and its card; returns the snapshot.
+
+    Args:
+        which: ``production``, ``base``, the name of a round, or a snapshot id or its beginning.
+        folder: must not exist, or be empty.
+        merge: an adapter becomes a whole model.
+        force: also what was not accepted.
+
+    Raises:
+        UserError: no such snapshot, not accepted, nothing to merge, or the folder is in use.
+        SnapshotError: the snapshot is damaged; nothing was written.
+    """
+    _require_free(folder)
+    store = evidence.snapshots()
+    line = list(_ancestors(evidence, store, find(evidence, which)))[::-1]
+    own = line[-1]
+    if not is_accepted(own) and not force:
+        state = own.record.state if own.record else "unknown"
+        raise UserError(
+            f"{which!r} names a snapshot that was not accepted (state: {state})",
+            where="SNAPSHOT",
+            remedy="export production, or add --force: the card will say that it was not accepted",
+        )
+    snapshot = store.open(own.snapshot)
+    if merge and snapshot.kind != "adapter":
+        raise UserError(
+            f"{which!r} is no adapter but a whole model, so there is nothing to merge",
+            where="--merge",
+            remedy="leave --merge out",
+        )
+    card = model_card(evidence, line, merged=merge, licences=list(_licences(evidence.config)))
+    staged = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    try:
+        staged.mkdir(parents=True)
+        if merge:
+            trusted = evidence.config.policy.trust_remote_code
+            _write_merged(snapshot, store.open(evidence.base), staged, trusted=trusted)
+        else:
+            _write_copy(snapshot, base_name(evidence), staged)
+        if merge or snapshot.kind == "model":
+            prepare(staged, evidence.config)
+        (staged / CARD).write_text(card, encoding="utf-8", errors="replace")
+        for path in (*staged.iterdir(), staged):
+            sync(path)
+        # An empty folder is replaced; one that has been filled meanwhile is not.
+        staged.rename(folder)
+    finally:
+        rmtree(staged, ignore_errors=True)
+    return snapshot
+
+
+def find(evidence: Evidence, which: str) -> SnapshotId:
+    """The snapshot that a person means."""
+    records = [r for r in evidence.ledger.attempts() if r.candidate is not None]
+    by_round = {r.name: r.candidate for r in records if r.candidate}
+    named = {"base": evidence.base, "production": evidence.ledger.alias("production")} | by_round
+    if (found := named.get(which)) is not None:
+        return found
+    known = {evidence.base, *by_round.values(), *(r.candidate for r in records if r.candidate)}
+    matches = [id for id in known if len(which) >= SHORTEST_ID and id.startswith(which)]
+    if len(matches) == 1:
+        return matches[0]
+    planned = [r.name for r in evidence.ledger.rounds() if r.name == which]
+    raise UserError(
+        f"round {which!r} has no snapshot yet" if planned else f"there is no snapshot {which!r}",
+        where="SNAPSHOT",
+        remedy=nearest(which, list(named)) or "name a round, production, base or a snapshot id",
+    )
+
+
+def _ancestors(
+    evidence: Evidence, store: SnapshotStore, snapshot: SnapshotId
+) -> Iterator[Ancestor]:
+    """The snapshot, its parent, and so on to the start."""
+    made: dict[SnapshotId, RoundRecord] = {}
+    for record in evidence.ledger.attempts():
+        # Attempts that ended in the same bytes share a snapshot; one that was accepted speaks for it.
+        if record.candidate and (record.candidate not in made or record.state == "accepted"):
+            made[record.candidate] = record
+    specs = {spec.name: spec for spec in evidence.config.rounds}
+    at: SnapshotId | None = snapshot
+    while at is not None:
+        manifest = store.open(at).manifest
+        record_of = made.get(at)
+        yield Ancestor(
+            snapshot=at,
+            manifest=manifest,
+            record=record_of,
+            spec=specs.get(record_of.name) if record_of else None,
+        )
+        at = manifest.provenance.parent
+
+
+def _require_free(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise UserError(
+            f"{folder} is there already; an export overwrites nothing",
+            where="--to",
+            remedy="name a new folder, or remove that one first",
+        )
+
+
+def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
+    """The snapshot's own files; an adapter names its base as the campaign does."""
+    for entry in snapshot.manifest.files:
+        (staged / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        copyfile(snapshot.path / entry.path, staged / entry.path)
+    if snapshot.kind == "adapter":
+        path = staged / ADAPTER_CONFIG
+        config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: bool) -> None:
+    """Base plus update as full weights, in the base's own precision, and the adapter's tokenizer."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype="auto", trust_remote_code=trusted)
+    merged = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(staged)
+    tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trusted)
+    tokenizer.save_pretrained(staged)
+
+
+def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:
+    """What the card of the base says; of data nothing is recorded."""
+    yield "base model", licence_of(Path(config.policy.model))
+    sources: Sequence[str] = [source_name(stated(spec.asks.source)) for spec in config.rounds]
+    for source in dict.fromkeys(sources):
+        yield f"data {source}", UNKNOWN
+
+
+def licence_of(model: Path) -> str:
+    """``license`` in the front matter of a local model's card."""
+    try:
+        text = (model / CARD).read_text()
+        if not text.startswith("---\n"):
+            return UNKNOWN
+        found = yaml.safe_load(text[4 : text.index("\n---", 3)])
+        return str(found["license"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return UNKNOWN

@@ -1,0 +1,263 @@
+"""What `run_campaign` would do now: rounds that are due, what each samples, and what all of it takes.
+
+Read from the campaign file, its inputs and a copy of the ledger. What is due is claimed there, so that the
+rounds it would become are forecast like all others; nothing is started, claimed or written elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.gate.evidence import view_of_due
+from align.gate.power.power import GatePlan
+from align.gate.power.underpowered import foresee
+from align.gate.suites.suites import Suite
+from align.learner.folder.sizes import (
+    LearnerMemory,
+    checkpoint_bytes,
+    engine_bytes,
+    folder_bytes,
+    learner_memory,
+    snapshot_bytes,
+)
+from align.learner.model.targets import adaptation_of
+from align.report.forecast.fit import check_kv_cache, fit_lines
+from align.report.forecast.machine import runs_here
+from align.round.inputs import Inputs
+from align.schedule.checked import load_checked, open_claims
+from align.schedule.claims import Dues
+from align.store.auto import auto_lines
+from align.store.changes.settle import settle
+from align.store.ledger.copy import ledger_copy
+from align.store.ledger.ledger import RoundRecord
+from align.store.store import ledger_place
+from rollouts.machine.memory import available_memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundForecast:
+    """One round: done, or what it would take."""
+
+    name: str
+    state: Literal["accepted", "rejected", "skipped", "resumes", "due", "unclaimed"]
+    """``unclaimed``: due, and a round of the campaign once ``keel schedule tick`` claims it."""
+    algorithm: str
+    steps: int
+    """Learner steps that are left."""
+    from_step: int
+    """Where a round that was stopped goes on."""
+    new: float
+    """Prompts of a step that are the round's own, or units of its file; a mean."""
+    past: float
+    """And those of earlier rounds."""
+    general: float
+    completions: int
+    """Sampled by the steps that are left."""
+    tokens: int
+    """Sampled at most: every completion as long as it may be."""
+    measured: int
+    """Completions that the gate asks of the candidate."""
+    memory: LearnerMemory | None
+    """Of each rank; None: the round is done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disk:
+    """Of the store, in bytes; rollout tables and results of suites are small beside the weights."""
+
+    base: int
+    """The model that is copied in when a campaign begins."""
+    snapshots: int
+    """Candidates of the rounds to come, kept whatever the verdict; repairs not counted."""
+    checkpoint: int
+    """Of the round under way."""
+    free: int
+
+    @property
+    def needed(self) -> int:
+        return self.base + self.snapshots + self.checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a run would do."""
+
+    campaign: str
+    store: str
+    began: bool
+    rounds: tuple[RoundForecast, ...]
+    amendments: tuple[str, ...]
+    """Changes of the campaign file that the run would record, such as ``seed: 0 -> 1``."""
+    claims: tuple[str, ...]
+    """Due keys that `keel schedule tick` would claim, each with its round."""
+    waits: tuple[str, ...]
+    """Schedules that are not due, and why."""
+    machine: tuple[str, ...]
+    """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
+    reports: Mapping[str, str]
+    """What became of the files of rounds that learn from one: rows read, cut and left out."""
+    engine: int
+    """Bytes of one engine on a CPU."""
+    available: int
+    """Bytes of memory that this machine has left."""
+    disk: Disk
+    gate: GatePlan
+    """Power of the suites."""
+
+    @property
+    def to_run(self) -> tuple[RoundForecast, ...]:
+        return tuple(one for one in self.rounds if one.memory is not None)
+
+
+def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
+    """Raises `UserError` as `run_campaign` would, for inputs that cannot be used."""
+    with ledger_copy(config) as ledger:
+        found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
+        records = ledger.rounds()
+        settled = settle(config, ledger, where=ledger_place(config))
+        settled.check()
+        chosen = settled.config
+        view = view_of_due(chosen, ledger)
+        unclaimed = {due.round for due in found.due if not due.claimed}
+        claims = open_claims(ledger, apart=unclaimed)
+        inputs = load_checked(view, claims)
+        try:
+            if runs_here(None):
+                check_kv_cache(inputs.model, inputs.context, chosen)
+            planned = {name: index for index, name in settled.comparison.planned}
+            rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
+            coming = sum(item.memory is not None for item in rounds)
+            disk = Disk(
+                base=0 if records else folder_bytes(inputs.model),
+                snapshots=coming * snapshot_bytes(inputs.model, config.policy),
+                checkpoint=checkpoint_bytes(inputs.model, config.policy) if coming else 0,
+                free=shutil.disk_usage(_nearest(config.folder)).free,
+            )
+            gate = foresee(view, inputs.suites, ledger)
+        finally:
+            inputs.close()
+    return Forecast(
+        campaign=config.name,
+        store=str(config.folder),
+        began=bool(records),
+        rounds=tuple(rounds),
+        amendments=settled.comparison.sentences,
+        claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
+        waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
+        machine=(
+            *_adapted(inputs.model, config),
+            *auto_lines(config, chosen),
+            *(fit_lines(inputs.model, inputs.context, chosen) if runs_here(None) else ()),
+        ),
+        reports=inputs.reports,
+        engine=engine_bytes(inputs.model, chosen),
+        available=available_memory(),
+        disk=disk,
+        gate=gate,
+    )
+
+
+def _adapted(model: Path, config: CampaignConfig) -> list[str]:
+    """Say what an adapter changes of the model; nothing where all weights are trained."""
+    adapted = adaptation_of(model, config.policy)
+    return [] if adapted is None else [str(adapted)]
+
+
+def _rounds(
+    config: CampaignConfig,
+    inputs: Inputs,
+    records: Sequence[RoundRecord],
+    planned: Mapping[str, int],
+    unclaimed: Set[str],
+) -> Iterator[RoundForecast]:
+    """Forecast every round in the file's order.
+
+    Args:
+        planned: index of rounds that get a new place in the ledger.
+    """
+    states = {record.name: record.state for record in records}
+    places = {**{record.name: record.index for record in records}, **planned}
+    asked_before = 0
+    for spec in config.rounds:
+        state = states.get(spec.name)
+        if state == "accepted" or state == "rejected" or state == "skipped":
+            yield _done(spec, state)
+        else:
+            folder = (
+                config.folder / "rounds" / f"{places[spec.name]:02d}-{spec.name}" / "checkpoint"
+            )
+            coming = _coming(config, inputs, spec, newest_step(folder), asked_before)
+            yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
+        # A round that is still to come counts as accepted: that is what it is run for.
+        asked_before += state not in ("rejected", "skipped") and spec.algorithm.makes == "policy"
+
+
+def _done(spec: RoundConfig, state: Literal["accepted", "rejected", "skipped"]) -> RoundForecast:
+    return RoundForecast(
+        name=spec.name, state=state, algorithm=spec.algorithm.name, steps=0, from_step=0, new=0.0,
+        past=0.0, general=0.0, completions=0, tokens=0, measured=0, memory=None,
+    )  # fmt: skip
+
+
+def _coming(
+    config: CampaignConfig, inputs: Inputs, spec: RoundConfig, from_step: int, before: int
+) -> RoundForecast:
+    steps = spec.steps - from_step
+    new, past, general = step_counts(spec, before)
+    sampled = past * spec.replay.samples_per_prompt + general
+    if spec.algorithm.material == "rollouts":
+        sampled += new * spec.sampling.group_size
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+        sampled = 0.0
+    completions = round(steps * sampled)
+    return RoundForecast(
+        name=spec.name,
+        state="resumes" if from_step else "due",
+        algorithm=spec.algorithm.name,
+        steps=steps,
+        from_step=from_step,
+        new=new,
+        past=past,
+        general=general,
+        completions=completions,
+        tokens=completions * spec.sampling.max_tokens,
+        measured=_measured(inputs.policy_suites) if spec.algorithm.makes == "policy" else 0,
+        memory=learner_memory(inputs.model, config.policy, spec),
+    )
+
+
+def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
+    """New, past and general prompts of one step, as `Mixture.draw` deals them, in the mean.
+
+    Args:
+        before: earlier rounds that made a policy.
+    """
+    budget, replay = spec.sampling.budget, spec.replay
+    past = replay.past if before else 0.0
+    sampled = replay.general_prompts is not None and replay.general_answers == "sampled"
+    general = replay.general if sampled else 0.0
+    rest = budget * (1.0 - past - general)
+    per_unit = {"rollouts": spec.sampling.group_size, "pairs": 2}.get(spec.algorithm.material, 1)
+    return rest / per_unit, budget * past / replay.samples_per_prompt, budget * general
+
+
+def _measured(suites: Sequence[Suite]) -> int:
+    return sum(
+        len(s.prompts) * s.samples for s in suites if s.kind == "items" and s.role != "sealed"
+    )
+
+
+def newest_step(folder: Path) -> int:
+    """Of the last checkpoint of a round; 0 where there is none. `align.learner.checkpoint` names them."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the closest above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,0 +1,344 @@
+"""What is on record of every round: its states and times, what its steps measured, how two of them differ.
+
+Read from the ledger, the campaign file and ``metrics.jsonl`` alone; nothing is loaded or run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import Evidence
+from align.gate.forgetting import transitions
+from align.gate.measurement.evaluate import ItemResults
+from align.round.spending import Spent, spent
+from align.round.watch.record import WatchRecord
+from align.schedule.skips import skips
+from align.store.ledger.amendments import drops_of
+from align.store.ledger.ledger import RoundRecord
+from align.store.repairs import RepairStep, repairs_of
+from rollouts.errors import UserError, nearest
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundEntry:
+    """A round as its latest attempt stands."""
+
+    index: int | None
+    """None: the campaign never had it, it was skipped before."""
+    name: str
+    attempt: int
+    """0 before the first."""
+    state: str
+    verdict: str | None
+    """What the evidence says, also where the gate only observes; None before a decision."""
+    parent: SnapshotId | None
+    candidate: SnapshotId | None
+    started: str | None
+    """ISO 8601, UTC; so is ``ended``."""
+    ended: str | None
+    seconds: float | None
+    skipped: str | None = None
+    """Sentence on who passed the round over or dropped it, when and why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric over the steps of a round that have it."""
+
+    name: str
+    steps: int
+    first: float
+    last: float
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemChanges:
+    """How many items of a suite two snapshots differ on; a difference of means hides what cancels."""
+
+    suite: str
+    n: int
+    lost: int
+    won: int
+    lost_share: float
+    won_share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundDetail:
+    """All that a round left behind, shortened."""
+
+    entry: RoundEntry
+    steps: int
+    """Learner steps on record."""
+    tokens: Mapping[str, int]
+    """Learnt from or held, by where the prompts are from: new ones, and retention's past and general."""
+    metrics: tuple[Metric, ...]
+    reasons: tuple[str, ...]
+    """What kept the candidate out."""
+    spent: Spent | None = None
+    """On what is new and on retention; None before the first step."""
+    changed: tuple[ItemChanges, ...] = ()
+    """Items that the candidate lost and won against its parent, suite by suite."""
+    repairs: tuple[RepairStep, ...] = ()
+    """All candidates, where the first was refused and others were tried."""
+    watch: WatchRecord = field(default_factory=WatchRecord)
+    """Signs that the reward was gamed."""
+
+    def named(self, prefix: str) -> tuple[Metric, ...]:
+        """Metrics of one family, such as ``reward/`` or ``drift/``."""
+        return tuple(metric for metric in self.metrics if metric.name.startswith(prefix))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A setting that two rounds have different; None where one has no such setting."""
+
+    key: str
+    one: Any
+    other: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreChange:
+    """Means of two candidates on one suite."""
+
+    suite: str
+    one: float | None
+    other: float | None
+    difference: float | None
+    """``other`` minus ``one``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundDiff:
+    """How two rounds differ: what they were told, and what came of it."""
+
+    one: str
+    other: str
+    config: tuple[Change, ...]
+    scores: tuple[ScoreChange, ...]
+
+
+def entries(evidence: Evidence) -> list[RoundEntry]:
+    """List every round of the ledger in order, dropped ones included.
+
+    Rounds that a person skipped before they were planned come last.
+    """
+    skipped = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
+    drops = {drop.index: drop.sentence for drop in drops_of(evidence.ledger.database)}
+    records = _latest(evidence.ledger.attempts())
+    recorded = [
+        replace(_entry(record), skipped=drops.get(record.index) or skipped.pop(record.name, None))
+        for record in records
+    ]
+    return [*recorded, *(_never(name, sentence) for name, sentence in skipped.items())]
+
+
+def record_of(evidence: Evidence, name: str) -> RoundRecord:
+    """The latest attempt at a round.
+
+    Raises:
+        UserError: there is no such round; names the nearest one.
+    """
+    records = {record.name: record for record in _latest(evidence.ledger.attempts())}
+    records |= {record.name: record for record in evidence.ledger.rounds()}
+    if name not in records:
+        raise UserError(
+            f"there is no round {name!r}", where="ROUND", remedy=nearest(name, list(records))
+        )
+    return records[name]
+
+
+def detail(evidence: Evidence, name: str) -> RoundDetail:
+    """What a round left behind."""
+    record = record_of(evidence, name)
+    steps = steps_of(evidence.folder / "rounds" / f"{record.index:02d}-{record.name}")
+    metrics = summaries(steps.values())
+    sources = ("new", "past", "general")
+    totals = {m.name: round(m.mean * m.steps) for m in metrics if m.name.endswith("_tokens")}
+    return RoundDetail(
+        entry=_entry(record),
+        steps=len(steps),
+        tokens={s: totals[key] for s in sources if (key := f"batch/{s}_tokens") in totals},
+        metrics=metrics,
+        reasons=reasons_of(evidence, record),
+        spent=spent(steps.values()) if steps else None,
+        changed=tuple(_changed(evidence, record)),
+        repairs=repairs_of(record.report),
+        watch=watch_of(evidence, record),
+    )
+
+
+def reasons_of(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
+    """What kept the candidate out, or who skipped the round and why."""
+    told = [one.sentence for one in skips(evidence.ledger) if one.round == record.name]
+    return (*(record.report or {}).get("reasons", ()), *told)
+
+
+def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
+    """Of every suite that parent and candidate were measured on as it was then; not of sealed ones."""
+    if record.parent is None or record.candidate is None:
+        return
+    before = {e.suite_hash: e for e in evidence.ledger.evaluations(record.parent)}
+    for after in evidence.ledger.evaluations(record.candidate):
+        if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
+            continue
+        paths = map(evidence.checked, (before[after.suite_hash], after))
+        found = transitions(*(ItemResults.load(path) for path in paths))
+        yield ItemChanges(
+            suite=after.suite,
+            n=found.n,
+            lost=found.lost,
+            won=found.won,
+            lost_share=found.lost_share,
+            won_share=found.won_share,
+        )
+
+
+def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
+    """What was noticed of a round's latest attempt; of its first candidate, where others were tried."""
+    folder = evidence.folder / "rounds" / f"{record.index:02d}-{record.name}"
+    return WatchRecord.load(folder / f"attempt-{record.attempt}")
+
+
+def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
+    """Settings and scores of ``other`` beside those of ``one``."""
+    rounds = [record_of(evidence, name) for name in (one, other)]
+    settings = [dict(_leaves(_spec(evidence.config, name))) for name in (one, other)]
+    keys = dict.fromkeys([*settings[0], *settings[1]])
+    sealed = sealed_names(evidence.config)
+    found = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
+    means = {(e.snapshot, e.suite): e.mean for e in found}
+    scores = (
+        _score_change(suite, *(means.get((record.candidate or "", suite)) for record in rounds))
+        for suite in dict.fromkeys(suite for _, suite in means)
+    )
+    return RoundDiff(
+        one=one,
+        other=other,
+        config=tuple(
+            Change(key=key, one=settings[0].get(key), other=settings[1].get(key))
+            for key in keys
+            if key != "name" and settings[0].get(key) != settings[1].get(key)
+        ),
+        scores=tuple(s for s in scores if s.one is not None or s.other is not None),
+    )
+
+
+def sealed_names(config: CampaignConfig) -> frozenset[str]:
+    """Suites that nobody looks at."""
+    return frozenset(suite.name for suite in config.suites if suite.role == "sealed")
+
+
+def steps_of(folder: Path, repair: str = "") -> dict[int, dict[str, float]]:
+    """Finite metrics of every learner step of a round, or of one of its repairs.
+
+    An attempt that went on from a checkpoint replaces the steps that it did again. A line that is
+    still being written is left out.
+    """
+    attempts = sorted(
+        folder.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-"))
+    )
+    steps: dict[int, dict[str, float]] = {}
+    for attempt in attempts:
+        path = attempt / repair / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                values = json.loads(line)
+                step = int(values.pop("step"))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            steps[step] = {
+                name: float(value)
+                for name, value in values.items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
+    return dict(sorted(steps.items()))
+
+
+def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
+    """Every metric over the steps that have it, by name."""
+    series: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            series.setdefault(name, []).append(value)
+    return tuple(
+        Metric(
+            name=name,
+            steps=len(values),
+            first=values[0],
+            last=values[-1],
+            mean=math.fsum(values) / len(values),
+            lowest=min(values),
+            highest=max(values),
+        )
+        for name, values in sorted(series.items())
+    )
+
+
+def _score_change(suite: str, one: float | None, other: float | None) -> ScoreChange:
+    difference = None if one is None or other is None else other - one
+    return ScoreChange(suite=suite, one=one, other=other, difference=difference)
+
+
+def _entry(record: RoundRecord) -> RoundEntry:
+    seconds = None
+    if record.started and record.ended:
+        took = datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)
+        seconds = took.total_seconds()
+    return RoundEntry(
+        index=record.index,
+        name=record.name,
+        attempt=record.attempt,
+        state=record.state,
+        verdict=(record.report or {}).get("outcome"),
+        parent=record.parent,
+        candidate=record.candidate,
+        started=record.started,
+        ended=record.ended,
+        seconds=seconds,
+    )
+
+
+def _latest(attempts: Iterable[RoundRecord]) -> list[RoundRecord]:
+    """Return the latest attempt of every round, dropped ones included."""
+    latest = {record.index: record for record in attempts}
+    return [latest[index] for index in sorted(latest)]
+
+
+def _never(name: str, sentence: str) -> RoundEntry:
+    """Of a round that was skipped before the campaign had planned it."""
+    return RoundEntry(
+        index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None, candidate=None,
+        started=None, ended=None, seconds=None, skipped=sentence,
+    )  # fmt: skip
+
+
+def _spec(config: CampaignConfig, name: str) -> dict[str, Any]:
+    """Settings of a round; none where the campaign file no longer has it."""
+    found = (spec for spec in config.rounds if spec.name == name)
+    return next((spec.model_dump(mode="json") for spec in found), {})
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    nested = list(items)
+    if not nested and path:
+        yield path, value
+    for key, child in nested:
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,1 @@
+"""Methods that hold a policy to what earlier rounds taught it."""

@@ -1,0 +1,64 @@
+"""Reference logprobs that were computed before, by sequence and by snapshot.
+
+Rows of a file come again in every epoch and every round, and a reference does not change. Samples of the
+policy never come again, so nothing is kept of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from hashlib import blake2b
+
+from align.algorithms.rows import DATA, Row
+from rollouts.types import SnapshotId
+
+MAX_TOKENS = 1 << 24
+"""Tokens whose logprobs are kept (128 MiB); beyond them the least recently used go."""
+
+Mixture = tuple[tuple[SnapshotId, float], ...]
+"""Snapshots whose logprobs are averaged, and their shares."""
+
+
+class ReferenceCache:
+    """What references say of rows from files. Every rank keeps the same."""
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self._max_tokens, self._tokens = max_tokens, 0
+        self._kept: OrderedDict[bytes, array[float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def recall(self, row: Row, reference: Mixture, temperature: float) -> Row | None:
+        """The row with its reference logprobs; None where they have to be computed."""
+        key = _key(row, reference, temperature)
+        if row.policy != DATA or key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return replace(row, reference_logprobs_T=tuple(self._kept[key]))
+
+    def keep(self, rows: Iterable[Row], reference: Mixture, temperature: float) -> None:
+        """Remember what was computed for rows."""
+        for row in rows:
+            if row.policy != DATA or row.reference_logprobs_T is None:
+                continue
+            key = _key(row, reference, temperature)
+            self._tokens += len(row.completion_ids) - len(self._kept.pop(key, ()))
+            self._kept[key] = array("d", row.reference_logprobs_T)
+        while self._tokens > self._max_tokens:
+            self._tokens -= len(self._kept.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._tokens = 0
+
+
+def _key(row: Row, reference: Mixture, temperature: float) -> bytes:
+    made = blake2b(repr((reference, temperature)).encode(), digest_size=16)
+    for ids in (row.prompt_ids, row.completion_ids):
+        made.update(array("q", (len(ids), *ids)).tobytes())
+    return made.digest()

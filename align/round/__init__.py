@@ -1,0 +1,1 @@
+"""One round: sample, score, learn, then ask the gate whether the change is kept."""

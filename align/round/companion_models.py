@@ -1,0 +1,66 @@
+"""Models that a round needs besides its policy: compatible with it, and small enough, before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.algorithms.policy_gradient.ppo import SHARED
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.learner.companions import check_companion
+from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
+from align.learner.teacher import MODEL, check_teacher
+from rollouts.engines.vllm import resolve_device
+from rollouts.errors import UserError
+
+GIB = 1 << 30
+
+
+def check_round_models(spec: RoundConfig, policy_folder: Path, config: CampaignConfig) -> None:
+    """Check a round's teacher and critic against the policy and the learner's device.
+
+    Raises:
+        UserError: no model in a folder, another tokenizer or vocabulary, or more than memory holds.
+    """
+    where = f"rounds.{spec.name}.algorithm"
+    teacher = spec.algorithm.teacher_snapshot
+    if teacher is not None and teacher.startswith(MODEL):
+        folder = Path(teacher.removeprefix(MODEL)).expanduser()
+        check_teacher(policy_folder, folder, f"{where}.teacher")
+    critic = spec.algorithm.critic_config
+    if critic is None or critic.model == SHARED:
+        return
+    if critic.model is not None:
+        folder = Path(critic.model).expanduser()
+        check_companion(policy_folder, folder, what="critic", where=f"{where}.critic.model")
+    memory = learner_memory(policy_folder, config.policy, spec)
+    check_memory(memory, *_shared_device(policy_folder, config), where=f"{where}.critic")
+
+
+def check_memory(memory: LearnerMemory, engines: int, available: int, *, where: str) -> None:
+    """Raise UserError where a learner with a critic does not fit beside the engines; all in bytes."""
+    if memory.total + engines <= available:
+        return
+    rest = memory.total - memory.critic
+    raise UserError(
+        f"learner and engines need {(memory.total + engines) / GIB:.1f} GiB and {available / GIB:.1f} GiB "
+        f"are available: policy and anchors {rest / GIB:.1f}, critic {memory.critic / GIB:.1f}, engines "
+        f"{engines / GIB:.1f}",
+        where=where,
+        cause="a critic of its own holds weights, gradients and two moments in float32, as the policy does",
+        remedy="set critic.model to shared (a head on the policy's hidden states) or to the folder of "
+        "a smaller model with the same tokenizer",
+    )
+
+
+def _shared_device(model: Path, config: CampaignConfig) -> tuple[int, int]:
+    """Bytes of engines that lie where the learner does, and bytes that there are."""
+    if resolve_device("auto") == "cuda":
+        import torch
+
+        total: int = torch.cuda.get_device_properties(0).total_memory
+        share = config.rollouts.gpu_memory_utilization if torch.cuda.device_count() == 1 else 0.0
+        return int(total * share), total
+    import psutil
+
+    engines = config.rollouts.engines * engine_bytes(model, config)
+    return engines, psutil.virtual_memory().available

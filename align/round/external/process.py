@@ -1,0 +1,146 @@
+"""A command in a process group of its own: with a small environment, a deadline, and one end for all.
+
+Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewards.isolation.sandbox.limits import SEEN
+from rollouts.errors import RunError
+
+ALSO_SEEN = (
+    "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "HOME", "LOGNAME",
+    "ROCR_VISIBLE_DEVICES", "TMPDIR", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME",
+)  # fmt: skip
+"""Variables that a trainer needs and a reward does not: its caches, devices and Python environment."""
+LOOK_S = 0.2
+"""Seconds between two looks at the command."""
+BEAT_EVERY_S = 60.0
+"""Seconds between two signs of life."""
+GRACE_S = 10.0
+"""Seconds to end in order, from the first signal to the last."""
+TAIL = 20
+"""Lines of the output that an error shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """Program and arguments, and what it may see."""
+
+    words: Sequence[str]
+    folder: Path
+    """Current folder."""
+    variables: Mapping[str, str]
+    """Variables that Keel sets."""
+    granted: Iterable[str] = ()
+    """Names of variables of this process that it may see, too."""
+    log: Path
+    """File of what it prints."""
+    deadline_s: float
+
+    def environment(self) -> dict[str, str]:
+        """Return all variables of the command."""
+        names = (*SEEN, *ALSO_SEEN, *self.granted)
+        seen = {name: os.environ[name] for name in names if name in os.environ}
+        return {**seen, **self.variables}
+
+
+def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> None:
+    """Run a command to its end.
+
+    Args:
+        beat: called once in a while, as a sign of life.
+
+    Raises:
+        RunError: it could not be started, ended with another code than 0, or took too long.
+    """
+    command.log.parent.mkdir(parents=True, exist_ok=True)
+    with command.log.open("wb") as log:
+        try:
+            process = subprocess.Popen(
+                list(command.words),
+                cwd=command.folder,
+                env=command.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RunError(
+                f"the command {command.words[0]!r} cannot be started: {error}",
+                remedy="check algorithm.command",
+            ) from error
+        try:
+            _wait(process, command, beat)
+        finally:
+            end_group(process)
+    if process.returncode != 0:
+        raise RunError(
+            f"the command {command.words[0]!r} {_ending(process.returncode)}",
+            where=str(command.log),
+            cause=_tail(command.log),
+            remedy="mend it; the round begins anew with the next keel run",
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[], None]) -> None:
+    started = beaten = time.monotonic()
+    while process.poll() is None:
+        now = time.monotonic()
+        if now - started > command.deadline_s:
+            raise RunError(
+                f"the command {command.words[0]!r} took longer than {command.deadline_s:g} s and was ended",
+                where=str(command.log),
+                cause=_tail(command.log),
+                remedy="raise algorithm.deadline_s, or give it less to do",
+            )
+        if now - beaten >= BEAT_EVERY_S:
+            beat()
+            beaten = now
+        time.sleep(LOOK_S)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all in its group: asked first, then killed."""
+    _signal(process.pid, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while _lives(process) and time.monotonic() < until:
+        time.sleep(LOOK_S / 4)
+    _signal(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _lives(process: subprocess.Popen[bytes]) -> bool:
+    """Tell if the process or another one of its group is left."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was ended by {signal.Signals(-code).name}"
+
+
+def _tail(log: Path) -> str | None:
+    lines = log.read_bytes()[-(1 << 14) :].decode(errors="replace").strip().splitlines()
+    return "it printed last:\n    " + "\n    ".join(lines[-TAIL:]) if lines else None

@@ -1,0 +1,209 @@
+"""Everything a campaign reads, loaded and checked before anything is started or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.data.base_model import SCHEMES, load_encoder, resolve_model
+from align.data.examples import Unit
+from align.data.examples.round_data import Loader, pool_hash
+from align.gate.suites.suites import Suite, build_suites
+from align.learner.folder.checks import check_base
+from align.learner.folder.source import check_unchanged
+from align.round.companion_models import check_round_models
+from align.store.stored_base import StoredBase, stored_base
+from rewards.rubric import Rubric, build_rubric
+from rollouts.chat.probe import check_conversations, probe_turns
+from rollouts.collect import check_lengths
+from rollouts.engines.vllm import resolve_device
+from rollouts.errors import UserError
+from rollouts.model_config import sizes_of
+from rollouts.prompts import PromptEncoder
+from rollouts.rows import Row
+from rollouts.types import Prompt
+
+LONGEST_CONTEXT = 4096
+"""Context reserved for engines unless the campaign asks for more, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """A campaign's model folder, tokenizer, prompts and suites."""
+
+    model: Path
+    context: int
+    """Prompt plus completion, in tokens, that engines are started for."""
+    encoder: PromptEncoder
+    prompts: Mapping[str, Sequence[Prompt]]
+    """New prompts of every round; those of its examples where it learns from a file."""
+    general: Mapping[str, Sequence[Prompt]]
+    """The general pool of every round that has one."""
+    suites: Sequence[Suite]
+    examples: Mapping[str, Sequence[Unit]]
+    """Of every round that learns from a file: what it may learn from."""
+    reward_models: frozenset[str]
+    """Rounds that make no policy."""
+    reports: Mapping[str, str]
+    """What became of these rounds' files: rows read, cut and left out."""
+    awaited: frozenset[str]
+    """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
+    held_names: frozenset[str] = frozenset()
+    """Prompts of a round's own file that no round learns from, see `prompt_name`."""
+
+    @property
+    def policy_suites(self) -> list[Suite]:
+        """What policies are measured on: not the held-out pairs of reward models."""
+        return [suite for suite in self.suites if suite.target_of not in self.reward_models]
+
+    def close(self) -> None:
+        """End the worker processes of what suites are measured with."""
+        for suite in self.suites:
+            if suite.rubric is not None:
+                suite.rubric.close()
+
+    def data_hashes(self, round_name: str) -> dict[str, str]:
+        """sha256 of what a round draws from, for its snapshot's provenance."""
+        pools: dict[str, Sequence[Prompt | Unit]] = {
+            "prompts": self.prompts[round_name],
+            "general": self.general.get(round_name, ()),
+            "examples": self.examples.get(round_name, ()),
+        }
+        return {name: pool_hash(pool) for name, pool in pools.items() if pool}
+
+
+def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | None = None) -> Inputs:
+    """Load and check; raises `UserError` for the first thing that cannot be used.
+
+    Args:
+        taken: by round, what it took of the inbox. Rounds that read a stream and are not in it are
+            awaited: their data is checked when they begin.
+    """
+    rubrics = _rubrics(config)
+    model = resolve_model(config.policy)
+    base = _unchanged_base(config, model)
+    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
+    check_base(model, config.policy, resolve_device("auto"))
+    for index, spec in enumerate(config.rounds):
+        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
+        check_round_models(spec, model, config)
+    context = context_of(model, config)
+    awaited = _awaited(config, taken := taken or {})
+    known = [spec for spec in config.rounds if spec.name not in awaited]
+    encoder = _encoder_of(config, model if base is None else base.readable(model))
+    rule = config.gate.overlap
+    data = Loader(
+        rule=rule,
+        encoder=encoder,
+        context=context - 1,
+        taken=taken,
+        windows=base is not None and base.holds_out_windows,
+        trained_on={} if base is None else base.trained_on,
+    ).load(known)
+    prompts, general = data.prompts, data.general
+    for name, rubric in rubrics:
+        rubric.check_columns(prompts.get(name, ()), f"round {name}")
+    for spec in known:
+        if spec.algorithm.makes == "policy":  # A reward model samples nothing.
+            pools = (prompts.get(spec.name, ()), general.get(spec.name, []))
+            _check_fit(spec, pools, encoder, context)
+    suites = build_suites(
+        config.model_copy(update={"rounds": tuple(known)}),
+        SCHEMES,
+        encoder,
+        context,
+        data=data,
+        stored=() if base is None else base.suite_hashes,
+    )
+    return Inputs(
+        model=model,
+        context=context,
+        encoder=encoder,
+        prompts=prompts,
+        general=general,
+        suites=suites,
+        examples=data.examples,
+        reward_models=frozenset(
+            spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
+        ),
+        reports=data.reports,
+        awaited=awaited,
+        held_names=data.held_names,
+    )
+
+
+def _unchanged_base(config: CampaignConfig, model: Path) -> StoredBase | None:
+    """Return the base in the store, once there is one; check the model's folder against it."""
+    base = stored_base(config)
+    if base is not None:
+        check_unchanged(model, config.policy, base.manifest, config.folder)
+    return base
+
+
+def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:
+    """Return the encoder of prompts, after a check that the chat template shows the system message."""
+    encoder = load_encoder(folder, config.policy)
+    if config.policy.system is not None:
+        probe = Prompt(id="policy.system", messages=probe_turns(("system", "user")))
+        check_conversations(encoder, [probe], "policy.system")
+    return encoder
+
+
+def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
+    """What scores a round's samples, and what only watches them, by the name of the round."""
+    found = []
+    for index, spec in enumerate(config.rounds):
+        if spec.rewards and spec.algorithm.material == "rollouts":
+            found.append((spec.name, build_rubric(spec.rewards, f"rounds.{index}.rewards")))
+        if spec.gold:
+            found.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
+    return found
+
+
+def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[Row]]) -> frozenset[str]:
+    return frozenset(
+        spec.name
+        for spec in config.rounds
+        if spec.data is not None and spec.data.stream is not None and spec.name not in taken
+    )
+
+
+def _check_fit(
+    spec: RoundConfig, pools: Sequence[Sequence[Prompt]], encoder: PromptEncoder, context: int
+) -> None:
+    """Whether every prompt, and what a teacher reads in its place, leaves room for a completion."""
+    for pool in pools:
+        check_conversations(encoder, pool, f"round {spec.name!r}")
+        check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
+    where = f"rounds.{spec.name}.algorithm.teacher"
+    shown = map(spec.algorithm.teacher_prompt, pools[0])
+    teacher = [prompt for prompt in shown if prompt is not None]
+    check_lengths(teacher, encoder, spec.sampling.max_tokens, context, where)
+
+
+def context_of(model: Path, config: CampaignConfig) -> int:
+    """Choose the context engines are started for: as configured, else the model's own up to a limit.
+
+    Raises:
+        UserError: the configured one is longer than the model's, or the model has none.
+    """
+    sizes = sizes_of(model, trust_remote_code=config.policy.trust_remote_code)
+    own = sizes.context
+    if own is not None and own < 1:
+        raise UserError(
+            f"the model's config says that it reads {own} tokens",
+            where=str(model / "config.json"),
+            cause="max_position_embeddings or its like is damaged",
+            remedy="restore the config.json that the weights were saved with",
+        )
+    chosen = config.rollouts.max_model_len
+    if chosen is not None and own is not None and chosen > own and not sizes.stretched:
+        raise UserError(
+            f"engines are to read {chosen} tokens, and the model was made for {own}",
+            where="rollouts.max_model_len",
+            cause="its positions end there (max_position_embeddings or its like in config.json)",
+            remedy=f"set it to {own} or less, or leave it out",
+        )
+    return chosen or min(own or LONGEST_CONTEXT, LONGEST_CONTEXT)

@@ -1,0 +1,1 @@
+"""Measurements of a running campaign: snapshots, damaged evidence, and A/A runs."""

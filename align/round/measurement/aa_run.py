@@ -1,0 +1,76 @@
+"""``keel gate aa``: measure what is production twice, and keep both for planning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.config.campaign import CampaignConfig
+from align.gate.evidence import view_of_due
+from align.gate.measurement.evaluate import ItemResults, evaluate
+from align.gate.statistics.noise import NoiseFloor, noise_floor, save_repeats
+from align.gate.suites.suite import Suite
+from align.round.inputs import load_inputs
+from align.round.measurement.measuring import sample_rivals, score_references, teller
+from align.round.session import Observer, StartEngine, open_memory, open_parts, seed_of
+from align.store.changes.settle import settle
+from rollouts.errors import UserError, nearest
+
+
+def measure_noise(
+    config: CampaignConfig,
+    names: Sequence[str],
+    *,
+    start_engine: StartEngine,
+    observer: Observer,
+) -> list[NoiseFloor]:
+    """Evaluate production twice with different seeds; what differs is noise.
+
+    Where the temperature is 0 the seeds do nothing, and the engines' own noise is left. No verdict reads
+    these results.
+
+    Args:
+        names: of suites; none stands for all.
+
+    Raises:
+        UserError: the campaign cannot be used, or there is no such suite.
+    """
+    settled = settle(config)
+    settled.check()
+    config = settled.config
+    inputs = load_inputs(view_of_due(config, settled.ledger))
+    with (
+        open_memory(settled, inputs, observer.note) as memory,
+        open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
+    ):
+        suites = _chosen(parts.suites(), names)
+        sample_rivals(parts, suites)
+        score_references(parts, suites)
+        production = parts.ledger.alias("production") or parts.base
+        parts.learner.load(production)
+        parts.engine.sync(parts.learner.weights("production"))
+
+        def measured(run: int) -> dict[str, ItemResults]:
+            observer.note(f"measuring {production[:16]}, run {run} of 2")
+            parts.beat()
+            seed = seed_of(config.seed, f"aa/{run}")
+            tell = teller(parts, f"run {run}")
+            return evaluate(parts.engine, suites, inputs.encoder, production, seed=seed, tell=tell)
+
+        first, second = measured(1), measured(2)
+        for suite in suites:
+            paths = save_repeats(config.folder, first[suite.name], second[suite.name])
+            memory.evidence.files.record(paths)
+        memory.evidence.mirror.push()
+        return [noise_floor(first[s.name], second[s.name], s.kind) for s in suites]
+
+
+def _chosen(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
+    known = {suite.name: suite for suite in suites}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"there is no suite {name!r} that production can be measured on",
+                where="--suite",
+                remedy=nearest(name, list(known)),
+            )
+    return [known[name] for name in names] if names else list(suites)

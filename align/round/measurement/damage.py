@@ -1,0 +1,218 @@
+"""Files of a store that are missing or changed, and what a run does about each of them.
+
+Looked for before a run reads any of them. Results of a suite that the campaign still has are measured again
+on the snapshot's own weights, and the record says so; sampled answers are sampled again where they are
+needed; prompts to replay follow from their round's data. Everything else is named, with what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.data.replay import ReplayBuffer
+from align.data.stored_answers import load_answers
+from align.gate.evidence import Evidence
+from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.implicit import with_references
+from align.gate.suites.suite import Suite
+from align.gate.suites.win_rate import load_answers as load_rivals
+from align.gate.suites.win_rate import with_comparators
+from align.gate.verdict import Verdict
+from align.round.inputs import Inputs
+from align.round.reward_models import measurable
+from align.store.ledger.records import EvaluationRecord
+from align.store.stored_files import FIRST_READ, MEASURED_AGAIN, fault_of
+from rollouts.errors import KeelError
+from rollouts.types import SnapshotId
+
+NAMED_ELSEWHERE = re.compile(
+    r"rounds/|replay/[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
+)
+"""Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
+do: a round whose own was changed starts over, and old ones are removed."""
+
+
+LOADERS: Mapping[str, Callable[[Path], object]] = {
+    "evaluations/*/aa/*.parquet": ItemResults.load,
+    "evaluations/answers/*.jsonl": load_rivals,
+    f"replay/{16 * '[0-9a-f]'}.jsonl": ReplayBuffer.load,
+    "replay/answers-*.jsonl": load_answers,
+}
+"""Patterns of files that no row of the ledger describes, and what reads them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damaged:
+    """Stored results whose file cannot be trusted."""
+
+    record: EvaluationRecord
+    fault: str
+    """The end of a sentence about the file, such as ``is missing``."""
+    suite: Suite | None
+    """The suite to measure again; None if the campaign no longer has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """The state of a store's files at the beginning of a run."""
+
+    damaged: tuple[Damaged, ...]
+    adopted: int
+    """Files of an older version whose hash was recorded just now."""
+    others: Mapping[str, str]
+    """Ends of sentences about other files, by path."""
+
+    @property
+    def measurable(self) -> tuple[Damaged, ...]:
+        """Results that this run measures again."""
+        return tuple(entry for entry in self.damaged if entry.suite is not None)
+
+    def lines(self) -> Iterator[str]:
+        """To be read by a person."""
+        if self.adopted:
+            yield (
+                f"{self.adopted} files of a version that recorded no hashes: their hashes are recorded as "
+                "the files are now"
+            )
+        for entry in self.damaged:
+            does = "it is measured again"
+            if entry.suite is None:
+                does = (
+                    f"this run has no suite {entry.record.suite!r} that is still the same, so it is not "
+                    "measured again: restore it from a backup; until then verdicts that rest on it stand, "
+                    "and cannot be recomputed"
+                )
+            yield f"{entry.record.path} {entry.fault}; {does}"
+        for path, fault in self.others.items():
+            yield f"{path} {fault}; {_remedy(path)}"
+
+
+def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId], Path]) -> Survey:
+    """Check every file of the store that has a hash, and record those of an older version.
+
+    What lies unharmed on the far side of a store is fetched from there first.
+
+    Args:
+        folder_of: where a snapshot lies.
+    """
+    adopted = adopt(evidence)
+    hashes = evidence.files.hashes()
+    faults: dict[str, str] = {}
+    needed = {f"replay/{s[:16]}.jsonl" for s in evidence.accepted("policy").values()}
+    needed |= {record.path for record in evidence.ledger.evaluations()}
+    for path, row in hashes.items():
+        if NAMED_ELSEWHERE.match(path) and path not in needed:
+            continue
+        fault = fault_of(evidence.folder / path, row.sha256)
+        if fault and not _fetched(evidence, path, row.sha256):
+            faults[path] = fault
+    unhashed = [record for record in evidence.ledger.evaluations() if record.sha256 is None]
+    for record in unhashed:
+        if fault := _fault_unhashed(evidence.folder / record.path, record):
+            faults[record.path] = fault
+    records = [record for record in evidence.ledger.evaluations() if record.path in faults]
+    known = _suites_by_hash(evidence, inputs, folder_of) if records else {}
+    damaged = tuple(
+        Damaged(record=r, fault=faults[r.path], suite=known.get(r.suite_hash)) for r in records
+    )
+    measured = {record.path for record in records}
+    others = {path: fault for path, fault in faults.items() if path not in measured}
+    return Survey(damaged=damaged, adopted=adopted, others=others)
+
+
+def adopt(evidence: Evidence) -> int:
+    """Record the hashes of files that have none and are what the ledger says of them; return how many."""
+    found = [
+        evidence.folder / record.path
+        for record in evidence.ledger.evaluations()
+        if record.sha256 is None and not _fault_unhashed(evidence.folder / record.path, record)
+    ]
+    hashes = evidence.files.hashes()
+    found += [
+        path
+        for pattern, load in LOADERS.items()
+        for path in sorted(evidence.folder.glob(pattern))
+        if path.relative_to(evidence.folder).as_posix() not in hashes and _loads(load, path)
+    ]
+    evidence.files.record(found, FIRST_READ)
+    return len(found)
+
+
+def _loads(load: Callable[[Path], object], path: Path) -> bool:
+    """Tell if a file is what it should be; whoever needs it says what is wrong."""
+    try:
+        load(path)
+    except KeelError:
+        return False
+    return True
+
+
+def _fault_unhashed(path: Path, record: EvaluationRecord) -> str:
+    """Return what contradicts the ledger in a file without a hash; empty if nothing does."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        results = ItemResults.load(path)
+    except KeelError:
+        return "cannot be read"
+    if (results.suite_hash, results.snapshot) != (record.suite_hash, record.snapshot):
+        return "holds results of something else"
+    if (len(results.values), results.mean) != (record.n, record.mean):
+        return f"was changed: its mean is {results.mean:.6g}, and {record.mean:.6g} is on record"
+    return ""
+
+
+def _fetched(evidence: Evidence, path: str, sha256: str) -> bool:
+    """Replace a file by the one on the far side of the store, if that is sound; tell if it was."""
+    return evidence.mirror.restore(path) and not fault_of(evidence.folder / path, sha256)
+
+
+def _suites_by_hash(
+    evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId], Path]
+) -> dict[str, Suite]:
+    """Return the suites of policies as they were in every round so far, and against every rival."""
+    turned = [
+        suite.at(index)
+        for suite in inputs.policy_suites
+        for index in range(evidence.due_index() + 1 if suite.rotation else 1)
+    ]
+    known = measurable(turned, evidence.accepted("reward_model"), folder_of)
+    rounds = evidence.accepted("policy")
+    referred = list(with_references(known, evidence))
+    return {
+        suite.hash: suite
+        for parent in (evidence.base, *rounds.values())
+        for suite in with_comparators(referred, evidence.base, parent, rounds, evidence.folder)
+    }
+
+
+def _remedy(path: str) -> str:
+    if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
+        return "it is made again when a round needs it"
+    if "/aa/" in path:
+        return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
+    return "it is made again from its round's data when a round needs it"
+
+
+def evidence_notes(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
+    """Say which of the files that a verdict rests on have no hash, or were measured again since."""
+    inputs, hashes = verdict.inputs, evidence.files.hashes()
+    suite_hashes = {rule.name: rule.hash for rule in inputs.suites}
+    paths = {
+        record.path
+        for snapshots in (inputs.candidate, inputs.parent, inputs.best, inputs.start)
+        for suite, snapshot in snapshots.items()
+        if (record := evidence.ledger.find_evaluation(snapshot, suite_hashes[suite])) is not None
+    }
+    if unverified := sorted(paths - hashes.keys()):
+        yield (
+            f"{len(unverified)} of {len(paths)} files have no hash on record and are not verified: a "
+            "version of Keel that recorded none wrote them; the next keel run records them as they are"
+        )
+    for path in sorted(paths & hashes.keys()):
+        row = hashes[path]
+        if row.reason.startswith(MEASURED_AGAIN):
+            yield f"{path} was {row.reason} ({row.time[:19]})"

@@ -1,0 +1,156 @@
+"""What a round reports of itself: rollout statistics, drift from earlier snapshots, and the probe.
+
+Drift is the mean full-vocabulary KL per token, policy against snapshot, on the policy's own samples:
+``K_new`` from the parent on this round's prompts, ``K_old(k)`` from the owner on round k's prompts,
+``K_gen`` from the base on the general pool. Meter samples are not part of the training budget.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import inf, isnan
+from typing import TYPE_CHECKING
+
+from align.algorithms.policy_gradient.advantages import has_signal
+from align.algorithms.rows import Batch, Row, row_of
+from align.errors import ParityError, RunError
+from rollouts.collect import collect
+from rollouts.engines.protocol import ScoreRequest, SyncReport
+from rollouts.types import Prompt, Sampling, ScoredGroup
+
+if TYPE_CHECKING:
+    from align.data.mixture import Mixture
+    from align.retention.kl_anchors import References
+    from align.round.session import Parts
+
+METER_PROMPTS = 8
+"""Prompts of each kind that one drift measurement samples."""
+
+
+def rollout_metrics(
+    scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport | None
+) -> dict[str, float]:
+    """Rewards, their parts, and how much of the batch carries a signal; of samples, where there are any."""
+    metrics = {
+        "sync/seconds": sync.seconds if sync else 0.0,
+        **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
+    }
+    for source, group in ((s.group.prompt.source, s.group) for s in scored):
+        name = f"rollouts/{source}"
+        metrics[name] = metrics.get(name, 0.0) + len(group.completions_G)
+    new = [s for s in scored if s.group.prompt.source == "new"]
+    scores = [score for group in new for score in group.scores_G]
+    completions = [c for group in new for c in group.group.completions_G]
+    if not new:
+        return metrics
+    usable = [c for c in completions if c.token_ids]
+    if rewards := [s.value for s in scores if s.value is not None]:
+        metrics["reward/mean"] = _mean(rewards)
+    metrics |= {
+        "reward/failed_share": _mean([s.status == "failed" for s in scores]),
+        "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
+        "groups/zero_variance_share": _mean([not _varies(group) for group in new]),
+        "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
+        "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
+        "completions/failed_share": _mean([not c.token_ids for c in completions]),
+    }
+    for part in sorted({name for s in scores for name in s.parts}):
+        values = [v for s in scores if (v := s.parts.get(part)) is not None]
+        metrics[f"reward/{part}"] = _mean(values)
+    return metrics
+
+
+def measure_drift(
+    mixture: Mixture,
+    references: References,
+    sampling: Sampling,
+    parts: Parts,
+    *,
+    seed: int,
+    policy: str,
+) -> dict[str, float]:
+    """K_new, K_old of every earlier round, and K_gen; see the module's docstring.
+
+    Where the engines hold the learner's weights these samples also prove it: with ``max_staleness`` those
+    that are learnt from come a step too late to be compared.
+
+    Args:
+        policy: version of the weights that the engines hold.
+    """
+    prompts = mixture.meter_prompts(METER_PROMPTS)
+    groups = collect(
+        parts.engine,
+        prompts,
+        [1] * len(prompts),
+        parts.inputs.encoder,
+        sampling,
+        seed=seed,
+        policy=policy,
+    )
+    rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for group in groups:
+        prompt = group.prompt
+        name, anchor = {
+            "new": ("K_new", references.parent),
+            "past": (f"K_old/{prompt.round}", prompt.owner or references.base),
+            "general": ("K_gen", references.base),
+        }[prompt.source]
+        rows[name, anchor] += [row_of(group, c, None) for c in group.completions_G if c.token_ids]
+    return {
+        f"drift/{name}": parts.learner.divergence(held, anchor)
+        for (name, anchor), held in rows.items()
+        if held
+    }
+
+
+def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
+    """Return the largest logprob difference between every engine and the learner on fresh samples, measured
+    as by `align.learner.objective.gap_of`.
+
+    Raises:
+        ParityError: above the tolerance; the candidate must not be measured by such engines.
+    """
+    sampling = Sampling(max_tokens=max_tokens)
+    groups = collect(
+        parts.engine,
+        prompts,
+        [1] * len(prompts),
+        parts.inputs.encoder,
+        sampling,
+        seed=0,
+        policy="probe",
+    )
+    rows = [row_of(g, c, None) for g in groups for c in g.completions_G if c.token_ids]
+    if not rows:
+        raise RunError("no engine answered a single probe prompt", where="parity probe")
+    requests = [
+        ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
+    ]
+    pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
+    gaps = [
+        abs(a - b) / max(1.0, abs(a))
+        for theirs, ours in pairs
+        for a, b in zip(theirs, ours, strict=True)
+    ]
+    # A NaN would lose every comparison with a number, and the probe would pass.
+    gap = inf if any(map(isnan, gaps)) else max(gaps)
+    if not gap <= parts.learner.tolerance:
+        raise ParityError(
+            f"engine and learner disagree by {gap:.3g} nats after the last sync, tolerance "
+            f"{parts.learner.tolerance:g}",
+            where="parity probe",
+            cause="an engine holds other weights than the learner",
+            remedy="run again; if it stays, report the model and engine version",
+        )
+    return gap
+
+
+def _varies(group: ScoredGroup) -> bool:
+    values = [s.value for s in group.scores_G if s.value is not None]
+    return has_signal([v - values[0] for v in values]) if values else False
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean, or 0 of nothing: metrics stay finite numbers."""
+    return float(sum(values)) / len(values) if values else 0.0

@@ -1,0 +1,58 @@
+"""What a round is told before it starts, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.config.campaign import RoundConfig
+from align.data.mixture import Mixture
+from align.data.replay import ReplayBuffer
+from align.data.scorer import Scorer
+from align.gate.verdict import Verdict
+from align.retention.kl_anchors import References
+from align.store.repairs import Origin, RepairStep
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundPlan:
+    """Everything that makes a candidate of a round, fixed before its first step."""
+
+    index: int
+    attempt: int
+    spec: RoundConfig
+    references: References
+    mixture: Mixture
+    scorer: Scorer
+    seed: int
+    origin: Origin | None = None
+    """How the repair ladder makes another candidate of the round; None: this is the round itself."""
+    held: ReplayBuffer | None = None
+    """Prompts of all that the gate looks at, too, for repairs to ask for; None: of what is replayed."""
+
+    @property
+    def parent(self) -> SnapshotId:
+        return self.references.parent
+
+    @property
+    def title(self) -> str:
+        """Name for people: the round, or the repair of it that this is."""
+        return f"{self.spec.name}, {self.origin.rung}" if self.origin else self.spec.name
+
+    @property
+    def run(self) -> str:
+        """Name of the round's attempt, or of a repair in it, such as ``03-sort.1-distil``."""
+        repair = f"-{self.origin.label}" if self.origin else ""
+        return f"{self.index:02d}-{self.spec.name}.{self.attempt}{repair}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundOutcome:
+    """A candidate and what the gate said of it."""
+
+    candidate: SnapshotId
+    verdict: Verdict
+    look: int
+    """Number of the decision in the campaign."""
+    repairs: tuple[RepairStep, ...] = ()
+    """Every candidate of the round, where the gate refused the first and others were tried."""

@@ -1,0 +1,152 @@
+"""The repair ladder: what is tried, in which order, before a candidate that lost something is given up.
+
+    interpolate  ->  distil  ->  rerun  ->  reject
+
+A rung is a pure function: from the round's plan, the failed candidate and what the rung tried so far it
+gives the plan of another try, or None. A try is trained, published, probed, measured and judged exactly
+as the round itself, and its decision is a look of the campaign. The ladder ends with the first rung of
+which a candidate passed the gate and kept enough of the gain. Since a plan follows from stored results
+alone, a run that was killed on the ladder climbs it again to the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from align.round.repair import distil, interpolate, rerun
+from align.round.repair.damage import gain, gained, lost
+from align.store.repairs import Origin, RepairStep, RungName
+
+if TYPE_CHECKING:
+    from align.round.plan import RoundOutcome, RoundPlan
+
+NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence["Tried"]], "RoundPlan | None"]
+
+RUNGS: dict[RungName, NextPlan] = {
+    "interpolate": interpolate.next_plan,
+    "distil": distil.next_plan,
+    "rerun": rerun.next_plan,
+}
+"""From the cheapest to the dearest."""
+
+
+class Attempt(Protocol):
+    """Makes the candidate of a plan and asks the gate."""
+
+    def __call__(self, plan: RoundPlan, *, before: int) -> RoundOutcome:
+        """``before``: candidates of this round that the gate has judged already."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """A repaired candidate and what the gate said of it."""
+
+    origin: Origin
+    outcome: RoundOutcome
+    kept: float
+    """Its gain at the target, as a share of the failed candidate's."""
+    keep: float
+    """The share that it must keep."""
+    seconds: float
+
+    @property
+    def lost(self) -> bool:
+        """Something that must be retained was not shown to be."""
+        return bool(lost(self.outcome.verdict))
+
+    @property
+    def gained(self) -> bool:
+        """The target was shown to be better, and by enough of what it was."""
+        return gained(self.outcome.verdict) and self.kept >= self.keep
+
+    @property
+    def passed(self) -> bool:
+        """It can take the failed candidate's place."""
+        return self.outcome.verdict.accepted and self.gained
+
+    @property
+    def step(self) -> RepairStep:
+        """For the record."""
+        verdict = self.outcome.verdict
+        little = verdict.accepted and not self.gained
+        return RepairStep(
+            rung=self.origin.rung,
+            told=self.origin.told,
+            candidate=self.outcome.candidate,
+            look=self.outcome.look,
+            outcome="too_little_kept" if little else verdict.outcome,
+            kept=self.kept,
+            reasons=verdict.reasons,
+            seconds=self.seconds,
+        )
+
+
+def climb(
+    plan: RoundPlan, failed: RoundOutcome, attempt: Attempt, note: Callable[[str], None]
+) -> RoundOutcome:
+    """The best candidate of the ladder that passed, or the failed one; with all that was tried.
+
+    A candidate that the gate accepted comes back as it is.
+    """
+    tries: list[Tried] = []
+    while (retry := next_plan(plan, failed, tries)) is not None:
+        started = perf_counter()
+        outcome = attempt(retry, before=len(tries) + 1)
+        tries.append(tried(retry, failed, outcome, perf_counter() - started))
+        note(f"{plan.spec.name}: {tries[-1].step.sentence}")
+    if not tries:
+        return failed
+    return replace(best(tries) or failed, repairs=(_first(failed), *(one.step for one in tries)))
+
+
+def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> RoundPlan | None:
+    """The next try; None when one has passed, nothing is left, or nothing can be repaired.
+
+    Only a loss can: a candidate without a gain at its target has nothing that is worth keeping, and nor
+    has one whose gain was had by gaming the reward.
+    """
+    verdict = failed.verdict
+    if verdict.accepted or verdict.inputs.objections or not lost(verdict) or not gained(verdict):
+        return None
+    for rung, propose in RUNGS.items():
+        mine = [one for one in tries if one.origin.rung == rung]
+        if (proposed := propose(plan, failed, mine)) is not None:
+            return proposed
+        if any(one.passed for one in mine):
+            return None
+    return None
+
+
+def tried(plan: RoundPlan, failed: RoundOutcome, outcome: RoundOutcome, seconds: float) -> Tried:
+    """What came of a plan that `next_plan` gave."""
+    assert plan.origin is not None, "only plans of the ladder are tried"
+    return Tried(
+        origin=plan.origin,
+        outcome=outcome,
+        kept=gain(outcome.verdict) / gain(failed.verdict),
+        keep=plan.spec.repair.keep,
+        seconds=seconds,
+    )
+
+
+def _first(failed: RoundOutcome) -> RepairStep:
+    """The round itself, for the record."""
+    return RepairStep(
+        rung="round",
+        told="the round itself",
+        candidate=failed.candidate,
+        look=failed.look,
+        outcome=failed.verdict.outcome,
+        kept=1.0,
+        reasons=failed.verdict.reasons,
+    )
+
+
+def best(tries: Sequence[Tried]) -> RoundOutcome | None:
+    """The candidate that passed and kept most; None where none did."""
+    passed = [one for one in tries if one.passed]
+    return max(passed, key=lambda one: one.kept).outcome if passed else None

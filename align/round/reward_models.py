@@ -1,0 +1,75 @@
+"""Rewards that name a reward model of the campaign itself: ``options: {model: round:NAME}``.
+
+The name stays in the campaign file and in every hash; the folder behind it is looked up when a round
+is planned or a suite measured, since the model may not exist before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from align.config.campaign import RewardConfig
+from align.gate.suites.suites import Suite
+from rewards.rubric import build_rubric
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+ROUND = "round:"
+
+
+def round_named(reward: RewardConfig) -> str | None:
+    """The round whose reward model a reward uses; None for all others."""
+    model = reward.options.get("model")
+    if isinstance(model, str) and model.startswith(ROUND):
+        return model.removeprefix(ROUND)
+    return None
+
+
+def resolved(
+    rewards: Iterable[RewardConfig],
+    models: Mapping[str, SnapshotId],
+    folder_of: Callable[[SnapshotId], Path],
+) -> tuple[RewardConfig, ...]:
+    """The same rewards with folders in place of round names.
+
+    Args:
+        models: accepted reward-model rounds.
+
+    Raises:
+        UserError: a reward names a model that the gate did not accept.
+    """
+    found = []
+    for reward in rewards:
+        name = round_named(reward)
+        if name is not None:
+            if name not in models:
+                raise UserError(
+                    f"the reward {reward.name!r} needs the reward model of round {name!r}, which was "
+                    "not accepted",
+                    where="rewards",
+                    remedy=f"see why with keel status, and mend round {name!r} or name another model",
+                )
+            options = {**reward.options, "model": str(folder_of(models[name]))}
+            reward = reward.model_copy(update={"options": options})
+        found.append(reward)
+    return tuple(found)
+
+
+def measurable(
+    suites: Sequence[Suite],
+    models: Mapping[str, SnapshotId],
+    folder_of: Callable[[SnapshotId], Path],
+) -> list[Suite]:
+    """Suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
+    found = []
+    for suite in suites:
+        named = {name for reward in suite.metric if (name := round_named(reward)) is not None}
+        if not named:
+            found.append(suite)
+        elif named <= models.keys():
+            metric = resolved(suite.metric, models, folder_of)
+            rubric = build_rubric([spec.absolute for spec in metric])
+            found.append(replace(suite, rubric=rubric))
+    return found

@@ -1,0 +1,104 @@
+"""One round that makes a reward model: learn from pairs, then ask the gate whether it may reward.
+
+The policy does not move: production stays what it was, and so do the engines. What an accepted round
+leaves behind is a snapshot of kind ``reward``, which the rewards of later rounds name as ``round:NAME``.
+
+    examples.at -> learner.update                                                   (every step)
+    learner.scores -> store.publish -> measure_pairs -> decide_pairs -> ledger.commit_round (once)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from align.algorithms.rows import Row
+from align.data.examples.stream import rows_of
+from align.gate.reward_models import decide_pairs, measure_pairs, pair_inputs
+from align.gate.suites.suites import Suite
+from align.learner.reward_model import RewardLearner
+from align.round.plan import RoundOutcome, RoundPlan
+from align.round.round import commit
+from align.round.session import Parts
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+
+def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
+    """Train a reward model and put it before the gate.
+
+    Raises:
+        UserError: the round has no suite of held-out pairs.
+        NonFiniteError: no finite step several times in a row, or rewards that are no numbers.
+    """
+    suite = own_suite(plan, parts)
+    learner = train(plan, parts)
+    scores = learner.scores(answers_of(suite))
+    learner.calibrate(scores)
+    candidate = publish(learner, plan, parts)
+    parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
+    parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
+    look = parts.evidence.looks() + 1
+    evidence = parts.evidence
+    inputs = pair_inputs(suite, candidate, evidence.gate, look, evidence.amended_level(look))
+    verdict = decide_pairs(inputs, evidence.locate)
+    outcome = RoundOutcome(candidate=candidate, verdict=verdict, look=look)
+    commit(plan, parts, outcome)
+    return outcome
+
+
+def train(plan: RoundPlan, parts: Parts) -> RewardLearner:
+    """The learner steps of a round, each on as many answers as a policy's step would sample."""
+    examples, num_pairs = plan.mixture.examples, max(1, plan.spec.sampling.budget // 2)
+    assert examples is not None, "the check of the material"
+    learner = RewardLearner(
+        start_of(plan, parts),
+        parts.inputs.encoder.tokenizer,
+        parts.config.policy,
+        plan.spec,
+        num_steps=plan.spec.steps,
+        seed=plan.seed,
+    )
+    for step in range(plan.spec.steps):
+        units = examples.at(step * num_pairs, num_pairs)
+        parts.log(plan, step, learner.update(rows_of(units)))
+    return learner
+
+
+def publish(learner: RewardLearner, plan: RoundPlan, parts: Parts) -> SnapshotId:
+    """Make the model a snapshot, with the tokenizer it reads answers with."""
+
+    def write(folder: Path) -> None:
+        learner.save(folder)
+        parts.inputs.encoder.tokenizer.save_pretrained(folder)
+
+    snapshot = parts.store.publish(write, replace(parts.provenance(plan), kind="reward"))
+    parts.ledger.record_snapshot(snapshot)
+    return snapshot.id
+
+
+def start_of(plan: RoundPlan, parts: Parts) -> Path:
+    """The parent, or where that is only an adapter the base below it."""
+    parent = parts.store.open(plan.parent)
+    return parent.path if parent.kind == "model" else parts.store.open(parts.base).path
+
+
+def own_suite(plan: RoundPlan, parts: Parts) -> Suite:
+    """The held-out pairs of the round."""
+    suite = next(s for s in parts.inputs.suites if s.target_of == plan.spec.name)
+    if suite.kind != "pairs":
+        raise UserError(
+            f"round {plan.spec.name!r} trains a reward model, which is measured on held-out pairs",
+            where=f"rounds.{plan.index}.suite.prompts",
+            remedy="remove suite.prompts, and set data.heldout to the share of pairs to hold out",
+        )
+    return suite
+
+
+def answers_of(suite: Suite) -> Sequence[Row]:
+    """The sequences of a suite as rows that teach nothing."""
+    return [
+        Row(prompt_ids=prompt, completion_ids=completion, advantage=None, source="new")
+        for prompt, completion in suite.sequences
+    ]

@@ -1,0 +1,331 @@
+"""Every sample of a step as a row: what was asked and answered, what each reward said, what was learned.
+
+    rounds/<index>-<name>/attempt-<n>/rollouts/step-0000.parquet
+    rounds/<index>-<name>/attempt-<n>/<repair>/rollouts/step-0000.parquet
+
+One row per completion, in the order of the step. Columns of a fixed name come first; then for every part
+of the rubric ``reward/<part>`` (its raw value), ``term/<part>`` (as it counts: normalised, or empty behind
+a closed gate) and ``why/<part>`` (why it failed); then ``extra/<part>/<column>`` for what it gave
+``log_extra``. ``advantage`` is empty where a completion teaches nothing, or where only the learner knows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict, deque
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.algorithms.rows import Row
+from align.store.durable import write_atomic
+from rollouts.errors import RunError, UserError, nearest
+from rollouts.types import Completion, Prompt, Score, ScoredGroup
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from align.algorithms.rows import Batch
+    from align.config.campaign import CampaignConfig
+    from align.round.plan import RoundPlan
+    from align.round.session import Parts
+
+FOLDER = "rollouts"
+Keep = int | Literal["all", "none"]
+"""How many steps of a round stay on disk, the last ones."""
+FIXED = {
+    "group": "int64", "sample": "int64", "prompt_id": "string", "source": "string", "owner": "string",
+    "round": "string", "prompt": "string", "completion": "string", "tokens": "int64",
+    "finish": "string", "version": "string", "status": "string", "value": "float64",
+    "detail": "string", "advantage": "float64",
+}  # fmt: skip
+"""Columns that every table has, by type."""
+ORDERS = {"reward": "value", "length": "tokens", "advantage": "advantage"}
+"""What rows can be sorted by besides the parts, and the column behind it."""
+
+Record = dict[str, Any]
+"""One row, by column."""
+
+
+def keep_rollouts(
+    plan: RoundPlan, parts: Parts, step: int, scored: Sequence[ScoredGroup], batch: Batch
+) -> None:
+    """Write the table of a step, and remove those of steps that are no longer kept."""
+    keep = parts.config.keep_rollouts
+    if keep == "none" or not scored:
+        return
+    folder = parts.round_folder(plan) / FOLDER
+    save_records(folder / f"step-{step:04d}.parquet", records_of(scored, batch.rows))
+    prune(folder, keep)
+
+
+def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[Record]:
+    """One record per completion, failed ones included.
+
+    Args:
+        rows: what the learner was given; the advantages are read from them. Rows that repeat another's
+            tokens are told apart by their order.
+    """
+    advantages: defaultdict[Any, deque[float | None]] = defaultdict(deque)
+    for row in rows:
+        advantages[row.prompt_ids, row.completion_ids].append(row.advantage)
+    records = []
+    for place, group in enumerate(scored):
+        pairs = zip(group.group.completions_G, group.scores_G, strict=True)
+        for sample, (completion, score) in enumerate(pairs):
+            found = advantages.get((group.group.prompt_ids, completion.token_ids))
+            records.append(
+                {
+                    "group": place,
+                    "sample": sample,
+                    **_of_prompt(group.group.prompt),
+                    **_of_completion(completion, group.group.policy),
+                    **_of_score(score),
+                    "advantage": found.popleft() if found else None,
+                    **_of_parts(score),
+                }
+            )
+    return records
+
+
+def save_records(path: Path, records: Sequence[Record]) -> None:
+    """Write parquet; the file is there whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = dict.fromkeys([*FIXED, *(name for record in records for name in record)])
+    table = pa.table({name: _column(name, [r.get(name) for r in records]) for name in names})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def load_records(path: Path) -> list[Record]:
+    """What `save_records` wrote.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: list[Record] = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"the rollouts cannot be read: {error}", where=str(path), remedy="delete the file"
+        ) from error
+    return found
+
+
+def prune(folder: Path, keep: Keep) -> None:
+    """Remove all tables but those of the last ``keep`` steps."""
+    if keep == "all":
+        return
+    tables = sorted(folder.glob("step-*.parquet"), key=_step_of)
+    for path in tables[: max(0, len(tables) - (0 if keep == "none" else keep))]:
+        path.unlink(missing_ok=True)
+
+
+def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:
+    """Remove what was asked under these ids, and every answer to it, from all tables below a folder.
+
+    Returns:
+        How many rows each table lost; one that has none left is gone.
+
+    Raises:
+        RunError: a table is damaged.
+    """
+    lost: dict[Path, int] = {}
+    for path in sorted(folder.rglob(f"{FOLDER}/step-*.parquet")) if prompts else ():
+        records = load_records(path)
+        kept = [record for record in records if record["prompt_id"] not in prompts]
+        if len(kept) == len(records):
+            continue
+        lost[path] = len(records) - len(kept)
+        if kept:
+            save_records(path, kept)
+        else:
+            path.unlink()
+    return lost
+
+
+def find_table(
+    config: CampaignConfig, round_name: str, step: int | None, repair: str = ""
+) -> tuple[int, Path]:
+    """The table of a step of a round, of the latest attempt that has it, and the step's number.
+
+    Args:
+        step: None: the last one there is.
+        repair: label of a repair of the round, such as ``distil``; empty: the round itself.
+
+    Raises:
+        UserError: there is no such round, repair or table; what there is is named.
+    """
+    folder = _round_folder(config, round_name)
+    tables = {
+        _step_of(path): path
+        for attempt in _attempts(folder)
+        for path in (attempt / repair / FOLDER).glob("step-*.parquet")
+    }
+    others = repairs_with_tables(config, round_name)
+    if repair and repair not in others:
+        raise UserError(
+            f"no rollouts of a repair {repair!r} of round {round_name!r} are kept",
+            where="--repair",
+            cause="the round was not repaired like this, or only by weights between two snapshots",
+            remedy=f"kept are {', '.join(others)}" if others else "leave --repair out",
+        )
+    if not tables:
+        raise UserError(
+            f"no rollouts of round {round_name!r} are kept",
+            where=str(folder),
+            cause="it has not begun, learns from a file, or keep_rollouts is none",
+        )
+    if step is None:
+        step = max(tables)
+    if step not in tables:
+        raise UserError(
+            f"no rollouts of step {step} of round {round_name!r} are kept",
+            where="--step",
+            cause=f"keep_rollouts is {config.keep_rollouts}",
+            remedy=f"kept are {_ranges(sorted(tables))}",
+        )
+    return step, tables[step]
+
+
+def repairs_with_tables(config: CampaignConfig, round_name: str) -> list[str]:
+    """Labels of the repairs of a round that sampled; those that only mix weights did not.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    found = {
+        path.parent.parent.name
+        for attempt in _attempts(_round_folder(config, round_name))
+        for path in attempt.glob(f"*/{FOLDER}/step-*.parquet")
+    }
+    return sorted(found)
+
+
+def _round_folder(config: CampaignConfig, round_name: str) -> Path:
+    names = [spec.name for spec in config.rounds]
+    if round_name not in names:
+        raise UserError(
+            f"there is no round {round_name!r}", where="ROUND", remedy=nearest(round_name, names)
+        )
+    return config.folder / "rounds" / f"{names.index(round_name):02d}-{round_name}"
+
+
+def _attempts(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[Record]:
+    """Records by ``reward``, ``length``, ``advantage`` or a part, the largest first; those without a
+    number come last either way.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    known = {
+        **{name.partition("/")[2]: name for name in records[0] if name.startswith("reward/")},
+        **ORDERS,
+    }
+    if by not in known:
+        raise UserError(
+            f"rollouts have no part {by!r}", where="--by", remedy=nearest(by, list(known))
+        )
+    column = known[by]
+    numbered = [record for record in records if record[column] is not None]
+    rest = [record for record in records if record[column] is None]
+    return [*sorted(numbered, key=lambda record: record[column], reverse=not worst), *rest]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _of_prompt(prompt: Prompt) -> Record:
+    messages = [dict(message) for message in prompt.messages or ()]
+    return {
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "owner": prompt.owner,
+        "round": prompt.round,
+        "prompt": json.dumps(messages) if prompt.text is None else prompt.text,
+    }
+
+
+def _of_completion(completion: Completion, policy: str) -> Record:
+    versions = dict.fromkeys(span.version for span in completion.weight_versions)
+    return {
+        "completion": completion.text,
+        "tokens": len(completion.token_ids),
+        "finish": completion.finish_reason,
+        "version": " ".join(versions) or policy,
+    }
+
+
+def _of_score(score: Score) -> Record:
+    return {"status": score.status, "value": score.value, "detail": score.detail}
+
+
+def _of_parts(score: Score) -> Record:
+    terms = score.terms if score.status == "scored" else {}
+    found: Record = {}
+    for name, value in score.parts.items():
+        found[f"reward/{name}"] = value
+        found[f"term/{name}"] = terms.get(name)
+        found[f"why/{name}"] = score.failures.get(name)
+    return found | {f"extra/{name}": value for name, value in score.extras.items()}
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    """Numbers and texts as they are; anything else that a reward may log as JSON."""
+    import pyarrow as pa
+
+    kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
+    if name.startswith("extra/"):
+        present = [value for value in values if value is not None]
+        if not all(map(_is_number, present)):
+            kind = "string"
+            values = [None if v is None else _text(v) for v in values]
+    elif kind == "string":
+        values = [None if v is None else _valid(v) for v in values]
+    return pa.array(values, getattr(pa, kind)())
+
+
+def _is_number(value: Any) -> bool:
+    """Tell if a column of floats can hold a value; integers have no largest one, floats do."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return _valid(value)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):  # Keys that are no text, or a value that holds itself.
+        return _valid(str(value))
+
+
+def _valid(text: str) -> str:
+    """Half a surrogate pair is no Unicode, and parquet refuses it."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """
+    >>> _ranges([0, 1, 2, 5])
+    '0 to 2, 5'
+    """
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)

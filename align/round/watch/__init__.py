@@ -1,0 +1,1 @@
+"""Watch over a round for a policy that games its reward."""

@@ -1,0 +1,233 @@
+"""Removes everything a person sent: from the inbox and its files, from replay buffers and rollout tables.
+
+What a model has learnt stays in its weights; the record names the rounds that read the rows, and what is
+left elsewhere. It holds a hash of the person's key and counts, never what was removed. Nobody runs the
+campaign or sweeps the drop folder meanwhile, so nothing that was removed is written back; a purge that was
+cut short is repeated as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, insert, select
+
+from align.data.examples.forms import Unusable
+from align.data.replay import ReplayBuffer
+from align.errors import StoreBusy
+from align.round.rollout_table import forget_prompts
+from align.schedule.inbox.drop import alone, take_files
+from align.schedule.inbox.inbox import Inbox, StoredRow, stored_row
+from align.schedule.inbox.rows import StreamForm
+from align.schedule.inbox.traces import remove_files
+from align.store.database.database import Database
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.reservations import all_takes
+from align.store.ledger.tables.inbox import inbox_purges, inbox_rows, inbox_takes
+from align.store.mirror import ONE_SIDED, Mirror
+from align.store.stored_files import StoredFiles
+from rollouts.prompts import content_id
+
+LINE = re.compile(r"(:| row )\d+$")
+"""What follows the name of a file in a row's source."""
+WAIT_S = 60.0
+"""How long a sweep under way is waited for."""
+LOG = "ledger.db-wal: another process reads the ledger; purge again when it is done"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purge:
+    """The record of one purge."""
+
+    user_sha256: str
+    num_rows: int
+    """Rows removed from the inbox, quarantined ones included."""
+    num_replayed: int
+    """Prompts removed from replay buffers."""
+    num_rollouts: int = 0
+    """Answers to those prompts that were removed, with them, from the tables of steps."""
+    files: tuple[str, ...]
+    """Files that were swept from the drop folder and removed now, with their reports."""
+    remains: tuple[str, ...] = ()
+    """What may still hold something of them, and why."""
+    sources: tuple[str, ...]
+    """Where the rows came from: files outside the store are for their owner to remove."""
+    rounds: tuple[str, ...]
+    """Finished rounds that have read some of the rows."""
+    restarted: tuple[str, ...]
+    """Unfinished rounds that have: they take again, and begin from the start."""
+    time: str
+    """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """The part of a record that lies outside the database."""
+
+    num_replayed: int
+    num_rollouts: int
+    files: tuple[str, ...]
+    remains: tuple[str, ...]
+
+
+def purge(
+    ledger: Ledger,
+    folder: Path,
+    forms: Mapping[str, StreamForm],
+    user: str,
+    mirror: Mirror = ONE_SIDED,
+) -> Purge:
+    """Remove what ``user`` sent to any stream, and write that down.
+
+    Args:
+        folder: the store, or the cache of one with a URL.
+        mirror: the far side of that one.
+
+    Raises:
+        StoreBusy: a runner holds the campaign, or another process the drop folder.
+    """
+    inbox = folder / "inbox"
+    with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as mine:
+        if not mine:
+            raise StoreBusy(
+                f"another process has read the drop folder for {WAIT_S:g} s",
+                where=str(inbox / "drop"),
+                remedy="purge again when it is done",
+            )
+        mirror.pull()
+        # What is left in the drop folder would come back with the next sweep.
+        take_files(inbox, Inbox(ledger.database), forms)
+        with ledger.database.read() as connection:
+            rows = _rows(connection, user)
+        prompts = {name for row in rows for name in _prompt_ids(row, forms)}
+        stored = StoredFiles(folder, ledger.database)
+        replayed = sum(
+            _forget(file, prompts, stored) for file in (folder / "replay").glob("*.jsonl")
+        )
+        rollouts = forget_prompts(folder / "rounds", prompts)
+        mirror.push()
+        for table in rollouts:
+            mirror.trim(table.parent)
+        files, left = remove_files(inbox, user)
+        found = _Found(
+            num_replayed=replayed,
+            num_rollouts=sum(rollouts.values()),
+            files=tuple(files),
+            remains=(*left, *_elsewhere(ledger, mirror)),
+        )
+        with ledger.database.write() as connection:
+            done = _remove(connection, user, found)
+        if _fold_log(ledger.database):
+            return done
+        return replace(done, remains=(*done.remains, LOG))
+
+
+def purges(ledger: Ledger) -> list[Purge]:
+    """Every purge on record, oldest first."""
+    with ledger.database.read() as connection:
+        found = connection.execute(select(inbox_purges).order_by(inbox_purges.c.seq)).all()
+    return [_purge(row) for row in found]
+
+
+def _purge(row: Any) -> Purge:
+    report: dict[str, Any] = json.loads(row.report)
+    plain: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in report.items()
+    }
+    return Purge(user_sha256=row.user_sha256, time=row.time, **plain)
+
+
+def _rows(connection: Connection, user: str) -> list[StoredRow]:
+    wanted = select(inbox_rows).where(inbox_rows.c.user_key == user)
+    return [stored_row(row) for row in connection.execute(wanted)]
+
+
+def _prompt_ids(row: StoredRow, forms: Mapping[str, StreamForm]) -> Iterable[str]:
+    """The names under which replay buffers keep what a row asks."""
+    form = forms.get(row.stream)
+    if form is None:
+        return ()
+    with suppress(Unusable):
+        return [content_id(example.prompt) for example in form.examples(row.payload)]
+    return ()
+
+
+def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
+    """Rewrite a replay buffer without some prompts; how many it held.
+
+    A file that was changed before stays one: only a sound one gets a new hash.
+    """
+    if file.name.startswith("answers-"):
+        return 0
+    entries = ReplayBuffer.load(file).entries
+    kept = {name: [p for p in held if p.id not in prompts] for name, held in entries.items()}
+    removed = sum(map(len, entries.values())) - sum(map(len, kept.values()))
+    if removed:
+        sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
+        ReplayBuffer(kept).save(file)
+        if sound:
+            stored.record([file], "rewritten by keel feedback purge")
+    return removed
+
+
+def _elsewhere(ledger: Ledger, mirror: Mirror) -> Iterator[str]:
+    """Copies that cannot be reached from here."""
+    if mirror.remote is not None:
+        yield "the caches of this store on other machines, until they open it again"
+    if not _is_sqlite(ledger.database):
+        yield "the pages of the database server, until it vacuums inbox_rows"
+
+
+def _fold_log(database: Database) -> bool:
+    """Empty SQLite's log, which keeps what was written before; whether nobody was in the way."""
+    if not _is_sqlite(database):
+        return True
+    connection = database.engine.raw_connection()  # A checkpoint is no part of a transaction.
+    try:
+        busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+    finally:
+        connection.close()
+
+
+def _is_sqlite(database: Database) -> bool:
+    return database.engine.dialect.name == "sqlite"
+
+
+def _remove(connection: Connection, user: str, found: _Found) -> Purge:
+    rows = _rows(connection, user)
+    numbers = {(row.stream, row.number) for row in rows if row.state == "ready"}
+    touched = [
+        take
+        for take in all_takes(connection)
+        if any(s == take.stream and take.above < n <= take.newest for s, n in numbers)
+    ]
+    restarted = tuple(take.round for take in touched if take.state == "held")
+    held = and_(inbox_takes.c.round.in_(restarted), inbox_takes.c.state == "held")
+    connection.execute(delete(inbox_takes).where(held))
+    connection.execute(delete(inbox_rows).where(inbox_rows.c.user_key == user))
+    record = Purge(
+        user_sha256=hashlib.sha256(user.encode()).hexdigest(),
+        num_rows=len(rows),
+        sources=tuple(sorted({LINE.sub("", row.source) for row in rows})),
+        **asdict(found),
+        rounds=tuple(take.round for take in touched if take.state != "held"),
+        restarted=restarted,
+        time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+    )
+    report = {k: v for k, v in asdict(record).items() if k not in ("user_sha256", "time")}
+    connection.execute(
+        insert(inbox_purges).values(
+            user_sha256=record.user_sha256, report=json.dumps(report), time=record.time
+        )
+    )
+    return record

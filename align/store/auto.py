@@ -1,0 +1,103 @@
+"""Settings that a campaign file leaves to ``auto``: as the store began, else as suits this machine.
+
+The store records what was chosen, so that a campaign that goes on elsewhere computes as it did. One
+decision serves engines, learner and parity check alike, and it is taken where the command runs: a driver
+without a GPU that joins a cluster with some states ``policy.dtype`` and ``policy.lora.serve`` itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from sqlalchemy import select
+
+from align.config.campaign import CampaignConfig
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables.core import campaigns
+from rollouts.engines.vllm import resolve_device
+from rollouts.errors import UserError
+from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags, quickest_dtype
+
+ADAPTER_BEFORE_AUTO = "adapter"
+"""Way of serving adapters in stores of versions that recorded no choice."""
+
+
+def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
+    """Return the campaign with a value for every ``auto``.
+
+    Args:
+        ledger: the campaign's; None where it has none yet.
+
+    Raises:
+        UserError: the store began with adapters, and a round needs merged weights.
+    """
+    policy = config.policy
+    if policy.dtype != "auto" and (policy.lora is None or policy.lora.serve != "auto"):
+        return config
+    stored = _stored_policy(ledger)
+    in_flight = any(spec.sampling.in_flight for spec in config.rounds)
+    dtype = stored.get("dtype") or quickest_dtype(resolve_device("auto"))
+    serve = _stored_serve(stored) or ("merged" if in_flight else _quickest_serve())
+    chosen = policy.without_auto(dtype, serve)
+    if chosen.serves_adapters and in_flight:
+        raise UserError(
+            "the store began with engines that serve adapters, and a round samples in_flight",
+            where="policy.lora.serve",
+            cause="a request that runs keeps its adapter",
+            remedy="set sampling.in_flight to false, or set store to another folder",
+        )
+    return config.model_copy(update={"policy": chosen})
+
+
+def auto_lines(config: CampaignConfig, chosen: CampaignConfig) -> Iterator[str]:
+    """Yield the value chosen for each ``auto``, and a warning if bfloat16 is slow on this machine.
+
+    Args:
+        config: the campaign as its file says it.
+        chosen: the same, `without_auto`.
+    """
+    policy = chosen.policy
+    if config.policy.lora and policy.lora and config.policy.lora.serve == "auto":
+        yield f"policy.lora.serve: {policy.lora.serve} (auto)"
+    if config.policy.dtype == "float32":
+        return
+    device = resolve_device("auto")
+    speed = "native" if device == "cuda" else bfloat16_by(processor_flags())
+    if config.policy.dtype == "auto":
+        yield f"policy.dtype: {policy.dtype} (auto; {_reason(policy.dtype, device, speed)})"
+    if policy.dtype == "bfloat16" and SLOWDOWN[speed]:
+        yield (
+            "warning: policy.dtype is bfloat16, which this processor has no instructions for: matrix "
+            f"products are {SLOWDOWN[speed]} in float32 (set policy.dtype to float32, or to auto; a store "
+            "keeps what it began with)"
+        )
+
+
+def _reason(dtype: str, device: str, speed: Literal["native", "emulated", "none"]) -> str:
+    if device == "cuda":
+        return "for this GPU"
+    has = "has" if speed == "native" else "has no"
+    own = "bfloat16" if speed == "native" else "float32"
+    why = f"this processor {has} instructions for bfloat16"
+    return why if dtype == own else f"as the store began, though {why}"
+
+
+def _quickest_serve() -> Literal["adapter", "merged"]:
+    return "adapter" if resolve_device("auto") == "cuda" else "merged"
+
+
+def _stored_serve(policy: Mapping[str, Any]) -> Literal["adapter", "merged"] | None:
+    lora = policy.get("lora")
+    return None if lora is None else lora.get("serve", ADAPTER_BEFORE_AUTO)
+
+
+def _stored_policy(ledger: Ledger | None) -> dict[str, Any]:
+    """Return the policy that the store began with; empty before it began."""
+    if ledger is None:
+        return {}
+    with ledger.database.read() as connection:
+        content = connection.scalar(select(campaigns.c.config))
+    policy: dict[str, Any] = {} if content is None else json.loads(content).get("policy", {})
+    return {key: value for key, value in policy.items() if value != "auto"}

@@ -1,0 +1,49 @@
+"""Python files that hold a campaign's rewards and metrics, by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.config.campaign import CampaignConfig, RewardConfig
+from align.settings import StatedPath
+from align.store.ledger.amendments import note_amendment, note_code
+from align.store.ledger.ledger import Ledger
+
+SHOWN = 12
+"""Digits of a hash that a sentence shows."""
+
+
+def code_of(config: CampaignConfig) -> dict[str, str]:
+    """Return the sha256 of every file with a reward or metric, by its name in the campaign file."""
+    files: dict[str, str] = {}
+    for reward in _rewards(config):
+        stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
+        path = Path(reward.name.rpartition(":")[0])
+        if path.suffix == ".py" and path.is_file():
+            files[stated.rpartition(":")[0]] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return files
+
+
+def record_code(config: CampaignConfig, ledger: Ledger, who: str) -> list[str]:
+    """Record the code that runs now; return one sentence per file that changed since last time.
+
+    Suites whose metric has changed are measured again, since their hash covers the code; verdicts that were
+    drawn before stay as they are.
+    """
+    changed = note_code(ledger.database, code_of(config))
+    sentences = [
+        f"{name}: code {old[:SHOWN]} -> {new[:SHOWN]}" for name, (old, new) in changed.items()
+    ]
+    if sentences:
+        note_amendment(ledger, sentences, who=who)
+    return sentences
+
+
+def _rewards(config: CampaignConfig) -> Iterator[RewardConfig]:
+    for spec in config.rounds:
+        yield from (*spec.rewards, *spec.gold)
+    for suite in config.suites:
+        if suite.metric is not None:
+            yield suite.metric

@@ -1,0 +1,1 @@
+"""The database behind a ledger: SQLite or PostgreSQL."""

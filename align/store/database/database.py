@@ -1,0 +1,243 @@
+"""One database and its transactions: a SQLite file, or PostgreSQL for a ledger that many machines reach.
+
+Every write is one transaction that begins by taking the writers' lock (SQLite: ``BEGIN IMMEDIATE`` with
+``synchronous=FULL``; PostgreSQL: see `align.store.database.postgres`): when it returns, it is on the disk,
+and two
+writers are one after the other, never between each other. Connections are not kept, so forked and spawned
+processes may use the same object.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, insert, inspect, select
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from align.errors import RunError, StoreError, UserError
+from align.store.database import postgres
+from align.store.database.postgres import is_postgres
+from align.store.database.sqlite_file import cut_path
+from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
+
+BUSY_TIMEOUT_S = 30.0
+"""How long a writer waits for another one. Transactions here take milliseconds."""
+
+
+class Database:
+    """Transactions on the ledger's tables, which are created when there are none.
+
+    Args:
+        url: ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST/DATABASE``; what libpq reads from its
+            environment (``PGPASSWORD`` and the like) may be left out.
+
+    Raises:
+        UserError: no URL, another kind of database, or its driver is not installed.
+        StoreError: it cannot be reached, or what is there is no ledger of this version.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        self.where = postgres.shown(self.engine.url)
+        if is_postgres(self.engine.url):
+            postgres.serialise_writers(self.engine)
+            _reach(self.engine)
+        else:
+            self._use_file(self.engine.url.database)
+        self._prepare()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """All or nothing; committed and on the disk when the block ends without an exception."""
+        with self._translated(), self.engine.execution_options(write=True).begin() as connection:
+            yield connection
+
+    def _use_file(self, file: str | None) -> None:
+        if file in (None, "", ":memory:"):
+            what = "a ledger in memory would not outlive the process"
+            raise UserError(what, where=self.where, remedy="name a file")
+        folder = Path(str(file)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the store's folder cannot be made ({error})",
+                where=str(folder),
+                remedy="set store to a folder that can be written",
+            ) from error
+        event.listen(self.engine, "connect", _configure)
+        event.listen(self.engine, "begin", _begin)
+
+    def _prepare(self) -> None:
+        """Create the tables, or check that this version can read those that are there."""
+        try:
+            with self.read() as connection:
+                fresh = not inspect(connection).has_table(store_schema.name)
+            if fresh:
+                self._create()
+            with self.read() as connection:
+                version = connection.execute(select(store_schema.c.version)).scalar_one()
+        except DatabaseError as error:
+            raise StoreError(
+                f"this is no ledger ({error.orig})",
+                where=self.where,
+                remedy="set store to another folder",
+            ) from error
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"ledger version {version} is newer than {SCHEMA_VERSION}, the newest known here",
+                where=self.where,
+                cause="a newer Keel wrote this store",
+                remedy="update Keel, or set store to another folder",
+            )
+        self._add_new_tables()
+
+    def _create(self) -> None:
+        """Create the tables unless another process has just done so."""
+        with self.write() as connection:
+            if not inspect(connection).has_table(store_schema.name):
+                metadata.create_all(connection, checkfirst=False)
+                connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
+
+    def _add_new_tables(self) -> None:
+        """Give a store of an older version the tables that came later."""
+        with self.read() as connection:
+            known = set(inspect(connection).get_table_names())
+        missing = [table for table in metadata.sorted_tables if table.name not in known]
+        if missing:
+            with self.write() as connection:
+                for table in missing:
+                    table.create(connection, checkfirst=True)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The database's own failures (full disk, lock, lost server) as errors for people."""
+        try:
+            yield
+        except OperationalError as error:
+            raise RunError(
+                f"the ledger could not be used: {str(error.orig).strip()}",
+                where=self.where,
+                cause="a full disk, missing permission, another process that holds the lock, or a server "
+                "that is gone",
+                remedy="remove the cause and run again; everything committed so far is safe",
+            ) from error
+
+
+def holds_ledger(url: str) -> bool:
+    """Whether there is a ledger; makes none.
+
+    Raises:
+        UserError: as `Database`.
+        StoreError: the database cannot be reached.
+    """
+    engine = _engine(url)
+    if not is_postgres(engine.url):
+        return Path(engine.url.database or "").is_file()
+    _reach(engine)
+    with engine.connect() as connection:
+        return inspect(connection).has_table(store_schema.name)
+
+
+def _reach(engine: Engine) -> None:
+    """Say at once, and in time, when there is no server to talk to."""
+    try:
+        with engine.connect():
+            pass
+    except OperationalError as error:
+        raise StoreError(
+            f"the ledger's database cannot be reached: {str(error.orig).strip()}",
+            where=postgres.shown(engine.url),
+            cause="no server at this address, or it knows no such user, password or database",
+            remedy="correct the URL, start the server, or set PGPASSWORD",
+        ) from None
+
+
+def _engine(text: str) -> Engine:
+    if (lost := cut_path(text)) is not None:
+        raise UserError(
+            f"the path of the ledger's file would end before {lost!r}",
+            where="ledger",
+            cause="a ? begins the options of a URL",
+            remedy="write %3F for a ? in the path, and %25 for a %",
+        )
+    try:
+        url = postgres.with_driver(make_url(text))
+        if is_postgres(url):
+            arguments = postgres.connect_arguments(url)
+            return create_engine(url, poolclass=NullPool, connect_args=arguments)
+        if url.get_backend_name() == "sqlite":
+            return create_engine(url, poolclass=NullPool)
+    except ImportError as error:
+        raise UserError(
+            f"the database's driver is not installed ({error.name})",
+            where="ledger",
+            remedy='pip install "keel-align[postgres]"',
+        ) from None
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        # The driver's own message may repeat the URL, and so a password.
+        url = None
+    raise UserError(
+        "this is no database URL that can be used here"
+        if url is None
+        else f"a ledger cannot lie in {url.get_backend_name()}",
+        where="ledger",
+        remedy="use sqlite:///PATH or postgresql://USER@HOST/DATABASE",
+    )
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    """Tell whether a record is about something else than Ctrl-C.
+
+    SQLAlchemy reports one that comes while a connection is closed as an error, and raises it as well.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, KeyboardInterrupt)
+
+
+# A filter acts in the logger of its own pool class alone.
+logging.getLogger(f"{NullPool.__module__}.{NullPool.__name__}").addFilter(_is_no_interrupt)
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    # The driver would begin transactions on its own, and later than asked.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+    _use_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # What a purge removes is overwritten, not only unlinked.
+    connection.execute("PRAGMA secure_delete = ON")
+
+
+def _use_wal(connection: Any) -> None:
+    """Switch to write-ahead logging. SQLite does not wait here, whatever the busy timeout says: of several
+    processes that open a fresh store at once, some find it locked for a moment."""
+    deadline = monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or monotonic() > deadline:
+                raise
+            sleep(0.01)
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

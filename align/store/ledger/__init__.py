@@ -1,0 +1,1 @@
+"""The ledger: rounds, verdicts, evidence, and which snapshot is production."""

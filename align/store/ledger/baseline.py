@@ -1,0 +1,87 @@
+"""The snapshot that total budgets count from, and the log of the people who moved it.
+
+It is the campaign's start until a person says otherwise. Nothing in a round moves it: a budget that gave
+way by itself would let small losses add up. The log only grows, and the database keeps it so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import func, insert, select
+
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables.baseline import anchor_log
+from align.store.ledger.tables.core import alias_moves, rounds, snapshots
+from rollouts.errors import UserError
+from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorMove:
+    """One human act."""
+
+    seq: int
+    previous: SnapshotId
+    snapshot: SnapshotId
+    """What budgets count from since then."""
+    reason: str
+    decisions: int
+    """Rounds that were decided before it."""
+    time: str
+    """ISO 8601, UTC."""
+
+
+def anchor_moves(ledger: Ledger) -> list[AnchorMove]:
+    """The whole log, oldest first."""
+    with ledger.database.read() as connection:
+        rows = connection.execute(select(anchor_log).order_by(anchor_log.c.seq))
+        return [AnchorMove(**row._mapping) for row in rows]
+
+
+def anchor_of(ledger: Ledger) -> SnapshotId | None:
+    """What budgets count from; None while that is the campaign's start."""
+    moves = anchor_moves(ledger)
+    return moves[-1].snapshot if moves else None
+
+
+def move_anchor(ledger: Ledger, snapshot: SnapshotId, reason: str) -> AnchorMove:
+    """Count budgets from another snapshot, and say why.
+
+    Args:
+        snapshot: one that is or was production, so that the gate has judged it.
+
+    Raises:
+        UserError: no reason is given, the snapshot never was production, or it is the anchor already.
+    """
+    if not reason.strip():
+        raise UserError("moving the anchor needs a reason", where="--reason")
+    with ledger.database.write() as connection:
+        moves = select(alias_moves.c.target).order_by(alias_moves.c.seq)
+        blessed = list(connection.scalars(moves))
+        if snapshot not in blessed:
+            known = connection.scalar(select(snapshots.c.id).where(snapshots.c.id == snapshot))
+            raise UserError(
+                f"snapshot {snapshot[:16]} {'was never production' if known else 'is not known'}",
+                where="SNAPSHOT",
+                remedy=f"choose one of {', '.join(id[:16] for id in dict.fromkeys(blessed))}",
+            )
+        last = select(anchor_log.c.snapshot).order_by(anchor_log.c.seq.desc()).limit(1)
+        previous = connection.scalar(last) or blessed[0]
+        if previous == snapshot:
+            raise UserError(f"budgets count from {snapshot[:16]} already", where="SNAPSHOT")
+        decided = rounds.c.state.in_(("accepted", "rejected"))
+        decisions = connection.scalar(select(func.count()).select_from(rounds).where(decided))
+        row = connection.execute(
+            insert(anchor_log)
+            .values(
+                previous=previous,
+                snapshot=snapshot,
+                reason=reason.strip(),
+                decisions=decisions,
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            )
+            .returning(anchor_log)
+        ).one()
+        return AnchorMove(**row._mapping)

@@ -1,0 +1,194 @@
+"""Row of the campaign in its store: created, continued, amended, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from align.errors import StoreError
+from align.store.changes.compare import Comparison, Refusal, compare
+from align.store.changes.locks import Committed, Slot
+from align.store.ledger.reservations import let_go
+from align.store.ledger.tables.amendments import amendments, pinned_settings, round_drops
+from align.store.ledger.tables.core import alias_moves, campaigns, rounds
+
+SHOWN = 20
+"""Changes listed in an error; of more than that, the number is given."""
+INTERRUPTED = {"reason": "interrupted"}
+"""Report of an attempt whose runner never came back."""
+
+Read = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""What a stored configuration, perhaps of an older version, is in this one."""
+
+
+def open_campaign_row(
+    connection: Connection,
+    name: str,
+    config: Mapping[str, Any],
+    config_hash: str,
+    *,
+    where: str,
+    now: str,
+    read: Read = dict,
+    who: str = "",
+    reason: str = "",
+    quiet: Collection[str] = (),
+) -> Comparison:
+    """Create, continue or amend the campaign, and give its rounds their indices.
+
+    Args:
+        read: applied to the stored configuration before it is compared.
+        who: person or process that amends the campaign, and ``reason`` why, for the record.
+        quiet: rounds whose coming is no amendment.
+
+    Raises:
+        StoreError: another campaign, or a change of what committed verdicts rest on; nothing is written.
+    """
+    new = json.loads(json.dumps(config))
+    comparison = compared(connection, name, new, config_hash, where=where, read=read, quiet=quiet)
+    if comparison.refusals:
+        raise refused(name, comparison.refusals, where)
+    values = {"config": json.dumps(new, sort_keys=True), "config_hash": config_hash}
+    if connection.scalar(select(campaigns.c.id)) is None:
+        connection.execute(insert(campaigns).values(id=1, name=name, created=now, **values))
+    elif connection.scalar(select(campaigns.c.config_hash)) != config_hash:
+        connection.execute(update(campaigns).values(**values))
+    for pinned, spec in comparison.pins.items():
+        row = {"name": pinned, "spec": json.dumps(spec, sort_keys=True)}
+        connection.execute(insert(pinned_settings).values(**row))
+    for slot in comparison.vacated:
+        vacate(connection, slot, who=who, reason="the campaign file changed", now=now)
+    for index, round_name in comparison.planned:
+        connection.execute(
+            insert(rounds).values(index=index, attempt=0, name=round_name, state="planned")
+        )
+    if comparison.changes:
+        connection.execute(
+            insert(amendments).values(
+                who=who,
+                reason=reason.strip(),
+                changes=json.dumps(comparison.sentences),
+                decisions=_decisions(connection),
+                config_hash=config_hash,
+                time=now,
+            )
+        )
+    return comparison
+
+
+def compared(
+    connection: Connection,
+    name: str,
+    new: Mapping[str, Any],
+    config_hash: str,
+    *,
+    where: str,
+    read: Read = dict,
+    quiet: Collection[str] = (),
+) -> Comparison:
+    """Compare a campaign file with what the store knows; writes nothing.
+
+    Args:
+        new: JSON values of the file.
+
+    Raises:
+        StoreError: the store holds another campaign.
+    """
+    committed = committed_in(connection)
+    row = connection.execute(select(campaigns)).one_or_none()
+    if row is None:
+        return compare({**new, "rounds": []}, new, committed, _names(new))
+    if row.name != name:
+        raise StoreError(
+            f"this store holds the campaign {row.name!r}, not {name!r}",
+            where=where,
+            remedy="set store to another folder, or restore the old name",
+        )
+    if row.config_hash == config_hash:
+        return Comparison()
+    stored = json.loads(row.config)
+    old = dict(read(stored))
+    comparison = compare(old, new, committed, frozenset(quiet))
+    if row.config_hash and old == new == stored:
+        changed = f"config hash: {row.config_hash} -> {config_hash}"
+        why = "and no setting differs: the store was written by another program"
+        return Comparison(refusals=(Refusal(sentence=changed, why=why),))
+    return comparison
+
+
+def committed_in(connection: Connection) -> Committed:
+    """Return the contents of the store that a campaign file has to respect."""
+    dropped = set(connection.scalars(select(round_drops.c.index)))
+    query = select(rounds).order_by(rounds.c.index, rounds.c.attempt)
+    latest = {int(row._mapping["index"]): row for row in connection.execute(query)}
+    live = [row for index, row in latest.items() if index not in dropped]
+    reports = [json.loads(row.report) for row in live if row.report and row.state != "failed"]
+    pins = connection.execute(select(pinned_settings.c.name, pinned_settings.c.spec))
+    return Committed(
+        slots=tuple(
+            Slot(
+                index=int(row._mapping["index"]),
+                name=row.name,
+                state=row.state,
+                attempts=row.attempt,
+            )
+            for row in live
+        ),
+        next_index=max((*latest, *dropped), default=-1) + 1,
+        has_base=connection.scalar(select(alias_moves.c.seq).limit(1)) is not None,
+        judged=frozenset(
+            suite["name"]
+            for report in reports
+            for suite in report.get("inputs", {}).get("suites", ())
+            if suite.get("target_of") is None
+        ),
+        pins={row.name: json.loads(row.spec) for row in pins},
+    )
+
+
+def vacate(
+    connection: Connection, slot: Slot, *, who: str, reason: str, now: str, stays: bool = False
+) -> None:
+    """Give up a round's place in the ledger; attempts at it stay on record.
+
+    Args:
+        stays: the round is not run again, although the campaign file may still name it.
+    """
+    this = rounds.c.index == slot.index
+    if slot.state in ("running", "gating"):
+        ended = {"state": "failed", "report": json.dumps(INTERRUPTED), "ended": now}
+        live = rounds.c.state.in_(("running", "gating"))
+        connection.execute(update(rounds).where(this, live).values(**ended))
+    let_go(connection, slot.name)
+    if slot.attempts or stays:
+        row = {"index": slot.index, "round": slot.name, "stays": int(stays), "who": who}
+        connection.execute(insert(round_drops).values(**row, reason=reason.strip(), time=now))
+    else:
+        connection.execute(delete(rounds).where(this))
+
+
+def refused(name: str, refusals: Collection[Refusal], where: str) -> StoreError:
+    """Return the error that lists what committed verdicts do not allow to change."""
+    lines = [refusal.line for refusal in refusals][:SHOWN]
+    if len(refusals) > SHOWN:
+        lines.append(f"and {len(refusals) - SHOWN} more")
+    return StoreError(
+        f"campaign {name!r} has verdicts that do not allow these changes:\n    "
+        + "\n    ".join(lines),
+        where=where,
+        cause="results of two configurations in one ledger could not be told apart",
+        remedy="restore the old values, or set store to another folder; what no verdict rests on "
+        "(rounds to come, further suites, margins, defaults) may change",
+    )
+
+
+def _names(content: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(spec["name"] for spec in content.get("rounds", []))
+
+
+def _decisions(connection: Connection) -> int:
+    decided = rounds.c.state.in_(("accepted", "rejected"))
+    return connection.scalar(select(func.count()).select_from(rounds).where(decided)) or 0

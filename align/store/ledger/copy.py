@@ -1,0 +1,149 @@
+"""A copy of a campaign's ledger, to try out what would happen: what is claimed in it is claimed nowhere.
+
+The copy is one view of the ledger, from one read transaction, whoever writes meanwhile. Of the inbox it
+holds as many rows as wait, as old as the oldest of them, and nothing that anybody sent.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    MetaData,
+    Text,
+    cast,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    literal,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from align.config.campaign import CampaignConfig
+from align.errors import RunError, StoreError
+from align.store.database.sqlite_file import sqlite_url
+from align.store.ledger.ledger import Ledger
+from align.store.ledger.reservations import ready
+from align.store.ledger.tables.core import metadata
+from align.store.ledger.tables.inbox import inbox_requests, inbox_rows, inbox_streams
+from align.store.store import known_ledger
+
+ROWS_AT_ONCE = 1000
+LEFT_OUT = (inbox_requests.name, inbox_rows.name)
+
+
+@contextmanager
+def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
+    """The ledger as it is, or an empty one where there is none yet; gone when the block ends."""
+    with TemporaryDirectory(prefix="keel-plan-") as folder:
+        url = sqlite_url(Path(folder) / "ledger.db")
+        with _reading(config) as source:
+            if source is not None:
+                _copy(source, url)
+        yield Ledger(url)
+
+
+@contextmanager
+def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
+    """One consistent view of the ledger; None where there is none."""
+    url = make_url(config.ledger_url)
+    if url.get_backend_name() != "sqlite":
+        ledger = known_ledger(config)
+        if ledger is None:
+            yield None
+        else:
+            with ledger.database.read() as connection:
+                yield connection
+        return
+    path = Path(url.database or "")
+    if not path.is_file():
+        yield None
+        return
+    try:
+        with _file(path) as connection:
+            yield connection
+    except OperationalError as error:
+        raise RunError(
+            f"the ledger could not be copied: {error.orig}",
+            where=str(path),
+            cause="missing permission, or a full disk where temporary files lie",
+        ) from error
+    except DatabaseError as error:
+        raise StoreError(
+            f"this is no ledger ({error.orig})",
+            where=str(path),
+            remedy="set store to another folder",
+        ) from error
+
+
+@contextmanager
+def _file(path: Path) -> Iterator[Connection]:
+    """A transaction that reads a ledger as it stands: `Database` would give an old one its new tables."""
+    writers = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
+    # Where nobody can write, neither can the files be made that keep readers and writers apart.
+    options = "mode=rw" if writers else "mode=ro&immutable=1"
+    file = f"file:{quote(str(path.absolute()))}?{options}"
+    connect = partial(sqlite3.connect, file, uri=True, check_same_thread=False)
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    event.listen(engine, "connect", _leave_transactions_to_us)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    with engine.begin() as connection:
+        yield connection
+
+
+def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+
+
+def _copy(source: Connection, url: str) -> None:
+    """Rows without the rules that guard them: the order in which they came is not the copy's."""
+    known = set(inspect(source).get_table_names())
+    tables = [t for t in metadata.sorted_tables if t.name in known]
+    plain = MetaData()
+    for table in tables:
+        table.to_metadata(plain)
+    with create_engine(url, poolclass=NullPool).begin() as target:
+        plain.create_all(target)
+        for table in (t for t in tables if t.name not in LEFT_OUT):
+            found = source.execute(select(table), execution_options={"yield_per": ROWS_AT_ONCE})
+            for rows in found.mappings().partitions():
+                target.execute(insert(table), [dict(row) for row in rows])
+        if inbox_rows.name in known:
+            _stand_in(source, target)
+
+
+def _stand_in(source: Connection, target: Connection) -> None:
+    """Rows of the inbox to be counted in the place of those that wait, made where they are needed."""
+    streams = select(inbox_streams.c.stream, inbox_streams.c.watermark)
+    for stream, watermark in source.execute(streams).all():
+        count = select(func.count(), func.min(inbox_rows.c.received))
+        waiting, oldest = source.execute(count.where(ready(stream, watermark))).one()
+        numbers = select(literal(1).label("n")).cte(recursive=True)
+        numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < waiting))
+        row: dict[str, ColumnElement[Any]] = {
+            "stream": literal(stream),
+            "number": numbers.c.n + watermark,
+            "kind": literal("pair"),
+            "payload": literal("{}"),
+            "hash": cast(numbers.c.n, Text),
+            "source": literal(""),
+            "received": literal(oldest),
+            "state": literal("ready"),
+        }
+        if waiting:
+            target.execute(insert(inbox_rows).from_select([*row], select(*row.values())))

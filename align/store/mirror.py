@@ -1,0 +1,171 @@
+"""The records of a store on its far side: all its files but snapshots, copied at every durable point.
+
+Work goes on in a local folder, the cache. `push` is called before the ledger names what was written, `pull`
+before anything is read; between machines the far side is the truth, and the ledger's claim lets one runner
+write at a time. Files are compared by version, size and time, so what has not changed is not copied again.
+
+    cache/.mirror.json    versions of what was last copied, by path; without it everything is copied anew
+
+What lies there after a crash and is named by no ledger is harmless: it is written again. A checkpoint
+counts from its manifest on, which is copied last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.errors import RunError
+from align.store.durable import sync, write_atomic
+from align.store.remote import Remote
+
+INDEX = ".mirror.json"
+MIRRORED = ("evaluations", "replay", "rounds")
+"""Folders of a store; the rest belongs to one machine, or is copied by its owner."""
+COMPLETES = "checkpoint.json"
+"""The file that a checkpoint's other files wait for."""
+UNFINISHED = "staging"
+TRIES = 3
+"""Of copying a file that its writer replaces meanwhile."""
+
+Entry = tuple[str, int, int]
+"""Version there; size in bytes and time of change in ns here."""
+
+
+class Mirror:
+    """Keeps a local folder and a remote one alike; without a remote one it does nothing.
+
+    Raises (every method):
+        RunError: the store cannot be reached.
+        UserError: it refuses access.
+    """
+
+    def __init__(self, folder: Path, remote: Remote | None = None) -> None:
+        self._folder, self.remote = folder, remote
+
+    def push(self) -> None:
+        """Copy there what was written here since; when this returns, it is there."""
+        if self.remote is None:
+            return
+        index = self._read_index()
+        try:
+            for path in sorted(self._local(), key=lambda path: (path.endswith(COMPLETES), path)):
+                known, stamp = index.get(path), _stamp(self._folder / path)
+                if known is None or known[1:] != stamp:
+                    index[path] = (self.remote.upload(self._folder / path, path), *stamp)
+        finally:
+            self._write_index(index)
+
+    def pull(self, *, checkpoints: bool = False) -> None:
+        """Copy here what others wrote since.
+
+        Args:
+            checkpoints: those, too: only who goes on with a round needs them.
+        """
+        if self.remote is None:
+            return
+        index, there = self._read_index(), self._there(checkpoints)
+        try:
+            for path, version in sorted(there.items()):
+                known, local = index.get(path), self._folder / path
+                if known is not None and known[0] == version and local.is_file():
+                    continue
+                if found := self._fetch(path, version):
+                    index[path] = (found, *_stamp(local))
+        finally:
+            self._write_index(index)
+
+    def restore(self, path: str) -> bool:
+        """Replace a local file by the one on the far side; return False if there is none."""
+        if self.remote is None:
+            return False
+        version = self.remote.versions(path.rpartition("/")[0]).get(path)
+        return self._fetch(path, version) is not None
+
+    def trim(self, folder: Path) -> None:
+        """Remove there what is no longer here of a folder."""
+        if self.remote is None:
+            return
+        name = folder.relative_to(self._folder).as_posix()
+        gone = [p for p in self.remote.versions(name) if not (self._folder / p).is_file()]
+        self.remote.remove(gone)
+
+    def _there(self, checkpoints: bool) -> dict[str, str]:
+        """What lies there; of checkpoints none, or those that were completed."""
+        assert self.remote is not None
+        found: dict[str, str] = {}
+        for name in MIRRORED:
+            found |= self.remote.versions(name)
+        return {
+            path: version
+            for path, version in found.items()
+            if not _of_checkpoint(path)
+            or (checkpoints and f"{path.rpartition('/')[0]}/{COMPLETES}" in found)
+        }
+
+    def _fetch(self, path: str, version: str | None) -> str | None:
+        """Replace a file by the one there; returns its version, None where it has gone meanwhile."""
+        assert self.remote is not None
+        local = self._folder / path
+        local.parent.mkdir(parents=True, exist_ok=True)
+        staged = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+        try:
+            for _ in range(TRIES):
+                if version is None:
+                    return None
+                self.remote.download(path, staged)
+                if staged.stat().st_size == int(version.rpartition("/")[2]):
+                    sync(staged)
+                    os.replace(staged, local)
+                    return version
+                version = self.remote.versions(path).get(path)
+        except FileNotFoundError:
+            return None
+        finally:
+            staged.unlink(missing_ok=True)
+        raise RunError(
+            "the file did not arrive whole",
+            where=self.remote.place(path),
+            cause="the connection broke, or another machine is writing it",
+            remedy="run again",
+        )
+
+    def _local(self) -> Iterator[str]:
+        """What is complete here."""
+        for name in MIRRORED:
+            for path in (self._folder / name).rglob("*"):
+                inner = path.relative_to(self._folder)
+                hidden = any(part.startswith(".") for part in inner.parts)
+                if path.is_file() and not hidden and UNFINISHED not in inner.parts:
+                    yield inner.as_posix()
+
+    def _read_index(self) -> dict[str, Entry]:
+        assert self.remote is not None
+        try:
+            data = json.loads((self._folder / INDEX).read_text())
+            if data["url"] == self.remote.url:
+                return {path: (v, size, time) for path, (v, size, time) in data["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return {}
+
+    def _write_index(self, index: dict[str, Entry]) -> None:
+        assert self.remote is not None
+        content = {"url": self.remote.url, "files": index}
+        write_atomic(self._folder / INDEX, json.dumps(content).encode())
+
+
+ONE_SIDED = Mirror(Path())
+"""Of a store that is only local."""
+
+
+def _of_checkpoint(path: str) -> bool:
+    return path.rpartition("/")[0].rpartition("/")[2].startswith("step-")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

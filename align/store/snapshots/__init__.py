@@ -1,0 +1,1 @@
+"""Immutable snapshots of the policy, named by the hash of their manifest."""

@@ -1,0 +1,274 @@
+"""Immutable snapshots of the policy, named by the sha256 of their manifest.
+
+`publish` makes a snapshot visible as a whole or not at all; `open` refuses one whose bytes have
+changed, and names the file. Nothing here loads weights or runs code, and pickles cannot get in; Python
+files of a model can where a campaign asks for them, and are verified like every other byte.
+Which snapshot is production is the ledger's business.
+
+    store/staging/<uuid>/     being written; never loadable, removed by `clean`
+    store/snapshots/<id>/     read-only: manifest.json and the files it lists, nothing else
+
+The manifest carries no time and no absolute path: the same content and provenance give the same id
+on every machine, so publishing again after a crash finds what is already there.
+
+A store with a URL keeps the same snapshots behind it, and the folder is its cache: see
+`align.store.snapshots.published`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.errors import SnapshotError
+from align.store.durable import digest_of, sync
+from align.store.remote import Remote
+from align.store.snapshots.manifest import (
+    MANIFEST,
+    FileEntry,
+    Kind,
+    Manifest,
+    Provenance,
+    refuse_leaks,
+)
+from align.store.snapshots.published import clear, fetch, manifest_of, send
+from rollouts.types import SnapshotId
+
+__all__ = ["FileEntry", "Kind", "Manifest", "Provenance", "Snapshot", "SnapshotStore"]
+
+CODE = ".py"
+SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
+"""Weights, configs, vocabularies, chat templates, sentencepiece. None of them can run code."""
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Path, size, mtime in ns and inode of every file: changes whenever an ordinary write does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A published snapshot whose every byte has been verified."""
+
+    id: SnapshotId
+    path: Path
+    """Read-only folder in Hugging Face format (a model) or peft format (an adapter)."""
+    kind: Kind
+    manifest: Manifest
+
+
+class SnapshotStore:
+    """The snapshots under one folder. Several processes may read; publishing twice is harmless.
+
+    Args:
+        remote: where they also are, so that other machines find them; None: nowhere.
+    """
+
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+        self._remote = remote
+        self._staging = root.absolute() / "staging"
+        self._snapshots = root.absolute() / "snapshots"
+        self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
+
+    def publish(
+        self, write: Callable[[Path], None], provenance: Provenance, *, code: bool = False
+    ) -> Snapshot:
+        """Make what ``write`` puts into an empty folder a snapshot, atomically and durably.
+
+        Args:
+            code: Python files may be among it: of a model that brings its own, where that was asked for.
+
+        Raises:
+            SnapshotError: a file that may not be in a snapshot, the disk is full, or what arrived at the
+                remote store is not what was sent. On this and on whatever ``write`` raises, nothing
+                is visible and nothing stays behind.
+            UserError: the provenance holds an absolute path or a secret.
+        """
+        refuse_leaks(provenance)
+        with self._staged() as staging:
+            write(staging)
+            manifest = _describe(staging, provenance, SUFFIXES | {CODE} if code else SUFFIXES)
+            (staging / MANIFEST).write_bytes(manifest.to_bytes())
+            snapshot = self._install(staging, manifest)
+        if self._remote is not None:
+            send(self._remote, snapshot.id, snapshot.path, snapshot.manifest)
+        return snapshot
+
+    def open(self, snapshot_id: SnapshotId) -> Snapshot:
+        """The snapshot, every file verified once per process and again whenever one was touched.
+
+        Raises:
+            SnapshotError: missing, or not the bytes the id stands for; ``where`` names the file.
+        """
+        folder = self._folder(snapshot_id)
+        if self._remote is not None and not folder.exists():
+            with self._staged() as staging:
+                self._install(staging, fetch(self._remote, snapshot_id, staging))
+        _require(folder)
+        stamp = _stamp(folder)
+        known = self._verified.get(snapshot_id)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        snapshot = _verify(snapshot_id, folder)
+        self._verified[snapshot_id] = (stamp, snapshot)
+        return snapshot
+
+    def manifest(self, snapshot_id: SnapshotId) -> Manifest:
+        """What a snapshot says of itself, without its files and unverified.
+
+        Raises:
+            SnapshotError: there is none, or it cannot be read.
+        """
+        path = self._folder(snapshot_id) / MANIFEST
+        if not path.is_file() and self._remote is not None:
+            return manifest_of(self._remote, snapshot_id)
+        _require(path.parent)
+        return Manifest.from_bytes(path.read_bytes(), where=str(path))
+
+    def clean(self) -> int:
+        """Remove what crashed publishers left; returns how many folders. Hold the claim first."""
+        stale = list(self._staging.iterdir()) if self._staging.is_dir() else []
+        for folder in stale:
+            shutil.rmtree(folder)
+        return len(stale) + (0 if self._remote is None else clear(self._remote))
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A folder to write a snapshot into, gone afterwards."""
+        staging = self._staging / uuid.uuid4().hex
+        staging.mkdir(parents=True)
+        self._snapshots.mkdir(exist_ok=True)
+        try:
+            yield staging
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SnapshotError(
+                "the disk is full: there is no room for the snapshot",
+                where=str(self._snapshots),
+                remedy="free some space and run again; the last accepted snapshot is untouched",
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _install(self, staging: Path, manifest: Manifest) -> Snapshot:
+        """Move a complete folder to its name; whoever comes second finds the first one's."""
+        _settle(staging)
+        snapshot_id = hashlib.sha256((staging / MANIFEST).read_bytes()).hexdigest()
+        target = self._snapshots / snapshot_id
+        try:
+            staging.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            snapshot = self.open(snapshot_id)
+        else:
+            kind = manifest.provenance.kind
+            snapshot = Snapshot(id=snapshot_id, path=target, kind=kind, manifest=manifest)
+            self._verified[snapshot_id] = (_stamp(target), snapshot)
+        # Only now: a folder that may not be written to cannot be moved. Whoever comes second
+        # repeats it for a publisher that died in between.
+        for folder in (*_folders(target), target):
+            folder.chmod(0o555)
+        sync(self._snapshots)
+        return snapshot
+
+    def _folder(self, snapshot_id: SnapshotId) -> Path:
+        if not re.fullmatch(r"[0-9a-f]{64}", snapshot_id):
+            raise SnapshotError(f"{snapshot_id!r} is no snapshot id; ids are 64 hexadecimal digits")
+        return self._snapshots / snapshot_id
+
+
+def _require(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        raise SnapshotError(
+            f"no snapshot {folder.name[:12]} in this store",
+            where=str(folder),
+            cause="it was removed by hand, or the ledger belongs to another store",
+            remedy="restore the folder from a backup, or set store to the folder that has it",
+        )
+
+
+def _describe(staging: Path, provenance: Provenance, allowed: frozenset[str]) -> Manifest:
+    """The manifest of what was written; refuses files that a snapshot may not hold."""
+    files = list(_files(staging))
+    if not files:
+        raise SnapshotError("nothing was written, so there is nothing to publish")
+    for name in files:
+        if Path(name).suffix not in allowed or name == MANIFEST:
+            raise SnapshotError(
+                f"{name!r} may not be in a snapshot; allowed: {', '.join(sorted(allowed))}",
+                where=name,
+                cause="pickled weights and Python files can run code when they are loaded",
+                remedy="save weights with safetensors, and only what loading needs",
+            )
+    entries = (FileEntry.of(name, *digest_of(staging / name)) for name in sorted(files))
+    return Manifest(provenance=provenance, files=tuple(entries))
+
+
+def _verify(snapshot_id: SnapshotId, folder: Path) -> Snapshot:
+    """Recompute everything the id promises."""
+    present = set(_files(folder))
+    if MANIFEST not in present:
+        raise _corrupt(folder / MANIFEST, "is missing")
+    content = (folder / MANIFEST).read_bytes()
+    if hashlib.sha256(content).hexdigest() != snapshot_id:
+        raise _corrupt(folder / MANIFEST, "does not have the hash that names the snapshot")
+    manifest = Manifest.from_bytes(content, where=str(folder / MANIFEST))
+    listed = {entry.path for entry in manifest.files} | {MANIFEST}
+    for name in sorted(listed - present):
+        raise _corrupt(folder / name, "is missing")
+    for name in sorted(present - listed):
+        raise _corrupt(folder / name, "is not listed in the manifest")
+    for entry in manifest.files:
+        if wrong := entry.differs(*digest_of(folder / entry.path)):
+            raise _corrupt(folder / entry.path, wrong)
+    return Snapshot(id=snapshot_id, path=folder, kind=manifest.provenance.kind, manifest=manifest)
+
+
+def _corrupt(path: Path, how: str) -> SnapshotError:
+    return SnapshotError(
+        f"{path.name} {how}",
+        where=str(path),
+        cause="the disk, or someone who edited the folder",
+        remedy="restore this snapshot's folder from a backup; nothing was loaded from it",
+    )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below; anything that is not a plain file or folder is refused."""
+    for parent, names, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*names, *files)):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise SnapshotError(
+                    f"{path.name} is a link or a special file; a snapshot holds its own bytes",
+                    where=str(path),
+                    remedy="put the file itself in its place",
+                )
+        yield from (Path(parent, name).relative_to(folder).as_posix() for name in files)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """All folders below, children before their parents."""
+    for parent, names, _ in os.walk(folder, topdown=False):
+        yield from (Path(parent, name) for name in names)
+
+
+def _settle(folder: Path) -> None:
+    """Files read-only and on the disk, then the folders' entries. Folders stay movable."""
+    for name in _files(folder):
+        (folder / name).chmod(0o444)
+        sync(folder / name)
+    for path in (*_folders(folder), folder):
+        sync(path)
+
+
+def _stamp(folder: Path) -> Stamp:
+    stats = ((name, (folder / name).stat()) for name in sorted(_files(folder)))
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)

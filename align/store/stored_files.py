@@ -1,0 +1,143 @@
+"""Hashes of a store's files, kept in its ledger: evidence cannot change without being noticed.
+
+Every evaluation, replay, stored-answer and checkpoint file is on the disk, folder entries included, before
+its hash is committed, and its bytes are compared with that hash whenever it is read. The record only grows:
+a file that is measured again, or rewritten by a purge, gets another row that says why.
+
+Files of stores older than the record have no hash until `keel run` records one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import func, insert, select
+
+from align.errors import EvidenceError
+from align.store.database.database import Database
+from align.store.durable import digest_of, sync
+from align.store.ledger.tables.files import stored_files
+
+WRITTEN = "written"
+FIRST_READ = "first read: written by a version of Keel that recorded no hashes"
+MEASURED_AGAIN = "measured again: the file "
+"""Beginning of the reason of a replacement; what was wrong with the file follows."""
+RUN_AGAIN = "keel run CAMPAIGN makes it again where it can, and says so where it cannot"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileHash:
+    """One row of the record."""
+
+    path: str
+    """Relative to the store, with forward slashes."""
+    bytes: int
+    sha256: str
+    reason: str
+    time: str
+    """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFiles:
+    """The record of one store's files.
+
+    Args:
+        folder: the store.
+    """
+
+    folder: Path
+    database: Database
+
+    def record(self, paths: Iterable[Path], reason: str = WRITTEN) -> None:
+        """Flush files and the folders that name them to the disk, then commit their hashes."""
+        paths = list(paths)
+        for path in paths:
+            sync(path)
+        for folder in {parent for path in paths for parent in self._parents(path)}:
+            sync(folder)
+        rows = [
+            {
+                "path": self._name(path),
+                "bytes": size,
+                "sha256": sha256,
+                "reason": reason,
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            }
+            for path in paths
+            for size, sha256 in (digest_of(path),)
+        ]
+        if rows:
+            with self.database.write() as connection:
+                connection.execute(insert(stored_files), rows)
+
+    def hash_of(self, path: Path) -> str | None:
+        """Return the sha256 on record for a file; None if there is none."""
+        rows = select(stored_files.c.sha256).where(stored_files.c.path == self._name(path))
+        with self.database.read() as connection:
+            return connection.scalar(rows.order_by(stored_files.c.seq.desc()).limit(1))
+
+    def hashes(self) -> dict[str, FileHash]:
+        """Return the newest row of every file, by path."""
+        newest = select(func.max(stored_files.c.seq)).group_by(stored_files.c.path)
+        columns = [column for column in stored_files.c if column.name != "seq"]
+        rows = select(*columns).where(stored_files.c.seq.in_(newest)).order_by(stored_files.c.path)
+        with self.database.read() as connection:
+            return {row.path: FileHash(**row._mapping) for row in connection.execute(rows)}
+
+    def fault_of(self, path: Path) -> str | None:
+        """Return what is wrong with a file, as the end of a sentence; None if nothing is."""
+        return fault_of(path, self.hash_of(path))
+
+    def check(self, path: Path, remedy: str = RUN_AGAIN) -> Path:
+        """Return the path of a file whose bytes are those on record, or that has no hash on record.
+
+        Raises:
+            EvidenceError: the file is missing, or was changed.
+        """
+        return checked(path, self.hash_of(path), remedy)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _parents(self, path: Path) -> list[Path]:
+        """Return the folders from the store down to the file's own."""
+        return [folder for folder in path.parents if folder.is_relative_to(self.folder)]
+
+
+def fault_of(path: Path, sha256: str | None) -> str | None:
+    """Return what is wrong with a file that should have this hash; None if nothing is.
+
+    Args:
+        sha256: None if there is no hash on record; the file then only has to be there.
+    """
+    try:
+        if sha256 is None:
+            return None if path.is_file() else "is missing"
+        actual = digest_of(path)[1]
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if actual == sha256:
+        return None
+    return f"was changed: its sha256 is {actual[:16]}, and {sha256[:16]} is on record"
+
+
+def checked(path: Path, sha256: str | None, remedy: str = RUN_AGAIN) -> Path:
+    """Return the path of a file that has this hash.
+
+    Raises:
+        EvidenceError: it is missing, or was changed.
+    """
+    if fault := fault_of(path, sha256):
+        raise EvidenceError(
+            f"the file {fault}",
+            where=str(path),
+            cause="somebody edited or removed it, or the disk lost it; nothing was read from it",
+            remedy=remedy,
+        )
+    return path

@@ -1,0 +1,1 @@
+"""Ray clusters: private ones, joined ones, and jobs that are submitted to them."""

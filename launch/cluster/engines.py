@@ -1,0 +1,113 @@
+"""From a campaign to running engines: a Ray cluster, a pool of vLLM actors on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from align.config.campaign import CampaignConfig
+from align.learner.folder.sizes import synced_bytes
+from align.learner.model.targets import served_targets
+from align.round.session import Observer, StartEngine
+from launch.cluster.cluster import Cluster, connect
+from launch.cluster.preflight import Demand, check_room, demands_of
+from rollouts.engines.protocol import RolloutEngine
+from rollouts.engines.vllm import LINEAR_LAYERS, VLLMConfig
+from rollouts.machine.memory import shared_memory
+from rollouts.machine.object_store import shortage
+
+FREED_S = 60.0
+"""Seconds that engines which were closed may take to give their room back."""
+
+
+@contextmanager
+def engine_starter(
+    address: str | None, observer: Observer, *, insecure: bool = False, wait_s: float = 0.0
+) -> Iterator[StartEngine]:
+    """Yields a function that starts a campaign's engines; the cluster ends with the context.
+
+    The cluster is joined when the first engine is asked for, and serves those that come after: a campaign
+    with nothing left to do, or with a mistake in it, never starts one. What does not fit on it is told
+    before an engine starts.
+
+    Args:
+        wait_s: how long nodes of the cluster may take to join, and other work on it to end.
+    """
+    with ExitStack() as stack:
+        cluster: Cluster | None = None
+
+        def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
+            from rollouts.pool.pool import EnginePool
+
+            nonlocal cluster
+            is_first = cluster is None
+            also = "Ray and " if is_first else ""
+            observer.note(f"starting {also}{config.rollouts.engines} vLLM engine(s)")
+            asked = demands_of(config, gpus=False)
+            weights, shared = synced_bytes(model, config.policy), shared_memory()
+            if cluster is None:
+                cluster = stack.enter_context(
+                    connect(
+                        address,
+                        num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
+                        custom=custom_of(asked),
+                        insecure=insecure,
+                        weights=weights,
+                        note=observer.note,
+                    )
+                )
+            if cluster.local and (slow := shortage(weights, shared)) is not None:
+                observer.note(f"warning: {slow}")
+            # Engines that were closed give their room back a moment later.
+            patience_s = wait_s if is_first else max(wait_s, FREED_S)
+            check_room(config, wait_s=patience_s, note=observer.note)
+            return EnginePool(
+                vllm_config(config, model, context),
+                num_engines=config.rollouts.engines,
+                bundle=config.rollouts.resources.bundle(gpus=cluster_has_gpus()),
+                start_deadline_s=config.rollouts.start_deadline_s,
+                deadline_s=config.rollouts.deadline_s,
+                max_restarts=config.rollouts.max_restarts,
+                in_flight=any(spec.sampling.in_flight for spec in config.rounds),
+                note=observer.note,
+            )
+
+        yield start
+
+
+def custom_of(demands: Sequence[Demand]) -> dict[str, float]:
+    """Resources of other names than Ray's own that a cluster of one node needs."""
+    total: dict[str, float] = {}
+    for demand in demands:
+        for name, amount in demand.bundle.items():
+            if name not in ("CPU", "GPU"):
+                total[name] = total.get(name, 0.0) + amount * demand.count
+    return total
+
+
+def cluster_has_gpus() -> bool:
+    """Of the cluster that this process is connected to."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+
+
+def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:
+    """What one engine of this campaign is."""
+    policy, engines = config.policy, config.rollouts
+    adapter = policy.lora if policy.serves_adapters else None
+    return VLLMConfig(
+        model=str(model.resolve()),
+        dtype=policy.dtype,
+        max_model_len=context,
+        max_num_seqs=engines.max_num_seqs,
+        kv_cache_mb=engines.kv_cache_mb,
+        gpu_memory_utilization=engines.gpu_memory_utilization,
+        threads=engines.threads,
+        lora_rank=adapter.rank if adapter else None,
+        lora_targets=served_targets(model, policy) if adapter else LINEAR_LAYERS,
+        trust_remote_code=policy.trust_remote_code,
+        seed=config.seed,
+    )

@@ -1,0 +1,110 @@
+"""Values of secret variables in what is about to be sent: found however shell, YAML or JSON spell them.
+
+A check against accidents. Whoever encodes a secret in another way is not found out.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.cluster.cluster import NOT_SECRET, is_secret
+from rollouts.errors import UserError
+
+LEAST_SECRET = 8
+"""Shorter values of secret variables are not looked for: they are found everywhere."""
+MOST_PARSED = 1 << 20
+"""Bytes of a YAML file that is parsed; the bytes of every file are searched."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where libyaml is there; what it reads is only looked at."""
+YAML_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def check_no_secrets(command: str, files: Iterable[Path], environ: Mapping[str, str]) -> None:
+    """Refuse to send the value of a variable whose name says that it is secret.
+
+    Args:
+        command: as a shell reads it.
+        files: and folders with all that is below them.
+    """
+    known = secrets_of(environ)
+    for text in _spoken(command):
+        _refuse(_named_in(text, known), "the job's command")
+    for file in _every(files):
+        _refuse(_in_file(file, known), str(file))
+
+
+def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """The values to look for, with the names of their variables; the path of a file is no secret."""
+    return {
+        value: name
+        for name, value in environ.items()
+        if (is_secret(name) or name in NOT_SECRET)
+        and len(value) >= LEAST_SECRET
+        # Not Path.exists: it raises for what cannot be a path, and the message repeats the value.
+        and not os.path.exists(value)
+    }
+
+
+def spellings(secret: str) -> set[str]:
+    """A text as files hold it: bare, or inside the quotes of JSON, YAML or a program."""
+    quoted = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+    escaped = secret.replace("\\", "\\\\").replace("'", "\\'")
+    return {secret, escaped, secret.replace("'", "''"), *quoted}
+
+
+def _spoken(command: str) -> Iterator[str]:
+    """A command line, its words without their quotes, and what those say in YAML."""
+    yield command
+    for word in shlex.split(command):
+        yield word
+        yield from _scalars(word.partition("=")[2])
+
+
+def _in_file(file: Path, known: Mapping[str, str]) -> str | None:
+    if not file.stat().st_size:  # Nothing can be mapped.
+        return None
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        for value, name in known.items():
+            # fsencode gives back the bytes that the environment had.
+            if any(held.find(os.fsencode(text)) >= 0 for text in spellings(value)):
+                return name
+    if file.suffix not in YAML_ENDINGS or file.stat().st_size > MOST_PARSED:
+        return None
+    found = (_named_in(text, known) for text in _scalars(file.read_text(errors="replace")))
+    return next((name for name in found if name is not None), None)
+
+
+def _scalars(text: str) -> Iterator[str]:
+    """Every key and value of a YAML text, up to where it is none."""
+    try:
+        for event in yaml.parse(text, Loader=LOADER):
+            if isinstance(event, yaml.ScalarEvent):
+                yield event.value
+    except yaml.YAMLError:
+        return
+
+
+def _named_in(text: str, known: Mapping[str, str]) -> str | None:
+    return next((name for value, name in known.items() if value in text), None)
+
+
+def _every(files: Iterable[Path]) -> Iterator[Path]:
+    for path in files:
+        yield from (p for p in ((path,) if path.is_file() else path.rglob("*")) if p.is_file())
+
+
+def _refuse(name: str | None, where: str) -> None:
+    if name is not None:
+        raise UserError(
+            f"holds the value of {name}, and would be sent to the cluster in the clear",
+            where=where,
+            remedy=f"take it out and name the variable instead: --env {name}",
+        )

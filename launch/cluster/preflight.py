@@ -1,0 +1,226 @@
+"""Whether a campaign's processes fit on a cluster, and if not, which one, where, and why.
+
+Asked before anything is started: a process that fits nowhere would otherwise wait until its deadline
+and end with no more than that. Reading the cluster is apart from the sums, which are exact: one group
+that must be together, and any number of processes that are all alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from align.config.campaign import CampaignConfig
+from rollouts.errors import UserError
+from rollouts.pool.placement import Bundle, told
+
+RETRY_S = 2.0
+LOOK_S = 60.0
+"""How long a node may take to tell what is free."""
+HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:")
+"""Resources that Ray keeps for itself, by prefix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One node of a cluster."""
+
+    name: str
+    total: Bundle
+    free: Bundle
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """Processes that are all alike."""
+
+    what: str
+    """Such as ``engine``."""
+    bundle: Bundle
+    count: int
+    together: bool = False
+    """All on one node."""
+
+    def __str__(self) -> str:
+        place = ", all on one node" if self.together and self.count > 1 else ""
+        return f"{self.count} x {self.what} ({told(self.bundle)} each{place})"
+
+
+def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
+    """What a campaign asks of a cluster; a learner that is one process lives in the driver.
+
+    Args:
+        gpus: whether the cluster has any.
+    """
+    policy, engines = config.policy, config.rollouts
+    engine = Demand(
+        what="engine", bundle=engines.resources.bundle(gpus=gpus), count=engines.engines
+    )
+    if policy.ranks == 1:
+        return [engine]
+    rank = policy.resources.bundle(gpus=gpus)
+    return [Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True), engine]
+
+
+def problems(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
+    """Why the demands never fit on these nodes, however idle they are; empty when they do."""
+    found = [reason for demand in demands for reason in _too_big(nodes, demand)]
+    return found or _too_many([node.total for node in nodes], demands)
+
+
+def shortages(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
+    """Why they do not fit at this moment, for what others have taken."""
+    return _too_many([node.free for node in nodes], demands)
+
+
+def _too_big(nodes: Sequence[Node], demand: Demand) -> Iterable[str]:
+    """One process, or one group that stays together, against the node that has most."""
+    times = demand.count if demand.together else 1
+    whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
+    for name, amount in demand.bundle.items():
+        most = max((node.total.get(name, 0.0) for node in nodes), default=0.0)
+        if most == 0.0:
+            yield f"{whole} asks for {name}, which no node has"
+        elif amount * times > most:
+            yield f"{whole} asks for {amount * times:g} {name}; the largest node has {most:g}"
+
+
+def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
+    """The group goes on each node in turn; what counts is how many of the others fit then."""
+    group = next((demand for demand in demands if demand.together), None)
+    single = next((demand for demand in demands if not demand.together), None)
+    layouts = [list(rooms)]
+    if group is not None:
+        layouts = [
+            [_less(room, group) if i == place else room for i, room in enumerate(rooms)]
+            for place, chosen in enumerate(rooms)
+            if _fits(chosen, group.bundle) >= group.count
+        ]
+    if not layouts:
+        return [f"no single node has room for {group}"]
+    if single is None:
+        return []
+    most = max(sum(_fits(room, single.bundle) for room in layout) for layout in layouts)
+    if most >= single.count:
+        return []
+    beside = f" beside {group}" if group is not None else ""
+    return [f"there is room for {most} of {single}{beside}"]
+
+
+def _fits(room: Bundle, bundle: Bundle) -> int:
+    """How many of the bundle; Ray counts in ten-thousandths."""
+    return min(
+        (math.floor(room.get(name, 0.0) / amount + 1e-4) for name, amount in bundle.items()),
+        default=0,
+    )
+
+
+def _less(room: Bundle, group: Demand) -> Bundle:
+    return {
+        name: amount - group.count * group.bundle.get(name, 0.0) for name, amount in room.items()
+    }
+
+
+def node_table(nodes: Sequence[Node], demands: Sequence[Demand]) -> str:
+    """What each node has free of what it has, and how many of each process alone would fit on it."""
+    names = list(dict.fromkeys(name for demand in demands for name in demand.bundle))
+    head = ["node", *names, *(f"{demand.what}s" for demand in demands)]
+    rows = [
+        [
+            node.name,
+            *(f"{node.free.get(n, 0):g} of {node.total.get(n, 0):g}" for n in names),
+            *(str(_fits(node.free, demand.bundle)) for demand in demands),
+        ]
+        for node in nodes
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in [head, *rows]
+    ]
+    return "\n".join(f"    {line.rstrip()}" for line in lines)
+
+
+def check_room(
+    config: CampaignConfig,
+    *,
+    wait_s: float = 0.0,
+    look: Callable[[], list[Node]] | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Raise `UserError` unless the campaign fits on the cluster within ``wait_s`` seconds.
+
+    Args:
+        wait_s: how long nodes may take to join, and other work to end.
+        look: the nodes as they are; None asks Ray, which must be running.
+        note: told once what is waited for.
+    """
+    look = look or cluster_nodes
+    deadline = time.monotonic() + wait_s
+    waited = False
+    while True:
+        nodes = look()
+        demands = demands_of(config, gpus=any(node.total.get("GPU", 0) for node in nodes))
+        lasting = problems(nodes, demands)
+        if not (found := lasting or shortages(nodes, demands)):
+            return
+        if time.monotonic() >= deadline:
+            raise _no_room(nodes, demands, found, busy=not lasting, waited_s=wait_s)
+        if not waited:
+            note(f"waiting up to {wait_s:g} s for room on the cluster: {'; '.join(found)}")
+            waited = True
+        sleep(RETRY_S)
+
+
+def _no_room(
+    nodes: Sequence[Node],
+    demands: Sequence[Demand],
+    found: Sequence[str],
+    *,
+    busy: bool,
+    waited_s: float,
+) -> UserError:
+    after = f" after {waited_s:g} s" if waited_s else ""
+    asked = "\n".join(f"    asked: {demand}" for demand in demands)
+    return UserError(
+        f"the campaign does not fit on the cluster{after}: {'; '.join(found)}\n"
+        f"{asked}\n{node_table(nodes, demands)}",
+        where="--address",
+        cause="other work has taken the room" if busy else None,
+        remedy="lower rollouts.engines, policy.ranks or their resources, add nodes, or give nodes that "
+        "are about to join and work that is about to end time with --wait SECONDS",
+    )
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        # A driver that is on no node sees no node's resources: one of the nodes looks for it.
+        free = ray.get(ray.remote(num_cpus=0)(_free_by_node).remote(), timeout=LOOK_S)
+    else:
+        free = _free_by_node()
+    return [
+        Node(
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            total=_shown(node["Resources"]),
+            free=_shown(free.get(node["NodeID"], {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _free_by_node() -> dict[str, dict[str, float]]:
+    """Resources that nobody has taken, by the node's id."""
+    from ray._private.state import available_resources_per_node
+
+    found: dict[str, dict[str, float]] = available_resources_per_node()
+    return found
+
+
+def _shown(resources: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if not name.startswith(HIDDEN)}

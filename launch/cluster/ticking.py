@@ -1,0 +1,51 @@
+"""One `keel schedule tick` as a process of its own: it gives its memory back and ends with its starter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from tempfile import mkdtemp
+
+from align.config.schedule import parse_duration
+from launch.serving import guard
+from rollouts.errors import UserError
+
+KEEL = "from launch.cli import main; main()"
+GRACE_S = 60.0
+"""For a round that is told to end: engines and learner close in seconds."""
+PAST_DEADLINE = 1
+
+
+def run_tick(arguments: Sequence[str], limit_s: float | None, *, say: Callable[[str], None]) -> int:
+    """Exit code of ``keel schedule tick`` with these arguments.
+
+    Past ``limit_s`` it is told to end. It is told the same when this process ends, however it does.
+    """
+    command = [sys.executable, "-c", KEEL, "schedule", "tick", *arguments]
+    # The guard removes this folder, and with it nothing of ours.
+    scratch = mkdtemp(prefix="keel-tick-")
+    guarded = [sys.executable, "-I", str(guard.__file__), str(GRACE_S), scratch, *command]
+    # A terminal's interrupt is for this process, which passes it on.
+    child = subprocess.Popen(guarded, stdin=subprocess.PIPE, start_new_session=True)
+    assert child.stdin is not None
+    try:
+        return child.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        say(f"not done after {limit_s:.0f} s, the deadline; told to end")
+        return PAST_DEADLINE
+    finally:
+        child.stdin.close()
+        child.wait()
+
+
+def deadline_of(text: str) -> float:
+    """Seconds.
+
+    Raises:
+        UserError: no duration.
+    """
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise UserError(str(error), where="--deadline") from None

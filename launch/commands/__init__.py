@@ -1,0 +1,1 @@
+"""Sub-commands of ``keel``, one file per group."""

@@ -1,0 +1,233 @@
+"""``keel gate``: what the gate can tell beforehand, why it decided, and the same decision again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from align.gate.power.power import GatePlan, SuitePlan
+
+RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
+
+gate_app = typer.Typer(help="Plan and look at verdicts.", no_args_is_help=True)
+
+
+@gate_app.command("plan")
+def plan(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    discordance: Annotated[
+        float | None,
+        typer.Option(help="Share of items assumed to change where nothing was measured."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Dollars per million tokens, to tell costs by.", min=0.0)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each suite can tell: margins, items, power, cost. Works before the first run, and for a
+    file of suites for keel judge."""
+    from align.judge.suites_file import campaign_or_suites
+
+    config, notes = campaign_or_suites(campaign, overrides or ())
+    from align.gate.evidence import stored_evidence
+    from align.gate.power.power import plan_gate
+    from align.store.store import begun_ledger
+
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    ran = bool(config.rounds) and begun_ledger(config) is not None
+    planned = plan_gate(config, stored_evidence(config) if ran else None, discordance)
+    if as_json:
+        print_json(planned)
+        return
+    from align.report.tables import report_console
+
+    report_console().print(_plan_table(planned))
+    typer.echo("\n".join(_plan_notes(planned, price)))
+
+
+@gate_app.command("explain")
+def explain(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    items: Annotated[
+        int, typer.Option(help="Most items shown as lost, and as won, of a suite.", min=0)
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Say in plain sentences why a round was accepted or not, and what would have changed it."""
+    config = load(campaign, overrides).config
+    from align.gate.evidence import stored_evidence
+    from align.report.explanation.explain import explain as explained
+
+    told = explained(stored_evidence(config), round_name)
+    if as_json:
+        print_json(told)
+    else:
+        typer.echo("\n".join(told.lines(items)))
+
+
+@gate_app.command("recompute")
+def recompute(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a verdict again from the stored items and compare it with the ledger's."""
+    config = load(campaign, overrides).config
+    from align.gate.evidence import stored_evidence
+    from align.round.measurement.damage import evidence_notes
+
+    evidence = stored_evidence(config)
+    again, recorded = evidence.recompute(round_name)
+    same = again.decides_as(recorded)
+    notes = list(evidence_notes(evidence, recorded))
+    if as_json:
+        verdict = {"round": round_name, "identical": same, "verdict": again.to_dict()}
+        print_json({**verdict, "notes": notes})
+    else:
+        for line in (*again.reasons, *notes):
+            typer.echo(f"  {line}")
+        typer.echo(
+            f"{round_name}: {again.outcome}; {'identical to' if same else 'DIFFERS from'} the ledger"
+        )
+    if not same:
+        raise typer.Exit(1)
+
+
+@gate_app.command("aa")
+def aa(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only this suite. Repeatable; without it, all.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
+    ] = None,
+    insecure_cluster: Annotated[
+        bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure production twice: what differs is noise, and a floor for keel gate plan."""
+    config = load(campaign, overrides).config
+    from rich.console import Console
+
+    from align.gate.statistics.noise import noise_lines
+    from align.report.forecast.machine import check_machine
+    from align.report.progress import LiveProgress
+    from align.round.measurement.aa_run import measure_noise
+    from launch.cluster.engines import engine_starter
+
+    check_machine(config, address)
+    with (
+        LiveProgress(Console(stderr=True)) as progress,
+        engine_starter(address, progress, insecure=insecure_cluster) as start_engine,
+    ):
+        floors = measure_noise(config, suite or (), start_engine=start_engine, observer=progress)
+    if as_json:
+        print_json(floors)
+    else:
+        typer.echo("\n".join(noise_lines(floors)))
+
+
+@gate_app.command("anchor")
+def anchor(
+    campaign: CampaignPath,
+    snapshot: Annotated[
+        str | None,
+        typer.Argument(help="What budgets shall count from; an id or its first digits."),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Why; it is shown in every report from then on.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move the fixed anchor that total budgets count from; without SNAPSHOT, show its log."""
+    config = load(campaign, overrides).config
+    from align.gate.baseline import anchor_log_lines, reanchor
+    from align.gate.evidence import stored_evidence
+    from align.store.ledger.baseline import anchor_moves
+
+    evidence = stored_evidence(config)
+    if snapshot is not None:
+        reanchor(evidence, snapshot, reason or "")
+    if as_json:
+        print_json({"start": evidence.base, "moves": anchor_moves(evidence.ledger)})
+    else:
+        typer.echo("\n".join(anchor_log_lines(evidence)))
+
+
+def _cost(tokens: int, known: bool, price: float | None) -> str:
+    dollars = "" if price is None else f" (${tokens * price / 1e6:,.2f})"
+    return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
+
+
+def _plan_table(planned: GatePlan) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What the gate can tell of an equal candidate", title_justify="left")
+    table.add_column("suite")
+    for column in (
+        "items", "change", "margin", "shown .8", "shown .95", "items .8", "items .95", "power",
+        "all checks", "items for all", "tokens", "s",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for suite in planned.suites:
+        table.add_row(*_plan_row(suite))
+    return table
+
+
+def _plan_row(suite: SuitePlan) -> list[str]:
+    spread, whole = suite.spread, suite.spread.pass_fail
+
+    def amount(value: float) -> str:
+        return f"{100 * value:.1f}%" if whole else f"{value:.3g}"
+
+    name = suite.suite if suite.role == "gate" else f"{suite.suite} ({suite.role})"
+    change = f"{100 * spread.variance:.1f}%" if whole else f"sd {spread.variance**0.5:.3g}"
+    return [
+        name,
+        f"{suite.n:,}",
+        change if spread.source == "rounds" else f"{change} {spread.source}",
+        amount(suite.margin),
+        *map(amount, suite.testable.values()),
+        *(f"{needed:,}" for needed in suite.needed.values()),
+        f"{suite.power:.2f}",
+        f"{suite.joint:.2f}",
+        f"{suite.enough:,}" if suite.guards else "-",
+        "?" if suite.tokens is None else f"{suite.tokens:,}",
+        "?" if suite.seconds is None else f"{suite.seconds:.1f}",
+    ]
+
+
+def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
+    measured = max((suite.spread.rounds for suite in planned.suites), default=0)
+    took = f", {planned.seconds:.0f} s until now" if planned.seconds is not None else ""
+    return [
+        "shown: smallest margin these items show at that power; items: as many as the margin asks for",
+        "all checks: the chance against parent, best and start together, rates of cut answers included; "
+        f"items for all: with so many in every suite all pass together with a chance of {planned.wanted:g}",
+        planned.spending,
+        *(template.sentence for template in planned.templates),
+        *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
+        f"an equal candidate of the last round loses on no suite with a chance of "
+        f"{planned.all_pass:.2f}, were they independent",
+        f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
+        f"{_cost(*planned.tokens(enough=True), price)}",
+        f"change: of candidates against their parents in {measured} decided rounds"
+        if measured
+        else "change: assumed, no round was decided yet; --discordance says otherwise, keel gate aa "
+        "measures the noise below it",
+    ]

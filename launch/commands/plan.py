@@ -1,0 +1,135 @@
+"""``keel plan`` and ``keel run --dry-run``: what a run would do and take. Nothing is started or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.commands.schedule import endless_lines
+
+if TYPE_CHECKING:
+    from align.config.campaign import CampaignConfig
+    from align.report.forecast.forecast import Forecast, RoundForecast
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command to a command line."""
+    app.command("plan")(plan)
+
+
+def plan(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what would run now: rounds, sizes, memory, disk, processes; changes nothing."""
+    show_plan(load(campaign, overrides).config, as_json=as_json)
+
+
+def show_plan(config: CampaignConfig, *, as_json: bool = False) -> None:
+    """Print the forecast of a campaign."""
+    from align.gate.power.underpowered import check_power
+    from align.report.forecast.forecast import forecast
+    from launch.cluster.preflight import demands_of
+
+    found = forecast(config)
+    processes = [str(demand) for demand in demands_of(config, gpus=False)]
+    if as_json:
+        from dataclasses import asdict
+
+        needed = {"needed": found.disk.needed}
+        print_json(asdict(found) | {"disk": asdict(found.disk) | needed, "processes": processes})
+    else:
+        _print_rounds(found)
+        for line in _lines(config, found, processes):
+            typer.echo(line)
+    if found.to_run:
+        for line in check_power(found.gate, config.gate):
+            typer.echo(line, err=as_json)
+
+
+def _print_rounds(found: Forecast) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from align.report.tables import report_console
+
+    table = Table(title=f"What would run: {found.campaign}", title_justify="left")
+    columns = ("round", "", "algorithm", "steps", "new", "past", "general", "completions", "tokens <=",
+               "measured", "learner")  # fmt: skip
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < 3 else "right")
+    for one in found.rounds:
+        table.add_row(*map(Text, _row(one)))
+    report_console().print(table)
+
+
+def _row(one: RoundForecast) -> list[str]:
+    if one.memory is None:
+        return [one.name, one.state, one.algorithm, *[""] * 8]
+    state = f"resumes at {one.from_step}" if one.from_step else one.state
+    return [
+        one.name,
+        state,
+        one.algorithm,
+        str(one.steps),
+        *(f"{count:g}" for count in (round(n, 1) for n in (one.new, one.past, one.general))),
+        f"{one.completions:,}",
+        f"{one.tokens:,}",
+        f"{one.measured:,}",
+        spelled(one.memory.total),
+    ]
+
+
+def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Iterator[str]:
+    from align.gate.power.underpowered import power_lines
+    from align.report.forecast.notes import notes_of
+
+    left = found.to_run
+    if not left:
+        none = "nothing is due now" if found.waits else "all rounds have their verdict"
+        yield f"nothing to run: {none}"
+    for sentence in found.amendments:
+        yield f"would be written down as amended: {sentence}"
+    for due in found.claims:
+        yield f"would be claimed by keel schedule tick: {due}"
+    for waits in found.waits:
+        yield f"not due: {waits}"
+    yield from endless_lines(config)
+    yield from notes_of(config)
+    yield from found.machine
+    for name, report in found.reports.items():
+        yield f"{name}: {report}"
+    if not left:
+        return
+    learner = max(one.memory.total for one in left if one.memory is not None)
+    engines = found.engine * config.rollouts.engines
+    ranks = config.policy.ranks
+    where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
+    yield f"processes: {'; '.join(processes)}"
+    yield (
+        f"memory: learner {where} {spelled(learner)}, engines {config.rollouts.engines} x "
+        f"{spelled(found.engine)} on CPUs; activations and libraries are not counted; "
+        f"{spelled(found.available)} available here"
+    )
+    if learner * ranks + engines > found.available:
+        yield "  more than is available here: lower rollouts.engines, use policy.lora, or a cluster"
+    disk = found.disk
+    yield (
+        f"disk: up to {spelled(disk.needed)} more in {found.store} (base {spelled(disk.base)}, snapshots "
+        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}); {spelled(disk.free)} free"
+    )
+    if disk.needed > disk.free:
+        yield "  more than is free: set store to another disk"
+    yield from power_lines(found.gate)
+
+
+def spelled(size: int) -> str:
+    """Bytes for people.
+
+    >>> spelled(3 << 19)
+    '1.5 MiB'
+    """
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1024:.0f} KiB"

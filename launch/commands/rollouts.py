@@ -1,0 +1,113 @@
+"""``keel rollouts``: what a round's policy said, and what its rewards thought of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from align.round.rollout_table import Record
+
+SHOWN = 240
+"""Characters of a text in the table."""
+
+rollouts_app = typer.Typer(help="Look at what a round sampled.", no_args_is_help=True)
+
+
+@rollouts_app.callback()
+def rollouts() -> None:
+    """Look at what a round sampled."""
+
+
+@rollouts_app.command("show")
+def rollouts_show(
+    campaign: CampaignPath,
+    round_name: Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")],
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Learner step; without it, the last.")
+    ] = None,
+    repair: Annotated[
+        str, typer.Option(metavar="LABEL", help="A repair of the round instead, such as distil.")
+    ] = "",
+    top: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+    by: Annotated[
+        str, typer.Option(help="reward, length, advantage, or a part of the rubric.")
+    ] = "reward",
+    worst: Annotated[bool, typer.Option(help="Show the smallest.")] = False,
+    full: Annotated[bool, typer.Option(help="Do not cut texts.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the samples of a step with the largest or smallest reward, length or part."""
+    config = load(campaign, overrides).config
+    from align.report.tables import report_console
+    from align.round.rollout_table import find_table, load_records, ordered, repairs_with_tables
+
+    number, path = find_table(config, round_name, step, repair)
+    others = repairs_with_tables(config, round_name)
+    records = load_records(path)
+    found = ordered(records, by, worst=worst)[:top]
+    if as_json:
+        told = {"round": round_name, "repair": repair or None, "repairs": others}
+        print_json({**told, "step": number, "samples": found})
+        return
+    states = ", ".join(f"{n} {state}" for state, n in Counter(r["status"] for r in records).items())
+    which = f"{round_name}, {repair}" if repair else round_name
+    typer.echo(f"{which}, step {number}: {len(records)} samples, {states}")
+    if others and not repair:
+        typer.echo(f"its repairs sampled too: --repair {' or '.join(others)}")
+    table = _table(found)
+    for record in found:
+        table.add_row(*_cells(record, _parts(found), None if full else SHOWN))
+    report_console().print(table)
+
+
+def _parts(records: list[Record]) -> list[str]:
+    return [name for name in records[0] if name.startswith("reward/")]
+
+
+def _table(records: list[Record]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=True)
+    parts = [name.partition("/")[2] for name in _parts(records)]
+    for name in ("reward", *parts, "advantage", "tokens"):
+        table.add_column(Text(name), justify="right")
+    for name in ("from", "prompt", "completion"):
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
+    """One row; what the model and the rewards wrote is text, never markup or a control sequence."""
+    from rich.text import Text
+
+    from align.report.before_after import prompt_words
+    from align.report.printable import printable
+
+    value = record["status"] if record["value"] is None else _number(record["value"])
+    tokens = f"{record['tokens']}" + (" (cut)" if record["finish"] == "length" else "")
+    answer = printable(record["completion"], limit)
+    if record["detail"]:
+        answer += f"\n[{printable(record['detail'], SHOWN)}]"
+    cells = [
+        value,
+        *(_number(record[name]) for name in parts),
+        _number(record["advantage"]),
+        tokens,
+        record["source"] if record["round"] is None else f"{record['source']} {record['round']}",
+        printable(prompt_words(record["prompt"]), limit),
+        answer,
+    ]
+    return [Text(cell) for cell in cells]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,215 @@
+"""``keel rounds``: every round of a campaign, one of them, or two side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from align.gate.evidence import Evidence
+    from align.report.history import Metric, RoundDetail, RoundEntry
+    from align.round.spending import Spent
+
+RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")]
+
+rounds_app = typer.Typer(help="Look at the rounds of a campaign.", no_args_is_help=True)
+
+
+@rounds_app.command("list")
+def rounds_list(
+    campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Show every round: state, verdict, parent, candidate, times."""
+    evidence = _evidence(campaign, overrides)
+    from align.report.history import entries
+
+    rows = entries(evidence)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["round", "state", "verdict", "attempt", "parent", "candidate", "started", "seconds"]
+    _print("Rounds", columns, [_entry_row(entry) for entry in rows])
+    for entry in rows:
+        if entry.skipped:
+            typer.echo(entry.skipped)
+
+
+@rounds_app.command("show")
+def rounds_show(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one round: what its steps measured, reward by parts, drift, tokens, and the verdict."""
+    evidence = _evidence(campaign, overrides)
+    from align.report.history import detail
+    from align.report.status import scores_of
+
+    record = detail(evidence, round_name)
+    if as_json:
+        from dataclasses import asdict
+
+        scores = {
+            "scores": scores_of(evidence, record.entry.candidate),
+            "parent_scores": scores_of(evidence, record.entry.parent),
+        }
+        print_json({**asdict(record), **scores})
+        return
+    for line in _detail_lines(record):
+        typer.echo(line)
+    if record.changed:
+        _print("Items against the parent", *_changed(record))
+    families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
+    for title, prefix in families.items():
+        _metrics(title, record.named(prefix))
+    shown = {metric.name for prefix in families.values() for metric in record.named(prefix)}
+    _metrics("Metrics", tuple(m for m in record.metrics if m.name not in shown))
+
+
+@rounds_app.command("diff")
+def rounds_diff(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Name of another round.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show in which settings and scores two rounds differ."""
+    evidence = _evidence(campaign, overrides)
+    from align.report.history import diff
+
+    difference = diff(evidence, round_name, other)
+    if as_json:
+        print_json(difference)
+        return
+    settings = [[c.key, _word(c.one), _word(c.other)] for c in difference.config]
+    _print("Settings that differ", ["setting", round_name, other], settings)
+    scores = [
+        [s.suite, _number(s.one), _number(s.other), _number(s.difference)]
+        for s in difference.scores
+    ]
+    _print("Scores of the candidates", ["suite", round_name, other, "difference"], scores)
+
+
+@rounds_app.command("drop")
+def rounds_drop(
+    campaign: CampaignPath,
+    round_name: RoundName,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give up a round that has no verdict: failed, interrupted or planned. Its attempts stay on record."""
+    from align.store.changes.drop import drop
+
+    done = drop(load(campaign, overrides).config, round_name, reason=reason)
+    if as_json:
+        print_json(done)
+        return
+    typer.echo(done.sentence)
+    typer.echo("it is not run again; give it another name in the campaign file to run it after all")
+
+
+def _evidence(campaign: CampaignPath, overrides: list[str] | None) -> Evidence:
+    config = load(campaign, overrides).config
+    from align.gate.evidence import stored_evidence
+
+    return stored_evidence(config)
+
+
+def _entry_row(entry: RoundEntry) -> list[str]:
+    return [
+        entry.name,
+        entry.state,
+        (entry.verdict or "").replace("_", " "),
+        str(entry.attempt or ""),
+        (entry.parent or "")[:12],
+        (entry.candidate or "")[:12],
+        (entry.started or "")[:19],
+        "" if entry.seconds is None else f"{entry.seconds:.0f}",
+    ]
+
+
+def _detail_lines(found: RoundDetail) -> list[str]:
+    entry = found.entry
+    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {found.steps} steps"]
+    if entry.seconds is not None:
+        lines.append(f"  {entry.started} to {entry.ended}, {entry.seconds:.0f} s")
+    if found.tokens:
+        parts = ", ".join(f"{count:,} {source}" for source, count in found.tokens.items())
+        lines.append(f"  tokens learnt from: {parts}")
+    lines += _spending(found.spent) if found.spent else ()
+    lines += [f"  {one.sentence}{_took(one.seconds)}" for one in found.repairs]
+    lines += [f"  {reason}" for reason in found.reasons]
+    return lines + [f"  noticed, {line}" for line in found.watch.remarks()]
+
+
+def _spending(found: Spent) -> Iterator[str]:
+    """On what is new and on retention."""
+    for name, split in (
+        ("rollouts", found.rollouts),
+        ("tokens", found.tokens),
+        ("seconds of updates", found.seconds),
+    ):
+        if split.share is not None:
+            yield (
+                f"  {name}: {split.new:,.0f} for what is new, {split.retention:,.0f} for retention "
+                f"({100 * split.share:.0f}%)"
+            )
+
+
+def _changed(found: RoundDetail) -> tuple[list[str], list[list[str]]]:
+    columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
+    rows = [
+        [c.suite, str(c.n), f"{c.lost} ({100 * c.lost_share:.1f}%)", f"{c.won} ({100 * c.won_share:.1f}%)"]
+        for c in found.changed
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _took(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.0f} s"
+
+
+def _metrics(title: str, metrics: tuple[Metric, ...]) -> None:
+    rows = [
+        [m.name, str(m.steps), _number(m.first), _number(m.last), _number(m.mean)] for m in metrics
+    ]
+    if rows:
+        _print(title, ["metric", "steps", "first", "last", "mean"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.text import Text
+
+    from align.report.tables import report_console
+
+    table = _table(title, columns)
+    for row in rows:
+        # Names and values are a person's own: nothing in them is markup.
+        table.add_row(*map(Text, row))
+    report_console().print(table)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table

@@ -1,0 +1,1 @@
+"""Sandboxes of Linux: namespaces, Landlock, bubblewrap, and limits of a process."""

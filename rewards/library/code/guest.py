@@ -1,0 +1,123 @@
+"""Runs in the candidate's process: defines its code, then calls what the harness asks for.
+
+Started as a script by `rewards.library.code.candidate`, so it imports the standard library only. Nothing
+that
+is known here is worth stealing: neither the tests nor the expected values ever enter this process, and
+its exit code means nothing. It can only answer calls, one JSON line each, on the socket whose number is
+its argument; with ``program`` instead of a number it runs ``program.py`` on its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+WRAPPED = {"tuple": tuple, "set": set, "frozenset": frozenset}
+READY = "ready"
+"""Names the first line: the process has started, and what comes later is the candidate's own time."""
+LONGEST_LINE = 1 << 20
+"""Bytes of one question or answer."""
+
+
+def encode(value: Any, keep: Callable[[Any], int]) -> Any:
+    """A value as JSON that keeps Python's types; ``keep`` gives a number to what has no such form."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if kind is list:
+        return [encode(one, keep) for one in value]
+    if kind in (tuple, set, frozenset):
+        return {kind.__name__: [encode(one, keep) for one in value]}
+    if kind is dict:
+        return {"dict": [[encode(k, keep), encode(v, keep)] for k, v in value.items()]}
+    return {"handle": keep(value)}
+
+
+def decode(value: Any, handle: Callable[[int], Any]) -> Any:
+    """The value again; ``handle(number)`` says what stands for an object that stayed."""
+    if isinstance(value, list):
+        return [decode(one, handle) for one in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "handle":
+        return handle(content)
+    if kind == "dict":
+        return {decode(k, handle): decode(v, handle) for k, v in content}
+    return WRAPPED[kind](decode(one, handle) for one in content)
+
+
+def serve(channel: int) -> None:
+    """Read the code, answer with what it defines, then answer calls until the harness hangs up."""
+    lines = os.fdopen(os.dup(channel), "r", encoding="utf-8", newline="\n")
+    answer(channel, READY, lambda: None)
+    names: dict[str, Any] = {"__name__": "__candidate__"}
+    handles: list[Any] = []
+    question = json.loads(lines.readline())
+    answer(channel, question["id"], partial(_define, question["code"], names))
+    for line in lines:
+        question = json.loads(line)
+        answer(channel, question["id"], partial(_call, question, names, handles))
+
+
+def limit(memory_mb: int, cpu_s: int) -> None:
+    """Bound memory, time, files and processes before foreign code runs. Root may still fork."""
+    memory = memory_mb << 20
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, 1 << 20),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def answer(channel: int, identifier: str, ask: Callable[[], Any]) -> None:
+    """One line with the value, or with the exception that came instead."""
+    try:
+        reply = {"id": identifier, "value": ask()}
+        line = json.dumps(reply)
+    except BaseException as error:
+        line = json.dumps(
+            {"id": identifier, "error": type(error).__name__, "message": str(error)[:500]}
+        )
+    data = line.encode() + b"\n"
+    while data:
+        data = data[os.write(channel, data) :]
+
+
+def _define(code: str, names: dict[str, Any]) -> Any:
+    exec(compile(code, "candidate.py", "exec"), names)
+    return [name for name, value in names.items() if callable(value)]
+
+
+def _call(asked: dict[str, Any], names: dict[str, Any], handles: list[Any]) -> Any:
+    target = names[asked["name"]] if "name" in asked else handles[asked["handle"]]
+    for attribute in asked["path"]:
+        target = getattr(target, attribute)
+    arguments = decode(asked["args"], handles.__getitem__)
+    keywords = decode(asked["kwargs"], handles.__getitem__)
+
+    def keep(value: Any) -> int:
+        handles.append(value)
+        return len(handles) - 1
+
+    return encode(target(*arguments, **keywords), keep)
+
+
+if __name__ == "__main__":
+    limit(int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1] == "program":
+        runpy.run_path("program.py", run_name="__main__")
+    else:
+        serve(int(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""A judge that says which of two answers is better. Zheng et al. 2023, arXiv 2306.05685, pairwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.base import ShownCompletion, completion_text
+from rewards.library.judge.endpoint import Endpoint, JudgeError
+from rewards.library.judge.question import Question, read_object, transcript
+from rewards.library.judge.score import verdict_schema
+from rewards.signatures.options import given
+from rollouts.types import Message
+
+INSTRUCTIONS = (
+    "You compare two answers to a prompt, A and B. The criteria:\n{criteria}\n\n"
+    "First give a short reason, then say which is better: A, B or tie. Neither their order nor "
+    "their length is a merit."
+)
+VALUES = {"A": 1.0, "tie": 0.5, "B": 0.0}
+"""What a verdict is worth to the answer that was shown as A."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairwiseJudge(Endpoint):
+    """How a language model prefers the completion to the column ``reference``: 1 better, 0.5 tie, 0 worse.
+
+    Each pair is asked about twice, in both orders, and the two verdicts are averaged: a judge that
+    always prefers the first gives 0.5 (arXiv 2306.05685 section 3.4). None where either verdict cannot be
+    read or there is no reference. The other options are those of `rewards.library.judge.endpoint.Endpoint`.
+    """
+
+    criteria: str = ""
+    """What makes an answer better, in words."""
+
+    def __post_init__(self) -> None:
+        Endpoint.__post_init__(self)
+        given("pairwise_judge", "criteria", self.criteria, '"What makes an answer better."')
+
+    async def __call__(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        completions: Sequence[ShownCompletion],
+        reference: Sequence[Any],
+    ) -> list[float | JudgeError | None]:
+        """One value per completion."""
+        rows = [
+            (prompt, completion_text(said), completion_text(other))
+            for prompt, said, other in zip(prompts, completions, reference, strict=True)
+            if other is not None
+        ]
+        orders = [(row[0], *pair) for row in rows for pair in (row[1:], row[:0:-1])]
+        answers = iter(await self.ask([self.question(*order) for order in orders]))
+        return [None if r is None else self.value(next(answers), next(answers)) for r in reference]
+
+    def question(self, prompt: str | Sequence[Message], first: str, second: str) -> Question:
+        """Which of two answers is better."""
+        return Question(
+            instructions=INSTRUCTIONS.format(criteria=self.criteria),
+            texts=(("prompt", transcript(prompt)), ("A", first), ("B", second)),
+            schema=verdict_schema("better", {"type": "string", "enum": list(VALUES)}),
+        )
+
+    @staticmethod
+    def value(straight: str | JudgeError, swapped: str | JudgeError) -> float | JudgeError | None:
+        """Mean of both verdicts, seen from the completion, which is B in the second."""
+        for answer in (straight, swapped):
+            if isinstance(answer, JudgeError):
+                return answer
+        said = [read_object(str(answer)).get("better") for answer in (straight, swapped)]
+        if not all(isinstance(one, str) and one in VALUES for one in said):
+            return None
+        return (VALUES[str(said[0])] + 1.0 - VALUES[str(said[1])]) / 2.0

@@ -1,0 +1,87 @@
+"""A judge that gives each answer a number. Zheng et al. 2023, arXiv 2306.05685, single answer grading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.base import ShownCompletion, completion_text
+from rewards.library.judge.endpoint import Endpoint, JudgeError
+from rewards.library.judge.question import Question, read_object, transcript
+from rewards.signatures.options import given, whole_number
+from rollouts.types import Message
+
+INSTRUCTIONS = (
+    "You grade an answer to a prompt. The criteria:\n{criteria}\n\n"
+    "First give a short reason, then a score from 1 (the criteria are not met at all) to {scale} "
+    "(they are met in full). Length is no merit of its own."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLMJudge(Endpoint):
+    """A language model's score of the completion: 0.0 (the lowest) to 1.0 (the highest).
+
+    The options are the criteria and those of `rewards.library.judge.endpoint.Endpoint`. None where the
+    judge's
+    answer cannot be read; a sample that it could not be asked about has failed. Reasons go to
+    ``log_extra``. Judges can be fooled by a single token (arXiv 2507.08794): keep canaries.
+    """
+
+    criteria: str = ""
+    """What a good answer is, in words."""
+    scale: int = 10
+    """Highest score on the judge's scale, which begins at 1."""
+
+    def __post_init__(self) -> None:
+        Endpoint.__post_init__(self)
+        given("llm_judge", "criteria", self.criteria, '"What a good answer is."')
+        whole_number("scale", self.scale, 2)
+
+    async def __call__(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        completions: Sequence[ShownCompletion],
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+    ) -> list[float | JudgeError | None]:
+        """One score per completion."""
+        questions = [self.question(p, c) for p, c in zip(prompts, completions, strict=True)]
+        answers = await self.ask(questions)
+        if log_extra is not None:
+            log_extra("reason", [_reason(answer) for answer in answers])
+        return [a if isinstance(a, JudgeError) else self.score(a) for a in answers]
+
+    def question(self, prompt: str | Sequence[Message], completion: ShownCompletion) -> Question:
+        """What is asked about one completion."""
+        score = {"type": "integer", "minimum": 1, "maximum": self.scale}
+        return Question(
+            instructions=INSTRUCTIONS.format(criteria=self.criteria, scale=self.scale),
+            texts=(("prompt", transcript(prompt)), ("completion", completion_text(completion))),
+            schema=verdict_schema("score", score),
+        )
+
+    def score(self, answer: str) -> float | None:
+        """The number in an answer, put on 0 to 1; None where there is no valid one."""
+        said = read_object(answer).get("score")
+        if type(said) is not int or not 1 <= said <= self.scale:
+            return None
+        return (said - 1) / (self.scale - 1)
+
+
+def verdict_schema(name: str, kind: dict[str, Any]) -> dict[str, Any]:
+    """A short reason first, so that the verdict can follow from it."""
+    return {
+        "type": "object",
+        "properties": {"reason": {"type": "string", "maxLength": 400}, name: kind},
+        "required": ["reason", name],
+        "additionalProperties": False,
+    }
+
+
+def _reason(answer: str | JudgeError) -> str:
+    return (
+        str(answer)
+        if isinstance(answer, JudgeError)
+        else str(read_object(answer).get("reason", ""))
+    )

@@ -1,0 +1,57 @@
+"""Numbers and LaTeX expressions, equal when mathematics says so: ``0.5``, ``1/2``, ``\\frac{2}{4}``.
+
+By math-verify (https://github.com/huggingface/Math-Verify), in the extra ``rewards``. Its own timeouts
+are alarm signals, which only work in a main thread and which computer algebra can outlive, so they are
+off: run it under ``isolation: process``, whose deadline ends what hangs, such as ``9^{9^{9^9}}``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from rewards.base import ShownCompletion, completion_text
+from rewards.signatures.options import missing_package, whole_number
+
+
+def math_answer(
+    completions: Sequence[ShownCompletion], answer: Sequence[Any], last: int = 2000
+) -> list[float | None]:
+    """1.0 where the completion's answer equals the column ``answer``, else 0.0.
+
+    The completion's answer is its last boxed or otherwise final expression. Only the ``last``
+    characters are read: an endless answer must not cost an endless search. None where the dataset
+    has no answer, or one that cannot be read.
+    """
+    whole_number("last", last)
+    library = _library()
+    scores: list[float | None] = []
+    for completion, right in zip(completions, answer, strict=True):
+        gold = None if right is None else _gold(library, str(right))
+        if not gold:
+            scores.append(None)
+            continue
+        said = library.parse(completion_text(completion)[-last:], parsing_timeout=None)
+        scores.append(float(library.verify(gold, said, timeout_seconds=None)))
+    return scores
+
+
+def _gold(library: Any, answer: str) -> list[Any]:
+    """What the dataset's answer means: LaTeX is only found between delimiters."""
+    delimited = "$" in answer or "\\boxed" in answer
+    boxed = answer if delimited else f"\\boxed{{{answer}}}"
+    found: list[Any] = library.parse(boxed, parsing_timeout=None)
+    return found or list(library.parse(answer, parsing_timeout=None))
+
+
+@cache
+def _library() -> Any:
+    try:
+        import math_verify
+    except ImportError as error:
+        raise missing_package("math_answer", "math-verify", error, "rewards") from error
+    # It warns at first use that its timeouts are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return math_verify

@@ -1,0 +1,1 @@
+"""Reward functions as people write them: signatures, options, adapters."""

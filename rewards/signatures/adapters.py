@@ -1,0 +1,157 @@
+"""Two other ways to write a reward, made into the one that a rubric calls.
+
+A *one-sample function* says so by its typed, singular argument: ``def f(prompt: str, completion: str) ->
+float``. It is called for one sample after the other, and where it raises only that sample fails. An
+argument with the name of a dataset column gets that sample's cell.
+
+A *class with set-up* is constructed once per process, with the options, at the first batch; after that
+the instance is called like a function, without options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import Parameter
+from threading import Lock
+from typing import Any
+
+from rewards.base import RewardFunction, completion_text
+from rewards.signatures.signature import CONTEXT, check_signature, parameters
+from rollouts.errors import KeelError, UserError, nearest
+
+BATCHED = {"prompt": "prompts", "completion": "completions"}
+"""What a one-sample function names in the singular."""
+
+
+def takes_one_sample(function: RewardFunction) -> bool:
+    """Whether it takes a typed ``completion``, and no batch of them."""
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    typed = "completion" in found and found["completion"].annotation is not Parameter.empty
+    return typed and "completions" not in found
+
+
+def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFunction:
+    """A one-sample function as one for batches; ``options`` are the same for every sample."""
+    found = inspect.signature(function).parameters
+    texts = {name for name in BATCHED if name in found and found[name].annotation in (str, "str")}
+
+    def calls(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        shared = {name: given[name] for name in given if name in options or name in CONTEXT}
+        cells = {name: given[BATCHED.get(name, name)] for name in _cells(found, given, shared)}
+        for row in zip(*cells.values(), strict=True):
+            sample = dict(zip(cells, row, strict=True))
+            yield {**shared, **sample, **{name: completion_text(sample[name]) for name in texts}}
+
+    def batch(**given: Any) -> list[Any]:
+        return [_attempt(function, call) for call in calls(given)]
+
+    async def batch_async(**given: Any) -> list[Any]:
+        return await asyncio.gather(*(_attempt_async(function, call) for call in calls(given)))
+
+    made: RewardFunction = batch_async if _is_async(function) else batch
+    _pretend(made, function, [p.replace(name=BATCHED.get(p.name, p.name)) for p in found.values()])
+    return made
+
+
+def with_set_up(
+    name: str, cls: type[Any], options: Mapping[str, Any], where: str | None
+) -> RewardFunction:
+    """A class as the function that its instances are, constructed at the first call.
+
+    Raises:
+        UserError: its instances cannot be called, or it does not take the options.
+    """
+    check_options(name, cls, options, where)
+    lock, instances = Lock(), list[Any]()
+
+    def instance() -> Any:
+        with lock:
+            if not instances:
+                instances.append(cls(**options))
+        return instances[0]
+
+    def batch(**given: Any) -> Any:
+        return instance()(**given)
+
+    async def batch_async(**given: Any) -> Any:
+        return await instance()(**given)
+
+    made: RewardFunction = batch_async if inspect.iscoroutinefunction(cls.__call__) else batch
+    _, *own = inspect.signature(cls.__call__).parameters.values()
+    _pretend(made, cls, own)
+    check_signature(name, made, {}, where)
+    return made
+
+
+def check_options(name: str, cls: type[Any], options: Mapping[str, Any], where: str | None) -> None:
+    """Refuse a class that cannot be constructed with ``options``, or whose instances are no rewards."""
+    # Asking the class itself would find the metaclass's __call__, which constructs.
+    if not any("__call__" in vars(base) for base in cls.__mro__):
+        raise UserError(
+            f"reward {name!r} is a class, not a function",
+            where=where,
+            cause="its instances cannot be called",
+            remedy="give it __call__(self, completions, **columns), or name a function",
+        )
+    takes = parameters(cls)
+    for option in options:
+        if not takes.take(option):
+            raise UserError(
+                f"reward {name!r} does not take the option {option!r}",
+                where=where,
+                remedy=nearest(option, takes.names) if takes.names else "it takes no options",
+            )
+    missing = [option for option in takes.required if option not in options]
+    if missing:
+        raise UserError(
+            f"reward {name!r} needs the option {missing[0]!r}",
+            where=where,
+            remedy=f"add options: {{{missing[0]}: ...}}",
+        )
+
+
+def _cells(
+    found: Mapping[str, Parameter], given: Mapping[str, Any], shared: Mapping[str, Any]
+) -> list[str]:
+    """What differs from sample to sample, under the function's own names."""
+    singular = {batched: name for name, batched in BATCHED.items()}
+    anything = any(p.kind is Parameter.VAR_KEYWORD for p in found.values())
+    names = [singular.get(name, name) for name in given if name not in shared]
+    return [name for name in names if name in found or anything]
+
+
+def _attempt(function: RewardFunction, call: Mapping[str, Any]) -> Any:
+    try:
+        return function(**call)
+    except KeelError:
+        raise
+    except Exception as error:  # of this sample only: a rubric reads it as the sample's failure
+        return error
+
+
+async def _attempt_async(function: RewardFunction, call: Mapping[str, Any]) -> Any:
+    try:
+        return await function(**call)
+    except KeelError:
+        raise
+    except Exception as error:  # as above
+        return error
+
+
+def _is_async(function: RewardFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def _pretend(made: RewardFunction, origin: Any, found: Sequence[Parameter]) -> None:
+    """Show the signature and the documentation of what was wrapped."""
+    named = sorted(found, key=lambda p: (p.kind, p.default is not Parameter.empty))
+    made.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    made.__doc__, made.__name__ = inspect.getdoc(origin), getattr(origin, "__name__", "reward")
+    made.__module__ = getattr(origin, "__module__", __name__)

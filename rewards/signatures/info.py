@@ -1,0 +1,108 @@
+"""What can be said of a reward without calling it: options, columns, documentation, origin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+from rewards.base import RewardFunction
+from rewards.signatures.adapters import BATCHED
+from rewards.signatures.signature import RESERVED, parameters
+
+SHIPPED = "keel"
+"""Origin of the rewards in this package."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptionInfo:
+    """One option of a reward."""
+
+    name: str
+    type: str
+    """The annotation as written; ``Any`` without one."""
+    default: Any
+    """Meaningless where ``required``."""
+    required: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardInfo:
+    """A reward as ``keel reward list`` and ``keel reward show`` print it."""
+
+    name: str
+    origin: str
+    """``keel``, a distribution with its version, or a module or file."""
+    summary: str = ""
+    """First paragraph of the documentation, on one line."""
+    doc: str = ""
+    """All of it."""
+    options: tuple[OptionInfo, ...] = ()
+    """A function's arguments with a default (a column of that name is passed too); a class's settings."""
+    columns: tuple[str, ...] = ()
+    """Dataset columns it cannot do without."""
+    anything: bool = False
+    """It takes any further column or option."""
+    asynchronous: bool = False
+    problem: str | None = None
+    """Why it cannot be used; nothing else but name and origin is known then."""
+
+
+def read_info(name: str, origin: str, target: Any) -> RewardInfo:
+    """The description of a function, or of a class with set-up.
+
+    Raises:
+        ValueError, TypeError: it has no readable signature.
+    """
+    called = target.__call__ if isinstance(target, type) else target
+    hidden = {*RESERVED, *BATCHED, "self"}
+    asked = {k: p for k, p in _named(called).items() if k not in hidden}
+    settings = _named(target) if isinstance(target, type) else asked
+    doc = inspect.getdoc(target) or ""
+    return RewardInfo(
+        name=name,
+        origin=origin,
+        summary=" ".join(doc.split("\n\n")[0].split()),
+        doc=doc,
+        options=tuple(
+            _option(p)
+            for p in settings.values()
+            if isinstance(target, type) or p.default is not Parameter.empty
+        ),
+        columns=tuple(k for k, p in asked.items() if p.default is Parameter.empty),
+        anything=parameters(called).anything,
+        asynchronous=inspect.iscoroutinefunction(called) or _called_async(called),
+    )
+
+
+def _named(function: RewardFunction) -> Mapping[str, Parameter]:
+    kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    found = inspect.signature(function).parameters
+    return {name: p for name, p in found.items() if p.kind in kinds}
+
+
+def _option(parameter: Parameter) -> OptionInfo:
+    kind = parameter.annotation
+    written = "Any" if kind is Parameter.empty else kind if isinstance(kind, str) else _spelt(kind)
+    required = parameter.default is Parameter.empty
+    return OptionInfo(
+        name=parameter.name,
+        type=written,
+        default=None if required else _default(parameter.default),
+        required=required,
+    )
+
+
+def _spelt(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _default(value: Any) -> Any:
+    """A dataclass shows a default that is made anew for each instance as a placeholder."""
+    return {} if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value
+
+
+def _called_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -1,0 +1,1 @@
+"""Rewards tried on answers before a run is paid for."""

@@ -1,0 +1,409 @@
+"""One vLLM in one process: samples, scores and takes new weights.
+
+The sampler and the learner never share a process: importing vllm turns torch's thread settings
+into no-ops, seeds its generators and binds its memory. `EnginePool` therefore gives every engine a
+Ray actor of its own, started under ``engine_environment``. The engine steps vLLM itself (no
+``LLM.generate``), so weights can change between two steps of one request: `VLLMEngine.deposit`.
+
+Weights arrive through the ``host`` backend of `rollouts.engines.weight_transfer` on CPU and on GPU alike.
+GPU-to-GPU transfer (vLLM's ``nccl`` and ``ipc`` backends) speaks the same verbs; it comes later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rollouts.engines.protocol import (
+    Arrivals,
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightLoadError,
+    WeightUpdate,
+)
+from rollouts.engines.vllm_format import completions, sampling_params, scores
+from rollouts.errors import UserError
+from rollouts.machine.memory import return_freed_memory
+from rollouts.model_folder import Device, check_model_folder
+from rollouts.types import WeightVersion
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+BASE_VERSION: WeightVersion = "base"
+"""Name of the weights an engine holds before its first sync."""
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers an adapter may change. Never lm_head: vLLM then crashes on CPU, scores wrongly on GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLLMConfig:
+    """What one engine is and how much memory it takes."""
+
+    model: str
+    """A folder as written by ``save_pretrained``, or a Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: float32 on CPU, bfloat16 on GPU."""
+    max_model_len: int | None = None
+    """Longest prompt plus completion in tokens; None: what the model's config says."""
+    max_num_seqs: int = 128
+    """Completions sampled at the same time by one engine."""
+    kv_cache_mb: int = 256
+    """KV cache of a CPU engine, in MiB. Without it vLLM would claim most of the machine."""
+    gpu_memory_utilization: float = 0.85
+    """Share of a GPU's memory for weights and KV cache."""
+    threads: int = 1
+    """CPU threads of one engine's matrix products."""
+    lora_rank: int | None = None
+    """Largest rank of the adapters to come; None: the engine takes full weights."""
+    lora_targets: tuple[str, ...] = LINEAR_LAYERS
+    """Names of the layers that adapters change."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the model."""
+    seed: int = 0
+    """Seeds vLLM itself; every request carries its own seed."""
+    device: Device = "auto"
+    """``auto``: a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        if any("lm_head" in target for target in self.lora_targets):
+            raise UserError(
+                "an engine cannot take adapters that change lm_head",
+                where="lora.targets",
+                cause="vLLM drops or breaks the output layer's adapter when it scores",
+                remedy="leave lm_head out of the adapter's target modules",
+            )
+
+
+def engine_environment(
+    model: str, device: Literal["cpu", "cuda"], threads: int = 1
+) -> dict[str, str]:
+    """Variables that must be set before a process imports vllm."""
+    env = {
+        # In-process engine: without it vLLM forks two helpers that import everything again.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # OpenMP threads spin while they wait: two engines on the same cores collapse.
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # torch's C++ side announces its NUMA binding on stderr otherwise.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    if device == "cpu":
+        # Counting logprob ranks is compiled on first use otherwise: 4 to 20 s.
+        env["TORCH_COMPILE_DISABLE"] = "1"
+    if Path(model).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    return env
+
+
+def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
+    """``auto`` becomes ``cuda`` exactly when this process can see a GPU."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class VLLMEngine:
+    """A `RolloutEngine` over one in-process vLLM; one per process.
+
+    Raises:
+        UserError: the model folder cannot be served (see `check_model_folder`).
+    """
+
+    def __init__(self, config: VLLMConfig) -> None:
+        self._config = config
+        self._llm: Any = _start_vllm(config)
+        self._engine: Any = self._llm.llm_engine
+        self._adapter: LoRARequest | None = None
+        self._previous_adapter: LoRARequest | None = None
+        self._adapters_seen = 0
+        self._holds_base = self._whole = True
+        self._calls = 0
+        # Another thread may leave weights here; of two that nobody loaded the later one stays.
+        self._mail: deque[WeightUpdate] = deque(maxlen=1)
+        self._engine.set_weight_version(BASE_VERSION)
+
+    @property
+    def version(self) -> WeightVersion:
+        """Name of the weights that the next token is sampled with."""
+        return str(self._engine.get_weight_version())
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return int(self._llm.model_config.max_model_len)
+
+    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
+        """Sample now; there is nobody to do it meanwhile."""
+        results = self.generate(requests)
+        return lambda: results
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """Sample every request; one that vLLM refuses or aborts comes back as failed.
+
+        ``logprobs_T`` are nats under the distribution that was sampled from, after temperature,
+        top-p and top-k; at temperature 0 they are those of the model itself.
+        """
+        outputs = self._run([(r.prompt_ids, sampling_params(r)) for r in requests])
+        return [_result(*pair) for pair in zip(requests, outputs, strict=True)]
+
+    def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
+        """The results of `generate`, each as soon as its last completion is finished."""
+        silent = dict(enumerate(requests))
+        for outputs in self._finished([(r.prompt_ids, sampling_params(r)) for r in requests]):
+            yield [(index, _result(silent.pop(index), output)) for index, output in outputs]
+        if silent:
+            yield [(index, _result(request, None)) for index, request in silent.items()]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        """Logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
+
+        Raises:
+            ValueError: prompt and completion together do not leave one free token in the context.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        outputs = self._run([((*r.prompt_ids, *r.completion_ids), params) for r in requests])
+        # Logits of whole prompts are the largest blocks of memory that an engine frees.
+        return_freed_memory()
+        return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        """Load an update, drop the prefix cache, stamp the version.
+
+        Raises:
+            ValueError: tensors for an adapter engine or the reverse, or tensors are missing.
+            RuntimeError: the prefix cache could not be dropped, or requests run under an adapter.
+        """
+        self._mail.clear()
+        return self._load(update)
+
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """Leave weights, from any thread, for the one that steps vLLM: it loads them before its next step.
+
+        Running requests then compute their KV cache again. Kept, it would mix keys and values of old
+        weights with new ones: a distribution of no version.
+        """
+        self._mail.append(update)
+        return SyncReport(version=update.version, seconds=0.0, num_engines=1)
+
+    def _open_mail(self) -> None:
+        """Load what was deposited, if anything; where that fails we are to be replaced."""
+        if self._mail:
+            update = self._mail.popleft()
+            try:
+                self._load(update)
+            except Exception as error:
+                raise WeightLoadError(f"{update.version!r} was not loaded: {error}") from error
+
+    def _load(self, update: WeightUpdate) -> SyncReport:
+        start = time.perf_counter()
+        running = self._engine.has_unfinished_requests()
+        if running and self._config.lora_rank is not None:
+            raise RuntimeError("running requests keep their adapter, no other can take its place")
+        if update.tensors is not None and update.adapter is not None:
+            raise ValueError("a weight update holds tensors or an adapter, not both")
+        if update.adapter is not None:
+            self._load_adapter(update.adapter)
+        elif self._config.lora_rank is not None:
+            if update.tensors is not None:
+                raise ValueError("this engine was started for adapters and takes no full weights")
+            self._use_adapter(None)
+        else:
+            self._load_tensors(update.tensors)
+        self._whole = bool(self._llm.reset_prefix_cache(reset_running_requests=running))
+        if not self._whole:
+            raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
+        self._engine.set_weight_version(update.version)
+        seconds = time.perf_counter() - start
+        return SyncReport(version=self.version, seconds=seconds, num_engines=1, load_s=seconds)
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory."""
+        llm, self._llm, self._engine = self._llm, None, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _load_tensors(self, tensors: Mapping[str, Any] | None) -> None:
+        if tensors is None and self._holds_base:
+            return
+        self._holds_base, self._whole = False, False
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"tensors": tensors}})
+        self._llm.finish_weight_update()
+        self._holds_base = tensors is None
+        # Layers are packed one by one: without it each leaves a gap of its size in the heap.
+        return_freed_memory()
+
+    def _load_adapter(self, folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if self._config.lora_rank is None:
+            raise ValueError("this engine was started for full weights and takes no adapters")
+        # A fresh id and name per version: vLLM serves what it cached under a known one.
+        self._adapters_seen += 1
+        number = self._adapters_seen
+        adapter = LoRARequest(f"adapter-{number}", number, str(Path(folder).resolve()))
+        if not self._engine.add_lora(adapter):
+            raise ValueError(f"vLLM did not load the adapter in {folder}")
+        self._use_adapter(adapter)
+
+    def _use_adapter(self, adapter: LoRARequest | None) -> None:
+        """Serve ``adapter`` from now on; the one before stays loaded for one more sync."""
+        if self._previous_adapter is not None:
+            self._engine.remove_lora(self._previous_adapter.lora_int_id)
+        self._previous_adapter, self._adapter = self._adapter, adapter
+
+    def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
+        """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
+        outputs: list[Any] = [None] * len(work)
+        for found in self._finished(work):
+            for index, output in found:
+                outputs[index] = output
+        return outputs
+
+    def _finished(
+        self, work: Sequence[tuple[Sequence[int], SamplingParams]]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """The outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
+        self._open_mail()
+        if not self._whole:
+            raise RuntimeError("the last weight update failed half-way; sync again")
+        self._calls += 1
+        call = self._calls
+        try:
+            added = [
+                (index, self._add(f"{call}.{index}", token_ids, params))
+                for index, (token_ids, params) in enumerate(work)
+            ]
+            if refused := [pair for pair in added if pair[1] is not None]:
+                yield refused
+            while self._engine.has_unfinished_requests():
+                self._open_mail()
+                if outputs := self._engine.step():
+                    yield [(int(o.request_id.partition(".")[2]), o) for o in outputs]
+        except BaseException:
+            # Left in place, the remaining requests would run, and count, in the next call.
+            with suppress(Exception):
+                self._engine.abort_request([f"{call}.{index}" for index in range(len(work))])
+            raise
+
+    def _add(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> str | None:
+        """Queue one request; None, or the reason why vLLM refuses it."""
+        prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
+        except (ValueError, VLLMClientError) as error:
+            return f"refused: {error}"
+        return None
+
+
+def _result(request: SampleRequest, output: Any) -> SampleResult:
+    return SampleResult(id=request.id, completions=completions(output, request.n))
+
+
+def _start_vllm(config: VLLMConfig) -> Any:
+    device = resolve_device(config.device)
+    if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
+        check_model_folder(config.model, device)
+    if "vllm" not in sys.modules:
+        os.environ.update(engine_environment(config.model, device, config.threads))
+    # vllm announces on import that a machine has no GPU, and its own use of deprecated names.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        llm = _build_llm(config, device)
+    llm.init_weight_transfer_engine({"init_info": {}})
+    return llm
+
+
+def _build_llm(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> Any:
+    from vllm import LLM
+
+    from rollouts.engines.weight_transfer import BACKEND, register_host_backend
+
+    register_host_backend()
+    return LLM(
+        config.model,
+        trust_remote_code=config.trust_remote_code,
+        seed=config.seed,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        distributed_executor_backend="uni",
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        weight_transfer_config={"backend": BACKEND},
+        **_device_arguments(config, device),
+        **_lora_arguments(config),
+    )
+
+
+def _device_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    if device == "cuda":
+        return {
+            "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+        }
+    return {
+        "dtype": "float32" if config.dtype == "auto" else config.dtype,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": config.kv_cache_mb << 20,
+    }
+
+
+def _lora_arguments(config: VLLMConfig) -> dict[str, Any]:
+    if config.lora_rank is None:
+        return {}
+    return {
+        "enable_lora": True,
+        "max_lora_rank": served_rank(config.lora_rank),
+        # Two: the adapter in use and the one before it.
+        "max_loras": 2,
+        "max_cpu_loras": 4,
+        "lora_target_modules": list(config.lora_targets),
+    }
+
+
+def served_rank(rank: int) -> int:
+    """The smallest rank that vLLM can be started with and that holds ``rank``; UserError if none does."""
+    ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+    served = next((known for known in ranks if known >= rank), None)
+    if served is None:
+        raise UserError(
+            f"vLLM serves adapters up to rank {ranks[-1]}, not {rank}",
+            where="policy.lora.rank",
+            remedy=f"choose a rank of at most {ranks[-1]}",
+        )
+    return served

@@ -1,0 +1,1 @@
+"""Many engines as one: placed, balanced, replaced, and kept on one version."""

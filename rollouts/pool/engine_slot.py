@@ -1,0 +1,160 @@
+"""One engine's place in the pool: the Ray actor that fills it now, and the one that replaces it.
+
+A slot launches, watches and kills an actor; it decides nothing. The actor builds its engine in a
+call of its own and not in its constructor, so that the reason of a failed start comes back whole.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollouts.engines.protocol import (
+    Arrivals,
+    InFlightEngine,
+    RolloutEngine,
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    StreamingEngine,
+    SyncReport,
+    WeightUpdate,
+)
+from rollouts.pool.placement import Bundle, Room
+
+MAIL = "mail"
+"""Concurrency group of `EngineActor.deposit`, which must not wait for the actor's running call."""
+
+EngineFactory = Callable[[], RolloutEngine]
+"""Builds the engine inside its actor; must be picklable."""
+
+
+class EngineActor:
+    """Holds one engine in a process of its own."""
+
+    def __init__(self, factory: EngineFactory) -> None:
+        self._factory = factory
+        self._engine: RolloutEngine | None = None
+
+    def start(self) -> int:
+        """Build the engine; the id of the process it lives in."""
+        self._engine = self._factory()
+        return os.getpid()
+
+    def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
+        """See `StreamingEngine.stream`; of an engine that is none, everything at the end."""
+        engine = self._started()
+        if isinstance(engine, StreamingEngine):
+            yield from engine.stream(requests)
+        else:
+            yield list(enumerate(engine.generate(requests)))
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """See `RolloutEngine.generate`."""
+        return self._started().generate(requests)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        """See `RolloutEngine.score`."""
+        return self._started().score(requests)
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        """See `RolloutEngine.sync`."""
+        return self._started().sync(update)
+
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """See `InFlightEngine.deposit`; called on a thread of its own beside a running call."""
+        engine = self._started()
+        if not isinstance(engine, InFlightEngine):
+            raise TypeError(f"a {type(engine).__name__} takes no weights while it samples")
+        return engine.deposit(update)
+
+    def _started(self) -> RolloutEngine:
+        if self._engine is None:
+            raise RuntimeError("the engine did not start")
+        return self._engine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How the actors of a pool are started."""
+
+    factory: EngineFactory
+    environment: Mapping[str, str]
+    bundle: Bundle
+    """What one actor takes."""
+    start_deadline_s: float
+    in_flight: bool = False
+    """Whether an actor takes weights while it samples."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineSlot:
+    """The mutable state of one place in the pool."""
+
+    index: int
+    launch: Launch
+    room: Room
+    """Of the whole pool; this slot's place in it is ``index``."""
+    actor: Any = None
+    pid: int | None = None
+    starting: list[Any] = field(default_factory=list)
+    """Calls that must succeed before the engine may work: its start, then the weights it needs."""
+    deadline: float = 0.0
+    """When the start must be over (monotonic seconds)."""
+    busy: bool = False
+    failures: int = 0
+    """Failures in a row; an answered call ends the row."""
+    tokens: int = 0
+    """Tokens its engines sampled so far."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a call now."""
+        return not self.starting and not self.busy
+
+    def fill(self, weights: Any | None) -> None:
+        """Launch an actor, and give it ``weights`` (an object ref) before anything else."""
+        import ray
+
+        options = {
+            **self.room.options(self.index),
+            # The pool itself replaces actors: a restarted one would come back without its weights.
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": dict(self.launch.environment)},
+        }
+        groups = ray.remote(concurrency_groups={MAIL: 1}) if self.launch.in_flight else ray.remote
+        self.actor = groups(EngineActor).options(**options).remote(self.launch.factory)
+        self.pid, self.busy = None, False
+        self.deadline = time.monotonic() + self.launch.start_deadline_s
+        self.starting = [self.actor.start.remote()]
+        if weights is not None:
+            self.starting.append(self.actor.sync.remote(weights))
+
+    def finish_start(self, version: str | None) -> None:
+        """Verify what the start and the loads returned; raises what they raised."""
+        import ray
+
+        pid, *reports = ray.get(self.starting)
+        if reports and reports[-1].version != version:
+            raise RuntimeError(f"it holds weights {reports[-1].version!r} instead of {version!r}")
+        self.pid, self.starting = pid, []
+
+    def end_actor(self) -> None:
+        """End the actor's process and leave it in place: whoever waits for a call to it replaces it."""
+        import ray
+
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self.actor, no_restart=True)
+
+    def kill(self) -> None:
+        """End the actor's process, whatever it is doing."""
+        import ray
+
+        actor, self.actor = self.actor, None
+        if actor is not None and ray.is_initialized():
+            with suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(actor, no_restart=True)

@@ -1,0 +1,159 @@
+"""The engines of a pool as a group: they start, they are replaced, and they share one version.
+
+It holds the current weights so that a replacement can load them before it works. It sends no
+requests: `Dispatch` and `EnginePool` do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rollouts.errors import KeelError, RunError
+from rollouts.pool.engine_slot import EngineSlot, Launch
+from rollouts.pool.placement import Room, told
+from rollouts.types import WeightVersion
+
+Note = Callable[[str], None]
+
+
+class Fleet:
+    """Engine slots, all launched at once in the background.
+
+    Args:
+        launch: how to start an engine.
+        num_engines: how many.
+        max_restarts: how often in a row one engine may fail before `RunError`.
+        note: told what is waited for at the start, and how long it took.
+    """
+
+    def __init__(
+        self, launch: Launch, num_engines: int, max_restarts: int, note: Note = lambda _: None
+    ) -> None:
+        self._max_restarts, self._note, self._began = max_restarts, note, time.monotonic()
+        self._ready = False
+        self.weights: Any | None = None
+        """Object ref of the current `WeightUpdate`; None: the engines' base."""
+        self.version: WeightVersion | None = None
+        """Version of ``weights``."""
+        self.replaced: list[str] = []
+        """Why each of the engines was that were replaced so far."""
+        self._room = Room([launch.bundle] * num_engines)
+        self.slots = [
+            EngineSlot(index=i, launch=launch, room=self._room) for i in range(num_engines)
+        ]
+        for slot in self.slots:
+            slot.fill(None)
+
+    def wait_ready(self) -> None:
+        """Block until every engine of the first launch has started.
+
+        Raises:
+            RunError: one did not; a first start is not tried again, it fails for a lasting reason.
+        """
+        import ray
+
+        if not self.slots:
+            raise RunError("the engine pool is closed", where="engine pool")
+        if self._ready:
+            return
+        limit_s = self.slots[0].launch.start_deadline_s
+        self._note(f"waiting for {len(self.slots)} engine(s) to start, at most {limit_s:g} s")
+        for slot in self.slots:
+            if not slot.starting:
+                continue
+            remaining = max(0.0, slot.deadline - time.monotonic())
+            done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
+            if len(done) < len(slot.starting):
+                raise self.lost(slot, self.slow_start(slot))
+            try:
+                slot.finish_start(None)
+            except ray.exceptions.RayTaskError as error:
+                raise refusal(error, f"engine {slot.index} did not start") from error
+            except ray.exceptions.RayError as error:
+                raise self.lost(slot, reason_of(error)) from error
+        self._ready = True
+        seconds = time.monotonic() - self._began
+        self._note(f"engines are ready, {seconds:.0f} s after they were asked for")
+
+    def wait_any(self) -> None:
+        """Block until at least one engine may work, replacing those that do not start."""
+        import ray
+
+        while all(slot.starting for slot in self.slots):
+            starting = {slot.starting[-1]: slot for slot in self.slots}
+            first = min(self.slots, key=lambda slot: slot.deadline)
+            timeout = max(0.0, first.deadline - time.monotonic())
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=timeout)
+            if done:
+                self.settle_start(starting[done[0]])
+            else:
+                self.replace(first, self.slow_start(first))
+
+    def replace(self, slot: EngineSlot, reason: str) -> None:
+        """Kill an engine and launch another one with the current weights in its place."""
+        slot.kill()
+        slot.failures += 1
+        if slot.failures > self._max_restarts:
+            raise self.lost(slot, reason)
+        self.replaced.append(f"engine {slot.index}: {reason}")
+        slot.fill(self.weights)
+
+    def settle_start(self, slot: EngineSlot) -> None:
+        """A replacement finished starting, well or not."""
+        try:
+            slot.finish_start(self.version)
+        except Exception as error:  # whatever the start raised, it is an engine that did not start
+            self.replace(slot, reason_of(error))
+
+    def slow_start(self, slot: EngineSlot) -> str:
+        """Why a start that missed its deadline may have done so: what it needed, what was free."""
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        placed = self._room.wait(0)
+        wanted = slot.launch.bundle
+        there = ", ".join(
+            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in wanted
+        )
+        return (
+            f"it did not start within {slot.launch.start_deadline_s:g} s (the pool needs "
+            f"{len(self.slots)} times {told(wanted)}, and "
+            + ("has it)" if placed else f"waits for it: {there} are free)")
+        )
+
+    def lost(self, slot: EngineSlot, reason: str) -> RunError:
+        """The error for an engine that is given up."""
+        what = f"failed {slot.failures} times in a row" if self._ready else "did not start"
+        return RunError(
+            f"engine {slot.index} {what}",
+            where="engine pool",
+            cause=reason,
+            remedy="look for memory pressure on its machine, lower max_num_seqs or kv_cache_mb, "
+            "or raise the deadlines",
+        )
+
+    def close(self) -> None:
+        """Kill every engine."""
+        for slot in self.slots:
+            slot.kill()
+        if self.slots:
+            self._room.release()
+        self.slots, self.weights = [], None
+
+
+def refusal(error: Any, what: str) -> KeelError:
+    """What an engine raised, in its own words when those are meant for people."""
+    if isinstance(error.cause, KeelError):
+        return error.cause
+    return RunError(what, where="engine pool", cause=reason_of(error))
+
+
+def reason_of(error: BaseException) -> str:
+    """The last line of a Ray error: the one that says what happened, without the traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

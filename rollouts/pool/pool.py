@@ -1,0 +1,420 @@
+"""Many engines as one: balances requests, replaces engines that die, keeps all on one version.
+
+Every engine is a Ray actor. What a caller may rely on:
+
+* each request is answered exactly once, in order, however many engines die on the way;
+* an engine works only with the current weights: a replacement loads and reports them first;
+* every wait has a deadline, and an engine that misses it is killed and replaced.
+
+Ray must be running; the pool starts no cluster. It does not know what tokens mean, and an engine
+that is alive and answers wrongly is not its business (the parity probe after a sync is).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollouts.engines.protocol import (
+    Arrivals,
+    SampleRequest,
+    SampleResult,
+    ScoreRequest,
+    StreamTicket,
+    SyncReport,
+    WeightUpdate,
+)
+from rollouts.engines.stored_tensor import read_stored
+from rollouts.engines.vllm import VLLMConfig, VLLMEngine, engine_environment
+from rollouts.engines.weight_transfer import to_host
+from rollouts.errors import RunError
+from rollouts.model_folder import check_model_folder
+from rollouts.pool.balance import num_chunks, split
+from rollouts.pool.dispatch import Dispatch, Failure, Verb
+from rollouts.pool.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
+from rollouts.pool.fleet import Fleet, Note, reason_of, refusal
+from rollouts.pool.placement import Bundle, on_one_machine
+from rollouts.types import Completion
+
+TOKENS_PER_CALL = 4096
+"""Tokens scored in one call if somebody watches: two of vLLM's steps, so that batches stay full."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolMetrics:
+    """Counters since the pool was made."""
+
+    restarts: int
+    """Engines that were replaced."""
+    failed_requests: int
+    """Requests that were given up and answered as failed."""
+    tokens: tuple[int, ...]
+    """Tokens sampled, per engine."""
+
+
+class EnginePool:
+    """A `RolloutEngine` over ``num_engines`` actors.
+
+    The constructor returns at once while the engines start behind it, so that a caller can load its
+    own libraries meanwhile; every other call waits for them.
+
+    Args:
+        config: the engines, all alike.
+        num_engines: how many actors.
+        bundle: what each of them takes of the cluster; None: one CPU, and one GPU where there are any.
+        start_deadline_s: seconds an engine may take to start and load its weights.
+        deadline_s: seconds one call to one engine may take.
+        max_restarts: how often in a row one engine may fail before the pool gives up.
+        in_flight: engines take weights while they sample, see `deposit`.
+        note: told what is waited for while the engines start.
+        engine_factory: builds the engine inside its actor instead of vLLM; for tests.
+
+    Raises:
+        UserError: the model folder cannot be served.
+        RunError: Ray is not running; from any call: an engine failed for good.
+    """
+
+    def __init__(
+        self,
+        config: VLLMConfig,
+        *,
+        num_engines: int = 1,
+        bundle: Bundle | None = None,
+        start_deadline_s: float = 180.0,
+        deadline_s: float = 600.0,
+        max_restarts: int = 3,
+        in_flight: bool = False,
+        note: Note = lambda _: None,
+        engine_factory: EngineFactory | None = None,
+    ) -> None:
+        import ray
+
+        if num_engines < 1:
+            raise ValueError(f"num_engines is {num_engines}, a pool needs at least one")
+        if not ray.is_initialized():
+            raise RunError("Ray is not running", where="engine pool", remedy="call ray.init first")
+        self._config, self._deadline_s = config, deadline_s
+        self._unsynced: str | None = None
+        self._failed = 0
+        self._open: list[Dispatch] = []
+        self._in_flight = in_flight
+        launch = _launch(config, engine_factory, bundle, start_deadline_s, in_flight)
+        self._fleet = Fleet(launch, num_engines, max_restarts, note)
+
+    @property
+    def metrics(self) -> PoolMetrics:
+        """Counters since the pool was made."""
+        return PoolMetrics(
+            restarts=len(self._fleet.replaced),
+            failed_requests=self._failed,
+            tokens=tuple(slot.tokens for slot in self._fleet.slots),
+        )
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Why each of the engines was that were replaced, in order."""
+        return tuple(self._fleet.replaced)
+
+    @property
+    def pids(self) -> tuple[int | None, ...]:
+        """Process id per engine; None while it starts."""
+        return tuple(slot.pid for slot in self._fleet.slots)
+
+    def wait_ready(self) -> None:
+        """Block until every engine has started.
+
+        Raises:
+            UserError: an engine refused its configuration.
+            RunError: an engine did not start in time, or at all.
+        """
+        self._fleet.wait_ready()
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
+        """Sample every request once, spread over the engines; results in request order."""
+        return self.submit(requests)()
+
+    def submit(self, requests: Sequence[SampleRequest]) -> StreamTicket:
+        """Begin to sample; the engines work on while the caller does something else.
+
+        Several may be under way: what finds no idle engine begins when an earlier one is collected.
+        Scoring and syncing finish them all first.
+        """
+        sequences = sum(request.n for request in requests)
+        costs = [request.n * request.sampling.max_tokens for request in requests]
+        dispatch = self._dispatch(_sampling_verb(), requests, costs, sequences)
+        self._open.append(dispatch)
+        dispatch.send()
+        return _Ticket(pool=self, requests=requests, dispatch=dispatch)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        """Logprobs of given completions, spread over the engines, in request order.
+
+        Raises:
+            RunError: a sequence could not be scored.
+        """
+        costs = _tokens_of(requests)
+        self._finish_all()
+        answers = self._dispatch("score", requests, costs, len(requests)).run()
+        _check_scored(answers)
+        return answers
+
+    def scores(
+        self, requests: Sequence[ScoreRequest]
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """Yield the results of `score` as they come, a few thousand tokens at a time.
+
+        Raises:
+            RunError: a sequence could not be scored.
+        """
+        costs = _tokens_of(requests)
+        self._finish_all()
+        calls = -(-sum(costs) // TOKENS_PER_CALL)
+        dispatch = self._dispatch("score", requests, costs, len(requests), at_least=calls)
+        for fresh in dispatch.arriving():
+            _check_scored(answer for _, answer in fresh)
+            yield fresh
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        """Hand the update to all engines at once, through one copy in the object store."""
+        import ray
+
+        self._finish_all()
+        start = time.perf_counter()
+        self._fleet.wait_ready()
+        self._fleet.wait_any()
+        self._unsynced = f"the sync of {update.version!r} did not finish"
+        self._put(update)
+        refs: dict[Any, EngineSlot] = {}
+        for slot in self._fleet.slots:
+            ref = slot.actor.sync.remote(self._fleet.weights)
+            if slot.starting:
+                slot.starting.append(ref)
+            else:
+                refs[ref] = slot
+        done, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        for ref in late:
+            self._fleet.replace(refs[ref], f"its sync took longer than {self._deadline_s:g} s")
+        reports = [self._checked_sync(ref, refs[ref]) for ref in done]
+        load_s = [report.load_s for report in reports if report is not None]
+        self._unsynced = None
+        return SyncReport(
+            version=update.version,
+            seconds=time.perf_counter() - start,
+            num_engines=len(load_s),
+            load_s=max(load_s, default=0.0),
+        )
+
+    def deposit(self, update: WeightUpdate) -> SyncReport:
+        """Hand the update to engines that sample; each loads it before its next token.
+
+        Waits until it lies at every engine, not until it is loaded: a later `sync` proves what they hold.
+        An engine that does not take it is ended, and whoever waits for its answers replaces it.
+
+        Raises:
+            ValueError: the pool was not made with ``in_flight``.
+        """
+        import ray
+
+        if not self._in_flight:
+            raise ValueError(
+                "a pool takes weights while it samples only if made with in_flight=True"
+            )
+        start = time.perf_counter()
+        self._fleet.wait_ready()
+        self._unsynced = f"not every engine took {update.version!r}"
+        self._put(update)
+        refs: dict[Any, EngineSlot] = {}
+        for slot in self._fleet.slots:
+            if slot.starting:
+                slot.starting.append(slot.actor.sync.remote(self._fleet.weights))
+            else:
+                call = slot.actor.deposit.options(concurrency_group=MAIL)
+                refs[call.remote(self._fleet.weights)] = slot
+        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        taken = sum(_has_taken(ref) for ref in refs if ref not in late)
+        for ref in late:
+            refs[ref].end_actor()
+        self._unsynced = None
+        seconds = time.perf_counter() - start
+        return SyncReport(version=update.version, seconds=seconds, num_engines=taken)
+
+    def close(self) -> None:
+        """Kill every engine; safe to call twice and after Ray has gone."""
+        self._fleet.close()
+
+    def _put(self, update: WeightUpdate) -> None:
+        """Make the update what engines should hold: those that start from now on load it."""
+        import ray
+
+        if update.tensors is not None:
+            tensors = update.tensors if on_one_machine() else read_stored(update.tensors)
+            update = replace(update, tensors=to_host(tensors))
+        # The version before goes first: the object store never has to hold two of a large model.
+        self._fleet.weights, self._fleet.version = None, update.version
+        self._fleet.weights = ray.put(update)
+
+    def _checked_sync(self, ref: Any, slot: EngineSlot) -> SyncReport | None:
+        """Return the report of an engine that has the new version; None if it died and is replaced."""
+        import ray
+
+        try:
+            report: SyncReport = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            # All engines got the same update: what one refuses, its replacement refuses too.
+            raise refusal(error, f"engine {slot.index} could not load the weights") from error
+        except ray.exceptions.RayError as error:
+            self._fleet.replace(slot, reason_of(error))
+            return None
+        if report.version != self._fleet.version:
+            self._fleet.replace(
+                slot, f"it holds {report.version!r} after the sync of {self._fleet.version!r}"
+            )
+            return None
+        return report
+
+    def _dispatch(
+        self,
+        verb: Verb,
+        items: Sequence[Any],
+        costs: list[int],
+        sequences: int,
+        *,
+        at_least: int = 0,
+    ) -> Dispatch:
+        """Cut items into calls and dispatch them; ``at_least`` is the least number of calls."""
+        self._fleet.wait_ready()
+        if self._unsynced is not None:
+            raise RunError(
+                "the engines may hold different weights",
+                where="engine pool",
+                cause=self._unsynced,
+                remedy="sync again before sampling",
+            )
+        calls = num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
+        chunks = split(costs, max(calls, at_least))
+        return Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
+
+    def _finish(self, dispatch: Dispatch) -> list[Any]:
+        """Wait for a call's answers, then let the next one under way have the engines."""
+        for _ in self._arriving(dispatch):
+            pass
+        return dispatch.run()
+
+    def _arriving(self, dispatch: Dispatch) -> Iterator[list[tuple[int, Any]]]:
+        """The answers of `_finish` as they come.
+
+        What was asked earlier is finished first: it may hold the engines, and only its own wait frees them.
+        """
+        if dispatch in self._open:
+            for earlier in self._open[: self._open.index(dispatch)]:
+                self._finish(earlier)
+        failed = 0
+        try:
+            for found in dispatch.arriving():
+                failed += sum(isinstance(answer, Failure) for _, answer in found)
+                yield found
+        except BaseException:
+            for other in self._open:
+                other.leave()
+            self._open.clear()
+            raise
+        if dispatch in self._open:
+            self._open.remove(dispatch)
+            self._failed += failed
+            for waiting in self._open:
+                waiting.send()
+
+    def _finish_all(self) -> None:
+        while self._open:
+            self._finish(self._open[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ticket:
+    """Samples under way in a pool."""
+
+    pool: EnginePool
+    requests: Sequence[SampleRequest]
+    dispatch: Dispatch
+
+    def __call__(self) -> list[SampleResult]:
+        answers = self.pool._finish(self.dispatch)
+        return [_result(*pair) for pair in zip(self.requests, answers, strict=True)]
+
+    def arrivals(self) -> Arrivals:
+        for found in self.pool._arriving(self.dispatch):
+            yield [(place, _result(self.requests[place], answer)) for place, answer in found]
+
+
+def _tokens_of(requests: Sequence[ScoreRequest]) -> list[int]:
+    return [len(r.prompt_ids) + len(r.completion_ids) for r in requests]
+
+
+def _check_scored(answers: Iterable[Any]) -> None:
+    """Raise the error of the first answer that failed."""
+    for answer in answers:
+        if isinstance(answer, Failure):
+            raise RunError(
+                "a sequence could not be scored", where="engine pool", cause=answer.detail
+            )
+
+
+def _sampling_verb() -> Verb:
+    """Ray Client hands on no streams: there an engine answers a whole chunk at a time."""
+    import ray
+
+    return "generate" if ray.util.client.ray.is_connected() else "stream"
+
+
+def _launch(
+    config: VLLMConfig,
+    factory: EngineFactory | None,
+    bundle: Bundle | None,
+    start_deadline_s: float,
+    in_flight: bool,
+) -> Launch:
+    import ray
+
+    device = config.device
+    if device == "auto" and bundle is not None:
+        device = "cuda" if "GPU" in bundle else "cpu"
+    elif device == "auto":
+        device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    if bundle is None:
+        bundle = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
+    if factory is None:
+        if Path(config.model).is_dir():
+            check_model_folder(config.model, device)
+        factory = partial(VLLMEngine, replace(config, device=device))
+    return Launch(
+        factory=factory,
+        environment=engine_environment(config.model, device, config.threads),
+        bundle=bundle,
+        start_deadline_s=start_deadline_s,
+        in_flight=in_flight,
+    )
+
+
+def _has_taken(ref: Any) -> bool:
+    """Whether an engine took a deposit; False where it died, which its running call tells as well."""
+    import ray
+
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise refusal(error, "an engine could not take the weights") from error
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _result(request: SampleRequest, answer: Any) -> SampleResult:
+    if isinstance(answer, Failure):
+        failed = (Completion.failed(answer.detail),) * request.n
+        return SampleResult(id=request.id, completions=failed)
+    assert isinstance(answer, SampleResult)
+    return answer

@@ -1,0 +1,77 @@
+"""What an engine says it holds after a load that did not go through; vLLM itself is away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from rollouts.engines.protocol import WeightLoadError, WeightUpdate
+from rollouts.engines.vllm import VLLMConfig, VLLMEngine
+
+
+class Emptied:
+    """A vLLM with nothing to do, whose prefix cache can be in use."""
+
+    def __init__(self) -> None:
+        self.version, self.cache_free, self.loaded = "base", True, 0
+        self.llm_engine = SimpleNamespace(
+            get_weight_version=lambda: self.version,
+            set_weight_version=lambda version: setattr(self, "version", version),
+            has_unfinished_requests=lambda: False,
+            abort_request=lambda ids: None,
+        )
+
+    def init_weight_transfer_engine(self, told: object) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, told: object) -> None:
+        self.loaded += 1
+
+    def finish_weight_update(self) -> None: ...
+
+    def reset_prefix_cache(self, *, reset_running_requests: bool) -> bool:
+        return self.cache_free
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Emptied:
+    found = Emptied()
+    monkeypatch.setattr("rollouts.engines.vllm._start_vllm", lambda config: found)
+    return found
+
+
+def update(version: str) -> WeightUpdate:
+    return WeightUpdate(version=version, tensors={})
+
+
+def test_weights_without_their_version_are_not_sampled_from(vllm: Emptied) -> None:
+    """They are loaded and the old version still stands: every token would name the wrong weights."""
+    engine = VLLMEngine(VLLMConfig(model="away"))
+    engine.sync(update("r/1"))
+    assert engine.generate([]) == []
+    vllm.cache_free = False
+    with pytest.raises(RuntimeError, match="prefix cache"):
+        engine.sync(update("r/2"))
+    assert (vllm.loaded, engine.version) == (2, "r/1")
+    with pytest.raises(RuntimeError, match="half-way; sync again"):
+        engine.generate([])
+    vllm.cache_free = True
+    engine.sync(update("r/2"))
+    assert engine.generate([]) == []
+    assert engine.version == "r/2"
+
+
+def test_a_deposit_that_does_not_load_is_told_apart_from_a_bad_request(vllm: Emptied) -> None:
+    engine = VLLMEngine(VLLMConfig(model="away"))
+    vllm.cache_free = False
+    engine.deposit(update("r/1"))
+    with pytest.raises(WeightLoadError, match="'r/1' was not loaded: the prefix cache"):
+        engine.generate([])
+    with pytest.raises(RuntimeError, match="half-way; sync again"):
+        engine.generate([])
+    engine.deposit(update("r/2"))
+    vllm.cache_free = True
+    assert engine.generate([]) == []
+    assert engine.version == "r/2"
