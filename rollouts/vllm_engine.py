@@ -37,7 +37,13 @@ from rollouts.errors import UserError
 from rollouts.machine.memory import return_freed_memory
 from rollouts.model_folder import Device, check_model_folder
 from rollouts.types import WeightVersion
-from rollouts.vllm_format import completions, sampling_params, scores
+from rollouts.vllm_format import (
+    LOGITS_OF_PROMPTS_MIB,
+    completions,
+    sampling_params,
+    scored_together,
+    scores,
+)
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -191,7 +197,11 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
-        outputs = self._run([((*r.prompt_ids, *r.completion_ids), params) for r in requests])
+        outputs: list[Any] = []
+        mib = LOGITS_OF_PROMPTS_MIB[resolve_device(self._config.device)]
+        vocab_size = int(self._llm.model_config.get_vocab_size())
+        for part in scored_together(requests, vocab_size, mib):
+            outputs += self._run([((*r.prompt_ids, *r.completion_ids), params) for r in part])
         # Logits of whole prompts are the largest blocks of memory that an engine frees.
         return_freed_memory()
         return [scores(*pair) for pair in zip(requests, outputs, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,10 @@ from rollouts.types import Completion, FinishReason, Sampling, WeightSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+LOGITS_OF_PROMPTS_MIB = {"cpu": 128, "cuda": 2048}
+"""Logits of all sequences that are scored at the same time; with their logprobs it is about three times as
+much. vLLM keeps those of a whole step until the step ends."""
 
 
 def distinct_seed(seed: int) -> int:
@@ -73,3 +78,21 @@ def scores(request: ScoreRequest, output: Any) -> tuple[float, ...]:
     # vLLM holds one value per token but the first, which nothing precedes.
     values = output.prompt_logprobs.logprobs
     return tuple(values[len(values) - len(request.completion_ids) :])
+
+
+def scored_together(
+    requests: Sequence[ScoreRequest], vocab_size: int, mib: int
+) -> Iterator[Sequence[ScoreRequest]]:
+    """Split requests, in their order, so that a part's logits in float32 take at most ``mib`` MiB.
+
+    A longer request is a part of its own.
+    """
+    most = (mib << 20) // (4 * vocab_size)
+    start = tokens = 0
+    for index, request in enumerate(requests):
+        tokens += len(request.prompt_ids) + len(request.completion_ids)
+        if tokens > most and index > start:
+            yield requests[start:index]
+            start, tokens = index, len(request.prompt_ids) + len(request.completion_ids)
+    if start < len(requests):
+        yield requests[start:]
