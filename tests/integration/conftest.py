@@ -12,6 +12,8 @@ from launch.local_ray.start import Info, start_patiently
 from rollouts.errors import RunError
 from tests.patience import patient
 
+PLAIN_WORKERS = {"worker_niceness": 0, "prestart_worker_first_driver": False}
+"""As `launch.cluster` starts Ray: no worker before it is asked for, and none behind other processes."""
 LONGEST_FIRST = (
     "test_nightly.py",
     "test_campaign.py",
@@ -60,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=600 << 20,
-                _system_config=dict(limits),
+                _system_config=PLAIN_WORKERS | dict(limits),
             )
         except Exception as error:
             raise RunError(f"Ray did not start: {error}") from error

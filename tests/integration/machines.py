@@ -30,6 +30,12 @@ ISOLATED = (
     "--kill-child",
     "--mount-proc",
 )
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""Ray's workers as Keel has them: none before it is asked for, and none behind other processes."""
 RAY = str(Path(sys.executable).with_name("ray"))
 AGENT_PORTS = (
     "--dashboard-agent-grpc-port=6380",

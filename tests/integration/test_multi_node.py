@@ -22,7 +22,14 @@ import pytest
 
 from align.campaign_file import load_campaign
 from align.evidence import stored_evidence
-from tests.integration.machines import Machine, Machines, head_command, machines, why_not
+from tests.integration.machines import (
+    RAY_ENVIRONMENT,
+    Machine,
+    Machines,
+    head_command,
+    machines,
+    why_not,
+)
 from tests.integration.machines import worker_command as worker
 from tests.patience import patient
 
@@ -131,7 +138,7 @@ def test_raylets_come_and_go(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", RAYLETS],
         cwd=tmp_path,
-        env=ours | {"PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"},
+        env=ours | RAY_ENVIRONMENT | {"PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -173,19 +180,22 @@ def environ(tmp_path: Path) -> dict[str, str]:
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o644)
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return ours | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A machine without power says nothing: it is missed after three silent checks.
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": f"{patient(5000):.0f}",
-        "RAY_health_check_failure_threshold": "3",
-        "RAY_agent_register_timeout_ms": f"{patient(120_000):.0f}",
-        "RAY_worker_register_timeout_seconds": f"{patient(120):.0f}",
-        "OMP_NUM_THREADS": "1",
-    }
+    return (
+        ours
+        | RAY_ENVIRONMENT
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # A machine without power says nothing: it is missed after three silent checks.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": f"{patient(5000):.0f}",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_agent_register_timeout_ms": f"{patient(120_000):.0f}",
+            "RAY_worker_register_timeout_seconds": f"{patient(120):.0f}",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
 
 
 @pytest.fixture

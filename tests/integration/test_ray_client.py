@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.integration.machines import RAY_ENVIRONMENT
 from tests.patience import patient
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -111,7 +112,7 @@ def test_a_driver_on_no_node(tmp_path: Path) -> None:
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **RAY_ENVIRONMENT,
     }
 
     def driver(**changes: str) -> subprocess.CompletedProcess[str]:
