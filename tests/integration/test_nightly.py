@@ -24,6 +24,7 @@ from align.campaign_file import load_campaign
 from align.evidence import Evidence, stored_evidence
 from align.inbox import Inbox
 from tests.patience import patient
+from tests.unit.decided import keel
 
 ROOT = Path(__file__).parents[2]
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
@@ -88,12 +89,6 @@ def staying(*words: str) -> Iterator[Command]:
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def keel(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KEEL, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-
-
 @dataclass
 class Load:
     """Clients that ask until told to stop, and who answered them."""
@@ -156,9 +151,9 @@ def evidence_of(campaign: Path) -> Evidence:
 def test_feedback_becomes_what_is_served(campaign: Path) -> None:
     serve = ("serve", str(campaign), "--alias", "production", "--follow", "--poll-s", "0.2")
     with staying("feedback", "serve", str(campaign), "--port", "0") as inbox:
-        begun = keel("run", str(campaign))
-        assert begun.returncode == 0, begun.stderr
-        assert "nightly is scheduled and not due" in begun.stdout
+        code, begun, error = keel("run", str(campaign))
+        assert code == 0, error
+        assert "nightly is scheduled and not due" in begun
         with staying(*serve, "--port", "0") as served, client_of(campaign, served) as client:
             a_night(campaign, inbox, served, client)
             as_documented(campaign, client)
