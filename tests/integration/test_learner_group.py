@@ -271,9 +271,10 @@ def test_a_killed_rank_is_named_and_nothing_is_left(
 def test_a_rank_that_does_not_answer_is_named(groups: Callable[[str], LearnerGroup]) -> None:
     group = groups("lora")
     begin(group, "lora")
-    group._deadline_s = 3
+    # The other rank's answer must come in time, on a busy machine too.
+    group._deadline_s = patient(6)
     os.kill(group.pids[1], signal.SIGSTOP)
-    with pytest.raises(RunError, match="rank 1 did not answer within 3 s"):
+    with pytest.raises(RunError, match=f"rank 1 did not answer within {patient(6):g} s"):
         group.divergence(list(BATCHES[0].rows), "base")
     assert_gone(group.pids)
 

@@ -178,7 +178,7 @@ def test_an_engine_killed_between_two_calls_is_noticed_by_sync(pool_of):
 
 
 def test_a_late_engine_is_replaced(pool_of):
-    pool = pool_of(num_engines=1, deadline_s=patient(2))
+    pool = pool_of(num_engines=1, deadline_s=patient(4))
     pool.wait_ready()
     (late,) = pool.pids
     requests = [ask("a", first=SLOW), ask("b", seed=4)]
