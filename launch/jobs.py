@@ -7,6 +7,7 @@ their values are found on the cluster (`launch.entrypoint`).
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -202,6 +203,8 @@ class Jobs:
             def _do_request(self, *args: Any, **told: Any) -> Any:
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **told)
 
+        # Ray announces there every connection to a log that ends, in order or not.
+        logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         self._address, self._where = address, shown(address)
         # Ray lets these two overrule the address that it is given.
         with self._asking(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

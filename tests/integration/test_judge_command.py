@@ -26,8 +26,27 @@ KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 ROOT = Path(__file__).parents[2]
 
 
-def judge(folder: Path, *words: str) -> tuple[int, dict[str, object], str]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of suites, and beside it the measurements: the incumbent of both tests is measured once."""
+    folder = tmp_path_factory.mktemp("judge")
+    (folder / "text.txt").write_text("copy 1 2 3 4 = 1 2 3 4\n" * 60)
+    likelihood = {"name": "text", "text": "text.txt", "window": 16, "margin": 0.05, "budget": 0.05}
+    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
+    write_suites(folder, suites=[*raw_suites(200)["suites"], likelihood], rollouts=engines)
+    return folder
+
+
+def judge(folder: Path, candidate: str, *words: str) -> tuple[int, dict[str, object], str]:
     """Run the command; exit code, what it printed as JSON, and its messages."""
+    words = (
+        candidate,
+        "--against",
+        "demo://digits",
+        "--suites",
+        str(folder / "suites.yaml"),
+        *words,
+    )
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [*KEEL, "judge", *words, "--json", "--cache", str(folder / "cache")],
@@ -36,11 +55,9 @@ def judge(folder: Path, *words: str) -> tuple[int, dict[str, object], str]:
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def test_a_damaged_model_is_rejected_by_real_engines(tmp_path: Path) -> None:
-    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
-    suites = str(write_suites(tmp_path, 100, rollouts=engines))
-    damaged = str(changed_model(tmp_path / "damaged", torch.zeros_like))
-    code, said, error = judge(tmp_path, damaged, "--against", "demo://digits", "--suites", suites)
+def test_a_damaged_model_is_rejected_by_real_engines(folder: Path) -> None:
+    damaged = changed_model(folder / "damaged", torch.zeros_like)
+    code, said, error = judge(folder, str(damaged))
     assert (code, said.get("outcome")) == (1, "rejected"), error
 
 
@@ -74,14 +91,8 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(patient(30))
 
 
-def test_a_served_copy_is_measured_as_the_folder_is(tmp_path: Path, endpoint: str) -> None:
-    (tmp_path / "text.txt").write_text("copy 1 2 3 4 = 1 2 3 4\n" * 60)
-    likelihood = {"name": "text", "text": "text.txt", "window": 16, "margin": 0.05, "budget": 0.05}
-    suites = str(write_suites(tmp_path, suites=[*raw_suites(200)["suites"], likelihood]))
-    code, said, error = judge(
-        tmp_path, f"{endpoint}#tiny", "--against", "demo://digits", "--suites", suites,
-        "--tokenizer", "demo://digits",
-    )  # fmt: skip
+def test_a_served_copy_is_measured_as_the_folder_is(folder: Path, endpoint: str) -> None:
+    code, said, error = judge(folder, f"{endpoint}#tiny", "--tokenizer", "demo://digits")
     assert code in (0, 3), error
     suites_said = said["suites"]
     assert isinstance(suites_said, list)

@@ -164,7 +164,9 @@ from launch.serving.vllm_server import _in_background
 
 async def main():
     assert await _in_background(lambda: 3) == 3
-    await asyncio.wait({asyncio.create_task(_in_background(lambda: time.sleep(600)))}, timeout=0.1)
+    reading = asyncio.create_task(_in_background(lambda: time.sleep(600)))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
 
 asyncio.run(main())
 """
