@@ -132,6 +132,16 @@ class ReplacingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class KnownEngine(Protocol):
+    """An engine that can say by what it computes."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Version of ``vllm`` and kind of ``device``; empty if that is not known now."""
+        ...
+
+
 class RolloutEngine(Protocol):
     """Sampling and scoring under one known weight version."""
 
