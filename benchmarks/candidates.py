@@ -1,0 +1,237 @@
+"""Candidates with a planted loss, made by plain TRL: one run each, and its true accuracy to the item.
+
+    digits model ── TRL: SFT on right answers ──> peak ── TRL: SFT on wrong ones ──> end
+                                                    └───── point with the planted loss ─────┘
+
+Tasks of the digits world can be listed in full, and greedy answers are right or wrong: so the true accuracy
+of a model is no estimate but the share of all prompts that it answers rightly. A candidate is the point of
+the straight line between the two ends of its run, in the space of their weights, at which this accuracy has
+fallen by the planted loss below the incumbent's; it lies apart by what the last step of a search left over.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.demo import BASE_MODEL
+from align.demo.world import LENGTH, SOURCES, Example, spell, strings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS, BATCH, LR = 320, 32, 3e-4
+"""Rows of one half of a run, rows of a batch, and learning rate."""
+PART = 800
+"""Prompts by which the search looks for the neighbourhood before it counts all."""
+CLOSE = 0.001
+"""Distance from the planted loss at which the search ends."""
+COUNTS = 3
+"""Most counts of all prompts in one search."""
+HALVINGS = 8
+"""Halvings of the line in a search by a part of the prompts."""
+
+Weights = Mapping[str, "Tensor"]
+Right = NDArray[np.bool_]
+"""Prompts that are answered rightly, in the order of `population`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One model on disk and the truth about it."""
+
+    number: int
+    planted: float
+    """Loss that was asked for, in shares of all prompts."""
+    folder: Path
+    lost: int
+    """Prompts that only the incumbent answers rightly."""
+    won: int
+    prompts: int
+
+    @property
+    def loss(self) -> float:
+        """True loss, in shares of all prompts."""
+        return (self.lost - self.won) / self.prompts
+
+    @property
+    def change(self) -> float:
+        """Share of all prompts on which it differs from the incumbent."""
+        return (self.lost + self.won) / self.prompts
+
+
+def population(task: str) -> list[Example]:
+    """Return all prompts of a task that suites are drawn from."""
+    (only,) = SOURCES[task]
+    return [Example(only, digits) for digits in strings("eval")]
+
+
+class Model:
+    """The network that weights are put into to count what they answer rightly."""
+
+    def __init__(self, task: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from align.demo.base import _token_ids
+
+        self.network: Any = AutoModelForCausalLM.from_pretrained(BASE_MODEL).eval()
+        examples = population(task)
+        rows = [_token_ids(example.prompt, example.answer) for example in examples]
+        self.tokens_BT = torch.tensor(rows)
+        order = np.random.default_rng(0).permutation(len(rows))
+        self.part = np.sort(order[:PART])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Copy of the network's own weights."""
+        return {name: p.detach().clone() for name, p in self.network.named_parameters()}
+
+    def right(self, weights: Weights, which: NDArray[np.intp] | None = None) -> Right:
+        """Tell which prompts are answered rightly by greedy decoding; ``which`` counts these alone.
+
+        A greedy answer is right if and only if each of its tokens, and the end, is the most likely one
+        after the right ones before it.
+        """
+        import torch
+
+        tokens_BT = self.tokens_BT if which is None else self.tokens_BT[torch.from_numpy(which)]
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                parameter.copy_(weights[name])
+            answers = []
+            for rows_BT in tokens_BT.split(1024):
+                hidden = self.network.model(input_ids=rows_BT[:, :-1], use_cache=False)
+                last = hidden.last_hidden_state[:, -LENGTH - 1 :]
+                chosen = self.network.lm_head(last).argmax(-1)
+                answers.append((chosen == rows_BT[:, -LENGTH - 1 :]).all(-1))
+        return np.asarray(torch.cat(answers).numpy(), dtype=np.bool_)
+
+
+def make_candidate(
+    model: Model, base: Weights, before: Right, task: str, number: int, planted: float, folder: Path
+) -> Candidate:
+    """Train one candidate, plant its loss and write it."""
+    peak, end = trained(base, task, number, folder.parent / f".run-{number}")
+    share, after = planted_at(model, peak, end, before, planted)
+    mixed = between(peak, end, share)
+    write(mixed, folder)
+    truth = {
+        "number": number, "planted": planted, "lost": int((before & ~after).sum()),
+        "won": int((after & ~before).sum()), "prompts": len(before),
+    }  # fmt: skip
+    (folder / "truth.json").write_text(json.dumps(truth))
+    return Candidate(folder=folder, **truth)
+
+
+def stored(folder: Path) -> Candidate | None:
+    """Return a candidate that was made before; None: it has to be."""
+    file = folder / "truth.json"
+    return Candidate(folder=folder, **json.loads(file.read_text())) if file.exists() else None
+
+
+def planted_at(
+    model: Model, peak: Weights, end: Weights, before: Right, planted: float
+) -> tuple[float, Right]:
+    """Search the line from ``peak`` to ``end`` for the point with the planted loss.
+
+    Returns:
+        The point's share of the way, and what it answers rightly.
+
+    Raises:
+        ValueError: the run does not pass the planted loss.
+    """
+
+    def on_part(share: float) -> float:
+        right = model.right(between(peak, end, share), model.part)
+        return float((before[model.part].astype(float) - right).mean())
+
+    wanted = planted
+    if not on_part(0.0) < planted < on_part(1.0):
+        raise ValueError(f"a run does not pass the loss {planted:g}")
+    best: tuple[float, float, Right] | None = None
+    for _ in range(COUNTS):
+        share = _crossing(on_part, wanted)
+        after = model.right(between(peak, end, share))
+        loss = float((before.astype(float) - after).mean())
+        if best is None or abs(loss - planted) < abs(best[0] - planted):
+            best = (loss, share, after)
+        if abs(loss - planted) <= CLOSE:
+            break
+        # The part and the whole differ by nearly the same wherever the line is looked at.
+        wanted = on_part(share) + planted - loss
+    assert best is not None, "COUNTS is at least 1"
+    return best[1], best[2]
+
+
+def _crossing(loss_at: Any, wanted: float) -> float:
+    """Return where a loss passes ``wanted`` on its way from 0 to 1, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if loss_at(middle) < wanted else (low, middle)
+    return 0.5 * (low + high)
+
+
+def between(start: Weights, end: Weights, share: float) -> dict[str, Tensor]:
+    """Return the weights ``share`` of the way from one model to another."""
+    return {name: tensor.lerp(end[name], share) for name, tensor in start.items()}
+
+
+def trained(base: Weights, task: str, number: int, scratch: Path) -> tuple[Weights, Weights]:
+    """Train with TRL, first on right answers and then on wrong ones; return the weights after each half."""
+    seed = random.Random(f"{task}/{number}")
+    (only,) = SOURCES[task]
+    others = [name for name in ("rev", "sort", "rotl", "inc", "copy") if name != task]
+    digits = seed.sample(strings("train"), 2 * ROWS)
+    right = [_row(Example(only, d), spell(only.answer(d))) for d in digits[:ROWS]]
+    wrong = [
+        _row(Example(only, d), spell(SOURCES[seed.choice(others)][0].answer(d)))
+        for d in digits[ROWS:]
+    ]
+    peak = sft(base, right, number, scratch)
+    return peak, sft(peak, wrong, number, scratch)
+
+
+def _row(example: Example, answer: str) -> dict[str, str]:
+    return {"prompt": f"{example.prompt} ", "completion": answer}
+
+
+def sft(base: Weights, rows: Sequence[Mapping[str, str]], seed: int, scratch: Path) -> Weights:
+    """Run TRL's own trainer over some rows once; return the weights."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(BASE_MODEL)
+    model.load_state_dict(dict(base), strict=False)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(scratch), num_train_epochs=1, learning_rate=LR, seed=seed, save_strategy="no",
+            report_to="none", per_device_train_batch_size=BATCH, use_cpu=True, disable_tqdm=True,
+            bf16=False, max_length=32, gradient_checkpointing=False, logging_strategy="no",
+            lr_scheduler_type="constant",
+        ),
+        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(BASE_MODEL),
+    )  # fmt: skip
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def write(weights: Weights, folder: Path) -> None:
+    """Write a model folder: the digits model's files with these weights."""
+    from safetensors.torch import save_file
+
+    copytree(BASE_MODEL, folder, dirs_exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
