@@ -143,8 +143,7 @@ def decide(
     Args:
         start: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots, if any.
-        accepted_rounds: earlier ones, whose suites must not regress.
-        retired: rounds that were overridden; their suites are only shown.
+        accepted_rounds, retired: earlier ones whose suites must not regress, or are overridden and shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
         left_out: accepted rounds whose suites are not looked at.
@@ -159,16 +158,12 @@ def decide(
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
     checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
     outcome = "rejected" if objections else _overall(checks)
+    notes = (*_unseen(left_out), *instrument_notes(candidate, compared))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=(
-            *objections,
-            *_reasons(checks, outcome, gate, looks, level),
-            *_unseen(left_out),
-            *instrument_notes(candidate, compared),
-        ),
+        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *notes),
         inputs=VerdictInputs(
             target=target,
             gate=gate,
