@@ -210,6 +210,20 @@ def test_gate_plan_takes_a_file_of_suites(keel: Run, tmp_path: Path) -> None:
     assert f"accepted with a chance of {planned['all_pass']:.2f}" in said
 
 
+def test_gate_plan_says_the_chances_of_a_candidate_with_a_loss(keel: Run, tmp_path: Path) -> None:
+    suites = str(write_suites(tmp_path))
+    chances = {}
+    for loss in ("0", "0.01", "0.05"):
+        code, out, error = keel("gate", "plan", suites, "--loss", loss, "--json")
+        assert code == 0, error
+        planned = json.loads(out)
+        chances[loss] = planned["all_pass"]
+        assert planned["loss"] == float(loss) and planned["suites"][0]["joint"] == chances[loss]
+    assert chances["0"] > chances["0.01"] > chances["0.05"] == pytest.approx(0.05)
+    said = keel("gate", "plan", suites, "--loss", "0.05")[1]
+    assert "a candidate that lost 0.05" in said and "equal candidate of" not in said
+
+
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no candidate": ({}, ["nowhere/at/all", "--against", BASE], "CANDIDATE"),
     "no incumbent": ({}, [BASE, "--against", "./nowhere"], "--against"),
