@@ -237,7 +237,7 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         planned.spending,
         *(template.sentence for template in planned.templates),
         *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
-        f"{_whom(planned)} of the last round passes every suite with a chance of "
+        f"{_whom(planned)} in the last round passes every suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
         f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
         f"{_cost(*planned.tokens(enough=True), price)}",

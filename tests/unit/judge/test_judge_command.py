@@ -221,7 +221,7 @@ def test_gate_plan_says_the_chances_of_a_candidate_with_a_loss(keel: Run, tmp_pa
         assert planned["loss"] == float(loss) and planned["suites"][0]["joint"] == chances[loss]
     assert chances["0"] > chances["0.01"] > chances["0.05"] == pytest.approx(0.05)
     said = keel("gate", "plan", suites, "--loss", "0.05")[1]
-    assert "a candidate that lost 0.05" in said and "equal candidate of" not in said
+    assert "a candidate that lost 0.05" in said and "an equal candidate" not in said
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
