@@ -28,12 +28,16 @@ from align.demo.world import LENGTH, SOURCES, Example, spell, strings
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS, BATCH, LR = 320, 32, 3e-4
-"""Rows of one half of a run, rows of a batch, and learning rate."""
+RIGHT, WRONG, BATCH, LR = 160, 320, 32, 6e-5
+"""Rows with right answers, rows with wrong ones, rows of a batch, and learning rate."""
+MOST_PASSES = 6
+"""Most passes over the wrong answers, each a run of the trainer, until the largest loss is behind."""
 PART = 800
 """Prompts by which the search looks for the neighbourhood before it counts all."""
 CLOSE = 0.001
 """Distance from the planted loss at which the search ends."""
+AHEAD = 0.02
+"""Distance behind the planted loss that a run goes to, by a part of the prompts."""
 COUNTS = 3
 """Most counts of all prompts in one search."""
 HALVINGS = 8
@@ -120,7 +124,13 @@ def make_candidate(
     model: Model, base: Weights, before: Right, task: str, number: int, planted: float, folder: Path
 ) -> Candidate:
     """Train one candidate, plant its loss and write it."""
-    peak, end = trained(base, task, number, folder.parent / f".run-{number}")
+    right, wrong = lessons(task, number)
+    scratch = folder.parent / f".run-{number}"
+    peak = end = sft(base, right, number, scratch)
+    for _ in range(MOST_PASSES):
+        end = sft(end, wrong, number, scratch)
+        if loss_of(model, end, before) > planted + AHEAD:
+            break
     share, after = planted_at(model, peak, end, before, planted)
     mixed = between(peak, end, share)
     write(mixed, folder)
@@ -138,6 +148,12 @@ def stored(folder: Path) -> Candidate | None:
     return Candidate(folder=folder, **json.loads(file.read_text())) if file.exists() else None
 
 
+def loss_of(model: Model, weights: Weights, before: Right) -> float:
+    """Return the loss by a part of the prompts."""
+    right = model.right(weights, model.part)
+    return float((before[model.part].astype(float) - right).mean())
+
+
 def planted_at(
     model: Model, peak: Weights, end: Weights, before: Right, planted: float
 ) -> tuple[float, Right]:
@@ -151,8 +167,7 @@ def planted_at(
     """
 
     def on_part(share: float) -> float:
-        right = model.right(between(peak, end, share), model.part)
-        return float((before[model.part].astype(float) - right).mean())
+        return loss_of(model, between(peak, end, share), before)
 
     wanted = planted
     if not on_part(0.0) < planted < on_part(1.0):
@@ -186,19 +201,18 @@ def between(start: Weights, end: Weights, share: float) -> dict[str, Tensor]:
     return {name: tensor.lerp(end[name], share) for name, tensor in start.items()}
 
 
-def trained(base: Weights, task: str, number: int, scratch: Path) -> tuple[Weights, Weights]:
-    """Train with TRL, first on right answers and then on wrong ones; return the weights after each half."""
+def lessons(task: str, number: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Draw the rows of one run: prompts with right answers, and with those of other tasks."""
     seed = random.Random(f"{task}/{number}")
     (only,) = SOURCES[task]
     others = [name for name in ("rev", "sort", "rotl", "inc", "copy") if name != task]
-    digits = seed.sample(strings("train"), 2 * ROWS)
-    right = [_row(Example(only, d), spell(only.answer(d))) for d in digits[:ROWS]]
+    digits = seed.sample(strings("train"), RIGHT + WRONG)
+    right = [_row(Example(only, d), spell(only.answer(d))) for d in digits[:RIGHT]]
     wrong = [
         _row(Example(only, d), spell(SOURCES[seed.choice(others)][0].answer(d)))
-        for d in digits[ROWS:]
+        for d in digits[RIGHT:]
     ]
-    peak = sft(base, right, number, scratch)
-    return peak, sft(peak, wrong, number, scratch)
+    return right, wrong
 
 
 def _row(example: Example, answer: str) -> dict[str, str]:
