@@ -136,9 +136,8 @@ class ReplacingEngine(Protocol):
 class KnownEngine(Protocol):
     """An engine that can say by what it computes."""
 
-    @property
     def about(self) -> Mapping[str, str]:
-        """Version of ``vllm`` and kind of ``device``; empty if that is not known now."""
+        """Return the version of ``vllm`` and the kind of ``device``; empty if that is not known now."""
         ...
 
 

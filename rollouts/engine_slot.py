@@ -49,7 +49,7 @@ class EngineActor:
     def about(self) -> dict[str, str]:
         """See `KnownEngine.about`; of an engine that is none, nothing."""
         engine = self._started()
-        return dict(engine.about) if isinstance(engine, KnownEngine) else {}
+        return dict(engine.about()) if isinstance(engine, KnownEngine) else {}
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """See `StreamingEngine.stream`; of an engine that is none, everything at the end."""

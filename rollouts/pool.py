@@ -119,12 +119,10 @@ class EnginePool:
         """Why each of the engines was that were replaced, in order."""
         return tuple(self._fleet.replaced)
 
-    @property
     def about(self) -> Mapping[str, str]:
-        """Version of vLLM and kind of device of an engine; all are alike. Empty if it does not answer."""
+        """Return version of vLLM and kind of device of an engine; all are alike. Empty if none answers."""
         import ray
 
-        self._finish_all()
         self._fleet.wait_ready()
         self._fleet.wait_any()
         slot = next(slot for slot in self._fleet.slots if not slot.starting)

@@ -152,9 +152,8 @@ class VLLMEngine:
         """Longest prompt plus completion, in tokens."""
         return int(self._llm.model_config.max_model_len)
 
-    @property
     def about(self) -> Mapping[str, str]:
-        """Version of vLLM, and the device that it computes on."""
+        """Return the version of vLLM and the device that it computes on."""
         import vllm
 
         return {"vllm": vllm.__version__, "device": resolve_device(self._config.device)}

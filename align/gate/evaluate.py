@@ -192,7 +192,7 @@ def evaluate(
         RunError: no item of a suite has a value, or one is outside the metric's range.
     """
     results_by_suite, suites = {}, list(suites)
-    about = engine.about if suites and isinstance(engine, KnownEngine) else {}
+    about = engine.about() if suites and isinstance(engine, KnownEngine) else {}
     for number, suite in enumerate(suites, start=1):
         began = time.monotonic()
         meter = SuiteMeter(

@@ -70,13 +70,13 @@ def test_results_say_what_measured_them_and_a_verdict_that_it_was_something_else
 ) -> None:
     suites, root = write_suites(tmp_path), tmp_path / "cache"
     first = judged(
-        BASE, BASE, suites, root, starter=Starter(about={"vllm": "1.0", "device": "cpu"})
+        BASE, BASE, suites, root, starter=Starter(about=lambda: {"vllm": "1.0", "device": "cpu"})
     )
     assert not first.reasons
     (file,) = root.glob("*/general-*.parquet")
     assert ItemResults.load(file).measured_by == {"vllm": "1.0", "device": "cpu"}
     copy = changed_model(tmp_path / "copy", lambda tensor: tensor * 1.001)
-    newer = Starter(about={"vllm": "2.0", "device": "cuda"})
+    newer = Starter(about=lambda: {"vllm": "2.0", "device": "cuda"})
     second = judged(copy, BASE, suites, root, starter=newer)
     assert second.exit_code == 0 and second.incumbent.reused == ("general",)
     (note,) = second.reasons
