@@ -17,7 +17,9 @@ from benchmarks.candidates import Candidate, population
 from benchmarks.judge import ALPHA, MARGIN, chance, holds, level, planned
 
 
-@pytest.mark.parametrize(("lost", "won", "prompts", "items"), [(6, 8, 300, 250), (9, 4, 400, 300), (0, 0, 200, 120)])
+@pytest.mark.parametrize(
+    ("lost", "won", "prompts", "items"), [(6, 8, 300, 250), (9, 4, 400, 300), (0, 0, 200, 120)]
+)
 def test_the_chance_is_that_over_all_draws_of_items(
     lost: int, won: int, prompts: int, items: int
 ) -> None:
