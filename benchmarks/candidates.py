@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,8 @@ CLOSE = 0.001
 """Distance from the planted loss at which the search ends."""
 AHEAD = 0.02
 """Distance behind the planted loss that a run goes to, by a part of the prompts."""
-COUNTS = 3
-"""Most counts of all prompts in one search."""
-HALVINGS = 8
-"""Halvings of the line in a search by a part of the prompts."""
+LOOKS = (3, 1, 1)
+"""Looks at a part of the prompts before each count of all of them; there are at most so many counts."""
 
 Weights = Mapping[str, "Tensor"]
 Right = NDArray[np.bool_]
@@ -166,34 +165,35 @@ def planted_at(
         ValueError: the run does not pass the planted loss.
     """
 
-    def on_part(share: float) -> float:
-        return loss_of(model, between(peak, end, share), before)
-
-    wanted = planted
-    if not on_part(0.0) < planted < on_part(1.0):
+    line = {share: loss_of(model, between(peak, end, share), before) for share in (0.0, 1.0)}
+    if not line[0.0] < planted < line[1.0]:
         raise ValueError(f"a run does not pass the loss {planted:g}")
-    best: tuple[float, float, Right] | None = None
-    for _ in range(COUNTS):
-        share = _crossing(on_part, wanted)
+    counts: list[tuple[float, float, Right]] = []
+    wanted = planted
+    for looks in LOOKS:
+        for _ in range(looks):
+            share = crossing(line, wanted)
+            line[share] = loss_of(model, between(peak, end, share), before)
+        share = crossing(line, wanted)
         after = model.right(between(peak, end, share))
         loss = float((before.astype(float) - after).mean())
-        if best is None or abs(loss - planted) < abs(best[0] - planted):
-            best = (loss, share, after)
+        counts.append((abs(loss - planted), share, after))
         if abs(loss - planted) <= CLOSE:
             break
         # The part and the whole differ by nearly the same wherever the line is looked at.
-        wanted = on_part(share) + planted - loss
-    assert best is not None, "COUNTS is at least 1"
-    return best[1], best[2]
+        line[share] = loss_of(model, between(peak, end, share), before)
+        wanted = line[share] + planted - loss
+    _, share, after = min(counts, key=lambda count: count[0])
+    return share, after
 
 
-def _crossing(loss_at: Any, wanted: float) -> float:
-    """Return where a loss passes ``wanted`` on its way from 0 to 1, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if loss_at(middle) < wanted else (low, middle)
-    return 0.5 * (low + high)
+def crossing(line: Mapping[float, float], wanted: float) -> float:
+    """Return where a loss passes ``wanted``, by straight lines between the points that are known."""
+    points = sorted(line.items())
+    for (low, below), (high, above) in pairwise(points):
+        if below < wanted <= above:
+            return low + (high - low) * (wanted - below) / (above - below)
+    return points[0][0] if wanted <= points[0][1] else points[-1][0]
 
 
 def between(start: Weights, end: Weights, share: float) -> dict[str, Tensor]:
