@@ -35,11 +35,11 @@ MOST_PASSES = 6
 """Most passes over the wrong answers, each a run of the trainer, until the largest loss is behind."""
 PART = 800
 """Prompts by which the search looks for the neighbourhood before it counts all."""
-CLOSE = 0.001
+CLOSE = 0.0005
 """Distance from the planted loss at which the search ends."""
 AHEAD = 0.02
 """Distance behind the planted loss that a run goes to, by a part of the prompts."""
-LOOKS = (3, 1, 1)
+LOOKS = (4, 1, 0, 0)
 """Looks at a part of the prompts before each count of all of them; there are at most so many counts."""
 
 Weights = Mapping[str, "Tensor"]
@@ -168,23 +168,27 @@ def planted_at(
     line = {share: loss_of(model, between(peak, end, share), before) for share in (0.0, 1.0)}
     if not line[0.0] < planted < line[1.0]:
         raise ValueError(f"a run does not pass the loss {planted:g}")
-    counts: list[tuple[float, float, Right]] = []
-    wanted = planted
+    counts: dict[float, tuple[float, Right]] = {}
+    share = 0.5
     for looks in LOOKS:
-        for _ in range(looks):
-            share = crossing(line, wanted)
-            line[share] = loss_of(model, between(peak, end, share), before)
-        share = crossing(line, wanted)
-        after = model.right(between(peak, end, share))
-        loss = float((before.astype(float) - after).mean())
-        counts.append((abs(loss - planted), share, after))
-        if abs(loss - planted) <= CLOSE:
-            break
         # The part and the whole differ by nearly the same wherever the line is looked at.
-        line[share] = loss_of(model, between(peak, end, share), before)
-        wanted = line[share] + planted - loss
-    _, share, after = min(counts, key=lambda count: count[0])
-    return share, after
+        apart = line[share] - counts[share][0] if share in counts else 0.0
+        for _ in range(looks):
+            share = crossing(line, planted + apart)
+            line[share] = loss_of(model, between(peak, end, share), before)
+        if len(counts) > 1:
+            share = crossing({0.0: line[0.0], 1.0: line[1.0], **losses(counts)}, planted)
+        after = model.right(between(peak, end, share))
+        counts[share] = float((before.astype(float) - after).mean()), after
+        if abs(counts[share][0] - planted) <= CLOSE:
+            break
+    share = min(counts, key=lambda share: abs(counts[share][0] - planted))
+    return share, counts[share][1]
+
+
+def losses(counts: Mapping[float, tuple[float, Right]]) -> dict[float, float]:
+    """Return the losses of all prompts by their share of the way."""
+    return {share: loss for share, (loss, _) in counts.items()}
 
 
 def crossing(line: Mapping[float, float], wanted: float) -> float:
