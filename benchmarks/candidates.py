@@ -172,7 +172,7 @@ def planted_at(
     share = 0.5
     for looks in LOOKS:
         # The part and the whole differ by nearly the same wherever the line is looked at.
-        apart = line[share] - counts[share][0] if share in counts else 0.0
+        apart = line[share] - counts[share][0] if looks and counts else 0.0
         for _ in range(looks):
             share = crossing(line, planted + apart)
             line[share] = loss_of(model, between(peak, end, share), before)
