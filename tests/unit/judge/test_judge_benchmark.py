@@ -71,8 +71,15 @@ def test_a_population_is_every_prompt_that_a_suite_may_draw() -> None:
     assert math.isclose(len(names), 10_000, rel_tol=0.05)
 
 
-def test_the_line_between_two_models_is_searched_to_the_planted_loss() -> None:
+@pytest.mark.parametrize("patient", [False, True], ids=["until close", "to the last count"])
+def test_the_line_between_two_models_is_searched_to_the_planted_loss(
+    monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    from benchmarks import candidates
     from benchmarks.candidates import CLOSE, planted_at
+
+    if patient:
+        monkeypatch.setattr(candidates, "CLOSE", -1.0)
 
     class Line:
         """A model of one weight: the higher it is, the fewer of 10,000 prompts it answers rightly."""
