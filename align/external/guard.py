@@ -46,11 +46,11 @@ def main() -> int:
     status = end_all(child.pid, grace_s)
     if os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
-    number = os.WTERMSIG(status)
+    ending = os.WTERMSIG(status)
     with suppress(OSError):  # No handler can be set for SIGKILL, and none is needed.
-        signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    return 128 + number
+        signal.signal(ending, signal.SIG_DFL)
+    os.kill(os.getpid(), ending)
+    return 128 + ending
 
 
 def end_with_guard() -> None:

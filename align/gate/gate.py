@@ -158,7 +158,7 @@ def decide(
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
     checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
     outcome = "rejected" if objections else _overall(checks)
-    notes = (*_unseen(left_out), *instrument_notes(candidate, compared))
+    notes = (*_unseen(left_out), *instrument_notes(candidate, compared.items()))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,

@@ -6,28 +6,30 @@ That is no reason to refuse a comparison, and a reader has to know of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from align.gate.evaluate import ItemResults
 
 Results = Mapping[str, ItemResults]
 
 
-def instrument_notes(candidate: Results, comparators: Mapping[str, Results]) -> Iterator[str]:
+def instrument_notes(
+    candidate: Results, comparators: Iterable[tuple[str, Results]]
+) -> Iterator[str]:
     """Yield a sentence for each other engine that a comparator was measured by.
 
     Args:
-        comparators: results by suite, of each comparator by its name.
+        comparators: names, and results by suite.
     """
     others: dict[tuple[str, str, str], list[str]] = {}
-    for name, results in comparators.items():
+    for name, results in comparators:
         for suite in sorted(candidate.keys() & results.keys()):
             own, other = candidate[suite].measured_by, results[suite].measured_by
             if own and other and own != other:
                 others.setdefault((name, words_of(own), words_of(other)), []).append(suite)
-    for (name, own, other), suites in others.items():
+    for (name, ours, theirs), suites in others.items():
         yield (
-            f"note: {name} was measured by {other} on {', '.join(suites)}, and the candidate by {own}: "
+            f"note: {name} was measured by {theirs} on {', '.join(suites)}, and the candidate by {ours}: "
             "what differs between these counts as a change"
         )
 
