@@ -22,6 +22,16 @@ CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).", ca
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override, such as rounds.0.steps=10. Repeatable.")
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-cluster", help="Join a cluster on another host although it asks for no token."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", is_eager=True)]
 
 

@@ -132,6 +132,15 @@ class ReplacingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class KnownEngine(Protocol):
+    """An engine that can say by what it computes."""
+
+    def about(self) -> Mapping[str, str]:
+        """Return the version of ``vllm`` and the kind of ``device``; empty if that is not known now."""
+        ...
+
+
 class RolloutEngine(Protocol):
     """Sampling and scoring under one known weight version."""
 

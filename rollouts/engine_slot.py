@@ -16,6 +16,7 @@ from typing import Any
 from rollouts.engine import (
     Arrivals,
     InFlightEngine,
+    KnownEngine,
     RolloutEngine,
     SampleRequest,
     SampleResult,
@@ -44,6 +45,11 @@ class EngineActor:
         """Build the engine; the id of the process it lives in."""
         self._engine = self._factory()
         return os.getpid()
+
+    def about(self) -> dict[str, str]:
+        """See `KnownEngine.about`; of an engine that is none, nothing."""
+        engine = self._started()
+        return dict(engine.about()) if isinstance(engine, KnownEngine) else {}
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """See `StreamingEngine.stream`; of an engine that is none, everything at the end."""

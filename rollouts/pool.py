@@ -13,7 +13,7 @@ that is alive and answers wrongly is not its business (the parity probe after a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,6 +118,18 @@ class EnginePool:
     def replaced(self) -> tuple[str, ...]:
         """Why each of the engines was that were replaced, in order."""
         return tuple(self._fleet.replaced)
+
+    def about(self) -> Mapping[str, str]:
+        """Return version of vLLM and kind of device of an engine; all are alike. Empty if none answers."""
+        import ray
+
+        self._fleet.wait_ready()
+        self._fleet.wait_any()
+        slot = next(slot for slot in self._fleet.slots if not slot.starting)
+        try:
+            return dict(ray.get(slot.actor.about.remote(), timeout=self._deadline_s))
+        except ray.exceptions.RayError:  # Whoever asks it next replaces it.
+            return {}
 
     @property
     def pids(self) -> tuple[int | None, ...]:

@@ -158,6 +158,12 @@ class VLLMEngine:
         """Longest prompt plus completion, in tokens."""
         return int(self._llm.model_config.max_model_len)
 
+    def about(self) -> Mapping[str, str]:
+        """Return the version of vLLM and the device that it computes on."""
+        import vllm
+
+        return {"vllm": vllm.__version__, "device": resolve_device(self._config.device)}
+
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
         """Sample now; there is nobody to do it meanwhile."""
         results = self.generate(requests)

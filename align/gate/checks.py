@@ -16,7 +16,7 @@ from align.gate.comparison import Comparison, Test, compare
 from align.gate.evaluate import ItemResults
 from align.gate.rules import CURRENT_RULE, RULES
 from align.gate.statistics import items_needed
-from align.gate.suite import Kind, SuiteRule
+from align.gate.suite import SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -151,7 +151,7 @@ def check(
     )
     if outcome == "too_few_items" or found.is_inside:
         found = replace(found, needed=_needed(result, allowed, alpha))
-    return replace(found, sentence=_sentence(found, rule.kind))
+    return replace(found, sentence=_sentence(found, rule.value_unit))
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:
@@ -197,8 +197,8 @@ SUBJECTS = {
 """What is lost or gained."""
 
 
-def _sentence(found: Check, kind: Kind) -> str:
-    unit = "points" if found.test == "tango" else "nats" if kind == "likelihood" else "of reward"
+def _sentence(found: Check, value_unit: str) -> str:
+    unit = "points" if found.test == "tango" else value_unit or "of reward"
     if found.difference == 0:
         change = f"no change{SUBJECTS[found.what]}"
     else:

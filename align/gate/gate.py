@@ -33,6 +33,7 @@ from align.config import GateConfig
 from align.gate.alpha import alpha_at
 from align.gate.checks import Against, Check, Role, check
 from align.gate.evaluate import ItemResults
+from align.gate.instrument import instrument_notes
 from align.gate.rules import CURRENT_RULE, FIRST_RULE
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites import Suite, SuiteRule
@@ -142,8 +143,7 @@ def decide(
     Args:
         start: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots, if any.
-        accepted_rounds: earlier ones, whose suites must not regress.
-        retired: rounds that were overridden; their suites are only shown.
+        accepted_rounds, retired: earlier ones whose suites must not regress, or are overridden and shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
         left_out: accepted rounds whose suites are not looked at.
@@ -152,17 +152,18 @@ def decide(
     Raises:
         RunError: results are missing or cannot be compared.
     """
-    rules = _rules(suites, target)
+    rules, compared = _rules(suites, target), _named(parent, best, start)
     alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
-    judged = partial(_suite_checks, candidate, _named(parent, best, start), gate.min_gain, alpha)
+    judged = partial(_suite_checks, candidate, compared, gate.min_gain, alpha)
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
     checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
     outcome = "rejected" if objections else _overall(checks)
+    notes = (*_unseen(left_out), *instrument_notes(candidate, compared.items()))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out)),
+        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *notes),
         inputs=VerdictInputs(
             target=target,
             gate=gate,

@@ -84,7 +84,8 @@ class SuitePlan:
     needed: Mapping[float, int]
     """By power, items that can show the configured margin."""
     power: float
-    """Chance that an equal candidate passes this one check at the configured margin."""
+    """Chance that a candidate, equal or with `GatePlan.loss`, passes this one check at the configured
+    margin."""
     joint: float
     """Chance that it passes every check of the suite: against the parent, the best so far and the start
     where these differ in the last round, and whether more answers are cut or left without a score."""
@@ -135,6 +136,8 @@ class GatePlan:
     """For measuring one candidate on all suites, as it took on average; None where not known."""
     wanted: float = POWERS[0]
     """Chance to pass all checks of all suites for which `SuitePlan.enough` counts items."""
+    loss: float = 0.0
+    """True loss of the candidate that ``all_pass``, `SuitePlan.power` and `SuitePlan.joint` are for."""
     templates: tuple[Template, ...] = ()
     """Rounds without end, and what is remembered of them."""
     recalls: Mapping[str, Recall] = field(default_factory=dict)
@@ -160,6 +163,7 @@ def plan_gate(
     evidence: Evidence | None,
     discordance: float | None = None,
     suites: Sequence[Suite] = (),
+    loss: float = 0.0,
 ) -> GatePlan:
     """What the gate of a campaign can tell.
 
@@ -167,6 +171,8 @@ def plan_gate(
         evidence: of the store; None before the first run.
         discordance: assumed share of items that change where nothing was measured; None: the campaign's.
         suites: those that were loaded, so that their items can be counted.
+        loss: true loss of the candidate on every suite, in units of its metric, that the chances to pass
+            are for; 0: it is equal.
 
     Raises:
         UserError: a margin or the assumed share lies outside (0, 1).
@@ -193,6 +199,7 @@ def plan_gate(
         wanted=POWERS[0] ** (1 / max(1, guards)),
         min_gain=gate.min_gain,
         change=gate.assumed_change if discordance is None else discordance,
+        loss=loss,
     )
     planned = tuple(_plan(suite, evidence, decided, level) for suite in stated)
     coming = upcoming(nights, () if evidence is None else evidence.ledger.closed())
@@ -206,6 +213,7 @@ def plan_gate(
         suites=planned,
         all_pass=math.prod(suite.joint**suite.guards for suite in planned),
         seconds=None if evidence is None else measuring_seconds(evidence),
+        loss=loss,
         templates=tuple(templates),
         recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
     )
@@ -237,6 +245,8 @@ class _Level:
     min_gain: float
     change: float
     """Share of items that is assumed to change where nothing was measured."""
+    loss: float
+    """True loss of the candidate."""
 
 
 def _plan(
@@ -279,10 +289,12 @@ def _plan(
             )
             for p in POWERS
         },
-        power=power(n, variance, stated.margin, alpha, pass_fail=whole, reach=reach)
+        power=power(
+            n, variance, stated.margin, alpha, loss=level.loss, pass_fail=whole, reach=reach
+        )
         if n >= fewest
         else 0.0,
-        joint=stated.joint(n, variance, alpha, pass_fail=whole),
+        joint=stated.joint(n, variance, alpha, pass_fail=whole, loss=level.loss),
         smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
         enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
         rate_margin=stated.rate_margin(stated.margin),

@@ -102,14 +102,22 @@ class StatedSuite:
         return self.width or USUAL_WIDTH
 
     def joint(
-        self, n: int, variance: float, alpha: float, *, pass_fail: bool, margin: float | None = None
+        self,
+        n: int,
+        variance: float,
+        alpha: float,
+        *,
+        pass_fail: bool,
+        margin: float | None = None,
+        loss: float = 0.0,
     ) -> float:
-        """Return the chance that an equal candidate passes every check of the suite.
+        """Return the chance that a candidate passes every check of the suite.
 
         Args:
             n: items.
             variance: of one item's difference.
             margin: against the parent; None: the stated one.
+            loss: true loss of the candidate; 0: it is equal.
         """
         margin = self.margin if margin is None else margin
         few = self.clusters is not None and self.clusters < self.fewest_clusters(margin, alpha)
@@ -120,7 +128,7 @@ class StatedSuite:
         shown = 1.0 if rate is None else power(n, 0.0, rate, alpha)
         reach = self.reach(n, variance, pass_fail)
         return shown * joint_power(
-            n, variance, self.margins(margin), alpha, pass_fail=pass_fail, reach=reach
+            n, variance, self.margins(margin), alpha, loss=loss, pass_fail=pass_fail, reach=reach
         )
 
     def smallest(

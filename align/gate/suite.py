@@ -44,6 +44,13 @@ class SuiteRule:
     demands: Demands = field(default_factory=Demands)
     value_range: tuple[float, float] | None = None
     """Smallest and largest value of the metric; None: not known."""
+    unit: str = ""
+    """Unit of the values of a harness task; empty: as is usual for the kind."""
+
+    @property
+    def value_unit(self) -> str:
+        """Unit of a value, such as nats; empty for a reward."""
+        return self.unit or ("nats" if self.kind == "likelihood" else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +187,7 @@ class Suite:
             hash=self.hash,
             demands=self.demands,
             value_range=self.value_range,
+            unit="" if self.harness is None else self.harness.unit,
         )
 
 

@@ -65,10 +65,10 @@ class VerdictRow:
 
 def verdict_rows(verdict: Verdict) -> list[VerdictRow]:
     """Return the table of a verdict, what kept the candidate out first."""
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
     folded = folded_row(verdict)
     rows = [
-        _row(check, _unit(check, kinds.get(check.suite, "items")))
+        _row(check, _unit(check, units.get(check.suite, "")))
         for check in sorted(verdict.checks, key=_severity)
         if folded is None or check not in _passed_rates(verdict)
     ]
@@ -96,11 +96,11 @@ def reason_of(verdict: Verdict) -> str:
     failed = [c for c in verdict.checks if c.role != "shown" and c.outcome != "passed"]
     if not failed:
         return ""
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
     worst, *others = sorted(failed, key=_severity)
     suites = {check.suite for check in others} - {worst.suite}
     more = f" (and {_counted(len(suites), 'other suite')})" if suites else ""
-    return _reason(worst, _unit(worst, kinds.get(worst.suite, "items"))) + more
+    return _reason(worst, _unit(worst, units.get(worst.suite, ""))) + more
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _says(check: Check) -> str:
 def _folded(checks: Sequence[Check]) -> VerdictRow:
     """Return all rates that passed as one row, with the numbers of the closest."""
     closest = min(checks, key=_severity)
-    row = _row(closest, _unit(closest, "items"))
+    row = _row(closest, _unit(closest, ""))
     suites = len({check.suite for check in checks})
     lowest = min(check.difference for check in checks)
     return VerdictRow(
@@ -199,10 +199,10 @@ def _reason(check: Check, unit: str) -> str:
     )
 
 
-def _unit(check: Check, kind: str) -> str:
+def _unit(check: Check, value_unit: str) -> str:
     if check.test in ("tango", "exact"):
         return " points"
-    return " nats" if kind == "likelihood" else ""
+    return f" {value_unit}" if value_unit else ""
 
 
 def _signed(check: Check, value: float) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from launch.serving.vllm_server import SERVER
 from rollouts.vllm_engine import engine_environment
 from tests.patience import patient
 from tests.unit.judge.judging import changed_model, raw_suites, write_suites
+from tests.unit.judge.quantised import int4_model, int8_model
 
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,20 @@ def test_a_damaged_model_is_rejected_by_real_engines(folder: Path) -> None:
     damaged = changed_model(folder / "damaged", torch.zeros_like)
     code, said, error = judge(folder, str(damaged))
     assert (code, said.get("outcome")) == (1, "rejected"), error
+
+
+@pytest.mark.parametrize("write", [int8_model, int4_model], ids=["W8A8", "W4A16"])
+def test_a_quantised_copy_is_measured_by_engines_as_it_is(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
+    suites = str(write_suites(tmp_path, 100, rollouts=engines))
+    copy = str(write(tmp_path / "copy"))
+    code, said, error = judge(tmp_path, copy, "--against", "demo://digits", "--suites", suites)
+    assert code in (0, 3), error
+    assert "quantised (compressed-tensors), in bfloat16" in error
+    (suite,) = said["suites"]  # type: ignore[misc]
+    assert suite["candidate"] == pytest.approx(suite["incumbent"], abs=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from align.gate.harness.lm import EngineModel, TextModel, engine_lm
 from align.gate.harness.package import harmless_templates, lm_eval_version, quietly
 from align.gate.harness.requests import check_requests
 from align.gate.harness.task_file import TaskFile
-from align.gate.harness.values import WHOLE, item_value
+from align.gate.harness.values import LIKELIHOODS, WHOLE, item_value
 from align.gate.samples import ItemScore, checked
 from align.harness_config import HarnessConfig
 from rollouts.chat.probe import check_conversations, probe_turns
@@ -61,6 +61,16 @@ class HarnessTask:
     """Requests that lose their beginning to fit."""
     digest: str = field(repr=False)
     """sha256 of everything that decides a value besides the model."""
+
+    @property
+    def scores(self) -> bool:
+        """True if the task asks for log-likelihoods of given texts."""
+        return any(one.request_type != "generate_until" for one in self.task.instances)
+
+    @property
+    def unit(self) -> str:
+        """Unit of an item's value if it is a log-likelihood; else empty."""
+        return LIKELIHOODS.get(self.metric, "")
 
     def measure(
         self,
