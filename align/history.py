@@ -252,19 +252,25 @@ def steps_of(folder: Path, repair: str = "") -> dict[int, dict[str, float]]:
     )
     steps: dict[int, dict[str, float]] = {}
     for attempt in attempts:
-        path = attempt / repair / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                values = json.loads(line)
-                step = int(values.pop("step"))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-            steps[step] = {
-                name: float(value)
-                for name, value in values.items()
-                if isinstance(value, int | float) and math.isfinite(value)
-            }
+        steps |= steps_in(attempt / repair / "metrics.jsonl")
     return dict(sorted(steps.items()))
+
+
+def steps_in(path: Path) -> dict[int, dict[str, float]]:
+    """Finite metrics of the learner steps in one file; none if it is missing."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        steps[step] = {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+    return steps
 
 
 def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:

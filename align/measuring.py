@@ -18,6 +18,7 @@ from align.gate.sealed import is_due, openings
 from align.gate.suite import Suite
 from align.gate.win_rate import save_answers
 from align.parts import MeasuringObserver, Parts
+from align.times.clock import measured, phase
 from rollouts.collect import collect
 from rollouts.types import SnapshotId
 
@@ -38,24 +39,35 @@ def measure(
     found = {suite.name: _stored(parts, snapshot, suite) for suite in missing}
     rest = {suite.name: rest_of(suite, found[suite.name]) for suite in missing}
     asked = [part for part in rest.values() if part is not None]
-    fresh = evaluate(
-        parts.engine,
-        asked,
-        parts.inputs.encoder,
-        snapshot,
-        seed=parts.config.seed,
-        tell=teller(parts, name),
-    )
+    fresh = _evaluated(parts, asked, snapshot, name)
     results = {
         suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
         if found[suite.name]
         else fresh[suite.name]
         for suite in missing
     }
-    for measured in results.values():
-        if measured.beside_line:
-            parts.observer.note(f"{name} on {measured.suite}: {measured.beside_line}")
+    for items in results.values():
+        if items.beside_line:
+            parts.observer.note(f"{name} on {items.suite}: {items.beside_line}")
     return results
+
+
+@phase("measuring")
+def _evaluated(
+    parts: Parts, suites: Sequence[Suite], snapshot: SnapshotId, name: str
+) -> dict[str, ItemResults]:
+    """Evaluate the snapshot that the engines hold, and count the seconds of every suite."""
+    fresh = evaluate(
+        parts.engine,
+        suites,
+        parts.inputs.encoder,
+        snapshot,
+        seed=parts.config.seed,
+        tell=teller(parts, name),
+    )
+    for suite, results in fresh.items():
+        measured(suite, results.seconds or 0.0)
+    return fresh
 
 
 def teller(parts: Parts, name: str) -> Tell:
@@ -101,14 +113,7 @@ def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
         score_references(parts, suites)
         _hold(parts, snapshot, name)
         for suite in suites:  # One by one: a rotating suite may be among them several times.
-            fresh = evaluate(
-                parts.engine,
-                [suite],
-                parts.inputs.encoder,
-                snapshot,
-                seed=parts.config.seed,
-                tell=teller(parts, name),
-            )
+            fresh = _evaluated(parts, [suite], snapshot, name)
             entry = entries[suite.hash]
             parts.evidence.replace(entry.record, fresh[suite.name], entry.fault)
 
@@ -126,6 +131,7 @@ def open_sealed(parts: Parts) -> None:
         parts.observer.note(opening.sentence)
 
 
+@phase("measuring")
 def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
     """The answers that win rates are compared with, from the snapshots that give them; once each."""
     for suite in suites:
@@ -149,6 +155,7 @@ def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
         parts.evidence.files.record([duel.answers])
 
 
+@phase("measuring")
 def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
     """Compute the log-likelihoods that implicit rewards are ratios to, once for each snapshot."""
     for suite in suites:
@@ -173,6 +180,7 @@ def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite
         parts.evidence.save(snapshot, measure(parts, snapshot, name, missing))
 
 
+@phase("weight sync")
 def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:
     """Give the engines a snapshot's weights."""
     parts.learner.load(snapshot)

@@ -21,6 +21,7 @@ from align.learner.rows import Row
 from align.parts import Parts
 from align.round import commit
 from align.round_plan import RoundOutcome, RoundPlan
+from align.times.clock import phase
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -34,8 +35,9 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     """
     suite = own_suite(plan, parts)
     learner = train(plan, parts)
-    scores = learner.scores(answers_of(suite))
-    learner.calibrate(scores)
+    with phase("measuring"):
+        scores = learner.scores(answers_of(suite))
+        learner.calibrate(scores)
     candidate = publish(learner, plan, parts)
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
@@ -62,10 +64,13 @@ def train(plan: RoundPlan, parts: Parts) -> RewardLearner:
     )
     for step in range(plan.spec.steps):
         units = examples.at(step * num_pairs, num_pairs)
-        parts.log(plan, step, learner.update(rows_of(units)))
+        with phase("learning"):
+            metrics = learner.update(rows_of(units))
+        parts.log(plan, step, metrics)
     return learner
 
 
+@phase("publishing")
 def publish(learner: RewardLearner, plan: RoundPlan, parts: Parts) -> SnapshotId:
     """Make the model a snapshot, with the tokenizer it reads answers with."""
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.learner.rows import Row
 from align.memory.durable import write_atomic
+from align.times.clock import phase
 from rollouts.errors import RunError, UserError, nearest
 from rollouts.types import Completion, Prompt, Score, ScoredGroup
 
@@ -48,6 +49,7 @@ Record = dict[str, Any]
 """One row, by column."""
 
 
+@phase("records")
 def keep_rollouts(
     plan: RoundPlan, parts: Parts, step: int, scored: Sequence[ScoredGroup], batch: Batch
 ) -> None:

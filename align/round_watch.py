@@ -18,6 +18,7 @@ from align.hacking import READ, Signal, detect, first_signals
 from align.history import steps_of
 from align.ngrams import ngram_metrics, shares_of_one_answer
 from align.reward_models import resolved
+from align.times.clock import phase
 from align.watch_record import CanaryRecord, WatchRecord
 from rewards.canaries import asks_a_model, try_canaries
 from rewards.rubric import Rubric, build_rubric
@@ -48,6 +49,7 @@ class RoundWatch:
     _steps: list[dict[str, float]] = field(default_factory=list)
     """What detectors read of the steps so far."""
 
+    @phase("watching")
     def start(self, first: int) -> None:
         """Begin to watch, before step ``first``: the engines hold the weights it begins with.
 
@@ -72,6 +74,7 @@ class RoundWatch:
                 remedy="mend the reward, or say that it may with hacking.canaries_allowed",
             )
 
+    @phase("watching")
     def seen(
         self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]
     ) -> dict[str, float]:
@@ -86,6 +89,7 @@ class RoundWatch:
         self._hear(detect(self._steps, self.plan.spec.hacking))
         return found | {f"hacking/{name}": 1.0 for name in self._signals}
 
+    @phase("watching")
     def finish(self) -> tuple[str, ...]:
         """After the last step: canaries again, and the record of it all. What is held against the round."""
         if self._gold is not None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from align.learner.rows import Row
 from align.mixture import Draw
 from align.scoring import Scoring
+from align.times.clock import phase
 from rollouts.collect import Pending, Sampler, begin
 from rollouts.engine import InFlightEngine, ReplacingEngine, SyncReport
 from rollouts.recorded import Recorded, from_json, to_json
@@ -83,11 +84,13 @@ class StepSampler:
             recorded = Recorded(from_json(one["results"]))
             self._pending[int(step)] = self._ask(int(step), engine=recorded, held=one["held"])
 
+    @phase("weight sync")
     def start(self, step: int) -> None:
         """Hand the learner's weights to the engines before the first step."""
         self._held, self._replaced = step, len(self._replacements())
         self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
 
+    @phase("sampling")
     def take(self, step: int) -> list[ScoredGroup]:
         """Scored groups of step ``step``; the next step's are begun where they may be stale."""
         asked = self._pending.pop(step) if step in self._pending else self._ask(step)
@@ -101,6 +104,7 @@ class StepSampler:
             self.metrics["staleness/tokens_fresher"] = fresher_share(scored)
         return scored
 
+    @phase("weight sync")
     def sync(self, step: int) -> SyncReport | None:
         """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
         report = self._hand_over(step)
@@ -167,6 +171,7 @@ class StepSampler:
         scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
         return scoring
 
+    @phase("scoring")
     def _result(self, scoring: Scoring) -> list[ScoredGroup]:
         """Wait for what the rewards have not answered yet."""
         with self._timed("time/scoring_s"):

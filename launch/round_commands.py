@@ -51,8 +51,9 @@ def rounds_show(
     evidence = _evidence(campaign, overrides)
     from align.history import detail
     from align.report.status import scores_of
+    from align.report.wall_time import wall_time_of
 
-    record = detail(evidence, round_name)
+    record, time = detail(evidence, round_name), wall_time_of(evidence, round_name)
     if as_json:
         from dataclasses import asdict
 
@@ -60,10 +61,12 @@ def rounds_show(
             "scores": scores_of(evidence, record.entry.candidate),
             "parent_scores": scores_of(evidence, record.entry.parent),
         }
-        print_json({**asdict(record), **scores})
+        print_json({**asdict(record), **scores, "wall_time": asdict(time)})
         return
     for line in _detail_lines(record):
         typer.echo(line)
+    if time.sentence:
+        typer.echo(f"  wall time {time.sentence}")
     if record.changed:
         _print("Items against the parent", *_changed(record))
     families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}

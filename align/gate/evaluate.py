@@ -174,6 +174,21 @@ class ItemResults:
             ) from error
 
 
+def measured_seconds(path: Path) -> float | None:
+    """Return the seconds that a suite took, of a file that `ItemResults.save` wrote.
+
+    None: the file is missing, damaged, or older than this note. Only its header is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        seconds = json.loads((pq.read_schema(path).metadata or {})[_METADATA]).get("seconds")
+        return None if seconds is None else float(seconds)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
+        return None
+
+
 def evaluate(
     engine: RolloutEngine,
     suites: Iterable[Suite],

@@ -13,6 +13,7 @@ from typing import Literal
 
 from align.gate.checks import Check, What
 from align.gate.gate import Verdict
+from align.gate.suite import Kind
 
 Group = Literal["kept it out", "gained", "lost, but allowed", "held", "decides nothing"]
 ORDER: tuple[Group, ...] = (
@@ -87,6 +88,16 @@ def folded_row(verdict: Verdict) -> VerdictRow | None:
 
 def _passed_rates(verdict: Verdict) -> list[Check]:
     return [c for c in verdict.checks if c.what in RATES and c.outcome == "passed"]
+
+
+def row_of(check: Check, kind: Kind) -> VerdictRow:
+    """Return one comparison in words; ``kind`` is its suite's."""
+    return _row(check, _unit(check, kind))
+
+
+def severity(check: Check) -> tuple[int, bool, int, bool, float]:
+    """Return a key that sorts checks as the table of a verdict has them."""
+    return ORDER.index(_group(check)), *_severity(check)
 
 
 def reason_of(verdict: Verdict) -> str:
