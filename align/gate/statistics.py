@@ -284,7 +284,7 @@ def power(
 
 def joint_power(
     n: int,
-    psi: float,
+    psi: float | Sequence[float],
     margins: Sequence[float],
     alpha: float,
     *,
@@ -292,6 +292,9 @@ def joint_power(
     reach: float = 0.0,
 ) -> float:
     """Return the chance that an equal candidate is shown to lose less than every comparator's margin.
+
+    Args:
+        psi: of one difference, as in `power`; one for all comparators, or one for each.
 
     All snapshots are equal and answer with as much noise of their own, so that two comparisons with one
     candidate are correlated by one half; what is left is an integral over the candidate's own noise.
@@ -302,11 +305,15 @@ def joint_power(
     >>> round(joint_power(773, 0.05, [0.02, 0.02, 0.02], 0.05), 2)
     0.61
     """
-    each = [power(n, psi, margin, alpha, pass_fail=pass_fail, reach=reach) for margin in margins]
-    if len(each) < 2 or psi == 0 or min(each) == 0.0:
+    psis = [float(psi)] * len(margins) if isinstance(psi, int | float) else list(psi)
+    pairs = list(zip(psis, margins, strict=True))
+    each = [power(n, v, margin, alpha, pass_fail=pass_fail, reach=reach) for v, margin in pairs]
+    if len(each) < 2 or min(psis) == 0 or min(each) == 0.0:
         return min(each, default=1.0)
-    critical = critical_value(n, psi, alpha, reach)
-    rooms = [math.sqrt(2.0) * (margin * math.sqrt(n / psi) - critical) for margin in margins]
+    rooms = [
+        math.sqrt(2.0) * (margin * math.sqrt(n / v) - critical_value(n, v, alpha, reach))
+        for v, margin in pairs
+    ]
     step = 16.0 / _QUADRATURE
 
     def density(index: int) -> float:

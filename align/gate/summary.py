@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from align.gate.checks import Check, What
+from align.gate.checks import IN_POINTS, Check, What
 from align.gate.gate import Verdict
 
 Group = Literal["kept it out", "gained", "lost, but allowed", "held", "decides nothing"]
@@ -200,7 +200,7 @@ def _reason(check: Check, unit: str) -> str:
 
 
 def _unit(check: Check, kind: str) -> str:
-    if check.test in ("tango", "exact"):
+    if check.test in IN_POINTS:
         return " points"
     return " nats" if kind == "likelihood" else ""
 

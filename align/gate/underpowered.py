@@ -43,6 +43,8 @@ def power_lines(planned: GatePlan) -> Iterator[str]:
                 "no gain" if math.isinf(suite.gain) else f"a gain of {_amount(suite, suite.gain)}"
             )
             line += f"; its own round can show {shown}"
+        if suite.expected < suite.n:
+            line += f"; stops after about {suite.expected:,}"
         yield line
     yield (
         "  an equal candidate of the last round passes all of them, against parent, best and start, with "
