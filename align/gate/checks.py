@@ -133,9 +133,7 @@ def check(
     Raises:
         RunError: the two were measured on different items, or the comparator failed on too many.
     """
-    if rule.early is not None:
-        count = (items or {}).get(comparator.snapshot, len(candidate.values))
-        candidate, comparator = first(candidate, count), first(comparator, count)
+    candidate, comparator = _measured_first(rule, candidate, comparator, items or {})
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
     compare_items = compare_of(rule, decided_by, with_interval=with_interval)
@@ -168,6 +166,16 @@ def check(
     if outcome == "too_few_items" or found.is_inside:
         found = replace(found, needed=_needed(result, allowed, alpha))
     return replace(found, sentence=_sentence(found, rule.kind))
+
+
+def _measured_first(
+    rule: SuiteRule, candidate: ItemResults, comparator: ItemResults, items: Items
+) -> tuple[ItemResults, ItemResults]:
+    """Return the first items of a suite that may stop early, in the order of measuring; others whole."""
+    if rule.early is None:
+        return candidate, comparator
+    count = items.get(comparator.snapshot, len(candidate.values))
+    return first(candidate, count), first(comparator, count)
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:

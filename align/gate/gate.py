@@ -148,12 +148,9 @@ def decide(
         start: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots, if any.
         accepted_rounds: earlier ones, whose suites must not regress.
-        retired: rounds that were overridden; their suites are only shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
-        left_out: accepted rounds whose suites are not looked at.
-        decided_by: number of the rule in `align.gate.rules`.
-        items: by suite that stopped early and comparator, the number of first items that decide.
+        retired, left_out, decided_by, items: as in `VerdictInputs`.
 
     Raises:
         RunError: results are missing or cannot be compared.

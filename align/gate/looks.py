@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.gate.evaluate import ItemResults
@@ -74,7 +74,7 @@ def looks(suite: str, ids: Sequence[str], clusters: Sequence[str] = ()) -> list[
 def first(results: ItemResults, count: int) -> ItemResults:
     """Return the first ``count`` items of some results, in the order of measuring."""
     order = in_order(results.suite, results.item_ids, results.clusters)[:count]
-    columns = {
+    columns: dict[str, Any] = {
         field.name: tuple(value[place] for place in order)
         for field in fields(results)
         if isinstance(value := getattr(results, field.name), tuple) and value

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -89,6 +89,9 @@ class SuitePlan:
     joint: float
     """Chance that it passes every check of the suite: against the parent, the best so far and the start
     where these differ in the last round, and whether more answers are cut or left without a score."""
+    undrifted: float
+    """The same chance while best and start answer as much like the candidate as its parent does: in the
+    first rounds. Where even this is small, a campaign is refused."""
     smallest: float | None
     """Smallest margin at which `joint` suffices for all suites to pass together with a chance of .8, were
     they alike; None: there is none."""
@@ -134,6 +137,8 @@ class GatePlan:
     all_pass: float
     """Chance that an equal candidate of the last round passes every check of every suite that guards by
     then, were the suites independent."""
+    all_undrifted: float
+    """The same by `SuitePlan.undrifted`."""
     seconds: float | None
     """For measuring one candidate on all suites, as it took on average; None where not known."""
     wanted: float = POWERS[0]
@@ -211,6 +216,7 @@ def plan_gate(
         alpha_per_look=alpha,
         suites=planned,
         all_pass=math.prod(suite.joint**suite.guards for suite in planned),
+        all_undrifted=math.prod(suite.undrifted**suite.guards for suite in planned),
         seconds=None if evidence is None else measuring_seconds(evidence),
         templates=tuple(templates),
         recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
@@ -287,6 +293,7 @@ def _plan(
         },
         power=_alone(stated, n, variance, alpha, whole) if n >= fewest else 0.0,
         joint=stated.joint(n, variance, alpha, pass_fail=whole),
+        undrifted=replace(stated, behind=1).joint(n, variance, alpha, pass_fail=whole),
         smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
         enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
         expected=stated.expected(n, variance, alpha),

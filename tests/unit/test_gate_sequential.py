@@ -16,7 +16,7 @@ from align.config import GateConfig
 from align.evidence import Evidence
 from align.gate.checks import Against, Check, check
 from align.gate.demands import Demands
-from align.gate.evaluate import ItemResults, evaluate
+from align.gate.evaluate import ItemResults, ItemStatus, evaluate
 from align.gate.gate import Verdict, decide, open_against
 from align.gate.looks import Early, early_of, first, in_common, in_order, looks
 from align.gate.reuse import joined, rest_of
@@ -51,14 +51,15 @@ def results(
     snapshot: str, values: list[float], clusters: tuple[str, ...] = (), failed: int = 0
 ) -> ItemResults:
     n = len(values)
+    statuses: tuple[ItemStatus, ...] = ("failed",) * failed + ("scored",) * (n - failed)
     return ItemResults(
         suite="general",
         suite_hash="h",
         snapshot=snapshot,
         item_ids=tuple(map(str, range(n))),
         values=tuple(values),
-        statuses=("failed",) * failed + ("scored",) * (n - failed),
-        finishes=("stop",) * n,
+        statuses=statuses,
+        finishes=tuple("stop" for _ in values),
         clusters=clusters,
     )
 
@@ -185,7 +186,7 @@ def test_each_comparator_is_decided_by_itself() -> None:
 def test_failures_among_the_first_items_decide_nothing() -> None:
     """5 of 960 failed: few enough, and more than 1% of the first 64 if they are all among these."""
     order = in_order("general", CANDIDATE.item_ids)
-    statuses = ["scored"] * N
+    statuses: list[ItemStatus] = ["scored"] * N
     for place in order[:5]:
         statuses[place] = "failed"
     failing = replace(PARENT, statuses=tuple(statuses), snapshot="failing")
@@ -269,7 +270,7 @@ def test_a_part_asks_with_the_seeds_of_the_whole() -> None:
         {"role": "watch"},
         {"zero_tolerance": "all"},
         {"rotate": {"share": 0.4, "bridge": 0.5}, "items": 10},
-        {"metric": {"name": "length_window", "options": {"low": 1, "high": 3}}},
+        {"metric": {"name": "exact_match", "weight": 2.0}},
     ],
 )  # fmt: skip
 def test_what_cannot_stop_is_measured_whole(change: dict[str, Any]) -> None:
