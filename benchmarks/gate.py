@@ -157,7 +157,7 @@ def main() -> int:
     options = parser("Error rates of the gate, by simulation.")
     options.add_argument("--tables", type=int, default=40_000, help="suites drawn for a level")
     options.add_argument("--campaigns", type=int, default=100)
-    options.add_argument("--early", type=int, default=30, help="campaigns that stop early")
+    options.add_argument("--early", type=int, default=15, help="campaigns that stop early")
     options.add_argument("--draws", type=int, default=1_000, help="suites drawn of every kind")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
@@ -165,7 +165,7 @@ def main() -> int:
         args.tables, args.campaigns, args.draws, args.early = 2_000, 5, 20, 1
     random = np.random.default_rng(args.seed)
     kinds = list(case_levels(np.random.default_rng(args.seed), args.draws))
-    kinds += early_levels(np.random.default_rng(args.seed), args.draws)
+    kinds += early_levels(np.random.default_rng(args.seed), args.draws * 2 // 5)
     early = [early_row(random, *row, args.early) for row in EARLY]
     levels = [level(random, *suite, n, args.tables) for suite in SUITES for n in SIZES]
     campaigns = [

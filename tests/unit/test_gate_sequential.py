@@ -51,14 +51,13 @@ def results(
     snapshot: str, values: list[float], clusters: tuple[str, ...] = (), failed: int = 0
 ) -> ItemResults:
     n = len(values)
-    statuses: tuple[ItemStatus, ...] = ("failed",) * failed + ("scored",) * (n - failed)
     return ItemResults(
         suite="general",
         suite_hash="h",
         snapshot=snapshot,
         item_ids=tuple(map(str, range(n))),
         values=tuple(values),
-        statuses=statuses,
+        statuses=tuple("failed" if i < failed else "scored" for i in range(n)),
         finishes=tuple("stop" for _ in values),
         clusters=clusters,
     )
