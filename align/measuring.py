@@ -128,7 +128,7 @@ def measured_by(
     by_snapshot: dict[SnapshotId, list[str]] = {
         candidate: [n for n, left in undecided.items() if left]
     }
-    for snapshot in sorted(set().union(*undecided.values())):
+    for snapshot in sorted(set().union(*undecided.values()) - {candidate}):
         by_snapshot[snapshot] = [n for n, left in undecided.items() if snapshot in left]
     return by_snapshot
 

@@ -23,6 +23,7 @@ from align.gate.reuse import joined, rest_of
 from align.gate.rules import CURRENT_RULE
 from align.gate.sequential import may_stop, stopping
 from align.gate.suite import SuiteRule
+from align.measuring import measured_by
 from tests.unit.campaigns import Starter, Watcher, rounds
 from tests.unit.campaigns import campaign as small
 from tests.unit.test_gate_suites import ENCODER, GENERAL, answering, build, campaign
@@ -180,6 +181,13 @@ def test_each_comparator_is_decided_by_itself() -> None:
     assert stopped["parent"] < stopped["start"]
     assert opened(CANDIDATE, ends[0], start, start) == {"parent", "start"}
     assert opened(CANDIDATE, N, start, start) == set()
+
+
+def test_a_candidate_that_is_its_own_comparator_is_measured_on_every_suite() -> None:
+    assert measured_by("c", {"a": ["c", "p"], "b": ["p"], "d": []}) == {
+        "c": ["a", "b"],
+        "p": ["a", "b"],
+    }
 
 
 def test_failures_among_the_first_items_decide_nothing() -> None:
