@@ -111,7 +111,7 @@ def run_campaign(
                 taken = fed(inputs, view, memory.ledger, spec)
                 parts = replace(parts, inputs=only_of(taken, view))
                 open_sealed(parts)
-                measure_known(parts)
+                measure_known(parts, spec.name)
                 check_budgets(parts.evidence, spec, parts.suites(), parts.observer.note)
                 run_one(index, spec, parts)
             open_sealed(parts)

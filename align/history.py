@@ -17,6 +17,7 @@ from align.config import CampaignConfig
 from align.evidence import Evidence
 from align.gate.evaluate import ItemResults
 from align.gate.forgetting import transitions
+from align.gate.looks import in_common
 from align.memory.amendments import drops_of
 from align.memory.ledger import RoundRecord
 from align.repair.record import RepairStep, repairs_of
@@ -195,7 +196,7 @@ def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
         if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
             continue
         paths = map(evidence.checked, (before[after.suite_hash], after))
-        found = transitions(*(ItemResults.load(path) for path in paths))
+        found = transitions(*in_common(*(ItemResults.load(path) for path in paths)))
         yield ItemChanges(
             suite=after.suite,
             n=found.n,

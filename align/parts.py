@@ -18,6 +18,7 @@ from align.errors import EvidenceError, SnapshotError
 from align.evidence import Evidence
 from align.gate.implicit import with_references
 from align.gate.progress import SuiteProgress
+from align.gate.sequential import STOPPING
 from align.gate.suites import Suite
 from align.gate.win_rate import with_comparators
 from align.inputs import Inputs
@@ -118,7 +119,8 @@ class Parts:
         parent = self.ledger.alias("production") or self.base
         rounds = self.evidence.accepted("policy")
         rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
-        return list(with_references(rivalled, self.evidence))
+        suites = with_references(rivalled, self.evidence)
+        return [STOPPING[self.config.gate.stopping](suite) for suite in suites]
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""

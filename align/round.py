@@ -15,7 +15,7 @@ from functools import partial
 
 from align.learner.batch import build_batch
 from align.learner.teacher import with_teacher_prompts
-from align.measuring import measure
+from align.measuring import measure_until_decided
 from align.meters import measure_drift, probe, rollout_metrics
 from align.parts import Parts
 from align.repair.ladder import climb
@@ -58,11 +58,11 @@ def gated(
 ) -> RoundOutcome:
     """Measure a candidate, whose weights the engines hold, and ask the gate."""
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
-    parts.evidence.save(candidate, measure(parts, candidate, plan.title))
-    look = parts.evidence.looks() + before + 1
+    target, look = plan.spec.name, parts.evidence.looks() + before + 1
+    items = measure_until_decided(parts, candidate, plan.title, target, plan.parent, look)
     with phase("judging"):
         verdict = parts.evidence.judge(
-            plan.spec.name, candidate, plan.parent, parts.suites(), look, objections
+            target, candidate, plan.parent, parts.suites(), look, objections, items
         )
     return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
 

@@ -185,6 +185,15 @@ def _cost(tokens: int, known: bool, price: float | None) -> str:
     return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
 
 
+def stopping_lines(planned: GatePlan) -> list[str]:
+    """Return a line on every suite that may stop early: the items that are expected to be measured."""
+    return [
+        f"{suite.suite} stops after about {suite.expected:,} of {suite.n:,} items"
+        for suite in planned.suites
+        if suite.expected < suite.n
+    ]
+
+
 def _plan_table(planned: GatePlan) -> Table:
     from rich.table import Table
 
@@ -234,6 +243,7 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         "shown: smallest margin these items show at that power; items: as many as the margin asks for",
         "all checks: the chance against parent, best and start together, rates of cut answers included; "
         f"items for all: with so many in every suite all pass together with a chance of {planned.wanted:g}",
+        *(f"an equal candidate: {line}" for line in stopping_lines(planned)),
         planned.spending,
         *(template.sentence for template in planned.templates),
         *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),

@@ -8,6 +8,7 @@ from align.config import RoundConfig
 from align.evidence import Evidence
 from align.gate.checks import Check, check
 from align.gate.gate import level_of, role_of
+from align.gate.looks import in_common
 from align.gate.suite import Suite
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
@@ -63,10 +64,11 @@ def budget_checks(
         anchor = evidence.anchor(suite.name)
         if anchor != production:
             start = evidence.load(anchor, [suite])[suite.name]
+            start, latest = in_common(start, now[suite.name])
             found.append(
                 check(
                     suite.rule,
-                    now[suite.name],
+                    latest,
                     start,
                     role="retention",
                     against="start",

@@ -19,6 +19,7 @@ from align.gate.alpha import alpha_spent
 from align.gate.checks import Check, Role
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
+from align.gate.looks import first
 from align.gate.pairs import TIE
 from align.gate.rules import RULES
 from align.gate.statistics import holm, mcnemar_exact
@@ -237,7 +238,10 @@ def _story(
 ) -> SuiteStory:
     checks = [check for check in verdict.checks if check.suite == rule.name]
     candidate = _candidate(evidence, verdict, rule)
-    after, before = paired(candidate, _comparator(evidence, verdict, checks[0], candidate))
+    comparator = _comparator(evidence, verdict, checks[0], candidate)
+    if rule.name in verdict.inputs.items:
+        candidate, comparator = (first(of, checks[0].n) for of in (candidate, comparator))
+    after, before = paired(candidate, comparator)
     texts = prompt_texts(evidence.config, rule.name)
     changed = sorted(
         (

@@ -302,7 +302,7 @@ def _changed(psi: float, loss: float, pass_fail: bool) -> float:
 
 def joint_power(
     n: int,
-    psi: float,
+    psi: float | Sequence[float],
     margins: Sequence[float],
     alpha: float,
     *,
@@ -311,6 +311,9 @@ def joint_power(
     reach: float = 0.0,
 ) -> float:
     """Return the chance that a candidate is shown to lose less than every comparator's margin.
+
+    Args:
+        psi: of one difference, as in `power`; one for all comparators, or one for each.
 
     All snapshots but a candidate with a ``loss`` are equal. They answer with as much noise of their own, so
     that two comparisons with one candidate are correlated by one half; what is left is an integral over
@@ -322,16 +325,18 @@ def joint_power(
     >>> round(joint_power(773, 0.05, [0.02, 0.02, 0.02], 0.05), 2)
     0.61
     """
+    psis = [float(psi)] * len(margins) if isinstance(psi, int | float) else list(psi)
+    pairs = list(zip(psis, margins, strict=True))
     each = [
-        power(n, psi, margin, alpha, loss=loss, pass_fail=pass_fail, reach=reach)
-        for margin in margins
+        power(n, v, margin, alpha, loss=loss, pass_fail=pass_fail, reach=reach)
+        for v, margin in pairs
     ]
-    psi = _changed(psi, loss, pass_fail)
-    if len(each) < 2 or psi == 0 or min(each) == 0.0:
+    if len(each) < 2 or min(psis) == 0 or min(each) == 0.0:
         return min(each, default=1.0)
-    critical = critical_value(n, psi, alpha, reach)
+    changed = [(_changed(v, loss, pass_fail), margin) for v, margin in pairs]
     rooms = [
-        math.sqrt(2.0) * ((margin - loss) * math.sqrt(n / psi) - critical) for margin in margins
+        math.sqrt(2.0) * ((margin - loss) * math.sqrt(n / v) - critical_value(n, v, alpha, reach))
+        for v, margin in changed
     ]
     step = 16.0 / _QUADRATURE
 

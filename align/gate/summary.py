@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from align.gate.checks import Check, What
+from align.gate.checks import IN_POINTS, Check, What
 from align.gate.gate import Verdict
 from align.gate.suite import Kind
 
@@ -211,7 +211,7 @@ def _reason(check: Check, unit: str) -> str:
 
 
 def _unit(check: Check, value_unit: str) -> str:
-    if check.test in ("tango", "exact"):
+    if check.test in IN_POINTS:
         return " points"
     return f" {value_unit}" if value_unit else ""
 

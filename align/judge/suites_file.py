@@ -95,7 +95,9 @@ class SuitesFile(Settings):
             rounds=(),
             suites=tuple(suite for suite in self.suites if suite.name not in self.left_out),
             # Nothing is trained, so no item can be trained on.
-            gate=self.gate.model_copy(update={"overlap": OverlapConfig(ngram=None)}),
+            gate=self.gate.model_copy(
+                update={"overlap": OverlapConfig(ngram=None), "stopping": "fixed"}
+            ),
         )
 
 

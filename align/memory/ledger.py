@@ -324,6 +324,22 @@ class Ledger:
         with self._database.write() as connection:
             connection.execute(update(evaluations).where(*this).values(n=n, mean=mean))
 
+    def extend_evaluation(
+        self, snapshot: SnapshotId, suite_hash: str, path: str, n: int, mean: float
+    ) -> None:
+        """Note a file that holds the same results and those of further items.
+
+        Raises:
+            ValueError: it has no more items than the file on record.
+        """
+        with self._database.write() as connection:
+            there = connection.execute(_evaluation(snapshot, suite_hash)).one()
+            if n <= there.n:
+                raise ValueError(f"{there.path} has {there.n} items, and {path} no more: {n}")
+            this = (evaluations.c.snapshot == snapshot, evaluations.c.suite_hash == suite_hash)
+            values = {"path": path, "n": n, "mean": mean}
+            connection.execute(update(evaluations).where(*this).values(**values))
+
     def evaluations(self, snapshot: SnapshotId | None = None) -> list[EvaluationRecord]:
         """Evaluations of one snapshot, or all, in the order of recording."""
         query = _evaluations().order_by(evaluations.c.recorded, evaluations.c.suite)

@@ -8,7 +8,7 @@ called not recorded.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -126,8 +126,8 @@ def wall_time(
         attempts: those at the round, each from its beginning to its end.
         now: end of an attempt that runs; None: such an attempt counts nothing.
     """
-    seconds: Counter[str] = Counter()
-    before: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    before: defaultdict[str, float] = defaultdict(float)
     whole = 0.0
     for attempt in attempts:
         took_s = attempt_seconds(attempt, now)
@@ -138,8 +138,10 @@ def wall_time(
         name = "other" if times else "not recorded"
         parts[name] = parts.get(name, 0.0) + max(0.0, rest)
         whole += math.fsum(parts.values())
-        seconds.update(parts)
-        before.update(times.before if times else {})
+        for name, value in parts.items():
+            seconds[name] += value
+        for name, value in (times.before if times else {}).items():
+            before[name] += value
     return WallTime(
         seconds=whole,
         parts=tuple(_ordered(seconds)),
@@ -170,10 +172,12 @@ def _folder(evidence: Evidence, attempt: RoundRecord) -> Path:
 
 def _from_steps(evidence: Evidence, attempt: RoundRecord, folder: Path) -> dict[str, float]:
     """Sum up what steps and files of results say of an attempt of an older store."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for path in (folder / "metrics.jsonl", *folder.glob("*/metrics.jsonl")):
         for step in steps_in(path).values():
-            seconds.update({STEP_METRICS[n]: v for n, v in step.items() if n in STEP_METRICS})
+            for name, value in step.items():
+                if name in STEP_METRICS:
+                    seconds[STEP_METRICS[name]] += value
     for snapshot in _candidates(attempt):
         for record in evidence.ledger.evaluations(snapshot):
             took_s = measured_seconds(evidence.folder / record.path)
@@ -188,7 +192,7 @@ def _candidates(attempt: RoundRecord) -> Iterable[str]:
 
 def _ordered(seconds: Mapping[str, float]) -> Iterator[Part]:
     """Yield the parts that took time in the order of a round; suites are one part."""
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for name, value in seconds.items():
         sums["measuring" if name.startswith(MEASURING) else name] += value
     known = [name for name in MEANINGS if name in sums]

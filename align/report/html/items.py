@@ -15,6 +15,7 @@ from align.evidence import Evidence
 from align.gate.checks import Check
 from align.gate.evaluate import ItemResults, paired
 from align.gate.gate import Verdict
+from align.gate.looks import in_common
 from align.report.html.limits import Limits, cut
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
@@ -104,7 +105,7 @@ def pair_between(
     """Return the results of two snapshots on one suite; None if either has none."""
     try:
         paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
-        results = [ItemResults.load(path) for path in paths]
+        results = in_common(*(ItemResults.load(path) for path in paths))
         values = zip(results[0].item_ids, *paired(*results), strict=True)
         found = sorted((after - before, id, before, after) for id, after, before in values)
     except KeelError:

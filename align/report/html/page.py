@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from align.evidence import Evidence
-from align.gate.checks import Check
+from align.gate.checks import IN_POINTS, Check
 from align.report.families import GUARDED
 from align.report.html.charts import Chart, draw
 from align.report.html.curves import Panel
@@ -104,7 +104,7 @@ def signed(value: float | None) -> str:
 
 def amount(value: float, check: Check) -> str:
     """A difference in the unit of its test: points of items for pass/fail, else the metric's own."""
-    if check.test not in ("tango", "exact"):
+    if check.test not in IN_POINTS:
         return signed(value)
     return (f"{value * 100:+.1f} pt" if value else "0 pt").replace("-", "−")
 
