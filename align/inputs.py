@@ -21,7 +21,7 @@ from rollouts.collect import check_lengths
 from rollouts.errors import UserError
 from rollouts.model_config import sizes_of
 from rollouts.prompts import PromptEncoder
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 from rollouts.types import Prompt
 from rollouts.vllm_engine import resolve_device
 
@@ -74,7 +74,9 @@ class Inputs:
         return {name: pool_hash(pool) for name, pool in pools.items() if pool}
 
 
-def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | None = None) -> Inputs:
+def load_inputs(
+    config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]] | None = None
+) -> Inputs:
     """Load and check; raises `UserError` for the first thing that cannot be used.
 
     Args:
@@ -162,7 +164,7 @@ def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
     return found
 
 
-def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[Row]]) -> frozenset[str]:
+def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:
     return frozenset(
         spec.name
         for spec in config.rounds

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.failures import FailureLog
-from rewards.rubric import Pending, Rubric
+from rewards.rubric import PendingScores, Rubric
 from rollouts.types import RolloutGroup, Score, ScoredGroup
 
 UNSCORED = Score(value=None, status="abstained")
@@ -113,7 +113,7 @@ class Scoring:
     scorer: Scorer
     replacements: bool = False
     _groups: dict[int, RolloutGroup] = field(default_factory=dict)
-    _asked: dict[str, Pending] = field(default_factory=dict)
+    _asked: dict[str, PendingScores] = field(default_factory=dict)
 
     def add(self, groups: Mapping[int, RolloutGroup]) -> None:
         """Begin to score groups, by their place in the step."""

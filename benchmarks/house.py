@@ -21,17 +21,46 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("align", "rollouts", "rewards", "launch")
 
 FRAGMENT_OPENINGS: frozenset[str] = frozenset({
-    "And", "As", "At", "By", "For", "From", "How", "If", "In", "It", "Its", "None:", "Not",
+    "And", "As", "At", "By", "For", "From", "How", "If", "In", "It", "Its", "None", "Not",
     "Of", "On", "That", "Those", "To", "Under", "Until", "What", "When", "Where", "Whether",
     "Which", "Who", "Whom", "Whose", "Why", "With",
 })  # fmt: skip
 """First words of docstrings that are no sentence of their own: they lean on the line above."""
-ARTICLES: frozenset[str] = frozenset({
-    "A", "All", "An", "Both", "Each", "Every", "Everything", "No", "Nothing", "One", "Some",
-    "The", "Their", "These", "This", "Two",
+VERBS: frozenset[str] = frozenset({
+    "Accept", "Adapt", "Add", "Advance", "Allow", "Annotate", "Answer", "Append", "Apply",
+    "Ask", "Assert", "Assign", "Attach", "Begin", "Bill", "Bind", "Block", "Bound", "Bring",
+    "Build", "Call", "Cancel", "Change", "Check", "Choose", "Claim", "Clear", "Clip", "Close",
+    "Collect", "Combine", "Compare", "Compile", "Complete", "Compose", "Compute", "Confirm",
+    "Connect", "Continue", "Convert", "Copy", "Correct", "Count", "Cover", "Create", "Cut",
+    "Deal", "Decide", "Decode", "Delete", "Derive", "Describe", "Detect", "Discard", "Divert",
+    "Divide", "Do", "Download", "Drain", "Draw", "Drop", "Dump", "Echo", "Encode", "End",
+    "Ensure", "Enter", "Escape", "Estimate", "Evaluate", "Exclude", "Execute", "Exit",
+    "Expand", "Explain", "Export", "Extend", "Fail", "Fetch", "Fill", "Filter", "Find",
+    "Finish", "Fit", "Fix", "Flush", "Follow", "Forecast", "Forget", "Format", "Free",
+    "Freeze", "Gather", "Generate", "Get", "Give", "Go", "Group", "Guard", "Hand", "Handle",
+    "Hash", "Hide", "Hold", "Ignore", "Import", "Index", "Initialise", "Insert", "Install",
+    "Interpolate", "Invert", "Join", "Judge", "Keep", "Kill", "Label", "Launch", "Learn",
+    "Leave", "Let", "Limit", "Link", "List", "Listen", "Live", "Load", "Lock", "Log", "Look",
+    "Lower", "Make", "Map", "Mark", "Mask", "Match", "Measure", "Merge", "Mirror", "Mount",
+    "Move", "Name", "Normalise", "Note", "Number", "Open", "Order", "Override", "Pack", "Pad",
+    "Parse", "Pass", "Pick", "Place", "Plan", "Poll", "Predict", "Prepare", "Print",
+    "Promise", "Propose", "Prove", "Publish", "Pull", "Purge", "Push", "Put", "Queue",
+    "Raise", "Rank", "Read", "Rebuild", "Receive", "Recompute", "Record", "Recover", "Redraw",
+    "Refuse", "Register", "Reject", "Release", "Reload", "Remember", "Remove", "Rename",
+    "Render", "Reorder", "Repack", "Repair", "Repeat", "Replace", "Reply", "Report",
+    "Request", "Require", "Reserve", "Reset", "Resolve", "Respond", "Restart", "Restate",
+    "Restore", "Resume", "Retrieve", "Retry", "Return", "Reuse", "Revoke", "Rewrite",
+    "Rotate", "Round", "Route", "Run", "Sample", "Save", "Say", "Scale", "Score", "Seal",
+    "See", "Select", "Send", "Serve", "Set", "Settle", "Shorten", "Show", "Shuffle", "Shut",
+    "Sign", "Signal", "Size", "Skip", "Sleep", "Sort", "Spawn", "Spell", "Spend", "Split",
+    "Spread", "Start", "State", "Step", "Stop", "Store", "Stream", "Strip", "Submit",
+    "Subtract", "Sum", "Summarise", "Survey", "Swap", "Sweep", "Switch", "Take", "Tell",
+    "Terminate", "Test", "Time", "Tokenize", "Track", "Train", "Transform", "Translate",
+    "Trust", "Try", "Turn", "Undo", "Unload", "Unpack", "Update", "Use", "Validate", "Verify",
+    "Wait", "Wake", "Walk", "Warn", "Watch", "Weigh", "Weight", "Withdraw", "Wrap", "Write",
+    "Yield",
 })  # fmt: skip
-"""First words of noun phrases: right for a class or a field, wrong for a function, which begins
-with a verb."""
+"""First words of a function's docstring. A verb that is missing here is a line to add."""
 EMPTY_LOCALS: frozenset[str] = frozenset({
     "asked", "chosen", "found", "given", "got", "held", "it", "kept", "known", "made", "mine",
     "named", "one", "ours", "own", "place", "places", "said", "seen", "some", "stuff",
@@ -78,7 +107,7 @@ class Docstring:
     def opening(self) -> str:
         """First word, as it is written."""
         words = self.text.split()
-        return words[0].rstrip(".,;") if words else ""
+        return words[0].rstrip(".,:;") if words else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,23 +188,33 @@ def fragments(source: Source) -> list[Finding]:
     ]
 
 
-def nouns_for_functions(source: Source) -> list[Finding]:
-    """Find functions, properties apart, whose docstring opens with an article instead of a verb."""
+def verbless(source: Source) -> list[Finding]:
+    """Find functions, properties apart, whose docstring does not open with one of `VERBS`."""
     return [
         Finding(
             path=doc.path, line=doc.line, name=f"{doc.kind} {doc.name}: {_first_line(doc.text)}"
         )
         for doc in docstrings(source)
-        if doc.kind == "function" and doc.opening in ARTICLES
+        if doc.kind == "function" and doc.opening not in VERBS
     ]
 
 
 def empty_locals(source: Source, names: frozenset[str] = EMPTY_LOCALS) -> list[Finding]:
-    """Find bindings of variables and parameters to one of the empty ``names``, in the order of lines."""
+    """Find bindings of variables and parameters to one of the empty ``names``, in the order of lines.
+
+    Fields of a class are none: what they hold is documented below them.
+    """
+    fields = {
+        id(statement.target)
+        for owner in ast.walk(source.tree)
+        if isinstance(owner, ast.ClassDef)
+        for statement in owner.body
+        if isinstance(statement, ast.AnnAssign)
+    }
     bindings = [
         (node.lineno, node.id)
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields
     ]
     bindings += [(n.lineno, n.arg) for n in ast.walk(source.tree) if isinstance(n, ast.arg)]
     return [
@@ -302,7 +341,7 @@ def listing(what: str, sources: Sequence[Source]) -> list[str]:
 
 FINDERS = {
     "fragments": fragments,
-    "nouns": nouns_for_functions,
+    "verbless": verbless,
     "locals": empty_locals,
     "helpers": helpers_used_once,
 }

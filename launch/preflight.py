@@ -24,7 +24,7 @@ HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
+class ClusterNode:
     """One node of a cluster."""
 
     name: str
@@ -64,18 +64,18 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
     return [Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True), engine]
 
 
-def problems(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
+def problems(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
     """Why the demands never fit on these nodes, however idle they are; empty when they do."""
     found = [reason for demand in demands for reason in _too_big(nodes, demand)]
     return found or _too_many([node.total for node in nodes], demands)
 
 
-def shortages(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
+def shortages(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
     """Why they do not fit at this moment, for what others have taken."""
     return _too_many([node.free for node in nodes], demands)
 
 
-def _too_big(nodes: Sequence[Node], demand: Demand) -> Iterable[str]:
+def _too_big(nodes: Sequence[ClusterNode], demand: Demand) -> Iterable[str]:
     """One process, or one group that stays together, against the node that has most."""
     times = demand.count if demand.together else 1
     whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
@@ -123,7 +123,7 @@ def _less(room: Bundle, group: Demand) -> Bundle:
     }
 
 
-def node_table(nodes: Sequence[Node], demands: Sequence[Demand]) -> str:
+def node_table(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> str:
     """What each node has free of what it has, and how many of each process alone would fit on it."""
     names = list(dict.fromkeys(name for demand in demands for name in demand.bundle))
     head = ["node", *names, *(f"{demand.what}s" for demand in demands)]
@@ -146,7 +146,7 @@ def check_room(
     config: CampaignConfig,
     *,
     wait_s: float = 0.0,
-    look: Callable[[], list[Node]] | None = None,
+    look: Callable[[], list[ClusterNode]] | None = None,
     note: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -175,7 +175,7 @@ def check_room(
 
 
 def _no_room(
-    nodes: Sequence[Node],
+    nodes: Sequence[ClusterNode],
     demands: Sequence[Demand],
     found: Sequence[str],
     *,
@@ -194,7 +194,7 @@ def _no_room(
     )
 
 
-def cluster_nodes() -> list[Node]:
+def cluster_nodes() -> list[ClusterNode]:
     """The nodes of the cluster that this process is connected to."""
     import ray
 
@@ -204,7 +204,7 @@ def cluster_nodes() -> list[Node]:
     else:
         free = _free_by_node()
     return [
-        Node(
+        ClusterNode(
             name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
             total=_shown(node["Resources"]),
             free=_shown(free.get(node["NodeID"], {})),

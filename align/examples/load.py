@@ -80,7 +80,7 @@ def load_examples(
     encoder: PromptEncoder,
     context: int,
     round: str,
-    taken: Iterable[files.Row] | None = None,
+    taken: Iterable[files.FileRow] | None = None,
 ) -> Examples:
     """All examples of a source as rows of token ids, in its order.
 
@@ -127,7 +127,7 @@ class _Loading:
         self.repeated: list[str] = []
         self._first: dict[object, str] = {}
 
-    def units(self, rows: Iterable[files.Row], material: Material) -> Iterator[Unit]:
+    def units(self, rows: Iterable[files.FileRow], material: Material) -> Iterator[Unit]:
         for row in rows:
             self.num_rows += 1
             columns = {n: v for n, v in row.values.items() if n != self._config.prompt}
@@ -163,7 +163,7 @@ class _Loading:
             check_answers(self._encoder, f"rounds.{self._round}.data")
         self._chats_checked = True
 
-    def documents(self, rows: Iterable[files.Row]) -> Iterator[Document]:
+    def documents(self, rows: Iterable[files.FileRow]) -> Iterator[Document]:
         for row in rows:
             self.num_rows += 1
             try:
@@ -177,14 +177,14 @@ class _Loading:
                 self._note(document.name, row)
                 yield document
 
-    def _note(self, content: object, row: files.Row) -> None:
+    def _note(self, content: object, row: files.FileRow) -> None:
         """Record a row as seen, or as the repeat of an earlier row."""
         short_place = _short(row.place)
         first = self._first.setdefault(content, short_place)
         if first is not short_place:
             self.repeated.append(f"{short_place} is {first}")
 
-    def _drop(self, row: files.Row, reason: Unusable) -> None:
+    def _drop(self, row: files.FileRow, reason: Unusable) -> None:
         short_place = _short(row.place)
         entry = short_place if reason.detail is None else f"{short_place}: {reason.detail}"
         self.dropped.setdefault(str(reason), []).append(entry)

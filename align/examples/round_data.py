@@ -27,7 +27,7 @@ from align.gate_config import OverlapConfig
 from align.models import SCHEMES
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, load_prompts
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Loader:
     rule: OverlapConfig
     encoder: PromptEncoder
     context: int
-    taken: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    taken: Mapping[str, Sequence[FileRow]] = field(default_factory=dict)
     windows: bool = False
     trained_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 

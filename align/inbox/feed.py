@@ -18,7 +18,7 @@ from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import pass_over
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 
 def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfig) -> Inputs:
@@ -91,7 +91,9 @@ def starved(
     return True
 
 
-def _measurable(spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[Row]) -> bool:
+def _measurable(
+    spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[FileRow]
+) -> bool:
     """Whether a finished round still has what it is measured on: a purge may have removed too much."""
     assert spec.data is not None and spec.data.stream is not None
     if spec.suite.prompts is not None:

@@ -21,7 +21,7 @@ from align.memory.database import Database
 from align.memory.inbox_tables import inbox_requests, inbox_rows, inbox_streams
 from align.memory.takes import AfterRejection, Take, all_takes, hold, ready
 from rollouts.errors import UserError
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 REQUESTS_KEPT_S = 7 * 86400.0
 """How long the answer to a request with a key is repeated."""
@@ -141,14 +141,14 @@ class Inbox:
         with self.database.read() as connection:
             return all_takes(connection)
 
-    def read(self, take: Take) -> list[Row]:
+    def read(self, take: Take) -> list[FileRow]:
         """The rows of a take as a file would give them, oldest first."""
         columns = select(inbox_rows.c.number, inbox_rows.c.payload)
         wanted = columns.where(ready(take.stream, take.above, take.newest))
         with self.database.read() as connection:
             found = connection.execute(wanted.order_by(inbox_rows.c.number)).all()
         return [
-            Row(place=f"inbox://{take.stream} row {number}", values=json.loads(payload))
+            FileRow(place=f"inbox://{take.stream} row {number}", values=json.loads(payload))
             for number, payload in found
         ]
 

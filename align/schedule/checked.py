@@ -16,7 +16,7 @@ from align.memory.ledger import Ledger
 from align.schedule.claims import ClaimedRound, Dues, claimed_rounds
 from align.schedule.due import Due
 from rollouts.errors import UserError
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 
 def check_due(config: CampaignConfig, ledger: Ledger, due: Sequence[Due]) -> None:
@@ -48,7 +48,7 @@ def open_claims(ledger: Ledger | None, apart: Collection[str] = ()) -> list[Clai
 def load_checked(
     config: CampaignConfig,
     claims: Sequence[ClaimedRound],
-    taken: Mapping[str, Sequence[Row]] | None = None,
+    taken: Mapping[str, Sequence[FileRow]] | None = None,
 ) -> Inputs:
     """`load_inputs`; if it fails, then with the round to blame.
 
@@ -75,7 +75,7 @@ def load_checked(
 
 
 def _load(
-    config: CampaignConfig, names: Collection[str], taken: Mapping[str, Sequence[Row]] | None
+    config: CampaignConfig, names: Collection[str], taken: Mapping[str, Sequence[FileRow]] | None
 ) -> None:
     """Only these rounds."""
     rounds = tuple(spec for spec in config.rounds if spec.name in names)

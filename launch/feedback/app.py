@@ -17,9 +17,9 @@ from align.inbox.deal import Receipt
 from align.inbox.feedback import StreamForm, form_of
 from align.inbox.inbox import Inbox
 from align.inbox.writer import QueueFull, Writer, WriterClosed
-from launch.feedback.body import BadRequest, Limits, Parsed, parse
+from launch.feedback.body import BadRequest, BodyLimits, Parsed, parse
 from launch.feedback.receive import Crowded, Receiver
-from launch.feedback.tender import Tender
+from launch.feedback.tender import Sweeper
 from launch.feedback.token import is_bearer
 from rollouts.errors import RunError, UserError
 
@@ -36,8 +36,8 @@ class Desk:
         forms: Mapping[str, StreamForm],
         token: str,
         *,
-        limits: Limits,
-        tender: Tender,
+        limits: BodyLimits,
+        tender: Sweeper,
     ) -> None:
         self.inbox, self.forms = inbox, forms
         self._token, self._limits = token, limits
@@ -96,15 +96,15 @@ def make_app(
     token: str,
     *,
     folder: Path,
-    limits: Limits | None = None,
+    limits: BodyLimits | None = None,
 ) -> FastAPI:
     """The application; while it runs it also takes what lies in the drop folder.
 
     Args:
         folder: of the inbox, with ``drop`` in it.
     """
-    tender = Tender(folder, inbox, forms)
-    desk = Desk(inbox, forms, token, limits=limits or Limits(), tender=tender)
+    tender = Sweeper(folder, inbox, forms)
+    desk = Desk(inbox, forms, token, limits=limits or BodyLimits(), tender=tender)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

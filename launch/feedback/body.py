@@ -16,7 +16,7 @@ SOURCE = "http"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class BodyLimits:
     """What one request may hold, and all of them at once."""
 
     body_bytes: int = 8 << 20
@@ -49,7 +49,7 @@ class Parsed:
     """Place and reason of the others."""
 
 
-def parse(body: bytes, form: StreamForm, limits: Limits, key: str | None) -> Parsed:
+def parse(body: bytes, form: StreamForm, limits: BodyLimits, key: str | None) -> Parsed:
     """Read ``{"rows": [...]}``, a list of rows or one row.
 
     Raises:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
-from launch.feedback.body import BadRequest, Limits
+from launch.feedback.body import BadRequest, BodyLimits
 
 
 class Crowded(Exception):
@@ -18,7 +18,7 @@ class Crowded(Exception):
 class Receiver:
     """Reads bodies. Bytes count from their arrival until the request is answered."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._held = 0
 

@@ -16,7 +16,7 @@ SWEEP_S = 5.0
 FORGET_S = 3600.0
 
 
-class Tender:
+class Sweeper:
     """Passes over the drop folder, one after the other. One that fails is told, and the next one tried."""
 
     def __init__(self, folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm]) -> None:

@@ -13,7 +13,7 @@ from rollouts.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
+class CheckedManifest:
     """One manifest."""
 
     file: str
@@ -26,7 +26,7 @@ class Checked:
     """CEL rules of the CRD that only the API server evaluates."""
 
 
-def check_file(path: Path, crds: Crds | None = None) -> list[Checked]:
+def check_file(path: Path, crds: Crds | None = None) -> list[CheckedManifest]:
     """Every manifest of a file.
 
     Raises:
@@ -38,12 +38,12 @@ def check_file(path: Path, crds: Crds | None = None) -> list[Checked]:
     return found
 
 
-def _checked(path: Path, manifest: dict[str, Any], crds: Crds | None) -> Checked:
+def _checked(path: Path, manifest: dict[str, Any], crds: Crds | None) -> CheckedManifest:
     wrong = problems(manifest, crds)
     kind = identity(manifest)
     crd = (crds or {}).get(kind)
     metadata = manifest.get("metadata")
-    return Checked(
+    return CheckedManifest(
         file=str(path),
         kind=kind[1],
         name=str(metadata.get("name", "")) if isinstance(metadata, dict) else "",
@@ -57,7 +57,7 @@ def _named(path: Path, generator: str | None) -> str:
     return str(path) if generator is None else f"{path} (controller-gen {generator})"
 
 
-def lines(checked: Sequence[Checked]) -> Iterator[str]:
+def lines(checked: Sequence[CheckedManifest]) -> Iterator[str]:
     """For people."""
     for one in checked:
         verdict = f"{len(one.problems)} wrong" if one.problems else "fits"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from align.config import CampaignConfig
 from launch.cluster import is_secret
-from launch.serving.shelf import Target
+from launch.serving.shelf import ServedSnapshot
 from rollouts.errors import UserError
 from rollouts.vllm_engine import engine_environment, served_rank
 
@@ -58,7 +58,7 @@ def vllm_device() -> Device:
 
 
 def vllm_arguments(
-    target: Target,
+    target: ServedSnapshot,
     config: CampaignConfig,
     *,
     port: int,

@@ -22,7 +22,7 @@ Swap = Literal["overlap", "restart"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
+class SwapPolicy:
     """How a follower swaps."""
 
     swap: Swap = "overlap"
@@ -44,7 +44,7 @@ class Pace:
 SETTLED_S = 60.0
 
 
-class Follower:
+class Swapper:
     """Owns the servers behind a route.
 
     Args:
@@ -61,7 +61,7 @@ class Follower:
         wanted: Callable[[], SnapshotId],
         start: Callable[[SnapshotId], Awaitable[Backend]],
         say: Callable[[str], None],
-        pace: Pace,
+        pace: SwapPolicy,
     ) -> None:
         self._route, self._wanted, self._start = route, wanted, start
         self._say, self._pace = say, pace

@@ -22,7 +22,7 @@ SCRATCH = "scratch-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class ServerFiles:
     """Belongs to one server."""
 
     log: Path
@@ -32,7 +32,7 @@ class Place:
     """For what the server needs only while it runs, such as merged weights."""
 
 
-def claim(folder: Path, name: str) -> Place:
+def claim(folder: Path, name: str) -> ServerFiles:
     """A new place.
 
     Args:
@@ -50,7 +50,7 @@ def claim(folder: Path, name: str) -> Place:
     except BaseException:
         os.close(output)
         raise
-    return Place(log=Path(log), output=output, scratch=scratch)
+    return ServerFiles(log=Path(log), output=output, scratch=scratch)
 
 
 def clear(folder: Path) -> None:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from launch.feedback.body import BadRequest, Limits
+from launch.feedback.body import BadRequest, BodyLimits
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
 from launch.serving.route import Backend, NoBackend, Route
@@ -42,7 +42,7 @@ TIMEOUT = {"connect": 5.0, "read": None, "write": 60.0, "pool": None}
 Headers = list[tuple[bytes, bytes]]
 
 
-LIMITS = Limits(body_bytes=32 << 20, held_bytes=512 << 20, body_s=60.0)
+LIMITS = BodyLimits(body_bytes=32 << 20, held_bytes=512 << 20, body_s=60.0)
 """Of bodies, which are held until their requests are answered."""
 
 
@@ -66,7 +66,7 @@ class Proxy:
         *,
         key: str | None,
         say: Callable[[str], None],
-        limits: Limits = LIMITS,
+        limits: BodyLimits = LIMITS,
         stops: Sequence[str] = (),
     ) -> None:
         self._route, self._transport, self._key, self._say = route, transport, key, say

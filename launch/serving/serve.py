@@ -17,9 +17,9 @@ from launch.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device
-from launch.serving.follow import Follower, Pace
+from launch.serving.follow import Swapper, SwapPolicy
 from launch.serving.route import Backend, Route
-from launch.serving.shelf import SHOWN, Shelf
+from launch.serving.shelf import SHOWN, ServedAlias
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -49,7 +49,7 @@ class Options:
     """Of the model; None: the campaign's."""
     key_file: Path | None = None
     """Made when it is not there; None: ``serving/key`` in the store."""
-    pace: Pace = field(default_factory=Pace)
+    pace: SwapPolicy = field(default_factory=SwapPolicy)
     start_deadline_s: float = 600.0
     """Seconds that a server may take to be healthy."""
     gpu_memory_utilization: float | None = None
@@ -74,7 +74,7 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
         raise UserError(
             f"the server needs {error.name}", remedy="pip install 'keel-align[serve]'"
         ) from error
-    shelf = Shelf(stored_evidence(config), options.alias, options.name)
+    shelf = ServedAlias(stored_evidence(config), options.alias, options.name)
     wanted = shelf.wanted()
     key_file = options.key_file or config.folder / "serving" / "key"
     key = read_token(key_file, option="--api-key-file")
@@ -116,7 +116,7 @@ async def run(
     wanted: Callable[[], SnapshotId],
     start: Callable[[SnapshotId], Awaitable[Backend]],
     key: str,
-    pace: Pace,
+    pace: SwapPolicy,
     say: Say,
     stops: Sequence[str] = (),
 ) -> None:
@@ -131,7 +131,7 @@ async def run(
     from launch.serving.proxy import Proxy
 
     route = Route()
-    follower = Follower(route, wanted=wanted, start=start, say=say, pace=pace)
+    follower = Swapper(route, wanted=wanted, start=start, say=say, pace=pace)
     limits = httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_S)
     async with httpx.AsyncHTTPTransport(limits=limits, trust_env=False) as transport:
         server = uvicorn.Server(

@@ -27,7 +27,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
+class ServedSnapshot:
     """A verified snapshot, and the names that it answers to."""
 
     snapshot: SnapshotId
@@ -41,13 +41,13 @@ class Target:
     def pinned(self) -> str:
         """The name that only this snapshot answers to.
 
-        >>> Target(snapshot="ab" * 32, name="digits", folder=Path()).pinned
+        >>> ServedSnapshot(snapshot="ab" * 32, name="digits", folder=Path()).pinned
         'digits@abababababababab'
         """
         return f"{self.name}@{self.snapshot[:SHOWN]}"
 
 
-class Shelf:
+class ServedAlias:
     """The snapshots of one campaign, of which an alias names one."""
 
     def __init__(self, evidence: Evidence, alias: str, name: str | None = None) -> None:
@@ -71,7 +71,7 @@ class Shelf:
             )
         return found
 
-    def open(self, snapshot: SnapshotId) -> Target:
+    def open(self, snapshot: SnapshotId) -> ServedSnapshot:
         """A snapshot and, of an adapter, its base.
 
         Raises:
@@ -86,10 +86,10 @@ class Shelf:
                 remedy="serve an alias that names a policy, such as production",
             )
         if found.kind == "model":
-            return Target(snapshot=snapshot, name=self.name, folder=found.path)
+            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=found.path)
         base = self._store.open(self.evidence.base)
         adapter = self._adapter(found.path)
-        return Target(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
+        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
 
     def _adapter(self, folder: Path) -> Adapter:
         content = json.loads((folder / "adapter_config.json").read_text())

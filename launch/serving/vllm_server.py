@@ -30,8 +30,8 @@ from align.evidence import stored_evidence
 from align.report.answering import write_answering
 from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
-from launch.serving.place import Place, claim, clear
-from launch.serving.shelf import SHOWN, Shelf, Target
+from launch.serving.place import ServerFiles, claim, clear
+from launch.serving.shelf import SHOWN, ServedAlias, ServedSnapshot
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -52,7 +52,7 @@ class VLLMServer:
 
     def __init__(
         self,
-        target: Target,
+        target: ServedSnapshot,
         *,
         url: str,
         key: str,
@@ -131,7 +131,7 @@ class VLLMServer:
 class VLLMStarter:
     """Starts servers of one campaign's snapshots."""
 
-    shelf: Shelf
+    shelf: ServedAlias
     device: Device
     gpu_memory_utilization: float
     """Share of a GPU that one server takes."""
@@ -174,7 +174,9 @@ class VLLMStarter:
             raise
         return server
 
-    def _launch(self, target: Target, place: Place, answering: Sequence[str]) -> VLLMServer:
+    def _launch(
+        self, target: ServedSnapshot, place: ServerFiles, answering: Sequence[str]
+    ) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
             target,

@@ -17,7 +17,7 @@ from align.config import RewardConfig
 from rewards.base import Sample
 from rewards.call import Failure
 from rewards.isolation import limits, sandbox
-from rewards.isolation.batch import Batch, Clock, Suspects, pieces_of
+from rewards.isolation.batch import Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.protocol import (
     Answer,
@@ -220,7 +220,7 @@ def test_an_input_is_held_after_two_strikes() -> None:
 
 
 def test_a_batch_is_done_when_every_sample_is_decided_once() -> None:
-    batch = Batch(packed_B=["a", "b", "c"], state="null", clock=Clock(9.0))
+    batch = WorkerBatch(packed_B=["a", "b", "c"], state="null", clock=Clock(9.0))
     batch.decide([2, 0], [3.0, None])
     assert (batch.open_of([0, 1, 2]), batch.done.is_set()) == ([1], False)
     batch.decide([0, 1], [5.0, 2.0])
@@ -231,7 +231,7 @@ def test_a_batch_is_done_when_every_sample_is_decided_once() -> None:
     assert batch.busy_s == 0.75
     assert batch.extras_B() == [{"e": "a"}, {"e": "b"}, {}]
     assert batch.extras() == {"e": ["a", "b"]}
-    assert Batch(packed_B=[], state="null", clock=Clock(1.0)).done.is_set()
+    assert WorkerBatch(packed_B=[], state="null", clock=Clock(1.0)).done.is_set()
 
 
 def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
