@@ -68,11 +68,11 @@ def explain(
     from align.evidence import stored_evidence
     from align.gate.explain import explain as explained
 
-    told = explained(stored_evidence(config), round_name)
+    explanation = explained(stored_evidence(config), round_name)
     if as_json:
-        print_json(told)
+        print_json(explanation)
     else:
-        typer.echo("\n".join(told.lines(items)))
+        typer.echo("\n".join(explanation.lines(items)))
 
 
 @gate_app.command("recompute")
@@ -169,9 +169,9 @@ def anchor(
         typer.echo("\n".join(anchor_log_lines(evidence)))
 
 
-def _cost(tokens: int, known: bool, price: float | None) -> str:
+def _cost(tokens: int, is_complete: bool, price: float | None) -> str:
     dollars = "" if price is None else f" (${tokens * price / 1e6:,.2f})"
-    return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
+    return f"{tokens:,}{'' if is_complete else ' and more'} tokens{dollars}"
 
 
 def _plan_table(planned: GatePlan) -> Table:
@@ -221,7 +221,11 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         f"items for all: with so many in every suite all pass together with a chance of {planned.wanted:g}",
         planned.spending,
         *(template.sentence for template in planned.templates),
-        *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
+        *(
+            f"{name} {lookback.sentence}"
+            for name, lookback in planned.recalls.items()
+            if lookback.left_out
+        ),
         f"an equal candidate of the last round loses on no suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
         f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
