@@ -45,7 +45,8 @@ def feedback_add(
         return
     typer.echo(
         f"{intake.file}: {intake.stored} stored in inbox://{intake.stream}, "
-        f"{intake.duplicates} known already, {intake.quarantined} quarantined, {intake.conflicts} with a key of another row"
+        f"{intake.duplicates} known already, {intake.quarantined} quarantined, "
+        f"{intake.conflicts} with a key of another row"
     )
     for row_label, reason in intake.reasons.items():
         typer.echo(f"  {row_label}: {reason}")
