@@ -63,7 +63,7 @@ VERBS: frozenset[str] = frozenset({
 """First words of a function's docstring. A verb that is missing here is a line to add."""
 EMPTY_LOCALS: frozenset[str] = frozenset({
     "asked", "chosen", "found", "given", "got", "held", "it", "kept", "made", "mine",
-    "named", "one", "ours", "own", "place", "places", "said", "seen", "some", "stuff",
+    "named", "one", "ours", "own", "place", "said", "seen", "some", "stuff",
     "taken", "theirs", "them", "thing", "things", "told",
 })  # fmt: skip
 """Names of variables that tell how a value came about, or nothing, instead of what it is."""

@@ -107,10 +107,10 @@ def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
     for index, slot in enumerate(committed.slots):
         if slot.decided:
             before[slot.name] = {other.name for other in committed.slots[:index]}
-    kept = [name for name in names if name in before]
-    if kept != [name for name in before if name in kept]:
+    common = [name for name in names if name in before]
+    if common != [name for name in before if name in common]:
         yield Refusal(
-            sentence=f"rounds: order {', '.join(n for n in before if n in kept)} -> {', '.join(kept)}",
+            sentence=f"rounds: order {', '.join(n for n in before if n in common)} -> {', '.join(common)}",
             why="decided rounds stay in the order in which they ran",
         )
         return
@@ -147,17 +147,17 @@ def _places(names: Sequence[str], committed: Committed) -> tuple[list[tuple[int,
     """Choose slots for rounds that have none, or whose slot no longer fits the order."""
     slots = {slot.name: slot for slot in committed.slots}
     planned: list[tuple[int, str]] = []
-    kept: set[str] = set()
+    names_in_place: set[str] = set()
     last, free = -1, committed.next_index
     for name in names:
         slot = slots.get(name)
         if slot is not None and (slot.decided or slot.index > last):
-            kept.add(name)
+            names_in_place.add(name)
             last = max(last, slot.index)
             continue
         planned.append((free, name))
         last, free = free, free + 1
-    return planned, [s for s in committed.slots if s.name not in kept and not s.decided]
+    return planned, [s for s in committed.slots if s.name not in names_in_place and not s.decided]
 
 
 def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[Change]:

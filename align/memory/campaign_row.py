@@ -21,7 +21,7 @@ INTERRUPTED = {"reason": "interrupted"}
 """Report of an attempt whose runner never came back."""
 
 Read = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""What a stored configuration, perhaps of an older version, is in this one."""
+"""Function from a stored configuration, perhaps of an older version, to its form in this one."""
 
 
 def open_campaign_row(

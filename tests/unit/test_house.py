@@ -204,3 +204,104 @@ def test_the_table_of_a_small_house(tmp_path: Path) -> None:
 def test_a_list_says_where(what: str, lines: list[str]) -> None:
     source = Source.parse("a.py", 'def _f(one):\n    """The."""\n\n\nclass A:\n    """Of."""\n')
     assert listing(what, [source, Source.parse("b.py", "class A: _f(1)\n")]) == lines
+
+
+NOT_YET_CLEAN = {
+    "align/__init__.py",
+    "align/anchor.py",
+    "align/campaign.py",
+    "align/campaign_file.py",
+    "align/config.py",
+    "align/demands_config.py",
+    "align/evidence.py",
+    "align/examples",
+    "align/external/output.py",
+    "align/external/process.py",
+    "align/gate",
+    "align/gate_config.py",
+    "align/hacking.py",
+    "align/hacking_config.py",
+    "align/harness_config.py",
+    "align/history.py",
+    "align/inbox",
+    "align/inputs.py",
+    "align/judge",
+    "align/learner",
+    "align/learning_config.py",
+    "align/measuring.py",
+    "align/meters.py",
+    "align/mixture.py",
+    "align/model_checks.py",
+    "align/models.py",
+    "align/ngrams.py",
+    "align/parts.py",
+    "align/plan",
+    "align/policy_config.py",
+    "align/prompts_config.py",
+    "align/repair",
+    "align/report",
+    "align/resources_config.py",
+    "align/reward_config.py",
+    "align/reward_models.py",
+    "align/reward_round.py",
+    "align/rollout_table.py",
+    "align/round.py",
+    "align/round_plan.py",
+    "align/round_rules.py",
+    "align/round_watch.py",
+    "align/sampling.py",
+    "align/scoring.py",
+    "align/settings.py",
+    "align/spending.py",
+    "align/store_config.py",
+    "align/stored_config.py",
+    "align/stores.py",
+    "align/watch_record.py",
+    "launch/judge_commands.py",
+    "launch/submit_commands.py",
+    "rollouts/endpoint/client.py",
+    "rollouts/endpoint/engine.py",
+}
+"""Folders and files whose sentences and names are still to be written anew. An entry goes when its part is
+clean, and none is added."""
+
+SHARED_NAMES = {
+    "Change",
+    "Comparison",
+    "Example",
+    "Item",
+    "Loader",
+    "Pair",
+    "Row",
+    "Spread",
+}
+"""Class names that several classes still share. None is added."""
+
+
+def part_of(path: str) -> str:
+    """The entry of `NOT_YET_CLEAN` that a file falls under, else its own path."""
+    parts = path.split("/")
+    prefixes = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((prefix for prefix in prefixes if prefix in NOT_YET_CLEAN), path)
+
+
+def unclean() -> list[tuple[str, str]]:
+    """Part and sentence of everything that is against the rules of sentences and names."""
+    rules = (fragments, verbless, empty_locals)
+    sources = read_sources(ROOT)
+    return [
+        (part_of(s.path), str(finding)) for s in sources for rule in rules for finding in rule(s)
+    ]
+
+
+def test_docstrings_are_sentences_and_locals_say_what_they_hold() -> None:
+    wrong = [line for part, line in unclean() if part not in NOT_YET_CLEAN]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_a_part_that_is_clean_is_no_longer_excused() -> None:
+    assert {part for part, _ in unclean()} >= NOT_YET_CLEAN
+
+
+def test_no_class_name_comes_twice() -> None:
+    assert set(shared_class_names(read_sources(ROOT))) == SHARED_NAMES
