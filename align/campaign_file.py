@@ -1,4 +1,5 @@
-"""From a YAML file and ``--set`` overrides to a `CampaignConfig`, or one clear message.
+"""Reader of campaign files: makes YAML and ``--set`` overrides a `CampaignConfig`, or one clear
+message.
 
 YAML is read as YAML 1.2 reads it: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
 errors, and nothing in a file can run code.
@@ -41,18 +42,18 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is a word, not a list or mapping", key_node.start_mark
                 )
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -131,7 +132,7 @@ def validated(
 
 
 def parse_value(text: str) -> Any:
-    """A YAML scalar, list or mapping."""
+    """Parse a YAML scalar, list or mapping."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
@@ -233,12 +234,12 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _position(place: Any, step: str, key: str) -> Any:
-    """Key of a mapping, or position in a list."""
+    """Return the key of a mapping, or the position in a list."""
     return _index(place, step, key) if isinstance(place, list) else step
 
 
 def _index(place: list[Any], step: str, key: str) -> int:
-    """A position, or the name of a round or suite."""
+    """Return a position, or find that of a round or suite by its name."""
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
     if step in names:
         return names.index(step)
@@ -251,7 +252,7 @@ def _index(place: list[Any], step: str, key: str) -> int:
 def _describe(
     error: ValidationError, model: type[BaseModel], raw: dict[str, Any], places: Places, what: str
 ) -> str:
-    """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
+    """Describe each problem in one line: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
     for problem in _first_causes(error.errors(include_url=False)):
         key = ".".join(str(part) for part in problem["loc"])
@@ -273,7 +274,7 @@ def _describe(
 
 
 def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short only because an entry of theirs is not valid."""
+    """Drop lists that are too short only because an entry of theirs is not valid."""
     inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
     return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
 
@@ -281,7 +282,7 @@ def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _known_keys(
     root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
 ) -> list[str]:
-    """Field names of the model that an unknown key was found in."""
+    """List the field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [root]
     place: Any = filled(raw)
     for part in location[:-1]:
@@ -295,14 +296,14 @@ def _known_keys(
 
 
 def _entry(place: Any, part: int | str) -> Any:
-    """What lies below a mapping or list; what stands for a list of itself is its own entry."""
+    """Return what lies below a mapping or list; what stands for a list of itself is its own entry."""
     if isinstance(place, dict):
         return place if isinstance(part, int) else place.get(part)
     return place[part] if isinstance(place, list) and isinstance(part, int) else None
 
 
 def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
-    """The algorithm that a value names, where the field takes any."""
+    """Return the algorithm that a value names, where the field takes any."""
     return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
 
 
