@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.config import CampaignConfig, RoundConfig
 from align.examples import Unit
-from align.examples.round_data import Loader, pool_hash
+from align.examples.round_data import RoundDataLoader, pool_hash
 from align.gate.suites import Suite, build_suites
 from align.learner.model.checks import check_base
 from align.learner.model.source import check_unchanged
@@ -96,7 +96,7 @@ def load_inputs(
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
     rule = config.gate.overlap
-    data = Loader(
+    data = RoundDataLoader(
         rule=rule,
         encoder=encoder,
         context=context - 1,

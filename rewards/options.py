@@ -23,7 +23,7 @@ def positive(option: str, value: Any) -> None:
 
 
 def one_of(option: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse what is not in ``known``."""
+    """Refuse what is not in ``choices``."""
     if value not in choices:
         remedy = nearest(str(value), list(choices))
         raise UserError(f"{option} {value!r} is not known", remedy=remedy)

@@ -35,8 +35,8 @@ from align.demo.world import (
     SOURCES,
     TRAINED_PAIRS,
     Digits,
-    Example,
     Task,
+    WorldExample,
     examples,
     spell,
     strings,
@@ -173,7 +173,7 @@ def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
 
 
 @torch.no_grad()
-def success(model: LlamaForCausalLM, items: Sequence[Example]) -> float:
+def success(model: LlamaForCausalLM, items: Sequence[WorldExample]) -> float:
     """Return the mean probability of the right answer and an end after it."""
     tokens_BT = torch.tensor([_token_ids(item.prompt, item.answer) for item in items])
     was_training = model.training

@@ -97,7 +97,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class WorldExample:
     """A question of a task with its digits; the prompt and answer follow from the two."""
 
     task: Task
@@ -152,7 +152,7 @@ def strings(split: Split) -> tuple[Digits, ...]:
     return tuple(digits for digits in everything if split_of(digits) == split)
 
 
-def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[Example]:
+def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[WorldExample]:
     """List `n` distinct examples of a source, its tasks in turn; a larger `n` only appends.
 
     Raises `ValueError` for an unknown source or split, or more examples than exist.
@@ -169,7 +169,7 @@ def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[E
             f"n={n}: demo://{source} has 1 to {available} prompts in its {split} split"
         )
     draws = [_shuffled(pool, f"{seed}/{task.name}/{split}") for task in tasks]
-    return [Example(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
+    return [WorldExample(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
 
 
 def demo_prompts(uri: str) -> list[Prompt]:

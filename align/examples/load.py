@@ -88,7 +88,7 @@ def load_examples(
         material: what the rows are read as; not ``rollouts``.
         context: longest prompt plus completion, in tokens.
         round: written on every row.
-        taken: what the round took of the inbox, where its source is a stream.
+        source_rows: what the round took of the inbox, where its source is a stream.
 
     Raises a `UserError` for a source that cannot be read or holds nothing, and where more than
     ``config.max_dropped`` of its rows cannot be used; it names the first of them.

@@ -56,7 +56,7 @@ class RoundData:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loader:
+class RoundDataLoader:
     """Reader of the data of rounds.
 
     Args:

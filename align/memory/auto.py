@@ -56,7 +56,7 @@ def auto_lines(config: CampaignConfig, resolved: CampaignConfig) -> Iterator[str
 
     Args:
         config: the campaign as its file says it.
-        chosen: the same, `without_auto`.
+        resolved: the same, `without_auto`.
     """
     policy = resolved.policy
     if config.policy.lora and policy.lora and config.policy.lora.serve == "auto":

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
 
-from align.amend.compare import Comparison
+from align.amend.compare import CampaignComparison
 from align.errors import StaleAttempt
 from align.memory.amendment_tables import round_drops
 from align.memory.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
@@ -69,7 +69,7 @@ class Ledger:
         who: str = "",
         reason: str = "",
         quiet: Collection[str] = (),
-    ) -> Comparison:
+    ) -> CampaignComparison:
         """Create the campaign, continue it, or amend it; rounds without a place in the ledger get one.
 
         Args:
@@ -106,7 +106,7 @@ class Ledger:
         read: Read = dict,
         quiet: Collection[str] = (),
         where: str | None = None,
-    ) -> Comparison:
+    ) -> CampaignComparison:
         """Compare as `open_campaign` does, without writing or refusing anything.
 
         Args:

@@ -74,7 +74,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, known_ids: Collection[int] = ()
     """Return the special token that the chat template ends an answer with; None if it writes none.
 
     Args:
-        named: tokens known to end an answer. Behind an answer the first of these counts, and any other
+        known_ids: tokens known to end an answer. Behind an answer the first of these counts, and any other
             special token only where the template writes none of them.
     """
     if not tokenizer.chat_template:

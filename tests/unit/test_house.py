@@ -247,11 +247,8 @@ NOT_YET_CLEAN = {
 clean, and none is added."""
 
 SHARED_NAMES = {
-    "Change",
     "Comparison",
-    "Example",
     "Item",
-    "Loader",
     "Pair",
     "Row",
     "Spread",

@@ -20,8 +20,8 @@ from rewards.isolation import limits, sandbox
 from rewards.isolation.batch import Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.protocol import (
-    WorkerAnswer,
     Malformed,
+    WorkerAnswer,
     holds,
     pack_answer,
     pack_request,
