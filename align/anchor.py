@@ -37,7 +37,8 @@ def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
 
 
 def require_same_tokenizer(start: Path, other: Path) -> None:
-    """Log-likelihoods per token can only be compared where both snapshots see the same tokens."""
+    """Refuse another tokenizer: log-likelihoods per token only compare where both snapshots see the
+    same tokens."""
     known, found = (vocabulary(folder) for folder in (start, other))
     if known is not None and found is not None and known != found:
         differing = {token for token, _ in known.items() ^ found.items()}
@@ -51,7 +52,7 @@ def require_same_tokenizer(start: Path, other: Path) -> None:
 
 
 def vocabulary(folder: Path) -> dict[str, int] | None:
-    """Tokens and their ids; None where the folder holds no tokenizer."""
+    """Read tokens and their ids; None where the folder holds no tokenizer."""
     if not any(folder.glob("tokenizer*")):
         return None
     from transformers import AutoTokenizer
@@ -60,7 +61,7 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
 
 
 def anchor_log_lines(evidence: Evidence) -> Iterator[str]:
-    """What budgets count from, and every time a person moved it."""
+    """Yield what budgets count from, and every time a person moved it."""
     yield f"start   {evidence.base[:16]}"
     for move in anchor_moves(evidence.ledger):
         yield f"anchor  {move.snapshot[:16]}  since {move.time}: {move.reason}"

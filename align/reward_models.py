@@ -20,7 +20,7 @@ ROUND = "round:"
 
 
 def round_named(reward: RewardConfig) -> str | None:
-    """The round whose reward model a reward uses; None for all others."""
+    """Return the round whose reward model a reward uses; None for all others."""
     model = reward.options.get("model")
     if isinstance(model, str) and model.startswith(ROUND):
         return model.removeprefix(ROUND)
@@ -32,7 +32,7 @@ def resolved(
     models: Mapping[str, SnapshotId],
     folder_of: Callable[[SnapshotId], Path],
 ) -> tuple[RewardConfig, ...]:
-    """The same rewards with folders in place of round names.
+    """Return the same rewards with folders in place of round names.
 
     Args:
         models: accepted reward-model rounds.
@@ -62,7 +62,7 @@ def measurable(
     models: Mapping[str, SnapshotId],
     folder_of: Callable[[SnapshotId], Path],
 ) -> list[Suite]:
-    """Suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
+    """Select suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
     found = []
     for suite in suites:
         named = {name for reward in suite.metric if (name := round_named(reward)) is not None}

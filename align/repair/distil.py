@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:
-    """The distillation, once, where there is something to ask for."""
+    """Plan the distillation, once, where there is something to ask for."""
     chosen = plan.spec.repair.distil
     if chosen is None or tried:
         return None
@@ -66,7 +66,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
 def distillation(
     spec: RoundConfig, chosen: DistilConfig, *, past: bool, general: bool
 ) -> RoundConfig:
-    """A round of distillation with the completions, lengths and temperature of another.
+    """Make a round of distillation with the completions, lengths and temperature of another.
 
     Args:
         past: prompts of earlier rounds are to be brought back; ``general``: the general pool is.

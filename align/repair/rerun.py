@@ -18,7 +18,7 @@ MOST_REPLAY = 0.9
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:
-    """The same round, once, with the same seed."""
+    """Plan the same round, once, with the same seed."""
     if not plan.spec.repair.rerun or tried:
         return None
     spec = careful(plan.spec)
@@ -35,7 +35,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
 
 
 def careful(spec: RoundConfig) -> RoundConfig:
-    """Twice the replay, or as much as leaves room, and half the learning rate.
+    """Return the round with twice the replay, or as much as leaves room, and half the learning rate.
 
     A share that is off stays off: whoever keeps no past prompts has a reason.
     """
