@@ -195,19 +195,19 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         ) from None
     *above, last = key.split(".")
     steps: list[Any] = []
-    place: Any = raw
+    node: Any = raw
     for step in above:
-        here = _position(place, step, key)
-        below = place[here] if isinstance(place, list) else place.get(here)
+        here = _position(node, step, key)
+        below = node[here] if isinstance(node, list) else node.get(here)
         if here == "algorithm" and isinstance(below, str):
-            below = place[here] = spelt_out(below)
+            below = node[here] = spelt_out(below)
         if not isinstance(below, dict | list):
             # A word or a number gives way to what the override puts in its place.
-            below = place[here] = {}
+            below = node[here] = {}
         steps.append(here)
-        place = below
-    steps.append(_position(place, last, key))
-    place[steps[-1]] = value
+        node = below
+    steps.append(_position(node, last, key))
+    node[steps[-1]] = value
     return ".".join(map(str, steps))
 
 
@@ -233,19 +233,19 @@ def _texts_in(value: Any) -> Iterator[str]:
                 yield from _texts_in(below)
 
 
-def _position(place: Any, step: str, key: str) -> Any:
+def _position(node: Any, step: str, key: str) -> Any:
     """Return the key of a mapping, or the position in a list."""
-    return _index(place, step, key) if isinstance(place, list) else step
+    return _index(node, step, key) if isinstance(node, list) else step
 
 
-def _index(place: list[Any], step: str, key: str) -> int:
+def _index(node: list[Any], step: str, key: str) -> int:
     """Return a position, or find that of a round or suite by its name."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
     if step in names:
         return names.index(step)
-    if step.isdigit() and int(step) < len(place):
+    if step.isdigit() and int(step) < len(node):
         return int(step)
-    known = [*map(str, range(len(place))), *(n for n in names if isinstance(n, str))]
+    known = [*map(str, range(len(node))), *(n for n in names if isinstance(n, str))]
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
@@ -284,22 +284,22 @@ def _known_keys(
 ) -> list[str]:
     """List the field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [root]
-    place: Any = filled(raw)
+    node: Any = filled(raw)
     for part in location[:-1]:
         fields = [
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
-        place = _entry(place, part)
-        nested_models = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
+        node = _entry(node, part)
+        nested_models = [_named(m, node, places) for f in fields for m in _models_in(f.annotation)]
         models = nested_models or models
     return sorted({name for model in models for name in model.model_fields})
 
 
-def _entry(place: Any, part: int | str) -> Any:
+def _entry(node: Any, part: int | str) -> Any:
     """Return what lies below a mapping or list; what stands for a list of itself is its own entry."""
-    if isinstance(place, dict):
-        return place if isinstance(part, int) else place.get(part)
-    return place[part] if isinstance(place, list) and isinstance(part, int) else None
+    if isinstance(node, dict):
+        return node if isinstance(part, int) else node.get(part)
+    return node[part] if isinstance(node, list) and isinstance(part, int) else None
 
 
 def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:

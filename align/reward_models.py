@@ -40,7 +40,7 @@ def resolved(
     Raises:
         UserError: a reward names a model that the gate did not accept.
     """
-    found = []
+    with_folders = []
     for reward in rewards:
         name = round_named(reward)
         if name is not None:
@@ -53,8 +53,8 @@ def resolved(
                 )
             options = {**reward.options, "model": str(folder_of(models[name]))}
             reward = reward.model_copy(update={"options": options})
-        found.append(reward)
-    return tuple(found)
+        with_folders.append(reward)
+    return tuple(with_folders)
 
 
 def measurable(
@@ -63,13 +63,15 @@ def measurable(
     folder_of: Callable[[SnapshotId], Path],
 ) -> list[Suite]:
     """Select suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
-    found = []
+    selected = []
     for suite in suites:
-        named = {name for reward in suite.metric if (name := round_named(reward)) is not None}
-        if not named:
-            found.append(suite)
-        elif named <= models.keys():
+        needed_rounds = {
+            name for reward in suite.metric if (name := round_named(reward)) is not None
+        }
+        if not needed_rounds:
+            selected.append(suite)
+        elif needed_rounds <= models.keys():
             metric = resolved(suite.metric, models, folder_of)
             rubric = build_rubric([spec.absolute for spec in metric])
-            found.append(replace(suite, rubric=rubric))
-    return found
+            selected.append(replace(suite, rubric=rubric))
+    return selected

@@ -38,8 +38,8 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     if chosen is None or tried:
         return None
     rounds = lost_rounds(failed.verdict)
-    held = plan.mixture.past if plan.held is None else plan.held
-    past = ReplayBuffer({n: p for n, p in held.entries.items() if n in rounds})
+    buffer = plan.mixture.past if plan.held is None else plan.held
+    past = ReplayBuffer({n: p for n, p in buffer.entries.items() if n in rounds})
     general = lost_capability(failed.verdict) and plan.mixture.general is not None
     if not len(past) and not general:
         return None

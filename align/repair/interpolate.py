@@ -61,7 +61,8 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     if chosen is None:
         return None
     points = [
-        Point(share=one.origin.share or 0.0, lost=one.lost, gained=one.gained) for one in tried
+        Point(share=earlier.origin.share or 0.0, lost=earlier.lost, gained=earlier.gained)
+        for earlier in tried
     ]
     share = next_share(points, chosen.steps)
     if share is None:

@@ -100,7 +100,7 @@ def climb(
         note(f"{plan.spec.name}: {tries[-1].step.sentence}")
     if not tries:
         return failed
-    return replace(best(tries) or failed, repairs=(_first(failed), *(one.step for one in tries)))
+    return replace(best(tries) or failed, repairs=(_first(failed), *(each.step for each in tries)))
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> RoundPlan | None:
@@ -113,10 +113,10 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> 
     if verdict.accepted or verdict.inputs.objections or not lost(verdict) or not gained(verdict):
         return None
     for rung, propose in RUNGS.items():
-        mine = [one for one in tries if one.origin.rung == rung]
-        if (proposed := propose(plan, failed, mine)) is not None:
+        same_rung = [each for each in tries if each.origin.rung == rung]
+        if (proposed := propose(plan, failed, same_rung)) is not None:
             return proposed
-        if any(one.passed for one in mine):
+        if any(each.passed for each in same_rung):
             return None
     return None
 
@@ -148,5 +148,5 @@ def _first(failed: RoundOutcome) -> RepairStep:
 
 def best(tries: Sequence[Tried]) -> RoundOutcome | None:
     """Return the candidate that passed and kept most; None where none did."""
-    passed = [one for one in tries if one.passed]
-    return max(passed, key=lambda one: one.kept).outcome if passed else None
+    passed = [candidate for candidate in tries if candidate.passed]
+    return max(passed, key=lambda candidate: candidate.kept).outcome if passed else None

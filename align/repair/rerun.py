@@ -22,7 +22,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     if not plan.spec.repair.rerun or tried:
         return None
     spec = careful(plan.spec)
-    told = (
+    words = (
         f"rerun with replay {spec.replay.past:.2g} past and {spec.replay.general:.2g} general, "
         f"learning rate {spec.optimizer.lr:.2g}"
     )
@@ -30,7 +30,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         plan,
         spec=spec,
         mixture=replace(plan.mixture, replay=spec.replay),
-        origin=Origin(rung="rerun", of=failed.candidate, told=told),
+        origin=Origin(rung="rerun", of=failed.candidate, told=words),
     )
 
 
