@@ -100,12 +100,12 @@ def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     """Refuse dropout in the learner where its log-probabilities are compared with those of the engines."""
     if policy.lora is None or not policy.lora.dropout or not _samples(spec, index):
         return
-    own = spec.algorithm.material == "rollouts"
+    samples_itself = spec.algorithm.material == "rollouts"
+    use = "learns from its own samples" if samples_itself else "samples answers to replayed prompts"
     raise ValueError(
-        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round "
-        f"{'learns from its own samples' if own else 'samples answers to replayed prompts'}: engines drop "
+        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round {use}: engines drop "
         "nothing, so the learner's logprobs would not be theirs; set policy.lora.dropout to 0"
-        + ("" if own else ", or replay.past and replay.general of the round")
+        + ("" if samples_itself else ", or replay.past and replay.general of the round")
     )
 
 

@@ -227,7 +227,6 @@ NOT_YET_CLEAN = {
     "align/rollout_table.py",
     "align/round.py",
     "align/round_plan.py",
-    "align/round_rules.py",
     "align/round_watch.py",
     "align/sampling.py",
     "launch/judge_commands.py",
