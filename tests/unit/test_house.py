@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_a_list_of_calls_is_checked_against_the_source() -> None:
 
 
 def test_the_way_from_the_command_to_the_loss_is_the_one_that_is_listed() -> None:
-    assert broken_calls(COMMAND_TO_LOSS, read_sources(ROOT)) == []
+    assert broken_calls(COMMAND_TO_LOSS, house()) == []
     for call, after in pairwise(COMMAND_TO_LOSS):
         # The app finds its command, and a round its kind of runner, through a table.
         name = after.function.rpartition(".")[2]
@@ -254,12 +255,18 @@ def part_of(path: str) -> str:
     return next((prefix for prefix in prefixes if prefix in NOT_YET_CLEAN), path)
 
 
+@cache
+def house() -> list[Source]:
+    """Parse the four packages, once for all tests."""
+    return read_sources(ROOT)
+
+
+@cache
 def unclean() -> list[tuple[str, str]]:
     """Part and sentence of everything that is against the rules of sentences and names."""
     rules = (fragments, verbless, empty_locals)
-    sources = read_sources(ROOT)
     return [
-        (part_of(s.path), str(finding)) for s in sources for rule in rules for finding in rule(s)
+        (part_of(s.path), str(finding)) for s in house() for rule in rules for finding in rule(s)
     ]
 
 
@@ -273,4 +280,4 @@ def test_a_part_that_is_clean_is_no_longer_excused() -> None:
 
 
 def test_no_class_name_comes_twice() -> None:
-    assert set(shared_class_names(read_sources(ROOT))) == SHARED_NAMES
+    assert set(shared_class_names(house())) == SHARED_NAMES
