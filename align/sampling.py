@@ -25,7 +25,7 @@ from align.learner.rows import Row
 from align.mixture import Draw
 from align.scoring import Scoring
 from align.times.clock import phase
-from rollouts.collect import Pending, Sampler, begin
+from rollouts.collect import PendingRollouts, Sampler, begin
 from rollouts.engine import InFlightEngine, ReplacingEngine, SyncReport
 from rollouts.recorded import Recorded, from_json, to_json
 from rollouts.types import Sampling, ScoredGroup
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class PendingStep:
     """One step's rollouts under way."""
 
     draw: Draw
-    pending: Pending
+    pending: PendingRollouts
     held: int
     """Learner steps behind the weights that sample them."""
 
@@ -60,7 +60,7 @@ class StepSampler:
     the seconds it waited for samples and for rewards."""
     _held: int = 0
     """Learner steps behind the weights that the engines hold."""
-    _pending: dict[int, Asked] = field(default_factory=dict)
+    _pending: dict[int, PendingStep] = field(default_factory=dict)
     _replaced: int = 0
     """Engines whose replacement has been told."""
 
@@ -147,7 +147,7 @@ class StepSampler:
         *,
         engine: Sampler | None = None,
         held: int | None = None,
-    ) -> Asked:
+    ) -> PendingStep:
         held = self._held if held is None else held
         mixture = self.plan.mixture
         draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
@@ -160,9 +160,9 @@ class StepSampler:
             seed=self.plan.seed + step + turn * self.plan.spec.steps,
             policy=self.version(held),
         )
-        return Asked(draw=draw, pending=pending, held=held)
+        return PendingStep(draw=draw, pending=pending, held=held)
 
-    def _begin_scoring(self, asked: Asked, *, replacements: bool = False) -> Scoring:
+    def _begin_scoring(self, asked: PendingStep, *, replacements: bool = False) -> Scoring:
         """Hand groups over to the rewards as the engines finish them."""
         scoring = self.plan.scorer.open(replacements=replacements)
         with self._timed("time/sampling_s"):

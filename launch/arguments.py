@@ -1,4 +1,4 @@
-"""What commands that look at a campaign share: its path, its overrides, and JSON to print."""
+"""Arguments that commands on a campaign share: its path and its overrides; and JSON output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
 
 
 def print_json(value: Any) -> None:
-    """A dataclass, a mapping or a list of them; what is not finite becomes null."""
+    """Print a dataclass, a mapping or a list of them as JSON; numbers that are not finite become null."""
     from pydantic_core import to_json
 
     typer.echo(to_json(value, indent=2, inf_nan_mode="null").decode())

@@ -83,11 +83,11 @@ def explain(
     from align.evidence import stored_evidence
     from align.gate.explain import explain as explained
 
-    told = explained(stored_evidence(config), round_name)
+    explanation = explained(stored_evidence(config), round_name)
     if as_json:
-        print_json(told)
+        print_json(explanation)
     else:
-        typer.echo("\n".join(told.lines(items)))
+        typer.echo("\n".join(explanation.lines(items)))
 
 
 @gate_app.command("recompute")
@@ -180,9 +180,9 @@ def anchor(
         typer.echo("\n".join(anchor_log_lines(evidence)))
 
 
-def _cost(tokens: int, known: bool, price: float | None) -> str:
+def _cost(tokens: int, is_complete: bool, price: float | None) -> str:
     dollars = "" if price is None else f" (${tokens * price / 1e6:,.2f})"
-    return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
+    return f"{tokens:,}{'' if is_complete else ' and more'} tokens{dollars}"
 
 
 def stopping_lines(planned: GatePlan) -> list[str]:
@@ -246,7 +246,11 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         *(f"an equal candidate: {line}" for line in stopping_lines(planned)),
         planned.spending,
         *(template.sentence for template in planned.templates),
-        *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
+        *(
+            f"{name} {lookback.sentence}"
+            for name, lookback in planned.recalls.items()
+            if lookback.left_out
+        ),
         f"{_whom(planned)} in the last round passes every suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
         f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "

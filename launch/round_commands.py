@@ -140,26 +140,26 @@ def _entry_row(entry: RoundEntry) -> list[str]:
     ]
 
 
-def _detail_lines(found: RoundDetail) -> list[str]:
-    entry = found.entry
-    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {found.steps} steps"]
+def _detail_lines(record: RoundDetail) -> list[str]:
+    entry = record.entry
+    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {record.steps} steps"]
     if entry.seconds is not None:
         lines.append(f"  {entry.started} to {entry.ended}, {entry.seconds:.0f} s")
-    if found.tokens:
-        parts = ", ".join(f"{count:,} {source}" for source, count in found.tokens.items())
+    if record.tokens:
+        parts = ", ".join(f"{count:,} {source}" for source, count in record.tokens.items())
         lines.append(f"  tokens learnt from: {parts}")
-    lines += _spending(found.spent) if found.spent else ()
-    lines += [f"  {one.sentence}{_took(one.seconds)}" for one in found.repairs]
-    lines += [f"  {reason}" for reason in found.reasons]
-    return lines + [f"  noticed, {line}" for line in found.watch.remarks()]
+    lines += _spending(record.spent) if record.spent else ()
+    lines += [f"  {repair.sentence}{_took(repair.seconds)}" for repair in record.repairs]
+    lines += [f"  {reason}" for reason in record.reasons]
+    return lines + [f"  noticed, {line}" for line in record.watch.remarks()]
 
 
-def _spending(found: Spent) -> Iterator[str]:
-    """On what is new and on retention."""
+def _spending(spent: Spent) -> Iterator[str]:
+    """Yield what was spent on new behaviour and on retention."""
     for name, split in (
-        ("rollouts", found.rollouts),
-        ("tokens", found.tokens),
-        ("seconds of updates", found.seconds),
+        ("rollouts", spent.rollouts),
+        ("tokens", spent.tokens),
+        ("seconds of updates", spent.seconds),
     ):
         if split.share is not None:
             yield (
@@ -168,11 +168,11 @@ def _spending(found: Spent) -> Iterator[str]:
             )
 
 
-def _changed(found: RoundDetail) -> tuple[list[str], list[list[str]]]:
+def _changed(record: RoundDetail) -> tuple[list[str], list[list[str]]]:
     columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
     rows = [
         [c.suite, str(c.n), f"{c.lost} ({100 * c.lost_share:.1f}%)", f"{c.won} ({100 * c.won_share:.1f}%)"]
-        for c in found.changed
+        for c in record.changed
     ]  # fmt: skip
     return columns, rows
 

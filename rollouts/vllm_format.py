@@ -18,7 +18,7 @@ much. vLLM keeps those of a whole step until the step ends."""
 
 
 def distinct_seed(seed: int) -> int:
-    """A 62-bit seed unrelated to that of ``seed + 1``.
+    """Return a 62-bit seed unrelated to that of ``seed + 1``.
 
     vLLM seeds the n completions of a request with seed, seed + 1, ...: without this, two requests
     with neighbouring seeds would share all but one of their random streams.
@@ -54,7 +54,7 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
 def completions(output: Any, n: int) -> tuple[Completion, ...]:
     if output is None or isinstance(output, str):
         return (Completion.failed(output or "vLLM returned nothing"),) * n
-    return tuple(_completion(one) for one in output.outputs)
+    return tuple(_completion(sample) for sample in output.outputs)
 
 
 def _completion(output: Any) -> Completion:

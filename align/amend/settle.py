@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.amend.compare import Comparison, kept
+from align.amend.compare import CampaignComparison, kept
 from align.config import CampaignConfig, RoundConfig, SuiteConfig
 from align.memory.amendments import pins_of
 from align.memory.campaign_row import refused
@@ -28,7 +28,7 @@ class Settled:
     """Campaign with the rounds of the file and the schedule, as the store compares and keeps it."""
     config: CampaignConfig
     """Campaign that runs."""
-    comparison: Comparison
+    comparison: CampaignComparison
     due: frozenset[str]
     """Names of rounds that fell due."""
     ledger: Ledger | None
@@ -62,7 +62,7 @@ def settle(
         return Settled(
             stated=stated,
             config=stated,
-            comparison=Comparison(),
+            comparison=CampaignComparison(),
             due=frozenset(),
             ledger=None,
             where=str(config.folder),

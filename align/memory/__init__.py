@@ -1,1 +1,1 @@
-"""What later rounds must not lose: snapshots, the ledger of verdicts, and prompts to replay."""
+"""Memory across rounds: snapshots, the ledger of verdicts, and prompts to replay."""

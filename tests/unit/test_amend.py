@@ -17,7 +17,7 @@ import pytest
 
 from align.amend.amend import amend
 from align.amend.compare import compare
-from align.amend.difference import Change, differences
+from align.amend.difference import ConfigChange, differences
 from align.amend.drop import drop
 from align.amend.locks import Committed, Slot
 from align.amend.settle import settle
@@ -482,7 +482,7 @@ def test_differences_are_by_name() -> None:
         "rounds.a.x: 1 -> 2", "rounds.c: added", "betas: [0.9, 0.95] -> [0.9, 0.99]",
     ]  # fmt: skip
     assert [c.sentence for c in differences({"l": [1]}, {"l": [1, 2]})] == ["l: [1] -> [1, 2]"]
-    assert Change(("seed",), 0, 1).sentence == "seed: 0 -> 1"
+    assert ConfigChange(("seed",), 0, 1).sentence == "seed: 0 -> 1"
 
 
 def test_rounds_that_wait_before_a_decided_one_keep_their_place() -> None:

@@ -18,7 +18,7 @@ from align.examples.clashes import Measure, PromptRows
 from align.examples.continued import continuations
 from align.examples.fingerprints import words
 from align.examples.holdout import Division, divide, place
-from align.examples.round_data import Loader
+from align.examples.round_data import RoundDataLoader
 from align.gate.overlap import Trained, find_overlap
 from align.gate_config import OverlapConfig
 from align.inputs import Inputs, load_inputs
@@ -308,7 +308,9 @@ def test_a_store_that_held_out_windows_goes_on_so(tmp_path: Path) -> None:
     config = campaign(tmp_path, rounds=[{**spec, "name": "a", "steps": 1, "suite": {}}])
     rule = config.gate.overlap
     data = {
-        windows: Loader(rule=rule, encoder=encoder, context=32, windows=windows).load(config.rounds)
+        windows: RoundDataLoader(rule=rule, encoder=encoder, context=32, windows=windows).load(
+            config.rounds
+        )
         for windows in (True, False)
     }
     units = [*data[True].examples["a"], *data[True].held["a"]]
