@@ -51,7 +51,7 @@ GATE = "the gate: same, and best so far, by the budget"
 SEVERAL = f"the gate, {SUITES_TOGETHER} suites, as many items"
 PLANNED = f"the gate, {SUITES_TOGETHER} suites, {FEWER_ROUNDS} rounds, items planned for all"
 
-EARLY_ITEMS = 11_040
+EARLY_ITEMS = 12_000
 """Items of each suite that may stop early, of which a part is measured."""
 DOUBLE, DOUBLE_ITEMS = 0.04, 7_680
 """Budget of twice the margin, and the items of each suite with it."""
