@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.demo import BASE_MODEL
-from align.demo.world import LENGTH, SOURCES, Example, spell, strings
+from align.demo.world import LENGTH, SOURCES, WorldExample, spell, strings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,10 +71,10 @@ class Candidate:
         return (self.lost + self.won) / self.prompts
 
 
-def population(task: str) -> list[Example]:
+def population(task: str) -> list[WorldExample]:
     """Return all prompts of a task that suites are drawn from."""
     (only,) = SOURCES[task]
-    return [Example(only, digits) for digits in strings("eval")]
+    return [WorldExample(only, digits) for digits in strings("eval")]
 
 
 class Model:
@@ -211,15 +211,15 @@ def lessons(task: str, number: int) -> tuple[list[dict[str, str]], list[dict[str
     (only,) = SOURCES[task]
     others = [name for name in ("rev", "sort", "rotl", "inc", "copy") if name != task]
     digits = seed.sample(strings("train"), RIGHT + WRONG)
-    right = [_row(Example(only, d), spell(only.answer(d))) for d in digits[:RIGHT]]
+    right = [_row(WorldExample(only, d), spell(only.answer(d))) for d in digits[:RIGHT]]
     wrong = [
-        _row(Example(only, d), spell(SOURCES[seed.choice(others)][0].answer(d)))
+        _row(WorldExample(only, d), spell(SOURCES[seed.choice(others)][0].answer(d)))
         for d in digits[RIGHT:]
     ]
     return right, wrong
 
 
-def _row(example: Example, answer: str) -> dict[str, str]:
+def _row(example: WorldExample, answer: str) -> dict[str, str]:
     return {"prompt": f"{example.prompt} ", "completion": answer}
 
 
