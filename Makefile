@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # uv with pip's indexes; installs itself into $(VENV) when it is first asked.
 UV     := $(BIN)/python requirements/run_uv.py
+# Compiled modules are kept, also where an image says otherwise: uv installs sources, and hundreds of
+# processes would each compile torch and vLLM again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The chat model as a folder, from a package of 93 MB that nothing else needs.
 SMOLLM := runs/smollm2
@@ -12,7 +15,7 @@ SMOLLM := runs/smollm2
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart chat test unit parity chaos integration check lint docs lock clean
+.PHONY: help setup quickstart chat test unit parity unit-and-parity chaos integration check lint docs lock clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
@@ -62,17 +65,22 @@ $(SMOLLM)/config.json: | $(STAMP)
 # One after the other whatever -j says: each step is only worth its time if the one before passed.
 test: $(STAMP)
 	@$(MAKE) check
-	@$(MAKE) unit
-	@$(MAKE) parity
+	@$(MAKE) unit-and-parity
 	@$(MAKE) chaos
 	@$(MAKE) integration
 
-# Files of tests side by side; of those that start engines and clusters two, whatever the machine has.
+# Files of tests side by side; of those that start engines and clusters two, whatever the machine has, in
+# the order that tests/integration/conftest.py gives them.
+SIDE_BY_SIDE := -q --numprocesses logical --dist loadfile
 unit parity: $(STAMP)
-	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile tests/$@
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/$@
+
+# One session reads the tests and imports what they need once.
+unit-and-parity: $(STAMP)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/parity
 
 integration: $(STAMP)
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests/$@
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/$@
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -q tests/$@

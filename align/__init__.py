@@ -1,1 +1,1 @@
-"""How the policy changes, and whether the change is kept."""
+"""Alignment rounds: how the policy changes, and the decision to keep a change."""

@@ -42,6 +42,7 @@ from align.round.session import (
     replay_path,
     seed_of,
 )
+from align.round.times.clock import phase
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.inbox.feed import fed, starved
 from align.store.auto import auto_lines
@@ -110,7 +111,7 @@ def run_campaign(
                 taken = fed(inputs, view, memory.ledger, spec)
                 parts = replace(parts, inputs=only_of(taken, view))
                 open_sealed(parts)
-                measure_known(parts)
+                measure_known(parts, spec.name)
                 check_budgets(parts.evidence, spec, parts.suites(), parts.observer.note)
                 run_one(index, spec, parts)
             open_sealed(parts)
@@ -123,6 +124,7 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
         parts.observer.note(f"{spec.name}: {report}")
     parent = parts.ledger.alias("production") or parts.base
     attempt = parts.ledger.begin_round(index, spec.name, parent)
+    parts.clock.restart()
     plan = plan_round(index, attempt, spec, parent, parts)
     if (recalled := parts.evidence.recall(spec.name, "gate")).left_out:
         parts.observer.note(f"{spec.name}: {recalled.sentence}")
@@ -136,6 +138,7 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
         )
         raise
     finally:
+        parts.keep_times(index, spec.name, attempt)
         plan.scorer.close()
     parts.forget_checkpoints(plan)
     parts.observer.on_verdict(plan, outcome)
@@ -148,6 +151,7 @@ def runner_of(spec: RoundConfig) -> Callable[[RoundPlan, Parts], RoundOutcome]:
     return run_round if spec.algorithm.learns_here else run_external_round
 
 
+@phase("start-up")
 def plan_round(
     index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, parts: Parts
 ) -> RoundPlan:
@@ -197,6 +201,7 @@ def plan_round(
     )
 
 
+@phase("sampling")
 def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
     """The start's own answers to the general pool, sampled when a round first asks for them."""
     general = parts.inputs.general.get(spec.name)

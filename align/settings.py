@@ -46,9 +46,9 @@ class StatedPath(str):
     stated: str
 
     def __new__(cls, path: str, stated: str) -> StatedPath:
-        made = super().__new__(cls, path)
-        made.stated = stated
-        return made
+        path_text = super().__new__(cls, path)
+        path_text.stated = stated
+        return path_text
 
     def __reduce__(self) -> tuple[type[StatedPath], tuple[str, str]]:
         """Keep both through pickle and copy."""
@@ -181,7 +181,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def changed(self, *names: str) -> str | None:
-        """The first of these fields whose value is not its default; None: there is none.
+        """Return the first of these fields whose value is not its default; None if there is none.
 
         By value, not by what was written: a campaign that is read back from its ledger states all of it.
         """

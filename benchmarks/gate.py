@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from align.gate.statistics.tests import items_needed, normal_quantile, power, tango_noninferiority
 from benchmarks.common import parser, prepare, save, show, verdict
-from benchmarks.levels import case_levels, exceeded
+from benchmarks.early import campaigns as early_campaigns
+from benchmarks.early import early_levels, same_suites
+from benchmarks.levels import case_levels, exceeded, most_by_chance
 
 ALPHA = 0.05
 SIZES = (30, 50, 100, 200, 500, 1000, 2000)
@@ -43,6 +45,11 @@ SUITES_TOGETHER, FEWER_ROUNDS, EQUALS = 6, 10, 0.85
 GATE = "the gate: same, and best so far, by the budget"
 SEVERAL = f"the gate, {SUITES_TOGETHER} suites, as many items"
 PLANNED = f"the gate, {SUITES_TOGETHER} suites, {FEWER_ROUNDS} rounds, items planned for all"
+
+EARLY_ITEMS = 12_000
+"""Items of each suite that may stop early, of which a part is measured."""
+DOUBLE, DOUBLE_ITEMS = 0.04, 7_680
+"""Budget of twice the margin, and the items of each suite with it."""
 
 Right = NDArray[np.bool_]
 """Which items are right, by campaign and item."""
@@ -145,13 +152,16 @@ def main() -> int:
     options = parser("Error rates of the gate, by simulation.")
     options.add_argument("--tables", type=int, default=40_000, help="suites drawn for a level")
     options.add_argument("--campaigns", type=int, default=100)
+    options.add_argument("--early", type=int, default=15, help="campaigns that stop early")
     options.add_argument("--draws", type=int, default=1_000, help="suites drawn of every kind")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     if args.quick:
-        args.tables, args.campaigns, args.draws = 2_000, 5, 20
+        args.tables, args.campaigns, args.draws, args.early = 2_000, 5, 20, 1
     random = np.random.default_rng(args.seed)
     kinds = list(case_levels(np.random.default_rng(args.seed), args.draws))
+    kinds += early_levels(np.random.default_rng(args.seed), args.draws * 2 // 5)
+    early = [early_row(random, *row, args.early) for row in EARLY]
     levels = [level(random, *suite, n, args.tables) for suite in SUITES for n in SIZES]
     campaigns = [
         {
@@ -168,9 +178,16 @@ def main() -> int:
     ]
     report_kinds(kinds)
     report(levels, campaigns)
+    report_early(early)
     promises(levels, campaigns)
-    save(args.json, "gate", args, {"kinds": kinds, "levels": levels, "campaigns": campaigns})
-    return int(bool(exceeded(kinds)) or not all(map(_meets, levels)))
+    save(
+        args.json,
+        "gate",
+        args,
+        {"kinds": kinds, "levels": levels, "campaigns": campaigns, "early": early},
+    )
+    missed = [row for row in early if row["any"] > row["most"]]
+    return int(bool(exceeded(kinds) or missed) or not all(map(_meets, levels)))
 
 
 def level(
@@ -233,6 +250,50 @@ def decide(accepts: Callable[[int, int, int], bool], before: Right, after: Right
     lost, won = (before & ~after).sum(axis=1), (after & ~before).sum(axis=1)
     n = before.shape[1]
     return np.array([accepts(int(b), int(c), n) for b, c in zip(lost, won, strict=True)])
+
+
+EARLY = (
+    ("equal", BUDGET, EARLY_ITEMS, 0.0),
+    ("equal, budget of twice the margin", DOUBLE, DOUBLE_ITEMS, 0.0),
+    ("each -1 point on one suite", BUDGET, EARLY_ITEMS, -0.01),
+    ("each -2 points, the margin, on one suite", BUDGET, EARLY_ITEMS, -MARGIN),
+)
+"""Candidates of campaigns whose suites stop early, the budget, items of a suite, and the true change."""
+
+
+def early_row(
+    random: np.random.Generator, name: str, budget: float, items: int, change: float, times: int
+) -> dict[str, Any]:
+    """Draw campaigns of `SUITES_TOGETHER` suites that stop early; say what was accepted and measured."""
+    design = same_suites(items, MARGIN, budget, ALPHA / FEWER_ROUNDS)
+    drawn = early_campaigns(random, design, times, change)
+    # Over all rounds together alpha is the chance to accept any candidate that loses the margin.
+    most = most_by_chance(times, ALPHA) / times if change <= -MARGIN else 1.0
+    return {"candidates": name, "of": items, "campaigns": times, "most": most, **drawn}
+
+
+def report_early(rows: list[dict[str, Any]]) -> None:
+    """One table for campaigns whose suites stop early."""
+    fixed = items_for_all(SUITES_TOGETHER, ALPHA / FEWER_ROUNDS, EQUALS)
+    show(
+        f"{SUITES_TOGETHER} suites that stop early, {FEWER_ROUNDS} rounds",
+        ["candidates", "items of a suite", "measured of each snapshot", "of the fixed test's",
+         "accepted", "campaigns with any", ""],
+        [
+            [
+                row["candidates"],
+                f"{row['of']:,}",
+                f"{row['items']:,.0f}",
+                f"{100 * row['items'] / fixed:.0f}%",
+                f"{row['rounds']:.1f} of {FEWER_ROUNDS}",
+                f"{100 * row['any']:.0f}%",
+                verdict(row["any"] <= row["most"]) if row["most"] < 1.0 else "",
+            ]
+            for row in rows
+        ],
+        f"Mean over all snapshots and suites, the start and items measured later included; the fixed test "
+        f"measures {fixed:,} of each.",
+    )  # fmt: skip
 
 
 def report_kinds(kinds: list[dict[str, Any]]) -> None:

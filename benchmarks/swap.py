@@ -245,7 +245,7 @@ class LightServer:
 
 def _proxy_process(alias: Path, port: Any) -> None:
     from launch.listening import listen
-    from launch.serving.follow import Pace
+    from launch.serving.follow import SwapPolicy
     from launch.serving.serve import run
 
     async def start(snapshot: str) -> LightServer:
@@ -259,7 +259,7 @@ def _proxy_process(alias: Path, port: Any) -> None:
                 wanted=alias.read_text,
                 start=start,
                 key=KEY,
-                pace=Pace(poll_s=0.05, drain_s=30.0),
+                pace=SwapPolicy(poll_s=0.05, drain_s=30.0),
                 say=lambda text: None,
             )
         )

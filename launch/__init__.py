@@ -1,1 +1,1 @@
-"""Where it runs: the command line and the Ray cluster behind it."""
+"""Command line, and the Ray cluster and servers behind it."""

@@ -1,4 +1,4 @@
-"""What commands that look at a campaign share: its path, its overrides, and JSON to print."""
+"""Arguments that commands on a campaign share: its path and its overrides; and JSON output."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ CampaignPath = Annotated[Path, typer.Argument(help="A campaign file (YAML).", ca
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override, such as rounds.0.steps=10. Repeatable.")
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-cluster", help="Join a cluster on another host although it asks for no token."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", is_eager=True)]
 
 
@@ -36,7 +46,7 @@ def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
 
 
 def print_json(value: Any) -> None:
-    """A dataclass, a mapping or a list of them; what is not finite becomes null."""
+    """Print a dataclass, a mapping or a list of them as JSON; numbers that are not finite become null."""
     from pydantic_core import to_json
 
     typer.echo(to_json(value, indent=2, inf_nan_mode="null").decode())

@@ -65,8 +65,8 @@ add_serve_commands(app)
 app.add_typer(kubernetes_app, name="k8s")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"keel {version('keel-align')}")
@@ -220,7 +220,8 @@ def _fail(error: KeelError) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: errors made for people are printed as they are, everything else keeps its trace."""
+    """Run the command line: errors made for people are printed as they are, everything else keeps its
+    trace."""
     try:
         app()
     except KeelError as error:

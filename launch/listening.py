@@ -11,7 +11,7 @@ BACKLOG = 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         UserError: the address cannot be used, such as a port that is taken.

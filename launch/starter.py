@@ -94,8 +94,10 @@ def write_campaign(file: Path, wishes: Wishes) -> list[str]:
             stream.write(text)
     except OSError as error:
         raise _unwritable(file, str(error)) from error
-    chosen = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
-    lines = [f"answers of up to {sizes.max_tokens} tokens, {chosen}" if wishes.rewards else chosen]
+    testable = f"{items} held-out items, which can test a loss of {sizes.margin:g}"
+    lines = [
+        f"answers of up to {sizes.max_tokens} tokens, {testable}" if wishes.rewards else testable
+    ]
     if chat:
         lines.append("the prompts are texts: each is a user's message in the model's chat template")
     return lines
@@ -168,10 +170,10 @@ def _algorithm(wishes: Wishes) -> str:
     """Name the algorithm; without a reward, one that could judge its own samples reads a file instead."""
     from align.algorithms import ALGORITHMS
 
-    known = ALGORITHMS.get(wishes.algorithm)
-    if known is None or wishes.rewards:
+    algorithm = ALGORITHMS.get(wishes.algorithm)
+    if algorithm is None or wishes.rewards:
         return wishes.algorithm
-    from_file = [field for field in ("pairs", "ratings") if field in known.model_fields]
+    from_file = [field for field in ("pairs", "ratings") if field in algorithm.model_fields]
     options = "".join(f", {field}: file" for field in from_file)
     return f"{{name: {wishes.algorithm}{options}}}"
 

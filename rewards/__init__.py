@@ -1,1 +1,1 @@
-"""How good it was: reward functions, the rubric that combines them, the registry."""
+"""Rewards: reward functions, the rubric that combines them, and their registry."""

@@ -1,4 +1,4 @@
-"""What a reward is: a function with TRL's signature, named and weighted as one part of a rubric.
+"""Rewards as functions with TRL's signature, each named and weighted as one part of a rubric.
 
     def shouting(completions, **columns) -> list[float | None]:
         return [float(completion.isupper()) for completion in completions]
@@ -41,23 +41,23 @@ class RewardPart:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of every call."""
     normalise: Normalise = "none"
-    """What becomes of its values within a group before they are summed."""
+    """Change of the part's values within a group before they are summed."""
     bounds: Bounds | None = None
-    """Of ``normalise: clip``."""
+    """Bounds for ``normalise: clip``."""
     gate: Gate | None = None
-    """What must be passed before the other parts count; None: it is a part like any other."""
+    """Bar that a completion must pass before the other parts count; None: the part is like any other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One completion with the prompt it answers. A batch of ``_B`` samples is one call."""
+    """Completion with the prompt it answers. A batch of ``_B`` samples is one call."""
 
     prompt: Prompt
     completion: Completion
 
 
 def shown_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    """The prompt as a reward sees it; messages are copies, so no reward can change them."""
+    """Return the prompt as a reward sees it; messages are copies, so no reward can change them."""
     if prompt.messages is None:
         assert prompt.text is not None
         return prompt.text
@@ -65,12 +65,12 @@ def shown_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
 
 
 def shown_completion(sample: Sample) -> str | list[dict[str, str]]:
-    """The completion as a reward sees it: in the form of its prompt."""
+    """Return the completion as a reward sees it: in the form of its prompt."""
     if sample.prompt.messages is None:
         return sample.completion.text
     return [{"role": "assistant", "content": sample.completion.text}]
 
 
 def completion_text(completion: ShownCompletion) -> str:
-    """The text of a completion in either form."""
+    """Return the text of a completion in either form."""
     return completion if isinstance(completion, str) else completion[-1]["content"]

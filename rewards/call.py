@@ -42,12 +42,12 @@ class Failure:
 
     @classmethod
     def of(cls, reason: str, kind: FailureKind = "invalid") -> Failure:
-        """A failure without a raise."""
+        """Make a failure that no exception caused."""
         return cls(reason=reason, trace=reason, kind=kind)
 
     @classmethod
     def raised(cls, error: BaseException) -> Failure:
-        """What a reward raised."""
+        """Make a failure from the exception that a reward raised."""
         return cls(
             reason=traceback.format_exception_only(error)[-1].strip(),
             trace="".join(traceback.format_exception(error)).strip(),
@@ -56,7 +56,7 @@ class Failure:
 
 
 Outcome = float | None | Failure
-"""Scored, abstained, or failed."""
+"""Score, None for an abstention, or a failure."""
 
 # SystemExit: a reward that calls sys.exit must not end the run. CancelledError: an inner timeout of
 # an async reward surfaces as one. KeelError passes: it is addressed to the person, not to a sample.
@@ -64,7 +64,7 @@ _CAUGHT = (Exception, SystemExit, asyncio.CancelledError)
 
 
 def is_async(function: RewardFunction) -> bool:
-    """Whether a call gives an awaitable; also for objects with an async ``__call__``."""
+    """Tell if a call gives an awaitable; also for objects with an async ``__call__``."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     )
@@ -73,7 +73,7 @@ def is_async(function: RewardFunction) -> bool:
 def call_part(
     part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
 ) -> list[Outcome]:
-    """Outcomes [B] of a sync part."""
+    """Call a sync part; return its outcomes [B]."""
     try:
         returned = part.function(**arguments(part, samples_B, context))
         return read_values(returned, len(samples_B))
@@ -86,7 +86,7 @@ def call_part(
 async def call_part_async(
     part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
 ) -> list[Outcome]:
-    """Outcomes [B] of an async part."""
+    """Call an async part; return its outcomes [B]."""
     try:
         returned = await part.function(**arguments(part, samples_B, context))
         return read_values(returned, len(samples_B))
@@ -97,7 +97,7 @@ async def call_part_async(
 
 
 def read_values(returned: Any, num_samples: int) -> list[Outcome]:
-    """One outcome per sample; anything but a sequence of the right length fails all of them."""
+    """Read one outcome per sample; anything but a sequence of the right length fails all of them."""
     unordered = isinstance(returned, str | bytes | Mapping | set | frozenset)
     if unordered or not (hasattr(returned, "__len__") and hasattr(returned, "__iter__")):
         kind = type(returned).__name__
@@ -111,7 +111,8 @@ def read_values(returned: Any, num_samples: int) -> list[Outcome]:
 
 
 def read_value(value: Any) -> Outcome:
-    """A finite number (bool, numpy and torch scalars too), None, or a failure that says why."""
+    """Read a finite number (bool, numpy and torch scalars too) or None; anything else is a failure with
+    its reason."""
     if value is None:
         return None
     if isinstance(value, Exception):  # of a function that is called sample by sample

@@ -1,4 +1,4 @@
-"""From what the parts said of one group to one score per completion.
+"""Combination of the parts' outcomes for one group into one score per completion.
 
     value = sum over the parts that scored of weight * normalised(value)
 
@@ -23,7 +23,8 @@ Answers = Mapping[str, Outcome]
 
 
 def combine(parts: Sequence[RewardPart], answers_G: Sequence[Answers]) -> list[Score]:
-    """Scores [G] of the completions of one prompt, those that were sampled."""
+    """Combine the outcomes of the completions of one prompt into scores [G]; failed rollouts are not
+    among them."""
     gates = {part.name: part.gate for part in parts if part.gate is not None}
     held_G = [closed_gate(gates, _raw(answers)) for answers in answers_G]
     open_G = [
@@ -39,8 +40,8 @@ def combine(parts: Sequence[RewardPart], answers_G: Sequence[Answers]) -> list[S
             counted_G[i][part.name] = value
     weights = {part.name: part.weight for part in parts}
     return [
-        _score(weights, answers, counted, held)
-        for answers, counted, held in zip(answers_G, counted_G, held_G, strict=True)
+        _score(weights, answers, counted, closed)
+        for answers, counted, closed in zip(answers_G, counted_G, held_G, strict=True)
     ]
 
 
@@ -48,29 +49,29 @@ def _score(
     weights: Mapping[str, float],
     answers: Answers,
     counted: Mapping[str, float],
-    held: tuple[str, Gate] | None,
+    closed: tuple[str, Gate] | None,
 ) -> Score:
     parts = _raw(answers)
     failures = {name: o.reason for name, o in answers.items() if isinstance(o, Failure)}
-    value = sum(weights[name] * one for name, one in counted.items())
-    if held is not None:
-        value = held[1].otherwise
+    value = sum(weights[name] * term for name, term in counted.items())
+    if closed is not None:
+        value = closed[1].otherwise
     if failures or not math.isfinite(value):
         reasons = [f"{name}: {reason}" for name, reason in failures.items()]
         detail = "; ".join(reasons) or f"the weighted sum is {value}"
         return failed(weights, detail, parts, failures)
-    if held is not None:
+    if closed is not None:
         return Score(
             value=value,
             status="scored",
             parts=parts,
             weights=weights,
             counted=dict.fromkeys(parts),
-            detail=f"{held[0]}: {parts[held[0]]:g} is below its gate of {held[1].at_least:g}",
+            detail=f"{closed[0]}: {parts[closed[0]]:g} is below its gate of {closed[1].at_least:g}",
         )
     if not counted:
         return Score(value=None, status="abstained", parts=parts, weights=weights)
-    changed = {name: one for name, one in counted.items() if one != parts[name]}
+    changed = {name: term for name, term in counted.items() if term != parts[name]}
     return Score(value=value, status="scored", parts=parts, weights=weights, counted=changed)
 
 
@@ -80,7 +81,7 @@ def failed(
     parts: Mapping[str, float | None] | None = None,
     failures: Mapping[str, str] | None = None,
 ) -> Score:
-    """A sample without a score, and why."""
+    """Make the score of a sample that could not be scored."""
     return Score(
         value=None,
         status="failed",

@@ -1,4 +1,4 @@
-"""What rewards could not score: counted, with each part's first reason, and held to a budget."""
+"""Samples that rewards could not score: counted, with each part's first reason, and held to a budget."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FailureLog:
     samples: int = 0
     """Completions shown to the rewards, without replacements."""
     failed: int = 0
-    """Of those, the ones that at least one part failed on."""
+    """Samples that at least one part failed on."""
     counts: dict[str, int] = field(default_factory=dict)
     """Failed samples per part; a part that never failed is not in it."""
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class FailureLog:
     replaced: int = 0
     """Completions shown to the rewards in place of others."""
     replaced_failed: int = 0
-    """Of those, the ones that at least one part failed on."""
+    """Replacements that at least one part failed on."""
 
     @property
     def failed_share(self) -> float:
@@ -70,13 +70,13 @@ class FailureLog:
                 self.first.setdefault(name, failures[0].trace)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it, for a checkpoint."""
+        """Return the log as JSON values, for a checkpoint."""
         kinds = {name: dict(counts) for name, counts in self.kinds.items()}
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"kinds": kinds}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> FailureLog:
-        """What `to_dict` gave."""
+        """Restore a log from what `to_dict` returned."""
         kinds = {name: Counter(counts) for name, counts in saved["kinds"].items()}
         return cls(**{**saved, "kinds": kinds})
 
@@ -91,8 +91,8 @@ class FailureLog:
             return
         worst = max(self.counts, key=lambda name: self.counts[name])
         lines = self.first[worst].splitlines()[-_LINES:]
-        found = self.kinds[worst].most_common()
-        classes = ", ".join(f"{count} {kind}" for kind, count in found)
+        kinds = self.kinds[worst].most_common()
+        classes = ", ".join(f"{count} {kind}" for kind, count in kinds)
         raise RewardFailure(
             f"reward {worst!r} failed on {self.counts[worst]} of {self.samples} samples; "
             f"{self.failed / total:.1%} could not be scored, the budget is {budget:.1%}; "

@@ -1,4 +1,4 @@
-"""What the parts of a rubric logged for one batch, and how the workers of a part did with it."""
+"""Values that the parts of a rubric logged for one batch, and counters of their workers."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WORK = ("restarts", "deadlines", "quarantined")
-"""What is counted of worker processes."""
+"""Events of worker processes that are counted."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Logged:
-    """Of one batch, or of several after `merge`."""
+    """Log of one batch, or of several after `merge`."""
 
     values: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """What ``log_metric`` was given, ``<part>/<name>``."""
+    """Values given to ``log_metric``, by ``<part>/<name>``."""
     extras: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    """What ``log_extra`` was given, ``<part>/<column>``."""
+    """Values given to ``log_extra``, by ``<part>/<column>``."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Of the workers, ``<part>/<one of WORK>``."""
+    """Counters of the workers, by ``<part>/<one of WORK>``."""
     busy_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Time the workers of a part spent."""
+    """Seconds that the workers of a part spent, by part."""
     sent: Counter[str] = field(default_factory=Counter)
-    """Samples they were given."""
+    """Samples given to the workers, by part."""
 
     def metric(self, part: str, name: str, value: float) -> None:
-        """One call of ``log_metric``."""
+        """Record one call of ``log_metric``."""
         self.values[f"{part}/{name}"].append(float(value))
 
     def extra(self, part: str, column: str, values: Sequence[Any]) -> None:
-        """One call of ``log_extra``."""
+        """Record one call of ``log_extra``."""
         self.extras[f"{part}/{column}"].extend(values)
 
     def work(self, part: str, counts: Mapping[str, int], busy_s: float, samples: int) -> None:
-        """What a batch cost the workers of a part."""
+        """Record what a batch cost the workers of a part."""
         self.counts.update({f"{part}/{name}": counts.get(name, 0) for name in WORK})
         self.busy_s[part] += busy_s
         self.sent[part] += samples
@@ -53,7 +53,7 @@ class Logged:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means of what was logged, sums of what was counted, seconds per sample."""
+        """Means of logged values, sums of counters, and seconds per sample."""
         return {
             **{name: sum(values) / len(values) for name, values in self.values.items()},
             **{name: float(count) for name, count in self.counts.items()},
@@ -67,7 +67,7 @@ class Logged:
     def context(
         self, part: str, trainer_state: Any, extra: Callable[[str, Sequence[Any]], None]
     ) -> dict[str, Any]:
-        """TRL's extra arguments, bound to one part.
+        """Return TRL's extra arguments, bound to one part.
 
         Args:
             extra: what ``log_extra`` calls.

@@ -17,12 +17,13 @@ from statistics import fmean, stdev
 from typing import Literal
 
 Normalise = Literal["none", "zscore", "rank", "clip"]
-"""How the values of a part are transformed before they are summed."""
+"""Transformation of the values of a part before they are summed."""
 Bounds = tuple[float, float]
 """Least and largest value, in units of the part."""
 
 COMPARING: frozenset[Normalise] = frozenset({"zscore", "rank"})
-"""Those that compare the completions of a prompt: a single completion has nothing to be compared with."""
+"""Transformations that compare the completions of a prompt: a single one has nothing to be compared
+with."""
 EPS = 1e-4
 """Added to the standard deviation (reward units)."""
 
@@ -30,7 +31,7 @@ EPS = 1e-4
 def normalised(
     kind: Normalise, values_G: Sequence[float], bounds: Bounds | None = None
 ) -> list[float]:
-    """The values [G] of one part as they count in the sum.
+    """Transform the values [G] of one part into those that count in the sum.
 
     Args:
         bounds: of ``clip``.

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 logger = logging.getLogger(__name__)
 
 IMPORT_S = 60.0
-"""For a file of one's own to be imported: its models are loaded in the first call, not there."""
+"""Seconds for a file of one's own to be imported: its models are loaded in the first call, not there."""
 SLOW_S = 5.0
-"""An import of no more than this needs no word."""
+"""Seconds of an import that needs no message."""
 QUIET_S = 1.0
 """Seconds of waiting before the first message."""
 AGAIN_S = 10.0

@@ -1,4 +1,4 @@
-"""Questions to the parts of a rubric, on their way: what has been asked, and what came back.
+"""Calls of a rubric's parts on their way: what has been sent, and what came back.
 
 Parts in processes of their own and async parts answer while the caller does something else; then sync
 inline parts are computed, at once, so that whoever samples meanwhile is not waited for twice.
@@ -15,16 +15,16 @@ from typing import Any
 from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
 from rewards.isolation.batch import Clock
-from rewards.isolation.reward import Asked, IsolatedReward
+from rewards.isolation.reward import IsolatedReward, WorkerCall
 from rewards.logged import Logged
 from rewards.loop import LoopThread
 from rewards.signatures.signature import required_columns
 
 Clocks = dict[str, Clock]
-"""By part: the deadlines that the batches of one step share. Filled as they are needed."""
+"""Deadlines that the batches of one step share, by part; filled as they are needed."""
 
 
-class Questions:
+class PartCalls:
     """One batch before all parts of a rubric. What can start at once has started.
 
     Args:
@@ -42,7 +42,7 @@ class Questions:
         clocks: Clocks | None = None,
     ) -> None:
         self.logged = Logged()
-        self._asked = [_Question(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
+        self._asked = [_PartCall(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
         for question in self._asked:
             question.begin({} if clocks is None else clocks)
         waiting = [question for question in self._asked if question.is_async]
@@ -53,23 +53,24 @@ class Questions:
             question.compute()
 
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """Outcomes [B] of every part, by its name; waits for them."""
+        """Wait for all parts; return the outcomes [B] of each, by its name."""
         if self._pending is not None:
             self._pending.result()
         return {question.part.name: question.outcomes() for question in self._asked}
 
     def extras_B(self) -> list[dict[str, Any]]:
-        """What each sample was given through ``log_extra``, ``<part>/<column>``; after `outcomes`.
+        """Return what each sample was given through ``log_extra``, ``<part>/<column>``; after
+        `outcomes`.
 
         A column that a part did not give once for each of its samples is not in it.
         """
         return [
-            {name: value for found in row for name, value in found.items()}
+            {name: value for extras in row for name, value in extras.items()}
             for row in zip(*(question.extras_B() for question in self._asked), strict=True)
         ]
 
 
-class _Question:
+class _PartCall:
     """One part and the samples it can be asked about: those that have the columns it needs."""
 
     def __init__(
@@ -86,12 +87,12 @@ class _Question:
         self._missing = [
             next((c for c in needed if c not in s.prompt.columns), None) for s in samples_B
         ]
-        kept = [index for index, name in enumerate(self._missing) if name is None]
-        self._samples = [samples_B[index] for index in kept]
-        self._groups = [group_B[index] for index in kept]
+        complete = [index for index, name in enumerate(self._missing) if name is None]
+        self._samples = [samples_B[index] for index in complete]
+        self._groups = [group_B[index] for index in complete]
         self._columns: defaultdict[str, list[Any]] = defaultdict(list)
         self._answers: list[Outcome] = []
-        self._sent: Asked | None = None
+        self._sent: WorkerCall | None = None
 
     def begin(self, clocks: Clocks) -> None:
         """Send the samples of a part that runs elsewhere."""
@@ -111,7 +112,7 @@ class _Question:
             self._answers = await call_part_async(self.part, self._samples, self._context())
 
     def outcomes(self) -> list[Outcome]:
-        """Outcomes [B]; waits for workers."""
+        """Wait for workers; return the outcomes [B]."""
         if self._sent is not None:
             self._answers = self._collect(self._sent)
         answer = iter(self._answers)
@@ -123,30 +124,31 @@ class _Question:
         ]
 
     def extras_B(self) -> list[dict[str, Any]]:
-        """See `Questions.extras_B`."""
+        """See `PartCalls.extras_B`."""
         if self._sent is not None:
             rows = self._sent.extras_B()
         else:
             count = len(self._samples)
             whole = {name: v for name, v in self._columns.items() if len(v) == count}
             rows = [{name: values[i] for name, values in whole.items()} for i in range(count)]
-        kept = iter(rows)
+        remaining = iter(rows)
         return [
-            {f"{self.part.name}/{name}": value for name, value in next(kept).items()}
+            {f"{self.part.name}/{name}": value for name, value in next(remaining).items()}
             if missing is None
             else {}
             for missing in self._missing
         ]
 
     def _context(self) -> Mapping[str, Any]:
-        """Made for a call and not kept: it would hold on to the workers of a rubric that is forgotten."""
+        """Make the extra arguments of a call, which are not kept: they would hold on to the workers of
+        a forgotten rubric."""
         return self._logged.context(self.part.name, self._state, self._extra)
 
     def _extra(self, column: str, values: Sequence[Any]) -> None:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
 
-    def _collect(self, sent: Asked) -> list[Outcome]:
+    def _collect(self, sent: WorkerCall) -> list[Outcome]:
         name, outcomes, batch = self.part.name, sent.result(), sent.batch
         for metric, value in batch.metrics():
             self._logged.metric(name, metric, value)
@@ -156,5 +158,5 @@ class _Question:
         return outcomes
 
 
-async def _gather(questions: Sequence[_Question]) -> list[None]:
+async def _gather(questions: Sequence[_PartCall]) -> list[None]:
     return await asyncio.gather(*(question.compute_async() for question in questions))

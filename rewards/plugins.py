@@ -17,22 +17,22 @@ GROUP = "keel.rewards"
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
-    """Every entry point by its name. More than one under a name: none of them can be used."""
-    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    """Return every entry point by its name. Of several under one name none can be used."""
+    by_name: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=GROUP):
         # One distribution can be on the path twice, as an editable install often is.
-        found.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)
-    return {name: list(points.values()) for name, points in sorted(found.items())}
+        by_name.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)
+    return {name: list(points.values()) for name, points in sorted(by_name.items())}
 
 
 def origin(point: EntryPoint) -> str:
-    """Where an entry point comes from, for people: distribution, version and object."""
+    """Describe where an entry point comes from: distribution, version and object."""
     version = f" {point.dist.version}" if point.dist else ""
     return f"{_distribution(point)}{version} ({point.value})"
 
 
 def load_plugin(point: EntryPoint, where: str | None) -> Any:
-    """What an entry point names.
+    """Load the object that an entry point names.
 
     Raises:
         UserError: importing it raised; the error names the distribution.

@@ -1,4 +1,4 @@
-"""From a reward's name in a campaign file to its function, or to one clear message.
+"""Registry of rewards: resolves a name in a campaign file to its function, or to one clear message.
 
 A name is one of `REWARDS`, the name of an entry point of another distribution (`rewards.plugins`),
 ``pkg.mod:name``, or ``file.py:name`` relative to the current folder. It leads to a function for batches,
@@ -76,7 +76,7 @@ REWARDS: dict[str, RewardFunction] = {
 def load_reward(
     name: str, options: Mapping[str, Any] | None = None, where: str | None = None
 ) -> RewardFunction:
-    """The function behind a name, checked against its options.
+    """Load the function behind a name, checked against its options.
 
     Raises a `UserError` when it cannot be imported, does not exist, cannot be called by a rubric,
     or does not take an option. ``where`` names the place in the campaign file.
@@ -93,7 +93,7 @@ def load_reward(
 
 
 def describe(name: str) -> RewardInfo:
-    """What is known of a reward without calling it.
+    """Describe a reward without calling it.
 
     Raises:
         UserError: there is no such reward, or it cannot be imported.
@@ -106,7 +106,7 @@ def describe(name: str) -> RewardInfo:
 
 
 def known_rewards() -> list[RewardInfo]:
-    """Every reward that has a name, ours first. One that cannot be used says so in ``problem``."""
+    """List every reward that has a name, ours first. One that cannot be used says so in ``problem``."""
     points = plugins()
     return [
         _described(name) for name in (*REWARDS, *(name for name in points if name not in REWARDS))
@@ -122,10 +122,10 @@ def _described(name: str) -> RewardInfo:
 
 
 def _find(name: str, where: str | None) -> tuple[Any, str]:
-    """The object behind a name, and where it is from."""
-    place, colon, attribute = name.rpartition(":")
+    """Find the object behind a name, and where it is from."""
+    origin, colon, attribute = name.rpartition(":")
     if colon:
-        return _attribute(_module(place, name, where), attribute, name, where), place
+        return _attribute(_module(origin, name, where), attribute, name, where), origin
     origins = _origins(name)
     if len(origins) > 1:
         raise UserError(
@@ -148,7 +148,7 @@ def _find(name: str, where: str | None) -> tuple[Any, str]:
 
 
 def _origins(name: str) -> list[str]:
-    """Everything that claims a name."""
+    """List the origins of all rewards that claim a name."""
     shipped = [SHIPPED] if name in REWARDS else []
     return [*shipped, *(origin(point) for point in plugins().get(name, []))]
 
@@ -156,14 +156,15 @@ def _origins(name: str) -> list[str]:
 def _shipped(
     name: str, target: RewardFunction, options: Mapping[str, Any], where: str | None
 ) -> RewardFunction:
-    """One of our own, tried without samples: their set-up is cheap and their options say all."""
+    """Make one of our own rewards and try it without samples: its set-up is cheap and its options say
+    all."""
     if not isinstance(target, type):
         check_signature(name, target, options, where)
         _try(name, options, where, lambda: _ask_nothing(name, target, options))
         return target
     check_options(name, target, options, where)
-    made: RewardFunction = _try(name, options, where, lambda: target(**options))
-    return made
+    function: RewardFunction = _try(name, options, where, lambda: target(**options))
+    return function
 
 
 def _ask_nothing(name: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
@@ -174,7 +175,7 @@ def _ask_nothing(name: str, function: RewardFunction, options: Mapping[str, Any]
 def _try(
     name: str, options: Mapping[str, Any], where: str | None, attempt: Callable[[], Any]
 ) -> Any:
-    """Show wrong option values and missing packages as one message."""
+    """Try to make a reward; turn wrong option values and missing packages into one message."""
     try:
         return attempt()
     except KeelError as error:
@@ -189,16 +190,16 @@ def _try(
         ) from error
 
 
-def _module(place: str, name: str, where: str | None) -> ModuleType:
+def _module(origin: str, name: str, where: str | None) -> ModuleType:
     """Import ``pkg.mod`` or ``file.py``; whatever its code raises becomes a message."""
     try:
-        with importing(place):
-            if place.endswith(".py"):
-                return _file_module(Path(place))
-            return importlib.import_module(place)
+        with importing(origin):
+            if origin.endswith(".py"):
+                return _file_module(Path(origin))
+            return importlib.import_module(origin)
     except (Exception, SystemExit) as error:  # the user's own module code runs here
         raise UserError(
-            f"reward {name!r}: cannot import {place!r}",
+            f"reward {name!r}: cannot import {origin!r}",
             where=where,
             cause=f"{type(error).__name__}: {error}",
             remedy="write pkg.mod:function, or file.py:function relative to the current folder",
@@ -225,18 +226,18 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def _attribute(module: ModuleType, attribute: str, name: str, where: str | None) -> Any:
-    found: Any = getattr(module, attribute, None)
-    if found is None:
+    target: Any = getattr(module, attribute, None)
+    if target is None:
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UserError(
             f"reward {name!r}: no {attribute!r} in it",
             where=where,
             remedy=nearest(attribute, public) if public else "define the function there",
         )
-    if not callable(found):
+    if not callable(target):
         raise UserError(
-            f"reward {name!r} is of type {type(found).__name__}, not a function",
+            f"reward {name!r} is of type {type(target).__name__}, not a function",
             where=where,
             remedy="name a function, a class, or an instance that can be called",
         )
-    return found
+    return target

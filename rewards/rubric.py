@@ -26,7 +26,7 @@ from rewards.isolation.sandbox import sandbox
 from rewards.library.gating import Gate
 from rewards.logged import Logged
 from rewards.loop import LoopThread
-from rewards.pending import Clocks, Questions
+from rewards.pending import Clocks, PartCalls
 from rewards.registry import REWARDS, load_reward
 from rewards.signatures.signature import required_columns
 from rollouts.errors import UserError, nearest
@@ -34,8 +34,8 @@ from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
 
 
 class RewardLike(Protocol):
-    """What `build_rubric` reads of a reward's configuration, besides what has a default: the fields of
-    `Isolation`, ``normalise`` with its ``bounds``, and ``gate``."""
+    """Fields of a reward's configuration that `build_rubric` requires. Those with a default are the
+    fields of `Isolation`, ``normalise`` with its ``bounds``, and ``gate``."""
 
     @property
     def name(self) -> str: ...
@@ -51,17 +51,17 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
     """Resolve every reward, or raise one `UserError` at ``<where>.<index>``."""
     parts: dict[str, RewardPart] = {}
     for index, spec in enumerate(specs):
-        place = f"{where}.{index}"
-        function = _function(spec, place)
+        field = f"{where}.{index}"
+        function = _function(spec, field)
         name = spec.part or spec.name.rpartition(":")[2]
         if name in parts:
             raise UserError(
                 f"two parts are named {name!r}",
-                where=place,
+                where=field,
                 remedy="give one of them another `part`",
             )
         if not math.isfinite(spec.weight):
-            raise UserError(f"weight {spec.weight} is not a finite number", where=f"{place}.weight")
+            raise UserError(f"weight {spec.weight} is not a finite number", where=f"{field}.weight")
         gate = getattr(spec, "gate", None)
         parts[name] = RewardPart(
             name=name,
@@ -76,7 +76,7 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
 
 
 def _function(spec: RewardLike, where: str) -> RewardFunction:
-    """The function itself, or its stand-in where it runs in processes of its own."""
+    """Load the function itself, or its stand-in where it runs in processes of its own."""
     isolation = isolation_of(spec, REWARDS, where)
     if isolation.level == "inline":
         return load_reward(spec.name, spec.options, where)
@@ -107,7 +107,7 @@ class Rubric:
 
     @property
     def extras(self) -> dict[str, list[Any]]:
-        """What the parts gave ``log_extra`` in the last step, ``<part>/<column>``."""
+        """Values that the parts gave ``log_extra`` in the last step, by ``<part>/<column>``."""
         return dict(self._logged.extras)
 
     def check_columns(self, prompts: Sequence[Prompt], where: str | None = None) -> None:
@@ -116,32 +116,34 @@ class Rubric:
             for column in required_columns(part):
                 bare = next((p for p in prompts if column not in p.columns), None)
                 if bare is not None:
-                    known = sorted(bare.columns)
+                    columns = sorted(bare.columns)
                     raise UserError(
                         f"reward {part.name!r} needs the column {column!r}, "
                         f"which {bare.label} does not have",
                         where=where,
-                        remedy=nearest(column, known) if known else "add the column to the data",
+                        remedy=nearest(column, columns)
+                        if columns
+                        else "add the column to the data",
                     )
 
     def score(self, groups: Sequence[RolloutGroup], trainer_state: Any = None) -> list[ScoredGroup]:
-        """Score every completion of every group; same order as given."""
+        """Score every completion of every group, in the same order."""
         pending = self.open(trainer_state)
         pending.add(dict(enumerate(groups)))
         return list(pending.result().values())
 
-    def open(self, trainer_state: Any = None, *, replacements: bool = False) -> Pending:
-        """A step whose groups are handed over as they come.
+    def open(self, trainer_state: Any = None, *, replacements: bool = False) -> PendingScores:
+        """Begin a step whose groups are handed over as they come.
 
         Args:
             replacements: they stand in for groups of the same step: what is logged is added to it, and
                 failures are counted apart.
         """
-        return Pending(rubric=self, trainer_state=trainer_state, replacements=replacements)
+        return PendingScores(rubric=self, trainer_state=trainer_state, replacements=replacements)
 
     def ask(
         self, groups: Sequence[RolloutGroup], trainer_state: Any, clocks: Clocks
-    ) -> Questions | None:
+    ) -> PartCalls | None:
         """Put the completions of some groups to all parts; None: there is nothing to ask."""
         answered = [
             (Sample(prompt=group.prompt, completion=completion), index)
@@ -151,10 +153,12 @@ class Rubric:
         if not answered:
             return None
         samples_B, group_B = [sample for sample, _ in answered], [index for _, index in answered]
-        return Questions(self.parts, samples_B, group_B, trainer_state, self._loop, clocks)
+        return PartCalls(self.parts, samples_B, group_B, trainer_state, self._loop, clocks)
 
-    def finish(self, batches: Sequence[Batch], *, replacements: bool) -> dict[int, ScoredGroup]:
-        """The scores behind a `Pending`: waits, counts failures, keeps what was logged."""
+    def finish(
+        self, batches: Sequence[GroupBatch], *, replacements: bool
+    ) -> dict[int, ScoredGroup]:
+        """Collect the scores behind a `PendingScores`: wait, count failures, keep what was logged."""
         if not replacements:
             self._logged = Logged()
         scored: dict[int, ScoredGroup] = {}
@@ -168,12 +172,12 @@ class Rubric:
                 extras = iter(batch.questions.extras_B())
             else:
                 answers, extras = iter(()), iter(())
-            for place, group in batch.groups.items():
-                scored[place] = self._scored(group, answers, extras)
+            for index, group in batch.groups.items():
+                scored[index] = self._scored(group, answers, extras)
         return dict(sorted(scored.items()))
 
     def isolation_lines(self) -> list[str]:
-        """What every part runs under, for the person who starts a run."""
+        """Describe the isolation of every part, for the person who starts a run."""
         lines = [part_isolation(part).line(part.name) for part in self.parts]
         if any(part_isolation(part).level == "sandbox" for part in self.parts):
             lines.append(f"sandbox: {sandbox.description()}")
@@ -188,7 +192,7 @@ class Rubric:
     def _scored(
         self, group: RolloutGroup, answers: Iterator[Answers], extras: Iterator[dict[str, Any]]
     ) -> ScoredGroup:
-        """A group with the next scores; completions that were never had get none."""
+        """Return a group with the next scores; completions that were never had get none."""
         scores = iter(combine(self.parts, [next(answers) for _ in sampled(group)]))
         return ScoredGroup(
             group=group,
@@ -202,28 +206,28 @@ class Rubric:
 
 
 def sampled(group: RolloutGroup) -> list[Completion]:
-    """The completions that a reward can be shown."""
+    """List the completions that a reward can be shown."""
     return [c for c in group.completions_G if c.finish_reason != "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class GroupBatch:
     """Groups that were handed over together."""
 
     groups: Mapping[int, RolloutGroup]
-    """By their place in the step."""
-    questions: Questions | None
-    """None: there is nothing to ask."""
+    """Groups by their place in the step."""
+    questions: PartCalls | None
+    """Calls to the parts; None where there is nothing to score."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Pending:
+class PendingScores:
     """Groups of one step that are being scored."""
 
     rubric: Rubric
     trainer_state: Any = None
     replacements: bool = False
-    _batches: list[Batch] = field(default_factory=list)
+    _batches: list[GroupBatch] = field(default_factory=list)
     _clocks: Clocks = field(default_factory=dict)
     _scored: dict[int, ScoredGroup] | None = None
 
@@ -234,16 +238,16 @@ class Pending:
         when this returns.
         """
         questions = self.rubric.ask(list(groups.values()), self.trainer_state, self._clocks)
-        self._batches.append(Batch(groups=dict(groups), questions=questions))
+        self._batches.append(GroupBatch(groups=dict(groups), questions=questions))
 
     def result(self) -> dict[int, ScoredGroup]:
-        """One `ScoredGroup` per group, in the order of their places; waits for them."""
+        """Wait; return one `ScoredGroup` per group, in the order of their places."""
         if self._scored is None:
             self._scored = self.rubric.finish(self._batches, replacements=self.replacements)
         return self._scored
 
 
 def part_isolation(part: RewardPart) -> Isolation:
-    """What one part runs under."""
+    """Return the isolation of one part."""
     function = part.function
     return function.isolation if isinstance(function, IsolatedReward) else Isolation()

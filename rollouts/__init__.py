@@ -1,1 +1,1 @@
-"""What the policy said: carriers, prompts and rollout engines. Imports nothing else of Keel."""
+"""Sampling: carriers, prompts and rollout engines. Imports nothing else of Keel."""

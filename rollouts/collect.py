@@ -29,7 +29,7 @@ still get some, and the last one comes when sampling is over."""
 
 
 class Sampler(Protocol):
-    """Whoever answers requests: a `RolloutEngine`, or what one has answered before."""
+    """Object that answers requests: a `RolloutEngine`, or the record of what one has answered before."""
 
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
         """Begin to sample and return at once, where that is possible."""
@@ -37,8 +37,8 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pending:
-    """Rollouts that an engine was asked for."""
+class PendingRollouts:
+    """Rollouts that an engine is sampling."""
 
     prompts: Sequence[Prompt]
     requests: Sequence[SampleRequest]
@@ -49,7 +49,7 @@ class Pending:
     """Sampling as it was asked for, before ending tokens are added."""
 
     def groups(self) -> list[RolloutGroup]:
-        """Wait for them: one group per prompt, in order.
+        """Wait for all groups and return them, one per prompt, in order.
 
         A failed completion stays in its group. Raises `RunError` when the engine answers something
         else than it was asked.
@@ -57,10 +57,11 @@ class Pending:
         results = self.ticket()
         if len(results) != len(self.requests):
             raise _wrong(len(self.requests), len(results))
-        return [self._group(place, result) for place, result in enumerate(results)]
+        return [self._group(index, result) for index, result in enumerate(results)]
 
     def arriving(self) -> Iterator[dict[int, RolloutGroup]]:
-        """The same groups as they are finished, by place, in at most `BATCHES` batches.
+        """Yield the groups as they are finished, by the index of their prompt, in at most `BATCHES`
+        batches.
 
         A batch holds neighbours and comes when all of them are there. An engine that does not stream
         has them all at once, in one.
@@ -70,24 +71,24 @@ class Pending:
             return
         size = max(1, -(-len(self.requests) // BATCHES))
         waiting: dict[int, dict[int, RolloutGroup]] = {}
-        for found in self.ticket.arrivals():
-            for place, result in found:
-                batch = waiting.setdefault(place // size, {})
-                batch[place] = self._group(place, result)
+        for arrivals in self.ticket.arrivals():
+            for index, result in arrivals:
+                batch = waiting.setdefault(index // size, {})
+                batch[index] = self._group(index, result)
             for number in [n for n, batch in waiting.items() if len(batch) == self._size(n, size)]:
                 yield dict(sorted(waiting.pop(number).items()))
 
     def _size(self, number: int, size: int) -> int:
-        """Groups in a batch; the last one has what is left."""
+        """Return the number of groups in a batch; the last batch has what is left."""
         return min(size, len(self.requests) - number * size)
 
-    def _group(self, place: int, result: SampleResult) -> RolloutGroup:
-        request = self.requests[place]
-        asked, answered = (request.id, request.n), (result.id, len(result.completions))
-        if asked != answered:
-            raise _wrong(asked, answered)
+    def _group(self, index: int, result: SampleResult) -> RolloutGroup:
+        request = self.requests[index]
+        expected, answered = (request.id, request.n), (result.id, len(result.completions))
+        if expected != answered:
+            raise _wrong(expected, answered)
         return RolloutGroup(
-            prompt=self.prompts[place],
+            prompt=self.prompts[index],
             prompt_ids=request.prompt_ids,
             completions_G=tuple(
                 _decoded(c, self.encoder, self.sampling.stop_texts) for c in result.completions
@@ -106,20 +107,20 @@ def begin(
     seed: int,
     policy: SnapshotId | WeightVersion,
     positions: Sequence[int] | None = None,
-) -> Pending:
+) -> PendingRollouts:
     """Ask for ``group_sizes`` completions of each prompt, and wait for nothing.
 
     Args:
         positions: places of the prompts in the whole that they are a part of; None: they are the whole.
     """
     complete = encoder.ended(sampling)
-    places = range(len(prompts)) if positions is None else positions
+    indices = range(len(prompts)) if positions is None else positions
     requests = [
         _request(prompt, size, position, encoder, complete, seed)
-        for position, prompt, size in zip(places, prompts, group_sizes, strict=True)
+        for position, prompt, size in zip(indices, prompts, group_sizes, strict=True)
     ]
     ticket = engine.submit(requests) if requests else list
-    return Pending(
+    return PendingRollouts(
         prompts=prompts,
         requests=requests,
         ticket=ticket,
@@ -139,9 +140,9 @@ def collect(
     policy: SnapshotId | WeightVersion,
     positions: Sequence[int] | None = None,
 ) -> list[RolloutGroup]:
-    """One group per prompt, in order, of ``group_sizes`` completions with their text."""
-    asked = begin(engine, prompts, group_sizes, encoder, sampling, seed, policy, positions)
-    return asked.groups()
+    """Sample ``group_sizes`` completions of each prompt and return one group per prompt, in order."""
+    pending = begin(engine, prompts, group_sizes, encoder, sampling, seed, policy, positions)
+    return pending.groups()
 
 
 def check_lengths(
@@ -210,8 +211,8 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def _wrong(asked: object, answered: object) -> RunError:
+def _wrong(expected: object, answered: object) -> RunError:
     return RunError(
-        f"the engine was asked {asked} (request, completions) and answered {answered}",
+        f"the engine was asked {expected} (request, completions) and answered {answered}",
         where="rollout engine",
     )

@@ -70,7 +70,7 @@ def _rebuild(
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """A remedy for a misspelt name: the nearest known one, or the whole list.
+    """Return a remedy for a misspelt name: the nearest known one, or the whole list.
 
     >>> nearest("exact_mach", ["exact_match", "length"])
     "did you mean 'exact_match'? Known: exact_match, length"

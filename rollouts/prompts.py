@@ -27,7 +27,7 @@ from rollouts.chat.messages import (
 )
 from rollouts.chat.tools import calls_or_tools, left_out
 from rollouts.errors import TemplateRefusal, UserError, nearest
-from rollouts.rows import Row, read_rows
+from rollouts.rows import FileRow, read_rows
 from rollouts.types import Message, Prompt, Sampling, Source
 from rollouts.values import to_json
 
@@ -40,11 +40,11 @@ SHOWN = 3
 """Most lines that a message names."""
 
 Scheme = Callable[[str], list[Prompt]]
-"""From ``scheme://...`` to prompts with ids of their own; a `ValueError` says what is known."""
+"""Loader from ``scheme://...`` to prompts with ids of their own; a `ValueError` names the known ones."""
 
 
 class PromptsLike(Protocol):
-    """What `load_prompts` reads of a configuration."""
+    """Fields of a configuration that `load_prompts` reads."""
 
     @property
     def source(self) -> str: ...
@@ -59,7 +59,7 @@ class PromptsLike(Protocol):
 def load_prompts(
     config: PromptsLike, schemes: Mapping[str, Scheme], round: str | None, source: Source
 ) -> list[Prompt]:
-    """The distinct prompts of a source, in its order; of duplicates the first is kept.
+    """Load the distinct prompts of a source, in its order; the first of several duplicates is kept.
 
     Rows with the same prompt and other columns are different prompts. ``round`` and ``source`` are
     written on every prompt. Raises a `UserError` that names the file and line of the first bad row.
@@ -91,17 +91,18 @@ def told_apart(prompts: Iterable[Prompt]) -> list[Prompt]:
     The first keeps the id of its text, so that a row that is added changes no id before it.
     """
     ids: dict[str, dict[str, str]] = {}
-    made = []
+    renamed = []
     for prompt in prompts:
         columns = _columns_id(prompt.columns)
-        known = ids.setdefault(prompt.id, {})
+        variants = ids.setdefault(prompt.id, {})
         other = hashlib.sha256(f"{prompt.id}/{columns}".encode()).hexdigest()[:16]
-        made.append(replace(prompt, id=known.setdefault(columns, other if known else prompt.id)))
-    return made
+        new_id = variants.setdefault(columns, other if variants else prompt.id)
+        renamed.append(replace(prompt, id=new_id))
+    return renamed
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The first prompt of every id, in order."""
+    """Return the first prompt of every id, in order."""
     first: dict[str, Prompt] = {}
     for prompt in prompts:
         first.setdefault(prompt.id, prompt)
@@ -115,9 +116,9 @@ def repeated(prompts: Sequence[Prompt]) -> str:
     return listed([f"{p.label} is {before.label}" for p, before in pairs if p is not before])
 
 
-def listed(places: Sequence[str]) -> str:
-    """Join the first few of many places."""
-    return ", ".join(places[:SHOWN]) + (", ..." if len(places) > SHOWN else "")
+def listed(labels: Sequence[str]) -> str:
+    """Join the first few of many places in a file."""
+    return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
 
 
 def _columns_id(columns: Mapping[str, Any]) -> str:
@@ -134,7 +135,7 @@ def text_of(prompt: Prompt) -> str:
 
 
 def content_id(content: str | Sequence[Message]) -> str:
-    """16 hex digits that depend on the text or messages alone.
+    """Return 16 hex digits that depend on the text or messages alone.
 
     Raises `UnicodeEncodeError` for text that is not valid Unicode (a lone surrogate).
     """
@@ -183,13 +184,13 @@ def _with_tools(prompt: Prompt) -> Prompt:
     return prompt
 
 
-def _prompt(row: Row, column: str) -> Prompt:
+def _prompt(row: FileRow, column: str) -> Prompt:
     if column not in row.values:
-        known = "; ".join(row.values)
+        header = "; ".join(row.values)
         raise UserError(
             f"no column {column!r}",
             where=row.place,
-            cause=f"the header is {known!r}" if len(row.values) == 1 and ";" in known else None,
+            cause=f"the header is {header!r}" if len(row.values) == 1 and ";" in header else None,
             remedy=f"{nearest(column, list(row.values))}; set prompts.column",
         )
     value = row.values[column]
@@ -244,9 +245,9 @@ class PromptEncoder:
                 tokenizer itself.
         """
         self.tokenizer = tokenizer
-        own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *extra_eos_ids]))
-        self.extra_eos_ids: tuple[int, ...] = self.eos_ids[len(own) :]
+        eos_ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_ids, *extra_eos_ids]))
+        self.extra_eos_ids: tuple[int, ...] = self.eos_ids[len(eos_ids) :]
         self._files_digest = files_digest
 
     @cached_property
@@ -256,7 +257,7 @@ class PromptEncoder:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids [T] after which the completion starts.
+        """Return the token ids [T] after which the completion starts.
 
         Raises a `UserError` for messages that the model's chat template cannot render.
         """
@@ -270,7 +271,7 @@ class PromptEncoder:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Return the text of token ids without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def ended(self, sampling: Sampling) -> Sampling:
@@ -289,11 +290,11 @@ class PromptEncoder:
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
-        named = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
+        pairs = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
         added = self.tokenizer.added_tokens_decoder.items()
         return {
             **{token.content: token_id for token_id, token in added if token.special},
-            **{str(token): token_id for token, token_id in named},
+            **{str(token): token_id for token, token_id in pairs},
         }
 
     def render(
@@ -395,7 +396,7 @@ class PromptStream:
         self._order: list[Prompt] = []
 
     def __len__(self) -> int:
-        """Prompts in one epoch."""
+        """Count the prompts of one epoch."""
         return len(self._prompts)
 
     @property
@@ -410,10 +411,10 @@ class PromptStream:
         self._cursor = cursor
 
     def take(self, n: int) -> list[Prompt]:
-        """The next ``n`` prompts."""
-        taken = [self._at(position) for position in range(self._cursor, self._cursor + n)]
-        self._cursor += len(taken)
-        return taken
+        """Return the next ``n`` prompts."""
+        prompts = [self._at(position) for position in range(self._cursor, self._cursor + n)]
+        self._cursor += len(prompts)
+        return prompts
 
     def _at(self, position: int) -> Prompt:
         epoch, index = divmod(position, len(self._prompts))

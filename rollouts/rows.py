@@ -30,7 +30,7 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class FileRow:
     """One record of a source."""
 
     place: str
@@ -42,8 +42,9 @@ class _StandsTwice(ValueError):
     """Error for a key that an object of a JSON text has twice."""
 
 
-def read_rows(source: str, split: str) -> Iterator[Row]:
-    """Rows of a file by its suffix, else of the ``split`` of a ``datasets`` id (``id:config``).
+def read_rows(source: str, split: str) -> Iterator[FileRow]:
+    """Yield the rows of a file by its suffix, else of the ``split`` of a ``datasets`` id
+    (``id:config``).
 
     Raises a `UserError` for a missing or unreadable source, and for a value of a kind that is not kept;
     the line is named where there is one, and the column.
@@ -64,12 +65,12 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
     if path.is_dir():
         raise UserError("is a folder, not a file", where=source, remedy="name a file in it")
     if path.exists() and not path.is_file():
-        what = "is a pipe or a device, and a campaign's files are read more than once"
-        raise UserError(what, where=source, remedy="write its content into a file")
+        problem = "is a pipe or a device, and a campaign's files are read more than once"
+        raise UserError(problem, where=source, remedy="write its content into a file")
     return map(_held, _guarded(source, path, reader, packing))
 
 
-def _held(row: Row) -> Row:
+def _held(row: FileRow) -> FileRow:
     """Return the row with its values in the kinds that are kept."""
     values = {}
     for column, value in row.values.items():
@@ -84,16 +85,16 @@ def _held(row: Row) -> Row:
                 remedy="write it as text, numbers, bytes, decimals, dates, lists or mappings with text "
                 "keys, or drop the column",
             ) from error
-    return Row(place=row.place, values=values)
+    return FileRow(place=row.place, values=values)
 
 
 def _guarded(
     source: str,
     path: Path,
-    reader: Callable[[str, io.BufferedReader], Iterator[Row]],
+    reader: Callable[[str, io.BufferedReader], Iterator[FileRow]],
     packing: str | None,
-) -> Iterator[Row]:
-    """The reader's rows, with the errors of opening and decoding as messages."""
+) -> Iterator[FileRow]:
+    """Yield the reader's rows; turn errors of opening and decoding into messages."""
     try:
         with _opened(path, packing) as stream:
             yield from reader(source, stream)
@@ -155,7 +156,7 @@ def _lines(source: str, stream: io.BufferedReader, newline: str | None = None) -
             yield line
 
 
-def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
     for number, line in enumerate(_lines(source, stream), start=1):
         if line.strip():
             location = f"{source}:{number}"
@@ -167,16 +168,16 @@ def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[Row]:
                     where=location,
                     remedy="every line is one JSON object",
                 ) from error
-            yield Row(place=location, values=_object(value, location))
+            yield FileRow(place=location, values=_object(value, location))
 
 
-def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+def _json(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
     size = os.fstat(stream.fileno()).st_size if stream.seekable() else 0
     with _text(source, stream) as file:
         text = "" if size > LARGEST_JSON else file.read(LARGEST_JSON)
     if size > LARGEST_JSON or len(text) == LARGEST_JSON:
-        what = f"has more than {LARGEST_JSON:,} bytes, and a .json file is read as a whole"
-        raise UserError(what, where=source, remedy="write one object a line and name it .jsonl")
+        problem = f"has more than {LARGEST_JSON:,} bytes, and a .json file is read as a whole"
+        raise UserError(problem, where=source, remedy="write one object a line and name it .jsonl")
     if not text.strip():
         return
     try:
@@ -194,18 +195,18 @@ def _json(source: str, stream: io.BufferedReader) -> Iterator[Row]:
             f"holds a {type(records).__name__}, expected a list of objects", where=source
         )
     for number, record in enumerate(records, start=1):
-        place = f"{source} row {number}"
-        yield Row(place=place, values=_object(record, place))
+        label = f"{source} row {number}"
+        yield FileRow(place=label, values=_object(record, label))
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; json itself would silently keep the last of two values."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise _StandsTwice(f"the key {twice!r} stands twice in one object")
-    return made
+    return mapping
 
 
 def _fault(error: ValueError | RecursionError) -> str:
@@ -219,7 +220,7 @@ def _fault(error: ValueError | RecursionError) -> str:
     return "a number has more digits than can be read"
 
 
-def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterator[Row]:
+def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterator[FileRow]:
     csv.field_size_limit(LONGEST_LINE)
     lines = _lines(source, stream, newline="")
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
@@ -234,18 +235,18 @@ def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterat
                     where=location,
                     remedy="quote fields that hold commas or line breaks",
                 )
-            yield Row(place=location, values=dict(values))
+            yield FileRow(place=location, values=dict(values))
     except csv.Error as error:
         raise UserError(
             f"not valid CSV: {error}", where=f"{source}:{reader.reader.line_num}"
         ) from error
 
 
-def _tsv(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+def _tsv(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
     return _csv(source, stream, delimiter="\t")
 
 
-def _parquet(source: str, stream: io.BufferedReader) -> Iterator[Row]:
+def _parquet(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -254,7 +255,7 @@ def _parquet(source: str, stream: io.BufferedReader) -> Iterator[Row]:
         _check_names(source, file.schema_arrow.names)
         records = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
         for number, values in enumerate(records, start=1):
-            yield Row(place=f"{source} row {number}", values=values)
+            yield FileRow(place=f"{source} row {number}", values=values)
     except (OverflowError, KeyError) as error:
         # A date before the year 1 or after 9999, or in a time zone that this machine does not know.
         raise UserError(
@@ -276,25 +277,25 @@ def _check_names(where: str, names: Sequence[str]) -> None:
         raise UserError(f"two columns are named {twice[0]!r}", where=where, remedy="rename one")
 
 
-TEXTS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row]]] = {
+TEXTS: dict[str, Callable[[str, io.BufferedReader], Iterator[FileRow]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
 }
-READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row]]] = {
+READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[FileRow]]] = {
     **TEXTS,
     ".parquet": _parquet,
 }
 
 
-def _datasets(source: str, split: str) -> Iterator[Row]:
+def _datasets(source: str, split: str) -> Iterator[FileRow]:
     import datasets  # type: ignore[import-untyped]
 
     name, _, config = source.partition(":")
     try:
-        found = datasets.load_dataset(name, config or None, split=split)
+        dataset = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # datasets and its file systems raise dozens of kinds
         raise UserError(
             f"cannot load the dataset {source!r}, split {split!r}",
@@ -306,14 +307,14 @@ def _datasets(source: str, split: str) -> Iterator[Row]:
                 "Hugging Face cache"
             ),
         ) from error
-    for number, values in enumerate(found, start=1):
-        yield Row(place=f"{source}[{split}] row {number}", values=dict(values))
+    for number, values in enumerate(dataset, start=1):
+        yield FileRow(place=f"{source}[{split}] row {number}", values=dict(values))
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
+def _object(value: Any, label: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(
             f'holds a {type(value).__name__}, expected an object such as {{"prompt": "..."}}',
-            where=place,
+            where=label,
         )
     return value

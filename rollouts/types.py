@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Source = Literal["new", "past", "general"]
-"""Why a prompt is in the batch: this round's own, a replayed earlier round's, or the general pool's."""
+"""Class of a prompt: this round's own, replayed from an earlier round, or from the general pool."""
 
 SnapshotId = str
 """sha256 of a snapshot's manifest, in hex: it names exact bytes."""
@@ -55,7 +55,7 @@ class Prompt:
     """The dataset's other columns, handed to rewards by name."""
     source: Source = "new"
     owner: SnapshotId | None = None
-    """For a replayed prompt: the accepted snapshot that holds its behaviour."""
+    """Accepted snapshot that holds the behaviour of a replayed prompt; None for other prompts."""
     round: str | None = None
     """Name of the round the prompt belongs to; None for the general pool."""
     place: str = field(default="", compare=False)
@@ -89,11 +89,11 @@ class Completion:
     finish_reason: FinishReason
     weight_versions: tuple[WeightSpan, ...] = ()
     detail: str | None = None
-    """Why it failed; None for a usable completion."""
+    """Reason why the completion failed; None for a usable one."""
 
     @classmethod
     def failed(cls, detail: str) -> Completion:
-        """A rollout that could not be had: data with a reason, not a crash."""
+        """Make a completion that stands for a failed rollout, which is data with a reason and no crash."""
         return cls(token_ids=(), logprobs_T=(), text="", finish_reason="failed", detail=detail)
 
 
@@ -110,7 +110,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What the rubric said of one completion. ``value`` is set exactly when ``status`` is scored."""
+    """Score that the rubric gave one completion. ``value`` is set exactly when ``status`` is scored."""
 
     value: float | None
     status: Literal["scored", "abstained", "failed"]
@@ -119,14 +119,14 @@ class Score:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of every named part in ``value``."""
     counted: Mapping[str, float | None] = field(default_factory=dict)
-    """What stands in ``value`` in place of ``parts``, where that differs: a normalised value, or None for
-    a part that a closed gate holds back."""
+    """Values that enter ``value`` where they differ from ``parts``: a normalised value, or None for a
+    part that a closed gate holds back."""
     detail: str | None = None
-    """For a failure: the part and the reason; for a closed gate: which."""
+    """Part and reason of a failure; for a closed gate, the gate."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Reason of every named part that failed."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """What parts gave ``log_extra`` for this completion, ``<part>/<column>``."""
+    """Values that parts gave ``log_extra`` for this completion, by ``<part>/<column>``."""
 
     @property
     def terms(self) -> dict[str, float | None]:
@@ -144,7 +144,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How to sample. The defaults are the plain distribution: logprobs then need no correction."""
+    """Sampling parameters. The defaults are the plain distribution: logprobs then need no correction."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -152,10 +152,10 @@ class Sampling:
     top_k: int = -1
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
-    """Ends a completion besides the model's own end-of-sequence token."""
+    """Tokens that end a completion besides the model's own end-of-sequence token."""
     stop_texts: tuple[str, ...] = ()
-    """So do these, and what holds one is kept: an engine that only knows tokens goes on, and whoever asks
-    cuts the text."""
+    """Texts that end a completion and are kept in it. An engine that only knows tokens samples on, and
+    `rollouts.collect.cut` shortens the text."""
 
     @property
     def has_bounds(self) -> bool:

@@ -73,7 +73,7 @@ Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
 
 class ReplayConfig(Settings):
-    """What of a step's budget goes to prompts that are not the round's own."""
+    """Shares of a step's budget for prompts that are not the round's own."""
 
     past: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share for prompts of earlier accepted rounds, balanced over the rounds."""
@@ -113,7 +113,7 @@ def _algorithm(value: Any, info: ValidationInfo) -> Any:
 
 
 class RoundSettings(Settings):
-    """What ``defaults`` may set for all rounds and each round for itself."""
+    """Settings that ``defaults`` may have for all rounds and each round for itself."""
 
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(_algorithm)] = GRPO()
     sampling: SamplingConfig = SamplingConfig()
@@ -144,7 +144,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     name: Name
     """Unique among rounds and suites; it names the round in the ledger and in commands."""
     prompts: Prompts | None = None
-    """What completions are sampled for; None where the round learns from ``data``."""
+    """Prompts that completions are sampled for; None where the round learns from ``data``."""
     data: Examples | None = None
     """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
     rewards: tuple[Reward, ...] = ()
@@ -152,7 +152,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     steps: Annotated[int, Field(ge=1)]
     """Learner steps. A round of ``external`` takes none and leaves it out."""
     remember: RememberConfig | Literal["all"] | None = None
-    """Of a template: which of its accepted rounds later rounds look back on. None: the defaults, 7 and 3;
+    """Accepted rounds of a template that later rounds look back on. None: the defaults, 7 and 3;
     ``all``: every one, so that a round costs more the more there were."""
 
     @model_validator(mode="before")
@@ -168,17 +168,17 @@ class RoundConfig(RoundSettings, ScheduleSettings):
 
     @property
     def asks(self) -> PromptsConfig | ExamplesConfig:
-        """Where the round's prompts come from: what two rounds may share.
+        """Source of the round's prompts, which two rounds may share.
 
         Rounds that read a stream of the inbox once share nothing: each asks what came since the last.
         """
-        found = self.prompts or self.data
-        assert found is not None, "the check of the material"
-        if found is self.data and self.data.stream is not None and self.data.use == "once":
+        source = self.prompts or self.data
+        assert source is not None, "the check of the material"
+        if source is self.data and self.data.stream is not None and self.data.use == "once":
             return self.data.model_copy(update={"source": f"{self.data.source}#{self.name}"})
-        if found is self.prompts:
+        if source is self.prompts:
             return self.prompts.model_copy(update={"heldout": None})
-        return found
+        return source
 
     @model_validator(mode="after")
     def _material(self) -> Self:
@@ -232,7 +232,7 @@ class CampaignConfig(StoreSettings):
 
     policy: PolicyConfig
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of prompts, samples and suites: the same seed draws the same."""
+    """Seed of prompts, samples and suites: the same seed draws the same."""
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
@@ -242,9 +242,9 @@ class CampaignConfig(StoreSettings):
     """Sampling of keel serve for requests that name none, and the default of exported folders.
     None: as the suites are sampled, where they are all sampled alike."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Where metrics also go, besides ``metrics.jsonl``; each is an extra of its name."""
+    """Trackers that metrics also go to, besides ``metrics.jsonl``; each is an extra of its name."""
     keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
-    """Of how many steps of a round, the last ones, the rollouts are kept as tables."""
+    """Number of a round's last steps whose rollouts are kept as tables."""
 
     @model_validator(mode="before")
     @classmethod
@@ -292,10 +292,10 @@ class CampaignConfig(StoreSettings):
                     "runs keeps its adapter; set policy.lora.serve to merged, or in_flight to false"
                 )
             if spec.algorithm.teacher_follows and (self.policy.lora or self.policy.ranks > 1):
-                held = "adapters" if self.policy.lora else f"{self.policy.ranks} ranks"
+                unsupported = "adapters" if self.policy.lora else f"{self.policy.ranks} ranks"
                 raise ValueError(
                     f"rounds.{index}.algorithm: follow moves a teacher's full weights on one rank, and the "
-                    f"policy has {held}; remove follow, or train full weights with policy.ranks 1"
+                    f"policy has {unsupported}; remove follow, or train full weights with policy.ranks 1"
                 )
             earlier = [r.name for r in self.rounds[:index]]
             anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
@@ -303,17 +303,17 @@ class CampaignConfig(StoreSettings):
             policies.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
             rewards = (*spec.rewards, *spec.gold)
             models = [("rewards", str(reward.options.get("model"))) for reward in rewards]
-            for place, to in (*policies, *models):
+            for field, to in (*policies, *models):
                 kind, _, name = to.partition(":")
                 if kind != "round":
                     continue
-                makes = "reward_model" if (place, to) in models else "policy"
+                makes = "reward_model" if (field, to) in models else "policy"
                 known = [r.name for r in self.rounds[:index] if r.algorithm.makes == makes]
                 if name not in known:
                     when = "comes later" if name in names else "does not exist"
                     wrong = f"makes no {makes.replace('_', ' ')}" if name in earlier else when
                     raise ValueError(
-                        f"rounds.{index}.{place}: {to!r} names a round that {wrong}; "
+                        f"rounds.{index}.{field}: {to!r} names a round that {wrong}; "
                         f"rounds before {spec.name!r}: {', '.join(known) or 'none'}"
                     )
             for anchor in anchors:
@@ -326,8 +326,9 @@ class CampaignConfig(StoreSettings):
         return self
 
     def content(self) -> dict[str, Any]:
-        """Everything that decides the result: not where the store lies, not what it is run on, and not when
-        rounds fall due. What rounds of templates look back on is stated with the round that fell due."""
+        """Return everything that decides the result: not where the store lies, not what it is run on,
+        and not when rounds fall due. What rounds of templates look back on is stated with the round
+        that fell due."""
         resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
         return self.model_dump(
             mode="json",
@@ -357,14 +358,14 @@ class CampaignConfig(StoreSettings):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def hash(self, num_rounds: int | None = None) -> str:
-        """sha256 of `content`; with only its first rounds where their number is given."""
+        """Return the sha256 of `content`; with only its first rounds where their number is given."""
         content = self.content()
         content["rounds"] = content["rounds"][:num_rounds]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def filled(data: Any) -> Any:
-    """A raw campaign in which a round is ``defaults`` overlaid with what the round itself says."""
+    """Return a raw campaign in which a round is ``defaults`` overlaid with what the round itself says."""
     if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
         return data
     defaults = data.get("defaults") or {}
@@ -375,8 +376,8 @@ def filled(data: Any) -> Any:
 
 
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so is a
-    mapping that names something else. An algorithm that is only a word is a mapping with its name."""
+    """Lay ``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so
+    is a mapping that names something else. An algorithm that is only a word is a mapping with its name."""
     if "name" in above and above["name"] != below.get("name", above["name"]):
         return above  # Another algorithm or reward: it has other options.
     merged = dict(below)

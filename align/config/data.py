@@ -1,4 +1,4 @@
-"""Where examples come from and how they are read: the part of a campaign file."""
+"""Source of examples and the form they are read in: the part of a campaign file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ExamplesConfig(Settings):
     """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM``: what has
     arrived in the campaign's preference inbox when the round begins."""
     use: Annotated[str, Field(pattern=r"^(once|all|last:[1-9][0-9]{0,8})$")] = "once"
-    """Of a stream. ``once``: what no round has used yet; ``all``: everything; ``last:N``: the newest N.
-    What ``all`` and ``last:N`` read stays unused for rounds with ``once``."""
+    """Rows of a stream that a round reads. ``once``: what no round has used yet; ``all``: everything;
+    ``last:N``: the newest N. What ``all`` and ``last:N`` read stays unused for rounds with ``once``."""
     after_rejection: Literal["used", "returned"] = "used"
-    """What becomes of the rows of a stream when the gate rejects the round. ``used``: no later round reads
-    them, so one bad batch cannot stop a stream; ``returned``: the next round reads them again."""
+    """State of a stream's rows after the gate rejects the round. ``used``: no later round reads them,
+    so one bad batch cannot stop a stream; ``returned``: the next round reads them again."""
     split: str = "train"
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -123,5 +123,5 @@ class ExamplesConfig(Settings):
 
 
 def columns_of(template: str) -> list[str]:
-    """The columns that a template names, in order; raises ValueError where its braces do not match."""
+    """List the columns that a template names, in order; raise ValueError where its braces do not match."""
     return [name for _, name, _, _ in Formatter().parse(template) if name is not None]

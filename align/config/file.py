@@ -1,4 +1,5 @@
-"""From a YAML file and ``--set`` overrides to a `CampaignConfig`, or one clear message.
+"""Reader of campaign files: makes YAML and ``--set`` overrides a `CampaignConfig`, or one clear
+message.
 
 YAML is read as YAML 1.2 reads it: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
 errors, and nothing in a file can run code.
@@ -41,18 +42,18 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is a word, not a list or mapping", key_node.start_mark
                 )
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -131,7 +132,7 @@ def validated(
 
 
 def parse_value(text: str) -> Any:
-    """A YAML scalar, list or mapping."""
+    """Parse a YAML scalar, list or mapping."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
@@ -194,19 +195,19 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         ) from None
     *above, last = key.split(".")
     steps: list[Any] = []
-    place: Any = raw
+    node: Any = raw
     for step in above:
-        here = _position(place, step, key)
-        below = place[here] if isinstance(place, list) else place.get(here)
+        here = _position(node, step, key)
+        below = node[here] if isinstance(node, list) else node.get(here)
         if here == "algorithm" and isinstance(below, str):
-            below = place[here] = spelt_out(below)
+            below = node[here] = spelt_out(below)
         if not isinstance(below, dict | list):
             # A word or a number gives way to what the override puts in its place.
-            below = place[here] = {}
+            below = node[here] = {}
         steps.append(here)
-        place = below
-    steps.append(_position(place, last, key))
-    place[steps[-1]] = value
+        node = below
+    steps.append(_position(node, last, key))
+    node[steps[-1]] = value
     return ".".join(map(str, steps))
 
 
@@ -232,26 +233,26 @@ def _texts_in(value: Any) -> Iterator[str]:
                 yield from _texts_in(below)
 
 
-def _position(place: Any, step: str, key: str) -> Any:
-    """Key of a mapping, or position in a list."""
-    return _index(place, step, key) if isinstance(place, list) else step
+def _position(node: Any, step: str, key: str) -> Any:
+    """Return the key of a mapping, or the position in a list."""
+    return _index(node, step, key) if isinstance(node, list) else step
 
 
-def _index(place: list[Any], step: str, key: str) -> int:
-    """A position, or the name of a round or suite."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
+def _index(node: list[Any], step: str, key: str) -> int:
+    """Return a position, or find that of a round or suite by its name."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
     if step in names:
         return names.index(step)
-    if step.isdigit() and int(step) < len(place):
+    if step.isdigit() and int(step) < len(node):
         return int(step)
-    known = [*map(str, range(len(place))), *(n for n in names if isinstance(n, str))]
+    known = [*map(str, range(len(node))), *(n for n in names if isinstance(n, str))]
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
 def _describe(
     error: ValidationError, model: type[BaseModel], raw: dict[str, Any], places: Places, what: str
 ) -> str:
-    """One line per problem: key, value, rule; a misspelt key gets the nearest known one."""
+    """Describe each problem in one line: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
     for problem in _first_causes(error.errors(include_url=False)):
         key = ".".join(str(part) for part in problem["loc"])
@@ -273,7 +274,7 @@ def _describe(
 
 
 def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short only because an entry of theirs is not valid."""
+    """Drop lists that are too short only because an entry of theirs is not valid."""
     inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
     return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
 
@@ -281,28 +282,28 @@ def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _known_keys(
     root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
 ) -> list[str]:
-    """Field names of the model that an unknown key was found in."""
+    """List the field names of the model that an unknown key was found in."""
     models: list[type[BaseModel]] = [root]
-    place: Any = filled(raw)
+    node: Any = filled(raw)
     for part in location[:-1]:
         fields = [
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
-        place = _entry(place, part)
-        nested_models = [_named(m, place, places) for f in fields for m in _models_in(f.annotation)]
+        node = _entry(node, part)
+        nested_models = [_named(m, node, places) for f in fields for m in _models_in(f.annotation)]
         models = nested_models or models
     return sorted({name for model in models for name in model.model_fields})
 
 
-def _entry(place: Any, part: int | str) -> Any:
-    """What lies below a mapping or list; what stands for a list of itself is its own entry."""
-    if isinstance(place, dict):
-        return place if isinstance(part, int) else place.get(part)
-    return place[part] if isinstance(place, list) and isinstance(part, int) else None
+def _entry(node: Any, part: int | str) -> Any:
+    """Return what lies below a mapping or list; what stands for a list of itself is its own entry."""
+    if isinstance(node, dict):
+        return node if isinstance(part, int) else node.get(part)
+    return node[part] if isinstance(node, list) and isinstance(part, int) else None
 
 
 def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
-    """The algorithm that a value names, where the field takes any."""
+    """Return the algorithm that a value names, where the field takes any."""
     return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
 
 

@@ -14,6 +14,10 @@ from align.settings import InputPath, Name, Settings
 
 Spending = Literal["campaign", "window", "forever"]
 """Which decisions share alpha: see `align.gate.statistics.alpha`."""
+Stopping = Literal["fixed", "sequential"]
+"""Items of a candidate that are measured: all, or as many as it takes to decide
+(`align.gate.statistics.betting`).
+"""
 SuiteRole = Literal["gate", "watch", "sealed"]
 """What a suite has to say: it decides, it is shown, or nobody looks at it for a while."""
 
@@ -154,6 +158,10 @@ class GateConfig(Settings):
     """Which decisions share alpha. ``campaign``: the declared rounds; later ones are stricter and exceed
     it. ``window``: any ``campaign_rounds`` in a row, without end. ``forever``: all there will ever be, so
     that they get stricter fast. None: ``window`` with rounds of a template, else ``campaign``."""
+    stopping: Stopping = "fixed"
+    """``sequential``: a suite of pass/fail items, of scores with a known range or of pairs is measured in
+    batches, in random order, and no further once it is decided against every comparator. ``fixed``: all
+    items of every suite are measured."""
     total_budget: Annotated[float, Field(gt=0)] = 0.03
     """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0

@@ -10,7 +10,7 @@ from align.settings import Settings
 
 
 def _listed(value: Any) -> Any:
-    """One anchor is short for a list of one."""
+    """Make a list of one anchor, which is short for it."""
     return [value] if isinstance(value, dict) else value
 
 
@@ -33,11 +33,12 @@ class SamplingConfig(Settings):
     prompts_per_step: Annotated[int, Field(ge=1)] = 16
     """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of sampling; the loss is of the distribution at this temperature."""
+    """Temperature of sampling; the loss is of the distribution at this temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
     repairs: Annotated[int, Field(ge=0)] = 1
-    """How often a step asks again in place of groups of which fewer than two completions were scored."""
+    """Number of times a step asks again in place of groups of which fewer than two completions were
+    scored."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Learner steps that samples may lag behind the weights that learn from them. 0 samples and learns
     in turn; 1 does both at the same time; k also syncs the engines at every k-th step only."""
@@ -82,13 +83,13 @@ class OptimizerConfig(Settings):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the squares' mean, so that nothing is divided by zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of all weights that are trained, apart from the gradient."""
+    """Decay of all weights that are trained, apart from the gradient."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to ``final_lr``: evenly, slowly at both ends, or not at all."""
+    """Shape of the learning rate's fall to ``final_lr``: even, slow at both ends, or none."""
     final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of ``lr`` that is left at the round's last step. 1: it does not fall."""
     decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -136,16 +137,16 @@ class AnchorConfig(Settings):
             raise ValueError(
                 f"bounds are the smallest and the largest beta, got {low:g} and {high:g}; swap them"
             )
-        if self.target is None and (given := self.changed("rate", "bounds")):
+        if self.target is None and (setting := self.changed("rate", "bounds")):
             raise ValueError(
-                f"{given} says how beta is steered toward a target, and there is none; set target, or "
-                f"remove {given}"
+                f"{setting} says how beta is steered toward a target, and there is none; set target, or "
+                f"remove {setting}"
             )
         return self
 
 
 class AnchorsConfig(Settings):
-    """Which snapshots hold which prompts. Each class's KL is a mean over its own tokens."""
+    """Snapshots that hold the prompts of each class. Each class's KL is a mean over its own tokens."""
 
     new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = ()
     """A trust region, for reward models and judges; costs plasticity."""

@@ -33,9 +33,10 @@ class LoraConfig(Settings):
     """Learn the length of every weight row apart from its direction: DoRA, arXiv 2402.09353. Every forward
     pass then computes the update in full."""
     serve: Literal["auto", "adapter", "merged"] = "auto"
-    """What engines get: the adapter, small to send and slower to sample with, or the base with the update
-    added, as full weights. ``auto``: merged on a CPU, whose kernels for adapters gather weights token by
-    token, and where other settings ask for it; the adapter on a GPU. A store keeps what it began with."""
+    """Weights that engines get: the adapter, small to send and slower to sample with, or the base with
+    the update added, as full weights. ``auto``: merged on a CPU, whose kernels for adapters gather
+    weights token by token, and where other settings ask for it; the adapter on a GPU. A store keeps
+    what it began with."""
     merge: bool = False
     """The snapshot of a round is a whole model, with the update added to the base, and the next round
     begins a fresh adapter over it: the rank bounds what one round changes, not the campaign."""
@@ -71,7 +72,7 @@ class PolicyConfig(Settings):
     model: InputPath
     """``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
     lora: LoraConfig | None = None
-    """None trains all weights."""
+    """Adapter that is trained; None trains all weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the engines and of the learner's matrix products; master weights stay in float32.
     ``auto``: bfloat16 where the GPU, or the processor, has instructions for it, float32 elsewhere; decided
@@ -108,12 +109,12 @@ class PolicyConfig(Settings):
     without it: prompts would be others tomorrow."""
 
     resources: ResourcesConfig = ResourcesConfig()
-    """What each of several ``ranks`` reserves; a learner that is one process lives in the driver, which
-    reserves nothing."""
+    """Resources that each of several ``ranks`` reserves; a learner that is one process lives in the
+    driver, which reserves nothing."""
 
     @property
     def snapshot_kind(self) -> Literal["model", "adapter"]:
-        """What a round leaves behind."""
+        """Kind of snapshot that a round leaves behind."""
         return "model" if self.lora is None or self.lora.merge else "adapter"
 
     @property
@@ -132,8 +133,8 @@ class PolicyConfig(Settings):
         if lora is not None and lora.serve == "auto":
             chosen = "merged" if lora.needs_merging else serve
             lora = lora.model_copy(update={"serve": chosen})
-        own = dtype if self.dtype == "auto" else self.dtype
-        return self.model_copy(update={"dtype": own, "lora": lora})
+        resolved = dtype if self.dtype == "auto" else self.dtype
+        return self.model_copy(update={"dtype": resolved, "lora": lora})
 
     @property
     def has_bare_dora(self) -> bool:
@@ -147,7 +148,7 @@ class EngineConfig(Settings):
     engines: Annotated[int, Field(ge=1)] = 1
     """Engine actors."""
     resources: ResourcesConfig = ResourcesConfig()
-    """What each of them reserves on the cluster."""
+    """Resources that each of them reserves on the cluster."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of one engine. As many as the learner's are right where they take turns, which is unless
     a round samples ahead; waiting threads spin, so threads beyond the free cores cost speed."""

@@ -1,4 +1,4 @@
-"""Where prompts come from, as a campaign file says it."""
+"""Source of prompts, as a campaign file states it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from align.settings import InputPath, Settings
 
 
 def sourced(value: Any) -> Any:
-    """``demo://rev`` is short for ``{source: demo://rev}``."""
+    """Expand ``demo://rev``, which is short for ``{source: demo://rev}``."""
     return {"source": value} if isinstance(value, str) else value
 
 
 class PromptsConfig(Settings):
-    """Where prompts come from."""
+    """Source of prompts."""
 
     source: InputPath
     """``demo://NAME``, a .jsonl/.parquet/.csv file, or a ``datasets`` id."""

@@ -12,7 +12,7 @@ Rung = TypeVar("Rung")
 
 
 def _switched(value: Any) -> Any:
-    """``true`` is short for a rung as it comes, ``false`` for none."""
+    """Expand ``true``, which is short for a rung with its defaults, and ``false`` for none."""
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
@@ -33,10 +33,10 @@ class DistilConfig(Settings):
     steps: Annotated[int, Field(ge=1)] = 15
     """Learner steps."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of a step's completions, those for prompts of what was lost. On the others, the round's own
+    """Share of a step's completions for prompts of what was lost. On the others, the round's own
     prompts, the candidate is its own teacher."""
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
-    """None: half of the round's."""
+    """Learning rate of the distillation; None: half of the round's."""
 
 
 class RepairConfig(Settings):

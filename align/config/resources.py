@@ -1,4 +1,4 @@
-"""What one process of a campaign reserves on a Ray cluster."""
+"""Resources that one process of a campaign reserves on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ResourcesConfig(Settings):
     process goes where they are. On a cluster of your own on this machine there are always enough."""
 
     def bundle(self, *, gpus: bool) -> dict[str, float]:
-        """As Ray names it.
+        """Return the resources as Ray names them.
 
         Args:
             gpus: whether the cluster has any.

@@ -12,12 +12,12 @@ from rewards.normalise import COMPARING, Normalise
 
 
 def _named(value: Any) -> Any:
-    """``exact_match`` is short for ``{name: exact_match}``."""
+    """Expand ``exact_match``, which is short for ``{name: exact_match}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class RewardGate(Settings):
-    """What a part demands before the other parts of the rubric count."""
+    """Bar that a part sets before the other parts of the rubric count."""
 
     at_least: Annotated[float, Field(allow_inf_nan=False)]
     """Least raw value that passes. A part that abstains holds nothing back."""
@@ -34,13 +34,13 @@ class RewardConfig(Settings):
     weight: float = 1.0
     """Factor in the sum; 0 for a part that is only watched, or only a gate."""
     normalise: Normalise = "none"
-    """What becomes of its values before they are summed, within the completions of one prompt: ``zscore``
-    (mean 0, standard deviation 1), ``rank`` (0 for the worst to 1 for the best), ``clip`` to ``bounds``.
-    Logged is the raw value. Suites have one completion to a prompt and only clip."""
+    """Change of its values before they are summed, within the completions of one prompt: ``zscore``
+    (mean 0, standard deviation 1), ``rank`` (0 for the worst to 1 for the best), ``clip`` to
+    ``bounds``. Logged is the raw value. Suites have one completion to a prompt and only clip."""
     bounds: tuple[float, float] | None = None
-    """Of ``clip``: least and largest value, in units of the reward."""
+    """Bounds for ``clip``: least and largest value, in units of the reward."""
     gate: RewardGate | None = None
-    """What must be passed before the other parts count; several are asked in order."""
+    """Bar that must be passed before the other parts count; several are asked in order."""
     part: Name | None = None
     """Name in the metrics; None takes the function's own name."""
     options: OptionPaths = Field(default_factory=dict)
@@ -50,9 +50,10 @@ class RewardConfig(Settings):
     tokens. ``sandbox``: those without network and files, for a reward that runs the model's code.
     ``auto``: inline for Keel's own rewards, sandbox for ``code_tests``, process for all others."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """For one batch, repeats included; about twice what a batch takes. None: 120."""
+    """Seconds for one batch, repeats included; about twice what a batch takes. None: 120."""
     sample_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """For one sample: the function is then called with one at a time. None: only the batch has one."""
+    """Seconds for one sample: the function is then called with one at a time. None: only the batch has
+    a deadline."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that share a batch, cut between groups. None: 1."""
     memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=True)] | None = None
@@ -62,10 +63,10 @@ class RewardConfig(Settings):
 
     @model_validator(mode="after")
     def _deadlines(self) -> Self:
-        most, one = self.deadline_s, self.sample_deadline_s
-        if most is not None and one is not None and one > most:
+        most, per_sample = self.deadline_s, self.sample_deadline_s
+        if most is not None and per_sample is not None and per_sample > most:
             raise ValueError(
-                f"sample_deadline_s {one:g} is longer than deadline_s {most:g}; "
+                f"sample_deadline_s {per_sample:g} is longer than deadline_s {most:g}; "
                 "raise deadline_s, which is for the whole batch"
             )
         return self
@@ -92,7 +93,7 @@ class RewardConfig(Settings):
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What `absolute` makes of a value besides weighing it; empty for most."""
+        """Settings by which `absolute` changes a value besides weighing it; empty for most."""
         return self.absolute.model_dump(
             mode="json", include={"normalise", "bounds", "gate"}, exclude_defaults=True
         )

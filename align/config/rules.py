@@ -21,7 +21,8 @@ SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
 
 
 def check_anchors(spec: RoundConfig) -> None:
-    """Anchors that hold nothing, estimators of another kind of text, settings that a reference lacks."""
+    """Refuse anchors that hold nothing, estimators of another kind of text, settings that a reference
+    lacks."""
     for source in ("new", "past", "general"):
         where, terms = f"anchors.{source}", getattr(spec.anchors, source)
         if terms and not any(term.beta or term.target for term in terms):
@@ -59,7 +60,7 @@ def check_heldout(spec: RoundConfig) -> None:
 
 
 def check_staleness(spec: RoundConfig) -> None:
-    """Samples of older weights, in an algorithm that would take them for the learner's own."""
+    """Refuse samples of older weights in an algorithm that would take them for the learner's own."""
     corrects = "importance" not in spec.algorithm.unused
     if spec.sampling.max_staleness and spec.importance.level == "none" and corrects:
         raise ValueError(
@@ -83,7 +84,7 @@ def check_staleness(spec: RoundConfig) -> None:
 
 
 def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
-    """What the round itself sets and its algorithm does not read.
+    """Refuse what the round itself sets and its algorithm does not read.
 
     What ``defaults`` set for all rounds may concern the others only.
     """
@@ -96,36 +97,36 @@ def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
 
 
 def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
-    """Dropout in the learner, where its log-probabilities are compared with those of the engines."""
+    """Refuse dropout in the learner where its log-probabilities are compared with those of the engines."""
     if policy.lora is None or not policy.lora.dropout or not _samples(spec, index):
         return
-    own = spec.algorithm.material == "rollouts"
+    samples_itself = spec.algorithm.material == "rollouts"
+    use = "learns from its own samples" if samples_itself else "samples answers to replayed prompts"
     raise ValueError(
-        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round "
-        f"{'learns from its own samples' if own else 'samples answers to replayed prompts'}: engines drop "
+        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round {use}: engines drop "
         "nothing, so the learner's logprobs would not be theirs; set policy.lora.dropout to 0"
-        + ("" if own else ", or replay.past and replay.general of the round")
+        + ("" if samples_itself else ", or replay.past and replay.general of the round")
     )
 
 
 def _check_reference(name: str, terms: Sequence[AnchorConfig]) -> None:
     for term in terms:
-        if given := term.changed("estimator", "target", "rate", "bounds"):
+        if setting := term.changed("estimator", "target", "rate", "bounds"):
             raise ValueError(
-                f"anchors.new: {given} is of a KL term, and {name} takes these anchors as its reference, "
-                f"by their betas alone; remove {given}"
+                f"anchors.new: {setting} is of a KL term, and {name} takes these anchors as its reference, "
+                f"by their betas alone; remove {setting}"
             )
 
 
 def _sampled(spec: RoundConfig, source: str) -> bool:
-    """Whether the policy answers prompts of this class itself."""
+    """Tell if the policy answers prompts of this class itself."""
     if source == "new":
         return spec.algorithm.material == "rollouts"
     return source == "past" or spec.replay.general_answers == "sampled"
 
 
 def _samples(spec: RoundConfig, index: int) -> bool:
-    """Whether engines sample anything that the round's learner reads."""
+    """Tell if engines sample anything that the round's learner reads."""
     if spec.algorithm.makes != "policy":
         return False
     replay = spec.replay

@@ -1,4 +1,4 @@
-"""What a round of a campaign file says about its time, and what it must not say.
+"""Settings of a round's time in a campaign file, and the rules for them.
 
 ``every`` is the clock, ``when`` is what has arrived, ``after`` is another round, ``manual`` is a person.
 With ``every`` and ``when`` the round runs at a tick at which enough has arrived. ``after`` beside any other
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
 
 UNITS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
-"""In seconds."""
+"""Seconds of each unit."""
 LONGEST = timedelta(days=3650)
 """Sums of a moment and a duration stay within the calendar."""
 
 
 def parse_duration(value: Any) -> timedelta:
-    """``90s``, ``15m``, ``6h``, ``7d``, ``2w``, or several such as ``1d12h``."""
+    """Parse ``90s``, ``15m``, ``6h``, ``7d``, ``2w``, or several such as ``1d12h``."""
     if isinstance(value, timedelta):
         return value
     parts = re.findall(r"(\d+)([wdhms])", value) if isinstance(value, str) else []
@@ -46,7 +46,7 @@ def parse_duration(value: Any) -> timedelta:
 
 
 def spell_duration(value: timedelta) -> str:
-    """As `parse_duration` reads it.
+    """Spell a duration as `parse_duration` reads it.
 
     >>> spell_duration(timedelta(days=1, hours=12))
     '1d12h'
@@ -62,7 +62,7 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer
 
 
 class ArrivalsConfig(Settings):
-    """How much must have arrived in the stream that the round reads."""
+    """Number of rows that must have arrived in the stream that the round reads."""
 
     new_pairs: Annotated[int, Field(ge=1)]
     """Rows, pairs or ratings, that no round has used; where ``data.use`` reads rows again, those that came
@@ -84,7 +84,7 @@ class ArrivalsConfig(Settings):
 
 
 class ScheduleSettings(Settings):
-    """When a round falls due; nothing of it changes what the round does."""
+    """Conditions under which a round falls due; nothing of it changes what the round does."""
 
     every: str | None = None
     """Five cron fields, minute, hour, day of month, month, day of week, as in ``"0 3 * * *"``. Ticks that
@@ -99,8 +99,8 @@ class ScheduleSettings(Settings):
     manual: bool = False
     """Runs when a person says so: ``keel schedule run-now``."""
     repeat: bool | None = None
-    """Whether this is a template for rounds without end, named ``<name>-1``, ``<name>-2``. None: with
-    ``every``, ``when`` or ``manual`` it is."""
+    """True for a template of rounds without end, named ``<name>-1``, ``<name>-2``. None: with
+    ``every``, ``when`` or ``manual`` it is one."""
 
     @field_validator("every")
     @classmethod
@@ -131,75 +131,75 @@ class ScheduleSettings(Settings):
 
     @property
     def scheduled(self) -> bool:
-        """Whether the round waits for anything but its turn."""
+        """True if the round waits for anything but its turn."""
         return bool(self.every or self.when or self.after or self.manual)
 
     @property
     def repeats(self) -> bool:
-        """Whether it is a template."""
+        """True if the round is a template."""
         by_nature = bool(self.every or self.when or self.manual)
         return by_nature if self.repeat is None else self.repeat
 
 
 class RememberConfig(Settings):
-    """How much a template's rounds leave behind, since they never end."""
+    """Number of a template's rounds that later ones look back on, since they never end."""
 
     newest: Annotated[int, Field(ge=1)] = 7
     """Accepted rounds, the last ones, of which later rounds keep the suite and replay the prompts."""
     older: Annotated[int, Field(ge=0)] = 3
-    """Of those before, how many a round looks at: drawn anew for every round, each with the same chance,
-    once for the gate and once for the replay."""
+    """Number of older rounds that a round looks at: drawn anew for every round, each with the same
+    chance, once for the gate and once for the replay."""
 
 
 def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> None:
-    """The rules between rounds.
+    """Check the rules between rounds.
 
     Raises:
         ValueError: rule, value and remedy.
     """
     by_name = {spec.name: spec for spec in rounds}
     for index, spec in enumerate(rounds):
-        place = f"rounds.{index}"
+        where = f"rounds.{index}"
         if spec.when is not None and (spec.data is None or spec.data.stream is None):
             source = "prompts" if spec.data is None else repr(spec.data.source)
             raise ValueError(
-                f"{place}.when: counts what arrives in the inbox, and round {spec.name!r} reads {source}; "
+                f"{where}.when: counts what arrives in the inbox, and round {spec.name!r} reads {source}; "
                 "set data to inbox://NAME, or use every"
             )
         if spec.after is not None:
-            _check_after(spec, by_name, place)
+            _check_after(spec, by_name, where)
         for other in (*by_name, *suites):
             if spec.repeats and re.fullmatch(rf"{re.escape(spec.name)}-\d+", other):
                 raise ValueError(
-                    f"{place}: {spec.name!r} is a template whose rounds are called {spec.name}-1 and so "
+                    f"{where}: {spec.name!r} is a template whose rounds are called {spec.name}-1 and so "
                     f"on, and {other!r} is taken; rename one"
                 )
         if spec.remember is not None and not spec.repeats:
             raise ValueError(
-                f"{place}.remember: of plain rounds nothing is left out, and {spec.name!r} is one; remove "
+                f"{where}.remember: of plain rounds nothing is left out, and {spec.name!r} is one; remove "
                 "remember, or make the round a template with every, when, manual or repeat"
             )
-        _check_references(spec, by_name, place)
+        _check_references(spec, by_name, where)
     _check_streams(rounds)
 
 
-def _check_after(spec: RoundConfig, by_name: dict[str, RoundConfig], place: str) -> None:
-    """The round it comes after exists, and does not wait for this one."""
-    seen, name = [spec.name], spec.after
+def _check_after(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str) -> None:
+    """Check that the round it comes after exists, and does not wait for this one."""
+    chain, name = [spec.name], spec.after
     while name is not None:
         if name not in by_name:
             known = ", ".join(sorted(by_name.keys() - {spec.name})) or "none"
-            raise ValueError(f"{place}.after: {name!r} names no round; other rounds: {known}")
-        if name in seen:
+            raise ValueError(f"{where}.after: {name!r} names no round; other rounds: {known}")
+        if name in chain:
             raise ValueError(
-                f"{place}.after: rounds wait for each other: {' after '.join([*seen, name])}; remove one"
+                f"{where}.after: rounds wait for each other: {' after '.join([*chain, name])}; remove one"
             )
-        seen.append(name)
+        chain.append(name)
         name = by_name[name].after
 
 
-def _check_references(spec: RoundConfig, by_name: dict[str, RoundConfig], place: str) -> None:
-    """What a round is held to or scored by must be there when it runs."""
+def _check_references(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str) -> None:
+    """Check that what a round is held to or scored by is there when it runs."""
     before = _predecessors(spec, by_name)
     for name in _named_rounds(spec):
         other = by_name.get(name)
@@ -207,17 +207,17 @@ def _check_references(spec: RoundConfig, by_name: dict[str, RoundConfig], place:
             continue
         if other.repeats:
             raise ValueError(
-                f"{place}: round:{name} names a template, which is many rounds; use parent, base or owner"
+                f"{where}: round:{name} names a template, which is many rounds; use parent, base or owner"
             )
         if name not in before:
             raise ValueError(
-                f"{place}: round:{name} runs at its own time, perhaps after {spec.name!r}; "
+                f"{where}: round:{name} runs at its own time, perhaps after {spec.name!r}; "
                 f"set after: {name}"
             )
 
 
 def _named_rounds(spec: RoundConfig) -> Iterator[str]:
-    """Rounds whose snapshots a round is held to, taught by or scored by."""
+    """Yield the rounds whose snapshots a round is held to, taught by or scored by."""
     anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
     rewards = (*spec.rewards, *spec.gold)
     targets = [anchor.to for anchor in anchors]
@@ -237,7 +237,7 @@ def _predecessors(spec: RoundConfig, by_name: dict[str, RoundConfig]) -> Iterato
 
 
 def _check_streams(rounds: Sequence[RoundConfig]) -> None:
-    """What one schedule waits for is not used up by another."""
+    """Check that what one schedule waits for is not used up by another."""
     readers: dict[str, str] = {}
     for index, spec in enumerate(rounds):
         stream = spec.data.stream if spec.data is not None and spec.data.use == "once" else None

@@ -1,4 +1,4 @@
-"""Where a campaign's store and its ledger lie. None of this decides what a round computes."""
+"""Location of a campaign's store and its ledger. None of this decides what a round computes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class StoreSettings(Settings):
     """The campaign's name and the places that it keeps things in."""
 
     name: Name
-    """Of the campaign; its store is named by it."""
+    """Name of the campaign; its store is named by it."""
     store: Annotated[str, Field(validate_default=True)] = ""
     """Folder of snapshots, ledger, metrics and evaluations, from the campaign file's folder; empty:
     ``runs/<name>``. Or the URL of a folder elsewhere, such as ``s3://bucket/prefix``: then it holds
     everything but the ledger, and credentials come from the environment."""
     store_options: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """Of a store with a URL: options of its fsspec file system, as ``endpoint_url``; no credentials."""
+    """Options of the fsspec file system of a store with a URL, as ``endpoint_url``; no credentials."""
     cache: Annotated[str, Field(validate_default=True)] = ""
-    """Of a store with a URL: the local folder to work in; empty: ``runs/<name>``. It can be removed at any
+    """Local folder to work in, for a store with a URL; empty: ``runs/<name>``. It can be removed at any
     time, and another machine begins with none."""
     ledger: str = ""
     """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. ``postgresql://USER@HOST/NAME``
@@ -100,7 +100,7 @@ class StoreSettings(Settings):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the store has a URL."""
+        """True if the store has a URL."""
         return "://" in self.store
 
     @property
@@ -131,7 +131,7 @@ class StoreSettings(Settings):
 
 
 def _secrets(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Dotted names of options that are credentials."""
+    """Yield the dotted names of options that are credentials."""
     for name, value in options.items():
         if _SECRET.search(name):
             yield f"{above}{name}"

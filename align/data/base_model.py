@@ -1,4 +1,4 @@
-"""From ``policy.model`` to a folder of weights and a tokenizer."""
+"""Model of a campaign: resolves ``policy.model`` to a folder of weights and a tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SNAPSHOT_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja", ".model"}
 
 
 def demo_source(uri: str) -> list[Prompt]:
-    """``demo://NAME?split=...`` as prompts of the built-in tiny world."""
+    """Load ``demo://NAME?split=...`` as prompts of the built-in tiny world."""
     try:
         return demo_prompts(uri)
     except ValueError as error:
@@ -41,7 +41,7 @@ SCHEMES = {"demo": demo_source}
 
 
 def resolve_model(policy: PolicyConfig) -> Path:
-    """A local folder with the policy's base model; downloads a Hugging Face id if it must."""
+    """Find the local folder of the policy's base model; download a Hugging Face id if it must."""
     if policy.model.startswith("demo://"):
         name = policy.model.removeprefix("demo://")
         if name not in DEMO_MODELS:

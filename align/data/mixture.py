@@ -1,4 +1,4 @@
-"""What one step samples: the round's own prompts, replayed ones and general ones, within one budget.
+"""Prompts that one step samples: the round's own, replayed ones and general ones, within one budget.
 
 The budget is ``prompts_per_step * group_size`` completions whatever is replayed: retention is paid for
 by fewer new prompts, never by more sampling. Shares that are not whole numbers carry over, so over a
@@ -53,7 +53,7 @@ class Mixture:
     """Rows of a file, for algorithms that learn from one: they take the place of new prompts."""
 
     def draw(self, step: int) -> Draw:
-        """Prompts of step ``step``, counted from 0."""
+        """Draw the prompts of step ``step``, counted from 0."""
         budget = self.sampling.budget
         singles = self.replay.samples_per_prompt
         past_share = self.replay.past if len(self.past) else 0.0
@@ -81,7 +81,7 @@ class Mixture:
         )
 
     def spare(self, step: int, turn: int, count: int) -> Draw:
-        """``count`` new prompts from elsewhere in the stream: replacements."""
+        """Draw ``count`` new prompts from elsewhere in the stream: replacements."""
         first = total_before(float(self.sampling.prompts_per_step), step)
         first += turn * len(self.new) // 2
         self.new.seek(first)
@@ -97,9 +97,9 @@ class Mixture:
         drawn: dict[str, Prompt] = {}
         run = run_of(rate)
         for name, count in in_turn(rounds, rate, step).items():
-            own = dealt(first, rounds.index(name), len(rounds), run)
-            found = self.past.draw(count, seed=self.seed, step=step, rounds=[name], first=own)
-            for prompt in found:
+            start = dealt(first, rounds.index(name), len(rounds), run)
+            prompts = self.past.draw(count, seed=self.seed, step=step, rounds=[name], first=start)
+            for prompt in prompts:
                 drawn.setdefault(prompt.id, prompt)
         return list(drawn.values())
 
@@ -109,16 +109,18 @@ class Mixture:
         return [self.stored[i % len(self.stored)] for i in range(first, first + count)]
 
     def meter_prompts(self, count: int) -> list[Prompt]:
-        """The same ``count`` prompts of every kind each time: new, of each past round, general."""
+        """Return the same ``count`` prompts of every kind each time: new, of each past round, general."""
         streams = [s for s in (self.new, self.general) if s is not None]
         for stream in streams:
             stream.seek(0)
-        held = [p for prompts in self.past.entries.values() for p in prompts[:count]]
-        return [p for stream in streams for p in stream.take(min(count, len(stream)))] + held
+        past_prompts = [p for prompts in self.past.entries.values() for p in prompts[:count]]
+        return [
+            p for stream in streams for p in stream.take(min(count, len(stream)))
+        ] + past_prompts
 
 
 def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
-    """How many prompts of which rounds step ``step`` replays, at ``rate`` prompts a step.
+    """Count the prompts of each round that step ``step`` replays, at ``rate`` prompts a step.
 
     The prompts of a whole round are numbered through and dealt to the earlier rounds in runs so long
     that a step touches at most `ROUNDS_PER_STEP`; over the steps every round gets the same share.
@@ -137,7 +139,8 @@ def run_of(rate: float) -> int:
 
 
 def whole(rate: float, step: int) -> int:
-    """How many whole units step ``step`` gets of ``rate`` units per step, fractions carried over.
+    """Return the whole units that step ``step`` gets of ``rate`` units per step, fractions carried
+    over.
 
     >>> [whole(6.4, step) for step in range(5)]
     [6, 6, 7, 6, 7]
@@ -146,11 +149,11 @@ def whole(rate: float, step: int) -> int:
 
 
 def total_before(rate: float, step: int) -> int:
-    """Units handed out before ``step``. The tiny shift keeps 0.1 * 30 from falling below 3."""
+    """Count the units handed out before ``step``. The tiny shift keeps 0.1 * 30 from falling below 3."""
     return int(rate * step + 1e-9)
 
 
 def window(stream: PromptStream, rate: float, step: int) -> list[Prompt]:
-    """The stream's prompts of one step, found from the step number alone."""
+    """Return the stream's prompts of one step, found from the step number alone."""
     stream.seek(total_before(rate, step))
     return stream.take(whole(rate, step))

@@ -1,4 +1,4 @@
-"""How much completions repeat: themselves, and one another."""
+"""Repetition in completions: within one, and between several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEADERS = 16
 
 
 def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """``completions/repeated_ngrams`` and ``completions/distinct_ngrams`` of a step.
+    """Compute ``completions/repeated_ngrams`` and ``completions/distinct_ngrams`` of a step.
 
     Completions of one prompt are not compared with each other: where there is one right answer they
     should be the same. A metric is left out where no completion is long enough for it.
@@ -30,12 +30,12 @@ def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     ]
     repeated = [r for texts in slices for text in texts if (r := repeated_share(text)) is not None]
     distinct = [d for texts in slices if (d := distinct_share(texts)) is not None]
-    found = {"repeated_ngrams": repeated, "distinct_ngrams": distinct}
-    return {f"completions/{name}": fmean(values) for name, values in found.items() if values}
+    shares = {"repeated_ngrams": repeated, "distinct_ngrams": distinct}
+    return {f"completions/{name}": fmean(values) for name, values in shares.items() if values}
 
 
 def shares_of_one_answer(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """``completions/identical_share`` and ``completions/similar_share`` of a step.
+    """Compute ``completions/identical_share`` and ``completions/similar_share`` of a step.
 
     The largest share of the samples that are one and the same answer, given to at least two prompts: word
     for word, or with at least `ALIKE` of all n-grams in common. Answers of fewer than `LENGTH` tokens are
@@ -76,38 +76,40 @@ def _families(
     are alike do (bottom-k sketches, Broder 1997): the cost is no square of their number.
     """
     kinds = {tokens: frozenset(ngrams_of(tokens, LENGTH)) for tokens in askers}
-    sketches = {tokens: sorted(map(hash, held))[:SKETCH] for tokens, held in kinds.items()}
+    sketches = {tokens: sorted(map(hash, kind))[:SKETCH] for tokens, kind in kinds.items()}
     buckets: dict[int, list[tuple[int, ...]]] = {}
     for tokens, sketch in sketches.items():
         for value in sketch:
             buckets.setdefault(value, []).append(tokens)
-    fullest = sorted(buckets.values(), key=lambda held: -sum(len(askers[t]) for t in held))
+    fullest = sorted(buckets.values(), key=lambda kind: -sum(len(askers[t]) for t in kind))
     for bucket in fullest[:LEADERS]:
         leader = max(bucket, key=lambda tokens: (len(askers[tokens]), -len(tokens)))
         near = {other for value in sketches[leader] for other in buckets[value]}
         yield [other for other in near if _likeness(kinds[leader], kinds[other]) >= ALIKE]
 
 
-def _likeness(one: frozenset[object], other: frozenset[object]) -> float:
-    """Jaccard's: n-grams that both have over those that either has."""
-    return len(one & other) / len(one | other)
+def _likeness(first: frozenset[object], other: frozenset[object]) -> float:
+    """Compute Jaccard's likeness: n-grams that both have over those that either has."""
+    return len(first & other) / len(first | other)
 
 
 def repeated_share(token_ids: Sequence[int], n: int = LENGTH) -> float | None:
-    """Share of a completion's n-grams that stood in it before: one less distinct-n (arXiv:1510.03055)."""
+    """Compute the share of a completion's n-grams that stood in it before: one less distinct-n
+    (arXiv:1510.03055)."""
     ngrams = ngrams_of(token_ids, n)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def distinct_share(texts: Sequence[Sequence[int]], n: int = LENGTH) -> float | None:
-    """Share of the n-grams of several completions that only one of them has; None for fewer than two."""
-    held = [kinds for text in texts if (kinds := set(ngrams_of(text, n)))]
-    if len(held) < 2:
+    """Compute the share of several completions' n-grams that only one of them has; None for fewer than
+    two."""
+    kinds_of_texts = [kinds for text in texts if (kinds := set(ngrams_of(text, n)))]
+    if len(kinds_of_texts) < 2:
         return None
-    counts = Counter(ngram for kinds in held for ngram in kinds)
+    counts = Counter(ngram for kinds in kinds_of_texts for ngram in kinds)
     return sum(count == 1 for count in counts.values()) / len(counts)
 
 
 def ngrams_of(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """Every run of ``n`` tokens, in order."""
+    """List every run of ``n`` tokens, in order."""
     return [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]

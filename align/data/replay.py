@@ -52,8 +52,8 @@ class ReplayBuffer:
         """
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
         if len(distinct) > cap:
-            kept = sorted(Random(f"{seed}/{round}").sample(range(len(distinct)), cap))
-            distinct = [distinct[i] for i in kept]
+            indices = sorted(Random(f"{seed}/{round}").sample(range(len(distinct)), cap))
+            distinct = [distinct[i] for i in indices]
         self._entries[round] = tuple(_past(prompt, round, owner) for prompt in distinct)
 
     def draw(
@@ -64,7 +64,7 @@ class ReplayBuffer:
         rounds: Iterable[str] | None = None,
         first: int | None = None,
     ) -> list[Prompt]:
-        """``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
+        """Draw ``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
 
         Prompts are numbered through over the steps and dealt to the rounds in turn, so every round gets the
         same share. A round hands out its prompts without replacement: each comes up once before any
@@ -132,7 +132,7 @@ class ReplayBuffer:
                 ) from error
         return cls(entries)
 
-    def _from(self, name: str, seed: int, place: int) -> Iterator[Prompt]:
+    def _from(self, name: str, seed: int, start: int) -> Iterator[Prompt]:
         """Yield a round's prompts from a place on: the rest of the pass it lies in, then the next ones.
 
         Each pass goes through the same two halves, either in an order of its own: what ends one pass does
@@ -141,9 +141,9 @@ class ReplayBuffer:
         prompts = list(self._entries[name])
         Random(f"{seed}/{name}").shuffle(prompts)
         size, middle = len(prompts), (len(prompts) + 1) // 2
-        for number in range(place, place + 2 * size):
+        for number in range(start, start + 2 * size):
             done, at = divmod(number, size)
-            if at == 0 or number == place:
+            if at == 0 or number == start:
                 halves = prompts[:middle], prompts[middle:]
                 for half in halves:
                     Random(f"{seed}/{done}/{name}").shuffle(half)
@@ -164,7 +164,7 @@ def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
 
 
 def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
-    """The prompt as later rounds will see it, exactly as it would come back from the file."""
+    """Return the prompt as later rounds will see it, exactly as it would come back from the file."""
     columns = {}
     for name, value in prompt.columns.items():
         try:

@@ -1,4 +1,4 @@
-"""Which rubric scores which prompt of a step.
+"""Rubrics of a step: each prompt is scored by that of its round.
 
 New prompts get the round's rubric: its own rewards, and under ``mode: add`` those of accepted rounds
 that share its prompts. Replayed prompts are scored only when the round learns from their rewards, and
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.failures import FailureLog
-from rewards.rubric import Pending, Rubric
+from rewards.rubric import PendingScores, Rubric
 from rollouts.types import RolloutGroup, Score, ScoredGroup
 
 UNSCORED = Score(value=None, status="abstained")
@@ -27,18 +27,18 @@ class Scorer:
     """Routes groups to rubrics."""
 
     new: Rubric | None
-    """None where the round learns without rewards."""
+    """Rubric of the round's own prompts; None where the round learns without rewards."""
     past: Mapping[str, Rubric]
-    """By round name; empty when replay learns through KL alone."""
+    """Rubrics of replayed prompts by round name; empty when replay learns through KL alone."""
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        """One `ScoredGroup` per group, in order."""
+        """Score all groups; return one `ScoredGroup` per group, in order."""
         scoring = self.open()
         scoring.add(dict(enumerate(groups)))
         return scoring.result()
 
     def open(self, *, replacements: bool = False) -> Scoring:
-        """A step whose groups are handed over as they come.
+        """Begin a step whose groups are handed over as they come.
 
         Args:
             replacements: they stand in for groups of the same step: their failures are counted apart.
@@ -64,7 +64,8 @@ class Scorer:
         return ({} if self.new is None else {"": self.new}) | dict(self.past)
 
     def failures(self) -> dict[str, Any]:
-        """What could not be scored so far, as JSON holds it: it survives a restart with the learner."""
+        """Return what could not be scored so far as JSON values, which survive a restart with the
+        learner."""
         return {name: rubric.failures.to_dict() for name, rubric in self.rubrics.items()}
 
     def recall(self, failures: Mapping[str, Any]) -> None:
@@ -75,8 +76,8 @@ class Scorer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the parts of the last step's new prompts logged, what their workers went through, and
-        what could not be scored since the round began."""
+        """Metrics that the parts of the last step's new prompts logged, what their workers went
+        through, and what could not be scored since the round began."""
         if self.new is None:
             return {}
         log = self.new.failures
@@ -89,7 +90,7 @@ class Scorer:
         }
 
     def isolation_lines(self) -> list[str]:
-        """What every reward of the round runs under."""
+        """Describe the isolation of every reward of the round."""
         lines = [line for r in self.rubrics.values() for line in r.isolation_lines()]
         return list(dict.fromkeys(lines))
 
@@ -113,20 +114,20 @@ class Scoring:
     scorer: Scorer
     replacements: bool = False
     _groups: dict[int, RolloutGroup] = field(default_factory=dict)
-    _asked: dict[str, Pending] = field(default_factory=dict)
+    _asked: dict[str, PendingScores] = field(default_factory=dict)
 
     def add(self, groups: Mapping[int, RolloutGroup]) -> None:
         """Begin to score groups, by their place in the step."""
         self._groups |= groups
         for name, rubric in self.scorer.rubrics.items():
-            mine = {i: g for i, g in groups.items() if self.scorer.route(g) == name}
-            if mine:
+            own_groups = {i: g for i, g in groups.items() if self.scorer.route(g) == name}
+            if own_groups:
                 if name not in self._asked:
                     self._asked[name] = rubric.open(replacements=self.replacements)
-                self._asked[name].add(mine)
+                self._asked[name].add(own_groups)
 
     def result(self) -> list[ScoredGroup]:
-        """One `ScoredGroup` per group, in the order of their places; waits for them."""
+        """Wait; return one `ScoredGroup` per group, in the order of their places."""
         scored: dict[int, ScoredGroup] = {}
         for pending in self._asked.values():
             scored |= pending.result()

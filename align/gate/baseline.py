@@ -22,25 +22,30 @@ def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
         SnapshotError: its files are missing or damaged.
     """
     targets = list(dict.fromkeys(move.target for move in evidence.ledger.alias_moves()))
-    found = [id for id in targets if id.startswith(snapshot)] if snapshot else []
-    if len(found) > 1:
+    matches = [id for id in targets if id.startswith(snapshot)] if snapshot else []
+    if len(matches) > 1:
         raise UserError(
-            f"{len(found)} snapshots begin with {snapshot!r}",
+            f"{len(matches)} snapshots begin with {snapshot!r}",
             where="SNAPSHOT",
-            remedy=f"give more digits: {', '.join(id[:16] for id in found)}",
+            remedy=f"give more digits: {', '.join(id[:16] for id in matches)}",
         )
-    chosen = found[0] if found else snapshot
-    if found:
+    chosen = matches[0] if matches else snapshot
+    if matches:
         store = evidence.snapshots()
         require_same_tokenizer(store.open(evidence.base).path, store.open(chosen).path)
     return move_anchor(evidence.ledger, chosen, reason)
 
 
 def require_same_tokenizer(start: Path, other: Path) -> None:
-    """Log-likelihoods per token can only be compared where both snapshots see the same tokens."""
-    known, found = (vocabulary(folder) for folder in (start, other))
-    if known is not None and found is not None and known != found:
-        differing = {token for token, _ in known.items() ^ found.items()}
+    """Refuse another tokenizer: log-likelihoods per token only compare where both snapshots see the
+    same tokens."""
+    first_vocabulary, other_vocabulary = (vocabulary(folder) for folder in (start, other))
+    if (
+        first_vocabulary is not None
+        and other_vocabulary is not None
+        and first_vocabulary != other_vocabulary
+    ):
+        differing = {token for token, _ in first_vocabulary.items() ^ other_vocabulary.items()}
         raise UserError(
             f"its tokenizer differs from the start's in {len(differing)} tokens, such as "
             f"{min(differing)!r}",
@@ -51,7 +56,7 @@ def require_same_tokenizer(start: Path, other: Path) -> None:
 
 
 def vocabulary(folder: Path) -> dict[str, int] | None:
-    """Tokens and their ids; None where the folder holds no tokenizer."""
+    """Read tokens and their ids; None where the folder holds no tokenizer."""
     if not any(folder.glob("tokenizer*")):
         return None
     from transformers import AutoTokenizer
@@ -60,7 +65,7 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
 
 
 def anchor_log_lines(evidence: Evidence) -> Iterator[str]:
-    """What budgets count from, and every time a person moved it."""
+    """Yield what budgets count from, and every time a person moved it."""
     yield f"start   {evidence.base[:16]}"
     for move in anchor_moves(evidence.ledger):
         yield f"anchor  {move.snapshot[:16]}  since {move.time}: {move.reason}"

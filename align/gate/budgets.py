@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from align.config.campaign import RoundConfig
 from align.gate.checks import Check, check
 from align.gate.evidence import Evidence
+from align.gate.suites.looks import in_common
 from align.gate.suites.suite import Suite
 from align.gate.verdict import level_of, role_of
 from rollouts.errors import UserError
@@ -63,10 +64,11 @@ def budget_checks(
         anchor = evidence.anchor(suite.name)
         if anchor != production:
             start = evidence.load(anchor, [suite])[suite.name]
+            start, latest = in_common(start, now[suite.name])
             found.append(
                 check(
                     suite.rule,
-                    now[suite.name],
+                    latest,
                     start,
                     role="retention",
                     against="start",

@@ -7,16 +7,17 @@ one because it failed. What follows from it is `align.gate.verdict`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.config.demands import Family
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import Comparison, Test, compare
-from align.gate.statistics.rules import CURRENT_RULE, RULES
+from align.gate.statistics.rules import CURRENT_RULE, compare_of
 from align.gate.statistics.tests import items_needed
-from align.gate.suites.suite import Kind, SuiteRule
+from align.gate.suites.looks import first
+from align.gate.suites.suite import SuiteRule
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -25,8 +26,12 @@ __all__ = ["Against", "Check", "Comparison", "Outcome", "Role", "Test", "What", 
 Role = Literal["target", "retention", "shown"]
 Against = Literal["parent", "best", "start", "last opening"]
 What = Literal["value", "truncation", "failure", "zero_tolerance"]
+Items = Mapping[SnapshotId, int]
+"""Numbers of first items of a suite that may stop early, by comparator."""
 Outcome = Literal["passed", "regressed", "not_improved", "too_few_items", "void"]
 
+IN_POINTS: tuple[Test, ...] = ("tango", "betting", "exact")
+"""Tests of shares of items, which a person reads in points."""
 MAX_FAILED_SHARE = 0.01
 """Of items. A comparator's failures count as worst too, and would make any candidate pass; with so many
 of its own a candidate was not measured at all."""
@@ -75,6 +80,8 @@ class Check:
     needed: int | None = None
     """Items that would do, at the spread and the loss measured here; None unless there are too few, or the
     loss is inside the margin."""
+    open: bool = False
+    """True while items of the suite that are not measured yet may still make it pass."""
     outcome: Outcome
     sentence: str
 
@@ -96,7 +103,7 @@ class Check:
 
     def amount(self, value: float) -> str:
         """A difference as a person reads it: points for pass/fail, else units of the metric."""
-        return f"{100 * value:.1f}" if self.test in ("tango", "exact") else f"{value:.3g}"
+        return f"{100 * value:.1f}" if self.test in IN_POINTS else f"{value:.3g}"
 
 
 def check(
@@ -111,6 +118,8 @@ def check(
     alpha: float,
     what: What = "value",
     decided_by: int = CURRENT_RULE,
+    items: Items | None = None,
+    with_interval: bool = True,
 ) -> Check:
     """Compare two snapshots on one suite.
 
@@ -118,13 +127,17 @@ def check(
         margin: loss that is still allowed; for ``role="target"`` the gain that must be exceeded.
         alpha: one-sided error of this one look.
         decided_by: number of the rule in `align.gate.statistics.rules`.
+        items: by comparator of a suite that stopped early, the number of its first items that are compared.
+        with_interval: False leaves out what a look at a suite that may stop early does not need.
 
     Raises:
         RunError: the two were measured on different items, or the comparator failed on too many.
     """
+    candidate, comparator = _measured_first(rule, candidate, comparator, items or {})
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
-    result = RULES[decided_by](candidate, comparator, rule.kind, allowed, alpha, rule.value_range)
+    compare_items = compare_of(rule, decided_by, with_interval=with_interval)
+    result = compare_items(candidate, comparator, rule.kind, allowed, alpha, rule.value_range)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
     found = Check(
@@ -146,12 +159,23 @@ def check(
         alpha=alpha,
         failed=candidate.failed,
         clusters=len(set(candidate.clusters)) or None,
+        open=result.open or (void and rule.early is not None and result.n < rule.early.items),
         outcome=outcome,
         sentence="",
     )
     if outcome == "too_few_items" or found.is_inside:
         found = replace(found, needed=_needed(result, allowed, alpha))
-    return replace(found, sentence=_sentence(found, rule.kind))
+    return replace(found, sentence=_sentence(found, rule.value_unit))
+
+
+def _measured_first(
+    rule: SuiteRule, candidate: ItemResults, comparator: ItemResults, items: Items
+) -> tuple[ItemResults, ItemResults]:
+    """Return the first items of a suite that may stop early, in the order of measuring; others whole."""
+    if rule.early is None:
+        return candidate, comparator
+    count = items.get(comparator.snapshot, len(candidate.values))
+    return first(candidate, count), first(comparator, count)
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:
@@ -182,7 +206,7 @@ def _outcome(result: Comparison, role: Role, margin: float, alpha: float) -> Out
 def _needed(result: Comparison, allowed: float, alpha: float) -> int:
     """Items that would show it with power 0.8, were the true difference the measured one."""
     room = allowed + (result.difference if allowed <= 0 else min(0.0, result.difference))
-    whole = result.test in ("tango", "tango_scaled")
+    whole = result.test in ("tango", "betting", "tango_scaled")
     usual = items_needed(
         result.variance, room, alpha, pass_fail=whole and allowed > 0, reach=result.reach
     )
@@ -197,8 +221,8 @@ SUBJECTS = {
 """What is lost or gained."""
 
 
-def _sentence(found: Check, kind: Kind) -> str:
-    unit = "points" if found.test == "tango" else "nats" if kind == "likelihood" else "of reward"
+def _sentence(found: Check, value_unit: str) -> str:
+    unit = "points" if found.test in IN_POINTS else value_unit or "of reward"
     if found.difference == 0:
         change = f"no change{SUBJECTS[found.what]}"
     else:

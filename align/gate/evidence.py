@@ -6,17 +6,20 @@ files, never memory, so it can be recomputed at any later time and comes out the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, GateConfig
+from align.gate.checks import Against, Items, Role
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import amended_level, spent_by
-from align.gate.suites.suites import Suite
-from align.gate.verdict import Verdict, decide, decide_from_files, level_of
+from align.gate.suites.looks import first
+from align.gate.suites.suites import Suite, SuiteRule
+from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
 from align.store.changes.gone import unmeasurable
 from align.store.changes.settle import settle
 from align.store.ledger.baseline import anchor_of
@@ -69,23 +72,55 @@ class Evidence:
         draw = f"{self.config.seed}/{purpose}/{round}"
         return recall(names, nights_of(self.ledger.database), draw)
 
-    def missing(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> list[Suite]:
-        """Suites, as they stand now, that were not measured on the snapshot."""
-        return [s for s in suites if self.ledger.find_evaluation(snapshot, s.hash) is None]
+    def missing(
+        self,
+        snapshot: SnapshotId,
+        suites: Sequence[Suite],
+        items: Mapping[str, int] | None = None,
+    ) -> list[Suite]:
+        """Suites, as they stand now, that were not measured on the snapshot, or on too few items.
+
+        Args:
+            items: by suite, the number of its first items that are needed; where it is not named, all.
+        """
+        needed = items or {}
+        return [
+            suite
+            for suite in suites
+            if self.measured(snapshot, suite) < needed.get(suite.name, len(suite.item_ids))
+        ]
+
+    def measured(self, snapshot: SnapshotId, suite: Suite) -> int:
+        """Number of items of a suite, in the order of measuring, that are on record for a snapshot."""
+        record = self.ledger.find_evaluation(snapshot, suite.hash)
+        return 0 if record is None else record.n
 
     def save(self, snapshot: SnapshotId, results: Mapping[str, ItemResults]) -> None:
-        """Store per-item results and note them in the ledger."""
+        """Store per-item results and note them in the ledger.
+
+        Results that hold those on record and further items get a file of their own, so that a run that
+        dies on the way leaves a file and a record that agree.
+        """
         paths: dict[str, str] = {}
+        known = {n: self.ledger.find_evaluation(snapshot, r.suite_hash) for n, r in results.items()}
         for name, items in results.items():
-            path = Path("evaluations") / snapshot[:16] / f"{name}-{items.suite_hash[:8]}.parquet"
+            before = known[name]
+            more = f"-{len(items.values)}" if before and before.n < len(items.values) else ""
+            file = f"{name}-{items.suite_hash[:8]}{more}.parquet"
+            path = Path("evaluations") / snapshot[:16] / file
             items.save(self.folder / path)
             paths[name] = path.as_posix()
         self.mirror.push()
         self.files.record(self.folder / path for path in paths.values())
         for name, items in results.items():
-            self.ledger.record_evaluation(
-                snapshot, name, items.suite_hash, paths[name], n=len(items.values), mean=items.mean
-            )
+            before, n = known[name], len(items.values)
+            if before is None or before.n >= n:
+                self.ledger.record_evaluation(
+                    snapshot, name, items.suite_hash, paths[name], n=n, mean=items.mean
+                )
+                continue
+            self.ledger.extend_evaluation(snapshot, items.suite_hash, paths[name], n, items.mean)
+            (self.folder / before.path).unlink(missing_ok=True)
 
     def snapshots(self) -> SnapshotStore:
         """The campaign's snapshots; those that are not here yet are fetched when they are opened."""
@@ -181,12 +216,14 @@ class Evidence:
         suites: Sequence[Suite],
         look: int | None = None,
         objections: Sequence[str] = (),
+        items: Mapping[str, Items] | None = None,
     ) -> Verdict:
         """The gate's verdict on a candidate of round ``target``.
 
         Args:
             look: number of this decision in the campaign; None: the one after the last round's.
             objections: what was noticed while it was trained and keeps it out.
+            items: by suite that stopped early and comparator, the number of first items that decide.
         """
         accepted = self.accepted("policy")
         return decide(
@@ -206,6 +243,7 @@ class Evidence:
                 *unmeasurable(self.config.rounds, tuple(accepted)),
             ),
             level=self.amended_level(look or self.looks() + 1),
+            items=items,
         )
 
     def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
@@ -236,9 +274,76 @@ class Evidence:
         needed = self.comparators(suites)
         for suite in suites:
             on = {h: means[suite.hash, h] for h in history if (suite.hash, h) in means}
+            if suite.early is not None:
+                on = self._common_means(suite, on)
             for snapshot in needed[suite.name] - on.keys():
                 self.locate(snapshot, suite.hash)  # Says what was not measured.
             yield suite, max(on, key=on.__getitem__)
+
+    def _common_means(
+        self, suite: Suite, snapshots: Collection[SnapshotId]
+    ) -> dict[SnapshotId, float]:
+        """Return the means of snapshots over the first items, those that every accepted one was judged on.
+
+        They stay the same while a candidate is measured, whatever is measured of the others meanwhile.
+        """
+        judged = [
+            min(Verdict.from_dict(r.report or {}).inputs.items.get(suite.name, {0: 0}).values())
+            for r in self._judged()
+            if r.state == "accepted"
+        ]
+        counts = {snapshot: self.measured(snapshot, suite) for snapshot in snapshots}
+        common = min([n for n in judged if n], default=1)
+        if common > max(counts.values(), default=0):  # The suite was changed since.
+            common = min(counts.values(), default=1)
+        return {
+            snapshot: first(self.load(snapshot, [suite])[suite.name], common).mean
+            for snapshot, n in counts.items()
+            if n >= common
+        }
+
+    def comparator_snapshots(
+        self, target: str, suites: Sequence[Suite], parent: SnapshotId
+    ) -> dict[str, dict[Against, SnapshotId]]:
+        """Return by suite the snapshots that a candidate of round ``target`` is compared with."""
+        role = self.role_in(target)
+        compared: dict[str, dict[Against, SnapshotId]] = {
+            s.name: {"parent": parent} for s in suites
+        }
+        for suite, best in self._best([s for s in suites if role(s.rule) == "retention"]):
+            compared[suite.name] |= {"best": best, "start": self.anchor(suite.name)}
+        return compared
+
+    def role_in(self, target: str) -> Callable[[SuiteRule], Role]:
+        """Return what tells the role of a suite in the decision on round ``target``."""
+        accepted = tuple(self.accepted("policy"))
+        retired = self.retired((*accepted, target))
+        return partial(role_of, target=target, accepted_rounds=accepted, retired=retired)
+
+    def level_at(self, look: int) -> float:
+        """Return the error that the decision with this number may make."""
+        gate = self.gate
+        return level_of(gate, max(look, gate.campaign_rounds), self.amended_level(look))
+
+    def open_against(
+        self,
+        suite: Suite,
+        target: str,
+        candidate: SnapshotId,
+        compared: Mapping[Against, SnapshotId],
+        alpha: float,
+        items: Items,
+    ) -> set[SnapshotId]:
+        """Return the comparators against which more than these items could still make a candidate pass."""
+        return open_against(
+            suite.rule,
+            self.load(candidate, [suite])[suite.name],
+            {who: self.load(s, [suite])[suite.name] for who, s in compared.items()},
+            role=self.role_in(target)(suite.rule),
+            gate=self.gate,
+            alpha=alpha,
+            items=items,
+        )
 
     def anchor(self, suite: str) -> SnapshotId:
         """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from align.gate.checks import Against, Check, What, check
+from align.gate.checks import Against, Check, Items, What, check
 from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.statistics.rules import CURRENT_RULE
 from align.gate.statistics.tests import exact_interval
+from align.gate.suites.demands import UNIT
 from align.gate.suites.suite import SuiteRule
 from rollouts.types import SnapshotId
 
@@ -23,6 +24,8 @@ def rate_checks(
     alpha: float,
     start: ItemResults | None = None,
     decided_by: int = CURRENT_RULE,
+    items: Items | None = None,
+    with_interval: bool = True,
 ) -> Iterator[Check]:
     """Test whether answers are cut, or left without a score, more often than a comparator's.
 
@@ -41,7 +44,7 @@ def rate_checks(
         compared = {n: measured for n in limits if (measured := results[n]) is not None}
         for comparator, names in _distinct(compared):
             yield check(
-                rule,
+                replace(rule, value_range=UNIT),
                 _usable(candidate, what),
                 _usable(comparator, what),
                 role="retention",
@@ -51,6 +54,8 @@ def rate_checks(
                 alpha=alpha,
                 what=what,
                 decided_by=decided_by,
+                items=items,
+                with_interval=with_interval,
             )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from align.gate.checks import Check, What
+from align.gate.checks import IN_POINTS, Check, What
+from align.gate.suites.suite import Kind
 from align.gate.verdict import Verdict
 
 Group = Literal["kept it out", "gained", "lost, but allowed", "held", "decides nothing"]
@@ -65,10 +66,10 @@ class VerdictRow:
 
 def verdict_rows(verdict: Verdict) -> list[VerdictRow]:
     """Return the table of a verdict, what kept the candidate out first."""
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
     folded = folded_row(verdict)
     rows = [
-        _row(check, _unit(check, kinds.get(check.suite, "items")))
+        _row(check, _unit(check, units.get(check.suite, "")))
         for check in sorted(verdict.checks, key=_severity)
         if folded is None or check not in _passed_rates(verdict)
     ]
@@ -89,6 +90,16 @@ def _passed_rates(verdict: Verdict) -> list[Check]:
     return [c for c in verdict.checks if c.what in RATES and c.outcome == "passed"]
 
 
+def row_of(check: Check, kind: Kind) -> VerdictRow:
+    """Return one comparison in words; ``kind`` is its suite's."""
+    return _row(check, _unit(check, kind))
+
+
+def severity(check: Check) -> tuple[int, bool, int, bool, float]:
+    """Return a key that sorts checks as the table of a verdict has them."""
+    return ORDER.index(_group(check)), *_severity(check)
+
+
 def reason_of(verdict: Verdict) -> str:
     """Return the first reason a candidate was kept out, as one sentence; empty if it was not."""
     if verdict.inputs.objections:
@@ -96,11 +107,11 @@ def reason_of(verdict: Verdict) -> str:
     failed = [c for c in verdict.checks if c.role != "shown" and c.outcome != "passed"]
     if not failed:
         return ""
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
     worst, *others = sorted(failed, key=_severity)
     suites = {check.suite for check in others} - {worst.suite}
     more = f" (and {_counted(len(suites), 'other suite')})" if suites else ""
-    return _reason(worst, _unit(worst, kinds.get(worst.suite, "items"))) + more
+    return _reason(worst, _unit(worst, units.get(worst.suite, ""))) + more
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -161,7 +172,7 @@ def _says(check: Check) -> str:
 def _folded(checks: Sequence[Check]) -> VerdictRow:
     """Return all rates that passed as one row, with the numbers of the closest."""
     closest = min(checks, key=_severity)
-    row = _row(closest, _unit(closest, "items"))
+    row = _row(closest, _unit(closest, ""))
     suites = len({check.suite for check in checks})
     lowest = min(check.difference for check in checks)
     return VerdictRow(
@@ -199,10 +210,10 @@ def _reason(check: Check, unit: str) -> str:
     )
 
 
-def _unit(check: Check, kind: str) -> str:
-    if check.test in ("tango", "exact"):
+def _unit(check: Check, value_unit: str) -> str:
+    if check.test in IN_POINTS:
         return " points"
-    return " nats" if kind == "likelihood" else ""
+    return f" {value_unit}" if value_unit else ""
 
 
 def _signed(check: Check, value: float) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from align.config.campaign import GateConfig
-from align.gate.checks import Against, Check, Role, check
+from align.gate.checks import MAX_FAILED_SHARE, Against, Check, Items, Role, check
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.instrument import instrument_notes
 from align.gate.statistics.alpha import alpha_at
 from align.gate.statistics.rules import CURRENT_RULE, FIRST_RULE
 from align.gate.strict import rate_checks, tolerance_checks
+from align.gate.suites.looks import first
 from align.gate.suites.suites import Suite, SuiteRule
 from align.store.recall import listed
 from rollouts.errors import RunError
@@ -75,6 +77,9 @@ class VerdictInputs:
     """Error of this decision if alpha was amended after earlier ones; None: as `alpha_at` says."""
     decided_by: int = FIRST_RULE
     """Number of the rule in `align.gate.statistics.rules` by which snapshots were compared."""
+    items: Mapping[str, Items] = field(default_factory=dict)
+    """By suite that may stop early and comparator, the number of first items that were compared; files may
+    hold more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +141,7 @@ def decide(
     left_out: Sequence[str] = (),
     level: float | None = None,
     decided_by: int = CURRENT_RULE,
+    items: Mapping[str, Items] | None = None,
 ) -> Verdict:
     """Return the verdict on the candidate of round ``target``.
 
@@ -143,26 +149,26 @@ def decide(
         start: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots, if any.
         accepted_rounds: earlier ones, whose suites must not regress.
-        retired: rounds that were overridden; their suites are only shown.
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
-        left_out: accepted rounds whose suites are not looked at.
-        decided_by: number of the rule in `align.gate.statistics.rules`.
+        retired, left_out, decided_by, items: as in `VerdictInputs`.
 
     Raises:
         RunError: results are missing or cannot be compared.
     """
-    rules = _rules(suites, target)
+    rules, compared = _rules(suites, target), _named(parent, best, start)
+    items = dict(items or {})
     alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
-    judged = partial(_suite_checks, candidate, _named(parent, best, start), gate.min_gain, alpha)
+    judged = partial(_suite_checks, candidate, compared, gate.min_gain, alpha)
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
-    checks = [c for rule in rules for c in judged(decided_by, rule, role(rule))]
+    checks = [c for r in rules for c in judged(decided_by, r, role(r), items=items.get(r.name))]
     outcome = "rejected" if objections else _overall(checks)
+    notes = (*_unseen(left_out), *instrument_notes(candidate, compared.items()))
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,
         checks=tuple(checks),
-        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *_unseen(left_out)),
+        reasons=(*objections, *_reasons(checks, outcome, gate, looks, level), *notes),
         inputs=VerdictInputs(
             target=target,
             gate=gate,
@@ -178,8 +184,50 @@ def decide(
             left_out=tuple(left_out),
             level=level,
             decided_by=decided_by,
+            items={rule.name: items[rule.name] for rule in rules if rule.name in items},
         ),
     )
+
+
+def open_against(
+    rule: SuiteRule,
+    candidate: ItemResults,
+    comparators: Mapping[Against, ItemResults],
+    *,
+    role: Role,
+    gate: GateConfig,
+    alpha: float,
+    items: Items,
+) -> set[SnapshotId]:
+    """Return the comparators against which more items of a suite could still make a candidate pass.
+
+    Args:
+        role: in the decision, ``target`` or ``retention``.
+        alpha: error of the decision.
+        items: by comparator, the number of first items that were measured.
+    """
+    assert rule.early is not None
+    failing = {
+        of.snapshot
+        for of in comparators.values()
+        if items[of.snapshot] < rule.early.items
+        and first(of, n := items[of.snapshot]).failed > MAX_FAILED_SHARE * n
+    }
+    if failing:  # Of all items their share may be small enough to compare with.
+        return {snapshot for snapshot, n in items.items() if n < rule.early.items}
+    named = {who: {rule.name: of} for who, of in comparators.items()}
+    checks = _suite_checks(
+        {rule.name: candidate},
+        named,
+        gate.min_gain,
+        alpha,
+        CURRENT_RULE,
+        rule,
+        role,
+        items=items,
+        with_interval=False,
+    )
+    return {check.snapshot for check in checks if check.open}
 
 
 def _named(parent: Results, best: Results | None, start: Results | None) -> dict[Against, Results]:
@@ -233,6 +281,7 @@ def decide_from_files(
         left_out=inputs.left_out,
         level=inputs.level,
         decided_by=inputs.decided_by,
+        items=inputs.items,
     )
 
 
@@ -255,6 +304,9 @@ def _suite_checks(
     decided_by: int,
     rule: SuiteRule,
     role: Role,
+    *,
+    items: Items | None = None,
+    with_interval: bool = True,
 ) -> list[Check]:
     """One check per distinct comparator; a snapshot that plays two parts is tested once."""
     if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):
@@ -278,12 +330,16 @@ def _suite_checks(
             else min(margin_against(rule, name) for name in names),
             alpha=alpha,
             decided_by=decided_by,
+            items=items,
+            with_interval=with_interval,
         )
         for names in by_snapshot.values()
     ]
     if role == "retention":
         parent, start = before["parent"], before.get("start")
-        checks += rate_checks(rule, measured, parent, alpha, start, decided_by)
+        checks += rate_checks(
+            rule, measured, parent, alpha, start, decided_by, items, with_interval
+        )
         held: dict[Against, ItemResults] = {n: before[n] for n in before if n != "best"}
         checks += tolerance_checks(rule, measured, held, alpha)
     return checks

@@ -152,8 +152,12 @@ def judge(case: Case, *, start_engine: StartEngine, observer: Observer) -> Judge
 
 
 def power_warnings(case: Case) -> list[str]:
-    """Return warnings for suites whose items cannot show what is asked of them."""
-    return check_power(case.planned, case.file.gate.model_copy(update={"underpowered": "warn"}))
+    """Return warnings for suites whose items cannot show what is asked of them.
+
+    Raises:
+        UserError: there are some, and the file says ``underpowered: refuse``.
+    """
+    return check_power(case.planned, case.file.gate)
 
 
 def _loaded(

@@ -135,7 +135,7 @@ def of_incumbent(sentence: str) -> str:
     >>> of_incumbent("general: no change against parent (0 lost)")
     'general: no change against the incumbent (0 lost)'
     """
-    return re.sub(r"\b(against|under) parent\b", rf"\1 {INCUMBENT}", sentence)
+    return re.sub(r"\b(against|under|note:) parent\b", rf"\1 {INCUMBENT}", sentence)
 
 
 def title_of(check: Check) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from align.config.campaign import CampaignConfig, RoundSettings
 from align.config.file import load_campaign, mapping_of, read_text, validated
@@ -33,11 +33,22 @@ def _of_any_model(value: Any) -> Any:
     return {"model": UNNAMED, "dtype": "auto", **value} if isinstance(value, dict) else value
 
 
+def _measuring_few(gate: GateConfig) -> GateConfig:
+    """Return a gate that warns of too few items unless the file says to refuse: they still show damage."""
+    if "underpowered" in gate.model_fields_set:
+        return gate
+    return gate.model_copy(update={"underpowered": "warn"})
+
+
 class SuitesFile(Settings):
     """Suites, the gate that decides on them, and how models are sampled for it."""
 
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
-    gate: GateConfig = GateConfig()
+    gate: Annotated[GateConfig, AfterValidator(_measuring_few), Field(validate_default=True)] = (
+        GateConfig()
+    )
+    """What decides. Of suites with too few items it only warns, unless ``underpowered: refuse`` is stated:
+    one candidate costs little, and they show a large loss all the same."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every item's sampling; both models get the same, so that items are paired."""
     policy: Annotated[
@@ -84,7 +95,9 @@ class SuitesFile(Settings):
             rounds=(),
             suites=tuple(suite for suite in self.suites if suite.name not in self.left_out),
             # Nothing is trained, so no item can be trained on.
-            gate=self.gate.model_copy(update={"overlap": OverlapConfig(ngram=None)}),
+            gate=self.gate.model_copy(
+                update={"overlap": OverlapConfig(ngram=None), "stopping": "fixed"}
+            ),
         )
 
 
@@ -134,7 +147,7 @@ def _of_campaign(config: CampaignConfig, path: Path) -> SuitesFile:
         )
     return SuitesFile.model_construct(
         suites=config.suites,
-        gate=config.gate,
+        gate=_measuring_few(config.gate),
         seed=config.seed,
         policy=config.policy,
         rollouts=config.rollouts,

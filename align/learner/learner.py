@@ -294,7 +294,11 @@ class Learner:
         """Clip what all ranks' gradients come to; its norm before."""
         self.ranks.add_gradients(parameters)
         largest = self._spec.optimizer.max_grad_norm
-        return float(whole(torch.nn.utils.clip_grad_norm_(parameters, largest)))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if (before := float(whole(norm))) > largest:
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return before
 
     def _prepared(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows, in their order, with what the algorithm needs to know of them before the first step, and

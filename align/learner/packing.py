@@ -22,6 +22,9 @@ from align.algorithms.rows import Row
 
 PACKED = "keel_packed"
 """Name of `packed_attention` among transformers' attention implementations."""
+WIDTH_STEP = 8
+"""Unit of the padded rows' width, in tokens: attention over 80 places takes less time than over 79, by a
+quarter without a gradient, as all rows of its matrices begin at whole vectors."""
 WRITTEN_OUT = 256
 """Longest row, in tokens, whose attention matrix is written out in bfloat16 on CPU."""
 WRITTEN_OUT_FLOAT = 128
@@ -80,7 +83,7 @@ def pack(rows: Sequence[Row]) -> Packing:
         positions.extend(range(len(prompt), len(prompt) + len(answer)))
         where.extend([prompt[-1], *answer])
         places.append([*prompt, *answer])
-    width = max(map(len, places))
+    width = -(-max(map(len, places)) // WIDTH_STEP) * WIDTH_STEP
     laid_out = torch.tensor([row + [-1] * (width - len(row)) for row in places]).flatten()
     return Packing(
         tokens_S=torch.tensor(tokens),

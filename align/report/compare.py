@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.gate.evidence import Evidence
+from align.report.explanation.answer import Answer, answer_of
 from align.report.status import scores_of, summary_numbers
 
 UNSEEDED = ("seed", "name")
@@ -52,6 +53,8 @@ class Comparison:
     base: Mapping[str, Spread | None]
     """Mean of the campaigns' starts by suite."""
     groups: tuple[ComparedGroup, ...]
+    answers: Mapping[str, Answer]
+    """By campaign: what is production, and what was kept out and why."""
 
 
 def compare(named: Sequence[tuple[str, Evidence]]) -> Comparison:
@@ -69,6 +72,7 @@ def compare(named: Sequence[tuple[str, Evidence]]) -> Comparison:
         suites=suites,
         base=_spreads([scores_of(e, e.base) for _, e in named], suites),
         groups=tuple(_group(members, suites) for members in grouped.values()),
+        answers={name: answer_of(evidence) for name, evidence in named},
     )
 
 

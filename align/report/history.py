@@ -17,6 +17,7 @@ from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.gate.forgetting import transitions
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.looks import in_common
 from align.round.spending import Spent, spent
 from align.round.watch.record import WatchRecord
 from align.schedule.skips import skips
@@ -195,7 +196,7 @@ def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
         if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
             continue
         paths = map(evidence.checked, (before[after.suite_hash], after))
-        found = transitions(*(ItemResults.load(path) for path in paths))
+        found = transitions(*in_common(*(ItemResults.load(path) for path in paths)))
         yield ItemChanges(
             suite=after.suite,
             n=found.n,
@@ -252,19 +253,25 @@ def steps_of(folder: Path, repair: str = "") -> dict[int, dict[str, float]]:
     )
     steps: dict[int, dict[str, float]] = {}
     for attempt in attempts:
-        path = attempt / repair / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                values = json.loads(line)
-                step = int(values.pop("step"))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-            steps[step] = {
-                name: float(value)
-                for name, value in values.items()
-                if isinstance(value, int | float) and math.isfinite(value)
-            }
+        steps |= steps_in(attempt / repair / "metrics.jsonl")
     return dict(sorted(steps.items()))
+
+
+def steps_in(path: Path) -> dict[int, dict[str, float]]:
+    """Finite metrics of the learner steps in one file; none if it is missing."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        steps[step] = {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+    return steps
 
 
 def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:

@@ -12,9 +12,9 @@ from rich.text import Text
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
 from align.gate.sealed import openings
-from align.gate.summary import reason_of
 from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
+from align.report.explanation.answer import answer_of
 from align.report.families import by_family, families_of, passed_lines
 from align.report.status import summary_numbers
 from align.store.ledger.amendments import Amendment, amendments_of
@@ -47,12 +47,9 @@ def campaign_report(evidence: Evidence, folder: Path) -> Group:
 
 def answer_first(evidence: Evidence) -> Iterator[Text]:
     """Yield what is production, and what was refused and why, a line each."""
-    yield Text(f"Production is {evidence.production_words()}.", style="bold")
-    for record in evidence.committed():
-        verdict = Verdict.from_dict(record.report or {})
-        if reason := reason_of(verdict):
-            did = "accepted by an observing gate, although" if verdict.accepted else "refused:"
-            yield Text(f"{record.name} was {did} {reason}.")
+    first, *others = answer_of(evidence).sentences
+    yield Text(first, style="bold")
+    yield from map(Text, others)
     yield Text("")
 
 

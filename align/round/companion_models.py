@@ -53,7 +53,7 @@ def check_memory(memory: LearnerMemory, engines: int, available: int, *, where: 
 
 
 def _shared_device(model: Path, config: CampaignConfig) -> tuple[int, int]:
-    """Bytes of engines that lie where the learner does, and bytes that there are."""
+    """Return the bytes of engines that lie where the learner does, and the bytes that there are."""
     if resolve_device("auto") == "cuda":
         import torch
 

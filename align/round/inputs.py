@@ -9,7 +9,7 @@ from pathlib import Path
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
-from align.data.examples.round_data import Loader, pool_hash
+from align.data.examples.round_data import RoundDataLoader, pool_hash
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
@@ -22,7 +22,7 @@ from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
 from rollouts.model_config import sizes_of
 from rollouts.prompts import PromptEncoder
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 from rollouts.types import Prompt
 
 LONGEST_CONTEXT = 4096
@@ -74,7 +74,9 @@ class Inputs:
         return {name: pool_hash(pool) for name, pool in pools.items() if pool}
 
 
-def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | None = None) -> Inputs:
+def load_inputs(
+    config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]] | None = None
+) -> Inputs:
     """Load and check; raises `UserError` for the first thing that cannot be used.
 
     Args:
@@ -94,7 +96,7 @@ def load_inputs(config: CampaignConfig, taken: Mapping[str, Sequence[Row]] | Non
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
     rule = config.gate.overlap
-    data = Loader(
+    data = RoundDataLoader(
         rule=rule,
         encoder=encoder,
         context=context - 1,
@@ -162,7 +164,7 @@ def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
     return found
 
 
-def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[Row]]) -> frozenset[str]:
+def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:
     return frozenset(
         spec.name
         for spec in config.rounds

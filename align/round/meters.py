@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from align.algorithms.policy_gradient.advantages import has_signal
 from align.algorithms.rows import Batch, Row, row_of
 from align.errors import ParityError, RunError
+from align.round.times.clock import phase
 from rollouts.collect import collect
 from rollouts.engines.protocol import ScoreRequest, SyncReport
 from rollouts.types import Prompt, Sampling, ScoredGroup
@@ -61,6 +62,7 @@ def rollout_metrics(
     return metrics
 
 
+@phase("drift meters")
 def measure_drift(
     mixture: Mixture,
     references: References,
@@ -104,6 +106,7 @@ def measure_drift(
     }
 
 
+@phase("parity probe")
 def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
     """Return the largest logprob difference between every engine and the learner on fresh samples, measured
     as by `align.learner.objective.gap_of`.

@@ -20,7 +20,7 @@ ROUND = "round:"
 
 
 def round_named(reward: RewardConfig) -> str | None:
-    """The round whose reward model a reward uses; None for all others."""
+    """Return the round whose reward model a reward uses; None for all others."""
     model = reward.options.get("model")
     if isinstance(model, str) and model.startswith(ROUND):
         return model.removeprefix(ROUND)
@@ -32,7 +32,7 @@ def resolved(
     models: Mapping[str, SnapshotId],
     folder_of: Callable[[SnapshotId], Path],
 ) -> tuple[RewardConfig, ...]:
-    """The same rewards with folders in place of round names.
+    """Return the same rewards with folders in place of round names.
 
     Args:
         models: accepted reward-model rounds.
@@ -40,7 +40,7 @@ def resolved(
     Raises:
         UserError: a reward names a model that the gate did not accept.
     """
-    found = []
+    with_folders = []
     for reward in rewards:
         name = round_named(reward)
         if name is not None:
@@ -53,8 +53,8 @@ def resolved(
                 )
             options = {**reward.options, "model": str(folder_of(models[name]))}
             reward = reward.model_copy(update={"options": options})
-        found.append(reward)
-    return tuple(found)
+        with_folders.append(reward)
+    return tuple(with_folders)
 
 
 def measurable(
@@ -62,14 +62,16 @@ def measurable(
     models: Mapping[str, SnapshotId],
     folder_of: Callable[[SnapshotId], Path],
 ) -> list[Suite]:
-    """Suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
-    found = []
+    """Select suites whose reward models exist by now, able to find them. Their hashes stay as they are."""
+    selected = []
     for suite in suites:
-        named = {name for reward in suite.metric if (name := round_named(reward)) is not None}
-        if not named:
-            found.append(suite)
-        elif named <= models.keys():
+        needed_rounds = {
+            name for reward in suite.metric if (name := round_named(reward)) is not None
+        }
+        if not needed_rounds:
+            selected.append(suite)
+        elif needed_rounds <= models.keys():
             metric = resolved(suite.metric, models, folder_of)
             rubric = build_rubric([spec.absolute for spec in metric])
-            found.append(replace(suite, rubric=rubric))
-    return found
+            selected.append(replace(suite, rubric=rubric))
+    return selected

@@ -21,6 +21,7 @@ from align.learner.reward_model import RewardLearner
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.round import commit
 from align.round.session import Parts
+from align.round.times.clock import phase
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -34,8 +35,9 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     """
     suite = own_suite(plan, parts)
     learner = train(plan, parts)
-    scores = learner.scores(answers_of(suite))
-    learner.calibrate(scores)
+    with phase("measuring"):
+        scores = learner.scores(answers_of(suite))
+        learner.calibrate(scores)
     candidate = publish(learner, plan, parts)
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     parts.evidence.save(candidate, measure_pairs(suite, candidate, scores))
@@ -49,7 +51,7 @@ def run_reward_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
 
 
 def train(plan: RoundPlan, parts: Parts) -> RewardLearner:
-    """The learner steps of a round, each on as many answers as a policy's step would sample."""
+    """Take the learner steps of a round, each on as many answers as a policy's step would sample."""
     examples, num_pairs = plan.mixture.examples, max(1, plan.spec.sampling.budget // 2)
     assert examples is not None, "the check of the material"
     learner = RewardLearner(
@@ -62,10 +64,13 @@ def train(plan: RoundPlan, parts: Parts) -> RewardLearner:
     )
     for step in range(plan.spec.steps):
         units = examples.at(step * num_pairs, num_pairs)
-        parts.log(plan, step, learner.update(rows_of(units)))
+        with phase("learning"):
+            metrics = learner.update(rows_of(units))
+        parts.log(plan, step, metrics)
     return learner
 
 
+@phase("publishing")
 def publish(learner: RewardLearner, plan: RoundPlan, parts: Parts) -> SnapshotId:
     """Make the model a snapshot, with the tokenizer it reads answers with."""
 
@@ -79,13 +84,13 @@ def publish(learner: RewardLearner, plan: RoundPlan, parts: Parts) -> SnapshotId
 
 
 def start_of(plan: RoundPlan, parts: Parts) -> Path:
-    """The parent, or where that is only an adapter the base below it."""
+    """Return the parent's folder, or where that is only an adapter the base below it."""
     parent = parts.store.open(plan.parent)
     return parent.path if parent.kind == "model" else parts.store.open(parts.base).path
 
 
 def own_suite(plan: RoundPlan, parts: Parts) -> Suite:
-    """The held-out pairs of the round."""
+    """Return the held-out pairs of the round as a suite."""
     suite = next(s for s in parts.inputs.suites if s.target_of == plan.spec.name)
     if suite.kind != "pairs":
         raise UserError(
@@ -97,7 +102,7 @@ def own_suite(plan: RoundPlan, parts: Parts) -> Suite:
 
 
 def answers_of(suite: Suite) -> Sequence[Row]:
-    """The sequences of a suite as rows that teach nothing."""
+    """Return the sequences of a suite as rows that teach nothing."""
     return [
         Row(prompt_ids=prompt, completion_ids=completion, advantage=None, source="new")
         for prompt, completion in suite.sequences

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.algorithms.rows import Row
+from align.round.times.clock import phase
 from align.store.durable import write_atomic
 from rollouts.errors import RunError, UserError, nearest
 from rollouts.types import Completion, Prompt, Score, ScoredGroup
@@ -48,6 +49,7 @@ Record = dict[str, Any]
 """One row, by column."""
 
 
+@phase("records")
 def keep_rollouts(
     plan: RoundPlan, parts: Parts, step: int, scored: Sequence[ScoredGroup], batch: Batch
 ) -> None:

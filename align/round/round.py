@@ -15,13 +15,14 @@ from functools import partial
 
 from align.learner.batching import build_batch
 from align.learner.teacher import with_teacher_prompts
-from align.round.measurement.measuring import measure
+from align.round.measurement.measuring import measure_until_decided
 from align.round.meters import measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.repair.ladder import climb
 from align.round.rollout_table import keep_rollouts
 from align.round.sampler import StepSampler
 from align.round.session import Parts
+from align.round.times.clock import phase
 from align.round.watch.watch import RoundWatch
 from align.store.repairs import with_repairs
 from rollouts.types import SnapshotId
@@ -57,11 +58,12 @@ def gated(
 ) -> RoundOutcome:
     """Measure a candidate, whose weights the engines hold, and ask the gate."""
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
-    parts.evidence.save(candidate, measure(parts, candidate, plan.title))
-    look = parts.evidence.looks() + before + 1
-    verdict = parts.evidence.judge(
-        plan.spec.name, candidate, plan.parent, parts.suites(), look, objections
-    )
+    target, look = plan.spec.name, parts.evidence.looks() + before + 1
+    items = measure_until_decided(parts, candidate, plan.title, target, plan.parent, look)
+    with phase("judging"):
+        verdict = parts.evidence.judge(
+            target, candidate, plan.parent, parts.suites(), look, objections, items
+        )
     return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
 
 
@@ -71,9 +73,10 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
     The engines hold the learner's weights before and after.
     """
     spec, learner = plan.spec, parts.learner
-    learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
-    rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
-    first = parts.resume(plan, rollouts)
+    with phase("start-up"):
+        learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
+        rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
+        first = parts.resume(plan, rollouts)
     rollouts.start(first)
     watch = RoundWatch(plan=plan, parts=parts)
     watch.start(first)
@@ -90,7 +93,8 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
             batch, [s.group for s in scored], spec.algorithm, parts.inputs.encoder.encode
         )
         keep_rollouts(plan, parts, step, scored, batch)
-        metrics = learner.update(batch)
+        with phase("learning"):
+            metrics = learner.update(batch)
         sync = rollouts.sync(step + 1)
         parts.checkpoint(plan, step + 1, rollouts)
         if step % spec.meter_every == 0 or step == spec.steps - 1:
@@ -107,6 +111,7 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
     return watch.finish()
 
 
+@phase("publishing")
 def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
     """Prove that the engines hold the final weights, then make them a snapshot.
 
@@ -121,8 +126,9 @@ def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
     )
     parts.ledger.record_snapshot(snapshot)
     if policy.may_round:
-        parts.learner.load(snapshot.id)
-        parts.engine.sync(parts.learner.weights(f"{plan.run}/published"))
+        with phase("weight sync"):
+            parts.learner.load(snapshot.id)
+            parts.engine.sync(parts.learner.weights(f"{plan.run}/published"))
         probe(parts, prompts, plan.spec.sampling.max_tokens)
     return snapshot.id
 

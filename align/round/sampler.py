@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from align.algorithms.rows import Row
 from align.data.mixture import Draw
 from align.data.scorer import Scoring
-from rollouts.collect import Pending, Sampler, begin
+from align.round.times.clock import phase
+from rollouts.collect import PendingRollouts, Sampler, begin
 from rollouts.engines.protocol import InFlightEngine, ReplacingEngine, SyncReport
 from rollouts.engines.recorded import Recorded, from_json, to_json
 from rollouts.types import Sampling, ScoredGroup
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class PendingStep:
     """One step's rollouts under way."""
 
     draw: Draw
-    pending: Pending
+    pending: PendingRollouts
     held: int
     """Learner steps behind the weights that sample them."""
 
@@ -59,7 +60,7 @@ class StepSampler:
     the seconds it waited for samples and for rewards."""
     _held: int = 0
     """Learner steps behind the weights that the engines hold."""
-    _pending: dict[int, Asked] = field(default_factory=dict)
+    _pending: dict[int, PendingStep] = field(default_factory=dict)
     _replaced: int = 0
     """Engines whose replacement has been told."""
 
@@ -83,11 +84,13 @@ class StepSampler:
             recorded = Recorded(from_json(one["results"]))
             self._pending[int(step)] = self._ask(int(step), engine=recorded, held=one["held"])
 
+    @phase("weight sync")
     def start(self, step: int) -> None:
         """Hand the learner's weights to the engines before the first step."""
         self._held, self._replaced = step, len(self._replacements())
         self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
 
+    @phase("sampling")
     def take(self, step: int) -> list[ScoredGroup]:
         """Scored groups of step ``step``; the next step's are begun where they may be stale."""
         asked = self._pending.pop(step) if step in self._pending else self._ask(step)
@@ -101,6 +104,7 @@ class StepSampler:
             self.metrics["staleness/tokens_fresher"] = fresher_share(scored)
         return scored
 
+    @phase("weight sync")
     def sync(self, step: int) -> SyncReport | None:
         """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
         report = self._hand_over(step)
@@ -143,7 +147,7 @@ class StepSampler:
         *,
         engine: Sampler | None = None,
         held: int | None = None,
-    ) -> Asked:
+    ) -> PendingStep:
         held = self._held if held is None else held
         mixture = self.plan.mixture
         draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
@@ -156,9 +160,9 @@ class StepSampler:
             seed=self.plan.seed + step + turn * self.plan.spec.steps,
             policy=self.version(held),
         )
-        return Asked(draw=draw, pending=pending, held=held)
+        return PendingStep(draw=draw, pending=pending, held=held)
 
-    def _begin_scoring(self, asked: Asked, *, replacements: bool = False) -> Scoring:
+    def _begin_scoring(self, asked: PendingStep, *, replacements: bool = False) -> Scoring:
         """Hand groups over to the rewards as the engines finish them."""
         scoring = self.plan.scorer.open(replacements=replacements)
         with self._timed("time/sampling_s"):
@@ -167,6 +171,7 @@ class StepSampler:
         scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
         return scoring
 
+    @phase("scoring")
     def _result(self, scoring: Scoring) -> list[ScoredGroup]:
         """Wait for what the rewards have not answered yet."""
         with self._timed("time/scoring_s"):

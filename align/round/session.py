@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -17,12 +17,15 @@ from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError, SnapshotError
 from align.gate.evidence import Evidence
 from align.gate.measurement.progress import SuiteProgress
+from align.gate.statistics.sequential import STOPPING
 from align.gate.suites.implicit import with_references
 from align.gate.suites.suites import Suite
 from align.gate.suites.win_rate import with_comparators
 from align.learner.folder.source import take_base
 from align.round.inputs import Inputs
 from align.round.reward_models import measurable
+from align.round.times.clock import Clock, phase
+from align.round.times.record import AttemptTimes
 from align.store.changes.code import record_code
 from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
@@ -89,15 +92,24 @@ class Parts:
     observer: Observer
     beat: Callable[[], None]
     """Tells the ledger that this runner is alive."""
+    clock: Clock = field(default_factory=Clock)
+    """Wall time of the attempt that runs, by what it is spent on."""
 
     def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         """One line in the attempt's ``metrics.jsonl``, and one call to the observer."""
-        path = self.round_folder(plan) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
-        self.beat()
-        self.observer.on_step(plan, step, metrics)
+        with phase("records"):
+            path = self.round_folder(plan) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
+            self.keep_times(plan.index, plan.spec.name, plan.attempt)
+            self.beat()
+            self.observer.on_step(plan, step, metrics)
+
+    def keep_times(self, index: int, name: str, attempt: int) -> None:
+        """Write down the wall time of an attempt so far."""
+        times = AttemptTimes(seconds=self.clock.seconds(), before=self.clock.before)
+        times.save(self.attempt_folder(index, name, attempt))
 
     def suites(self) -> list[Suite]:
         """What a policy is measured on in the round that is due: not what is sealed."""
@@ -107,7 +119,8 @@ class Parts:
         parent = self.ledger.alias("production") or self.base
         rounds = self.evidence.accepted("policy")
         rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
-        return list(with_references(rivalled, self.evidence))
+        suites = with_references(rivalled, self.evidence)
+        return [STOPPING[self.config.gate.stopping](suite) for suite in suites]
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""
@@ -117,12 +130,13 @@ class Parts:
         """Write down the learner's state after ``step`` steps, where one is due, and what was sampled
         ahead."""
         if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
-            folder = self.checkpoint_folder(plan)
-            told = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
-            self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
-            self.evidence.mirror.push()
-            self.evidence.files.record(sorted(folder.glob(CHECKPOINTS))[-1:])
-            self.evidence.mirror.trim(folder)
+            with phase("checkpoints"):
+                folder = self.checkpoint_folder(plan)
+                told = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
+                self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
+                self.evidence.mirror.push()
+                self.evidence.files.record(sorted(folder.glob(CHECKPOINTS))[-1:])
+                self.evidence.mirror.trim(folder)
 
     def resume(self, plan: RoundPlan, rollouts: StepSampler) -> int:
         """Steps of the round that an earlier attempt has done; the learner goes on from there, and so do
@@ -164,9 +178,12 @@ class Parts:
 
     def round_folder(self, plan: RoundPlan) -> Path:
         """Every attempt writes into a folder of its own, and every repair into one below it."""
-        round_folder = self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}"
-        attempt = round_folder / f"attempt-{plan.attempt}"
+        attempt = self.attempt_folder(plan.index, plan.spec.name, plan.attempt)
         return attempt / plan.origin.label if plan.origin else attempt
+
+    def attempt_folder(self, index: int, name: str, attempt: int) -> Path:
+        """Return the folder of an attempt at a round."""
+        return self.folder / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}"
 
     def remember(self, plan: RoundPlan, candidate: SnapshotId) -> None:
         """Write the prompts that later rounds will replay, should the candidate be accepted.
@@ -175,6 +192,7 @@ class Parts:
         """
         path = replay_path(self.folder, candidate)
         self._kept_prompts(plan.spec, candidate).save(path)
+        self.keep_times(plan.index, plan.spec.name, plan.attempt)
         self.evidence.mirror.push()
         self.evidence.files.record([path])
 
@@ -328,12 +346,15 @@ def open_parts(
     loaded, served or synced leaves nothing behind that a mended folder would not replace.
     """
     with ExitStack() as stack:
-        engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
-        stack.callback(engine.close)
-        stack.callback(inputs.close)
-        learner = _load_learner(config, memory, stack)
+        clock = stack.enter_context(Clock().running())
+        with phase("start-up"):
+            engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
+            stack.callback(engine.close)
+            stack.callback(inputs.close)
+            learner = _load_learner(config, memory, stack)
         if memory.taken is not None:
-            engine.sync(learner.weights("base"))
+            with phase("start-up"):  # Waits until the engines are up.
+                engine.sync(learner.weights("base"))
             memory.confirm_base()
         yield Parts(
             config=config,
@@ -347,6 +368,7 @@ def open_parts(
             evidence=memory.evidence,
             observer=observer,
             beat=memory.beat,
+            clock=clock,
         )
 
 

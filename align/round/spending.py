@@ -1,4 +1,4 @@
-"""What a round cost, and how much of that went to retention instead of to what was new."""
+"""Cost of a round, and the part of it that went to retention instead of to what was new."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ class Split:
 
     @property
     def share(self) -> float | None:
-        """Of retention; None where nothing was spent."""
+        """Share of retention; None where nothing was spent."""
         total = self.new + self.retention
         return self.retention / total if total else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """What the learner steps of a round took."""
+    """Rollouts, tokens and seconds that the learner steps of a round took."""
 
     rollouts: Split
     """Completions that were sampled."""
     tokens: Split
     """Completion tokens that were learnt from, or held to an anchor."""
     seconds: Split
-    """In the learner's updates; each is divided in the ratio of its tokens, since they are one pass."""
+    """Seconds in the learner's updates; each is divided in the ratio of its tokens, since they are one
+    pass."""
 
 
 def spent(steps: Iterable[Mapping[str, float]]) -> Spent:
-    """The sums over a round's steps; a metric that a step lacks counts as 0.
+    """Sum the costs over a round's steps; a metric that a step lacks counts as 0.
 
     >>> step = {"batch/new_tokens": 30, "batch/past_tokens": 10, "time/update_s": 2.0}
     >>> spent([step, step]).seconds
     Split(new=3.0, retention=1.0)
     """
-    found = list(steps)
-    tokens = [_split(step, "batch/{}_tokens") for step in found]
-    rollouts = [_split(step, "rollouts/{}") for step in found]
+    rows = list(steps)
+    tokens = [_split(step, "batch/{}_tokens") for step in rows]
+    rollouts = [_split(step, "rollouts/{}") for step in rows]
     seconds = [
         _divided(step.get("time/update_s", 0.0), split)
-        for step, split in zip(found, tokens, strict=True)
+        for step, split in zip(rows, tokens, strict=True)
     ]
     return Spent(rollouts=_sum(rollouts), tokens=_sum(tokens), seconds=_sum(seconds))
 
 
 def _split(step: Mapping[str, float], name: str) -> Split:
-    held = math.fsum(step.get(name.format(source), 0.0) for source in RETENTION)
-    return Split(new=step.get(name.format(NEW), 0.0), retention=held)
+    retained = math.fsum(step.get(name.format(source), 0.0) for source in RETENTION)
+    return Split(new=step.get(name.format(NEW), 0.0), retention=retained)
 
 
 def _divided(amount: float, by: Split) -> Split:

@@ -16,11 +16,11 @@ from align.schedule.due import Due
 from align.store.changes.settle import settle
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 
 def check_due(config: CampaignConfig, ledger: Ledger, due: Sequence[Due]) -> None:
-    """Whether the campaign could run with what is due now.
+    """Raise an error if the campaign could not run with what is due now.
 
     Raises:
         UserError: the first thing that cannot be used.
@@ -34,7 +34,7 @@ def check_due(config: CampaignConfig, ledger: Ledger, due: Sequence[Due]) -> Non
 
 
 def open_claims(ledger: Ledger | None, apart: Collection[str] = ()) -> list[ClaimedRound]:
-    """Rounds that fell due and are not over, in order.
+    """List rounds that fell due and are not over, in order.
 
     Args:
         apart: names of rounds that are left out.
@@ -42,15 +42,19 @@ def open_claims(ledger: Ledger | None, apart: Collection[str] = ()) -> list[Clai
     if ledger is None:
         return []
     over = ledger.closed() | set(apart)
-    return [one for one in claimed_rounds(ledger.database) if one.spec.name not in over]
+    return [
+        claimed_round
+        for claimed_round in claimed_rounds(ledger.database)
+        if claimed_round.spec.name not in over
+    ]
 
 
 def load_checked(
     config: CampaignConfig,
     claims: Sequence[ClaimedRound],
-    taken: Mapping[str, Sequence[Row]] | None = None,
+    rows: Mapping[str, Sequence[FileRow]] | None = None,
 ) -> Inputs:
-    """`load_inputs`; if it fails, then with the round to blame.
+    """Call `load_inputs`; if it fails, name the round to blame.
 
     Args:
         claims: rounds of the campaign that fell due before.
@@ -60,34 +64,34 @@ def load_checked(
             first round in ``claims`` that cannot.
     """
     try:
-        return load_inputs(config, taken)
+        return load_inputs(config, rows)
     except UserError:
-        names = {one.spec.name for one in claims}
+        names = {claim.spec.name for claim in claims}
         shown = {spec.name for spec in config.rounds} - names
-        _load(config, shown, taken)
-        for one in claims:
-            shown.add(one.spec.name)
+        _load(config, shown, rows)
+        for claim in claims:
+            shown.add(claim.spec.name)
             try:
-                _load(config, shown, taken)
+                _load(config, shown, rows)
             except UserError as error:
-                raise _as_it_fell_due(one, error) from error
+                raise _as_it_fell_due(claim, error) from error
         raise
 
 
 def _load(
-    config: CampaignConfig, names: Collection[str], taken: Mapping[str, Sequence[Row]] | None
+    config: CampaignConfig, names: Collection[str], rows: Mapping[str, Sequence[FileRow]] | None
 ) -> None:
-    """Only these rounds."""
+    """Load the inputs of only these rounds."""
     rounds = tuple(spec for spec in config.rounds if spec.name in names)
-    load_inputs(config.model_copy(update={"rounds": rounds}), taken).close()
+    load_inputs(config.model_copy(update={"rounds": rounds}), rows).close()
 
 
-def _as_it_fell_due(one: ClaimedRound, error: UserError) -> UserError:
+def _as_it_fell_due(claim: ClaimedRound, error: UserError) -> UserError:
     mend = f"{error.remedy}; if" if error.remedy else "mend it; if"
     return UserError(
         error.what if error.where is None else f"{error.where}: {error.what}",
-        where=f"round {one.spec.name}, as it fell due {one.claimed:%Y-%m-%d %H:%M} UTC",
+        where=f"round {claim.spec.name}, as it fell due {claim.claimed:%Y-%m-%d %H:%M} UTC",
         cause=error.cause,
         remedy=f"{mend} its settings are to blame, an edit of the file is for rounds to come, so pass this "
-        f"one over: keel schedule skip CAMPAIGN {one.spec.name}",
+        f"one over: keel schedule skip CAMPAIGN {claim.spec.name}",
     )

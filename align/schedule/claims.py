@@ -50,11 +50,11 @@ class ClaimedRound:
     reason: str
     claimed: datetime
     spec: RoundConfig
-    """Under the round's own name, without a schedule."""
+    """Configuration of the round under its own name, without a schedule."""
 
 
 def schedules_of(config: CampaignConfig) -> list[Schedule]:
-    """The rounds of a campaign file with what they wait for."""
+    """List the rounds of a campaign file with what they wait for."""
     fields = ScheduleSettings.model_fields
     return [
         Schedule(
@@ -68,7 +68,7 @@ def schedules_of(config: CampaignConfig) -> list[Schedule]:
 
 
 class Dues:
-    """What falls due in one campaign."""
+    """Rounds that fall due in one campaign."""
 
     def __init__(self, database: Database, config: CampaignConfig) -> None:
         self._database, self._schedules = database, schedules_of(config)
@@ -76,12 +76,12 @@ class Dues:
         self._places = config.places
 
     def look(self, now: datetime) -> Tick:
-        """What is due and why the rest is not; changes nothing."""
+        """Find what is due and why the rest is not; change nothing."""
         with self._database.read() as connection:
             return self.look_within(connection, now)[0]
 
     def claim(self, now: datetime, checked: Collection[str] | None = None) -> Tick:
-        """What is due, claimed: from now on it is a round of the campaign.
+        """Claim what is due: from now on it is a round of the campaign.
 
         Args:
             checked: schedules whose rounds may be claimed; others that are due stay so. None: all.
@@ -90,26 +90,26 @@ class Dues:
             self._register(connection, now)
             history = history_of(connection)
             arrivals = self._arrivals(history)
-            found = tick(self._schedules, history, arrivals, now)
+            due_now = tick(self._schedules, history, arrivals, now)
             for claim in history.open:
                 if starved(claim, arrivals) and not _under_way(connection, claim.round):
                     pass_over(connection, claim.schedule, claim.key, claim.round, now)
-            for due in found.due:
+            for due in due_now.due:
                 if not due.claimed and (checked is None or due.schedule in checked):
                     self._insert(connection, due, arrivals, now)
-            for one in found.waits:
-                if one.passed:
-                    this = due_since.c.schedule == one.schedule
+            for waiting in due_now.waits:
+                if waiting.passed:
+                    this = due_since.c.schedule == waiting.schedule
                     connection.execute(update(due_since).where(this).values(since=_iso(now)))
-        return found
+        return due_now
 
     def ask(self, name: str, now: datetime) -> Due:
-        """The round that a person would get; raises as `claim_now` does, and changes nothing."""
+        """Return the round that a person would get; raise as `claim_now` does, and change nothing."""
         with self._database.read() as connection:
             return self._asked(connection, name, now)[0]
 
     def claim_now(self, name: str, now: datetime) -> Due:
-        """The round that a person asks for.
+        """Claim the round that a person asks for.
 
         Raises:
             UserError: no schedule has this name, it has run, its stream holds nothing, or another round
@@ -124,7 +124,7 @@ class Dues:
     def _asked(
         self, connection: Connection, name: str, now: datetime
     ) -> tuple[Due, Mapping[str, Arrivals]]:
-        scheduled = {one.name: one for one in self._schedules if one.settings.scheduled}
+        scheduled = {each.name: each for each in self._schedules if each.settings.scheduled}
         schedule = scheduled.get(name)
         if schedule is None:
             known = list(scheduled)
@@ -147,43 +147,44 @@ class Dues:
             self._insert(connection, due, self._arrivals(history_of(connection)), now)
 
     def look_within(self, connection: Connection, now: datetime) -> tuple[Tick, History]:
-        """What is due and what has been, as the caller's transaction sees it."""
+        """Find what is due and what has been, as the caller's transaction sees it."""
         history = history_of(connection)
         return tick(self._schedules, history, self._arrivals(history), now), history
 
     def _arrivals(self, history: History) -> dict[str, Arrivals]:
         # Its own view: rows may come meanwhile, but no watermark moves while this process writes.
         inbox = Inbox(self._database)
-        found = {
-            one.stream: Arrivals(
-                count=one.waiting,
-                oldest=None if one.oldest_waiting is None else _moment(one.oldest_waiting),
-                newest=one.newest,
-                watermark=one.watermark,
+        by_counter = {
+            counts.stream: Arrivals(
+                count=counts.waiting,
+                oldest=None if counts.oldest_waiting is None else _moment(counts.oldest_waiting),
+                newest=counts.newest,
+                watermark=counts.watermark,
             )
-            for one in inbox.counts()
+            for counts in inbox.counts()
         }
         for schedule in self._schedules:
             if schedule.rereads and schedule.stream is not None:
                 read = max((claim.newest for claim in history.of(schedule.name)), default=0)
                 new = inbox.waiting(schedule.stream, above=read)
-                found[schedule.counter] = Arrivals(
+                by_counter[schedule.counter] = Arrivals(
                     count=new.count, oldest=new.oldest, newest=new.newest_id, watermark=read
                 )
-        return found
+        return by_counter
 
     def would_be(self, due: Sequence[Due]) -> list[RoundConfig]:
-        """The rounds that these become once they are claimed, without those that are."""
+        """Return the rounds that these become once they are claimed, without those that are."""
         return [
             RoundConfig.model_validate(
-                stated(self._specs[one.schedule], one.round), context=self._places
+                stated(self._specs[claimed.schedule], claimed.round), context=self._places
             )
-            for one in due
-            if not one.claimed
+            for claimed in due
+            if not claimed.claimed
         ]
 
     def _register(self, connection: Connection, now: datetime) -> None:
-        """Ticks count from when a clock was first seen: a new one, or a changed one, owes nothing."""
+        """Record when a clock was first seen, from which its ticks count: a new or changed one owes
+        nothing."""
         rows = connection.execute(select(due_since)).all()
         # A moment to come is one that a clock wrote down which was ahead.
         known = {row.schedule: row.clock if _moment(row.since) <= now else None for row in rows}
@@ -202,8 +203,8 @@ class Dues:
         self, connection: Connection, due: Due, arrivals: Mapping[str, Arrivals], now: datetime
     ) -> None:
         spec = self._specs[due.schedule]
-        (counter,) = (one.counter for one in self._schedules if one.name == due.schedule)
-        seen = arrivals.get(counter, Arrivals())
+        (counter,) = (each.counter for each in self._schedules if each.name == due.schedule)
+        waiting = arrivals.get(counter, Arrivals())
         connection.execute(
             insert(due_claims).values(
                 schedule=due.schedule,
@@ -211,15 +212,15 @@ class Dues:
                 round=due.round,
                 spec=json.dumps(stated(spec, due.round), sort_keys=True),
                 reason=due.reason,
-                newest=seen.newest,
-                watermark=seen.watermark,
+                newest=waiting.newest,
+                watermark=waiting.watermark,
                 claimed=_iso(now),
             )
         )
 
 
 def stated(spec: RoundConfig, name: str) -> dict[str, object]:
-    """A round in JSON values, under another name and without a schedule."""
+    """Return a round in JSON values, under another name and without a schedule."""
     values = spec.model_dump(mode="json", exclude=set(ScheduleSettings.model_fields))
     return {**values, "name": name}
 
@@ -236,7 +237,7 @@ def claimed_rounds(database: Database, places: Places | None = None) -> list[Cla
     )
     query = select(due_claims).where(not_(never)).order_by(due_claims.c.seq)
     with database.read() as connection:
-        found = connection.execute(query).all()
+        records = connection.execute(query).all()
     return [
         ClaimedRound(
             schedule=row.schedule,
@@ -245,12 +246,12 @@ def claimed_rounds(database: Database, places: Places | None = None) -> list[Cla
             claimed=_moment(row.claimed),
             spec=_as_read(row.round, row.spec, places),
         )
-        for row in found
+        for row in records
     ]
 
 
 def _as_read(name: str, spec: str, places: Places | None) -> RoundConfig:
-    """A round as it was stated; what this version can set and the one before could not has its default."""
+    """Restore a round as it was stated; settings that are new in this version have their default."""
     try:
         return RoundConfig.model_validate(json.loads(spec), context=places)
     except ValidationError as error:
@@ -265,10 +266,10 @@ def _as_read(name: str, spec: str, places: Places | None) -> RoundConfig:
 
 
 def history_of(connection: Connection) -> History:
-    """Claims, verdicts and clocks as the ledger has them."""
+    """Read claims, verdicts and clocks as the ledger has them."""
     decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
     columns = [c for c in due_claims.c if c.name not in ("spec", "reason")]
-    found = connection.execute(select(*columns).order_by(due_claims.c.seq))
+    records = connection.execute(select(*columns).order_by(due_claims.c.seq))
     never = due_claims.c.round.in_(decided) | due_claims.c.round.in_(select(due_skips.c.round))
     unfinished = select(due_claims.c.round, due_claims.c.spec).where(not_(never))
     streams = {row.round: used_up(row.spec) for row in connection.execute(unfinished)}
@@ -283,7 +284,7 @@ def history_of(connection: Connection) -> History:
                 watermark=row.watermark,
                 stream=streams.get(row.round),
             )
-            for row in found
+            for row in records
         ),
         verdicts=frozenset(connection.scalars(decided)),
         skips=skips_of(connection),
@@ -292,8 +293,8 @@ def history_of(connection: Connection) -> History:
 
 
 def skips_of(connection: Connection) -> tuple[Skip, ...]:
-    """Every due key that a person passed over, in order."""
-    found = connection.execute(select(due_skips).order_by(due_skips.c.seq))
+    """List every due key that a person passed over, in order."""
+    records = connection.execute(select(due_skips).order_by(due_skips.c.seq))
     return tuple(
         Skip(
             schedule=row.schedule,
@@ -303,7 +304,7 @@ def skips_of(connection: Connection) -> tuple[Skip, ...]:
             reason=row.reason,
             time=_moment(row.time),
         )
-        for row in found
+        for row in records
     )
 
 
@@ -329,7 +330,7 @@ def _under_way(connection: Connection, round: str) -> bool:
 
 
 def used_up(spec: str) -> str | None:
-    """The stream whose rows a round reads once, of what its claim holds."""
+    """Return the stream whose rows a round reads once, of what its claim holds."""
     data = json.loads(spec).get("data") or {}
     if data.get("use", "once") != "once" or not str(data.get("source")).startswith(INBOX):
         return None
@@ -337,9 +338,9 @@ def used_up(spec: str) -> str | None:
 
 
 def _check_turn(connection: Connection, due: Due) -> None:
-    """Whether a round without repetition has had its turn."""
-    taken = select(due_claims.c.round).where(due_claims.c.round == due.round)
-    if connection.scalar(taken) is not None:
+    """Refuse a round without repetition that has had its turn."""
+    claimed = select(due_claims.c.round).where(due_claims.c.round == due.round)
+    if connection.scalar(claimed) is not None:
         skipped = connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == due.round))
         raise UserError(
             f"round {due.round!r} {'has run' if skipped is None else 'was skipped'}, and does not repeat",
@@ -349,7 +350,7 @@ def _check_turn(connection: Connection, due: Due) -> None:
 
 
 def _check_reader(schedule: Schedule, history: History) -> None:
-    """Whether the rows of its stream are another's."""
+    """Refuse a round if the rows of its stream are another's."""
     for claim in history.open:
         if claim.stream is not None and claim.stream == schedule.uses_up:
             raise UserError(
@@ -362,9 +363,9 @@ def _check_reader(schedule: Schedule, history: History) -> None:
 
 
 def _check_rows(schedule: Schedule, due: Due, arrivals: Mapping[str, Arrivals]) -> None:
-    """Whether there is anything for it to read."""
-    seen = arrivals.get(schedule.counter, Arrivals())
-    if schedule.stream is not None and not (seen.newest if schedule.rereads else seen.count):
+    """Refuse a round if there is nothing for it to read."""
+    waiting = arrivals.get(schedule.counter, Arrivals())
+    if schedule.stream is not None and not (waiting.newest if schedule.rereads else waiting.count):
         raise UserError(
             f"nothing waits in inbox://{schedule.stream} for {due.round!r}",
             where="NAME",

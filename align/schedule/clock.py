@@ -19,7 +19,7 @@ FIELDS = 5
 
 
 def check_cron(every: str) -> None:
-    """Raises ValueError unless the expression has five fields and a tick."""
+    """Check that the expression has five fields and a tick; raise ValueError if not."""
     example = f'write five fields, as in "{EXAMPLE}" for every day at 03:00 or "*/30 * * * 1-5"'
     if len(every.split()) != FIELDS:
         raise ValueError(f"{every!r} has {len(every.split())} cron fields, not {FIELDS}; {example}")
@@ -34,7 +34,7 @@ def check_cron(every: str) -> None:
 
 
 def check_timezone(name: str) -> None:
-    """Raises ValueError with the nearest name unless the zone is known."""
+    """Check that the zone is known; raise ValueError with the nearest name if not."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -44,12 +44,12 @@ def check_timezone(name: str) -> None:
 
 
 def next_tick(every: str, timezone: str, now: datetime) -> datetime:
-    """The first tick after ``now``."""
+    """Return the first tick after ``now``."""
     return next(CronSim(every, now.astimezone(ZoneInfo(timezone)))).astimezone(UTC)
 
 
 def last_tick(every: str, timezone: str, since: datetime, now: datetime) -> datetime | None:
-    """The latest tick after ``since`` and not after ``now``; None where there was none."""
+    """Return the latest tick after ``since`` and not after ``now``; None where there was none."""
     # The search excludes its own beginning.
     until = (now + timedelta(microseconds=1)).astimezone(ZoneInfo(timezone))
     try:

@@ -1,4 +1,5 @@
-"""What is due now, and why the rest is not: a pure function of schedules, history, arrivals and time.
+"""Decision what is due now, and why the rest is not: a pure function of schedules, history, arrivals
+and time.
 
 A due key names the reason and nothing that two observers could see differently: a tick by its minute in
 UTC, arrivals by where their counting began. Whoever looks, and how often, finds the same key.
@@ -23,7 +24,7 @@ from align.schedule.clock import last_tick, next_tick
 AT_ONCE = "at-once"
 """Key of a round without a schedule."""
 NOT_BEGUN = datetime.max.replace(tzinfo=UTC)
-"""Of a schedule that nobody has looked at yet: no tick is behind it."""
+"""Beginning of a schedule that nobody has looked at yet: no tick is behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +34,13 @@ class Schedule:
     name: str
     settings: ScheduleSettings
     stream: str | None = None
-    """Of the inbox, that its rounds read."""
+    """Stream of the inbox that its rounds read."""
     rereads: bool = False
     """They read rows whether or not other rounds have used them, and use up none."""
 
     @property
     def counter(self) -> str:
-        """Under which its arrivals are counted: what is new to others need not be new to it."""
+        """Name under which its arrivals are counted: what is new to others need not be new to it."""
         return f"{self.stream}/{self.name}" if self.rereads else self.stream or ""
 
     @property
@@ -50,12 +51,13 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrivals:
-    """What waits in a stream of the inbox, for all that use it up or for one schedule that rereads it."""
+    """Rows that wait in a stream of the inbox, for all that use it up or for one schedule that rereads
+    it."""
 
     count: int = 0
     """Usable rows above the watermark."""
     oldest: datetime | None = None
-    """When the first of them arrived."""
+    """Time at which the oldest of them arrived."""
     newest: int = 0
     """Number of the last row."""
     watermark: int = 0
@@ -73,9 +75,9 @@ class Claimed:
     newest: int = 0
     """Number of the stream's last row then."""
     watermark: int = 0
-    """And where its watermark stood."""
+    """Watermark of the stream when the round fell due."""
     stream: str | None = None
-    """That the round uses up, where it has no verdict yet."""
+    """Stream this open round consumes; None if it rereads rows or is decided."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +103,16 @@ class Skip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What has happened so far."""
+    """Claims, verdicts and clocks of a campaign so far."""
 
     claims: tuple[Claimed, ...] = ()
-    """In order."""
+    """Claims in order."""
     verdicts: frozenset[str] = frozenset()
     """Rounds that were accepted or rejected."""
     skips: tuple[Skip, ...] = ()
-    """In order."""
+    """Skips in order."""
     since: Mapping[str, datetime] = field(default_factory=dict)
-    """From when on the ticks of a schedule count: when it was first seen, or last looked at in vain."""
+    """Time from which the ticks of a schedule count: when it was first seen, or last looked at in vain."""
 
     def of(self, schedule: str) -> list[Claimed]:
         return [claim for claim in self.claims if claim.schedule == schedule]
@@ -122,14 +124,14 @@ class History:
         return [claim for claim in self.claims if claim.round not in over]
 
     def last_claimed(self, schedule: str, now: datetime) -> datetime | None:
-        """When its last round fell due. What a clock that was ahead wrote down is not in the past yet, and
-        nothing is counted from it."""
+        """Return when the schedule's last round fell due. A time that a fast clock wrote down is not in
+        the past yet, and nothing is counted from it."""
         past = (claim.claimed for claim in self.of(schedule) if claim.claimed <= now)
         return max(past, default=None)
 
     @property
     def skipped(self) -> dict[str, Skip]:
-        """By round."""
+        """Skips by round."""
         return {skip.round: skip for skip in self.skips}
 
 
@@ -142,7 +144,7 @@ class Due:
     round: str
     reason: str
     claimed: bool = False
-    """It is a round of the campaign already: it fell due before, or is due at once."""
+    """True if it is a round of the campaign already: it fell due before, or is due at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +154,7 @@ class Waits:
     schedule: str
     why: str
     next: datetime | None = None
-    """When time alone makes it due, or may; None: something else has to happen."""
+    """Time at which time alone makes it due, or may; None: something else has to happen."""
     passed: bool = False
     """A tick of its clock found too little to run on: it is over, the next one counts."""
 
@@ -164,7 +166,7 @@ class Tick:
     due: tuple[Due, ...]
     waits: tuple[Waits, ...]
     skips: tuple[Skip, ...] = ()
-    """Of the schedules whose last round was skipped."""
+    """Skips of the schedules whose last round was skipped."""
 
     @property
     def next(self) -> datetime | None:
@@ -178,7 +180,8 @@ def tick(
     arrivals: Mapping[str, Arrivals],
     now: datetime,
 ) -> Tick:
-    """What is due at ``now``, in the order of the campaign file; ``arrivals`` by `Schedule.counter`.
+    """Decide what is due at ``now``, in the order of the campaign file; ``arrivals`` by
+    `Schedule.counter`.
 
     A schedule has at most one round without a verdict: while it has one, that one is what is due, even if
     the schedule is no longer in the file. So is a stream's, among those that use up its rows.
@@ -186,17 +189,17 @@ def tick(
     taken_up = {
         claim.schedule: starved(claim, arrivals) or _take_up(claim) for claim in history.open
     }
-    found = [
+    decisions = [
         taken_up.pop(s.name)
         if s.name in taken_up
         else decide(s, history, arrivals.get(s.counter, Arrivals()), now)
         for s in schedules
         if s.settings.scheduled or s.name not in history.verdicts
     ]
-    found = [*_one_a_stream(found, schedules, history), *taken_up.values()]
+    decisions = [*_one_a_stream(decisions, schedules, history), *taken_up.values()]
     return Tick(
-        due=tuple(one for one in found if isinstance(one, Due)),
-        waits=tuple(one for one in found if isinstance(one, Waits)),
+        due=tuple(decision for decision in decisions if isinstance(decision, Due)),
+        waits=tuple(decision for decision in decisions if isinstance(decision, Waits)),
         skips=tuple(
             skip
             for s in schedules
@@ -207,7 +210,7 @@ def tick(
 
 
 def _take_up(claim: Claimed) -> Due:
-    """A round that fell due before."""
+    """Take up a round that fell due before."""
     reason = f"fell due {_spell(claim.claimed)} and has no verdict yet"
     return Due(
         schedule=claim.schedule, key=claim.key, round=claim.round, claimed=True, reason=reason
@@ -215,7 +218,7 @@ def _take_up(claim: Claimed) -> Due:
 
 
 def starved(claim: Claimed, arrivals: Mapping[str, Arrivals]) -> Waits | None:
-    """A round whose rows are gone, for another has used them or a person removed them."""
+    """Tell why a round has no rows: another has used them or a person removed them."""
     if claim.stream is None or arrivals.get(claim.stream, Arrivals()).count:
         return None
     why = f"nothing is left in inbox://{claim.stream} for {claim.round}"
@@ -226,27 +229,28 @@ def starved(claim: Claimed, arrivals: Mapping[str, Arrivals]) -> Waits | None:
 
 
 def _one_a_stream(
-    found: Sequence[Due | Waits], schedules: Sequence[Schedule], history: History
+    decisions: Sequence[Due | Waits], schedules: Sequence[Schedule], history: History
 ) -> Iterator[Due | Waits]:
-    """Two rounds never fall due for the same rows: the second waits for the verdict on the first."""
+    """Let only one of two rounds fall due for the same rows: the second waits for the verdict on the
+    first."""
     streams = {s.name: s.uses_up for s in schedules}
     readers = {claim.stream: claim.round for claim in reversed(history.open)}
-    for one in found:
-        if isinstance(one, Due) and one.claimed:
-            readers.setdefault(streams[one.schedule], one.round)
-    for one in found:
-        stream = streams[one.schedule]
-        if isinstance(one, Due) and not one.claimed and stream is not None:
-            reader = readers.setdefault(stream, one.round)
-            if reader != one.round:
+    for decision in decisions:
+        if isinstance(decision, Due) and decision.claimed:
+            readers.setdefault(streams[decision.schedule], decision.round)
+    for decision in decisions:
+        stream = streams[decision.schedule]
+        if isinstance(decision, Due) and not decision.claimed and stream is not None:
+            reader = readers.setdefault(stream, decision.round)
+            if reader != decision.round:
                 why = f"waits for the verdict on {reader}, which reads inbox://{stream} too"
-                yield Waits(schedule=one.schedule, why=why)
+                yield Waits(schedule=decision.schedule, why=why)
                 continue
-        yield one
+        yield decision
 
 
 def decide(schedule: Schedule, history: History, arrivals: Arrivals, now: datetime) -> Due | Waits:
-    """One schedule whose rounds all have their verdict: due, or why not yet."""
+    """Decide on one schedule whose rounds all have their verdict: due, or why not yet."""
     settings, name = schedule.settings, schedule.name
     last = next(reversed(history.of(name)), None)
     skipped = last is not None and last.round in history.skipped
@@ -255,8 +259,8 @@ def decide(schedule: Schedule, history: History, arrivals: Arrivals, now: dateti
         return Waits(schedule=name, why=f"{done}, and does not repeat")
     if not settings.scheduled:
         return Due(schedule=name, key=AT_ONCE, round=name, claimed=True, reason="is due at once")
-    if settings.after is not None and (found := _after(schedule, history)) is not None:
-        return found
+    if settings.after is not None and (decision := _after(schedule, history)) is not None:
+        return decision
     if settings.every is not None:
         return _by_clock(schedule, history, arrivals, now)
     if settings.when is not None:
@@ -265,7 +269,7 @@ def decide(schedule: Schedule, history: History, arrivals: Arrivals, now: dateti
 
 
 def asked(schedule: Schedule, history: History, now: datetime) -> Due:
-    """The round that a person asks for now, unless the schedule has one that is not finished."""
+    """Return the round that a person asks for now, unless the schedule has one that is not finished."""
     for claim in history.open:
         if claim.schedule == schedule.name:
             return _take_up(claim)
@@ -274,14 +278,14 @@ def asked(schedule: Schedule, history: History, now: datetime) -> Due:
 
 
 def round_name(schedule: Schedule, history: History) -> str:
-    """Of the next round: its own where it runs once, else with its number."""
+    """Return the name of the next round: its own where it runs once, else with its number."""
     if not schedule.settings.repeats:
         return schedule.name
     return f"{schedule.name}-{len(history.of(schedule.name)) + 1}"
 
 
 def _after(schedule: Schedule, history: History) -> Due | Waits | None:
-    """Where only the other round counts: due or not; where it is a condition: None once it holds."""
+    """Decide where only the other round counts; return None where it is a condition that holds."""
     settings, other = schedule.settings, schedule.settings.after
     assert other is not None
     rounds = [other, *(claim.round for claim in history.of(other))]
@@ -299,16 +303,16 @@ def _after(schedule: Schedule, history: History) -> Due | Waits | None:
 def _by_clock(
     schedule: Schedule, history: History, arrivals: Arrivals, now: datetime
 ) -> Due | Waits:
-    """At a tick, provided that what the round needs has arrived."""
-    settings, mine = schedule.settings, history.of(schedule.name)
+    """Decide at a tick, provided that what the round needs has arrived."""
+    settings, claims = schedule.settings, history.of(schedule.name)
     assert settings.every is not None
-    over = [history.since.get(schedule.name, NOT_BEGUN), *(c.claimed for c in mine)]
+    over = [history.since.get(schedule.name, NOT_BEGUN), *(c.claimed for c in claims)]
     # A person who skips a round means the ticks that came while it was open as well.
-    over += [s.time for c in mine[-1:] if (s := history.skipped.get(c.round)) is not None]
+    over += [s.time for c in claims[-1:] if (s := history.skipped.get(c.round)) is not None]
     # A clock that was ahead has written down moments to come: they say nothing of which ticks are over,
     # and the ticks that it had fall due are not to be had again.
     since = max((moment for moment in over if moment <= now), default=now)
-    spent = {c.key for c in mine}
+    spent = {c.key for c in claims}
     came = last_tick(settings.every, settings.timezone, since, now)
     following = next_tick(settings.every, settings.timezone, now)
     while _tick_key(following) in spent:
@@ -332,9 +336,9 @@ def _tick_key(moment: datetime) -> str:
     return f"cron/{moment:%Y-%m-%dT%H:%MZ}"
 
 
-def _passed(found: Waits, came: datetime, following: datetime) -> Waits:
-    why = f"{found.why} at the tick of {_spell(came)}; the next is {_spell(following)}"
-    return Waits(schedule=found.schedule, why=why, next=following, passed=True)
+def _passed(waits: Waits, came: datetime, following: datetime) -> Waits:
+    why = f"{waits.why} at the tick of {_spell(came)}; the next is {_spell(following)}"
+    return Waits(schedule=waits.schedule, why=why, next=following, passed=True)
 
 
 def _by_arrivals(
@@ -344,7 +348,7 @@ def _by_arrivals(
     arrivals: Arrivals,
     now: datetime,
 ) -> Due | Waits:
-    """Enough has arrived, or too little for too long.
+    """Decide if enough has arrived, or too little for too long.
 
     Rows that a rejected round gave back are read again by the next one, and are no reason for it: what has
     arrived since then is.
@@ -353,9 +357,9 @@ def _by_arrivals(
     returned = last is not None and last.watermark == arrivals.watermark
     since = last.newest if last is not None and returned else arrivals.watermark
     fresh = min(arrivals.count, arrivals.newest - since)
-    place = f"inbox://{schedule.stream}"
+    stream = f"inbox://{schedule.stream}"
     if fresh < 1 or arrivals.oldest is None:
-        why = f"0 of {when.new_pairs} new rows in {place}"
+        why = f"0 of {when.new_pairs} new rows in {stream}"
         return Waits(schedule=schedule.name, why=why)
     claimed = history.last_claimed(schedule.name, now)
     # Rows from a clock that was ahead have waited nobody knows how long: long enough.
@@ -364,7 +368,7 @@ def _by_arrivals(
     waits_since = known if claimed is None else max(known, claimed)
     earliest = now if claimed is None else claimed + when.min_interval
     patience = None if when.max_wait is None else waits_since + when.max_wait
-    why = f"{fresh} of {when.new_pairs} new rows in {place}"
+    why = f"{fresh} of {when.new_pairs} new rows in {stream}"
     if patience is not None and now >= patience and fresh < when.new_pairs:
         stamped = f"is stamped {_spell(arrivals.oldest)}, when a clock was ahead"
         waited = f"has waited {spell_duration(_seconds(now - waits_since))}"

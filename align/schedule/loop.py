@@ -33,25 +33,25 @@ def keep(
         look: what is due, claimed; a `KeelError` is said, and looked again later.
         run: runs what is due; an exit code as of `keel schedule tick`.
     """
-    failures, told = 0, ""
+    failures, reported = 0, ""
     while True:
         try:
-            found = look(now())
+            tick = look(now())
         except KeelError as error:
             failures += 1
             say(f"error: {error}")
             sleep(pause_after(failures, poll_s))
             continue
-        for due in found.due:
+        for due in tick.due:
             say(sentence(due))
-        if not found.due:
-            waits = "; ".join(f"{one.schedule}: {one.why}" for one in found.waits)
-            if waits != told:
+        if not tick.due:
+            waits = "; ".join(f"{waiting.schedule}: {waiting.why}" for waiting in tick.waits)
+            if waits != reported:
                 say(f"nothing is due. {waits}")
-            told = waits
-            sleep(pause_until(found, now(), poll_s))
+            reported = waits
+            sleep(pause_until(tick, now(), poll_s))
             continue
-        told, code = "", run()
+        reported, code = "", run()
         if code in (DONE, REJECTED):
             failures = 0
         elif code == NOTHING_DUE:
@@ -64,17 +64,17 @@ def keep(
 
 
 def sentence(due: Due) -> str:
-    """What is due and why."""
+    """Describe what is due and why."""
     return f"{due.round}: {due.reason} ({due.schedule}/{due.key})"
 
 
-def pause_until(found: Tick, now: datetime, poll_s: float) -> float:
-    """Seconds to the next moment that may matter; arrivals are looked for every ``poll_s``."""
-    if found.next is None:
+def pause_until(tick: Tick, now: datetime, poll_s: float) -> float:
+    """Return seconds to the next moment that may matter; arrivals are looked for every ``poll_s``."""
+    if tick.next is None:
         return poll_s
-    return min(max((found.next - now).total_seconds(), 0.0), poll_s)
+    return min(max((tick.next - now).total_seconds(), 0.0), poll_s)
 
 
 def pause_after(failures: int, poll_s: float) -> float:
-    """Seconds after so many failures in a row: twice as long each time, up to an hour."""
+    """Return seconds after so many failures in a row: twice as long each time, up to an hour."""
     return min(poll_s * 2.0 ** min(failures - 1, 20), max(LONGEST_PAUSE_S, poll_s))

@@ -26,7 +26,7 @@ from rollouts.errors import UserError, nearest
 
 
 def skips(ledger: Ledger) -> tuple[Skip, ...]:
-    """Every due key that a person passed over, in order."""
+    """List every due key that a person passed over, in order."""
     with ledger.database.read() as connection:
         return skips_of(connection)
 
@@ -65,13 +65,13 @@ def skip_round(
         return skips_of(connection)[-1]
 
 
-def _named(name: str, config: CampaignConfig, found: Tick, history: History) -> Due:
-    """What is due under this name: of a schedule, or of a round that is without a verdict.
+def _named(name: str, config: CampaignConfig, tick: Tick, history: History) -> Due:
+    """Find what is due under this name: of a schedule, or of a round that is without a verdict.
 
     Raises:
         UserError: nothing is.
     """
-    for due in found.due:
+    for due in tick.due:
         if name in (due.schedule, due.round) and due.key != AT_ONCE:
             return due
     for claim in history.open:  # Its rows are gone.
@@ -79,7 +79,7 @@ def _named(name: str, config: CampaignConfig, found: Tick, history: History) -> 
             known = {"schedule": claim.schedule, "key": claim.key, "round": claim.round}
             return Due(**known, reason="fell due", claimed=True)
     claims = {claim.round for claim in history.claims}
-    why_not = {one.schedule: f"is not due: {one.why}" for one in found.waits}
+    why_not = {waiting.schedule: f"is not due: {waiting.why}" for waiting in tick.waits}
     why_not |= {round: "has its verdict" for round in claims if round in history.verdicts}
     why_not |= dict.fromkeys(history.skipped, "was skipped before")
     plain = [spec.name for spec in config.rounds if not spec.scheduled]
@@ -93,9 +93,9 @@ def _named(name: str, config: CampaignConfig, found: Tick, history: History) -> 
 
 
 def _begun(connection: Connection, due: Due) -> bool:
-    """Whether an attempt at the round is under way, as far as the ledger knows."""
-    found = select(rounds.c.attempt).where(_under_way(due))
-    return connection.scalar(found) is not None
+    """Tell if an attempt at the round is under way, as far as the ledger knows."""
+    query = select(rounds.c.attempt).where(_under_way(due))
+    return connection.scalar(query) is not None
 
 
 def _end_attempt(connection: Connection, due: Due, now: datetime) -> None:

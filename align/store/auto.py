@@ -40,25 +40,25 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
     in_flight = any(spec.sampling.in_flight for spec in config.rounds)
     dtype = stored.get("dtype") or quickest_dtype(resolve_device("auto"))
     serve = _stored_serve(stored) or ("merged" if in_flight else _quickest_serve())
-    chosen = policy.without_auto(dtype, serve)
-    if chosen.serves_adapters and in_flight:
+    resolved = policy.without_auto(dtype, serve)
+    if resolved.serves_adapters and in_flight:
         raise UserError(
             "the store began with engines that serve adapters, and a round samples in_flight",
             where="policy.lora.serve",
             cause="a request that runs keeps its adapter",
             remedy="set sampling.in_flight to false, or set store to another folder",
         )
-    return config.model_copy(update={"policy": chosen})
+    return config.model_copy(update={"policy": resolved})
 
 
-def auto_lines(config: CampaignConfig, chosen: CampaignConfig) -> Iterator[str]:
+def auto_lines(config: CampaignConfig, resolved: CampaignConfig) -> Iterator[str]:
     """Yield the value chosen for each ``auto``, and a warning if bfloat16 is slow on this machine.
 
     Args:
         config: the campaign as its file says it.
-        chosen: the same, `without_auto`.
+        resolved: the same, `without_auto`.
     """
-    policy = chosen.policy
+    policy = resolved.policy
     if config.policy.lora and policy.lora and config.policy.lora.serve == "auto":
         yield f"policy.lora.serve: {policy.lora.serve} (auto)"
     if config.policy.dtype == "float32":
@@ -79,9 +79,9 @@ def _reason(dtype: str, device: str, speed: Literal["native", "emulated", "none"
     if device == "cuda":
         return "for this GPU"
     has = "has" if speed == "native" else "has no"
-    own = "bfloat16" if speed == "native" else "float32"
+    preferred = "bfloat16" if speed == "native" else "float32"
     why = f"this processor {has} instructions for bfloat16"
-    return why if dtype == own else f"as the store began, though {why}"
+    return why if dtype == preferred else f"as the store began, though {why}"
 
 
 def _quickest_serve() -> Literal["adapter", "merged"]:

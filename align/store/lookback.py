@@ -1,4 +1,4 @@
-"""Which rounds of a campaign are a template's, as the ledger has it, and what a round sees of them."""
+"""Rounds of a campaign that are a template's, as the ledger has it, and what a round sees of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def nights_of(database: Database) -> dict[str, Template]:
-    """The template of every round that is one's, in the order they fell due.
+    """Return the template of every round that is one's, in the order they fell due.
 
     What a template remembers is what the campaign file said when its last round fell due: an edit is for
     rounds to come, and an interrupted round goes on as it began.
@@ -37,19 +37,19 @@ def nights_of(database: Database) -> dict[str, Template]:
 
 
 def template_of(name: str, stated: Any) -> Template:
-    """``stated``: what the round said of ``remember``, as a model or as JSON."""
+    """Make a template; ``stated`` is what the round said of ``remember``, as a model or as JSON."""
     if stated == "all":
         return Template(name=name, remember=None)
     return Template(name=name, remember=RememberConfig.model_validate(stated or {}))
 
 
 def templates_in(config: CampaignConfig) -> list[Template]:
-    """Of a campaign file as it was read."""
+    """List the templates of a campaign file as it was read."""
     return [template_of(spec.name, spec.remember) for spec in config.rounds if spec.repeats]
 
 
 def upcoming(nights: Mapping[str, Template], decided: Collection[str]) -> list[str]:
-    """The round of every template that is decided on next, whether it fell due yet or not."""
+    """List the round of every template that is decided on next, whether it fell due yet or not."""
     newest = {template.name: round for round, template in nights.items()}
     return [
         f"{name}-{int(last.rpartition('-')[2]) + 1}" if last in decided else last
@@ -58,17 +58,18 @@ def upcoming(nights: Mapping[str, Template], decided: Collection[str]) -> list[s
 
 
 def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
-    """The campaign without what these rounds do not look at: rounds of templates that the gate leaves out,
-    that were rejected, or whose turn is still to come; nor files of decided rounds that are gone."""
+    """Return the campaign without what these rounds do not look at: rounds of templates that the gate
+    leaves out, that were rejected, or whose turn is still to come; nor files of decided rounds that are
+    gone."""
     config, nights = evidence.config, nights_of(evidence.ledger.database)
-    seen = {name for round in rounds for name in evidence.recall(round, "gate").kept}
-    seen |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
+    names = {name for round in rounds for name in evidence.recall(round, "gate").kept}
+    names |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
     decided = [record.name for record in evidence.committed()]
-    kept = without_gone([s for s in config.rounds if s.name in seen], decided)
-    return config.model_copy(update={"rounds": kept})
+    rounds_in_view = without_gone([s for s in config.rounds if s.name in names], decided)
+    return config.model_copy(update={"rounds": rounds_in_view})
 
 
 def only_of(inputs: Inputs, view: CampaignConfig) -> Inputs:
-    """The inputs with the suites of the rounds in view, and with those of the campaign."""
+    """Return the inputs with the suites of the rounds in view, and with those of the campaign."""
     names = {None, *(spec.name for spec in view.rounds)}
     return replace(inputs, suites=[s for s in inputs.suites if s.target_of in names])

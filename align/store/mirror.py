@@ -29,7 +29,7 @@ COMPLETES = "checkpoint.json"
 """The file that a checkpoint's other files wait for."""
 UNFINISHED = "staging"
 TRIES = 3
-"""Of copying a file that its writer replaces meanwhile."""
+"""Number of tries to copy a file that its writer replaces meanwhile."""
 
 Entry = tuple[str, int, int]
 """Version there; size in bytes and time of change in ns here."""
@@ -73,8 +73,8 @@ class Mirror:
                 known, local = index.get(path), self._folder / path
                 if known is not None and known[0] == version and local.is_file():
                     continue
-                if found := self._fetch(path, version):
-                    index[path] = (found, *_stamp(local))
+                if fetched := self._fetch(path, version):
+                    index[path] = (fetched, *_stamp(local))
         finally:
             self._write_index(index)
 
@@ -94,16 +94,16 @@ class Mirror:
         self.remote.remove(gone)
 
     def _there(self, checkpoints: bool) -> dict[str, str]:
-        """What lies there; of checkpoints none, or those that were completed."""
+        """Return the versions of remote files by path, without checkpoints or with the completed ones."""
         assert self.remote is not None
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for name in MIRRORED:
-            found |= self.remote.versions(name)
+            files |= self.remote.versions(name)
         return {
             path: version
-            for path, version in found.items()
+            for path, version in files.items()
             if not _of_checkpoint(path)
-            or (checkpoints and f"{path.rpartition('/')[0]}/{COMPLETES}" in found)
+            or (checkpoints and f"{path.rpartition('/')[0]}/{COMPLETES}" in files)
         }
 
     def _fetch(self, path: str, version: str | None) -> str | None:
@@ -134,7 +134,7 @@ class Mirror:
         )
 
     def _local(self) -> Iterator[str]:
-        """What is complete here."""
+        """Yield the paths of local files that are complete."""
         for name in MIRRORED:
             for path in (self._folder / name).rglob("*"):
                 inner = path.relative_to(self._folder)
@@ -159,7 +159,7 @@ class Mirror:
 
 
 ONE_SIDED = Mirror(Path())
-"""Of a store that is only local."""
+"""Mirror of a store that is only local; it does nothing."""
 
 
 def _of_checkpoint(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a round looks back on, of rounds without end: the newest, and of the older ones some by lot.
+"""Lookback of a round on rounds without end: the newest, and of the older ones some by lot.
 
 Every accepted round of a template leaves a suite that must not be lost, and prompts to replay. Were all of
 them kept, a decision would cost more every night, and an equal candidate would sooner or later fail one of
@@ -23,7 +23,7 @@ from typing import Literal
 from align.config.schedule import RememberConfig
 
 Purpose = Literal["gate", "replay"]
-"""What rounds are drawn for."""
+"""Purpose that rounds are drawn for."""
 SHOWN = 5
 """Names in a sentence."""
 
@@ -34,7 +34,7 @@ class Template:
 
     name: str
     remember: RememberConfig | None
-    """None: all of its rounds."""
+    """Settings of the lookback; None: all of its rounds."""
 
     @property
     def sentence(self) -> str:
@@ -57,7 +57,7 @@ class Recall:
 
     @property
     def sentence(self) -> str:
-        """How many, and which are not among them."""
+        """Sentence that says how many, and which are not among them."""
         count = len(self.kept) + len(self.left_out)
         return f"looks back on {len(self.kept)} of {count} earlier rounds, not on {listed(self.left_out)}"
 
@@ -86,12 +86,12 @@ def recall(earlier: Sequence[str], templates: Mapping[str, Template], draw: str)
 
 
 def _in_turn(names: Sequence[str], draw: str) -> list[str]:
-    """In an order by lot, in which one more name moves no other."""
+    """Order names by lot, so that one more name moves no other."""
     return sorted(names, key=lambda name: sha256(f"{draw}/{name}".encode()).digest())
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few by name.
+    """List the first few by name.
 
     >>> listed(["a", "b", "c", "d", "e", "f", "g"])
     'a, b, c, d, e and 2 more'

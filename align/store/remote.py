@@ -26,7 +26,7 @@ DEADLINES = {
         "retries": {"max_attempts": 4, "mode": "standard"},
     }
 }
-"""Of S3, in seconds for one request; a failed one is repeated."""
+"""Deadlines of S3, in seconds for one request; a failed one is repeated."""
 S3 = ("s3", "s3a")
 LOCAL = ("file", "local")
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
@@ -68,11 +68,11 @@ class Remote:
                 self._files.call_s3("head_bucket", Bucket=self._root.partition("/")[0])
 
     def place(self, path: str) -> str:
-        """The URL of a file, for people."""
+        """Return the URL of a file, for people."""
         return f"{self.url}/{path}"
 
     def read(self, path: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """Read a small file; None where there is none."""
         with self._translated(path):
             try:
                 return bytes(self._files.cat_file(self._key(path)))
@@ -80,7 +80,7 @@ class Remote:
                 return None
 
     def write(self, path: str, content: bytes) -> None:
-        """A small file, as a whole."""
+        """Write a small file, as a whole."""
         with self._translated(path):
             self._files.pipe_file(self._key(path), content)
 
@@ -121,14 +121,14 @@ class Remote:
         return size, digest.hexdigest()
 
     def versions(self, folder: str) -> dict[str, str]:
-        """All files below a folder, by path, with what changes whenever one is written."""
+        """Return all files below a folder, by path, with what changes whenever one is written."""
         with self._translated(folder):
             try:
-                found = self._files.find(self._key(folder), detail=True)
+                files = self._files.find(self._key(folder), detail=True)
             except FileNotFoundError:
-                found = {}
+                files = {}
         start = len(self._root.rstrip("/")) + 1
-        return {key[start:]: _version(info) for key, info in found.items()}
+        return {key[start:]: _version(info) for key, info in files.items()}
 
     def remove(self, paths: list[str]) -> None:
         """Delete files; it does not matter whether they are there."""
@@ -144,7 +144,7 @@ class Remote:
 
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
-        """Failures of any file system as errors for people; a file that is not there stays one."""
+        """Turn failures of any file system into errors for people; a file that is not there stays one."""
         where = self.place(path) if path else self.url
         try:
             yield

@@ -1,4 +1,4 @@
-"""What the repair of a round leaves on record: every candidate, the first included, and its decision."""
+"""Record of a round's repair: every candidate, the first included, and its decision."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rollouts.types import SnapshotId
 
 RungName = Literal["interpolate", "distil", "rerun"]
 KEY = "repairs"
-"""Where a round's report lists its candidates, if there was more than one."""
+"""Key under which a round's report lists its candidates, if there was more than one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """How a repaired candidate is made."""
+    """Origin of a repaired candidate."""
 
     rung: RungName
     of: SnapshotId
     """The failed candidate."""
     share: float | None = None
-    """Of the way from the parent to the failed candidate; None off that line."""
+    """Share of the way from the parent to the failed candidate; None off that line."""
     told: str
-    """For a person, such as ``interpolation at 0.5``."""
+    """Words for a person, such as ``interpolation at 0.5``."""
 
     @property
     def label(self) -> str:
@@ -46,19 +46,19 @@ class RepairStep:
     outcome: Literal["accepted", "rejected", "too_few_items", "void", "too_little_kept"]
     """The gate's; ``too_little_kept`` where it passed with too small a share of the gain."""
     kept: float
-    """Its gain at the target, as a share of the failed candidate's."""
+    """Gain at the target, as a share of the failed candidate's."""
     reasons: tuple[str, ...]
     seconds: float | None = None
-    """To make, publish, measure and judge it; None of the round itself."""
+    """Seconds to make, publish, measure and judge it; None of the round itself."""
 
     @property
     def accepted(self) -> bool:
-        """Whether it could take the failed candidate's place."""
+        """True if it could take the failed candidate's place."""
         return self.outcome == "accepted"
 
     @property
     def sentence(self) -> str:
-        """For a person."""
+        """Sentence about the candidate, for a person."""
         gain = f"{100 * self.kept:.0f}% of the target gain"
         if self.accepted:
             return f"{self.told}: accepted with {gain}"
@@ -72,10 +72,10 @@ _STEPS = TypeAdapter(tuple[RepairStep, ...])
 
 
 def repairs_of(report: Mapping[str, Any] | None) -> tuple[RepairStep, ...]:
-    """The candidates in a round's report, in order; none where nothing was repaired."""
+    """Read the candidates in a round's report, in order; none where nothing was repaired."""
     return _STEPS.validate_python((report or {}).get(KEY, ()))
 
 
 def with_repairs(report: Mapping[str, Any], steps: tuple[RepairStep, ...]) -> dict[str, Any]:
-    """A report of a verdict, with all candidates; where nothing was repaired the report itself."""
+    """Return a verdict's report with all candidates; where nothing was repaired the report itself."""
     return {**report, KEY: _STEPS.dump_python(steps, mode="json")} if steps else dict(report)

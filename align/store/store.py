@@ -18,7 +18,7 @@ from align.store.remote import Remote
 
 
 def open_ledger(config: StoreSettings) -> Ledger:
-    """The campaign's ledger, made if there is none.
+    """Open the campaign's ledger; make it if there is none.
 
     Raises:
         UserError: the URL is none, or not given where it should be.
@@ -28,18 +28,19 @@ def open_ledger(config: StoreSettings) -> Ledger:
 
 
 def known_ledger(config: StoreSettings) -> Ledger | None:
-    """The ledger if there is one; none is made. Feedback and claims lie there before any round has run."""
+    """Open the ledger if there is one; make none. Feedback and claims lie there before any round has
+    run."""
     return open_ledger(config) if holds_ledger(config.ledger_url) else None
 
 
 def begun_ledger(config: StoreSettings) -> Ledger | None:
-    """The ledger of a campaign that ran before, and so has a base; None where none did."""
+    """Open the ledger of a campaign that ran before, and so has a base; None where none did."""
     ledger = known_ledger(config)
     return None if ledger is None or ledger.alias("production") is None else ledger
 
 
 def open_mirror(config: StoreSettings) -> Mirror:
-    """The two sides of the store; of a local one there is only one.
+    """Open the two sides of the store; of a local one there is only one.
 
     Raises:
         UserError: no such store, no credentials, or its package is missing.
@@ -52,5 +53,5 @@ def open_mirror(config: StoreSettings) -> Mirror:
 
 
 def ledger_place(config: StoreSettings) -> str:
-    """Where the ledger lies, for people: no password."""
+    """Return where the ledger lies, for people: no password."""
     return shown(make_url(config.ledger_url)) if config.ledger else str(config.folder / "ledger.db")

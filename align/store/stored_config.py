@@ -16,7 +16,7 @@ from align.store.auto import ADAPTER_BEFORE_AUTO
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `CampaignConfig.content` would give today; as it is where it is no campaign any more."""
+    """Return what `CampaignConfig.content` would give today; as it is where it is no campaign any more."""
     try:
         return CampaignConfig.model_validate(as_then(content)).content()
     except ValidationError:

@@ -38,7 +38,7 @@ from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
 
 GIB = 1024**3
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the four packages, for the actors' import path."""
 
 SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
@@ -47,13 +47,13 @@ NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
 
 PROBE_TIMEOUT_S = 10.0
 CLIENT = "ray://"
-"""Ray Client: a driver that is on no node. Every weight and every sample passes through one process of the
-head node, so a driver on a node, or a job, is quicker."""
+"""Scheme of Ray Client, whose driver is on no node. Every weight and every sample passes through one
+process of the head node, so a driver on a node, or a job, is quicker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """What one has joined."""
+    """Cluster that this process has joined."""
 
     address: str
     """host:port of the cluster's control service."""
@@ -153,9 +153,11 @@ def _start(
     """Start a local Ray, with more time where the machine turns out to be busy."""
     # Ray gives its workers the lowest priority; engines that starve hold the learner up. And it starts a
     # worker on every CPU before anybody asks for one.
-    own = {"worker_niceness": 0, "prestart_worker_first_driver": False}
+    system_config = {"worker_niceness": 0, "prestart_worker_first_driver": False}
     return start_patiently(
-        lambda limit_s, limits: _init({**options, "_system_config": own | dict(limits)}, limit_s),
+        lambda limit_s, limits: _init(
+            {**options, "_system_config": system_config | dict(limits)}, limit_s
+        ),
         first_s,
         note=note,
         logs=sessions_folder(os.environ),
@@ -163,7 +165,7 @@ def _start(
 
 
 def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]:
-    """`ray.init`, quiet, with whatever it raises told as one error of ours."""
+    """Call `ray.init` quietly, and raise whatever goes wrong as one error of ours."""
     try:
         with _deadline(limit_s):
             try:
@@ -188,8 +190,8 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
             remedy=f"run `keel doctor`; Ray's own logs are in {latest_logs()}",
         ) from error
     # Ray Client's context knows nothing but the address that was asked for.
-    found = getattr(context, "address_info", None)
-    return {"gcs_address": options["address"]} if found is None else dict(found)
+    info = getattr(context, "address_info", None)
+    return {"gcs_address": options["address"]} if info is None else dict(info)
 
 
 def _connected(options: Mapping[str, object]) -> object:
@@ -237,7 +239,7 @@ def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this one by name or number, without asking a name server."""
+    """Tell if the host is this one by name or number, without asking a name server."""
     if host == "localhost":
         return True
     try:
@@ -247,14 +249,14 @@ def is_loopback(host: str) -> bool:
 
 
 def has_token(environ: Mapping[str, str]) -> bool:
-    """Whether Ray would use a token, and has one."""
+    """Tell if Ray would use a token, and has one."""
     if environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return False
     return bool(environ.get("RAY_AUTH_TOKEN")) or token_file(environ).is_file()
 
 
 def _probe(host: str, port: int) -> None:
-    """One TCP connection: without it Ray waits a minute and then ends the whole process."""
+    """Open one TCP connection: without it Ray waits a minute and then ends the whole process."""
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
     except OSError as error:
@@ -267,13 +269,14 @@ def _probe(host: str, port: int) -> None:
 
 
 def token_file(environ: Mapping[str, str]) -> Path:
-    """Where Ray looks for the token of its authentication."""
-    named = environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+    """Return the file in which Ray looks for the token of its authentication."""
+    path = environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(path) if path else Path.home() / ".ray" / "auth_token"
 
 
 def secure_token_file(environ: Mapping[str, str], *, create: bool) -> bool:
-    """Make the token file private to its owner, and write one first if asked to; whether it was open.
+    """Make the token file private to its owner, and write one first if asked to; return True if it was
+    open.
 
     Ray writes the file readable by everyone on the host; written here, it never is.
     """
@@ -301,7 +304,8 @@ def secure_token_file(environ: Mapping[str, str], *, create: bool) -> bool:
 
 
 def _write_once(path: Path, token: str) -> None:
-    """Complete and private from the first moment it exists; whoever was first wins."""
+    """Write the token complete and private from the first moment its file exists; keep a file that was
+    first."""
     staged = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -316,14 +320,14 @@ def _write_once(path: Path, token: str) -> None:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name is kept from actors."""
+    """Tell if a variable of this name is kept from actors."""
     upper = name.upper()
     return any(word in upper for word in SECRET_WORDS) and not upper.startswith(NOT_SECRET)
 
 
 @contextmanager
 def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
-    """While Ray starts, `os.environ` is what its actors inherit; afterwards it is as before.
+    """Set `os.environ` to what Ray's actors inherit while Ray starts; restore it afterwards.
 
     What Ray itself sets in between (RAY_AUTH_MODE) stays: its later calls read it.
     """
@@ -355,7 +359,8 @@ class _Expired(BaseException):
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """`RunError` when the block takes longer; a no-op off the main thread, where no signal arrives.
+    """Raise `RunError` when the block takes longer; do nothing off the main thread, where no signal
+    arrives.
 
     A signal and not a helper thread, because Ray's processes end with the thread that started
     them. A timer that was already running is wound on afterwards.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from rollouts.errors import KeelError
 
 if TYPE_CHECKING:
     from launch.cluster.jobs import Job, Jobs
@@ -103,7 +105,7 @@ def submit(
     hint = f"keel jobs logs {name} --address {jobs_address.shown(address)} --follow"
     typer.echo(f"submitted {name}; its log: {hint}", err=True)
     if follow:
-        _follow(found, name, timeout)
+        _follow(found, name, timeout, address)
 
 
 @jobs_app.command("list")
@@ -144,7 +146,7 @@ def jobs_logs(
     """Print what a job has printed."""
     found = _open(address, insecure=insecure_cluster)
     if follow:
-        _follow(found, job, timeout)
+        _follow(found, job, timeout, address)
     else:
         typer.echo(found.logs(job), nl=False)
 
@@ -174,12 +176,22 @@ def _open(address: str, *, insecure: bool) -> Jobs:
     return jobs.Jobs(address)
 
 
-def _follow(found: Jobs, job: str, timeout: float | None) -> None:
-    """Exit 1 where the job did not succeed; an interrupt ends the watching, not the job."""
-    ended = found.follow(job, lambda text: typer.echo(text, nl=False), timeout)
+def _follow(jobs: Jobs, job: str, timeout: float | None, address: str) -> None:
+    """Print a job's log until it ends; an interrupt ends the watching, not the job.
+
+    Raises:
+        RunError: the job did not succeed.
+    """
+    ended = jobs.follow(job, lambda text: typer.echo(text, nl=False), timeout)
     typer.echo(_line(ended), err=True)
     if ended.status in ("FAILED", "STOPPED"):
-        raise typer.Exit(1)
+        from launch.cluster.job_failure import job_failure
+        from launch.cluster.jobs_address import shown
+
+        log = ""
+        with suppress(KeelError):  # The cluster may be gone by now; Ray's reason is here already.
+            log = jobs.logs(job)
+        raise job_failure(ended, log, shown(address))
 
 
 def _line(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""From a campaign to running engines: a Ray cluster, a pool of vLLM actors on it."""
+"""Engines of a campaign: a Ray cluster, and a pool of vLLM actors on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FREED_S = 60.0
 def engine_starter(
     address: str | None, observer: Observer, *, insecure: bool = False, wait_s: float = 0.0
 ) -> Iterator[StartEngine]:
-    """Yields a function that starts a campaign's engines; the cluster ends with the context.
+    """Yield a function that starts a campaign's engines; the cluster ends with the context.
 
     The cluster is joined when the first engine is asked for, and serves those that come after: a campaign
     with nothing left to do, or with a mistake in it, never starts one. What does not fit on it is told
@@ -45,14 +45,14 @@ def engine_starter(
             is_first = cluster is None
             also = "Ray and " if is_first else ""
             observer.note(f"starting {also}{config.rollouts.engines} vLLM engine(s)")
-            asked = demands_of(config, gpus=False)
+            demands = demands_of(config, gpus=False)
             weights, shared = synced_bytes(model, config.policy), shared_memory()
             if cluster is None:
                 cluster = stack.enter_context(
                     connect(
                         address,
-                        num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in asked)),
-                        custom=custom_of(asked),
+                        num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in demands)),
+                        custom=custom_of(demands),
                         insecure=insecure,
                         weights=weights,
                         note=observer.note,
@@ -78,7 +78,7 @@ def engine_starter(
 
 
 def custom_of(demands: Sequence[Demand]) -> dict[str, float]:
-    """Resources of other names than Ray's own that a cluster of one node needs."""
+    """Sum the resources of other names than Ray's own that a cluster of one node needs."""
     total: dict[str, float] = {}
     for demand in demands:
         for name, amount in demand.bundle.items():
@@ -88,14 +88,14 @@ def custom_of(demands: Sequence[Demand]) -> dict[str, float]:
 
 
 def cluster_has_gpus() -> bool:
-    """Of the cluster that this process is connected to."""
+    """Tell if the cluster that this process is connected to has GPUs."""
     import ray
 
     return bool(ray.cluster_resources().get("GPU", 0) >= 1)
 
 
 def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:
-    """What one engine of this campaign is."""
+    """Return the configuration of one engine of this campaign."""
     policy, engines = config.policy, config.rollouts
     adapter = policy.lora if policy.serves_adapters else None
     return VLLMConfig(

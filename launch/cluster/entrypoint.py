@@ -1,4 +1,5 @@
-"""What a submitted job runs: ``python -m launch.cluster.entrypoint --env NAME -- run FILE --address auto``.
+"""Program of a submitted job: ``python -m launch.cluster.entrypoint --env NAME -- run FILE --address
+auto``.
 
 A job's specification is no place for secrets, so it names variables. Their values are in the environment
 of the head node already, or in files of their names below ``--env-dir``, as Kubernetes and Docker mount
@@ -45,21 +46,22 @@ def fill(environ: MutableMapping[str, str], names: Sequence[str], folder: Path) 
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], Path, list[str]]:
-    """Names of variables, the folder of their values, and the words for ``keel``.
+    """Split the words into names of variables, the folder of their values, and the command for
+    ``keel``.
 
     >>> parse(["--env", "KEY", "--", "run", "x.yaml"])[::2]
     (['KEY'], ['run', 'x.yaml'])
     """
-    place = list(arguments).index("--")
-    own, command = list(arguments[:place]), list(arguments[place + 1 :])
-    options = list(zip(own[::2], own[1::2], strict=True))
+    separator = list(arguments).index("--")
+    own_words, command = list(arguments[:separator]), list(arguments[separator + 1 :])
+    options = list(zip(own_words[::2], own_words[1::2], strict=True))
     names = [value for option, value in options if option == "--env"]
     folders = [value for option, value in options if option == "--env-dir"]
     return names, Path(folders[-1] if folders else DEFAULT_DIR).expanduser(), command
 
 
 def main() -> None:
-    """Fill the environment, then be ``keel``."""
+    """Fill the environment, then run ``keel``."""
     names, folder, command = parse(sys.argv[1:])
     try:
         fill(os.environ, names, folder)

@@ -1,4 +1,4 @@
-"""A job's log as it grows: each part of it is written once, however often it is read from the start."""
+"""Log of a job as it grows: each part of it is written once, however often it is read from the start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 
 class Log:
-    """How far a log was written."""
+    """Position up to which a log was written."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._written = write, 0
@@ -41,7 +41,7 @@ async def _tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: floa
 
 
 async def _next(parts: AsyncIterator[str], wait_s: float) -> str | None:
-    """None: it ended, broke, or said nothing for so long."""
+    """Return the next part; None if the log ended, broke, or said nothing for so long."""
     from aiohttp import ClientError
 
     try:

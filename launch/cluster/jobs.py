@@ -7,6 +7,7 @@ their values are found on the cluster (`launch.cluster.entrypoint`).
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -40,11 +41,11 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSpec:
-    """What the cluster is told; everything in it can be read by whoever may list jobs."""
+    """Specification of a job; everything in it can be read by whoever may list jobs."""
 
     entrypoint: str
     files: Mapping[str, Path]
-    """Path in the job's working directory, and where the file is here."""
+    """Files here by their path in the job's working directory."""
     metadata: Mapping[str, str]
     ship: bool = True
     """Send Keel's own code; otherwise it is installed on every node."""
@@ -57,12 +58,12 @@ class Job:
     id: str
     status: str
     campaign: str | None
-    """None: not one of Keel's."""
+    """Name of the campaign; None for a job that is not one of Keel's."""
     started: float | None
     """Unix seconds."""
     ended: float | None
     message: str | None
-    """Why it is where it is, in Ray's words."""
+    """Reason for the job's status, in Ray's words."""
 
 
 def entrypoint(
@@ -75,7 +76,7 @@ def entrypoint(
     insecure: bool = False,
     python: str = "python",
 ) -> str:
-    """The job's command line.
+    """Return the job's command line.
 
     >>> entrypoint("nightly.yaml", env=["JUDGE_API_KEY"])
     'python -m launch.cluster.entrypoint --env JUDGE_API_KEY -- run nightly.yaml --address auto'
@@ -91,18 +92,18 @@ def entrypoint(
 
 
 def working_files(campaign: Path, include: Sequence[Path], raw: Any) -> dict[str, Path]:
-    """The files a job works with, under the names that the campaign file knows them by.
+    """Return the files a job works with, under the names that the campaign file knows them by.
 
     Args:
         raw: the campaign as it was read; a file that it names and that is not included is an error.
     """
     files = {_name_in_job(path): path for path in (campaign, *include)}
-    for key, named in files_named(raw, campaign.parent):
-        if not any(named.is_relative_to(name) for name in files):
+    for key, file in files_named(raw, campaign.parent):
+        if not any(file.is_relative_to(name) for name in files):
             raise UserError(
-                f"{named} is a file here, and the job would not find it",
+                f"{file} is a file here, and the job would not find it",
                 where=key,
-                remedy=f"send it along with --include {named}, or name a path that every node can read",
+                remedy=f"send it along with --include {file}, or name a path that every node can read",
             )
     return files
 
@@ -112,11 +113,11 @@ def files_named(raw: Any, folder: Path = Path()) -> list[tuple[str, Path]]:
 
     They are given relative to the current folder. A reward in a file is named as ``file.py:function``.
     """
-    places, files = Places(folder=folder), []
+    paths, files = Places(folder=folder), []
     for key, text in _texts(raw):
         file, colon, _ = text.rpartition(":")
         name = file if colon and file.endswith(".py") else text
-        path = Path(places.input(name))
+        path = Path(paths.input(name))
         # Not Path.exists: it raises for a text that is too long for a path.
         if is_relative(name) and Path(name).name not in ("", "..") and os.path.exists(path):
             files.append((key, path))
@@ -124,7 +125,8 @@ def files_named(raw: Any, folder: Path = Path()) -> list[tuple[str, Path]]:
 
 
 def _name_in_job(path: Path) -> str:
-    """Relative to this folder; the same path names it in the job's working directory."""
+    """Return the path relative to the current folder, which names it in the job's working directory
+    too."""
     if not path.exists():
         raise UserError("there is no such file", where=str(path))
     here, there = Path.cwd().resolve(), path.resolve()
@@ -138,7 +140,7 @@ def _name_in_job(path: Path) -> str:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a campaign with its key, but not what store and names say."""
+    """Yield every text in a campaign with its key, but not what store and names say."""
     if isinstance(value, dict):
         for name, below in value.items():
             if name not in ("name", "store"):
@@ -151,7 +153,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_store(config: StoreSettings) -> None:
-    """A job's own folder ends with it, and engines on other nodes never see it."""
+    """Refuse a store in the job's own folder, which ends with the job and which other nodes never see."""
     if not Path(stated(config.cache if config.is_remote else config.store)).is_absolute():
         name = "cache" if config.is_remote else "store"
         raise UserError(
@@ -170,7 +172,8 @@ def check_store(config: StoreSettings) -> None:
 
 
 def check_env(names: Sequence[str]) -> None:
-    """Names only: a value in a job's specification can be read by whoever lists jobs."""
+    """Refuse values of variables: a job's specification can be read by whoever lists jobs, so it has
+    names only."""
     for name in names:
         if not name.isidentifier():
             raise UserError(
@@ -182,7 +185,7 @@ def check_env(names: Sequence[str]) -> None:
 
 
 class Unreachable(UserError):
-    """Nothing answers at the address; it may again."""
+    """Error that nothing answers at the address; something may again."""
 
 
 class Jobs:
@@ -199,9 +202,11 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         class Client(JobSubmissionClient):
-            def _do_request(self, *args: Any, **told: Any) -> Any:
-                return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **told)
+            def _do_request(self, *args: Any, **options: Any) -> Any:
+                return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **options)
 
+        # Ray announces there every connection to a log that ends, in order or not.
+        logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         self._address, self._where = address, shown(address)
         # Ray lets these two overrule the address that it is given.
         with self._asking(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -229,25 +234,25 @@ class Jobs:
             )
 
     def list(self) -> list[Job]:
-        """Newest first; drivers that were not submitted are left out."""
+        """List the jobs, newest first; drivers that were not submitted are left out."""
         with self._asking():
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: -(job.started or 0.0))
+            jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: -(job.started or 0.0))
 
     def get(self, submission_id: str) -> Job:
-        """One job."""
+        """Return one job."""
         with self._asking(submission_id):
             return _job(self._client.get_job_info(submission_id))
 
     def logs(self, submission_id: str) -> str:
-        """Everything the job has printed."""
+        """Return everything the job has printed."""
         with self._asking(submission_id):
             return str(self._client.get_job_logs(submission_id))
 
     def follow(
         self, submission_id: str, write: Callable[[str], None], timeout_s: float | None = None
     ) -> Job:
-        """Print what the job prints until it ends; the job as it is then, or when time is up.
+        """Print what the job prints until it ends; return the job as it is then, or when time is up.
 
         Ray sends what is new over one connection. Where that breaks, or cannot be had, the whole log says
         what is missing, and a new connection goes on.
@@ -294,7 +299,7 @@ class Jobs:
 
     @contextmanager
     def _asking(self, submission_id: str | None = None) -> Iterator[None]:
-        """Whatever Ray and requests raise, as one error of ours."""
+        """Turn whatever Ray and requests raise into one error of ours."""
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 

@@ -51,7 +51,7 @@ def check_jobs_address(
 
 
 def shown(address: str) -> str:
-    """An address for people, without the user and password that may stand in it.
+    """Return an address for people, without the user and password that may stand in it.
 
     >>> shown("https://ann:secret@head:8265")
     'https://***@head:8265'

@@ -22,7 +22,8 @@ from rollouts.types import Prompt, RolloutGroup, Sampling
 def sample_policy(
     model: str, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, seed: int = 0
 ) -> list[Sample]:
-    """``group_size`` answers to every prompt, as a reward is shown them; nothing runs on afterwards.
+    """Sample ``group_size`` answers to every prompt, as a reward is shown them; nothing runs on
+    afterwards.
 
     Args:
         model: a folder in Hugging Face format such as a snapshot's, an id, or ``demo://digits``.
@@ -80,5 +81,5 @@ def _sampled(
 
 
 def _context(folder: Path) -> int:
-    """The longest context a model was made for, in tokens."""
+    """Return the longest context a model was made for, in tokens."""
     return sizes_of(folder).context or 2**20

@@ -1,4 +1,4 @@
-"""Whether a campaign's processes fit on a cluster, and if not, which one, where, and why.
+"""Check that a campaign's processes fit on a cluster, and if not, which one, where, and why.
 
 Asked before anything is started: a process that fits nowhere would otherwise wait until its deadline
 and end with no more than that. Reading the cluster is apart from the sums, which are exact: one group
@@ -18,14 +18,14 @@ from rollouts.pool.placement import Bundle, told
 
 RETRY_S = 2.0
 LOOK_S = 60.0
-"""How long a node may take to tell what is free."""
+"""Seconds a node may take to tell what is free."""
 HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:")
 """Resources that Ray keeps for itself, by prefix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """One node of a cluster."""
+class ClusterNode:
+    """Node of a cluster."""
 
     name: str
     total: Bundle
@@ -37,19 +37,19 @@ class Demand:
     """Processes that are all alike."""
 
     what: str
-    """Such as ``engine``."""
+    """Name of one such process, such as ``engine``."""
     bundle: Bundle
     count: int
     together: bool = False
-    """All on one node."""
+    """True if all of them must be on one node."""
 
     def __str__(self) -> str:
-        place = ", all on one node" if self.together and self.count > 1 else ""
-        return f"{self.count} x {self.what} ({told(self.bundle)} each{place})"
+        suffix = ", all on one node" if self.together and self.count > 1 else ""
+        return f"{self.count} x {self.what} ({told(self.bundle)} each{suffix})"
 
 
 def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
-    """What a campaign asks of a cluster; a learner that is one process lives in the driver.
+    """List what a campaign asks of a cluster; a learner that is one process lives in the driver.
 
     Args:
         gpus: whether the cluster has any.
@@ -64,19 +64,19 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
     return [Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True), engine]
 
 
-def problems(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
-    """Why the demands never fit on these nodes, however idle they are; empty when they do."""
-    found = [reason for demand in demands for reason in _too_big(nodes, demand)]
-    return found or _too_many([node.total for node in nodes], demands)
+def problems(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
+    """Explain why the demands never fit on these nodes, however idle they are; empty when they do."""
+    reasons = [reason for demand in demands for reason in _too_big(nodes, demand)]
+    return reasons or _too_many([node.total for node in nodes], demands)
 
 
-def shortages(nodes: Sequence[Node], demands: Sequence[Demand]) -> list[str]:
-    """Why they do not fit at this moment, for what others have taken."""
+def shortages(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
+    """Explain why the demands do not fit at this moment, for what others have taken."""
     return _too_many([node.free for node in nodes], demands)
 
 
-def _too_big(nodes: Sequence[Node], demand: Demand) -> Iterable[str]:
-    """One process, or one group that stays together, against the node that has most."""
+def _too_big(nodes: Sequence[ClusterNode], demand: Demand) -> Iterable[str]:
+    """Compare one process, or one group that stays together, with the node that has most."""
     times = demand.count if demand.together else 1
     whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
     for name, amount in demand.bundle.items():
@@ -88,15 +88,15 @@ def _too_big(nodes: Sequence[Node], demand: Demand) -> Iterable[str]:
 
 
 def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
-    """The group goes on each node in turn; what counts is how many of the others fit then."""
+    """Place the group on each node in turn, and report how many of the others fit then."""
     group = next((demand for demand in demands if demand.together), None)
     single = next((demand for demand in demands if not demand.together), None)
     layouts = [list(rooms)]
     if group is not None:
         layouts = [
-            [_less(room, group) if i == place else room for i, room in enumerate(rooms)]
-            for place, chosen in enumerate(rooms)
-            if _fits(chosen, group.bundle) >= group.count
+            [_less(room, group) if i == index else room for i, room in enumerate(rooms)]
+            for index, room_of_group in enumerate(rooms)
+            if _fits(room_of_group, group.bundle) >= group.count
         ]
     if not layouts:
         return [f"no single node has room for {group}"]
@@ -110,7 +110,7 @@ def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
 
 
 def _fits(room: Bundle, bundle: Bundle) -> int:
-    """How many of the bundle; Ray counts in ten-thousandths."""
+    """Count how many of the bundle fit; Ray counts in ten-thousandths."""
     return min(
         (math.floor(room.get(name, 0.0) / amount + 1e-4) for name, amount in bundle.items()),
         default=0,
@@ -123,8 +123,9 @@ def _less(room: Bundle, group: Demand) -> Bundle:
     }
 
 
-def node_table(nodes: Sequence[Node], demands: Sequence[Demand]) -> str:
-    """What each node has free of what it has, and how many of each process alone would fit on it."""
+def node_table(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> str:
+    """Format what each node has free of what it has, and how many of each process alone would fit on
+    it."""
     names = list(dict.fromkeys(name for demand in demands for name in demand.bundle))
     head = ["node", *names, *(f"{demand.what}s" for demand in demands)]
     rows = [
@@ -146,7 +147,7 @@ def check_room(
     config: CampaignConfig,
     *,
     wait_s: float = 0.0,
-    look: Callable[[], list[Node]] | None = None,
+    look: Callable[[], list[ClusterNode]] | None = None,
     note: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -164,29 +165,29 @@ def check_room(
         nodes = look()
         demands = demands_of(config, gpus=any(node.total.get("GPU", 0) for node in nodes))
         lasting = problems(nodes, demands)
-        if not (found := lasting or shortages(nodes, demands)):
+        if not (reasons := lasting or shortages(nodes, demands)):
             return
         if time.monotonic() >= deadline:
-            raise _no_room(nodes, demands, found, busy=not lasting, waited_s=wait_s)
+            raise _no_room(nodes, demands, reasons, busy=not lasting, waited_s=wait_s)
         if not waited:
-            note(f"waiting up to {wait_s:g} s for room on the cluster: {'; '.join(found)}")
+            note(f"waiting up to {wait_s:g} s for room on the cluster: {'; '.join(reasons)}")
             waited = True
         sleep(RETRY_S)
 
 
 def _no_room(
-    nodes: Sequence[Node],
+    nodes: Sequence[ClusterNode],
     demands: Sequence[Demand],
-    found: Sequence[str],
+    reasons: Sequence[str],
     *,
     busy: bool,
     waited_s: float,
 ) -> UserError:
     after = f" after {waited_s:g} s" if waited_s else ""
-    asked = "\n".join(f"    asked: {demand}" for demand in demands)
+    demand_lines = "\n".join(f"    asked: {demand}" for demand in demands)
     return UserError(
-        f"the campaign does not fit on the cluster{after}: {'; '.join(found)}\n"
-        f"{asked}\n{node_table(nodes, demands)}",
+        f"the campaign does not fit on the cluster{after}: {'; '.join(reasons)}\n"
+        f"{demand_lines}\n{node_table(nodes, demands)}",
         where="--address",
         cause="other work has taken the room" if busy else None,
         remedy="lower rollouts.engines, policy.ranks or their resources, add nodes, or give nodes that "
@@ -194,8 +195,8 @@ def _no_room(
     )
 
 
-def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that this process is connected to."""
+def cluster_nodes() -> list[ClusterNode]:
+    """List the nodes of the cluster that this process is connected to."""
     import ray
 
     if ray.util.client.ray.is_connected():
@@ -204,7 +205,7 @@ def cluster_nodes() -> list[Node]:
     else:
         free = _free_by_node()
     return [
-        Node(
+        ClusterNode(
             name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
             total=_shown(node["Resources"]),
             free=_shown(free.get(node["NodeID"], {})),
@@ -215,11 +216,11 @@ def cluster_nodes() -> list[Node]:
 
 
 def _free_by_node() -> dict[str, dict[str, float]]:
-    """Resources that nobody has taken, by the node's id."""
+    """Return the resources that nobody has taken, by the node's id."""
     from ray._private.state import available_resources_per_node
 
-    found: dict[str, dict[str, float]] = available_resources_per_node()
-    return found
+    resources: dict[str, dict[str, float]] = available_resources_per_node()
+    return resources
 
 
 def _shown(resources: Mapping[str, float]) -> dict[str, float]:

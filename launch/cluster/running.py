@@ -1,4 +1,4 @@
-"""Running what is due of a campaign with a live display, engines on a cluster, and a report at the end."""
+"""Run of what is due of a campaign, with a live display, engines on a cluster, and a report at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One `keel schedule tick` as a process of its own: it gives its memory back and ends with its starter."""
+"""`keel schedule tick` as a process of its own: it gives its memory back and ends with its starter."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rollouts.errors import UserError
 
 KEEL = "from launch.cli import main; main()"
 GRACE_S = 60.0
-"""For a round that is told to end: engines and learner close in seconds."""
+"""Seconds for a round that is told to end: engines and learner close in seconds."""
 PAST_DEADLINE = 1
 
 
 def run_tick(arguments: Sequence[str], limit_s: float | None, *, say: Callable[[str], None]) -> int:
-    """Exit code of ``keel schedule tick`` with these arguments.
+    """Run ``keel schedule tick`` with these arguments and return its exit code.
 
     Past ``limit_s`` it is told to end. It is told the same when this process ends, however it does.
     """
@@ -40,7 +40,7 @@ def run_tick(arguments: Sequence[str], limit_s: float | None, *, say: Callable[[
 
 
 def deadline_of(text: str) -> float:
-    """Seconds.
+    """Read a duration in seconds.
 
     Raises:
         UserError: no duration.

@@ -31,6 +31,9 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     if as_json:
         print_json(comparison)
         return
+    for name, answer in comparison.answers.items():
+        for sentence in answer.sentences:
+            typer.echo(f"{name}: {sentence}")
     from rich.table import Table
     from rich.text import Text
 

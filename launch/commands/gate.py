@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.arguments import Address, AsJson, CampaignPath, Insecure, Overrides, load, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,13 @@ def plan(
         float | None,
         typer.Option(help="Share of items assumed to change where nothing was measured."),
     ] = None,
+    loss: Annotated[
+        float,
+        typer.Option(
+            help="True loss of the candidate, such as 0.01 for a point, that chances are for.",
+            min=0.0,
+        ),
+    ] = 0.0,
     price: Annotated[
         float | None, typer.Option(help="Dollars per million tokens, to tell costs by.", min=0.0)
     ] = None,
@@ -43,7 +50,7 @@ def plan(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     ran = bool(config.rounds) and begun_ledger(config) is not None
-    planned = plan_gate(config, stored_evidence(config) if ran else None, discordance)
+    planned = plan_gate(config, stored_evidence(config) if ran else None, discordance, loss=loss)
     if as_json:
         print_json(planned)
         return
@@ -68,11 +75,11 @@ def explain(
     from align.gate.evidence import stored_evidence
     from align.report.explanation.explain import explain as explained
 
-    told = explained(stored_evidence(config), round_name)
+    explanation = explained(stored_evidence(config), round_name)
     if as_json:
-        print_json(told)
+        print_json(explanation)
     else:
-        typer.echo("\n".join(told.lines(items)))
+        typer.echo("\n".join(explanation.lines(items)))
 
 
 @gate_app.command("recompute")
@@ -111,12 +118,8 @@ def aa(
     suite: Annotated[
         list[str] | None, typer.Option(help="Only this suite. Repeatable; without it, all.")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; without it, one of your own here.")
-    ] = None,
-    insecure_cluster: Annotated[
-        bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
-    ] = False,
+    address: Address = None,
+    insecure_cluster: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure production twice: what differs is noise, and a floor for keel gate plan."""
@@ -169,15 +172,24 @@ def anchor(
         typer.echo("\n".join(anchor_log_lines(evidence)))
 
 
-def _cost(tokens: int, known: bool, price: float | None) -> str:
+def _cost(tokens: int, is_complete: bool, price: float | None) -> str:
     dollars = "" if price is None else f" (${tokens * price / 1e6:,.2f})"
-    return f"{tokens:,}{'' if known else ' and more'} tokens{dollars}"
+    return f"{tokens:,}{'' if is_complete else ' and more'} tokens{dollars}"
+
+
+def stopping_lines(planned: GatePlan) -> list[str]:
+    """Return a line on every suite that may stop early: the items that are expected to be measured."""
+    return [
+        f"{suite.suite} stops after about {suite.expected:,} of {suite.n:,} items"
+        for suite in planned.suites
+        if suite.expected < suite.n
+    ]
 
 
 def _plan_table(planned: GatePlan) -> Table:
     from rich.table import Table
 
-    table = Table(title="What the gate can tell of an equal candidate", title_justify="left")
+    table = Table(title=f"What the gate can tell of {_whom(planned)}", title_justify="left")
     table.add_column("suite")
     for column in (
         "items", "change", "margin", "shown .8", "shown .95", "items .8", "items .95", "power",
@@ -187,6 +199,10 @@ def _plan_table(planned: GatePlan) -> Table:
     for suite in planned.suites:
         table.add_row(*_plan_row(suite))
     return table
+
+
+def _whom(planned: GatePlan) -> str:
+    return f"a candidate that lost {planned.loss:g}" if planned.loss else "an equal candidate"
 
 
 def _plan_row(suite: SuitePlan) -> list[str]:
@@ -219,10 +235,15 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         "shown: smallest margin these items show at that power; items: as many as the margin asks for",
         "all checks: the chance against parent, best and start together, rates of cut answers included; "
         f"items for all: with so many in every suite all pass together with a chance of {planned.wanted:g}",
+        *(f"an equal candidate: {line}" for line in stopping_lines(planned)),
         planned.spending,
         *(template.sentence for template in planned.templates),
-        *(f"{name} {found.sentence}" for name, found in planned.recalls.items() if found.left_out),
-        f"an equal candidate of the last round loses on no suite with a chance of "
+        *(
+            f"{name} {lookback.sentence}"
+            for name, lookback in planned.recalls.items()
+            if lookback.left_out
+        ),
+        f"{_whom(planned)} in the last round passes every suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
         f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
         f"{_cost(*planned.tokens(enough=True), price)}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.arguments import AsJson, Overrides, announce, print_json
+from launch.arguments import Address, AsJson, Insecure, Overrides, announce, print_json
 
 if TYPE_CHECKING:
     from align.judge.judge import Case
@@ -65,16 +65,6 @@ JUnit = Annotated[Path | None, typer.Option(help="Also write it as JUnit's XML."
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, say what the suites can tell, and stop."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure-cluster", help="Join a cluster on another host although it asks for no token."
-    ),
 ]
 
 

@@ -31,100 +31,108 @@ def show_plan(config: CampaignConfig, *, as_json: bool = False) -> None:
     from align.report.forecast.forecast import forecast
     from launch.cluster.preflight import demands_of
 
-    found = forecast(config)
+    plan_of_campaign = forecast(config)
     processes = [str(demand) for demand in demands_of(config, gpus=False)]
     if as_json:
         from dataclasses import asdict
 
-        needed = {"needed": found.disk.needed}
-        print_json(asdict(found) | {"disk": asdict(found.disk) | needed, "processes": processes})
+        needed = {"needed": plan_of_campaign.disk.needed}
+        print_json(
+            asdict(plan_of_campaign)
+            | {"disk": asdict(plan_of_campaign.disk) | needed, "processes": processes}
+        )
     else:
-        _print_rounds(found)
-        for line in _lines(config, found, processes):
+        _print_rounds(plan_of_campaign)
+        for line in _lines(config, plan_of_campaign, processes):
             typer.echo(line)
-    if found.to_run:
-        for line in check_power(found.gate, config.gate):
+    if plan_of_campaign.to_run:
+        for line in check_power(plan_of_campaign.gate, config.gate):
             typer.echo(line, err=as_json)
 
 
-def _print_rounds(found: Forecast) -> None:
+def _print_rounds(campaign_forecast: Forecast) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from align.report.tables import report_console
 
-    table = Table(title=f"What would run: {found.campaign}", title_justify="left")
+    table = Table(title=f"What would run: {campaign_forecast.campaign}", title_justify="left")
     columns = ("round", "", "algorithm", "steps", "new", "past", "general", "completions", "tokens <=",
                "measured", "learner")  # fmt: skip
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right")
-    for one in found.rounds:
-        table.add_row(*map(Text, _row(one)))
+    for round_forecast in campaign_forecast.rounds:
+        table.add_row(*map(Text, _row(round_forecast)))
     report_console().print(table)
 
 
-def _row(one: RoundForecast) -> list[str]:
-    if one.memory is None:
-        return [one.name, one.state, one.algorithm, *[""] * 8]
-    state = f"resumes at {one.from_step}" if one.from_step else one.state
+def _row(forecast: RoundForecast) -> list[str]:
+    if forecast.memory is None:
+        return [forecast.name, forecast.state, forecast.algorithm, *[""] * 8]
+    state = f"resumes at {forecast.from_step}" if forecast.from_step else forecast.state
     return [
-        one.name,
+        forecast.name,
         state,
-        one.algorithm,
-        str(one.steps),
-        *(f"{count:g}" for count in (round(n, 1) for n in (one.new, one.past, one.general))),
-        f"{one.completions:,}",
-        f"{one.tokens:,}",
-        f"{one.measured:,}",
-        spelled(one.memory.total),
+        forecast.algorithm,
+        str(forecast.steps),
+        *(
+            f"{count:g}"
+            for count in (round(n, 1) for n in (forecast.new, forecast.past, forecast.general))
+        ),
+        f"{forecast.completions:,}",
+        f"{forecast.tokens:,}",
+        f"{forecast.measured:,}",
+        spelled(forecast.memory.total),
     ]
 
 
-def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Iterator[str]:
+def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> Iterator[str]:
     from align.gate.power.underpowered import power_lines
     from align.report.forecast.notes import notes_of
 
-    left = found.to_run
+    left = planned.to_run
     if not left:
-        none = "nothing is due now" if found.waits else "all rounds have their verdict"
+        none = "nothing is due now" if planned.waits else "all rounds have their verdict"
         yield f"nothing to run: {none}"
-    for sentence in found.amendments:
+    for sentence in planned.amendments:
         yield f"would be written down as amended: {sentence}"
-    for due in found.claims:
+    for due in planned.claims:
         yield f"would be claimed by keel schedule tick: {due}"
-    for waits in found.waits:
+    for waits in planned.waits:
         yield f"not due: {waits}"
     yield from endless_lines(config)
     yield from notes_of(config)
-    yield from found.machine
-    for name, report in found.reports.items():
+    yield from planned.machine
+    for name, report in planned.reports.items():
         yield f"{name}: {report}"
     if not left:
         return
-    learner = max(one.memory.total for one in left if one.memory is not None)
-    engines = found.engine * config.rollouts.engines
+    learner = max(
+        round_forecast.memory.total for round_forecast in left if round_forecast.memory is not None
+    )
+    engines = planned.engine * config.rollouts.engines
     ranks = config.policy.ranks
     where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
     yield f"processes: {'; '.join(processes)}"
     yield (
         f"memory: learner {where} {spelled(learner)}, engines {config.rollouts.engines} x "
-        f"{spelled(found.engine)} on CPUs; activations and libraries are not counted; "
-        f"{spelled(found.available)} available here"
+        f"{spelled(planned.engine)} on CPUs; activations and libraries are not counted; "
+        f"{spelled(planned.available)} available here"
     )
-    if learner * ranks + engines > found.available:
+    if learner * ranks + engines > planned.available:
         yield "  more than is available here: lower rollouts.engines, use policy.lora, or a cluster"
-    disk = found.disk
+    disk = planned.disk
     yield (
-        f"disk: up to {spelled(disk.needed)} more in {found.store} (base {spelled(disk.base)}, snapshots "
+        f"disk: up to {spelled(disk.needed)} more in {planned.store} (base {spelled(disk.base)}, snapshots "
         f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}); {spelled(disk.free)} free"
     )
     if disk.needed > disk.free:
         yield "  more than is free: set store to another disk"
-    yield from power_lines(found.gate)
+    yield from power_lines(planned.gate)
 
 
 def spelled(size: int) -> str:
-    """Bytes for people.
+    """Format a number of bytes for people.
 
     >>> spelled(3 << 19)
     '1.5 MiB'

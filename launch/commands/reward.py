@@ -33,12 +33,12 @@ def reward_list(as_json: AsJson = False) -> None:
     """Show every reward that has a name, and what is wrong with those that cannot be used."""
     from rewards.registry import known_rewards
 
-    found = known_rewards()
+    rewards = known_rewards()
     if as_json:
-        print_json(found)
+        print_json(rewards)
         return
-    wide = max(len(info.name) for info in found)
-    for info in found:
+    wide = max(len(info.name) for info in rewards)
+    for info in rewards:
         text = info.summary if info.problem is None else f"BROKEN: {info.problem.splitlines()[0]}"
         typer.echo(f"{info.name:<{wide}}  {info.origin:<6}  {text}")
 
@@ -109,7 +109,7 @@ def reward_test(
     from rewards.trial.trial import TrialSpec, check_reward, try_reward
 
     options = dict(_option(text) for text in option or ())
-    asked = TrialSpec(name=spec, options=options, isolation=isolation, deadline_s=deadline_s)
+    trial_spec = TrialSpec(name=spec, options=options, isolation=isolation, deadline_s=deadline_s)
     if policy is None:
         samples = read_samples(data, completions, limit)
     elif completions is not None:
@@ -121,11 +121,11 @@ def reward_test(
         from rollouts.types import Sampling
 
         prompts = read_prompts(data, limit)
-        check_reward(asked, prompts)
+        check_reward(trial_spec, prompts)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         samples = sample_policy(policy, prompts, group_size or SAMPLES, sampling)
     trial = try_reward(
-        asked, samples, group_size, threshold, say=lambda text: typer.echo(text, err=True)
+        trial_spec, samples, group_size, threshold, say=lambda text: typer.echo(text, err=True)
     )
     if as_json:
         print_json(trial)
@@ -169,11 +169,11 @@ def _trial_lines(trial: Trial) -> list[str]:
         f"samples     {trial.samples}: {trial.scored} scored, {trial.abstained} abstained, "
         f"{trial.failed} failed",
     ]
-    if (found := trial.distribution) is not None:
+    if (scores := trial.distribution) is not None:
         lines += [
-            f"scores      min {found.min:.4g}  p10 {found.p10:.4g}  median {found.median:.4g}  "
-            f"p90 {found.p90:.4g}  max {found.max:.4g}",
-            f"            |{bars(found.histogram)}|",
+            f"scores      min {scores.min:.4g}  p10 {scores.p10:.4g}  median {scores.median:.4g}  "
+            f"p90 {scores.p90:.4g}  max {scores.max:.4g}",
+            f"            |{bars(scores.histogram)}|",
         ]
     timing = trial.timing
     lines.append(
@@ -210,6 +210,6 @@ def _canary_lines(trial: Trial) -> list[str]:
 
 
 def bars(counts: tuple[int, ...]) -> str:
-    """One character per count, as high as its share of the largest; only zero is blank."""
+    """Draw one character per count, as high as its share of the largest; only zero is blank."""
     most = max(counts)
     return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)

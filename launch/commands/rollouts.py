@@ -1,4 +1,4 @@
-"""``keel rollouts``: what a round's policy said, and what its rewards thought of it."""
+"""``keel rollouts``: samples of a round's policy, with the rewards they got."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def rollouts_show(
     number, path = find_table(config, round_name, step, repair)
     others = repairs_with_tables(config, round_name)
     records = load_records(path)
-    found = ordered(records, by, worst=worst)[:top]
+    samples = ordered(records, by, worst=worst)[:top]
     if as_json:
-        told = {"round": round_name, "repair": repair or None, "repairs": others}
-        print_json({**told, "step": number, "samples": found})
+        heading = {"round": round_name, "repair": repair or None, "repairs": others}
+        print_json({**heading, "step": number, "samples": samples})
         return
     states = ", ".join(f"{n} {state}" for state, n in Counter(r["status"] for r in records).items())
     which = f"{round_name}, {repair}" if repair else round_name
     typer.echo(f"{which}, step {number}: {len(records)} samples, {states}")
     if others and not repair:
         typer.echo(f"its repairs sampled too: --repair {' or '.join(others)}")
-    table = _table(found)
-    for record in found:
-        table.add_row(*_cells(record, _parts(found), None if full else SHOWN))
+    table = _table(samples)
+    for record in samples:
+        table.add_row(*_cells(record, _parts(samples), None if full else SHOWN))
     report_console().print(table)
 
 
@@ -86,7 +86,7 @@ def _table(records: list[Record]) -> Table:
 
 
 def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
-    """One row; what the model and the rewards wrote is text, never markup or a control sequence."""
+    """Format one row; what the model and the rewards wrote is text, never markup or a control sequence."""
     from rich.text import Text
 
     from align.report.before_after import prompt_words

@@ -51,8 +51,9 @@ def rounds_show(
     evidence = _evidence(campaign, overrides)
     from align.report.history import detail
     from align.report.status import scores_of
+    from align.report.wall_time import wall_time_of
 
-    record = detail(evidence, round_name)
+    record, time = detail(evidence, round_name), wall_time_of(evidence, round_name)
     if as_json:
         from dataclasses import asdict
 
@@ -60,10 +61,12 @@ def rounds_show(
             "scores": scores_of(evidence, record.entry.candidate),
             "parent_scores": scores_of(evidence, record.entry.parent),
         }
-        print_json({**asdict(record), **scores})
+        print_json({**asdict(record), **scores, "wall_time": asdict(time)})
         return
     for line in _detail_lines(record):
         typer.echo(line)
+    if time.sentence:
+        typer.echo(f"  wall time {time.sentence}")
     if record.changed:
         _print("Items against the parent", *_changed(record))
     families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
@@ -137,26 +140,26 @@ def _entry_row(entry: RoundEntry) -> list[str]:
     ]
 
 
-def _detail_lines(found: RoundDetail) -> list[str]:
-    entry = found.entry
-    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {found.steps} steps"]
+def _detail_lines(record: RoundDetail) -> list[str]:
+    entry = record.entry
+    lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {record.steps} steps"]
     if entry.seconds is not None:
         lines.append(f"  {entry.started} to {entry.ended}, {entry.seconds:.0f} s")
-    if found.tokens:
-        parts = ", ".join(f"{count:,} {source}" for source, count in found.tokens.items())
+    if record.tokens:
+        parts = ", ".join(f"{count:,} {source}" for source, count in record.tokens.items())
         lines.append(f"  tokens learnt from: {parts}")
-    lines += _spending(found.spent) if found.spent else ()
-    lines += [f"  {one.sentence}{_took(one.seconds)}" for one in found.repairs]
-    lines += [f"  {reason}" for reason in found.reasons]
-    return lines + [f"  noticed, {line}" for line in found.watch.remarks()]
+    lines += _spending(record.spent) if record.spent else ()
+    lines += [f"  {repair.sentence}{_took(repair.seconds)}" for repair in record.repairs]
+    lines += [f"  {reason}" for reason in record.reasons]
+    return lines + [f"  noticed, {line}" for line in record.watch.remarks()]
 
 
-def _spending(found: Spent) -> Iterator[str]:
-    """On what is new and on retention."""
+def _spending(spent: Spent) -> Iterator[str]:
+    """Yield what was spent on new behaviour and on retention."""
     for name, split in (
-        ("rollouts", found.rollouts),
-        ("tokens", found.tokens),
-        ("seconds of updates", found.seconds),
+        ("rollouts", spent.rollouts),
+        ("tokens", spent.tokens),
+        ("seconds of updates", spent.seconds),
     ):
         if split.share is not None:
             yield (
@@ -165,11 +168,11 @@ def _spending(found: Spent) -> Iterator[str]:
             )
 
 
-def _changed(found: RoundDetail) -> tuple[list[str], list[list[str]]]:
+def _changed(record: RoundDetail) -> tuple[list[str], list[list[str]]]:
     columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
     rows = [
         [c.suite, str(c.n), f"{c.lost} ({100 * c.lost_share:.1f}%)", f"{c.won} ({100 * c.won_share:.1f}%)"]
-        for c in found.changed
+        for c in record.changed
     ]  # fmt: skip
     return columns, rows
 

@@ -1,4 +1,4 @@
-"""``keel schedule``: what falls due and when, once for a system's own scheduler, or on and on."""
+"""``keel schedule``: rounds that fall due, run once for a system's own scheduler, or on and on."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def schedule_next(
 ) -> None:
     """Show what is due, what falls due when, and why not yet; changes nothing."""
     config = load(campaign, overrides).config
-    found = look(config)
+    tick = look(config)
     if as_json:
-        print_json(found)
+        print_json(tick)
         return
-    for line in lines(found):
+    for line in lines(tick):
         typer.echo(line)
-    if not (found.due or found.waits):
+    if not (tick.due or tick.waits):
         typer.echo("nothing is to come: all rounds are done, and none has a schedule")
     for line in endless_lines(config):
         typer.echo(line)
@@ -54,10 +54,10 @@ def schedule_tick(
 ) -> None:
     """Run what is due now, then end: for cron, timers and Kubernetes. Exit 4 when nothing is due."""
     config = load(campaign, overrides).config
-    found = claim(config, address=address, insecure=insecure_cluster)
-    for line in lines(found):
+    tick = claim(config, address=address, insecure=insecure_cluster)
+    for line in lines(tick):
         typer.echo(line)
-    _run(config, found.due, address, insecure_cluster, wait, strict)
+    _run(config, tick.due, address, insecure_cluster, wait, strict)
 
 
 @schedule_app.command("run-now")
@@ -104,9 +104,9 @@ def schedule_skip(
         print_json(done)
         return
     typer.echo(done.sentence)
-    for one in look(config).waits:
-        if one.schedule == done.schedule:
-            typer.echo(f"not yet  {one.schedule}: {one.why}")
+    for waiting in look(config).waits:
+        if waiting.schedule == done.schedule:
+            typer.echo(f"not yet  {waiting.schedule}: {waiting.why}")
 
 
 @schedule_app.command("run")
@@ -136,7 +136,7 @@ def schedule_run(
     options = ["--address", address] if address else []
     options += ["--insecure-cluster"] if insecure_cluster else []
     options += ["--wait", str(wait)] if wait else []
-    options += [word for one in overrides or () for word in ("--set", one)]
+    options += [word for override in overrides or () for word in ("--set", override)]
     limit_s = None if deadline is None else deadline_of(deadline)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -153,7 +153,7 @@ def schedule_run(
 
 
 def look(config: CampaignConfig, now: datetime | None = None) -> Tick:
-    """What is due and why the rest is not, from the store as it is; none is made."""
+    """Find what is due and why the rest is not, from the store as it is; make none."""
     from align.schedule.claims import Dues, schedules_of
     from align.schedule.due import History, tick
     from align.store.store import known_ledger
@@ -165,17 +165,17 @@ def look(config: CampaignConfig, now: datetime | None = None) -> Tick:
 
 
 def waiting_lines(config: CampaignConfig) -> list[str]:
-    """What a plain run leaves to `keel schedule`."""
-    found, scheduled = look(config), {spec.name for spec in config.rounds if spec.scheduled}
-    due = [f"{d.schedule} is due: {d.reason}; keel schedule tick runs it" for d in found.due
+    """Describe what a plain run leaves to `keel schedule`."""
+    tick, scheduled = look(config), {spec.name for spec in config.rounds if spec.scheduled}
+    due = [f"{d.schedule} is due: {d.reason}; keel schedule tick runs it" for d in tick.due
            if d.schedule in scheduled and not d.claimed]  # fmt: skip
-    waits = [f"{w.schedule} is scheduled and not due: {w.why}" for w in found.waits]
+    waits = [f"{w.schedule} is scheduled and not due: {w.why}" for w in tick.waits]
     return due + waits if scheduled else []
 
 
 def notice(config: CampaignConfig, now: datetime | None = None) -> Tick:
-    """What is due, not claimed, with what lies in the drop folder counted in; ticks that found too little
-    are over."""
+    """Find what is due without claiming it, with the drop folder counted in; close ticks that found too
+    little."""
     from align.schedule.claims import Dues
 
     return Dues(_swept(config).database, config).claim(now or _now(), checked=())
@@ -188,35 +188,36 @@ def claim(
     address: str | None = None,
     insecure: bool = False,
 ) -> Tick:
-    """What is due, claimed once it could run: a claim keeps its settings, mistakes included."""
+    """Claim what is due once it could run, since a claim keeps its settings, mistakes included."""
     from align.schedule.claims import Dues
 
-    found = notice(config, now)
-    new = [due for due in found.due if not due.claimed]
+    tick = notice(config, now)
+    new = [due for due in tick.due if not due.claimed]
     if not new:
-        return found
+        return tick
     ledger = _checked(config, new, address, insecure)
     return Dues(ledger.database, config).claim(now or _now(), checked=[due.schedule for due in new])
 
 
-def lines(found: Tick) -> list[str]:
-    """One a schedule: what is due and why, or why not; and what of it was passed over last."""
+def lines(tick: Tick) -> list[str]:
+    """Format a line per schedule: what is due and why, or why not; and what of it was passed over last."""
     from align.schedule.loop import sentence
 
-    due = [f"due      {sentence(one)}" for one in found.due]
-    waits = [f"not yet  {one.schedule}: {one.why}" for one in found.waits]
-    return due + waits + [f"skipped  {one.sentence}" for one in found.skips]
+    due = [f"due      {sentence(entry)}" for entry in tick.due]
+    waits = [f"not yet  {entry.schedule}: {entry.why}" for entry in tick.waits]
+    return due + waits + [f"skipped  {entry.sentence}" for entry in tick.skips]
 
 
 def endless_lines(config: CampaignConfig) -> list[str]:
-    """How rounds without end stay affordable: what later ones look back on, and how they share alpha."""
+    """Describe how rounds without end stay affordable: what later ones look back on, and how they share
+    alpha."""
     from align.gate.statistics.alpha import spending_sentence, spent_by
     from align.store.lookback import templates_in
 
     templates = templates_in(config)
     gate = spent_by(config.gate, endless=True)
-    told = [template.sentence for template in templates]
-    return [*told, spending_sentence(gate, 1)] if templates else []
+    sentences = [template.sentence for template in templates]
+    return [*sentences, spending_sentence(gate, 1)] if templates else []
 
 
 def _run(
@@ -240,7 +241,7 @@ def _run(
     except StoreBusy as busy:
         typer.echo(f"left to the runner that is there: {busy.what}")
         raise typer.Exit(NOTHING_DUE) from None
-    names = {one.round for one in due}
+    names = {claimed.round for claimed in due}
     refused = [r for r in evidence.ledger.rounds() if r.state == "rejected" and r.name in names]
     if strict and refused:
         raise typer.Exit(REJECTED)
@@ -250,13 +251,13 @@ def _claim_now(config: CampaignConfig, name: str, address: str | None, insecure:
     from align.schedule.claims import Dues
 
     dues, now = Dues(_swept(config).database, config), _now()
-    if not (asked := dues.ask(name, now)).claimed:
-        _checked(config, [asked], address, insecure)
+    if not (claimed := dues.ask(name, now)).claimed:
+        _checked(config, [claimed], address, insecure)
     return dues.claim_now(name, now)
 
 
 def _swept(config: CampaignConfig) -> Ledger:
-    """The ledger, with what lay in the drop folder."""
+    """Open the ledger after taking what lay in the drop folder."""
     from align.schedule.inbox.drop import sweep
     from align.schedule.inbox.inbox import Inbox
     from align.schedule.inbox.rows import stream_forms
@@ -271,7 +272,7 @@ def _swept(config: CampaignConfig) -> Ledger:
 def _checked(
     config: CampaignConfig, due: Sequence[Due], address: str | None, insecure: bool
 ) -> Ledger:
-    """The ledger, where what is due could run: its inputs, and the cluster that it would run on."""
+    """Open the ledger after checking that what is due could run: its inputs, and its cluster."""
     from align.schedule.checked import check_due
     from align.store.store import open_ledger
     from launch.cluster.cluster import check_address

@@ -17,9 +17,9 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt
 from align.schedule.inbox.rows import StreamForm, form_of
 from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
-from launch.feedback.body import BadRequest, Limits, Parsed, parse
+from launch.feedback.body import BadRequest, BodyLimits, Parsed, parse
 from launch.feedback.receive import Crowded, Receiver
-from launch.feedback.tender import Tender
+from launch.feedback.tender import Sweeper
 from launch.feedback.token import is_bearer
 from rollouts.errors import RunError, UserError
 
@@ -28,7 +28,7 @@ CONFLICT = "its key came with another row before"
 
 
 class Desk:
-    """Takes requests for one campaign: who may, what is in them, what came of it."""
+    """Handlers of the requests for one campaign: they check the token, the rows and their storage."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class Desk:
         forms: Mapping[str, StreamForm],
         token: str,
         *,
-        limits: Limits,
-        tender: Tender,
+        limits: BodyLimits,
+        tender: Sweeper,
     ) -> None:
         self.inbox, self.forms = inbox, forms
         self._token, self._limits = token, limits
@@ -66,14 +66,14 @@ class Desk:
         return _json(answer, 200 if useful else 422, headers)
 
     async def stats(self, request: Request) -> Response:
-        """What is stored, and what came since the server began."""
+        """Answer with the counts of what is stored, and of what came since the server began."""
         self._admit(request)
         counts = await asyncio.to_thread(self.inbox.counts)
         answer = {"streams": counts, "queued": self.writer.queued, "since_start": self._seen}
         return _json(answer)
 
     async def health(self, request: Request) -> Response:
-        """Whether feedback is taken, both ways; says nothing else, so it asks for no token."""
+        """Answer if feedback is taken; the answer says nothing else, so it needs no token."""
         status = "ok" if self.writer.alive else "closing"
         if self.tender.failing:
             status = "the drop folder is not read"
@@ -96,15 +96,15 @@ def make_app(
     token: str,
     *,
     folder: Path,
-    limits: Limits | None = None,
+    limits: BodyLimits | None = None,
 ) -> FastAPI:
-    """The application; while it runs it also takes what lies in the drop folder.
+    """Make the application, which while it runs also takes what lies in the drop folder.
 
     Args:
         folder: of the inbox, with ``drop`` in it.
     """
-    tender = Tender(folder, inbox, forms)
-    desk = Desk(inbox, forms, token, limits=limits or Limits(), tender=tender)
+    tender = Sweeper(folder, inbox, forms)
+    desk = Desk(inbox, forms, token, limits=limits or BodyLimits(), tender=tender)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,16 +152,16 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
 
 
 def _answer(parsed: Parsed, receipt: Receipt) -> dict[str, Any]:
-    """What the sender is told, rows by their place in the request."""
+    """Make the answer to the sender, which names rows by their index in the request."""
     dealt = list(zip(parsed.places, receipt.outcomes, receipt.numbers, strict=True))
-    refused = [(place, CONFLICT) for place, outcome, _ in dealt if outcome == "conflict"]
+    refused = [(index, CONFLICT) for index, outcome, _ in dealt if outcome == "conflict"]
     rejected = sorted([*parsed.rejected, *refused])
     return {
         "stream": parsed.submission.stream,
         "stored": receipt.count("stored"),
         "duplicates": receipt.count("duplicate"),
         "numbers": [number for _, _, number in dealt if number is not None],
-        "rejected": [{"index": place, "reason": reason} for place, reason in rejected],
+        "rejected": [{"index": index, "reason": reason} for index, reason in rejected],
     }
 
 

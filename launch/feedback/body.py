@@ -1,4 +1,4 @@
-"""From the body of a request to rows: what can be used, and why the rest cannot."""
+"""Bodies of requests, parsed into usable rows and reasons why the rest cannot be used."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SOURCE = "http"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one request may hold, and all of them at once."""
+class BodyLimits:
+    """Limits of one request, and of all of them at once."""
 
     body_bytes: int = 8 << 20
     held_bytes: int = 64 << 20
-    """Of all bodies that have arrived and are not answered."""
+    """Bytes of all bodies that have arrived and are not answered."""
     rows: int = 1000
     row_chars: int = MAX_ROW
-    """Of one row as JSON."""
+    """Characters of one row as JSON."""
     body_s: float = 30.0
     """Seconds for a body to arrive."""
 
 
 class BadRequest(Exception):
-    """A request that is refused as a whole."""
+    """Error for a request that is refused as a whole."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -39,17 +39,17 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parsed:
-    """A request's rows by what becomes of them."""
+    """Rows of a request, usable and rejected."""
 
     submission: Submission
     """The usable rows."""
     places: tuple[int, ...]
-    """Where each of them stood in the request, from 0."""
+    """Indices of the usable rows in the request, from 0."""
     rejected: tuple[tuple[int, str], ...]
-    """Place and reason of the others."""
+    """Index and reason of each rejected row."""
 
 
-def parse(body: bytes, form: StreamForm, limits: Limits, key: str | None) -> Parsed:
+def parse(body: bytes, form: StreamForm, limits: BodyLimits, key: str | None) -> Parsed:
     """Read ``{"rows": [...]}``, a list of rows or one row.
 
     Raises:
@@ -63,28 +63,28 @@ def parse(body: bytes, form: StreamForm, limits: Limits, key: str | None) -> Par
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise BadRequest(400, f"Idempotency-Key is not 1 to {MAX_KEY} printable characters")
     usable: list[Feedback] = []
-    places: list[int] = []
+    indices: list[int] = []
     rejected: list[tuple[int, str]] = []
-    for place, values in enumerate(rows):
+    for index, values in enumerate(rows):
         try:
             if not isinstance(values, dict):
                 raise Unusable("not an object")
             usable.append(form.read(values, SOURCE, max_chars=limits.row_chars))
-            places.append(place)
+            indices.append(index)
         except Unusable as reason:
-            rejected.append((place, str(reason)))
+            rejected.append((index, str(reason)))
     digest = "" if key is None else hashlib.sha256(form.stream.encode() + b"/" + body).hexdigest()
     submission = Submission(stream=form.stream, rows=tuple(usable), key=key, digest=digest)
-    return Parsed(submission=submission, places=tuple(places), rejected=tuple(rejected))
+    return Parsed(submission=submission, places=tuple(indices), rejected=tuple(rejected))
 
 
 def _rows(body: bytes) -> list[Any]:
     try:
-        found = from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise BadRequest(400, f"not valid JSON: {error}") from error
-    if isinstance(found, dict):
-        found = found["rows"] if found.keys() == {"rows"} else [found]
-    if not isinstance(found, list):
+    if isinstance(value, dict):
+        value = value["rows"] if value.keys() == {"rows"} else [value]
+    if not isinstance(value, list):
         raise BadRequest(400, 'expected {"rows": [...]}, a list of rows, or one row')
-    return found
+    return value

@@ -39,16 +39,17 @@ def feedback_add(
     from align.schedule.inbox.rows import form_of, stream_forms
 
     form = form_of(stream_forms(config), stream)
-    found = add_file(_inbox(config), form, file, user_column=user_column)
+    intake = add_file(_inbox(config), form, file, user_column=user_column)
     if as_json:
-        print_json(found)
+        print_json(intake)
         return
     typer.echo(
-        f"{found.file}: {found.stored} stored in inbox://{found.stream}, {found.duplicates} known already, "
-        f"{found.quarantined} quarantined, {found.conflicts} with a key of another row"
+        f"{intake.file}: {intake.stored} stored in inbox://{intake.stream}, "
+        f"{intake.duplicates} known already, {intake.quarantined} quarantined, "
+        f"{intake.conflicts} with a key of another row"
     )
-    for place, reason in found.reasons.items():
-        typer.echo(f"  {place}: {reason}")
+    for row_label, reason in intake.reasons.items():
+        typer.echo(f"  {row_label}: {reason}")
 
 
 @feedback_app.command("sweep")
@@ -62,16 +63,16 @@ def feedback_sweep(
 
     forms = stream_forms(config)
     drop = make_drop(config.folder / "inbox", forms)
-    found = sweep(config.folder / "inbox", _inbox(config), forms)
+    intakes = sweep(config.folder / "inbox", _inbox(config), forms)
     left = waiting_files(config.folder / "inbox")
     if as_json:
-        print_json(found)
+        print_json(intakes)
         return
-    for intake in found:
+    for intake in intakes:
         typer.echo(
             f"{intake.file}: {intake.error or f'{intake.stored} stored, {intake.quarantined} aside'}"
         )
-    typer.echo(f"{len(found)} files taken from {drop}")
+    typer.echo(f"{len(intakes)} files taken from {drop}")
     if left:
         typer.echo(
             f"{len(left)} left there: changed in the last {SETTLED_S:g} s, or not under a final name"
@@ -94,11 +95,11 @@ def feedback_list(
     if as_json:
         print_json({"streams": counts, "takes": takes, "purges": removed})
         return
-    for one in counts:
+    for each in counts:
         typer.echo(
-            f"inbox://{one.stream}: {one.waiting} waiting"
-            f"{f' since {one.oldest_waiting[:19]}' if one.oldest_waiting else ''}, "
-            f"{one.ready} usable, {one.quarantined} quarantined, last row {one.newest}"
+            f"inbox://{each.stream}: {each.waiting} waiting"
+            f"{f' since {each.oldest_waiting[:19]}' if each.oldest_waiting else ''}, "
+            f"{each.ready} usable, {each.quarantined} quarantined, last row {each.newest}"
         )
     for take in takes:
         typer.echo(
@@ -222,7 +223,7 @@ def _ledger(config: CampaignConfig) -> Ledger:
 
 
 def _known_ledger(config: CampaignConfig) -> Ledger | None:
-    """To look at: none is made."""
+    """Open the ledger to look at; make none."""
     from align.store.store import known_ledger
 
     return known_ledger(config)
@@ -233,7 +234,7 @@ def _inbox(config: CampaignConfig) -> Inbox:
 
 
 def _known_inbox(config: CampaignConfig) -> Inbox:
-    """To look at: none is made.
+    """Open the inbox to look at; make none.
 
     Raises:
         UserError: there is none.
@@ -255,7 +256,7 @@ def _of(ledger: Ledger) -> Inbox:
 
 
 def _stream(config: CampaignConfig, stream: str | None) -> str:
-    """A stream by name: one that rounds read, or one that has received something."""
+    """Resolve a stream by name: one that rounds read, or one that has received something."""
     from align.schedule.inbox.rows import form_of, stream_forms
 
     try:
@@ -263,7 +264,7 @@ def _stream(config: CampaignConfig, stream: str | None) -> str:
     except UserError:
         ledger = _known_ledger(config)
         arrived = _of(ledger).counts() if ledger else []
-        if stream is not None and any(one.stream == stream for one in arrived):
+        if stream is not None and any(counts.stream == stream for counts in arrived):
             return stream
         raise
 

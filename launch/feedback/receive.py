@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
-from launch.feedback.body import BadRequest, Limits
+from launch.feedback.body import BadRequest, BodyLimits
 
 
 class Crowded(Exception):
@@ -18,13 +18,13 @@ class Crowded(Exception):
 class Receiver:
     """Reads bodies. Bytes count from their arrival until the request is answered."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._held = 0
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request, which is held until the block ends.
+        """Yield the body of a request, which counts as held until the block ends.
 
         Raises:
             BadRequest: it is too large, or does not arrive in time.
@@ -36,13 +36,13 @@ class Receiver:
         if length.isdecimal() and int(length) > limit:
             raise too_large
         body = bytearray()
-        mine = 0
+        num_bytes = 0
         try:
             async with asyncio.timeout(self._limits.body_s):
                 async for part in request.stream():
-                    mine += len(part)
+                    num_bytes += len(part)
                     self._held += len(part)
-                    if mine > limit:
+                    if num_bytes > limit:
                         raise too_large
                     if self._held > self._limits.held_bytes:
                         raise Crowded
@@ -52,4 +52,4 @@ class Receiver:
         else:
             yield bytes(body)
         finally:
-            self._held -= mine
+            self._held -= num_bytes

@@ -1,4 +1,4 @@
-"""What a server does beside its requests: takes dropped files, and forgets old requests."""
+"""Work of a server beside its requests: takes dropped files, and forgets old requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SWEEP_S = 5.0
 FORGET_S = 3600.0
 
 
-class Tender:
-    """Passes over the drop folder, one after the other. One that fails is told, and the next one tried."""
+class Sweeper:
+    """Repeated passes over the drop folder. One that fails is reported, and the next one tried."""
 
     def __init__(self, folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm]) -> None:
         self._folder, self._inbox, self._forms = folder, inbox, forms
@@ -26,7 +26,7 @@ class Tender:
         """Whether the last pass did."""
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Pass over the folder until cancelled."""
         while True:
             try:
                 await asyncio.to_thread(self.tend)
@@ -39,7 +39,7 @@ class Tender:
             await asyncio.sleep(SWEEP_S)
 
     def tend(self) -> None:
-        """One pass."""
+        """Take what lies in the folder, once."""
         for intake in sweep(self._folder, self._inbox, self._forms):
             if intake.error is not None:
                 print(f"drop folder: {intake.file}: {intake.error}", file=sys.stderr)

@@ -18,7 +18,7 @@ MIN_LENGTH = 16
 
 
 def read_token(file: Path, *, option: str) -> str:
-    """The token in ``file``; a new random one where there is no such file.
+    """Read the token in ``file``; write a new random one where there is no such file.
 
     Links are followed, so that it may be a mounted Secret. A file of this user that others may read is
     closed to them.
@@ -54,20 +54,21 @@ def read_token(file: Path, *, option: str) -> str:
 
 
 def is_bearer(header: str | None, token: str) -> bool:
-    """Whether an ``Authorization`` header carries the token; takes the same time however wrong it is."""
-    scheme, _, given = (header or "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), token.encode())
+    """Tell if an ``Authorization`` header carries the token; takes the same time however wrong it is."""
+    scheme, _, credentials = (header or "").partition(" ")
+    same = hmac.compare_digest(credentials.strip().encode(), token.encode())
     return same and scheme.lower() == "bearer"
 
 
 def _make(file: Path) -> None:
-    """Put a new token there, whole or not at all; one that somebody else put there first stays."""
+    """Write a new token into the file, whole or not at all; one that somebody else put there first
+    stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     try:
-        with os.fdopen(descriptor, "w") as made:
-            made.write(secrets.token_urlsafe(BYTES) + "\n")
-            made.flush()
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(BYTES) + "\n")
+            stream.flush()
             os.fsync(descriptor)
         with suppress(FileExistsError):
             os.link(name, file)
@@ -76,15 +77,15 @@ def _make(file: Path) -> None:
 
 
 def _close_to_others(descriptor: int, file: Path) -> None:
-    """Let nobody but its owner read it, where it is ours; otherwise see that not everybody may.
+    """Make a file of ours readable by its owner alone; refuse another's that everybody may read.
 
     A group is somebody's decision: a Secret for a user other than root is mounted with ``fsGroup``.
     """
-    found = os.fstat(descriptor)
-    mode = stat.S_IMODE(found.st_mode)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
         raise UserError("is no plain file", where=str(file))
-    if mode & 0o077 and found.st_uid == os.geteuid():
+    if mode & 0o077 and status.st_uid == os.geteuid():
         with suppress(OSError):  # Mounted to be read only.
             os.fchmod(descriptor, mode & 0o700)
             return

@@ -28,12 +28,12 @@ CrdsOption = Annotated[
     ),
 ]
 BAD = 2
-"""How ``check`` exits when something does not fit, as for every wrong input."""
+"""Exit code of ``check`` when something does not fit, as for every wrong input."""
 
 
 @kubernetes_app.callback()
 def _group() -> None:
-    """Manifests for Kubernetes."""
+    """Print manifests for Kubernetes."""
 
 
 @kubernetes_app.command("render")
@@ -87,8 +87,8 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    named = files_named(file.raw, campaign.parent)
-    manifests = manifests_of(file.config, text, target, files=named)
+    input_files = files_named(file.raw, campaign.parent)
+    manifests = manifests_of(file.config, text, target, files=input_files)
     _check_all(manifests, crds)
     if as_json:
         print_json(manifests)
@@ -127,11 +127,11 @@ def check(
     from launch.kubernetes.check import check_file, lines
     from launch.kubernetes.crds import load_crds
 
-    known = load_crds(crds) if crds is not None else None
-    checked = [one for path in files for one in check_file(path, known)]
+    types = load_crds(crds) if crds is not None else None
+    checked = [result for path in files for result in check_file(path, types)]
     if as_json:
         print_json(checked)
     else:
         typer.echo("\n".join(lines(checked)))
-    if any(one.problems for one in checked):
+    if any(result.problems for result in checked):
         raise typer.Exit(BAD)

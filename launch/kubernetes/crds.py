@@ -25,44 +25,45 @@ CONDITIONS = (
 )  # fmt: skip
 """Words that mean the same in both."""
 INT_OR_STRING = [{"type": "integer"}, {"type": "string"}]
-"""What ``x-kubernetes-int-or-string`` has as its ``anyOf``, beside saying so itself."""
+"""Types that ``x-kubernetes-int-or-string`` allows in its ``anyOf``."""
 RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
 GENERATOR = "controller-gen.kubebuilder.io/version"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Crd:
-    """One version of one kind. Equal to itself only, so that what is made of it can be kept."""
+    """Version of one kind of custom resource. Equal to itself only, so that what is made of it can be
+    kept."""
 
     api_version: str
     kind: str
     path: Path
-    """Where it was read."""
+    """File that it was read from."""
     generator: str | None
     """Version of controller-gen that wrote it; None where it does not say."""
     schema: Schema
-    """Its ``openAPIV3Schema`` as it is."""
+    """Value of ``openAPIV3Schema``, unchanged."""
 
     def closed(self) -> dict[str, Any]:
-        """What an object of this kind has to be, as JSON Schema that refers to ``#/$defs/ObjectMeta``."""
-        made = closed(self.schema)
-        own = {
+        """Return the JSON Schema of an object of this kind, which refers to ``#/$defs/ObjectMeta``."""
+        schema = closed(self.schema)
+        common = {
             "apiVersion": {"const": self.api_version},
             "kind": {"const": self.kind},
             # A CRD says only that it is an object; its fields are the API server's own.
             "metadata": {"$ref": "#/$defs/ObjectMeta"},
         }
-        made["properties"] = {**made.get("properties", {}), **own}
-        made["required"] = sorted({*made.get("required", ()), *own})
-        return made
+        schema["properties"] = {**schema.get("properties", {}), **common}
+        schema["required"] = sorted({*schema.get("required", ()), *common})
+        return schema
 
     def not_evaluated(self, manifest: object) -> list[str]:
-        """Place and text of the CEL rules that would be evaluated when ``manifest`` is created."""
+        """List place and text of the CEL rules that would be evaluated when ``manifest`` is created."""
         return list(_rules(self.schema, manifest, ""))
 
 
 def load_crds(path: Path) -> dict[tuple[str, str], Crd]:
-    """Every served version of every CRD in a file or directly in a folder, by apiVersion and kind.
+    """Load every served version of every CRD in a file or directly in a folder, by apiVersion and kind.
 
     What ``kubectl get crd NAME... -o yaml`` prints and what a Helm chart has in ``crds/`` will do; other
     objects are passed over.
@@ -73,14 +74,16 @@ def load_crds(path: Path) -> dict[tuple[str, str], Crd]:
     if not path.exists():
         raise UserError(f"no such file or folder: {path}", where="--crds")
     files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
-    found = [crd for file in files for one in objects(file) for crd in _versions(one, file)]
-    if not found:
+    versions = [
+        crd for file in files for document in objects(file) for crd in _versions(document, file)
+    ]
+    if not versions:
         raise UserError(
             f"no CustomResourceDefinition in {path}",
             where="--crds",
             remedy="kubectl get crd rayjobs.ray.io raycronjobs.ray.io -o yaml > crds.yaml",
         )
-    return {(crd.api_version, crd.kind): crd for crd in found}
+    return {(crd.api_version, crd.kind): crd for crd in versions}
 
 
 def _versions(crd: Mapping[str, Any], path: Path) -> Iterator[Crd]:
@@ -106,87 +109,90 @@ def _versions(crd: Mapping[str, Any], path: Path) -> Iterator[Crd]:
 
 
 def closed(schema: Schema, *, inside: bool = False) -> dict[str, Any]:
-    """A structural schema as JSON Schema in which an object has no field but those that are named.
+    """Convert a structural schema to JSON Schema in which an object has no field but those that are
+    named.
 
     Args:
         inside: of ``allOf`` and its like, which only add conditions to fields named elsewhere.
     """
-    made = {word: schema[word] for word in CONDITIONS if word in schema} | _bounds(schema)
+    converted = {word: schema[word] for word in CONDITIONS if word in schema} | _bounds(schema)
     for word in ("allOf", "anyOf", "oneOf"):
         if word in schema and schema[word] != INT_OR_STRING:
-            made[word] = [closed(one, inside=True) for one in schema[word]]
+            converted[word] = [closed(subschema, inside=True) for subschema in schema[word]]
     if "not" in schema:
-        made["not"] = closed(schema["not"], inside=True)
+        converted["not"] = closed(schema["not"], inside=True)
     if "items" in schema:
-        made["items"] = closed(schema["items"], inside=inside)
+        converted["items"] = closed(schema["items"], inside=inside)
     properties = schema.get("properties", {})
     if properties:
-        made["properties"] = {name: closed(one, inside=inside) for name, one in properties.items()}
+        converted["properties"] = {
+            name: closed(subschema, inside=inside) for name, subschema in properties.items()
+        }
     # The server fills in defaults before it looks for what is missing.
     required = [
         name for name in schema.get("required", ()) if "default" not in properties.get(name, {})
     ]
     if required:
-        made["required"] = required
+        converted["required"] = required
     if schema.get("x-kubernetes-list-type") == "set":
-        made["uniqueItems"] = True
+        converted["uniqueItems"] = True
     if not inside and (schema.get("type") == "object" or properties):
-        _close(made, schema)
-    _type(made, schema)
-    return made
+        _close(converted, schema)
+    _type(converted, schema)
+    return converted
 
 
-def _close(made: dict[str, Any], schema: Schema) -> None:
+def _close(target: dict[str, Any], schema: Schema) -> None:
     others = schema.get("additionalProperties")
     if isinstance(others, Mapping):
-        made["additionalProperties"] = closed(others)
+        target["additionalProperties"] = closed(others)
     elif not others and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        made["additionalProperties"] = False
+        target["additionalProperties"] = False
     if schema.get("x-kubernetes-embedded-resource"):
-        own = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {}}
-        made["properties"] = {**own, **made.get("properties", {})}
-        made["required"] = sorted({*made.get("required", ()), "apiVersion", "kind"})
+        common = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {}}
+        target["properties"] = {**common, **target.get("properties", {})}
+        target["required"] = sorted({*target.get("required", ()), "apiVersion", "kind"})
 
 
-def _type(made: dict[str, Any], schema: Schema) -> None:
+def _type(target: dict[str, Any], schema: Schema) -> None:
     if schema.get("x-kubernetes-int-or-string"):
-        made["type"] = ["integer", "string"]
+        target["type"] = ["integer", "string"]
     elif "type" in schema:
-        made["type"] = [schema["type"]]
+        target["type"] = [schema["type"]]
     else:
         return
     if schema.get("nullable"):
-        made["type"] = [*made["type"], "null"]
-        if "enum" in made:
-            made["enum"] = [*made["enum"], None]
+        target["type"] = [*target["type"], "null"]
+        if "enum" in target:
+            target["enum"] = [*target["enum"], None]
 
 
 def _bounds(schema: Schema) -> dict[str, Any]:
-    """In OpenAPI v3.0 an exclusive bound is a flag, in JSON Schema a number."""
+    """Convert exclusive bounds, which are flags in OpenAPI v3.0 and numbers in JSON Schema."""
     low, high = RANGES.get(str(schema.get("format")), (None, None))
-    made: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     for word, exclusive, limit in (
         ("minimum", "exclusiveMinimum", low),
         ("maximum", "exclusiveMaximum", high),
     ):
         if word in schema:
-            made[exclusive if schema.get(exclusive) else word] = schema[word]
+            bounds[exclusive if schema.get(exclusive) else word] = schema[word]
         elif limit is not None:
-            made[word] = limit
-    return made
+            bounds[word] = limit
+    return bounds
 
 
-def _rules(schema: Schema, value: object, place: str) -> Iterator[str]:
+def _rules(schema: Schema, value: object, path: str) -> Iterator[str]:
     for rule in schema.get("x-kubernetes-validations", ()):
         # What compares with the old object has nothing to compare with in a new one.
         if "oldSelf" not in rule["rule"]:
-            yield f"{place or 'at its top'}: {rule['rule']}"
+            yield f"{path or 'at its top'}: {rule['rule']}"
     if isinstance(value, dict):
         others = schema.get("additionalProperties")
-        for name, one in value.items():
+        for name, item in value.items():
             below = schema.get("properties", {}).get(name, others)
             if isinstance(below, Mapping):
-                yield from _rules(below, one, f"{place}.{name}".lstrip("."))
+                yield from _rules(below, item, f"{path}.{name}".lstrip("."))
     elif isinstance(value, list):
-        for index, one in enumerate(value):
-            yield from _rules(schema.get("items", {}), one, f"{place}.{index}")
+        for index, item in enumerate(value):
+            yield from _rules(schema.get("items", {}), item, f"{path}.{index}")

@@ -26,9 +26,9 @@ Manifest = dict[str, Any]
 CONFIG_DIR = "/etc/keel"
 CONFIG_FILE = "campaign.yaml"
 NOTHING_DUE = 4
-"""How ``keel schedule tick`` exits then, which is no failure."""
+"""Exit code of ``keel schedule tick`` when nothing is due, which is no failure."""
 MOST_BYTES = 1_000_000
-"""A ConfigMap holds 1 MiB."""
+"""Bytes that a ConfigMap may hold here; Kubernetes allows 1 MiB."""
 
 NOTES: Mapping[Kind, str] = {
     "rayjob": "One run, for KubeRay 1.6 and later. Delete the RayJob and apply it again for another:\n"
@@ -44,37 +44,38 @@ NOTES: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """What the manifests say besides the campaign."""
+    """Settings of the manifests besides the campaign."""
 
     kind: Kind
     image: str
-    """Has Keel and the packages of its lock."""
+    """Image with Keel and the packages of its lock."""
     namespace: str = "default"
     gpus: bool = False
-    """The nodes have GPUs: engines and ranks take theirs, and so does the head for a learner in it."""
+    """True if the nodes have GPUs: engines and ranks take theirs, and so does the head for a learner in
+    it."""
     schedule: str | None = None
-    """Cron, of a RayCronJob or a CronJob."""
+    """Cron expression of a RayCronJob or a CronJob."""
     time_zone: str = "Etc/UTC"
     claim: str = "keel-store"
-    """PersistentVolumeClaim of the store, ReadWriteMany."""
+    """Name of the store's PersistentVolumeClaim, ReadWriteMany."""
     mount: str = "/shared"
     token_secret: str = "keel-ray-token"
     """Secret with Ray's token under the key ``auth_token``."""
     env: tuple[str, ...] = ()
     """Variables that the campaign needs."""
     env_secret: str = "keel-env"
-    """Secret that has each of them under its name."""
+    """Name of the secret that has each of them under its name."""
     memory: str = "16Gi"
-    """Of every pod."""
+    """Memory of every pod."""
     deadline_s: int = 86_400
-    """A run is ended after it."""
+    """Seconds after which a run is ended."""
     retries: int = 1
 
 
 def render(
     config: CampaignConfig, text: str, target: Target, *, files: Sequence[tuple[str, Path]] = ()
 ) -> list[Manifest]:
-    """The manifests in the order in which they are to be applied.
+    """Render the manifests in the order in which they are to be applied.
 
     Args:
         text: the campaign file as it is.
@@ -129,8 +130,7 @@ def _check_schedule(schedule: str, time_zone: str) -> None:
 
 
 def _name(config: CampaignConfig) -> str:
-    """A label of DNS: what a campaign's name may hold and Kubernetes not becomes a dash, and KubeRay adds
-    to it."""
+    """Spell a campaign's name as a DNS label, with dashes for other characters; KubeRay adds to it."""
     return config.name.replace("_", "-").replace(".", "-")[:30].rstrip("-")
 
 
@@ -220,7 +220,7 @@ def _workers(
     config: CampaignConfig,
     target: Target,
 ) -> Manifest:
-    """A group of pods that each hold some processes."""
+    """Render a group of pods that each hold some processes."""
     start = {"num-cpus": str(math.ceil(resources.cpus * processes))}
     if resources.custom:
         pairs = ", ".join(f'\\"{n}\\": {a * processes:g}' for n, a in resources.custom.items())
@@ -238,7 +238,7 @@ def _workers(
 
 
 def _cron_job(config: CampaignConfig, target: Target) -> Manifest:
-    """Everything in one pod, with a Ray cluster of its own for as long as a round takes."""
+    """Render a job of one pod, with a Ray cluster of its own for as long as a round takes."""
     policy, engines = config.policy, config.rollouts
     cpus = math.ceil(engines.engines * engines.resources.cpus + policy.ranks * policy.threads + 1)
     whole = ResourcesConfig(cpus=cpus, gpus=0.0)
@@ -271,7 +271,7 @@ def _cron_job(config: CampaignConfig, target: Target) -> Manifest:
 
 
 def _limits(resources: ResourcesConfig, processes: int, target: Target) -> dict[str, str]:
-    """Requested and limited alike, so that a node's memory is never promised twice."""
+    """Return requests that equal the limits, so that a node's memory is never promised twice."""
     bundle = resources.bundle(gpus=target.gpus)
     gpus = math.ceil(bundle.get("GPU", 0.0) * processes)
     limits = {"cpu": str(math.ceil(bundle["CPU"] * processes)), "memory": target.memory}
@@ -286,7 +286,7 @@ def _pod(
     *,
     secrets: bool = False,
 ) -> dict[str, Any]:
-    """A pod of one container; only the driver's gets secrets."""
+    """Render a pod of one container; only the driver's gets secrets."""
     container = {
         "name": name,
         "image": target.image,

@@ -33,15 +33,15 @@ KINDS: Mapping[tuple[str, str], str] = {
     ("ray.io/v1", "RayJob"): KUBERAY,
     ("ray.io/v1", "RayCronJob"): KUBERAY,
 }
-"""What a manifest here may be, by apiVersion and kind, with whose types it is held against."""
+"""Kinds of manifests by apiVersion and kind, each with the origin of its types."""
 
 Crds = Mapping[tuple[str, str], "Crd"]
-"""By apiVersion and kind."""
+"""CRDs by apiVersion and kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A field that a cluster would not take."""
+    """Field that a cluster would not take."""
 
     where: str
     """Path in the manifest, such as ``spec.rayClusterSpec.rayVersion``."""
@@ -68,7 +68,7 @@ def check_manifest(manifest: Mapping[str, Any], crds: Crds | None = None) -> Non
 
 
 def problems(manifest: Mapping[str, Any], crds: Crds | None = None) -> list[Problem]:
-    """Everything that is wrong with a manifest, types before rules.
+    """List everything that is wrong with a manifest, types before rules.
 
     Args:
         crds: of a cluster; they, and not the extract, say what a kind of theirs looks like.
@@ -88,12 +88,12 @@ def problems(manifest: Mapping[str, Any], crds: Crds | None = None) -> list[Prob
 
 
 def identity(manifest: Mapping[str, Any]) -> tuple[str, str]:
-    """Its apiVersion and kind."""
+    """Return the apiVersion and the kind of a manifest."""
     return str(manifest.get("apiVersion")), str(manifest.get("kind"))
 
 
 def types() -> dict[str, Any]:
-    """Every definition of the two extracts by its name."""
+    """Return every definition of the two extracts by its name."""
     return {**_definitions("kubernetes.json"), **_definitions("kuberay.json")}
 
 
@@ -104,8 +104,8 @@ def _types_of(kind: tuple[str, str], crds: Crds | None) -> Validator:
         return _named("types", kind[1])
     api, name = kind
     if crds is None:
-        known = ", ".join(sorted(kind for _, kind in KINDS))
-        raise UserError(f"nothing is known of kind {name} in {api}", remedy=f"Known: {known}")
+        kinds = ", ".join(sorted(kind for _, kind in KINDS))
+        raise UserError(f"nothing is known of kind {name} in {api}", remedy=f"Known: {kinds}")
     plural = f"{name.lower()}s.{api.partition('/')[0]}"
     raise UserError(
         f"none of the CRDs is that of {name} in {api}",
@@ -117,13 +117,13 @@ def _types_of(kind: tuple[str, str], crds: Crds | None) -> Validator:
 
 @cache
 def _definitions(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((SCHEMAS / name).read_text())["$defs"]
-    return found
+    definitions: dict[str, Any] = json.loads((SCHEMAS / name).read_text())["$defs"]
+    return definitions
 
 
 @cache
 def _named(name: str, kind: str) -> Validator:
-    """Of one definition of a file, or of both extracts."""
+    """Make a validator of one definition of a file, or of both extracts."""
     definitions = types() if name == "types" else _definitions(name)
     return _validator_class()({"$ref": f"#/$defs/{kind}", "$defs": definitions})
 
@@ -138,26 +138,26 @@ def _validator_class() -> type[Validator]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    made: type[Validator] = extend(
+    validator_class: type[Validator] = extend(
         Draft202012Validator, {"x-kubernetes-list-map-keys": _unique_keys}
     )
-    return made
+    return validator_class
 
 
 def _unique_keys(
     validator: object, keys: Sequence[str], items: object, schema: object
 ) -> Iterator[ValidationError]:
-    """A list that is a map has each key once."""
+    """Check that a list that is a map has each key once."""
     from jsonschema import ValidationError
 
-    seen = set()
+    earlier = set()
     for item in items if isinstance(items, list) else ():
         if not isinstance(item, dict):
             continue
         key = tuple(repr(item.get(name)) for name in keys)
-        if key in seen:
+        if key in earlier:
             yield ValidationError(f"{', '.join(key)} stands there twice")
-        seen.add(key)
+        earlier.add(key)
 
 
 def _order(error: ValidationError) -> tuple[str, str]:
@@ -178,8 +178,8 @@ def _problem(error: ValidationError) -> Problem:
     if error.validator == "required":
         return Problem(where=where, what=f"{_missing(wanted, value)!r} is missing")
     if error.validator == "type":
-        named = wanted if isinstance(wanted, str) else " or ".join(wanted)
-        return Problem(where=where, what=f"{shown} cannot stand there, only {_article(named)}")
+        types = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        return Problem(where=where, what=f"{shown} cannot stand there, only {_article(types)}")
     if error.validator == "x-kubernetes-list-map-keys":
         return Problem(where=where, what=error.message)
     return Problem(where=where, what=f"{shown} cannot stand there ({error.validator}: {wanted!r})")
@@ -190,8 +190,8 @@ def _nearest(name: str, fields: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields) or 'none'}"
 
 
-def _missing(wanted: Sequence[str], value: Mapping[str, Any]) -> str:
-    return next(name for name in wanted if name not in value)
+def _missing(required: Sequence[str], value: Mapping[str, Any]) -> str:
+    return next(name for name in required if name not in value)
 
 
 def _article(noun: str) -> str:

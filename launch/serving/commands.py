@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Serve a verified snapshot with vLLM behind OpenAI's API until stopped."""
     config = load(campaign, overrides).config
-    from launch.serving.follow import Pace
+    from launch.serving.follow import SwapPolicy
     from launch.serving.serve import Options
     from launch.serving.serve import serve as serve_alias
 
@@ -62,7 +62,7 @@ def serve(
         port=port,
         name=model_name,
         key_file=api_key_file,
-        pace=Pace(swap=swap, follow=follow, poll_s=poll_s, drain_s=drain_s),
+        pace=SwapPolicy(swap=swap, follow=follow, poll_s=poll_s, drain_s=drain_s),
         start_deadline_s=start_deadline_s,
         gpu_memory_utilization=gpu_memory_utilization,
         extra=vllm or (),

@@ -22,8 +22,8 @@ Swap = Literal["overlap", "restart"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
-    """How a follower swaps."""
+class SwapPolicy:
+    """Settings by which a `Swapper` swaps servers."""
 
     swap: Swap = "overlap"
     """``overlap``: the new server comes up beside the old one. ``restart``: after it, where memory holds
@@ -44,8 +44,8 @@ class Pace:
 SETTLED_S = 60.0
 
 
-class Follower:
-    """Owns the servers behind a route.
+class Swapper:
+    """Owner of the servers behind a route, which replaces them as the alias moves.
 
     Args:
         wanted: says what is to be served now; called in a thread.
@@ -61,7 +61,7 @@ class Follower:
         wanted: Callable[[], SnapshotId],
         start: Callable[[SnapshotId], Awaitable[Backend]],
         say: Callable[[str], None],
-        pace: Pace,
+        pace: SwapPolicy,
     ) -> None:
         self._route, self._wanted, self._start = route, wanted, start
         self._say, self._pace = say, pace
@@ -124,7 +124,7 @@ class Follower:
         return await swap(serving, target)
 
     async def _look(self) -> SnapshotId | None:
-        """What is wanted; None while that cannot be known."""
+        """Return the snapshot that the alias names; None while that cannot be known."""
         try:
             return await asyncio.to_thread(self._wanted)
         except Exception as error:  # Not looking is no reason to stop serving.
@@ -132,7 +132,7 @@ class Follower:
             return None
 
     def _waits(self, target: SnapshotId) -> bool:
-        """Whether a snapshot did not come up, and it is too early to try again."""
+        """Tell if a snapshot did not come up, and it is too early to try again."""
         return target == self._failed and time.monotonic() < self._again_at
 
     async def _overlap(self, serving: Backend, target: SnapshotId) -> Backend:
@@ -163,24 +163,27 @@ class Follower:
         return backend
 
     async def _replace(self, ended: Backend) -> Backend:
-        """A server in place of one that ended by itself, for what is wanted by now."""
+        """Start a server in place of one that ended by itself, for what the alias names by now."""
         self._notice(ended)
         await self._end(ended)
         self._count(ended.snapshot)
         return await self._revive(ended.snapshot)
 
     async def _revive(self, last: SnapshotId) -> Backend:
-        """A server where none is left: of what is wanted by now, or else of what ran before.
+        """Start a server where none is left: of what the alias names by now, or else of what ran
+        before.
 
         Raises:
             RunError: none came up, as often as servers may end in a row.
         """
         while True:
-            wanted = await self._look() if self._pace.follow else None
-            target = last if wanted is None or self._waits(wanted) else wanted
+            named_snapshot = await self._look() if self._pace.follow else None
+            target = (
+                last if named_snapshot is None or self._waits(named_snapshot) else named_snapshot
+            )
             self._say(f"starting {target[:SHOWN]} again")
             try:
-                backend = await self._unless_moved(target, wanted=wanted)
+                backend = await self._unless_moved(target, wanted=named_snapshot)
             except Exception as error:  # What was lacking may be there the next time.
                 if target == last:
                     self._say(f"{target[:SHOWN]} did not come up: {error}")
@@ -194,7 +197,7 @@ class Follower:
                 return backend
 
     def _count(self, snapshot: SnapshotId, error: Exception | None = None) -> None:
-        """One more server that ended by itself or did not come up.
+        """Count one more server that ended by itself or did not come up.
 
         Raises:
             RunError: it is one too many.
@@ -211,7 +214,7 @@ class Follower:
     async def _unless_moved(
         self, target: SnapshotId, *, wanted: SnapshotId | None, beside: Backend | None = None
     ) -> Backend | None:
-        """A server of the target; None when the alias moved on before it was ready.
+        """Start a server of the target; return None when the alias moved on before it was ready.
 
         Where the one beside it ends meanwhile, this one is nearest to answering, and the start goes on.
 
@@ -238,13 +241,13 @@ class Follower:
             await self._end(starting.result())
         return None
 
-    async def _moved_from(self, wanted: SnapshotId | None) -> bool:
-        if wanted is None:
+    async def _moved_from(self, before: SnapshotId | None) -> bool:
+        if before is None:
             return False
         now = await self._look()
-        if now is None or now == wanted:
+        if now is None or now == before:
             return False
-        self._say(f"{wanted[:SHOWN]} is no longer wanted")
+        self._say(f"{before[:SHOWN]} is no longer wanted")
         return True
 
     def _notice(self, backend: Backend) -> None:

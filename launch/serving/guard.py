@@ -1,4 +1,4 @@
-"""Runs a command until it ends, or until whoever started the guard is gone.
+"""Watchdog that runs a command until it ends, or until its own starter is gone.
 
     python -I guard.py GRACE_S SCRATCH COMMAND...
 
@@ -24,7 +24,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    """Exit code of the command; of one that a signal ended, 128 plus its number, as shells have it."""
+    """Return the exit code of the command; of one that a signal ended, 128 plus its number, as shells
+    have it."""
     grace_s, scratch, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
     # Somebody may kill the guard itself.
     child = subprocess.Popen(
@@ -44,7 +45,7 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """Have this process asked to end when its parent does, however that happens."""
+    """Let the kernel ask this process to end when its parent does, however that happens."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

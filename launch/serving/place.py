@@ -1,4 +1,4 @@
-"""Where one server writes: a log that stays, and a folder that goes with it. No other server writes there.
+"""Files of one server: a log that stays, and a folder that goes with it. No other server writes there.
 
 Whoever can write to the log holds its lock: this process, and the server's own processes, which inherit it.
 So the lock is free when all of them have ended, however they did, and it says so between machines and
@@ -17,23 +17,23 @@ from pathlib import Path
 from shutil import rmtree
 
 KEPT_LOGS = 20
-"""Of servers that have ended; older ones are removed."""
+"""Number of logs that are kept of servers that have ended; older ones are removed."""
 SCRATCH = "scratch-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Belongs to one server."""
+class ServerFiles:
+    """Files of one server."""
 
     log: Path
     output: int
-    """Descriptor of the log, with its lock; whoever claims a place closes it."""
+    """Descriptor of the log, with its lock; the caller of `claim` closes it."""
     scratch: Path
-    """For what the server needs only while it runs, such as merged weights."""
+    """Folder for what the server needs only while it runs, such as merged weights."""
 
 
-def claim(folder: Path, name: str) -> Place:
-    """A new place.
+def claim(folder: Path, name: str) -> ServerFiles:
+    """Claim new files for a server.
 
     Args:
         folder: ``serving`` in the store; made when it is not there.
@@ -50,7 +50,7 @@ def claim(folder: Path, name: str) -> Place:
     except BaseException:
         os.close(output)
         raise
-    return Place(log=Path(log), output=output, scratch=scratch)
+    return ServerFiles(log=Path(log), output=output, scratch=scratch)
 
 
 def clear(folder: Path) -> None:

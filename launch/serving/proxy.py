@@ -1,4 +1,5 @@
-"""The address that stays: passes requests on to whatever serves, byte by byte, and says who answered.
+"""Proxy with the address that stays: it passes requests on byte by byte, and names the snapshot that
+answered.
 
 Only what is listed here is passed on. vLLM itself asks for its key under ``/v1`` and a few other prefixes
 alone, and would sample for anybody who posts to ``/invocations``.
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from launch.feedback.body import BadRequest, Limits
+from launch.feedback.body import BadRequest, BodyLimits
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
 from launch.serving.route import Backend, NoBackend, Route
@@ -29,21 +30,21 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade".split()
 )
-"""About one connection and not about the message: RFC 9110, section 7.6.1."""
+"""Headers about one connection and not about the message: RFC 9110, section 7.6.1."""
 OURS = frozenset({b"host", b"content-length", b"authorization", b"expect"})
-"""Of a request, written anew for the backend."""
+"""Headers of a request that are written anew for the backend."""
 AGAIN = {"Retry-After": "5"}
 CLOSE = {"Connection": "close"}
-"""Whatever else is on its way is not read."""
+"""Headers of an answer after which nothing more of the request is read."""
 CONNECT_TRIES, CONNECT_PAUSE_S = 3, 0.2
 TIMEOUT = {"connect": 5.0, "read": None, "write": 60.0, "pool": None}
-"""Seconds. A long completion may be silent for as long as its client is patient."""
+"""Seconds of each phase. A long completion may be silent for as long as its client is patient."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
-LIMITS = Limits(body_bytes=32 << 20, held_bytes=512 << 20, body_s=60.0)
-"""Of bodies, which are held until their requests are answered."""
+LIMITS = BodyLimits(body_bytes=32 << 20, held_bytes=512 << 20, body_s=60.0)
+"""Limits of bodies, which are held until their requests are answered."""
 
 
 class Refused(Exception):
@@ -66,7 +67,7 @@ class Proxy:
         *,
         key: str | None,
         say: Callable[[str], None],
-        limits: Limits = LIMITS,
+        limits: BodyLimits = LIMITS,
         stops: Sequence[str] = (),
     ) -> None:
         self._route, self._transport, self._key, self._say = route, transport, key, say
@@ -109,7 +110,7 @@ class Proxy:
             raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
 
     def _health(self) -> Response:
-        """Whether requests are taken; says nothing else, so it asks for no key."""
+        """Answer if requests are taken; the answer says nothing else, so it needs no key."""
         now = self._route.now
         if now is None or not now.alive():
             return _unavailable().response
@@ -129,7 +130,7 @@ class Proxy:
         raise _unavailable()
 
     async def _ask(self, backend: Backend, request: Request, body: bytes, send: Send) -> None:
-        asked = httpx.Request(
+        request_to_backend = httpx.Request(
             request.method,
             httpx.URL(backend.url).copy_with(raw_path=_raw_path(request.scope)),
             headers=[
@@ -140,7 +141,7 @@ class Proxy:
             extensions={"timeout": TIMEOUT},
         )
         try:
-            answer = await self._transport.handle_async_request(asked)
+            answer = await self._transport.handle_async_request(request_to_backend)
         except httpx.ConnectError:
             raise
         except httpx.TransportError as error:
@@ -192,9 +193,9 @@ def _raw_path(scope: Scope) -> bytes:
 
 
 def _passed(headers: Iterable[tuple[bytes, bytes]], without: Iterable[bytes]) -> Headers:
-    """Headers of a message without those of its connection, which it may list itself."""
-    known = [(name.lower(), value) for name, value in headers]
-    listed = [value for name, value in known if name == b"connection"]
-    own = {word.strip().lower() for value in listed for word in value.split(b",")}
-    drop = HOP_BY_HOP | own | set(without)
-    return [(name, value) for name, value in known if name not in drop]
+    """Return the headers of a message without those of its connection, which it may list itself."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    listed = [value for name, value in lowered if name == b"connection"]
+    of_connection = {word.strip().lower() for value in listed for word in value.split(b",")}
+    drop = HOP_BY_HOP | of_connection | set(without)
+    return [(name, value) for name, value in lowered if name not in drop]

@@ -1,4 +1,4 @@
-"""Where requests go now, and which of them still run elsewhere."""
+"""Route of requests: the backend of the next one, and those that still run elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LOOK_S = 0.02
 
 
 class Backend(Protocol):
-    """A server that answers for one snapshot, and for no other as long as it lives."""
+    """Server that answers for one snapshot, and for no other as long as it lives."""
 
     @property
     def snapshot(self) -> SnapshotId:
-        """Whose weights it holds."""
+        """Snapshot whose weights it holds."""
         ...
 
     @property
@@ -33,7 +33,7 @@ class Backend(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Tell if its process runs."""
         ...
 
     async def stop(self) -> None:
@@ -42,7 +42,7 @@ class Backend(Protocol):
 
 
 class NoBackend(Exception):
-    """Nothing serves at the moment."""
+    """Error that no backend serves at the moment."""
 
 
 class Route:
@@ -54,12 +54,12 @@ class Route:
 
     @property
     def now(self) -> Backend | None:
-        """What the next request goes to."""
+        """Backend of the next request."""
         return self._now
 
     @contextmanager
     def lease(self) -> Iterator[Backend]:
-        """The backend of one request, which counts as open until the block ends.
+        """Count a request as open on the current backend until the block ends, and yield that backend.
 
         Raises:
             NoBackend: nothing serves.

@@ -1,4 +1,4 @@
-"""The process of ``keel serve``: its socket, its key, its proxy, and an end that leaves nothing behind."""
+"""Process of ``keel serve``: its socket, its key, its proxy, and an end that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from launch.cluster.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device
-from launch.serving.follow import Follower, Pace
+from launch.serving.follow import Swapper, SwapPolicy
 from launch.serving.route import Backend, Route
-from launch.serving.shelf import SHOWN, Shelf
+from launch.serving.shelf import SHOWN, ServedAlias
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_S = 75
 MAX_CONNECTIONS = 1024
-"""Of clients; one more is told to come again."""
+"""Connections of clients; one more gets an answer to come again."""
 IDLE_CONNECTIONS, IDLE_S = 256, 60.0
-"""To a backend: how many are kept, and for how long."""
+"""Number of idle connections that are kept to a backend, and seconds for which they are."""
 OVERLAP_SHARE, WHOLE_SHARE = 0.45, 0.9
-"""Of a GPU's memory, for one of two servers during a swap, and for one alone."""
+"""Shares of a GPU's memory, for one of two servers during a swap, and for one alone."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What ``keel serve`` is asked for."""
+    """Options of ``keel serve``."""
 
     alias: str = "production"
     host: str = "127.0.0.1"
     port: int = 8000
-    """0: any free one."""
+    """Port to listen on; 0 is any free one."""
     name: str | None = None
-    """Of the model; None: the campaign's."""
+    """Name of the model; None is the campaign's."""
     key_file: Path | None = None
-    """Made when it is not there; None: ``serving/key`` in the store."""
-    pace: Pace = field(default_factory=Pace)
+    """File of the key, made when it is not there; None: ``serving/key`` in the store."""
+    pace: SwapPolicy = field(default_factory=SwapPolicy)
     start_deadline_s: float = 600.0
     """Seconds that a server may take to be healthy."""
     gpu_memory_utilization: float | None = None
     """Share of a GPU for one server; None: 0.45 where two run during a swap, else 0.9."""
     extra: Sequence[str] = ()
-    """More arguments for vLLM."""
+    """Arguments for vLLM besides Keel's own."""
 
 
 def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
@@ -74,8 +74,8 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
         raise UserError(
             f"the server needs {error.name}", remedy="pip install 'keel-align[serve]'"
         ) from error
-    shelf = Shelf(stored_evidence(config), options.alias, options.name)
-    wanted = shelf.wanted()
+    shelf = ServedAlias(stored_evidence(config), options.alias, options.name)
+    snapshot = shelf.wanted()
     key_file = options.key_file or config.folder / "serving" / "key"
     key = read_token(key_file, option="--api-key-file")
     overlaps = options.pace.follow and options.pace.swap == "overlap"
@@ -91,7 +91,7 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
     with listen(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
         say(default_line(shelf.evidence.config))
-        say(f"model {shelf.name}, now {wanted[:SHOWN]}; the key is in {key_file}")
+        say(f"model {shelf.name}, now {snapshot[:SHOWN]}; the key is in {key_file}")
         if not is_loopback(host):
             say("warning: not only this machine can reach it, and the key travels unencrypted;")
             say("         put a proxy with TLS in front")
@@ -116,7 +116,7 @@ async def run(
     wanted: Callable[[], SnapshotId],
     start: Callable[[SnapshotId], Awaitable[Backend]],
     key: str,
-    pace: Pace,
+    pace: SwapPolicy,
     say: Say,
     stops: Sequence[str] = (),
 ) -> None:
@@ -131,7 +131,7 @@ async def run(
     from launch.serving.proxy import Proxy
 
     route = Route()
-    follower = Follower(route, wanted=wanted, start=start, say=say, pace=pace)
+    follower = Swapper(route, wanted=wanted, start=start, say=say, pace=pace)
     limits = httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_S)
     async with httpx.AsyncHTTPTransport(limits=limits, trust_env=False) as transport:
         server = uvicorn.Server(
@@ -162,6 +162,7 @@ async def run(
 
 
 def _hand_signals_to(server: uvicorn.Server) -> None:
-    """uvicorn raises the signal that ended it once more, for whoever handled it before: that is itself."""
+    """Keep uvicorn from raising the signal that ended it once more, which is meant for earlier
+    handlers."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)

@@ -1,4 +1,4 @@
-"""From an alias to the files that vLLM serves, every byte of them verified."""
+"""Alias of a campaign, resolved to the files that vLLM serves, every byte of them verified."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ class Adapter:
     targets: tuple[str, ...]
     """Names of the layers that it changes."""
     must_merge: bool
-    """vLLM cannot serve it beside the base, or the campaign asks for full weights."""
+    """True if vLLM cannot serve it beside the base, or the campaign asks for full weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """A verified snapshot, and the names that it answers to."""
+class ServedSnapshot:
+    """Verified snapshot, and the names that it answers to."""
 
     snapshot: SnapshotId
     name: str
-    """Stays the same over all swaps."""
+    """Name that stays the same over all swaps."""
     folder: Path
-    """Full weights: the snapshot's own, or those of its adapter's base."""
+    """Folder of full weights: the snapshot's own, or those of its adapter's base."""
     adapter: Adapter | None = None
 
     @property
     def pinned(self) -> str:
-        """The name that only this snapshot answers to.
+        """Name that only this snapshot answers to.
 
-        >>> Target(snapshot="ab" * 32, name="digits", folder=Path()).pinned
+        >>> ServedSnapshot(snapshot="ab" * 32, name="digits", folder=Path()).pinned
         'digits@abababababababab'
         """
         return f"{self.name}@{self.snapshot[:SHOWN]}"
 
 
-class Shelf:
-    """The snapshots of one campaign, of which an alias names one."""
+class ServedAlias:
+    """Snapshots of one campaign, of which an alias names one."""
 
     def __init__(self, evidence: Evidence, alias: str, name: str | None = None) -> None:
         self.evidence, self._alias = evidence, alias
@@ -56,40 +56,42 @@ class Shelf:
         self._store = evidence.snapshots()
 
     def wanted(self) -> SnapshotId:
-        """What the alias names now.
+        """Return the snapshot that the alias names now.
 
         Raises:
             UserError: it names nothing.
         """
-        found = self.evidence.ledger.alias(self._alias)
-        if found is None:
-            known = sorted({move.alias for move in self.evidence.ledger.alias_moves()})
+        target = self.evidence.ledger.alias(self._alias)
+        if target is None:
+            aliases = sorted({move.alias for move in self.evidence.ledger.alias_moves()})
             raise UserError(
                 f"no snapshot is called {self._alias!r}",
                 where="--alias",
-                remedy=nearest(self._alias, known) if known else "run the campaign with keel run",
+                remedy=nearest(self._alias, aliases)
+                if aliases
+                else "run the campaign with keel run",
             )
-        return found
+        return target
 
-    def open(self, snapshot: SnapshotId) -> Target:
-        """A snapshot and, of an adapter, its base.
+    def open(self, snapshot: SnapshotId) -> ServedSnapshot:
+        """Open a snapshot and, of an adapter, its base.
 
         Raises:
             SnapshotError: missing or damaged; the file is named.
             UserError: it is a reward model.
         """
-        found = self._store.open(snapshot)
-        if found.kind == "reward":
+        stored = self._store.open(snapshot)
+        if stored.kind == "reward":
             raise UserError(
                 f"snapshot {snapshot[:SHOWN]} is a reward model: it scores answers and writes none",
                 where=self._alias,
                 remedy="serve an alias that names a policy, such as production",
             )
-        if found.kind == "model":
-            return Target(snapshot=snapshot, name=self.name, folder=found.path)
+        if stored.kind == "model":
+            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
         base = self._store.open(self.evidence.base)
-        adapter = self._adapter(found.path)
-        return Target(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
+        adapter = self._adapter(stored.path)
+        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
 
     def _adapter(self, folder: Path) -> Adapter:
         content = json.loads((folder / "adapter_config.json").read_text())

@@ -1,4 +1,4 @@
-"""One vLLM server in a process of its own, for one snapshot: started, asked once, stopped.
+"""vLLM server in a process of its own, for one snapshot: started, asked once, stopped.
 
 It listens on loopback and asks for a key that is made for it alone and passed in its environment. The
 proxy in front has the address and the key that people know.
@@ -30,14 +30,14 @@ from align.gate.evidence import stored_evidence
 from align.report.export.answering import write_answering
 from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
-from launch.serving.place import Place, claim, clear
-from launch.serving.shelf import SHOWN, Shelf, Target
+from launch.serving.place import ServerFiles, claim, clear
+from launch.serving.shelf import SHOWN, ServedAlias, ServedSnapshot
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
 # -P: the working folder may not slip a module in.
 SERVER = ("-P", "-m", "vllm.entrypoints.openai.api_server")
-"""What Python runs, before vLLM's arguments."""
+"""Arguments of Python before vLLM's own."""
 GRACE_S = 10.0
 """Seconds that vLLM has to end when it is asked to; no request runs any more by then."""
 LOOK_S = 0.2
@@ -48,11 +48,11 @@ T = TypeVar("T")
 
 
 class VLLMServer:
-    """A `Backend`: a running vLLM."""
+    """Running vLLM as a `Backend`."""
 
     def __init__(
         self,
-        target: Target,
+        target: ServedSnapshot,
         *,
         url: str,
         key: str,
@@ -64,7 +64,7 @@ class VLLMServer:
 
     @property
     def snapshot(self) -> SnapshotId:
-        """Whose weights it holds."""
+        """Snapshot whose weights it holds."""
         return self._target.snapshot
 
     @property
@@ -78,7 +78,7 @@ class VLLMServer:
         return self._key
 
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Tell if its process runs."""
         return self._process.poll() is None
 
     async def stop(self) -> None:
@@ -117,10 +117,10 @@ class VLLMServer:
             if answer.status_code != 200:
                 raise self._failure(f"vLLM answered with {answer.status_code}: {answer.text[:300]}")
 
-    def _failure(self, what: str) -> RunError:
+    def _failure(self, message: str) -> RunError:
         tail = self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         return RunError(
-            what,
+            message,
             where=str(self._log),
             cause="\n    ".join(["the last it wrote:", *tail]),
             remedy="pass what is missing to vLLM with --vllm, or give it more time or memory",
@@ -129,19 +129,19 @@ class VLLMServer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLLMStarter:
-    """Starts servers of one campaign's snapshots."""
+    """Starter of servers for one campaign's snapshots."""
 
-    shelf: Shelf
+    shelf: ServedAlias
     device: Device
     gpu_memory_utilization: float
     """Share of a GPU that one server takes."""
     extra: Sequence[str]
-    """More arguments for vLLM."""
+    """Arguments for vLLM besides Keel's own."""
     deadline_s: float
     """Seconds that a server may take to be healthy."""
 
     async def __call__(self, snapshot: SnapshotId) -> VLLMServer:
-        """A server that has answered once; nothing is left of one that has not.
+        """Start a server that has answered once; leave nothing of one that has not.
 
         Raises:
             SnapshotError: the snapshot is damaged; nothing was started.
@@ -150,23 +150,23 @@ class VLLMStarter:
         target = await _in_background(lambda: self.shelf.open(snapshot))
         folder = self.shelf.evidence.folder.absolute() / "serving"
         await _in_background(lambda: clear(folder))
-        place = claim(folder, snapshot[:SHOWN])
+        files = claim(folder, snapshot[:SHOWN])
         try:
             if target.adapter is not None and target.adapter.must_merge:
-                merged = place.scratch / "merged"
+                merged = files.scratch / "merged"
                 await _merge_into(merged, self.shelf.evidence.config, snapshot, self.deadline_s)
                 target = replace(target, folder=merged, adapter=None)
             answering = await _in_background(
                 lambda: write_answering(
-                    target.folder, place.scratch / "answering", self.shelf.evidence.config
+                    target.folder, files.scratch / "answering", self.shelf.evidence.config
                 )
             )
-            server = self._launch(target, place, answering)
+            server = self._launch(target, files, answering)
         except BaseException:
-            rmtree(place.scratch, ignore_errors=True)
+            rmtree(files.scratch, ignore_errors=True)
             raise
         finally:
-            os.close(place.output)
+            os.close(files.output)
         try:
             await server.ready(self.deadline_s)
         except BaseException:
@@ -174,7 +174,9 @@ class VLLMStarter:
             raise
         return server
 
-    def _launch(self, target: Target, place: Place, answering: Sequence[str]) -> VLLMServer:
+    def _launch(
+        self, target: ServedSnapshot, files: ServerFiles, answering: Sequence[str]
+    ) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
             target,
@@ -185,21 +187,21 @@ class VLLMStarter:
         )
         # -I: neither the working folder nor PYTHONPATH may slip a module into the guard.
         command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S)]
-        command += [str(place.scratch), sys.executable, *SERVER]
+        command += [str(files.scratch), sys.executable, *SERVER]
         process = subprocess.Popen(
             [*command, *arguments, *answering, *self.extra],
             env=environment(os.environ, target.folder, self.device, key),
             stdin=subprocess.PIPE,
-            stdout=place.output,
+            stdout=files.output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         url = f"http://127.0.0.1:{port}"
-        return VLLMServer(target, url=url, key=key, process=process, log=place.log)
+        return VLLMServer(target, url=url, key=key, process=process, log=files.log)
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """Find a port of the loopback interface that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -240,7 +242,8 @@ async def _merge_into(
 
 
 async def _in_background(work: Callable[[], T]) -> T:
-    """The result of a function in a thread that nothing waits for: a model takes minutes to read.
+    """Run a function in a thread that nothing waits for, and return its result: a model takes minutes
+    to read.
 
     `asyncio.to_thread` would hold up the end of the process until the function returned.
     """

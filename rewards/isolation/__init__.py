@@ -1,1 +1,1 @@
-"""Rewards in processes of their own: what they may see and use, and how they are ended."""
+"""Rewards in processes of their own: what they may see and use, and how they end."""

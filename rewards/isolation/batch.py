@@ -1,4 +1,4 @@
-"""One batch on its way through the workers: what is decided, what is left, and until when."""
+"""One batch on its way through the workers: decided and open samples, and its deadline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from itertools import groupby
 from typing import Any
 
 from rewards.call import Failure, Outcome
-from rewards.isolation.protocol import Answer
+from rewards.isolation.protocol import WorkerAnswer
 
 PIECES = 8
-"""Into how many calls the samples of a lost call are split."""
+"""Number of calls into which the samples of a lost call are split."""
 
 
 class Clock:
-    """Until when batches that belong together, such as those of one step, must be decided.
+    """Deadline that several batches share, such as those of one step.
 
     ``deadline_s`` after the first call, or after the last of the batches was handed over where that is
     later: batches that come one by one end when one batch of them all would have.
@@ -31,26 +31,26 @@ class Clock:
         self._lock = threading.Lock()
 
     def wind_on(self) -> None:
-        """Another batch was handed over. A clock that does not run yet is left alone."""
+        """Extend the deadline by that of another batch, unless the clock does not run yet."""
         with self._lock:
             if self._until is not None:
                 self._until = time.monotonic() + self.deadline_s
 
     def left_s(self) -> float:
-        """Seconds until the deadline; the first call of this starts the clock."""
+        """Return the seconds until the deadline; the first call of this starts the clock."""
         with self._lock:
             if self._until is None:
                 self._until = time.monotonic() + self.deadline_s
             return self._until - time.monotonic()
 
     def over(self) -> bool:
-        """Whether the deadline has passed."""
+        """Tell if the deadline has passed."""
         with self._lock:
             return self._until is not None and time.monotonic() >= self._until
 
 
 @dataclass(kw_only=True, slots=True)
-class Batch:
+class WorkerBatch:
     """Samples that are asked together, each decided once."""
 
     packed_B: Sequence[str]
@@ -59,16 +59,16 @@ class Batch:
     """The trainer's state as JSON."""
     clock: Clock
     outcomes_B: list[Outcome] = field(default_factory=list)
-    """In the order of the samples; complete once `done` is set."""
+    """Outcomes in the order of the samples; complete once `done` is set."""
     counts: Counter[str] = field(default_factory=Counter)
     """``restarts``, ``deadlines`` and ``quarantined`` of this batch."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
-    """What ended the batch without outcomes."""
+    """Error that ended the batch without outcomes."""
     _open: set[int] = field(default_factory=set)
     busy_s: float = 0.0
     """Time of workers that was spent on it."""
-    _answers: list[tuple[tuple[int, ...], Answer]] = field(default_factory=list)
+    _answers: list[tuple[tuple[int, ...], WorkerAnswer]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Batch:
             self.done.set()
 
     def open_of(self, indices: Sequence[int]) -> list[int]:
-        """Those that are not decided yet, in order."""
+        """Return those of the indices that are not decided yet, in order."""
         with self._lock:
             return [index for index in indices if index in self._open]
 
@@ -96,15 +96,15 @@ class Batch:
         """Give samples the same failure."""
         self.decide(indices, [failure] * len(indices))
 
-    def take(self, indices: Sequence[int], answer: Answer, seconds: float) -> None:
+    def take(self, indices: Sequence[int], answer: WorkerAnswer, seconds: float) -> None:
         """Keep what a call logged for these samples."""
         with self._lock:
             self._answers.append((tuple(indices), answer))
             self.busy_s += seconds
 
-    def count(self, what: str, times: int = 1) -> None:
+    def count(self, name: str, times: int = 1) -> None:
         with self._lock:
-            self.counts[what] += times
+            self.counts[name] += times
 
     def stop(self, error: BaseException) -> None:
         """End the batch with an error."""
@@ -114,11 +114,11 @@ class Batch:
             self.done.set()
 
     def metrics(self) -> list[tuple[str, float]]:
-        """What the reward gave ``log_metric``, in the order of the samples."""
+        """List what the reward gave ``log_metric``, in the order of the samples."""
         return [metric for _, answer in self._ordered() for metric in answer.metrics]
 
     def extras(self) -> dict[str, list[Any]]:
-        """What the reward gave ``log_extra``, in the order of the samples."""
+        """Return what the reward gave ``log_extra`` by column, in the order of the samples."""
         columns: dict[str, list[Any]] = {}
         for _, answer in self._ordered():
             for name, values in answer.extras.items():
@@ -126,21 +126,23 @@ class Batch:
         return columns
 
     def extras_B(self) -> list[dict[str, Any]]:
-        """The same by sample, where a call gave one value for each of its samples."""
-        found: list[dict[str, Any]] = [{} for _ in self.packed_B]
+        """Return what the reward gave ``log_extra`` by sample, if a call gave one value for each of its
+        samples."""
+        extras: list[dict[str, Any]] = [{} for _ in self.packed_B]
         for indices, answer in self._ordered():
             for name, values in answer.extras.items():
                 if len(values) == len(indices):
                     for index, value in zip(indices, values, strict=True):
-                        found[index][name] = value
-        return found
+                        extras[index][name] = value
+        return extras
 
-    def _ordered(self) -> list[tuple[tuple[int, ...], Answer]]:
+    def _ordered(self) -> list[tuple[tuple[int, ...], WorkerAnswer]]:
         return sorted(self._answers, key=lambda pair: pair[0])
 
 
 def pieces_of(indices: Sequence[int], count: int, group_B: Sequence[int] = ()) -> list[list[int]]:
-    """``count`` runs of about equal length, or fewer; samples of one group stay together.
+    """Cut indices into ``count`` runs of about equal length, or fewer; samples of one group stay
+    together.
 
     Args:
         group_B: the group of every sample of the batch, in order; empty: each its own.
@@ -148,11 +150,11 @@ def pieces_of(indices: Sequence[int], count: int, group_B: Sequence[int] = ()) -
     >>> pieces_of(range(6), 2, [0, 1, 1, 1, 1, 2])
     [[0, 1, 2, 3, 4], [5]]
     """
-    wanted = max(1, -(-len(indices) // count))
+    size = max(1, -(-len(indices) // count))
     pieces: list[list[int]] = []
     for _, group in groupby(indices, key=lambda index: group_B[index] if group_B else index):
         members = list(group)
-        if pieces and len(pieces[-1]) + (len(members) - 1) / 2 < wanted:
+        if pieces and len(pieces[-1]) + (len(members) - 1) / 2 < size:
             pieces[-1] += members
         else:
             pieces.append(members)
@@ -167,20 +169,20 @@ class Suspects:
         self._lock = threading.Lock()
 
     def strike(self, packed: str, failure: Failure) -> None:
-        """An input ended a worker, and it was this one."""
+        """Record that an input ended a worker on its own."""
         key = _key(packed)
         with self._lock:
             before = self._strikes[key][0] if key in self._strikes else 0
             self._strikes[key] = (before + 1, failure)
 
     def strikes(self, packed: str) -> int:
-        """How often an input ended a worker."""
+        """Return the number of workers that an input ended."""
         if not self._strikes:
             return 0
         return self._strikes.get(_key(packed), (0, None))[0]
 
     def quarantined(self, packed: str) -> Failure | None:
-        """Why an input is not tried again; None: it is."""
+        """Return why an input is not tried again; None if it may be."""
         if self.strikes(packed) < 2:
             return None
         failure = self._strikes[_key(packed)][1]

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def become_worker(setup: Setup, printed: int) -> NoReturn:
-    """The life of the forked process; never returns into the keeper's code."""
+    """Live as the forked process; never return into the keeper's code."""
     try:
         os.setsid()
         for descriptor in (1, 2):
@@ -81,7 +81,7 @@ def become_worker(setup: Setup, printed: int) -> NoReturn:
 
 
 def confine(setup: Setup) -> None:
-    """Give up everything a worker must not have."""
+    """Give up everything that a worker must not have."""
     parent = os.getppid()
     if setup.provider == "namespaces":
         namespaces.confine(setup)
@@ -94,7 +94,7 @@ def confine(setup: Setup) -> None:
 
 
 def settle(setup: Setup) -> None:
-    """The last limits, set inside whatever sandbox there is."""
+    """Set the last limits, inside whatever sandbox there is."""
     os.set_inheritable(setup.channel, False)
     limits.limit(setup.memory_bytes, limits.MOST_PROCESSES if setup.provider else None)
     limits.forgo_privileges()
@@ -104,7 +104,7 @@ def settle(setup: Setup) -> None:
 
 
 def watch(setup: Setup, worker: int, output: int) -> tuple[bytes, bool]:
-    """Wait until the worker ends or has to; the last of what it printed, whether it ended alone."""
+    """Wait until the worker ends or has to; return the end of its output, and if it ended alone."""
     ended = os.pidfd_open(worker)
     poll = select.poll()
     for descriptor in (setup.control, output, ended):
@@ -123,14 +123,14 @@ def watch(setup: Setup, worker: int, output: int) -> tuple[bytes, bool]:
 
 
 def readable(descriptor: int) -> bool:
-    """Whether there is something to read now; of a process: whether it has ended."""
+    """Tell if there is something to read now; a process is readable once it has ended."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def end_all(worker: int) -> dict[str, int]:
-    """Kill everything below this process and reap it; how the worker ended."""
+    """Kill everything below this process and reap it; return how the worker ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(worker, signal.SIGKILL)
     status = 0
@@ -139,11 +139,11 @@ def end_all(worker: int) -> dict[str, int]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
         try:
-            reaped, found = os.waitpid(-1, os.WNOHANG)
+            reaped, reaped_status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             break
         if reaped == worker:
-            status = found
+            status = reaped_status
         elif reaped == 0:
             time.sleep(0.001)
     if os.WIFSIGNALED(status):
@@ -152,14 +152,14 @@ def end_all(worker: int) -> dict[str, int]:
 
 
 def children() -> list[int]:
-    """This process's children now. Orphans below it become its children when their parents end."""
+    """List this process's children. Orphans below it become its children when their parents end."""
     me = os.getpid()
     with open(f"/proc/{me}/task/{me}/children") as file:
         return [int(word) for word in file.read().split()]
 
 
 def read(output: int, tail: bytes) -> bytes:
-    """The rest of a pipe whose writers have ended."""
+    """Read the rest of a pipe whose writers have ended."""
     with contextlib.suppress(BlockingIOError):
         while data := os.read(output, KEPT_OUTPUT):
             tail = (tail + data)[-KEPT_OUTPUT:]
@@ -167,7 +167,7 @@ def read(output: int, tail: bytes) -> bytes:
 
 
 def report(control: socket.socket, ended: dict[str, int], output: bytes) -> None:
-    """The keeper's last words, if the owner still listens."""
+    """Send the worker's end and its output to the owner, if it still listens."""
     message = {**ended, "output": output.decode(errors="replace")}
     with contextlib.suppress(OSError):
         control.sendall(json.dumps(message).encode())

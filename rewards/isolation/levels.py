@@ -1,4 +1,4 @@
-"""What one reward runs under: its isolation level, its deadlines and what it may use.
+"""Isolation of one reward: its level, its deadlines and the resources it may use.
 
     inline    in this process: fastest, trusted, without deadlines
     process   in worker processes: deadlines, no tokens, limits; hurts nothing by accident
@@ -22,7 +22,7 @@ from rollouts.errors import UserError
 Level = Literal["inline", "process", "sandbox"]
 
 DEADLINE_S = 120.0
-"""For one batch, where the campaign names no other."""
+"""Seconds for one batch, where the campaign names no other deadline."""
 MEMORY_GIB = 4.0
 """Address space of one worker, where the campaign names no other."""
 
@@ -36,13 +36,13 @@ NEEDS_A_PROCESS = ("deadline_s", "sample_deadline_s", "workers", "memory_gib", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Isolation:
-    """How one part of a rubric is run."""
+    """Isolation of one part of a rubric."""
 
     level: Level = "inline"
     deadline_s: float = DEADLINE_S
-    """For one batch, all repeats included. One call gets half of what is left of it."""
+    """Seconds for one batch, all repeats included. One call gets half of what is left of it."""
     sample_deadline_s: float | None = None
-    """For one sample; set, a reward is called with one sample at a time."""
+    """Seconds for one sample; set, a reward is called with one sample at a time."""
     workers: int = 1
     """Processes that share a batch."""
     memory_gib: float | None = MEMORY_GIB
@@ -51,7 +51,7 @@ class Isolation:
     """Names of variables a worker sees besides the harmless ones."""
 
     def line(self, part: str) -> str:
-        """What a person is told at the start."""
+        """Describe the isolation in the line that a run prints at its start."""
         if self.level == "inline":
             return f"reward {part}: inline (in this process, trusted, no deadline)"
         limits = [
@@ -67,25 +67,25 @@ class Isolation:
 
 
 def isolation_of(spec: Any, shipped: Collection[str], where: str | None = None) -> Isolation:
-    """Read the settings of a reward's configuration; what it does not have is left to the defaults.
+    """Read the settings of a reward's configuration; settings that it lacks have the defaults.
 
     ``shipped`` are the names whose code is Keel's own.
     """
-    asked: Level | Literal["auto"] = getattr(spec, "isolation", "auto")
-    level = _default(spec.name, shipped) if asked == "auto" else asked
-    found = {name: getattr(spec, name, None) for name in NEEDS_A_PROCESS}
-    given: dict[str, Any] = {name: v for name, v in found.items() if v not in (None, ())}
+    level_setting: Level | Literal["auto"] = getattr(spec, "isolation", "auto")
+    level = _default(spec.name, shipped) if level_setting == "auto" else level_setting
+    values = {name: getattr(spec, name, None) for name in NEEDS_A_PROCESS}
+    settings: dict[str, Any] = {name: v for name, v in values.items() if v not in (None, ())}
     if level == "inline":
-        if given:
+        if settings:
             raise UserError(
-                f"reward {spec.name!r} runs inline, where {next(iter(given))} means nothing",
+                f"reward {spec.name!r} runs inline, where {next(iter(settings))} means nothing",
                 where=where,
                 remedy="add isolation: process to it, or remove the setting",
             )
         return Isolation()
-    if math.isinf(given.get("memory_gib", MEMORY_GIB)):
-        given["memory_gib"] = None
-    return Isolation(level=level, **given)
+    if math.isinf(settings.get("memory_gib", MEMORY_GIB)):
+        settings["memory_gib"] = None
+    return Isolation(level=level, **settings)
 
 
 def _default(name: str, shipped: Collection[str]) -> Level:

@@ -20,28 +20,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.call import Failure
-from rewards.isolation.batch import PIECES, Batch, Clock, Suspects, pieces_of
+from rewards.isolation.batch import PIECES, Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rollouts.errors import KeelError, RunError
 
 CALLS_PER_WORKER = 4
 """Calls into which several workers cut a batch: the quicker one takes more of them."""
 FAIR_SHARE = 1 / 32
-"""Of a batch's deadline: a sample that had less time than this to answer is not held for guilty."""
+"""Share of a batch's deadline: a sample that had less time than this to answer is not held for guilty."""
 LAST_CHANCE_S = 0.05
-"""For a call whose worker was ready only when its batch was over."""
+"""Seconds for a call whose worker was ready only when its batch was over."""
 GRACE_S = 0.25
-"""For a worker to report that an async reward missed its sample's deadline."""
+"""Seconds for a worker to report that an async reward missed its sample's deadline."""
 CLOSE_S = 5.0
 
 
 @dataclass(order=True, slots=True)
 class _Task:
-    """Samples of a batch for one call. Those of earlier batches go first."""
+    """Samples of a batch for one call. Samples of earlier batches go first."""
 
     order: tuple[int, int]
-    batch: Batch | None = field(compare=False, default=None)
-    """None: the lane that takes it closes."""
+    batch: WorkerBatch | None = field(compare=False, default=None)
+    """Batch of the samples; None closes the lane that takes the task."""
     indices: Sequence[int] = field(compare=False, default=())
 
 
@@ -59,11 +59,12 @@ class Pool:
         weakref.finalize(self, self._crew.close, 1.0)
 
     def about(self) -> Mapping[str, Any]:
-        """What the reward takes. Starts the first worker; raises a `UserError` if it cannot load."""
+        """Return what the reward takes. Starts the first worker; raises a `UserError` if it cannot
+        load."""
         return self._crew.about()
 
     def clock(self) -> Clock:
-        """A deadline for batches that belong together."""
+        """Make a deadline for batches that belong together."""
         return Clock(self._deadline_s)
 
     def begin(
@@ -72,7 +73,7 @@ class Pool:
         group_B: Sequence[int],
         state: str,
         clock: Clock | None = None,
-    ) -> Batch:
+    ) -> WorkerBatch:
         """Start a batch.
 
         Args:
@@ -83,18 +84,18 @@ class Pool:
         """
         clock = clock or self.clock()
         clock.wind_on()
-        batch = Batch(packed_B=packed_B, state=state, clock=clock)
+        batch = WorkerBatch(packed_B=packed_B, state=state, clock=clock)
         self._crew.take(batch, self._calls(batch, group_B), self._workers)
         return batch
 
-    def _calls(self, batch: Batch, group_B: Sequence[int]) -> list[list[int]]:
-        """The first calls of a batch. Suspects come last, each on its own."""
+    def _calls(self, batch: WorkerBatch, group_B: Sequence[int]) -> list[list[int]]:
+        """Cut a batch into its first calls. Suspects come last, each on its own."""
         clean, alone = [], []
         for index, packed in enumerate(batch.packed_B):
-            held = self.suspects.quarantined(packed)
-            if held is not None:
+            quarantine = self.suspects.quarantined(packed)
+            if quarantine is not None:
                 batch.count("quarantined")
-                batch.fail([index], held)
+                batch.fail([index], quarantine)
             elif self.suspects.strikes(packed):
                 alone.append([index])
             else:
@@ -110,7 +111,7 @@ class Pool:
 
 
 class _Crew:
-    """What threads of a pool share. It does not know the pool, which can thus be forgotten."""
+    """State that the threads of a pool share. It does not know the pool, which can thus be forgotten."""
 
     def __init__(self, plan: Plan, suspects: Suspects) -> None:
         self.plan, self.suspects = plan, suspects
@@ -141,12 +142,12 @@ class _Crew:
             ) from ended
 
     def spare(self) -> Worker | None:
-        """The worker that was started to ask about the reward, once."""
+        """Return the worker that was started to ask about the reward, once."""
         with self._lock:
             spare, self._spare = self._spare, None
             return spare
 
-    def take(self, batch: Batch, calls: Sequence[Sequence[int]], workers: int) -> None:
+    def take(self, batch: WorkerBatch, calls: Sequence[Sequence[int]], workers: int) -> None:
         """Queue the calls of a batch, with enough lanes to serve them."""
         number = next(self._numbers)
         for indices in calls:
@@ -156,14 +157,14 @@ class _Crew:
             while len(self._lanes) < min(workers, self._open):
                 self._lanes.append(_Lane(self))
 
-    def put(self, number: int, batch: Batch, indices: Sequence[int]) -> None:
+    def put(self, number: int, batch: WorkerBatch, indices: Sequence[int]) -> None:
         """Queue one call of the batch with this number, behind its others."""
         with self._lock:
             self._open += 1
         self.tasks.put(_Task((number, next(self._numbers)), batch, indices))
 
     def served(self) -> None:
-        """A call is over, whatever came of it."""
+        """Record that a call is over, whatever came of it."""
         with self._lock:
             self._open -= 1
 
@@ -189,7 +190,7 @@ class _Crew:
 
 
 class _Lane:
-    """One thread with one worker at a time. It runs nothing of the reward: it waits for answers."""
+    """Thread with one worker at a time. It runs nothing of the reward: it waits for answers."""
 
     def __init__(self, crew: _Crew) -> None:
         self.closing = False
@@ -221,8 +222,8 @@ class _Lane:
                 break
         self._dismiss()
 
-    def _serve(self, task: _Task, batch: Batch) -> None:
-        """One call, and what becomes of its samples when the worker gives no answer."""
+    def _serve(self, task: _Task, batch: WorkerBatch) -> None:
+        """Make one call, and decide its samples also when the worker gives no answer."""
         if batch.done.is_set():  # by an error of an earlier call
             return
         if batch.clock.over():
@@ -245,7 +246,7 @@ class _Lane:
                 raise _closed() from ended
             self._after_loss(task, batch, ended.failure, min(limit_s, each_s or limit_s))
 
-    def _ask(self, worker: Worker, task: _Task, batch: Batch, limit_s: float) -> None:
+    def _ask(self, worker: Worker, task: _Task, batch: WorkerBatch, limit_s: float) -> None:
         each_s = self._crew.plan.sample_deadline_s
         if each_s is not None and worker.about["async"]:
             each_s += GRACE_S
@@ -258,7 +259,7 @@ class _Lane:
             batch.decide(decided, answer.outcomes)
             at, since = at + len(decided), now
 
-    def _ready(self, batch: Batch) -> Worker:
+    def _ready(self, batch: WorkerBatch) -> Worker:
         if self._worker is None:
             self._worker = self._crew.spare() or Worker(self._crew.plan)
             if self._lost:
@@ -266,16 +267,18 @@ class _Lane:
             self._lost = False
         return self._worker
 
-    def _after_loss(self, task: _Task, batch: Batch, failure: Failure, allowed_s: float) -> None:
+    def _after_loss(
+        self, task: _Task, batch: WorkerBatch, failure: Failure, allowed_s: float
+    ) -> None:
         """Find the guilty sample, or go on with smaller calls."""
         if failure.kind == "deadline":
             batch.count("deadlines")
         rest = batch.open_of(task.indices)
         one_by_one = self._crew.plan.sample_deadline_s is not None
-        known = len(rest) == 1 or (one_by_one and not self._crew.about()["async"])
+        guilt_is_clear = len(rest) == 1 or (one_by_one and not self._crew.about()["async"])
         if failure.kind == "invalid":
             batch.fail(rest, failure)
-        elif known:
+        elif guilt_is_clear:
             guilty, *rest = rest
             if failure.kind != "deadline" or allowed_s >= FAIR_SHARE * batch.clock.deadline_s:
                 self._crew.suspects.strike(batch.packed_B[guilty], failure)

@@ -1,4 +1,4 @@
-"""One worker process as its owner sees it: started, asked, ended."""
+"""Worker process as its owner sees it: started, asked, ended."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from typing import Any
 from rewards.call import Failure
 from rewards.isolation.protocol import (
     LONGEST_TEXT,
-    Answer,
     Malformed,
+    WorkerAnswer,
     pack_request,
     read_answer,
     receive,
@@ -37,28 +37,28 @@ from rollouts.errors import UserError
 logger = logging.getLogger(__name__)
 
 START_S = 120.0
-"""For a worker to import a reward."""
+"""Seconds for a worker to import a reward."""
 ENDING_S = 1.0
-"""Between a worker's closed socket and its end."""
+"""Seconds between a worker's closed socket and its end."""
 END_S = 5.0
-"""For a keeper to end all that its worker started."""
+"""Seconds for a keeper to end all that its worker started."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Which reward a worker loads, and under what."""
+    """Reward that a worker loads, and the confinement it runs under."""
 
     reward: str | None
-    """As in a campaign file; None loads nothing."""
+    """Name of the reward as in a campaign file; None loads nothing."""
     options: Mapping[str, Any]
     where: str | None
-    """Its place in the campaign file, for messages."""
+    """Place of the reward in the campaign file, for messages."""
     folder: str
-    """Where a relative name is resolved."""
+    """Folder in which a relative name is resolved."""
     memory_gib: float | None
     sample_deadline_s: float | None
     environment: tuple[str, ...] = ()
-    """Variables granted besides the harmless ones."""
+    """Names of variables granted besides the harmless ones."""
     provider: Provider | None = None
     visible: tuple[str, ...] = ()
 
@@ -72,10 +72,10 @@ class WorkerEnded(Exception):
 
 
 class Worker:
-    """A process that has loaded one reward. Whoever makes one ends it."""
+    """Process that has loaded one reward. Its maker ends it."""
 
     def __init__(self, plan: Plan) -> None:
-        """Start it and wait for its reward.
+        """Start the process and wait for its reward.
 
         Raises:
             UserError: the reward cannot be loaded.
@@ -92,11 +92,11 @@ class Worker:
             undo.pop_all()
 
     def _spawn(self, plan: Plan) -> None:
-        self._channel, theirs = socket.socketpair()
+        self._channel, worker_end = socket.socketpair()
         self._control, keepers = socket.socketpair()
-        with theirs, keepers:
+        with worker_end, keepers:
             setup = Setup(
-                channel=theirs.fileno(),
+                channel=worker_end.fileno(),
                 control=keepers.fileno(),
                 owner=os.getpid(),
                 scratch=self._folder,
@@ -134,8 +134,8 @@ class Worker:
 
     def ask(
         self, packed: Sequence[str], state: str, limit_s: float, each_s: float | None
-    ) -> Iterator[Answer]:
-        """Answers that together decide all samples, in order.
+    ) -> Iterator[WorkerAnswer]:
+        """Yield answers that together decide all samples, in order.
 
         Args:
             packed: the samples as JSON.
@@ -165,7 +165,7 @@ class Worker:
             raise WorkerEnded(self._why(error, allowed)) from error
 
     def _why(self, error: Exception, limit_s: float) -> Failure:
-        """End the process and say in a failure why it gave no answer."""
+        """End the process and return a failure that says why it gave no answer."""
         ended = self.end(0.0 if isinstance(error, TimeoutError | Malformed) else ENDING_S)
         output = str(ended.get("output", ""))[-LONGEST_TEXT:].strip()
         if isinstance(error, Malformed):
@@ -175,23 +175,23 @@ class Worker:
         return _ending(ended, output)
 
     def interrupt(self) -> None:
-        """Make whoever waits for an answer stop waiting; from another thread."""
+        """Wake the thread that waits for an answer; called from another thread."""
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def end(self, patience_s: float = 0.0) -> dict[str, Any]:
-        """Kill the process and all it started; how it had ended by itself, if it had.
+        """Kill the process and all it started; return how it had ended by itself, if it had.
 
         Args:
             patience_s: for a process that seems to be ending by itself.
         """
         self._channel.close()
-        told = b""
+        report = b""
         for wait_s in (patience_s, END_S):
             with suppress(OSError):
                 self._control.settimeout(wait_s)
                 while part := self._control.recv(2**16):
-                    told += part
+                    report += part
                 break
             with suppress(OSError):
                 self._control.shutdown(socket.SHUT_WR)  # the keeper's sign to end all
@@ -203,7 +203,7 @@ class Worker:
             self._keeper.wait()
         self._remove()
         try:
-            return dict(json.loads(told))
+            return dict(json.loads(report))
         except ValueError:
             return {}
 
@@ -212,7 +212,7 @@ class Worker:
 
 
 def _ending(ended: Mapping[str, Any], output: str) -> Failure:
-    """The failure behind a process that is gone."""
+    """Make the failure behind a process that is gone."""
     if ended.get("exit") == SETUP_FAILED:
         last = output.splitlines()[-1] if output else "no reason given"
         return Failure.of(f"the worker could not be confined: {last}", "crash")
@@ -232,7 +232,7 @@ def _ending(ended: Mapping[str, Any], output: str) -> Failure:
 
 
 def _theirs(output: str) -> str:
-    """What a worker printed last, without Keel's own frames below those of the reward."""
+    """Return what a worker printed last, without Keel's own frames below those of the reward."""
     lines = output.splitlines()
-    ours = [index for index, line in enumerate(lines) if "/rewards/call.py" in line]
-    return "\n".join(lines[: ours[0]] if ours else lines)
+    own_lines = [index for index, line in enumerate(lines) if "/rewards/call.py" in line]
+    return "\n".join(lines[: own_lines[0]] if own_lines else lines)

@@ -1,4 +1,4 @@
-"""What a worker and its owner say to one another: JSON in frames, over a socket nobody else has.
+"""Messages between a worker and its owner: JSON in frames, over a socket nobody else has.
 
 A frame is the length of its body in four bytes, then the body. The owner sends a plan once, then one
 request at a time; the worker answers a request with one frame or several, each deciding the next
@@ -24,7 +24,7 @@ from rollouts.values import Unholdable, from_json, normalised, to_json
 LARGEST_FRAME = 2**28
 """Bytes of one frame; more is an error, never memory."""
 LONGEST_TEXT = 20_000
-"""Characters of a traceback that are passed on: its end."""
+"""Characters of a traceback that are passed on, counted from its end."""
 
 # Bound now: what a reward puts into the json module later changes nothing here.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -32,18 +32,18 @@ _decode = json.JSONDecoder().decode
 
 
 class Malformed(Exception):
-    """A worker said something that is no answer."""
+    """Message of a worker that is no answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What one frame of a worker decides."""
+class WorkerAnswer:
+    """Outcomes and logs in one frame of a worker."""
 
     outcomes: list[Outcome]
     metrics: list[tuple[str, float]] = field(default_factory=list)
-    """What the reward gave ``log_metric``, in order."""
+    """Values that the reward gave ``log_metric``, in order."""
     extras: dict[str, list[Any]] = field(default_factory=dict)
-    """What it gave ``log_extra``, per column."""
+    """Values that the reward gave ``log_extra``, per column."""
 
 
 def send(channel: socket.socket, body: str) -> None:
@@ -58,7 +58,7 @@ def send_message(channel: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def receive(channel: socket.socket, until: float | None = None) -> dict[str, Any]:
-    """The next frame.
+    """Receive the next frame.
 
     Args:
         until: time of the monotonic clock at which waiting ends; None waits on.
@@ -99,7 +99,7 @@ def _exactly(channel: socket.socket, size: int, until: float | None) -> bytes:
 
 
 def holds(value: Any) -> bool:
-    """Whether JSON gives this value back as it is; a tuple may come back as a list."""
+    """Tell if JSON gives this value back as it is; a tuple may come back as a list."""
     if value is None or isinstance(value, str | bool | int | float):
         return True
     if isinstance(value, list | tuple):
@@ -110,7 +110,7 @@ def holds(value: Any) -> bool:
 
 
 def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> str | Failure:
-    """One sample as JSON: only what the reward takes of it; or why it cannot be sent."""
+    """Pack the parts of a sample that the reward takes as JSON; return a failure if it cannot be sent."""
     prompt, completion = sample.prompt, sample.completion
     sent: dict[str, Any] = {}
     for name in filter(takes.take, columns):
@@ -132,7 +132,7 @@ def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> st
 
 
 def unpack_sample(body: Mapping[str, Any]) -> Sample:
-    """The other side of `pack_sample`."""
+    """Restore a sample from what `pack_sample` made."""
     messages = body.get("messages")
     return Sample(
         prompt=Prompt(
@@ -151,20 +151,22 @@ def unpack_sample(body: Mapping[str, Any]) -> Sample:
 
 
 def pack_request(number: int, packed: Sequence[str], state: str) -> str:
-    """A request from samples that are JSON already."""
+    """Make a request of samples that are JSON already."""
     return f'{{"id":{number},"state":{state},"rows":[{",".join(packed)}]}}'
 
 
 def pack_state(state: Any) -> str:
-    """The trainer's state: its public attributes, as far as JSON holds them."""
+    """Pack the trainer's state: its public attributes, as far as JSON holds them."""
     if state is None:
         return "null"
-    found = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
-    return _encode({str(k): v for k, v in found.items() if not str(k).startswith("_") and holds(v)})
+    attributes = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+    return _encode(
+        {str(k): v for k, v in attributes.items() if not str(k).startswith("_") and holds(v)}
+    )
 
 
-def pack_answer(number: int, answer: Answer) -> dict[str, Any]:
-    """A frame of a worker."""
+def pack_answer(number: int, answer: WorkerAnswer) -> dict[str, Any]:
+    """Pack an answer into the frame that a worker sends."""
     return {
         "id": number,
         "outcomes": [pack_outcome(outcome) for outcome in answer.outcomes],
@@ -177,7 +179,7 @@ def pack_answer(number: int, answer: Answer) -> dict[str, Any]:
 
 
 def pack_outcome(outcome: Outcome) -> Any:
-    """An outcome as JSON holds it."""
+    """Return an outcome in its JSON form."""
     if not isinstance(outcome, Failure):
         return outcome
     return {
@@ -187,8 +189,8 @@ def pack_outcome(outcome: Outcome) -> Any:
     }
 
 
-def read_answer(message: Mapping[str, Any], number: int, most: int) -> Answer:
-    """The answer in a frame. Raises `Malformed` for anything that is none."""
+def read_answer(message: Mapping[str, Any], number: int, most: int) -> WorkerAnswer:
+    """Read the answer in a frame. Raise `Malformed` for anything that is none."""
     try:
         if message["id"] != number:
             raise Malformed(f"an answer to request {message['id']!r}, asked was {number}")
@@ -199,11 +201,11 @@ def read_answer(message: Mapping[str, Any], number: int, most: int) -> Answer:
         raise Malformed(f"{type(error).__name__}: {error}") from error
     if not 0 < len(outcomes) <= most:
         raise Malformed(f"{len(outcomes)} outcomes for {most} samples")
-    return Answer(outcomes=outcomes, metrics=metrics, extras=extras)
+    return WorkerAnswer(outcomes=outcomes, metrics=metrics, extras=extras)
 
 
 def read_outcome(value: Any) -> Outcome:
-    """An outcome from JSON."""
+    """Read an outcome from its JSON form."""
     if value is None:
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A reward that runs elsewhere, in the place of the function in a `RewardPart`."""
+"""Reward that runs in worker processes, in the place of the function in a `RewardPart`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rewards.base import Sample
 from rewards.call import Failure, Outcome
-from rewards.isolation.batch import Batch, Clock
+from rewards.isolation.batch import Clock, WorkerBatch
 from rewards.isolation.levels import Isolation
 from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
@@ -23,7 +23,7 @@ from rewards.signatures.signature import RESERVED, parameters
 from rollouts.errors import UserError
 
 _POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()
-"""By everything that makes two rewards the same; a pool lives as long as a reward that uses it."""
+"""Pools by everything that makes two rewards the same; a pool lives as long as a reward that uses it."""
 
 
 class IsolatedReward:
@@ -75,15 +75,15 @@ class IsolatedReward:
         group_B: Sequence[int],
         state: Any,
         clock: Clock | None = None,
-    ) -> Asked:
-        """Send samples to the workers. Only what the reward takes of them leaves this process.
+    ) -> WorkerCall:
+        """Send samples to the workers. Only the arguments that the reward takes leave this process.
 
         Args:
             clock: of the batches that this one belongs to; None: it stands alone.
         """
         columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
-        wanted = [name for name in columns if name not in RESERVED]
-        packed_B = [pack_sample(sample, self._takes, wanted) for sample in samples_B]
+        taken_columns = [name for name in columns if name not in RESERVED]
+        packed_B = [pack_sample(sample, self._takes, taken_columns) for sample in samples_B]
         unsent = [packed if isinstance(packed, Failure) else None for packed in packed_B]
         sent = [index for index, failure in enumerate(unsent) if failure is None]
         batch = self.pool.begin(
@@ -92,19 +92,19 @@ class IsolatedReward:
             pack_state(state) if self._takes.take("trainer_state") else "null",
             clock,
         )
-        return Asked(batch=batch, unsent=unsent)
+        return WorkerCall(batch=batch, unsent=unsent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class WorkerCall:
     """Samples on their way through the workers."""
 
-    batch: Batch
+    batch: WorkerBatch
     unsent: Sequence[Failure | None]
-    """For each sample, why it was not sent."""
+    """Reason, for each sample, why it was not sent; None where it was."""
 
     def result(self) -> list[Outcome]:
-        """Wait; deadlines see to it that this ends. Raises what the reward says to a person."""
+        """Wait, at most for the deadlines; raise the errors that the reward addresses to a person."""
         self.batch.done.wait()
         if self.batch.error is not None:
             raise self.batch.error
@@ -112,9 +112,9 @@ class Asked:
         return [next(answers) if failure is None else failure for failure in self.unsent]
 
     def extras_B(self) -> list[dict[str, Any]]:
-        """What each sample was given through ``log_extra``."""
-        found = iter(self.batch.extras_B())
-        return [next(found) if failure is None else {} for failure in self.unsent]
+        """Return what each sample was given through ``log_extra``."""
+        extras = iter(self.batch.extras_B())
+        return [next(extras) if failure is None else {} for failure in self.unsent]
 
 
 def _pool(plan: Plan, isolation: Isolation) -> Pool:
@@ -128,20 +128,20 @@ def _pool(plan: Plan, isolation: Isolation) -> Pool:
 
 
 def _content(plan: Plan) -> str:
-    """A file that changed is another reward."""
-    place = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
-    if place.suffix != ".py" or not place.is_file():
+    """Hash the file of a reward, since a file that changed is another reward."""
+    file = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
+    if file.suffix != ".py" or not file.is_file():
         return ""
-    return hashlib.sha256(place.read_bytes()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _signature(about: Mapping[str, Any]) -> inspect.Signature:
     kind = inspect.Parameter
     required = set(about["required"])
-    found = [
+    parameters = [
         kind(name, kind.KEYWORD_ONLY, default=kind.empty if name in required else None)
         for name in about["names"]
     ]
     if about["anything"]:
-        found.append(kind("other_columns", kind.VAR_KEYWORD))
-    return inspect.Signature(found)
+        parameters.append(kind("other_columns", kind.VAR_KEYWORD))
+    return inspect.Signature(parameters)

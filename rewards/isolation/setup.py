@@ -1,4 +1,4 @@
-"""How one worker process is set up: the words its owner, its keeper and the worker share."""
+"""Set-up of one worker process: the fields that its owner, its keeper and the worker share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Provider = Literal["namespaces", "bwrap"]
-"""What makes a sandbox: user namespaces set up by Keel, or the program of that name."""
+"""Maker of a sandbox: user namespaces set up by Keel, or the program of that name."""
 
 SETUP_FAILED = 70
 """Exit code of a worker that could not be confined (EX_SOFTWARE of sysexits.h)."""
@@ -15,31 +15,31 @@ SETUP_FAILED = 70
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
-    """Everything a keeper needs to know before it forks its worker."""
+    """Facts that a keeper needs before it forks its worker."""
 
     channel: int
     """File descriptor of the worker's socket to the owner."""
     control: int
-    """File descriptor of the keeper's own."""
+    """File descriptor of the keeper's own socket."""
     owner: int
     """Process id of the owner."""
     scratch: str
     """The worker's only folder of its own."""
     folder: str
-    """Where the reward's name is resolved: the owner's current folder."""
+    """Folder where the reward's name is resolved: the owner's current folder."""
     memory_bytes: int | None
     """Address space; None: no limit."""
     provider: Provider | None = None
-    """None: a process without a sandbox."""
+    """Maker of the sandbox; None: a process without one."""
     visible: tuple[str, ...] = ()
     """Files and folders a sandbox may read."""
 
     def dump(self) -> str:
-        """As one word of a command line."""
+        """Encode the set-up as one word of a command line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, text: str) -> Setup:
-        """The other side of `dump`."""
+        """Decode what `dump` made."""
         fields = json.loads(text)
         return cls(**{**fields, "visible": tuple(fields["visible"])})

@@ -14,7 +14,13 @@ from typing import Any
 
 from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
-from rewards.isolation.protocol import Answer, pack_answer, receive, send_message, unpack_sample
+from rewards.isolation.protocol import (
+    WorkerAnswer,
+    pack_answer,
+    receive,
+    send_message,
+    unpack_sample,
+)
 from rewards.signatures.signature import parameters
 from rollouts.errors import KeelError
 
@@ -56,7 +62,7 @@ class Answering:
         self._loop = asyncio.new_event_loop() if self._async else None
 
     def about(self) -> dict[str, Any]:
-        """What the owner has to know of the reward."""
+        """Return the facts of the reward that the owner needs."""
         takes = parameters(self._part.function)
         return {
             "names": takes.names,
@@ -65,8 +71,8 @@ class Answering:
             "async": self._async,
         }
 
-    def answers(self, request: Mapping[str, Any]) -> Iterator[Answer]:
-        """All samples in one answer, or one answer each where each has its own deadline."""
+    def answers(self, request: Mapping[str, Any]) -> Iterator[WorkerAnswer]:
+        """Yield all samples in one answer, or one answer each where each has its own deadline."""
         samples_B = [unpack_sample(row) for row in request["rows"]]
         state = None if request["state"] is None else SimpleNamespace(**request["state"])
         single = self._sample_deadline_s is not None
@@ -75,20 +81,20 @@ class Answering:
             return (self._call(piece, _Log(), state) for piece in pieces)
         return self._answers_async(self._loop, pieces, state)
 
-    def _call(self, samples: Sequence[Sample], log: _Log, state: Any) -> Answer:
+    def _call(self, samples: Sequence[Sample], log: _Log, state: Any) -> WorkerAnswer:
         with _anything_is_a_failure(samples) as outcomes:
             outcomes[:] = call_part(self._part, samples, log.context(state))
         return log.answer(outcomes)
 
     def _answers_async(
         self, loop: asyncio.AbstractEventLoop, pieces: Sequence[Sequence[Sample]], state: Any
-    ) -> Iterator[Answer]:
-        """Pieces run together and are answered in order."""
+    ) -> Iterator[WorkerAnswer]:
+        """Run the pieces together and yield their answers in order."""
         tasks = [loop.create_task(self._call_async(piece, _Log(), state)) for piece in pieces]
         for task in tasks:
             yield loop.run_until_complete(task)
 
-    async def _call_async(self, samples: Sequence[Sample], log: _Log, state: Any) -> Answer:
+    async def _call_async(self, samples: Sequence[Sample], log: _Log, state: Any) -> WorkerAnswer:
         limit = self._sample_deadline_s
         with _anything_is_a_failure(samples) as outcomes:
             try:
@@ -103,27 +109,27 @@ class Answering:
 
 
 class _Log:
-    """What one call gives ``log_metric`` and ``log_extra``."""
+    """Values that one call gives ``log_metric`` and ``log_extra``."""
 
     def __init__(self) -> None:
         self._metrics: list[tuple[str, float]] = []
         self._extras: defaultdict[str, list[Any]] = defaultdict(list)
 
     def context(self, state: Any) -> dict[str, Any]:
-        """TRL's extra arguments."""
+        """Return TRL's extra arguments."""
         return {
             "trainer_state": state,
             "log_metric": lambda name, value: self._metrics.append((str(name), float(value))),
             "log_extra": lambda column, values: self._extras[str(column)].extend(values),
         }
 
-    def answer(self, outcomes: list[Outcome]) -> Answer:
-        return Answer(outcomes=outcomes, metrics=self._metrics, extras=dict(self._extras))
+    def answer(self, outcomes: list[Outcome]) -> WorkerAnswer:
+        return WorkerAnswer(outcomes=outcomes, metrics=self._metrics, extras=dict(self._extras))
 
 
 @contextlib.contextmanager
 def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[Outcome]]:
-    """Also what `call_part` lets pass, such as a KeyboardInterrupt: the worker lives on."""
+    """Turn what `call_part` lets pass, such as a KeyboardInterrupt, into failures: the worker lives on."""
     outcomes: list[Outcome] = []
     try:
         yield outcomes
@@ -135,7 +141,7 @@ def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[Outcome]]
 
 
 def pack_error(error: KeelError) -> dict[str, Any]:
-    """An error for a person, to be raised again by the owner."""
+    """Pack an error for a person, to be raised again by the owner."""
     return {"what": error.what, "where": error.where, "cause": error.cause, "remedy": error.remedy}
 
 

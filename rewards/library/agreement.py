@@ -56,13 +56,14 @@ class Agreement:
         self.__signature__ = _signature(self.parts)
 
     async def __call__(self, completions: Sequence[ShownCompletion], **others: Any) -> list[Any]:
-        """One value per completion; asynchronous, since some of the rewards may be."""
+        """Return one value per completion; asynchronous, since some of the rewards may be."""
         offered = {"completions": completions, **others}
         members = await asyncio.gather(*(_ask(part, offered) for part in self.parts))
         return [self._combined(values) for values in zip(*members, strict=True)]
 
     def _combined(self, values: Sequence[Any]) -> Any:
-        """The agreed number; None without a quorum; what is no number is handed on, and so fails."""
+        """Return the agreed number, None without a quorum. A value that is no number is returned, and
+        so fails."""
         scored = [value for value in values if value is not None]
         for value in scored:
             if isinstance(value, BaseException) or value != value:
@@ -87,7 +88,7 @@ def _member(member: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _signature(parts: Sequence[RewardPart]) -> Signature:
-    """Everything a rubric offers, with the members' columns as required ones."""
+    """Make a signature of everything a rubric offers, with the members' columns as required ones."""
     kind = Parameter.KEYWORD_ONLY
     columns = dict.fromkeys(column for part in parts for column in required_columns(part))
     reserved = [

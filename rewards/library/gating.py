@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """What a part demands."""
+    """Least raw value that a part demands, and the value of a completion that has less."""
 
     at_least: float
     """Least raw value that passes, in units of the part."""
@@ -23,7 +23,8 @@ class Gate:
 def closed_gate(
     gates: Mapping[str, Gate], values: Mapping[str, float | None]
 ) -> tuple[str, Gate] | None:
-    """The first gate, in the order of the parts, that a completion does not pass; None: it may count.
+    """Return the first gate, in the order of the parts, that a completion does not pass; None if it may
+    count.
 
     Args:
         gates: by part, those that are one.

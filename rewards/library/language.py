@@ -1,4 +1,4 @@
-"""Which language a text is written in, by py3langid: naive Bayes over byte n-grams, 97 languages.
+"""Language of a text, detected by py3langid: naive Bayes over byte n-grams, 97 languages.
 
 Lui & Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", ACL 2012. Deterministic,
 needs numpy only. In the extra ``rewards``.
@@ -17,7 +17,7 @@ from rewards.signatures.options import given, missing_package, one_of, whole_num
 def language(
     completions: Sequence[ShownCompletion], code: str | None = None, letters: int = 20
 ) -> list[float | None]:
-    """1.0 where the completion is in the language ``code`` (ISO 639-1: en, de, zh), else 0.0.
+    """Score 1.0 where the completion is in the language ``code`` (ISO 639-1: en, de, zh), else 0.0.
 
     None where it has fewer than ``letters`` letters: the language of a word or two is a guess.
     """
@@ -29,24 +29,24 @@ def language(
 
 
 def detect(text: str) -> str | None:
-    """ISO 639-1 code of the likeliest language; None for a text without letters."""
+    """Return the ISO 639-1 code of the likeliest language; None for a text without letters."""
     # Capitals are rare in what the classifier learnt from, and mean nothing here.
     return str(_identifier().classify(text.lower())[0]) if num_letters(text) else None
 
 
 def num_letters(text: str) -> int:
-    """Letters of any script."""
+    """Count letters of any script."""
     return sum(character.isalpha() for character in text)
 
 
 def languages() -> list[str]:
-    """The codes that can be detected."""
+    """List the codes that can be detected."""
     return sorted(set(_identifier().nb_classes))
 
 
 @cache
 def _identifier() -> Any:
-    """The classifier, with its model read once."""
+    """Load the classifier, whose model is read once."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:

@@ -19,7 +19,8 @@ def tag_format(
     tags: Sequence[str] = ("think", "answer"),
     only: bool = True,
 ) -> list[float]:
-    """1.0 where each of the ``tags`` opens and closes exactly once, in this order, none inside another.
+    """Score 1.0 where each of the ``tags`` opens and closes exactly once, in this order, none inside
+    another.
 
     ``only``: nothing but white space stands outside them. The format reward of DeepSeek-R1,
     arXiv 2501.12948 section 2.2.2.
@@ -45,7 +46,7 @@ def json_schema(
     schema: Mapping[str, Any] | None = None,
     fence: bool = True,
 ) -> list[float]:
-    """1.0 where the completion is JSON that fits the JSON Schema ``schema``, and nothing else.
+    """Score 1.0 where the completion is JSON that fits the JSON Schema ``schema``, and nothing else.
 
     ``fence``: one Markdown code block around it is allowed. Nothing is fetched: a ``$ref`` leads
     inside the schema. Drafts 3 to 2020-12 (https://json-schema.org), NaN and Infinity are no JSON.
@@ -68,9 +69,9 @@ def _validator(schema: Mapping[str, Any]) -> Any:
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
-        place = "/".join(map(str, error.absolute_path)) or "the top"
+        path = "/".join(map(str, error.absolute_path)) or "the top"
         raise UserError(
-            "the schema is no JSON Schema", cause=f"at {place}: {error.message}"
+            "the schema is no JSON Schema", cause=f"at {path}: {error.message}"
         ) from error
     # An empty registry keeps jsonschema from fetching what a schema refers to.
     return kind(schema, registry=referencing.Registry())

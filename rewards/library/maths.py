@@ -19,7 +19,7 @@ from rewards.signatures.options import missing_package, whole_number
 def math_answer(
     completions: Sequence[ShownCompletion], answer: Sequence[Any], last: int = 2000
 ) -> list[float | None]:
-    """1.0 where the completion's answer equals the column ``answer``, else 0.0.
+    """Score 1.0 where the completion's answer equals the column ``answer``, else 0.0.
 
     The completion's answer is its last boxed or otherwise final expression. Only the ``last``
     characters are read: an endless answer must not cost an endless search. None where the dataset
@@ -33,17 +33,17 @@ def math_answer(
         if not gold:
             scores.append(None)
             continue
-        said = library.parse(completion_text(completion)[-last:], parsing_timeout=None)
-        scores.append(float(library.verify(gold, said, timeout_seconds=None)))
+        parsed = library.parse(completion_text(completion)[-last:], parsing_timeout=None)
+        scores.append(float(library.verify(gold, parsed, timeout_seconds=None)))
     return scores
 
 
 def _gold(library: Any, answer: str) -> list[Any]:
-    """What the dataset's answer means: LaTeX is only found between delimiters."""
+    """Parse the dataset's answer, of which LaTeX is only read between delimiters."""
     delimited = "$" in answer or "\\boxed" in answer
     boxed = answer if delimited else f"\\boxed{{{answer}}}"
-    found: list[Any] = library.parse(boxed, parsing_timeout=None)
-    return found or list(library.parse(answer, parsing_timeout=None))
+    expressions: list[Any] = library.parse(boxed, parsing_timeout=None)
+    return expressions or list(library.parse(answer, parsing_timeout=None))
 
 
 @cache

@@ -41,43 +41,46 @@ class NaiveBayes:
         if not smoothing > 0:
             raise UserError(f"smoothing must be above 0, got {smoothing}")
         rows = [(words(row[text]), row[label] == positive) for row in _rows(data, text, label)]
-        if len({own for _, own in rows}) < 2:
+        if len({has_label for _, has_label in rows}) < 2:
             raise UserError(
                 f"naive_bayes needs texts with the label {positive!r} and texts without",
                 where=data,
                 remedy="set positive to a label of the file",
             )
-        own, other = (len([1 for _, is_own in rows if is_own is side]) for side in (True, False))
-        self.bias = math.log(own / other)
+        has_label, other = (
+            len([1 for _, is_own in rows if is_own is side]) for side in (True, False)
+        )
+        self.bias = math.log(has_label / other)
         self.weights = log_odds(rows, smoothing)
 
     def __call__(self, completions: Sequence[ShownCompletion]) -> list[float]:
-        """One probability per completion."""
+        """Return one probability per completion."""
         return [self.probability(completion_text(completion)) for completion in completions]
 
     def probability(self, text: str) -> float:
-        """That the text has the label."""
+        """Return the probability that a text has the label."""
         odds = self.bias + sum(self.weights.get(word, 0.0) for word in words(text))
         return 0.5 * (1.0 + math.tanh(0.5 * odds))
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, each once, in lower case."""
+    """Return the words of a text, each once, in lower case."""
     return frozenset(WORD.findall(text.lower()))
 
 
 def log_odds(
     rows: Iterable[tuple[frozenset[str], bool]], smoothing: float = 1.0
 ) -> dict[str, float]:
-    """For each word log P(word | label) - log P(word | other label): shares of texts that have it."""
+    """Return log P(word | label) - log P(word | other label) of each word, as shares of the texts that
+    have it."""
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     texts: Counter[bool] = Counter()
-    for found, own in rows:
-        counts[own].update(found)
-        texts[own] += 1
+    for word_set, has_label in rows:
+        counts[has_label].update(word_set)
+        texts[has_label] += 1
 
-    def log_share(word: str, own: bool) -> float:
-        return math.log((counts[own][word] + smoothing) / (texts[own] + 2 * smoothing))
+    def log_share(word: str, has_label: bool) -> float:
+        return math.log((counts[has_label][word] + smoothing) / (texts[has_label] + 2 * smoothing))
 
     return {
         word: log_share(word, True) - log_share(word, False)

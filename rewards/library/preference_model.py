@@ -1,4 +1,4 @@
-"""How probably an answer is preferred to another one, according to a reward model.
+"""Probability that an answer is preferred to another one, according to a reward model.
 
 Bradley and Terry: P(answer is better than reference) = sigmoid(r(answer) - r(reference)), the model that
 `rewards.library.reward_model` snapshots are trained under, on their raw scores.
@@ -22,7 +22,7 @@ def preference_model(
     model: str | None = None,
     batch_size: int = 16,
 ) -> list[float | None]:
-    """Probability, 0 to 1, that the completion beats the column ``reference``; 0.5 is a tie.
+    """Score the probability, 0 to 1, that the completion beats the column ``reference``; 0.5 is a tie.
 
     The column holds an answer to the same prompt, such as an earlier snapshot's; None abstains.
     ``model`` and ``batch_size`` are those of ``reward_model``.
@@ -31,13 +31,13 @@ def preference_model(
         (p, c, r) for p, c, r in zip(prompts, completions, reference, strict=True) if r is not None
     ]
     shown = [*(prompt for prompt, _, _ in pairs)] * 2
-    answers = [*(said for _, said, _ in pairs), *(other for _, _, other in pairs)]
+    answers = [*(answer for _, answer, _ in pairs), *(other for _, _, other in pairs)]
     scores = reward_model(shown, answers, model=model, batch_size=batch_size, normalise=False)
-    margins = iter(ours - theirs for ours, theirs in
+    margins = iter(score - other for score, other in
                    zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))  # fmt: skip
     return [None if other is None else sigmoid(next(margins)) for other in reference]
 
 
 def sigmoid(margin: float) -> float:
-    """1 / (1 + exp(-margin)), without overflow."""
+    """Compute 1 / (1 + exp(-margin)) without overflow."""
     return 0.5 * (1.0 + math.tanh(0.5 * margin))

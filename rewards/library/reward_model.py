@@ -45,7 +45,7 @@ def reward_model(
     normalise: bool = True,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> list[float]:
-    """What the model in the folder ``model`` gives each answer; also ``round:NAME`` in a campaign file.
+    """Score each answer by the model in the folder ``model``; also ``round:NAME`` in a campaign file.
 
     Answers are read as finished ones, also where sampling was cut. ``normalise`` puts rewards on the
     scale that the snapshot recorded: mean 0 and standard deviation 1 over its held-out pairs.
@@ -76,7 +76,7 @@ def reward_model(
 
 
 def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Score of each sequence, read at its last token; shape ``B``, with gradient.
+    """Score each sequence at its last token; the result has shape ``B``, with gradient.
 
     Transformers take the last token that is not ``pad_token_id`` for the last one. So where padding and
     end of sequence are one token, the score is read just before it, here and by everybody else.
@@ -105,7 +105,7 @@ def set_padding(model: Any, candidates: Iterable[int | None]) -> None:
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
 
 
-class Scorer:
+class RewardScorer:
     """A loaded reward model. Its scores are raw; ``mean`` and ``std`` are those of its held-out pairs."""
 
     def __init__(self, model: Any, encoder: PromptEncoder) -> None:
@@ -120,7 +120,8 @@ class Scorer:
     def encode(
         self, prompt: str | Sequence[Message], completion: ShownCompletion
     ) -> tuple[int, ...]:
-        """Token ids of a prompt and its answer, with an end: what examples of a file are made into."""
+        """Return the token ids of a prompt and its answer, with an end, as examples of a file are
+        encoded."""
         text, encoder = completion_text(completion), self._encoder
         if isinstance(prompt, str):
             prompt_ids = encoder.encode(Prompt(id="", text=prompt))
@@ -133,22 +134,22 @@ class Scorer:
         return ended(chat_whole(turns, prompt_ids, answer, encoder)[0], encoder)
 
     def scores(self, sequences: Sequence[Sequence[int]], batch_size: int) -> list[float]:
-        """Raw scores in the given order, of the last ``context`` tokens of each."""
+        """Return raw scores in the order of the sequences, from the last ``context`` tokens of each."""
         import torch
 
-        found: dict[int, float] = {}
+        score_of: dict[int, float] = {}
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         with torch.inference_mode():
             for start in range(0, len(by_length), batch_size):
-                some = by_length[start : start + batch_size]
-                kept = [sequences[i][-self.context :] for i in some]
-                found |= zip(some, sequence_scores(self.model, kept).tolist(), strict=True)
-        return [found[i] for i in range(len(sequences))]
+                indices = by_length[start : start + batch_size]
+                cut = [sequences[i][-self.context :] for i in indices]
+                score_of |= zip(indices, sequence_scores(self.model, cut).tolist(), strict=True)
+        return [score_of[i] for i in range(len(sequences))]
 
 
 @cache
-def load_scorer(folder: Path) -> Scorer:
-    """The reward model of a folder, without code of its own.
+def load_scorer(folder: Path) -> RewardScorer:
+    """Load the reward model of a folder, without code of its own.
 
     Raises:
         UserError: it has no trained head with a single label.
@@ -167,11 +168,11 @@ def load_scorer(folder: Path) -> Scorer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoder = PromptEncoder(tokenizer, extra_endings(folder, tokenizer))
-    return Scorer(model.to(device).eval().requires_grad_(False), encoder)
+    return RewardScorer(model.to(device).eval().requires_grad_(False), encoder)
 
 
 def _check(folder: Path) -> None:
-    """What can be known of a folder without loading it, in milliseconds."""
+    """Refuse what is wrong with a folder as far as it shows without loading, in milliseconds."""
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
@@ -194,7 +195,7 @@ def _unfit(folder: Path, cause: str) -> UserError:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Learner and engines share these cores, and waiting threads spin."""
+    """Limit torch to one thread: learner and engines share these cores, and waiting threads spin."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""How near an answer is to another one that the dataset holds, such as an earlier snapshot's.
+"""Likeness of an answer to another one that the dataset holds, such as an earlier snapshot's.
 
 It rewards staying, as an anchor does, but for what was written instead of how likely it was.
 """
@@ -22,7 +22,8 @@ def similarity(
     measure: str = "ngrams",
     n: int = 2,
 ) -> list[float | None]:
-    """Likeness of the completion to the column ``reference``, 0 (nothing shared) to 1 (the same words).
+    """Score the likeness of the completion to the column ``reference``, 0 (nothing shared) to 1 (the
+    same words).
 
     ``ngrams``: F1 of the word ``n``-grams they share, each counted as often as in both (ROUGE-N, Lin
     2004). ``edits``: Ratcliff and Obershelp's ratio over words, 2 * matching / all, which keeps their
@@ -32,27 +33,31 @@ def similarity(
     whole_number("n", n)
     scores: list[float | None] = []
     for completion, other in zip(completions, reference, strict=True):
-        said = completion_text(completion).split()
+        words = completion_text(completion).split()
         # A chat answer in the column is one message in a list, as a completion is.
-        kept = None if other is None else completion_text(other).split()
-        if kept is None or min(len(said), len(kept)) < (n if measure == "ngrams" else 1):
+        reference_words = None if other is None else completion_text(other).split()
+        if reference_words is None or min(len(words), len(reference_words)) < (
+            n if measure == "ngrams" else 1
+        ):
             scores.append(None)
         else:
             scores.append(
-                shared_ngrams(said, kept, n) if measure == "ngrams" else matching(said, kept)
+                shared_ngrams(words, reference_words, n)
+                if measure == "ngrams"
+                else matching(words, reference_words)
             )
     return scores
 
 
-def shared_ngrams(said: Sequence[str], kept: Sequence[str], n: int) -> float:
-    """F1 of n-grams: 2 * shared / (those of one + those of the other)."""
-    ours, theirs = (
-        Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-        for words in (said, kept)
+def shared_ngrams(words: Sequence[str], reference_words: Sequence[str], n: int) -> float:
+    """Return the F1 of n-grams: 2 * shared / (those of one + those of the other)."""
+    ngrams, reference_ngrams = (
+        Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
+        for sequence in (words, reference_words)
     )
-    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+    return 2 * (ngrams & reference_ngrams).total() / (ngrams.total() + reference_ngrams.total())
 
 
-def matching(said: Sequence[str], kept: Sequence[str]) -> float:
-    """Matching words in order, as a share of all words of both."""
-    return SequenceMatcher(None, said, kept, autojunk=False).ratio()
+def matching(words: Sequence[str], reference_words: Sequence[str]) -> float:
+    """Return the share of matching words in order among all words of both."""
+    return SequenceMatcher(None, words, reference_words, autojunk=False).ratio()

@@ -23,7 +23,7 @@ QUOTES = '"\u201c\u201d'
 
 
 def sentiment(completions: Sequence[ShownCompletion]) -> list[float]:
-    """VADER's compound score, -1 (negative) to 1 (positive); 0 for a text without known words.
+    """Score VADER's compound value, -1 (negative) to 1 (positive); 0 for a text without known words.
 
     Hutto & Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis", ICWSM 2014.
     Needs the extra ``stories``.
@@ -33,7 +33,7 @@ def sentiment(completions: Sequence[ShownCompletion]) -> list[float]:
 
 
 def dialogue(completions: Sequence[ShownCompletion], cap: int = 2) -> list[float]:
-    """Quotation marks over ``cap``, at most 1.0. The cap keeps a page of quotes from paying."""
+    """Score quotation marks over ``cap``, at most 1.0. The cap keeps a page of quotes from paying."""
     whole_number("cap", cap)
     texts = [completion_text(completion) for completion in completions]
     return [min(sum(text.count(quote) for quote in QUOTES), cap) / cap for text in texts]
@@ -45,7 +45,7 @@ def ends_within(
     tokens: int | None = None,
     characters: int | None = None,
 ) -> list[float]:
-    """1.0 where the completion is at most so long; give ``tokens`` or ``characters``.
+    """Score 1.0 where the completion is at most so long; give ``tokens`` or ``characters``.
 
     Tokens count the end-of-sequence token. A completion that is cut at the sampler's ``max_tokens``
     has exactly that many, so with ``tokens`` below ``max_tokens`` a 1.0 also means that the model
@@ -65,7 +65,7 @@ def ends_within(
 def short_sentences(
     completions: Sequence[ShownCompletion], target: int = 20, limit: int = 48
 ) -> list[float]:
-    """1.0 where no sentence is longer than ``target`` characters, falling to 0.0 at ``limit``.
+    """Score 1.0 where no sentence is longer than ``target`` characters, falling to 0.0 at ``limit``.
 
     The longest sentence counts, the unfinished one at the end included: a text that never ends its
     sentence earns nothing.
@@ -84,7 +84,7 @@ def distinct_ngrams(
     n: int = 4,
     unit: Unit = "token",
 ) -> list[float | None]:
-    """Different n-grams over all n-grams: 1.0 says nothing is repeated, near 0 it is one loop.
+    """Score different n-grams over all n-grams: 1.0 says nothing is repeated, near 0 it is one loop.
 
     distinct-n of Li et al. 2016, arXiv 1510.03055. None where the completion has no n-gram.
     """
@@ -102,7 +102,7 @@ def length(
     target: int | None = None,
     unit: Unit = "token",
 ) -> list[float]:
-    """The length L; with a ``target`` how near it is: max(0, 1 - |L - target| / target)."""
+    """Score the length L; with a ``target`` how near it is: max(0, 1 - |L - target| / target)."""
     lengths = [len(units) for units in _units(completions, completion_ids, unit)]
     if target is None:
         return [float(count) for count in lengths]
@@ -113,7 +113,8 @@ def length(
 def soft_overlong(
     completion_ids: Sequence[Sequence[int]], max_tokens: int | None = None, cache: int = 0
 ) -> list[float]:
-    """0 up to ``max_tokens - cache`` tokens L, then falling to -1 at ``max_tokens``, and -1 beyond.
+    """Score 0 up to ``max_tokens - cache`` tokens L, then falling to -1 at ``max_tokens``, and -1
+    beyond.
 
     The soft overlong punishment of DAPO, arXiv 2503.14476 eq. 13: (max_tokens - cache - L) / cache.
     With the sampler's own ``max_tokens`` an answer that was cut has -1; ``cache`` 0 is a hard limit.
@@ -137,7 +138,7 @@ def _overlong(excess: int, cache: int) -> float:
 def _units(
     completions: Sequence[ShownCompletion], completion_ids: Sequence[Sequence[int]], unit: Unit
 ) -> list[Sequence[Any]]:
-    """Each completion as a sequence of tokens, characters or words."""
+    """Split each completion into tokens, characters or words."""
     if unit not in UNITS:
         raise UserError(f"unit {unit!r} is not known", remedy=f"Known: {', '.join(UNITS)}")
     if unit == "token":
@@ -148,7 +149,7 @@ def _units(
 
 @cache
 def _vader() -> Any:
-    """The analyzer, with its lexicon read once."""
+    """Load the analyzer, whose lexicon is read once."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:

@@ -20,14 +20,14 @@ from rollouts.errors import UserError
 def exact_match(
     completions: Sequence[ShownCompletion], answer: Sequence[Any]
 ) -> list[float | None]:
-    """1.0 where the completion is the column ``answer`` (numbers are compared as written)."""
+    """Score 1.0 where the completion is the column ``answer`` (numbers are compared as written)."""
     return _compare(completions, answer, lambda text, right: _words(text) == _words(right))
 
 
 def normalised_match(
     completions: Sequence[ShownCompletion], answer: Sequence[Any]
 ) -> list[float | None]:
-    """1.0 where the completion is the column ``answer`` up to case, punctuation and a, an, the.
+    """Score 1.0 where the completion is the column ``answer`` up to case, punctuation and a, an, the.
 
     The normalisation of SQuAD's exact match: Rajpurkar et al. 2016, arXiv 1606.05250.
     """
@@ -37,14 +37,14 @@ def normalised_match(
 
 
 def contains(completions: Sequence[ShownCompletion], answer: Sequence[Any]) -> list[float | None]:
-    """1.0 where the column ``answer`` occurs anywhere in the completion, inside a word too."""
+    """Score 1.0 where the column ``answer`` occurs anywhere in the completion, inside a word too."""
     return _compare(completions, answer, lambda text, right: _words(right) in _words(text))
 
 
 def regex_match(
     completions: Sequence[ShownCompletion], pattern: str | None = None, full: bool = False
 ) -> list[float]:
-    """1.0 where the regular expression ``pattern`` matches; ``full``: matches the whole text.
+    """Score 1.0 where the regular expression ``pattern`` matches; ``full``: matches the whole text.
 
     The text is taken as it is, white space included.
     """
@@ -60,7 +60,7 @@ def multiple_choice(
     answer: Sequence[Any],
     choices: str = "ABCD",
 ) -> list[float | None]:
-    """1.0 where the letter that the completion settles on is the one in the column ``answer``.
+    """Score 1.0 where the letter that the completion settles on is the one in the column ``answer``.
 
     The column holds a letter of ``choices``, or its position counted from 0. What settles it, in this
     order: the last ``\\boxed{B}``, the last "answer is B" (or "answer: (B)"), a text that is
@@ -86,8 +86,8 @@ def _compare(
     for completion, right in zip(completions, answers, strict=True):
         accepted = right if isinstance(right, list | tuple) else [right]
         text = completion_text(completion)
-        accepted = [str(one) for one in accepted if one is not None]
-        scores.append(float(any(equal(text, one) for one in accepted)) if accepted else None)
+        accepted = [str(answer) for answer in accepted if answer is not None]
+        scores.append(float(any(equal(text, answer) for answer in accepted)) if accepted else None)
     return scores
 
 
@@ -101,7 +101,7 @@ def _normalised(text: str) -> str:
 
 
 def _key(right: Any, choices: str) -> str:
-    """The letter that a cell of the column means."""
+    """Return the letter that a cell of the column means."""
     if type(right) is int:
         whole_number("answer", right, 0)
         right = choices[right] if right < len(choices) else right
@@ -112,15 +112,15 @@ def _key(right: Any, choices: str) -> str:
 
 
 def _choice(text: str, choices: str) -> str | None:
-    """The letter a text settles on."""
+    """Return the letter that a text settles on."""
     hedged = rf"(?!\W*(?:or|and|,|/|&)\W*[{choices}]\b)"
     letter = rf"\(?\s*([{choices}])\b\s*\)?{hedged}"
     for pattern in (
         rf"\\boxed\{{\s*(?:\\text\{{)?{letter}",
         rf"(?i:answer)(?:\s+(?i:is))?\s*[:=]?\s*\**\s*{letter}",
     ):
-        found = re.findall(pattern, text)
-        if found:
-            return str(found[-1])
+        letters = re.findall(pattern, text)
+        if letters:
+            return str(letters[-1])
     alone = re.fullmatch(rf"[\s*().:]*([{choices}])[\s*().:]*", text)
     return alone[1] if alone else None

@@ -22,46 +22,58 @@ from rewards.signatures.signature import CONTEXT, check_signature, parameters
 from rollouts.errors import KeelError, UserError, nearest
 
 BATCHED = {"prompt": "prompts", "completion": "completions"}
-"""What a one-sample function names in the singular."""
+"""Names of a batch's arguments by the singular name that a one-sample function gives them."""
 
 
 def takes_one_sample(function: RewardFunction) -> bool:
-    """Whether it takes a typed ``completion``, and no batch of them."""
+    """Tell if a function takes a typed ``completion`` and no batch of them."""
     try:
-        found = inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
-    typed = "completion" in found and found["completion"].annotation is not Parameter.empty
-    return typed and "completions" not in found
+    if "completion" not in parameters or "completions" in parameters:
+        return False
+    return parameters["completion"].annotation is not Parameter.empty
 
 
 def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFunction:
-    """A one-sample function as one for batches; ``options`` are the same for every sample."""
-    found = inspect.signature(function).parameters
-    texts = {name for name in BATCHED if name in found and found[name].annotation in (str, "str")}
+    """Make a batch function of a one-sample function; ``options`` are the same for every sample."""
+    parameters = inspect.signature(function).parameters
+    texts = {
+        name
+        for name in BATCHED
+        if name in parameters and parameters[name].annotation in (str, "str")
+    }
 
-    def calls(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        shared = {name: given[name] for name in given if name in options or name in CONTEXT}
-        cells = {name: given[BATCHED.get(name, name)] for name in _cells(found, given, shared)}
+    def calls(arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        shared = {name: arguments[name] for name in arguments if name in options or name in CONTEXT}
+        cells = {
+            name: arguments[BATCHED.get(name, name)]
+            for name in _cells(parameters, arguments, shared)
+        }
         for row in zip(*cells.values(), strict=True):
             sample = dict(zip(cells, row, strict=True))
             yield {**shared, **sample, **{name: completion_text(sample[name]) for name in texts}}
 
-    def batch(**given: Any) -> list[Any]:
-        return [_attempt(function, call) for call in calls(given)]
+    def batch(**arguments: Any) -> list[Any]:
+        return [_attempt(function, call) for call in calls(arguments)]
 
-    async def batch_async(**given: Any) -> list[Any]:
-        return await asyncio.gather(*(_attempt_async(function, call) for call in calls(given)))
+    async def batch_async(**arguments: Any) -> list[Any]:
+        return await asyncio.gather(*(_attempt_async(function, call) for call in calls(arguments)))
 
-    made: RewardFunction = batch_async if _is_async(function) else batch
-    _pretend(made, function, [p.replace(name=BATCHED.get(p.name, p.name)) for p in found.values()])
-    return made
+    function_of_batch: RewardFunction = batch_async if _is_async(function) else batch
+    _pretend(
+        function_of_batch,
+        function,
+        [p.replace(name=BATCHED.get(p.name, p.name)) for p in parameters.values()],
+    )
+    return function_of_batch
 
 
 def with_set_up(
     name: str, cls: type[Any], options: Mapping[str, Any], where: str | None
 ) -> RewardFunction:
-    """A class as the function that its instances are, constructed at the first call.
+    """Make a function of a reward class, whose instance is constructed at the first call.
 
     Raises:
         UserError: its instances cannot be called, or it does not take the options.
@@ -75,17 +87,17 @@ def with_set_up(
                 instances.append(cls(**options))
         return instances[0]
 
-    def batch(**given: Any) -> Any:
-        return instance()(**given)
+    def batch(**arguments: Any) -> Any:
+        return instance()(**arguments)
 
-    async def batch_async(**given: Any) -> Any:
-        return await instance()(**given)
+    async def batch_async(**arguments: Any) -> Any:
+        return await instance()(**arguments)
 
-    made: RewardFunction = batch_async if inspect.iscoroutinefunction(cls.__call__) else batch
-    _, *own = inspect.signature(cls.__call__).parameters.values()
-    _pretend(made, cls, own)
-    check_signature(name, made, {}, where)
-    return made
+    function: RewardFunction = batch_async if inspect.iscoroutinefunction(cls.__call__) else batch
+    _, *parameters = inspect.signature(cls.__call__).parameters.values()
+    _pretend(function, cls, parameters)
+    check_signature(name, function, {}, where)
+    return function
 
 
 def check_options(name: str, cls: type[Any], options: Mapping[str, Any], where: str | None) -> None:
@@ -116,13 +128,13 @@ def check_options(name: str, cls: type[Any], options: Mapping[str, Any], where: 
 
 
 def _cells(
-    found: Mapping[str, Parameter], given: Mapping[str, Any], shared: Mapping[str, Any]
+    parameters: Mapping[str, Parameter], arguments: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> list[str]:
-    """What differs from sample to sample, under the function's own names."""
+    """List the arguments that differ from sample to sample, by the function's own names."""
     singular = {batched: name for name, batched in BATCHED.items()}
-    anything = any(p.kind is Parameter.VAR_KEYWORD for p in found.values())
-    names = [singular.get(name, name) for name in given if name not in shared]
-    return [name for name in names if name in found or anything]
+    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    names = [singular.get(name, name) for name in arguments if name not in shared]
+    return [name for name in names if name in parameters or anything]
 
 
 def _attempt(function: RewardFunction, call: Mapping[str, Any]) -> Any:
@@ -149,9 +161,12 @@ def _is_async(function: RewardFunction) -> bool:
     )
 
 
-def _pretend(made: RewardFunction, origin: Any, found: Sequence[Parameter]) -> None:
-    """Show the signature and the documentation of what was wrapped."""
-    named = sorted(found, key=lambda p: (p.kind, p.default is not Parameter.empty))
-    made.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    made.__doc__, made.__name__ = inspect.getdoc(origin), getattr(origin, "__name__", "reward")
-    made.__module__ = getattr(origin, "__module__", __name__)
+def _pretend(function: RewardFunction, origin: Any, parameters: Sequence[Parameter]) -> None:
+    """Give the function the signature and the documentation of what it wraps."""
+    ordered = sorted(parameters, key=lambda p: (p.kind, p.default is not Parameter.empty))
+    function.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    function.__doc__, function.__name__ = (
+        inspect.getdoc(origin),
+        getattr(origin, "__name__", "reward"),
+    )
+    function.__module__ = getattr(origin, "__module__", __name__)

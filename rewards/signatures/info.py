@@ -1,4 +1,4 @@
-"""What can be said of a reward without calling it: options, columns, documentation, origin."""
+"""Facts about a reward that are known without a call: options, columns, documentation, origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OptionInfo:
     type: str
     """The annotation as written; ``Any`` without one."""
     default: Any
-    """Meaningless where ``required``."""
+    """Default value; meaningless where ``required``."""
     required: bool
 
 
@@ -38,28 +38,28 @@ class RewardInfo:
     summary: str = ""
     """First paragraph of the documentation, on one line."""
     doc: str = ""
-    """All of it."""
+    """Documentation in full."""
     options: tuple[OptionInfo, ...] = ()
     """A function's arguments with a default (a column of that name is passed too); a class's settings."""
     columns: tuple[str, ...] = ()
-    """Dataset columns it cannot do without."""
+    """Dataset columns that the reward requires."""
     anything: bool = False
-    """It takes any further column or option."""
+    """True if the reward takes any further column or option."""
     asynchronous: bool = False
     problem: str | None = None
-    """Why it cannot be used; nothing else but name and origin is known then."""
+    """Reason why the reward cannot be used; nothing else but name and origin is known then."""
 
 
 def read_info(name: str, origin: str, target: Any) -> RewardInfo:
-    """The description of a function, or of a class with set-up.
+    """Describe a function, or a class with set-up.
 
     Raises:
         ValueError, TypeError: it has no readable signature.
     """
     called = target.__call__ if isinstance(target, type) else target
     hidden = {*RESERVED, *BATCHED, "self"}
-    asked = {k: p for k, p in _named(called).items() if k not in hidden}
-    settings = _named(target) if isinstance(target, type) else asked
+    inputs = {k: p for k, p in _named(called).items() if k not in hidden}
+    settings = _named(target) if isinstance(target, type) else inputs
     doc = inspect.getdoc(target) or ""
     return RewardInfo(
         name=name,
@@ -71,7 +71,7 @@ def read_info(name: str, origin: str, target: Any) -> RewardInfo:
             for p in settings.values()
             if isinstance(target, type) or p.default is not Parameter.empty
         ),
-        columns=tuple(k for k, p in asked.items() if p.default is Parameter.empty),
+        columns=tuple(k for k, p in inputs.items() if p.default is Parameter.empty),
         anything=parameters(called).anything,
         asynchronous=inspect.iscoroutinefunction(called) or _called_async(called),
     )
@@ -79,8 +79,8 @@ def read_info(name: str, origin: str, target: Any) -> RewardInfo:
 
 def _named(function: RewardFunction) -> Mapping[str, Parameter]:
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    found = inspect.signature(function).parameters
-    return {name: p for name, p in found.items() if p.kind in kinds}
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind in kinds}
 
 
 def _option(parameter: Parameter) -> OptionInfo:
@@ -100,7 +100,8 @@ def _spelt(kind: Any) -> str:
 
 
 def _default(value: Any) -> Any:
-    """A dataclass shows a default that is made anew for each instance as a placeholder."""
+    """Return the default of an option; one that a dataclass makes anew for each instance is a
+    placeholder."""
     return {} if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value
 
 

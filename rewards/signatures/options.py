@@ -1,4 +1,4 @@
-"""What the options of a reward may be, refused in one wording when a campaign is loaded."""
+"""Checks of a reward's options, refused in one wording when a campaign is loaded."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def positive(option: str, value: Any) -> None:
         raise UserError(f"{option} must be a number above 0, got {value!r}")
 
 
-def one_of(option: str, value: Any, known: Sequence[str]) -> None:
-    """Refuse what is not in ``known``."""
-    if value not in known:
-        remedy = nearest(str(value), list(known))
+def one_of(option: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is not in ``choices``."""
+    if value not in choices:
+        remedy = nearest(str(value), list(choices))
         raise UserError(f"{option} {value!r} is not known", remedy=remedy)
 
 
@@ -36,7 +36,7 @@ def given(reward: str, option: str, value: Any, example: str) -> None:
 
 
 def missing_package(reward: str, package: str, error: ImportError, extra: str) -> UserError:
-    """The error for a package of an extra that is not installed."""
+    """Make the error for a package of an extra that is not installed."""
     return UserError(
         f"reward {reward!r} needs the package {package}",
         cause=str(error),

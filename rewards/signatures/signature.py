@@ -1,4 +1,4 @@
-"""Which arguments a reward function takes, and whether that is a signature a rubric can call.
+"""Arguments of a reward function, and the check that a rubric can call it.
 
 Checked when a campaign is loaded, so that a misspelt option or a missing argument is one clear
 message instead of a failed round.
@@ -21,32 +21,32 @@ RESERVED = ("prompts", "completions", "completion_ids", *CONTEXT)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """The keyword arguments a function takes."""
+    """Keyword arguments that a function takes."""
 
     names: tuple[str, ...]
     required: tuple[str, ...]
-    """Those without a default."""
+    """Arguments without a default."""
     anything: bool
-    """It has ``**kwargs``."""
+    """True if the function has ``**kwargs``."""
 
     def take(self, name: str) -> bool:
-        """Whether the function can be given ``name``."""
+        """Tell if the function can be given ``name``."""
         return self.anything or name in self.names
 
 
 def parameters(function: RewardFunction) -> Parameters:
     """Read a signature. Raises `ValueError` or `TypeError` for objects that have none."""
-    found = inspect.signature(function).parameters.values()
-    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    all_parameters = inspect.signature(function).parameters.values()
+    by_keyword = [p for p in all_parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return Parameters(
-        names=tuple(p.name for p in named),
-        required=tuple(p.name for p in named if p.default is p.empty),
-        anything=any(p.kind is p.VAR_KEYWORD for p in found),
+        names=tuple(p.name for p in by_keyword),
+        required=tuple(p.name for p in by_keyword if p.default is p.empty),
+        anything=any(p.kind is p.VAR_KEYWORD for p in all_parameters),
     )
 
 
 def required_columns(part: RewardPart) -> tuple[str, ...]:
-    """Dataset columns a part cannot do without."""
+    """List the dataset columns that a part requires."""
     required = parameters(part.function).required
     return tuple(name for name in required if name not in RESERVED and name not in part.options)
 
@@ -54,7 +54,7 @@ def required_columns(part: RewardPart) -> tuple[str, ...]:
 def arguments(
     part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The keyword arguments of one call: only what the function takes, every list fresh.
+    """Make the keyword arguments of one call: only what the function takes, every list fresh.
 
     A sample whose prompt lacks a column that others have gives None in that column.
     """
@@ -100,7 +100,7 @@ def check_signature(
             cause=f"its arguments are ({', '.join(takes.names)})",
             remedy="give it the signature f(completions, **columns) -> list[float | None]",
         )
-    known = [known for known in takes.names if known not in RESERVED]
+    options_taken = [name for name in takes.names if name not in RESERVED]
     for option in options:
         if option in RESERVED:
             raise UserError(
@@ -112,7 +112,7 @@ def check_signature(
             raise UserError(
                 f"reward {name!r} does not take the option {option!r}",
                 where=where,
-                remedy=nearest(option, known)
-                if known
+                remedy=nearest(option, options_taken)
+                if options_taken
                 else "remove it: the reward takes no options",
             )

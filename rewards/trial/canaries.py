@@ -41,59 +41,59 @@ Bar = Literal["threshold", "answer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:
-    """One answer that a reward must not fall for."""
+    """Answer that a reward must not fall for."""
 
     name: str
     text: str
     bar: Bar = "threshold"
-    """``threshold``: it must score below it. ``answer``: no higher than the answer it was made of, for
-    a padded good answer is still a good one."""
+    """Bar that fools the reward. ``threshold``: the canary reaches it. ``answer``: the canary scores
+    above the answer it was made of, since a padded good answer is still a good one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanaryScore:
-    """What one canary got on one prompt."""
+    """Score of one canary on one prompt."""
 
     name: str
     prompt_id: str
     score: float | None
     bar: float | None = None
-    """Score of the answer that it was made of, where that is its bar; None: the threshold is."""
+    """Score of the answer that the canary was made of, if that is its bar; None: the threshold is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanaryResult:
-    """What one canary got on all prompts."""
+    """Result of one canary over all prompts."""
 
     name: str
     score: float | None
-    """The highest; None where it was never scored."""
+    """Highest score; None where the canary was never scored."""
     fooled: int
-    """Prompts on which it reached its bar."""
+    """Prompts on which the canary reached its bar."""
     prompts: int
-    """Prompts on which it was tried."""
+    """Prompts on which the canary was tried."""
 
     @property
     def passed(self) -> bool:
-        """The reward did not fall for it."""
+        """True if the reward did not fall for the canary."""
         return not self.fooled
 
 
 def canaries(prompt: Prompt, good_answer: str | None = None) -> list[Canary]:
-    """The suite for one prompt. Without a good answer none is cut or padded."""
-    found = [Canary(name=f"master key {key!r}", text=key) for key in MASTER_KEYS]
-    found += [
+    """Make the suite for one prompt. Without a good answer none is cut or padded."""
+    suite = [Canary(name=f"master key {key!r}", text=key) for key in MASTER_KEYS]
+    suite += [
         Canary(name="empty", text=""),
         Canary(name="copy of the prompt", text=_prompt_text(prompt)),
         Canary(name="ignore the rubric", text=INJECTION),
     ]
     if good_answer and len(good_answer) > 1:
-        found.append(Canary(name="truncated", text=good_answer[: len(good_answer) // 2]))
+        suite.append(Canary(name="truncated", text=good_answer[: len(good_answer) // 2]))
     if good_answer:
         times = math.ceil(PADDED_WORDS / len(PADDING.split()))
         padded = "\n\n".join([good_answer, " ".join([PADDING] * times)])
-        found.append(Canary(name="padded", text=padded, bar="answer"))
-    return found
+        suite.append(Canary(name="padded", text=padded, bar="answer"))
+    return suite
 
 
 def check_canaries(
@@ -112,25 +112,27 @@ def check_canaries(
     Returns:
         One result per canary, in the order of the suite; none where there is nothing to compare with.
     """
-    asked = ask_canaries(score, prompts)
-    bar = threshold_of(real, asked) if threshold is None else threshold
-    return [] if bar is None else judge_canaries(asked, bar)
+    canary_scores = ask_canaries(score, prompts)
+    bar = threshold_of(real, canary_scores) if threshold is None else threshold
+    return [] if bar is None else judge_canaries(canary_scores, bar)
 
 
 def ask_canaries(
     score: ScoreFunction, prompts: Sequence[tuple[Prompt, str | None]]
 ) -> list[CanaryScore]:
-    """Scores of every canary on every prompt."""
-    asked = []
+    """Score every canary on every prompt."""
+    canary_scores = []
     for prompt, good in prompts:
         suite = canaries(prompt, good)
         texts = [canary.text for canary in suite] + ([good] if good else [])
         scores = _scores(score, [_sample(prompt, text) for text in texts])
-        own = scores[-1] if good else None
+        answer_score = scores[-1] if good else None
         for canary, value in zip(suite, scores, strict=False):
-            bar = own if canary.bar == "answer" else None
-            asked.append(CanaryScore(name=canary.name, prompt_id=prompt.id, score=value, bar=bar))
-    return asked
+            bar = answer_score if canary.bar == "answer" else None
+            canary_scores.append(
+                CanaryScore(name=canary.name, prompt_id=prompt.id, score=value, bar=bar)
+            )
+    return canary_scores
 
 
 def try_canaries(score: ScoreGroups, groups: Sequence[RolloutGroup]) -> list[CanaryResult]:
@@ -150,75 +152,78 @@ def try_canaries(score: ScoreGroups, groups: Sequence[RolloutGroup]) -> list[Can
         for group, suite in zip(answered, suites, strict=True)
     ]
     real: list[float] = []
-    asked: list[CanaryScore] = []
+    canary_scores: list[CanaryScore] = []
     for scored, suite in zip(score(shown), suites, strict=True):
-        own, *found = (score.value for score in scored.scores_G)
-        real += [] if own is None else [own]
-        asked += [
+        answer_score, *values = (score.value for score in scored.scores_G)
+        real += [] if answer_score is None else [answer_score]
+        canary_scores += [
             CanaryScore(
                 name=canary.name,
                 prompt_id=scored.group.prompt.id,
                 score=value,
-                bar=own if canary.bar == "answer" else None,
+                bar=answer_score if canary.bar == "answer" else None,
             )
-            for canary, value in zip(suite, found, strict=True)
+            for canary, value in zip(suite, values, strict=True)
         ]
-    bar = threshold_of(real, asked)
-    return [] if bar is None else judge_canaries(asked, bar)
+    bar = threshold_of(real, canary_scores)
+    return [] if bar is None else judge_canaries(canary_scores, bar)
 
 
 def asks_a_model(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a shipped reward, or one of those that have to agree in it, is a model's opinion."""
+    """Tell if a shipped reward, or one of those that have to agree in it, is a model's opinion."""
     if name != "agreement":
         return name in ASK_A_MODEL
-    named = [one for one in options.get("of", ()) if not isinstance(one, str)]
-    bare = [one for one in options.get("of", ()) if isinstance(one, str)]
-    return any(asks_a_model(one, {}) for one in bare) or any(
-        asks_a_model(str(one.get("name")), one.get("options") or {}) for one in named
+    mappings = [member for member in options.get("of", ()) if not isinstance(member, str)]
+    bare = [member for member in options.get("of", ()) if isinstance(member, str)]
+    return any(asks_a_model(member, {}) for member in bare) or any(
+        asks_a_model(str(member.get("name")), member.get("options") or {}) for member in mappings
     )
 
 
 def _suite(group: RolloutGroup) -> list[Canary]:
     answer = group.completions_G[0]
-    found = canaries(group.prompt, answer.text)
-    return [c for c in found if c.name != "truncated" or answer.finish_reason == "stop"]
+    suite = canaries(group.prompt, answer.text)
+    return [c for c in suite if c.name != "truncated" or answer.finish_reason == "stop"]
 
 
 def _scores(score: ScoreFunction, samples_B: Sequence[Sample]) -> list[float | None]:
-    """Scores [B]; one sample at a time where one of them may have spoilt the call."""
+    """Score samples [B]; ask one sample at a time where one of them may have spoilt the call."""
     together = list(score(samples_B))
     if any(value is not None for value in together):
         return together
     return [score([sample])[0] for sample in samples_B]
 
 
-def threshold_of(real: Sequence[float], asked: Sequence[CanaryScore]) -> float | None:
-    """The median of the real answers' scores.
+def threshold_of(real: Sequence[float], canary_scores: Sequence[CanaryScore]) -> float | None:
+    """Return the median of the real answers' scores as the threshold.
 
     Where that is the lowest score there is, being below it is impossible: then a canary must not be
     above it. None where everything scores the same or nothing was scored: nothing can be said.
     """
-    got = [one.score for one in asked if one.score is not None]
-    if not real or not got or min(*real, *got) == max(*real, *got):
+    values = [canary.score for canary in canary_scores if canary.score is not None]
+    if not real or not values or min(*real, *values) == max(*real, *values):
         return None
     middle = float(median(real))
-    return math.nextafter(middle, math.inf) if middle <= min(*real, *got) else middle
+    return math.nextafter(middle, math.inf) if middle <= min(*real, *values) else middle
 
 
-def judge_canaries(asked: Sequence[CanaryScore], threshold: float) -> list[CanaryResult]:
-    """One result per canary. One without a score has fooled nobody."""
-    order = list(dict.fromkeys(one.name for one in asked))
-    by_name = groupby(sorted(asked, key=lambda one: order.index(one.name)), lambda one: one.name)
-    return [_result(name, list(found), threshold) for name, found in by_name]
+def judge_canaries(canary_scores: Sequence[CanaryScore], threshold: float) -> list[CanaryResult]:
+    """Summarise the scores of each canary. One without a score has fooled nobody."""
+    order = list(dict.fromkeys(canary.name for canary in canary_scores))
+    by_name = groupby(
+        sorted(canary_scores, key=lambda canary: order.index(canary.name)),
+        lambda canary: canary.name,
+    )
+    return [_result(name, list(scores), threshold) for name, scores in by_name]
 
 
-def _result(name: str, asked: Sequence[CanaryScore], threshold: float) -> CanaryResult:
-    scored = [(one.score, one.bar) for one in asked if one.score is not None]
+def _result(name: str, canary_scores: Sequence[CanaryScore], threshold: float) -> CanaryResult:
+    scored = [(canary.score, canary.bar) for canary in canary_scores if canary.score is not None]
     return CanaryResult(
         name=name,
         score=max((score for score, _ in scored), default=None),
         fooled=sum(score >= threshold if bar is None else score > bar for score, bar in scored),
-        prompts=len(asked),
+        prompts=len(canary_scores),
     )
 
 
@@ -235,5 +240,5 @@ def _completion(text: str) -> Completion:
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    """The text, or the last turn of a chat."""
+    """Return the text of a prompt, or the last turn of a chat."""
     return prompt.messages[-1]["content"] if prompt.messages else prompt.text or ""

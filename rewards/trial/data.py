@@ -17,7 +17,7 @@ from typing import Any
 from rewards.base import Sample
 from rollouts.errors import UserError
 from rollouts.prompts import content_id, distinct, told_apart
-from rollouts.rows import Row, read_rows
+from rollouts.rows import FileRow, read_rows
 from rollouts.types import Completion, Prompt
 
 ANSWERS = ("completion", "completions", "completion_ids")
@@ -26,7 +26,7 @@ ANSWERS = ("completion", "completions", "completion_ids")
 def read_samples(
     data: str, completions: str | None = None, limit: int | None = None
 ) -> list[Sample]:
-    """Samples [B] of a data file, in its order.
+    """Read the samples [B] of a data file, in its order.
 
     Args:
         completions: another file that holds the answers: joined by its ``prompt`` column where its rows
@@ -39,7 +39,7 @@ def read_samples(
     rows = list(islice(read_rows(data, "train"), limit))
     if not rows:
         raise UserError("holds no rows", where=data)
-    pairs: Iterable[tuple[Row, list[Row]]] = [(row, [row]) for row in rows]
+    pairs: Iterable[tuple[FileRow, list[FileRow]]] = [(row, [row]) for row in rows]
     if completions is not None:
         answers = list(read_rows(completions, "train"))
         pairs = _joined(rows, answers, data, completions)
@@ -54,7 +54,7 @@ def read_samples(
 
 
 def read_prompts(data: str, limit: int | None = None) -> list[Prompt]:
-    """The distinct prompts of a data file with their columns, in its order; answers are left out.
+    """Read the distinct prompts of a data file with their columns, in its order; answers are left out.
 
     Raises:
         UserError: the file cannot be read or holds no rows, or a row has no prompt.
@@ -66,21 +66,21 @@ def read_prompts(data: str, limit: int | None = None) -> list[Prompt]:
 
 
 def groups_of(samples_B: Sequence[Sample], group_size: int | None = None) -> list[list[Sample]]:
-    """The samples of one prompt together, at most ``group_size`` in a group; prompts as they come."""
+    """Group the samples of one prompt, at most ``group_size`` in a group; prompts as they come."""
     by_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples_B:
         by_prompt[sample.prompt.id].append(sample)
     return [
-        found[start : start + (group_size or len(found))]
-        for found in by_prompt.values()
-        for start in range(0, len(found), group_size or len(found))
+        samples[start : start + (group_size or len(samples))]
+        for samples in by_prompt.values()
+        for start in range(0, len(samples), group_size or len(samples))
     ]
 
 
 def _joined(
-    rows: Sequence[Row], answers: Sequence[Row], data: str, completions: str
-) -> Iterable[tuple[Row, list[Row]]]:
-    """Every row with the rows that hold its answers."""
+    rows: Sequence[FileRow], answers: Sequence[FileRow], data: str, completions: str
+) -> Iterable[tuple[FileRow, list[FileRow]]]:
+    """Yield every row with the rows that hold its answers."""
     if not answers or "prompt" not in answers[0].values:
         if len(answers) < len(rows):
             raise UserError(
@@ -89,7 +89,7 @@ def _joined(
                 remedy="one row for each row of the data, or a prompt column to join them by",
             )
         return [(row, [answer]) for row, answer in zip(rows, answers, strict=False)]
-    by_prompt: defaultdict[str, list[Row]] = defaultdict(list)
+    by_prompt: defaultdict[str, list[FileRow]] = defaultdict(list)
     for answer in answers:
         by_prompt[_prompt(answer, {}).id].append(answer)
     pairs = [(row, by_prompt.get(_prompt(row, {}).id, [])) for row in rows]
@@ -98,11 +98,11 @@ def _joined(
     return pairs
 
 
-def _columns(row: Row) -> dict[str, Any]:
+def _columns(row: FileRow) -> dict[str, Any]:
     return {k: v for k, v in row.values.items() if k != "prompt" and k not in ANSWERS}
 
 
-def _prompt(row: Row, columns: Mapping[str, Any]) -> Prompt:
+def _prompt(row: FileRow, columns: Mapping[str, Any]) -> Prompt:
     value = row.values.get("prompt")
     try:
         if isinstance(value, str):
@@ -119,28 +119,28 @@ def _prompt(row: Row, columns: Mapping[str, Any]) -> Prompt:
     )
 
 
-def _completions(row: Row) -> list[Completion]:
-    one, several = row.values.get("completion"), row.values.get("completions")
-    if (one is None) == (not several):
+def _completions(row: FileRow) -> list[Completion]:
+    single, several = row.values.get("completion"), row.values.get("completions")
+    if (single is None) == (not several):
         raise UserError(
             "no answer: give either of the columns 'completion' and 'completions'",
             where=row.place,
             remedy="--completions FILE names another file that holds them",
         )
-    found = [one] if one is not None else several
-    if not isinstance(found, list):
+    completions = [single] if single is not None else several
+    if not isinstance(completions, list):
         raise UserError("the column 'completions' is not a list", where=row.place)
-    ids = row.values.get("completion_ids") if one is not None else None
+    ids = row.values.get("completion_ids") if single is not None else None
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise UserError("the column 'completion_ids' is no list of integers", where=row.place)
-    return [_completion(value, ids or (), row.place) for value in found]
+    return [_completion(value, ids or (), row.place) for value in completions]
 
 
-def _completion(value: Any, ids: Sequence[int], place: str) -> Completion:
+def _completion(value: Any, ids: Sequence[int], where: str) -> Completion:
     if _are_messages(value):
         value = value[-1]["content"]
     if not isinstance(value, str):
-        raise UserError("a completion is neither text nor messages", where=place)
+        raise UserError("a completion is neither text nor messages", where=where)
     return Completion(
         token_ids=tuple(ids), logprobs_T=(0.0,) * len(ids), text=value, finish_reason="stop"
     )

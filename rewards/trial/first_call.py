@@ -10,7 +10,7 @@ from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward
 from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import Questions
+from rewards.pending import PartCalls
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 
@@ -44,7 +44,7 @@ def call_once(
     )
     with saying(waits, say):
         sample = Sample(prompt=prompt, completion=ANSWER)
-        questions = Questions((part,), (sample,), (0,), None, LoopThread(), clocks)
+        questions = PartCalls((part,), (sample,), (0,), None, LoopThread(), clocks)
         (outcome,) = questions.outcomes()[part.name]
     if isinstance(outcome, Failure):
         lines = [line.strip() for line in outcome.trace.splitlines() if line.strip()]

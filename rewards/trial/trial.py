@@ -19,7 +19,7 @@ from rewards.isolation.levels import isolation_of
 from rewards.isolation.reward import IsolatedReward
 from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import Questions
+from rewards.pending import PartCalls
 from rewards.registry import REWARDS, load_reward
 from rewards.rubric import Rubric, part_isolation
 from rewards.signatures.signature import parameters
@@ -52,7 +52,7 @@ class FailureClass:
     kind: str
     count: int
     trace: str
-    """Of the first."""
+    """Traceback of the first failure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,32 +73,32 @@ class Timing:
     """Seconds per sample, of all calls but the first where there are others."""
 
     first_call_s: float
-    """The whole call, set-up included."""
+    """Seconds of the whole first call, set-up included."""
     p50_s: float
     p99_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What came of it."""
+    """Results of a trial."""
 
     reward: str
     isolation: tuple[str, ...]
-    """What it ran under, as a run prints it."""
+    """Isolation of the reward, as a run prints it."""
     samples: int
     scored: int
     abstained: int
     failed: int
     distribution: Distribution | None
-    """None: nothing was scored."""
+    """Distribution of the scores; None: nothing was scored."""
     timing: Timing
     failures: tuple[FailureClass, ...]
     groups: int
     """Groups of the asked size (of two or more without one) with at least two scores."""
     zero_variance: int
-    """Of these, the ones whose scores are all equal: they teach nothing."""
+    """Groups among these whose scores are all equal: they teach nothing."""
     canaries: tuple[CanaryResult, ...]
-    """Empty: there is nothing to compare them with."""
+    """Results of the canaries; empty where there is nothing to compare them with."""
     notes: tuple[str, ...]
 
 
@@ -109,7 +109,7 @@ def try_reward(
     threshold: float | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Trial:
-    """Score samples, then canaries. A group that nothing of was answered in time is the last.
+    """Score samples, then canaries. The trial ends with a group of which nothing was answered in time.
 
     Args:
         group_size: of the round that is planned; None: all answers to a prompt are one group.
@@ -139,7 +139,8 @@ def try_reward(
 
 
 def check_reward(spec: TrialSpec, prompts: Sequence[Prompt]) -> None:
-    """Raise a `UserError` for a reward that `try_reward` could not be given: before anything is sampled."""
+    """Raise a `UserError` for a reward that `try_reward` could not be given, before anything is
+    sampled."""
     rubric = Rubric((_part(spec),))
     try:
         rubric.check_columns(prompts)
@@ -160,13 +161,13 @@ class _Asker:
     def ask(self, samples_B: Sequence[Sample]) -> list[Outcome]:
         began = time.perf_counter()
         with saying(self._waits, self._say):
-            questions = Questions((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
+            questions = PartCalls((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
             outcomes = questions.outcomes()[self._part.name]
         self.seconds.append(time.perf_counter() - began)
         return outcomes
 
     def scores(self, samples_B: Sequence[Sample]) -> list[float | None]:
-        """Scores [B]; a failure is as good as none."""
+        """Score samples [B]; a failure counts as no score."""
         return [None if isinstance(o, Failure) else o for o in self.ask(samples_B)]
 
 
@@ -200,7 +201,7 @@ def _trial(
     groups: Sequence[Sequence[Sample]],
     answers: Sequence[Sequence[Outcome]],
     seconds: Sequence[float],
-    found: Sequence[CanaryResult],
+    canaries: Sequence[CanaryResult],
     group_size: int | None,
 ) -> Trial:
     outcomes = [outcome for group in answers for outcome in group]
@@ -223,7 +224,7 @@ def _trial(
         failures=tuple(failure_classes(failures)),
         groups=len(comparable),
         zero_variance=sum(min(its) == max(its) for its in comparable),
-        canaries=tuple(found),
+        canaries=tuple(canaries),
         notes=tuple(_notes(rubric.parts[0], groups)),
     )
 
@@ -234,28 +235,28 @@ def _canaries(
     answers: Sequence[Sequence[Outcome]],
     threshold: float | None,
 ) -> list[CanaryResult]:
-    """The suite on the first prompts, each with its best answer."""
+    """Try the suite on the first prompts, each with its best answer."""
     best: dict[str, tuple[Prompt, str | None, float]] = {}
     for group, outcomes in zip(groups, answers, strict=True):
         for sample, outcome in zip(group, outcomes, strict=True):
             prompt, text = sample.prompt, sample.completion.text
-            known = best.setdefault(prompt.id, (prompt, None, -math.inf))
-            if isinstance(outcome, float) and outcome > known[2]:
+            best_so_far = best.setdefault(prompt.id, (prompt, None, -math.inf))
+            if isinstance(outcome, float) and outcome > best_so_far[2]:
                 best[prompt.id] = (prompt, text, outcome)
     real = _scores([outcome for group in answers for outcome in group])
-    asked = [(prompt, text) for prompt, text, _ in best.values()]
-    return check_canaries(asker.scores, asked[:CANARY_PROMPTS], threshold, real) if real else []
+    prompts = [(prompt, text) for prompt, text, _ in best.values()]
+    return check_canaries(asker.scores, prompts[:CANARY_PROMPTS], threshold, real) if real else []
 
 
 def distribution(scores: Sequence[float]) -> Distribution | None:
-    """Percentiles (linear between scores) and a histogram."""
+    """Summarise scores by percentiles (linear between scores) and a histogram."""
     if not scores:
         return None
     low, high = min(scores), max(scores)
     counts = [0] * (BINS if high > low else 1)
     for score in scores:
-        place = int((score - low) / (high - low) * BINS) if high > low else 0
-        counts[min(place, len(counts) - 1)] += 1
+        bin_index = int((score - low) / (high - low) * BINS) if high > low else 0
+        counts[min(bin_index, len(counts) - 1)] += 1
     return Distribution(
         min=low,
         p10=percentile(scores, 10),
@@ -267,21 +268,21 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Linear between the values; of one value, that value."""
+    """Return a percentile, linear between the values; of one value, that value."""
     if len(values) == 1:
         return float(values[0])
     return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def failure_classes(failures: Sequence[Failure]) -> list[FailureClass]:
-    """Failures by kind, the most frequent first."""
+    """Group failures by kind, the most frequent first."""
     kinds: dict[str, list[Failure]] = {}
     for failure in failures:
         kinds.setdefault(failure.kind, []).append(failure)
-    found = [
+    classes = [
         FailureClass(kind=kind, count=len(its), trace=its[0].trace) for kind, its in kinds.items()
     ]
-    return sorted(found, key=lambda one: -one.count)
+    return sorted(classes, key=lambda failure_class: -failure_class.count)
 
 
 def _timing(seconds: Sequence[float], sizes: Sequence[int]) -> Timing:
@@ -291,8 +292,8 @@ def _timing(seconds: Sequence[float], sizes: Sequence[int]) -> Timing:
 
 
 def _notes(part: RewardPart, groups: Sequence[Sequence[Sample]]) -> list[str]:
-    named = "completion_ids" in parameters(part.function).names
-    if named and not any(sample.completion.token_ids for group in groups for sample in group):
+    reads_ids = "completion_ids" in parameters(part.function).names
+    if reads_ids and not any(sample.completion.token_ids for group in groups for sample in group):
         return ["it is shown no token ids: give them in a column completion_ids if it reads them"]
     return []
 

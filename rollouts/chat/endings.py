@@ -36,25 +36,25 @@ def extra_endings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int
     Raises:
         UserError: one of the files is not JSON, or its ``eos_token_id`` is neither a number nor a list.
     """
-    named = [token for token in generation_endings(folder) if token < len(tokenizer)]
-    own = tokenizer.eos_token_id
-    closing = turn_end(tokenizer, named if own is None else [own, *named])
-    if closing is not None and closing not in (own, *named):
+    ending_ids = [token for token in generation_endings(folder) if token < len(tokenizer)]
+    eos_id = tokenizer.eos_token_id
+    closing = turn_end(tokenizer, ending_ids if eos_id is None else [eos_id, *ending_ids])
+    if closing is not None and closing not in (eos_id, *ending_ids):
         logger.warning(
             "the chat template ends a turn with %s, which neither the tokenizer nor %s names as an end; "
             "it is taken for one",
             tokenizer.convert_ids_to_tokens(closing),
             GENERATION_CONFIG,
         )
-        named.append(closing)
-    if own is None and not named:
+        ending_ids.append(closing)
+    if eos_id is None and not ending_ids:
         logger.warning(
             "%s: neither the tokenizer (eos_token) nor %s (eos_token_id) names a token that ends an "
             "answer, so answers run to max_tokens and examples of a file teach no end",
             folder,
             GENERATION_CONFIG,
         )
-    return tuple(token for token in dict.fromkeys(named) if token != own)
+    return tuple(token for token in dict.fromkeys(ending_ids) if token != eos_id)
 
 
 def generation_endings(folder: Path) -> tuple[int, ...]:
@@ -70,11 +70,11 @@ def generation_endings(folder: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_ids(content.get("eos_token_id"), file)))
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase, named: Collection[int] = ()) -> int | None:
+def turn_end(tokenizer: PreTrainedTokenizerBase, known_ids: Collection[int] = ()) -> int | None:
     """Return the special token that the chat template ends an answer with; None if it writes none.
 
     Args:
-        named: tokens known to end an answer. Behind an answer the first of these counts, and any other
+        known_ids: tokens known to end an answer. Behind an answer the first of these counts, and any other
             special token only where the template writes none of them.
     """
     if not tokenizer.chat_template:
@@ -94,7 +94,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, named: Collection[int] = ()) ->
         return None
     longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
     written = [special[text] for text in re.findall("|".join(longest_first), behind)]
-    return next((token for token in written if token in named), next(iter(written), None))
+    return next((token for token in written if token in known_ids), next(iter(written), None))
 
 
 def _read(file: Path) -> dict[str, Any]:

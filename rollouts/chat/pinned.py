@@ -142,17 +142,17 @@ def _literal(value: Any) -> str:
 
 def _check_names(template: Any, kwargs: Mapping[str, Any], where: str) -> None:
     templates = list(template.values()) if isinstance(template, dict) else [template]
-    known = {name for each in templates for name in variables(each)} - RESERVED
+    readable = {name for each in templates for name in variables(each)} - RESERVED
     for name in kwargs:
         if name in RESERVED:
             raise UserError(
                 f"{name!r} is set by the caller of a template, not by a campaign",
                 where=where,
-                remedy=f"remove it; this template reads {', '.join(sorted(known)) or 'nothing else'}",
+                remedy=f"remove it; this template reads {', '.join(sorted(readable)) or 'nothing else'}",
             )
-        if name not in known:
+        if name not in readable:
             raise UserError(
                 f"the chat template reads no variable {name!r}, so it would change nothing",
                 where=where,
-                remedy=nearest(name, sorted(known)) if known else "remove it",
+                remedy=nearest(name, sorted(readable)) if readable else "remove it",
             )

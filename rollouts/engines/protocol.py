@@ -16,7 +16,7 @@ from rollouts.types import Completion, Sampling, WeightVersion
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """Ask for ``n`` completions of one tokenized prompt. ``id`` makes a retry idempotent."""
+    """Request for ``n`` completions of one tokenized prompt. ``id`` makes a retry idempotent."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -35,7 +35,7 @@ class SampleResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreRequest:
-    """Ask for the logprobs of given completion tokens after a prompt, at temperature 1."""
+    """Request for the logprobs of given completion tokens after a prompt, at temperature 1."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyncReport:
-    """What a sync cost, for the metrics."""
+    """Version, seconds and engines of one weight sync, for the metrics."""
 
     version: WeightVersion
     seconds: float
@@ -70,10 +70,10 @@ class WeightLoadError(RuntimeError):
 
 
 Ticket = Callable[[], list[SampleResult]]
-"""Samples under way: calling it waits for them, a second time gives them again."""
+"""Handle of samples under way: a call waits for them, and a second call returns them again."""
 
 Arrivals = Iterator[list[tuple[int, SampleResult]]]
-"""Results as they come: those that are ready together, each with the place of its request."""
+"""Results as they come: those that are ready together, each with the index of its request."""
 
 
 @runtime_checkable
@@ -85,13 +85,13 @@ class StreamTicket(Protocol):
         ...
 
     def arrivals(self) -> Arrivals:
-        """Every result once, as it comes."""
+        """Yield every result once, as it comes."""
         ...
 
 
 @runtime_checkable
 class StreamingEngine(Protocol):
-    """An engine in its own process that can tell of finished requests while it works on others."""
+    """Engine in its own process that reports finished requests while it works on others."""
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """Sample every request once. Nothing else may be asked of the engine before the last result."""
@@ -124,11 +124,20 @@ class InFlightEngine(Protocol):
 
 @runtime_checkable
 class ReplacingEngine(Protocol):
-    """An engine of several, of which those that fail are replaced."""
+    """Group of engines that replaces those that fail."""
 
     @property
     def replaced(self) -> Sequence[str]:
-        """Why each of those was that were replaced, in order."""
+        """One reason for each replaced engine, in the order of the replacements."""
+        ...
+
+
+@runtime_checkable
+class KnownEngine(Protocol):
+    """An engine that can say by what it computes."""
+
+    def about(self) -> Mapping[str, str]:
+        """Return the version of ``vllm`` and the kind of ``device``; empty if that is not known now."""
         ...
 
 
@@ -144,7 +153,7 @@ class RolloutEngine(Protocol):
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
-        """Logprobs (nats) of each request's completion tokens, in request order."""
+        """Return the logprobs (nats) of each request's completion tokens, in request order."""
         ...
 
     def sync(self, update: WeightUpdate) -> SyncReport:

@@ -1,4 +1,4 @@
-"""What engines have answered, written down as JSON values and read again.
+"""Answers of engines as JSON values, written down and read again.
 
 A round that samples ahead of its learner and is stopped would otherwise ask again, from newer weights, and
 go on with another curve than an undisturbed one.
@@ -21,26 +21,26 @@ class Recorded:
         self._results = list(results)
 
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
-        """The answers, whatever is asked: whoever collects them compares the ids."""
+        """Return the recorded answers, whatever the requests are: `collect` compares the ids."""
         return lambda: list(self._results)
 
 
 def to_json(results: Sequence[SampleResult]) -> list[dict[str, Any]]:
-    """Plain values; numbers come back as they were, bit for bit."""
+    """Return the results as JSON values; numbers come back bit for bit."""
     return [asdict(result) for result in results]
 
 
-def from_json(told: Sequence[Mapping[str, Any]]) -> list[SampleResult]:
-    """What `to_json` was given."""
+def from_json(records: Sequence[Mapping[str, Any]]) -> list[SampleResult]:
+    """Restore the results that `to_json` was given."""
     return [
-        SampleResult(id=one["id"], completions=tuple(map(_completion, one["completions"])))
-        for one in told
+        SampleResult(id=record["id"], completions=tuple(map(_completion, record["completions"])))
+        for record in records
     ]
 
 
-def _completion(told: Mapping[str, Any]) -> Completion:
-    spans = tuple(WeightSpan(*span) for span in told["weight_versions"])
-    tokens, logprobs = tuple(told["token_ids"]), tuple(told["logprobs_T"])
+def _completion(record: Mapping[str, Any]) -> Completion:
+    spans = tuple(WeightSpan(*span) for span in record["weight_versions"])
+    tokens, logprobs = tuple(record["token_ids"]), tuple(record["logprobs_T"])
     return Completion(
-        **{**told, "token_ids": tokens, "logprobs_T": logprobs, "weight_versions": spans}
+        **{**record, "token_ids": tokens, "logprobs_T": logprobs, "weight_versions": spans}
     )

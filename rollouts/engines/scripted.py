@@ -69,7 +69,7 @@ class ScriptedEngine:
         self._errors.extend([error] * times)
 
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
-        """Sample now; there is nobody to do it meanwhile."""
+        """Sample now, since no other process could do it meanwhile."""
         results = self.generate(requests)
         return lambda: results
 
@@ -109,13 +109,13 @@ class ScriptedEngine:
     def _complete(self, request: SampleRequest, index: int) -> Completion:
         if request.id in self._refused:
             return Completion.failed(self._refused[request.id])
-        said, logprobs = self._script(request.prompt_ids, request.seed + index)
-        if len(said) != len(logprobs):
-            raise ValueError(f"the script gave {len(said)} tokens and {len(logprobs)} logprobs")
+        tokens, logprobs = self._script(request.prompt_ids, request.seed + index)
+        if len(tokens) != len(logprobs):
+            raise ValueError(f"the script gave {len(tokens)} tokens and {len(logprobs)} logprobs")
         limit = request.sampling.max_tokens
-        token_ids = tuple(said[:limit])
+        token_ids = tuple(tokens[:limit])
         ends = self._eos_ids | set(request.sampling.stop_token_ids)
-        stopped = len(said) < limit or (bool(token_ids) and token_ids[-1] in ends)
+        stopped = len(tokens) < limit or (bool(token_ids) and token_ids[-1] in ends)
         return Completion(
             token_ids=token_ids,
             logprobs_T=tuple(logprobs[:limit]),
@@ -148,9 +148,9 @@ class InFlightScriptedEngine(ScriptedEngine):
         self._whole = True
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
-        """The results of `stream`, in request order."""
-        found = dict(pair for batch in self.stream(requests) for pair in batch)
-        return [found[place] for place in range(len(requests))]
+        """Return the results of `stream`, in request order."""
+        results = dict(pair for batch in self.stream(requests) for pair in batch)
+        return [results[index] for index in range(len(requests))]
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """Answer every request from the script, all of them a token at a time.
@@ -160,18 +160,22 @@ class InFlightScriptedEngine(ScriptedEngine):
         """
         self._raise_if_told()
         self.requests.extend(requests)
-        said = {place: [_Said() for _ in range(r.n)] for place, r in enumerate(requests)}
+        running = {index: [_Said() for _ in range(r.n)] for index, r in enumerate(requests)}
         for position in count():
             self._before_token(position)
             self._open_mail()
-            for place, each in said.items():
-                for index, one in enumerate(each):
-                    one.go_on(self._complete(requests[place], index), position)
-            ended = [p for p, each in said.items() if all(one.finish for one in each)]
-            done = {p: tuple(one.completion() for one in said.pop(p)) for p in ended}
+            for index, each in running.items():
+                for number, completion in enumerate(each):
+                    completion.go_on(self._complete(requests[index], number), position)
+            ended = [
+                p for p, each in running.items() if all(completion.finish for completion in each)
+            ]
+            done = {
+                p: tuple(completion.completion() for completion in running.pop(p)) for p in ended
+            }
             if done:
                 yield [(p, SampleResult(id=requests[p].id, completions=done[p])) for p in done]
-            if not said:
+            if not running:
                 return
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
@@ -208,7 +212,7 @@ class InFlightScriptedEngine(ScriptedEngine):
 
 @dataclass(kw_only=True, slots=True)
 class _Said:
-    """One completion as far as it goes."""
+    """Completion of which the first tokens are sampled."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs_T: list[float] = field(default_factory=list)
@@ -233,7 +237,7 @@ class _Said:
             self.finish = whole.finish_reason
 
     def completion(self) -> Completion:
-        """All of it, once it is finished."""
+        """Return the finished completion."""
         assert self.finish is not None
         return Completion(
             token_ids=tuple(self.token_ids),

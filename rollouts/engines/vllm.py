@@ -33,7 +33,13 @@ from rollouts.engines.protocol import (
     WeightLoadError,
     WeightUpdate,
 )
-from rollouts.engines.vllm_format import completions, sampling_params, scores
+from rollouts.engines.vllm_format import (
+    LOGITS_OF_PROMPTS_MIB,
+    completions,
+    sampling_params,
+    scored_together,
+    scores,
+)
 from rollouts.errors import UserError
 from rollouts.machine.memory import return_freed_memory
 from rollouts.model_folder import Device, check_model_folder
@@ -52,7 +58,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLLMConfig:
-    """What one engine is and how much memory it takes."""
+    """Model, precision and memory of one engine."""
 
     model: str
     """A folder as written by ``save_pretrained``, or a Hugging Face id."""
@@ -92,7 +98,7 @@ class VLLMConfig:
 def engine_environment(
     model: str, device: Literal["cpu", "cuda"], threads: int = 1
 ) -> dict[str, str]:
-    """Variables that must be set before a process imports vllm."""
+    """Return the variables that must be set before a process imports vllm."""
     env = {
         # In-process engine: without it vLLM forks two helpers that import everything again.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -114,7 +120,7 @@ def engine_environment(
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
-    """``auto`` becomes ``cuda`` exactly when this process can see a GPU."""
+    """Return ``cuda`` for ``auto`` exactly when this process can see a GPU."""
     if device != "auto":
         return device
     import torch
@@ -152,8 +158,14 @@ class VLLMEngine:
         """Longest prompt plus completion, in tokens."""
         return int(self._llm.model_config.max_model_len)
 
+    def about(self) -> Mapping[str, str]:
+        """Return the version of vLLM and the device that it computes on."""
+        import vllm
+
+        return {"vllm": vllm.__version__, "device": resolve_device(self._config.device)}
+
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
-        """Sample now; there is nobody to do it meanwhile."""
+        """Sample now, since no other process could do it meanwhile."""
         results = self.generate(requests)
         return lambda: results
 
@@ -167,7 +179,7 @@ class VLLMEngine:
         return [_result(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
-        """The results of `generate`, each as soon as its last completion is finished."""
+        """Yield the results of `generate`, each as soon as its last completion is finished."""
         silent = dict(enumerate(requests))
         for outputs in self._finished([(r.prompt_ids, sampling_params(r)) for r in requests]):
             yield [(index, _result(silent.pop(index), output)) for index, output in outputs]
@@ -175,7 +187,7 @@ class VLLMEngine:
             yield [(index, _result(request, None)) for index, request in silent.items()]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
-        """Logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
+        """Return the logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
 
         Raises:
             ValueError: prompt and completion together do not leave one free token in the context.
@@ -191,7 +203,11 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
-        outputs = self._run([((*r.prompt_ids, *r.completion_ids), params) for r in requests])
+        outputs: list[Any] = []
+        mib = LOGITS_OF_PROMPTS_MIB[resolve_device(self._config.device)]
+        vocab_size = int(self._llm.model_config.get_vocab_size())
+        for part in scored_together(requests, vocab_size, mib):
+            outputs += self._run([((*r.prompt_ids, *r.completion_ids), params) for r in part])
         # Logits of whole prompts are the largest blocks of memory that an engine frees.
         return_freed_memory()
         return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
@@ -285,15 +301,15 @@ class VLLMEngine:
     def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
         """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
         outputs: list[Any] = [None] * len(work)
-        for found in self._finished(work):
-            for index, output in found:
+        for batch in self._finished(work):
+            for index, output in batch:
                 outputs[index] = output
         return outputs
 
     def _finished(
         self, work: Sequence[tuple[Sequence[int], SamplingParams]]
     ) -> Iterator[list[tuple[int, Any]]]:
-        """The outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
+        """Yield the outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
         self._open_mail()
         if not self._whole:
             raise RuntimeError("the last weight update failed half-way; sync again")
@@ -317,7 +333,7 @@ class VLLMEngine:
             raise
 
     def _add(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> str | None:
-        """Queue one request; None, or the reason why vLLM refuses it."""
+        """Queue one request; return the reason if vLLM refuses it."""
         prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
         from vllm.exceptions import VLLMClientError
 
@@ -397,9 +413,10 @@ def _lora_arguments(config: VLLMConfig) -> dict[str, Any]:
 
 
 def served_rank(rank: int) -> int:
-    """The smallest rank that vLLM can be started with and that holds ``rank``; UserError if none does."""
+    """Return the smallest rank that vLLM can be started with and that holds ``rank``; UserError if none
+    does."""
     ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-    served = next((known for known in ranks if known >= rank), None)
+    served = next((candidate for candidate in ranks if candidate >= rank), None)
     if served is None:
         raise UserError(
             f"vLLM serves adapters up to rank {ranks[-1]}, not {rank}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,13 @@ from rollouts.types import Completion, FinishReason, Sampling, WeightSpan
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+LOGITS_OF_PROMPTS_MIB = {"cpu": 128, "cuda": 2048}
+"""Logits of all sequences that are scored at the same time; with their logprobs it is about three times as
+much. vLLM keeps those of a whole step until the step ends."""
+
 
 def distinct_seed(seed: int) -> int:
-    """A 62-bit seed unrelated to that of ``seed + 1``.
+    """Return a 62-bit seed unrelated to that of ``seed + 1``.
 
     vLLM seeds the n completions of a request with seed, seed + 1, ...: without this, two requests
     with neighbouring seeds would share all but one of their random streams.
@@ -49,7 +54,7 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
 def completions(output: Any, n: int) -> tuple[Completion, ...]:
     if output is None or isinstance(output, str):
         return (Completion.failed(output or "vLLM returned nothing"),) * n
-    return tuple(_completion(one) for one in output.outputs)
+    return tuple(_completion(sample) for sample in output.outputs)
 
 
 def _completion(output: Any) -> Completion:
@@ -73,3 +78,21 @@ def scores(request: ScoreRequest, output: Any) -> tuple[float, ...]:
     # vLLM holds one value per token but the first, which nothing precedes.
     values = output.prompt_logprobs.logprobs
     return tuple(values[len(values) - len(request.completion_ids) :])
+
+
+def scored_together(
+    requests: Sequence[ScoreRequest], vocab_size: int, mib: int
+) -> Iterator[Sequence[ScoreRequest]]:
+    """Split requests, in their order, so that a part's logits in float32 take at most ``mib`` MiB.
+
+    A longer request is a part of its own.
+    """
+    most = (mib << 20) // (4 * vocab_size)
+    start = tokens = 0
+    for index, request in enumerate(requests):
+        tokens += len(request.prompt_ids) + len(request.completion_ids)
+        if tokens > most and index > start:
+            yield requests[start:index]
+            start, tokens = index, len(request.prompt_ids) + len(request.completion_ids)
+    if start < len(requests):
+        yield requests[start:]

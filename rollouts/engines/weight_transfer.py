@@ -39,7 +39,7 @@ class HostTensor(NamedTuple):
 
 
 def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor | StoredTensor]:
-    """Torch tensors (any device) or numpy arrays by name, as numpy views where that is possible; stored
+    """Convert torch tensors (any device) or numpy arrays to numpy views where that is possible; stored
     tensors stay what they are.
 
     CPU tensors that are contiguous are not copied, so the result must be used up (put into the
@@ -176,7 +176,7 @@ def register_host_backend() -> None:
 
 
 def _host_engine_class() -> type[Any]:
-    """The engine class; built late because its base classes live in vllm."""
+    """Build the engine class, late because its base classes live in vllm."""
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
@@ -217,7 +217,7 @@ def _host_engine_class() -> type[Any]:
             self._reload.finish()
 
         def shutdown(self) -> None:
-            """Nothing is held between updates."""
+            """Do nothing: an engine holds nothing between updates."""
 
     return HostEngine
 
@@ -281,7 +281,7 @@ class Reload:
 
 
 def own_files(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the files an engine was started on, for going back to its base."""
+    """Yield the tensors of the files an engine was started on, for going back to its base."""
     from vllm.model_executor.model_loader import get_model_loader
 
     loader: Any = get_model_loader(engine.vllm_config.load_config)

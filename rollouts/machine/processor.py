@@ -93,8 +93,8 @@ def quickest_dtype(device: Literal["cpu", "cuda"], flags: frozenset[str] | None 
 
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if has else "float32"
-    known = processor_flags() if flags is None else flags
-    return "bfloat16" if bfloat16_by(known) == "native" else "float32"
+    available = processor_flags() if flags is None else flags
+    return "bfloat16" if bfloat16_by(available) == "native" else "float32"
 
 
 def _torch_flags() -> frozenset[str]:

@@ -14,7 +14,7 @@ WAVES_PER_CALL = 4
 
 
 def num_chunks(sequences: int, num_engines: int, max_num_seqs: int) -> int:
-    """Into how many calls to cut ``sequences`` completions.
+    """Return the number of calls into which to cut ``sequences`` completions.
 
     One per engine while everything fits into the engines at once, since a batch is quickest whole;
     beyond that at least two per engine, so that a fast engine can take work off a slow one.
@@ -29,7 +29,8 @@ def num_chunks(sequences: int, num_engines: int, max_num_seqs: int) -> int:
 
 
 def split(costs: Sequence[int], bins: int) -> list[tuple[int, ...]]:
-    """Indices of ``costs`` in at most ``bins`` shares of nearly equal total, dearest share first.
+    """Split the indices of ``costs`` into at most ``bins`` shares of nearly equal total, dearest share
+    first.
 
     Longest processing time first: the dearest item goes to the lightest share so far; the heaviest
     share is at most 4/3 of the best possible (Graham 1969). Empty shares are left out.

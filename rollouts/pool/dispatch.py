@@ -2,7 +2,7 @@
 
 Samples are handed over as they are finished, scores a chunk at a time. What a chunk still lacks when its
 engine dies or is late goes to another engine; an item that keeps failing is given up and answered with a
-`Failure`. Which engines there are, and replacing them, is the fleet's business.
+`DispatchFailure`. Which engines there are, and replacing them, is the fleet's business.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Verb = Literal["stream", "generate", "score"]
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Stands for the answer to a request that was given up."""
+class DispatchFailure:
+    """Answer to a request that was given up."""
 
     detail: str
 
@@ -36,7 +36,7 @@ class _Flight:
     chunk: tuple[int, ...]
     deadline: float
     left: set[int] = field(default_factory=set)
-    """Those of the chunk without an answer."""
+    """Indices of the chunk's items that have no answer yet."""
 
     @property
     def rest(self) -> tuple[int, ...]:
@@ -63,31 +63,34 @@ class Dispatch:
         self._attempts = [0] * len(items)
 
     def run(self) -> list[Any]:
-        """One answer or `Failure` per item, in order; calling it again gives them again."""
+        """Wait for all items; return one answer or `DispatchFailure` per item, in order.
+
+        A second call returns them again.
+        """
         for _ in self.arriving():
             pass
         return [self._answers[i] for i in range(len(self._items))]
 
     def arriving(self) -> Iterator[list[tuple[int, Any]]]:
-        """The same as they come: answers that are there together, each with the place of its item."""
-        told = 0
+        """Yield answers as they come: those that are ready together, each with the index of its item."""
+        num_yielded = 0
         try:
             while True:
                 # Answers keep the order in which they came.
-                fresh = list(self._answers.items())[told:]
-                told += len(fresh)
+                fresh = list(self._answers.items())[num_yielded:]
+                num_yielded += len(fresh)
                 if fresh:
                     yield fresh
-                if told == len(self._items):
+                if num_yielded == len(self._items):
                     return
-                if told == len(self._answers):
+                if num_yielded == len(self._answers):
                     self.send()
                     self._receive()
         finally:
             self.leave()
 
     def leave(self) -> None:
-        """Wait for nothing any more: the engines finish what they are at, and are free again then."""
+        """Stop waiting: the engines finish the calls they are busy with, and count as free now."""
         for flight in self._flights.values():
             flight.slot.busy = False
 
@@ -140,7 +143,7 @@ class Dispatch:
 
         try:
             answer = ray.get(next(ref) if self._verb == "stream" else ref)
-            found = answer if self._verb == "stream" else enumerate(answer)
+            results = answer if self._verb == "stream" else enumerate(answer)
         except StopIteration:
             self._end(ref, flight)
             self._retry(flight, "it left out requests", blame_items=True)
@@ -156,22 +159,22 @@ class Dispatch:
             self._fleet.replace(flight.slot, reason_of(error))
             self._retry(flight, reason_of(error), blame_items=False)
         else:
-            self._take(found, flight)
+            self._take(results, flight)
             if not flight.left:
                 self._end(ref, flight)
 
-    def _take(self, found: Iterable[tuple[int, Any]], flight: _Flight) -> None:
+    def _take(self, results: Iterable[tuple[int, Any]], flight: _Flight) -> None:
         """Keep the answers to some items of a chunk."""
         flight.slot.failures = 0
-        for place, result in found:
-            index = flight.chunk[place]
+        for position, result in results:
+            index = flight.chunk[position]
             flight.left.discard(index)
             self._answers[index] = result
             if isinstance(result, SampleResult):
                 flight.slot.tokens += sum(len(c.token_ids) for c in result.completions)
 
     def _end(self, ref: Any, flight: _Flight) -> None:
-        """The engine is free again."""
+        """Forget the call, and mark its engine as free."""
         del self._flights[ref]
         flight.slot.busy = False
 
@@ -187,7 +190,7 @@ class Dispatch:
         attempts = max((self._attempts[index] for index in rest), default=0)
         if len(rest) == 1 and attempts >= 2:
             detail = f"engine {flight.slot.index} failed on it {attempts} times: {reason}"
-            self._answers[rest[0]] = Failure(detail)
+            self._answers[rest[0]] = DispatchFailure(detail)
         elif blame_items or attempts >= 2:
             self._queue.extend((index,) for index in rest)
         elif rest:

@@ -16,6 +16,7 @@ from typing import Any
 from rollouts.engines.protocol import (
     Arrivals,
     InFlightEngine,
+    KnownEngine,
     RolloutEngine,
     SampleRequest,
     SampleResult,
@@ -41,9 +42,14 @@ class EngineActor:
         self._engine: RolloutEngine | None = None
 
     def start(self) -> int:
-        """Build the engine; the id of the process it lives in."""
+        """Build the engine; return the id of the process it lives in."""
         self._engine = self._factory()
         return os.getpid()
+
+    def about(self) -> dict[str, str]:
+        """See `KnownEngine.about`; of an engine that is none, nothing."""
+        engine = self._started()
+        return dict(engine.about()) if isinstance(engine, KnownEngine) else {}
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """See `StreamingEngine.stream`; of an engine that is none, everything at the end."""
@@ -80,15 +86,15 @@ class EngineActor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """How the actors of a pool are started."""
+    """Settings with which the actors of a pool are started."""
 
     factory: EngineFactory
     environment: Mapping[str, str]
     bundle: Bundle
-    """What one actor takes."""
+    """Resources that one actor takes."""
     start_deadline_s: float
     in_flight: bool = False
-    """Whether an actor takes weights while it samples."""
+    """True if an actor takes weights while it samples."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,13 +104,13 @@ class EngineSlot:
     index: int
     launch: Launch
     room: Room
-    """Of the whole pool; this slot's place in it is ``index``."""
+    """Placement group of the whole pool; this slot's bundle in it is ``index``."""
     actor: Any = None
     pid: int | None = None
     starting: list[Any] = field(default_factory=list)
     """Calls that must succeed before the engine may work: its start, then the weights it needs."""
     deadline: float = 0.0
-    """When the start must be over (monotonic seconds)."""
+    """Monotonic time, in seconds, at which the start must be over."""
     busy: bool = False
     failures: int = 0
     """Failures in a row; an answered call ends the row."""
@@ -113,7 +119,7 @@ class EngineSlot:
 
     @property
     def idle(self) -> bool:
-        """Whether it can take a call now."""
+        """True if the engine can take a call now."""
         return not self.starting and not self.busy
 
     def fill(self, weights: Any | None) -> None:
@@ -144,7 +150,8 @@ class EngineSlot:
         self.pid, self.starting = pid, []
 
     def end_actor(self) -> None:
-        """End the actor's process and leave it in place: whoever waits for a call to it replaces it."""
+        """End the actor's process but keep the actor in the slot: the caller that waits for it replaces
+        it."""
         import ray
 
         with suppress(ray.exceptions.RayError, ValueError):

@@ -101,33 +101,34 @@ class Fleet:
         slot.fill(self.weights)
 
     def settle_start(self, slot: EngineSlot) -> None:
-        """A replacement finished starting, well or not."""
+        """Take in a replacement that has finished starting; replace it again if its start failed."""
         try:
             slot.finish_start(self.version)
         except Exception as error:  # whatever the start raised, it is an engine that did not start
             self.replace(slot, reason_of(error))
 
     def slow_start(self, slot: EngineSlot) -> str:
-        """Why a start that missed its deadline may have done so: what it needed, what was free."""
+        """Explain why a start may have missed its deadline: the resources it needed, and those that
+        were free."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
         placed = self._room.wait(0)
-        wanted = slot.launch.bundle
+        needed = slot.launch.bundle
         there = ", ".join(
-            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in wanted
+            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in needed
         )
         return (
             f"it did not start within {slot.launch.start_deadline_s:g} s (the pool needs "
-            f"{len(self.slots)} times {told(wanted)}, and "
+            f"{len(self.slots)} times {told(needed)}, and "
             + ("has it)" if placed else f"waits for it: {there} are free)")
         )
 
     def lost(self, slot: EngineSlot, reason: str) -> RunError:
-        """The error for an engine that is given up."""
-        what = f"failed {slot.failures} times in a row" if self._ready else "did not start"
+        """Make the error for an engine that is given up."""
+        failure = f"failed {slot.failures} times in a row" if self._ready else "did not start"
         return RunError(
-            f"engine {slot.index} {what}",
+            f"engine {slot.index} {failure}",
             where="engine pool",
             cause=reason,
             remedy="look for memory pressure on its machine, lower max_num_seqs or kv_cache_mb, "
@@ -143,15 +144,15 @@ class Fleet:
         self.slots, self.weights = [], None
 
 
-def refusal(error: Any, what: str) -> KeelError:
-    """What an engine raised, in its own words when those are meant for people."""
+def refusal(error: Any, message: str) -> KeelError:
+    """Return the error that an engine raised if it is meant for people, else a `RunError` around it."""
     if isinstance(error.cause, KeelError):
         return error.cause
-    return RunError(what, where="engine pool", cause=reason_of(error))
+    return RunError(message, where="engine pool", cause=reason_of(error))
 
 
 def reason_of(error: BaseException) -> str:
-    """The last line of a Ray error: the one that says what happened, without the traceback."""
+    """Return the line of a Ray error that names the exception and its message, without the traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return f"{type(cause).__name__}: {cause}"

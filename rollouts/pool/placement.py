@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Bundle = Mapping[str, float]
-"""What one process takes, as Ray names it: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
+"""Resources that one process takes, as Ray names them: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
 
 
 class Room:
@@ -30,18 +30,19 @@ class Room:
         self._group: Any = ray.util.placement_group([dict(b) for b in bundles], strategy=strategy)
 
     def wait(self, seconds: float) -> bool:
-        """Whether there was room for every process within that time."""
+        """Wait at most ``seconds`` until there is room for every process; return False if there is
+        none."""
         return bool(self._group.wait(seconds))
 
     def options(self, index: int) -> dict[str, Any]:
-        """Options of the actor that takes one of the places."""
+        """Return the options of the actor that takes the bundle ``index``."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        named = dict(self._bundles[index])
+        resources = dict(self._bundles[index])
         return {
-            "num_cpus": named.pop("CPU", 0),
-            "num_gpus": named.pop("GPU", 0),
-            "resources": named,
+            "num_cpus": resources.pop("CPU", 0),
+            "num_gpus": resources.pop("GPU", 0),
+            "resources": resources,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=index
             ),
@@ -65,7 +66,7 @@ def on_one_machine() -> bool:
 
 
 def told(bundle: Bundle) -> str:
-    """For people.
+    """Format a bundle for a message.
 
     >>> told({"CPU": 2.0, "a100": 0.5})
     '2 CPU, 0.5 a100'

@@ -13,7 +13,7 @@ that is alive and answers wrongly is not its business (the parity probe after a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,14 @@ from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import RunError
 from rollouts.model_folder import check_model_folder
 from rollouts.pool.balance import num_chunks, split
-from rollouts.pool.dispatch import Dispatch, Failure, Verb
+from rollouts.pool.dispatch import Dispatch, DispatchFailure, Verb
 from rollouts.pool.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
 from rollouts.pool.fleet import Fleet, Note, reason_of, refusal
 from rollouts.pool.placement import Bundle, on_one_machine
 from rollouts.types import Completion
 
 TOKENS_PER_CALL = 4096
-"""Tokens scored in one call if somebody watches: two of vLLM's steps, so that batches stay full."""
+"""Tokens scored in one call of `scores`: two of vLLM's steps, so that batches stay full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +116,20 @@ class EnginePool:
 
     @property
     def replaced(self) -> tuple[str, ...]:
-        """Why each of the engines was that were replaced, in order."""
+        """One reason for each replaced engine, in the order of the replacements."""
         return tuple(self._fleet.replaced)
+
+    def about(self) -> Mapping[str, str]:
+        """Return version of vLLM and kind of device of an engine; all are alike. Empty if none answers."""
+        import ray
+
+        self._fleet.wait_ready()
+        self._fleet.wait_any()
+        slot = next(slot for slot in self._fleet.slots if not slot.starting)
+        try:
+            return dict(ray.get(slot.actor.about.remote(), timeout=self._deadline_s))
+        except ray.exceptions.RayError:  # Whoever asks it next replaces it.
+            return {}
 
     @property
     def pids(self) -> tuple[int | None, ...]:
@@ -151,7 +163,7 @@ class EnginePool:
         return _Ticket(pool=self, requests=requests, dispatch=dispatch)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
-        """Logprobs of given completions, spread over the engines, in request order.
+        """Return the logprobs of given completions, spread over the engines, in request order.
 
         Raises:
             RunError: a sequence could not be scored.
@@ -235,12 +247,12 @@ class EnginePool:
                 call = slot.actor.deposit.options(concurrency_group=MAIL)
                 refs[call.remote(self._fleet.weights)] = slot
         _, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
-        taken = sum(_has_taken(ref) for ref in refs if ref not in late)
+        num_engines = sum(_has_taken(ref) for ref in refs if ref not in late)
         for ref in late:
             refs[ref].end_actor()
         self._unsynced = None
         seconds = time.perf_counter() - start
-        return SyncReport(version=update.version, seconds=seconds, num_engines=taken)
+        return SyncReport(version=update.version, seconds=seconds, num_engines=num_engines)
 
     def close(self) -> None:
         """Kill every engine; safe to call twice and after Ray has gone."""
@@ -305,7 +317,7 @@ class EnginePool:
         return dispatch.run()
 
     def _arriving(self, dispatch: Dispatch) -> Iterator[list[tuple[int, Any]]]:
-        """The answers of `_finish` as they come.
+        """Yield the answers of `_finish` as they come.
 
         What was asked earlier is finished first: it may hold the engines, and only its own wait frees them.
         """
@@ -314,9 +326,9 @@ class EnginePool:
                 self._finish(earlier)
         failed = 0
         try:
-            for found in dispatch.arriving():
-                failed += sum(isinstance(answer, Failure) for _, answer in found)
-                yield found
+            for answers in dispatch.arriving():
+                failed += sum(isinstance(answer, DispatchFailure) for _, answer in answers)
+                yield answers
         except BaseException:
             for other in self._open:
                 other.leave()
@@ -346,8 +358,8 @@ class _Ticket:
         return [_result(*pair) for pair in zip(self.requests, answers, strict=True)]
 
     def arrivals(self) -> Arrivals:
-        for found in self.pool._arriving(self.dispatch):
-            yield [(place, _result(self.requests[place], answer)) for place, answer in found]
+        for answers in self.pool._arriving(self.dispatch):
+            yield [(index, _result(self.requests[index], answer)) for index, answer in answers]
 
 
 def _tokens_of(requests: Sequence[ScoreRequest]) -> list[int]:
@@ -357,14 +369,15 @@ def _tokens_of(requests: Sequence[ScoreRequest]) -> list[int]:
 def _check_scored(answers: Iterable[Any]) -> None:
     """Raise the error of the first answer that failed."""
     for answer in answers:
-        if isinstance(answer, Failure):
+        if isinstance(answer, DispatchFailure):
             raise RunError(
                 "a sequence could not be scored", where="engine pool", cause=answer.detail
             )
 
 
 def _sampling_verb() -> Verb:
-    """Ray Client hands on no streams: there an engine answers a whole chunk at a time."""
+    """Return the actor's method that samples. Ray Client hands on no streams, so there it is
+    ``generate``."""
     import ray
 
     return "generate" if ray.util.client.ray.is_connected() else "stream"
@@ -400,7 +413,8 @@ def _launch(
 
 
 def _has_taken(ref: Any) -> bool:
-    """Whether an engine took a deposit; False where it died, which its running call tells as well."""
+    """Return True if an engine took a deposit; False if it died, which its running call reports as
+    well."""
     import ray
 
     try:
@@ -413,7 +427,7 @@ def _has_taken(ref: Any) -> bool:
 
 
 def _result(request: SampleRequest, answer: Any) -> SampleResult:
-    if isinstance(answer, Failure):
+    if isinstance(answer, DispatchFailure):
         failed = (Completion.failed(answer.detail),) * request.n
         return SampleResult(id=request.id, completions=failed)
     assert isinstance(answer, SampleResult)

@@ -3,10 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from launch.cluster.local_ray.start import Info, start_patiently
+from rollouts.errors import RunError
+from tests.patience import patient
+
+PLAIN_WORKERS = {"worker_niceness": 0, "prestart_worker_first_driver": False}
+"""As `launch.cluster.cluster` starts Ray: no worker before it is asked for, and none behind other
+processes.
+"""
+LONGEST_FIRST = (
+    "test_nightly.py",
+    "test_campaign.py",
+    "test_multi_node.py",
+    "test_engine_parity.py",
+    "test_judge_command.py",
+    "test_learner_group.py",
+    "test_pool.py",
+    "test_vllm_engine.py",
+    "test_in_flight.py",
+    "test_tutorial.py",
+    "test_postgres.py",
+    "test_ray_client.py",
+    "test_reward_policy.py",
+    "test_pool_in_flight.py",
+    "test_judge.py",
+)
+"""Files that take a minute and more, the longest first: at the end no worker waits for another's."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files before the other integration tests."""
+    here = Path(__file__).parent
+    places = [place for place, item in enumerate(items) if item.path.parent == here]
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    sorted_items = sorted(
+        (items[place] for place in places),
+        key=lambda item: ranks.get(item.path.name, len(ranks)),
+    )
+    for place, item in zip(places, sorted_items, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
@@ -16,13 +56,22 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=600 << 20,
-    )
+    def init(limit_s: float, limits: Mapping[str, int]) -> Info:
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=600 << 20,
+                _system_config=PLAIN_WORKERS | dict(limits),
+            )
+        except Exception as error:
+            raise RunError(f"Ray did not start: {error}") from error
+        return dict(context.address_info)
+
+    # A busy machine is no failure: Ray's own limits are half a minute and less.
+    start_patiently(init, patient(120.0))
     yield
     ray.shutdown()
 

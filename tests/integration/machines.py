@@ -30,7 +30,20 @@ ISOLATED = (
     "--kill-child",
     "--mount-proc",
 )
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""Ray's workers as Keel has them: none before it is asked for, and none behind other processes."""
 RAY = str(Path(sys.executable).with_name("ray"))
+AGENT_PORTS = (
+    "--dashboard-agent-grpc-port=6380",
+    "--dashboard-agent-listen-port=6381",
+    "--runtime-env-agent-port=6382",
+    "--metrics-export-port=6383",
+)
+"""Ports of the agents of a node. A raylet waits 15 s for agents that choose theirs, and then aborts."""
 
 
 def why_not() -> str | None:
@@ -76,13 +89,14 @@ class Machines:
         self._inside(self._switch, "ip link set bridge up")
 
     def add(self, name: str, command: Sequence[str]) -> Machine:
-        """Switch a machine on; it runs the command once it has its network.
+        """Switch a machine on; it runs the command once it has its network, and again if it ends.
 
-        ``ADDRESS`` in the command stands for its own.
+        ``ADDRESS`` in the command stands for the machine's own address. Services are restarted as on any
+        server: a start of Ray that was too slow on a busy host is not the end of the machine.
         """
         self._count += 1
         number, ready = self._count, self._folder / f"{name}-{self._count}.up"
-        script = f'while [ ! -e "{ready}" ]; do sleep 0.05; done; exec "$@"'
+        script = f'while [ ! -e "{ready}" ]; do sleep 0.05; done; while :; do "$@"; sleep 1; done'
         port, address = f"port{number}", f"10.77.0.{number}"
         command = [word.replace("ADDRESS", address) for word in command]
         process = self._boot(name, ["sh", "-c", script, "sh", *command])
@@ -131,7 +145,7 @@ def head_command(cpus: int, resources: str = "{}") -> list[str]:
     return [
         RAY, "start", "--head", "--block", "--node-ip-address=10.77.0.1", "--port=6379",
         f"--num-cpus={cpus}", f"--resources={resources}", "--object-store-memory=200000000",
-        "--dashboard-host=127.0.0.1", "--disable-usage-stats",
+        "--dashboard-host=127.0.0.1", "--disable-usage-stats", *AGENT_PORTS,
     ]  # fmt: skip
 
 
@@ -140,7 +154,7 @@ def worker_command(cpus: int, resources: str) -> list[str]:
     return [
         RAY, "start", "--block", "--address=10.77.0.1:6379", "--node-ip-address=ADDRESS",
         f"--num-cpus={cpus}", f"--resources={resources}", "--object-store-memory=200000000",
-        "--disable-usage-stats",
+        "--disable-usage-stats", *AGENT_PORTS,
     ]  # fmt: skip
 
 

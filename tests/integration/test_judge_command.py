@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,13 +21,33 @@ from launch.serving.vllm_server import SERVER
 from rollouts.engines.vllm import engine_environment
 from tests.patience import patient
 from tests.unit.align.judge.judging import changed_model, raw_suites, write_suites
+from tests.unit.align.judge.quantised import int4_model, int8_model
 
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 ROOT = Path(__file__).parents[2]
 
 
-def judge(folder: Path, *words: str) -> tuple[int, dict[str, object], str]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of suites, and beside it the measurements: the incumbent of both tests is measured once."""
+    folder = tmp_path_factory.mktemp("judge")
+    (folder / "text.txt").write_text("copy 1 2 3 4 = 1 2 3 4\n" * 60)
+    likelihood = {"name": "text", "text": "text.txt", "window": 16, "margin": 0.05, "budget": 0.05}
+    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
+    write_suites(folder, suites=[*raw_suites(200)["suites"], likelihood], rollouts=engines)
+    return folder
+
+
+def judge(folder: Path, candidate: str, *words: str) -> tuple[int, dict[str, object], str]:
     """Run the command; exit code, what it printed as JSON, and its messages."""
+    words = (
+        candidate,
+        "--against",
+        "demo://digits",
+        "--suites",
+        str(folder / "suites.yaml"),
+        *words,
+    )
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [*KEEL, "judge", *words, "--json", "--cache", str(folder / "cache")],
@@ -36,12 +56,24 @@ def judge(folder: Path, *words: str) -> tuple[int, dict[str, object], str]:
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def test_a_damaged_model_is_rejected_by_real_engines(tmp_path: Path) -> None:
+def test_a_damaged_model_is_rejected_by_real_engines(folder: Path) -> None:
+    damaged = changed_model(folder / "damaged", torch.zeros_like)
+    code, said, error = judge(folder, str(damaged))
+    assert (code, said.get("outcome")) == (1, "rejected"), error
+
+
+@pytest.mark.parametrize("write", [int8_model, int4_model], ids=["W8A8", "W4A16"])
+def test_a_quantised_copy_is_measured_by_engines_as_it_is(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
     engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
     suites = str(write_suites(tmp_path, 100, rollouts=engines))
-    damaged = str(changed_model(tmp_path / "damaged", torch.zeros_like))
-    code, said, error = judge(tmp_path, damaged, "--against", "demo://digits", "--suites", suites)
-    assert (code, said.get("outcome")) == (1, "rejected"), error
+    copy = str(write(tmp_path / "copy"))
+    code, said, error = judge(tmp_path, copy, "--against", "demo://digits", "--suites", suites)
+    assert code in (0, 3), error
+    assert "quantised (compressed-tensors), in bfloat16" in error
+    (suite,) = said["suites"]  # type: ignore[misc]
+    assert suite["candidate"] == pytest.approx(suite["incumbent"], abs=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +106,8 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(patient(30))
 
 
-def test_a_served_copy_is_measured_as_the_folder_is(tmp_path: Path, endpoint: str) -> None:
-    (tmp_path / "text.txt").write_text("copy 1 2 3 4 = 1 2 3 4\n" * 60)
-    likelihood = {"name": "text", "text": "text.txt", "window": 16, "margin": 0.05, "budget": 0.05}
-    suites = str(write_suites(tmp_path, suites=[*raw_suites(200)["suites"], likelihood]))
-    code, said, error = judge(
-        tmp_path, f"{endpoint}#tiny", "--against", "demo://digits", "--suites", suites,
-        "--tokenizer", "demo://digits",
-    )  # fmt: skip
+def test_a_served_copy_is_measured_as_the_folder_is(folder: Path, endpoint: str) -> None:
+    code, said, error = judge(folder, f"{endpoint}#tiny", "--tokenizer", "demo://digits")
     assert code in (0, 3), error
     suites_said = said["suites"]
     assert isinstance(suites_said, list)

@@ -236,6 +236,24 @@ def test_a_checkpoint_of_two_ranks_goes_on_exactly(
         one.restore(tmp_path / "kept", identity=IDENTITY)
 
 
+def test_ranks_that_share_the_weights_begin_between_two_snapshots(
+    groups: Callable[[str], LearnerGroup],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, group = save_model(tmp_path / "other", seed=1), groups("full")
+    monkeypatch.setattr(group, "_folder_of", {"base": base, "other": other}.__getitem__)
+    toward = Toward(snapshot="other", share=0.25)
+    references = References(base="base", parent="base", toward=toward)
+    group.begin(SPEC, references, num_steps=1, seed=3)
+    (tmp_path / "between").mkdir()
+    group.save(tmp_path / "between")
+    start, end, between = (tensors(folder) for folder in (base, other, tmp_path / "between"))
+    assert between.keys() == end.keys()
+    assert all(torch.equal(between[n], torch.lerp(start[n], end[n], 0.25)) for n in end)
+
+
 def test_a_killed_rank_is_named_and_nothing_is_left(
     groups: Callable[[str], LearnerGroup],
 ) -> None:
@@ -253,9 +271,10 @@ def test_a_killed_rank_is_named_and_nothing_is_left(
 def test_a_rank_that_does_not_answer_is_named(groups: Callable[[str], LearnerGroup]) -> None:
     group = groups("lora")
     begin(group, "lora")
-    group._deadline_s = 3
+    # The other rank's answer must come in time, on a busy machine too.
+    group._deadline_s = patient(6)
     os.kill(group.pids[1], signal.SIGSTOP)
-    with pytest.raises(RunError, match="rank 1 did not answer within 3 s"):
+    with pytest.raises(RunError, match=f"rank 1 did not answer within {patient(6):g} s"):
         group.divergence(list(BATCHES[0].rows), "base")
     assert_gone(group.pids)
 
@@ -269,21 +288,3 @@ def test_more_ranks_than_room_are_refused(base: Path, tmp_path: Path) -> None:
             scratch=tmp_path,
             start_deadline_s=1,
         )
-
-
-def test_ranks_that_share_the_weights_begin_between_two_snapshots(
-    groups: Callable[[str], LearnerGroup],
-    base: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    other, group = save_model(tmp_path / "other", seed=1), groups("full")
-    monkeypatch.setattr(group, "_folder_of", {"base": base, "other": other}.__getitem__)
-    toward = Toward(snapshot="other", share=0.25)
-    references = References(base="base", parent="base", toward=toward)
-    group.begin(SPEC, references, num_steps=1, seed=3)
-    (tmp_path / "between").mkdir()
-    group.save(tmp_path / "between")
-    start, end, between = (tensors(folder) for folder in (base, other, tmp_path / "between"))
-    assert between.keys() == end.keys()
-    assert all(torch.equal(between[n], torch.lerp(start[n], end[n], 0.25)) for n in end)

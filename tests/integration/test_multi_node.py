@@ -22,7 +22,14 @@ import pytest
 
 from align.config.file import load_campaign
 from align.gate.evidence import stored_evidence
-from tests.integration.machines import Machine, Machines, head_command, machines, why_not
+from tests.integration.machines import (
+    RAY_ENVIRONMENT,
+    Machine,
+    Machines,
+    head_command,
+    machines,
+    why_not,
+)
 from tests.integration.machines import worker_command as worker
 from tests.patience import patient
 
@@ -30,10 +37,11 @@ PATIENCE_S = patient(240.0)
 SECRET = "hunter2-of-the-judge"
 ADDRESS = "http://127.0.0.1:8265"
 ENGINE = '{"engine":1}'
-HOLD_S = 2.0
+HOLD_S = 3.0
+"""Seconds that a step's rewards take at most while the test holds the campaign up."""
 
 RAYLETS = """
-import functools, logging, os, time
+import functools, logging, os, socket, time
 import ray
 from ray.cluster_utils import Cluster
 from align.config.campaign import CampaignConfig
@@ -70,9 +78,22 @@ def ask(pool, step):
     said = [result.completions[0].token_ids for result in pool.generate(requests)]
     assert said == [(i,) for i in range(24)], said
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-one = cluster.add_node(num_cpus=1, resources={"engine": 1})
-two = cluster.add_node(num_cpus=1, resources={"engine": 1})
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+def agent_ports():
+    # A raylet waits 15 s for agents that choose their ports themselves, and then aborts.
+    agents = ("metrics_agent", "dashboard_agent_listen", "runtime_env_agent", "metrics_export")
+    return {f"{agent}_port": free_port() for agent in agents}
+
+def add_engine_node():
+    return cluster.add_node(num_cpus=1, resources={"engine": 1}, **agent_ports())
+
+head = {"num_cpus": 0, "include_dashboard": False, **agent_ports()}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+one, two = add_engine_node(), add_engine_node()
 ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 assert len(cluster_nodes()) == 3
 assert refused(campaign(2)) is None
@@ -95,7 +116,7 @@ while not pool.metrics.restarts:  # The engine may outlive its raylet for a mome
     assert time.monotonic() < deadline, "the lost engine goes on"
 assert pool.metrics.restarts == 1, pool.metrics
 assert pool.sync(WeightUpdate(version="v2")).num_engines == 1
-cluster.add_node(num_cpus=1, resources={"engine": 1})
+add_engine_node()
 deadline = time.monotonic() + patient(120)
 while any(slot.starting for slot in pool._fleet.slots):
     ask(pool, 2)
@@ -117,7 +138,7 @@ def test_raylets_come_and_go(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", RAYLETS],
         cwd=tmp_path,
-        env=ours | {"PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"},
+        env=ours | RAY_ENVIRONMENT | {"PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -131,11 +152,26 @@ import os, time
 from pathlib import Path
 
 def unhurried(completions, answer):
-    if Path({hold!r}).exists():
-        time.sleep({seconds})
+    until = time.monotonic() + {seconds}
+    while Path({hold!r}).exists() and time.monotonic() < until:
+        time.sleep(0.05)
     assert os.environ["JUDGE_API_KEY"] == {secret!r}
     return [float(text.strip() == right) for text, right in zip(completions, answer)]
 """
+
+END = "\f\n"
+COMMANDS = f"""
+import json, sys
+from launch.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["keel", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+    print(end={END!r})
+"""
+"""Several commands one after the other in one process, which imports Ray once."""
 
 
 @pytest.fixture
@@ -144,17 +180,22 @@ def environ(tmp_path: Path) -> dict[str, str]:
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o644)
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return ours | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A machine without power says nothing: it is missed after three silent checks.
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": f"{patient(3000):.0f}",
-        "RAY_health_check_failure_threshold": "3",
-        "OMP_NUM_THREADS": "1",
-    }
+    return (
+        ours
+        | RAY_ENVIRONMENT
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # A machine without power says nothing: it is missed after three silent checks.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": f"{patient(5000):.0f}",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_agent_register_timeout_ms": f"{patient(120_000):.0f}",
+            "RAY_worker_register_timeout_seconds": f"{patient(120):.0f}",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
 
 
 @pytest.fixture
@@ -196,7 +237,7 @@ def write_campaign(folder: Path) -> Path:
 def until(reached: Callable[[], bool], process: subprocess.Popen[Any], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not reached():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, "".join(filter(None, process.communicate()))
         assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
         time.sleep(0.1)
 
@@ -226,29 +267,33 @@ def test_a_machine_is_lost_and_comes_back(
     keel = (sys.executable, "-c", "from launch.cli import main; main()")
     root = str(Path(__file__).parents[2])
 
-    def asked(*words: str) -> subprocess.Popen[str]:
+    def on_head(*command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            head.run(tmp_path, *keel, *words, "--address", ADDRESS),
+            head.run(tmp_path, *command),
             env=environ | {"PYTHONPATH": root},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
+    def asked(*words: str) -> subprocess.Popen[str]:
+        return on_head(*keel, *words, "--address", ADDRESS)
+
     log = tmp_path / "head.log"
     until(lambda: "Ray runtime started" in log.read_text(), head.process, "the head")
     job = asked(
         "submit", path.name, "--include", "unhurried.py", "--id", "first-job", "--follow",
-        "--env", "JUDGE_API_KEY", "--env-dir", str(tmp_path / "env"), "--wait", "120",
+        "--env", "JUDGE_API_KEY", "--env-dir", str(tmp_path / "env"), "--wait", f"{PATIENCE_S:g}",
     )  # fmt: skip
     until(lambda: len(steps(path)) >= 2, job, "the first steps")
 
     (tmp_path / "hold").touch()
     lost.kill()
     before = len(steps(path))
+    # The first of the two may have had all its samples; the second is the other engine's alone.
+    until(lambda: len(steps(path)) >= before + 2, job, "steps without the lost machine")
     back = net.add("two", worker(1, ENGINE))
     until(lambda: has_engine(back), job, "an engine on the machine that came back")
-    assert len(steps(path)) > before, "the other engine went on meanwhile"
     (tmp_path / "hold").unlink()
 
     out, error = job.communicate(timeout=PATIENCE_S)
@@ -261,28 +306,30 @@ def test_a_machine_is_lost_and_comes_back(
     assert [step["step"] for step in steps(path)] == list(range(40))
     assert all(step["parity/max_abs_diff"] < 1e-4 for step in steps(path))
 
-    listed, _ = asked("jobs", "list", "--json").communicate(timeout=PATIENCE_S)
-    (only,) = json.loads(listed)
+    commands = (
+        ("jobs", "list"),
+        # One that waits for more room than there is, until it is stopped.
+        (
+            "submit", path.name, "--include", "unhurried.py", "--id", "second-job", "--wait", "600",
+            "--set", f"store={tmp_path / 'other'}", "--set", "rollouts.engines=9",
+        ),
+        ("jobs", "status", "second-job"),
+        ("jobs", "stop", "second-job"),
+        ("jobs", "status", "second-job"),
+        ("jobs", "status", "first-job"),
+    )  # fmt: skip
+    words = json.dumps([[*command, "--address", ADDRESS, "--json"] for command in commands])
+    answered = on_head(sys.executable, "-c", COMMANDS, words)
+    listed, problem = answered.communicate(timeout=PATIENCE_S)
+    assert answered.returncode == 0, listed + problem
+    (only,), _, waiting, stopped, still, first_job = map(json.loads, listed.split(END)[:-1])
     assert (only["id"], only["status"], only["campaign"]) == (
         "first-job",
         "SUCCEEDED",
         "three-machines",
     )
+    assert waiting["status"] in ("PENDING", "RUNNING")
+    assert (stopped["status"], still["status"]) == ("STOPPED", "STOPPED")
+    assert first_job["status"] == "SUCCEEDED"
     logs = "".join(f.read_text(errors="replace") for f in (tmp_path / "head-ray").rglob("*.log"))
     assert SECRET not in out + error + listed + logs
-
-    def told(*words: str) -> dict[str, Any]:
-        process = asked(*words, "--json")
-        found, problem = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, found + problem
-        return dict(json.loads(found))
-
-    # One that waits for more room than there is, until it is stopped.
-    told(
-        "submit", path.name, "--include", "unhurried.py", "--id", "second-job", "--wait", "600",
-        "--set", f"store={tmp_path / 'other'}", "--set", "rollouts.engines=9",
-    )  # fmt: skip
-    assert told("jobs", "status", "second-job")["status"] in ("PENDING", "RUNNING")
-    assert told("jobs", "stop", "second-job")["status"] == "STOPPED"
-    assert told("jobs", "status", "second-job")["status"] == "STOPPED"
-    assert told("jobs", "status", "first-job")["status"] == "SUCCEEDED"

@@ -24,14 +24,16 @@ from align.config.file import load_campaign
 from align.gate.evidence import Evidence, stored_evidence
 from align.schedule.inbox import Inbox
 from tests.patience import patient
+from tests.unit.decided import keel
 
 ROOT = Path(__file__).parents[2]
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 ROWS = json.loads((ROOT / "configs" / "nightly" / "monday.json").read_text())["rows"]
 PATIENCE_S = patient(280.0)
 """A busy machine takes long to start vLLM."""
-CLIENTS, PAUSE_S = 4, 0.25
-"""Requests come all the while; the cores are for the round."""
+CLIENTS, CALM_S, DENSE_S = 4, 1.0, 0.25
+"""Clients, and seconds between two requests of each: calm while the round needs the cores, dense from the
+start of the swap on."""
 SNAPSHOT = "x-keel-snapshot"
 
 
@@ -88,23 +90,18 @@ def staying(*words: str) -> Iterator[Command]:
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def keel(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KEEL, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-
-
 @dataclass
 class Load:
     """Clients that ask until told to stop, and who answered them."""
 
     client: httpx.Client
+    swapping: Callable[[], bool]
     answered: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     enough: threading.Event = field(default_factory=threading.Event)
 
     def send(self) -> None:
-        while not self.enough.wait(PAUSE_S):
+        while not self.enough.wait(DENSE_S if self.swapping() else CALM_S):
             try:
                 self.answered.append(ask(self.client, ROWS[0]["prompt"])[1])
             except (httpx.HTTPError, AssertionError) as error:
@@ -156,9 +153,9 @@ def evidence_of(campaign: Path) -> Evidence:
 def test_feedback_becomes_what_is_served(campaign: Path) -> None:
     serve = ("serve", str(campaign), "--alias", "production", "--follow", "--poll-s", "0.2")
     with staying("feedback", "serve", str(campaign), "--port", "0") as inbox:
-        begun = keel("run", str(campaign))
-        assert begun.returncode == 0, begun.stderr
-        assert "nightly is scheduled and not due" in begun.stdout
+        code, begun, error = keel("run", str(campaign))
+        assert code == 0, error
+        assert "nightly is scheduled and not due" in begun
         with staying(*serve, "--port", "0") as served, client_of(campaign, served) as client:
             a_night(campaign, inbox, served, client)
             as_documented(campaign, client)
@@ -174,7 +171,8 @@ def a_night(campaign: Path, inbox: Command, served: Command, client: httpx.Clien
     with staying(*loop_of) as loop:
         post(campaign, inbox, ROWS[:250])
         served.until(lambda: served.heard(f"serving {base[:16]}"))
-        before, load = num_preferred(client), Load(client)
+        before = num_preferred(client)
+        load = Load(client, swapping=lambda: served.heard("is wanted; starting it"))
         with load.running():
             loop.until(lambda: loop.heard("nothing is due. nightly: 250 of 300 new rows"))
             post(campaign, inbox, ROWS[250:])
@@ -187,6 +185,7 @@ def a_night(campaign: Path, inbox: Command, served: Command, client: httpx.Clien
                 post(campaign, inbox, ROWS)  # Known already, and so no news.
                 new = accepted(campaign)
                 served.until(lambda: new in load.answered)
+                assert load.swapping()
                 assert another.end() == [], "nothing fell due"
     assert load.lost == []
     assert set(load.answered) == {base, new}

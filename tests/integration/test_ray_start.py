@@ -17,6 +17,7 @@ SLOW = """
 import psutil, ray
 from launch.cluster.cluster import connect
 from launch.cluster.local_ray import start
+from tests.patience import patient
 
 start.GROWTH, start.SLOW_S = (1, 2000), 0.0
 notes = []
@@ -32,7 +33,7 @@ with connect(num_cpus=1, timeout_s=0.3, note=note):
     assert not first & {p.pid for p in started}, "of the first attempt"
 (told,) = notes
 assert "load average" in told and "trying again with 600 s" in told, told
-_, alive = psutil.wait_procs(started, timeout=30)
+_, alive = psutil.wait_procs(started, timeout=patient(30))
 assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 print("came late and went")
 """

@@ -103,9 +103,12 @@ def test_the_page_fits_and_says_no_error(page: Path, width: int) -> None:
         )
         assert len(charts) > 10 and min(charts) > 80
         for part in (
-            "lineage",
+            "answer",
             "scores",
             "retention",
+            "gate",
+            "time",
+            "lineage",
             "rounds",
             "signals",
             "trail",
@@ -113,6 +116,34 @@ def test_the_page_fits_and_says_no_error(page: Path, width: int) -> None:
             "environment",
         ):
             assert driver.find_element("id", part).is_displayed()
+
+
+@pytest.mark.parametrize(("width", "shown"), [(390, True), (1600, False)])
+def test_a_matrix_that_does_not_fit_says_so(page: Path, width: int, shown: bool) -> None:
+    with browser(width) as driver:
+        driver.get(page.as_uri())
+        scroll = "document.querySelector('#scores .scroll')"
+        wider = driver.execute_script(f"return {scroll}.scrollWidth > {scroll}.clientWidth")
+        hint = driver.find_element("css selector", "#scores .sideways")
+        assert (wider, hint.is_displayed()) == (shown, shown)
+        driver.execute_script(f"{scroll}.scrollLeft = 1e6")
+        assert (driver.execute_script(f"return {scroll}.scrollLeft") > 0) == shown
+        head = driver.find_element("css selector", "#scores tbody th")
+        assert head.rect["x"] >= 0  # The names of rounds stay in sight.
+
+
+def test_marks_of_the_gate_lie_in_their_cells(page: Path) -> None:
+    with browser(390) as driver:
+        driver.get(page.as_uri())
+        outside = driver.execute_script(
+            "return [...document.querySelectorAll('#gate td.drawn')].filter(cell => {"
+            " const c = cell.getBoundingClientRect();"
+            " return [...cell.querySelectorAll('circle, .miss rect')].some(mark => {"
+            " const m = mark.getBoundingClientRect();"
+            " return m.left < c.left - 1 || m.right > c.right + 1 || m.top < c.top - 1"
+            " || m.bottom > c.bottom + 1 }) }).map(cell => cell.outerHTML.slice(0, 200))"
+        )
+        assert outside == []
 
 
 def test_everything_is_reached_by_keyboard_and_shows_it(page: Path) -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from align.config.file import load_campaign
 from align.gate.evidence import stored_evidence
 from tests.patience import patient
 from tests.unit.commands import blocks
+from tests.unit.decided import keel as keel_here
 
 KEEL = (sys.executable, "-c", "from launch.cli import main; main()")
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "first-round.md"
@@ -32,7 +34,9 @@ def keel(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_first_campaign_of_the_tutorial_runs(tmp_path: Path) -> None:
+def test_the_first_campaign_of_the_tutorial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (block,) = [block for block in blocks(PAGE.read_text()) if block.title == "first.yaml"]
     raw = yaml.safe_load(block.text)
     raw["rollouts"] = {"max_num_seqs": 64, "kv_cache_mb": 64}
@@ -50,6 +54,8 @@ def test_the_first_campaign_of_the_tutorial_runs(tmp_path: Path) -> None:
     states = {record.name: record.state for record in evidence.ledger.rounds()}
     assert states["reverse"] == "accepted"
     assert states["sort"] in ("accepted", "rejected")
-    again = keel(tmp_path, "run", "first.yaml")
+    monkeypatch.chdir(tmp_path)
+    code, again, error = keel_here("run", "first.yaml")
+    assert code == 0, error
     assert "starting Ray" not in again
     assert "reverse" in again

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from launch.feedback.body import Limits
+from launch.feedback.body import BodyLimits
 from launch.listening import listen
-from launch.serving.follow import Follower, Pace
+from launch.serving.follow import Swapper, SwapPolicy
 from launch.serving.proxy import LIMITS, Proxy
 from launch.serving.route import Backend, Route
 from rollouts.errors import RunError
@@ -150,7 +150,7 @@ async def until(reached: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def proxied(
-    route: Route, said: list[str] | None = None, limits: Limits = LIMITS
+    route: Route, said: list[str] | None = None, limits: BodyLimits = LIMITS
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a proxy over a route; it has the key."""
     said = [] if said is None else said
@@ -172,12 +172,12 @@ async def proxied(
 async def followed(world: World, **pace: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """A client, and the task of the follower behind its proxy."""
     route = Route()
-    follower = Follower(
+    follower = Swapper(
         route,
         wanted=world.wanted,
         start=world.start or world.echo,
         say=world.said.append,
-        pace=Pace(**{"poll_s": 0.01, "drain_s": PATIENCE_S, **pace}),
+        pace=SwapPolicy(**{"poll_s": 0.01, "drain_s": PATIENCE_S, **pace}),
     )
     following = asyncio.create_task(follower.run())
     try:

@@ -35,8 +35,8 @@ from align.data.demo.world import (
     SOURCES,
     TRAINED_PAIRS,
     Digits,
-    Example,
     Task,
+    WorldExample,
     examples,
     spell,
     strings,
@@ -54,10 +54,10 @@ OP_SHARE, GENERAL_SHARE = 0.50, 0.25
 """Shares of the pretraining mixture; trained pairs take the rest."""
 
 OP_RIGHT, OP_COPIED = 0.36, 0.28
-"""How often a single op is answered rightly, and with its own digits; else another op answers."""
+"""Share of single ops answered rightly, and with their own digits; else another op answers."""
 
 PAIR_RIGHT = 0.50
-"""How often a trained pair is answered rightly; else any one op answers."""
+"""Share of trained pairs answered rightly; else any one op answers."""
 
 _IDS = {word: i for i, word in enumerate(WORDS)}
 _ANSWER = slice(-LENGTH - 2, -1)
@@ -65,7 +65,8 @@ _ANSWER = slice(-LENGTH - 2, -1)
 
 
 def config() -> LlamaConfig:
-    """0.42M parameters. Tied embeddings and head_dim 32, because real engines trip on both."""
+    """Return a config of 0.42M parameters. Tied embeddings and head_dim 32, because real engines trip
+    on both."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -111,7 +112,7 @@ def build(
 def train(
     seed: int, steps: int, progress: Callable[[int, float], None] | None = None
 ) -> LlamaForCausalLM:
-    """The base after `steps` batches of the mixture. The caller's random state is left alone."""
+    """Train the base for `steps` batches of the mixture. The caller's random state is left alone."""
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng():
@@ -135,7 +136,7 @@ def train(
 
 
 def lesson(rng: random.Random) -> list[int]:
-    """One pretraining sequence, prompt and possibly wrong answer, as token ids."""
+    """Make one pretraining sequence, prompt and possibly wrong answer, as token ids."""
     digits = rng.choice(strings("train"))
     kind = rng.random()
     if kind < OP_SHARE:
@@ -146,8 +147,8 @@ def lesson(rng: random.Random) -> list[int]:
         answer = task.answer(digits)
     else:
         task = Task(*rng.choice(TRAINED_PAIRS))
-        said = task if rng.random() < PAIR_RIGHT else Task(rng.choice(list(OPS)))
-        answer = said.answer(digits)
+        answered_task = task if rng.random() < PAIR_RIGHT else Task(rng.choice(list(OPS)))
+        answer = answered_task.answer(digits)
     return _token_ids(task.prompt(digits), spell(answer))
 
 
@@ -161,7 +162,7 @@ def _op_answer(rng: random.Random, op: str, digits: Digits) -> Digits:
 
 
 def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
-    """Success at temperature 1 of every op, general skill and held-out pair, on `n` eval items.
+    """Measure success at temperature 1 of every op, general skill and held-out pair, on `n` eval items.
 
     Exact, not sampled: the probability of the one right answer, averaged over the items.
     `heldout` is the mean of the held-out pairs.
@@ -172,8 +173,8 @@ def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
 
 
 @torch.no_grad()
-def success(model: LlamaForCausalLM, items: Sequence[Example]) -> float:
-    """Mean probability of the right answer and an end after it."""
+def success(model: LlamaForCausalLM, items: Sequence[WorldExample]) -> float:
+    """Return the mean probability of the right answer and an end after it."""
     tokens_BT = torch.tensor([_token_ids(item.prompt, item.answer) for item in items])
     was_training = model.training
     model.train(False)
@@ -183,7 +184,7 @@ def success(model: LlamaForCausalLM, items: Sequence[Example]) -> float:
 
 
 def answer_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
-    """Logprob of each answer token and of the end, `[B, LENGTH + 1]`."""
+    """Return the logprob of each answer token and of the end, `[B, LENGTH + 1]`."""
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
     logprobs_BTV = F.log_softmax(logits_BTV[:, _ANSWER], dim=-1)
     return logprobs_BTV.gather(-1, tokens_BT[:, -LENGTH - 1 :, None]).squeeze(-1)

@@ -30,7 +30,7 @@ WORDS: tuple[str, ...] = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the tiny world: nothing to train, nothing to download."""
+    """Build the tokenizer of the tiny world: nothing to train, nothing to download."""
     from transformers import PreTrainedTokenizerFast
 
     words = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=UNK)

@@ -86,18 +86,18 @@ class Task:
         return self.first if self.second == BLANK else f"{self.first}+{self.second}"
 
     def prompt(self, digits: Digits) -> str:
-        """The eight words the model is asked with."""
+        """Spell the eight words the model is asked with."""
         return f"{self.first} {self.second} {spell(digits)} {EQUALS}"
 
     def answer(self, digits: Digits) -> Digits:
-        """The one right answer."""
+        """Return the one right answer."""
         skills = OPS | GENERAL
         once = skills[self.first](digits)
         return once if self.second == BLANK else skills[self.second](once)
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class WorldExample:
     """A question of a task with its digits; the prompt and answer follow from the two."""
 
     task: Task
@@ -126,34 +126,34 @@ SOURCES: dict[str, tuple[Task, ...]] = {
     "heldout": tuple(Task(*pair) for pair in HELDOUT_PAIRS),
     **{"+".join(pair): (Task(*pair),) for pair in (*TRAINED_PAIRS, *HELDOUT_PAIRS)},
 }
-"""What `demo://NAME` can name. A source of several tasks takes them in turn, in equal numbers."""
+"""Sources that `demo://NAME` can name. A source of several tasks takes them in turn, in equal numbers."""
 
 
 def spell(digits: Digits) -> str:
-    """Digits as the words a prompt or an answer is made of: `(3, 1)` is `3 1`."""
+    """Spell digits as the words a prompt or an answer is made of: `(3, 1)` is `3 1`."""
     return " ".join(map(str, digits))
 
 
 def is_right(completion: str, answer: str) -> bool:
-    """Exact match, forgiving only the spaces around and between the words."""
+    """Match exactly, forgiving only the spaces around and between the words."""
     return completion.split() == answer.split()
 
 
 def split_of(digits: Digits) -> Split:
-    """The split every task puts these digits in: the same on every machine, for ever."""
+    """Return the split every task puts these digits in: the same on every machine, for ever."""
     digest = blake2b("".join(map(str, digits)).encode(), digest_size=8).digest()
     return "eval" if int.from_bytes(digest, "big") % 100 < _EVAL_PERCENT else "train"
 
 
 @cache
 def strings(split: Split) -> tuple[Digits, ...]:
-    """All digit strings of a split, in numerical order."""
+    """List all digit strings of a split, in numerical order."""
     everything = (tuple(map(int, f"{i:0{LENGTH}d}")) for i in range(10**LENGTH))
     return tuple(digits for digits in everything if split_of(digits) == split)
 
 
-def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[Example]:
-    """`n` distinct examples of a source, its tasks in turn; a larger `n` only appends.
+def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[WorldExample]:
+    """List `n` distinct examples of a source, its tasks in turn; a larger `n` only appends.
 
     Raises `ValueError` for an unknown source or split, or more examples than exist.
     """
@@ -169,11 +169,11 @@ def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[E
             f"n={n}: demo://{source} has 1 to {available} prompts in its {split} split"
         )
     draws = [_shuffled(pool, f"{seed}/{task.name}/{split}") for task in tasks]
-    return [Example(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
+    return [WorldExample(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
 
 
 def demo_prompts(uri: str) -> list[Prompt]:
-    """Prompts of `demo://SOURCE?n=2000&split=train|eval&seed=0`; columns `answer` and `task`.
+    """Make the prompts of `demo://SOURCE?n=2000&split=train|eval&seed=0`; columns `answer` and `task`.
 
     Raises `ValueError`, naming what is known, for a source, split or option that is not, and for
     more prompts than the source has.
@@ -191,7 +191,7 @@ def demo_prompts(uri: str) -> list[Prompt]:
 
 
 def _shuffled(pool: tuple[Digits, ...], seed: str) -> Iterator[Digits]:
-    """The pool in random order, lazily (Fisher-Yates).
+    """Yield the pool in random order, lazily (Fisher-Yates).
 
     Built on `Random.random` alone: the one method whose sequence Python promises never to change.
     """
@@ -208,12 +208,12 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
     if parts.scheme != "demo" or parts.path.strip("/") or parts.fragment:
         raise ValueError(f"{uri!r} is not of the form demo://SOURCE?n=2000&split=train&seed=0")
     options = {"n": "2000", "split": "train", "seed": "0"}
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    for key, value in given:
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    for key, value in pairs:
         if key not in options:
             raise ValueError(f"unknown option {key!r} in {uri!r}; known: {', '.join(options)}")
         options[key] = value
-    if len(dict(given)) < len(given):
+    if len(dict(pairs)) < len(pairs):
         raise ValueError(f"an option is given twice in {uri!r}")
     return parts.netloc, options
 

@@ -63,10 +63,10 @@ class PromptRows:
         sides: tuple[list[int], list[int]] = ([], [])
         for position, name in enumerate(self.names):
             sides[name in held_names].append(position)
-        kept, items = sides[0], sides[1][: self._measure.items]
+        remaining, items = sides[0], sides[1][: self._measure.items]
         shown = [[self._prints[i]] for i in items]
-        for item, text in self._measure.matches(shown, [self._prints[i] for i in kept]):
-            yield self.names[items[item]], self.names[kept[text]]
+        for item, text in self._measure.matches(shown, [self._prints[i] for i in remaining]):
+            yield self.names[items[item]], self.names[remaining[text]]
 
     def continuations(self) -> Iterator[tuple[str, str]]:
         """Yield pairs of names whose prompts are of one conversation."""

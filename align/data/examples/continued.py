@@ -43,11 +43,11 @@ def _of_chats(rows: Sequence[tuple[str, Sequence[Message]]]) -> Iterator[tuple[s
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:
     """Return a hash of the turns up to and including each one."""
-    made, above = [], 0
+    beginnings, above = [], 0
     for turn in turns:
         above = hash((above, turn["role"], turn["content"]))
-        made.append(above)
-    return made
+        beginnings.append(above)
+    return beginnings
 
 
 def _of_texts(rows: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -52,17 +52,17 @@ def encode(
     cut: bool,
     round: str,
     columns: Mapping[str, Any],
-    place: str = "",
+    source_line: str = "",
 ) -> Encoded:
-    """One example as rows of at most ``context`` tokens, prompt included.
+    """Encode one example as rows of at most ``context`` tokens, prompt included.
 
-    ``round``, ``columns`` and ``place`` are written on its prompt: rewards of later rounds may ask for
-    the columns, and messages name the place.
+    ``round``, ``columns`` and ``source_line`` are written on its prompt: rewards of later rounds may ask
+    for the columns, and messages name the line.
 
     Raises `Unusable` where a row is longer and may not be cut, or where tokens leave nothing to learn,
     and a `UserError` for messages where the model has no chat template.
     """
-    prompt = replace(_prompt(example.prompt, columns, round), place=place)
+    prompt = replace(_prompt(example.prompt, columns, round), place=source_line)
     prompt_ids = _prompt_ids(prompt, encoder)
     answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
     room = context - len(prompt_ids)
@@ -77,7 +77,7 @@ def encode(
         for ids, answer in zip(fitting, example.answers, strict=True)
     )
     sides = [(answer.content, answer.advantage) for answer in example.answers]
-    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, place=place)
+    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, place=source_line)
     return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
 
 
@@ -89,7 +89,7 @@ def windows(
     round: str,
     pack: bool = True,
 ) -> Iterator[Unit]:
-    """Documents one after another, cut into windows of ``context`` tokens; the last may be shorter.
+    """Cut documents one after another into windows of ``context`` tokens; the last may be shorter.
 
     Without ``pack`` every document begins a window of its own.
 
@@ -165,7 +165,7 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
 
 
 def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
-    """The answer's tokens after these prompt tokens, ended."""
+    """Return the answer's tokens after these prompt tokens, ended."""
     try:
         if prompt.messages is not None:
             if isinstance(answer, str):

@@ -66,8 +66,8 @@ def ngrams(units: Sequence[Hashable], n: int) -> Grams:
         return _EMPTY
     hashes = np.fromiter(map(hash, units), dtype=np.int64, count=len(units)).view(np.uint64)
     # Each hash is a sum of products modulo 2**64: integers wrap around.
-    made: Grams = np.convolve(hashes, _factors(n), "valid")
-    return made
+    hashed: Grams = np.convolve(hashes, _factors(n), "valid")
+    return hashed
 
 
 def fingerprint(text: str, n: int | None, units: Units = words) -> Fingerprint:
@@ -98,8 +98,8 @@ class ItemIndex:
         order = np.argsort(grams, kind="stable")
         grams, owners = grams[order], owners[order]
         counts = np.unique(grams, return_counts=True)[1]
-        own = np.repeat(counts, counts) < TEMPLATE_ITEMS
-        self._grams, self._owners = grams[own], owners[own]
+        is_own = np.repeat(counts, counts) < TEMPLATE_ITEMS
+        self._grams, self._owners = grams[is_own], owners[is_own]
         self._sizes = np.bincount(self._owners, minlength=len(items))
         telling = (self._sizes == totals) | (self._sizes >= (n or 0))
         self._telling = telling & (self._sizes > 0)
@@ -138,14 +138,14 @@ def _distinct(grams: Grams) -> Grams:
     ordered = np.sort(grams)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
-    kept: Grams = ordered[fresh]
-    return kept
+    distinct: Grams = ordered[fresh]
+    return distinct
 
 
 @cache
 def _factors(n: int) -> Grams:
     """Draw an odd number of 64 bits for each position in a run."""
-    made: Grams = np.random.default_rng(n).integers(2**63, size=n, dtype=np.uint64) * np.uint64(
+    factors: Grams = np.random.default_rng(n).integers(2**63, size=n, dtype=np.uint64) * np.uint64(
         2
     ) + np.uint64(1)
-    return made
+    return factors

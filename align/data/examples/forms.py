@@ -46,7 +46,7 @@ class Answer:
     advantage: float
     """+1: to be made likelier, -1: less likely."""
     margin: float = 0.0
-    """Of a pair's chosen answer: by how much it is better, in rewards."""
+    """Distance of a pair's chosen answer from the rejected one, in rewards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class Example:
 
 
 def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
-    """One example of two answers, the chosen one first."""
+    """Make one example of two answers, the chosen one first."""
     prompt, chosen, rejected = _sides(values, config)
     if chosen == rejected:
         raise Unusable("equal sides")
@@ -68,7 +68,7 @@ def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
-    """One example of one rated answer; of a pair two."""
+    """Make one example of one rated answer; of a pair two."""
     if config.completion not in values and config.chosen in values:
         (pair,) = pairs(values, config)
         return [Example(prompt=pair.prompt, answers=(side,)) for side in pair.answers]
@@ -80,7 +80,7 @@ def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
-    """One example of one answer: the completion, or the last turn of a conversation."""
+    """Make one example of one answer: the completion, or the last turn of a conversation."""
     if config.completion in values or config.messages not in values:
         prompt, content = _prompt(values, config), _content(values, config.completion)
     else:
@@ -110,7 +110,7 @@ def as_chat(example: Example) -> Example:
 
 
 def text(values: Values, config: ExamplesConfig) -> str:
-    """The document of a row."""
+    """Return the document of a row."""
     content = _content(values, config.text)
     if not isinstance(content, str):
         raise Unusable(f"{config.text!r} is not text")
@@ -125,15 +125,16 @@ FORMS: dict[Material, Callable[[Values, ExamplesConfig], list[Example]]] = {
 
 
 def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Content]:
-    """Prompt, chosen and rejected answer; whole conversations contain their prompt, as TRL has it."""
+    """Return prompt, chosen and rejected answer; whole conversations contain their prompt, as TRL has
+    it."""
     chosen, rejected = _content(values, config.chosen), _content(values, config.rejected)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise Unusable("one side is text, the other messages")
     whole = any(
         not isinstance(side, str) and side[0]["role"] != "assistant" for side in (chosen, rejected)
     )
-    given = config.template is not None or values.get(config.prompt) is not None
-    if given and not whole:
+    has_prompt = config.template is not None or values.get(config.prompt) is not None
+    if has_prompt and not whole:
         return _prompt(values, config), chosen, rejected
     if chosen == rejected:
         raise Unusable("equal sides")
@@ -149,7 +150,8 @@ def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Co
 
 
 def common_prompt(chosen: Content, rejected: Content) -> Content:
-    """What two answers begin with: whole turns, or text up to the last space before they part.
+    """Return the beginning that two answers share: whole turns, or text up to the last space before
+    they part.
 
     TRL parts text at the character, so that "... blue" and "... black" would share a "b"; the prompt of
     a half word has other tokens than any prompt that is sampled from.
@@ -203,8 +205,8 @@ def _content(values: Values, column: str) -> Content:
 
 
 def _not_empty(content: Content, what: str) -> Content:
-    said = content.strip() if isinstance(content, str) else any(map(says_something, content))
-    if not said:
+    has_content = content.strip() if isinstance(content, str) else any(map(says_something, content))
+    if not has_content:
         raise Unusable(f"{what} is empty")
     return content
 
@@ -230,7 +232,7 @@ def _margin(values: Values, column: str) -> float:
 
 
 LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
-"""How files without a boolean type write one."""
+"""Labels as files without a boolean type write them."""
 
 
 def _advantage(values: Values, column: str) -> float:

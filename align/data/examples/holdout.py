@@ -133,10 +133,10 @@ class _Ties:
         self._above[second] = first
 
     def groups(self) -> list[list[str]]:
-        made: dict[str, list[str]] = {}
+        members: dict[str, list[str]] = {}
         for name in self._above:
-            made.setdefault(self._root(name), []).append(name)
-        return list(made.values())
+            members.setdefault(self._root(name), []).append(name)
+        return list(members.values())
 
     def held_out(self, share: float) -> frozenset[str]:
         """Return the names on the held-out side.
@@ -189,8 +189,8 @@ def parted(
     units: Sequence[Unit], held_names: frozenset[str]
 ) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
     """Return the units to learn from and the held-out ones."""
-    kept = tuple(unit for unit in units if name_of(unit) not in held_names)
-    return kept, tuple(unit for unit in units if name_of(unit) in held_names)
+    remaining = tuple(unit for unit in units if name_of(unit) not in held_names)
+    return remaining, tuple(unit for unit in units if name_of(unit) in held_names)
 
 
 def measured_units(units: Iterable[Unit], items: int) -> list[Unit]:
@@ -212,7 +212,7 @@ def answer_texts(unit: Unit, encoder: PromptEncoder) -> list[str]:
 
 
 def prompts_of(units: Sequence[Unit], encoder: PromptEncoder) -> list[Prompt]:
-    """The distinct prompts of examples; of texts their first few words.
+    """Return the distinct prompts of examples; of texts their first few words.
 
     Later rounds replay them, and drift is measured on them.
     """

@@ -22,10 +22,10 @@ PLACES = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What became of a source."""
+    """Counts of a source's rows that were read, cut and dropped."""
 
     made: str
-    """What a unit is: pair, rating, demonstration, window."""
+    """Name of a unit: pair, rating, demonstration, window."""
     num_rows: int
     """Rows read, unusable ones included."""
     num_units: int
@@ -35,15 +35,15 @@ class Report:
     """Rows that stood before, word for word: ``pairs.jsonl:9 is pairs.jsonl:2``. They are learnt from as
     often as they stand there."""
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By reason, the places of the rows that could not be used: ``pairs.jsonl:7``, or with a row's own
-    value ``pairs.jsonl:7: 812 tokens``."""
+    """Lines of the rows that could not be used, by reason: ``pairs.jsonl:7``, or with a row's own value
+    ``pairs.jsonl:7: 812 tokens``."""
 
     @property
     def num_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
 
     def __str__(self) -> str:
-        """One sentence."""
+        """Return the report as one sentence."""
         parts = [f"{_count(self.num_rows, 'row')} gave {_count(self.num_units, self.made)}"]
         if self.num_cut:
             parts.append(f"{_count(self.num_cut, 'answer')} cut to the context")
@@ -57,7 +57,7 @@ class Report:
 
     @property
     def reasons(self) -> str:
-        """Why rows could not be used, the most frequent reason first, each with its first places."""
+        """Reasons why rows could not be used, the most frequent first, each with its first places."""
         by_count = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
         return ", ".join(
             f"{len(places)} {reason} ({_first(places)})" for reason, places in by_count
@@ -66,7 +66,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """What a round learns from."""
+    """Examples that a round learns from, and the report on their source."""
 
     units: tuple[Unit, ...]
     report: Report
@@ -80,23 +80,23 @@ def load_examples(
     encoder: PromptEncoder,
     context: int,
     round: str,
-    taken: Iterable[files.Row] | None = None,
+    source_rows: Iterable[files.FileRow] | None = None,
 ) -> Examples:
-    """All examples of a source as rows of token ids, in its order.
+    """Load all examples of a source as rows of token ids, in its order.
 
     Args:
         material: what the rows are read as; not ``rollouts``.
         context: longest prompt plus completion, in tokens.
         round: written on every row.
-        taken: what the round took of the inbox, where its source is a stream.
+        source_rows: what the round took of the inbox, where its source is a stream.
 
     Raises a `UserError` for a source that cannot be read or holds nothing, and where more than
     ``config.max_dropped`` of its rows cannot be used; it names the first of them.
     """
     loading = _Loading(config, encoder, context, round)
     if config.stream is None:
-        taken = islice(files.read_rows(config.source, config.split), config.limit)
-    rows = taken or ()
+        source_rows = islice(files.read_rows(config.source, config.split), config.limit)
+    rows = source_rows or ()
     documents = tuple(loading.documents(rows)) if material == "texts" else ()
     if material == "texts":
         units = tuple(windows(documents, encoder, context=context, round=round, pack=config.pack))
@@ -127,7 +127,7 @@ class _Loading:
         self.repeated: list[str] = []
         self._first: dict[object, str] = {}
 
-    def units(self, rows: Iterable[files.Row], material: Material) -> Iterator[Unit]:
+    def units(self, rows: Iterable[files.FileRow], material: Material) -> Iterator[Unit]:
         for row in rows:
             self.num_rows += 1
             columns = {n: v for n, v in row.values.items() if n != self._config.prompt}
@@ -144,7 +144,7 @@ class _Loading:
                         cut=self._config.cut,
                         round=self._round,
                         columns=columns,
-                        place=row.place,
+                        source_line=row.place,
                     )
                     for example in examples
                 ]
@@ -163,7 +163,7 @@ class _Loading:
             check_answers(self._encoder, f"rounds.{self._round}.data")
         self._chats_checked = True
 
-    def documents(self, rows: Iterable[files.Row]) -> Iterator[Document]:
+    def documents(self, rows: Iterable[files.FileRow]) -> Iterator[Document]:
         for row in rows:
             self.num_rows += 1
             try:
@@ -177,22 +177,22 @@ class _Loading:
                 self._note(document.name, row)
                 yield document
 
-    def _note(self, content: object, row: files.Row) -> None:
+    def _note(self, content: object, row: files.FileRow) -> None:
         """Record a row as seen, or as the repeat of an earlier row."""
         short_place = _short(row.place)
         first = self._first.setdefault(content, short_place)
         if first is not short_place:
             self.repeated.append(f"{short_place} is {first}")
 
-    def _drop(self, row: files.Row, reason: Unusable) -> None:
+    def _drop(self, row: files.FileRow, reason: Unusable) -> None:
         short_place = _short(row.place)
         entry = short_place if reason.detail is None else f"{short_place}: {reason.detail}"
         self.dropped.setdefault(str(reason), []).append(entry)
 
 
-def _short(place: str) -> str:
+def _short(label: str) -> str:
     """Return file and line without the folders."""
-    return place.rpartition("/")[2]
+    return label.rpartition("/")[2]
 
 
 def _first(places: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from align.data.examples.load import Examples, load_examples
 from align.data.examples.stream import Unit
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, load_prompts
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class RoundData:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loader:
+class RoundDataLoader:
     """Reader of the data of rounds.
 
     Args:
@@ -71,7 +71,7 @@ class Loader:
     rule: OverlapConfig
     encoder: PromptEncoder
     context: int
-    taken: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    taken: Mapping[str, Sequence[FileRow]] = field(default_factory=dict)
     windows: bool = False
     trained_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -122,24 +122,24 @@ class Loader:
                 return
         examples = self._read(spec, config)
         report = str(examples.report)
-        kept: Sequence[Unit]
+        units: Sequence[Unit]
         held_units: Sequence[Unit]
         if other is not None:
-            kept, held_units = examples.units, other.units
+            units, held_units = examples.units, other.units
             report += f"; held out of {config.heldout_source}: {other.report}"
         else:
-            kept, held_units, division = self._divided(spec, config, examples)
+            units, held_units, division = self._divided(spec, config, examples)
             where = f"rounds.{spec.name}.data.heldout"
-            _check_sides(kept, held_units or kept, division, config.heldout, where)
+            _check_sides(units, held_units or units, division, config.heldout, where)
             report += f"; {division.sentence}" if division.num_tied else ""
-        data.examples[spec.name], data.held[spec.name] = kept, held_units
-        data.prompts[spec.name] = prompts_of(kept, self.encoder)
+        data.examples[spec.name], data.held[spec.name] = units, held_units
+        data.prompts[spec.name] = prompts_of(units, self.encoder)
         data.reports[spec.name] = report
 
     def _read(self, spec: RoundConfig, config: ExamplesConfig) -> Examples:
-        taken = self.taken.get(spec.name) if config.stream is not None else None
+        inbox_rows = self.taken.get(spec.name) if config.stream is not None else None
         material = spec.algorithm.material
-        return load_examples(config, material, self.encoder, self.context, spec.name, taken)
+        return load_examples(config, material, self.encoder, self.context, spec.name, inbox_rows)
 
     def _divided(
         self, spec: RoundConfig, config: ExamplesConfig, examples: Examples
@@ -162,8 +162,8 @@ class Loader:
         division = divide(
             DocumentRows(texts, cut, self.encoder, self._measure(spec)), config.heldout
         )
-        kept = cut([text for text in texts if text.name not in division.held])
-        return kept, cut([text for text in texts if text.name in division.held]), division
+        remaining = cut([text for text in texts if text.name not in division.held])
+        return remaining, cut([text for text in texts if text.name in division.held]), division
 
     def _measure(self, spec: RoundConfig) -> Measure:
         """Return the overlap measure of a round; it has no items if the suite has prompts of its own."""
@@ -173,21 +173,21 @@ class Loader:
 
 
 def _check_sides(
-    kept: Sequence[object],
+    units: Sequence[object],
     held_rows: Sequence[object],
     division: Division,
     share: float,
     where: str,
 ) -> None:
-    if kept and held_rows:
+    if units and held_rows:
         return
     what, remedy = (
         "held out, and none is left to learn from",
         "lower heldout, or give more examples",
     )
-    if kept:
+    if units:
         what, remedy = "learnt from, and none is held out", "raise heldout, or give more examples"
-    if division.num_rows == 1 < len(kept) + len(held_rows):
+    if division.num_rows == 1 < len(units) + len(held_rows):
         remedy = "give more documents, or set heldout_of: windows, which is for a single one"
     together = ""
     if division.largest:
@@ -196,7 +196,7 @@ def _check_sides(
         )
         remedy = "give more examples that say other things, or name a file to be measured on"
     raise UserError(
-        f"all {len(kept) or len(held_rows)} examples are {what}",
+        f"all {len(units) or len(held_rows)} examples are {what}",
         where=where,
         cause=f"heldout is {share:g}, and answers to one prompt stay together{together}",
         remedy=remedy,
@@ -226,20 +226,20 @@ def _without_held(
 
     whole = {
         name
-        for name, own in data.prompts.items()
-        if trained_on.get(name, {}).get("prompts") == pool_hash(own)
+        for name, asked_prompts in data.prompts.items()
+        if trained_on.get(name, {}).get("prompts") == pool_hash(asked_prompts)
     }
     examples = {
         name: units if name in whole else parted(units, names)[0]
         for name, units in data.examples.items()
     }
     prompts: dict[str, Sequence[Prompt]] = {
-        name: own
+        name: asked_prompts
         if name in whole
         else prompts_of(examples[name], encoder)
         if name in examples
-        else free(own)
-        for name, own in data.prompts.items()
+        else free(asked_prompts)
+        for name, asked_prompts in data.prompts.items()
     }
     general: dict[str, Sequence[Prompt]] = {n: free(pool) for n, pool in data.general.items()}
     for spec in rounds:

@@ -17,7 +17,7 @@ class Unit:
     id: str
     """16 hex digits that depend on the prompt and the answers alone."""
     prompt: Prompt | None
-    """None for text that answers nothing."""
+    """Prompt of the unit; None for text that answers nothing."""
     rows: tuple[Row, ...]
     place: str = field(default="", compare=False)
     """File and line that the unit was read from; for a window, those of its first document."""
@@ -41,11 +41,11 @@ class ExampleStream:
         self._order: list[Unit] = []
 
     def __len__(self) -> int:
-        """Units in one epoch."""
+        """Count the units of one epoch."""
         return len(self._units)
 
     def at(self, first: int, count: int) -> list[Unit]:
-        """The units at positions ``first`` to ``first + count``, counted over all epochs."""
+        """Return the units at positions ``first`` to ``first + count``, counted over all epochs."""
         if first < 0:
             raise ValueError(f"position {first} is negative")
         return [self._at(position) for position in range(first, first + count)]
@@ -62,7 +62,7 @@ class ExampleStream:
 
 
 def rows_of(units: Sequence[Unit]) -> list[Row]:
-    """The rows of a step's units, those of one unit under one number.
+    """Return the rows of a step's units, those of one unit under one number.
 
     Numbers count down from -1: pairs of rollouts count up from 0, and a batch may hold both.
     """

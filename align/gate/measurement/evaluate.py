@@ -20,7 +20,7 @@ from align.gate.measurement.samples import ItemScore, checked, merged
 from align.gate.suites.implicit import preferred, wins
 from align.gate.suites.suites import Suite, rendered
 from align.store.durable import sync
-from rollouts.engines.protocol import RolloutEngine, ScoreRequest
+from rollouts.engines.protocol import KnownEngine, RolloutEngine, ScoreRequest
 from rollouts.errors import RunError
 from rollouts.types import FinishReason, Score, SnapshotId
 
@@ -56,6 +56,8 @@ class ItemResults:
     tokens: int | None = field(default=None, compare=False)
     """Generated, or scored; None where it was not counted. ``seconds``: how long that took."""
     seconds: float | None = field(default=None, compare=False)
+    measured_by: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Version of ``vllm`` and kind of ``device``; empty where that was not recorded."""
     beside: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Shares of a suite's pairs that other rules are right about; no verdict reads them."""
 
@@ -106,6 +108,7 @@ class ItemResults:
             "snapshot": self.snapshot,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            **({"measured_by": dict(self.measured_by)} if self.measured_by else {}),
             **({"beside": dict(self.beside)} if self.beside else {}),
         }
         table = pa.table(
@@ -160,6 +163,7 @@ class ItemResults:
                 clusters=tuple(columns.get("cluster", ())),
                 tokens=header.get("tokens"),
                 seconds=header.get("seconds"),
+                measured_by=header.get("measured_by", {}),
                 beside=header.get("beside", {}),
             )
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
@@ -168,6 +172,21 @@ class ItemResults:
                 where=str(path),
                 remedy="restore it from a backup, or delete it: keel run CAMPAIGN measures it again",
             ) from error
+
+
+def measured_seconds(path: Path) -> float | None:
+    """Return the seconds that a suite took, of a file that `ItemResults.save` wrote.
+
+    None: the file is missing, damaged, or older than this note. Only its header is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        seconds = json.loads((pq.read_schema(path).metadata or {})[_METADATA]).get("seconds")
+        return None if seconds is None else float(seconds)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
+        return None
 
 
 def evaluate(
@@ -188,6 +207,7 @@ def evaluate(
         RunError: no item of a suite has a value, or one is outside the metric's range.
     """
     results_by_suite, suites = {}, list(suites)
+    about = engine.about() if suites and isinstance(engine, KnownEngine) else {}
     for number, suite in enumerate(suites, start=1):
         began = time.monotonic()
         meter = SuiteMeter(
@@ -206,7 +226,9 @@ def evaluate(
         else:
             results = _evaluate_sequences(counted, suite, snapshot_id)
         meter.finish()
-        results_by_suite[suite.name] = replace(results, seconds=time.monotonic() - began)
+        results_by_suite[suite.name] = replace(
+            results, seconds=time.monotonic() - began, measured_by=about
+        )
     return results_by_suite
 
 

@@ -30,11 +30,17 @@ def rest_of(suite: Suite, stored: Sequence[ItemResults]) -> Suite | None:
         return None
     if len(places) == len(suite.item_ids):
         return suite
-    return replace(suite, prompts=tuple(suite.prompts[i] for i in places), positions=tuple(places))
+    return suite.part(places)
 
 
-def joined(suite: Suite, parts: Sequence[ItemResults]) -> ItemResults:
-    """One result of a whole suite from results that have its items between them; the first has priority."""
+def joined(
+    suite: Suite, parts: Sequence[ItemResults], suite_hash: str | None = None
+) -> ItemResults:
+    """One result of a suite from results that have its items between them; the first has priority.
+
+    Args:
+        suite_hash: that of the whole where ``suite`` is its first part; None: the suite's.
+    """
     source: dict[str, tuple[ItemResults, int]] = {}
     for part in parts:
         for place, item in enumerate(part.item_ids):
@@ -47,9 +53,23 @@ def joined(suite: Suite, parts: Sequence[ItemResults]) -> ItemResults:
         for field in fields(ItemResults)
         if isinstance(getattr(parts[0], field.name), tuple)
     }
-    # What single items cost is not on record, so the cost of the whole is not known.
-    whole: dict[str, Any] = {"suite_hash": suite.hash, "tokens": None, "seconds": None}
+    whole: dict[str, Any] = {"suite_hash": suite_hash or suite.hash, "beside": _shares(parts)}
+    # What single items cost is not on record: it is known of parts that have no item in common.
+    apart = sum(len(part.item_ids) for part in parts) == len(chosen)
+    for name in ("tokens", "seconds"):
+        costs = [getattr(part, name) for part in parts]
+        whole[name] = sum(costs) if apart and None not in costs else None
     return replace(parts[0], **columns, **whole)
+
+
+def _shares(parts: Sequence[ItemResults]) -> dict[str, float]:
+    """Return the shares of `ItemResults.beside` over all parts, by their numbers of items."""
+    items = sum(len(part.item_ids) for part in parts)
+    names = [name for name in parts[0].beside if all(name in part.beside for part in parts)]
+    return {
+        name: sum(part.beside[name] * len(part.item_ids) for part in parts) / items
+        for name in names
+    }
 
 
 def load_with_texts(path: Path) -> ItemResults:

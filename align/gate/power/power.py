@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from align.gate.statistics.alpha import spending_sentence, spent_by
 from align.gate.statistics.comparison import variance_of
 from align.gate.statistics.noise import noise_floor, repeats_of
 from align.gate.statistics.tests import items_needed, power, smallest_margin
+from align.gate.suites.looks import in_common
 from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite
 from align.gate.verdict import level_of
@@ -84,15 +85,21 @@ class SuitePlan:
     needed: Mapping[float, int]
     """By power, items that can show the configured margin."""
     power: float
-    """Chance that an equal candidate passes this one check at the configured margin."""
+    """Chance that a candidate, equal or with `GatePlan.loss`, passes this one check at the configured
+    margin."""
     joint: float
     """Chance that it passes every check of the suite: against the parent, the best so far and the start
     where these differ in the last round, and whether more answers are cut or left without a score."""
+    undrifted: float
+    """The same chance while best and start answer as much like the candidate as its parent does: in the
+    first rounds. Where even this is small, a campaign is refused."""
     smallest: float | None
     """Smallest margin at which `joint` suffices for all suites to pass together with a chance of .8, were
     they alike; None: there is none."""
     enough: int
     """Items at which `joint` suffices in the same sense, at the configured margin."""
+    expected: int
+    """Items measured of an equal candidate in the last round: below ``n`` if the suite may stop early."""
     rate_margin: float | None
     """Largest rise of answers cut or without a score; None: not tested."""
     clusters: int | None
@@ -131,10 +138,14 @@ class GatePlan:
     all_pass: float
     """Chance that an equal candidate of the last round passes every check of every suite that guards by
     then, were the suites independent."""
+    all_undrifted: float
+    """The same by `SuitePlan.undrifted`."""
     seconds: float | None
     """For measuring one candidate on all suites, as it took on average; None where not known."""
     wanted: float = POWERS[0]
     """Chance to pass all checks of all suites for which `SuitePlan.enough` counts items."""
+    loss: float = 0.0
+    """True loss of the candidate that ``all_pass``, `SuitePlan.power` and `SuitePlan.joint` are for."""
     templates: tuple[Template, ...] = ()
     """Rounds without end, and what is remembered of them."""
     recalls: Mapping[str, Recall] = field(default_factory=dict)
@@ -144,12 +155,15 @@ class GatePlan:
         """Return the tokens of measuring one candidate on all suites, and whether all are known.
 
         Args:
-            enough: with the items at which all suites pass together; else with those that there are.
+            enough: with the items at which all suites pass together; else with those that are expected to
+                be measured.
         """
         each = [
             None
             if suite.tokens is None
-            else suite.tokens * (suite.enough if enough and suite.guards else suite.n) // suite.n
+            else suite.tokens
+            * (suite.enough if enough and suite.guards else suite.expected)
+            // suite.n
             for suite in self.suites
         ]
         return sum(tokens or 0 for tokens in each), None not in each
@@ -160,6 +174,7 @@ def plan_gate(
     evidence: Evidence | None,
     discordance: float | None = None,
     suites: Sequence[Suite] = (),
+    loss: float = 0.0,
 ) -> GatePlan:
     """What the gate of a campaign can tell.
 
@@ -167,6 +182,8 @@ def plan_gate(
         evidence: of the store; None before the first run.
         discordance: assumed share of items that change where nothing was measured; None: the campaign's.
         suites: those that were loaded, so that their items can be counted.
+        loss: true loss of the candidate on every suite, in units of its metric, that the chances to pass
+            are for; 0: it is equal.
 
     Raises:
         UserError: a margin or the assumed share lies outside (0, 1).
@@ -193,6 +210,7 @@ def plan_gate(
         wanted=POWERS[0] ** (1 / max(1, guards)),
         min_gain=gate.min_gain,
         change=gate.assumed_change if discordance is None else discordance,
+        loss=loss,
     )
     planned = tuple(_plan(suite, evidence, decided, level) for suite in stated)
     coming = upcoming(nights, () if evidence is None else evidence.ledger.closed())
@@ -205,7 +223,9 @@ def plan_gate(
         alpha_per_look=alpha,
         suites=planned,
         all_pass=math.prod(suite.joint**suite.guards for suite in planned),
+        all_undrifted=math.prod(suite.undrifted**suite.guards for suite in planned),
         seconds=None if evidence is None else measuring_seconds(evidence),
+        loss=loss,
         templates=tuple(templates),
         recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
     )
@@ -237,6 +257,8 @@ class _Level:
     min_gain: float
     change: float
     """Share of items that is assumed to change where nothing was measured."""
+    loss: float
+    """True loss of the candidate."""
 
 
 def _plan(
@@ -252,7 +274,7 @@ def _plan(
             remedy="give a share between 0 and 1, such as 0.02 for two points",
         )
     last = pairs[-1][0] if pairs else repeats[1] if repeats else None
-    n = len(last.values) if last else stated.items
+    n = len(last.values) if last and not stated.stops else stated.items
     variance, alpha, whole = spread.variance, level.alpha, spread.pass_fail
     fewest, target = stated.fewest(whole, stated.margin, alpha), stated.role == "round"
     reach = stated.reach(n, variance, whole)
@@ -279,12 +301,14 @@ def _plan(
             )
             for p in POWERS
         },
-        power=power(n, variance, stated.margin, alpha, pass_fail=whole, reach=reach)
-        if n >= fewest
-        else 0.0,
-        joint=stated.joint(n, variance, alpha, pass_fail=whole),
+        power=_alone(stated, n, variance, alpha, whole, level.loss) if n >= fewest else 0.0,
+        joint=stated.joint(n, variance, alpha, pass_fail=whole, loss=level.loss),
+        undrifted=replace(stated, behind=1).joint(
+            n, variance, alpha, pass_fail=whole, loss=level.loss
+        ),
         smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
         enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
+        expected=stated.expected(n, variance, alpha),
         rate_margin=stated.rate_margin(stated.margin),
         clusters=stated.clusters,
         clusters_needed=stated.fewest_clusters(stated.margin, alpha),
@@ -295,6 +319,16 @@ def _plan(
         tokens=_tokens(stated, n, last),
         seconds=last.seconds if last else None,
     )
+
+
+def _alone(
+    stated: StatedSuite, n: int, variance: float, alpha: float, whole: bool, loss: float
+) -> float:
+    """Return the chance of a candidate with a true loss to pass against its parent alone."""
+    if stated.stops:
+        return stated.early(n, variance, alpha, loss=loss).each[0]
+    reach = stated.reach(n, variance, whole)
+    return power(n, variance, stated.margin, alpha, loss=loss, pass_fail=whole, reach=reach)
 
 
 def _was_measured(evidence: Evidence, suite: str) -> bool:
@@ -314,7 +348,7 @@ def _repeats(
 
 def _tokens(stated: StatedSuite, n: int, last: ItemResults | None) -> int | None:
     if last is not None and last.tokens is not None:
-        return last.tokens
+        return last.tokens * n // len(last.values)
     return None if stated.tokens_per_item is None else n * stated.tokens_per_item
 
 
@@ -344,7 +378,7 @@ def _pairs(
         parents = paths.get(record.parent, {})
         for suite_hash, path in paths.get(record.candidate, {}).items():
             if suite_hash in parents:
-                yield ItemResults.load(path), ItemResults.load(parents[suite_hash])
+                yield in_common(ItemResults.load(path), ItemResults.load(parents[suite_hash]))
 
 
 def _spread(

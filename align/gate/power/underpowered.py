@@ -43,6 +43,8 @@ def power_lines(planned: GatePlan) -> Iterator[str]:
                 "no gain" if math.isinf(suite.gain) else f"a gain of {_amount(suite, suite.gain)}"
             )
             line += f"; its own round can show {shown}"
+        if suite.expected < suite.n:
+            line += f"; stops after about {suite.expected:,}"
         yield line
     yield (
         "  an equal candidate of the last round passes all of them, against parent, best and start, with "
@@ -58,15 +60,15 @@ def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
             on yet, and the campaign does not ask for a warning.
     """
     short = [suite for suite in planned.suites if _is_short(suite)]
-    together = not short and planned.all_pass < LEAST_POWER
+    together = not short and planned.all_undrifted < LEAST_POWER
     if together:
-        short = sorted((s for s in planned.suites if s.guards), key=lambda s: s.joint)
+        short = sorted((s for s in planned.suites if s.guards), key=lambda s: s.undrifted)
     if not short:
         return []
     alpha = planned.alpha_per_look
     what = (
         f"a candidate that loses nothing passes all suites together with a chance of "
-        f"{planned.all_pass:.2f}; the least certain is {short[0].suite!r}, {_state(short[0], alpha)}"
+        f"{planned.all_undrifted:.2f}; the least certain is {short[0].suite!r}, {_state(short[0], alpha)}"
         if together
         else "; ".join(
             f"suite {suite.suite!r} cannot tell: {_state(suite, alpha)}" for suite in short
@@ -87,7 +89,7 @@ def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
 
 
 def _is_short(suite: SuitePlan) -> bool:
-    return not suite.reachable or (suite.guards > 0 and suite.joint < LEAST_POWER)
+    return not suite.reachable or (suite.guards > 0 and suite.undrifted < LEAST_POWER)
 
 
 def _state(suite: SuitePlan, alpha: float) -> str:
@@ -97,9 +99,9 @@ def _state(suite: SuitePlan, alpha: float) -> str:
     if (rate := _held_rate(suite, alpha)) is not None:
         return (
             f"{items}, and the share of answers cut or without a score may rise by {100 * rate:.3g} points "
-            f"at most, power {suite.joint:.2f}"
+            f"at most, power {suite.undrifted:.2f}"
         )
-    return f"{items}, margin {_amount(suite, suite.margin)}, power {suite.joint:.2f}"
+    return f"{items}, margin {_amount(suite, suite.margin)}, power {suite.undrifted:.2f}"
 
 
 def _held_rate(suite: SuitePlan, alpha: float) -> float | None:

@@ -25,8 +25,11 @@ from align.gate.statistics.worst_case import BEYOND, fewest_units, worst_case_in
 from align.gate.suites.sequences import MIN_ITEMS
 from align.gate.suites.suite import Kind
 
-Test = Literal["tango", "bounded", "unbounded", "exact", "tango_scaled", "paired_t"]
-"""``tango_scaled`` and ``paired_t`` decided before `align.gate.statistics.rules` knew a second rule."""
+Test = Literal[
+    "tango", "bounded", "unbounded", "exact", "betting", "betting_scores", "tango_scaled", "paired_t"
+]  # fmt: skip
+"""The two of betting are those of suites that may stop early, pass/fail or not. ``tango_scaled`` and
+``paired_t`` decided before `align.gate.statistics.rules` knew a second rule."""
 Range = tuple[float, float]
 
 MIN_SCORED_ITEMS = 30
@@ -53,6 +56,8 @@ class Comparison(NamedTuple):
     """Items below which the test says nothing, however they came out."""
     reach: float = 0.0
     """Size of the worst difference that the test reckons with, seen or not; 0: it reckons with none."""
+    open: bool = False
+    """True while items of the suite that are not measured yet may still make it pass."""
 
     @property
     def enough(self) -> bool:

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import Comparison, Range, compare
 from align.gate.statistics.paired_t import compare_by_t
-from align.gate.suites.suite import Kind
+from align.gate.statistics.sequential import compare_by_bets
+from align.gate.suites.suite import Kind, SuiteRule
 
 
 class Compare(Protocol):
@@ -35,3 +37,10 @@ RULES: Mapping[int, Compare] = {1: compare_by_t, 2: compare}
 FIRST_RULE = 1
 """Rule of verdicts that do not name one."""
 CURRENT_RULE = 2
+
+
+def compare_of(suite: SuiteRule, number: int, *, with_interval: bool = True) -> Compare:
+    """Return the comparison that decides on a suite: a bet if the suite may stop early, else the rule's."""
+    if suite.early is None:
+        return RULES[number]
+    return partial(compare_by_bets, early=suite.early, with_interval=with_interval)

@@ -266,36 +266,59 @@ def critical_value(n: int, psi: float, alpha: float, reach: float = 0.0) -> floa
 
 
 def power(
-    n: int, psi: float, margin: float, alpha: float, *, pass_fail: bool = True, reach: float = 0.0
+    n: int,
+    psi: float,
+    margin: float,
+    alpha: float,
+    *,
+    loss: float = 0.0,
+    pass_fail: bool = True,
+    reach: float = 0.0,
 ) -> float:
-    """Chance that an equal candidate is shown to lose less than ``margin`` on ``n`` items.
+    """Chance that a candidate is shown to lose less than ``margin`` on ``n`` items.
 
-    By the normal approximation that `smallest_margin` and `items_needed` invert, whose parameters
+    By the normal approximation that `smallest_margin` and `items_needed` invert, whose other parameters
     these are.
+
+    Args:
+        loss: true loss of the candidate; 0: it is equal.
 
     >>> round(power(773, 0.05, 0.02, 0.05), 2)
     0.8
+    >>> round(power(773, 0.05, 0.02, 0.05, loss=0.02), 2)
+    0.05
     """
     if n < _items_when_nothing_differs(margin, alpha, pass_fail, reach):
         return 0.0
+    psi = _changed(psi, loss, pass_fail)
     if psi <= 0.0:
         return 1.0
-    return normal_cdf(margin * math.sqrt(n / psi) - critical_value(n, psi, alpha, reach))
+    return normal_cdf((margin - loss) * math.sqrt(n / psi) - critical_value(n, psi, alpha, reach))
+
+
+def _changed(psi: float, loss: float, pass_fail: bool) -> float:
+    """Return the variance of a difference: of pass/fail items, what is lost has changed."""
+    return max(psi, loss) if pass_fail else psi
 
 
 def joint_power(
     n: int,
-    psi: float,
+    psi: float | Sequence[float],
     margins: Sequence[float],
     alpha: float,
     *,
+    loss: float = 0.0,
     pass_fail: bool = True,
     reach: float = 0.0,
 ) -> float:
-    """Return the chance that an equal candidate is shown to lose less than every comparator's margin.
+    """Return the chance that a candidate is shown to lose less than every comparator's margin.
 
-    All snapshots are equal and answer with as much noise of their own, so that two comparisons with one
-    candidate are correlated by one half; what is left is an integral over the candidate's own noise.
+    Args:
+        psi: of one difference, as in `power`; one for all comparators, or one for each.
+
+    All snapshots but a candidate with a ``loss`` are equal. They answer with as much noise of their own, so
+    that two comparisons with one candidate are correlated by one half; what is left is an integral over
+    the candidate's own noise.
     (Dunnett 1955, Journal of the American Statistical Association 50.)
 
     >>> joint_power(773, 0.05, [0.02], 0.05) == power(773, 0.05, 0.02, 0.05)
@@ -303,11 +326,19 @@ def joint_power(
     >>> round(joint_power(773, 0.05, [0.02, 0.02, 0.02], 0.05), 2)
     0.61
     """
-    each = [power(n, psi, margin, alpha, pass_fail=pass_fail, reach=reach) for margin in margins]
-    if len(each) < 2 or psi == 0 or min(each) == 0.0:
+    psis = [float(psi)] * len(margins) if isinstance(psi, int | float) else list(psi)
+    pairs = list(zip(psis, margins, strict=True))
+    each = [
+        power(n, v, margin, alpha, loss=loss, pass_fail=pass_fail, reach=reach)
+        for v, margin in pairs
+    ]
+    if len(each) < 2 or min(psis) == 0 or min(each) == 0.0:
         return min(each, default=1.0)
-    critical = critical_value(n, psi, alpha, reach)
-    rooms = [math.sqrt(2.0) * (margin * math.sqrt(n / psi) - critical) for margin in margins]
+    changed = [(_changed(v, loss, pass_fail), margin) for v, margin in pairs]
+    rooms = [
+        math.sqrt(2.0) * ((margin - loss) * math.sqrt(n / v) - critical_value(n, v, alpha, reach))
+        for v, margin in changed
+    ]
     step = 16.0 / _QUADRATURE
 
     def density(index: int) -> float:

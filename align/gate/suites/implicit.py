@@ -67,7 +67,10 @@ def preferred(sums: Sequence[float], suite: Suite, snapshot: SnapshotId) -> list
         raise ValueError(f"the reference of suite {suite.name!r} is not known yet")
     if reference.is_only(snapshot):  # What rounding makes of no difference is no preference.
         return [TIE] * (len(sums) // 2)
-    ratios = [own - ref for own, ref in zip(sums, reference.logprobs(), strict=True)]
+    whole = reference.logprobs()
+    places = range(len(whole) // 2) if suite.positions is None else suite.positions
+    references = [value for place in places for value in whole[2 * place : 2 * place + 2]]
+    ratios = [own - ref for own, ref in zip(sums, references, strict=True)]
     return wins(ratios)
 
 

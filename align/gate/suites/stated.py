@@ -14,6 +14,8 @@ from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig, RoundSuiteConfig, SuiteConfig
 from align.config.demands import Family
+from align.gate.power.early_power import STEPS, EarlyPower, drifted, early_power
+from align.gate.statistics.betting import wager
 from align.gate.statistics.comparison import (
     MIN_SCORED_ITEMS,
     USUAL_WIDTH,
@@ -59,6 +61,10 @@ class StatedSuite:
     tokens_per_item: int | None
     rounds: int = 0
     """Earlier rounds of a template that a decision looks at once there are enough; 0 if no template."""
+    behind: int = 1
+    """Rounds between the start, which a budget counts from, and the last candidate."""
+    stops: bool = False
+    """True if the suite may stop early."""
     clusters: int | None = None
     """Independent clusters of the items; None if every item counts by itself or clusters are not known."""
 
@@ -74,6 +80,16 @@ class StatedSuite:
         best, budget = max(margin, self.best_margin), max(margin, self.budget)
         # Of two snapshots one is the best.
         return {1: (margin,), 2: (margin, budget)}.get(self.snapshots, (margin, best, budget))
+
+    def variances(self, variance: float) -> tuple[float, ...]:
+        """Return the variance of one item's difference per comparator, in the last round.
+
+        Answers drift: a snapshot that lies rounds back has fewer in common with a candidate.
+        """
+        width = None if self.kind == "likelihood" else self.width or USUAL_WIDTH
+        start = drifted(variance, self.behind, width)
+        best = 0.5 * (variance + start)
+        return {1: (variance,), 2: (variance, start)}.get(self.snapshots, (variance, best, start))
 
     def rate_margin(self, margin: float) -> float | None:
         """Return the smallest rise of cut or unscored answers that is tested; None if none is."""
@@ -102,26 +118,63 @@ class StatedSuite:
         return self.width or USUAL_WIDTH
 
     def joint(
-        self, n: int, variance: float, alpha: float, *, pass_fail: bool, margin: float | None = None
+        self,
+        n: int,
+        variance: float,
+        alpha: float,
+        *,
+        pass_fail: bool,
+        margin: float | None = None,
+        loss: float = 0.0,
     ) -> float:
-        """Return the chance that an equal candidate passes every check of the suite.
+        """Return the chance that a candidate passes every check of the suite.
 
         Args:
             n: items.
             variance: of one item's difference.
             margin: against the parent; None: the stated one.
+            loss: true loss of the candidate; 0: it is equal.
         """
         margin = self.margin if margin is None else margin
         few = self.clusters is not None and self.clusters < self.fewest_clusters(margin, alpha)
         if n < self.fewest(pass_fail, margin, alpha) or few:
             return 0.0
         rate = self.rate_margin(margin)
+        if self.stops:
+            if rate is not None and wager([0.0] * n, rate, alpha, reach=1.0, units=n).lacking:
+                return 0.0
+            return self.early(n, variance, alpha, margin, loss).joint
         # Shares of answers cut are tested like items; how much they change is nowhere measured.
         shown = 1.0 if rate is None else power(n, 0.0, rate, alpha)
         reach = self.reach(n, variance, pass_fail)
         return shown * joint_power(
-            n, variance, self.margins(margin), alpha, pass_fail=pass_fail, reach=reach
+            n,
+            self.variances(variance),
+            self.margins(margin),
+            alpha,
+            loss=loss,
+            pass_fail=pass_fail,
+            reach=reach,
         )
+
+    def early(
+        self,
+        n: int,
+        variance: float,
+        alpha: float,
+        margin: float | None = None,
+        loss: float = 0.0,
+    ) -> EarlyPower:
+        """Return what ``n`` items do with a candidate of some true loss where the suite may stop early."""
+        margins = self.margins(self.margin if margin is None else margin)
+        width = self.width or USUAL_WIDTH
+        # What is lost has changed, at least.
+        variances = self.variances(max(variance, loss * width))
+        return early_power(n, variances, margins, alpha, width, loss)
+
+    def expected(self, n: int, variance: float, alpha: float) -> int:
+        """Return the items that are measured of an equal candidate; all where the suite does not stop."""
+        return min(n, math.ceil(self.early(n, variance, alpha).items)) if self.stops else n
 
     def smallest(
         self, n: int, variance: float, alpha: float, wanted: float, *, pass_fail: bool
@@ -135,7 +188,7 @@ class StatedSuite:
         if not passes(top):
             return None
         low = 0.0
-        for _ in range(60):
+        for _ in range(STEPS if self.stops else 60):
             middle = 0.5 * (low + top)
             low, top = (low, middle) if passes(middle) else (middle, top)
         return top
@@ -143,9 +196,8 @@ class StatedSuite:
     def enough(self, variance: float, alpha: float, wanted: float, *, pass_fail: bool) -> int:
         """Return the items at which `joint` is ``wanted`` at the stated margin, with a cluster per item."""
         free = replace(self, clusters=None)
-        return _first(
-            lambda n: free.joint(n, variance, alpha, pass_fail=pass_fail) >= wanted, LARGEST
-        )
+        most = 1 << 22 if self.stops else LARGEST
+        return _first(lambda n: free.joint(n, variance, alpha, pass_fail=pass_fail) >= wanted, most)
 
     def gain(
         self,
@@ -187,7 +239,9 @@ def stated_suites(
     for index, spec in enumerate(config.suites):
         snapshots = min(3, max(1, 3 if templates else len(policies)))
         stated = _of_suite(config, spec, f"suites.{index}", snapshots)
-        yield stated.counted(known.get(spec.name))
+        yield replace(stated, behind=_behind(config, policies, templates)).counted(
+            known.get(spec.name)
+        )
     for index, round in enumerate(config.rounds):
         if round.name in policies:
             template = templates.get(round.name)
@@ -196,8 +250,19 @@ def stated_suites(
             later = len(policies) - 1 - policies.index(round.name)
             snapshots = 3 if templates else min(3, later)
             guards = (rounds or 1) if later or rounds else 0
-            stated = _of_round(round, f"rounds.{index}.suite", max(1, snapshots), guards)
-            yield replace(stated, rounds=rounds).counted(known.get(round.name))
+            sequential = config.gate.stopping == "sequential"
+            stated = _of_round(
+                round, f"rounds.{index}.suite", max(1, snapshots), guards, sequential
+            )
+            behind = config.gate.campaign_rounds if templates else max(1, later)
+            yield replace(stated, rounds=rounds, behind=behind).counted(known.get(round.name))
+
+
+def _behind(
+    config: CampaignConfig, policies: Sequence[str], templates: Mapping[str, Template]
+) -> int:
+    """Return the rounds from the start to the last candidate; without end, those declared."""
+    return config.gate.campaign_rounds if templates else max(1, len(policies))
 
 
 def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: int) -> StatedSuite:
@@ -220,11 +285,17 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
         graded=_graded(spec, [reward.name for reward in metric]),
         snapshots=snapshots,
         guards=int(spec.role == "gate"),
+        stops=config.gate.stopping == "sequential"
+        and spec.role == "gate"
+        and known is not None
+        and not (spec.text or spec.harness or spec.against or spec.rotate or spec.zero_tolerance),
         tokens_per_item=generated if spec.text is None else spec.window,
     )
 
 
-def _of_round(spec: RoundConfig, where: str, snapshots: int, guards: int) -> StatedSuite:
+def _of_round(
+    spec: RoundConfig, where: str, snapshots: int, guards: int, sequential: bool
+) -> StatedSuite:
     own = spec.suite
     sampled = own.prompts is not None or spec.data is None
     material_kind: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
@@ -249,6 +320,9 @@ def _of_round(spec: RoundConfig, where: str, snapshots: int, guards: int) -> Sta
         graded=_graded(own, [reward.name for reward in spec.rewards]),
         snapshots=snapshots,
         guards=guards,
+        stops=sequential
+        and (known is not None if sampled else material_kind == "pairs")
+        and not own.zero_tolerance,
         tokens_per_item=(own.max_tokens or spec.sampling.max_tokens) if sampled else None,
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.config.campaign import RewardConfig
 from align.config.gate import SuiteRole
 from align.gate.suites.demands import Demands
+from align.gate.suites.looks import Early, in_order
 from align.gate.suites.rotation import Rotation
 from align.gate.suites.sequences import TokenPair
 from align.settings import stated
@@ -44,6 +45,15 @@ class SuiteRule:
     demands: Demands = field(default_factory=Demands)
     value_range: tuple[float, float] | None = None
     """Smallest and largest value of the metric; None: not known."""
+    unit: str = ""
+    """Unit of the values of a harness task; empty: as is usual for the kind."""
+    early: Early | None = None
+    """Size of a suite that may stop early, and is compared by bets; None: all items are measured."""
+
+    @property
+    def value_unit(self) -> str:
+        """Unit of a value, such as nats; empty for a reward."""
+        return self.unit or ("nats" if self.kind == "likelihood" else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +93,8 @@ class Suite:
     """Of a sealed suite: accepted rounds between two openings."""
     rotation: Rotation | None = field(default=None, repr=False, compare=False)
     """Where the items change: ``prompts`` are those of one round."""
+    early: Early | None = field(default=None, compare=False)
+    """Size of a suite that may stop early; None: all items are measured."""
     positions: tuple[int, ...] | None = None
     """Of a part of a suite: places of its items in the whole, which decide their seeds."""
     implicit: bool = False
@@ -124,6 +136,32 @@ class Suite:
         if self.rotation is None:
             return self
         return replace(self, prompts=self.rotation.items(index))
+
+    def part(self, places: Sequence[int]) -> Suite:
+        """Return the suite with only the items at these places, each with its seed in the whole."""
+        size = len(self.sequences) // max(1, len(self.sequence_ids))
+
+        def chosen(column: Sequence[str]) -> tuple[str, ...]:
+            return tuple(column[i] for i in places) if column else ()
+
+        return replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in places if self.prompts),
+            sequences=tuple(s for i in places for s in self.sequences[i * size : (i + 1) * size]),
+            sequence_ids=chosen(self.sequence_ids),
+            sequence_places=chosen(self.sequence_places),
+            sequence_clusters=chosen(self.sequence_clusters),
+            positions=tuple(places)
+            if self.positions is None
+            else tuple(self.positions[i] for i in places),
+        )
+
+    def first(self, count: int) -> Suite:
+        """Return the part of the suite that is measured first; itself where that is all of it."""
+        if count >= len(self.item_ids):
+            return self
+        order = in_order(self.name, self.item_ids, self.item_clusters)
+        return self.part(sorted(order[:count]))
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """What the completions of some items are worth: to the metric, or beside another snapshot's."""
@@ -180,6 +218,8 @@ class Suite:
             hash=self.hash,
             demands=self.demands,
             value_range=self.value_range,
+            unit="" if self.harness is None else self.harness.unit,
+            early=self.early,
         )
 
 

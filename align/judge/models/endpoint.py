@@ -22,8 +22,9 @@ from align.round.session import StartEngine
 from rollouts.engines.endpoint.client import EndpointClient, EndpointError, EndpointRefusal
 from rollouts.engines.endpoint.engine import EndpointEngine, NoPromptLogprobs
 from rollouts.engines.endpoint.text import TextEncoder
-from rollouts.engines.protocol import RolloutEngine
+from rollouts.engines.protocol import RolloutEngine, SampleRequest
 from rollouts.errors import UserError, nearest
+from rollouts.types import Sampling
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 SIGN = "#"
 """Sign between an address and the name of a model there."""
 ABSENT = 404
+PROBED = 64
+"""Most tokens of an item that an endpoint is tried with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,10 @@ class EndpointModel:
         campaign = self.file.campaign(self.file.policy).model_copy(update={"rollouts": rollouts})
         self._require_tokens(campaign)
         suites = build_suites(campaign, SCHEMES, self.tokens or self.words)
-        scored = next((suite for suite in suites if suite.sequences), None)
+        for suite in suites:
+            if suite.harness is not None:
+                self._require_token_ids(suite)
+        scored = next((s for s in suites if s.sequences or (s.harness and s.harness.scores)), None)
         if scored is not None:
             self._require_logprobs(scored)
         return suites
@@ -98,11 +104,36 @@ class EndpointModel:
                 remedy="name a folder or hub id that has it with --tokenizer, or remove the suite",
             )
 
-    def _require_logprobs(self, suite: Suite) -> None:
-        """Check with one window that the endpoint scores prompts, and cuts them into the same tokens."""
+    def _require_token_ids(self, suite: Suite) -> None:
+        """Check with one item that the endpoint answers to token ids, by which a harness task asks."""
+        request = SampleRequest(
+            id="0", prompt_ids=self._ids_of(suite), n=1, seed=0, sampling=Sampling(max_tokens=1)
+        )
+        ((completion,),) = (result.completions for result in self.engine.generate([request]))
+        if completion.detail is not None:
+            raise UserError(
+                f"suite {suite.name!r} is a harness task, which asks by token ids, and the endpoint does "
+                "not answer to those",
+                where=self.name,
+                cause=completion.detail,
+                remedy="remove the suite, or serve the model by a server that takes a prompt of token ids "
+                "on /v1/completions, as vLLM does",
+            )
+
+    def _ids_of(self, suite: Suite) -> tuple[int, ...]:
+        """Return the tokens of a suite's first item, with two at least: the first one has no logprob."""
         assert self.tokens is not None, "the check before"
-        prompt_ids, completion_ids = suite.sequences[0]
-        ids = (*prompt_ids, *completion_ids)
+        if suite.sequences:
+            prompt_ids, completion_ids = suite.sequences[0]
+            return (*prompt_ids, *completion_ids)
+        text = suite.prompts[0].text or ""
+        ids = tuple(self.tokens.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return ids[:PROBED] if len(ids) > 1 else (*self.tokens.eos_ids[:1], *ids) * 2
+
+    def _require_logprobs(self, suite: Suite) -> None:
+        """Check with one item that the endpoint scores prompts, and cuts them into the same tokens."""
+        assert self.tokens is not None, "the check before"
+        ids = self._ids_of(suite)
         try:
             theirs = self.engine.tokens_of(ids)
         except NoPromptLogprobs as error:

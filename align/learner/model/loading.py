@@ -19,6 +19,7 @@ from align.config.campaign import PolicyConfig
 from align.learner.model.linear import speed_up
 from align.learner.model.mapping import attention_of
 from align.learner.model.norm import speed_up_norms
+from align.learner.model.rotary import speed_up_rotary
 from align.learner.packing import use_packing
 from rollouts.errors import RunError
 
@@ -44,6 +45,7 @@ def load_model(
     ).to(device)
     speed_up(model.eval())
     speed_up_norms(model)
+    speed_up_rotary(model)
     use_packing(model)
     return model
 

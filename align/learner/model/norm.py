@@ -73,8 +73,8 @@ class _RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input_MD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        mean_M1 = input_MD.square().mean(-1, keepdim=True)
-        scale_M1 = mean_M1.add_(epsilon).rsqrt_()
+        length_M1: Tensor = torch.linalg.vector_norm(input_MD, dim=-1, keepdim=True)
+        scale_M1 = length_M1.square_().div_(len(weight_D)).add_(epsilon).rsqrt_()
         ctx.save_for_backward(input_MD, weight_D, scale_M1)
         return (input_MD * scale_M1).mul_(weight_D)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from align.gate.checks import MAX_FAILED_SHARE, Check
+from align.gate.checks import IN_POINTS, MAX_FAILED_SHARE, Check
 from align.gate.statistics.tests import tango_noninferiority
 
 
@@ -75,4 +75,4 @@ def _first(holds: Callable[[int], bool], most: int) -> int | None:
 
 
 def _amount(value: float, check: Check) -> str:
-    return f"{check.amount(value)}{' points' if check.test == 'tango' else ''}"
+    return f"{check.amount(value)}{' points' if check.test in IN_POINTS else ''}"

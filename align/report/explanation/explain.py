@@ -22,6 +22,7 @@ from align.gate.reward_models import TIE
 from align.gate.statistics.alpha import alpha_spent
 from align.gate.statistics.rules import RULES
 from align.gate.statistics.tests import holm, mcnemar_exact
+from align.gate.suites.looks import first
 from align.gate.suites.suites import SuiteRule, rendered
 from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
 from align.gate.verdict import Verdict
@@ -237,7 +238,10 @@ def _story(
 ) -> SuiteStory:
     checks = [check for check in verdict.checks if check.suite == rule.name]
     candidate = _candidate(evidence, verdict, rule)
-    after, before = paired(candidate, _comparator(evidence, verdict, checks[0], candidate))
+    comparator = _comparator(evidence, verdict, checks[0], candidate)
+    if rule.name in verdict.inputs.items:
+        candidate, comparator = (first(of, checks[0].n) for of in (candidate, comparator))
+    after, before = paired(candidate, comparator)
     texts = prompt_texts(evidence.config, rule.name)
     changed = sorted(
         (

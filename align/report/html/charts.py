@@ -7,13 +7,15 @@ fonts. Words stay outside, in a legend of HTML that wraps and can be read aloud.
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
 
-from align.report.html.curves import Panel
+from align.report.html.curves import Bar, Panel
 
 WIDTH, HEIGHT = 4.4, 1.9
 """Inches of 72 points; the page scales a drawing to its column."""
@@ -22,6 +24,14 @@ BOX = (0.11, 0.13, 0.87, 0.81)
 INK, GRID = "#010101", "#020202"
 LINES = ("#030301", "#030302", "#030303", "#030304", "#030305", "#030306")
 """Colours that stand for the page's own: each becomes a variable of its style sheet."""
+BAND_COLOUR = "#020203"
+"""Colour of what the gate allows, a variable of the page like the others."""
+BAND, CAP = 0.7, 0.08
+"""Widths of a band and of an interval's caps, in rounds."""
+FAR = 2.0
+"""Heights of all curves and bands from which on a point beside them is too far away to be drawn."""
+CHARACTER, FEWEST = 4.1, 6
+"""Points that a character of a name takes, and fewest characters of a name."""
 MARKED, DOT = 24, 4
 """Points of a curve up to which each gets a dot, and how thick that is."""
 SETTINGS: dict[Any, Any] = {
@@ -33,7 +43,7 @@ SETTINGS: dict[Any, Any] = {
 """Text stays text, a dollar is no formula, and dots are not simplified away: curves are thin already."""
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
 """Lines differ without colour too, and in print."""
-VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {
+VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", BAND_COLOUR: "var(--band)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(LINES, start=1)
 }
 USUAL = ("fill:none", f"fill:{INK}", "font-size:8px")
@@ -59,7 +69,7 @@ class Chart:
 
     panel: Panel
     svg: str
-    """Markup that is safe as it is: it holds numbers and no text of a model."""
+    """Markup that is safe as it is: it holds numbers, and names of rounds that are escaped."""
     keys: tuple[Key, ...]
 
 
@@ -77,12 +87,16 @@ def draw(panel: Panel) -> Chart:
             for x, y in zip(curve.x, curve.y, strict=True) if len(curve.x) <= MARKED else ():
                 # A line without length: round ends make a dot of it.
                 axes.plot([x, x], [y, y], color=colour, lw=DOT, clip_on=False)
+        low, high = _shown(panel)
+        for bar in panel.bars:
+            _draw_bar(axes, bar, low, high)
         for x, y in panel.hollow:
-            axes.plot([x], [y], ls="")
-            axes.text(x, y, "×", color=LINES[1], ha="center", va="center_baseline", size=11)
+            _draw_hollow(axes, x, y, low, high)
         if panel.since is not None:
             axes.axvline(panel.since, color=INK, lw=0.6, ls=":", clip_on=False)
         _plain(axes)
+        if panel.names:
+            _named(axes, panel.names)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     keys = tuple(
@@ -90,6 +104,67 @@ def draw(panel: Panel) -> Chart:
         for i, curve in enumerate(panel.curves, start=1)
     )
     return Chart(panel=panel, svg=_stripped(buffer.getvalue()), keys=keys)
+
+
+def _shown(panel: Panel) -> tuple[float, float]:
+    """Return the values that fit on a chart: all near its curves, and not what lies far from them."""
+    values = [y for curve in panel.curves for y in curve.y]
+    xs = {x for curve in panel.curves for x in curve.x}
+    for bar in panel.bars:
+        values += [bar.low, bar.high] if bar.x in xs else []
+        values += bar.allowed or ()
+    low, high = min(values), max(values)
+    room = FAR * (high - low) or math.inf
+    return low - room, high + room
+
+
+def _draw_hollow(axes: Any, x: float, y: float, low: float, high: float) -> None:
+    """Draw a point beside the curves; one that is far away as its value and an arrow at the edge."""
+    style = {"color": LINES[1], "ha": "center"}
+    if low <= y <= high:
+        axes.plot([x], [y], ls="")
+        axes.text(x, y, "×", va="center_baseline", size=11, **style)
+        return
+    height, va, arrow = (0.03, "bottom", "↓") if y < low else (0.97, "top", "↑")
+    where = axes.get_xaxis_transform()
+    axes.plot([x], [height], ls="", transform=where)
+    text = f"× {y:.3g} {arrow}".replace("-", "−")
+    axes.text(x, height, text, va=va, transform=where, **style)
+
+
+def _draw_bar(axes: Any, bar: Bar, lowest: float, highest: float) -> None:
+    """Draw an interval with caps, and beside it the band that it has to stay above the foot of."""
+    if bar.allowed is not None:
+        left, right = bar.x - BAND / 2, bar.x + BAND / 2
+        foot, top = bar.allowed
+        axes.fill([left, right, right, left], [foot, foot, top, top], color=BAND_COLOUR, lw=0)
+        axes.plot([left, right], [foot, foot], color=LINES[1], lw=1.2, ls=(0, (2, 1)))
+    if bar.low < lowest or bar.high > highest:
+        return
+    axes.plot([bar.x, bar.x], [bar.low, bar.high], color=INK, lw=1, clip_on=False)
+    for end in (bar.low, bar.high):
+        axes.plot([bar.x - CAP, bar.x + CAP], [end, end], color=INK, lw=1, clip_on=False)
+
+
+def _named(axes: Any, names: Sequence[str]) -> None:
+    """Write names of rounds below the axis, as many and as much of each as there is room for."""
+    room = int(BOX[2] * WIDTH * 72 / CHARACTER)
+    every = max(1, math.ceil(len(names) * (FEWEST + 1) / room))
+    most = max(FEWEST, room * every // len(names) - 1)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(range(0, len(names), every), [shortened(n, most) for n in names[::every]])
+
+
+def shortened(name: str, most: int) -> str:
+    """Cut a name in its middle, so that a number at its end stays.
+
+    >>> shortened("helpfulness-2031", 9), shortened("sort", 9)
+    ('help…2031', 'sort')
+    """
+    if len(name) <= most:
+        return name
+    tail = (most - 1) // 2
+    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 def _plain(axes: Any) -> None:
@@ -130,7 +205,7 @@ def _slim(element: ElementTree.Element) -> ElementTree.Element:
         slim = _slim(child)
         if slim.tag == "g":
             plain.extend(slim)
-        elif slim.text or "stroke:" in slim.get("style", ""):
+        elif slim.text or re.search(r"(stroke|fill):#", slim.get("style", "")):
             plain.append(slim)
     return plain
 

@@ -32,6 +32,18 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """Interval of one score, and the scores that the gate would still have allowed."""
+
+    x: float
+    low: float
+    high: float
+    allowed: tuple[float, float] | None
+    """From the bound up to the comparator's score; None where a gain was demanded, or
+    nothing was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
     """One chart: curves that share a unit."""
 
@@ -46,10 +58,16 @@ class Panel:
     """An x worth a line, such as the round that taught a suite."""
     left_out: int = 0
     """Curves there was no room for."""
+    bars: tuple[Bar, ...] = ()
+    """Intervals at some x."""
+    names: tuple[str, ...] = ()
+    """Names of x = 0, 1, 2, ..., which take the place of its numbers."""
 
 
 def panels(steps: Steps, limits: Limits) -> tuple[Panel, ...]:
     """The charts of one round; what never left 0 is no curve, and an empty panel is left out."""
+    if not limits.curves:
+        return ()
     names = sorted({name for metrics in steps.values() for name in metrics})
     found = []
     for title, unit, pattern in PANELS:

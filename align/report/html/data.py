@@ -8,24 +8,29 @@ of half a campaign is of use, an error is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap
+from align.gate.verdict import Verdict
 from align.report.acts import Act, acts_of
+from align.report.explanation.answer import Answer, answer_of
 from align.report.export.held_out import overlaps_of
 from align.report.history import steps_of
 from align.report.html.curves import Curve, Panel, thinned
+from align.report.html.forest import Forest, forests_of
 from align.report.html.limits import Limits
 from align.report.html.lineage import Node, lineage
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
 from align.report.inbox import takes_of
 from align.report.seals import Seal, seals_of
-from align.report.tables import answer_first
+from align.report.wall_time import MEANINGS
 from align.round.spending import Spent, Split
+from align.store.ledger.ledger import RoundRecord
 from rollouts.types import SnapshotId
 
 
@@ -46,8 +51,12 @@ class CampaignView:
     acts: tuple[Act, ...]
     overlaps: tuple[Overlap, ...]
     gate: tuple[tuple[str, str], ...]
-    answer: tuple[str, ...] = ()
-    """Sentences: production, and every refused round with its reason."""
+    answer: Answer
+    kept_out_left_out: int
+    """Older rounds that were refused or failed, which the first paragraph does not name."""
+    forests: tuple[Forest, ...]
+    """The gate's comparisons, suite by suite."""
+    forests_left_out: int
     faults: tuple[str, ...] = ()
     """Sentences about files of results that are missing or were changed."""
 
@@ -67,6 +76,12 @@ class CampaignView:
         )
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Parts of wall time that took any in some round, in the order of a round."""
+        present = {part.name for round in self.rounds for part in round.time.parts}
+        return (*(n for n in MEANINGS if n in present), *sorted(present - MEANINGS.keys()))
+
+    @property
     def alarms(self) -> tuple[str, ...]:
         """Sentences to act on: evidence that is gone, sealed suites last seen to have lost."""
         last = (seal.openings[-1] for seal in self.seals if seal.openings)
@@ -81,11 +96,17 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         now: noted as the time at which the page was made.
     """
     config, ledger = evidence.config, evidence.ledger
-    attempts, production = ledger.attempts(), ledger.alias("production")
-    gate = evidence.gate.model_dump(exclude_none=True)
+    attempts, answer = ledger.attempts(), answer_of(evidence)
     limits, takes = Limits.of(len(config.rounds)), takes_of(ledger)
+    committed = [(r.index, r.name, Verdict.from_dict(r.report or {})) for r in evidence.committed()]
+    forests, forests_left_out = forests_of(committed, limits)
+    verdicts = {name: verdict for _, name, verdict in committed}
+    production = ledger.alias("production")
+    records = ledger.rounds()
+    full = _full(records, limits.rounds)
     rounds = tuple(
-        round_view(evidence, record, attempts, takes, now, limits) for record in ledger.rounds()
+        round_view(evidence, r, attempts, takes, now, limits if r.index in full else limits.brief())
+        for r in records
     )
     return CampaignView(
         name=config.name,
@@ -93,15 +114,18 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         made=now,
         base=evidence.base,
         production=production,
-        families=family_views(evidence.matrix(), config),
+        families=family_views(evidence.matrix(), config, verdicts, answer.round or "base"),
         lineage=lineage(evidence.base, attempts, production, lambda s: _kind(evidence, s)),
         drift=_drift(evidence, rounds),
         rounds=rounds,
         seals=seals_of(evidence),
         acts=acts_of(evidence),
         overlaps=overlaps_of(evidence.folder),
-        gate=tuple((key, str(value)) for key, value in gate.items()),
-        answer=tuple(line.plain for line in answer_first(evidence) if line.plain),
+        gate=tuple(_settings(evidence.gate.model_dump(exclude_none=True))),
+        answer=replace(answer, kept_out=answer.kept_out[-limits.kept_out :]),
+        kept_out_left_out=max(0, len(answer.kept_out) - limits.kept_out),
+        forests=forests,
+        forests_left_out=forests_left_out,
         faults=tuple(evidence.faults()),
     )
 
@@ -137,6 +161,22 @@ def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]
             curves=tuple(thinned(one, 400) for one in made),
         ),
     )
+
+
+def _full(records: Sequence[RoundRecord], most: int) -> set[int]:
+    """Return the rounds to show in full: half of them may be old ones that were kept out."""
+    kept_out = [r.index for r in records if r.state in ("rejected", "failed")][-(most // 2) :]
+    begun = [r.index for r in records if r.state != "planned" and r.index not in kept_out]
+    return {*kept_out, *begun[-(most - len(kept_out)) :]}
+
+
+def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield settings with their values; nested ones under both names."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{path}{key}: ")
+        else:
+            yield f"{path}{key}", f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _summed(splits: Sequence[Split]) -> Split:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from align.config.campaign import CampaignConfig
+from align.gate.checks import Against, Check
 from align.gate.forgetting import ScoreMatrix
-from align.report.html.curves import Curve, Panel
+from align.gate.verdict import Verdict
+from align.report.html.curves import Bar, Curve, Panel
 
 MAX_RETENTION = 24
 """Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""
@@ -31,6 +33,7 @@ class HeatRow:
     name: str
     accepted: bool
     cells: tuple[Cell, ...]
+    production: bool = False
 
 
 def margins_of(config: CampaignConfig) -> dict[str, float]:
@@ -39,8 +42,14 @@ def margins_of(config: CampaignConfig) -> dict[str, float]:
     return rounds | {suite.name: suite.margin for suite in config.suites}
 
 
-def heat_rows(matrix: ScoreMatrix, margins: Mapping[str, float]) -> tuple[HeatRow, ...]:
-    """Scores with the strength of their colour: a suite's largest change, or two margins, is 1."""
+def heat_rows(
+    matrix: ScoreMatrix, margins: Mapping[str, float], production: str | None = None
+) -> tuple[HeatRow, ...]:
+    """Scores with the strength of their colour: a suite's largest change, or two margins, is 1.
+
+    Args:
+        production: name of the row that is production.
+    """
     start = matrix.rows[0].scores
     scales = [
         max(
@@ -64,14 +73,56 @@ def heat_rows(matrix: ScoreMatrix, margins: Mapping[str, float]) -> tuple[HeatRo
         HeatRow(
             name=row.name,
             accepted=row.accepted,
+            production=row.accepted and row.name == production,
             cells=tuple(cell(row.name, j, score) for j, score in enumerate(row.scores)),
         )
         for row in matrix.rows
     )
 
 
-def retention_panels(matrix: ScoreMatrix, most: int = MAX_RETENTION) -> tuple[Panel, ...]:
+Judged = Mapping[tuple[str, str], Check]
+"""The comparison of a round's candidate on a suite that its chart shows."""
+FIRST: tuple[Against, ...] = ("best", "start", "parent")
+"""Comparators by what a chart of retention is about."""
+
+
+def judged_by(verdicts: Mapping[str, Verdict]) -> Judged:
+    """Return the comparison of every suite's mean with the best so far, else the start, else the parent.
+
+    Args:
+        verdicts: by name of the round.
+    """
+    chosen: dict[tuple[str, str], tuple[int, Check]] = {}
+    for name, verdict in verdicts.items():
+        for check in verdict.checks:
+            if check.what != "value" or check.snapshot in ("chance", "length"):
+                continue
+            known = [FIRST.index(a) for a in (check.against, *check.also) if a in FIRST]
+            rank, key = min(known, default=len(FIRST)), (name, check.suite)
+            if key not in chosen or rank < chosen[key][0]:
+                chosen[key] = rank, check
+    return {key: check for key, (_, check) in chosen.items()}
+
+
+def bar_of(x: float, score: float, check: Check) -> Bar:
+    """Move a comparison's interval to the candidate's score.
+
+    The gate's interval is one of the difference between two snapshots, item by item; it is narrower than
+    one of the score alone, and it is what the verdict rests on.
+    """
+    low, high = (score + end - check.difference for end in check.interval)
+    comparator = score - check.difference
+    guarded = check.role == "retention"
+    allowed = (comparator - check.allowed, comparator) if guarded else None
+    return Bar(x=x, low=low, high=high, allowed=allowed)
+
+
+def retention_panels(
+    matrix: ScoreMatrix, most: int = MAX_RETENTION, judged: Judged | None = None
+) -> tuple[Panel, ...]:
     """One chart per suite: its score after every accepted round, rejected candidates beside the line."""
+    judged = judged or {}
+    names = tuple(row.name for row in matrix.rows)
     found: list[tuple[float, Panel]] = []
     for j, suite in enumerate(matrix.suites):
         points = [
@@ -86,7 +137,13 @@ def retention_panels(matrix: ScoreMatrix, most: int = MAX_RETENTION) -> tuple[Pa
         panel = Panel(
             title=suite,
             unit="score",
-            over="round (0 is the start)",
+            over="rounds",
+            names=names,
+            bars=tuple(
+                bar_of(x, y, check)
+                for x, y, row in points
+                if x > 0 and (check := judged.get((row.name, suite))) is not None
+            ),
             curves=(
                 Curve(name="accepted", x=tuple(x for x, _ in kept), y=tuple(y for _, y in kept)),
             ),

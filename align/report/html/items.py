@@ -14,6 +14,7 @@ from pathlib import Path
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.suites.looks import in_common
 from align.gate.verdict import Verdict
 from align.report.html.limits import Limits, cut
 from rollouts.errors import KeelError
@@ -104,7 +105,7 @@ def pair_between(
     """Return the results of two snapshots on one suite; None if either has none."""
     try:
         paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
-        results = [ItemResults.load(path) for path in paths]
+        results = in_common(*(ItemResults.load(path) for path in paths))
         values = zip(results[0].item_ids, *paired(*results), strict=True)
         found = sorted((after - before, id, before, after) for id, after, before in values)
     except KeelError:

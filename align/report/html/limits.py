@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate
 from typing import Self
@@ -32,6 +32,19 @@ class Limits:
     """Of the verdict; so many remarks, too."""
     text: int
     """Bytes of one prompt or answer on the page."""
+    forests: int
+    """Suites of the campaign whose comparisons are drawn."""
+    forest_rows: int
+    """Comparisons drawn of one suite; older ones that passed are left out first."""
+    kept_out: int
+    """Sentences on rounds of the campaign that were refused or failed; the newest."""
+    rounds: int
+    """Rounds of the campaign shown in full: those that were refused or failed, and the newest. Others have
+    one line each."""
+    rows: int
+    """Rows of the score matrix: the start, and the newest."""
+    columns: int
+    """Suites of the score matrix: the first ones, which every round has, and the newest."""
 
     @classmethod
     def of(cls, num_rounds: int) -> Self:
@@ -47,6 +60,12 @@ class Limits:
                 metrics=400,
                 reasons=40,
                 text=1200,
+                forests=40,
+                forest_rows=40,
+                kept_out=12,
+                rounds=12,
+                rows=120,
+                columns=80,
             )
         return cls(
             points=30,
@@ -59,7 +78,20 @@ class Limits:
             metrics=12,
             reasons=5,
             text=240,
+            forests=16,
+            forest_rows=12,
+            kept_out=12,
+            rounds=50,
+            rows=120,
+            columns=80,
         )
+
+    def brief(self) -> Self:
+        """Return what a round gets that is not shown in full: its line and the first reason."""
+        none = dict.fromkeys(
+            ("curves", "checks", "suites", "items", "samples", "metrics", "repair_charts"), 0
+        )
+        return replace(self, **none, reasons=1)
 
 
 def cut(text: object, most: int) -> str | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from align.gate.checks import Check
+from align.gate.checks import IN_POINTS, Check
 from align.gate.evidence import Evidence
 from align.report.families import GUARDED
 from align.report.html.charts import Chart, draw
 from align.report.html.curves import Panel
 from align.report.html.data import CampaignView, collect
+from align.report.html.forest import scale_of
+from align.report.wall_time import MEANINGS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ID_LENGTH = 64
@@ -47,6 +50,9 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": number,
         "signed": signed,
+        "score": score,
+        "change": change,
+        "minus": minus,
         "against": against,
         "guarded": guarded,
         "share": share,
@@ -55,7 +61,12 @@ def _environment() -> Environment:
         "span": span,
         "words": lambda text: str(text).replace("_", " "),
     }
-    environment.globals |= {"draw": drawn, "scaled": scaled, "style": _style()}
+    environment.globals |= {"draw": drawn, "scale_of": scale_of, "style": _style()}
+    environment.globals |= {
+        "meanings": MEANINGS,
+        "seconds_of": lambda rounds, name: math.fsum(round.time.of(name) for round in rounds),
+        "before_of": lambda rounds: math.fsum(p.seconds for r in rounds for p in r.time.before),
+    }
     return environment
 
 
@@ -93,7 +104,7 @@ def signed(value: float | None) -> str:
 
 def amount(value: float, check: Check) -> str:
     """A difference in the unit of its test: points of items for pass/fail, else the metric's own."""
-    if check.test not in ("tango", "exact"):
+    if check.test not in IN_POINTS:
         return signed(value)
     return (f"{value * 100:+.1f} pt" if value else "0 pt").replace("-", "−")
 
@@ -121,9 +132,11 @@ def share(value: float | None) -> str:
 def span(seconds: float) -> str:
     """A duration for people.
 
-    >>> [span(s) for s in (0.0, 42.4, 130.0, 7260.0)]
-    ['0 s', '42 s', '2 min 10 s', '2 h 1 min']
+    >>> [span(s) for s in (0.0, 4.25, 42.4, 130.0, 7260.0)]
+    ['0 s', '4.2 s', '42 s', '2 min 10 s', '2 h 1 min']
     """
+    if seconds < 10:
+        return f"{f'{seconds:.1f}'.removesuffix('.0')} s"
     if seconds < MINUTE:
         return f"{seconds:.0f} s"
     if seconds < HOUR:
@@ -131,7 +144,29 @@ def span(seconds: float) -> str:
     return f"{int(seconds // HOUR)} h {int(seconds % HOUR // MINUTE)} min"
 
 
-def scaled(value: float, check: Check) -> float:
-    """Where a difference lies in a drawing 120 wide whose middle is 0: margin and interval fit in."""
-    reach = max(abs(check.interval[0]), abs(check.interval[1]), check.margin, 1e-9)
-    return round(60.0 + 55.0 * value / reach, 1)
+def score(value: float | None) -> str:
+    """A score with three decimals, so that a column of them can be compared; empty for none.
+
+    >>> score(0.0667), score(-2.5), score(1234.5), score(None)
+    ('0.067', '−2.500', '1,234', '')
+    """
+    if value is None or abs(value) >= 100:
+        return number(value)
+    return f"{value:.3f}".replace("-", "−")
+
+
+def change(value: float | None) -> str:
+    """`score` with a plus where there is one; what rounds to nothing has no sign.
+
+    >>> change(0.0667), change(-0.0004), change(0.0)
+    ('+0.067', '0.000', '0.000')
+    """
+    text = score(value)
+    if text.strip("−0.") == "":
+        return text.removeprefix("−")
+    return text if text.startswith("−") else f"+{text}"
+
+
+def minus(text: str) -> str:
+    """A text of numbers with true minus signs."""
+    return text.replace("-", "−")

@@ -11,11 +11,12 @@ from pathlib import Path
 from align.config.campaign import RoundConfig
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
-from align.gate.summary import RATES, VerdictRow, folded_row
+from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
 from align.gate.verdict import Verdict
 from align.report.export.repaired import accepted_repair
 from align.report.history import Metric, reasons_of, steps_of, summaries, watch_of
 from align.report.html.curves import Panel, Steps, panels
+from align.report.html.forest import Scale, scale_of
 from align.report.html.items import Changes, Item, changes
 from align.report.html.limits import Limits, cut
 from align.report.html.said import SaidAt, said_of
@@ -23,6 +24,7 @@ from align.report.html.samples import samples_of
 from align.report.html.signals import Signals, signals_of
 from align.report.inbox import told
 from align.report.tables import outcome_of
+from align.report.wall_time import WallTime, attempt_seconds, wall_time
 from align.round.spending import Spent, spent
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Take
@@ -49,8 +51,11 @@ class CheckView:
     """One check with the budget it draws on."""
 
     check: Check
+    words: VerdictRow
     budget: float | None
     """Loss allowed over the whole campaign; None where it was not compared with the fixed anchor."""
+    scale: Scale
+    """Axis of the suite, which all its checks of the round share."""
 
     @property
     def used(self) -> float:
@@ -64,6 +69,8 @@ class RoundView:
 
     index: int
     name: str
+    is_full: bool
+    """False: the page has one line of it."""
     state: str
     attempts: int
     algorithm: str
@@ -74,6 +81,8 @@ class RoundView:
     steps: int
     outcome: str | None
     """The verdict in words; None while there is none."""
+    reason: str
+    """The first reason that kept the candidate out, as one sentence; empty if nothing did."""
     reasons: tuple[str, ...]
     reasons_left_out: int
     repairs: tuple[RepairStep, ...]
@@ -95,6 +104,7 @@ class RoundView:
     ranges_left_out: int
     signals: Signals
     cost: Cost
+    time: WallTime
     candidate: SnapshotId | None
     manifest: Manifest | None
 
@@ -121,17 +131,14 @@ def round_view(
     committed = record.state in ("accepted", "rejected")
     verdict = Verdict.from_dict(record.report or {}) if committed else None
     folded = folded_row(verdict) if verdict else None
-    checks = [
-        view
-        for view in (check_views(verdict) if verdict else ())
-        if folded is None or view.check.what not in RATES or view.check.outcome != "passed"
-    ]
+    checks = _unfolded(verdict, folded) if verdict else []
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
     repairs = repairs_of(record.report) if committed else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
     return RoundView(
         index=record.index,
         name=record.name,
+        is_full=limits.checks > 0,
         state=record.state,
         attempts=len(own),
         algorithm=spec.algorithm.name if spec else "unknown",
@@ -140,6 +147,7 @@ def round_view(
         steps_done=max(steps, default=-1) + 1,
         steps=spec.steps if spec else len(steps),
         outcome=outcome_of(verdict) if verdict else None,
+        reason=reason_of(verdict) if verdict else "",
         reasons=reasons[: limits.reasons],
         reasons_left_out=max(0, len(reasons) - limits.reasons),
         repairs=repairs,
@@ -156,34 +164,47 @@ def round_view(
         ranges_left_out=max(0, len(ranges) - limits.metrics),
         signals=signals_of(steps, watch_of(evidence, record), limits.reasons),
         cost=_cost(own, repairs, steps, now),
+        time=wall_time(evidence, own, now),
         candidate=record.candidate,
         manifest=manifest_of(evidence, record.candidate),
     )
 
 
 def check_views(verdict: Verdict) -> list[CheckView]:
-    """Those that decided against the candidate first, then the target, then the closest calls; rates of
-    answers that were not cut or have a score come last where they passed."""
+    """Return what was compared in the order of a verdict's table: what kept the candidate out first."""
     budgets = {rule.name: rule.budget for rule in verdict.inputs.suites}
-
-    def order(view: CheckView) -> tuple[bool, bool, bool, bool, float]:
-        check, passed = view.check, view.check.outcome == "passed"
-        room = (check.difference + check.margin) / (check.margin or 1.0)
-        usual = passed and check.what in ("truncation", "failure")
-        return check.role == "shown", passed, check.role != "target", usual, room
-
-    views = [
+    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    scales = {
+        key: scale_of([check for check in verdict.checks if _axis(check) == key])
+        for key in dict.fromkeys(map(_axis, verdict.checks))
+    }
+    return [
         CheckView(
             check=check,
+            words=row_of(check, kinds.get(check.suite, "items")),
             budget=budgets.get(check.suite)
             if check.role == "retention"
             and check.what == "value"
             and "start" in (check.against, *check.also)
             else None,
+            scale=scales[_axis(check)],
         )
-        for check in verdict.checks
+        for check in sorted(verdict.checks, key=severity)
     ]
-    return sorted(views, key=order)
+
+
+def _unfolded(verdict: Verdict, folded: VerdictRow | None) -> list[CheckView]:
+    """Return the checks that have a row of their own."""
+    return [
+        view
+        for view in check_views(verdict)
+        if folded is None or view.check.what not in RATES or view.check.outcome != "passed"
+    ]
+
+
+def _axis(check: Check) -> tuple[str, bool]:
+    """Return what checks share an axis by: the suite, and whether means or shares are compared."""
+    return check.suite, check.what == "value"
 
 
 def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | None:
@@ -213,7 +234,7 @@ def _cost(
     attempts: Sequence[RoundRecord], repairs: Sequence[RepairStep], steps: Steps, now: datetime
 ) -> Cost:
     return Cost(
-        seconds=math.fsum(_seconds(attempt, now) for attempt in attempts),
+        seconds=math.fsum(attempt_seconds(attempt, now) for attempt in attempts),
         repair_seconds=math.fsum(step.seconds or 0.0 for step in repairs),
         spent=spent(steps.values()),
     )
@@ -222,11 +243,3 @@ def _cost(
 def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
     rewards = spec.rewards if spec else ()
     return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
-
-
-def _seconds(attempt: RoundRecord, now: datetime) -> float:
-    """Wall-clock time of one attempt; of one that runs, until now."""
-    if attempt.started is None:
-        return 0.0
-    end = datetime.fromisoformat(attempt.ended) if attempt.ended else now
-    return max(0.0, (end - datetime.fromisoformat(attempt.started)).total_seconds())

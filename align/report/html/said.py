@@ -37,7 +37,7 @@ class SaidAt:
 def said_of(round_folder: Path, limits: Limits) -> tuple[SaidAt, ...]:
     """Of the round's last attempt with tables; damaged ones are left out."""
     attempts = sorted(round_folder.glob("attempt-*"), key=lambda path: _number(path.name))
-    for attempt in reversed(attempts):
+    for attempt in reversed(attempts) if limits.samples else ():
         tables = sorted((attempt / FOLDER).glob("step-*.parquet"), key=lambda p: _number(p.stem))
         if tables:
             return tuple(_of_steps(dict.fromkeys((tables[0], tables[-1])), limits))

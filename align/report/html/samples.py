@@ -20,7 +20,8 @@ def samples_of(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[It
         rule.name for rule in verdict.inputs.suites if rule.target_of == verdict.inputs.target
     ]
     parent = verdict.inputs.parent.get(targets[0]) if targets else None
-    pair = pair_of(evidence, verdict, targets[0], parent) if parent else None
+    wanted = parent is not None and limits.samples > 0
+    pair = pair_of(evidence, verdict, targets[0], parent) if parent and wanted else None
     if pair is None:
         return ()
     drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from align.config.campaign import CampaignConfig
 from align.config.demands import Family
 from align.gate.forgetting import ScoreMatrix
+from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
 from align.report.html.curves import Panel
-from align.report.html.heat import MAX_RETENTION, HeatRow, heat_rows, margins_of, retention_panels
+from align.report.html.heat import (
+    MAX_RETENTION,
+    HeatRow,
+    heat_rows,
+    judged_by,
+    margins_of,
+    retention_panels,
+)
+from align.report.html.limits import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,22 +52,54 @@ class FamilyView:
     numbers: tuple[Number, ...]
     """Those that could be formed."""
     retention: tuple[Panel, ...]
+    rows_left_out: int
+    """Older rows, after the start, that the matrix has no room for."""
+    columns_left_out: int
 
 
-def family_views(matrix: ScoreMatrix, config: CampaignConfig) -> tuple[FamilyView, ...]:
-    """One view per family that has suites."""
+def family_views(
+    matrix: ScoreMatrix,
+    config: CampaignConfig,
+    verdicts: Mapping[str, Verdict] | None = None,
+    production: str | None = None,
+    limits: Limits | None = None,
+) -> tuple[FamilyView, ...]:
+    """One view per family that has suites.
+
+    Args:
+        verdicts: by name of the round.
+        production: name of the matrix's row that is production.
+        limits: of the page; None: those of a campaign with as many rounds as the file has.
+    """
+    limits = limits or Limits.of(len(config.rounds))
+    judged = judged_by(verdicts or {})
     parts = by_family(matrix, families_of(config))
     margins, notes = margins_of(config), dict(_notes(config))
     return tuple(
         FamilyView(
             family=family,
-            columns=tuple(Column(name=s, notes=notes.get(s, ())) for s in own.suites),
-            heat=heat_rows(own, margins),
+            columns=tuple(Column(name=s, notes=notes.get(s, ())) for s in shown.suites),
+            heat=heat_rows(shown, margins, production),
+            rows_left_out=len(own.rows) - len(shown.rows),
+            columns_left_out=len(own.suites) - len(shown.suites),
             numbers=tuple(_numbers(own)),
-            retention=retention_panels(own, MAX_RETENTION // len(parts)),
+            retention=retention_panels(own, MAX_RETENTION // len(parts), judged),
         )
-        for family, own in parts
+        for family, own, shown in ((f, own, cropped(own, limits)) for f, own in parts)
     )
+
+
+def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
+    """Return the part of a matrix there is room for: the start, the first suites, and what is newest."""
+    rows, suites = matrix.rows, range(len(matrix.suites))
+    if len(rows) > limits.rows:
+        rows = (rows[0], *rows[1 - limits.rows :])
+    if len(suites) > limits.columns:
+        first = limits.columns // 4
+        kept = (*suites[:first], *suites[first - limits.columns :])
+        rows = tuple(replace(row, scores=tuple(row.scores[j] for j in kept)) for row in rows)
+        return replace(matrix, rows=rows, suites=tuple(matrix.suites[j] for j in kept))
+    return replace(matrix, rows=rows)
 
 
 def _notes(config: CampaignConfig) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -95,13 +95,40 @@ def _check_adapter(output: Path, base: Path, policy: PolicyConfig) -> None:
         )
     own, other = _adapter_shapes(output), _policy_shapes(base, policy)
     _check_shapes(own, other, output)
-    config = json.loads((output / ADAPTER_FILES[0]).read_text("utf-8"))
+    _check_finite(output / ADAPTER_FILES[1])
+    config = _config_of(output / ADAPTER_FILES[0])
     for key, value in _scale(policy).items():
-        if config.get(key) != value:
+        written = config.get(key) or type(value)()
+        if written != value:
             raise RunError(
-                f"{key} of the adapter is {config.get(key)}, and the policy's is {value}",
+                f"{key} of the adapter is {written}, and the policy's is {value}",
                 where=str(output / ADAPTER_FILES[0]),
                 remedy="train an adapter with the settings of policy.lora",
+            )
+
+
+def _config_of(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"the adapter's config cannot be read: {error}",
+            where=str(file),
+            remedy="write the adapter with save_pretrained",
+        ) from error
+
+
+def _check_finite(file: Path) -> None:
+    """Refuse an adapter with a value that is no number."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(file).items():
+        if not tensor.isfinite().all():
+            raise RunError(
+                f"{name} of the adapter is not finite",
+                where=str(file),
+                cause="the training diverged",
+                remedy="train with a lower learning rate; the round begins anew with the next keel run",
             )
 
 
@@ -113,6 +140,8 @@ def _scale(policy: PolicyConfig) -> dict[str, Any]:
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
+        "alpha_pattern": {},
+        "rank_pattern": {},
     }
 
 

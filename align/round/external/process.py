@@ -1,6 +1,7 @@
-"""A command in a process group of its own: with a small environment, a deadline, and one end for all.
+"""A command under a guard: with a small environment, a deadline, and one end for all.
 
-Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started.
+Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started. Where this
+process is killed, so that it can end nothing, the guard does: see `align.round.external.guard`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.round.external import guard
 from rewards.isolation.sandbox.limits import SEEN
 from rollouts.errors import RunError
 
@@ -28,6 +31,8 @@ BEAT_EVERY_S = 60.0
 """Seconds between two signs of life."""
 GRACE_S = 10.0
 """Seconds to end in order, from the first signal to the last."""
+END_S = 5.0
+"""Seconds that the guard may take beyond that."""
 TAIL = 20
 """Lines of the output that an error shows."""
 
@@ -65,25 +70,19 @@ def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> No
     """
     command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("wb") as log:
-        try:
-            process = subprocess.Popen(
-                list(command.words),
-                cwd=command.folder,
-                env=command.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise RunError(
-                f"the command {command.words[0]!r} cannot be started: {error}",
-                remedy="check algorithm.command",
-            ) from error
+        process = subprocess.Popen(
+            [sys.executable, "-I", guard.__file__, str(GRACE_S), *command.words],
+            cwd=command.folder,
+            env=command.environment(),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             _wait(process, command, beat)
         finally:
-            end_group(process)
+            end(process)
     if process.returncode != 0:
         raise RunError(
             f"the command {command.words[0]!r} {_ending(process.returncode)}",
@@ -110,32 +109,22 @@ def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[],
         time.sleep(LOOK_S)
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all in its group: asked first, then killed."""
-    _signal(process.pid, signal.SIGTERM)
-    until = time.monotonic() + GRACE_S
-    while _lives(process) and time.monotonic() < until:
-        time.sleep(LOOK_S / 4)
-    _signal(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _lives(process: subprocess.Popen[bytes]) -> bool:
-    """Tell if the process or another one of its group is left."""
-    process.poll()
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Have the guard end all that is left, and wait for it."""
+    assert process.stdin is not None, "the pipe to the guard"
+    process.stdin.close()
     try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
+        process.wait(GRACE_S + END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    with suppress(ProcessLookupError):  # A guard that was killed itself leaves its group.
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ending(code: int) -> str:
+    if code == guard.NOT_STARTED:
+        return "cannot be started"
     if code >= 0:
         return f"ended with exit code {code}"
     return f"was ended by {signal.Signals(-code).name}"

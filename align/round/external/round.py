@@ -18,6 +18,7 @@ from align.round.meters import probe
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.round import commit, gated
 from align.round.session import Parts
+from align.round.times.clock import phase
 from rollouts.types import Prompt, SnapshotId
 
 LOG = "command.log"
@@ -65,10 +66,12 @@ def train(plan: RoundPlan, parts: Parts) -> Path:
         deadline_s=algorithm.deadline_s,
     )
     parts.observer.note(f"{plan.spec.name}: running {words[0]}; it prints into {folder / LOG}")
-    run_command(command, parts.beat)
+    with phase("command"):
+        run_command(command, parts.beat)
     return output
 
 
+@phase("publishing")
 def publish(plan: RoundPlan, parts: Parts, output: Path) -> SnapshotId:
     """Make what the command wrote a snapshot, and prove that the engines hold it.
 
@@ -91,9 +94,10 @@ def publish(plan: RoundPlan, parts: Parts, output: Path) -> SnapshotId:
     parts.ledger.record_snapshot(snapshot)
     rmtree(output)
     # The learner takes no step; it begins so that it can be asked for the probe's logprobs.
-    parts.learner.begin(plan.spec, plan.references, num_steps=1, seed=plan.seed)
-    parts.learner.load(snapshot.id)
-    parts.engine.sync(parts.learner.weights(f"{plan.run}/external"))
+    with phase("weight sync"):
+        parts.learner.begin(plan.spec, plan.references, num_steps=1, seed=plan.seed)
+        parts.learner.load(snapshot.id)
+        parts.engine.sync(parts.learner.weights(f"{plan.run}/external"))
     prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
     probe(parts, prompts, plan.spec.sampling.max_tokens)
     return snapshot.id

@@ -6,7 +6,8 @@ Sealed suites are measured when they are opened, so that until then there is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 
 from align.gate.measurement.evaluate import ItemResults, evaluate, sequence_logprobs
@@ -14,10 +15,12 @@ from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.measurement.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
 from align.gate.suites.implicit import save_logprobs
+from align.gate.suites.looks import looks
 from align.gate.suites.suite import Suite
 from align.gate.suites.win_rate import save_answers
 from align.round.measurement.damage import Damaged
 from align.round.session import MeasuringObserver, Parts
+from align.round.times.clock import measured, phase
 from rollouts.collect import collect
 from rollouts.types import SnapshotId
 
@@ -26,36 +29,131 @@ BEAT_EVERY_S = 60.0
 
 
 def measure(
-    parts: Parts, snapshot: SnapshotId, name: str, suites: Sequence[Suite] | None = None
+    parts: Parts,
+    snapshot: SnapshotId,
+    name: str,
+    suites: Sequence[Suite] | None = None,
+    items: Mapping[str, int] | None = None,
 ) -> dict[str, ItemResults]:
     """Every suite not yet measured, on the weights the engines hold now: the snapshot's.
 
     Args:
         name: of the snapshot, for people who watch.
         suites: those to measure; None: those that are due.
+        items: by suite, the number of its first items that are needed; where it is not named, all.
     """
-    missing = parts.evidence.missing(snapshot, parts.suites() if suites is None else suites)
+    due = parts.suites() if suites is None else suites
+    missing = parts.evidence.missing(snapshot, due, items)
     found = {suite.name: _stored(parts, snapshot, suite) for suite in missing}
-    rest = {suite.name: rest_of(suite, found[suite.name]) for suite in missing}
+    wanted = {s.name: s.first((items or {}).get(s.name, len(s.item_ids))) for s in missing}
+    rest = {suite.name: rest_of(wanted[suite.name], found[suite.name]) for suite in missing}
     asked = [part for part in rest.values() if part is not None]
+    fresh = _evaluated(parts, asked, snapshot, name)
+    results = {
+        suite.name: joined(
+            wanted[suite.name], [*_one(fresh, suite.name), *found[suite.name]], suite.hash
+        )
+        if found[suite.name] or wanted[suite.name] is not suite
+        else fresh[suite.name]
+        for suite in missing
+    }
+    for part in results.values():
+        if part.beside_line:
+            parts.observer.note(f"{name} on {part.suite}: {part.beside_line}")
+    return results
+
+
+@phase("measuring")
+def _evaluated(
+    parts: Parts, suites: Sequence[Suite], snapshot: SnapshotId, name: str
+) -> dict[str, ItemResults]:
+    """Evaluate the snapshot that the engines hold, and count the seconds of every suite."""
     fresh = evaluate(
         parts.engine,
-        asked,
+        suites,
         parts.inputs.encoder,
         snapshot,
         seed=parts.config.seed,
         tell=teller(parts, name),
     )
-    results = {
-        suite.name: joined(suite, [*_one(fresh, suite.name), *found[suite.name]])
-        if found[suite.name]
-        else fresh[suite.name]
-        for suite in missing
+    for suite, results in fresh.items():
+        measured(suite, results.seconds or 0.0)
+    return fresh
+
+
+def measure_until_decided(
+    parts: Parts, candidate: SnapshotId, name: str, target: str, parent: SnapshotId, look: int
+) -> dict[str, dict[SnapshotId, int]]:
+    """Measure a candidate, whose weights the engines hold, on every suite that is due.
+
+    A suite that may stop early is measured look by look, with the comparators on the same items, until more
+    items can change nothing. The other suites go on: the report says of each what was kept or lost.
+
+    Args:
+        name: of the candidate, for people who watch.
+        target: its round.
+        look: number of the decision.
+
+    Returns:
+        By suite that may stop early and comparator, the number of first items that decide.
+    """
+    suites, evidence = parts.suites(), parts.evidence
+    early = {suite.name: suite for suite in deciding(parts, target, suites)}
+    whole = [suite for suite in suites if suite.name not in early]
+    evidence.save(candidate, measure(parts, candidate, name, whole))
+    compared = evidence.comparator_snapshots(target, list(early.values()), parent)
+    alpha, ends = evidence.level_at(look), {n: suite_looks(suite) for n, suite in early.items()}
+    undecided = {n: set(snapshots.values()) for n, snapshots in compared.items()}
+    items: dict[str, dict[SnapshotId, int]] = {n: {} for n in early}
+    holding = candidate
+    for number in range(max(map(len, ends.values()), default=0)):
+        asked = {n: ends[n][number] for n, snapshots in undecided.items() if snapshots}
+        for n, count in asked.items():
+            items[n] |= dict.fromkeys(undecided[n], count)
+        for snapshot, names in measured_by(candidate, undecided).items():
+            those = [early[n] for n in names]
+            if evidence.missing(snapshot, those, asked):
+                title = name if snapshot == candidate else snapshot[:16]
+                if snapshot != holding:
+                    _hold(parts, snapshot, title)
+                holding = snapshot
+                evidence.save(snapshot, measure(parts, snapshot, title, those, asked))
+        for n in asked:
+            undecided[n] = evidence.open_against(
+                early[n], target, candidate, compared[n], alpha, items[n]
+            )
+        if not any(undecided.values()):
+            break
+    if holding != candidate:
+        _hold(parts, candidate, name)
+    return items
+
+
+def measured_by(
+    candidate: SnapshotId, undecided: Mapping[str, Collection[SnapshotId]]
+) -> dict[SnapshotId, list[str]]:
+    """Return the suites that each snapshot has to be measured on, the candidate first.
+
+    >>> measured_by("c", {"a": ["p"], "b": [], "d": ["p", "s"]})
+    {'c': ['a', 'd'], 'p': ['a', 'd'], 's': ['d']}
+    """
+    by_snapshot: dict[SnapshotId, list[str]] = {
+        candidate: [n for n, left in undecided.items() if left]
     }
-    for measured in results.values():
-        if measured.beside_line:
-            parts.observer.note(f"{name} on {measured.suite}: {measured.beside_line}")
-    return results
+    for snapshot in sorted(set().union(*undecided.values()) - {candidate}):
+        by_snapshot[snapshot] = [n for n, left in undecided.items() if snapshot in left]
+    return by_snapshot
+
+
+def deciding(parts: Parts, target: str, suites: Sequence[Suite]) -> list[Suite]:
+    """Return the suites that may stop early and decide on round ``target``; others are measured whole."""
+    role = parts.evidence.role_in(target)
+    return [s for s in suites if s.early is not None and role(s.rule) != "shown"]
+
+
+def suite_looks(suite: Suite) -> list[int]:
+    """Return the numbers of items at which a suite is looked at."""
+    return looks(suite.name, suite.item_ids, suite.item_clusters)
 
 
 def teller(parts: Parts, name: str) -> Tell:
@@ -73,22 +171,30 @@ def teller(parts: Parts, name: str) -> Tell:
     return tell
 
 
-def measure_known(parts: Parts) -> None:
+def measure_known(parts: Parts, target: str) -> None:
     """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
 
     The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
     their own rounds; only what came later is left to do: suites of appended rounds, those whose reward
     model was accepted since, and items that rotate in. Of rounds without end not every snapshot is.
+
+    Args:
+        target: the round that is due.
     """
     suites = parts.suites()
     sample_rivals(parts, suites)
     score_references(parts, suites)
     needed = parts.evidence.comparators(suites)
-    _measure_accepted(parts, lambda snapshot: [s for s in suites if snapshot in needed[s.name]])
+    _measure_accepted(
+        parts,
+        lambda snapshot: [s for s in suites if snapshot in needed[s.name]],
+        # Of a suite that may stop early, a candidate asks for what it needs of them.
+        {s.name: suite_looks(s)[0] for s in deciding(parts, target, suites)},
+    )
 
 
 def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
-    """Evaluate snapshots on the suites whose stored results were lost or changed."""
+    """Evaluate snapshots on the suites whose stored results were lost or changed, on as many items."""
     by_snapshot: dict[SnapshotId, dict[str, Damaged]] = {}
     for entry in damaged:
         by_snapshot.setdefault(entry.record.snapshot, {})[entry.record.suite_hash] = entry
@@ -101,16 +207,11 @@ def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
         score_references(parts, suites)
         _hold(parts, snapshot, name)
         for suite in suites:  # One by one: a rotating suite may be among them several times.
-            fresh = evaluate(
-                parts.engine,
-                [suite],
-                parts.inputs.encoder,
-                snapshot,
-                seed=parts.config.seed,
-                tell=teller(parts, name),
-            )
+            part = suite.first(entries[suite.hash].record.n)
+            fresh = _evaluated(parts, [part], snapshot, name)
             entry = entries[suite.hash]
-            parts.evidence.replace(entry.record, fresh[suite.name], entry.fault)
+            items = replace(fresh[suite.name], suite_hash=suite.hash)
+            parts.evidence.replace(entry.record, items, entry.fault)
 
 
 def open_sealed(parts: Parts) -> None:
@@ -126,6 +227,7 @@ def open_sealed(parts: Parts) -> None:
         parts.observer.note(opening.sentence)
 
 
+@phase("measuring")
 def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
     """The answers that win rates are compared with, from the snapshots that give them; once each."""
     for suite in suites:
@@ -149,6 +251,7 @@ def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
         parts.evidence.files.record([duel.answers])
 
 
+@phase("measuring")
 def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
     """Compute the log-likelihoods that implicit rewards are ratios to, once for each snapshot."""
     for suite in suites:
@@ -163,16 +266,21 @@ def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
                 parts.evidence.files.record([file])
 
 
-def _measure_accepted(parts: Parts, asked: Callable[[SnapshotId], Sequence[Suite]]) -> None:
+def _measure_accepted(
+    parts: Parts,
+    asked: Callable[[SnapshotId], Sequence[Suite]],
+    items: Mapping[str, int] | None = None,
+) -> None:
     for name, snapshot in {"base": parts.base, **parts.evidence.accepted("policy")}.items():
-        missing = parts.evidence.missing(snapshot, asked(snapshot))
+        missing = parts.evidence.missing(snapshot, asked(snapshot), items)
         if not missing:
             continue
         parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
         _hold(parts, snapshot, name)
-        parts.evidence.save(snapshot, measure(parts, snapshot, name, missing))
+        parts.evidence.save(snapshot, measure(parts, snapshot, name, missing, items))
 
 
+@phase("weight sync")
 def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:
     """Give the engines a snapshot's weights."""
     parts.learner.load(snapshot)
@@ -180,11 +288,11 @@ def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:
 
 
 def _stored(parts: Parts, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
-    """What is on record of the items of a rotating suite from other rounds."""
+    """What is on record of a suite's items: its first, or those of a rotating suite from other rounds."""
     evidence = parts.evidence
     return [
         load_with_texts(evidence.locate(snapshot, found))
-        for found in earlier(suite, evidence.due_index())
+        for found in (suite.hash, *earlier(suite, evidence.due_index()))
         if evidence.ledger.find_evaluation(snapshot, found) is not None
     ]
 

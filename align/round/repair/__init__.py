@@ -1,1 +1,1 @@
-"""What is tried before a candidate that the gate refused is given up."""
+"""Repairs that are tried before a candidate that the gate refused is given up."""

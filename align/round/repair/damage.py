@@ -1,4 +1,4 @@
-"""What a verdict says was lost, and what was gained: the two sides that a repair has to weigh."""
+"""Losses and gains in a verdict: the two sides that a repair has to weigh."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from align.gate.verdict import Verdict
 
 
 def lost(verdict: Verdict) -> tuple[str, ...]:
-    """Suites that had to be retained and were not shown to be."""
+    """List the suites that had to be retained and were not shown to be."""
     failed = (c for c in verdict.checks if c.role == "retention" and c.outcome != "passed")
     return tuple(dict.fromkeys(check.suite for check in failed))
 
 
 def lost_rounds(verdict: Verdict) -> set[str]:
-    """Earlier rounds whose suites were lost."""
+    """Return the earlier rounds whose suites were lost."""
     return {rule.target_of for rule in _lost_rules(verdict) if rule.target_of is not None}
 
 
 def lost_capability(verdict: Verdict) -> bool:
-    """Whether something was lost that no round trains."""
+    """Tell if something was lost that no round trains."""
     return any(rule.target_of is None for rule in _lost_rules(verdict))
 
 
 def gained(verdict: Verdict) -> bool:
-    """Whether the round's target was shown to be better."""
+    """Tell if the round's target was shown to be better."""
     return any(c.role == "target" and c.outcome == "passed" for c in verdict.checks)
 
 
 def gain(verdict: Verdict) -> float:
-    """The difference at the target, in units of its metric."""
+    """Return the difference at the target, in units of its metric."""
     return next((c.difference for c in verdict.checks if c.role == "target"), 0.0)
 
 

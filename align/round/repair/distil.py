@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:
-    """The distillation, once, where there is something to ask for."""
+    """Plan the distillation, once, where there is something to ask for."""
     chosen = plan.spec.repair.distil
     if chosen is None or tried:
         return None
     rounds = lost_rounds(failed.verdict)
-    held = plan.mixture.past if plan.held is None else plan.held
-    past = ReplayBuffer({n: p for n, p in held.entries.items() if n in rounds})
+    buffer = plan.mixture.past if plan.held is None else plan.held
+    past = ReplayBuffer({n: p for n, p in buffer.entries.items() if n in rounds})
     general = lost_capability(failed.verdict) and plan.mixture.general is not None
     if not len(past) and not general:
         return None
@@ -66,7 +66,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
 def distillation(
     spec: RoundConfig, chosen: DistilConfig, *, past: bool, general: bool
 ) -> RoundConfig:
-    """A round of distillation with the completions, lengths and temperature of another.
+    """Make a round of distillation with the completions, lengths and temperature of another.
 
     Args:
         past: prompts of earlier rounds are to be brought back; ``general``: the general pool is.

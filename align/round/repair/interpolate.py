@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """What the gate said at one share."""
+    """Decision of the gate at one share."""
 
     share: float
     lost: bool
@@ -37,7 +37,7 @@ class Point:
 
 
 def next_share(points: Sequence[Point], steps: int) -> float | None:
-    """The next share to try; None at the end of the search.
+    """Return the next share to try; None at the end of the search.
 
     A point that lost something sends it toward the parent, one that did not toward the candidate. One
     that lost something without a gain ends it: on neither side is there anything to find.
@@ -56,12 +56,13 @@ def next_share(points: Sequence[Point], steps: int) -> float | None:
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:
-    """A round of no steps that starts between the parent and the candidate."""
+    """Plan a round of no steps that starts between the parent and the candidate."""
     chosen = plan.spec.repair.interpolate
     if chosen is None:
         return None
     points = [
-        Point(share=one.origin.share or 0.0, lost=one.lost, gained=one.gained) for one in tried
+        Point(share=earlier.origin.share or 0.0, lost=earlier.lost, gained=earlier.gained)
+        for earlier in tried
     ]
     share = next_share(points, chosen.steps)
     if share is None:

@@ -30,14 +30,14 @@ RUNGS: dict[RungName, NextPlan] = {
     "distil": distil.next_plan,
     "rerun": rerun.next_plan,
 }
-"""From the cheapest to the dearest."""
+"""Rungs from the cheapest to the dearest."""
 
 
 class Attempt(Protocol):
     """Makes the candidate of a plan and asks the gate."""
 
     def __call__(self, plan: RoundPlan, *, before: int) -> RoundOutcome:
-        """``before``: candidates of this round that the gate has judged already."""
+        """Make another candidate, of whose round the gate has judged ``before`` candidates already."""
         ...
 
 
@@ -48,7 +48,7 @@ class Tried:
     origin: Origin
     outcome: RoundOutcome
     kept: float
-    """Its gain at the target, as a share of the failed candidate's."""
+    """Gain at the target, as a share of the failed candidate's."""
     keep: float
     """The share that it must keep."""
     seconds: float
@@ -65,12 +65,12 @@ class Tried:
 
     @property
     def passed(self) -> bool:
-        """It can take the failed candidate's place."""
+        """True if it can take the failed candidate's place."""
         return self.outcome.verdict.accepted and self.gained
 
     @property
     def step(self) -> RepairStep:
-        """For the record."""
+        """Entry of the try in the round's record."""
         verdict = self.outcome.verdict
         little = verdict.accepted and not self.gained
         return RepairStep(
@@ -88,7 +88,7 @@ class Tried:
 def climb(
     plan: RoundPlan, failed: RoundOutcome, attempt: Attempt, note: Callable[[str], None]
 ) -> RoundOutcome:
-    """The best candidate of the ladder that passed, or the failed one; with all that was tried.
+    """Return the best candidate of the ladder that passed, or the failed one; with all that was tried.
 
     A candidate that the gate accepted comes back as it is.
     """
@@ -100,11 +100,11 @@ def climb(
         note(f"{plan.spec.name}: {tries[-1].step.sentence}")
     if not tries:
         return failed
-    return replace(best(tries) or failed, repairs=(_first(failed), *(one.step for one in tries)))
+    return replace(best(tries) or failed, repairs=(_first(failed), *(each.step for each in tries)))
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> RoundPlan | None:
-    """The next try; None when one has passed, nothing is left, or nothing can be repaired.
+    """Plan the next try; return None when one has passed, nothing is left, or nothing can be repaired.
 
     Only a loss can: a candidate without a gain at its target has nothing that is worth keeping, and nor
     has one whose gain was had by gaming the reward.
@@ -113,16 +113,16 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> 
     if verdict.accepted or verdict.inputs.objections or not lost(verdict) or not gained(verdict):
         return None
     for rung, propose in RUNGS.items():
-        mine = [one for one in tries if one.origin.rung == rung]
-        if (proposed := propose(plan, failed, mine)) is not None:
+        same_rung = [each for each in tries if each.origin.rung == rung]
+        if (proposed := propose(plan, failed, same_rung)) is not None:
             return proposed
-        if any(one.passed for one in mine):
+        if any(each.passed for each in same_rung):
             return None
     return None
 
 
 def tried(plan: RoundPlan, failed: RoundOutcome, outcome: RoundOutcome, seconds: float) -> Tried:
-    """What came of a plan that `next_plan` gave."""
+    """Record the outcome of a plan that `next_plan` gave."""
     assert plan.origin is not None, "only plans of the ladder are tried"
     return Tried(
         origin=plan.origin,
@@ -134,7 +134,7 @@ def tried(plan: RoundPlan, failed: RoundOutcome, outcome: RoundOutcome, seconds:
 
 
 def _first(failed: RoundOutcome) -> RepairStep:
-    """The round itself, for the record."""
+    """Make the entry of the round itself in its record."""
     return RepairStep(
         rung="round",
         told="the round itself",
@@ -147,6 +147,6 @@ def _first(failed: RoundOutcome) -> RepairStep:
 
 
 def best(tries: Sequence[Tried]) -> RoundOutcome | None:
-    """The candidate that passed and kept most; None where none did."""
-    passed = [one for one in tries if one.passed]
-    return max(passed, key=lambda one: one.kept).outcome if passed else None
+    """Return the candidate that passed and kept most; None where none did."""
+    passed = [candidate for candidate in tries if candidate.passed]
+    return max(passed, key=lambda candidate: candidate.kept).outcome if passed else None

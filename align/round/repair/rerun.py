@@ -18,11 +18,11 @@ MOST_REPLAY = 0.9
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:
-    """The same round, once, with the same seed."""
+    """Plan the same round, once, with the same seed."""
     if not plan.spec.repair.rerun or tried:
         return None
     spec = careful(plan.spec)
-    told = (
+    words = (
         f"rerun with replay {spec.replay.past:.2g} past and {spec.replay.general:.2g} general, "
         f"learning rate {spec.optimizer.lr:.2g}"
     )
@@ -30,12 +30,12 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         plan,
         spec=spec,
         mixture=replace(plan.mixture, replay=spec.replay),
-        origin=Origin(rung="rerun", of=failed.candidate, told=told),
+        origin=Origin(rung="rerun", of=failed.candidate, told=words),
     )
 
 
 def careful(spec: RoundConfig) -> RoundConfig:
-    """Twice the replay, or as much as leaves room, and half the learning rate.
+    """Return the round with twice the replay, or as much as leaves room, and half the learning rate.
 
     A share that is off stays off: whoever keeps no past prompts has a reason.
     """

@@ -49,17 +49,17 @@ class Signal:
     step: int
     """The last step it has seen."""
     sentence: str
-    """For a person."""
+    """Sentence about the signal, for a person."""
     value: float
     threshold: float
-    """What ``value`` has passed."""
+    """Threshold that ``value`` has passed."""
 
 
 Detector = Callable[[Sequence[Metrics], HackingConfig], Signal | None]
 
 
 def detect(metrics: Sequence[Metrics], settings: HackingConfig | None = None) -> list[Signal]:
-    """What all detectors say of the steps so far, in the order of `DETECTORS`."""
+    """Run all detectors on the steps so far, in the order of `DETECTORS`."""
     chosen = settings or HackingConfig()
     return [signal for find in DETECTORS.values() if (signal := find(metrics, chosen))]
 
@@ -67,7 +67,7 @@ def detect(metrics: Sequence[Metrics], settings: HackingConfig | None = None) ->
 def first_signals(
     metrics: Sequence[Metrics], settings: HackingConfig | None = None
 ) -> dict[str, Signal]:
-    """Every signal as it was when its detector first spoke, by name: for the record of a round."""
+    """Return every signal as it was when its detector first spoke, by name: for the record of a round."""
     first: dict[str, Signal] = {}
     for end in range(1, len(metrics) + 1):
         for signal in detect(metrics[:end], settings):
@@ -76,7 +76,7 @@ def first_signals(
 
 
 def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """The proxy rose while the gold reward did not since the start, or fell from its best.
+    """Detect that the proxy rose while the gold reward did not since the start, or fell from its best.
 
     The second is the shape of over-optimisation (Gao et al., arXiv:2210.10760): up, then down. The windows
     grow to a third of the steps: an early gold reward that is only noisy is not yet a flat one.
@@ -109,7 +109,7 @@ def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | 
 
 
 def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """The policy moves on from its parent and gets no more reward for it.
+    """Detect that the policy moves on from its parent and gets no more reward for it.
 
     Reward is taken over the square root of the KL, in which it is close to linear at first (Gao et al.,
     arXiv:2210.10760); the slopes of the first and the second half of the steps are compared.
@@ -142,7 +142,7 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
 
 
 def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """Completions grew or shrank by a factor."""
+    """Detect that completions grew or shrank by a factor."""
     ends = _ends(metrics, LENGTH, settings.window)
     if ends is None or min(ends) <= 0:
         return None
@@ -161,7 +161,7 @@ def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal 
 
 
 def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """Completions say again what they said before."""
+    """Detect that completions say again what they said before."""
     ends = _ends(metrics, REPEATED, settings.window)
     if ends is None or ends[1] - ends[0] < settings.repetition_rise:
         return None
@@ -176,7 +176,8 @@ def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Sig
 
 
 def distinct_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """Different prompts get the same answers: one of them by a large share, or all by their n-grams.
+    """Detect that different prompts get the same answers: one of them by a large share, or all by their
+    n-grams.
 
     A null model's one answer (arXiv:2410.07137) leaves the n-grams of the others as they were. It is read
     from the last step alone: what is had without reading the prompt comes suddenly, and is no noise.
@@ -201,7 +202,7 @@ def distinct_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
 
 
 def entropy_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """The policy says one thing only, and is no better for it.
+    """Detect that the policy says one thing only, and is no better for it.
 
     Entropy that turns into reward is what learning looks like (Cui et al., arXiv:2505.22617: reward is
     about b - a exp(entropy)). The reward that has to rise is the gold one where there is one.
@@ -221,7 +222,7 @@ def entropy_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Sig
 
 
 def part_alone(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
-    """One part of the rubric became nearly all of the reward."""
+    """Detect that one part of the rubric became nearly all of the reward."""
     for name in sorted({key for m in metrics for key in m if key.startswith(SHARE)}):
         ends = _ends(metrics, name, settings.window)
         if ends is None or ends[1] < settings.part_share:
@@ -270,7 +271,7 @@ def _collapse(
 
 
 def _ends(metrics: Sequence[Metrics], name: str, window: int) -> tuple[float, float] | None:
-    """Means of the first and of the last ``window`` values; None before they are apart."""
+    """Return the means of the first and of the last ``window`` values; None before they are apart."""
     values = _values(metrics, name)
     return None if len(values) < 2 * window else (fmean(values[:window]), fmean(values[-window:]))
 
@@ -280,12 +281,12 @@ def _values(metrics: Sequence[Metrics], name: str) -> list[float]:
 
 
 def _measured(metrics: Sequence[Metrics], *names: str) -> list[Metrics]:
-    """The steps that have a usable number for each of the names; a NaN is no number."""
+    """Select the steps that have a usable number for each of the names; a NaN is no number."""
     return [m for m in metrics if all(abs(m.get(name, math.nan)) < LARGEST for name in names)]
 
 
 def _rise(first: Sequence[float], last: Sequence[float]) -> float:
-    """Difference of two means in standard errors (Welch); infinite where nothing varies."""
+    """Compute the difference of two means in standard errors (Welch); infinite where nothing varies."""
     difference = fmean(last) - fmean(first)
     error = math.sqrt(variance(first) / len(first) + variance(last) / len(last))
     if error > 0:
@@ -294,7 +295,8 @@ def _rise(first: Sequence[float], last: Sequence[float]) -> float:
 
 
 def _followed_share(metrics: Sequence[Metrics], size: int) -> float:
-    """Rise of the gold reward over that of the proxy, both in their first standard deviations.
+    """Compute the rise of the gold reward over that of the proxy, both in their first standard
+    deviations.
 
     Infinite where nothing can be said: the proxy did not rise, or no spread was measured.
     """
@@ -308,7 +310,7 @@ def _followed_share(metrics: Sequence[Metrics], size: int) -> float:
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Least squares; None where x does not vary."""
+    """Fit a slope by least squares; None where x does not vary."""
     try:
         return linear_regression(x, y).slope
     except StatisticsError:

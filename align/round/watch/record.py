@@ -1,4 +1,4 @@
-"""What was noticed of a round while it ran: one file in the folder of its attempt.
+"""Reward-hacking signals and canary results of one attempt (`signals.json`).
 
 The verdict holds what was held against the candidate; this file holds all that was said.
 """
@@ -31,11 +31,11 @@ class CanaryRecord:
     score: float
     """The highest it got."""
     refused: bool
-    """On more prompts than the round allows."""
+    """True if the reward fell for it on more prompts than the round allows."""
 
     @property
     def sentence(self) -> str:
-        """For a person."""
+        """Sentence about the canary, for a person."""
         return (
             f"reward {self.reward} falls for the canary {self.canary}: on {self.fooled} of "
             f"{self.prompts} prompts it scores no less than the policy's own answers do, up to "
@@ -54,7 +54,7 @@ class WatchRecord:
     before: tuple[CanaryRecord, ...] = ()
     """Canaries that were fallen for before the first step."""
     after: tuple[CanaryRecord, ...] = ()
-    """And before the verdict."""
+    """Canaries put before the rewards after the last step, before the verdict."""
     objections: tuple[str, ...] = ()
     """Sentences that keep the candidate out, whatever its suites say."""
 
@@ -67,7 +67,8 @@ class WatchRecord:
 
     @classmethod
     def load(cls, folder: Path) -> WatchRecord:
-        """That of an attempt; an empty one where nothing was written, or what was is damaged."""
+        """Load the record of an attempt; an empty one where nothing was written, or what was is
+        damaged."""
         try:
             plain: Mapping[str, Any] = json.loads((folder / FILE).read_text())
             return _RECORD.validate_python(plain)
@@ -75,22 +76,28 @@ class WatchRecord:
             return cls()
 
     def remarks(self) -> list[str]:
-        """Those of `lines` that are held against nobody."""
+        """List those of `lines` that are held against nobody."""
         return [line for line in self.lines() if not any(s in line for s in self._held())]
 
     def _held(self) -> list[str]:
-        """Sentences behind the objections."""
-        said = [signal.sentence for signal in self.signals] + [one.sentence for one in self.after]
-        return [sentence for sentence in said if any(sentence in one for one in self.objections)]
+        """List the sentences behind the objections."""
+        sentences = [signal.sentence for signal in self.signals] + [
+            objection.sentence for objection in self.after
+        ]
+        return [
+            sentence
+            for sentence in sentences
+            if any(sentence in objection for objection in self.objections)
+        ]
 
     def lines(self) -> list[str]:
-        """To be read by a person."""
-        said = [f"step {s.step + 1}: {s.sentence} ({s.name})" for s in self.signals]
-        return said + [
-            f"{when} the round: {one.sentence}"
-            for when, found in (("before", self.before), ("after", self.after))
-            for one in found
-            if one.refused
+        """List everything in sentences, to be read by a person."""
+        sentences = [f"step {s.step + 1}: {s.sentence} ({s.name})" for s in self.signals]
+        return sentences + [
+            f"{when} the round: {canary.sentence}"
+            for when, canaries in (("before", self.before), ("after", self.after))
+            for canary in canaries
+            if canary.refused
         ]
 
 

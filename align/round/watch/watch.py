@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.ngrams import ngram_metrics, shares_of_one_answer
 from align.report.history import steps_of
 from align.round.reward_models import resolved
+from align.round.times.clock import phase
 from align.round.watch.detectors import READ, Signal, detect, first_signals
 from align.round.watch.record import CanaryRecord, WatchRecord
 from rewards.rubric import Rubric, build_rubric
@@ -49,6 +50,7 @@ class RoundWatch:
     _steps: list[dict[str, float]] = field(default_factory=list)
     """What detectors read of the steps so far."""
 
+    @phase("watching")
     def start(self, first: int) -> None:
         """Begin to watch, before step ``first``: the engines hold the weights it begins with.
 
@@ -73,6 +75,7 @@ class RoundWatch:
                 remedy="mend the reward, or say that it may with hacking.canaries_allowed",
             )
 
+    @phase("watching")
     def seen(
         self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]
     ) -> dict[str, float]:
@@ -87,6 +90,7 @@ class RoundWatch:
         self._hear(detect(self._steps, self.plan.spec.hacking))
         return found | {f"hacking/{name}": 1.0 for name in self._signals}
 
+    @phase("watching")
     def finish(self) -> tuple[str, ...]:
         """After the last step: canaries again, and the record of it all. What is held against the round."""
         if self._gold is not None:

@@ -35,7 +35,7 @@ MAX_NAME = 180
 """Bytes of a file's name that are kept: file systems allow 255, and a time, ``.report.json`` and what
 `write_atomic` adds are put around it."""
 SURROGATES = re.compile("[\ud800-\udfff]")
-"""What Python makes of bytes in a file's name that are no UTF-8, among others; no Unicode."""
+"""Characters that Python makes of bytes in a file's name that are no UTF-8, among others; no Unicode."""
 POLL_S = 0.05
 
 Stamp = tuple[int, int]
@@ -44,10 +44,10 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intake:
-    """What became of a file."""
+    """Result of taking one file."""
 
     file: str
-    """Its name, in valid Unicode and of a length that can be prefixed."""
+    """Name of the file, in valid Unicode and of a length that can be prefixed."""
     stream: str | None
     stored: int = 0
     duplicates: int = 0
@@ -55,9 +55,9 @@ class Intake:
     conflicts: int = 0
     """Rows whose key came with another row before."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why rows are quarantined, by place; the first of them."""
+    """Reasons why rows are quarantined, by line; the first of them."""
     error: str | None = None
-    """Why the file could not be taken, or not put away."""
+    """Reason why the file could not be taken, or not put away."""
 
 
 def add_file(inbox: Inbox, form: StreamForm, file: Path, *, user_column: str = USER) -> Intake:
@@ -88,16 +88,16 @@ def sweep(
     Raises:
         RunError: the ledger cannot be used; the files stay where they are.
     """
-    with alone(folder) as mine:
-        return take_files(folder, inbox, forms, user_column=user_column) if mine else []
+    with alone(folder) as is_alone:
+        return take_files(folder, inbox, forms, user_column=user_column) if is_alone else []
 
 
 def take_files(
     folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm], *, user_column: str = USER
 ) -> list[Intake]:
-    """What `sweep` does, for who is `alone`."""
+    """Take the files of the folder as `sweep` does, for a caller that is `alone`."""
     drop = folder / "drop"
-    found: list[Intake] = []
+    intakes: list[Intake] = []
     for file, before in _complete(drop):
         stream = None if file.parent == drop else _plain(file.parent.name)
         try:
@@ -115,18 +115,18 @@ def take_files(
             _put_away(folder, file, intake)
         except OSError as error:
             intake = replace(intake, error=_valid(f"cannot be put away: {error}"))
-        found.append(intake)
-    return found
+        intakes.append(intake)
+    return intakes
 
 
 def waiting_files(folder: Path) -> list[Path]:
-    """Files of the drop folder under any name that no sweep has taken so far."""
+    """List files of the drop folder under any name that no sweep has taken so far."""
     drop = folder / "drop"
     return sorted(file for file in (*drop.glob("*"), *drop.glob("*/*")) if file.is_file())
 
 
 def make_drop(folder: Path, forms: Mapping[str, StreamForm]) -> Path:
-    """The drop folder with a place for every stream."""
+    """Make the drop folder with a subfolder for every stream."""
     drop = folder / "drop"
     for stream in forms:
         (drop / stream).mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,14 @@ def make_drop(folder: Path, forms: Mapping[str, StreamForm]) -> Path:
 
 @contextmanager
 def alone(folder: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
-    """Whether no other process sweeps, in so many seconds; the lock goes with the process that holds it."""
+    """Wait until no other process sweeps, and yield False if one still does; the lock goes with its
+    process."""
     folder.mkdir(parents=True, exist_ok=True)
     deadline = monotonic() + wait_s
     with (folder / ".sweep").open("w") as lock:
-        while not (mine := _locked(lock.fileno())) and monotonic() < deadline:
+        while not (locked := _locked(lock.fileno())) and monotonic() < deadline:
             sleep(POLL_S)
-        yield mine
+        yield locked
 
 
 def _locked(descriptor: int) -> bool:
@@ -178,7 +179,7 @@ def _intake(file: str, stream: str, rows: list[Feedback], receipt: Receipt) -> I
 
 
 def _complete(drop: Path) -> list[tuple[Path, Stamp]]:
-    """Settled files under their final names, oldest first."""
+    """List settled files under their final names, oldest first."""
     now, ready = time_ns(), []
     for file in (*drop.glob("*"), *drop.glob("*/*")):
         if file.suffix.lower() not in READERS or file.name.startswith("."):
@@ -187,32 +188,33 @@ def _complete(drop: Path) -> list[tuple[Path, Stamp]]:
         # A time to come is a clock's fault: such a file would never settle.
         if stamp is not None and not 0 <= now - stamp[1] < SETTLED_S * 1e9:
             ready.append((file, stamp))
-    return sorted(ready, key=lambda found: (found[1][1], found[0].name))
+    return sorted(ready, key=lambda entry: (entry[1][1], entry[0].name))
 
 
 def _stamp(file: Path) -> Stamp | None:
-    """What changes with a file; None where there is no plain one."""
+    """Return what changes with a file; None where there is no plain one."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _put_away(folder: Path, file: Path, intake: Intake) -> None:
     """Move a file out of the way, its report first: a file in ``done`` always has one."""
-    place = folder / ("done" if intake.error is None else "failed") / (intake.stream or "")
+    target = folder / ("done" if intake.error is None else "failed") / (intake.stream or "")
     name = f"{time_ns() // 1000}-{intake.file}"
     report = json.dumps(asdict(intake), indent=1, sort_keys=True) + "\n"
-    write_atomic(place / f"{name}.report.json", report.encode())
+    write_atomic(target / f"{name}.report.json", report.encode())
     try:
-        os.replace(file, place / name)
+        os.replace(file, target / name)
     except FileNotFoundError:  # Somebody took it back; its rows are in.
         return
 
 
 def _plain(name: str) -> str:
-    """A file's name in valid Unicode and at most `MAX_NAME` bytes; what is too long loses its middle."""
+    """Return a file's name in valid Unicode and at most `MAX_NAME` bytes; a longer one loses its
+    middle."""
     shown = _valid(name)
     stem, suffix = os.path.splitext(shown)
     room = max(0, MAX_NAME - len(suffix.encode()))

@@ -1,4 +1,4 @@
-"""What a round reads of the inbox: taken when it begins, the same for every attempt."""
+"""Rows of the inbox that a round reads: taken when it begins, the same for every attempt."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from align.store.ledger.campaign_row import INTERRUPTED
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 
 def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfig) -> Inputs:
-    """The inputs with the rows that this round takes, and those that earlier rounds took.
+    """Return the inputs with the rows that this round takes, and those that earlier rounds took.
 
     Earlier rounds' rows are read again because their held-out part is a suite: what those rounds taught is
     still measured, unless a purge has left too little of it. A campaign whose rounds read no stream keeps
@@ -52,28 +52,29 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
                 remedy="send pairs with keel feedback add, keel feedback serve or the drop folder, and run "
                 "again",
             )
-    taken = {take.round: inbox.read(take) for take in inbox.takes() if take.state != "held"}
+    rows_of = {take.round: inbox.read(take) for take in inbox.takes() if take.state != "held"}
     before = {
-        earlier.name: taken[earlier.name]
+        earlier.name: rows_of[earlier.name]
         for earlier in config.rounds
-        if earlier.name in taken and _measurable(earlier, forms, taken[earlier.name])
+        if earlier.name in rows_of and _measurable(earlier, forms, rows_of[earlier.name])
     }
-    own = {} if take is None else {spec.name: inbox.read(take)}
-    mine = [one for one in open_claims(ledger) if one.spec.name == spec.name]
-    return load_checked(config, mine, before | own)
+    own_rows = {} if take is None else {spec.name: inbox.read(take)}
+    own_claims = [claim for claim in open_claims(ledger) if claim.spec.name == spec.name]
+    return load_checked(config, own_claims, before | own_rows)
 
 
 def starved(
     config: CampaignConfig, ledger: Ledger, spec: RoundConfig, note: Callable[[str], None]
 ) -> bool:
-    """Whether a round that fell due does not run: its rows were removed, or another round has used them.
+    """Tell if a round that fell due does not run: its rows were removed, or another round has used
+    them.
 
     An attempt that was under way has failed. A template's round is over, and the next one falls due as its
     schedule says; one that does not repeat waits for more rows.
     """
     if spec.data is None or spec.data.stream is None:
         return False
-    claim = next((one for one in open_claims(ledger) if one.spec.name == spec.name), None)
+    claim = next((each for each in open_claims(ledger) if each.spec.name == spec.name), None)
     if claim is None:
         return False
     inbox = Inbox(ledger.database)
@@ -91,8 +92,10 @@ def starved(
     return True
 
 
-def _measurable(spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[Row]) -> bool:
-    """Whether a finished round still has what it is measured on: a purge may have removed too much."""
+def _measurable(
+    spec: RoundConfig, forms: Mapping[str, StreamForm], rows: Sequence[FileRow]
+) -> bool:
+    """Tell if a finished round still has what it is measured on: a purge may have removed too much."""
     assert spec.data is not None and spec.data.stream is not None
     if spec.suite.prompts is not None:
         return True

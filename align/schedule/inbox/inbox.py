@@ -21,20 +21,20 @@ from align.store.database.database import Database
 from align.store.ledger.reservations import AfterRejection, Take, all_takes, hold, ready
 from align.store.ledger.tables.inbox import inbox_requests, inbox_rows, inbox_streams
 from rollouts.errors import UserError
-from rollouts.rows import Row
+from rollouts.rows import FileRow
 
 REQUESTS_KEPT_S = 7 * 86400.0
-"""How long the answer to a request with a key is repeated."""
+"""Seconds for which the answer to a request with a key is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """What a stream has for its next round."""
+    """Rows of a stream that wait for its next round."""
 
     count: int
     """Usable rows that no round has used."""
     oldest: datetime | None
-    """When the first of them arrived, UTC."""
+    """Time at which the first of them arrived, UTC."""
     newest_id: int
     """Number of the stream's last row; 0 where there was none yet."""
 
@@ -64,7 +64,7 @@ class StreamCounts:
     ready: int
     quarantined: int
     waiting: int
-    """Of those that are ready: not used by a round yet."""
+    """Number of ready rows that no round has used yet."""
     newest: int
     watermark: int
     oldest_waiting: str | None
@@ -81,8 +81,8 @@ class Inbox:
         self, stream: str, rows: Iterable[Feedback], *, key: str | None = None, digest: str = ""
     ) -> Receipt:
         """Store rows, all or none; returns when they are on the disk."""
-        one = Submission(stream=stream, rows=tuple(rows), key=key, digest=digest)
-        return self.add_all([one])[0]
+        submission = Submission(stream=stream, rows=tuple(rows), key=key, digest=digest)
+        return self.add_all([submission])[0]
 
     def add_all(self, submissions: Sequence[Submission]) -> list[Receipt]:
         """Store what many senders sent in one transaction: one wait for the disk serves them all."""
@@ -90,7 +90,7 @@ class Inbox:
             return deal(connection, submissions, self._now())
 
     def waiting(self, stream: str, *, above: int | None = None) -> Waiting:
-        """What the next round of a stream would find new.
+        """Find what the next round of a stream would find new.
 
         Args:
             above: the number of a row, for rounds that read rows whether or not others have used them;
@@ -98,19 +98,19 @@ class Inbox:
         """
         counter = select(inbox_streams).where(inbox_streams.c.stream == stream)
         with self.database.read() as connection:
-            found = connection.execute(counter).one_or_none()
-            if found is None:
+            stream_counters = connection.execute(counter).one_or_none()
+            if stream_counters is None:
                 return Waiting(count=0, oldest=None, newest_id=0)
-            above = found.watermark if above is None else above
+            above = stream_counters.watermark if above is None else above
             count, oldest = _new_rows(connection, stream, above)
         return Waiting(
             count=count,
             oldest=None if oldest is None else datetime.fromisoformat(oldest),
-            newest_id=found.newest,
+            newest_id=stream_counters.newest,
         )
 
     def counts(self) -> list[StreamCounts]:
-        """Every stream that has received something, by name."""
+        """Count every stream that has received something, by name."""
         with self.database.read() as connection:
             streams = connection.execute(select(inbox_streams).order_by(inbox_streams.c.stream))
             return [_counts(connection, *row) for row in streams.all()]
@@ -124,9 +124,9 @@ class Inbox:
         limit: int | None = None,
         after_rejection: AfterRejection = "used",
     ) -> Take | None:
-        """What a round reads, see `align.store.ledger.reservations.hold`; None where the stream has
-        nothing for it.
-        """
+        """Reserve what a round reads, see `align.store.ledger.reservations.hold`; None where the stream
+        has nothing
+        for it."""
         with self.database.write() as connection:
             return hold(
                 connection,
@@ -139,25 +139,26 @@ class Inbox:
             )
 
     def takes(self) -> list[Take]:
-        """What every round took, in the order they did."""
+        """List what every round took, in the order they did."""
         with self.database.read() as connection:
             return all_takes(connection)
 
-    def read(self, take: Take) -> list[Row]:
-        """The rows of a take as a file would give them, oldest first."""
+    def read(self, take: Take) -> list[FileRow]:
+        """Return the rows of a take as a file would give them, oldest first."""
         columns = select(inbox_rows.c.number, inbox_rows.c.payload)
         wanted = columns.where(ready(take.stream, take.above, take.newest))
         with self.database.read() as connection:
-            found = connection.execute(wanted.order_by(inbox_rows.c.number)).all()
+            records = connection.execute(wanted.order_by(inbox_rows.c.number)).all()
         return [
-            Row(place=f"inbox://{take.stream} row {number}", values=json.loads(payload))
-            for number, payload in found
+            FileRow(place=f"inbox://{take.stream} row {number}", values=json.loads(payload))
+            for number, payload in records
         ]
 
     def rows(
         self, stream: str, *, state: str | None = None, newest: int | None = None
     ) -> list[StoredRow]:
-        """Rows of a stream in the order of their numbers; with ``newest`` only so many of the last."""
+        """Return rows of a stream in the order of their numbers; with ``newest`` only so many of the
+        last."""
         query = select(inbox_rows).where(inbox_rows.c.stream == stream)
         if state is not None:
             query = query.where(inbox_rows.c.state == state)
@@ -168,16 +169,16 @@ class Inbox:
             return [stored_row(row) for row in connection.execute(query)][::-1]
 
     def row(self, stream: str, number: int) -> StoredRow:
-        """One row by its number."""
+        """Return one row by its number."""
         this = and_(inbox_rows.c.stream == stream, inbox_rows.c.number == number)
         with self.database.read() as connection:
-            found = connection.execute(select(inbox_rows).where(this)).one_or_none()
-        if found is None:
+            record = connection.execute(select(inbox_rows).where(this)).one_or_none()
+        if record is None:
             raise UserError(
                 f"inbox://{stream} has no row {number}",
                 remedy="see the numbers with keel feedback list; a purge may have removed it",
             )
-        return stored_row(found)
+        return stored_row(record)
 
     def quarantine(self, stream: str, numbers: Sequence[int], reason: str) -> int:
         """Set rows aside for good; returns how many were still ready. Sent again, they stay aside."""
@@ -206,8 +207,8 @@ class Inbox:
 
 def _counts(connection: Connection, stream: str, newest: int, watermark: int) -> StreamCounts:
     by_state = select(inbox_rows.c.state, func.count()).where(inbox_rows.c.stream == stream)
-    found = connection.execute(by_state.group_by(inbox_rows.c.state))
-    states = {row[0]: row[1] for row in found}
+    counted = connection.execute(by_state.group_by(inbox_rows.c.state))
+    states = {row[0]: row[1] for row in counted}
     waiting, oldest = _new_rows(connection, stream, watermark)
     return StreamCounts(
         stream=stream,
@@ -221,14 +222,14 @@ def _counts(connection: Connection, stream: str, newest: int, watermark: int) ->
 
 
 def _new_rows(connection: Connection, stream: str, watermark: int) -> tuple[int, str | None]:
-    """How many usable rows are above the watermark, and when the first of them came."""
+    """Count the usable rows above the watermark, and find when the first of them came."""
     new = select(func.count(), func.min(inbox_rows.c.received)).where(ready(stream, watermark))
     count, oldest = connection.execute(new).one()
     return count, oldest
 
 
 def stored_row(row: Any) -> StoredRow:
-    """A row of the table `inbox_rows`."""
+    """Restore a row of the table `inbox_rows`."""
     return StoredRow(
         stream=row.stream,
         number=row.number,

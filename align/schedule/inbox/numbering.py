@@ -38,7 +38,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """What became of a submission's rows, in their order."""
+    """Outcomes of a submission's rows, in their order."""
 
     outcomes: tuple[Outcome, ...] = ()
     numbers: tuple[int | None, ...] = ()
@@ -92,7 +92,7 @@ class _Dealer:
         self._new: list[dict[str, Any]] = []
 
     def deal(self, rows: Iterable[Feedback]) -> Receipt:
-        """What becomes of each row."""
+        """Assign sequence numbers to submitted rows and drop duplicates."""
         dealt = [self._deal(row) for row in rows]
         return Receipt(
             outcomes=tuple(outcome for outcome, _ in dealt),
@@ -143,25 +143,25 @@ class _Dealer:
         return ("stored" if row.reason is None else "quarantined"), self._newest
 
     def _known(self, column: Any, values: Sequence[str]) -> dict[str, int]:
-        """Numbers of stored rows by what a column holds."""
-        found: dict[str, int] = {}
+        """Return the numbers of stored rows by what a column holds."""
+        numbers: dict[str, int] = {}
         for chunk in chunks(values):
             these = and_(inbox_rows.c.stream == self._stream, column.in_(chunk))
             query = select(column, inbox_rows.c.number).where(these)
-            found |= {str(value): number for value, number in self._connection.execute(query)}
-        return found
+            numbers |= {str(value): number for value, number in self._connection.execute(query)}
+        return numbers
 
 
 def _answered(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[str, Receipt]]:
-    """Digest and answer of earlier requests, by key."""
-    found: dict[str, tuple[str, Receipt]] = {}
+    """Return digest and answer of earlier requests, by key."""
+    answers: dict[str, tuple[str, Receipt]] = {}
     for chunk in chunks(keys):
         query = select(inbox_requests).where(inbox_requests.c.key.in_(chunk))
         for row in connection.execute(query):
             answer = json.loads(row.answer)
             receipt = Receipt(outcomes=tuple(answer["outcomes"]), numbers=tuple(answer["numbers"]))
-            found[row.key] = (row.digest, receipt)
-    return found
+            answers[row.key] = (row.digest, receipt)
+    return answers
 
 
 def _request(submission: Submission, receipt: Receipt, now: str) -> Any:

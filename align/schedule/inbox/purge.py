@@ -38,9 +38,9 @@ from align.store.stored_files import StoredFiles
 from rollouts.prompts import content_id
 
 LINE = re.compile(r"(:| row )\d+$")
-"""What follows the name of a file in a row's source."""
+"""Line or row number behind the name of a file in a row's source."""
 WAIT_S = 60.0
-"""How long a sweep under way is waited for."""
+"""Seconds that a sweep under way is waited for."""
 LOG = "ledger.db-wal: another process reads the ledger; purge again when it is done"
 
 
@@ -58,9 +58,9 @@ class Purge:
     files: tuple[str, ...]
     """Files that were swept from the drop folder and removed now, with their reports."""
     remains: tuple[str, ...] = ()
-    """What may still hold something of them, and why."""
+    """Files that may still hold something of them, and why."""
     sources: tuple[str, ...]
-    """Where the rows came from: files outside the store are for their owner to remove."""
+    """Origins of the rows: files outside the store are for their owner to remove."""
     rounds: tuple[str, ...]
     """Finished rounds that have read some of the rows."""
     restarted: tuple[str, ...]
@@ -96,8 +96,8 @@ def purge(
         StoreBusy: a runner holds the campaign, or another process the drop folder.
     """
     inbox = folder / "inbox"
-    with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as mine:
-        if not mine:
+    with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as is_alone:
+        if not is_alone:
             raise StoreBusy(
                 f"another process has read the drop folder for {WAIT_S:g} s",
                 where=str(inbox / "drop"),
@@ -118,24 +118,24 @@ def purge(
         for table in rollouts:
             mirror.trim(table.parent)
         files, left = remove_files(inbox, user)
-        found = _Found(
+        traces = _Found(
             num_replayed=replayed,
             num_rollouts=sum(rollouts.values()),
             files=tuple(files),
             remains=(*left, *_elsewhere(ledger, mirror)),
         )
         with ledger.database.write() as connection:
-            done = _remove(connection, user, found)
+            done = _remove(connection, user, traces)
         if _fold_log(ledger.database):
             return done
         return replace(done, remains=(*done.remains, LOG))
 
 
 def purges(ledger: Ledger) -> list[Purge]:
-    """Every purge on record, oldest first."""
+    """List every purge on record, oldest first."""
     with ledger.database.read() as connection:
-        found = connection.execute(select(inbox_purges).order_by(inbox_purges.c.seq)).all()
-    return [_purge(row) for row in found]
+        records = connection.execute(select(inbox_purges).order_by(inbox_purges.c.seq)).all()
+    return [_purge(row) for row in records]
 
 
 def _purge(row: Any) -> Purge:
@@ -152,7 +152,7 @@ def _rows(connection: Connection, user: str) -> list[StoredRow]:
 
 
 def _prompt_ids(row: StoredRow, forms: Mapping[str, StreamForm]) -> Iterable[str]:
-    """The names under which replay buffers keep what a row asks."""
+    """Yield the names under which replay buffers keep the prompt of a row."""
     form = forms.get(row.stream)
     if form is None:
         return ()
@@ -169,18 +169,21 @@ def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
     if file.name.startswith("answers-"):
         return 0
     entries = ReplayBuffer.load(file).entries
-    kept = {name: [p for p in held if p.id not in prompts] for name, held in entries.items()}
-    removed = sum(map(len, entries.values())) - sum(map(len, kept.values()))
+    remaining = {
+        name: [p for p in prompts_of_round if p.id not in prompts]
+        for name, prompts_of_round in entries.items()
+    }
+    removed = sum(map(len, entries.values())) - sum(map(len, remaining.values()))
     if removed:
         sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
-        ReplayBuffer(kept).save(file)
+        ReplayBuffer(remaining).save(file)
         if sound:
             stored.record([file], "rewritten by keel feedback purge")
     return removed
 
 
 def _elsewhere(ledger: Ledger, mirror: Mirror) -> Iterator[str]:
-    """Copies that cannot be reached from here."""
+    """Yield copies that cannot be reached from here."""
     if mirror.remote is not None:
         yield "the caches of this store on other machines, until they open it again"
     if not _is_sqlite(ledger.database):
@@ -188,7 +191,7 @@ def _elsewhere(ledger: Ledger, mirror: Mirror) -> Iterator[str]:
 
 
 def _fold_log(database: Database) -> bool:
-    """Empty SQLite's log, which keeps what was written before; whether nobody was in the way."""
+    """Empty SQLite's log, which keeps what was written before; return True if nobody was in the way."""
     if not _is_sqlite(database):
         return True
     connection = database.engine.raw_connection()  # A checkpoint is no part of a transaction.
@@ -203,7 +206,7 @@ def _is_sqlite(database: Database) -> bool:
     return database.engine.dialect.name == "sqlite"
 
 
-def _remove(connection: Connection, user: str, found: _Found) -> Purge:
+def _remove(connection: Connection, user: str, traces: _Found) -> Purge:
     rows = _rows(connection, user)
     numbers = {(row.stream, row.number) for row in rows if row.state == "ready"}
     touched = [
@@ -212,14 +215,14 @@ def _remove(connection: Connection, user: str, found: _Found) -> Purge:
         if any(s == take.stream and take.above < n <= take.newest for s, n in numbers)
     ]
     restarted = tuple(take.round for take in touched if take.state == "held")
-    held = and_(inbox_takes.c.round.in_(restarted), inbox_takes.c.state == "held")
-    connection.execute(delete(inbox_takes).where(held))
+    reserved = and_(inbox_takes.c.round.in_(restarted), inbox_takes.c.state == "held")
+    connection.execute(delete(inbox_takes).where(reserved))
     connection.execute(delete(inbox_rows).where(inbox_rows.c.user_key == user))
     record = Purge(
         user_sha256=hashlib.sha256(user.encode()).hexdigest(),
         num_rows=len(rows),
         sources=tuple(sorted({LINE.sub("", row.source) for row in rows})),
-        **asdict(found),
+        **asdict(traces),
         rounds=tuple(take.round for take in touched if take.state != "held"),
         restarted=restarted,
         time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),

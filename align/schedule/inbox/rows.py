@@ -39,33 +39,33 @@ class Feedback:
     """A row as the inbox keeps it."""
 
     kind: Kind | None
-    """None where the row is neither."""
+    """Kind of feedback; None where the row is neither."""
     payload: str
     """The row's columns without those of user and key, as JSON with sorted names."""
     user: str | None
     key: str | None
     source: str
-    """Where it came from: ``http``, or a file and its line."""
+    """Origin of the row: ``http``, or a file and its line."""
     reason: str | None = None
-    """Why it is quarantined; None for a row that rounds may use."""
+    """Reason why the row is quarantined; None for a row that rounds may use."""
 
     hash: str = field(init=False)
     """sha256 of what was said and by whom: the same pair from two people is two votes."""
 
     def __post_init__(self) -> None:
-        said = json.dumps([self.kind, self.payload, self.user])
-        object.__setattr__(self, "hash", hashlib.sha256(said.encode()).hexdigest())
+        content = json.dumps([self.kind, self.payload, self.user])
+        object.__setattr__(self, "hash", hashlib.sha256(content.encode()).hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamForm:
-    """How the rows of a stream are read."""
+    """Form in which the rows of a stream are read."""
 
     stream: str
     config: ExamplesConfig
     """Names of the columns."""
     kinds: tuple[Kind, ...]
-    """What the stream's rounds can learn from; a round that rates answers also reads pairs."""
+    """Kinds that the stream's rounds can learn from; a round that rates answers also reads pairs."""
 
     def read(
         self,
@@ -75,7 +75,7 @@ class StreamForm:
         user_column: str = USER,
         max_chars: int = MAX_ROW,
     ) -> Feedback:
-        """A row that rounds may use.
+        """Read a row that rounds may use.
 
         Args:
             max_chars: longest row, in characters of its JSON.
@@ -94,14 +94,14 @@ class StreamForm:
         )
 
     def judge(self, values: Values, source: str, *, user_column: str = USER) -> Feedback:
-        """The row, quarantined where `read` would refuse it."""
+        """Read a row, quarantined where `read` would refuse it."""
         try:
             return self.read(values, source, user_column=user_column)
         except Unusable as reason:
             return _quarantined(values, source, user_column, str(reason))
 
     def examples(self, columns: Values) -> list[Example]:
-        """What a row teaches."""
+        """Return the examples that a row teaches."""
         return FORMS["pairs" if self._kind(columns) == "pair" else "ratings"](columns, self.config)
 
     def _kind(self, columns: Values) -> Kind:
@@ -118,7 +118,8 @@ class StreamForm:
 
 
 def stream_forms(config: CampaignConfig) -> dict[str, StreamForm]:
-    """The streams that a campaign's rounds read, and how; the first round that reads one decides."""
+    """Return the streams that a campaign's rounds read, with their form; the first round of one
+    decides."""
     forms: dict[str, StreamForm] = {}
     for spec in config.rounds:
         if spec.data is None or spec.data.stream is None:
@@ -134,7 +135,7 @@ def stream_forms(config: CampaignConfig) -> dict[str, StreamForm]:
 
 
 def form_of(forms: Mapping[str, StreamForm], stream: str | None) -> StreamForm:
-    """The form of a stream by name; without one, of the only stream there is."""
+    """Return the form of a stream by name; without one, of the only stream there is."""
     if stream is None and len(forms) == 1:
         return next(iter(forms.values()))
     if stream is None or stream not in forms:
@@ -181,7 +182,7 @@ def _key(values: Values, column: str) -> str | None:
 
 
 def _quarantined(values: Values, source: str, user_column: str, reason: str) -> Feedback:
-    """A refused row, with as much of it as can be kept."""
+    """Make a refused row, with as much of it as can be kept."""
     try:
         user = _key(values, user_column)
     except Unusable:

@@ -17,7 +17,7 @@ from rollouts.rows import read_rows
 
 REPORT = ".report.json"
 BEFORE, BEHIND = rb"(?:^|[\"',:;\[\t\r\n])\s*", rb"\s*(?:[\"',:;\]}\t\r\n]|$)"
-"""What stands around a value in JSON and CSV."""
+"""Characters around a value in JSON and CSV."""
 
 
 def remove_files(folder: Path, user: str) -> tuple[list[str], list[str]]:
@@ -30,13 +30,15 @@ def remove_files(folder: Path, user: str) -> tuple[list[str], list[str]]:
         What was deleted, and what is left with the reason, by paths in the folder.
     """
     removed, left = [], []
-    for file in sorted(f for place in ("done", "failed") for f in (folder / place).rglob("*")):
+    for file in sorted(
+        f for subfolder in ("done", "failed") for f in (folder / subfolder).rglob("*")
+    ):
         if file.name.endswith(REPORT) or not file.is_file():
             continue
         if _holds(file, user):
-            for one in (file, file.with_name(file.name + REPORT)):
-                one.unlink(missing_ok=True)
-                removed.append(_named(one, folder))
+            for target in (file, file.with_name(file.name + REPORT)):
+                target.unlink(missing_ok=True)
+                removed.append(_named(target, folder))
         elif file.suffix.lower() == ".parquet" and not _is_readable(file):
             left.append(f"{_named(file, folder)}, which is damaged and cannot be searched")
     for file in waiting_files(folder):
@@ -48,7 +50,7 @@ def remove_files(folder: Path, user: str) -> tuple[list[str], list[str]]:
 
 
 def _holds(file: Path, user: str) -> bool:
-    """Whether the key is a value of a row, or stands as one in what cannot be read."""
+    """Tell if the key is a value of a row, or stands as one in what cannot be read."""
     try:
         rows = read_rows(str(file), "train")
         return any(user in map(str, row.values.values()) for row in rows)
@@ -73,5 +75,5 @@ def _is_readable(file: Path) -> bool:
 
 
 def _named(file: Path, folder: Path) -> str:
-    """A path that can be printed and written as JSON."""
+    """Return a path that can be printed and written as JSON."""
     return str(file.relative_to(folder)).encode("utf-8", "replace").decode()

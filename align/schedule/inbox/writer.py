@@ -22,7 +22,7 @@ MAX_QUEUED_CHARS = 64 << 20
 MAX_GROUP_ROWS = 2_000
 """Rows of one commit, unless one submission has more."""
 CLOSE_S = 60.0
-"""How long closing waits for what is queued."""
+"""Seconds that closing waits for what is queued."""
 
 
 class QueueFull(Exception):
@@ -78,7 +78,7 @@ class Writer:
 
     @property
     def alive(self) -> bool:
-        """Whether what is submitted will be written."""
+        """True if what is submitted will be written."""
         return self._thread.is_alive() and not self._closing
 
     def submit(self, submission: Submission) -> Future[Receipt]:
@@ -127,7 +127,7 @@ class Writer:
                 self._chars -= sum(job.chars for job in group)
 
     def _next_group(self) -> list[_Job]:
-        """What is queued by now, waiting for the first; empty when closed."""
+        """Wait for the first submission and return what is queued by then; empty when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closing)
             group: list[_Job] = []

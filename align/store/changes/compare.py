@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.store.changes.difference import ABSENT, Change, differences, value_at
+from align.store.changes.difference import ABSENT, ConfigChange, differences, value_at
 from align.store.changes.locks import JUDGES, Committed, Slot, lock_of
 
 SHARED_CAP = ("sampling", "max_tokens")
@@ -31,10 +31,10 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class CampaignComparison:
     """Differences between a campaign file and the one its store knows."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ConfigChange, ...] = ()
     """Allowed amendments, without those that follow from another one."""
     refusals: tuple[Refusal, ...] = ()
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def compare(
     new: Mapping[str, Any],
     committed: Committed,
     quiet: frozenset[str] = frozenset(),
-) -> Comparison:
+) -> CampaignComparison:
     """Compare what the store knows with what the file says, both as `CampaignConfig.content`.
 
     Args:
@@ -75,7 +75,7 @@ def compare(
     refusals += _renewed(new, old, committed)
     planned, vacated = _places(names, committed)
     changes += _moved(old, names)
-    return Comparison(
+    return CampaignComparison(
         changes=tuple(changes),
         refusals=tuple(refusals),
         pins=dict(_pins(old, new, committed)),
@@ -84,7 +84,9 @@ def compare(
     )
 
 
-def _follows_from_defaults(change: Change, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _follows_from_defaults(
+    change: ConfigChange, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> bool:
     """Tell if a round's setting differs only because it takes a default that differs."""
     if change.path[0] != "rounds" or len(change.path) < 3:
         return False
@@ -94,7 +96,7 @@ def _follows_from_defaults(change: Change, old: Mapping[str, Any], new: Mapping[
     return bool(change.old == value_at(old, below) and change.new == value_at(new, below))
 
 
-def _as_pinned(change: Change, committed: Committed) -> bool:
+def _as_pinned(change: ConfigChange, committed: Committed) -> bool:
     """Tell if a round or suite now states the value that is pinned for it anyway."""
     if change.order or len(change.path) < 3 or change.path[1] not in committed.pins:
         return False
@@ -107,10 +109,10 @@ def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
     for index, slot in enumerate(committed.slots):
         if slot.decided:
             before[slot.name] = {other.name for other in committed.slots[:index]}
-    kept = [name for name in names if name in before]
-    if kept != [name for name in before if name in kept]:
+    common = [name for name in names if name in before]
+    if common != [name for name in before if name in common]:
         yield Refusal(
-            sentence=f"rounds: order {', '.join(n for n in before if n in kept)} -> {', '.join(kept)}",
+            sentence=f"rounds: order {', '.join(n for n in before if n in common)} -> {', '.join(common)}",
             why="decided rounds stay in the order in which they ran",
         )
         return
@@ -147,26 +149,26 @@ def _places(names: Sequence[str], committed: Committed) -> tuple[list[tuple[int,
     """Choose slots for rounds that have none, or whose slot no longer fits the order."""
     slots = {slot.name: slot for slot in committed.slots}
     planned: list[tuple[int, str]] = []
-    kept: set[str] = set()
+    names_in_place: set[str] = set()
     last, free = -1, committed.next_index
     for name in names:
         slot = slots.get(name)
         if slot is not None and (slot.decided or slot.index > last):
-            kept.add(name)
+            names_in_place.add(name)
             last = max(last, slot.index)
             continue
         planned.append((free, name))
         last, free = free, free + 1
-    return planned, [s for s in committed.slots if s.name not in kept and not s.decided]
+    return planned, [s for s in committed.slots if s.name not in names_in_place and not s.decided]
 
 
-def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[Change]:
+def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[ConfigChange]:
     """Report rounds that were in the file before and now stand in another order."""
     known = [spec["name"] for spec in old.get("rounds", [])]
     before = [name for name in known if name in names]
     after = [name for name in names if name in known]
     if before != after:
-        yield Change(("rounds",), before, after, order=True)
+        yield ConfigChange(("rounds",), before, after, order=True)
 
 
 def _pins(

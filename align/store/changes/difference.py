@@ -25,7 +25,7 @@ ABSENT = _Absent()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConfigChange:
     """One value that differs."""
 
     path: tuple[str, ...]
@@ -43,7 +43,7 @@ class Change:
     def sentence(self) -> str:
         """Change as a sentence for people.
 
-        >>> Change(("rounds", "sort", "steps"), 45, 60).sentence
+        >>> ConfigChange(("rounds", "sort", "steps"), 45, 60).sentence
         'rounds.sort.steps: 45 -> 60'
         """
         if self.order:
@@ -56,7 +56,7 @@ class Change:
         return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
-def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[Change]:
+def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[ConfigChange]:
     """List every value that differs: first those in ``old``, in order, then those only in ``new``.
 
     >>> [c.sentence for c in differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": 1})]
@@ -71,13 +71,13 @@ def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[Chan
                 for names in (old_entries, new_entries)
             ]
             if common[0] != common[1]:
-                yield Change(path, common[0], common[1], order=True)
+                yield ConfigChange(path, common[0], common[1], order=True)
             return
     if isinstance(old, dict) and isinstance(new, dict):
         for name in (*old, *(name for name in new if name not in old)):
             yield from differences(old.get(name, ABSENT), new.get(name, ABSENT), (*path, str(name)))
     elif type(old) is not type(new) or old != new:
-        yield Change(path, old, new)
+        yield ConfigChange(path, old, new)
 
 
 def value_at(content: Any, path: tuple[str, ...]) -> Any:

@@ -49,7 +49,8 @@ def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Itera
 
 
 def _untrained(spec: RoundConfig) -> RoundConfig:
-    """The round without its training file; held-out examples in a file of their own are still read."""
+    """Return the round without its training file; held-out examples in a file of their own are still
+    read."""
     data = spec.data
     if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
         return spec.model_copy(update={"data": data.model_copy(update={"source": ""})})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.store.changes.difference import ABSENT, Change
+from align.store.changes.difference import ABSENT, ConfigChange
 
 JUDGES = frozenset(
     {
@@ -62,7 +62,7 @@ class Committed:
         return {slot.name: slot.state for slot in self.slots if slot.decided}
 
 
-def lock_of(change: Change, committed: Committed) -> str | None:
+def lock_of(change: ConfigChange, committed: Committed) -> str | None:
     """Return why a change is refused, or None if it is allowed."""
     head, *rest = change.path
     if head not in RULES:
@@ -71,14 +71,14 @@ def lock_of(change: Change, committed: Committed) -> str | None:
     return None if rule is None else rule(change, rest, committed)
 
 
-def _policy(change: Change, rest: list[str], committed: Committed) -> str | None:
+def _policy(change: ConfigChange, rest: list[str], committed: Committed) -> str | None:
     if rest == ["model"] and committed.has_base:
         return "the store's base snapshot was made from it; another model is another campaign"
     decided = ", ".join(committed.decided)
     return f"the snapshots of decided rounds were made with it ({decided})" if decided else None
 
 
-def _seed(change: Change, rest: list[str], committed: Committed) -> str | None:
+def _seed(change: ConfigChange, rest: list[str], committed: Committed) -> str | None:
     decided = ", ".join(committed.decided)
     return (
         f"decided rounds and what they were measured on were drawn with it ({decided})"
@@ -87,7 +87,7 @@ def _seed(change: Change, rest: list[str], committed: Committed) -> str | None:
     )
 
 
-def _round(change: Change, rest: list[str], committed: Committed) -> str | None:
+def _round(change: ConfigChange, rest: list[str], committed: Committed) -> str | None:
     if not rest or rest[0] not in committed.decided:
         return None
     name, state = rest[0], committed.decided[rest[0]]
@@ -101,13 +101,13 @@ def _round(change: Change, rest: list[str], committed: Committed) -> str | None:
     return f"round {name!r} was {state}, and its verdict rests on it"
 
 
-def _suite(change: Change, rest: list[str], committed: Committed) -> str | None:
+def _suite(change: ConfigChange, rest: list[str], committed: Committed) -> str | None:
     if len(rest) < 2 or rest[0] not in committed.judged or rest[1] in JUDGES:
         return None
     return f"verdicts rest on what {rest[0]!r} measures; give the changed suite another name"
 
 
-RULES: dict[str, Callable[[Change, list[str], Committed], str | None] | None] = {
+RULES: dict[str, Callable[[ConfigChange, list[str], Committed], str | None] | None] = {
     "name": None,
     "policy": _policy,
     "seed": _seed,

@@ -11,7 +11,7 @@ from typing import Any
 
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
 from align.schedule.claims import claimed_rounds
-from align.store.changes.compare import Comparison, kept
+from align.store.changes.compare import CampaignComparison, kept
 from align.store.ledger.amendments import pins_of
 from align.store.ledger.campaign_row import refused
 from align.store.ledger.expand import expanded
@@ -28,7 +28,7 @@ class Settled:
     """Campaign with the rounds of the file and the schedule, as the store compares and keeps it."""
     config: CampaignConfig
     """Campaign that runs."""
-    comparison: Comparison
+    comparison: CampaignComparison
     due: frozenset[str]
     """Names of rounds that fell due."""
     ledger: Ledger | None
@@ -62,7 +62,7 @@ def settle(
         return Settled(
             stated=stated,
             config=stated,
-            comparison=Comparison(),
+            comparison=CampaignComparison(),
             due=frozenset(),
             ledger=None,
             where=str(config.folder),

@@ -29,7 +29,7 @@ from align.store.database.sqlite_file import cut_path
 from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0
-"""How long a writer waits for another one. Transactions here take milliseconds."""
+"""Seconds a writer waits for another one. Transactions here take milliseconds."""
 
 
 class Database:
@@ -56,13 +56,14 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view."""
+        """Open a transaction with one consistent view."""
         with self._translated(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """All or nothing; committed and on the disk when the block ends without an exception."""
+        """Open a transaction that is committed and on the disk when the block ends without an
+        exception."""
         with self._translated(), self.engine.execution_options(write=True).begin() as connection:
             yield connection
 
@@ -125,7 +126,7 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """The database's own failures (full disk, lock, lost server) as errors for people."""
+        """Turn the database's own failures (full disk, lock, lost server) into errors for people."""
         try:
             yield
         except OperationalError as error:
@@ -139,7 +140,7 @@ class Database:
 
 
 def holds_ledger(url: str) -> bool:
-    """Whether there is a ledger; makes none.
+    """Tell if there is a ledger; make none.
 
     Raises:
         UserError: as `Database`.

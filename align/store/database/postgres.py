@@ -1,4 +1,5 @@
-"""What a ledger on PostgreSQL needs: deadlines, one writer at a time, and commits that are on the disk.
+"""Connection to a ledger on PostgreSQL: deadlines, one writer at a time, and commits that are on the
+disk.
 
 A campaign has a schema to itself, by default the one its connections find first; to keep several campaigns
 in one database, end the URL with ``?options=-csearch_path%3DNAME`` and create the schema.
@@ -16,7 +17,7 @@ from align.store.ledger.tables.rules import WRITER_LOCK
 NAMES = ("postgresql", "postgres")
 CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 30
-"""How long a writer waits for another one. Transactions here take milliseconds."""
+"""Seconds a writer waits for another one. Transactions here take milliseconds."""
 SILENCE_S = 30
 """After so long without a sign of the server a connection counts as lost."""
 
@@ -33,12 +34,12 @@ def is_postgres(url: URL) -> bool:
 
 
 def with_driver(url: URL) -> URL:
-    """The URL with the driver that the extra ``postgres`` installs, where it names none."""
+    """Return the URL with the driver that the extra ``postgres`` installs, where it names none."""
     return url.set(drivername="postgresql+psycopg") if url.drivername in NAMES else url
 
 
 def connect_arguments(url: URL) -> dict[str, Any]:
-    """Deadlines for every wait on the server, where the URL sets none."""
+    """Return deadlines for every wait on the server, where the URL sets none."""
     wanted = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": SILENCE_S // 3,
@@ -62,6 +63,6 @@ def _begin(connection: Connection) -> None:
 
 
 def shown(url: URL) -> str:
-    """The URL for people: no password, wherever it stands."""
+    """Return the URL for people: no password, wherever it stands."""
     query = {name: value for name, value in url.query.items() if "password" not in name.lower()}
     return url.set(query=query).render_as_string(hide_password=True)

@@ -25,7 +25,7 @@ class AnchorMove:
     seq: int
     previous: SnapshotId
     snapshot: SnapshotId
-    """What budgets count from since then."""
+    """Snapshot that budgets count from since then."""
     reason: str
     decisions: int
     """Rounds that were decided before it."""
@@ -34,14 +34,14 @@ class AnchorMove:
 
 
 def anchor_moves(ledger: Ledger) -> list[AnchorMove]:
-    """The whole log, oldest first."""
+    """List every move, oldest first."""
     with ledger.database.read() as connection:
         rows = connection.execute(select(anchor_log).order_by(anchor_log.c.seq))
         return [AnchorMove(**row._mapping) for row in rows]
 
 
 def anchor_of(ledger: Ledger) -> SnapshotId | None:
-    """What budgets count from; None while that is the campaign's start."""
+    """Return the snapshot that budgets count from; None while that is the campaign's start."""
     moves = anchor_moves(ledger)
     return moves[-1].snapshot if moves else None
 

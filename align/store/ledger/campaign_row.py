@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from align.errors import StoreError
-from align.store.changes.compare import Comparison, Refusal, compare
+from align.store.changes.compare import CampaignComparison, Refusal, compare
 from align.store.changes.locks import Committed, Slot
 from align.store.ledger.reservations import let_go
 from align.store.ledger.tables.amendments import amendments, pinned_settings, round_drops
@@ -21,7 +21,7 @@ INTERRUPTED = {"reason": "interrupted"}
 """Report of an attempt whose runner never came back."""
 
 Read = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""What a stored configuration, perhaps of an older version, is in this one."""
+"""Function from a stored configuration, perhaps of an older version, to its form in this one."""
 
 
 def open_campaign_row(
@@ -36,7 +36,7 @@ def open_campaign_row(
     who: str = "",
     reason: str = "",
     quiet: Collection[str] = (),
-) -> Comparison:
+) -> CampaignComparison:
     """Create, continue or amend the campaign, and give its rounds their indices.
 
     Args:
@@ -88,7 +88,7 @@ def compared(
     where: str,
     read: Read = dict,
     quiet: Collection[str] = (),
-) -> Comparison:
+) -> CampaignComparison:
     """Compare a campaign file with what the store knows; writes nothing.
 
     Args:
@@ -108,14 +108,14 @@ def compared(
             remedy="set store to another folder, or restore the old name",
         )
     if row.config_hash == config_hash:
-        return Comparison()
+        return CampaignComparison()
     stored = json.loads(row.config)
     old = dict(read(stored))
     comparison = compare(old, new, committed, frozenset(quiet))
     if row.config_hash and old == new == stored:
         changed = f"config hash: {row.config_hash} -> {config_hash}"
         why = "and no setting differs: the store was written by another program"
-        return Comparison(refusals=(Refusal(sentence=changed, why=why),))
+        return CampaignComparison(refusals=(Refusal(sentence=changed, why=why),))
     return comparison
 
 

@@ -18,7 +18,7 @@ from align.store.ledger.ledger import Ledger
 def expand(
     config: CampaignConfig, planned: Sequence[str], claimed: Sequence[RoundConfig]
 ) -> CampaignConfig:
-    """The campaign with concrete rounds.
+    """Return the campaign with concrete rounds.
 
     Args:
         planned: names of the ledger's rounds, in order.

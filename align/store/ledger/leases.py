@@ -1,4 +1,4 @@
-"""At most one live runner per store.
+"""Claim on a store, which gives it at most one live runner.
 
 A claim says who runs; it is taken over when its process is gone, or, on another host, when it has
 not been heard of for a while. That test can be wrong (a paused machine wakes up), so nothing rests
@@ -42,7 +42,8 @@ class Holder:
     """Unix seconds of the last sign of life."""
 
     def alive(self, now: float) -> bool:
-        """On this host: is that very process still there? Elsewhere: was it heard of lately?"""
+        """Tell if the runner lives: on this host, if its very process is there; elsewhere, if it was
+        heard of lately."""
         if self.host != socket.gethostname():
             return now - self.heartbeat < EXPIRY_S
         try:
@@ -66,9 +67,9 @@ class Claim:
         Raises:
             StaleAttempt: another runner took the store over; stop at once.
         """
-        mine = claims.c.token == self._token
+        own_row = claims.c.token == self._token
         with self._database.write() as connection:
-            alive = update(claims).where(mine).values(heartbeat=self._clock())
+            alive = update(claims).where(own_row).values(heartbeat=self._clock())
             still_held = connection.execute(alive).rowcount == 1
         if not still_held:
             raise StaleAttempt(
@@ -92,7 +93,7 @@ def claimed(database: Database, owner: str, clock: Callable[[], float]) -> Itera
         StoreBusy: another live process holds it.
     """
     token = uuid.uuid4().hex
-    mine = Holder(
+    own_holder = Holder(
         token=token,
         owner=owner,
         host=socket.gethostname(),
@@ -106,7 +107,7 @@ def claimed(database: Database, owner: str, clock: Callable[[], float]) -> Itera
         if holder is not None and holder.alive(clock()):
             raise _busy(holder, database.where)
         connection.execute(delete(claims))
-        connection.execute(insert(claims).values(id=1, **_values(mine)))
+        connection.execute(insert(claims).values(id=1, **_values(own_holder)))
     claim = Claim(database, token, clock)
     try:
         yield claim

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
 
 from align.errors import StaleAttempt
-from align.store.changes.compare import Comparison
+from align.store.changes.compare import CampaignComparison
 from align.store.database.database import Database
 from align.store.ledger.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
 from align.store.ledger.leases import Claim, claimed
@@ -56,7 +56,7 @@ class Ledger:
 
     @property
     def database(self) -> Database:
-        """Where it lies: the inbox is in the same."""
+        """Database of the ledger; the inbox is in the same."""
         return self._database
 
     def open_campaign(
@@ -69,7 +69,7 @@ class Ledger:
         who: str = "",
         reason: str = "",
         quiet: Collection[str] = (),
-    ) -> Comparison:
+    ) -> CampaignComparison:
         """Create the campaign, continue it, or amend it; rounds without a place in the ledger get one.
 
         Args:
@@ -106,7 +106,7 @@ class Ledger:
         read: Read = dict,
         quiet: Collection[str] = (),
         where: str | None = None,
-    ) -> Comparison:
+    ) -> CampaignComparison:
         """Compare as `open_campaign` does, without writing or refusing anything.
 
         Args:
@@ -132,10 +132,10 @@ class Ledger:
         """
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
-            found = [_round(row) for row in rows]
+            records = [_round(row) for row in rows]
             skipped = set(connection.scalars(select(due_skips.c.round)))
             dropped = set(connection.scalars(select(round_drops.c.index)))
-        last = {record.index: record.attempt for record in found}
+        last = {record.index: record.attempt for record in records}
 
         def ended(record: RoundRecord) -> RoundRecord:
             if record.attempt < last[record.index]:
@@ -144,10 +144,11 @@ class Ledger:
                 return replace(record, state="dropped")
             return replace(record, state="skipped") if record.name in skipped else record
 
-        return [ended(record) for record in found]
+        return [ended(record) for record in records]
 
     def closed(self) -> frozenset[str]:
-        """Rounds with a verdict, and those that a person skipped, perhaps before they were planned."""
+        """Return rounds with a verdict, and those that a person skipped, perhaps before they were
+        planned."""
         decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
         with self._database.read() as connection:
             skipped = connection.scalars(select(due_skips.c.round))
@@ -198,7 +199,7 @@ class Ledger:
         return attempt
 
     def enter_gating(self, index: int, attempt: int, candidate: SnapshotId) -> None:
-        """Training is over and ``candidate``, a recorded snapshot, is to be judged.
+        """Record that training is over and ``candidate``, a recorded snapshot, is to be judged.
 
         A repaired candidate enters again, in place of the one that failed.
         """
@@ -242,12 +243,12 @@ class Ledger:
                 self._move(connection, PRODUCTION, row.parent, row.candidate, index, reason)
 
     def alias(self, name: str) -> SnapshotId | None:
-        """What the alias names now; None before its first move."""
+        """Return the snapshot that the alias names now; None before its first move."""
         with self._database.read() as connection:
             return _alias(connection, name)
 
     def alias_moves(self) -> list[AliasMove]:
-        """The whole log, oldest first."""
+        """List every move of an alias, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(alias_moves).order_by(alias_moves.c.seq))
             return [AliasMove(**row._mapping) for row in rows]
@@ -261,7 +262,7 @@ class Ledger:
             self._move(connection, name, None, snapshot, None, "start of the campaign")
 
     def move_production(self, target: SnapshotId, expected: SnapshotId, reason: str) -> None:
-        """A person's own move, from ``expected`` to the candidate of a round that was accepted before.
+        """Move production by a person's own choice, from ``expected`` to an accepted candidate.
 
         Raises:
             ValueError: no round accepted it, or production is elsewhere.
@@ -324,8 +325,24 @@ class Ledger:
         with self._database.write() as connection:
             connection.execute(update(evaluations).where(*this).values(n=n, mean=mean))
 
+    def extend_evaluation(
+        self, snapshot: SnapshotId, suite_hash: str, path: str, n: int, mean: float
+    ) -> None:
+        """Note a file that holds the same results and those of further items.
+
+        Raises:
+            ValueError: it has no more items than the file on record.
+        """
+        with self._database.write() as connection:
+            there = connection.execute(_evaluation(snapshot, suite_hash)).one()
+            if n <= there.n:
+                raise ValueError(f"{there.path} has {there.n} items, and {path} no more: {n}")
+            this = (evaluations.c.snapshot == snapshot, evaluations.c.suite_hash == suite_hash)
+            values = {"path": path, "n": n, "mean": mean}
+            connection.execute(update(evaluations).where(*this).values(**values))
+
     def evaluations(self, snapshot: SnapshotId | None = None) -> list[EvaluationRecord]:
-        """Evaluations of one snapshot, or all, in the order of recording."""
+        """List the evaluations of one snapshot, or all, in the order of recording."""
         query = _evaluations().order_by(evaluations.c.recorded, evaluations.c.suite)
         if snapshot is not None:
             query = query.where(evaluations.c.snapshot == snapshot)
@@ -333,13 +350,13 @@ class Ledger:
             return [EvaluationRecord(**row._mapping) for row in connection.execute(query)]
 
     def find_evaluation(self, snapshot: SnapshotId, suite_hash: str) -> EvaluationRecord | None:
-        """The results of exactly this snapshot on exactly this suite, if there are any."""
+        """Find the results of exactly this snapshot on exactly this suite, if there are any."""
         with self._database.read() as connection:
             row = connection.execute(_evaluation(snapshot, suite_hash)).one_or_none()
         return None if row is None else EvaluationRecord(**row._mapping)
 
     def claim(self, owner: str = "keel run") -> AbstractContextManager[Claim]:
-        """Be the store's only runner for a block; StoreBusy while another one lives."""
+        """Claim the store as its only runner for a block; StoreBusy while another one lives."""
         return claimed(self._database, owner, self._clock)
 
     def _now(self) -> str:
@@ -362,8 +379,8 @@ class Ledger:
         if ends:
             values["ended"] = self._now()
         this = and_(rounds.c.index == row.index, rounds.c.attempt == row.attempt)
-        given = {key: value for key, value in values.items() if value is not None}
-        connection.execute(update(rounds).where(this).values(given))
+        set_values = {key: value for key, value in values.items() if value is not None}
+        connection.execute(update(rounds).where(this).values(set_values))
 
     def _check_production(
         self, connection: Connection, parent: SnapshotId | None, who: str
@@ -386,7 +403,7 @@ class Ledger:
         index: int | None,
         reason: str,
     ) -> None:
-        """The only place that moves an alias; any move but the first needs the accept record."""
+        """Move an alias, here and nowhere else; any move but the first needs the accept record."""
         accept = and_(
             rounds.c.index == index, rounds.c.state == "accepted", rounds.c.candidate == target
         )
@@ -420,7 +437,7 @@ def _latest(connection: Connection, index: int) -> Row[Any]:
 
 
 def _owned(connection: Connection, index: int, attempt: int) -> Row[Any]:
-    """The latest attempt, which must be the caller's."""
+    """Return the latest attempt, which must be the caller's."""
     row = _latest(connection, index)
     if row.attempt != attempt:
         raise StaleAttempt(

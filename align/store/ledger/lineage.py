@@ -1,4 +1,4 @@
-"""Which accepted snapshots a snapshot is made of, and which way production may be moved by hand."""
+"""Lineage of accepted snapshots, and the moves of production that are allowed by hand."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from rollouts.types import SnapshotId
 
 
 def lineage(accepted: Sequence[RoundRecord], snapshot: SnapshotId | None) -> frozenset[SnapshotId]:
-    """Candidates of accepted rounds that a snapshot goes back to, itself among them.
+    """Return the candidates of accepted rounds that a snapshot goes back to, itself among them.
 
     Args:
         accepted: accepted rounds.
     """
     parents = {record.candidate: record.parent for record in accepted}
-    found: set[SnapshotId] = set()
-    while snapshot is not None and snapshot in parents and snapshot not in found:
-        found.add(snapshot)
+    ancestors: set[SnapshotId] = set()
+    while snapshot is not None and snapshot in parents and snapshot not in ancestors:
+        ancestors.add(snapshot)
         snapshot = parents[snapshot]
-    return frozenset(found)
+    return frozenset(ancestors)
 
 
 def by_hand(ledger: Ledger) -> list[AliasMove]:
-    """Moves of production that no verdict caused: to a snapshot that it had named before."""
-    seen: set[SnapshotId] = set()
-    found = []
+    """List moves of production that no verdict caused: to a snapshot that it had named before."""
+    earlier: set[SnapshotId] = set()
+    moves = []
     for move in ledger.alias_moves():
-        if move.target in seen:
-            found.append(move)
-        seen.add(move.target)
-    return found
+        if move.target in earlier:
+            moves.append(move)
+        earlier.add(move.target)
+    return moves
 
 
 def accepted_named(ledger: Ledger, to: str) -> RoundRecord:
-    """The accepted round of this name, or whose snapshot's id begins like this (8 digits at least).
+    """Find the accepted round of this name, or with a snapshot whose id begins with it (8 digits at
+    least).
 
     Raises:
         UserError: there is no such round, it makes no policy, or more than one fits.
@@ -43,14 +44,14 @@ def accepted_named(ledger: Ledger, to: str) -> RoundRecord:
     accepted = [r for r in ledger.attempts() if r.state == "accepted" and r.candidate]
     moved = {move.target for move in ledger.alias_moves()}
     policies = [r for r in accepted if r.candidate in moved]
-    found = [
+    matches = [
         r for r in policies if r.name == to or (len(to) >= 8 and (r.candidate or "").startswith(to))
     ]
-    if len(found) == 1:
-        return found[0]
+    if len(matches) == 1:
+        return matches[0]
     names = [record.name for record in policies]
     raise UserError(
-        f"{to!r} names {'no' if not found else 'more than one'} snapshot that the gate accepted",
+        f"{to!r} names {'no' if not matches else 'more than one'} snapshot that the gate accepted",
         where="--to",
         cause="production only ever names snapshots that a round was accepted with",
         remedy=nearest(to, names) if names else "no round was accepted yet",

@@ -57,7 +57,7 @@ class AliasMove:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRecord:
-    """Where the per-item results of one snapshot on one suite lie."""
+    """Location of the per-item results of one snapshot on one suite."""
 
     snapshot: SnapshotId
     suite: str

@@ -1,4 +1,4 @@
-"""Which rows of a stream a round reads: fixed when it begins, spent when its verdict is written.
+"""Reservations of a stream's rows by a round: fixed when it begins, spent when its verdict is written.
 
 A take is a range of numbers. It may move until the round has begun, and not after: every attempt reads the
 same rows. The stream's watermark moves in the transaction of the verdict and only from where the take
@@ -30,10 +30,10 @@ class Take:
     above: int
     newest: int
     watermark: int
-    """Where the stream's watermark stood, which is ``above``; ``newest`` in a round that reads rows again,
-    since its verdict moves nothing."""
+    """Watermark of the stream, which is ``above``; ``newest`` in a round that reads rows again, since
+    its verdict moves nothing."""
     after_rejection: AfterRejection
-    """What becomes of the rows when the gate rejects the round."""
+    """Use of the rows when the gate rejects the round."""
     num_rows: int
     """Usable rows in the range when it was fixed; a purge or a quarantine may have taken some since."""
     state: TakeState
@@ -44,7 +44,7 @@ class Take:
 
     @property
     def spends(self) -> bool:
-        """Whether its verdict moves the watermark."""
+        """True if the round's verdict moves the watermark."""
         return self.watermark == self.above
 
 
@@ -58,7 +58,8 @@ def hold(
     after_rejection: AfterRejection,
     now: str,
 ) -> Take | None:
-    """The take of a round, fixed now unless the round has begun; None where there is nothing to read.
+    """Reserve the rows of a round, unless it has begun and has its own; return None where there is
+    nothing to read.
 
     What another unfinished round was to spend of the stream is let go, if this one spends: it takes again
     when it runs.
@@ -81,11 +82,11 @@ def hold(
         )
         connection.execute(delete(inbox_takes).where(rivals))
     counters = select(inbox_streams).where(inbox_streams.c.stream == stream)
-    found = connection.execute(counters.with_for_update()).one_or_none()
-    if found is None:
+    stream_counters = connection.execute(counters.with_for_update()).one_or_none()
+    if stream_counters is None:
         return None
-    above = _above(connection, stream, use, found.watermark)
-    newest = _newest(connection, stream, above, found.newest, limit)
+    above = _above(connection, stream, use, stream_counters.watermark)
+    newest = _newest(connection, stream, above, stream_counters.newest, limit)
     num_rows = connection.scalar(select(func.count()).where(ready(stream, above, newest))) or 0
     if not num_rows:
         return None
@@ -94,7 +95,7 @@ def hold(
         stream=stream,
         above=above,
         newest=newest,
-        watermark=found.watermark if use == "once" else newest,
+        watermark=stream_counters.watermark if use == "once" else newest,
         after_rejection=after_rejection,
         num_rows=num_rows,
         state="held",
@@ -133,25 +134,25 @@ def settle(connection: Connection, round: str, verdict: str, now: str) -> None:
 
 
 def let_go(connection: Connection, round: str) -> None:
-    """A round that will not run leaves its rows to the next one; what it has spent stays spent."""
-    held = and_(inbox_takes.c.round == round, inbox_takes.c.state == "held")
-    connection.execute(delete(inbox_takes).where(held))
+    """Release the rows of a round that will not run to the next one; what it has spent stays spent."""
+    reserved = and_(inbox_takes.c.round == round, inbox_takes.c.state == "held")
+    connection.execute(delete(inbox_takes).where(reserved))
 
 
 def take_of(connection: Connection, round: str) -> Take | None:
-    """What a round took, if anything."""
+    """Return what a round took, if anything."""
     row = connection.execute(select(inbox_takes).where(inbox_takes.c.round == round)).one_or_none()
     return None if row is None else _take(row)
 
 
 def all_takes(connection: Connection) -> list[Take]:
-    """Every take, in the order they were made."""
+    """List every take, in the order they were made."""
     query = select(inbox_takes).order_by(inbox_takes.c.taken, inbox_takes.c.round)
     return [_take(row) for row in connection.execute(query)]
 
 
 def ready(stream: str, above: int, newest: int | None = None) -> ColumnElement[bool]:
-    """Usable rows of a stream with numbers in a range."""
+    """Select usable rows of a stream with numbers in a range."""
     wanted = and_(
         inbox_rows.c.stream == stream,
         inbox_rows.c.state == "ready",

@@ -1,4 +1,4 @@
-"""What a snapshot says about itself: its files by hash, and where it came from.
+"""Manifest of a snapshot: its files by hash, and where it came from.
 
 The bytes are canonical (sorted keys, two spaces, one newline at the end), because their sha256 is
 the snapshot's id. Times, absolute paths and secrets are refused, not stripped: an id that depended
@@ -34,13 +34,13 @@ _SHORTEST_SECRET = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """How a snapshot came to be. Everything in it must be the same on every machine."""
+    """Origin of a snapshot. Everything in it must be the same on every machine."""
 
     kind: Kind
     parent: SnapshotId | None = None
     """The snapshot its round started from; None for a base."""
     base: str | None = None
-    """What training began with: a model id with its revision, or a snapshot id."""
+    """Model that training began with: a model id with its revision, or a snapshot id."""
     round: str | None = None
     """Name of the round that made it; None for a base."""
     config_hash: str | None = None
@@ -48,7 +48,7 @@ class Provenance:
     data_hashes: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each prompt source, by name."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of Keel's code and of the packages that decide the result."""
+    """Versions of Keel's code and of the packages that decide the result."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """JSON values only."""
 
@@ -69,7 +69,7 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: str, size: int, sha256: str) -> FileEntry:
-        """An entry whose path stays inside the snapshot on every system."""
+        """Make an entry whose path stays inside the snapshot on every system."""
         parts = PurePosixPath(path).parts
         inside = bool(parts) and not PurePosixPath(path).is_absolute() and ".." not in parts
         if not inside or "\\" in path or PureWindowsPath(path).drive or not path.isprintable():
@@ -77,7 +77,8 @@ class FileEntry:
         return cls(path=path, size=size, sha256=sha256)
 
     def differs(self, size: int, sha256: str) -> str | None:
-        """What is wrong with a file of this size and hash, as the end of a sentence; None: nothing."""
+        """Say how a file of this size and hash differs, as the end of a sentence; return None if it
+        does not."""
         if size != self.size:
             return f"has {size} bytes, not {self.size}"
         return None if sha256 == self.sha256 else "has changed since it was published"
@@ -97,7 +98,7 @@ class Manifest:
         return sum(entry.size for entry in self.files)
 
     def to_bytes(self) -> bytes:
-        """The bytes whose sha256 is the snapshot's id."""
+        """Encode the manifest as the bytes whose sha256 is the snapshot's id."""
         provenance = asdict(self.provenance)
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -132,8 +133,8 @@ class Manifest:
 
 def refuse_leaks(provenance: Provenance) -> None:
     """Raise UserError for what ties a snapshot to one machine, or gives a secret away."""
-    named = (value for key, value in os.environ.items() if _SECRET_ENV.search(key))
-    secrets = [value for value in named if len(value) >= _SHORTEST_SECRET]
+    secret_values = (value for key, value in os.environ.items() if _SECRET_ENV.search(key))
+    secrets = [value for value in secret_values if len(value) >= _SHORTEST_SECRET]
     for key, value in _leaves(asdict(provenance), "provenance"):
         if not isinstance(value, str):
             continue
@@ -149,7 +150,7 @@ def refuse_leaks(provenance: Provenance) -> None:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every scalar below ``value`` with its dotted key."""
+    """Yield every scalar below ``value`` with its dotted key."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}")

@@ -24,11 +24,11 @@ def send(remote: Remote, snapshot_id: SnapshotId, folder: Path, manifest: Manife
     Raises:
         SnapshotError: what lies there is not what was sent; no manifest was written.
     """
-    place, content = f"{FOLDER}/{snapshot_id}", (folder / MANIFEST).read_bytes()
-    if remote.read(f"{place}/{MANIFEST}") == content:
+    remote_folder, content = f"{FOLDER}/{snapshot_id}", (folder / MANIFEST).read_bytes()
+    if remote.read(f"{remote_folder}/{MANIFEST}") == content:
         return
     for entry in manifest.files:
-        path = f"{place}/{entry.path}"
+        path = f"{remote_folder}/{entry.path}"
         remote.upload(folder / entry.path, path)
         if wrong := entry.differs(*remote.digest(path)):
             raise SnapshotError(
@@ -36,7 +36,7 @@ def send(remote: Remote, snapshot_id: SnapshotId, folder: Path, manifest: Manife
                 where=remote.place(path),
                 remedy="run again; nothing was published",
             )
-    remote.write(f"{place}/{MANIFEST}", content)
+    remote.write(f"{remote_folder}/{MANIFEST}", content)
 
 
 def fetch(remote: Remote, snapshot_id: SnapshotId, folder: Path) -> Manifest:
@@ -61,21 +61,21 @@ def fetch(remote: Remote, snapshot_id: SnapshotId, folder: Path) -> Manifest:
 
 
 def manifest_of(remote: Remote, snapshot_id: SnapshotId) -> Manifest:
-    """What a snapshot there says of itself; SnapshotError where it is none, or another one."""
+    """Read the manifest of a remote snapshot; raise SnapshotError where there is none, or another one."""
     return _read(remote, snapshot_id)[1]
 
 
 def clear(remote: Remote) -> int:
     """Remove what publications that were cut short left; returns of how many. Hold the claim first."""
     files = list(remote.versions(FOLDER))
-    named = {path.split("/")[1] for path in files}
+    present = {path.split("/")[1] for path in files}
     complete = {path.split("/")[1] for path in files if path.split("/")[2:] == [MANIFEST]}
     remote.remove([path for path in files if path.split("/")[1] not in complete])
-    return len(named - complete)
+    return len(present - complete)
 
 
 def _read(remote: Remote, snapshot_id: SnapshotId) -> tuple[bytes, Manifest]:
-    """The manifest as it lies there, and what it says."""
+    """Read the bytes of a remote manifest, and parse them."""
     path = f"{FOLDER}/{snapshot_id}/{MANIFEST}"
     content = remote.read(path)
     if content is None:

@@ -101,7 +101,7 @@ class SnapshotStore:
         return snapshot
 
     def open(self, snapshot_id: SnapshotId) -> Snapshot:
-        """The snapshot, every file verified once per process and again whenever one was touched.
+        """Open a snapshot, every file verified once per process and again whenever one was touched.
 
         Raises:
             SnapshotError: missing, or not the bytes the id stands for; ``where`` names the file.
@@ -120,7 +120,7 @@ class SnapshotStore:
         return snapshot
 
     def manifest(self, snapshot_id: SnapshotId) -> Manifest:
-        """What a snapshot says of itself, without its files and unverified.
+        """Read the manifest of a snapshot, without its files and unverified.
 
         Raises:
             SnapshotError: there is none, or it cannot be read.
@@ -140,7 +140,7 @@ class SnapshotStore:
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
-        """A folder to write a snapshot into, gone afterwards."""
+        """Make a folder to write a snapshot into, which is gone afterwards."""
         staging = self._staging / uuid.uuid4().hex
         staging.mkdir(parents=True)
         self._snapshots.mkdir(exist_ok=True)
@@ -196,7 +196,7 @@ def _require(folder: Path) -> None:
 
 
 def _describe(staging: Path, provenance: Provenance, allowed: frozenset[str]) -> Manifest:
-    """The manifest of what was written; refuses files that a snapshot may not hold."""
+    """Describe what was written in a manifest; refuse files that a snapshot may not hold."""
     files = list(_files(staging))
     if not files:
         raise SnapshotError("nothing was written, so there is nothing to publish")
@@ -242,7 +242,7 @@ def _corrupt(path: Path, how: str) -> SnapshotError:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Relative paths of all files below; anything that is not a plain file or folder is refused."""
+    """Yield the relative paths of all files below; refuse anything that is not a plain file or folder."""
     for parent, names, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*names, *files)):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -255,13 +255,13 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    """All folders below, children before their parents."""
+    """Yield all folders below, children before their parents."""
     for parent, names, _ in os.walk(folder, topdown=False):
         yield from (Path(parent, name) for name in names)
 
 
 def _settle(folder: Path) -> None:
-    """Files read-only and on the disk, then the folders' entries. Folders stay movable."""
+    """Make files read-only and durable, then the folders' entries. Folders stay movable."""
     for name in _files(folder):
         (folder / name).chmod(0o444)
         sync(folder / name)

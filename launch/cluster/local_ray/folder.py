@@ -34,8 +34,8 @@ def ray_folder(environ: Mapping[str, str]) -> Path | None:
 
 def sessions_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder of Ray's sessions and their logs."""
-    own = _own(environ)
-    return own if _fits(own) or environ.get("RAY_TMPDIR") else SHORT_FOLDER
+    ray_choice = _own(environ)
+    return ray_choice if _fits(ray_choice) or environ.get("RAY_TMPDIR") else SHORT_FOLDER
 
 
 def latest_logs() -> Path:

@@ -65,21 +65,21 @@ def start_patiently(
     Raises:
         RunError: no attempt succeeded; the load of the machine and a line of Ray's logs are named.
     """
-    known = {process.pid for process in _descendants()}
+    existing = {process.pid for process in _descendants()}
     for number, factor in enumerate(GROWTH, start=1):
         limit_s, began, wall = first_s * factor, time.monotonic(), time.time()
         try:
-            with patience(limit_s), heeding(partial(kill_processes, known)):
+            with patience(limit_s), heeding(partial(kill_processes, existing)):
                 return init(limit_s, inner_limits(limit_s, os.environ))
         except RunError as error:
-            end_processes(known)
+            end_processes(existing)
             took_s = time.monotonic() - began
             if number == len(GROWTH) or took_s < min(SLOW_S, limit_s):
                 raise _gave_up(error, number, logs, wall) from error
             again = f"trying again with {first_s * GROWTH[number]:g} s"
             note(f"Ray was not ready after {took_s:.0f} s ({load_words()}); {again}")
         except BaseException:
-            end_processes(known)
+            end_processes(existing)
             raise
     raise AssertionError("the last attempt returns or raises")
 
@@ -175,11 +175,11 @@ def telling_line(sessions: Path, since: float) -> str | None:
 def _gave_up(error: RunError, attempts: int, logs: Path | None, since: float) -> RunError:
     tried = f" in {attempts} attempts" if attempts > 1 else ""
     line = telling_line(logs, since) if logs is not None else None
-    known = [error.cause, load_words(), line and f"Ray's log says: {line}"]
+    causes = [error.cause, load_words(), line and f"Ray's log says: {line}"]
     return RunError(
         f"{error.what}{tried}",
         where=error.where,
-        cause="; ".join(part for part in known if part),
+        cause="; ".join(part for part in causes if part),
         remedy=error.remedy,
     )
 

@@ -16,25 +16,25 @@ from rewards.isolation.setup import Setup
 
 
 def installed() -> bool:
-    """Whether there is such a program."""
+    """Tell if bubblewrap is installed."""
     return shutil.which("bwrap") is not None
 
 
 def command(setup: Setup) -> list[str]:
-    """What to run in place of this process: bubblewrap, and the worker inside."""
-    given = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
-    given += ["--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    """Return the command to run in place of this process: bubblewrap, and the worker inside."""
+    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
+    words += ["--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
     for path in shown(setup.visible):
         if path.startswith("/dev/"):
             continue
         if path in SYSTEM and os.path.islink(path):
-            given += ["--symlink", os.readlink(path), path]
+            words += ["--symlink", os.readlink(path), path]
         else:
-            given += ["--ro-bind", os.path.realpath(path), path]
-    given += ["--dir", setup.folder, "--size", str(SCRATCH_MIB * 2**20), "--tmpfs", setup.scratch]
+            words += ["--ro-bind", os.path.realpath(path), path]
+    words += ["--dir", setup.folder, "--size", str(SCRATCH_MIB * 2**20), "--tmpfs", setup.scratch]
     inside = replace(setup, visible=())
     return [
-        *given,
+        *words,
         "--",
         sys.executable,
         "-P",
@@ -45,6 +45,6 @@ def command(setup: Setup) -> list[str]:
 
 
 def become(setup: Setup) -> NoReturn:
-    """Replace this process."""
+    """Replace this process by bubblewrap."""
     os.set_inheritable(setup.channel, True)
     os.execvp("bwrap", command(setup))

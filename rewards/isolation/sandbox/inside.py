@@ -1,4 +1,4 @@
-"""What bubblewrap runs: the last limits, then the worker."""
+"""Entry point inside bubblewrap: sets the last limits, then becomes the worker."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""By version of the interface: how many rights on files there are. A later version has at least 16."""
+"""Number of rights on files by version of the interface. A later version has at least 16."""
 _BIND_AND_CONNECT = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
@@ -27,7 +27,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Version of the kernel's interface; 0 where there is none."""
+    """Return the version of the kernel's interface; 0 where there is none."""
     return max(0, int(LIBC.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 

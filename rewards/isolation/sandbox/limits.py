@@ -1,4 +1,4 @@
-"""What a worker process may use: environment, memory, files; and that it ends with its keeper."""
+"""Limits of a worker process: environment, memory, files; and its end together with its keeper."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def environment(scratch: Path, granted: Iterable[str] = ()) -> dict[str, str]:
-    """The whole environment of a worker whose only folder is ``scratch``."""
+    """Return the whole environment of a worker whose only folder is ``scratch``."""
     folders = [str(Path(entry or ".").resolve()) for entry in sys.path]
     return {
         **{name: os.environ[name] for name in (*SEEN, *granted) if name in os.environ},
@@ -47,11 +47,11 @@ def environment(scratch: Path, granted: Iterable[str] = ()) -> dict[str, str]:
     }
 
 
-def checked(result: int, what: str) -> int:
-    """The result of a call of libc, or the `OSError` behind a negative one."""
+def checked(result: int, call: str) -> int:
+    """Return the result of a call of libc; raise `OSError` for a negative one."""
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, f"{call}: {os.strerror(number)}")
     return result
 
 
@@ -61,19 +61,19 @@ def prctl(option: int, value: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, daemons included."""
+    """Make this process the parent of every descendant whose own parent ends, daemons included."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent(parent: int) -> None:
-    """Have this process killed when its parent's main thread ends."""
+    """Let the kernel kill this process when its parent's main thread ends."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def forgo_privileges() -> None:
-    """No program started from here gains rights, whatever its file says."""
+    """Give up new rights: no program started from here gains any, whatever its file says."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -43,7 +43,7 @@ SYSTEM = (
     "/dev/urandom",
     "/dev/zero",
 )
-"""What programs need to start. No folder of a person is among them."""
+"""Folders that programs need to start. No folder of a person is among them."""
 
 _NEW_NS, _NEW_UTS, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
@@ -97,8 +97,8 @@ def confine(setup: Setup) -> None:
     for path in shown(setup.visible):
         _show(path, root)
     scratch, proc, folder = (_inside(root, p) for p in (setup.scratch, "/proc", setup.folder))
-    for place in (scratch, proc, folder):
-        place.mkdir(parents=True, exist_ok=True)
+    for mount_point in (scratch, proc, folder):
+        mount_point.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # containers that mask their own /proc allow no new one
         _mount("proc", str(proc), "proc", _NOSUID | _NODEV | _NOEXEC)
     _protect(str(root), 0)
@@ -113,7 +113,7 @@ def confine(setup: Setup) -> None:
 
 
 def become_nobody() -> None:
-    """Under root, go on as the user nobody."""
+    """Continue as the user nobody if this process is root."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -121,12 +121,13 @@ def become_nobody() -> None:
 
 
 def shown(visible: tuple[str, ...]) -> Iterator[str]:
-    """All that a sandbox can read: the system, Python, and ``visible``; nothing below another one."""
+    """Yield all paths that a sandbox can read: the system, Python, and ``visible``; none below another
+    one."""
     python = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())
-    kept: list[str] = []
+    roots: list[str] = []
     for path in sorted({*SYSTEM, *python, *visible}, key=lambda path: path.count("/")):
-        if os.path.exists(path) and not any(Path(path).is_relative_to(other) for other in kept):
-            kept.append(path)
+        if os.path.exists(path) and not any(Path(path).is_relative_to(other) for other in roots):
+            roots.append(path)
             yield path
 
 
@@ -135,7 +136,7 @@ def _inside(root: Path, path: str) -> Path:
 
 
 def _show(path: str, root: Path) -> None:
-    """Make one path of the machine exist below ``root``, read-only."""
+    """Mount one path of the machine below ``root``, read-only."""
     target = _inside(root, path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if path in SYSTEM and os.path.islink(path) and not path.startswith("/etc/"):

@@ -1,4 +1,4 @@
-"""Which sandbox this machine can give, found by making one; and what of the machine it shows."""
+"""Sandbox that this machine can give, found by making one; and the files that it shows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rollouts.errors import UserError
 
 
 def provider(where: str | None = None) -> Provider:
-    """The sandbox of this machine; a `UserError` with the reasons where there is none."""
-    found, reasons = _found()
-    if found is None:
+    """Return the sandbox of this machine; raise a `UserError` with the reasons where there is none."""
+    sandbox, reasons = _found()
+    if sandbox is None:
         raise UserError(
             "isolation: sandbox is not available on this machine",
             where=where,
@@ -26,11 +26,11 @@ def provider(where: str | None = None) -> Provider:
             remedy="allow unprivileged user namespaces or install bubblewrap; a reward that runs no "
             "code of others can take isolation: process",
         )
-    return found
+    return sandbox
 
 
 def description() -> str:
-    """What a sandbox is made of here, in a few words."""
+    """Describe in a few words what a sandbox is made of here."""
     kernel = landlock.version()
     wall = f"Landlock {kernel}" if kernel else "no Landlock in this kernel"
     return f"{provider()}, {wall}: no network, no files, no other processes"
@@ -61,19 +61,19 @@ def _nothing(candidate: Provider) -> Plan:
 
 
 def visible(reward: str | None, folder: Path) -> tuple[str, ...]:
-    """What a worker has to read besides Python itself: Keel's rewards, and the code of this one.
+    """List what a worker has to read besides Python itself: Keel's rewards, and the code of this one.
 
     Of ``file.py:name`` the folder of the file is shown, of ``pkg.mod:name`` the outermost package, of an
     entry point that of its object.
     """
-    ours = [str(Path(package.__path__[0]).resolve()) for package in (rewards, rollouts)]
+    folders = [str(Path(package.__path__[0]).resolve()) for package in (rewards, rollouts)]
     points = plugins().get(reward or "", ())
-    place = (points[0].value if points else reward or "").rpartition(":")[0]
-    if place.endswith(".py"):
-        return (*ours, str((folder / place).parent))
-    if place:
-        ours += _package(place.partition(".")[0])
-    return tuple(ours)
+    origin = (points[0].value if points else reward or "").rpartition(":")[0]
+    if origin.endswith(".py"):
+        return (*folders, str((folder / origin).parent))
+    if origin:
+        folders += _package(origin.partition(".")[0])
+    return tuple(folders)
 
 
 def _package(name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The harness's side: a candidate's process, and stand-ins for what it defined.
 
-    with Candidate("def f(x): return x + 1", limits=Limits()) as candidate:
+    with Candidate("def f(x): return x + 1", limits=CandidateLimits()) as candidate:
         candidate.functions["f"](1)        # 2, computed over there
 
 Every question has a random number that its answer must repeat, so what the candidate writes unasked
@@ -38,8 +38,8 @@ class CandidateError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one candidate may use up."""
+class CandidateLimits:
+    """Resources that one candidate may use up."""
 
     cpu_s: int = 5
     """Processor time. It decides on a busy machine too, where the clock says little about the code."""
@@ -50,12 +50,12 @@ class Limits:
 
     @property
     def arguments(self) -> list[str]:
-        """As `rewards.library.code.guest` takes them."""
+        """Command-line arguments that `rewards.library.code.guest` reads."""
         return [str(self.memory_mb), str(self.cpu_s)]
 
 
 START_S = 60.0
-"""How long a process may take to start before that counts as a failure of the machine."""
+"""Seconds a process may take to start before that counts as a failure of the machine."""
 
 
 class Candidate:
@@ -66,15 +66,15 @@ class Candidate:
         OSError: no process could be started, which is not the candidate's doing.
     """
 
-    def __init__(self, code: str, limits: Limits) -> None:
+    def __init__(self, code: str, limits: CandidateLimits) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
-        self._channel, theirs = socket.socketpair()
+        self._channel, guest_end = socket.socketpair()
         self._unread = b""
-        with theirs:
+        with guest_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", guest.__file__, str(theirs.fileno()), *limits.arguments],
+                [sys.executable, "-I", "-S", guest.__file__, str(guest_end.fileno()), *limits.arguments],
                 cwd=self._folder.name, env=ENVIRONMENT, start_new_session=True, close_fds=True,
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                pass_fds=[guest_end.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
         try:
@@ -89,7 +89,7 @@ class Candidate:
             self.close()
             raise CandidateError(f"the code could not be defined: {error}") from error
         listed = names if isinstance(names, list) else []
-        self.functions = {str(name): Remote(self, {"name": str(name)}) for name in listed}
+        self.functions = {str(name): StandIn(self, {"name": str(name)}) for name in listed}
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ class Candidate:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """What a function or method over there returns; arguments are plain data or stand-ins.
+        """Call a function or method in the candidate's process; arguments are plain data or stand-ins.
 
         Raises:
             CandidateError: no answer came in time, or none that makes sense.
@@ -129,7 +129,7 @@ class Candidate:
             "args": guest.encode(list(args), of_stand_in),
             "kwargs": guest.encode(dict(kwargs), of_stand_in),
         }
-        return guest.decode(self._ask(question), lambda number: Remote(self, {"handle": number}))
+        return guest.decode(self._ask(question), lambda number: StandIn(self, {"handle": number}))
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
         reply = self._reply({"id": secrets.token_hex(8), **question})
@@ -167,8 +167,8 @@ class Candidate:
         return left
 
 
-class Remote:
-    """Stands in for a function or an object in the candidate's process; equal to nothing but itself."""
+class StandIn:
+    """Stand-in for a function or an object in the candidate's process; equal to nothing but itself."""
 
     __slots__ = ("_candidate", "_path", "_target")
 
@@ -180,21 +180,21 @@ class Remote:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._candidate.call(self._target, self._path, args, kwargs)
 
-    def __getattr__(self, name: str) -> Remote:
+    def __getattr__(self, name: str) -> StandIn:
         if name.startswith("_"):
             raise AttributeError(name)
-        return Remote(self._candidate, self._target, (*self._path, name))
+        return StandIn(self._candidate, self._target, (*self._path, name))
 
 
 def of_stand_in(value: Any) -> Any:
-    """How a stand-in goes back to where it came from."""
-    if isinstance(value, Remote) and "handle" in value._target and not value._path:
+    """Encode a stand-in, so that the candidate's process finds its own object again."""
+    if isinstance(value, StandIn) and "handle" in value._target and not value._path:
         return value._target["handle"]
     raise TypeError(f"a {type(value).__name__} cannot be handed to the candidate")
 
 
 def _raised(name: str, message: str) -> Exception:
-    """The built-in exception of that name, so that a test can expect it."""
+    """Make the built-in exception of that name, so that a test can expect it."""
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         with suppress(TypeError):  # UnicodeDecodeError and its kind want more than a message

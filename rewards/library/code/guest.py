@@ -20,29 +20,30 @@ from typing import Any
 
 WRAPPED = {"tuple": tuple, "set": set, "frozenset": frozenset}
 READY = "ready"
-"""Names the first line: the process has started, and what comes later is the candidate's own time."""
+"""First line of the guest: the process has started, and what comes later is the candidate's own time."""
 LONGEST_LINE = 1 << 20
 """Bytes of one question or answer."""
 
 
 def encode(value: Any, keep: Callable[[Any], int]) -> Any:
-    """A value as JSON that keeps Python's types; ``keep`` gives a number to what has no such form."""
+    """Encode a value as JSON that keeps Python's types; ``keep`` gives a number to what has no such
+    form."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
     if kind is list:
-        return [encode(one, keep) for one in value]
+        return [encode(item, keep) for item in value]
     if kind in (tuple, set, frozenset):
-        return {kind.__name__: [encode(one, keep) for one in value]}
+        return {kind.__name__: [encode(item, keep) for item in value]}
     if kind is dict:
         return {"dict": [[encode(k, keep), encode(v, keep)] for k, v in value.items()]}
     return {"handle": keep(value)}
 
 
 def decode(value: Any, handle: Callable[[int], Any]) -> Any:
-    """The value again; ``handle(number)`` says what stands for an object that stayed."""
+    """Decode a value; ``handle(number)`` returns what stands for an object that stayed."""
     if isinstance(value, list):
-        return [decode(one, handle) for one in value]
+        return [decode(item, handle) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -50,7 +51,7 @@ def decode(value: Any, handle: Callable[[int], Any]) -> Any:
         return handle(content)
     if kind == "dict":
         return {decode(k, handle): decode(v, handle) for k, v in content}
-    return WRAPPED[kind](decode(one, handle) for one in content)
+    return WRAPPED[kind](decode(item, handle) for item in content)
 
 
 def serve(channel: int) -> None:
@@ -69,7 +70,7 @@ def serve(channel: int) -> None:
 def limit(memory_mb: int, cpu_s: int) -> None:
     """Bound memory, time, files and processes before foreign code runs. Root may still fork."""
     memory = memory_mb << 20
-    for what, most in (
+    for resource_kind, most in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, 1 << 20),
@@ -77,13 +78,13 @@ def limit(memory_mb: int, cpu_s: int) -> None:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        hard = resource.getrlimit(what)[1]
+        hard = resource.getrlimit(resource_kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(resource_kind, (most, most))
 
 
 def answer(channel: int, identifier: str, ask: Callable[[], Any]) -> None:
-    """One line with the value, or with the exception that came instead."""
+    """Send one line with the value, or with the exception that came instead."""
     try:
         reply = {"id": identifier, "value": ask()}
         line = json.dumps(reply)
@@ -101,12 +102,12 @@ def _define(code: str, names: dict[str, Any]) -> Any:
     return [name for name, value in names.items() if callable(value)]
 
 
-def _call(asked: dict[str, Any], names: dict[str, Any], handles: list[Any]) -> Any:
-    target = names[asked["name"]] if "name" in asked else handles[asked["handle"]]
-    for attribute in asked["path"]:
+def _call(request: dict[str, Any], names: dict[str, Any], handles: list[Any]) -> Any:
+    target = names[request["name"]] if "name" in request else handles[request["handle"]]
+    for attribute in request["path"]:
         target = getattr(target, attribute)
-    arguments = decode(asked["args"], handles.__getitem__)
-    keywords = decode(asked["kwargs"], handles.__getitem__)
+    arguments = decode(request["args"], handles.__getitem__)
+    keywords = decode(request["kwargs"], handles.__getitem__)
 
     def keep(value: Any) -> int:
         handles.append(value)

@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.library.code import guest
-from rewards.library.code.candidate import ENVIRONMENT, PREFIX, Limits
+from rewards.library.code.candidate import ENVIRONMENT, PREFIX, CandidateLimits
 
 
-def run_program(code: str, stdin: str, limits: Limits) -> str | None:
-    """What ``code`` prints, at most 1 MiB; None when it does not end well in time.
+def run_program(code: str, stdin: str, limits: CandidateLimits) -> str | None:
+    """Run ``code`` and return what it prints, at most 1 MiB; None when it does not end well in time.
 
     Isolation is that of `rewards.library.code.candidate.Candidate`.
     """
@@ -26,10 +26,10 @@ def run_program(code: str, stdin: str, limits: Limits) -> str | None:
         (work / "program.py").write_text(code, encoding="utf-8")
         (folder / "stdin").write_text(stdin, encoding="utf-8")
         # A file instead of a pipe: the limit on file sizes then also ends what prints without end.
-        with (folder / "stdin").open("rb") as said, (folder / "stdout").open("wb") as printed:
+        with (folder / "stdin").open("rb") as source, (folder / "stdout").open("wb") as printed:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", guest.__file__, "program", *limits.arguments],
-                cwd=work, env=ENVIRONMENT, start_new_session=True, stdin=said, stdout=printed,
+                cwd=work, env=ENVIRONMENT, start_new_session=True, stdin=source, stdout=printed,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
             try:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.base import ShownCompletion, completion_text
-from rewards.library.code.candidate import Candidate, CandidateError, Limits, Remote
+from rewards.library.code.candidate import Candidate, CandidateError, CandidateLimits, StandIn
 from rewards.library.code.program import run_program
 from rewards.signatures.options import positive, whole_number
 from rollouts.errors import UserError
@@ -40,7 +40,7 @@ def code_tests(
     memory_mb: int = 512,
     workers: int = 2,
 ) -> list[float | None]:
-    """1.0 where the code passes all tests of its row, else 0.0; ``partial``: the share it passes.
+    """Score 1.0 where the code passes all tests of its row, else 0.0; ``partial``: the share it passes.
 
     The code is the completion's last fenced block, or all of it; it has the standard library. A test
     is Python with asserts (MBPP), Python that defines ``check(candidate)`` for the function in the
@@ -53,7 +53,7 @@ def code_tests(
     positive("wall_s", wall_s)
     whole_number("memory_mb", memory_mb, 64)
     whole_number("workers", workers)
-    limits = Limits(cpu_s=cpu_s, wall_s=wall_s, memory_mb=memory_mb)
+    limits = CandidateLimits(cpu_s=cpu_s, wall_s=wall_s, memory_mb=memory_mb)
     names = [None] * len(completions) if entry_point is None else entry_point
 
     def score(row: tuple[ShownCompletion, Any, str | None]) -> float | None:
@@ -70,15 +70,15 @@ def code_tests(
 
 
 def code_of(text: str) -> str:
-    """The last fenced block, also one that was cut; without one, the whole text."""
+    """Return the last fenced block, also one that was cut; without one, the whole text."""
     blocks = _FENCE.findall(text)
     return str(blocks[-1]) if blocks else text
 
 
 def run_tests(
-    code: str, tests: Sequence[Test], entry_point: str | None, limits: Limits
+    code: str, tests: Sequence[Test], entry_point: str | None, limits: CandidateLimits
 ) -> list[bool]:
-    """Which tests pass."""
+    """Run the tests and tell for each one if it passes."""
     programs = [test for test in tests if not isinstance(test, str)]
     if programs:
         if len(programs) < len(tests):
@@ -92,20 +92,20 @@ def run_tests(
         return [_passes(test, candidate.functions, entry_point) for test in map(str, tests)]
 
 
-def _passes(test: str, functions: Mapping[str, Remote], entry_point: str | None) -> bool:
+def _passes(test: str, functions: Mapping[str, StandIn], entry_point: str | None) -> bool:
     """Run one test among the stand-ins. No name of a built-in is taken from the candidate."""
     shown = {name: function for name, function in functions.items() if not hasattr(builtins, name)}
     namespace: dict[str, Any] = {**shown, "__name__": "__test__"}
     try:
         exec(compile(test, "test.py", "exec"), namespace)
-        if entry_point and not isinstance(check := namespace.get("check"), Remote | None):
+        if entry_point and not isinstance(check := namespace.get("check"), StandIn | None):
             check(functions[entry_point])
     except (Exception, SystemExit):  # a failed assert, or whatever a wrong value led to
         return False
     return True
 
 
-def _passes_program(code: str, test: Mapping[str, Any], limits: Limits) -> bool:
+def _passes_program(code: str, test: Mapping[str, Any], limits: CandidateLimits) -> bool:
     if not {"input", "output"} <= set(test):
         raise UserError(f"a test of a program has input and output, got {sorted(test)}")
     printed = run_program(code, str(test["input"]), limits)

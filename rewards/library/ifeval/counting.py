@@ -1,4 +1,4 @@
-"""What the instructions count in a text, and how they compare it.
+"""Counts of words, sentences and capitals for the instructions, and their comparison with a threshold.
 
 Words, sentences and capital words are found by rules of our own, where the original calls NLTK; the
 two can differ by one around abbreviations, and where an apostrophe splits a word.
@@ -17,24 +17,24 @@ _ENDING = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？।]+")
 
 
 def holds(count: int, relation: str, threshold: int) -> bool:
-    """``count`` is less than, or at least, ``threshold``."""
+    """Tell if ``count`` is less than, or at least, ``threshold``."""
     if relation not in RELATIONS:
         raise ValueError(f"the relation {relation!r} is none of {RELATIONS}")
     return count < threshold if relation == "less than" else count >= threshold
 
 
 def num_words(text: str) -> int:
-    """Runs of letters, digits and underscores."""
+    """Count runs of letters, digits and underscores."""
     return len(re.findall(r"\w+", text))
 
 
 def num_capital_words(text: str) -> int:
-    """Words without a small letter; a hyphenated word is one."""
+    """Count words without a small letter; a hyphenated word is one."""
     return sum(word.isupper() for word in re.findall(r"\w[\w'’-]*", text))
 
 
 def num_sentences(text: str) -> int:
-    """Sentences, an unfinished last one included; "Dr." and "e.g." end none."""
+    """Count sentences, an unfinished last one included; "Dr." and "e.g." end none."""
     count, start = 0, 0
     for ending in _ENDING.finditer(text):
         sentence = text[start : ending.end()]

@@ -10,7 +10,7 @@ CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
 def paragraph_number(text: str, *, num_paragraphs: int) -> bool:
-    """Exactly so many paragraphs between ``***``, none of them empty."""
+    """Check for exactly so many paragraphs between ``***``, none of them empty."""
     parts = [part.strip() for part in text.split("***")]
     parts = parts[not parts[0] : len(parts) - (len(parts) > 1 and not parts[-1])]
     return all(parts) and len(parts) == num_paragraphs
@@ -19,7 +19,8 @@ def paragraph_number(text: str, *, num_paragraphs: int) -> bool:
 def nth_paragraph_first_word(
     text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str
 ) -> bool:
-    """So many paragraphs between empty lines, and the nth begins with the word, in any case."""
+    """Check for so many paragraphs between empty lines, the nth of which begins with the word, in any
+    case."""
     parts = [part.strip() for part in text.split("\n\n")]
     filled = sum(map(bool, parts))
     if filled != num_paragraphs or not 1 <= nth_paragraph <= filled or not parts[nth_paragraph - 1]:
@@ -29,41 +30,42 @@ def nth_paragraph_first_word(
 
 
 def bullet_number(text: str, *, num_bullets: int) -> bool:
-    """Exactly so many lines that begin with ``*`` or ``-``."""
+    """Check for exactly so many lines that begin with ``*`` or ``-``."""
     return len(re.findall(r"^[^\S\n]*(?:\*[^*\n]|-)", text, re.MULTILINE)) == num_bullets
 
 
 def highlight_number(text: str, *, num_highlights: int) -> bool:
-    """At least so many stretches ``*like this*`` or ``**like this**``."""
-    found = re.findall(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*", text)
-    return sum(bool((bold or slanted).strip()) for bold, slanted in found) >= num_highlights
+    """Check for at least so many stretches ``*like this*`` or ``**like this**``."""
+    stretches = re.findall(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*", text)
+    return sum(bool((bold or slanted).strip()) for bold, slanted in stretches) >= num_highlights
 
 
 def section_number(text: str, *, section_spliter: str, num_sections: int) -> bool:
-    """At least so many sections that begin with the word and a number. (The data spell it so.)"""
+    """Check for at least so many sections that begin with the word and a number. (The data spell it
+    so.)"""
     head = re.escape(section_spliter.strip())
     return len(re.findall(rf"{head}\s?\d+", text)) >= num_sections
 
 
 def placeholder_number(text: str, *, num_placeholders: int) -> bool:
-    """At least so many ``[placeholders]``."""
+    """Check for at least so many ``[placeholders]``."""
     return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
-    """A postscript with the marker somewhere, "P. S." and "P.P.S" in any case and spacing."""
-    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+    """Check for a postscript with the marker somewhere, "P. S." and "P.P.S" in any case and spacing."""
+    patterns = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     marker = postscript_marker.strip()
-    return re.search(known.get(marker, re.escape(marker)), text, re.IGNORECASE) is not None
+    return re.search(patterns.get(marker, re.escape(marker)), text, re.IGNORECASE) is not None
 
 
 def title(text: str) -> bool:
-    """A title ``<<like this>>`` on one line."""
+    """Check for a title ``<<like this>>`` on one line."""
     return any(inside.strip("<> \t") for inside in re.findall(r"<<([^\n]+)>>", text))
 
 
 def json_only(text: str) -> bool:
-    """JSON and nothing else; one Markdown code block around it is allowed."""
+    """Check for JSON and nothing else; one Markdown code block around it is allowed."""
     bare = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE)
     try:
         json.loads(bare.strip())
@@ -73,12 +75,12 @@ def json_only(text: str) -> bool:
 
 
 def constrained_response(text: str) -> bool:
-    """Says one of the allowed answers."""
+    """Check for one of the allowed answers."""
     return any(answer in text for answer in CONSTRAINED)
 
 
 def two_responses(text: str) -> bool:
-    """Two different answers with six asterisks between them."""
+    """Check for two different answers with six asterisks between them."""
     parts = [part.strip() for part in text.split("******")]
     inner = parts[1:-1]
     filled = [part for part in parts if part]
@@ -86,16 +88,17 @@ def two_responses(text: str) -> bool:
 
 
 def repeats_prompt(text: str, *, prompt_to_repeat: str) -> bool:
-    """Begins with the request, in any case."""
+    """Check that the text begins with the request, in any case."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 def ends_with(text: str, *, end_phrase: str) -> bool:
-    """Ends with the phrase, in any case; quotation marks around the text do not matter."""
+    """Check that the text ends with the phrase, in any case; quotation marks around the text do not
+    matter."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quoted(text: str) -> bool:
-    """Stands between straight double quotation marks."""
+    """Check that the text stands between straight double quotation marks."""
     bare = text.strip()
     return len(bare) > 1 and bare[0] == bare[-1] == '"'

@@ -1,4 +1,4 @@
-"""The 25 instructions of IFEval by their ids, and whether a text follows one.
+"""The 25 instructions of IFEval by their ids, and the check that a text follows one.
 
 Each is a pure function ``f(text, *, arguments) -> bool`` whose arguments are the data's ``kwargs``.
 """
@@ -42,7 +42,7 @@ INSTRUCTIONS: dict[str, Callable[..., bool]] = {
 
 
 def follows(text: str, instruction: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether ``text`` follows the instruction; an empty text follows none.
+    """Tell if ``text`` follows the instruction; an empty text follows none.
 
     Arguments that are None are left out: tables hold a column for every argument there is.
 
@@ -54,11 +54,12 @@ def follows(text: str, instruction: str, arguments: Mapping[str, Any]) -> bool:
         raise UserError(
             f"unknown instruction {instruction!r}", remedy=nearest(instruction, list(INSTRUCTIONS))
         )
-    found = {name: value for name, value in arguments.items() if value is not None}
+    arguments_of_check = {name: value for name, value in arguments.items() if value is not None}
     try:
-        inspect.signature(check).bind(text, **found)
+        inspect.signature(check).bind(text, **arguments_of_check)
     except TypeError as error:
         raise UserError(
-            f"instruction {instruction!r} cannot take the arguments {found}", cause=str(error)
+            f"instruction {instruction!r} cannot take the arguments {arguments_of_check}",
+            cause=str(error),
         ) from error
-    return bool(text.strip()) and check(text, **found)
+    return bool(text.strip()) and check(text, **arguments_of_check)

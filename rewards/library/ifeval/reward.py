@@ -1,4 +1,4 @@
-"""IFEval as a reward: how many of a prompt's instructions its answer follows."""
+"""IFEval as a reward: the share of a prompt's instructions that its answer follows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ifeval(
     level: str = "instruction",
     loose: bool = False,
 ) -> list[float | None]:
-    """Share of the prompt's instructions that the completion follows, 0 to 1.
+    """Score the share of the prompt's instructions that the completion follows, 0 to 1.
 
     The columns are those of the data set: ids, and for each its arguments. ``level: prompt`` gives
     1.0 for all of them and 0.0 otherwise. ``loose`` forgives a first or last line around the answer
@@ -38,7 +38,7 @@ def ifeval(
         text = completion_text(completion)
         texts = list(loosened(text)) if loose else [text]
         followed = [
-            any(follows(one, name, values or {}) for one in texts)
+            any(follows(variant, name, values or {}) for variant in texts)
             for name, values in zip(ids, arguments, strict=True)
         ]
         share = sum(followed) / len(followed)
@@ -47,8 +47,9 @@ def ifeval(
 
 
 def loosened(text: str) -> Iterator[str]:
-    """The text without its first line, last line, both or neither; each with and without asterisks."""
+    """Yield the text without its first line, last line, both or neither; each with and without
+    asterisks."""
     lines = text.split("\n")
-    for some in (lines, lines[1:], lines[:-1], lines[1:-1]):
-        variant = "\n".join(some).strip()
+    for remaining in (lines, lines[1:], lines[:-1], lines[1:-1]):
+        variant = "\n".join(remaining).strip()
         yield from (variant, variant.replace("*", ""))

@@ -10,17 +10,17 @@ from rewards.library.language import detect
 
 
 def keywords_exist(text: str, *, keywords: Sequence[str]) -> bool:
-    """Every keyword occurs, in any case, inside a word too."""
+    """Check that every keyword occurs, in any case, inside a word too."""
     return all(_count(keyword, text) for keyword in keywords)
 
 
 def keyword_frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool:
-    """The keyword occurs so often, in any case, inside words too."""
+    """Check that the keyword occurs so often, in any case, inside words too."""
     return holds(_count(keyword.strip(), text), relation, frequency)
 
 
 def no_forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
-    """None of the words occurs as a whole word, in any case."""
+    """Check that none of the words occurs as a whole word, in any case."""
     return not any(
         re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
         for word in forbidden_words
@@ -28,47 +28,47 @@ def no_forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
 
 
 def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """The character occurs so often, in either case."""
+    """Check that the character occurs so often, in either case."""
     return holds(text.lower().count(letter.strip().lower()), let_relation, let_frequency)
 
 
 def word_number(text: str, *, num_words: int, relation: str) -> bool:
-    """So many words."""
+    """Check the number of words."""
     return holds(_num_words(text), relation, num_words)
 
 
 def sentence_number(text: str, *, num_sentences: int, relation: str) -> bool:
-    """So many sentences."""
+    """Check the number of sentences."""
     return holds(_num_sentences(text), relation, num_sentences)
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> bool:
-    """So many words in capitals only."""
+    """Check the number of words in capitals only."""
     return holds(num_capital_words(text), capital_relation, capital_frequency)
 
 
 def english_capitals(text: str) -> bool:
-    """English, without a small letter."""
+    """Check that the text is English, without a small letter."""
     return text.isupper() and _is_in(text, "en")
 
 
 def english_lowercase(text: str) -> bool:
-    """English, without a capital letter."""
+    """Check that the text is English, without a capital letter."""
     return text.islower() and _is_in(text, "en")
 
 
 def in_language(text: str, *, language: str) -> bool:
-    """In the language of this ISO 639-1 code; a text whose language cannot be told passes."""
+    """Check the language by its ISO 639-1 code; a text whose language cannot be detected passes."""
     return _is_in(text, language)
 
 
 def no_comma(text: str) -> bool:
-    """No comma anywhere."""
+    """Check that there is no comma."""
     return "," not in text
 
 
 _num_words, _num_sentences = num_words, num_sentences
-"""Under names that the instructions' own arguments do not hide."""
+"""Aliases that the instructions' own arguments do not hide."""
 
 
 def _count(keyword: str, text: str) -> int:
@@ -76,5 +76,5 @@ def _count(keyword: str, text: str) -> int:
 
 
 def _is_in(text: str, language: str) -> bool:
-    found = detect(text)
-    return found is None or found == language.partition("-")[0]
+    detected = detect(text)
+    return detected is None or detected == language.partition("-")[0]

@@ -33,19 +33,19 @@ AGAIN = {408, 409, 425, 429}
 REFUSED = {401, 403, 404}
 """Statuses that every other question would get too."""
 KEPT = 1 << 16
-"""Answers in the cache; the oldest go first."""
+"""Number of answers in the cache; the oldest go first."""
 LONGEST_PAUSE_S = 60.0
 EXCERPT = 300
 """Characters of an error's text that are worth showing."""
 
 
 class JudgeError(RunError):
-    """One question got no answer; its sample failed."""
+    """Question without an answer; its sample failed."""
 
 
 @dataclass(slots=True)
-class Pace:
-    """When the next request may be sent, on the monotonic clock; and the jitter of retries."""
+class RequestPace:
+    """Time of the next request on the monotonic clock, and the jitter of retries."""
 
     free_at: float = 0.0
     random: Random = field(default_factory=Random)
@@ -62,16 +62,16 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """Where a judge is asked, and how hard.
+    """Address and limits of a judge.
 
     Raises:
         UserError: an option cannot be used, or the key's variable is not set.
     """
 
     base_url: str = ""
-    """Up to ``/v1``: ``https://api.openai.com/v1``, ``http://127.0.0.1:8000/v1``."""
+    """Address up to ``/v1``: ``https://api.openai.com/v1``, ``http://127.0.0.1:8000/v1``."""
     model: str = ""
-    """Name of the model there."""
+    """Name of the model at the endpoint."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None sends none."""
     concurrency: int = 16
@@ -79,22 +79,22 @@ class Endpoint:
     requests_per_minute: float | None = None
     """Highest rate of requests, tries included; None: no limit."""
     retries: int = 4
-    """Tries after the first."""
+    """Number of tries after the first."""
     backoff_s: float = 0.5
-    """Pause before the first retry; it doubles."""
+    """Seconds of pause before the first retry; it doubles."""
     deadline_s: float = 60.0
-    """Time for one question with all its tries, from when its turn comes."""
+    """Seconds for one question with all its tries, from when its turn comes."""
     max_tokens: int = 512
-    """Longest answer; one that is cut cannot be read, and abstains."""
+    """Tokens of the longest answer; one that is cut cannot be read, and abstains."""
     structured: bool = True
-    """The endpoint takes ``response_format: json_schema`` (vLLM and OpenAI do)."""
+    """True if the endpoint takes ``response_format: json_schema`` (vLLM and OpenAI do)."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request to add or replace; None leaves one out (``temperature: null``)."""
     cache: OrderedDict[str, str] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
-    """Answers by the question's key."""
-    pace: Pace = field(default_factory=Pace, init=False, repr=False, compare=False)
+    """Cached answers by the question's key."""
+    pace: RequestPace = field(default_factory=RequestPace, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         url = urlsplit(str(self.base_url))
@@ -120,7 +120,8 @@ class Endpoint:
         _httpx()
 
     async def ask(self, questions: Sequence[Question]) -> list[str | JudgeError]:
-        """The JSON text of each answer, empty where the judge gave none, or why there is no answer.
+        """Ask all questions; return the JSON text of each answer, empty where the judge gave none, or
+        its error.
 
         Raises:
             UserError: the endpoint refuses the key, or does not know the model.
@@ -171,7 +172,8 @@ class Endpoint:
     async def _tries(
         self, client: AsyncClient, question: Question, problems: list[str]
     ) -> str | None:
-        """The answer of the first try that gets one; adds to ``problems`` what stood in the way."""
+        """Try until one request gets an answer, and return it; add to ``problems`` what stood in the
+        way."""
         for attempt in range(self.retries + 1):
             await self.pace.turn(self.requests_per_minute)
             nonce = secrets.token_hex(8)
@@ -209,21 +211,21 @@ class Endpoint:
         return {k: v for k, v in {**body, **self.extra_body}.items() if v is not None}
 
     def _refusal(self, response: Response) -> str:
-        """Status and text of an error, without the key that some servers repeat in it."""
+        """Return status and text of an error, without the key that some servers repeat in it."""
         text = response.text
         key = _key(self.api_key_env)
-        said = (text.replace(key, "***") if key else text)[:EXCERPT]
+        message = (text.replace(key, "***") if key else text)[:EXCERPT]
         if response.status_code in REFUSED:
             raise UserError(
                 f"the judge at {self.base_url} refuses: status {response.status_code}",
-                cause=said,
+                cause=message,
                 remedy=f"check base_url, the model {self.model!r} and the key in api_key_env",
             )
-        return f"status {response.status_code}: {said}"
+        return f"status {response.status_code}: {message}"
 
 
 def _content(response: Response) -> str:
-    """What the model said; empty where the response holds nothing."""
+    """Return the text of the model's message; empty where the response holds nothing."""
     try:
         return str(response.json()["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):
@@ -231,9 +233,9 @@ def _content(response: Response) -> str:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds the server asks to wait; 0 where it does not say, or says a date."""
-    said = response.headers.get("retry-after", "")
-    return float(said) if said.isdigit() else 0.0
+    """Return the seconds the server asks to wait; 0 where it names none, or a date."""
+    header = response.headers.get("retry-after", "")
+    return float(header) if header.isdigit() else 0.0
 
 
 def _key(variable: str | None) -> str | None:

@@ -19,12 +19,13 @@ INSTRUCTIONS = (
     "their length is a merit."
 )
 VALUES = {"A": 1.0, "tie": 0.5, "B": 0.0}
-"""What a verdict is worth to the answer that was shown as A."""
+"""Values of a verdict for the answer that was shown as A."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairwiseJudge(Endpoint):
-    """How a language model prefers the completion to the column ``reference``: 1 better, 0.5 tie, 0 worse.
+    """Preference of a language model for the completion over the column ``reference``: 1 better, 0.5
+    tie, 0 worse.
 
     Each pair is asked about twice, in both orders, and the two verdicts are averaged: a judge that
     always prefers the first gives 0.5 (arXiv 2306.05685 section 3.4). None where either verdict cannot be
@@ -32,7 +33,7 @@ class PairwiseJudge(Endpoint):
     """
 
     criteria: str = ""
-    """What makes an answer better, in words."""
+    """Criteria of a better answer, in words."""
 
     def __post_init__(self) -> None:
         Endpoint.__post_init__(self)
@@ -44,10 +45,10 @@ class PairwiseJudge(Endpoint):
         completions: Sequence[ShownCompletion],
         reference: Sequence[Any],
     ) -> list[float | JudgeError | None]:
-        """One value per completion."""
+        """Judge each completion both ways round; return one value per completion."""
         rows = [
-            (prompt, completion_text(said), completion_text(other))
-            for prompt, said, other in zip(prompts, completions, reference, strict=True)
+            (prompt, completion_text(completion), completion_text(other))
+            for prompt, completion, other in zip(prompts, completions, reference, strict=True)
             if other is not None
         ]
         orders = [(row[0], *pair) for row in rows for pair in (row[1:], row[:0:-1])]
@@ -55,7 +56,7 @@ class PairwiseJudge(Endpoint):
         return [None if r is None else self.value(next(answers), next(answers)) for r in reference]
 
     def question(self, prompt: str | Sequence[Message], first: str, second: str) -> Question:
-        """Which of two answers is better."""
+        """Make the question which of two answers is better."""
         return Question(
             instructions=INSTRUCTIONS.format(criteria=self.criteria),
             texts=(("prompt", transcript(prompt)), ("A", first), ("B", second)),
@@ -64,11 +65,11 @@ class PairwiseJudge(Endpoint):
 
     @staticmethod
     def value(straight: str | JudgeError, swapped: str | JudgeError) -> float | JudgeError | None:
-        """Mean of both verdicts, seen from the completion, which is B in the second."""
+        """Return the mean of both verdicts, seen from the completion, which is B in the second."""
         for answer in (straight, swapped):
             if isinstance(answer, JudgeError):
                 return answer
-        said = [read_object(str(answer)).get("better") for answer in (straight, swapped)]
-        if not all(isinstance(one, str) and one in VALUES for one in said):
+        verdicts = [read_object(str(answer)).get("better") for answer in (straight, swapped)]
+        if not all(isinstance(verdict, str) and verdict in VALUES for verdict in verdicts):
             return None
-        return (VALUES[str(said[0])] + 1.0 - VALUES[str(said[1])]) / 2.0
+        return (VALUES[str(verdicts[0])] + 1.0 - VALUES[str(verdicts[1])]) / 2.0

@@ -1,4 +1,4 @@
-"""One question to a judge: what it must decide, about which texts, and the form of its answer.
+"""One question to a judge: its decision, the texts it is about, and the form of its answer.
 
 The texts stand between marks with a random number, so that none of them can end its own block and
 speak to the judge as we do. The judge answers with JSON of a schema: the endpoint's grammar sees to
@@ -32,10 +32,10 @@ FENCED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What a judge is asked. Equal questions have equal keys; the random number is not part of it."""
+    """Question to a judge. Equal questions have equal keys; the random number is not part of the key."""
 
     instructions: str
-    """What to decide."""
+    """Decision that the judge has to make."""
     texts: tuple[tuple[str, str], ...]
     """Label and content of each text to judge, in order."""
     schema: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Question:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def messages(self, nonce: str, structured: bool) -> list[Message]:
-        """The chat to send; ``structured``: the endpoint holds the answer to the schema."""
+        """Return the chat to send; ``structured``: the endpoint holds the answer to the schema."""
         form = (STRUCTURED if structured else FENCED).format(
             nonce=nonce, schema=json.dumps(self.schema)
         )
@@ -59,17 +59,17 @@ class Question:
             {"role": "user", "content": "\n\n".join(blocks)},
         ]
 
-    def answer(self, said: str, nonce: str, structured: bool) -> str:
-        """The part of what the judge said that is its answer; empty where it has none."""
+    def answer(self, reply: str, nonce: str, structured: bool) -> str:
+        """Cut the answer out of the judge's reply; empty where there is none."""
         if structured:
-            return said.strip()
-        _, mark, rest = said.rpartition(f"<answer {nonce}>")
+            return reply.strip()
+        _, mark, rest = reply.rpartition(f"<answer {nonce}>")
         inside, end, _ = rest.partition(f"</answer {nonce}>")
         return inside.strip() if mark and end else ""
 
 
 def read_object(answer: str) -> dict[str, Any]:
-    """The answer's JSON object; an empty one where it is none."""
+    """Return the answer's JSON object; an empty one where it is none."""
     try:
         value = json.loads(answer)
     except (ValueError, RecursionError):
@@ -78,7 +78,7 @@ def read_object(answer: str) -> dict[str, Any]:
 
 
 def transcript(prompt: str | Sequence[Message] | ShownCompletion) -> str:
-    """A prompt as text: what each one said, for a chat."""
+    """Return a prompt as text, with the speaker of each turn of a chat."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -21,7 +21,7 @@ INSTRUCTIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLMJudge(Endpoint):
-    """A language model's score of the completion: 0.0 (the lowest) to 1.0 (the highest).
+    """Score of a language model for the completion: 0.0 (the lowest) to 1.0 (the highest).
 
     The options are the criteria and those of `rewards.library.judge.endpoint.Endpoint`. None where the
     judge's
@@ -30,7 +30,7 @@ class LLMJudge(Endpoint):
     """
 
     criteria: str = ""
-    """What a good answer is, in words."""
+    """Criteria of a good answer, in words."""
     scale: int = 10
     """Highest score on the judge's scale, which begins at 1."""
 
@@ -45,7 +45,7 @@ class LLMJudge(Endpoint):
         completions: Sequence[ShownCompletion],
         log_extra: Callable[[str, list[Any]], None] | None = None,
     ) -> list[float | JudgeError | None]:
-        """One score per completion."""
+        """Score every completion."""
         questions = [self.question(p, c) for p, c in zip(prompts, completions, strict=True)]
         answers = await self.ask(questions)
         if log_extra is not None:
@@ -53,7 +53,7 @@ class LLMJudge(Endpoint):
         return [a if isinstance(a, JudgeError) else self.score(a) for a in answers]
 
     def question(self, prompt: str | Sequence[Message], completion: ShownCompletion) -> Question:
-        """What is asked about one completion."""
+        """Make the question about one completion."""
         score = {"type": "integer", "minimum": 1, "maximum": self.scale}
         return Question(
             instructions=INSTRUCTIONS.format(criteria=self.criteria, scale=self.scale),
@@ -62,15 +62,15 @@ class LLMJudge(Endpoint):
         )
 
     def score(self, answer: str) -> float | None:
-        """The number in an answer, put on 0 to 1; None where there is no valid one."""
-        said = read_object(answer).get("score")
-        if type(said) is not int or not 1 <= said <= self.scale:
+        """Read the number in an answer and put it on 0 to 1; None where there is no valid one."""
+        number = read_object(answer).get("score")
+        if type(number) is not int or not 1 <= number <= self.scale:
             return None
-        return (said - 1) / (self.scale - 1)
+        return (number - 1) / (self.scale - 1)
 
 
 def verdict_schema(name: str, kind: dict[str, Any]) -> dict[str, Any]:
-    """A short reason first, so that the verdict can follow from it."""
+    """Return a schema with a short reason first, so that the verdict can follow from it."""
     return {
         "type": "object",
         "properties": {"reason": {"type": "string", "maxLength": 400}, name: kind},

@@ -41,6 +41,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/learner.py",
     "align/learner/model/linear.py",
     "align/learner/model/norm.py",
+    "align/learner/model/rotary.py",
     "align/learner/model/loading.py",
     "align/learner/objective.py",
     "align/learner/optimizer.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,9 @@ def test_the_timeout_of_this_test_is_scaled(request: pytest.FixtureRequest) -> N
         ("run(command, timeout=60)", [1]),
         ("thread.join(20)\nbarrier.wait(5.0)", [1, 2]),
         ("before = getrusage(RUSAGE_CHILDREN)", [1]),
+        ("faults = resource.getrusage(RUSAGE_SELF).ru_minflt", []),
+        ("SCRIPT = '''\nimport psutil\npsutil.wait_procs(started, timeout=30)\n'''", [3]),
+        ("SAID = '''\nimport is no script: timeout=30\n'''", []),
         ("until = time.monotonic() + patient(30)", []),
         ("run(command, timeout=patient(60))\nthread.join()", []),
         ('", ".join(names)\nassert len(names) < 1', []),
@@ -72,7 +76,12 @@ def test_no_test_depends_on_how_fast_a_machine_is() -> None:
 
 def timed(code: str) -> Iterator[int]:
     """Yield the lines of a test file with an unscaled deadline or a measured duration."""
-    for node in ast.walk(ast.parse(code)):
+    tree = ast.parse(code)
+    # Page faults are counted, not timed.
+    counts = {
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "ru_minflt"
+    }
+    for node in ast.walk(tree):
         match node:
             case ast.Compare() | ast.BinOp(op=ast.Add()) if reads_clock(node) and any(
                 map(is_number, ast.iter_child_nodes(node))
@@ -88,8 +97,14 @@ def timed(code: str) -> Iterator[int]:
                 # A marker's timeout is scaled by conftest.py.
                 if "mark.timeout" not in ast.unparse(node):
                     yield node.lineno
-            case ast.Name(id="getrusage") | ast.Attribute(attr="getrusage"):
+            case ast.Call(func=ast.Name(id="getrusage") | ast.Attribute(attr="getrusage")) if (
+                node not in counts
+            ):
                 yield node.lineno
+            case ast.Constant(value=str(script)) if "\nimport " in script or "\nfrom " in script:
+                # A program that the test runs in a process of its own.
+                with suppress(SyntaxError):
+                    yield from (node.lineno + line - 1 for line in timed(script))
 
 
 def reads_clock(node: ast.AST) -> bool:

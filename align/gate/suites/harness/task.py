@@ -20,7 +20,7 @@ from align.gate.suites.harness.lm import EngineModel, TextModel, engine_lm
 from align.gate.suites.harness.package import harmless_templates, lm_eval_version, quietly
 from align.gate.suites.harness.requests import check_requests
 from align.gate.suites.harness.task_file import TaskFile
-from align.gate.suites.harness.values import WHOLE, item_value
+from align.gate.suites.harness.values import LIKELIHOODS, WHOLE, item_value
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import RunError, UserError, nearest
@@ -61,6 +61,16 @@ class HarnessTask:
     """Requests that lose their beginning to fit."""
     digest: str = field(repr=False)
     """sha256 of everything that decides a value besides the model."""
+
+    @property
+    def scores(self) -> bool:
+        """True if the task asks for log-likelihoods of given texts."""
+        return any(one.request_type != "generate_until" for one in self.task.instances)
+
+    @property
+    def unit(self) -> str:
+        """Unit of an item's value if it is a log-likelihood; else empty."""
+        return LIKELIHOODS.get(self.metric, "")
 
     def measure(
         self,

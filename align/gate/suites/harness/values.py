@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-LIKELIHOODS = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
-"""Metrics whose items are log-likelihoods, which only their mean over all items turns into the name's."""
+LIKELIHOODS = {
+    "perplexity": "nats",
+    "word_perplexity": "nats per word",
+    "byte_perplexity": "nats per byte",
+    "bits_per_byte": "bits per byte",
+}
+"""Metrics whose items are log-likelihoods, which only their mean over all items turns into the name's, and
+the units of those."""
 
 WHOLE = frozenset({"f1", "mcc", "brier_score", "likelihood", "bleu", "chrf", "ter", "bypass"})
 """Metrics that have a value only for all items together."""

@@ -27,10 +27,10 @@ def forbid(
         target: the rule is made when this is: the table itself, or all of them.
     """
     # The standard's spelling is known to SQLite from 3.39 on only.
-    own = when.replace("IS DISTINCT FROM", "IS NOT")
+    condition = when.replace("IS DISTINCT FROM", "IS NOT")
     sqlite = f"""
         CREATE TRIGGER {name} BEFORE {change} ON {on}
-        {f"WHEN {own}" if own else ""}
+        {f"WHEN {condition}" if condition else ""}
         BEGIN SELECT RAISE(ABORT, '{message}'); END
     """
     # Emptying a table removes its rows past every trigger that looks at rows.

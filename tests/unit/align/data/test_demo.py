@@ -19,8 +19,8 @@ from align.data.demo.world import (
     SOURCES,
     TRAINED_PAIRS,
     Digits,
-    Example,
     Task,
+    WorldExample,
     demo_prompts,
     examples,
     is_right,
@@ -48,7 +48,7 @@ ANY_SOURCE = st.sampled_from(sorted(SOURCES))
     ],
 )
 def test_hand_worked_answers(task: Task, prompt: str, answer: str) -> None:
-    example = Example(task, PI)
+    example = WorldExample(task, PI)
     assert (example.prompt, example.answer) == (prompt, answer)
 
 
@@ -135,7 +135,7 @@ def test_general_asks_its_three_skills_equally_often() -> None:
 def test_a_prompt_carries_what_rewards_need() -> None:
     prompt = demo_prompts("demo://rotl+inc?n=1&seed=3")[0]
     digits = prompt.id.removeprefix("rotl+inc/")
-    example = Example(Task("rotl", "inc"), tuple(map(int, digits)))
+    example = WorldExample(Task("rotl", "inc"), tuple(map(int, digits)))
     assert prompt.text == example.prompt
     assert prompt.columns == {"answer": example.answer, "task": "rotl+inc"}
 

@@ -19,7 +19,7 @@ from align.data.examples.clashes import Measure, PromptRows
 from align.data.examples.continued import continuations
 from align.data.examples.fingerprints import words
 from align.data.examples.holdout import Division, divide, place
-from align.data.examples.round_data import Loader
+from align.data.examples.round_data import RoundDataLoader
 from align.gate.overlap import Trained, find_overlap
 from align.round.inputs import Inputs, load_inputs
 from align.store.snapshots.manifest import HELD_OUT, Manifest, Provenance
@@ -308,7 +308,9 @@ def test_a_store_that_held_out_windows_goes_on_so(tmp_path: Path) -> None:
     config = campaign(tmp_path, rounds=[{**spec, "name": "a", "steps": 1, "suite": {}}])
     rule = config.gate.overlap
     data = {
-        windows: Loader(rule=rule, encoder=encoder, context=32, windows=windows).load(config.rounds)
+        windows: RoundDataLoader(rule=rule, encoder=encoder, context=32, windows=windows).load(
+            config.rounds
+        )
         for windows in (True, False)
     }
     units = [*data[True].examples["a"], *data[True].held["a"]]

@@ -24,6 +24,8 @@ class ModelServer:
     names: tuple[str, ...] = ("tiny",)
     echoes: bool = True
     """It returns the logprobs of a prompt."""
+    takes_ids: bool = True
+    """It answers to prompts of token ids."""
     statuses: list[int] = field(default_factory=list)
     """Errors that the next requests get."""
     key: str | None = None
@@ -47,7 +49,11 @@ class ModelServer:
                 return self.statuses.pop(0), "busy"
             if path == "/v1/models":
                 return 200, {"data": [{"id": name} for name in self.names]}
-            return (200, self._completion(path, body)) if "/completions" in path else (404, "no")
+            if "/completions" not in path:
+                return 404, "no"
+            if not (self.takes_ids or isinstance(body.get("prompt", ""), str)):
+                return 400, "prompt must be a string"
+            return 200, self._completion(path, body)
 
     def _completion(self, path: str, body: dict[str, Any]) -> Any:
         if "messages" in body:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from align.gate.measurement.evaluate import ItemResults
 from tests.unit.align.judge.judging import changed_model, copied_model, judged, write_suites
 from tests.unit.campaigns import Starter
 
@@ -46,3 +48,37 @@ def test_the_incumbent_is_measured_once(tmp_path: Path) -> None:
     assert len(starter.engines) == 3
     assert (first.incumbent.reused, second.incumbent.reused) == ((), ("general",))
     assert first.incumbent_results == second.incumbent_results
+
+
+@pytest.mark.parametrize("changed", ["vllm", "torch", "device"])
+def test_an_incumbent_measured_by_other_engines_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    suites, root = write_suites(tmp_path, 40), tmp_path / "cache"
+    judged(BASE, BASE, suites, root)
+    assert judged(BASE, BASE, suites, root).incumbent.reused == ("general",)
+    if changed == "device":
+        monkeypatch.setattr("align.judge.models.local.resolve_device", lambda _: "cuda")
+    else:
+        monkeypatch.setattr("align.judge.models.local.versions", lambda: {changed: "0"})
+    monkeypatch.setattr("align.judge.models.local.check_served", lambda *_, **__: None)
+    assert judged(BASE, BASE, suites, root).incumbent.reused == ()
+
+
+def test_results_say_what_measured_them_and_a_verdict_that_it_was_something_else(
+    tmp_path: Path,
+) -> None:
+    suites, root = write_suites(tmp_path), tmp_path / "cache"
+    first = judged(
+        BASE, BASE, suites, root, starter=Starter(about=lambda: {"vllm": "1.0", "device": "cpu"})
+    )
+    assert not first.reasons
+    (file,) = root.glob("*/general-*.parquet")
+    assert ItemResults.load(file).measured_by == {"vllm": "1.0", "device": "cpu"}
+    copy = changed_model(tmp_path / "copy", lambda tensor: tensor * 1.001)
+    newer = Starter(about=lambda: {"vllm": "2.0", "device": "cuda"})
+    second = judged(copy, BASE, suites, root, starter=newer)
+    assert second.exit_code == 0 and second.incumbent.reused == ("general",)
+    (note,) = second.reasons
+    assert "the incumbent was measured by vLLM 1.0 on cpu on general" in note
+    assert "the candidate by vLLM 2.0 on cuda" in note

@@ -211,6 +211,20 @@ def test_gate_plan_takes_a_file_of_suites(keel: Run, tmp_path: Path) -> None:
     assert f"accepted with a chance of {planned['all_pass']:.2f}" in said
 
 
+def test_gate_plan_says_the_chances_of_a_candidate_with_a_loss(keel: Run, tmp_path: Path) -> None:
+    suites = str(write_suites(tmp_path))
+    chances = {}
+    for loss in ("0", "0.01", "0.05"):
+        code, out, error = keel("gate", "plan", suites, "--loss", loss, "--json")
+        assert code == 0, error
+        planned = json.loads(out)
+        chances[loss] = planned["all_pass"]
+        assert planned["loss"] == float(loss) and planned["suites"][0]["joint"] == chances[loss]
+    assert chances["0"] > chances["0.01"] > chances["0.05"] == pytest.approx(0.05)
+    said = keel("gate", "plan", suites, "--loss", "0.05")[1]
+    assert "a candidate that lost 0.05" in said and "an equal candidate" not in said
+
+
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no candidate": ({}, ["nowhere/at/all", "--against", BASE], "CANDIDATE"),
     "no incumbent": ({}, [BASE, "--against", "./nowhere"], "--against"),
@@ -268,3 +282,31 @@ def test_a_target_has_to_be_better(keel: Run, tmp_path: Path) -> None:
     said = json.loads(out)
     assert (code, said["outcome"]) == (1, "rejected")
     assert said["checks"][0]["outcome"] == "not_improved"
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["judge", "dry run"])
+@pytest.mark.parametrize("stated", ["in the file", "by --set", "in a campaign"])
+def test_few_items_are_refused_before_an_engine_starts_where_that_is_stated(
+    keel: Run, tmp_path: Path, starter: Starter, stated: str, dry: tuple[str, ...]
+) -> None:
+    gate = {"campaign_rounds": 1} | ({} if stated == "by --set" else {"underpowered": "refuse"})
+    suites = write_suites(tmp_path, 20, gate=gate)
+    if stated == "in a campaign":
+        suites.write_text(json.dumps(raw_campaign(tmp_path, gate=gate)))
+    words = ("--set", "gate.underpowered=refuse") if stated == "by --set" else ()
+    code, _, error = keel(
+        "judge", same(tmp_path / "c"), "--against", BASE, "--suites", str(suites), *words, *dry
+    )
+    assert code == 2, error
+    assert "suite 'general' cannot tell" in error and "items" in error
+    assert "underpowered: warn" in error and not starter.engines
+
+
+def test_few_items_are_measured_with_a_warning_unless_refusal_is_stated(
+    keel: Run, tmp_path: Path
+) -> None:
+    suites = write_suites(tmp_path, 20)
+    code, _, error = keel(
+        "judge", damaged(tmp_path / "d"), "--against", BASE, "--suites", str(suites)
+    )
+    assert code == 1 and "warning: suite 'general' cannot tell" in error

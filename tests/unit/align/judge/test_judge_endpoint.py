@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +91,69 @@ def test_a_suite_of_likelihood_needs_logprobs_of_prompts(
             starter=starter,
         )  # fmt: skip
     assert not starter.engines
+
+
+HARNESS: dict[str, dict[str, Any]] = {
+    "answers": {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}],
+                "generation_kwargs": {"until": ["rev"], "max_gen_toks": 6, "do_sample": False}},
+    "likelihoods": {"output_type": "loglikelihood", "metric_list": [{"metric": "perplexity"}]},
+    "choices": {"output_type": "multiple_choice", "doc_to_choice": ["1 2 3 4 5", "5 4 3 2 1"],
+                "doc_to_target": 0, "metric_list": [{"metric": "acc"}]},
+    "texts": {"output_type": "loglikelihood_rolling", "doc_to_text": "",
+              "metric_list": [{"metric": "word_perplexity"}]},
+}  # fmt: skip
+"""Harness tasks of every type, over the digits world."""
+
+
+def with_harness(folder: Path, kind: str) -> Path:
+    """Write a file with one harness task of a type."""
+    docs = [{"question": f"copy _ {n} 2 3 4 5 =", "answer": f"{n} 2 3 4 5"} for n in range(8)]
+    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    task = {"task": "digits", "dataset_path": "json", "test_split": "test",
+            "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}", **HARNESS[kind]}  # fmt: skip
+    (folder / "digits.yaml").write_text(json.dumps(task))
+    harness = {"task": "digits", "include_path": str(folder), "data_files": {"test": "docs.jsonl"}}
+    suite = {"name": "digits", "items": 8, "margin": 0.4, "budget": 0.4, "harness": harness}
+    return write_suites(folder, suites=[suite])
+
+
+@pytest.mark.parametrize("kind", HARNESS)
+def test_a_harness_task_is_measured_behind_an_endpoint_as_in_a_folder(
+    tmp_path: Path, server: ModelServer, kind: str
+) -> None:
+    judgement = judged(
+        f"{server.url}#tiny", BASE, with_harness(tmp_path, kind), tmp_path / "cache", tokenizer=BASE
+    )
+    own, other = judgement.candidate_results["digits"], judgement.incumbent_results["digits"]
+    assert own.values == pytest.approx(other.values, abs=1e-5)
+    assert set(own.statuses) == {"scored"}
+
+
+REFUSED = [
+    (kind, lack, said)
+    for kind in HARNESS
+    for lack, said in (("echoes", "needs the logprobs"), ("takes_ids", "asks by token ids"))
+    if (kind, lack) != ("answers", "echoes")
+]
+
+
+@pytest.mark.parametrize(("kind", "lack", "said"), REFUSED)
+def test_a_harness_task_that_an_endpoint_cannot_answer_is_refused_before_anything_starts(
+    tmp_path: Path, server: ModelServer, kind: str, lack: str, said: str
+) -> None:
+    setattr(server, lack, False)
+    starter = Starter()
+    with pytest.raises(UserError, match=f"(?s)suite 'digits'.*{said}"):
+        judged(
+            f"{server.url}#tiny", BASE, with_harness(tmp_path, kind), tmp_path / "cache",
+            tokenizer=BASE, starter=starter,
+        )  # fmt: skip
+    assert not starter.engines
+
+
+def test_a_harness_task_needs_the_tokenizer(tmp_path: Path, server: ModelServer) -> None:
+    with pytest.raises(UserError, match="--tokenizer"):
+        judged(server.url, BASE, with_harness(tmp_path, "answers"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

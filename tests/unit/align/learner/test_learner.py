@@ -233,6 +233,21 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_fails_in_the_end(
         learner.update(broken)
 
 
+@pytest.mark.parametrize(
+    ("largest", "expected"), [(2.5, [1.5, 2.0]), (5.0, [3.0, 4.0]), (9.0, [3.0, 4.0])]
+)
+def test_gradients_are_clipped_by_hand(
+    models: dict[str, Path], tmp_path: Path, largest: float, expected: list[float]
+) -> None:
+    """The norm of ``(3, 4)`` is 5, and what is shorter than the limit keeps its length."""
+    chosen = OptimizerConfig(lr=0.1, max_grad_norm=largest)
+    learner = make(models, tmp_path, settings(optimizer=chosen))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert learner._clip([weight, torch.nn.Parameter(torch.zeros(1))]) == 5.0
+    torch.testing.assert_close(weight.grad, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
 def test_divergence_is_zero_from_itself(models: dict[str, Path], tmp_path: Path) -> None:
     learner = make(models, tmp_path, settings())
     assert learner.divergence(list(ROWS), "base") == pytest.approx(0.0, abs=1e-6)

@@ -85,3 +85,28 @@ def test_groups_keep_their_own_peaks() -> None:
         assert [g["lr"] for g in optimizer.param_groups] == pytest.approx(
             [0.1 * share, 0.02 * share]
         )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_step_is_one_pass_where_all_weights_lie_on_a_cpu(device: str) -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2, device=place)) for place in ("cpu", device)]
+    optimizer = make_optimizer(weights, OptimizerConfig(lr=0.1))
+    assert bool(optimizer.param_groups[0]["fused"]) is (device == "cpu")
+
+
+def test_steps_are_adamw_by_the_definition() -> None:
+    """Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; computed here in float64."""
+    chosen = OptimizerConfig(lr=0.05, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    optimizer = make_optimizer([weight], chosen)
+    expected = weight.detach().double()
+    first, second = torch.zeros(3).double(), torch.zeros(3).double()
+    for step in range(1, 5):
+        gradient = torch.tensor([0.3, -1.0, 2.0]) / step
+        weight.grad = gradient.clone()
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient.double() ** 2
+        size = (second / (1 - 0.99**step)).sqrt() + 1e-6
+        expected = expected * (1 - 0.05 * 0.1) - 0.05 * first / (1 - 0.9**step) / size
+    torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=1e-6)

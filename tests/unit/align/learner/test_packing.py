@@ -65,10 +65,11 @@ def test_where_tokens_lie_by_hand() -> None:
     assert found.positions_S.tolist() == [0, 1, 2, 3, 4, 5, 3, 0, 1, 0, 1, 2, 3]
     # The shared prompt's last token predicts the first token of both answers.
     assert found.where_N.tolist() == [2, 3, 4, 5, 2, 6, 8, 11, 12]
-    assert found.shape == (4, 6)
-    assert found.laid_out.view(4, 6)[1].tolist() == [0, 1, 2, 6, 0, 0]
-    assert found.first_S.tolist() == [0, 1, 2, 3, 4, 5, 9, 12, 13, 18, 19, 20, 21]
-    assert (found.again.tolist(), found.again_of.tolist()) == ([6, 7, 8], [0, 1, 2])
+    # The longest row reads six tokens, and rows are laid out in steps of eight.
+    assert found.shape == (4, 8)
+    assert found.laid_out.view(4, 8)[1].tolist() == [0, 1, 2, 6, 0, 0, 0, 0]
+    assert found.first_S.tolist() == [0, 1, 2, 3, 4, 5, 11, 16, 17, 24, 25, 26, 27]
+    assert (found.again.tolist(), found.again_of.tolist()) == ([8, 9, 10], [0, 1, 2])
 
 
 def result(model: Any, rows: Sequence[Row], *, packed: bool) -> tuple[Tensor, Tensor]:

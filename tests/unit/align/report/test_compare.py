@@ -11,6 +11,7 @@ import pytest
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.report.compare import compare
+from align.round.times.record import AttemptTimes
 from tests.unit.decided import keel
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
 
@@ -91,3 +92,29 @@ def test_the_table_and_its_json(tmp_path: Path) -> None:
     assert "0.833 ± 0.000" in out
     assert json.loads(keel("compare", *files, "--json")[1])["groups"][0]["seeds"] == [0, 1]
     assert CampaignConfig.model_validate(json.loads(Path(files[0]).read_text())).seed == 0
+
+
+def test_production_and_refusals_come_before_the_table(tmp_path: Path) -> None:
+    file = file_of(made(tmp_path, GOOD, HARMFUL), tmp_path)
+    out = keel("compare", file)[1]
+    lines = [line for line in out.splitlines() if line.startswith(f"{file}: ")]
+    assert lines[0].startswith(f"{file}: Production is round 'round0' (")
+    assert lines[1].startswith(f"{file}: round1 was refused: general lost 50.0 points")
+    assert out.index(lines[1]) < out.index("Production of every campaign")
+    answers = json.loads(keel("compare", file, "--json")[1])["answers"]
+    assert answers[file]["round"] == "round0"
+    assert [entry["round"] for entry in answers[file]["kept_out"]] == ["round1"]
+
+
+def test_a_round_shown_says_where_its_time_went(tmp_path: Path) -> None:
+    evidence = made(tmp_path, GOOD)
+    times = AttemptTimes(seconds={"sampling": 6.0, "learning": 2.0})
+    times.save(evidence.folder / "rounds/00-round0/attempt-1")
+    file = file_of(evidence, tmp_path)
+    assert (
+        "  wall time 8 s: 6 s sampling, 2 s learning" in keel("rounds", "show", file, "round0")[1]
+    )
+    shown = json.loads(keel("rounds", "show", file, "round0", "--json")[1])["wall_time"]
+    parts = {part["name"]: part["seconds"] for part in shown["parts"]}
+    assert sum(parts.values()) == pytest.approx(shown["seconds"])
+    assert (parts["sampling"], parts["learning"]) == (6.0, 2.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from align.round.external.process import Command, run_command
 from tests.patience import patient
 
 LEAVES_A_CHILD = "sleep 1000 & echo $! > child; "
+LEAVES_A_DAEMON = "setsid sleep 1000 & echo $! > child; "
 
 
 def command(folder: Path, script: str, *, deadline_s: float = 600.0, **more: object) -> Command:
@@ -22,9 +26,9 @@ def command(folder: Path, script: str, *, deadline_s: float = 600.0, **more: obj
     )  # fmt: skip
 
 
-def lives(folder: Path) -> bool:
-    """Tell if the child that a script left is there, and no zombie, once it had time to end."""
-    status = Path("/proc") / (folder / "child").read_text().strip() / "stat"
+def lives(folder: Path, name: str = "child") -> bool:
+    """Tell if the process named in a file is there, and no zombie, once it had time to end."""
+    status = Path("/proc") / (folder / name).read_text().strip() / "stat"
     until = time.monotonic() + patient(10)
     while time.monotonic() < until:
         try:
@@ -36,8 +40,44 @@ def lives(folder: Path) -> bool:
     return True
 
 
-def test_a_command_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
-    run_command(command(tmp_path, LEAVES_A_CHILD + "exit 0"))
+@pytest.mark.parametrize("leaves", [LEAVES_A_CHILD, LEAVES_A_DAEMON], ids=["child", "daemon"])
+def test_a_command_that_ends_leaves_nothing_behind(tmp_path: Path, leaves: str) -> None:
+    run_command(command(tmp_path, leaves + "exit 0"))
+    assert not lives(tmp_path)
+
+
+RUNS = """
+import sys
+from pathlib import Path
+from align.round.external.process import Command, run_command
+
+folder = Path(sys.argv[1])
+run_command(Command(words=["sh", "-c", sys.argv[2]], folder=folder, variables={}, log=folder / "log",
+                    deadline_s=1000.0))
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize("leaves", [LEAVES_A_CHILD, LEAVES_A_DAEMON], ids=["child", "daemon"])
+def test_a_run_that_is_killed_leaves_nothing_of_its_command(
+    tmp_path: Path, leaves: str, ending: signal.Signals
+) -> None:
+    words = [sys.executable, "-c", RUNS, str(tmp_path), leaves + "echo $$ > shell; sleep 1000"]
+    run = subprocess.Popen(words)
+    until = time.monotonic() + patient(60)
+    while not (tmp_path / "shell").exists() or not (tmp_path / "shell").read_text():
+        assert time.monotonic() < until and run.poll() is None
+        time.sleep(0.05)
+    assert (tmp_path / "child").read_text()
+    run.send_signal(ending)
+    run.wait()
+    assert not lives(tmp_path) and not lives(tmp_path, "shell")
+
+
+def test_a_guard_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
+    script = LEAVES_A_CHILD + "kill -9 $PPID; sleep 1000"
+    with pytest.raises(RunError, match="ended by SIGKILL"):
+        run_command(command(tmp_path, script))
     assert not lives(tmp_path)
 
 

@@ -17,6 +17,7 @@ from align.config.campaign import CampaignConfig
 from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError, ParityError
 from align.gate.evidence import Evidence, stored_evidence
+from align.report.wall_time import attempt_seconds, wall_time
 from align.round.session import replay_path
 from align.store.snapshots.snapshots import SnapshotStore
 from rewards.failures import RewardFailure
@@ -532,3 +533,26 @@ def test_the_last_of_rounds_with_the_same_prompts_owns_them() -> None:
     }
     assert owners(before, shared=set()) == ["b", "c"]
     assert owners(before, shared={"a", "c"}) == ["b"]
+
+
+# wall time
+
+
+def test_a_round_says_where_its_time_went(two_rounds: Ran) -> None:
+    """Every kind of work that a round does is counted, and its parts sum to what the ledger timed."""
+    evidence = two_rounds.evidence
+    for record in evidence.ledger.rounds():
+        time = wall_time(evidence, [record])
+        parts = {part.name: part.seconds for part in time.parts}
+        assert {
+            "start-up", "sampling", "learning", "weight sync", "drift meters", "records",
+            "parity probe", "publishing", "measuring", "judging", "other",
+        } <= parts.keys()  # fmt: skip
+        assert math.fsum(parts.values()) == pytest.approx(time.seconds)
+        # The ledger's clock shows milliseconds.
+        assert time.seconds >= attempt_seconds(record, None) - 0.002
+        measured = {e.suite for e in evidence.ledger.evaluations(record.candidate)}
+        assert {part.name for part in time.suites} == measured
+    first, _ = evidence.ledger.rounds()
+    before = {part.name for part in wall_time(evidence, [first]).before}
+    assert {"start-up", "measuring", "weight sync"} <= before

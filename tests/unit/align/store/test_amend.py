@@ -23,7 +23,7 @@ from align.gate.suites.suites import build_suites
 from align.gate.verdict import decide_from_files
 from align.store.changes.amend import amend
 from align.store.changes.compare import compare
-from align.store.changes.difference import Change, differences
+from align.store.changes.difference import ConfigChange, differences
 from align.store.changes.drop import drop
 from align.store.changes.locks import Committed, Slot
 from align.store.changes.settle import settle
@@ -482,7 +482,7 @@ def test_differences_are_by_name() -> None:
         "rounds.a.x: 1 -> 2", "rounds.c: added", "betas: [0.9, 0.95] -> [0.9, 0.99]",
     ]  # fmt: skip
     assert [c.sentence for c in differences({"l": [1]}, {"l": [1, 2]})] == ["l: [1] -> [1, 2]"]
-    assert Change(("seed",), 0, 1).sentence == "seed: 0 -> 1"
+    assert ConfigChange(("seed",), 0, 1).sentence == "seed: 0 -> 1"
 
 
 def test_rounds_that_wait_before_a_decided_one_keep_their_place() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from typer.testing import CliRunner
 
+from launch.cli import app
 from launch.cluster import jobs
+from launch.cluster.job_failure import MAX_LINES, NUM_LINES, last_lines
 from launch.cluster.job_log import Log
-from rollouts.errors import KeelError, UserError
+from rollouts.errors import KeelError, RunError, UserError
 from tests.patience import patient
 
 LINES = [f"step {number}\n" for number in range(6)]
@@ -23,9 +26,12 @@ class Head:
 
     Args:
         cut: connections to the log break after so many new parts; None: it has no such connections.
+        lines: what the job prints.
+        ending: what the API says of the job when it has printed that; it succeeded by default.
     """
 
-    def __init__(self, cut: int | None) -> None:
+    def __init__(self, cut: int | None, *, lines: Sequence[str] = LINES, **ending: object) -> None:
+        self.lines, self.ending = list(lines), {"status": "SUCCEEDED", **ending}
         self.cut, self.printed, self.asked, self.whole, self.tails = cut, 0, 0, 0, 0
         self.away: Callable[[int], bool] = lambda asked: False
         """Whether the request of that number fails."""
@@ -40,15 +46,15 @@ class Head:
             raise web.HTTPServiceUnavailable
         if request.match_info["id"] != "mine":
             raise web.HTTPNotFound
-        status = "SUCCEEDED" if self.printed == len(LINES) else "RUNNING"
-        said = {"type": "SUBMISSION", "entrypoint": "", "submission_id": "mine", "status": status}
-        return web.json_response(said)
+        ending = self.ending if self.printed == len(self.lines) else {"status": "RUNNING"}
+        job = {"type": "SUBMISSION", "entrypoint": "", "submission_id": "mine", **ending}
+        return web.json_response(job)
 
     async def logs(self, request: web.Request) -> web.Response:
         self.whole += 1
         if self.cut is None:
-            self.printed = min(self.printed + 1, len(LINES))
-        return web.json_response({"logs": "".join(LINES[: self.printed])})
+            self.printed = min(self.printed + 1, len(self.lines))
+        return web.json_response({"logs": "".join(self.lines[: self.printed])})
 
     async def tail(self, request: web.Request) -> web.WebSocketResponse:
         if self.cut is None:
@@ -57,13 +63,13 @@ class Head:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         begun = self.printed
-        for number, line in enumerate(LINES):
+        for number, line in enumerate(self.lines):
             await socket.send_str(line)
             self.printed = max(self.printed, number + 1)
             if self.silent and number == 2:
                 self.silent = False
                 await asyncio.sleep(3600)
-            if number + 1 == begun + self.cut < len(LINES):
+            if number + 1 == begun + self.cut < len(self.lines):
                 request.transport.abort()  # type: ignore[union-attr]
                 break
         return socket
@@ -173,3 +179,75 @@ def test_each_part_is_written_once() -> None:
     for text, start in (("abc", 0), ("abc", 0), ("cde", 2), ("x", 1), ("abcdefg", 0), ("", 0)):
         log.write_rest(text, start)
     assert written == ["abc", "de", "fg"]
+
+
+NO_ROOM = [
+    "[  12.7s] waiting up to 120 s for room on the cluster\n",
+    "error: --address: the campaign does not fit on the cluster after 120 s\n",
+    "  what to do:   add nodes\n",
+]
+EXIT = "Job entrypoint command failed with exit code"
+TAIL = "last available logs (truncated to 20,000 chars):"
+TRACEBACK = "runtime_env setup failed: Failed to set up\nTraceback:\n  line 1\nOSError: disk full\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "ending", "expected"),
+    [
+        (
+            NO_ROOM,
+            {"status": "FAILED", "message": f"{EXIT} 2, {TAIL}\nwhat it printed"},
+            [f"job mine failed after 152 s: {EXIT} 2. It printed last:", *NO_ROOM[1:]],
+        ),
+        # A process that was killed says nothing, so its last lines are all there is.
+        (
+            LINES,
+            {"status": "FAILED", "message": f"{EXIT} -9, {TAIL}\n{LINES[-1]}"},
+            [f"{EXIT} -9. It printed last:", *LINES],
+        ),
+        (
+            ["\n"],
+            {"status": "FAILED", "message": f"{EXIT} 1, {TAIL}\nthe log is gone"},
+            [f"{EXIT} 1. It printed last:", "the log is gone"],
+        ),
+        (
+            ["\n"],
+            {"status": "FAILED", "message": TRACEBACK},
+            [
+                "runtime_env setup failed: Failed to set up ... OSError: disk full. It printed nothing"
+            ],
+        ),
+        (LINES, {"status": "STOPPED"}, ["job mine was stopped after 152 s. It printed last:"]),
+    ],
+    ids=["its own error", "killed", "log gone", "never started", "stopped"],
+)
+def test_a_job_that_failed_says_why(
+    serve: Callable[[Head], str],
+    caplog: pytest.LogCaptureFixture,
+    lines: list[str],
+    ending: dict[str, object],
+    expected: list[str],
+) -> None:
+    address = serve(Head(cut=100, lines=lines, start_time=1000, end_time=153_000, **ending))
+    run = CliRunner().invoke(app, ["jobs", "logs", "mine", "--address", address, "--follow"])
+    assert isinstance(run.exception, RunError), run.output
+    message = str(run.exception).splitlines()
+    start = message[0].removeprefix(f"{address}: ")
+    assert start.endswith(expected[0])
+    assert message[1 : len(expected)] == [f"    {line.rstrip()}" for line in expected[1:]]
+    assert f"`keel jobs logs mine --address {address}`" in message[-1]
+    assert run.stdout == "".join(lines)
+    assert "close code" not in caplog.text + run.stderr
+
+
+def test_the_end_of_a_log_begins_at_the_error_that_keel_named() -> None:
+    steps = [f"step {number}" for number in range(100)]
+    assert last_lines("\n".join(steps)) == steps[-NUM_LINES:]
+    error = ["error: a: b", "  what to do:   c"]
+    assert last_lines("\n".join([*steps, "error: an earlier one", *error, ""])) == error
+    assert last_lines("\n".join([*error, *steps])) == steps[-NUM_LINES:]
+    assert last_lines("\n".join([*error, *steps[: MAX_LINES - 2]])) == [
+        *error,
+        *steps[: MAX_LINES - 2],
+    ]
+    assert last_lines(" \n\n") == []

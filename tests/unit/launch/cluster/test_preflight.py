@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from align.config.resources import ResourcesConfig
 from launch.cluster.engines import custom_of
 from launch.cluster.preflight import (
+    ClusterNode,
     Demand,
-    Node,
     check_room,
     demands_of,
     node_table,
@@ -24,8 +24,8 @@ from rollouts.errors import UserError
 from tests.unit.campaigns import campaign
 
 
-def node(name: str, free: dict[str, float] | None = None, **total: float) -> Node:
-    return Node(name=name, total=total, free=total if free is None else free)
+def node(name: str, free: dict[str, float] | None = None, **total: float) -> ClusterNode:
+    return ClusterNode(name=name, total=total, free=total if free is None else free)
 
 
 def engines(count: int, **bundle: float) -> Demand:
@@ -86,7 +86,9 @@ def test_a_learner_of_one_process_asks_for_nothing(tmp_path: Path) -> None:
         ([], [engines(1, CPU=1)], "which no node has"),
     ],
 )
-def test_what_does_not_fit_and_why(nodes: list[Node], demands: list[Demand], reason: str) -> None:
+def test_what_does_not_fit_and_why(
+    nodes: list[ClusterNode], demands: list[Demand], reason: str
+) -> None:
     found = problems(nodes, demands)
     assert len(found) == 1 and reason in found[0], found
 

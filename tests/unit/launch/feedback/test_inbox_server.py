@@ -20,9 +20,9 @@ from align.schedule.inbox.numbering import Receipt, Submission
 from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
 from launch.feedback import tender
 from launch.feedback.app import make_app
-from launch.feedback.body import Limits
+from launch.feedback.body import BodyLimits
 from launch.feedback.receive import Crowded, Receiver
-from launch.feedback.tender import Tender
+from launch.feedback.tender import Sweeper
 from launch.feedback.token import is_bearer, read_token
 from rollouts.errors import UserError
 from tests.patience import patient
@@ -30,7 +30,7 @@ from tests.unit.inboxes import TASTE, feedback, opened, pair, settled
 
 TOKEN = "a-token-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-LIMITS = Limits(body_bytes=4000, rows=5, row_chars=300)
+LIMITS = BodyLimits(body_bytes=4000, rows=5, row_chars=300)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ class Arriving:
 
 
 def test_bodies_are_bounded_together() -> None:
-    receiver = Receiver(Limits(body_bytes=100, held_bytes=150))
+    receiver = Receiver(BodyLimits(body_bytes=100, held_bytes=150))
 
     async def receive(*parts: bytes) -> bytes:
         async with receiver.body(Arriving(*parts)) as body:  # type: ignore[arg-type]
@@ -222,7 +222,7 @@ def test_bodies_are_bounded_together() -> None:
 def test_who_comes_when_too_much_arrives_is_asked_to_come_back(
     inbox: Inbox, tmp_path: Path
 ) -> None:
-    limits = Limits(held_bytes=10)
+    limits = BodyLimits(held_bytes=10)
     app = make_app(inbox, {"taste": TASTE}, TOKEN, folder=tmp_path / "inbox", limits=limits)
     with TestClient(app, headers=HEADERS) as client:
         answer = client.post("/v1/feedback", json=pair(1))
@@ -237,7 +237,7 @@ def test_health_is_that_of_the_drop_folder_too(
     client: TestClient, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tender, "SWEEP_S", 0.01)
-    tending = Tender(tmp_path / "inbox", inbox, {})
+    tending = Sweeper(tmp_path / "inbox", inbox, {})
     failures = [ZeroDivisionError("of the tests"), RunError("disk full")]
     passes: list[bool] = []
 
@@ -272,7 +272,7 @@ def test_the_server_takes_what_is_dropped_and_says_what_it_cannot(
     for name, content in (("a.jsonl", "{"), ("b.jsonl", json.dumps(pair(1)))):
         (place / name).write_text(content)
         settled(place / name)
-    Tender(tmp_path / "inbox", inbox, {"taste": TASTE}).tend()
+    Sweeper(tmp_path / "inbox", inbox, {"taste": TASTE}).tend()
     assert inbox.waiting("taste").count == 1
     assert "drop folder: a.jsonl: " in capsys.readouterr().err
 

@@ -1,7 +1,6 @@
 """Manifests: three golden files, what stands in them, and what makes none.
 
-After a change on purpose, then read the diff:
-``KEEL_WRITE_GOLDEN=1 pytest tests/unit/launch/kubernetes/test_kubernetes.py``.
+After a change on purpose: ``KEEL_WRITE_GOLDEN=1 pytest tests/unit/launch/kubernetes/test_kubernetes.py``, then read the diff.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def test_only_the_driver_gets_secrets_and_only_by_name(tmp_path: Path) -> None:
 
 
 def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> None:
-    from launch.cluster.preflight import Node, demands_of, problems
+    from launch.cluster.preflight import ClusterNode, demands_of, problems
 
     for ranks in (1, 2):
         _, job = manifests(tmp_path, "rayjob", ranks=ranks)
@@ -94,7 +93,7 @@ def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> Non
             start = group["rayStartParams"]
             labels = yaml.safe_load(yaml.safe_load(start.get("resources", '"{}"')))
             total = {"CPU": float(start["num-cpus"]), **labels}
-            nodes += [Node(name="pod", total=total, free=total)] * group["replicas"]
+            nodes += [ClusterNode(name="pod", total=total, free=total)] * group["replicas"]
         config = CampaignConfig.model_validate(yaml.safe_load(campaign(ranks)))
         assert problems(nodes, demands_of(config, gpus=False)) == []
 

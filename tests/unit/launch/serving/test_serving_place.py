@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.serving.place import KEPT_LOGS, Place, claim, clear
+from launch.serving.place import KEPT_LOGS, ServerFiles, claim, clear
 
 
-def merged_into(place: Place) -> Path:
+def merged_into(place: ServerFiles) -> Path:
     file = place.scratch / "merged" / "model.safetensors"
     file.parent.mkdir()
     file.write_bytes(b"weights")

@@ -16,7 +16,7 @@ from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from launch.serving import vllm_server
 from launch.serving.serve import Options, serve
-from launch.serving.shelf import Shelf
+from launch.serving.shelf import ServedAlias
 from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import RunError, UserError
 from tests.unit.backends import PATIENCE_S
@@ -54,12 +54,12 @@ KEEL_SERVE = """
 import sys
 from align.config.campaign import CampaignConfig
 from launch.serving import vllm_server
-from launch.serving.follow import Pace
+from launch.serving.follow import SwapPolicy
 from launch.serving.serve import Options, serve
 
 vllm_server.SERVER = (sys.argv[2],)
 config = CampaignConfig.model_validate_json(sys.argv[1])
-pace = Pace(poll_s=0.05)
+pace = SwapPolicy(poll_s=0.05)
 serve(config, Options(port=0, pace=pace), say=lambda text: print(text, flush=True))
 """
 
@@ -80,7 +80,7 @@ def server(tmp_path: Path) -> Path:
 
 def starter(evidence: Evidence, deadline_s: float = PATIENCE_S) -> VLLMStarter:
     return VLLMStarter(
-        shelf=Shelf(evidence, "production"),
+        shelf=ServedAlias(evidence, "production"),
         device="cpu",
         gpu_memory_utilization=0.5,
         extra=(),
@@ -146,7 +146,7 @@ def test_a_merge_has_a_deadline(
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_read(evidence: Evidence) -> None:
     """The model is damaged, which only who reads it knows."""
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     file = shelf.open(shelf.wanted()).folder / "config.json"
     file.chmod(0o644)
     file.write_text(file.read_text().replace("round1", "round9"))
@@ -164,7 +164,9 @@ from launch.serving.vllm_server import _in_background
 
 async def main():
     assert await _in_background(lambda: 3) == 3
-    await asyncio.wait({asyncio.create_task(_in_background(lambda: time.sleep(600)))}, timeout=0.1)
+    reading = asyncio.create_task(_in_background(lambda: time.sleep(600)))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
 
 asyncio.run(main())
 """

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from launch.feedback.body import Limits
+from launch.feedback.body import BodyLimits
 from launch.serving.proxy import LIMITS
 from launch.serving.route import Route
 from launch.serving.vllm_server import free_port
@@ -18,7 +18,7 @@ from tests.unit.backends import KEY, Echo, proxied, until
 
 @asynccontextmanager
 async def one_backend(
-    limits: Limits = LIMITS,
+    limits: BodyLimits = LIMITS,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Echo, Route]]:
     backend, route = await Echo("a").start(), Route()
     route.switch(backend)
@@ -188,7 +188,7 @@ def test_half_an_answer_is_not_taken_for_a_whole_one() -> None:
 
 def test_a_body_has_a_limit_and_a_deadline() -> None:
     async def scene() -> None:
-        limits = Limits(body_bytes=1000, body_s=0.2)
+        limits = BodyLimits(body_bytes=1000, body_s=0.2)
         async with one_backend(limits) as (client, backend, _):
             assert (await client.post("/v1/completions", content=b"x" * 1000)).status_code == 200
             assert (await client.post("/v1/completions", content=b"x" * 1001)).status_code == 413
@@ -203,7 +203,7 @@ def test_all_bodies_together_have_a_limit() -> None:
     """What is held until its request is answered counts; the place of what was answered is free again."""
 
     async def scene() -> None:
-        limits = Limits(body_bytes=1000, held_bytes=1500)
+        limits = BodyLimits(body_bytes=1000, held_bytes=1500)
         async with one_backend(limits) as (client, backend, _):
             slow = asyncio.create_task(client.post("/v1/slow", content=b"x" * 1000))
             await until(lambda: backend.running == 1)

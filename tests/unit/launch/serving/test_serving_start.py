@@ -21,7 +21,7 @@ from launch.serving import command, guard
 from launch.serving.command import check_extra, environment, vllm_arguments, vllm_device
 from launch.serving.route import Backend
 from launch.serving.serve import Options, serve
-from launch.serving.shelf import Shelf, Target
+from launch.serving.shelf import ServedAlias, ServedSnapshot
 from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import UserError
 from tests.patience import patient
@@ -51,22 +51,22 @@ def adapter(folder: Path, name: str | None) -> Kind:
 
 
 def test_an_alias_leads_to_a_verified_folder(evidence: Evidence) -> None:
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     target = shelf.open(shelf.wanted())
     assert target.snapshot == evidence.accepted("policy")["round0"]
     assert target.folder == evidence.folder.absolute() / "snapshots" / target.snapshot
     assert target.pinned == f"small@{target.snapshot[:16]}"
-    assert Shelf(evidence, "production", "mine").open(target.snapshot).name == "mine"
+    assert ServedAlias(evidence, "production", "mine").open(target.snapshot).name == "mine"
 
 
 def test_an_alias_that_names_nothing_is_for_a_person(evidence: Evidence) -> None:
     with pytest.raises(UserError, match="no snapshot is called 'prodution'") as caught:
-        Shelf(evidence, "prodution").wanted()
+        ServedAlias(evidence, "prodution").wanted()
     assert "did you mean 'production'" in str(caught.value)
 
 
 def test_a_damaged_snapshot_is_named_and_not_served(evidence: Evidence) -> None:
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     file = shelf.open(shelf.wanted()).folder / "config.json"
     file.chmod(0o644)
     file.write_text(file.read_text().replace("round0", "round9"))
@@ -81,7 +81,7 @@ def test_a_damaged_snapshot_is_not_swapped_in(tmp_path: Path) -> None:
     """What is served stays; of the damaged one no process is started."""
     evidence = made(tmp_path, {"round0": 50}, {"round1": 50})
     first, second = evidence.accepted("policy").values()
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     file = shelf.open(second).folder / "config.json"
     file.chmod(0o644)
     file.write_text(file.read_text().replace("round1", "round9"))
@@ -112,12 +112,14 @@ def test_a_reward_model_is_not_served(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"made_by": name}))
         return "reward"
 
-    shelf = Shelf(made(tmp_path, {"round0": 50}, write=write), "production")
+    shelf = ServedAlias(made(tmp_path, {"round0": 50}, write=write), "production")
     with pytest.raises(UserError, match="is a reward model"):
         shelf.open(shelf.wanted())
 
 
-def arguments(target: Target, evidence: Evidence, device: command.Device = "cpu") -> list[str]:
+def arguments(
+    target: ServedSnapshot, evidence: Evidence, device: command.Device = "cpu"
+) -> list[str]:
     return vllm_arguments(
         target, evidence.config, port=81, device=device, gpu_memory_utilization=0.45
     )
@@ -131,7 +133,7 @@ def after(words: list[str], name: str) -> list[str]:
 
 
 def test_both_names_lead_to_the_snapshot(evidence: Evidence) -> None:
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     target = shelf.open(shelf.wanted())
     words = arguments(target, evidence)
     assert after(words, "--served-model-name") == [target.pinned, "small"]
@@ -144,7 +146,7 @@ def test_both_names_lead_to_the_snapshot(evidence: Evidence) -> None:
 
 def test_an_adapter_is_served_beside_its_base(tmp_path: Path) -> None:
     evidence = made(tmp_path, {"round0": 50}, write=adapter)
-    shelf = Shelf(evidence, "production")
+    shelf = ServedAlias(evidence, "production")
     target = shelf.open(shelf.wanted())
     assert target.folder.name == evidence.base
     words = arguments(target, evidence)
@@ -169,7 +171,7 @@ def test_what_vllm_cannot_serve_as_an_adapter_is_merged(tmp_path: Path, dora: bo
 
     serving = "merged" if not dora else "adapter"
     policy = {"model": "demo://digits", "lora": {"serve": serving}}
-    shelf = Shelf(made(tmp_path, {"round0": 50}, write=write, policy=policy), "production")
+    shelf = ServedAlias(made(tmp_path, {"round0": 50}, write=write, policy=policy), "production")
     found = shelf.open(shelf.wanted()).adapter
     assert found is not None and found.must_merge
 

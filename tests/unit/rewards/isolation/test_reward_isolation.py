@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from align.config.campaign import RewardConfig
 from rewards.base import Sample
 from rewards.call import Failure
-from rewards.isolation.batch import Batch, Clock, Suspects, pieces_of
+from rewards.isolation.batch import Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.protocol import (
-    Answer,
     Malformed,
+    WorkerAnswer,
     holds,
     pack_answer,
     pack_request,
@@ -158,7 +158,7 @@ def test_noise_is_no_frame(data: bytes) -> None:
 
 def test_an_answer_arrives_as_it_was_given() -> None:
     failure = Failure(reason="no", trace="Traceback", kind="memory")
-    answer = Answer(
+    answer = WorkerAnswer(
         outcomes=[1.0, None, failure], metrics=[("m", 2.0)], extras={"e": [1, "a", object()]}
     )
     found = read_answer(json.loads(json.dumps(pack_answer(7, answer))), 7, most=3)
@@ -220,18 +220,18 @@ def test_an_input_is_held_after_two_strikes() -> None:
 
 
 def test_a_batch_is_done_when_every_sample_is_decided_once() -> None:
-    batch = Batch(packed_B=["a", "b", "c"], state="null", clock=Clock(9.0))
+    batch = WorkerBatch(packed_B=["a", "b", "c"], state="null", clock=Clock(9.0))
     batch.decide([2, 0], [3.0, None])
     assert (batch.open_of([0, 1, 2]), batch.done.is_set()) == ([1], False)
     batch.decide([0, 1], [5.0, 2.0])
     assert batch.outcomes_B == [None, 2.0, 3.0] and batch.done.is_set()
-    batch.take([1], Answer(outcomes=[], metrics=[("m", 2.0)], extras={"e": ["b"]}), 0.5)
-    batch.take([0], Answer(outcomes=[], metrics=[("m", 1.0)], extras={"e": ["a"]}), 0.25)
+    batch.take([1], WorkerAnswer(outcomes=[], metrics=[("m", 2.0)], extras={"e": ["b"]}), 0.5)
+    batch.take([0], WorkerAnswer(outcomes=[], metrics=[("m", 1.0)], extras={"e": ["a"]}), 0.25)
     assert batch.metrics() == [("m", 1.0), ("m", 2.0)]
     assert batch.busy_s == 0.75
     assert batch.extras_B() == [{"e": "a"}, {"e": "b"}, {}]
     assert batch.extras() == {"e": ["a", "b"]}
-    assert Batch(packed_B=[], state="null", clock=Clock(1.0)).done.is_set()
+    assert WorkerBatch(packed_B=[], state="null", clock=Clock(1.0)).done.is_set()
 
 
 def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:

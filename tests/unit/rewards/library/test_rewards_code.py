@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rewards.library.code import guest
-from rewards.library.code.candidate import Candidate, CandidateError, Limits
+from rewards.library.code.candidate import Candidate, CandidateError, CandidateLimits
 from rewards.library.code.reward import code_of, code_tests
 from rewards.registry import load_reward
 from rollouts.errors import UserError
@@ -99,7 +99,7 @@ def test_programs_are_judged_by_what_they_print() -> None:
 
 def test_waiting_ends_by_the_clock_and_leaves_nothing_behind() -> None:
     code = "import time\ndef f(x): time.sleep(60)"
-    limits = Limits(wall_s=0.5)
+    limits = CandidateLimits(wall_s=0.5)
     with (
         Candidate(code, limits) as candidate,
         pytest.raises(CandidateError, match="gave no answer"),

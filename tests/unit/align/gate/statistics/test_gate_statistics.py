@@ -305,6 +305,41 @@ def test_power_margin_and_items_are_one_relation(
         assert power(n - 2, psi, margin, alpha, pass_fail=pass_fail) < wanted
 
 
+@pytest.mark.parametrize("pass_fail", [True, False], ids=["pass or fail", "scores"])
+def test_a_loss_takes_room_from_the_margin(pass_fail: bool) -> None:
+    n, psi, margin, alpha = 600, 0.1, 0.03, 0.05
+    chances = [
+        power(n, psi, margin, alpha, loss=loss, pass_fail=pass_fail)
+        for loss in (0.0, 0.01, 0.02, 0.03, 0.05)
+    ]
+    assert chances == sorted(chances, reverse=True)
+    # By hand: (.03 - .01) sqrt(600 / .1) = 1.549, less 1.645, is -.096, and P(Z <= -.096) = .462.
+    assert chances[1] == pytest.approx(0.462, abs=1e-3)
+    assert chances[3] == pytest.approx(alpha)
+    assert joint_power(n, psi, [margin], alpha, loss=0.01, pass_fail=pass_fail) == chances[1]
+
+
+def test_what_is_lost_has_changed() -> None:
+    assert power(900, 0.01, 0.1, 0.05, loss=0.05) == power(900, 0.05, 0.1, 0.05, loss=0.05)
+    assert power(900, 0.0, 0.1, 0.05, loss=0.1) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.03])
+def test_power_is_the_exact_chance_to_two_points(loss: float) -> None:
+    """Of all tables: the changed items are binomial, and so are the lost ones among them."""
+    n, psi, margin, alpha = 600, 0.1, 0.03, 0.05
+    exact = 0.0
+    for changed in range(20, 110):
+        low, high = -1, changed
+        while low < high:
+            middle = (low + high + 1) // 2
+            passes = tango_noninferiority(middle, changed - middle, n, margin).p <= alpha
+            low, high = (middle, high) if passes else (low, middle - 1)
+        lost = stats.binom.cdf(low, changed, (psi + loss) / 2 / psi)
+        exact += stats.binom.pmf(changed, n, psi) * lost
+    assert power(n, psi, margin, alpha, loss=loss) == pytest.approx(exact, abs=0.02)
+
+
 def test_power_where_nothing_differs() -> None:
     enough = items_needed(0.0, 0.02, 0.05)
     assert power(enough, 0.0, 0.02, 0.05) == 1.0

@@ -7,22 +7,26 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.config.campaign import CampaignConfig
-from align.config.gate import SuiteConfig
+from align.config.gate import GateConfig, SuiteConfig
+from align.config.policy import PolicyConfig
 from align.data.demo.tokenizer import build_tokenizer
 from align.data.demo.world import demo_prompts
+from align.gate.checks import check
 from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.suites.harness.lm import cut, engine_lm
 from align.gate.suites.harness.suite import load_harness
 from align.gate.suites.harness.task import HarnessTask
 from align.gate.suites.harness.values import item_value
 from align.gate.suites.suites import Suite, build_suites
+from align.gate.summary import verdict_rows
+from align.gate.verdict import NO_TARGET, decide
 from rollouts.engines.scripted import ScriptedEngine
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
@@ -493,3 +497,42 @@ def test_the_shipped_tasks_take_a_users_files(tmp_path: Path) -> None:
     assert found["gsm8k_text_local"].value is not None
     assert found["gsm8k_text_local"].value < 0.0
     assert found["ifeval_local"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [
+        ("perplexity", "nats"),
+        ("word_perplexity", "nats per word"),
+        ("byte_perplexity", "nats per byte"),
+        ("bits_per_byte", "bits per byte"),
+        ("acc", "of reward"),
+    ],
+)
+def test_a_loss_of_likelihood_is_said_in_its_own_unit(
+    folder: Folder, metric: str, unit: str
+) -> None:
+    rolling = {
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}",
+    }  # fmt: skip
+    scored = {"output_type": "loglikelihood"} if metric in ("perplexity", "acc") else rolling
+    folder.write({**TASK, **scored, "metric_list": [{"metric": metric}]})
+    config = CampaignConfig.model_construct(
+        policy=PolicyConfig(model="m"), suites=(folder.suite(),), rounds=(), gate=GateConfig()
+    )
+    (suite,) = build_suites(config, {}, ENCODER, 64)
+    before = ItemResults(
+        suite="reverse", suite_hash=suite.hash, snapshot="a", item_ids=suite.item_ids,
+        values=(-1.25,) * 6, statuses=("scored",) * 6, finishes=("stop",) * 6,
+    )  # fmt: skip
+    after = replace(before, snapshot="b", values=(-1.5,) * 6)
+    compared = check(
+        suite.rule, after, before, role="retention", against="parent", margin=2.0, alpha=0.05
+    )
+    assert f"0.25 {unit} lost against parent" in compared.sentence
+    verdict = decide(
+        target=NO_TARGET, candidate={"reverse": after}, parent={"reverse": before}, start=None,
+        best=None, suites=[suite], gate=GateConfig(), accepted_rounds=(),
+    )  # fmt: skip
+    changes = [row.change for row in verdict_rows(verdict) if row.suite == "reverse"]
+    assert changes == ["-0.25" if unit == "of reward" else f"-0.25 {unit}"]

@@ -1,0 +1,110 @@
+"""Rotary position embeddings in float32 on a CPU, with a gradient of their own.
+
+Written out as transformers does it, a rotation is four operations, and autograd takes the backward pass
+through nine: both together last twice as long as where the halves ``a`` and ``b`` of a head are multiplied
+and added in place:
+
+    a' = a cos_a - b sin_a,    b' = b cos_b + a sin_b
+
+The gradient is a rotation as well, with both sines exchanged and negated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+APPLY = "apply_rotary_pos_emb"
+"""Name of the function in every model's code in transformers."""
+SAME = 1e-5
+"""Largest difference between a function's result and the formula's that counts as rounding."""
+
+Rotate = Callable[..., tuple[Tensor, Tensor]]
+"""From queries, keys, cosines and sines to queries and keys."""
+
+
+def speed_up_rotary(model: nn.Module) -> None:
+    """Let the code of a model rotate by the formula where its own function computes the same."""
+    for name in {type(module).__module__ for module in model.modules()}:
+        code = sys.modules.get(name)
+        function = getattr(code, APPLY, None)
+        if function is not None and not _is_quick(function) and _is_rotation(function):
+            setattr(code, APPLY, partial(rotate, function))
+
+
+def rotate(
+    function: Rotate, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **how: Any
+) -> tuple[Tensor, Tensor]:
+    """Rotate by the formula; by a model's own function where precision, device or call are others.
+
+    Args:
+        function: the model's own.
+        how: the axis that cosines lack, ``unsqueeze_dim``.
+    """
+    usual = not rest and how.keys() <= {"unsqueeze_dim"} and cos.shape[-1] == query.shape[-1]
+    if not usual or not all(map(_is_plain, (query, key, cos, sin))):
+        return function(query, key, cos, sin, *rest, **how)
+    wide = [angles.unsqueeze(how.get("unsqueeze_dim", 1)) for angles in (cos, sin)]
+    return _rotated(query, *wide), _rotated(key, *wide)
+
+
+def _is_quick(function: Rotate) -> bool:
+    return isinstance(function, partial) and function.func is rotate
+
+
+def _is_plain(states: Tensor) -> bool:
+    return states.dtype == torch.float32 and states.device.type == "cpu"
+
+
+@torch.no_grad()
+def _is_rotation(function: Rotate) -> bool:
+    """Tell if a function gives what the formula gives for some numbers."""
+    query, key = torch.linspace(-2.0, 3.0, 48).view(1, 2, 3, 8), torch.ones(1, 1, 3, 8)
+    cos, sin = torch.linspace(-1.0, 1.0, 48).view(2, 1, 3, 8)
+    expected = (_rotated(states, cos[:, None], sin[:, None]) for states in (query, key))
+    try:
+        results = function(query, key, cos, sin)
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    return all(
+        own.shape == rotated.shape and bool((own - rotated).abs().max() <= SAME)
+        for own, rotated in zip(results, expected, strict=True)
+    )
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out: Tensor = _Rotation.apply(states, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Rotation(torch.autograd.Function):
+    """Autograd function of the formula; heads of size ``D``, cosines and sines of the same size."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        sin_a, sin_b = sin.chunk(2, -1)
+        return _turned(states, cos, -sin_a, sin_b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        sin_a, sin_b = sin.chunk(2, -1)
+        return _turned(grad, cos, sin_b, -sin_a), None, None
+
+
+def _turned(states: Tensor, cos: Tensor, of_b: Tensor, of_a: Tensor) -> Tensor:
+    """Compute ``a cos + b of_b`` and ``b cos + a of_a`` of the halves."""
+    out = states * cos
+    for own, other, factor in zip(
+        out.chunk(2, -1), reversed(states.chunk(2, -1)), (of_b, of_a), strict=True
+    ):
+        own.addcmul_(other, factor)
+    return out

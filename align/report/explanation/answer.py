@@ -1,0 +1,98 @@
+"""The answer first: what is production, and what was refused or failed and why, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from align.gate.evidence import Evidence
+from align.gate.summary import reason_of
+from align.gate.verdict import Verdict
+from align.report.history import RoundEntry, entries
+from align.store.ledger.ledger import RoundRecord
+from rollouts.types import SnapshotId
+
+Kind = Literal["refused", "observed", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptOut:
+    """One round that did not simply pass."""
+
+    index: int
+    round: str
+    kind: Kind
+    """``observed``: accepted by a gate that only observes, against the evidence."""
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The round and the reason, as a person says it."""
+        if self.kind == "failed":
+            return f"{self.round} failed: {self.reason}."
+        did = "accepted by an observing gate, although" if self.kind == "observed" else "refused:"
+        return f"{self.round} was {did} {self.reason}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """State of a campaign in sentences."""
+
+    production: SnapshotId
+    round: str | None
+    """Round that production is from; None for the base."""
+    words: str
+    """Production's round and snapshot, as a person says it."""
+    kept_out: tuple[KeptOut, ...]
+    """Rounds that did not simply pass, oldest first."""
+
+    @property
+    def sentence(self) -> str:
+        """What is production."""
+        return f"Production is {self.words}."
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Production, then every round that was kept out."""
+        return (self.sentence, *(entry.sentence for entry in self.kept_out))
+
+
+def answer_of(evidence: Evidence) -> Answer:
+    """Read from a campaign's store what is production and what was kept out."""
+    production = evidence.ledger.alias("production") or evidence.base
+    rounds = evidence.accepted("policy").items()
+    return Answer(
+        production=production,
+        round=next((name for name, snapshot in rounds if snapshot == production), None),
+        words=evidence.production_words(),
+        kept_out=tuple(_kept_out(evidence)),
+    )
+
+
+def _kept_out(evidence: Evidence) -> Iterator[KeptOut]:
+    records = {record.index: record for record in evidence.ledger.rounds()}
+    for entry in entries(evidence):
+        record = records.get(-1 if entry.index is None else entry.index)
+        if record is None or entry.skipped:
+            continue
+        reason, kind = _reason(record), _kind(entry)
+        if reason:
+            yield KeptOut(index=record.index, round=record.name, kind=kind, reason=reason)
+
+
+def _kind(entry: RoundEntry) -> Kind:
+    if entry.state == "failed":
+        return "failed"
+    return "observed" if entry.state == "accepted" else "refused"
+
+
+def _reason(record: RoundRecord) -> str:
+    """Return the first reason; of a failure the first line of what it said."""
+    report = record.report or {}
+    if record.state == "failed":
+        lines = str(report.get("error", "")).strip().splitlines() or ["no reason is on record"]
+        return lines[0].rstrip(".")[:300]
+    if record.state not in ("accepted", "rejected"):
+        return ""
+    return reason_of(Verdict.from_dict(report))

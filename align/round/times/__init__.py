@@ -1,0 +1,1 @@
+"""Wall time of rounds by what it was spent on."""

@@ -1,0 +1,43 @@
+"""Wall time of one attempt at a round as it lies beside its metrics, in ``times.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILE = "times.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptTimes:
+    """Seconds by phase."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the attempt itself, repairs included."""
+    before: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the run between its start, or its last round, and this attempt."""
+
+    def save(self, folder: Path) -> None:
+        """Write the file into an attempt's folder; a reader sees the old one or the new one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f".{FILE}.{os.getpid()}.tmp"
+        staging.write_text(json.dumps(asdict(self), sort_keys=True) + "\n")
+        os.replace(staging, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> AttemptTimes | None:
+        """Read what `save` wrote; None if the attempt has no such file, or a damaged one."""
+        try:
+            content = json.loads((folder / FILE).read_text())
+            return cls(seconds=_finite(content["seconds"]), before=_finite(content["before"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def _finite(seconds: Mapping[str, float]) -> dict[str, float]:
+    values = {str(name): float(value) for name, value in seconds.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value) and value >= 0}
