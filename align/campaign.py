@@ -25,7 +25,7 @@ from align.gate.evidence import Evidence, view_of_due
 from align.gate.overlap import save_overlaps
 from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from align.round.external.round import run_external_round
 from align.round.measurement.damage import survey
 from align.round.measurement.measuring import measure_again, measure_known, open_sealed
