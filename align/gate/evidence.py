@@ -17,14 +17,13 @@ from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import amended_level, spent_by
 from align.gate.suites.suites import Suite
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of
-from align.store.changes.gone import unmeasurable
+from align.store.changes.gone import unmeasurable, without_gone
 from align.store.changes.settle import settle
 from align.store.ledger.baseline import anchor_of
 from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.store.ledger.lineage import lineage
-from align.store.lookback import in_view, nights_of
+from align.store.lookback import Purpose, Recall, nights_of, recall
 from align.store.mirror import ONE_SIDED, Mirror
-from align.store.recall import Purpose, Recall, recall
 from align.store.repairs import repairs_of
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import begun_ledger, open_mirror
@@ -348,6 +347,17 @@ def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
         other.campaign_rounds,
         other.spending or "campaign",
     )
+
+
+def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
+    """The campaign without what these rounds do not look at: rounds of templates that the gate leaves out,
+    that were rejected, or whose turn is still to come; nor files of decided rounds that are gone."""
+    config, nights = evidence.config, nights_of(evidence.ledger.database)
+    seen = {name for round in rounds for name in evidence.recall(round, "gate").kept}
+    seen |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
+    decided = [record.name for record in evidence.committed()]
+    kept = without_gone([s for s in config.rounds if s.name in seen], decided)
+    return config.model_copy(update={"rounds": kept})
 
 
 def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:

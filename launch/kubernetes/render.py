@@ -116,7 +116,7 @@ def _check(config: CampaignConfig, text: str, target: Target) -> None:
 
 
 def _check_schedule(schedule: str, time_zone: str) -> None:
-    from align.schedule.clock import check_cron, check_timezone
+    from align.clock import check_cron, check_timezone
 
     for option, check, value in (
         ("--schedule", check_cron, schedule),

@@ -16,7 +16,6 @@ from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap
 from align.report.acts import Act, acts_of
 from align.report.export.held_out import overlaps_of
-from align.report.history import steps_of
 from align.report.html.curves import Curve, Panel, thinned
 from align.report.html.limits import Limits
 from align.report.html.lineage import Node, lineage
@@ -26,6 +25,7 @@ from align.report.inbox import takes_of
 from align.report.seals import Seal, seals_of
 from align.report.tables import answer_first
 from align.round.spending import Spent, Split
+from align.store.run_folder import steps_of
 from rollouts.types import SnapshotId
 
 
