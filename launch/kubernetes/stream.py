@@ -1,39 +1,9 @@
-"""Streams of YAML: manifests to and from the form that kubectl has them in."""
+"""Manifests as one stream of YAML, as kubectl takes them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rollouts.errors import UserError
-
-STANDARD_INPUT = Path("-")
-
-
-def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, with the items of a List one by one; ``-`` is standard input.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than objects.
-    """
-    import yaml
-
-    # A CRD of KubeRay has 30,000 lines: seconds in Python, a tenth of that in C.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        text = sys.stdin.read() if path == STANDARD_INPUT else path.read_text()
-        documents = list(yaml.load_all(text, Loader=loader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from None
-    for document in documents:
-        is_list = isinstance(document, dict) and document.get("kind") == "List"
-        for one in document.get("items") or () if is_list else (document,):
-            if isinstance(one, dict):
-                yield one
-            elif one is not None:
-                raise UserError(f"no object of Kubernetes: {one!r:.60}", where=str(path))
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:

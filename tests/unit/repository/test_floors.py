@@ -75,9 +75,7 @@ def test_rooms_import_lower_rooms_only() -> None:
     wrong = [
         line
         for path in modules.values()
-        for line in against_the_floors(
-            str(path.relative_to(ROOT)), path.read_text(), set(modules)
-        )
+        for line in against_the_floors(str(path.relative_to(ROOT)), path.read_text(), set(modules))
     ]
     assert wrong == []
 
