@@ -38,7 +38,7 @@ from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
 
 GIB = 1024**3
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the four packages, for the actors' import path."""
 
 SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")

@@ -21,7 +21,8 @@ KEEL = """
 import sys
 sys.path[:0] = [{root!r}]
 from contextlib import contextmanager
-from launch import cli, engines
+from launch import cli
+from launch.cluster import engines
 from tests.unit.campaigns import Starter
 
 @contextmanager
