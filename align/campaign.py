@@ -21,12 +21,13 @@ from align.data.replay import ReplayBuffer
 from align.data.scorer import Scorer
 from align.data.stored_answers import load_answers, save_answers
 from align.gate.budgets import check_budgets
-from align.gate.evidence import Evidence, view_of_due
+from align.gate.evidence import Evidence, in_view, view_of_due
 from align.gate.overlap import save_overlaps
 from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from align.round.external.round import run_external_round
+from align.round.inputs import only_of
 from align.round.measurement.damage import survey
 from align.round.measurement.measuring import measure_again, measure_known, open_sealed
 from align.round.plan import RoundOutcome, RoundPlan
@@ -49,7 +50,6 @@ from align.store.auto import auto_lines
 from align.store.changes.drop import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
-from align.store.lookback import in_view, only_of
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream

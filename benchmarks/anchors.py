@@ -181,7 +181,7 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     )
     from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
     from rewards.rubric import build_rubric
     from rollouts.engines.vllm import VLLMConfig
     from rollouts.pool.pool import EnginePool

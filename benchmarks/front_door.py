@@ -1,7 +1,8 @@
 """Claim: every command says its first line within 0.5 s, and what is wrong with a campaign file within 1 s.
 
 Wall and CPU seconds of whole processes, and the wall seconds until their first line. What makes them
-short, the modules that are imported, is held by tests/unit/launch/test_cli.py; the seconds are this machine's.
+short, the modules that are imported, is held by tests/unit/launch/test_cli.py; the seconds are those of
+this machine.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def build_learner(chosen: argparse.Namespace) -> Any:
         RoundSettings,
     )
     from align.learner.learner import Learner
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
 
     beta = {"grpo": chosen.beta, "rloo": chosen.beta}.get(chosen.algorithm, 1.0)
     anchor = AnchorConfig(

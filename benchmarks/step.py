@@ -120,7 +120,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     )
     from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
     from launch.cluster.cluster import connect
     from rewards.rubric import build_rubric
     from rollouts.engines.vllm import VLLMConfig

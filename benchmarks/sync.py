@@ -62,7 +62,7 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
 
     from align.config.campaign import PolicyConfig, RoundSettings
     from align.learner.learner import Learner
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
     from rollouts.engines.vllm import VLLMConfig
     from rollouts.pool.pool import EnginePool
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from align.algorithms.micro_batch import MicroBatch
     from align.algorithms.outputs import Outputs
     from align.algorithms.policy_gradient.ppo import CriticConfig
-    from align.learner.batching import MicroBatch
 
 Need = Literal["start", "reference", "values"]
 """Columns that the learner computes before the first step on a batch, without gradient."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from align.schedule.clock import EXAMPLE, check_cron, check_timezone
+from align.clock import EXAMPLE, check_cron, check_timezone
 from align.settings import Name, Settings
 
 if TYPE_CHECKING:

@@ -117,8 +117,6 @@ class StoreSettings(Settings):
             UserError: the variable that is to hold it is not set.
         """
         if not self.ledger.startswith(FROM_ENVIRONMENT):
-            from align.store.database.sqlite_file import sqlite_url
-
             return self.ledger or sqlite_url(self.folder / "ledger.db")
         name = self.ledger.removeprefix(FROM_ENVIRONMENT)
         if not (url := os.environ.get(name, "").strip()):
@@ -148,3 +146,22 @@ def _holds_password(url: str) -> bool:
 
 def _lies_in(file: Path, folder: Path) -> bool:
     return file.absolute().resolve().is_relative_to(folder.absolute().resolve())
+
+
+QUERIES = ("uri", "mode", "cache", "immutable", "vfs", "timeout", "cached_statements")
+"""Options that a SQLite URL may end with; anything else behind a ``?`` belongs to the path."""
+
+
+def sqlite_url(path: Path) -> str:
+    """Return SQLAlchemy's URL of a database file."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
+def cut_path(url: str) -> str | None:
+    """Return what a SQLite URL loses of its path behind an unquoted ``?``; None if nothing."""
+    path, mark, rest = url.partition("?")
+    options = [option.partition("=") for option in rest.split("&")]
+    known = all(name in QUERIES and mark and value for name, mark, value in options)
+    return None if not mark or not path.startswith("sqlite:") or known else f"?{rest}"

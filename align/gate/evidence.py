@@ -20,14 +20,13 @@ from align.gate.statistics.alpha import amended_level, spent_by
 from align.gate.suites.looks import first
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
-from align.store.changes.gone import unmeasurable
+from align.store.changes.gone import unmeasurable, without_gone
 from align.store.changes.settle import settle
 from align.store.ledger.baseline import anchor_of
 from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.store.ledger.lineage import lineage
-from align.store.lookback import in_view, nights_of
+from align.store.lookback import Purpose, Recall, nights_of, recall
 from align.store.mirror import ONE_SIDED, Mirror
-from align.store.recall import Purpose, Recall, recall
 from align.store.repairs import repairs_of
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import begun_ledger, open_mirror
@@ -453,6 +452,18 @@ def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
         other.campaign_rounds,
         other.spending or "campaign",
     )
+
+
+def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
+    """Return the campaign without what these rounds do not look at: rounds of templates that the gate
+    leaves out, that were rejected, or whose turn is still to come; nor files of decided rounds that are
+    gone."""
+    config, nights = evidence.config, nights_of(evidence.ledger.database)
+    names = {name for round in rounds for name in evidence.recall(round, "gate").kept}
+    names |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
+    decided = [record.name for record in evidence.committed()]
+    rounds_in_view = without_gone([s for s in config.rounds if s.name in names], decided)
+    return config.model_copy(update={"rounds": rounds_in_view})
 
 
 def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:

@@ -38,7 +38,7 @@ from align.gate.statistics.rules import CURRENT_RULE, FIRST_RULE
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites.looks import first
 from align.gate.suites.suites import Suite, SuiteRule
-from align.store.recall import listed
+from align.store.lookback import listed
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 

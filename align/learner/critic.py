@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.policy_gradient.ppo import SHARED, CriticConfig
-from align.learner.batching import MicroBatch
-from align.learner.companions import check_companion
 from align.learner.model.loading import load_model
 from align.learner.model.policy import Policy, completion_outputs
+from align.learner.teachers.companions import check_companion
 from rollouts.errors import RunError
 
 FILE = "critic.safetensors"

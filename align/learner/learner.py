@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from align.algorithms import divergences as kl
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.rows import Batch, Row
 from align.config.campaign import AnchorConfig, PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
-from align.learner.batching import MicroBatch, by_row, cost, even_passes, to_tensors
+from align.learner.batching import by_row, cost, even_passes, to_tensors
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
 from align.learner.model.footprint import tokens_that_fit
@@ -35,9 +36,10 @@ from align.learner.ranks.allocation import keep_freed_memory
 from align.learner.ranks.lanes import Gradients, Lanes, lanes_for
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import whole
-from align.learner.slow_teacher import SlowTeacher
-from align.retention.kl_anchors import AnchorBank, BetaController, References
-from align.retention.reference_cache import ReferenceCache
+from align.learner.reference_cache import ReferenceCache
+from align.learner.references import ReferenceModels, References
+from align.learner.teachers.slow_teacher import SlowTeacher
+from align.retention.kl_anchors import BetaController
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import SnapshotId
@@ -77,7 +79,7 @@ class Learner:
         if self.device.type == "cpu":
             self._pass_tokens = tokens_that_fit(self.policy.text_config, self._pass_tokens)
         self.lanes = Lanes(self._num_lanes(), config.threads)
-        self.anchors = AnchorBank(self.policy, folder_of)
+        self.anchors = ReferenceModels(self.policy, folder_of)
         self.critic: Critic | None = None
         self.slow_teacher: SlowTeacher | None = None
         self.reference_cache = ReferenceCache()

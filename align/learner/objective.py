@@ -19,15 +19,17 @@ from torch import Tensor
 
 from align.algorithms.divergences import VOCABULARY_ESTIMATORS
 from align.algorithms.importance import importance_weights
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.rows import Batch, Row, Totals
 from align.config.campaign import AnchorConfig, RoundSettings
-from align.learner.batching import MicroBatch, as_teachers_read, by_row, to_tensors
+from align.learner.batching import as_teachers_read, by_row, to_tensors
 from align.learner.critic import Critic
 from align.learner.model.policy import Policy, completion_outputs
-from align.learner.slow_teacher import SlowTeacher
-from align.retention.kl_anchors import AnchorBank, BetaController, References, penalty_of
-from align.retention.reference_cache import Mixture
+from align.learner.reference_cache import Mixture
+from align.learner.references import ReferenceModels, References
+from align.learner.teachers.slow_teacher import SlowTeacher
+from align.retention.kl_anchors import BetaController, penalty_of
 from rollouts.types import SnapshotId
 
 Terms = Mapping[str, Sequence[tuple[AnchorConfig, BetaController]]]
@@ -68,7 +70,7 @@ class Objective:
     """One round's, over the models that it asks."""
 
     policy: Policy
-    anchors: AnchorBank
+    anchors: ReferenceModels
     critic: Critic | None
     slow_teacher: SlowTeacher | None
     """In place of the snapshot that the algorithm names as its teacher."""

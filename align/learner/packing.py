@@ -12,12 +12,12 @@ Legend: ``_S`` stored tokens, ``_B`` rows, ``_T`` positions of a padded row, ``_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.algorithms.micro_batch import Packing
 from align.algorithms.rows import Row
 
 PACKED = "keel_packed"
@@ -31,36 +31,6 @@ WRITTEN_OUT_FLOAT = 128
 """Longest row written out in float32 with a gradient; without one the fused kernel is quicker."""
 SAME = 0.02
 """Largest relative difference of hidden states that rounding to bfloat16 explains."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """Where the tokens of some rows lie, and how attention reads them."""
-
-    tokens_S: Tensor
-    positions_S: Tensor
-    """Of each token in its own row."""
-    where_N: Tensor
-    """The stored token that predicts each completion token, row after row."""
-    shape: tuple[int, int]
-    """``B`` and ``T``."""
-    laid_out: Tensor
-    """Stored token at each of the ``B * T`` places; any at the padding behind a row's end."""
-    first_S: Tensor
-    """The first place of each stored token."""
-    again: Tensor
-    """Further places of shared tokens."""
-    again_of: Tensor
-    """Stored token of each of `again`."""
-
-    def to(self, device: torch.device) -> Packing:
-        """The same packing on another device."""
-        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: part.to(device) if isinstance(part, Tensor) else part
-            for name, part in held.items()
-        }
-        return Packing(**moved)
 
 
 def pack(rows: Sequence[Row]) -> Packing:

@@ -5,12 +5,10 @@ Read from the ledger, the campaign file and ``metrics.jsonl`` alone; nothing is 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from align.config.campaign import CampaignConfig
@@ -24,6 +22,7 @@ from align.schedule.skips import skips
 from align.store.ledger.amendments import drops_of
 from align.store.ledger.ledger import RoundRecord
 from align.store.repairs import RepairStep, repairs_of
+from align.store.run_folder import steps_of
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -240,38 +239,6 @@ def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
 def sealed_names(config: CampaignConfig) -> frozenset[str]:
     """Suites that nobody looks at."""
     return frozenset(suite.name for suite in config.suites if suite.role == "sealed")
-
-
-def steps_of(folder: Path, repair: str = "") -> dict[int, dict[str, float]]:
-    """Finite metrics of every learner step of a round, or of one of its repairs.
-
-    An attempt that went on from a checkpoint replaces the steps that it did again. A line that is
-    still being written is left out.
-    """
-    attempts = sorted(
-        folder.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-"))
-    )
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in attempts:
-        steps |= steps_in(attempt / repair / "metrics.jsonl")
-    return dict(sorted(steps.items()))
-
-
-def steps_in(path: Path) -> dict[int, dict[str, float]]:
-    """Finite metrics of the learner steps in one file; none if it is missing."""
-    steps: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        steps[step] = {
-            name: float(value)
-            for name, value in values.items()
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
-    return steps
 
 
 def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import measured_seconds
 from align.gate.measurement.progress import spelled
-from align.report.history import steps_in
 from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
 from align.store.ledger.ledger import RoundRecord
 from align.store.repairs import repairs_of
+from align.store.run_folder import steps_in
 
 MEANINGS: Mapping[str, str] = {
     "start-up": "engines and models loaded, the round planned, the learner set up",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from align.algorithms.policy_gradient.ppo import SHARED
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.learner.companions import check_companion
 from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
-from align.learner.teacher import MODEL, check_teacher
+from align.learner.teachers.companions import check_companion
+from align.learner.teachers.teacher import MODEL, check_teacher
 from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, RoundConfig
@@ -209,3 +209,9 @@ def context_of(model: Path, config: CampaignConfig) -> int:
             remedy=f"set it to {own} or less, or leave it out",
         )
     return chosen or min(own or LONGEST_CONTEXT, LONGEST_CONTEXT)
+
+
+def only_of(inputs: Inputs, view: CampaignConfig) -> Inputs:
+    """Return the inputs with the suites of the rounds in view, and with those of the campaign."""
+    names = {None, *(spec.name for spec in view.rounds)}
+    return replace(inputs, suites=[s for s in inputs.suites if s.target_of in names])

@@ -22,7 +22,7 @@ from rollouts.types import Prompt, Sampling, ScoredGroup
 
 if TYPE_CHECKING:
     from align.data.mixture import Mixture
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
     from align.round.session import Parts
 
 METER_PROMPTS = 8

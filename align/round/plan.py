@@ -9,7 +9,7 @@ from align.data.mixture import Mixture
 from align.data.replay import ReplayBuffer
 from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from align.store.repairs import Origin, RepairStep
 from rollouts.types import SnapshotId
 

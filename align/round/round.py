@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 
 from align.learner.batching import build_batch
-from align.learner.teacher import with_teacher_prompts
+from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
 from align.round.meters import measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import view_of_due
 from align.round.inputs import Inputs, load_inputs
-from align.schedule.claims import ClaimedRound, Dues, claimed_rounds
+from align.schedule.claims import Dues
 from align.schedule.due import Due
 from align.store.changes.settle import settle
+from align.store.ledger.due_rounds import ClaimedRound, claimed_rounds
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
 from rollouts.rows import FileRow

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-from sqlalchemy import Connection, and_, insert, not_, select, update
+from sqlalchemy import Connection, insert, not_, select, update
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.data import INBOX
 from align.config.schedule import ScheduleSettings
-from align.errors import StoreError
 from align.schedule.due import (
     Arrivals,
     Claimed,
@@ -33,24 +30,12 @@ from align.schedule.due import (
     tick,
 )
 from align.schedule.inbox import Inbox
-from align.settings import Places
 from align.store.database.database import Database
+from align.store.ledger.due_rounds import moment_of
 from align.store.ledger.reservations import let_go
 from align.store.ledger.tables.core import rounds
 from align.store.ledger.tables.due import due_claims, due_since, due_skips
 from rollouts.errors import UserError, nearest
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClaimedRound:
-    """A round that fell due, as it was stated then."""
-
-    schedule: str
-    key: str
-    reason: str
-    claimed: datetime
-    spec: RoundConfig
-    """Configuration of the round under its own name, without a schedule."""
 
 
 def schedules_of(config: CampaignConfig) -> list[Schedule]:
@@ -157,7 +142,7 @@ class Dues:
         by_counter = {
             counts.stream: Arrivals(
                 count=counts.waiting,
-                oldest=None if counts.oldest_waiting is None else _moment(counts.oldest_waiting),
+                oldest=None if counts.oldest_waiting is None else moment_of(counts.oldest_waiting),
                 newest=counts.newest,
                 watermark=counts.watermark,
             )
@@ -187,7 +172,7 @@ class Dues:
         nothing."""
         rows = connection.execute(select(due_since)).all()
         # A moment to come is one that a clock wrote down which was ahead.
-        known = {row.schedule: row.clock if _moment(row.since) <= now else None for row in rows}
+        known = {row.schedule: row.clock if moment_of(row.since) <= now else None for row in rows}
         for schedule in self._schedules:
             clock = f"{schedule.settings.every} {schedule.settings.timezone}"
             values = {"clock": clock, "since": _iso(now)}
@@ -225,46 +210,6 @@ def stated(spec: RoundConfig, name: str) -> dict[str, object]:
     return {**values, "name": name}
 
 
-def claimed_rounds(database: Database, places: Places | None = None) -> list[ClaimedRound]:
-    """Return every round that fell due, in order, without those skipped before the campaign planned them.
-
-    Args:
-        places: folders that the paths in them start from; they are stored as the campaign file states them.
-    """
-    never = and_(
-        due_claims.c.round.in_(select(due_skips.c.round)),
-        due_claims.c.round.not_in(select(rounds.c.name)),
-    )
-    query = select(due_claims).where(not_(never)).order_by(due_claims.c.seq)
-    with database.read() as connection:
-        records = connection.execute(query).all()
-    return [
-        ClaimedRound(
-            schedule=row.schedule,
-            key=row.due_key,
-            reason=row.reason,
-            claimed=_moment(row.claimed),
-            spec=_as_read(row.round, row.spec, places),
-        )
-        for row in records
-    ]
-
-
-def _as_read(name: str, spec: str, places: Places | None) -> RoundConfig:
-    """Restore a round as it was stated; settings that are new in this version have their default."""
-    try:
-        return RoundConfig.model_validate(json.loads(spec), context=places)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"{key}: {first['msg']}, got {first['input']!r}",
-            where=f"round {name}, as it fell due",
-            cause="another version of Keel wrote it, and this one cannot read it",
-            remedy="go on with that version",
-        ) from None
-
-
 def history_of(connection: Connection) -> History:
     """Read claims, verdicts and clocks as the ledger has them."""
     decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
@@ -279,7 +224,7 @@ def history_of(connection: Connection) -> History:
                 schedule=row.schedule,
                 key=row.due_key,
                 round=row.round,
-                claimed=_moment(row.claimed),
+                claimed=moment_of(row.claimed),
                 newest=row.newest,
                 watermark=row.watermark,
                 stream=streams.get(row.round),
@@ -288,7 +233,7 @@ def history_of(connection: Connection) -> History:
         ),
         verdicts=frozenset(connection.scalars(decided)),
         skips=skips_of(connection),
-        since={r.schedule: _moment(r.since) for r in connection.execute(select(due_since))},
+        since={r.schedule: moment_of(r.since) for r in connection.execute(select(due_since))},
     )
 
 
@@ -302,7 +247,7 @@ def skips_of(connection: Connection) -> tuple[Skip, ...]:
             round=row.round,
             who=row.who,
             reason=row.reason,
-            time=_moment(row.time),
+            time=moment_of(row.time),
         )
         for row in records
     )
@@ -371,10 +316,6 @@ def _check_rows(schedule: Schedule, due: Due, arrivals: Mapping[str, Arrivals]) 
             where="NAME",
             remedy="send pairs with keel feedback add or keel feedback serve",
         )
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _iso(moment: datetime) -> str:

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from align.clock import last_tick, next_tick
 from align.config.schedule import ArrivalsConfig, ScheduleSettings, spell_duration
-from align.schedule.clock import last_tick, next_tick
 
 AT_ONCE = "at-once"
 """Key of a round without a schedule."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from rollouts.errors import UserError
 
 kubernetes_app = typer.Typer(help="Manifests for Kubernetes.", no_args_is_help=True)
 
@@ -21,19 +20,11 @@ Env = Annotated[
     list[str] | None,
     typer.Option(help="Name of a variable that the campaign needs. Repeatable."),
 ]
-CrdsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--crds", help="File or folder with your cluster's CRDs, to check against these as well."
-    ),
-]
-BAD = 2
-"""Exit code of ``check`` when something does not fit, as for every wrong input."""
 
 
 @kubernetes_app.callback()
 def _group() -> None:
-    """Print manifests for Kubernetes."""
+    """Manifests for Kubernetes."""
 
 
 @kubernetes_app.command("render")
@@ -59,11 +50,10 @@ def render(
         int, typer.Option(min=1, help="Seconds after which a run is ended.")
     ] = 86_400,
     retries: Annotated[int, typer.Option(min=0, help="Times a failed run is started again.")] = 1,
-    crds: CrdsOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the manifests of a campaign, checked, for kubectl apply -f -."""
+    """Print the manifests of a campaign for kubectl apply -f -."""
     file = load(campaign, overrides)
     from launch.cluster.jobs import files_named
     from launch.kubernetes.render import NOTES, Target
@@ -87,9 +77,8 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    input_files = files_named(file.raw, campaign.parent)
-    manifests = manifests_of(file.config, text, target, files=input_files)
-    _check_all(manifests, crds)
+    named = files_named(file.raw, campaign.parent)
+    manifests = manifests_of(file.config, text, target, files=named)
     if as_json:
         print_json(manifests)
         return
@@ -104,34 +93,10 @@ def _with_overrides(raw: dict[str, Any]) -> str:
     return yaml.safe_dump(raw, sort_keys=False)
 
 
-def _check_all(manifests: Sequence[dict[str, Any]], path: Path | None) -> None:
-    from launch.kubernetes.crds import load_crds
-    from launch.kubernetes.schema import check_manifest
-
-    crds = load_crds(path) if path is not None else None
-    for manifest in manifests:
-        check_manifest(manifest)
-        if crds is not None:
-            check_manifest(manifest, crds)
-
-
-@kubernetes_app.command("check")
-def check(
-    files: Annotated[
-        list[Path], typer.Argument(help="Manifests (YAML). A - is standard input.", allow_dash=True)
-    ],
-    crds: CrdsOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold manifests, such as those that you have edited, against the types of Kubernetes and KubeRay."""
-    from launch.kubernetes.check import check_file, lines
-    from launch.kubernetes.crds import load_crds
-
-    types = load_crds(crds) if crds is not None else None
-    checked = [result for path in files for result in check_file(path, types)]
-    if as_json:
-        print_json(checked)
-    else:
-        typer.echo("\n".join(lines(checked)))
-    if any(result.problems for result in checked):
-        raise typer.Exit(BAD)
+@kubernetes_app.command("check", hidden=True, context_settings={"ignore_unknown_options": True})
+def check(files: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Name the command that holds manifests against the types of a cluster."""
+    raise UserError(
+        "keel k8s check is gone: a cluster knows its own types best",
+        remedy=f"kubectl apply --dry-run=server -f {(files or ['FILE'])[0]}",
+    )

@@ -9,6 +9,7 @@ written into a manifest: Ray's token and what rewards need are named, and lie in
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,20 @@ NOTHING_DUE = 4
 """Exit code of ``keel schedule tick`` when nothing is due, which is no failure."""
 MOST_BYTES = 1_000_000
 """Bytes that a ConfigMap may hold here; Kubernetes allows 1 MiB."""
+
+NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+FORMS: Mapping[str, tuple[str, str]] = {
+    "image": (r"\S+", "a name without spaces"),
+    "namespace": (r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "small letters, digits and dashes"),
+    "claim": (NAME, "small letters, digits, dashes and dots"),
+    "token_secret": (NAME, "small letters, digits, dashes and dots"),
+    "env_secret": (NAME, "small letters, digits, dashes and dots"),
+    "mount": (r"/[^:]+", "a path from the root, without a colon"),
+    "memory": (r"[0-9]+(\.[0-9]+)?([KMGTPE]i?|k|m)?", "a quantity such as 16Gi"),
+}
+"""Pattern of what an option may hold, and how a message says it. The API server checks everything else."""
+SUNDAY = re.compile(r"(^|[,-])7($|[,/-])")
+"""Sunday as 7, which cron knows and Kubernetes does not."""
 
 NOTES: Mapping[Kind, str] = {
     "rayjob": "One run, for KubeRay 1.6 and later. Delete the RayJob and apply it again for another:\n"
@@ -97,6 +112,7 @@ def render(
 
 def _check(config: CampaignConfig, text: str, target: Target) -> None:
     check_env(target.env)
+    _check_forms(target)
     if not config.folder.is_relative_to(target.mount):
         name = "cache" if config.is_remote else "store"
         raise UserError(
@@ -116,8 +132,18 @@ def _check(config: CampaignConfig, text: str, target: Target) -> None:
         _check_schedule(target.schedule, target.time_zone)
 
 
+def _check_forms(target: Target) -> None:
+    """Raise UserError for an option whose value the API server would refuse."""
+    for field, (pattern, form) in FORMS.items():
+        value = getattr(target, field)
+        if re.fullmatch(pattern, value) is None:
+            raise UserError(
+                f"{value!r} cannot stand there, only {form}", where=f"--{field.replace('_', '-')}"
+            )
+
+
 def _check_schedule(schedule: str, time_zone: str) -> None:
-    from align.schedule.clock import check_cron, check_timezone
+    from align.clock import check_cron, check_timezone
 
     for option, check, value in (
         ("--schedule", check_cron, schedule),
@@ -127,6 +153,12 @@ def _check_schedule(schedule: str, time_zone: str) -> None:
             check(value)
         except ValueError as error:
             raise UserError(str(error), where=option) from None
+    if SUNDAY.search(schedule.split()[4]):
+        raise UserError(
+            f"{schedule!r} has a day 7; for Kubernetes Sunday is 0",
+            where="--schedule",
+            remedy="write 0 for Sunday",
+        )
 
 
 def _name(config: CampaignConfig) -> str:

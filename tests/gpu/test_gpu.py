@@ -26,7 +26,7 @@ from align.config.campaign import (
     RoundSettings,
 )
 from align.learner.learner import TOLERANCE, Learner
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from benchmarks.common import write_model
 from rollouts.engines.protocol import SampleRequest
 from rollouts.types import Sampling

@@ -24,7 +24,7 @@ from align.config.campaign import (
     SamplingConfig,
 )
 from align.learner.learner import TOLERANCE, Learner, Metrics
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from rollouts.engines.protocol import SampleRequest
 from rollouts.engines.vllm import VLLMConfig
 from rollouts.pool.pool import EnginePool

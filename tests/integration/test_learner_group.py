@@ -27,7 +27,7 @@ from align.config.campaign import (
 from align.errors import SnapshotError
 from align.learner.learner import Learner
 from align.learner.ranks.group import LearnerGroup
-from align.retention.kl_anchors import References, Toward
+from align.learner.references import References, Toward
 from rollouts.engines.weight_transfer import from_host
 from rollouts.errors import RunError
 from tests.patience import patient

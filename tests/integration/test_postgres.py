@@ -20,9 +20,9 @@ from sqlalchemy import event
 
 from align.errors import RunError, StaleAttempt, StoreError
 from align.report.forecast.forecast import forecast
-from align.schedule.claims import claimed_rounds
 from align.schedule.inbox.inbox import Inbox
 from align.store.database import postgres
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
 from tests.integration.servers import postgres_server
 from tests.patience import patient

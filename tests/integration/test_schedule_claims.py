@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from align.schedule.claims import Dues, claimed_rounds
+from align.schedule.claims import Dues
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
 from tests.patience import patient
 from tests.unit.campaigns import campaign, rounds

@@ -24,7 +24,7 @@ from align.data.demo import BASE_MODEL
 from align.learner.batching import to_tensors
 from align.learner.learner import Learner
 from align.learner.model.policy import completion_outputs
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from tests.unit.tiny import row, save_model
 
 ROWS = (

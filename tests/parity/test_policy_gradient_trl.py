@@ -15,6 +15,7 @@ from torch import Tensor
 
 from align.algorithms import GRPO, PolicyGradient, PolicyInputs
 from align.algorithms.importance import ImportanceConfig, importance_weights
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.policy_gradient.advantages import leave_one_out
 from align.algorithms.policy_gradient.cispo import CISPO
 from align.algorithms.policy_gradient.dapo import DAPO, overlong_punishment
@@ -23,7 +24,7 @@ from align.algorithms.policy_gradient.gspo import GSPO
 from align.algorithms.policy_gradient.rloo import RLOO
 from align.algorithms.rows import Batch
 from align.data.demo import BASE_MODEL
-from align.learner.batching import MicroBatch, to_tensors
+from align.learner.batching import to_tensors
 from align.learner.model.policy import completion_outputs
 from tests.parity.test_grpo_trl import (
     NUM_TOKENS,

@@ -30,7 +30,7 @@ from align.config.campaign import (
 from align.data.demo import BASE_MODEL
 from align.data.examples.forms import common_prompt
 from align.learner.learner import Learner
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from tests.unit.tiny import row, save_model
 
 BETA = 0.3

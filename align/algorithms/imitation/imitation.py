@@ -22,8 +22,8 @@ from rollouts.types import ScoredGroup
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from align.algorithms.micro_batch import MicroBatch
     from align.algorithms.outputs import Outputs
-    from align.learner.batching import MicroBatch
 
 
 class Imitation(Algorithm):

@@ -32,8 +32,8 @@ from rollouts.types import Completion, Score, ScoredGroup
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from align.algorithms.micro_batch import MicroBatch
     from align.algorithms.outputs import Outputs
-    from align.learner.batching import MicroBatch
 
 SHARED = "shared"
 """``critic.model`` of a head on the policy's own hidden states."""

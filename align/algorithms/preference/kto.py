@@ -32,8 +32,8 @@ from align.algorithms.rows import DATA, Batch, Row, Totals, row_of
 from rollouts.types import ScoredGroup
 
 if TYPE_CHECKING:
+    from align.algorithms.micro_batch import MicroBatch
     from align.algorithms.outputs import Outputs
-    from align.learner.batching import MicroBatch
 
 
 class KTO(Algorithm):

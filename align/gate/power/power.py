@@ -29,8 +29,7 @@ from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite
 from align.gate.verdict import level_of
 from align.store.ledger.ledger import EvaluationRecord, RoundRecord
-from align.store.lookback import nights_of, templates_in, upcoming
-from align.store.recall import Recall, Template
+from align.store.lookback import Recall, Template, nights_of, templates_in, upcoming
 from align.store.snapshots.manifest import MANIFEST
 from align.store.stored_files import fault_of
 from rollouts.errors import UserError

@@ -26,7 +26,7 @@ from align.gate.statistics.comparison import (
 from align.gate.statistics.tests import critical_value, joint_power, normal_quantile, power
 from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
 from align.gate.suites.suites import Kind, Suite
-from align.store.recall import Template
+from align.store.lookback import Template
 
 PlanRole = Literal["gate", "watch", "sealed", "round"]
 """Role of a suite; ``round`` is the target of its round, and guarded after it."""

@@ -10,11 +10,11 @@ from sqlalchemy import select
 
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
+from align.config.store import sqlite_url
 from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
 from align.judge.models.local import LocalModel, open_folder
 from align.report.export.export import find
-from align.store.database.sqlite_file import sqlite_url
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
 from align.store.stored_config import as_then

@@ -18,7 +18,7 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.policy import PolicyConfig
 from align.learner.folder.folder import stored_dtype, weight_files
 from align.learner.model.targets import Adaptation, adaptation_of
-from align.learner.teacher import MODEL
+from align.learner.teachers.teacher import MODEL
 
 FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -1,6 +1,6 @@
 """The trained adapter inside a model: put in, taken back, read, written, and added to the base's weights.
 
-Only the adapter named `TRAINED` is meant here. `AnchorBank` hangs earlier snapshots beside it.
+Only the adapter named `TRAINED` is meant here. `ReferenceModels` hangs earlier snapshots beside it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A policy holds full weights, or a peft adapter over a frozen base (``lora``). Engines and snapshots get what
 `LoraConfig` says: the adapter alone, or the plain model that computes the same. Earlier snapshots never
-live in here: `AnchorBank` holds those, and for adapters borrows this base.
+live in here: `ReferenceModels` holds those, and for adapters borrows this base.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import CHUNK, Outputs
 from align.config.campaign import PolicyConfig
-from align.learner.batching import MicroBatch
 from align.learner.folder.folder import stored_dtype
 from align.learner.model.adapter import (
     base_keys,

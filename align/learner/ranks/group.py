@@ -35,7 +35,7 @@ from rollouts.types import SnapshotId
 if TYPE_CHECKING:
     from align.algorithms.rows import Batch, Row
     from align.learner.checkpoint import Checkpoint
-    from align.retention.kl_anchors import References
+    from align.learner.references import References
 
 HOST = "127.0.0.1"
 WHERE = "learner ranks"

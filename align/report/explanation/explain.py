@@ -29,7 +29,7 @@ from align.gate.verdict import Verdict
 from align.report.explanation.counterfactual import would_change
 from align.report.history import record_of, watch_of
 from align.store.ledger.baseline import AnchorMove, anchor_moves
-from align.store.recall import listed
+from align.store.lookback import listed
 from align.store.repairs import RepairStep, repairs_of
 from rollouts.errors import KeelError, UserError
 

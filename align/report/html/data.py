@@ -19,7 +19,6 @@ from align.gate.verdict import Verdict
 from align.report.acts import Act, acts_of
 from align.report.explanation.answer import Answer, answer_of
 from align.report.export.held_out import overlaps_of
-from align.report.history import steps_of
 from align.report.html.curves import Curve, Panel, thinned
 from align.report.html.forest import Forest, forests_of
 from align.report.html.limits import Limits
@@ -31,6 +30,7 @@ from align.report.seals import Seal, seals_of
 from align.report.wall_time import MEANINGS
 from align.round.spending import Spent, Split
 from align.store.ledger.ledger import RoundRecord
+from align.store.run_folder import steps_of
 from rollouts.types import SnapshotId
 
 

@@ -14,7 +14,7 @@ from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
 from align.gate.verdict import Verdict
 from align.report.export.repaired import accepted_repair
-from align.report.history import Metric, reasons_of, steps_of, summaries, watch_of
+from align.report.history import Metric, reasons_of, summaries, watch_of
 from align.report.html.curves import Panel, Steps, panels
 from align.report.html.forest import Scale, scale_of
 from align.report.html.items import Changes, Item, changes
@@ -29,6 +29,7 @@ from align.round.spending import Spent, spent
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Take
 from align.store.repairs import RepairStep, repairs_of
+from align.store.run_folder import steps_of
 from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId

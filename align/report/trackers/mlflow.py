@@ -7,7 +7,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from align.store.database.sqlite_file import sqlite_url
+from align.config.store import sqlite_url
 
 MAX_BATCH = 1000
 """Metrics that MLflow takes at a time."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from align.config.policy import PolicyConfig
-from align.learner.companions import tokens_of
 from align.learner.folder.checks import check_base
 from align.learner.folder.folder import load_shell, model_files
+from align.learner.teachers.companions import tokens_of
 from rollouts.engines.vllm import resolve_device
 from rollouts.errors import KeelError, RunError
 

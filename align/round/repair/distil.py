@@ -21,7 +21,7 @@ from align.algorithms.imitation.distill import Distill
 from align.config.learning import AnchorsConfig
 from align.data.replay import ReplayBuffer
 from align.data.scorer import Scorer
-from align.retention.kl_anchors import Toward
+from align.learner.references import Toward
 from align.round.repair.damage import lost_capability, lost_rounds
 from align.store.repairs import Origin
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from align.retention.kl_anchors import Toward
+from align.learner.references import Toward
 from align.store.repairs import Origin
 
 if TYPE_CHECKING:

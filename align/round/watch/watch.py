@@ -16,11 +16,11 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from align.data.ngrams import ngram_metrics, shares_of_one_answer
-from align.report.history import steps_of
 from align.round.reward_models import resolved
 from align.round.times.clock import phase
 from align.round.watch.detectors import READ, Signal, detect, first_signals
 from align.round.watch.record import CanaryRecord, WatchRecord
+from align.store.run_folder import steps_of
 from rewards.rubric import Rubric, build_rubric
 from rewards.trial.canaries import asks_a_model, try_canaries
 from rollouts.collect import collect

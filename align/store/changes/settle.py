@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
-from align.schedule.claims import claimed_rounds
 from align.store.changes.compare import CampaignComparison, kept
 from align.store.ledger.amendments import pins_of
 from align.store.ledger.campaign_row import refused
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.store import known_ledger

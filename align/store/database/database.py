@@ -22,10 +22,10 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from align.config.store import cut_path
 from align.errors import RunError, StoreError, UserError
 from align.store.database import postgres
 from align.store.database.postgres import is_postgres
-from align.store.database.sqlite_file import cut_path
 from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0

@@ -35,8 +35,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from align.config.campaign import CampaignConfig
+from align.config.store import sqlite_url
 from align.errors import RunError, StoreError
-from align.store.database.sqlite_file import sqlite_url
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import ready
 from align.store.ledger.tables.core import metadata

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.schedule.claims import claimed_rounds
 from align.store.auto import without_auto
 from align.store.ledger.amendments import dropped_for_good
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
 
 

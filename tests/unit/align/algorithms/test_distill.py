@@ -24,7 +24,7 @@ from align.algorithms.rows import Batch, Row, Totals
 from align.config.campaign import LoraConfig, OptimizerConfig
 from align.data.demo import BASE_MODEL
 from align.learner.batching import to_tensors
-from align.learner.teacher import check_teacher, with_teacher_prompts
+from align.learner.teachers.teacher import check_teacher, with_teacher_prompts
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tests.unit.align.algorithms.test_imitation import said

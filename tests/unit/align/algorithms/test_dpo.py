@@ -26,7 +26,7 @@ from align.config.campaign import (
 )
 from align.learner.batching import build_batch
 from align.learner.learner import Learner
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from rollouts.types import ScoredGroup
 from tests.unit.align.algorithms.test_pairs import group
 from tests.unit.tiny import row, save_model

@@ -25,7 +25,7 @@ from align.errors import SnapshotError
 from align.learner.checkpoint import MANIFEST, file_of, newest_checkpoint
 from align.learner.learner import Learner
 from align.learner.ranks.sharding import decoder_layers
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from tests.unit.tiny import row, save_model
 
 IDENTITY = {"config": "abc", "parent": "base"}

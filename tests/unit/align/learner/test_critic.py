@@ -22,7 +22,7 @@ from align.config.campaign import (
 from align.learner.batching import to_tensors
 from align.learner.critic import Critic
 from align.learner.learner import Learner
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from rollouts.errors import RunError, UserError
 from tests.unit.tiny import row, save_model
 

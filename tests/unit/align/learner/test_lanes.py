@@ -25,8 +25,8 @@ from align.config.campaign import (
 from align.learner.batching import cost, even_passes, passes
 from align.learner.learner import Learner
 from align.learner.ranks.lanes import Gradients, Lanes, dealt_evenly, lanes_for
+from align.learner.references import References
 from align.retention import kl_anchors as anchors_module
-from align.retention.kl_anchors import References
 from tests.patience import patient
 from tests.unit.tiny import row, save_model
 

@@ -25,7 +25,8 @@ from align.learner.batching import to_tensors
 from align.learner.learner import TOLERANCE, Learner
 from align.learner.objective import gap_of
 from align.learner.optimizer import learning_rate
-from align.retention.kl_anchors import BetaController, References
+from align.learner.references import References
+from align.retention.kl_anchors import BetaController
 from tests.unit.tiny import VOCABULARY, row, save_model
 
 REFERENCES = References(base="base", parent="base", rounds={"first": "other"})

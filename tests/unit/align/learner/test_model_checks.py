@@ -13,8 +13,8 @@ import pytest
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.data.demo import BASE_MODEL
-from align.learner.companions import tokens_of
 from align.learner.folder.sizes import learner_memory, num_parameters
+from align.learner.teachers.companions import tokens_of
 from align.round.companion_models import check_memory
 from align.round.inputs import load_inputs
 from rollouts.errors import UserError

@@ -27,7 +27,8 @@ from align.errors import ParityError
 from align.learner.batching import to_tensors
 from align.learner.learner import Learner
 from align.learner.objective import Denominators
-from align.retention.kl_anchors import BetaController, References
+from align.learner.references import References
+from align.retention.kl_anchors import BetaController
 from tests.unit.tiny import row, save_model
 
 PAIRS = tuple(

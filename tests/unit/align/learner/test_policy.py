@@ -22,7 +22,7 @@ from align.config.campaign import (
 from align.learner.learner import Learner
 from align.learner.model.adapter import TRAINED, merged
 from align.learner.model.policy import Policy
-from align.retention.kl_anchors import References
+from align.learner.references import References
 from launch.cluster.engines import vllm_config
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.engines.vllm import LINEAR_LAYERS

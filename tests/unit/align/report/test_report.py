@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from align.errors import StoreError
 from align.gate.evidence import Evidence
 from align.gate.forgetting import MatrixRow, ScoreMatrix
-from align.report.history import steps_of
 from align.report.html.charts import draw
 from align.report.html.curves import Curve, Panel, panels, thinned
 from align.report.html.data import collect
@@ -30,6 +29,7 @@ from align.report.html.page import number, page_of, signed, span
 from align.report.html.serve import LivePage, server
 from align.report.html.signals import signals_of
 from align.store.ledger.ledger import RoundRecord
+from align.store.run_folder import steps_of
 from tests.patience import patient
 from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.pages import Page

@@ -12,8 +12,8 @@ from align.algorithms import algorithm_from
 from align.algorithms.rows import DATA, Batch, Row
 from align.config.campaign import AnchorConfig, AnchorsConfig, PolicyConfig, RoundSettings
 from align.learner.learner import Learner
-from align.retention.kl_anchors import References
-from align.retention.reference_cache import ReferenceCache
+from align.learner.reference_cache import ReferenceCache
+from align.learner.references import References
 from tests.unit.tiny import row, save_model
 
 ONE = (("base", 1.0),)

@@ -19,7 +19,7 @@ from align.data.scorer import Scorer
 from align.gate.checks import Check, Role
 from align.gate.suites.suites import SuiteRule
 from align.gate.verdict import Verdict, VerdictInputs
-from align.retention.kl_anchors import References, Toward
+from align.learner.references import References, Toward
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.repair.interpolate import Point, next_share
 from align.round.repair.ladder import climb

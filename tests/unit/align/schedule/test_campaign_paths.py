@@ -13,7 +13,8 @@ import pytest
 from align.config.campaign import CampaignConfig
 from align.config.file import CampaignFile, load_campaign
 from align.round.inputs import load_inputs
-from align.schedule.claims import Dues, claimed_rounds
+from align.schedule.claims import Dues
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
 from launch.cluster import jobs
 from rewards.rubric import build_rubric

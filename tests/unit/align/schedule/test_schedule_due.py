@@ -12,7 +12,7 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.schedule.clock import last_tick, next_tick
+from align.clock import last_tick, next_tick
 from align.schedule.due import AT_ONCE, Arrivals, Claimed, Due, History, Waits, asked, tick
 from tests.unit.schedules import NAME, START, World, arrived, at, schedule
 

@@ -9,13 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.gate.evidence import Evidence, view_of_due
+from align.gate.evidence import Evidence, in_view, view_of_due
 from align.gate.power.power import plan_gate
 from align.gate.verdict import Verdict
 from align.schedule.claims import stated
 from align.store.ledger.tables.due import due_claims
-from align.store.lookback import in_view, nights_of, upcoming
-from align.store.recall import recall
+from align.store.lookback import nights_of, recall, upcoming
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.nights import BASE, NIGHTLY, PLAIN, N, save, snapshot_of, suite_of, with_nights
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from align.campaign import run_campaign
-from align.config.store import StoreSettings
+from align.config.store import StoreSettings, cut_path, sqlite_url
 from align.gate.evidence import stored_evidence
 from align.report.forecast.forecast import forecast
-from align.store.database.sqlite_file import cut_path, sqlite_url
 from align.store.ledger.ledger import Ledger
 from tests.unit.campaigns import Starter, Watcher, campaign
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.schedule import RememberConfig
-from align.store.recall import Recall, Template, listed, recall
+from align.store.lookback import Recall, Template, listed, recall
 
 ALL = Template(name="kept", remember=None)
 

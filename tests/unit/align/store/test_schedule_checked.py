@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.report.forecast.forecast import forecast
-from align.schedule.claims import Dues, claimed_rounds
+from align.schedule.claims import Dues
 from align.schedule.inbox.inbox import Inbox
+from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import rounds as table
 from align.store.store import open_ledger

@@ -1,6 +1,7 @@
 """Manifests: three golden files, what stands in them, and what makes none.
 
-After a change on purpose: ``KEEL_WRITE_GOLDEN=1 pytest tests/unit/launch/kubernetes/test_kubernetes.py``, then read the diff.
+After a change on purpose, then read the diff:
+``KEEL_WRITE_GOLDEN=1 pytest tests/unit/launch/kubernetes/test_kubernetes.py``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,27 @@ from align.config.campaign import CampaignConfig
 from launch.cli import app
 from launch.kubernetes.render import Kind, Target, render
 from rollouts.errors import UserError
-from tests.unit.manifests import campaign
 
 GOLDEN = Path(__file__).parents[2] / "data" / "kubernetes"
+CAMPAIGN = """\
+name: nightly_v1.0
+policy: {model: demo://digits, ranks: RANKS, threads: 3}
+store: /shared/nightly
+rollouts:
+  engines: 2
+  resources: {cpus: 1.5, custom: {a100: 1}}
+rounds:
+  - {name: reverse, prompts: demo://rev, rewards: [exact_match], steps: 2}
+"""
 OPTIONS: dict[Kind, list[str]] = {
     "rayjob": ["--gpus", "--env", "JUDGE_API_KEY", "--namespace", "research"],
     "raycronjob": ["--schedule", "0 3 * * *", "--time-zone", "Europe/Berlin"],
     "cronjob": ["--schedule", "*/10 * * * *", "--gpus", "--env", "JUDGE_API_KEY"],
 }
+
+
+def campaign(ranks: int = 1) -> str:
+    return CAMPAIGN.replace("RANKS", str(ranks))
 
 
 def rendered(folder: Path, kind: Kind, *options: str, ranks: int = 1) -> str:
@@ -115,6 +129,8 @@ def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> Non
         (["--image", "no image"], "'no image' cannot stand there"),
         (["--namespace", "No_Such"], "'No_Such' cannot stand there"),
         (["--memory", "lots"], "'lots' cannot stand there"),
+        (["--claim", "no_such"], "'no_such' cannot stand there"),
+        (["--kind", "cronjob", "--schedule", "0 3 * * 5-7"], "Sunday is 0"),
     ],
 )
 def test_what_makes_no_manifest(tmp_path: Path, options: list[str], reason: str) -> None:
@@ -145,3 +161,9 @@ def test_a_tick_with_nothing_to_do_is_no_failure(tmp_path: Path) -> None:
     for code, expected in ((0, 0), (NOTHING_DUE, 0), (1, 1), (3, 1)):
         stand_in = line.replace("keel schedule", f"sh -c 'exit {code}' keel schedule")
         assert subprocess.run(["sh", "-c", stand_in]).returncode == expected
+
+
+def test_checking_is_left_to_the_cluster() -> None:
+    run = CliRunner().invoke(app, ["k8s", "check", "nightly-job.yaml", "--crds", "crds.yaml"])
+    assert isinstance(run.exception, UserError), run.output
+    assert run.exception.remedy == "kubectl apply --dry-run=server -f nightly-job.yaml"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.learner.batching import MicroBatch
 from align.learner.model.policy import Policy, completion_outputs
 
 

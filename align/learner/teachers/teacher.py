@@ -8,8 +8,8 @@ from pathlib import Path
 
 from align.algorithms import Algorithm
 from align.algorithms.rows import Batch
-from align.learner.companions import check_companion
 from align.learner.folder.architecture import LOGIT_CHANGES
+from align.learner.teachers.companions import check_companion
 from rollouts.errors import UserError
 from rollouts.model_config import setting, text_config
 from rollouts.types import Prompt, RolloutGroup

@@ -1,0 +1,120 @@
+"""Rows of one forward pass as tensors: what a loss sees of a batch.
+
+Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order, ``_S``
+tokens stored without padding. Completion token ``n`` is predicted at the position before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.algorithms.rows import Row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """Where the tokens of some rows lie, and how attention reads them."""
+
+    tokens_S: Tensor
+    positions_S: Tensor
+    """Of each token in its own row."""
+    where_N: Tensor
+    """The stored token that predicts each completion token, row after row."""
+    shape: tuple[int, int]
+    """``B`` and ``T``."""
+    laid_out: Tensor
+    """Stored token at each of the ``B * T`` places; any at the padding behind a row's end."""
+    first_S: Tensor
+    """The first place of each stored token."""
+    again: Tensor
+    """Further places of shared tokens."""
+    again_of: Tensor
+    """Stored token of each of `again`."""
+
+    def to(self, device: torch.device) -> Packing:
+        """The same packing on another device."""
+        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: part.to(device) if isinstance(part, Tensor) else part
+            for name, part in held.items()
+        }
+        return Packing(**moved)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Rows of one forward pass, as tensors."""
+
+    rows: tuple[Row, ...]
+    tokens_BT: Tensor
+    """Right-padded with 0; causal attention keeps padding out of every position that counts."""
+    where_N: Tensor
+    """Flat index into ``B * T`` of the position that predicts each completion token."""
+    targets_N: Tensor
+    rows_N: Tensor
+    """Row of each completion token."""
+    packing: Packing
+    """The same rows without padding."""
+    weights_N: Tensor | None = None
+    """Importance weight of each token; None: all 1."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on another device."""
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device)
+            for name in ("tokens_BT", "where_N", "targets_N", "rows_N", "packing")
+        }
+        return replace(self, **moved)
+
+    @property
+    def teaches_N(self) -> Tensor:
+        """Mask of the tokens whose row carries an advantage."""
+        return self.select([row.advantage is not None for row in self.rows])
+
+    @property
+    def advantages_N(self) -> Tensor:
+        """Each token's advantage: its own, or its row's; 0 where there is none."""
+        flat = [
+            value
+            for row in self.rows
+            for value in row.advantages_T or (row.advantage or 0.0,) * len(row.completion_ids)
+        ]
+        return self._floats(flat)
+
+    def of_tokens(self, name: str) -> Tensor:
+        """A per-token field of the rows, flat over ``N``; NaN where a row has none."""
+        flat: list[float] = []
+        for row in self.rows:
+            flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
+        return self._floats(flat)
+
+    def of_rows(self, name: str) -> Tensor:
+        """A number of every row; shape ``B``. None becomes NaN."""
+        values = [getattr(row, name) for row in self.rows]
+        plain = [float("nan") if value is None else float(value) for value in values]
+        return self._floats(plain)
+
+    def sums_B(self, values_N: Tensor) -> Tensor:
+        """Sum over each row's completion tokens; shape ``B``, with gradient."""
+        return values_N.new_zeros(len(self.rows)).index_add(0, self.rows_N, values_N)
+
+    def select(self, chosen: Sequence[bool]) -> Tensor:
+        """Mask over ``N`` of the tokens whose row is chosen."""
+        return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
+
+    def _floats(self, values: Sequence[float]) -> Tensor:
+        # Whoever loads a model sets another default for the whole process meanwhile.
+        return torch.tensor(values, dtype=torch.float32, device=self.rows_N.device)
+
+    def tokens_of(self, rows: Sequence[int]) -> Tensor:
+        """Indices into ``N`` of the completion tokens of some rows, row after row in this order."""
+        counts = [len(row.completion_ids) for row in self.rows]
+        ends = list(accumulate(counts))
+        found = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
+        return torch.tensor(found, device=self.rows_N.device)

@@ -1,0 +1,1 @@
+"""Teachers of a round: what they share with the policy, and one that moves after it."""
