@@ -26,6 +26,7 @@ from align.gate.overlap import save_overlaps
 from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
 from align.learner.references import References
+from align.round.artifacts import earlier_artifacts
 from align.round.external.round import run_external_round
 from align.round.inputs import only_of
 from align.round.measurement.damage import survey
@@ -169,6 +170,7 @@ def plan_round(
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
+    learns = algorithm.makes == "policy" and algorithm.learns_here
     spec = spec.model_copy(update={"algorithm": algorithm})
     return RoundPlan(
         index=index,
@@ -193,6 +195,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, before, shared, replayed, parts),
         seed=seed,
+        artifacts=earlier_artifacts(spec, parent, parts) if learns else {},
         held=held,
     )
 

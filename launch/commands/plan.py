@@ -103,12 +103,15 @@ def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Ite
         return
     learner = max(one.memory.total for one in left if one.memory is not None)
     engines = found.engine * config.rollouts.engines
+    retention = max(one.memory.retention for one in left if one.memory is not None)
     ranks = config.policy.ranks
     where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
     yield f"processes: {'; '.join(processes)}"
     yield (
-        f"memory: learner {where} {spelled(learner)}, engines {config.rollouts.engines} x "
-        f"{spelled(found.engine)} on CPUs; activations and libraries are not counted; "
+        f"memory: learner {where} {spelled(learner)}"
+        f"{f' ({spelled(retention)} of it for retention)' if retention else ''}, engines "
+        f"{config.rollouts.engines} x {spelled(found.engine)} on CPUs; activations and libraries are "
+        "not counted; "
         f"{spelled(found.available)} available here"
     )
     if learner * ranks + engines > found.available:
@@ -116,7 +119,9 @@ def _lines(config: CampaignConfig, found: Forecast, processes: list[str]) -> Ite
     disk = found.disk
     yield (
         f"disk: up to {spelled(disk.needed)} more in {found.store} (base {spelled(disk.base)}, snapshots "
-        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}); {spelled(disk.free)} free"
+        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}"
+        f"{f', retention {spelled(disk.artifacts)}' if disk.artifacts else ''}); "
+        f"{spelled(disk.free)} free"
     )
     if disk.needed > disk.free:
         yield "  more than is free: set store to another disk"
