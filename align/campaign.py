@@ -26,7 +26,7 @@ from align.gate.overlap import save_overlaps
 from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
 from align.learner.references import References
-from align.round.artifacts import earlier_artifacts
+from align.round.artifacts import check_artifacts, earlier_artifacts, first_lines
 from align.round.external.round import run_external_round
 from align.round.inputs import only_of
 from align.round.measurement.damage import survey
@@ -95,6 +95,7 @@ def run_campaign(
             observer.note("no round is due; nothing to run")
             memory.confirm_base()
             return memory.evidence
+        check_artifacts([spec for _, spec in due], memory.evidence)
         for line in auto_lines(written, config):
             observer.note(line)
         with open_parts(
@@ -127,6 +128,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     plan = plan_round(index, attempt, spec, parent, parts)
     if (recalled := parts.evidence.recall(spec.name, "gate")).left_out:
         parts.observer.note(f"{spec.name}: {recalled.sentence}")
+    for line in first_lines(spec, plan.artifacts):
+        parts.observer.note(line)
     for line in plan.scorer.isolation_lines():
         parts.observer.note(f"{spec.name}: {line}")
     try:
@@ -170,7 +173,6 @@ def plan_round(
     general = parts.inputs.general.get(spec.name)
     examples = parts.inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
-    learns = algorithm.makes == "policy" and algorithm.learns_here
     spec = spec.model_copy(update={"algorithm": algorithm})
     return RoundPlan(
         index=index,
@@ -195,7 +197,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, before, shared, replayed, parts),
         seed=seed,
-        artifacts=earlier_artifacts(spec, parent, parts) if learns else {},
+        artifacts=earlier_artifacts(spec, parent, parts.evidence),
         held=held,
     )
 

@@ -8,6 +8,7 @@ accepted round always has its artifacts. A rejected round leaves none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from rollouts.types import Sampling, SnapshotId
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
+    from align.config.learning import RetentionConfig
+    from align.gate.evidence import Evidence
     from align.round.plan import RoundOutcome, RoundPlan
     from align.round.session import Parts
 
@@ -35,30 +38,50 @@ def penalties_of(plan: RoundPlan) -> RetentionMethods:
     )
 
 
-def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, parts: Parts) -> dict[str, Path]:
-    """Find what each method of a round goes on from: the newest artifact on the parent's line.
+def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, evidence: Evidence) -> dict[str, Path]:
+    """Return what each method of a round goes on from: the newest artifact on the parent's line, by method.
 
     Raises:
         EvidenceError: a file is missing, or was changed.
     """
     artifacts: dict[str, Path] = {}
-    for method in spec.retention:
-        if not method.keeps_artifact:
-            continue
-        path = _newest(f"{method.name}.safetensors", parent, parts)
+    for method in keeping(spec):
+        path = _newest(f"{method.name}.safetensors", parent, evidence)
         if path is not None:
-            artifacts[method.name] = parts.evidence.files.check(path, remedy=LOST)
-        else:
-            parts.observer.note(
-                f"{spec.name}: {method.name} holds nothing yet: no accepted round before it kept what the "
+            artifacts[method.name] = evidence.files.check(path, remedy=LOST)
+    return artifacts
+
+
+def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
+    """Check what rounds would go on from now, before engines start for them.
+
+    Raises:
+        EvidenceError: a file is missing, or was changed.
+    """
+    parent = evidence.ledger.alias("production")
+    for spec in specs if parent is not None else ():
+        earlier_artifacts(spec, parent, evidence)
+
+
+def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[str]:
+    """Name the methods of a round that go on from nothing."""
+    for method in keeping(spec):
+        if method.name not in artifacts:
+            yield (
+                f"{spec.name}: {method.name} holds nothing yet: no accepted round before it left what the "
                 "method needs"
             )
-    return artifacts
+
+
+def keeping(spec: RoundConfig) -> list[RetentionConfig]:
+    """Return the methods of a round that leave an artifact; none where the policy does not learn."""
+    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
+    return [method for method in spec.retention if learns and method.keeps_artifact]
 
 
 def keep_artifacts(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None:
     """Write what the round's methods keep of its accepted policy, and record the hashes."""
-    if not any(method.keeps_artifact for method in plan.spec.retention):
+    if not keeping(plan.spec):
         return
     if outcome.repairs:
         # The learner holds the candidate that was tried last, which need not be the accepted one.
@@ -71,7 +94,7 @@ def keep_artifacts(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None
         )
         parts.learner.load(outcome.candidate)
     parts.engine.sync(parts.learner.weights(f"{plan.run}/accepted"))
-    folder = _folder(parts, plan.index, plan.spec.name, plan.attempt)
+    folder = _folder(parts.folder, plan.index, plan.spec.name, plan.attempt)
     rmtree(folder, ignore_errors=True)
     parts.learner.write_artifacts(folder, _samples(plan, parts, outcome.candidate))
     parts.evidence.mirror.push()
@@ -84,7 +107,7 @@ def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
     Raises:
         RunError: no completion has a token.
     """
-    wanted = max(method.accept_samples for method in plan.spec.retention)
+    wanted = max(method.accept_samples for method in keeping(plan.spec))
     stream = plan.mixture.new
     stream.seek(0)
     prompts = stream.take(min(wanted, len(stream)))
@@ -112,12 +135,12 @@ def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
     return rows
 
 
-def _newest(name: str, snapshot: SnapshotId, parts: Parts) -> Path | None:
+def _newest(name: str, snapshot: SnapshotId, evidence: Evidence) -> Path | None:
     """Follow a snapshot's line of accepted rounds to the newest that recorded such a file."""
-    accepted = {r.candidate: r for r in parts.ledger.attempts() if r.state == "accepted"}
+    accepted = {r.candidate: r for r in evidence.ledger.attempts() if r.state == "accepted"}
     while (record := accepted.pop(snapshot, None)) is not None:
-        path = _folder(parts, record.index, record.name, record.attempt) / name
-        if parts.evidence.files.hash_of(path) is not None:
+        path = _folder(evidence.folder, record.index, record.name, record.attempt) / name
+        if evidence.files.hash_of(path) is not None:
             return path
         if record.parent is None:
             return None
@@ -125,5 +148,5 @@ def _newest(name: str, snapshot: SnapshotId, parts: Parts) -> Path | None:
     return None
 
 
-def _folder(parts: Parts, index: int, name: str, attempt: int) -> Path:
-    return parts.folder / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}" / "artifacts"
+def _folder(store: Path, index: int, name: str, attempt: int) -> Path:
+    return store / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}" / "artifacts"
