@@ -175,6 +175,7 @@ class RetentionConfig(Settings):
     """Base of the settings of retention methods; ``name`` says which method."""
 
     name: str
+    """Name of the method."""
 
     keeps_artifact: ClassVar[bool] = False
     """True if the method hands tensors as large as the trained weights on to later rounds."""

@@ -59,7 +59,9 @@ def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
         EvidenceError: a file is missing, or was changed.
     """
     parent = evidence.ledger.alias("production")
-    for spec in specs if parent is not None else ():
+    if parent is None:
+        return
+    for spec in specs:
         earlier_artifacts(spec, parent, evidence)
 
 
