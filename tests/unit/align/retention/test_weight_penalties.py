@@ -248,7 +248,7 @@ def test_an_adapter_is_drawn_to_the_base_by_its_update_alone(
         for name, parameter in learner.policy.named_parameters().items():
             parameter.add_(0.1 if "lora_B" in name else 0.0)
     square = sum(
-        float(module.get_delta_weight("policy").square().sum())
+        float(module.get_delta_weight("policy").detach().square().sum())
         for module in learner.policy.model.modules()
         if hasattr(module, "get_delta_weight")
     )
