@@ -26,6 +26,7 @@ from align.gate.overlap import save_overlaps
 from align.gate.power.underpowered import check_power, foresee
 from align.gate.sealed import any_due
 from align.learner.references import References
+from align.round.artifacts import check_artifacts, earlier_artifacts, first_lines
 from align.round.external.round import run_external_round
 from align.round.inputs import only_of
 from align.round.measurement.damage import survey
@@ -95,6 +96,7 @@ def run_campaign(
             observer.note("no round is due; nothing to run")
             memory.confirm_base()
             return memory.evidence
+        check_artifacts([spec for _, spec in due], memory.evidence)
         for line in auto_lines(written, config):
             observer.note(line)
         with open_parts(
@@ -128,6 +130,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     plan = plan_round(index, attempt, spec, parent, parts)
     if (recalled := parts.evidence.recall(spec.name, "gate")).left_out:
         parts.observer.note(f"{spec.name}: {recalled.sentence}")
+    for line in first_lines(spec, plan.artifacts):
+        parts.observer.note(line)
     for line in plan.scorer.isolation_lines():
         parts.observer.note(f"{spec.name}: {line}")
     try:
@@ -197,6 +201,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, before, shared, replayed, parts),
         seed=seed,
+        artifacts=earlier_artifacts(spec, parent, parts.evidence),
         held=held,
     )
 

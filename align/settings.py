@@ -114,6 +114,10 @@ class Places:
             f"{text} is taken from the current folder, and there is no {path}: paths are relative to the "
             f"campaign file, and the next version looks nowhere else; write {better}"
         )
+        self.remark(note)
+
+    def remark(self, note: str) -> None:
+        """Add a remark for the user, once."""
         if note not in self.notes:
             self.notes.append(note)
 

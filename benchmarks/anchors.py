@@ -182,6 +182,7 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
     from align.learner.references import References
+    from align.retention.methods import RetentionMethods
     from rewards.rubric import build_rubric
     from rollouts.engines.vllm import VLLMConfig
     from rollouts.pool.pool import EnginePool
@@ -197,7 +198,13 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     }
     pool = EnginePool(VLLMConfig(model=str(made.model)))
     learner = Learner(made.model, policy, folder_of=folders.__getitem__, scratch=folder)
-    learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=10**6,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     pool.sync(learner.weights("now"))
     yield Bench(
         learner=learner,

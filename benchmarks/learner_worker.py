@@ -53,6 +53,7 @@ def build_learner(chosen: argparse.Namespace) -> Any:
     )
     from align.learner.learner import Learner
     from align.learner.references import References
+    from align.retention.methods import RetentionMethods
 
     beta = {"grpo": chosen.beta, "rloo": chosen.beta}.get(chosen.algorithm, 1.0)
     anchor = AnchorConfig(
@@ -78,7 +79,13 @@ def build_learner(chosen: argparse.Namespace) -> Any:
             new=() if chosen.algorithm == "sft" else (anchor,), past=(), general=()
         ),
     )
-    learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=10**6,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     return learner
 
 

@@ -42,6 +42,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "replay": {"past": 0.0, "general": 0.0},
         "anchors": {"new": [{"to": "parent", "beta": 0.1}], "past": [], "general": []},
     },
+    "ewc": {
+        "replay": {"past": 0.0, "general": 0.0},
+        "retention": [{"name": "ewc", "lambda": 1000.0}],
+    },
+    "l2_sp": {
+        "replay": {"past": 0.0, "general": 0.0},
+        "retention": [{"name": "l2_sp", "alpha": 0.01, "to": "parent"}],
+    },
     "grouped": {
         "replay": {"past": 0.15, "general": 0.05, "rewards": True, "samples_per_prompt": 8},
         "anchors": {"past": [{"to": "owner", "beta": 1.0}]},

@@ -121,6 +121,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
     from align.data.base_model import load_tokenizer
     from align.learner.learner import Learner
     from align.learner.references import References
+    from align.retention.methods import RetentionMethods
     from launch.cluster.cluster import connect
     from rewards.rubric import build_rubric
     from rollouts.engines.vllm import VLLMConfig
@@ -153,7 +154,13 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         )
         pool = EnginePool(engines, num_engines=args.engines, in_flight=args.in_flight)
         learner = Learner(model, policy, folder_of=lambda _: model, scratch=Path(scratch))
-        learner.begin(spec, References(base="base", parent="base"), num_steps=10**6, seed=0)
+        learner.begin(
+            spec,
+            References(base="base", parent="base"),
+            num_steps=10**6,
+            seed=0,
+            penalties=RetentionMethods(),
+        )
         texts = [f"add {i} and {i + 1} =" for i in range(80)]
         pool.sync(learner.weights("step/0"))
         yield Ours(

@@ -63,13 +63,20 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
     from align.config.campaign import PolicyConfig, RoundSettings
     from align.learner.learner import Learner
     from align.learner.references import References
+    from align.retention.methods import RetentionMethods
     from rollouts.engines.vllm import VLLMConfig
     from rollouts.pool.pool import EnginePool
 
     policy = PolicyConfig(model=str(model))
     pool = EnginePool(VLLMConfig(model=str(model), max_model_len=256), num_engines=engines)
     learner = Learner(model, policy, folder_of=lambda _: model, scratch=model)
-    learner.begin(RoundSettings(), References(base="base", parent="base"), num_steps=1, seed=0)
+    learner.begin(
+        RoundSettings(),
+        References(base="base", parent="base"),
+        num_steps=1,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     parameters = learner.policy.parameters()
     pool.sync(learner.weights("warm-up"))
     synced, copied, loaded = [], [], []

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig, RoundSettings
+from align.config.learning import RETENTION, RetentionConfig
 from align.config.schedule import spell_duration
 from launch.cli import app
 from rewards.registry import REWARDS
@@ -145,7 +146,7 @@ def blocks() -> dict[type[BaseModel], list[str]]:
     for model, path in queue:
         for name, field in model.model_fields.items():
             many = "[]" if get_origin(_bare(field.annotation)) in (tuple, list) else ""
-            for inner in _models(field.annotation):
+            for inner in _named(_models(field.annotation)):
                 if issubclass(inner, Algorithm):
                     continue
                 if inner not in found:
@@ -154,6 +155,12 @@ def blocks() -> dict[type[BaseModel], list[str]]:
                 if place not in found.setdefault(inner, []) and not _twice(path, name):
                     found[inner].append(place)
     return found
+
+
+def _named(models: Iterator[type[BaseModel]]) -> Iterator[type[BaseModel]]:
+    """Put the settings of every retention method where a field takes any of them."""
+    for model in models:
+        yield from RETENTION.values() if model is RetentionConfig else (model,)
 
 
 def _twice(path: str, name: str) -> bool:
@@ -202,7 +209,12 @@ def _prose(documented: Any) -> str:
 
 def _fields(model: type[BaseModel]) -> str:
     rows = [
-        (f"`{name}`", _cell(_type(field.annotation)), _default(field), _cell(_meaning(model, name)))
+        (
+            f"`{field.alias or name}`",
+            _cell(_type(field.annotation)),
+            _default(field),
+            _cell(_meaning(model, name)),
+        )
         for name, field in model.model_fields.items()
         if not (issubclass(model, Algorithm) and name == "name")
     ]

@@ -45,6 +45,7 @@ class External(Algorithm):
         "importance": "the command trains in its own way",
         "optimizer": "the command trains in its own way",
         "anchors": "the command is held to nothing; what it lost, the gate finds out",
+        "retention": "the command is held to nothing; what it lost, the gate finds out",
         "gold": "it samples nothing that could be scored",
         "hacking": "nobody watches its samples",
         "repair": "the ladder repairs what the learner trained",

@@ -26,7 +26,16 @@ from align.algorithms.importance import ImportanceConfig
 from align.config.data import ExamplesConfig
 from align.config.demands import AnswerSampling
 from align.config.gate import GateConfig, RoundSuiteConfig, SuiteConfig
-from align.config.learning import AnchorConfig, AnchorsConfig, OptimizerConfig, SamplingConfig
+from align.config.learning import (
+    AnchorConfig,
+    AnchorsConfig,
+    KLAnchorsConfig,
+    OptimizerConfig,
+    RetentionConfig,
+    SamplingConfig,
+    listed,
+    retention_from,
+)
 from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
 from align.config.prompts import Prompts, PromptsConfig, sourced
 from align.config.repair import RepairConfig
@@ -35,6 +44,7 @@ from align.config.rules import (
     check_anchors,
     check_dropout,
     check_heldout,
+    check_retention,
     check_staleness,
     check_used,
 )
@@ -68,6 +78,12 @@ __all__ = [
 
 PLANNING = {"assumed_change", "underpowered"}
 """Settings of the gate that no verdict rests on."""
+
+NO_ANCHORS = (
+    "retention lists no kl_anchors, and anchors is not set either: no KL holds the policy to earlier "
+    "snapshots; add kl_anchors to the list to keep the default anchors"
+)
+"""Remark on rounds that gave up the default anchors by listing other methods."""
 
 Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
@@ -121,6 +137,13 @@ class RoundSettings(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     replay: ReplayConfig = ReplayConfig()
     anchors: AnchorsConfig = AnchorsConfig()
+    """Short for an entry ``kl_anchors`` of ``retention``."""
+    retention: Annotated[
+        tuple[Annotated[SerializeAsAny[RetentionConfig], BeforeValidator(retention_from)], ...],
+        BeforeValidator(listed),
+    ] = ()
+    """All methods that hold the policy to earlier rounds. A list without ``kl_anchors``, in a round that
+    sets no ``anchors`` either, has no KL anchors; without a list ``anchors`` alone hold it."""
     suite: RoundSuiteConfig = RoundSuiteConfig()
     repair: RepairConfig = RepairConfig()
     gold: tuple[Reward, ...] = ()
@@ -136,6 +159,42 @@ class RoundSettings(Settings):
     """Learner steps between drift measurements."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 15
     """Learner steps between checkpoints: a round that was stopped goes on from the last one."""
+
+    @property
+    def methods(self) -> tuple[RetentionConfig, ...]:
+        """Settings of all retention methods, KL anchors first."""
+        anchors = {name: getattr(self.anchors, name) for name in AnchorsConfig.model_fields}
+        return (KLAnchorsConfig(**anchors), *self.retention)
+
+    @model_validator(mode="after")
+    def _one_spelling(self, info: ValidationInfo) -> Self:
+        """Move an entry ``kl_anchors`` of `retention` into `anchors`, so that both spellings are one."""
+        if "retention" not in self.model_fields_set:
+            return self
+        names = [method.name for method in self.retention]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"retention lists {twice!r} twice; write one entry, with all its settings"
+            )
+        if "kl_anchors" in names and "anchors" in self.model_fields_set:
+            raise ValueError(
+                "anchors is short for the entry kl_anchors of retention, and both are set; move what "
+                "anchors says into the entry, or remove the entry"
+            )
+        anchors = self.anchors
+        if "anchors" not in self.model_fields_set:
+            anchors = AnchorsConfig(new=(), past=(), general=())
+            if self.retention and "kl_anchors" not in names and isinstance(info.context, Places):
+                info.context.remark(NO_ANCHORS)
+        for method in self.retention:
+            if isinstance(method, KLAnchorsConfig):
+                values = {name: getattr(method, name) for name in AnchorsConfig.model_fields}
+                anchors = AnchorsConfig(**values)
+        rest = tuple(method for method in self.retention if method.name != "kl_anchors")
+        # The model is frozen for its users; this is still its construction.
+        self.__dict__.update(anchors=anchors, retention=rest)
+        self.__pydantic_fields_set__.add("anchors")
+        return self
 
 
 class RoundConfig(RoundSettings, ScheduleSettings):
@@ -280,6 +339,7 @@ class CampaignConfig(StoreSettings):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")
             check_dropout(spec, index, self.policy)
+            check_retention(self.rounds, index, self.policy)
             if spec.repair.interpolate and self.policy.has_bare_dora:
                 raise ValueError(
                     f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "
@@ -330,7 +390,7 @@ class CampaignConfig(StoreSettings):
         and not when rounds fall due. What rounds of templates look back on is stated with the round
         that fell due."""
         resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
-        return self.model_dump(
+        content = self.model_dump(
             mode="json",
             exclude={
                 **dict.fromkeys(set(StoreSettings.model_fields) - {"name"}, True),
@@ -343,6 +403,11 @@ class CampaignConfig(StoreSettings):
                 "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
         )
+        # An empty list is left out, as it is in stores that are older than the setting.
+        for settings in (content["defaults"], *content["rounds"]):
+            if not settings["retention"]:
+                del settings["retention"]
+        return content
 
     def training_hash(self, name: str) -> str:
         """Return the sha256 of what decides a round's training: not of suites, margins and the gate."""
@@ -388,4 +453,30 @@ def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         merged[key] = (
             overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
-    return merged
+    return _overlaid_retention(above, merged)
+
+
+def _overlaid_retention(above: dict[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
+    """Return merged settings in which ``anchors`` of a round and ``retention`` of the defaults are one.
+
+    A list ``retention`` stands for all methods, so one above leaves nothing of what stands below. Anchors
+    above change the entry of a list below key by key.
+
+    Args:
+        above: raw settings of a round.
+        merged: the round over the defaults, key by key.
+    """
+    if "retention" in above:
+        if "anchors" not in above:
+            merged.pop("anchors", None)
+        return merged
+    entries, anchors = merged.get("retention"), above.get("anchors")
+    if not isinstance(entries, list | tuple) or not isinstance(anchors, dict):
+        return merged
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
+    if "kl_anchors" not in names:
+        return merged
+    index = names.index("kl_anchors")
+    entry = entries[index] if isinstance(entries[index], dict) else {"name": "kl_anchors"}
+    rest = {key: value for key, value in merged.items() if key != "anchors"}
+    return {**rest, "retention": [*entries[:index], overlay(entry, anchors), *entries[index + 1 :]]}

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
+from align.config.learning import RetentionConfig, retention_class
 from align.config.store import SQLITE
 from align.settings import Places
 from rollouts.errors import UserError, nearest
@@ -290,9 +291,11 @@ def _known_keys(
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
         node = _entry(node, part)
-        nested_models = [_named(m, node, places) for f in fields for m in _models_in(f.annotation)]
-        models = nested_models or models
-    return sorted({name for model in models for name in model.model_fields})
+        nested_models = [m for f in fields for m in _models_in(f.annotation)]
+        models = [_named(m, node, places) for m in nested_models or models]
+    return sorted(
+        {field.alias or name for model in models for name, field in model.model_fields.items()}
+    )
 
 
 def _entry(node: Any, part: int | str) -> Any:
@@ -303,7 +306,9 @@ def _entry(node: Any, part: int | str) -> Any:
 
 
 def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
-    """Return the algorithm that a value names, where the field takes any."""
+    """Return the algorithm or retention method that a value names, where the field takes any."""
+    if model is RetentionConfig:
+        return retention_class(value["name"]) if isinstance(value, dict) else model
     return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from align.settings import Settings
+from rollouts.errors import nearest
 
 
-def _listed(value: Any) -> Any:
-    """Make a list of one anchor, which is short for it."""
-    return [value] if isinstance(value, dict) else value
+def listed(value: Any) -> Any:
+    """Accept one entry for a list of one."""
+    return [value] if isinstance(value, dict | str) else value
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -148,13 +149,13 @@ class AnchorConfig(Settings):
 class AnchorsConfig(Settings):
     """Snapshots that hold the prompts of each class. Each class's KL is a mean over its own tokens."""
 
-    new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = ()
+    new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = ()
     """A trust region, for reward models and judges; costs plasticity."""
-    past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+    past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = (
         AnchorConfig(to="owner", beta=3.0),
     )
     """The retention term: each replayed prompt is held to the snapshot that owned it."""
-    general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(_listed)] = (
+    general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = (
         AnchorConfig(to="base", beta=1.0),
     )
     """Holds what no round trains."""
@@ -169,3 +170,92 @@ class AnchorsConfig(Settings):
                 "added up"
             )
         return anchors
+
+
+class RetentionConfig(Settings):
+    """Base of the settings of retention methods; ``name`` says which method."""
+
+    name: str
+    """Name of the method."""
+
+    keeps_artifact: ClassVar[bool] = False
+    """True if the method hands tensors as large as the trained weights on to later rounds."""
+    weight_copies: ClassVar[int] = 0
+    """Number of tensors as large as the trained weights that the method keeps in memory."""
+
+    @property
+    def accept_samples(self) -> int:
+        """Number of completions of the accepted policy that the method asks for."""
+        return 0
+
+
+class KLAnchorsConfig(AnchorsConfig, RetentionConfig):
+    """KL toward earlier snapshots, on each class of prompts; ``anchors`` is its short form."""
+
+    name: Literal["kl_anchors"] = "kl_anchors"
+
+
+class EWCConfig(RetentionConfig):
+    """Online elastic weight consolidation: weights that earlier rounds depend on stay near their values."""
+
+    model_config = ConfigDict(
+        validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+    name: Literal["ewc"] = "ewc"
+    strength: Annotated[float, Field(gt=0, alias="lambda")]
+    """Weight of the penalty, ``lambda / 2 * sum_i F_i * (theta_i - theta*_i)^2``, in the loss."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Share of the earlier rounds' Fisher information that each accepted round leaves. 1 forgets none; 0
+    keeps the newest round's alone."""
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Completions of an accepted policy that its Fisher information is estimated from, spread over the
+    round's prompts. Each costs one backward pass."""
+
+    keeps_artifact: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 2
+
+    @property
+    def accept_samples(self) -> int:
+        return self.samples
+
+
+class L2SPConfig(RetentionConfig):
+    """L2 penalty toward a starting point: every weight is drawn to its earlier value alike."""
+
+    name: Literal["l2_sp"] = "l2_sp"
+    alpha: Annotated[float, Field(gt=0)] = 0.01
+    """Weight of the penalty, ``alpha / 2 * |theta - theta_0|^2``, in the loss."""
+    to: Literal["parent", "base"] = "parent"
+    """Snapshot that ``theta_0`` is read from: where the round started, or where the campaign did."""
+
+    weight_copies: ClassVar[int] = 1
+
+
+RETENTION: dict[str, type[RetentionConfig]] = {
+    "kl_anchors": KLAnchorsConfig,
+    "ewc": EWCConfig,
+    "l2_sp": L2SPConfig,
+}
+"""Settings of each retention method by name; `align.retention.METHODS` has the methods themselves."""
+
+
+def retention_from(value: Any) -> Any:
+    """Return ``ewc`` or ``{name: ewc, lambda: 100}`` as the settings of the method that it names."""
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        return value
+    if "name" not in value:
+        raise ValueError(f"{value} are settings of no method of retention; write which one as name")
+    return retention_class(value["name"]).model_validate(value)
+
+
+def retention_class(name: object) -> type[RetentionConfig]:
+    """Return the class of a method's settings.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    if isinstance(name, str) and name in RETENTION:
+        return RETENTION[name]
+    raise ValueError(f"no retention method {name!r}; {nearest(str(name), list(RETENTION))}")

@@ -109,6 +109,40 @@ def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     )
 
 
+def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:
+    """Refuse penalties on weights that a round's adapter does not share with what they compare it with."""
+    spec, lora = rounds[index], policy.lora
+    if lora is None or spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+        return
+    where = f"rounds.{index}.retention"
+    external = [r.name for r in rounds[:index] if not r.algorithm.learns_here]
+    for method in spec.retention:
+        if method.keeps_artifact and lora.merge:
+            raise ValueError(
+                f"{where}: {method.name} holds the adapter's own weights, and policy.lora.merge begins a "
+                "fresh adapter in every round; set policy.lora.merge to false, or use l2_sp with to: "
+                "parent, which holds the adapter's update"
+            )
+        if method.keeps_artifact and external:
+            raise ValueError(
+                f"{where}: {method.name} holds the adapter's own weights, and the round {external[-1]!r} "
+                "before it takes an adapter that another program trained; use l2_sp, which holds the "
+                "adapter's update"
+            )
+        if method.name != "l2_sp":
+            continue
+        if lora.dora:
+            raise ValueError(
+                f"{where}: l2_sp measures the update that an adapter adds to the weights, and DoRA's is no "
+                "plain sum; set policy.lora.dora to false, or use ewc"
+            )
+        if lora.merge and getattr(method, "to", None) == "base":
+            raise ValueError(
+                f"{where}: l2_sp is held to the base, and policy.lora.merge adds every round's update to "
+                "it; set to: parent, or policy.lora.merge to false"
+            )
+
+
 def _check_reference(name: str, terms: Sequence[AnchorConfig]) -> None:
     for term in terms:
         if setting := term.changed("estimator", "target", "rate", "bounds"):

@@ -7,15 +7,15 @@ neither prompts nor padding ever cost a row of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from align.algorithms import Algorithm
 from align.algorithms.micro_batch import MicroBatch
-from align.algorithms.rows import Batch, Row, row_of, units_of
+from align.algorithms.rows import Batch, Row, Totals, row_of, units_of
 from align.learner.packing import pack
 from align.learner.ranks.lanes import dealt_evenly
 from rollouts.types import ScoredGroup
@@ -26,6 +26,24 @@ MAX_PADDING_PACKED = 2.0
 """The same where attention alone sees the padding."""
 PASS_TOKENS = 100
 """Tokens of a small model that take as long as starting a pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denominators:
+    """Numbers that the sums of one optimizer step are divided by, over all its passes and ranks."""
+
+    totals: Totals
+    class_tokens: Mapping[str, int]
+    new_completions: int = 1
+    """Number of rows of new prompts, at least 1."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Denominators:
+        """Count a mini-batch."""
+        new = sum(row.source == "new" for row in batch.rows)
+        return cls(
+            totals=batch.totals, class_tokens=batch.class_tokens, new_completions=max(new, 1)
+        )
 
 
 def build_batch(

@@ -222,14 +222,10 @@ def _optimized(learner: Learner) -> list[nn.Parameter]:
 
 
 def _counters(learner: Learner) -> dict[str, Any]:
-    return {
-        "steps": learner._steps,
-        "skipped": learner._skipped,
-        "betas": {
-            source: [controller.beta for _, controller in terms]
-            for source, terms in learner._anchors.items()
-        },
-    }
+    counters: dict[str, Any] = {"steps": learner._steps, "skipped": learner._skipped}
+    for penalty in learner.penalties:
+        counters |= penalty.counters()
+    return counters
 
 
 @torch.no_grad()
@@ -244,9 +240,8 @@ def _apply(learner: Learner, tensors: Mapping[str, Tensor], counters: Mapping[st
             _, index, key = name.split("/", 2)
             parameter = trained[int(index)]
             learner._optimizer.state[parameter][key] = _moment(parameter, tensor)
-    for source, betas in counters["betas"].items():
-        for (_, controller), beta in zip(learner._anchors[source], betas, strict=True):
-            controller.beta = beta
+    for penalty in learner.penalties:
+        penalty.resume(counters)
     learner._steps, learner._skipped = counters["steps"], counters["skipped"]
     learner._version = None
     torch.set_rng_state(tensors[f"{GENERATOR}cpu"])

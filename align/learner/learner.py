@@ -9,7 +9,7 @@ weight sync on the way.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -18,28 +18,28 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from align.algorithms import divergences as kl
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.rows import Batch, Row
-from align.config.campaign import AnchorConfig, PolicyConfig, RoundSettings
+from align.config.campaign import PolicyConfig, RoundSettings
 from align.errors import NonFiniteError, ParityError
-from align.learner.batching import by_row, cost, even_passes, to_tensors
+from align.learner.batching import Denominators, by_row, cost, even_passes, to_tensors
 from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from align.learner.critic import Critic, make_critic
 from align.learner.model.footprint import tokens_that_fit
 from align.learner.model.policy import Policy
-from align.learner.objective import Denominators, Objective, gap_of
+from align.learner.objective import Objective, gap_of
 from align.learner.optimizer import add_group, learning_rate, make_optimizer, set_learning_rates
+from align.learner.penalty import LearnerView, MakePenalties, Penalty
 from align.learner.ranks.allocation import keep_freed_memory
 from align.learner.ranks.lanes import Gradients, Lanes, lanes_for
 from align.learner.ranks.ranks import SOLO, Ranks
-from align.learner.ranks.sharding import whole
+from align.learner.ranks.sharding import local, whole
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import ReferenceModels, References
 from align.learner.teachers.slow_teacher import SlowTeacher
-from align.retention.kl_anchors import BetaController
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import SnapshotId
@@ -82,19 +82,28 @@ class Learner:
         self.anchors = ReferenceModels(self.policy, folder_of)
         self.critic: Critic | None = None
         self.slow_teacher: SlowTeacher | None = None
+        self.penalties: Sequence[Penalty] = ()
         self.reference_cache = ReferenceCache()
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self._version: str | None = ""
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
     def begin(
-        self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
+        self,
+        spec: RoundSettings,
+        references: References,
+        *,
+        num_steps: int,
+        seed: int,
+        penalties: MakePenalties,
     ) -> None:
         """Take the weights that the round begins with and start its optimizer.
 
         Args:
             num_steps: updates to come, for the learning rate's schedule.
+            penalties: builds what holds the policy to earlier snapshots.
         """
+        self.penalties = self._make_penalties(spec, references, seed, penalties)
         torch.manual_seed(seed)
         self._start(references)
         self._spec = spec
@@ -111,21 +120,43 @@ class Learner:
             add_group(self._optimizer, self.critic.parameters(), chosen.lr)
             self._critic_only = chosen.warmup_steps * per_update
         self.slow_teacher = self._make_slow_teacher(spec, references)
-        self._anchors: dict[str, list[tuple[AnchorConfig, BetaController]]] = {
-            source: [(term, BetaController(term)) for term in getattr(spec.anchors, source)]
-            for source in ("new", "past", "general")
-        }
-        if spec.algorithm.anchors_are_reference:
-            self._anchors["new"] = []
         self._objective = Objective(
             policy=self.policy,
             anchors=self.anchors,
             critic=self.critic,
             spec=spec,
             references=references,
-            terms=self._anchors,
+            penalties=self.penalties,
             slow_teacher=self.slow_teacher,
         )
+
+    def _make_penalties(
+        self, spec: RoundSettings, references: References, seed: int, make: MakePenalties
+    ) -> Sequence[Penalty]:
+        """Build the round's penalties, which may load earlier weights into the policy meanwhile."""
+        view = LearnerView(
+            spec=spec,
+            references=references,
+            models=self.anchors,
+            policy=self.policy,
+            ranks=self.ranks,
+            weights_of=partial(self._weights_of, seed),
+        )
+        penalties = make(view)
+        for penalty in penalties:
+            penalty.before_round()
+        return penalties
+
+    def _weights_of(self, seed: int, snapshot: SnapshotId) -> dict[str, Tensor]:
+        """Load a snapshot and return copies of its trained weights; of sharded ones this rank's part.
+
+        Args:
+            seed: the round's, so that a fresh adapter over the base is the one that the round begins with.
+        """
+        torch.manual_seed(seed)
+        self.load(snapshot)
+        named = self.policy.named_parameters()
+        return {name: local(parameter).detach().clone() for name, parameter in named.items()}
 
     def _make_slow_teacher(self, spec: RoundSettings, references: References) -> SlowTeacher | None:
         follow, named = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
@@ -161,6 +192,24 @@ class Learner:
         """The current weights, for the engines; what these sample under ``version`` is on-policy."""
         self._version = version
         return self.policy.weights(version, self._scratch)
+
+    def write_artifacts(self, folder: Path, rows: Sequence[Row]) -> None:
+        """Write what each penalty keeps of the accepted policy, which the learner holds, for later rounds.
+
+        A penalty's tensors go into ``NAME.safetensors``; there is no file where it keeps none. Of several
+        ranks the first writes, and all must call.
+
+        Args:
+            rows: samples of the accepted policy.
+        """
+        from safetensors.torch import save_file
+
+        for penalty in self.penalties:
+            kept = penalty.after_accept(rows)
+            tensors = {name: tensor.contiguous() for name, tensor in kept.items()}
+            if tensors and self.ranks.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, folder / f"{penalty.name}.safetensors")
 
     def checkpoint(self, folder: Path, step: int, **told: Any) -> None:
         """Write down the state after ``step`` updates; see `save_checkpoint`."""
@@ -205,11 +254,8 @@ class Learner:
         gap, found = self.ranks.max(gap), self.ranks.sum(sums)
         self._check_parity(gap)
         metrics = {**found, **self._step(), "parity/max_abs_diff": gap}
-        for source, terms in self._anchors.items():
-            for term, controller in terms:
-                if (measured := found.get(f"kl/{source}/{term.to}")) is not None:
-                    metrics[f"beta/{source}/{term.to}"] = controller.beta
-                    controller.observe(measured)
+        for penalty in self.penalties:
+            metrics |= penalty.after_step(found)
         return metrics
 
     def _learn(
@@ -265,8 +311,12 @@ class Learner:
         critic warms up, a policy without gradients is one that the optimizer passes over.
         """
         chosen = self._spec.optimizer
-        norms = {"grad_norm": self._clip(self.policy.parameters())}
+        trained = self.policy.named_parameters()
+        self.ranks.add_gradients(trained.values())
+        penalties = self._penalize(trained)
+        norms = {"grad_norm": self._clip(trained.values())}
         if self.critic is not None:
+            self.ranks.add_gradients(self.critic.parameters())
             norms["critic/grad_norm"] = self._clip(self.critic.parameters())
         lr = learning_rate(chosen, self._steps, self._num_steps)
         set_learning_rates(self._optimizer, lr / chosen.lr)
@@ -290,11 +340,37 @@ class Learner:
                     cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
                     remedy="lower optimizer.lr, or set policy.dtype to float32",
                 )
-        return {**norms, "lr": lr, "steps_skipped": float(self._skipped > 0)}
+        return {**norms, **penalties, "lr": lr, "steps_skipped": float(self._skipped > 0)}
 
-    def _clip(self, parameters: list[nn.Parameter]) -> float:
-        """Clip what all ranks' gradients come to; its norm before."""
-        self.ranks.add_gradients(parameters)
+    def _penalize(self, trained: Mapping[str, nn.Parameter]) -> Metrics:
+        """Add the gradients of penalties on the weights themselves; return the value of each penalty.
+
+        Every rank adds them to gradients that were summed over the ranks before: to its own part of sharded
+        weights, and to all of those that every rank has.
+        """
+        acting = [penalty for penalty in self.penalties if penalty.acts_on_weights]
+        if not acting:
+            return {}
+        weights, gradients = {}, {}
+        for name, parameter in trained.items():
+            assert parameter.grad is not None, "every step begins with zeros"
+            gradients[name] = local(parameter.grad)
+            weights[name] = local(parameter).detach().requires_grad_()
+            # The backward pass of a term adds to the parameter's own gradient in place.
+            weights[name].grad = gradients[name]
+        values: Metrics = {}
+        for penalty in acting:
+            total = torch.zeros((), device=self.device)
+            for term in penalty.parameter_penalty(weights):
+                term.backward()  # type: ignore[no-untyped-call]
+                total += term.detach()
+            values[f"retention/{penalty.name}"] = float(total)
+        for penalty in acting:
+            penalty.project(gradients)
+        return self.ranks.sum(values) if self.policy.sharded else values
+
+    def _clip(self, parameters: Iterable[nn.Parameter]) -> float:
+        """Clip gradients that are summed over the ranks; return their norm before."""
         largest = self._spec.optimizer.max_grad_norm
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -1,8 +1,8 @@
 """What a round minimizes, one forward pass at a time, and the columns that rows need before it.
 
-The objective of a step, each mean over its own tokens (``c``: new, past, general prompts):
+The objective of a step, whose penalties `align.retention` describes:
 
-    loss = algorithm(rows that teach) + sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
+    loss = algorithm(rows that teach) + sum of the penalties' terms
 
 Nothing in here moves a weight or counts a step, so passes may run side by side.
 """
@@ -17,41 +17,19 @@ from math import inf
 import torch
 from torch import Tensor
 
-from align.algorithms.divergences import VOCABULARY_ESTIMATORS
 from align.algorithms.importance import importance_weights
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.algorithms.rows import Batch, Row, Totals
-from align.config.campaign import AnchorConfig, RoundSettings
-from align.learner.batching import as_teachers_read, by_row, to_tensors
+from align.algorithms.rows import Row
+from align.config.campaign import RoundSettings
+from align.learner.batching import Denominators, as_teachers_read, by_row
 from align.learner.critic import Critic
 from align.learner.model.policy import Policy, completion_outputs
+from align.learner.penalty import Penalty
 from align.learner.reference_cache import Mixture
 from align.learner.references import ReferenceModels, References
 from align.learner.teachers.slow_teacher import SlowTeacher
-from align.retention.kl_anchors import BetaController, penalty_of
 from rollouts.types import SnapshotId
-
-Terms = Mapping[str, Sequence[tuple[AnchorConfig, BetaController]]]
-"""The anchors of each prompt class."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Denominators:
-    """What the sums of one optimizer step are divided by, over all its passes and ranks."""
-
-    totals: Totals
-    class_tokens: Mapping[str, int]
-    new_completions: int = 1
-    """Rows of new prompts."""
-
-    @classmethod
-    def of(cls, batch: Batch) -> Denominators:
-        """Those of a mini-batch."""
-        new = sum(row.source == "new" for row in batch.rows)
-        return cls(
-            totals=batch.totals, class_tokens=batch.class_tokens, new_completions=max(new, 1)
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +54,7 @@ class Objective:
     """In place of the snapshot that the algorithm names as its teacher."""
     spec: RoundSettings
     references: References
-    terms: Terms
+    penalties: Sequence[Penalty]
 
     @property
     def temperature(self) -> float:
@@ -103,13 +81,10 @@ class Objective:
         if micro.weights_N is not None:
             far_N = (micro.weights_N - 1.0).abs()[micro.teaches_N]
             metrics["importance/mean_abs_shift"] = far_N.sum() / max(over.totals.tokens, 1)
-        for source, terms in self.terms.items():
-            tokens = max(over.class_tokens.get(source, 0), 1)
-            for term, controller in terms:
-                penalty, meter = self._penalty(micro, outputs, source, term)
-                loss = loss + controller.beta * (penalty / self._count(over, source, term))
-                if meter is not None:
-                    metrics[f"kl/{source}/{term.to}"] = meter / tokens
+        for penalty in self.penalties:
+            for term, measured in penalty.penalty(micro, outputs, over):
+                loss = loss + term
+                metrics.update(measured)
         new_N = micro.select([row.source == "new" for row in micro.rows])
         new_tokens = max(over.class_tokens.get("new", 0), 1)
         metrics["entropy"] = outputs.entropy_N[new_N].sum() / new_tokens
@@ -159,7 +134,8 @@ class Objective:
         """The earlier snapshots that passes over these rows ask."""
         asked: set[SnapshotId] = set()
         for row in rows:
-            asked |= {self.references.resolve(t.to, row) for t, _ in self.terms[row.source]}
+            for penalty in self.penalties:
+                asked |= penalty.snapshots(row)
             if "reference" in self.spec.algorithm.needs_of(row):
                 asked |= {snapshot for snapshot, _ in self.reference_of(row)}
         teacher = self.spec.algorithm.teacher_snapshot
@@ -168,9 +144,9 @@ class Objective:
         return asked
 
     def moves(self, row: Row) -> bool:
-        """Whether the row has a gradient: it teaches, or an anchor holds it."""
+        """Tell if the row has a gradient: it teaches, or a penalty holds it."""
         learns = row.advantage is not None and self.spec.algorithm.moves(row.advantage)
-        return learns or bool(self.terms[row.source])
+        return learns or any(penalty.moves(row) for penalty in self.penalties)
 
     def _teacher(self, micro: MicroBatch, temperature: float) -> Outputs:
         if self.slow_teacher is not None:
@@ -194,49 +170,6 @@ class Objective:
         gap_N = start_N - micro.of_tokens("sampler_logprobs_T")
         gap_N = torch.where(micro.select(stale), gap_N, 0.0)
         return replace(micro, weights_N=importance_weights(gap_N, micro.rows_N, chosen))
-
-    def _count(self, over: Denominators, source: str, term: AnchorConfig) -> int:
-        """Return the number that one anchor's summed penalty is divided by."""
-        by_completion = self.spec.algorithm.in_reward_over == "completions"
-        if by_completion and source == "new" and term.estimator == "k1":
-            return over.new_completions
-        return max(over.class_tokens.get(source, 0), 1)
-
-    def _penalty(
-        self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig
-    ) -> tuple[Tensor, Tensor | None]:
-        """One anchor's summed penalty and KL over the rows of one class: a forward pass for each snapshot
-        that holds some of them."""
-        holders: dict[SnapshotId, list[int]] = {}
-        for index, row in enumerate(micro.rows):
-            if row.source == source:
-                holders.setdefault(self.references.resolve(term.to, row), []).append(index)
-        if not holders:
-            return outputs.hidden_ND.new_zeros(()), None
-        pairs = []
-        for snapshot, indices in holders.items():
-            whole = len(indices) == len(micro.rows)
-            held = micro if whole else self._some(micro, indices)
-            own = outputs if whole else outputs.at(micro.tokens_of(indices))
-            anchor = self.anchors.outputs(snapshot, held, outputs.temperature)
-            weights_N = self._penalty_weights(micro, term)
-            if weights_N is not None and not whole:
-                weights_N = weights_N[micro.tokens_of(indices)]
-            pairs.append(penalty_of(term.estimator, own, anchor, held, weights_N))
-        penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
-        return penalty, meter
-
-    def _penalty_weights(self, micro: MicroBatch, term: AnchorConfig) -> Tensor | None:
-        """The importance weights of one KL term; None: all 1.
-
-        An estimator over the vocabulary sums over all tokens itself. What is stale of it is the text before
-        them, which only the weight of a whole sequence corrects.
-        """
-        exact = term.estimator in VOCABULARY_ESTIMATORS
-        return None if exact and self.spec.importance.level != "sequence" else micro.weights_N
-
-    def _some(self, micro: MicroBatch, indices: Sequence[int]) -> MicroBatch:
-        return to_tensors([micro.rows[i] for i in indices]).to(self.policy.device)
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         """Logprobs of the weighted mean of the reference's snapshots."""

@@ -1,15 +1,141 @@
-"""KL toward earlier snapshots: the penalty of one anchor, and the weight that steers it toward a target."""
+"""KL toward earlier snapshots, on the tokens of each prompt class.
+
+The penalty of a step, with ``c`` the classes of prompts (new, past, general) and ``k`` a class's anchors:
+
+    sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
+
+`BetaController` steers a beta that has a target.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from math import exp, isfinite
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from align.algorithms import divergences as kl
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.config.campaign import AnchorConfig
+from align.algorithms.rows import Row
+from align.config.learning import AnchorConfig, KLAnchorsConfig
+from align.learner.batching import Denominators, to_tensors
+from align.learner.penalty import LearnerView
+from align.retention.base import RetentionMethod
+from rollouts.types import SnapshotId
+
+CLASSES = ("new", "past", "general")
+"""Classes of prompts, each with anchors of its own."""
+
+
+class KLAnchors(RetentionMethod[KLAnchorsConfig]):
+    """The anchors of a round, each with the controller of its weight.
+
+    Anchors of new prompts that are the algorithm's own reference add no term here.
+    """
+
+    def __init__(
+        self, config: KLAnchorsConfig, view: LearnerView, artifact: Path | None = None
+    ) -> None:
+        super().__init__(config, view, artifact)
+        self.terms: dict[str, list[tuple[AnchorConfig, BetaController]]] = {
+            source: [(term, BetaController(term)) for term in getattr(config, source)]
+            for source in CLASSES
+        }
+        if view.spec.algorithm.anchors_are_reference:
+            self.terms["new"] = []
+
+    def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
+        return {self.view.references.resolve(term.to, row) for term, _ in self.terms[row.source]}
+
+    def moves(self, row: Row) -> bool:
+        return bool(self.terms[row.source])
+
+    def penalty(
+        self, micro: MicroBatch, outputs: Outputs, over: Denominators
+    ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        for source, terms in self.terms.items():
+            tokens = max(over.class_tokens.get(source, 0), 1)
+            for term, controller in terms:
+                sums = self._sums(micro, outputs, source, term)
+                if sums is None:
+                    continue
+                penalty, meter = sums
+                weighted = controller.beta * (penalty / self._count(over, source, term))
+                yield weighted, {f"kl/{source}/{term.to}": meter / tokens}
+
+    def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        betas = {}
+        for source, terms in self.terms.items():
+            for term, controller in terms:
+                if (measured := metrics.get(f"kl/{source}/{term.to}")) is not None:
+                    betas[f"beta/{source}/{term.to}"] = controller.beta
+                    controller.observe(measured)
+        return betas
+
+    def counters(self) -> Mapping[str, Any]:
+        betas = {
+            source: [controller.beta for _, controller in terms]
+            for source, terms in self.terms.items()
+        }
+        return {"betas": betas}
+
+    def resume(self, counters: Mapping[str, Any]) -> None:
+        for source, betas in counters["betas"].items():
+            for (_, controller), beta in zip(self.terms[source], betas, strict=True):
+                controller.beta = beta
+
+    def _count(self, over: Denominators, source: str, term: AnchorConfig) -> int:
+        """Return the number that one anchor's summed penalty is divided by."""
+        by_completion = self.view.spec.algorithm.in_reward_over == "completions"
+        if by_completion and source == "new" and term.estimator == "k1":
+            return over.new_completions
+        return max(over.class_tokens.get(source, 0), 1)
+
+    def _sums(
+        self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return one anchor's summed penalty and KL over the rows of one class; None: no such rows.
+
+        There is one forward pass for each snapshot that holds any of the rows.
+        """
+        holders: dict[SnapshotId, list[int]] = {}
+        for index, row in enumerate(micro.rows):
+            if row.source == source:
+                snapshot = self.view.references.resolve(term.to, row)
+                holders.setdefault(snapshot, []).append(index)
+        if not holders:
+            return None
+        pairs = []
+        for snapshot, indices in holders.items():
+            whole = len(indices) == len(micro.rows)
+            part = micro if whole else self._subset(micro, indices)
+            own = outputs if whole else outputs.at(micro.tokens_of(indices))
+            anchor = self.view.models.outputs(snapshot, part, outputs.temperature)
+            weights_N = self._importance(micro, term)
+            if weights_N is not None and not whole:
+                weights_N = weights_N[micro.tokens_of(indices)]
+            pairs.append(penalty_of(term.estimator, own, anchor, part, weights_N))
+        penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
+        return penalty, meter
+
+    def _importance(self, micro: MicroBatch, term: AnchorConfig) -> Tensor | None:
+        """Return the importance weights of one KL term; None: all 1.
+
+        An estimator over the vocabulary sums over all tokens itself. What is stale of it is the text before
+        them, which only the weight of a whole sequence corrects.
+        """
+        exact = term.estimator in kl.VOCABULARY_ESTIMATORS
+        level = self.view.spec.importance.level
+        return None if exact and level != "sequence" else micro.weights_N
+
+    def _subset(self, micro: MicroBatch, indices: Sequence[int]) -> MicroBatch:
+        rows = [micro.rows[index] for index in indices]
+        return to_tensors(rows).to(self.view.policy.device)
 
 
 class BetaController:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from align.config.campaign import RoundConfig
 from align.data.mixture import Mixture
@@ -25,6 +27,9 @@ class RoundPlan:
     mixture: Mixture
     scorer: Scorer
     seed: int
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    """Verified file that the newest accepted round on the parent's line left for a retention method, by
+    the method's name."""
     origin: Origin | None = None
     """How the repair ladder makes another candidate of the round; None: this is the round itself."""
     held: ReplayBuffer | None = None

@@ -15,6 +15,7 @@ from functools import partial
 
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
+from align.round.artifacts import keep_artifacts, penalties_of
 from align.round.measurement.measuring import measure_until_decided
 from align.round.meters import measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
@@ -39,6 +40,8 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
     first = attempt(plan, parts)
     outcome = climb(plan, first, partial(attempt, parts=parts), parts.observer.note)
     parts.remember(plan, outcome.candidate)
+    if outcome.verdict.accepted:
+        keep_artifacts(plan, parts, outcome)
     commit(plan, parts, outcome)
     return outcome
 
@@ -74,7 +77,13 @@ def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
     """
     spec, learner = plan.spec, parts.learner
     with phase("start-up"):
-        learner.begin(spec, plan.references, num_steps=spec.steps, seed=plan.seed)
+        learner.begin(
+            spec,
+            plan.references,
+            num_steps=spec.steps,
+            seed=plan.seed,
+            penalties=penalties_of(plan),
+        )
         rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
         first = parts.resume(plan, rollouts)
     rollouts.start(first)

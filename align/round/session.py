@@ -174,6 +174,10 @@ class Parts:
             "config": self.config.training_hash(plan.spec.name),
             **self.inputs.data_hashes(plan.spec.name),
             **({"repair of": plan.origin.of} if plan.origin else {}),
+            **{
+                f"{name} artifact": self.evidence.files.hash_of(path) or ""
+                for name, path in plan.artifacts.items()
+            },
         }
 
     def round_folder(self, plan: RoundPlan) -> Path:

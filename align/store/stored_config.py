@@ -24,9 +24,15 @@ def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content with the defaults of its version spelt out: adapters were served."""
+    """Return the content with what it leaves out spelt out.
+
+    A round without ``retention`` is held by its anchors alone, whatever the defaults list. Adapters were
+    served where a store of an earlier version says nothing else.
+    """
+    rounds = [{"retention": [], **spec} for spec in content.get("rounds", ())]
+    content = {**content, "rounds": rounds}
     policy = content.get("policy") or {}
     if not policy.get("lora"):
-        return dict(content)
+        return content
     lora = {"serve": ADAPTER_BEFORE_AUTO, **policy["lora"]}
     return {**content, "policy": {**policy, "lora": lora}}

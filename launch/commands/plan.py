@@ -107,24 +107,27 @@ def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> I
         yield f"{name}: {report}"
     if not left:
         return
-    learner = max(
-        round_forecast.memory.total for round_forecast in left if round_forecast.memory is not None
-    )
+    memories = [forecast.memory for forecast in left if forecast.memory is not None]
+    learner = max(memory.total for memory in memories)
+    retention = max(memory.retention for memory in memories)
     engines = planned.engine * config.rollouts.engines
     ranks = config.policy.ranks
     where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
     yield f"processes: {'; '.join(processes)}"
     yield (
-        f"memory: learner {where} {spelled(learner)}, engines {config.rollouts.engines} x "
-        f"{spelled(planned.engine)} on CPUs; activations and libraries are not counted; "
-        f"{spelled(planned.available)} available here"
+        f"memory: learner {where} {spelled(learner)}"
+        f"{f' ({spelled(retention)} of it for retention)' if retention else ''}, engines "
+        f"{config.rollouts.engines} x {spelled(planned.engine)} on CPUs; activations and libraries are "
+        f"not counted; {spelled(planned.available)} available here"
     )
     if learner * ranks + engines > planned.available:
         yield "  more than is available here: lower rollouts.engines, use policy.lora, or a cluster"
     disk = planned.disk
     yield (
         f"disk: up to {spelled(disk.needed)} more in {planned.store} (base {spelled(disk.base)}, snapshots "
-        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}); {spelled(disk.free)} free"
+        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}"
+        f"{f', retention {spelled(disk.artifacts)}' if disk.artifacts else ''}); "
+        f"{spelled(disk.free)} free"
     )
     if disk.needed > disk.free:
         yield "  more than is free: set store to another disk"

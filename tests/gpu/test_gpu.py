@@ -27,6 +27,7 @@ from align.config.campaign import (
 )
 from align.learner.learner import TOLERANCE, Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from benchmarks.common import write_model
 from rollouts.engines.protocol import SampleRequest
 from rollouts.types import Sampling
@@ -71,7 +72,13 @@ def make(model: Path, algorithm: Any, *, lr: float = 1e-4, **policy: Any) -> Lea
         optimizer=OptimizerConfig(lr=lr),
         anchors=AnchorsConfig(new=(anchor,), past=(), general=()),
     )
-    learner.begin(spec, References(base="base", parent="base"), num_steps=10, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=10,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     return learner
 
 

@@ -25,6 +25,7 @@ from align.config.campaign import (
 )
 from align.learner.learner import TOLERANCE, Learner, Metrics
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from rollouts.engines.protocol import SampleRequest
 from rollouts.engines.vllm import VLLMConfig
 from rollouts.pool.pool import EnginePool
@@ -147,7 +148,13 @@ def test_engine_and_learner_agree_after_every_sync(
         optimizer=OptimizerConfig(lr=3e-3),
         sampling=SamplingConfig(temperature=temperature),
     )
-    learner.begin(spec, References(base="base", parent="base"), num_steps=SYNCS + 1, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=SYNCS + 1,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     steps: list[Metrics] = []
     for sync in range(SYNCS + 1):
         version = f"{case}/{temperature}/{sync}"

@@ -24,10 +24,12 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
+from align.config.learning import EWCConfig, L2SPConfig
 from align.errors import SnapshotError
 from align.learner.learner import Learner
 from align.learner.ranks.group import LearnerGroup
 from align.learner.references import References, Toward
+from align.retention.methods import RetentionMethods
 from rollouts.engines.weight_transfer import from_host
 from rollouts.errors import RunError
 from tests.patience import patient
@@ -99,9 +101,14 @@ def alone(base: Path, scratch: Path, kind: str) -> Learner:
     return Learner(base, config, folder_of=lambda _: base, scratch=scratch, tolerance=1e9)
 
 
-def begin(learner: Learner | LearnerGroup, kind: str, spec: RoundSettings = SPEC) -> None:
+def begin(
+    learner: Learner | LearnerGroup,
+    kind: str,
+    spec: RoundSettings = SPEC,
+    methods: RetentionMethods = RetentionMethods(),  # noqa: B008  (frozen)
+) -> None:
     references = References(base="base", parent="base")
-    learner.begin(spec, references, num_steps=len(BATCHES), seed=3)
+    learner.begin(spec, references, num_steps=len(BATCHES), seed=3, penalties=methods)
     if kind == "full":
         # The first batch then counts as sampled with these weights, so the parity meter runs.
         learner.weights("")
@@ -246,7 +253,7 @@ def test_ranks_that_share_the_weights_begin_between_two_snapshots(
     monkeypatch.setattr(group, "_folder_of", {"base": base, "other": other}.__getitem__)
     toward = Toward(snapshot="other", share=0.25)
     references = References(base="base", parent="base", toward=toward)
-    group.begin(SPEC, references, num_steps=1, seed=3)
+    group.begin(SPEC, references, num_steps=1, seed=3, penalties=RetentionMethods())
     (tmp_path / "between").mkdir()
     group.save(tmp_path / "between")
     start, end, between = (tensors(folder) for folder in (base, other, tmp_path / "between"))
@@ -288,3 +295,30 @@ def test_more_ranks_than_room_are_refused(base: Path, tmp_path: Path) -> None:
             scratch=tmp_path,
             start_deadline_s=1,
         )
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_ranks_are_held_by_weights_as_one_is(
+    groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, kind: str
+) -> None:
+    """EWC and L2-SP: the Fisher information that an accepted round leaves, and a round under it."""
+    spec = SPEC.model_copy(
+        update={"retention": (EWCConfig(strength=20.0), L2SPConfig(alpha=0.5, to="base"))}
+    )
+    one, two = alone(base, tmp_path, kind), groups(kind)
+    metrics: dict[str, list[dict[str, float]]] = {"one": [], "two": []}
+    for name, learner in (("one", one), ("two", two)):
+        begin(learner, kind, spec)
+        learner.update(BATCHES[0])
+        learner.write_artifacts(tmp_path / name, BATCHES[1].rows)
+        earlier = RetentionMethods(artifacts={"ewc": tmp_path / "one" / "ewc.safetensors"})
+        begin(learner, kind, spec, earlier)
+        metrics[name] = [learner.update(batch) for batch in BATCHES[:3]]
+    ours, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert theirs.keys() == ours.keys() and any(tensor.any() for tensor in ours.values())
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-2)
+    for expected, found in zip(metrics["one"], metrics["two"], strict=True):
+        for name in ("retention/ewc", "retention/l2_sp", "grad_norm"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
+    assert metrics["one"][2]["retention/ewc"] > 0 and metrics["one"][2]["retention/l2_sp"] > 0

@@ -25,6 +25,7 @@ from align.learner.batching import to_tensors
 from align.learner.learner import Learner
 from align.learner.model.policy import completion_outputs
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 ROWS = (
@@ -131,7 +132,13 @@ def learner_step(
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, References(base="other", parent="base"), num_steps=5, seed=0)
+    learner.begin(
+        spec,
+        References(base="other", parent="base"),
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     learner._step = dict  # type: ignore[method-assign]
     metrics = learner.update(Batch(rows=ROWS))
     return metrics, gradient(learner.policy.model)

@@ -30,6 +30,7 @@ from align.config.campaign import (
 from align.data.demo import BASE_MODEL
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 ROWS = (
@@ -77,7 +78,13 @@ def learner_step(
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, References(base="teacher", parent="policy"), num_steps=5, seed=0)
+    learner.begin(
+        spec,
+        References(base="teacher", parent="policy"),
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     learner._step = dict  # type: ignore[method-assign]
     metrics = learner.update(Batch(rows=ROWS))
     return metrics["loss/policy"], gradient(learner.policy.model)

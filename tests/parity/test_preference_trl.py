@@ -31,6 +31,7 @@ from align.data.demo import BASE_MODEL
 from align.data.examples.forms import common_prompt
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 BETA = 0.3
@@ -71,7 +72,13 @@ def ours(
         anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=()),
         optimizer=OptimizerConfig(micro_batch_tokens=16),
     )
-    learner.begin(spec, References(base="other", parent="base"), num_steps=5, seed=0)
+    learner.begin(
+        spec,
+        References(base="other", parent="base"),
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     learner._step = dict  # type: ignore[method-assign]
     metrics = learner.update(Batch(rows=tuple(rows)))
     return metrics, gradient(learner.policy.model)

@@ -41,6 +41,7 @@ class RewardModel(Algorithm):
         "sampling.in_flight": "it samples nothing",
         "replay": "its pairs are all it learns from, and the policy does not move",
         "anchors": "the policy does not move",
+        "retention": "the policy does not move",
         "meter_every": "the policy does not drift",
         "repair": "the ladder repairs policies",
         "gold": "it samples nothing that could be scored",

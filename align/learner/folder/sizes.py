@@ -40,6 +40,8 @@ class LearnerMemory:
     moments: int
     anchors: int
     """Snapshots that the policy is held to."""
+    retention: int
+    """Earlier weights and their importance, of methods that hold the weights themselves."""
     critic: int
     teacher: int
     """A model that is no snapshot of the campaign, or a copy that moves; a snapshot counts as an anchor."""
@@ -61,6 +63,7 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
         gradients=trained * FLOAT32 // ranks,
         moments=trained * FLOAT32 * MOMENTS // ranks,
         anchors=_anchors(whole, trained, policy, spec),
+        retention=_weight_copies(spec) * trained * FLOAT32 // ranks,
         critic=_critic(whole, spec),
         teacher=_teacher(whole, policy, spec),
         reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
@@ -90,6 +93,12 @@ def checkpoint_bytes(model: Path, policy: PolicyConfig) -> int:
     return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS)
 
 
+def artifact_bytes(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
+    """Count the bytes that an accepted round leaves for later rounds besides its snapshot."""
+    keeping = sum(m.keeps_artifact for m in spec.retention) if _takes_steps(spec) else 0
+    return keeping * FLOAT32 * num_trained(model, policy)
+
+
 def engine_bytes(model: Path, config: CampaignConfig) -> int:
     """Weights and KV cache of one engine on a CPU; on a GPU it takes the share it is told to."""
     weights = num_parameters(model) * BYTES[config.policy.dtype]
@@ -113,6 +122,15 @@ def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) 
         return len(named) * trained * FLOAT32
     one = whole * BYTES[policy.dtype]
     return max(one, min(one * len(named), ANCHOR_CACHE)) if named else 0
+
+
+def _weight_copies(spec: RoundConfig) -> int:
+    return sum(m.weight_copies for m in spec.retention) if _takes_steps(spec) else 0
+
+
+def _takes_steps(spec: RoundConfig) -> bool:
+    """Tell if the learner trains the policy in this round."""
+    return spec.algorithm.makes == "policy" and spec.algorithm.learns_here
 
 
 def _snapshots(spec: RoundConfig) -> set[str]:

@@ -159,6 +159,14 @@ def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
     return updates
 
 
+def factor_names(model: Any) -> Iterator[tuple[str, str, float]]:
+    """Yield the parameter names of the factors A and B of each adapted layer, and their product's scale."""
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            left, right = (f"{name}.lora_{factor}.{TRAINED}.weight" for factor in "BA")
+            yield right, left, float(module.scaling[TRAINED])
+
+
 def _merged_weight(module: Any) -> Tensor:
     weight: Tensor = _base_weight(module)
     if TRAINED in module.lora_variant:

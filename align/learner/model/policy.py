@@ -160,6 +160,11 @@ class Policy:
         return causal_of(self.model).config.get_text_config()
 
     @property
+    def sharded(self) -> bool:
+        """True if every rank holds a part of the weights; False if each holds all of them."""
+        return self._sharded
+
+    @property
     def packs(self) -> bool:
         """Whether the model reads rows without padding."""
         return packs(causal_of(self.model))

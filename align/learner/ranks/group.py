@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -35,6 +35,7 @@ from rollouts.types import SnapshotId
 if TYPE_CHECKING:
     from align.algorithms.rows import Batch, Row
     from align.learner.checkpoint import Checkpoint
+    from align.learner.penalty import MakePenalties
     from align.learner.references import References
 
 HOST = "127.0.0.1"
@@ -176,13 +177,20 @@ class LearnerGroup:
             raise
 
     def begin(
-        self, spec: RoundSettings, references: References, *, num_steps: int, seed: int
+        self,
+        spec: RoundSettings,
+        references: References,
+        *,
+        num_steps: int,
+        seed: int,
+        penalties: MakePenalties,
     ) -> None:
-        """See `Learner.begin`."""
+        """See `Learner.begin`; every rank builds penalties of its own."""
         named = [references.base, references.parent, *references.rounds.values()]
         if references.toward is not None:
             named.append(references.toward.snapshot)
-        self._call(named, "begin", spec, references, num_steps=num_steps, seed=seed)
+        options = {"num_steps": num_steps, "seed": seed, "penalties": penalties}
+        self._call(named, "begin", spec, references, **options)
         self.critic = None if spec.algorithm.critic_config is None else GroupCritic(self)
 
     def load(self, snapshot: SnapshotId) -> None:
@@ -212,6 +220,10 @@ class LearnerGroup:
         """See `Learner.completion_logprobs`."""
         logprobs: list[tuple[float, ...]] = self._call((), "completion_logprobs", rows)
         return logprobs
+
+    def write_artifacts(self, folder: Path, rows: Sequence[Row]) -> None:
+        """See `Learner.write_artifacts`; the first rank writes."""
+        self._call((), "write_artifacts", folder.absolute(), rows)
 
     def checkpoint(self, folder: Path, step: int, **told: Any) -> None:
         """See `Learner.checkpoint`; every rank writes its own part."""

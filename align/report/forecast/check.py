@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from align.config.campaign import CampaignConfig
 from align.gate.power.underpowered import check_power, foresee, power_lines
+from align.learner.folder.sizes import MIB, artifact_bytes, learner_memory
 from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
@@ -72,12 +74,23 @@ def check_campaign(
                 *untemplated(whole, inputs),
                 *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),
+                *held_weights(whole, inputs.model),
                 *machine_lines(config, inputs.model, inputs.context),
             ),
             gate=(*power_lines(planned), *warnings),
         )
     finally:
         inputs.close()
+
+
+def held_weights(config: CampaignConfig, model: Path) -> list[str]:
+    """Say what methods that hold the weights themselves keep beside them, where a round lists any."""
+    if not any(method.weight_copies for spec in config.rounds for method in spec.retention):
+        return []
+    memory = max(learner_memory(model, config.policy, s).retention for s in config.rounds)
+    disk = max(artifact_bytes(model, config.policy, spec) for spec in config.rounds)
+    kept = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
+    return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{kept}"]
 
 
 def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:

@@ -20,6 +20,7 @@ from align.gate.power.underpowered import foresee
 from align.gate.suites.suites import Suite
 from align.learner.folder.sizes import (
     LearnerMemory,
+    artifact_bytes,
     checkpoint_bytes,
     engine_bytes,
     folder_bytes,
@@ -77,11 +78,13 @@ class Disk:
     """Candidates of the rounds to come, kept whatever the verdict; repairs not counted."""
     checkpoint: int
     """Of the round under way."""
+    artifacts: int
+    """What retention methods leave of accepted rounds, were all to come accepted."""
     free: int
 
     @property
     def needed(self) -> int:
-        return self.base + self.snapshots + self.checkpoint
+        return self.base + self.snapshots + self.checkpoint + self.artifacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,11 +135,17 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 check_kv_cache(inputs.model, inputs.context, chosen)
             planned = {name: index for index, name in settled.comparison.planned}
             rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
-            coming = sum(item.memory is not None for item in rounds)
+            names = {item.name for item in rounds if item.memory is not None}
+            coming = len(names)
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=coming * snapshot_bytes(inputs.model, config.policy),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy) if coming else 0,
+                artifacts=sum(
+                    artifact_bytes(inputs.model, config.policy, spec)
+                    for spec in chosen.rounds
+                    if spec.name in names
+                ),
                 free=shutil.disk_usage(_nearest(config.folder)).free,
             )
             gate = foresee(view, inputs.suites, ledger)

@@ -12,6 +12,7 @@ from shutil import copyfile, rmtree
 
 from align.algorithms.external import PYTHON, External
 from align.learner.folder.folder import CODE
+from align.learner.penalty import no_penalties
 from align.round.external.output import ADAPTER_FILES, files_of
 from align.round.external.process import Command, run_command
 from align.round.meters import probe
@@ -95,7 +96,9 @@ def publish(plan: RoundPlan, parts: Parts, output: Path) -> SnapshotId:
     rmtree(output)
     # The learner takes no step; it begins so that it can be asked for the probe's logprobs.
     with phase("weight sync"):
-        parts.learner.begin(plan.spec, plan.references, num_steps=1, seed=plan.seed)
+        parts.learner.begin(
+            plan.spec, plan.references, num_steps=1, seed=plan.seed, penalties=no_penalties
+        )
         parts.learner.load(snapshot.id)
         parts.engine.sync(parts.learner.weights(f"{plan.run}/external"))
     prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)

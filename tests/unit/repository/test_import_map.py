@@ -52,7 +52,10 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/references.py",
     "align/learner/reward_model.py",
     "align/learner/teachers/slow_teacher.py",
+    "align/retention/ewc.py",
+    "align/retention/fisher.py",
     "align/retention/kl_anchors.py",
+    "align/retention/l2_sp.py",
 }
 """The files that are only about tensors. What checks a campaign file imports none of them."""
 

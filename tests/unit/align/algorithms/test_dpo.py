@@ -27,6 +27,7 @@ from align.config.campaign import (
 from align.learner.batching import build_batch
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from rollouts.types import ScoredGroup
 from tests.unit.align.algorithms.test_pairs import group
 from tests.unit.tiny import row, save_model
@@ -84,7 +85,7 @@ def learner_for(
         optimizer=OptimizerConfig(**optimizer),
     )
     references = References(base="other", parent="base", rounds={"third": "third"})
-    learner.begin(spec, references, num_steps=5, seed=0)
+    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
     return learner
 
 

@@ -26,6 +26,7 @@ from align.config.campaign import (
 from align.learner.batching import build_batch, to_tensors
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.align.algorithms.test_pairs import group
 from tests.unit.tiny import row, save_model
 
@@ -63,7 +64,13 @@ def update(
         anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=()),
         optimizer=OptimizerConfig(**optimizer),
     )
-    learner.begin(spec, References(base="other", parent="base"), num_steps=5, seed=0)
+    learner.begin(
+        spec,
+        References(base="other", parent="base"),
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     learner._step = dict  # type: ignore[method-assign]
     metrics = learner.update(Batch(rows=rows))
     flat = [p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None]

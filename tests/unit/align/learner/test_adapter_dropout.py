@@ -12,6 +12,7 @@ import torch
 from align.algorithms.rows import Batch
 from align.config.campaign import AnchorConfig, AnchorsConfig, LoraConfig, PolicyConfig
 from align.learner.learner import Learner
+from align.retention.methods import RetentionMethods
 from tests.unit.align.learner.test_learner import REFERENCES, ROWS, gradients, settings
 from tests.unit.tiny import save_model
 
@@ -37,7 +38,7 @@ def begun(
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(settings(), REFERENCES, num_steps=5, seed=0)
+    learner.begin(settings(), REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in learner.policy.parameters():
@@ -45,7 +46,9 @@ def begun(
     learner.policy.save(tmp_path / "first")
     models["other"] = tmp_path / "first"
     if anchored:
-        learner.begin(settings(anchors=HELD), REFERENCES, num_steps=5, seed=1)
+        learner.begin(
+            settings(anchors=HELD), REFERENCES, num_steps=5, seed=1, penalties=RetentionMethods()
+        )
     return learner
 
 

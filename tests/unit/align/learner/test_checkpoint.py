@@ -26,6 +26,7 @@ from align.learner.checkpoint import MANIFEST, file_of, newest_checkpoint
 from align.learner.learner import Learner
 from align.learner.ranks.sharding import decoder_layers
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 IDENTITY = {"config": "abc", "parent": "base"}
@@ -64,7 +65,13 @@ def begun(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, References(base="base", parent="base"), num_steps=6, seed=5)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=6,
+        seed=5,
+        penalties=RetentionMethods(),
+    )
     return learner
 
 
@@ -74,7 +81,7 @@ def trained(learner: Learner) -> list[torch.Tensor]:
 
 
 def betas(learner: Learner) -> list[float]:
-    return [one.beta for terms in learner._anchors.values() for _, one in terms]
+    return [beta for betas in learner.penalties[0].counters()["betas"].values() for beta in betas]
 
 
 def pair(unit: int) -> list[Row]:

@@ -23,6 +23,7 @@ from align.learner.batching import to_tensors
 from align.learner.critic import Critic
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from rollouts.errors import RunError, UserError
 from tests.unit.tiny import row, save_model
 
@@ -76,7 +77,7 @@ def make(
     )
     spec = RoundSettings(algorithm=PPO(critic=critic, **ppo), anchors=HELD, optimizer=optimizer)
     references = References(base="base", parent="base", rounds={"first": "other"})
-    learner.begin(spec, references, num_steps=100, seed=0)
+    learner.begin(spec, references, num_steps=100, seed=0, penalties=RetentionMethods())
     return learner
 
 
@@ -243,10 +244,22 @@ def test_a_round_begins_with_a_fresh_critic(models: dict[str, Path], tmp_path: P
     start = {name: t.clone() for name, t in critic_of(learner).named_tensors().items()}
     learner.update(Batch(rows=ROWS))
     assert not torch.equal(critic_of(learner).named_tensors()["head.bias"], start["head.bias"])
-    learner.begin(learner._spec, learner._objective.references, num_steps=5, seed=0)
+    learner.begin(
+        learner._spec,
+        learner._objective.references,
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     for name, tensor in critic_of(learner).named_tensors().items():
         assert torch.equal(tensor, start[name]), name
-    learner.begin(RoundSettings(), learner._objective.references, num_steps=5, seed=0)
+    learner.begin(
+        RoundSettings(),
+        learner._objective.references,
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     assert learner.critic is None and len(learner._optimizer.param_groups) == 1
 
 
@@ -309,7 +322,7 @@ def test_an_adapter_policy_has_a_critic(models: dict[str, Path], tmp_path: Path,
     learner.policy.save(tmp_path / "adapter")
     learner._folder_of = {**models, "trained": tmp_path / "adapter"}.__getitem__
     references = References(base="base", parent="trained", rounds={"first": "other"})
-    learner.begin(learner._spec, references, num_steps=5, seed=0)
+    learner.begin(learner._spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
     before = weights(learner)
     metrics = learner.update(Batch(rows=ROWS))
     assert metrics["critic/grad_norm"] > 0 and not equal(weights(learner), before)

@@ -22,11 +22,12 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
+from align.learner import references as references_module
 from align.learner.batching import cost, even_passes, passes
 from align.learner.learner import Learner
 from align.learner.ranks.lanes import Gradients, Lanes, dealt_evenly, lanes_for
 from align.learner.references import References
-from align.retention import kl_anchors as anchors_module
+from align.retention.methods import RetentionMethods
 from tests.patience import patient
 from tests.unit.tiny import row, save_model
 
@@ -71,7 +72,7 @@ def make(
         tolerance=1e9,
     )
     references = References(base="base", parent="base", rounds={"first": "other"})
-    learner.begin(spec, references, num_steps=5, seed=0)
+    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
     return learner
 
 
@@ -117,13 +118,13 @@ def test_anchors_are_loaded_before_passes_run_side_by_side(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers sets the process's default dtype while it loads, and every thread would see it."""
-    loaded, real = [], anchors_module.load_model
+    loaded, real = [], references_module.load_model
 
     def load(folder: Path, *rest: Any) -> Any:
         loaded.append((folder.name, threading.current_thread() is threading.main_thread()))
         return real(folder, *rest)
 
-    monkeypatch.setattr(anchors_module, "load_model", load)
+    monkeypatch.setattr(references_module, "load_model", load)
     learner = make(models, tmp_path, 2, dtype="bfloat16")
     learner.update(Batch(rows=ROWS + HELD))
     assert sorted(loaded) == [("base", True), ("other", True)]

@@ -27,6 +27,7 @@ from align.learner.objective import gap_of
 from align.learner.optimizer import learning_rate
 from align.learner.references import References
 from align.retention.kl_anchors import BetaController
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import VOCABULARY, row, save_model
 
 REFERENCES = References(base="base", parent="base", rounds={"first": "other"})
@@ -46,7 +47,7 @@ def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy:
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, REFERENCES, num_steps=5, seed=0)
+    learner.begin(spec, REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods())
     return learner
 
 

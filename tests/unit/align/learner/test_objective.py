@@ -29,6 +29,7 @@ from align.learner.learner import Learner
 from align.learner.objective import Denominators
 from align.learner.references import References
 from align.retention.kl_anchors import BetaController
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 PAIRS = tuple(
@@ -55,7 +56,7 @@ def make(
         tolerance=tolerance,
     )
     references = References(base="other", parent="base", rounds={"last": "base"})
-    learner.begin(spec, references, num_steps=5, seed=0)
+    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
     return learner
 
 

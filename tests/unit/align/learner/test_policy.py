@@ -23,6 +23,7 @@ from align.learner.learner import Learner
 from align.learner.model.adapter import TRAINED, merged
 from align.learner.model.policy import Policy
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from launch.cluster.engines import vllm_config
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.engines.vllm import LINEAR_LAYERS
@@ -243,7 +244,13 @@ def test_anchors_of_merged_rounds_are_whole_models(models: dict[str, Path], tmp_
     )
     anchors = AnchorsConfig(new=(AnchorConfig(to="base", beta=0.1),), past=(), general=())
     spec = RoundSettings(anchors=anchors, optimizer=OptimizerConfig(lr=1e-2))
-    learner.begin(spec, References(base="base", parent="base"), num_steps=3, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=3,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     for _ in range(3):
         learner.update(Batch(rows=ROWS))
     drift = learner.divergence(list(ROWS), "base")
@@ -251,7 +258,7 @@ def test_anchors_of_merged_rounds_are_whole_models(models: dict[str, Path], tmp_
     learner.save(tmp_path / "first")
     folders["first"] = tmp_path / "first"
     references = References(base="base", parent="first", rounds={"first": "first"})
-    learner.begin(spec, references, num_steps=3, seed=0)
+    learner.begin(spec, references, num_steps=3, seed=0, penalties=RetentionMethods())
     assert learner.divergence(list(ROWS), "first") == pytest.approx(0.0, abs=1e-6)
     assert learner.divergence(list(ROWS), "base") == pytest.approx(drift, rel=1e-3)
     metrics = learner.update(Batch(rows=ROWS))

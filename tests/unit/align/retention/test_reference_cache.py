@@ -14,6 +14,7 @@ from align.config.campaign import AnchorConfig, AnchorsConfig, PolicyConfig, Rou
 from align.learner.learner import Learner
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import References
+from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
 ONE = (("base", 1.0),)
@@ -71,7 +72,13 @@ def asking(
     )
     anchors = AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=())
     spec = RoundSettings(algorithm=algorithm_from({"name": name, **source}), anchors=anchors)
-    learner.begin(spec, References(base="base", parent="base"), num_steps=5, seed=0)
+    learner.begin(
+        spec,
+        References(base="base", parent="base"),
+        num_steps=5,
+        seed=0,
+        penalties=RetentionMethods(),
+    )
     asked: list[int] = []
     outputs = learner.anchors.outputs
 

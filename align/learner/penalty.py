@@ -1,0 +1,115 @@
+"""Penalties that hold a policy to earlier snapshots, as the learner calls them.
+
+The learner knows no method of retention: whoever begins a round hands in a `MakePenalties`, and every rank
+builds its own penalties with it. `align.retention` holds the methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.algorithms.micro_batch import MicroBatch
+    from align.algorithms.outputs import Outputs
+    from align.algorithms.rows import Row
+    from align.config.campaign import RoundSettings
+    from align.learner.batching import Denominators
+    from align.learner.model.policy import Policy
+    from align.learner.ranks.ranks import Ranks
+    from align.learner.references import ReferenceModels, References
+    from rollouts.types import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerView:
+    """Parts of a learner that the penalties of one round read."""
+
+    spec: RoundSettings
+    references: References
+    models: ReferenceModels
+    """Frozen snapshots, for penalties on what a policy says."""
+    policy: Policy
+    ranks: Ranks
+    weights_of: Callable[[SnapshotId], dict[str, Tensor]]
+    """Copies of a snapshot's trained weights by parameter name; of sharded ones this rank's part. The
+    policy then holds that snapshot, so only `Penalty.before_round` may call it."""
+
+
+class Penalty(Protocol):
+    """One method of retention during one round, on one rank. Its hooks are named by their time."""
+
+    @property
+    def name(self) -> str:
+        """Registered name of the method; metrics and artifacts carry it."""
+        ...
+
+    @property
+    def acts_on_weights(self) -> bool:
+        """True if `parameter_penalty` or `project` does anything."""
+        ...
+
+    def before_round(self) -> None:
+        """Read earlier state and copy earlier weights, before the policy takes its first ones."""
+        ...
+
+    def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
+        """Return the frozen snapshots that a pass over the row compares the policy with."""
+        ...
+
+    def moves(self, row: Row) -> bool:
+        """Tell if `penalty` gives the row a gradient."""
+        ...
+
+    def penalty(
+        self, micro: MicroBatch, outputs: Outputs, over: Denominators
+    ) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
+        """Yield terms of one pass's loss, each with metrics; both are summable over the step's passes."""
+        ...
+
+    def parameter_penalty(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield scalar terms of one optimizer step's loss that depend on the weights alone.
+
+        The learner takes the gradient of each term before it asks for the next.
+
+        Args:
+            weights: trained weights by parameter name; of sharded ones this rank's part.
+        """
+        ...
+
+    def project(self, gradients: Mapping[str, Tensor]) -> None:
+        """Change the gradients of one optimizer step in place, before they are clipped."""
+        ...
+
+    def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take note of an optimizer step's summed metrics; return metrics to report beside them."""
+        ...
+
+    def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """Return the tensors that later rounds need; the policy holds the accepted weights.
+
+        Args:
+            rows: samples that the accepted policy drew.
+        """
+        ...
+
+    def counters(self) -> Mapping[str, Any]:
+        """Return what changes from step to step, as JSON values under keys of this method alone."""
+        ...
+
+    def resume(self, counters: Mapping[str, Any]) -> None:
+        """Take over the counters of a checkpoint."""
+        ...
+
+
+MakePenalties = Callable[[LearnerView], Sequence[Penalty]]
+"""Builds the penalties of a round on one rank. It travels to other processes, so it can be pickled."""
+
+
+def no_penalties(view: LearnerView) -> Sequence[Penalty]:
+    """Build nothing: the round is held to no earlier snapshot."""
+    return ()

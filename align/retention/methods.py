@@ -1,0 +1,37 @@
+"""The retention methods of one round, built on every rank of its learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.retention import METHODS
+from align.retention.base import RetentionMethod
+
+if TYPE_CHECKING:
+    from align.learner.penalty import LearnerView
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetentionMethods:
+    """A `MakePenalties` that travels to other processes: the round's settings say which methods."""
+
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    """Verified file that an earlier round left for a method, by the method's name."""
+
+    def __call__(self, view: LearnerView) -> Sequence[RetentionMethod[Any]]:
+        """Build every method of the round, in the order of its settings."""
+        return [
+            method_class(config.name)(config, view, self.artifacts.get(config.name))
+            for config in view.spec.methods
+        ]
+
+
+def method_class(name: str) -> type[RetentionMethod[Any]]:
+    """Return the class of a registered method."""
+    module, _, attribute = METHODS[name].partition(":")
+    method: type[RetentionMethod[Any]] = getattr(import_module(module), attribute)
+    return method

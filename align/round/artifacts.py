@@ -1,0 +1,154 @@
+"""Artifacts of accepted rounds: tensors that retention methods hand on to later rounds.
+
+    rounds/00-first/attempt-1/artifacts/ewc.safetensors
+
+They are written, and their hashes recorded, before the verdict that accepts the round is committed, so an
+accepted round always has its artifacts. A rejected round leaves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+from align.algorithms.rows import Row, row_of
+from align.retention.methods import RetentionMethods
+from align.round.session import seed_of
+from rollouts.collect import collect
+from rollouts.errors import RunError
+from rollouts.types import Sampling, SnapshotId
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+    from align.config.learning import RetentionConfig
+    from align.gate.evidence import Evidence
+    from align.round.plan import RoundOutcome, RoundPlan
+    from align.round.session import Parts
+
+LOST = "restore the file from a backup, or take the method out of the rounds to come"
+"""Remedy for an artifact that was changed or removed: the samples it was made of are not kept."""
+
+
+def penalties_of(plan: RoundPlan) -> RetentionMethods:
+    """Return what builds a round's penalties on every rank of the learner."""
+    return RetentionMethods(
+        artifacts={name: path.absolute() for name, path in plan.artifacts.items()}
+    )
+
+
+def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, evidence: Evidence) -> dict[str, Path]:
+    """Return what each method of a round goes on from: the newest artifact on the parent's line, by method.
+
+    Raises:
+        EvidenceError: a file is missing, or was changed.
+    """
+    artifacts: dict[str, Path] = {}
+    for method in keeping(spec):
+        path = _newest(f"{method.name}.safetensors", parent, evidence)
+        if path is not None:
+            artifacts[method.name] = evidence.files.check(path, remedy=LOST)
+    return artifacts
+
+
+def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
+    """Check what rounds would go on from now, before engines start for them.
+
+    Raises:
+        EvidenceError: a file is missing, or was changed.
+    """
+    parent = evidence.ledger.alias("production")
+    if parent is None:
+        return
+    for spec in specs:
+        earlier_artifacts(spec, parent, evidence)
+
+
+def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[str]:
+    """Name the methods of a round that go on from nothing."""
+    for method in keeping(spec):
+        if method.name not in artifacts:
+            yield (
+                f"{spec.name}: {method.name} holds nothing yet: no accepted round before it left what the "
+                "method needs"
+            )
+
+
+def keeping(spec: RoundConfig) -> list[RetentionConfig]:
+    """Return the methods of a round that leave an artifact; none where the policy does not learn."""
+    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
+    return [method for method in spec.retention if learns and method.keeps_artifact]
+
+
+def keep_artifacts(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None:
+    """Write what the round's methods keep of its accepted policy, and record the hashes."""
+    if not keeping(plan.spec):
+        return
+    if outcome.repairs:
+        # The learner holds the candidate that was tried last, which need not be the accepted one.
+        parts.learner.begin(
+            plan.spec,
+            plan.references,
+            num_steps=plan.spec.steps,
+            seed=plan.seed,
+            penalties=penalties_of(plan),
+        )
+        parts.learner.load(outcome.candidate)
+    parts.engine.sync(parts.learner.weights(f"{plan.run}/accepted"))
+    folder = _folder(parts.folder, plan.index, plan.spec.name, plan.attempt)
+    rmtree(folder, ignore_errors=True)
+    parts.learner.write_artifacts(folder, _samples(plan, parts, outcome.candidate))
+    parts.evidence.mirror.push()
+    parts.evidence.files.record(sorted(folder.glob("*.safetensors")))
+
+
+def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
+    """Draw as many completions of the round's prompts as the method that asks for most.
+
+    Raises:
+        RunError: no completion has a token.
+    """
+    wanted = max(method.accept_samples for method in keeping(plan.spec))
+    stream = plan.mixture.new
+    stream.seek(0)
+    prompts = stream.take(min(wanted, len(stream)))
+    sizes = [wanted // len(prompts) + (i < wanted % len(prompts)) for i in range(len(prompts))]
+    groups = collect(
+        parts.engine,
+        prompts,
+        sizes,
+        parts.inputs.encoder,
+        Sampling(
+            max_tokens=plan.spec.sampling.max_tokens,
+            temperature=plan.spec.sampling.temperature,
+        ),
+        seed=seed_of(plan.seed, "artifacts"),
+        policy=candidate,
+    )
+    rows = [row_of(g, completion, None) for g in groups for completion in g.completions_G]
+    if not (rows := [row for row in rows if row.completion_ids]):
+        raise RunError(
+            "the accepted policy gave no answer to any of the round's prompts",
+            where=f"round {plan.spec.name}, retention",
+            cause="engines failed on every request",
+            remedy="look at the engines' messages, then run again",
+        )
+    return rows
+
+
+def _newest(name: str, snapshot: SnapshotId, evidence: Evidence) -> Path | None:
+    """Follow a snapshot's line of accepted rounds to the newest that recorded such a file."""
+    accepted = {r.candidate: r for r in evidence.ledger.attempts() if r.state == "accepted"}
+    while (record := accepted.pop(snapshot, None)) is not None:
+        path = _folder(evidence.folder, record.index, record.name, record.attempt) / name
+        if evidence.files.hash_of(path) is not None:
+            return path
+        if record.parent is None:
+            return None
+        snapshot = record.parent
+    return None
+
+
+def _folder(store: Path, index: int, name: str, attempt: int) -> Path:
+    return store / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}" / "artifacts"

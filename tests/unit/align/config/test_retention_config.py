@@ -1,0 +1,198 @@
+"""The setting ``retention`` of a campaign file: spellings, inheritance, hashes, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from align.config.campaign import CampaignConfig
+from align.config.file import load_campaign
+from align.config.learning import EWCConfig, L2SPConfig
+from align.learner.folder.sizes import artifact_bytes, learner_memory, num_trained
+from align.store.stored_config import as_read
+from rollouts.errors import UserError
+from tests.unit.campaigns import raw_campaign
+
+EWC: dict[str, Any] = {"name": "ewc", "lambda": 100.0}
+PAST = [{"to": "owner", "beta": 2.0}]
+
+
+def made(defaults: dict[str, Any], *rounds: dict[str, Any], **changes: Any) -> CampaignConfig:
+    """The small campaign with settings of its defaults and of its rounds."""
+    raw = raw_campaign(Path("nowhere"), **changes)
+    raw["defaults"] |= defaults
+    for spec, change in zip(raw["rounds"], rounds, strict=False):
+        spec |= change
+    return CampaignConfig.model_validate(raw)
+
+
+def names(config: CampaignConfig, index: int = 0) -> list[str]:
+    """Methods that hold anything in a round."""
+    spec = config.rounds[index]
+    anchors = spec.anchors.new or spec.anchors.past or spec.anchors.general
+    return [m.name for m in spec.methods if m.name != "kl_anchors" or anchors]
+
+
+def test_anchors_are_short_for_an_entry() -> None:
+    long = made({"retention": [{"name": "kl_anchors", "past": PAST}]})
+    short = made({"anchors": {"past": PAST}})
+    assert long.rounds == short.rounds
+    assert long.hash() == short.hash()
+    assert long.training_hash("second") == short.training_hash("second")
+
+
+def test_a_campaign_without_the_setting_has_the_content_it_always_had() -> None:
+    content = made({}).content()
+    assert all("retention" not in part for part in (content["defaults"], *content["rounds"]))
+    assert made({"retention": ["kl_anchors"]}).hash() == made({}).hash()
+    # In a round after it, another method changes nothing of what decided an earlier round.
+    later = made({}, {}, {"retention": ["kl_anchors", EWC]})
+    assert later.training_hash("first") == made({}).training_hash("first")
+    assert later.training_hash("second") != made({}).training_hash("second")
+
+
+def test_a_list_stands_for_all_methods() -> None:
+    assert names(made({"retention": [EWC]})) == ["ewc"]
+    assert names(made({"retention": []})) == []
+    assert names(made({"retention": EWC})) == ["ewc"]
+    assert names(made({"retention": ["kl_anchors", EWC, "l2_sp"]})) == [
+        "kl_anchors",
+        "ewc",
+        "l2_sp",
+    ]
+    assert names(made({"retention": [EWC], "anchors": {"past": PAST}})) == ["kl_anchors", "ewc"]
+
+
+def test_a_round_replaces_the_list_of_the_defaults() -> None:
+    config = made({"retention": ["kl_anchors", EWC]}, {"retention": ["l2_sp"]}, {})
+    assert (names(config, 0), names(config, 1)) == (["l2_sp"], ["kl_anchors", "ewc"])
+
+
+def test_anchors_of_a_round_change_the_entry_of_the_defaults() -> None:
+    entry = {"name": "kl_anchors", "past": PAST}
+    config = made({"retention": [entry, EWC]}, {"anchors": {"general": []}})
+    anchors = config.rounds[0].anchors
+    assert [a.beta for a in anchors.past] == [2.0] and not anchors.general
+    assert names(config) == ["kl_anchors", "ewc"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ({"retention": ["kl_anchors", EWC]}, {"retention": []}, {}),
+        ({"retention": [EWC]}, {}, {"anchors": {"past": PAST}}),
+        ({}, {"retention": [EWC]}, {}),
+    ],
+)
+def test_what_a_store_keeps_is_read_back_as_it_was(settings: tuple[dict[str, Any], ...]) -> None:
+    content = made(*settings).content()
+    assert as_read(content) == content
+
+
+def test_lambda_is_spelt_as_in_the_papers() -> None:
+    (method,) = made({"retention": [EWC]}).rounds[0].retention
+    assert method == EWCConfig(strength=100.0)
+    assert method.model_dump(mode="json")["lambda"] == 100.0
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "another name": ([{"name": "ewcc"}], "no retention method 'ewcc'; did you mean 'ewc'"),
+    "no name": ([{"to": "base"}], "write which one as name"),
+    "no lambda": (["ewc"], "lambda: is missing"),
+    "a lambda of nothing": ([{**EWC, "lambda": 0}], "greater than 0, got 0"),
+    "a gamma above 1": ([{**EWC, "gamma": 1.5}], "less than or equal to 1, got 1.5"),
+    "another key": ([{**EWC, "gama": 0.5}], "gama: unknown key; did you mean 'gamma'"),
+    "a misspelt lambda": (
+        [{"name": "ewc", "lamda": 5}],
+        "lamda: unknown key; did you mean 'lambda'",
+    ),
+    "another snapshot": ([{"name": "l2_sp", "to": "owner"}], "'parent' or 'base', got 'owner'"),
+    "an entry twice": (["l2_sp", "l2_sp"], "lists 'l2_sp' twice"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_is_named_once_with_its_place(tmp_path: Path, case: str) -> None:
+    retention, message = REFUSED[case]
+    raw = raw_campaign(tmp_path)
+    raw["rounds"][1]["retention"] = retention
+    path = tmp_path / "campaign.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError) as error:
+        load_campaign(path)
+    text = str(error.value)
+    assert message in text and "rounds.1" in text
+    assert text.count(message) == 1
+
+
+def test_anchors_beside_their_own_entry_are_refused() -> None:
+    with pytest.raises(ValidationError, match="anchors is short for the entry kl_anchors"):
+        made({}, {"anchors": {"past": PAST}, "retention": ["kl_anchors"]})
+
+
+ADAPTERS: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "ewc, merged": ({"merge": True}, EWC, "fresh adapter in every round"),
+    "l2_sp to a base that moves": (
+        {"merge": True}, {"name": "l2_sp", "to": "base"}, "adds every round's update to it",
+    ),
+    "l2_sp, dora": ({"dora": True}, "l2_sp", "DoRA's is no plain sum"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_penalties_that_an_adapter_has_no_weights_for_are_refused(case: str) -> None:
+    lora, method, message = ADAPTERS[case]
+    policy = {"model": "demo://digits", "lora": lora}
+    with pytest.raises(ValidationError, match=message):
+        made({"retention": [method]}, policy=policy)
+    made({"retention": [{"name": "l2_sp"} if "dora" not in lora else EWC]}, policy=policy)
+
+
+def test_a_note_says_that_the_default_anchors_are_gone(tmp_path: Path) -> None:
+    raw, path = raw_campaign(tmp_path), tmp_path / "campaign.yaml"
+    for retention, notes in (([EWC], 1), (["kl_anchors", EWC], 0), ([], 0)):
+        raw["defaults"]["retention"] = retention
+        path.write_text(yaml.safe_dump(raw))
+        actual = load_campaign(path).notes
+        assert [note for note in actual if "kl_anchors" in note] == list(actual)
+        assert len(actual) == notes
+
+
+def test_an_override_reaches_into_the_list(tmp_path: Path) -> None:
+    raw, path = raw_campaign(tmp_path), tmp_path / "campaign.yaml"
+    raw["defaults"]["retention"] = ["kl_anchors", EWC]
+    path.write_text(yaml.safe_dump(raw))
+    config = load_campaign(path, ["defaults.retention.ewc.lambda=7"]).config
+    assert config.rounds[0].retention == (EWCConfig(strength=7.0),)
+
+
+def test_sizes_count_what_the_methods_keep() -> None:
+    from align.data.base_model import resolve_model
+
+    config = made({"retention": [EWC, "l2_sp"]}, {"retention": []})
+    model = resolve_model(config.policy)
+    trained = 4 * num_trained(model, config.policy)
+    sizes = [learner_memory(model, config.policy, spec).retention for spec in config.rounds]
+    assert sizes == [0, 3 * trained]
+    kept = [artifact_bytes(model, config.policy, spec) for spec in config.rounds]
+    assert kept == [0, trained]
+    assert L2SPConfig().weight_copies == 1
+
+
+def test_the_check_says_what_the_methods_take() -> None:
+    from align.data.base_model import resolve_model
+    from align.report.forecast.check import held_weights
+
+    plain = made({})
+    model = resolve_model(plain.policy)
+    assert held_weights(plain, model) == []
+    copies = num_trained(model, plain.policy) * 4 / 2**20
+    (line,) = held_weights(made({"retention": [EWC]}), model)
+    assert line == (
+        f"retention: takes {2 * copies:,.1f} MiB of memory on each rank, and {copies:,.1f} MiB of disk "
+        "for each accepted round"
+    )
