@@ -12,7 +12,7 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
-from align.report.history import RoundEntry, entries, reasons_of, sealed_names
+from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
 from align.store.ledger.amendments import Amendment, amendments_of
 from rollouts.types import SnapshotId
 

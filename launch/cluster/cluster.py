@@ -10,7 +10,7 @@ network interface, so the token is what protects it. Ray itself ends the process
 cluster when the thread that started them ends: that is why only the main thread may start one.
 
 Not here: what runs on the cluster (`rollouts.pool.pool`, `align.learner`), whether it fits
-(`launch.cluster.preflight`), and submitting jobs (`launch.cluster.jobs`).
+(`launch.cluster.preflight`), and submitting jobs (`launch.cluster.jobs.jobs`).
 """
 
 from __future__ import annotations

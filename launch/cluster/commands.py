@@ -15,7 +15,7 @@ from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from rollouts.errors import KeelError
 
 if TYPE_CHECKING:
-    from launch.cluster.jobs import Job, Jobs
+    from launch.cluster.jobs.jobs import Job, Jobs
 
 Address = Annotated[
     str, typer.Option("--address", help="The cluster's jobs API, such as http://head:8265.")
@@ -75,7 +75,8 @@ def submit(
 ) -> None:
     """Run a campaign on a Ray cluster, as a job that needs this terminal no longer."""
     file = load(campaign, overrides)
-    from launch.cluster import jobs, jobs_address, leaks
+    from launch.cluster.jobs import address as jobs_address
+    from launch.cluster.jobs import jobs, leaks
 
     config = file.config
     jobs.check_store(config)
@@ -168,7 +169,8 @@ def jobs_stop(
 
 
 def _open(address: str, *, insecure: bool) -> Jobs:
-    from launch.cluster import jobs, jobs_address
+    from launch.cluster.jobs import address as jobs_address
+    from launch.cluster.jobs import jobs
 
     # Before Ray is imported: it reads its authentication mode then.
     for note in jobs_address.check_jobs_address(address, os.environ, insecure=insecure):
@@ -185,8 +187,8 @@ def _follow(jobs: Jobs, job: str, timeout: float | None, address: str) -> None:
     ended = jobs.follow(job, lambda text: typer.echo(text, nl=False), timeout)
     typer.echo(_line(ended), err=True)
     if ended.status in ("FAILED", "STOPPED"):
-        from launch.cluster.job_failure import job_failure
-        from launch.cluster.jobs_address import shown
+        from launch.cluster.jobs.address import shown
+        from launch.cluster.jobs.failure import job_failure
 
         log = ""
         with suppress(KeelError):  # The cluster may be gone by now; Ray's reason is here already.

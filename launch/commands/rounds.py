@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from align.gate.evidence import Evidence
-    from align.report.history import Metric, RoundDetail, RoundEntry
+    from align.report.records.history import Metric, RoundDetail, RoundEntry
     from align.round.spending import Spent
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")]
@@ -27,7 +27,7 @@ def rounds_list(
 ) -> None:
     """Show every round: state, verdict, parent, candidate, times."""
     evidence = _evidence(campaign, overrides)
-    from align.report.history import entries
+    from align.report.records.history import entries
 
     rows = entries(evidence)
     if as_json:
@@ -49,9 +49,9 @@ def rounds_show(
 ) -> None:
     """Show one round: what its steps measured, reward by parts, drift, tokens, and the verdict."""
     evidence = _evidence(campaign, overrides)
-    from align.report.history import detail
+    from align.report.records.history import detail
+    from align.report.records.wall_time import wall_time_of
     from align.report.status import scores_of
-    from align.report.wall_time import wall_time_of
 
     record, time = detail(evidence, round_name), wall_time_of(evidence, round_name)
     if as_json:
@@ -86,7 +86,7 @@ def rounds_diff(
 ) -> None:
     """Show in which settings and scores two rounds differ."""
     evidence = _evidence(campaign, overrides)
-    from align.report.history import diff
+    from align.report.records.history import diff
 
     difference = diff(evidence, round_name, other)
     if as_json:

@@ -55,7 +55,7 @@ def render(
 ) -> None:
     """Print the manifests of a campaign for kubectl apply -f -."""
     file = load(campaign, overrides)
-    from launch.cluster.jobs import files_named
+    from launch.cluster.jobs.jobs import files_named
     from launch.kubernetes.render import NOTES, Target
     from launch.kubernetes.render import render as manifests_of
     from launch.kubernetes.stream import to_yaml

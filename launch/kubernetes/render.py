@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from align.config.campaign import CampaignConfig
 from align.config.resources import ResourcesConfig
-from launch.cluster.jobs import check_env
+from launch.cluster.jobs.jobs import check_env
 from rollouts.errors import UserError
 
 Kind = Literal["rayjob", "raycronjob", "cronjob"]

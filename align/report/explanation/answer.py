@@ -9,7 +9,7 @@ from typing import Literal
 from align.gate.evidence import Evidence
 from align.gate.summary import reason_of
 from align.gate.verdict import Verdict
-from align.report.history import RoundEntry, entries
+from align.report.records.history import RoundEntry, entries
 from align.store.ledger.ledger import RoundRecord
 from rollouts.types import SnapshotId
 

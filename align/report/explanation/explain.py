@@ -27,7 +27,7 @@ from align.gate.suites.suites import SuiteRule, rendered
 from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
 from align.gate.verdict import Verdict
 from align.report.explanation.counterfactual import would_change
-from align.report.history import record_of, watch_of
+from align.report.records.history import record_of, watch_of
 from align.store.ledger.baseline import AnchorMove, anchor_moves
 from align.store.lookback import listed
 from align.store.repairs import RepairStep, repairs_of

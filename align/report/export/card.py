@@ -20,13 +20,13 @@ from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import HEAD, RATES, reason_of, verdict_rows
 from align.gate.verdict import Verdict
-from align.report.acts import acts_of
 from align.report.export.answering import default_line
 from align.report.export.repaired import repaired_by
 from align.report.families import GUARDED, ORDER
-from align.report.history import watch_of
-from align.report.inbox import takes_of, told
-from align.report.seals import seals_of
+from align.report.records.acts import acts_of
+from align.report.records.history import watch_of
+from align.report.records.inbox import takes_of, told
+from align.report.records.seals import seals_of
 from align.report.tables import outcome_of
 from align.settings import stated
 from align.store.ledger.ledger import RoundRecord

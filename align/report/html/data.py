@@ -16,18 +16,18 @@ from typing import Any
 from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap
 from align.gate.verdict import Verdict
-from align.report.acts import Act, acts_of
 from align.report.explanation.answer import Answer, answer_of
 from align.report.export.held_out import overlaps_of
-from align.report.html.curves import Curve, Panel, thinned
-from align.report.html.forest import Forest, forests_of
+from align.report.html.charts.curves import Curve, Panel, thinned
+from align.report.html.charts.forest import Forest, forests_of
 from align.report.html.limits import Limits
 from align.report.html.lineage import Node, lineage
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
-from align.report.inbox import takes_of
-from align.report.seals import Seal, seals_of
-from align.report.wall_time import MEANINGS
+from align.report.records.acts import Act, acts_of
+from align.report.records.inbox import takes_of
+from align.report.records.seals import Seal, seals_of
+from align.report.records.wall_time import MEANINGS
 from align.round.spending import Spent, Split
 from align.store.ledger.ledger import RoundRecord
 from align.store.run_folder import steps_of

@@ -14,17 +14,17 @@ from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
 from align.gate.verdict import Verdict
 from align.report.export.repaired import accepted_repair
-from align.report.history import Metric, reasons_of, summaries, watch_of
-from align.report.html.curves import Panel, Steps, panels
-from align.report.html.forest import Scale, scale_of
+from align.report.html.charts.curves import Panel, Steps, panels
+from align.report.html.charts.forest import Scale, scale_of
 from align.report.html.items import Changes, Item, changes
 from align.report.html.limits import Limits, cut
 from align.report.html.said import SaidAt, said_of
 from align.report.html.samples import samples_of
 from align.report.html.signals import Signals, signals_of
-from align.report.inbox import told
+from align.report.records.history import Metric, reasons_of, summaries, watch_of
+from align.report.records.inbox import told
+from align.report.records.wall_time import WallTime, attempt_seconds, wall_time
 from align.report.tables import outcome_of
-from align.report.wall_time import WallTime, attempt_seconds, wall_time
 from align.round.spending import Spent, spent
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Take

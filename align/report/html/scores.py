@@ -10,8 +10,8 @@ from align.config.demands import Family
 from align.gate.forgetting import ScoreMatrix
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
-from align.report.html.curves import Panel
-from align.report.html.heat import (
+from align.report.html.charts.curves import Panel
+from align.report.html.charts.heat import (
     MAX_RETENTION,
     HeatRow,
     heat_rows,

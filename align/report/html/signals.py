@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from align.report.html.curves import Steps, curve
+from align.report.html.charts.curves import Steps, curve
 from align.round.watch.record import WatchRecord
 
 GROWTH = 1.5

@@ -216,7 +216,7 @@ NOT_YET_CLEAN = {
     "align/gate",
     "align/config/gate.py",
     "align/config/harness.py",
-    "align/report/history.py",
+    "align/report/records/history.py",
     "align/round/inputs.py",
     "align/judge",
     "align/learner",

@@ -15,7 +15,7 @@ from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.sealed import any_due, is_due, openings
 from align.gate.verdict import Verdict, VerdictInputs
-from align.report.history import diff
+from align.report.records.history import diff
 from align.report.tables import sealed_lines
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.lineage import by_hand, lineage, move_production

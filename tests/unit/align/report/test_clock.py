@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.gate.evidence import Evidence
-from align.report.wall_time import MEANINGS, attempt_seconds, took, wall_time
+from align.report.records.wall_time import MEANINGS, attempt_seconds, took, wall_time
 from align.round.times.clock import MEASURING, Clock, Phase, phase
 from align.round.times.record import FILE, AttemptTimes
 from tests.unit.stores import GOOD, made

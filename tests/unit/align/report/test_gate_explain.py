@@ -19,7 +19,7 @@ from align.gate.statistics.tests import mcnemar_exact, tango_noninferiority
 from align.gate.suites.suites import SuiteRule
 from align.report.explanation.counterfactual import would_change
 from align.report.explanation.explain import Explanation, SuiteStory, explain, prompt_texts
-from align.report.history import detail, diff, entries
+from align.report.records.history import detail, diff, entries
 from align.store.run_folder import steps_of
 from rollouts.errors import UserError
 from tests.unit.decided import BASE, FIRST, SECOND, N, campaign_file, decided, keel

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from align.errors import StoreError
 from align.gate.evidence import Evidence
 from align.gate.forgetting import MatrixRow, ScoreMatrix
-from align.report.html.charts import draw
-from align.report.html.curves import Curve, Panel, panels, thinned
+from align.report.html.charts.charts import draw
+from align.report.html.charts.curves import Curve, Panel, panels, thinned
+from align.report.html.charts.heat import heat_rows, retention_panels
 from align.report.html.data import collect
-from align.report.html.heat import heat_rows, retention_panels
 from align.report.html.limits import Limits
 from align.report.html.lineage import lineage
 from align.report.html.page import number, page_of, signed, span

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from align.gate.evidence import Evidence
-from align.report.acts import acts_of
 from align.report.export.export import export
 from align.report.export.repaired import accepted_repair, repaired_by
 from align.report.html.data import CampaignView, collect
 from align.report.html.limits import cut
 from align.report.html.page import page_of
 from align.report.html.said import spread
-from align.report.inbox import takes_of, told
-from align.report.seals import seals_of
+from align.report.records.acts import acts_of
+from align.report.records.inbox import takes_of, told
+from align.report.records.seals import seals_of
 from tests.unit.full_store import full, overlap, steps
 from tests.unit.pages import Page
 from tests.unit.stores import GOOD, made

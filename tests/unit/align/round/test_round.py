@@ -17,7 +17,7 @@ from align.config.campaign import CampaignConfig
 from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError, ParityError
 from align.gate.evidence import Evidence, stored_evidence
-from align.report.wall_time import attempt_seconds, wall_time
+from align.report.records.wall_time import attempt_seconds, wall_time
 from align.round.session import replay_path
 from align.store.snapshots.snapshots import SnapshotStore
 from rewards.failures import RewardFailure

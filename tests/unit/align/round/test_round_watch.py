@@ -13,10 +13,10 @@ from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.explanation.explain import explain
-from align.report.history import detail
 from align.report.html.data import collect
 from align.report.html.page import page_of
 from align.report.html.signals import signals_of
+from align.report.records.history import detail
 from align.round.watch.record import FILE, CanaryRecord, WatchRecord
 from align.round.watch.watch import RewardFooled, gold_metrics, part_shares
 from rollouts.errors import UserError

@@ -16,7 +16,7 @@ from align.round.inputs import load_inputs
 from align.schedule.claims import Dues
 from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.ledger import Ledger
-from launch.cluster import jobs
+from launch.cluster.jobs import jobs
 from rewards.rubric import build_rubric
 from rollouts.errors import UserError
 from tests.unit.schedules import START

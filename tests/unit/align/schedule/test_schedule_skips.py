@@ -15,8 +15,8 @@ from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.errors import StaleAttempt, StoreBusy
 from align.gate.evidence import Evidence, stored_evidence
-from align.report.acts import acts_of
-from align.report.history import entries
+from align.report.records.acts import acts_of
+from align.report.records.history import entries
 from align.schedule.claims import Dues
 from align.schedule.due import Skip
 from align.schedule.inbox.inbox import Inbox

@@ -16,7 +16,7 @@ from align.config.campaign import CampaignConfig
 from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError
 from align.gate.evidence import Evidence, stored_evidence
-from align.report.history import detail
+from align.report.records.history import detail
 from align.round.measurement.damage import evidence_notes
 from align.round.session import replay_path
 from align.store import stored_files

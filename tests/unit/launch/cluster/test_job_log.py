@@ -12,9 +12,9 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.cluster import jobs
-from launch.cluster.job_failure import MAX_LINES, NUM_LINES, last_lines
-from launch.cluster.job_log import Log
+from launch.cluster.jobs import jobs
+from launch.cluster.jobs.failure import MAX_LINES, NUM_LINES, last_lines
+from launch.cluster.jobs.log import Log
 from rollouts.errors import KeelError, RunError, UserError
 from tests.patience import patient
 

@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.cluster import entrypoint, jobs
-from launch.cluster.jobs_address import check_jobs_address, shown
-from launch.cluster.leaks import check_no_secrets
+from launch.cluster.jobs import entrypoint, jobs
+from launch.cluster.jobs.address import check_jobs_address, shown
+from launch.cluster.jobs.leaks import check_no_secrets
 from rollouts.errors import UserError
 from tests.unit.campaigns import campaign
 
@@ -42,7 +42,7 @@ def test_the_command_survives_the_shell() -> None:
     )
     words = shlex.split(line)
     names, folder, command = entrypoint.parse(words[3:])
-    assert words[:3] == ["/opt/python", "-m", "launch.cluster.entrypoint"]
+    assert words[:3] == ["/opt/python", "-m", "launch.cluster.jobs.entrypoint"]
     assert (names, folder) == (["A", "B"], Path("/run/secrets"))
     assert command == [
         "run", "a b.yaml", "--address", "auto", "--wait", "300", "--insecure-cluster",

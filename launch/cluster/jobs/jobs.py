@@ -2,7 +2,7 @@
 
 Sent are the campaign file, the files named beside it, and Keel's own code, so that cluster and sender
 never differ; the packages it needs are the cluster's. Secrets are not sent: a job names variables, and
-their values are found on the cluster (`launch.cluster.entrypoint`).
+their values are found on the cluster (`launch.cluster.jobs.entrypoint`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from align.config.store import SQLITE, StoreSettings
 from align.settings import Places, is_relative, stated
 from launch.cluster.cluster import PACKAGE_ROOT
-from launch.cluster.job_log import Log, tail
-from launch.cluster.jobs_address import shown
+from launch.cluster.jobs.address import shown
+from launch.cluster.jobs.log import Log, tail
 from rollouts.errors import RunError, UserError
 
 PACKAGES = ("align", "launch", "rewards", "rollouts")
@@ -79,9 +79,9 @@ def entrypoint(
     """Return the job's command line.
 
     >>> entrypoint("nightly.yaml", env=["JUDGE_API_KEY"])
-    'python -m launch.cluster.entrypoint --env JUDGE_API_KEY -- run nightly.yaml --address auto'
+    'python -m launch.cluster.jobs.entrypoint --env JUDGE_API_KEY -- run nightly.yaml --address auto'
     """
-    words = [python, "-m", "launch.cluster.entrypoint"]
+    words = [python, "-m", "launch.cluster.jobs.entrypoint"]
     words += [word for name in env for word in ("--env", name)]
     words += ["--env-dir", env_dir] if env_dir else []
     words += ["--", "run", campaign, "--address", "auto"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rollouts.errors import RunError
 
 if TYPE_CHECKING:
-    from launch.cluster.jobs import Job
+    from launch.cluster.jobs.jobs import Job
 
 NUM_LINES = 12
 """Lines shown from the end of a log in which Keel names no error of its own."""

@@ -9,7 +9,7 @@ from align.config.campaign import CampaignConfig
 from align.gate.checks import Against, Check
 from align.gate.forgetting import ScoreMatrix
 from align.gate.verdict import Verdict
-from align.report.html.curves import Bar, Curve, Panel
+from align.report.html.charts.curves import Bar, Curve, Panel
 
 MAX_RETENTION = 24
 """Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""

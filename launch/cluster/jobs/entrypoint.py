@@ -1,4 +1,4 @@
-"""Program of a submitted job: ``python -m launch.cluster.entrypoint --env NAME -- run FILE --address
+"""Program of a submitted job: ``python -m launch.cluster.jobs.entrypoint --env NAME -- run FILE --address
 auto``.
 
 A job's specification is no place for secrets, so it names variables. Their values are in the environment

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
 
-from align.report.html.curves import Bar, Panel
+from align.report.html.charts.curves import Bar, Panel
 
 WIDTH, HEIGHT = 4.4, 1.9
 """Inches of 72 points; the page scales a drawing to its column."""

@@ -1,0 +1,1 @@
+"""Drawings of the page: panels, curves, intervals, and the coloured matrix."""

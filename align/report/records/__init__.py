@@ -1,0 +1,1 @@
+"""Records of a campaign as they are shown: rounds, acts of people, sealed suites, wall time, feedback."""
