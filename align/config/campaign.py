@@ -23,9 +23,8 @@ from pydantic import (
 
 from align.algorithms import ALGORITHMS, GRPO, Algorithm, algorithm_from, spelt_out
 from align.algorithms.importance import ImportanceConfig
-from align.config.data import ExamplesConfig
-from align.config.demands import AnswerSampling
-from align.config.gate import GateConfig, RoundSuiteConfig, SuiteConfig
+from align.config.data import ExamplesConfig, Prompts, PromptsConfig, sourced
+from align.config.gate import AnswerSampling, GateConfig, RoundSuiteConfig, SuiteConfig
 from align.config.learning import (
     AnchorConfig,
     AnchorsConfig,
@@ -37,7 +36,6 @@ from align.config.learning import (
     retention_from,
 )
 from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
-from align.config.prompts import Prompts, PromptsConfig, sourced
 from align.config.repair import RepairConfig
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (

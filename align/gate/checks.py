@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import Comparison, Test, compare
 from align.gate.statistics.rules import CURRENT_RULE, compare_of

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from align.config.campaign import CampaignConfig
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.checks import Check, What
 from align.gate.forgetting import ScoreMatrix
 from align.gate.summary import RATES

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.config.campaign import CampaignConfig
-from align.config.resources import ResourcesConfig
+from align.config.policy import ResourcesConfig
 from launch.cluster.jobs.jobs import check_env
 from rollouts.errors import UserError
 

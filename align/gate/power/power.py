@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, GateConfig
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.alpha import spending_sentence, spent_by

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from align.config.campaign import CampaignConfig, RewardConfig, RoundSuiteConfig, SuiteConfig
-from align.config.demands import Family
+from align.config.gate import Family
 from rollouts.errors import UserError, nearest
 
 if TYPE_CHECKING:

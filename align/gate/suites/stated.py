@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig, RoundSuiteConfig, SuiteConfig
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.power.early_power import STEPS, EarlyPower, drifted, early_power
 from align.gate.statistics.betting import wager
 from align.gate.statistics.comparison import (

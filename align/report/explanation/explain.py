@@ -13,8 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from align.config.campaign import CampaignConfig, PromptsConfig
-from align.config.demands import Family
-from align.config.gate import Spending
+from align.config.gate import Family, Spending
 from align.gate.checks import Check, Role
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, paired

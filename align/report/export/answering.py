@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.campaign import CampaignConfig
-from align.config.demands import AnswerSampling
+from align.config.gate import AnswerSampling
 from align.data.base_model import ENCODING_FILES, load_encoder
 from rollouts.chat.endings import GENERATION_CONFIG
 from rollouts.prompts import PromptEncoder

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from align.config.campaign import CampaignConfig
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.forgetting import ScoreMatrix
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config.gate import SuiteConfig
-from align.config.harness import HarnessConfig
+from align.config.gate import HarnessConfig, SuiteConfig
 from align.gate.suites.harness.package import harmless_templates, quietly, require_lm_eval
 from align.gate.suites.harness.task import HarnessTask, build_task
 from align.gate.suites.harness.task_file import (

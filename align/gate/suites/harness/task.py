@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from align.config.harness import HarnessConfig
+from align.config.gate import HarnessConfig
 from align.gate.measurement.samples import ItemScore, checked
 from align.gate.suites.harness.lm import EngineModel, TextModel, engine_lm
 from align.gate.suites.harness.package import harmless_templates, lm_eval_version, quietly

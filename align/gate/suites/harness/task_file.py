@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from align.config.harness import HarnessConfig
+from align.config.gate import HarnessConfig
 from rollouts.errors import UserError
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}

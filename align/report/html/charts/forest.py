@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from align.config.demands import Family
+from align.config.gate import Family
 from align.gate.checks import Check, Outcome
 from align.gate.summary import VerdictRow, row_of
 from align.gate.verdict import Verdict

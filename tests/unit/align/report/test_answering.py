@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.config.campaign import CampaignConfig
-from align.config.demands import AnswerSampling
+from align.config.gate import AnswerSampling
 from align.report.export.answering import (
     default_line,
     generation_config,

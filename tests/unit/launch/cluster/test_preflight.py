@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.config.resources import ResourcesConfig
+from align.config.policy import ResourcesConfig
 from launch.cluster.engines import custom_of
 from launch.cluster.preflight import (
     ClusterNode,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from align.config.campaign import CampaignConfig
-from align.config.demands import AnswerSampling
 from align.config.file import load_campaign
+from align.config.gate import AnswerSampling
 from align.config.learning import BOUNDING, SamplingConfig
 from align.data.demo.world import demo_prompts
 from align.gate.suites.suites import build_suites

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from align.config.data import PromptsConfig
 from align.config.policy import PolicyConfig
-from align.config.prompts import PromptsConfig
 from align.data.base_model import load_encoder
 from align.data.examples import ExamplesConfig, load_examples
 from rollouts.chat.endings import extra_endings, generation_endings, turn_end
