@@ -99,9 +99,8 @@ def run_campaign(
         check_artifacts([spec for _, spec in due], memory.evidence)
         for line in auto_lines(written, config):
             observer.note(line)
-        with open_parts(
-            config, inputs, memory, start_engine=start_engine, observer=observer
-        ) as parts:
+        started = open_parts(config, inputs, memory, start_engine=start_engine, observer=observer)
+        with started as parts:
             measure_again(parts, state.measurable)
             for index, spec in due:
                 if spec.name in memory.ledger.closed():

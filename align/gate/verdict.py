@@ -148,22 +148,20 @@ def decide(
     Args:
         start: the campaign's start, for a round's suite the round's snapshot.
         best: per suite, the results with the highest mean among accepted snapshots, if any.
-        accepted_rounds: earlier ones, whose suites must not regress.
         looks: this decision's number in the campaign, retries included; None: the last declared.
         objections: sentences that reject the candidate, whatever its suites say.
-        retired, left_out, decided_by, items: as in `VerdictInputs`.
+        accepted_rounds, retired, left_out, decided_by, items: as in `VerdictInputs`.
 
     Raises:
         RunError: results are missing or cannot be compared.
     """
-    rules, compared = _rules(suites, target), _named(parent, best, start)
-    items = dict(items or {})
+    rules, compared, items = _rules(suites, target), _named(parent, best, start), items or {}
     alpha = level_of(gate, looks := max(looks or 0, gate.campaign_rounds), level)
     judged = partial(_suite_checks, candidate, compared, gate.min_gain, alpha)
     role = partial(role_of, target=target, accepted_rounds=accepted_rounds, retired=retired)
     checks = [c for r in rules for c in judged(decided_by, r, role(r), items=items.get(r.name))]
     outcome = "rejected" if objections else _overall(checks)
-    notes = (*_unseen(left_out), *instrument_notes(candidate, compared.items()))
+    notes = [*_unseen(left_out), *instrument_notes(candidate, compared.items())]
     return Verdict(
         accepted=outcome == "accepted" or gate.mode == "observe",
         outcome=outcome,

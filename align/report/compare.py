@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.gate.evidence import Evidence
-from align.report.explanation.answer import Answer, answer_of
+from align.report.explanation.answer import ReportAnswer, answer_of
 from align.report.status import scores_of, summary_numbers
 
 UNSEEDED = ("seed", "name")
@@ -53,7 +53,7 @@ class Comparison:
     base: Mapping[str, Spread | None]
     """Mean of the campaigns' starts by suite."""
     groups: tuple[ComparedGroup, ...]
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, ReportAnswer]
     """By campaign: what is production, and what was kept out and why."""
 
 

@@ -24,7 +24,7 @@ from align.gate.suites.win_rate import with_comparators
 from align.learner.folder.source import take_base
 from align.round.inputs import Inputs
 from align.round.reward_models import measurable
-from align.round.times.clock import Clock, phase
+from align.round.times.clock import PhaseClock, phase
 from align.round.times.record import AttemptTimes
 from align.store.changes.code import record_code
 from align.store.ledger.amendments import user_name
@@ -92,7 +92,7 @@ class Parts:
     observer: Observer
     beat: Callable[[], None]
     """Tells the ledger that this runner is alive."""
-    clock: Clock = field(default_factory=Clock)
+    clock: PhaseClock = field(default_factory=PhaseClock)
     """Wall time of the attempt that runs, by what it is spent on."""
 
     def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
@@ -350,7 +350,7 @@ def open_parts(
     loaded, served or synced leaves nothing behind that a mended folder would not replace.
     """
     with ExitStack() as stack:
-        clock = stack.enter_context(Clock().running())
+        clock = stack.enter_context(PhaseClock().running())
         with phase("start-up"):
             engine = start_engine(config, memory.store.open(memory.base).path, inputs.context)
             stack.callback(engine.close)

@@ -36,7 +36,7 @@ class KeptOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class ReportAnswer:
     """State of a campaign in sentences."""
 
     production: SnapshotId
@@ -58,11 +58,11 @@ class Answer:
         return (self.sentence, *(entry.sentence for entry in self.kept_out))
 
 
-def answer_of(evidence: Evidence) -> Answer:
+def answer_of(evidence: Evidence) -> ReportAnswer:
     """Read from a campaign's store what is production and what was kept out."""
     production = evidence.ledger.alias("production") or evidence.base
     rounds = evidence.accepted("policy").items()
-    return Answer(
+    return ReportAnswer(
         production=production,
         round=next((name for name, snapshot in rounds if snapshot == production), None),
         words=evidence.production_words(),

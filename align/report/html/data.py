@@ -16,7 +16,7 @@ from typing import Any
 from align.gate.evidence import Evidence
 from align.gate.overlap import Overlap
 from align.gate.verdict import Verdict
-from align.report.explanation.answer import Answer, answer_of
+from align.report.explanation.answer import ReportAnswer, answer_of
 from align.report.export.held_out import overlaps_of
 from align.report.html.charts.curves import Curve, Panel, thinned
 from align.report.html.charts.forest import Forest, forests_of
@@ -51,7 +51,7 @@ class CampaignView:
     acts: tuple[Act, ...]
     overlaps: tuple[Overlap, ...]
     gate: tuple[tuple[str, str], ...]
-    answer: Answer
+    answer: ReportAnswer
     kept_out_left_out: int
     """Older rounds that were refused or failed, which the first paragraph does not name."""
     forests: tuple[Forest, ...]

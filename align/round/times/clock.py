@@ -30,7 +30,7 @@ MEASURING: Final = "measuring/"
 """Prefix of the seconds of one suite, which follow it by name."""
 
 
-_CLOCK: ContextVar[Clock | None] = ContextVar("clock", default=None)
+_CLOCK: ContextVar[PhaseClock | None] = ContextVar("clock", default=None)
 
 
 @contextmanager
@@ -53,14 +53,14 @@ def measured(suite: str, seconds: float) -> None:
         clock.measured(suite, seconds)
 
 
-class Clock:
+class PhaseClock:
     """Stopwatch of a runner, with one phase running at a time.
 
     A phase that begins inside another pauses it, so the seconds of all phases sum to the time elapsed.
     Use it from one thread.
 
     >>> ticks = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
-    >>> clock = Clock(lambda: next(ticks))
+    >>> clock = PhaseClock(lambda: next(ticks))
     >>> with clock.phase("sampling"):
     ...     with clock.phase("scoring"):
     ...         pass
@@ -112,7 +112,7 @@ class Clock:
         self._seconds = {}
 
     @contextmanager
-    def running(self) -> Iterator[Clock]:
+    def running(self) -> Iterator[PhaseClock]:
         """Be the clock that `phase` counts on, within the block."""
         token = _CLOCK.set(self)
         try:

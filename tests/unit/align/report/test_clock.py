@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from align.gate.evidence import Evidence
 from align.report.records.wall_time import MEANINGS, attempt_seconds, took, wall_time
-from align.round.times.clock import MEASURING, Clock, Phase, phase
+from align.round.times.clock import MEASURING, Phase, PhaseClock, phase
 from align.round.times.record import FILE, AttemptTimes
 from tests.unit.stores import GOOD, made
 
@@ -42,7 +42,7 @@ class Time:
 @given(TREES)
 def test_phases_sum_to_the_time_that_passed(tree: Any) -> None:
     time = Time()
-    clock = Clock(time)
+    clock = PhaseClock(time)
 
     def walk(phases: Any) -> None:
         for name, inner in phases:
@@ -56,14 +56,14 @@ def test_phases_sum_to_the_time_that_passed(tree: Any) -> None:
 
 def test_a_phase_inside_another_pauses_it() -> None:
     ticks = iter([0.0, 1.0, 4.0, 6.0, 13.0, 13.0])
-    clock = Clock(lambda: next(ticks))
+    clock = PhaseClock(lambda: next(ticks))
     with clock.phase("learning"), clock.phase("records"):
         pass
     assert clock.seconds() == {"other": 1.0, "learning": 3.0 + 7.0, "records": 2.0}
 
 
 def test_a_phase_that_fails_ends_all_the_same() -> None:
-    clock = Clock(Time())
+    clock = PhaseClock(Time())
     with ExitStack() as stack, pytest.raises(ValueError):
         stack.enter_context(clock.phase("sampling"))
         with clock.phase("scoring"):
@@ -79,7 +79,7 @@ def test_a_phase_that_fails_ends_all_the_same() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(-1, 9)), max_size=6))
 def test_a_suite_takes_no_more_than_was_measured(suites: list[tuple[str, float]]) -> None:
     time = Time()
-    clock = Clock(time)
+    clock = PhaseClock(time)
     with clock.phase("measuring"):
         pass
     for name, seconds in suites:
@@ -96,7 +96,7 @@ def test_functions_count_on_the_clock_that_runs() -> None:
             return "done"
 
     assert learn() == "done"  # No clock runs.
-    clock = Clock(Time())
+    clock = PhaseClock(Time())
     with clock.running():
         assert learn() == learn() == "done"
     before = clock.seconds()
@@ -108,7 +108,7 @@ def test_functions_count_on_the_clock_that_runs() -> None:
 
 
 def test_another_thread_counts_nothing() -> None:
-    clock = Clock(Time())
+    clock = PhaseClock(Time())
     with clock.running():
         thread = Thread(target=phase("scoring")(lambda: None))
         thread.start()
@@ -118,7 +118,7 @@ def test_another_thread_counts_nothing() -> None:
 
 def test_a_restart_keeps_what_was_before() -> None:
     ticks = iter([0.0, 2.0, 3.0])
-    clock = Clock(lambda: next(ticks))
+    clock = PhaseClock(lambda: next(ticks))
     clock.restart()
     assert (clock.before, clock.seconds()) == ({"other": 2.0}, {"other": 1.0})
 
