@@ -52,6 +52,11 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/reward_model.py",
     "align/learner/teachers/slow_teacher.py",
     "align/retention/kl_anchors.py",
+    "rollouts/engines/decoding/batch.py",
+    "rollouts/engines/decoding/completions.py",
+    "rollouts/engines/decoding/distribution.py",
+    "rollouts/engines/decoding/reader.py",
+    "rollouts/engines/decoding/weights.py",
 }
 """The files that are only about tensors. What checks a campaign file imports none of them."""
 
