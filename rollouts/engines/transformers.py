@@ -176,7 +176,7 @@ class TransformersEngine:
             if reason := self._refusal(request.prompt_ids, tokens):
                 raise ValueError(f"a sequence could not be scored: {reason}")
         rows = [((*r.prompt_ids, *r.completion_ids), len(r.prompt_ids)) for r in requests]
-        logprobs = self._reader.logprobs(rows)
+        logprobs: list[tuple[float, ...]] = self._reader.logprobs(rows)
         return_freed_memory()
         return logprobs
 
@@ -280,7 +280,8 @@ class TransformersEngine:
         # A cache that grows is copied: two of them are in memory for a moment.
         room = min(free + own, int(total * self._config.gpu_memory_utilization))
         room -= sum(tensor.nbytes for tensor in self._model.state_dict().values())
-        return max(0, room) // (2 * int(self._token_bytes))
+        tokens: int = max(0, room) // (2 * int(self._token_bytes))
+        return tokens
 
     def _check_capacity(self, capacity: int) -> None:
         if self._config.max_model_len is None or capacity >= self._config.max_model_len:

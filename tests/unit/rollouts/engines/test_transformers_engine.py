@@ -202,19 +202,30 @@ def test_seeds_make_completions_repeatable_and_distinct(engine: TransformersEngi
     assert len({c.token_ids for c in (*first, *neighbour)}) == 8
 
 
-def test_first_tokens_are_drawn_from_the_distribution(engine: TransformersEngine) -> None:
+def test_tokens_are_drawn_from_the_distribution(engine: TransformersEngine) -> None:
+    """First tokens, and second ones after the most frequent first."""
+    model, prompt, draws = plain_model(Path(engine._config.model)), (3, 4, 5), 6000
+    completions = only(engine, ask(prompt=prompt, n=draws, seed=3, max_tokens=2))
+    firsts = [c.token_ids[0] for c in completions]
+    check_frequencies(model, prompt, firsts)
+    most = max(set(firsts) - engine._stops.ends, key=firsts.count)
+    seconds = [c.token_ids[1] for c in completions if c.token_ids[0] == most]
+    assert len(seconds) > 300
+    check_frequencies(model, (*prompt, most), seconds)
+
+
+def check_frequencies(model: Any, prompt: tuple[int, ...], tokens: list[int]) -> None:
+    """Test next tokens against a model's distribution; rare tokens count as one."""
     from scipy.stats import chisquare
 
-    model, prompt, draws = plain_model(Path(engine._config.model)), (3, 4, 5), 4000
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1).double()
-    request = ask(prompt=prompt, n=draws, seed=3, max_tokens=1)
-    drawn = torch.tensor([c.token_ids[0] for c in only(engine, request)])
-    counts = torch.bincount(drawn, minlength=len(expected)).double()
-    often = expected * draws >= 5
+    wanted = expected * len(tokens)
+    counts = torch.bincount(torch.tensor(tokens), minlength=len(expected)).double()
+    often = wanted >= 5
     observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    wanted = torch.cat([expected[often], expected[~often].sum()[None]])
-    assert chisquare(observed, wanted / wanted.sum() * draws).pvalue > 1e-3
+    wanted = torch.cat([wanted[often], wanted[~often].sum()[None]])
+    assert chisquare(observed, wanted / wanted.sum() * len(tokens)).pvalue > 1e-3
 
 
 def test_ends_are_told_apart(engine: TransformersEngine) -> None:
