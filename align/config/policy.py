@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from align.settings import InputPath, Settings
-from rollouts.engines.vllm import LINEAR_LAYERS
+from rollouts.engines import DEFAULT_BACKEND, ENGINES
+from rollouts.engines.backend import LINEAR_LAYERS
+from rollouts.errors import nearest
 from rollouts.machine.processor import Dtype
 
 
@@ -162,8 +164,18 @@ class PolicyConfig(Settings):
         return self.lora is not None and self.lora.dora and not self.lora.merge
 
 
+def _known_backend(name: str) -> str:
+    if name not in ENGINES:
+        raise ValueError(f"there is no engine backend {name!r}; {nearest(name, list(ENGINES))}")
+    return name
+
+
 class EngineConfig(Settings):
-    """The vLLM engines that sample and evaluate."""
+    """The engines that sample and evaluate."""
+
+    backend: Annotated[str, AfterValidator(_known_backend)] = DEFAULT_BACKEND
+    """``vllm``, or ``transformers``: slower on large models, for machines without vLLM and for models that
+    vLLM's CPU attention refuses, such as small heads."""
 
     engines: Annotated[int, Field(ge=1)] = 1
     """Engine actors."""

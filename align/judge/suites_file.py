@@ -18,8 +18,8 @@ from align.config.gate import GateConfig, OverlapConfig, SuiteConfig
 from align.config.policy import EngineConfig, PolicyConfig
 from align.gate.suites.win_rate import ROUND
 from align.settings import Settings
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 
 WHAT = "suites"

@@ -9,8 +9,8 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
 from align.learner.teachers.companions import check_companion
 from align.learner.teachers.teacher import MODEL, check_teacher
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 
 GIB = 1 << 30
 

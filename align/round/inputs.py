@@ -18,8 +18,8 @@ from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 from rollouts.model_config import sizes_of
 from rollouts.prompts import PromptEncoder
 from rollouts.rows import FileRow
@@ -87,7 +87,7 @@ def load_inputs(
     model = resolve_model(config.policy)
     base = _unchanged_base(config, model)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
-    check_base(model, config.policy, resolve_device("auto"))
+    check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
     for index, spec in enumerate(config.rounds):
         spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)

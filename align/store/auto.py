@@ -16,8 +16,8 @@ from sqlalchemy import select
 from align.config.campaign import CampaignConfig
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags, quickest_dtype
 
 ADAPTER_BEFORE_AUTO = "adapter"

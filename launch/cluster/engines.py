@@ -1,4 +1,4 @@
-"""Engines of a campaign: a Ray cluster, and a pool of vLLM actors on it."""
+"""Engines of a campaign: a Ray cluster, and a pool of engine actors on it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from align.learner.model.targets import served_targets
 from align.round.session import Observer, StartEngine
 from launch.cluster.cluster import Cluster, connect
 from launch.cluster.preflight import Demand, check_room, demands_of
+from rollouts.engines import backend_named
+from rollouts.engines.backend import LINEAR_LAYERS, EngineSpec
 from rollouts.engines.protocol import RolloutEngine
-from rollouts.engines.vllm import LINEAR_LAYERS, VLLMConfig
 from rollouts.machine.memory import shared_memory
 from rollouts.machine.object_store import shortage
 
@@ -44,7 +45,9 @@ def engine_starter(
             nonlocal cluster
             is_first = cluster is None
             also = "Ray and " if is_first else ""
-            observer.note(f"starting {also}{config.rollouts.engines} vLLM engine(s)")
+            observer.note(
+                f"starting {also}{config.rollouts.engines} {config.rollouts.backend} engine(s)"
+            )
             demands = demands_of(config, gpus=False)
             weights, shared = synced_bytes(model, config.policy), shared_memory()
             if cluster is None:
@@ -64,7 +67,7 @@ def engine_starter(
             patience_s = wait_s if is_first else max(wait_s, FREED_S)
             check_room(config, wait_s=patience_s, note=observer.note)
             return EnginePool(
-                vllm_config(config, model, context),
+                engine_spec(config, model, context),
                 num_engines=config.rollouts.engines,
                 bundle=config.rollouts.resources.bundle(gpus=cluster_has_gpus()),
                 start_deadline_s=config.rollouts.start_deadline_s,
@@ -94,11 +97,11 @@ def cluster_has_gpus() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0) >= 1)
 
 
-def vllm_config(config: CampaignConfig, model: Path, context: int) -> VLLMConfig:
-    """Return the configuration of one engine of this campaign."""
+def engine_spec(config: CampaignConfig, model: Path, context: int) -> EngineSpec:
+    """Describe one engine of this campaign."""
     policy, engines = config.policy, config.rollouts
     adapter = policy.lora if policy.serves_adapters else None
-    return VLLMConfig(
+    return backend_named(engines.backend)(
         model=str(model.resolve()),
         dtype=policy.dtype,
         max_model_len=context,

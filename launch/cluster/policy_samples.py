@@ -1,8 +1,9 @@
-"""Answers of a model or snapshot to some prompts, sampled by one vLLM on a cluster of its own."""
+"""Answers of a model or snapshot to some prompts, sampled by one engine on a cluster of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from align.config.policy import PolicyConfig
@@ -10,10 +11,11 @@ from align.data.base_model import load_encoder, resolve_model
 from launch.cluster.cluster import connect
 from rewards.base import Sample
 from rollouts.collect import check_lengths, collect
-from rollouts.engines.vllm import VLLMConfig, resolve_device
+from rollouts.engines import ENGINES
+from rollouts.engines.backend import EngineSpec
 from rollouts.errors import RunError, UserError
+from rollouts.machine.device import resolve_device
 from rollouts.model_config import sizes_of
-from rollouts.model_folder import check_model_folder
 from rollouts.pool.pool import EnginePool
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt, RolloutGroup, Sampling
@@ -40,12 +42,12 @@ def sample_policy(
             where=str(folder),
             remedy="merge it first with keel export",
         )
-    check_model_folder(folder, resolve_device("auto"))
+    spec = _engine_of(folder, seed)
     encoder = load_encoder(folder, policy)
     longest = max(len(encoder.encode(prompt)) for prompt in prompts)
     context = min(longest + sampling.max_tokens, _context(folder))
     check_lengths(prompts, encoder, sampling.max_tokens, context, "--policy")
-    groups = _sampled(folder, context, prompts, group_size, encoder, sampling, seed)
+    groups = _sampled(replace(spec, max_model_len=context), prompts, group_size, encoder, sampling)
     samples = [
         Sample(prompt=group.prompt, completion=completion)
         for group in groups
@@ -61,21 +63,40 @@ def sample_policy(
     return samples
 
 
+def _engine_of(folder: Path, seed: int) -> EngineSpec:
+    """Choose the first backend that is installed and serves a folder.
+
+    Raises:
+        UserError: none does; the first one's reason.
+    """
+    device = resolve_device("auto")
+    refusal: UserError | None = None
+    for backend in ENGINES.values():
+        spec = backend(model=str(folder.resolve()), seed=seed)
+        try:
+            backend.check_installed()
+            spec.check_folder(device)
+        except UserError as error:
+            refusal = refusal or error
+        else:
+            return spec
+    assert refusal is not None
+    raise refusal
+
+
 def _sampled(
-    folder: Path,
-    context: int,
+    spec: EngineSpec,
     prompts: Sequence[Prompt],
     group_size: int,
     encoder: PromptEncoder,
     sampling: Sampling,
-    seed: int,
 ) -> list[RolloutGroup]:
-    config = VLLMConfig(model=str(folder.resolve()), max_model_len=context, seed=seed)
+    name = Path(spec.model).name
     sizes = [group_size] * len(prompts)
     with connect(num_engines=1):
-        pool = EnginePool(config)
+        pool = EnginePool(spec)
         try:
-            return collect(pool, prompts, sizes, encoder, sampling, seed, policy=folder.name)
+            return collect(pool, prompts, sizes, encoder, sampling, spec.seed, policy=name)
         finally:
             pool.close()
 

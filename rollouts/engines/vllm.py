@@ -21,8 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rollouts.engines.backend import (
+    BASE_VERSION,
+    EngineSpec,
+    ServedModel,
+    offline_environment,
+)
 from rollouts.engines.protocol import (
     Arrivals,
     SampleRequest,
@@ -40,50 +46,31 @@ from rollouts.engines.vllm_format import (
     scored_together,
     scores,
 )
+from rollouts.engines.vllm_models import check_head_dim, check_served, check_serves_adapters
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 from rollouts.machine.memory import return_freed_memory
-from rollouts.model_folder import Device, check_model_folder
+from rollouts.model_config import sizes_of
+from rollouts.model_folder import check_model_folder
 from rollouts.types import WeightVersion
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-BASE_VERSION: WeightVersion = "base"
-"""Name of the weights an engine holds before its first sync."""
 
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers an adapter may change. Never lm_head: vLLM then crashes on CPU, scores wrongly on GPU."""
+@dataclass(frozen=True, kw_only=True)
+class VLLMConfig(EngineSpec):
+    """Description of one vLLM engine.
 
+    Without ``kv_cache_mb`` vLLM would claim most of a machine's memory on a CPU.
+    """
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VLLMConfig:
-    """Model, precision and memory of one engine."""
-
-    model: str
-    """A folder as written by ``save_pretrained``, or a Hugging Face id."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto``: float32 on CPU, bfloat16 on GPU."""
-    max_model_len: int | None = None
-    """Longest prompt plus completion in tokens; None: what the model's config says."""
-    max_num_seqs: int = 128
-    """Completions sampled at the same time by one engine."""
-    kv_cache_mb: int = 256
-    """KV cache of a CPU engine, in MiB. Without it vLLM would claim most of the machine."""
-    gpu_memory_utilization: float = 0.85
-    """Share of a GPU's memory for weights and KV cache."""
-    threads: int = 1
-    """CPU threads of one engine's matrix products."""
-    lora_rank: int | None = None
-    """Largest rank of the adapters to come; None: the engine takes full weights."""
-    lora_targets: tuple[str, ...] = LINEAR_LAYERS
-    """Names of the layers that adapters change."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the model."""
-    seed: int = 0
-    """Seeds vLLM itself; every request carries its own seed."""
-    device: Device = "auto"
-    """``auto``: a GPU when there is one."""
+    module: ClassVar[str] = "vllm"
+    probe: ClassVar[str] = "from vllm import LLM; import vllm; print(vllm.__version__)"
+    remedy: ClassVar[str] = (
+        "pip install 'keel-align[cpu]' or 'keel-align[gpu]', or set rollouts.backend: transformers"
+    )
 
     def __post_init__(self) -> None:
         if any("lm_head" in target for target in self.lora_targets):
@@ -94,38 +81,46 @@ class VLLMConfig:
                 remedy="leave lm_head out of the adapter's target modules",
             )
 
+    def environment(self, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """Return variables that must be set before a process imports vllm."""
+        return engine_environment(self.model, device, self.threads)
+
+    def start(self) -> VLLMEngine:
+        """Start vLLM in this process; one engine per process."""
+        return VLLMEngine(self)
+
+    def check_folder(self, device: Literal["cpu", "cuda"]) -> None:
+        """Refuse a folder that lacks files, or whose heads vLLM's CPU attention does not know."""
+        check_model_folder(self.model)
+        if device == "cpu":
+            check_head_dim(sizes_of(Path(self.model)).head_dim, Path(self.model))
+
+    @classmethod
+    def check_model(cls, model: ServedModel) -> None:
+        """Refuse an architecture that vLLM does not serve on the device."""
+        check_served(model)
+
+    @classmethod
+    def check_adapters(cls, model: ServedModel) -> None:
+        """Refuse an architecture whose adapters vLLM does not serve."""
+        check_serves_adapters(model)
+
 
 def engine_environment(
     model: str, device: Literal["cpu", "cuda"], threads: int = 1
 ) -> dict[str, str]:
     """Return the variables that must be set before a process imports vllm."""
     env = {
+        **offline_environment(model, threads),
         # In-process engine: without it vLLM forks two helpers that import everything again.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # OpenMP threads spin while they wait: two engines on the same cores collapse.
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        # torch's C++ side announces its NUMA binding on stderr otherwise.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if device == "cpu":
         # Counting logprob ranks is compiled on first use otherwise: 4 to 20 s.
         env["TORCH_COMPILE_DISABLE"] = "1"
-    if Path(model).is_dir():
-        env["HF_HUB_OFFLINE"] = "1"
     return env
-
-
-def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
-    """Return ``cuda`` for ``auto`` exactly when this process can see a GPU."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class VLLMEngine:
@@ -350,8 +345,9 @@ def _result(request: SampleRequest, output: Any) -> SampleResult:
 
 def _start_vllm(config: VLLMConfig) -> Any:
     device = resolve_device(config.device)
+    config.check_installed()
     if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
-        check_model_folder(config.model, device)
+        config.check_folder(device)
     if "vllm" not in sys.modules:
         os.environ.update(engine_environment(config.model, device, config.threads))
     # vllm announces on import that a machine has no GPU, and its own use of deprecated names.

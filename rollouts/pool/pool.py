@@ -15,10 +15,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rollouts.engines.backend import EngineSpec
 from rollouts.engines.protocol import (
     Arrivals,
     SampleRequest,
@@ -29,10 +29,8 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.engines.stored_tensor import read_stored
-from rollouts.engines.vllm import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import RunError
-from rollouts.model_folder import check_model_folder
 from rollouts.pool.balance import num_chunks, split
 from rollouts.pool.dispatch import Dispatch, DispatchFailure, Verb
 from rollouts.pool.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
@@ -71,7 +69,7 @@ class EnginePool:
         max_restarts: how often in a row one engine may fail before the pool gives up.
         in_flight: engines take weights while they sample, see `deposit`.
         note: told what is waited for while the engines start.
-        engine_factory: builds the engine inside its actor instead of vLLM; for tests.
+        engine_factory: builds the engine inside its actor instead of ``config``; for tests.
 
     Raises:
         UserError: the model folder cannot be served.
@@ -80,7 +78,7 @@ class EnginePool:
 
     def __init__(
         self,
-        config: VLLMConfig,
+        config: EngineSpec,
         *,
         num_engines: int = 1,
         bundle: Bundle | None = None,
@@ -384,7 +382,7 @@ def _sampling_verb() -> Verb:
 
 
 def _launch(
-    config: VLLMConfig,
+    config: EngineSpec,
     factory: EngineFactory | None,
     bundle: Bundle | None,
     start_deadline_s: float,
@@ -401,11 +399,11 @@ def _launch(
         bundle = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
     if factory is None:
         if Path(config.model).is_dir():
-            check_model_folder(config.model, device)
-        factory = partial(VLLMEngine, replace(config, device=device))
+            config.check_folder(device)
+        factory = replace(config, device=device).start
     return Launch(
         factory=factory,
-        environment=engine_environment(config.model, device, config.threads),
+        environment=config.environment(device),
         bundle=bundle,
         start_deadline_s=start_deadline_s,
         in_flight=in_flight,

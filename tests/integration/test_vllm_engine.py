@@ -13,8 +13,9 @@ from functools import partial
 import pytest
 import torch
 
+from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
-from rollouts.engines.vllm import LINEAR_LAYERS, VLLMConfig, VLLMEngine, engine_environment
+from rollouts.engines.vllm import VLLMConfig, VLLMEngine, engine_environment
 from rollouts.errors import RunError, UserError
 from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling, WeightSpan

@@ -43,6 +43,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "mamba": _COMMON,
 }
 """Settings by ``model_type``; every head has 32 numbers or more, as vLLM's CPU attention asks for."""
+REFUSED_ON_CPU: dict[str, dict[str, Any]] = {
+    "mistral": {**_COMMON, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4},
+}
+"""Settings of models that vLLM's CPU attention refuses: small heads, here under a short window."""
 
 
 def save_kind(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
@@ -50,7 +54,7 @@ def save_kind(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    settings = {"initializer_range": 0.2, **KINDS[kind], **changes}
+    settings = {"initializer_range": 0.2, **{**KINDS, **REFUSED_ON_CPU}[kind], **changes}
     config = AutoConfig.for_model(kind, **settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -21,8 +21,9 @@ from align.learner.folder.checks import check_served
 from align.report.forecast.fit import check_addresses, check_kv_cache
 from align.round.inputs import context_of
 from align.round.session import StartEngine, versions
+from rollouts.engines import DEFAULT_BACKEND, backend_named
 from rollouts.engines.protocol import RolloutEngine
-from rollouts.engines.vllm import resolve_device
+from rollouts.machine.device import resolve_device
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -62,7 +63,7 @@ class LocalModel:
 
     @cached_property
     def settings(self) -> str:
-        """Precision, context, seed, chat settings, device and versions."""
+        """Precision, context, seed, chat settings, device, versions, and the backend unless it is vLLM."""
         policy = self.policy.model_dump(
             mode="json",
             include={"dtype", "system", "chat_template_kwargs", "chat_template_date"},
@@ -74,6 +75,8 @@ class LocalModel:
             "device": resolve_device("auto"),
             "versions": versions(),
         }
+        if (backend := self.file.rollouts.backend) != DEFAULT_BACKEND:
+            content["backend"] = backend
         return json.dumps(content, sort_keys=True)
 
     def suites(self) -> list[Suite]:
@@ -81,7 +84,8 @@ class LocalModel:
         return build_suites(self.campaign, SCHEMES, self.encoder, self.context)
 
     def check_machine(self) -> None:
-        """Refuse sequences and models that an engine on this machine's processors cannot hold."""
+        """Refuse a backend that is not installed, and what an engine on these processors cannot hold."""
+        backend_named(self.file.rollouts.backend).check_installed()
         check_kv_cache(self.folder, self.context, self.campaign)
         check_addresses(self.folder, self.campaign)
 
@@ -138,7 +142,13 @@ def served_policy(file: SuitesFile, folder: Path) -> PolicyConfig:
     """
     quantised = quantised_by(folder) is not None
     policy = file.policy_of(folder, quantised=quantised)
-    check_served(folder, policy, resolve_device("auto"), quantised=quantised)
+    check_served(
+        folder,
+        policy,
+        resolve_device("auto"),
+        quantised=quantised,
+        backend=file.rollouts.backend,
+    )
     return policy
 
 

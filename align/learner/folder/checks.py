@@ -23,7 +23,7 @@ from align.learner.folder.files import (
 )
 from align.learner.folder.folder import ModelFolder
 from align.learner.folder.rehearsal import can_be_written
-from align.learner.folder.served import fits_cpu_kernels, is_served, takes_adapters
+from align.learner.folder.served import is_served, takes_adapters
 from align.learner.folder.tensors import (
     is_tied_as_it_says,
     nothing_is_cut_off,
@@ -32,6 +32,7 @@ from align.learner.folder.tensors import (
     tokens_have_rows,
 )
 from align.learner.model.targets import adaptation
+from rollouts.engines import DEFAULT_BACKEND
 from rollouts.model_folder import check_model_folder
 
 Check = Callable[[ModelFolder], None]
@@ -39,7 +40,7 @@ Check = Callable[[ModelFolder], None]
 
 def has_the_usual_files(folder: ModelFolder) -> None:
     """Refuse a folder without a config, safetensors weights or a tokenizer."""
-    check_model_folder(folder.path, "cuda")
+    check_model_folder(folder.path)
 
 
 def has_the_layers(folder: ModelFolder) -> None:
@@ -60,7 +61,6 @@ CHECKS: tuple[Check, ...] = (
     is_causal,
     keeps_its_logits,
     is_served,
-    fits_cpu_kernels,
     tensors_fit,
     nothing_is_cut_off,
     is_tied_as_it_says,
@@ -93,7 +93,6 @@ SERVED: tuple[Check, ...] = (
     is_known,
     is_causal,
     is_served,
-    fits_cpu_kernels,
 )
 """Checks of a model that is only sampled, whatever the precision of its weights."""
 
@@ -111,25 +110,41 @@ SERVED_PLAIN: tuple[Check, ...] = (
 
 
 def check_served(
-    path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"], *, quantised: bool
+    path: Path,
+    policy: PolicyConfig,
+    device: Literal["cpu", "cuda"],
+    *,
+    quantised: bool,
+    backend: str = DEFAULT_BACKEND,
 ) -> None:
     """Check a folder that engines serve and nobody trains; see `check_base`."""
     checks = SERVED if quantised else SERVED_PLAIN
-    _checked(path, policy.model_dump_json(), device, _stamp(path), checks)
+    _checked(path, policy.model_dump_json(), device, backend, _stamp(path), checks)
 
 
 def check_companion_folder(path: Path) -> None:
     """Check a folder that a teacher or critic is loaded from; see `check_base`."""
-    _checked(path, PolicyConfig(model=str(path)).model_dump_json(), "cuda", _stamp(path), BESIDE)
+    policy = PolicyConfig(model=str(path)).model_dump_json()
+    _checked(path, policy, "cuda", DEFAULT_BACKEND, _stamp(path), BESIDE)
 
 
-def check_base(path: Path, policy: PolicyConfig, device: Literal["cpu", "cuda"]) -> None:
+def check_base(
+    path: Path,
+    policy: PolicyConfig,
+    device: Literal["cpu", "cuda"],
+    *,
+    backend: str = DEFAULT_BACKEND,
+) -> None:
     """Check the folder that a campaign is to begin from, once per process and state of its files.
+
+    Args:
+        device: device of the engines.
+        backend: backend of the engines.
 
     Raises:
         UserError: the first thing that is wrong with it.
     """
-    _checked(path, policy.model_dump_json(), device, _stamp(path), CHECKS)
+    _checked(path, policy.model_dump_json(), device, backend, _stamp(path), CHECKS)
 
 
 @lru_cache(maxsize=32)
@@ -137,10 +152,16 @@ def _checked(
     path: Path,
     policy: str,
     device: Literal["cpu", "cuda"],
+    backend: str,
     stamp: tuple[object, ...],
     checks: tuple[Check, ...],
 ) -> None:
-    folder = ModelFolder(path=path, policy=PolicyConfig.model_validate_json(policy), device=device)
+    folder = ModelFolder(
+        path=path,
+        policy=PolicyConfig.model_validate_json(policy),
+        device=device,
+        backend=backend,
+    )
     for check in checks:
         check(folder)
 

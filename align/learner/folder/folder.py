@@ -15,6 +15,7 @@ from typing import Any, Literal
 from align.config.policy import PolicyConfig
 from align.learner.model.mapping import attention_of
 from align.store.snapshots.manifest import MANIFEST
+from rollouts.engines import DEFAULT_BACKEND
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -42,6 +43,8 @@ class ModelFolder:
     policy: PolicyConfig
     device: Literal["cpu", "cuda"]
     """Device of the engines."""
+    backend: str = DEFAULT_BACKEND
+    """Backend of the engines, as ``rollouts.backend`` names it."""
 
     @cached_property
     def raw(self) -> dict[str, Any]:

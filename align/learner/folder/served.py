@@ -1,147 +1,32 @@
-"""Checks that vLLM can serve a model, from vLLM's own lists, without starting it.
-
-Importing vllm takes seconds and changes the process, so its registry is read as text: the keys of the
-tables of architectures in ``registry.py``, and what the classes named there inherit.
-"""
+"""Checks that a campaign's engines can serve a model, as their backend says."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-
 from align.learner.folder.folder import ModelFolder
 from align.learner.model.mapping import model_class
-from rollouts.errors import UserError
-from rollouts.model_config import sizes_of
-from rollouts.model_folder import CPU_HEAD_DIMS
-
-TABLES = ("_TEXT_GENERATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
-MODELS = "model_executor/models"
-ALIGNMENT = 32
-"""Divisor of an expert's sizes that vLLM's CPU kernel asks for in the hidden size."""
+from rollouts.engines import backend_named
+from rollouts.engines.backend import ServedModel
 
 
 def is_served(folder: ModelFolder) -> None:
-    """Refuse an architecture that vLLM neither has nor can take from transformers."""
-    known = served_architectures()
-    kind = model_class(folder.path, folder.policy)
-    named = kind.__name__  # What a base's config names, whatever the folder's says.
-    if not known or any(name in known for name in (named, *_own(folder))):
-        return
-    if kind.is_backend_compatible() or kind._can_set_attn_implementation():
-        return
-    raise UserError(
-        f"vLLM cannot serve {named}",
-        where=str(folder.path / "config.json"),
-        cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let its "
-        "attention be replaced, or has none",
-        remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX",
-    )
-
-
-def fits_cpu_kernels(folder: ModelFolder) -> None:
-    """Refuse shapes and layers that vLLM supports on GPUs only, if engines are on the CPU."""
-    if folder.device != "cpu":
-        return
-    sizes = sizes_of(folder.path, trust_remote_code=folder.policy.trust_remote_code)
-    kind = model_class(folder.path, folder.policy)
-    where = str(folder.path / "config.json")
-    if getattr(kind, "_is_stateful", False):
-        raise UserError(
-            f"{kind.__name__} cannot be sampled on a CPU",
-            where=where,
-            cause="its layers carry a state along the text, and vLLM has kernels for them on GPUs only",
-            remedy="use a model of attention layers alone, or run on a GPU",
-        )
-    if sizes.head_dim is not None and sizes.head_dim not in CPU_HEAD_DIMS:
-        raise UserError(
-            f"attention head size {sizes.head_dim} cannot be sampled on a CPU",
-            where=where,
-            cause=f"vLLM's CPU attention knows the head sizes {', '.join(map(str, CPU_HEAD_DIMS))}",
-            remedy="use a model with one of these (head_dim, or hidden size / attention heads), or run "
-            "on a GPU",
-        )
-    text = folder.config.get_text_config(decoder=True)
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
-    if experts and text.hidden_size % ALIGNMENT:
-        raise UserError(
-            f"experts over a hidden size of {text.hidden_size} cannot be sampled on a CPU",
-            where=where,
-            cause=f"vLLM's CPU kernel for experts takes multiples of {ALIGNMENT}",
-            remedy="use another model, or run on a GPU",
-        )
+    """Refuse an architecture, or sizes, that the backend cannot serve on the engines' device."""
+    backend_named(folder.backend).check_model(_served_model(folder))
 
 
 def takes_adapters(folder: ModelFolder) -> None:
-    """Refuse engines that serve adapters of an architecture for which vLLM has none."""
+    """Refuse engines that serve adapters of an architecture for which the backend has none."""
     lora = folder.policy.lora
-    if lora is None or lora.serve != "adapter":
-        return
-    named = (*_own(folder), model_class(folder.path, folder.policy).__name__)
-    location = served_architectures().get(named[0])
-    if location is None or _supports_adapters(*location):
-        return
-    raise UserError(
-        f"vLLM serves no adapters of {named[0]}",
-        where="policy.lora.serve",
-        remedy="set serve: merged: engines get the base with the update added",
+    if lora is not None and lora.serve == "adapter":
+        backend_named(folder.backend).check_adapters(_served_model(folder))
+
+
+def _served_model(folder: ModelFolder) -> ServedModel:
+    has_own_code = folder.policy.trust_remote_code and folder.raw.get("auto_map")
+    return ServedModel(
+        folder=folder.path,
+        device=folder.device,
+        kind=model_class(folder.path, folder.policy),
+        config=folder.config,
+        own_architectures=folder.architectures if has_own_code else (),
+        trust_remote_code=folder.policy.trust_remote_code,
     )
-
-
-def _own(folder: ModelFolder) -> tuple[str, ...]:
-    """List the architectures that a folder with code of its own names, which are taken as they stand."""
-    is_own = folder.policy.trust_remote_code and folder.raw.get("auto_map")
-    return folder.architectures if is_own else ()
-
-
-@cache
-def served_architectures() -> Mapping[str, tuple[str, str]]:
-    """Read module and class of every text decoder that vLLM has, by architecture.
-
-    Empty where vLLM is not installed or says it otherwise.
-    """
-    tables: dict[str, tuple[str, str]] = {}
-    for node in _syntax("registry"):
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id in TABLES:
-            assert isinstance(node, ast.Assign)
-            tables |= ast.literal_eval(node.value)
-    return tables
-
-
-@cache
-def _supports_adapters(module: str, kind: str) -> bool:
-    """Tell if a class of vLLM's, or one that it inherits from, says that it takes adapters."""
-    if not module.isidentifier() or module == "transformers":
-        return (
-            True  # vLLM's face of transformers' models does; what lies elsewhere is not looked at.
-        )
-    body = _syntax(module)
-    origins = {
-        alias.asname or alias.name: (node.module.rpartition(".")[2], alias.name)
-        for node in body
-        if isinstance(node, ast.ImportFrom) and node.module
-        if node.level == 1 or node.module.startswith("vllm.model_executor.models.")
-        for alias in node.names
-    }
-    definition = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == kind), None)
-    bases = (
-        [base.id for base in definition.bases if isinstance(base, ast.Name)] if definition else []
-    )
-    if "SupportsLoRA" in bases:
-        return True
-    local = {node.name for node in body if isinstance(node, ast.ClassDef)}
-    above = [(module, base) for base in bases if base in local]
-    above += [origins[base] for base in bases if base in origins and base not in local]
-    return any(_supports_adapters(*location) for location in above if location[0] != "interfaces")
-
-
-def _syntax(module: str) -> list[ast.stmt]:
-    """Parse one of vLLM's model modules; return None if it has no file."""
-    spec = find_spec("vllm")
-    places = spec.submodule_search_locations if spec is not None else None
-    file = Path(places[0]) / MODELS / f"{module}.py" if places else Path()
-    return ast.parse(file.read_text("utf-8")).body if file.is_file() else []

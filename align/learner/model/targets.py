@@ -13,7 +13,7 @@ from typing import Any
 
 from align.config.policy import LoraConfig, PolicyConfig
 from align.learner.folder.folder import load_shell
-from rollouts.engines.vllm import LINEAR_LAYERS
+from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.errors import UserError
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})

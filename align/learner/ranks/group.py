@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from align.config.campaign import PolicyConfig, RoundSettings
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.engines.stored_tensor import read_stored
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import KeelError, RunError
+from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 from rollouts.pool.fleet import reason_of
 from rollouts.pool.placement import Room, on_one_machine, told

@@ -14,8 +14,8 @@ from typing import Any
 
 from align.config.campaign import CampaignConfig
 from align.learner.folder.sizes import BYTES, MIB, engine_bytes, learner_memory, synced_bytes
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import UserError
+from rollouts.machine.device import resolve_device
 from rollouts.machine.memory import address_space, available_memory, shared_memory
 from rollouts.machine.object_store import needed_bytes, shortage
 

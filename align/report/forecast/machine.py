@@ -11,7 +11,8 @@ from align.report.forecast.fit import check_addresses, check_kv_cache, fit_lines
 from align.store.auto import auto_lines
 from align.store.ledger.copy import ledger_copy
 from align.store.ledger.expand import expanded
-from rollouts.engines.vllm import resolve_device
+from rollouts.engines import backend_named
+from rollouts.machine.device import resolve_device
 
 
 def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str]:
@@ -21,11 +22,13 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
         context: prompt plus completion, in tokens, that engines are started for.
 
     Raises:
-        UserError: an engine on this machine could not hold one sequence.
+        UserError: the engines' backend is not installed, or an engine could not hold one sequence.
     """
     with ledger_copy(config) as ledger:
         chosen = expanded(config, ledger)
     lines = list(auto_lines(config, chosen))
+    if is_local(None):
+        backend_named(config.rollouts.backend).check_installed()
     if not runs_here(None):
         return lines
     check_kv_cache(model, context, chosen)
@@ -35,14 +38,20 @@ def machine_lines(config: CampaignConfig, model: Path, context: int) -> list[str
 
 def runs_here(address: str | None) -> bool:
     """Tell if engines run on this machine's processors: no cluster is named, and there is no GPU."""
-    named = address or os.environ.get("RAY_ADDRESS") or "local"
-    return named == "local" and resolve_device("auto") == "cpu"
+    return is_local(address) and resolve_device("auto") == "cpu"
+
+
+def is_local(address: str | None) -> bool:
+    """Tell if engines run on this machine: no cluster is named."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def check_machine(config: CampaignConfig, address: str | None) -> None:
     """Check that a run could start its engines here; a joined cluster checks for itself."""
     from align.round.inputs import context_of
 
+    if is_local(address):
+        backend_named(config.rollouts.backend).check_installed()
     if not runs_here(address):
         return
     model = resolve_model(config.policy)

@@ -11,8 +11,8 @@ from align.config.policy import PolicyConfig
 from align.learner.folder.checks import check_base
 from align.learner.folder.folder import load_shell, model_files
 from align.learner.teachers.companions import tokens_of
-from rollouts.engines.vllm import resolve_device
 from rollouts.errors import KeelError, RunError
+from rollouts.machine.device import resolve_device
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SHOWN = 3
@@ -22,8 +22,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every parameter by name."""
 
 
-def files_of(output: Path, base: Path, policy: PolicyConfig) -> list[Path]:
+def files_of(output: Path, base: Path, policy: PolicyConfig, backend: str) -> list[Path]:
     """Return the files of a candidate that a command wrote: weights and their configs.
+
+    Args:
+        backend: backend of the engines that are to serve it.
 
     Raises:
         RunError: it wrote no model, a damaged one, or one that cannot replace the policy.
@@ -32,7 +35,7 @@ def files_of(output: Path, base: Path, policy: PolicyConfig) -> list[Path]:
         if policy.snapshot_kind == "adapter":
             _check_adapter(output, base, policy)
             return [output / name for name in ADAPTER_FILES]
-        check_base(output, policy, resolve_device("auto"))
+        check_base(output, policy, resolve_device("auto"), backend=backend)
         _check_shapes(_shapes(output, policy), _shapes(base, policy), output)
         _check_tokens(output, base)
     except KeelError as error:

