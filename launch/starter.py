@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rollouts.engines import DEFAULT_BACKEND, ENGINES
 from rollouts.errors import UserError
 from rollouts.types import Prompt
 
@@ -133,12 +134,21 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         store=json.dumps(store),
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
+        engines=_engines(),
         max_tokens=sizes.max_tokens,
         suite=_suite(wishes, sizes),
         round=_word(_round_name(wishes, name)),
         material=_material(file, wishes, chat=sizes.chat),
         steps=STEPS,
     )
+
+
+def _engines() -> str:
+    """Write the engines' backend where the default one is not installed and another is."""
+    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
+    if DEFAULT_BACKEND in available or not available:
+        return ""
+    return f"\nrollouts: {{backend: {available[0]}}}    # {DEFAULT_BACKEND} is not installed here\n"
 
 
 def _material(file: Path, wishes: Wishes, *, chat: bool) -> str:
@@ -219,7 +229,7 @@ store: {store}       # snapshots, ledger, results of every item
 policy:
   model: {model}
   {lora}
-
+{engines}
 defaults:                  # of every round, unless it says otherwise
   sampling: {{group_size: 8, prompts_per_step: 16, max_tokens: {max_tokens}}}
   optimizer: {{lr: 1.0e-4}}

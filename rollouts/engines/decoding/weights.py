@@ -32,7 +32,11 @@ def load_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
-    return loaded.to(device).eval().requires_grad_(False)
+    if (
+        loaded.device.type != device.type
+    ):  # Some quantised models cannot be moved, and lie there already.
+        loaded = loaded.to(device)
+    return loaded.eval().requires_grad_(False)
 
 
 class ReplaceableWeights:

@@ -14,6 +14,7 @@ from align.gate.power.underpowered import foresee
 from align.round.inputs import load_inputs
 from launch.cli import app
 from launch.starter import Sizes, Wishes, campaign_text
+from rollouts.engines import ENGINES
 from rollouts.errors import UserError
 from tests.unit.chats import build, save_folder
 
@@ -64,6 +65,16 @@ def test_without_a_word_it_is_the_tiny_world() -> None:
     config = load_campaign(Path("campaign.yaml")).config
     assert (config.name, config.folder) == ("campaign", Path("runs/campaign"))
     assert [reward.name for reward in config.rounds[0].rewards] == ["exact_match"]
+
+
+def test_without_vllm_it_names_a_backend_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    init("with.yaml")
+    assert "backend" not in Path("with.yaml").read_text()
+    monkeypatch.setattr(ENGINES["vllm"], "module", "a_package_that_is_not_there")
+    init("without.yaml")
+    check("without.yaml")
+    assert load_campaign(Path("without.yaml")).config.rollouts.backend == "transformers"
 
 
 def test_ones_own_prompts_and_reward() -> None:

@@ -19,6 +19,7 @@ from align.judge.suites_file import load_suites_file
 from rollouts.errors import UserError
 from tests.unit.align.judge.judging import copied_model, judged, write_suites
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
+from tests.unit.model_kinds import save_folder
 
 BASE = "demo://digits"
 
@@ -44,6 +45,22 @@ def adapter(
     said = json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}
     file.write_text(json.dumps(said))
     return folder
+
+
+def test_a_backend_decides_what_is_served_and_what_a_cache_may_answer(
+    tmp_path: Path, suites: Path
+) -> None:
+    models = []
+    for overrides in ([], ["rollouts.backend=vllm"], ["rollouts.backend=transformers"]):
+        file, _ = load_suites_file(suites, overrides)
+        models.append(open_model(Named(name=BASE, where="CANDIDATE", file=file, base=None)))
+    plain, vllm, transformers = (json.loads(model.settings) for model in models)
+    assert plain == vllm
+    assert transformers == {**plain, "backend": "transformers"}
+    small = save_folder(tmp_path / "small", "mistral")
+    with pytest.raises(UserError, match="head size 16"):
+        open_model(Named(name=str(small), where="CANDIDATE", file=models[1].file, base=None))
+    open_model(Named(name=str(small), where="CANDIDATE", file=models[2].file, base=None))
 
 
 def opened(name: Path | str, suites: Path, base: str | None = None) -> object:
