@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.amend.compare import CampaignComparison, kept
+from align.amend.earlier_defaults import with_earlier_defaults
 from align.config import CampaignConfig, RoundConfig, SuiteConfig
-from align.memory.amendments import pins_of
+from align.memory.amendments import pins_of, stored_content
 from align.memory.campaign_row import refused
 from align.memory.ledger import Ledger
 from align.schedule.claims import claimed_rounds
@@ -57,6 +58,8 @@ def settle(
         StoreError: the store holds another campaign.
     """
     known = ledger or known_ledger(config)
+    if known is not None:
+        config = with_earlier_defaults(config, stored_content(known.database))
     stated = expanded(config, known)
     if known is None:
         return Settled(
