@@ -18,6 +18,7 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -293,8 +294,8 @@ class CampaignConfig(StoreSettings):
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
-    suites: tuple[SuiteConfig, ...] = ()
     gate: GateConfig = GateConfig()
+    suites: tuple[SuiteConfig, ...] = ()
     serving: AnswerSampling | None = None
     """Sampling of keel serve for requests that name none, and the default of exported folders.
     None: as the suites are sampled, where they are all sampled alike."""
@@ -307,6 +308,14 @@ class CampaignConfig(StoreSettings):
     @classmethod
     def _fill_rounds(cls, data: Any) -> Any:
         return filled(data)
+
+    @field_validator("suites")
+    @classmethod
+    def _fit_margins(
+        cls, suites: tuple[SuiteConfig, ...], info: ValidationInfo
+    ) -> tuple[SuiteConfig, ...]:
+        gate: GateConfig | None = info.data.get("gate")
+        return suites if gate is None else gate.fitted(suites)
 
     _places: Places | None = PrivateAttr(default=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -188,9 +189,11 @@ class SuiteConfig(SuiteDemands):
     harness: HarnessConfig | None = None
     """A task of the lm-evaluation-harness, which brings its items and its metric."""
     items: Annotated[int, Field(ge=1)] = 1500
-    """Items used; a source with fewer is an error."""
-    margin: Annotated[float, Field(gt=0)] = 0.02
-    """Largest loss against the parent, in units of the metric."""
+    """Items used; a source with fewer is an error. With the default margin and budget, six suites of so
+    many items let an equal candidate of the last of ten declared rounds pass with a chance above .9."""
+    margin: Annotated[float, Field(gt=0)] = 0.05
+    """Largest loss against the parent, in units of the metric. Where none is stated and the budget is
+    below .1, half of the budget."""
     budget: Annotated[float, Field(gt=0)] | None = None
     """Largest loss against the campaign's start; None takes ``gate.total_budget``."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -273,8 +276,10 @@ class GateConfig(Settings):
     """``sequential``: a suite of pass/fail items, of scores with a known range or of pairs is measured in
     batches, in random order, and no further once it is decided against every comparator. ``fixed``: all
     items of every suite are measured."""
-    total_budget: Annotated[float, Field(gt=0)] = 0.03
-    """Largest loss of a suite against the campaign's start, whatever the number of rounds."""
+    total_budget: Annotated[float, Field(gt=0)] | None = None
+    """Largest loss of a suite against the campaign's start, whatever the number of rounds. None: twice the
+    suite's margin, since after ten rounds more than four times as many answers differ from the start's as
+    from the parent's, and the same items have to show both."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     """The target must be better than the parent by more than this."""
     assumed_change: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -285,3 +290,22 @@ class GateConfig(Settings):
     candidate would fail more often than not."""
     overlap: OverlapConfig = OverlapConfig()
     """What no suite may have in common with what is trained on."""
+
+    def budget_of(self, suite: SuiteConfig) -> float:
+        """Return the largest loss of a suite against the campaign's start."""
+        stated = suite.budget if suite.budget is not None else self.total_budget
+        return 2.0 * suite.margin if stated is None else stated
+
+    def fitted(self, suites: Sequence[SuiteConfig]) -> tuple[SuiteConfig, ...]:
+        """Return suites of which those that state no margin have one of at most half of their budget."""
+        return tuple(
+            with_margin(suite, min(suite.margin, 0.5 * self.budget_of(suite))) for suite in suites
+        )
+
+
+def with_margin(suite: SuiteConfig, margin: float) -> SuiteConfig:
+    """Return a suite with another margin unless it states one; the margin counts as not stated."""
+    if "margin" in suite.model_fields_set or margin == suite.margin:
+        return suite
+    values = {**dict(suite), "margin": margin}
+    return SuiteConfig.model_construct(_fields_set=suite.model_fields_set, **values)

@@ -102,7 +102,7 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
         for record in evidence.committed()
         if "inputs" in (record.report or {})
     }
-    budget = spec.budget if spec.budget is not None else evidence.config.gate.total_budget
+    budget = evidence.config.gate.budget_of(spec)
 
     def compare(end: int, snapshot: SnapshotId, against: Against, other: SnapshotId) -> Check:
         name = path[end][0]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from align.config.campaign import CampaignConfig, RoundSettings
 from align.config.file import load_campaign, mapping_of, read_text, validated
@@ -43,12 +43,12 @@ def _measuring_few(gate: GateConfig) -> GateConfig:
 class SuitesFile(Settings):
     """Suites, the gate that decides on them, and how models are sampled for it."""
 
-    suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
     gate: Annotated[GateConfig, AfterValidator(_measuring_few), Field(validate_default=True)] = (
         GateConfig()
     )
     """What decides. Of suites with too few items it only warns, unless ``underpowered: refuse`` is stated:
     one candidate costs little, and they show a large loss all the same."""
+    suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every item's sampling; both models get the same, so that items are paired."""
     policy: Annotated[
@@ -59,6 +59,14 @@ class SuitesFile(Settings):
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     """``sampling.max_tokens`` is that of suites without their own."""
+
+    @field_validator("suites")
+    @classmethod
+    def _fit_margins(
+        cls, suites: tuple[SuiteConfig, ...], info: ValidationInfo
+    ) -> tuple[SuiteConfig, ...]:
+        gate: GateConfig | None = info.data.get("gate")
+        return suites if gate is None else gate.fitted(suites)
 
     @property
     def left_out(self) -> dict[str, str]:

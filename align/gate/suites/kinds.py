@@ -34,7 +34,7 @@ def capability_suite(
 ) -> Suite:
     spec = config.suites[index]
     where = f"suites.{index}"
-    budget = spec.budget if spec.budget is not None else config.gate.total_budget
+    budget = config.gate.budget_of(spec)
     if spec.harness is not None:
         return harness_suite(spec, where, encoder, context, budget)
     if spec.prompts is None or spec.metric is None:

@@ -267,7 +267,7 @@ def _behind(
 
 def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: int) -> StatedSuite:
     generated = spec.max_tokens or config.defaults.sampling.max_tokens
-    budget = spec.budget if spec.budget is not None else config.gate.total_budget
+    budget = config.gate.budget_of(spec)
     metric = () if spec.metric is None else (spec.metric,)
     known = (0.0, 1.0) if spec.against is not None else metric_range(spec, metric)
     return StatedSuite(

@@ -42,7 +42,7 @@ def seals_of(evidence: Evidence) -> tuple[Seal, ...]:
         Seal(
             suite=spec.name,
             every=spec.every,
-            budget=evidence.config.gate.total_budget if spec.budget is None else spec.budget,
+            budget=evidence.config.gate.budget_of(spec),
             openings=(own := tuple(one for one in opened if one.suite == spec.name)),
             accepted_to_go=max(0, spec.every * (len(own) + 1) - accepted),
         )

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from align.amend.earlier_defaults import with_earlier_defaults
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
 from align.store.changes.compare import CampaignComparison, kept
-from align.store.ledger.amendments import pins_of
+from align.store.ledger.amendments import pins_of, stored_content
 from align.store.ledger.campaign_row import refused
 from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.expand import expanded
@@ -57,6 +58,8 @@ def settle(
         StoreError: the store holds another campaign.
     """
     known = ledger or known_ledger(config)
+    if known is not None:
+        config = with_earlier_defaults(config, stored_content(known.database))
     stated = expanded(config, known)
     if known is None:
         return Settled(

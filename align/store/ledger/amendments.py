@@ -103,6 +103,13 @@ def pins_of(database: Database) -> dict[str, Mapping[str, Any]]:
     return {row.name: json.loads(row.spec) for row in rows}
 
 
+def stored_content(database: Database) -> dict[str, Any]:
+    """Return the campaign's content as the store holds it; empty before the campaign has begun."""
+    with database.read() as connection:
+        content = connection.scalar(select(campaigns.c.config))
+    return {} if content is None else dict(json.loads(content))
+
+
 def drop_round(ledger: Ledger, name: str, *, who: str, reason: str) -> Drop:
     """Give up a round that has no verdict; its ledger index stays unused. The caller holds the claim.
 

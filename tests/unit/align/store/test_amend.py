@@ -116,7 +116,7 @@ ALLOWED: dict[str, tuple[Edit, list[str]]] = {
     "another alpha": (lambda c: c["gate"].update(alpha=0.1), ["gate.alpha: 0.05 -> 0.1"]),
     "another total budget": (
         lambda c: c["gate"].update(total_budget=0.3),
-        ["gate.total_budget: 0.03 -> 0.3"],
+        ["gate.total_budget: null -> 0.3"],
     ),
     "the gate observes": (
         lambda c: c["gate"].update(mode="observe"),

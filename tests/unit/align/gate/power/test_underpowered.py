@@ -87,7 +87,7 @@ def test_answers_cut_ask_for_items_of_their_own(tmp_path: Path) -> None:
 
 def test_many_suites_together_are_refused(tmp_path: Path) -> None:
     """Each passes oftener than not, all of them together do not."""
-    suites = [GENERAL | {"name": f"s{i}", "items": 100} for i in range(4)]
+    suites = [GENERAL | {"name": f"s{i}", "items": 130} for i in range(4)]
     plan = plan_gate(config := enforced(tmp_path, *suites), None)
     assert all(suite.undrifted > 0.5 for suite in plan.suites) and plan.all_undrifted < 0.5
     assert "all suites together" in refusal(config).what

@@ -31,7 +31,7 @@ def test_what_is_asked_by_default(tmp_path: Path) -> None:
     general, first = suites["general"].demands, suites["first"].demands
     assert (general.family, general.zero_tolerance) == ("general", ())
     assert (general.best_margin, general.truncation_margin, general.failure_margin) == (
-        0.03, 0.02, 0.02,
+        0.1, 0.05, 0.05,
     )  # fmt: skip
     assert (first.best_margin, first.truncation_margin) == (0.1, 0.05)
     assert suites["general"].value_range == (0.0, 1.0)
@@ -59,7 +59,7 @@ def test_a_rate_margin_is_a_share_of_the_range(tmp_path: Path) -> None:
 
 
 def test_the_best_margin_is_never_below_the_margin(tmp_path: Path) -> None:
-    assert built(tmp_path, best_margin=0.001)["general"].demands.best_margin == 0.02
+    assert built(tmp_path, best_margin=0.001)["general"].demands.best_margin == 0.05
 
 
 def test_samples_and_clusters_make_another_suite(tmp_path: Path) -> None:

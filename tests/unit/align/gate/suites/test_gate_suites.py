@@ -90,7 +90,7 @@ def answering(suite: Suite, right: float = 1.0) -> ScriptedEngine:
 def test_the_campaigns_suites_come_first_then_one_per_round() -> None:
     general, reverse = build(campaign())
     assert (general.name, general.target_of, len(general.prompts)) == ("general", None, 30)
-    assert (general.margin, general.budget) == (0.02, 0.03)
+    assert (general.margin, general.budget) == (0.05, 0.1)
     assert general.sampling == Sampling(max_tokens=64, temperature=0.0)
     assert (reverse.name, reverse.target_of, len(reverse.prompts)) == ("reverse", "reverse", 20)
     assert (reverse.margin, reverse.budget) == (0.05, 0.10)

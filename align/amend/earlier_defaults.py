@@ -1,0 +1,41 @@
+"""Defaults of earlier versions, kept by the stores that began with them where their file states nothing.
+
+A suite could once lose 2 points, and 3 points in all. Every default stands spelt out in a store, so a store
+with these values and a file that is silent goes on as it began. A new default is had by stating it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.config.campaign import CampaignConfig
+from align.config.gate import with_margin
+
+MARGIN = 0.02
+"""``suites.margin``, before it fitted the default number of items."""
+TOTAL_BUDGET = 0.03
+"""``gate.total_budget``, before it followed from the margin."""
+
+
+def with_earlier_defaults(config: CampaignConfig, stored: Mapping[str, Any]) -> CampaignConfig:
+    """Return a campaign with the defaults that its store began with; those that the file states stay.
+
+    Args:
+        stored: the campaign's content in the store.
+    """
+    gate = config.gate
+    budget_kept = (
+        "total_budget" not in gate.model_fields_set
+        and stored.get("gate", {}).get("total_budget") == TOTAL_BUDGET
+    )
+    if budget_kept:
+        gate = gate.model_copy(update={"total_budget": TOTAL_BUDGET})
+    began = {suite["name"]: suite.get("margin") for suite in stored.get("suites", [])}
+    suites = tuple(
+        with_margin(suite, MARGIN)
+        if began.get(suite.name, MARGIN if budget_kept else None) == MARGIN
+        else suite
+        for suite in config.suites
+    )
+    return config.model_copy(update={"gate": gate, "suites": suites})
