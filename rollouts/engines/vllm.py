@@ -23,12 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from rollouts.engines.backend import (
-    BASE_VERSION,
-    EngineSpec,
-    ServedModel,
-    offline_environment,
-)
+from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
 from rollouts.engines.protocol import (
     Arrivals,
     SampleRequest,

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.amend.earlier_defaults import with_earlier_defaults
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
 from align.store.changes.compare import CampaignComparison, kept
+from align.store.changes.earlier_defaults import with_earlier_defaults
 from align.store.ledger.amendments import pins_of, stored_content
 from align.store.ledger.campaign_row import refused
 from align.store.ledger.due_rounds import claimed_rounds

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.amend.earlier_defaults import MARGIN, TOTAL_BUDGET
 from align.config.campaign import CampaignConfig
 from align.config.gate import GateConfig, SuiteConfig
 from align.gate.evidence import stored_evidence
@@ -18,6 +17,7 @@ from align.gate.power.underpowered import check_power
 from align.gate.statistics.tests import tango_noninferiority
 from align.gate.suites.stated import stated_suites
 from align.judge.suites_file import SuitesFile
+from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET
 from align.store.changes.settle import settle
 from tests.unit import decided as decided_store
 from tests.unit.campaigns import raw_campaign, rounds
