@@ -402,9 +402,8 @@ def smallest_margin(
         def room(margin: float) -> float:
             return margin - error * (critical_value(n, psi, alpha, margin=margin) + wanted)
 
-        shown: float = max(_bisect(room, 1e-12, 1.0), squared / (n + squared))
-        return shown
-    unchanged = reach * (1.0 - alpha ** (1.0 / n))
+        return max(_bisect(room, 1e-12, 1.0), squared / (n + squared))
+    unchanged: float = reach * (1.0 - alpha ** (1.0 / n))
     return max(error * (critical_value(n, psi, alpha, reach) + wanted), unchanged)
 
 
