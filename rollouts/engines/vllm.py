@@ -64,8 +64,8 @@ class VLLMConfig(EngineSpec):
     module: ClassVar[str] = "vllm"
     probe: ClassVar[str] = "from vllm import LLM; import vllm; print(vllm.__version__)"
     remedy: ClassVar[str] = (
-        "pip install 'keel-align[cpu]' or 'keel-align[gpu]', or set rollouts.backend: transformers; "
-        "where a cluster has it, name that in RAY_ADDRESS"
+        "pip install 'keel-align[cpu]' or 'keel-align[gpu]', or set rollouts.backend: transformers; where "
+        "a cluster has it, name that in RAY_ADDRESS"
     )
 
     def __post_init__(self) -> None:
