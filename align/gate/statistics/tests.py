@@ -397,13 +397,13 @@ def smallest_margin(
     """
     wanted, error = normal_quantile(power), math.sqrt(psi / n)
     if pass_fail:
-        squared: float = normal_quantile(1.0 - alpha) ** 2
+        squared = normal_quantile(1.0 - alpha) ** 2
 
         def room(margin: float) -> float:
             return margin - error * (critical_value(n, psi, alpha, margin=margin) + wanted)
 
         return max(_bisect(room, 1e-12, 1.0), squared / (n + squared))
-    unchanged = reach * (1.0 - alpha ** (1.0 / n))
+    unchanged: float = reach * (1.0 - alpha ** (1.0 / n))
     return max(error * (critical_value(n, psi, alpha, reach) + wanted), unchanged)
 
 
