@@ -45,12 +45,16 @@ def plan(
     config, notes = campaign_or_suites(campaign, overrides or ())
     from align.gate.evidence import stored_evidence
     from align.gate.power.power import plan_gate
+    from align.store.changes.settle import as_begun
     from align.store.store import begun_ledger
 
     for note in notes:
         typer.echo(f"note: {note}", err=True)
-    ran = bool(config.rounds) and begun_ledger(config) is not None
-    planned = plan_gate(config, stored_evidence(config) if ran else None, discordance, loss=loss)
+    ledger = begun_ledger(config) if config.rounds else None
+    if ledger is not None:
+        config = as_begun(config, ledger)
+    evidence = None if ledger is None else stored_evidence(config)
+    planned = plan_gate(config, evidence, discordance, loss=loss)
     if as_json:
         print_json(planned)
         return

@@ -397,7 +397,7 @@ def smallest_margin(
     """
     wanted, error = normal_quantile(power), math.sqrt(psi / n)
     if pass_fail:
-        squared: float = normal_quantile(1.0 - alpha) ** 2
+        squared = normal_quantile(1.0 - alpha) ** 2
 
         def room(margin: float) -> float:
             return margin - error * (critical_value(n, psi, alpha, margin=margin) + wanted)

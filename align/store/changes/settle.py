@@ -59,7 +59,7 @@ def settle(
     """
     known = ledger or known_ledger(config)
     if known is not None:
-        config = with_earlier_defaults(config, stored_content(known.database))
+        config = as_begun(config, known)
     stated = expanded(config, known)
     if known is None:
         return Settled(
@@ -86,6 +86,11 @@ def settle(
         where=where,
         pins=pins,
     )
+
+
+def as_begun(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:
+    """Return the campaign file's settings with the defaults that its store began with."""
+    return with_earlier_defaults(config, stored_content(ledger.database))
 
 
 def with_pins(config: CampaignConfig, pins: Mapping[str, Mapping[str, Any]]) -> CampaignConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from align.config.campaign import CampaignConfig
-from align.config.gate import GateConfig, SuiteConfig
+from align.config.gate import GateConfig
 from align.gate.evidence import stored_evidence
 from align.gate.power.power import plan_gate
 from align.gate.power.underpowered import check_power
@@ -21,7 +21,8 @@ from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET
 from align.store.changes.settle import settle
 from tests.unit import decided as decided_store
 from tests.unit.campaigns import raw_campaign, rounds
-from tests.unit.decided import FIRST, VALUES, N, decided, keel, raw, right
+from tests.unit.decided import VALUES, N, decided, keel, raw, right
+from tests.unit.ledgers import FIRST
 
 SUITE = {"prompts": "demo://general", "metric": "exact_match"}
 SUITES = 6
@@ -159,10 +160,10 @@ def test_a_store_that_began_with_other_values_takes_the_new_defaults(
     campaign = begun_before(tmp_path, monkeypatch, margin=0.04, budget=0.06)
     del campaign["suites"][0]["margin"]
     (general,) = settle(CampaignConfig.model_validate(campaign)).config.suites
-    assert isinstance(general, SuiteConfig) and general.margin == 0.03
+    assert general.margin == 0.03
 
 
-def test_recompute_says_the_same_with_a_silent_file(
+def test_recompute_and_plan_say_the_same_with_a_silent_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "silent.yaml"
@@ -170,3 +171,7 @@ def test_recompute_says_the_same_with_a_silent_file(
     code, out, error = keel("gate", "recompute", str(path), "first")
     assert code == 0, error
     assert "accepted" in out
+    code, out, error = keel("gate", "plan", str(path), "--json")
+    assert code == 0, error
+    planned = {suite["suite"]: suite["margin"] for suite in json.loads(out)["suites"]}
+    assert planned["general"] == MARGIN
