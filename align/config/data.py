@@ -1,4 +1,4 @@
-"""Source of examples and the form they are read in: the part of a campaign file."""
+"""Prompts and examples of a campaign file: where they come from, and how they are read."""
 
 from __future__ import annotations
 

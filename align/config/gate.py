@@ -1,4 +1,4 @@
-"""What a candidate is measured on and what it must not lose, as a campaign file says it."""
+"""Suites of a campaign file: what a candidate is measured on, and what it must not lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of a campaign file that say what model is aligned, and what engines sample from it."""
+"""The model that is aligned, the engines that sample from it, and what their processes reserve."""
 
 from __future__ import annotations
 
