@@ -1,7 +1,1 @@
-"""One learner step: batch, advantages, losses, anchors. Importing the package imports no torch."""
-
-import os
-
-# Read once, when torch is loaded. Waiting threads that spin take the cores from the engines: beside
-# one busy process, a learner of two threads is then slower than one of one.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""One learner step: batch, objective, optimizer, references. Importing the package imports no torch."""
