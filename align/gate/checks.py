@@ -204,12 +204,14 @@ def _outcome(result: Comparison, role: Role, margin: float, alpha: float) -> Out
 
 
 def _needed(result: Comparison, allowed: float, alpha: float) -> int:
-    """Items that would show it with power 0.8, were the true difference the measured one."""
+    """Items that would show it with power 0.8, were the true difference the measured one.
+
+    Stored verdicts hold this number, so it is by the variance of the difference alone, as it ever was.
+    """
     room = allowed + (result.difference if allowed <= 0 else min(0.0, result.difference))
-    whole = result.test in ("tango", "betting", "tango_scaled")
-    usual = items_needed(
-        result.variance, room, alpha, pass_fail=whole and allowed > 0, reach=result.reach
-    )
+    usual = items_needed(result.variance, room, alpha, pass_fail=False, reach=result.reach)
+    if allowed > 0 and result.test in ("tango", "betting", "tango_scaled"):
+        usual = max(usual, items_needed(0.0, room, alpha))
     return max(usual, 0 if result.enough else result.fewest, result.n + 1)
 
 

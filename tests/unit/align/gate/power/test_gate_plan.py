@@ -53,7 +53,7 @@ def test_before_the_first_run_the_change_is_assumed(tmp_path: Path) -> None:
     assert (general.n, general.spread.rounds, general.role) == (30, 0, "gate")
     assert general.spread.variance == ASSUMED_DISCORDANCE
     assert general.testable[0.8] == smallest_margin(30, 0.1, 0.0125, 0.8)
-    assert general.needed[0.95] == items_needed(0.1, 0.02, 0.0125, 0.95)
+    assert general.needed[0.95] == items_needed(0.1, 0.05, 0.0125, 0.95)
     assert general.tokens == 30 * 6
     assert plan.seconds is None
 

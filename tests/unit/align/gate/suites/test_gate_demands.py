@@ -41,7 +41,7 @@ def test_what_is_asked_by_default(tmp_path: Path) -> None:
 def test_what_is_asked_as_it_is_stated(tmp_path: Path) -> None:
     stated = {
         "family": "safety", "best_margin": 0.04, "truncation_margin": 0.2, "failure_margin": 0.1,
-        "range": [-1, 3], "temperature": 0.5, "samples": 4, "cluster": "answer",
+        "margin": 0.02, "range": [-1, 3], "temperature": 0.5, "samples": 4, "cluster": "answer",
     }  # fmt: skip
     suite = built(tmp_path, **stated)["general"]
     asked = suite.demands
@@ -81,7 +81,11 @@ def test_items_on_a_list_are_found(tmp_path: Path) -> None:
     [
         ({"margin": 1.0, "budget": 2.0}, "suites.0.margin", "between 0 and 1"),
         ({"margin": 0.5, "budget": 1.5}, "suites.0.budget", "between 0 and 1"),
-        ({"margin": 0.04}, "suites.0.budget", "less than the margin of one round, 0.04"),
+        (
+            {"margin": 0.04, "budget": 0.03},
+            "suites.0.budget",
+            "less than the margin of one round, 0.04",
+        ),
         ({"margin": 4.0, "budget": 5.0, "range": [0, 3]}, "suites.0.margin", "within 3"),
         ({"zero_tolerance": ["max/none"]}, "suites.0.zero_tolerance", "no item 'max/none'"),
         ({"cluster": "answre"}, "suites.0.cluster", "did you mean 'answer'?"),
