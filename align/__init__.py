@@ -1,4 +1,4 @@
-"""How the policy changes, and whether the change is kept."""
+"""Rounds, learner, gate and store: what changes the policy, and decides if the change is kept."""
 
 import os
 

@@ -147,7 +147,7 @@ class TransformersEngine:
             yield refused
         open_by_request = {i: each for i, each in enumerate(opened) if not isinstance(each, str)}
         queue = DecodingQueue(
-            (one for each in open_by_request.values() for one in each),
+            (row for each in open_by_request.values() for row in each),
             lambda: self._kind(self._reader),
             max_rows=min(self._config.max_num_seqs, self._reader.rows_per_pass),
             max_tokens=self._capacity(),
@@ -276,9 +276,9 @@ class TransformersEngine:
         import torch
 
         free, total = torch.cuda.mem_get_info(self._reader.device)
-        own = torch.cuda.memory_reserved(self._reader.device)
+        reserved = torch.cuda.memory_reserved(self._reader.device)
         # A cache that grows is copied: two of them are in memory for a moment.
-        room = min(free + own, int(total * self._config.gpu_memory_utilization))
+        room = min(free + reserved, int(total * self._config.gpu_memory_utilization))
         room -= sum(tensor.nbytes for tensor in self._model.state_dict().values())
         tokens: int = max(0, room) // (2 * int(self._token_bytes))
         return tokens
@@ -303,10 +303,10 @@ class _Stops:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             config.model, trust_remote_code=config.trust_remote_code
         )
-        named = model.generation_config.eos_token_id
-        named = [named] if isinstance(named, int) else list(named or ())
-        own = self._tokenizer.eos_token_id
-        self.ends = frozenset([*named, *([] if own is None else [own])])
+        ids = model.generation_config.eos_token_id
+        eos_ids = [ids] if isinstance(ids, int) else list(ids or ())
+        tokenizer_eos = self._tokenizer.eos_token_id
+        self.ends = frozenset([*eos_ids, *([] if tokenizer_eos is None else [tokenizer_eos])])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of a completion's tokens, without special tokens."""

@@ -28,8 +28,8 @@ OTHER_BACKEND = "set rollouts.backend: transformers, which serves it"
 def check_served(model: ServedModel) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers, or not on a CPU."""
     known = served_architectures()
-    named = model.kind.__name__  # What a base's config names, whatever the folder's says.
-    if known and not any(name in known for name in (named, *model.own_architectures)):
+    class_name = model.kind.__name__  # What a base's config names, whatever the folder's says.
+    if known and not any(name in known for name in (class_name, *model.own_architectures)):
         _check_takes_attention(model)
     if model.device == "cpu":
         _check_cpu_kernels(model)
@@ -37,12 +37,12 @@ def check_served(model: ServedModel) -> None:
 
 def check_serves_adapters(model: ServedModel) -> None:
     """Refuse an architecture whose adapters vLLM does not serve."""
-    named = (*model.own_architectures, model.kind.__name__)
-    location = served_architectures().get(named[0])
+    architectures = (*model.own_architectures, model.kind.__name__)
+    location = served_architectures().get(architectures[0])
     if location is None or _supports_adapters(*location):
         return
     raise UserError(
-        f"vLLM serves no adapters of {named[0]}",
+        f"vLLM serves no adapters of {architectures[0]}",
         where="policy.lora.serve",
         remedy="set serve: merged: engines get the base with the update added",
     )

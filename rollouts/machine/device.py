@@ -8,7 +8,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
-    """``auto`` becomes ``cuda`` exactly when this process can see a GPU."""
+    """Return the device; ``auto`` becomes ``cuda`` exactly when this process can see a GPU."""
     if device != "auto":
         return device
     import torch

@@ -47,7 +47,7 @@ class CachedBatch:
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Begin anew; equal rows, such as those of one prompt, are read once."""
         self.cache = None
-        places = {row: place for place, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+        places = {row: index for index, row in enumerate(dict.fromkeys(map(tuple, rows)))}
         width, device = max(map(len, places)), self._reader.device
         self._mask_BT = torch.tensor(
             [[0] * (width - len(row)) + [1] * len(row) for row in places], device=device
@@ -127,11 +127,11 @@ def batch_kind(reader: ModelReader) -> tuple[type[CachedBatch] | type[RereadBatc
         agree = _largest_gap(probe, RereadBatch(reader)) <= AGREEMENT.get(
             reader.model.dtype, ROUGH_AGREEMENT
         )
-        kept = cache_bytes(probe.cache)
+        cached_bytes = cache_bytes(probe.cache)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
         agree = False  # The architecture has no cache that rows can be taken from.
-    if agree and kept:
-        return CachedBatch, -(-kept // 14)  # Two rows of five tokens and two more each.
+    if agree and cached_bytes:
+        return CachedBatch, -(-cached_bytes // 14)  # Two rows of five tokens and two more each.
     text = reader.model.config.get_text_config(decoder=True)
     # Activations of a layer or two are all that a pass without a cache holds.
     return RereadBatch, 16 * int(text.hidden_size) * reader.model.dtype.itemsize
@@ -142,12 +142,12 @@ def cache_bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def _largest_gap(one: DecodingBatch, other: DecodingBatch) -> float:
+def _largest_gap(cached: DecodingBatch, reread: DecodingBatch) -> float:
     """Decode a long and a short row in both; return the largest difference of a last logprob."""
-    vocabulary = one._reader.vocabulary  # type: ignore[attr-defined]
+    vocabulary = cached._reader.vocabulary  # type: ignore[attr-defined]
     rows = [[t % vocabulary for t in row] for row in ([1, 2, 3, 4, 5], [6, 7])]
     logprobs = []
-    for batch in (one, other):
+    for batch in (cached, reread):
         batch.read(rows)
         batch.step([1 % vocabulary, 2 % vocabulary])
         logprobs.append(batch.step([3 % vocabulary, 4 % vocabulary]).float().log_softmax(-1))

@@ -64,9 +64,9 @@ class ReplaceableWeights:
         if self._has_the_names_of(tensors):
             same = unchanged(tensors, before)
             changed = {name: value for name, value in tensors.items() if name not in same}
-            own = self._model.state_dict(keep_vars=True)
+            state = self._model.state_dict(keep_vars=True)
             for name, tensor in from_host(changed):
-                _fill(own[name], tensor, name)
+                _fill(state[name], tensor, name)
             self._loaded = remembered(tensors)
         else:
             self._copy(self._converted(None, dict(from_host(tensors))))
@@ -77,8 +77,8 @@ class ReplaceableWeights:
         Raises:
             ValueError: they do, and some are missing.
         """
-        own = self._model.state_dict(keep_vars=True)
-        if not tensors.keys() <= own.keys():
+        state = self._model.state_dict(keep_vars=True)
+        if not tensors.keys() <= state.keys():
             return False
         parameters = {name for name, _ in self._model.named_parameters()}
         check_complete(parameters, tensors)
@@ -102,13 +102,15 @@ class ReplaceableWeights:
         return state
 
     def _copy(self, state: Mapping[str, Tensor]) -> None:
-        own = self._model.state_dict(keep_vars=True)
+        parameters = self._model.state_dict(keep_vars=True)
         for name, tensor in state.items():
-            _fill(own[name], tensor, name)
+            _fill(parameters[name], tensor, name)
 
 
 @torch.no_grad()
-def _fill(own: Tensor, tensor: Tensor, name: str) -> None:
-    if own.shape != tensor.shape:
-        raise ValueError(f"{name} is {tuple(tensor.shape)} in the update, {tuple(own.shape)} here")
-    own.copy_(tensor)
+def _fill(parameter: Tensor, tensor: Tensor, name: str) -> None:
+    if parameter.shape != tensor.shape:
+        raise ValueError(
+            f"{name} is {tuple(tensor.shape)} in the update, {tuple(parameter.shape)} here"
+        )
+    parameter.copy_(tensor)

@@ -24,7 +24,7 @@ from align.learner.model.adapter import TRAINED, merged
 from align.learner.model.policy import Policy
 from align.learner.references import References
 from align.retention.methods import RetentionMethods
-from launch.cluster.engines import vllm_config
+from launch.cluster.engines import engine_spec
 from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.errors import RunError
@@ -176,7 +176,7 @@ def test_engines_are_started_for_what_they_are_served(
 ) -> None:
     chosen = {"rank": RANK, "serve": serve, "targets": ["q_proj"]}
     config = campaign(tmp_path, policy={"model": "demo://digits", "lora": chosen})
-    engine = vllm_config(config, tmp_path, 64)
+    engine = engine_spec(config, tmp_path, 64)
     assert engine.lora_rank == rank
     assert engine.lora_targets == (("q_proj",) if rank else LINEAR_LAYERS)
 
