@@ -300,6 +300,8 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
             candidate = _candidate(evidence, verdict, rules[check.suite])
             parent = _comparator(evidence, verdict, check, candidate)
             rule, compare = rules[check.suite], RULES[verdict.inputs.decided_by]
+            if rule.early is not None:  # Files may hold more items than the check was drawn from.
+                candidate, parent = first(candidate, check.n), first(parent, check.n)
             p_values[check.suite] = compare(
                 parent, candidate, rule.kind, 0.0, check.alpha, rule.value_range
             ).p

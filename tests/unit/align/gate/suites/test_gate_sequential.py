@@ -23,6 +23,7 @@ from align.gate.suites.demands import Demands
 from align.gate.suites.looks import Early, early_of, first, in_common, in_order, looks
 from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import Verdict, decide, open_against
+from align.report.explanation.explain import explain
 from align.round.measurement.measuring import measured_by
 from tests.unit.align.gate.suites.test_gate_suites import (
     ENCODER,
@@ -318,6 +319,7 @@ def test_a_campaign_stops_early_and_a_crash_between_looks_changes_nothing(
         assert max(verdict.inputs.items["general"].values()) <= n[watcher.verdicts[name].candidate]
         again, recorded = evidence.recompute(name)
         assert again.decides_as(recorded)
+        assert explain(evidence, name).outcome == recorded.outcome
     assert all((evidence.folder / e.path).is_file() for e in evidence.ledger.evaluations())
     assert list(evidence.faults()) == []
 
