@@ -216,6 +216,7 @@ class Evidence:
         look: int | None = None,
         objections: Sequence[str] = (),
         items: Mapping[str, Items] | None = None,
+        compared: Mapping[str, Mapping[Against, SnapshotId]] | None = None,
     ) -> Verdict:
         """The gate's verdict on a candidate of round ``target``.
 
@@ -223,14 +224,23 @@ class Evidence:
             look: number of this decision in the campaign; None: the one after the last round's.
             objections: what was noticed while it was trained and keeps it out.
             items: by suite that stopped early and comparator, the number of first items that decide.
+            compared: by such a suite, the comparators that it was measured against; those of the others
+                are chosen here.
+
+        Raises:
+            ValueError: ``items`` of a suite do not name exactly the snapshots that it is compared with.
         """
-        accepted = self.accepted("policy")
+        accepted, compared = self.accepted("policy"), compared or {}
+        _require_measured(compared, items or {})
+        best = {n: chosen["best"] for n, chosen in compared.items() if "best" in chosen}
+        best |= {s.name: h for s, h in self._best([s for s in suites if s.name not in best])}
+        start = {s.name: compared.get(s.name, {}).get("start", self.anchor(s.name)) for s in suites}
         return decide(
             target=target,
             candidate=self.load(candidate, suites),
             parent=self.load(parent, suites),
-            start={s.name: self.load(self.anchor(s.name), [s])[s.name] for s in suites},
-            best={s.name: self.load(h, [s])[s.name] for s, h in self._best(suites)},
+            start={s.name: self.load(start[s.name], [s])[s.name] for s in suites},
+            best={s.name: self.load(best[s.name], [s])[s.name] for s in suites},
             suites=suites,
             gate=self.gate,
             looks=look or self.looks() + 1,
@@ -286,10 +296,15 @@ class Evidence:
 
         They stay the same while a candidate is measured, whatever is measured of the others meanwhile.
         """
-        judged = [
-            min(Verdict.from_dict(r.report or {}).inputs.items.get(suite.name, {0: 0}).values())
+        verdicts = [
+            Verdict.from_dict(r.report or {}).inputs
             for r in self._judged()
             if r.state == "accepted"
+        ]
+        judged = [
+            min(inputs.items.get(suite.name, {0: 0}).values())
+            for inputs in verdicts
+            if suite.hash in {rule.hash for rule in inputs.suites}
         ]
         counts = {snapshot: self.measured(snapshot, suite) for snapshot in snapshots}
         common = min([n for n in judged if n], default=1)
@@ -443,6 +458,20 @@ class Evidence:
             suites=names,
             retired=self.retired([name for name, _, accepted in rows if accepted]),
         )
+
+
+def _require_measured(
+    compared: Mapping[str, Mapping[Against, SnapshotId]], items: Mapping[str, Items]
+) -> None:
+    """Raise ValueError unless every comparator was measured, and nothing else that would not decide."""
+    for suite, snapshots in compared.items():
+        if set(snapshots.values()) != set(items.get(suite, {})):
+            raise ValueError(
+                f"suite {suite!r} was measured against {sorted(items.get(suite, {}))}, and would be "
+                f"compared with {sorted(set(snapshots.values()))}"
+            )
+    if unchosen := sorted(items.keys() - compared.keys()):
+        raise ValueError(f"no comparators were chosen for {unchosen}, which were measured in looks")
 
 
 def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
