@@ -17,7 +17,7 @@ from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import amended_level, spent_by
-from align.gate.suites.looks import first
+from align.gate.suites.looks import first, looks
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
 from align.store.changes.gone import unmeasurable, without_gone
@@ -292,29 +292,41 @@ class Evidence:
     def _common_means(
         self, suite: Suite, snapshots: Collection[SnapshotId]
     ) -> dict[SnapshotId, float]:
-        """Return the means of snapshots over the first items, those that every accepted one was judged on.
+        """Return the means of snapshots over as many first items as accepted ones were judged on.
 
-        They stay the same while a candidate is measured, whatever is measured of the others meanwhile.
+        They follow from committed verdicts, so they stay the same while a candidate is measured. Without a
+        verdict the items are those of the first look.
         """
-        verdicts = [
-            Verdict.from_dict(r.report or {}).inputs
-            for r in self._judged()
-            if r.state == "accepted"
-        ]
-        judged = [
-            min(inputs.items.get(suite.name, {0: 0}).values())
-            for inputs in verdicts
-            if suite.hash in {rule.hash for rule in inputs.suites}
-        ]
-        counts = {snapshot: self.measured(snapshot, suite) for snapshot in snapshots}
-        common = min([n for n in judged if n], default=1)
-        if common > max(counts.values(), default=0):  # The suite was changed since.
+        counts, accepted = self._judged_on(suite, snapshots)
+        common = min(accepted, default=0)
+        if not 0 < common <= max(counts.values(), default=0):
             common = min(counts.values(), default=1)
         return {
             snapshot: first(self.load(snapshot, [suite])[suite.name], common).mean
             for snapshot, n in counts.items()
             if n >= common
         }
+
+    def _judged_on(
+        self, suite: Suite, snapshots: Collection[SnapshotId]
+    ) -> tuple[dict[SnapshotId, int], list[int]]:
+        """Return by snapshot the most first items of a suite that a verdict was drawn from, and by accepted
+        round the fewest.
+
+        A verdict that names no items was drawn from all, and every accepted snapshot was measured on them.
+        """
+        counts = dict.fromkeys(snapshots, looks(suite.name, suite.item_ids, suite.item_clusters)[0])
+        accepted: list[int] = []
+        for record in self._judged():
+            inputs = Verdict.from_dict(record.report or {}).inputs
+            if suite.hash not in {rule.hash for rule in inputs.suites}:
+                continue
+            items = inputs.items.get(suite.name) or dict.fromkeys(snapshots, len(suite.item_ids))
+            named = {inputs.candidate.get(suite.name, ""): max(items.values()), **items}
+            counts |= {s: max(n, named.get(s, 0)) for s, n in counts.items()}
+            if record.state == "accepted":
+                accepted.append(min(items.values()))
+        return {s: min(n, self.measured(s, suite)) for s, n in counts.items()}, accepted
 
     def comparator_snapshots(
         self, target: str, suites: Sequence[Suite], parent: SnapshotId

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from align.config.campaign import CampaignConfig
 from align.data.base_model import SCHEMES
 from align.gate.checks import Against
 from align.gate.evidence import Evidence
 from align.gate.statistics.sequential import stopping
+from align.gate.suites.looks import first, in_order, looks
 from align.gate.suites.suites import Suite, build_suites
-from tests.unit.decided import BASE, FIRST, SECOND, decided
+from tests.unit.decided import BASE, FIRST, SECOND, VALUES, N, decided, raw
 
 
 def suites_of(evidence: Evidence) -> list[Suite]:
@@ -60,3 +63,49 @@ def test_items_name_exactly_the_comparators(change: dict[str, Any], tmp_path: Pa
     items = {name: dict.fromkeys(of.values(), 66) for name, of in compared.items()}
     with pytest.raises(ValueError, match="measured"):
         judged(evidence, compared, items | change)
+
+
+def store_of(folder: Path, base: Sequence[int], accepted: Sequence[int]) -> Evidence:
+    """Return a store with an accepted round, and wrong answers to general at these places of its order."""
+    config = CampaignConfig.model_validate(raw(folder))
+    general = build_suites(config, SCHEMES, None)[0]  # type: ignore[arg-type]
+    order = in_order("general", general.item_ids)
+    wrong = {snapshot: {order[place] for place in places} for snapshot, places in
+             ((BASE.id, base), (FIRST.id, accepted), (SECOND.id, ()))}  # fmt: skip
+    values = {
+        s: {**of, "general": [float(index not in wrong[s]) for index in range(N)]}
+        for s, of in VALUES.items()
+    }
+    return decided(folder, values, rounds=1)
+
+
+def best_of(evidence: Evidence, suite: Suite) -> str:
+    return evidence.comparator_snapshots("second", [suite], FIRST.id)[suite.name]["best"]
+
+
+def general_of(evidence: Evidence) -> Suite:
+    return next(suite for suite in early_of(evidence) if suite.name == "general")
+
+
+def test_a_campaign_that_turns_to_sequential_seeks_the_best_on_all_items(tmp_path: Path) -> None:
+    """Of all items the base has 199 right and the accepted one 198; of the first one 0 and 1."""
+    evidence = store_of(tmp_path, (0,), (100, 101))
+    assert best_of(evidence, general_of(evidence)) == BASE.id
+
+
+def test_a_suite_that_no_verdict_knows_seeks_it_on_the_first_look(tmp_path: Path) -> None:
+    """Of the first item the base has more right, of the first look the accepted one, of all the base."""
+    evidence = store_of(tmp_path, (1, 2), (0, 100, 101, 102))
+    known = general_of(evidence)
+    appended = replace(known, samples=2)
+    counts = looks("general", known.item_ids)
+    for count in (
+        counts[0],
+        counts[2],
+        N,
+    ):  # As a candidate asks for more, or one that crashed did.
+        for snapshot in (BASE.id, FIRST.id):
+            part = first(evidence.load(snapshot, [known])["general"], count)
+            evidence.save(snapshot, {"general": replace(part, suite_hash=appended.hash)})
+        assert best_of(evidence, appended) == FIRST.id
+    assert best_of(evidence, known) == BASE.id
