@@ -279,12 +279,14 @@ class Evidence:
     def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
         """By suite, the first of the accepted snapshots with the highest mean on its items."""
         history = [self.base, *self.accepted("policy").values()]
-        means = {(e.suite_hash, e.snapshot): e.mean for e in self.ledger.evaluations()}
+        records = {(e.suite_hash, e.snapshot): e for e in self.ledger.evaluations()}
         needed = self.comparators(suites)
         for suite in suites:
-            on = {h: means[suite.hash, h] for h in history if (suite.hash, h) in means}
+            known = {h: records[suite.hash, h] for h in history if (suite.hash, h) in records}
             if suite.early is not None:
-                on = self._common_means(suite, on)
+                on = self._common_means(suite, known)
+            else:  # What stopped early before the campaign turned to fixed is no mean of the suite.
+                on = {h: e.mean for h, e in known.items() if e.n == len(suite.item_ids)}
             for snapshot in needed[suite.name] - on.keys():
                 self.locate(snapshot, suite.hash)  # Says what was not measured.
             yield suite, max(on, key=on.__getitem__)

@@ -109,3 +109,21 @@ def test_a_suite_that_no_verdict_knows_seeks_it_on_the_first_look(tmp_path: Path
             evidence.save(snapshot, {"general": replace(part, suite_hash=appended.hash)})
         assert best_of(evidence, appended) == FIRST.id
     assert best_of(evidence, known) == BASE.id
+
+
+def cut(evidence: Evidence, snapshot: str, count: int, lost: int = 0) -> None:
+    """Leave the first ``count`` items of general in the store, of which the first ``lost`` are wrong."""
+    suite = general_of(evidence)
+    part = first(evidence.load(snapshot, [suite])[suite.name], count)
+    values = (*(0.0,) * lost, *part.values[lost:])
+    record = evidence.ledger.find_evaluation(snapshot, suite.hash)
+    assert record is not None
+    evidence.replace(record, replace(part, values=values), "was cut")
+
+
+def test_what_stopped_early_is_no_best_of_a_suite_that_is_measured_whole(tmp_path: Path) -> None:
+    """The accepted one has all of its 33 items right, the base 199 of 200."""
+    evidence = store_of(tmp_path, (0,), (100, 101))
+    cut(evidence, FIRST.id, 33)
+    fixed = next(suite for suite in suites_of(evidence) if suite.name == "general")
+    assert best_of(evidence, fixed) == BASE.id
