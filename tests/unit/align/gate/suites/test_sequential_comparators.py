@@ -11,11 +11,13 @@ import pytest
 
 from align.config.campaign import CampaignConfig
 from align.data.base_model import SCHEMES
+from align.gate.budgets import check_budgets
 from align.gate.checks import Against
 from align.gate.evidence import Evidence
 from align.gate.statistics.sequential import stopping
 from align.gate.suites.looks import first, in_order, looks
 from align.gate.suites.suites import Suite, build_suites
+from rollouts.errors import UserError
 from tests.unit.decided import BASE, FIRST, SECOND, VALUES, N, decided, raw
 
 
@@ -127,3 +129,25 @@ def test_what_stopped_early_is_no_best_of_a_suite_that_is_measured_whole(tmp_pat
     cut(evidence, FIRST.id, 33)
     fixed = next(suite for suite in suites_of(evidence) if suite.name == "general")
     assert best_of(evidence, fixed) == BASE.id
+
+
+@pytest.mark.parametrize(
+    ("items", "lost", "refused"),
+    [
+        (33, 3, False),  # 9.1 of 8.0 points, which may be chance
+        (33, 33, True),
+        (N, 17, True),  # 8.5 of 8.0 points of the whole suite
+    ],
+)
+def test_a_budget_is_spent_by_what_is_certain(
+    items: int, lost: int, refused: bool, tmp_path: Path
+) -> None:
+    evidence, notes = store_of(tmp_path, (), ()), list[str]()
+    cut(evidence, FIRST.id, items, lost)
+    arguments = (evidence, evidence.config.rounds[1], early_of(evidence), notes.append)
+    if refused:
+        with pytest.raises(UserError, match="budget of suite 'general' is spent"):
+            check_budgets(*arguments)
+        return
+    check_budgets(*arguments)
+    assert len(notes) == 1 and notes[0].startswith("second: general has used")
