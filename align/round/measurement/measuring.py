@@ -11,7 +11,7 @@ from dataclasses import replace
 from time import monotonic
 
 from align.gate.checks import Against
-from align.gate.measurement.evaluate import ItemResults, evaluate, sequence_logprobs
+from align.gate.measurement.evaluate import ItemResults, evaluate, no_value, sequence_logprobs
 from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.measurement.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
@@ -58,7 +58,10 @@ def measure(
         else fresh[suite.name]
         for suite in missing
     }
-    for part in results.values():
+    for suite in missing:
+        part = results[suite.name]
+        if len(part.values) == len(suite.item_ids) and "scored" not in part.statuses:
+            raise no_value(suite.name, len(part.values), ["its metric failed or abstained on all"])
         if part.beside_line:
             parts.observer.note(f"{name} on {part.suite}: {part.beside_line}")
     return results
