@@ -111,7 +111,7 @@ def test_what_is_scored_together_is_of_one_version(monkeypatch: pytest.MonkeyPat
         "vllm.sampling_params": kinds,
         "vllm.exceptions": SimpleNamespace(VLLMClientError=ValueError),
     }.items():
-        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, module)
     engine = VLLMEngine(VLLMConfig(model="away"))
     engine.deposit(update("r/1"))
     vllm.before_step = lambda: engine.deposit(update("r/2"))

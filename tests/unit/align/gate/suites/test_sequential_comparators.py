@@ -18,7 +18,8 @@ from align.gate.statistics.sequential import stopping
 from align.gate.suites.looks import first, in_order, looks
 from align.gate.suites.suites import Suite, build_suites
 from rollouts.errors import UserError
-from tests.unit.decided import BASE, FIRST, SECOND, VALUES, N, decided, raw
+from tests.unit.decided import VALUES, N, decided, raw
+from tests.unit.ledgers import BASE, FIRST, SECOND
 
 
 def suites_of(evidence: Evidence) -> list[Suite]:
