@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from align.config.campaign import RoundConfig
 from align.gate.checks import Check, check
@@ -20,7 +20,7 @@ def check_budgets(
     """Refuse a round while the loss of production has used up a budget; tell of one that is nearly used.
 
     A candidate equal to production would be rejected, after all of the round's work. An observing gate
-    only tells.
+    only tells, and so do the first items of a suite that may stop early while the loss may be chance.
 
     Raises:
         UserError: a budget is spent, or a margin is no share although all values are 0 or 1.
@@ -29,11 +29,12 @@ def check_budgets(
         return
     production = evidence.ledger.alias("production") or evidence.base
     enforced = evidence.config.gate.mode == "enforce"
+    early = {s.name: s.early.items for s in suites if s.early is not None}
     for found in budget_checks(evidence, round.name, production, suites):
         if found.outcome == "passed":
             continue
         used = f"{found.amount(-found.difference)} of {found.amount(found.margin)}"
-        if -found.difference >= found.margin and enforced:
+        if -found.difference >= found.margin and enforced and _is_certain(found, early):
             raise UserError(
                 f"the budget of suite {found.suite!r} is spent: production has lost {used} against "
                 f"the anchor {found.snapshot[:16]}",
@@ -77,6 +78,15 @@ def budget_checks(
                 )
             )
     return found
+
+
+def _is_certain(found: Check, early: Mapping[str, int]) -> bool:
+    """Tell if a loss is that of a whole suite, or is significant.
+
+    Args:
+        early: by suite that may stop early, the number of all its items.
+    """
+    return found.n >= early.get(found.suite, 0) or found.interval[1] < 0.0
 
 
 def _require_share(suite: Suite, pass_fail: bool) -> None:

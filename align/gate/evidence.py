@@ -17,7 +17,7 @@ from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import amended_level, spent_by
-from align.gate.suites.looks import first
+from align.gate.suites.looks import first, looks
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
 from align.store.changes.gone import unmeasurable, without_gone
@@ -216,6 +216,7 @@ class Evidence:
         look: int | None = None,
         objections: Sequence[str] = (),
         items: Mapping[str, Items] | None = None,
+        compared: Mapping[str, Mapping[Against, SnapshotId]] | None = None,
     ) -> Verdict:
         """The gate's verdict on a candidate of round ``target``.
 
@@ -223,14 +224,23 @@ class Evidence:
             look: number of this decision in the campaign; None: the one after the last round's.
             objections: what was noticed while it was trained and keeps it out.
             items: by suite that stopped early and comparator, the number of first items that decide.
+            compared: by such a suite, the comparators that it was measured against; those of the others
+                are chosen here.
+
+        Raises:
+            ValueError: ``items`` of a suite do not name exactly the snapshots that it is compared with.
         """
-        accepted = self.accepted("policy")
+        accepted, compared = self.accepted("policy"), compared or {}
+        _require_measured(compared, items or {})
+        best = {n: chosen["best"] for n, chosen in compared.items() if "best" in chosen}
+        best |= {s.name: h for s, h in self._best([s for s in suites if s.name not in best])}
+        start = {s.name: compared.get(s.name, {}).get("start", self.anchor(s.name)) for s in suites}
         return decide(
             target=target,
             candidate=self.load(candidate, suites),
             parent=self.load(parent, suites),
-            start={s.name: self.load(self.anchor(s.name), [s])[s.name] for s in suites},
-            best={s.name: self.load(h, [s])[s.name] for s, h in self._best(suites)},
+            start={s.name: self.load(start[s.name], [s])[s.name] for s in suites},
+            best={s.name: self.load(best[s.name], [s])[s.name] for s in suites},
             suites=suites,
             gate=self.gate,
             looks=look or self.looks() + 1,
@@ -269,12 +279,14 @@ class Evidence:
     def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
         """By suite, the first of the accepted snapshots with the highest mean on its items."""
         history = [self.base, *self.accepted("policy").values()]
-        means = {(e.suite_hash, e.snapshot): e.mean for e in self.ledger.evaluations()}
+        records = {(e.suite_hash, e.snapshot): e for e in self.ledger.evaluations()}
         needed = self.comparators(suites)
         for suite in suites:
-            on = {h: means[suite.hash, h] for h in history if (suite.hash, h) in means}
+            known = {h: records[suite.hash, h] for h in history if (suite.hash, h) in records}
             if suite.early is not None:
-                on = self._common_means(suite, on)
+                on = self._common_means(suite, known)
+            else:  # What stopped early before the campaign turned to fixed is no mean of the suite.
+                on = {h: e.mean for h, e in known.items() if e.n == len(suite.item_ids)}
             for snapshot in needed[suite.name] - on.keys():
                 self.locate(snapshot, suite.hash)  # Says what was not measured.
             yield suite, max(on, key=on.__getitem__)
@@ -282,24 +294,41 @@ class Evidence:
     def _common_means(
         self, suite: Suite, snapshots: Collection[SnapshotId]
     ) -> dict[SnapshotId, float]:
-        """Return the means of snapshots over the first items, those that every accepted one was judged on.
+        """Return the means of snapshots over as many first items as accepted ones were judged on.
 
-        They stay the same while a candidate is measured, whatever is measured of the others meanwhile.
+        They follow from committed verdicts, so they stay the same while a candidate is measured. Without a
+        verdict the items are those of the first look.
         """
-        judged = [
-            min(Verdict.from_dict(r.report or {}).inputs.items.get(suite.name, {0: 0}).values())
-            for r in self._judged()
-            if r.state == "accepted"
-        ]
-        counts = {snapshot: self.measured(snapshot, suite) for snapshot in snapshots}
-        common = min([n for n in judged if n], default=1)
-        if common > max(counts.values(), default=0):  # The suite was changed since.
+        counts, accepted = self._judged_on(suite, snapshots)
+        common = min(accepted, default=0)
+        if not 0 < common <= max(counts.values(), default=0):
             common = min(counts.values(), default=1)
         return {
             snapshot: first(self.load(snapshot, [suite])[suite.name], common).mean
             for snapshot, n in counts.items()
             if n >= common
         }
+
+    def _judged_on(
+        self, suite: Suite, snapshots: Collection[SnapshotId]
+    ) -> tuple[dict[SnapshotId, int], list[int]]:
+        """Return by snapshot the most first items of a suite that a verdict was drawn from, and by accepted
+        round the fewest.
+
+        A verdict that names no items was drawn from all, and every accepted snapshot was measured on them.
+        """
+        counts = dict.fromkeys(snapshots, looks(suite.name, suite.item_ids, suite.item_clusters)[0])
+        accepted: list[int] = []
+        for record in self._judged():
+            inputs = Verdict.from_dict(record.report or {}).inputs
+            if suite.hash not in {rule.hash for rule in inputs.suites}:
+                continue
+            items = inputs.items.get(suite.name) or dict.fromkeys(snapshots, len(suite.item_ids))
+            named = {inputs.candidate.get(suite.name, ""): max(items.values()), **items}
+            counts |= {s: max(n, named.get(s, 0)) for s, n in counts.items()}
+            if record.state == "accepted":
+                accepted.append(min(items.values()))
+        return {s: min(n, self.measured(s, suite)) for s, n in counts.items()}, accepted
 
     def comparator_snapshots(
         self, target: str, suites: Sequence[Suite], parent: SnapshotId
@@ -443,6 +472,20 @@ class Evidence:
             suites=names,
             retired=self.retired([name for name, _, accepted in rows if accepted]),
         )
+
+
+def _require_measured(
+    compared: Mapping[str, Mapping[Against, SnapshotId]], items: Mapping[str, Items]
+) -> None:
+    """Raise ValueError unless every comparator was measured, and nothing else that would not decide."""
+    for suite, snapshots in compared.items():
+        if set(snapshots.values()) != set(items.get(suite, {})):
+            raise ValueError(
+                f"suite {suite!r} was measured against {sorted(items.get(suite, {}))}, and would be "
+                f"compared with {sorted(set(snapshots.values()))}"
+            )
+    if unchosen := sorted(items.keys() - compared.keys()):
+        raise ValueError(f"no comparators were chosen for {unchosen}, which were measured in looks")
 
 
 def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:

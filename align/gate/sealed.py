@@ -157,12 +157,22 @@ def _is_lost(check: Check) -> bool:
 
 
 def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResults]:
-    """Stored results by snapshot: all of the version of the suite that was measured last."""
+    """Return stored results by snapshot: all of the version of the suite that was measured last, and whole.
+
+    A suite that decided before it was sealed may have stopped early; verdicts say of how many items.
+    """
     records = [e for e in evidence.ledger.evaluations() if e.suite == spec.name]
+    sizes = {
+        rule.hash: rule.early.items
+        for record in evidence.committed()
+        if "inputs" in (record.report or {})
+        for rule in Verdict.from_dict(record.report or {}).inputs.suites
+        if rule.early is not None
+    }
     return {
         e.snapshot: ItemResults.load(evidence.checked(e))
         for e in records
-        if e.suite_hash == records[-1].suite_hash
+        if e.suite_hash == records[-1].suite_hash and e.n >= sizes.get(e.suite_hash, 0)
     }
 
 

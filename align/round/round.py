@@ -62,10 +62,10 @@ def gated(
     """Measure a candidate, whose weights the engines hold, and ask the gate."""
     parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
     target, look = plan.spec.name, parts.evidence.looks() + before + 1
-    items = measure_until_decided(parts, candidate, plan.title, target, plan.parent, look)
+    items, compared = measure_until_decided(parts, candidate, plan.title, target, plan.parent, look)
     with phase("judging"):
         verdict = parts.evidence.judge(
-            target, candidate, plan.parent, parts.suites(), look, objections, items
+            target, candidate, plan.parent, parts.suites(), look, objections, items, compared
         )
     return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
 

@@ -180,6 +180,8 @@ class VLLMEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
 
+        All are of one version: weights that are deposited meanwhile are loaded by the next call.
+
         Raises:
             ValueError: prompt and completion together do not leave one free token in the context.
         """
@@ -197,8 +199,10 @@ class VLLMEngine:
         outputs: list[Any] = []
         mib = LOGITS_OF_PROMPTS_MIB[resolve_device(self._config.device)]
         vocab_size = int(self._llm.model_config.get_vocab_size())
+        self._open_mail()
         for part in scored_together(requests, vocab_size, mib):
-            outputs += self._run([((*r.prompt_ids, *r.completion_ids), params) for r in part])
+            work = [((*r.prompt_ids, *r.completion_ids), params) for r in part]
+            outputs += self._run(work, opens_mail=False)
         # Logits of whole prompts are the largest blocks of memory that an engine frees.
         return_freed_memory()
         return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
@@ -289,19 +293,26 @@ class VLLMEngine:
             self._engine.remove_lora(self._previous_adapter.lora_int_id)
         self._previous_adapter, self._adapter = self._adapter, adapter
 
-    def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
+    def _run(
+        self, work: Sequence[tuple[Sequence[int], SamplingParams]], opens_mail: bool = True
+    ) -> list[Any]:
         """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
         outputs: list[Any] = [None] * len(work)
-        for batch in self._finished(work):
+        for batch in self._finished(work, opens_mail):
             for index, output in batch:
                 outputs[index] = output
         return outputs
 
     def _finished(
-        self, work: Sequence[tuple[Sequence[int], SamplingParams]]
+        self, work: Sequence[tuple[Sequence[int], SamplingParams]], opens_mail: bool = True
     ) -> Iterator[list[tuple[int, Any]]]:
-        """Yield the outputs of `_run` as they come: what vLLM refuses, then what each step finishes."""
-        self._open_mail()
+        """Yield the outputs of `_run` as they come: what vLLM refuses, then what each step finishes.
+
+        Args:
+            opens_mail: False keeps the weights that vLLM holds, whatever is deposited meanwhile.
+        """
+        if opens_mail:
+            self._open_mail()
         if not self._whole:
             raise RuntimeError("the last weight update failed half-way; sync again")
         self._calls += 1
@@ -314,7 +325,8 @@ class VLLMEngine:
             if refused := [pair for pair in added if pair[1] is not None]:
                 yield refused
             while self._engine.has_unfinished_requests():
-                self._open_mail()
+                if opens_mail:
+                    self._open_mail()
                 if outputs := self._engine.step():
                     yield [(int(o.request_id.partition(".")[2]), o) for o in outputs]
         except BaseException:

@@ -204,7 +204,7 @@ def evaluate(
         tell: told of progress, many times a suite.
 
     Raises:
-        RunError: no item of a suite has a value, or one is outside the metric's range.
+        RunError: no item of a whole suite has a value, or one is outside the metric's range.
     """
     results_by_suite, suites = {}, list(suites)
     about = engine.about() if suites and isinstance(engine, KnownEngine) else {}
@@ -307,6 +307,19 @@ def sequence_logprobs(engine: RolloutEngine, suite: Suite) -> list[float]:
     return [math.fsum(logprobs) for logprobs in engine.score(requests)]
 
 
+def no_value(suite: str, items: int, details: Sequence[str] = ()) -> RunError:
+    """Return the error of a suite on which nothing has a value.
+
+    Args:
+        details: what its metric said of single items.
+    """
+    return RunError(
+        f"none of the {items} items of suite {suite!r} has a value",
+        where=suite,
+        cause=details[0] if details else "its metric abstained on every item",
+    )
+
+
 def _results(
     suite: Suite,
     snapshot: SnapshotId,
@@ -314,14 +327,13 @@ def _results(
     tokens: int,
 ) -> ItemResults:
     values = [score.value for score in scores if score.value is not None]
-    if not values:
-        details = [score.detail for score in scores if score.detail is not None]
-        raise RunError(
-            f"none of the {len(scores)} items of suite {suite.name!r} has a value",
-            where=suite.name,
-            cause=details[0] if details else "its metric abstained on every item",
-        )
-    worst = min(0.0, *values)
+    early = suite.early
+    if not values and (early is None or len(scores) == early.items):
+        raise no_value(suite.name, len(scores), [s.detail for s in scores if s.detail is not None])
+    if early is not None and suite.value_range is not None:
+        worst = min(0.0, suite.value_range[0])  # The same in whatever parts it is measured.
+    else:
+        worst = min([0.0, *values])
     answers = [score.completion for score in scores if isinstance(score, ItemScore)]
     finishes: tuple[FinishReason, ...] = tuple(one.finish_reason for one in answers)
     return ItemResults(

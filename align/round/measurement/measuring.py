@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 
-from align.gate.measurement.evaluate import ItemResults, evaluate, sequence_logprobs
+from align.gate.checks import Against
+from align.gate.measurement.evaluate import ItemResults, evaluate, no_value, sequence_logprobs
 from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.measurement.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
@@ -57,7 +58,10 @@ def measure(
         else fresh[suite.name]
         for suite in missing
     }
-    for part in results.values():
+    for suite in missing:
+        part = results[suite.name]
+        if len(part.values) == len(suite.item_ids) and "scored" not in part.statuses:
+            raise no_value(suite.name, len(part.values), ["its metric failed or abstained on all"])
         if part.beside_line:
             parts.observer.note(f"{name} on {part.suite}: {part.beside_line}")
     return results
@@ -83,7 +87,7 @@ def _evaluated(
 
 def measure_until_decided(
     parts: Parts, candidate: SnapshotId, name: str, target: str, parent: SnapshotId, look: int
-) -> dict[str, dict[SnapshotId, int]]:
+) -> tuple[dict[str, dict[SnapshotId, int]], dict[str, dict[Against, SnapshotId]]]:
     """Measure a candidate, whose weights the engines hold, on every suite that is due.
 
     A suite that may stop early is measured look by look, with the comparators on the same items, until more
@@ -95,7 +99,8 @@ def measure_until_decided(
         look: number of the decision.
 
     Returns:
-        By suite that may stop early and comparator, the number of first items that decide.
+        By suite that may stop early and comparator, the number of first items that decide; and by suite
+        the comparators, chosen before the first look, so that none drops out by what it shows.
     """
     suites, evidence = parts.suites(), parts.evidence
     early = {suite.name: suite for suite in deciding(parts, target, suites)}
@@ -126,7 +131,7 @@ def measure_until_decided(
             break
     if holding != candidate:
         _hold(parts, candidate, name)
-    return items
+    return items, compared
 
 
 def measured_by(

@@ -14,6 +14,8 @@ from align.config.campaign import CampaignConfig, GateConfig
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.sealed import any_due, is_due, openings
+from align.gate.suites.looks import Early
+from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import Verdict, VerdictInputs
 from align.report.records.history import diff
 from align.report.tables import sealed_lines
@@ -158,6 +160,25 @@ def test_an_opening_counts_by_the_gate_of_its_round(tmp_path: Path) -> None:
     verdict = Verdict(accepted=True, outcome="accepted", checks=(), reasons=(), inputs=inputs)
     (opening,) = openings(accepted(tmp_path, [400, 400, 400], report=verdict.to_dict()))
     assert opening.checks[0].alpha == 0.2 / 2
+
+
+def test_what_stopped_early_before_it_was_sealed_is_measured_whole_first(tmp_path: Path) -> None:
+    rule = SuiteRule(
+        name="secret", kind="items", role="gate", margin=0.05, budget=0.08, target_of=None,
+        hash="s" * 64, value_range=(0.0, 1.0), early=Early(items=N, units=N),
+    )  # fmt: skip
+    inputs = VerdictInputs(
+        target="two", gate=GateConfig(alpha=0.2, campaign_rounds=4), looks=2, suites=(rule,),
+        accepted_rounds=(), retired=(), candidate={}, parent={}, best={}, start={},
+    )  # fmt: skip
+    verdict = Verdict(accepted=True, outcome="accepted", checks=(), reasons=(), inputs=inputs)
+    evidence = accepted(tmp_path, [400, 400, 400], report=verdict.to_dict())
+    (record,) = (e for e in evidence.ledger.evaluations() if e.snapshot == IDS[1])
+    evidence.replace(record, results(IDS[1], [1.0] * 33), "was cut")
+    assert openings(evidence) == []
+    assert is_due(evidence, "secret")
+    evidence.save(IDS[1], {"secret": results(IDS[1], [1.0] * N)})
+    assert [opening.outcome for opening in openings(evidence)] == ["held"]
 
 
 def test_it_is_neither_in_the_matrix_nor_in_a_comparison(tmp_path: Path) -> None:

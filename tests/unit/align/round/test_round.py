@@ -421,6 +421,19 @@ def test_a_reward_that_breaks_in_training_is_named_with_its_reason(tmp_path: Pat
     assert stored_evidence(config).ledger.alias("production") == stored_evidence(config).base
 
 
+def test_a_suite_that_stops_early_ends_the_round_once_nothing_of_it_has_a_value(
+    tmp_path: Path,
+) -> None:
+    """The start has a value on the first look; of the candidate every part goes without, up to the last."""
+    STOP_CALLS.clear()
+    spec = {"name": "general", "prompts": "demo://general", "metric": STOP, "range": [0, 1],
+            "items": 96, "margin": 0.2, "budget": 0.3}  # fmt: skip
+    gate = {"stopping": "sequential", "underpowered": "warn"}
+    config = campaign(tmp_path, suites=[spec], gate=gate, rounds=rounds({}))
+    with pytest.raises(RunError, match="none of the 96 items of suite 'general' has a value"):
+        run(config)
+
+
 def test_failures_within_the_budget_cost_samples_and_nothing_else(tmp_path: Path) -> None:
     STOP_CALLS.clear()
     config = campaign(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
-from rollouts.engines.protocol import WeightLoadError, WeightUpdate
+from rollouts.engines.protocol import ScoreRequest, WeightLoadError, WeightUpdate
 from rollouts.engines.vllm import VLLMConfig, VLLMEngine
 
 
@@ -75,3 +77,46 @@ def test_a_deposit_that_does_not_load_is_told_apart_from_a_bad_request(vllm: Emp
     vllm.cache_free = True
     assert engine.generate([]) == []
     assert engine.version == "r/2"
+
+
+class Scoring(Emptied):
+    """A vLLM that gives every token the number of updates loaded, with news in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 1 << 40)
+        self.queue: list[tuple[str, int]] = []
+        self.before_step: Callable[[], object] = lambda: None
+        self.llm_engine.add_request = self.add
+        self.llm_engine.has_unfinished_requests = lambda: bool(self.queue)
+        self.llm_engine.step = self.step
+
+    def add(self, name: str, prompt: dict[str, list[int]], params: object, **_: object) -> None:
+        self.queue.append((name, len(prompt["prompt_token_ids"])))
+
+    def step(self) -> list[SimpleNamespace]:
+        self.before_step()
+        name, tokens = self.queue.pop(0)
+        logprobs = SimpleNamespace(logprobs=[float(self.loaded)] * tokens)
+        return [SimpleNamespace(request_id=name, prompt_logprobs=logprobs)]
+
+
+def test_what_is_scored_together_is_of_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sequences, each a part of its own, while weights arrive in every step."""
+    vllm = Scoring()
+    monkeypatch.setattr("rollouts.engines.vllm._start_vllm", lambda config: vllm)
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=0))
+    for name, module in {
+        "vllm": SimpleNamespace(SamplingParams=dict),
+        "vllm.sampling_params": kinds,
+        "vllm.exceptions": SimpleNamespace(VLLMClientError=ValueError),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    engine = VLLMEngine(VLLMConfig(model="away"))
+    engine.deposit(update("r/1"))
+    vllm.before_step = lambda: engine.deposit(update("r/2"))
+    sequence = ScoreRequest(prompt_ids=(1, 2), completion_ids=(3,))
+    assert engine.score([sequence] * 3) == [(1.0,)] * 3
+    assert engine.version == "r/1"
+    assert engine.generate([]) == []
+    assert (engine.version, vllm.loaded) == ("r/2", 2)

@@ -17,7 +17,7 @@ from align.gate.power.underpowered import check_power
 from align.gate.statistics.tests import tango_noninferiority
 from align.gate.suites.stated import stated_suites
 from align.judge.suites_file import SuitesFile
-from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET
+from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET, with_earlier_defaults
 from align.store.changes.settle import settle
 from tests.unit import decided as decided_store
 from tests.unit.campaigns import raw_campaign, rounds
@@ -161,6 +161,45 @@ def test_a_store_that_began_with_other_values_takes_the_new_defaults(
     del campaign["suites"][0]["margin"]
     (general,) = settle(CampaignConfig.model_validate(campaign)).config.suites
     assert general.margin == 0.03
+
+
+def of_budget(folder: Path, budget: float) -> CampaignConfig:
+    suite = {**SUITE, "name": "general", "budget": budget}
+    return CampaignConfig.model_validate(raw_campaign(folder, suites=[suite]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "changed", "now", "before"),
+    [
+        (0.04, 0.04, 0.02, 0.02),
+        (
+            0.04,
+            0.03,
+            0.015,
+            0.02,
+        ),  # Of an earlier version it is a default, of this one half of 4 points.
+        (0.04, 0.3, 0.05, 0.02),
+        (0.04, 0.01, 0.005, 0.01),  # No margin is wider than its budget.
+    ],
+)
+def test_a_margin_that_was_fitted_is_no_earlier_default(
+    budget: float, changed: float, now: float, before: float, tmp_path: Path
+) -> None:
+    content = of_budget(tmp_path, budget).content()
+    (suite,) = with_earlier_defaults(of_budget(tmp_path, changed), content).suites
+    assert suite.margin == now
+    del content["gate"]["stopping"]
+    (suite,) = with_earlier_defaults(of_budget(tmp_path, changed), content).suites
+    assert suite.margin == before
+
+
+def test_a_store_of_an_earlier_version_stays_one_once_this_version_has_written_it(
+    tmp_path: Path,
+) -> None:
+    content = of_budget(tmp_path, 0.05).content()
+    content["suites"][0]["margin"] = MARGIN
+    (suite,) = with_earlier_defaults(of_budget(tmp_path, 0.05), content).suites
+    assert suite.margin == MARGIN
 
 
 def test_recompute_and_plan_say_the_same_with_a_silent_file(

@@ -278,6 +278,21 @@ def test_a_part_asks_with_the_seeds_of_the_whole() -> None:
     assert both.tokens == (rest.tokens or 0) + (some.tokens or 0)
 
 
+def test_an_item_without_a_value_is_worth_the_same_in_whatever_part() -> None:
+    """The worst of the range, -1; of a suite that is measured whole, the worst of its values, 0."""
+    suite = replace(build(campaign(suites=[{**GENERAL, "items": 96}]))[0], value_range=(-1.0, 1.0))
+    early, engine = stopping(suite), answering(suite)
+    part = early.first(32)
+    lost = {prompt.id for prompt in part.prompts[:3]}
+    for position, prompt in enumerate(suite.prompts):
+        if prompt.id in lost:
+            engine.fail_request(f"7/{position}/{prompt.id}", "engine 0 died")
+    for measured, worst in ((early, -1.0), (part, -1.0), (part.part(range(3)), -1.0), (suite, 0.0)):
+        found = evaluate(engine, [measured], ENCODER, "snap", seed=7)[suite.name]
+        unscored = {v for i, v in zip(found.item_ids, found.values, strict=True) if i in lost}
+        assert (found.failed, unscored) == (3, {worst})
+
+
 @pytest.mark.parametrize(
     "change",
     [
