@@ -205,6 +205,12 @@ def _plan_table(planned: GatePlan) -> Table:
     return table
 
 
+def _whose_cost(planned: GatePlan) -> str:
+    """Begin the sentence on tokens, which are expected ones where suites may stop early."""
+    stops = any(suite.expected < suite.n for suite in planned.suites)
+    return "an equal candidate costs about" if stops else "a candidate costs at most"
+
+
 def _whom(planned: GatePlan) -> str:
     return f"a candidate that lost {planned.loss:g}" if planned.loss else "an equal candidate"
 
@@ -249,7 +255,7 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         ),
         f"{_whom(planned)} in the last round passes every suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
-        f"a candidate costs at most {_cost(*planned.tokens(), price)}{took}; with the items for all, "
+        f"{_whose_cost(planned)} {_cost(*planned.tokens(), price)}{took}; with the items for all, "
         f"{_cost(*planned.tokens(enough=True), price)}",
         f"change: of candidates against their parents in {measured} decided rounds"
         if measured
