@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.gate.statistics.tests import items_needed, normal_quantile, power, tango_noninferiority
+from align.gate.statistics.significance import (
+    items_needed,
+    normal_quantile,
+    power,
+    tango_noninferiority,
+)
 from benchmarks.common import parser, prepare, save, show, verdict
 from benchmarks.early import campaigns as early_campaigns
 from benchmarks.early import early_levels, same_suites

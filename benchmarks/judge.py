@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from align.gate.statistics.tests import exact_interval, tango_noninferiority
+from align.gate.statistics.significance import exact_interval, tango_noninferiority
 from benchmarks.common import parser, prepare, save, show, verdict
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from align.config.gate import Family
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import Comparison, Test, compare
 from align.gate.statistics.rules import CURRENT_RULE, compare_of
-from align.gate.statistics.tests import items_needed
+from align.gate.statistics.significance import items_needed
 from align.gate.suites.looks import first
 from align.gate.suites.suite import SuiteRule
 from rollouts.errors import RunError

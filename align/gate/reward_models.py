@@ -23,7 +23,7 @@ from align.gate.checks import Check, Outcome
 from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.statistics.comparison import Comparison, of_clusters
 from align.gate.statistics.rules import CURRENT_RULE
-from align.gate.statistics.tests import items_needed, tango_interval, tango_noninferiority
+from align.gate.statistics.significance import items_needed, tango_interval, tango_noninferiority
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, VerdictInputs, level_of
 from rollouts.errors import RunError

@@ -23,7 +23,7 @@ from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.alpha import spending_sentence, spent_by
 from align.gate.statistics.comparison import variance_of
 from align.gate.statistics.noise import noise_floor, repeats_of
-from align.gate.statistics.tests import items_needed, power, smallest_margin
+from align.gate.statistics.significance import items_needed, power, smallest_margin
 from align.gate.suites.looks import in_common
 from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from align.config.campaign import CampaignConfig, GateConfig
 from align.gate.evidence import Evidence
 from align.gate.power.power import LEAST_POWER, GatePlan, SuitePlan, plan_gate
-from align.gate.statistics.tests import power
+from align.gate.statistics.significance import power
 from align.gate.suites.suites import Suite
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from align.gate.statistics.tests import normal_quantile
+from align.gate.statistics.significance import normal_quantile
 
 Vector = NDArray[np.float64]
 BLOCKS = 96

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
 from align.gate.measurement.evaluate import ItemResults, paired
-from align.gate.statistics.tests import (
+from align.gate.statistics.significance import (
     paired_t_noninferiority,
     tango_interval,
     tango_noninferiority,

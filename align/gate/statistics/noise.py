@@ -14,7 +14,7 @@ from pathlib import Path
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import compare
-from align.gate.statistics.tests import exact_interval, mcnemar_exact
+from align.gate.statistics.significance import exact_interval, mcnemar_exact
 from align.gate.suites.suite import Kind
 from rollouts.types import SnapshotId
 

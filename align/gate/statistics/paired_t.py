@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.statistics.comparison import MIN_SCORED_ITEMS, Comparison, Range, counts, moments
-from align.gate.statistics.tests import (
+from align.gate.statistics.significance import (
     paired_t_noninferiority,
     tango_interval,
     tango_noninferiority,

@@ -23,7 +23,7 @@ from align.gate.statistics.comparison import (
     unseen_reach,
     windows_needed,
 )
-from align.gate.statistics.tests import critical_value, joint_power, normal_quantile, power
+from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
 from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
 from align.gate.suites.suites import Kind, Suite
 from align.store.lookback import Template

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from align.gate.checks import IN_POINTS, MAX_FAILED_SHARE, Check
-from align.gate.statistics.tests import tango_noninferiority
+from align.gate.statistics.significance import tango_noninferiority
 
 
 def would_change(check: Check) -> str:

@@ -20,7 +20,7 @@ from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.reward_models import TIE
 from align.gate.statistics.alpha import alpha_spent
 from align.gate.statistics.rules import RULES
-from align.gate.statistics.tests import holm, mcnemar_exact
+from align.gate.statistics.significance import holm, mcnemar_exact
 from align.gate.suites.looks import first
 from align.gate.suites.suites import SuiteRule, rendered
 from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows

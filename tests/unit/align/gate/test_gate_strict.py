@@ -13,7 +13,7 @@ from align.config.campaign import GateConfig
 from align.gate.checks import Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import check_rule
-from align.gate.statistics.tests import exact_interval
+from align.gate.statistics.significance import exact_interval
 from align.gate.statistics.worst_case import worst_case_interval, worst_case_p
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites.demands import Demands

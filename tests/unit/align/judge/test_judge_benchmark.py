@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from align.data.demo.world import examples
-from align.gate.statistics.tests import tango_noninferiority
+from align.gate.statistics.significance import tango_noninferiority
 from benchmarks import judge as benchmark
 from benchmarks.candidates import Candidate, population
 from benchmarks.judge import ALPHA, MARGIN, chance, holds, level, planned

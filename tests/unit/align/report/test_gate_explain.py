@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from align.gate.checks import Check, check
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
-from align.gate.statistics.tests import mcnemar_exact, tango_noninferiority
+from align.gate.statistics.significance import mcnemar_exact, tango_noninferiority
 from align.gate.suites.suites import SuiteRule
 from align.report.explanation.counterfactual import would_change
 from align.report.explanation.explain import Explanation, SuiteStory, explain, prompt_texts

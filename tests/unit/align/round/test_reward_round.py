@@ -31,7 +31,7 @@ from align.data.examples.stream import ExampleStream, Unit
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import check_rule, decide_pairs, measure_pairs, pair_inputs
-from align.gate.statistics.tests import normal_cdf
+from align.gate.statistics.significance import normal_cdf
 from align.gate.suites.suites import Suite
 from align.gate.verdict import Verdict
 from align.round.reward_round import run_reward_round, start_of

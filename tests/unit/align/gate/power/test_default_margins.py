@@ -14,7 +14,7 @@ from align.config.gate import GateConfig
 from align.gate.evidence import stored_evidence
 from align.gate.power.power import plan_gate
 from align.gate.power.underpowered import check_power
-from align.gate.statistics.tests import tango_noninferiority
+from align.gate.statistics.significance import tango_noninferiority
 from align.gate.suites.stated import stated_suites
 from align.judge.suites_file import SuitesFile
 from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET, with_earlier_defaults

@@ -11,7 +11,7 @@ import pytest
 from align.gate.power.early_power import drifted, early_power
 from align.gate.power.power import SuitePlan, plan_gate
 from align.gate.statistics.betting import wager
-from align.gate.statistics.tests import joint_power
+from align.gate.statistics.significance import joint_power
 from tests.unit.campaigns import campaign
 
 

@@ -19,7 +19,7 @@ from align.gate.power.power import (
     measuring_seconds,
     plan_gate,
 )
-from align.gate.statistics.tests import items_needed, power, smallest_margin
+from align.gate.statistics.significance import items_needed, power, smallest_margin
 from rollouts.errors import UserError
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.decided import FIRST, VALUES, N, campaign_file, decided, keel, right

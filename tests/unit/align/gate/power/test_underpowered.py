@@ -13,7 +13,7 @@ from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
 from align.gate.power.power import plan_gate
 from align.gate.power.underpowered import check_power
-from align.gate.statistics.tests import items_needed, tango_noninferiority
+from align.gate.statistics.significance import items_needed, tango_noninferiority
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign
 from tests.unit.decided import N, campaign_file, decided, keel

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from align.gate.statistics.tests import (
+from align.gate.statistics.significance import (
     exact_interval,
     holm,
     item_means,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from align.gate.statistics.tests import (
+from align.gate.statistics.significance import (
     beta_cdf,
     exact_interval,
     holm,

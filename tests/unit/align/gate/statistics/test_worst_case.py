@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from align.gate.statistics.tests import critical_value, items_needed, power, smallest_margin
+from align.gate.statistics.significance import critical_value, items_needed, power, smallest_margin
 from align.gate.statistics.worst_case import (
     fewest_units,
     simplex_tail,
