@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -207,18 +206,21 @@ def _module(origin: str, name: str, where: str | None) -> ModuleType:
 
 
 def _file_module(path: Path) -> ModuleType:
-    """Run a file as a module, once per content: two rewards of one file share their globals."""
+    """Run a file as a module, once per content: two rewards of one file share their globals.
+
+    The source that was hashed is what runs. Python's own loader would take compiled code from
+    ``__pycache__``, which knows a file by its size and second: an edit within the second is missed.
+    """
     source = path.read_bytes()
     digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:12]
     module_name = f"keel_reward_{path.stem}_{digest}"
     if module_name in sys.modules:
         return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
+    sys.modules[module_name] = module  # dataclasses look a class's module up there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[module_name]
         raise

@@ -117,14 +117,19 @@ class Writer:
                 receipts = self._inbox.add_all([job.submission for job in wanted])
             except Exception as error:
                 # A full disk, say: nothing of the group was stored, and everybody is told.
+                self._leave_queue(group)
                 for job in wanted:
                     job.answer.set_exception(error)
             else:
+                self._leave_queue(group)
                 for job, receipt in zip(wanted, receipts, strict=True):
                     job.answer.set_result(receipt)
-            with self._changed:
-                self._rows -= sum(len(job.submission.rows) for job in group)
-                self._chars -= sum(job.chars for job in group)
+
+    def _leave_queue(self, group: list[_Job]) -> None:
+        """Count a group as no longer queued, before its senders hear: they may ask at once."""
+        with self._changed:
+            self._rows -= sum(len(job.submission.rows) for job in group)
+            self._chars -= sum(job.chars for job in group)
 
     def _next_group(self) -> list[_Job]:
         """Wait for the first submission and return what is queued by then; empty when closed."""

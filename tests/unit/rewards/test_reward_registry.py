@@ -75,7 +75,8 @@ def test_a_file_is_loaded_relative_to_the_current_folder(folder: Path) -> None:
     assert sys.modules[function.__module__] is sys.modules[other.__module__]
 
 
-def test_an_edited_file_is_loaded_anew(folder: Path) -> None:
+def test_an_edited_file_is_loaded_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     Path("mine.py").write_text("def f(completions): return [1.0]")
     assert load_reward("mine.py:f")(completions=["a"]) == [1.0]
     Path("mine.py").write_text("def f(completions): return [2.0]")

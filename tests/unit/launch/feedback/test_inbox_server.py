@@ -318,6 +318,20 @@ def test_what_queues_up_shares_a_commit(inbox: Inbox) -> None:
     assert writer.queued == 0
 
 
+@pytest.mark.parametrize("error", [None, RunError("disk full")])
+def test_rows_have_left_the_queue_when_their_sender_hears(
+    inbox: Inbox, error: RunError | None
+) -> None:
+    slow = Slow(inbox)
+    slow.error = error
+    counts: list[int] = []
+    with Writer(slow) as writer:
+        answer = writer.submit(one(0))
+        answer.add_done_callback(lambda _: counts.append(writer.queued))
+        slow.may.set()
+    assert counts == [0]
+
+
 def test_a_full_queue_refuses(inbox: Inbox) -> None:
     slow = Slow(inbox)
     with Writer(slow, max_rows=2) as writer:
