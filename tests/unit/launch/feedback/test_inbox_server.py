@@ -255,12 +255,18 @@ def test_health_is_that_of_the_drop_folder_too(
     app: Any = client.app
     desk = next(route.endpoint.__self__ for route in app.routes if route.path == "/healthz")
 
+    second = threading.Event()
+    unread_passes: list[None] = []
+
     def unread() -> None:
+        if unread_passes:
+            second.set()
+        unread_passes.append(None)
         raise RunError("disk full")
 
-    # The server's own loop sweeps meanwhile, and would find nothing wrong.
+    # The server's own loop sweeps. When its second pass fails, the first one has been noted.
     monkeypatch.setattr(desk.tender, "tend", unread)
-    desk.tender.failing = True
+    assert second.wait(patient(30.0))
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"status": "the drop folder is not read"})
 
