@@ -41,7 +41,6 @@ from align.round.session import (
     StartEngine,
     open_memory,
     open_parts,
-    replay_path,
     seed_of,
 )
 from align.round.times.clock import phase
@@ -51,6 +50,7 @@ from align.store.auto import auto_lines
 from align.store.changes.drop import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
+from align.store.paths import StorePaths
 from rewards.rubric import Rubric, build_rubric
 from rollouts.collect import collect
 from rollouts.prompts import PromptStream
@@ -218,7 +218,7 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
     seed = seed_of(parts.config.seed, "general")
     what = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, spec.replay.buffer])
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
-    path = parts.folder / "replay" / f"answers-{name}.jsonl"
+    path = parts.evidence.store.paths.general_answers(name)
     if parts.is_lost(path):
         parts.learner.load(parts.base)
         parts.engine.sync(parts.learner.weights("base"))
@@ -236,7 +236,6 @@ def stored_answers(spec: RoundConfig, parts: Parts) -> list[RolloutGroup]:
                 policy=parts.base,
             ),
         )
-        parts.evidence.mirror.push()
         parts.evidence.files.record([path])
     return load_answers(path)
 
@@ -308,5 +307,5 @@ def load_replay(folder: Path, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
     """The kept prompts of some accepted rounds."""
     entries: dict[str, Sequence[Prompt]] = {}
     for candidate in accepted:
-        entries |= ReplayBuffer.load(replay_path(folder, candidate)).entries
+        entries |= ReplayBuffer.load(StorePaths(folder).replay(candidate)).entries
     return ReplayBuffer(entries)

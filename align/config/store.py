@@ -16,6 +16,8 @@ from rollouts.errors import UserError
 
 FROM_ENVIRONMENT = "env:"
 SQLITE = "sqlite:///"
+LEDGER = "ledger.db"
+"""File of the ledger in a store that names no other database."""
 _SECRET = re.compile(r"(?i)secret|token|passw|credential|^key$|_key$")
 
 
@@ -117,7 +119,7 @@ class StoreSettings(Settings):
             UserError: the variable that is to hold it is not set.
         """
         if not self.ledger.startswith(FROM_ENVIRONMENT):
-            return self.ledger or sqlite_url(self.folder / "ledger.db")
+            return self.ledger or sqlite_url(self.folder / LEDGER)
         name = self.ledger.removeprefix(FROM_ENVIRONMENT)
         if not (url := os.environ.get(name, "").strip()):
             raise UserError(

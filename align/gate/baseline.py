@@ -31,7 +31,7 @@ def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
         )
     chosen = matches[0] if matches else snapshot
     if matches:
-        store = evidence.snapshots()
+        store = evidence.store.snapshots
         require_same_tokenizer(store.open(evidence.base).path, store.open(chosen).path)
     return move_anchor(evidence.ledger, chosen, reason)
 

@@ -26,10 +26,8 @@ from align.store.ledger.baseline import anchor_of
 from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.store.ledger.lineage import lineage
 from align.store.lookback import Purpose, Recall, nights_of, recall
-from align.store.mirror import ONE_SIDED, Mirror
 from align.store.repairs import repairs_of
-from align.store.snapshots.snapshots import SnapshotStore
-from align.store.store import begun_ledger, open_mirror
+from align.store.store import Store, begun_ledger, open_store
 from align.store.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
@@ -39,12 +37,18 @@ from rollouts.types import SnapshotId
 class Evidence:
     """Results by snapshot and suite, for one campaign."""
 
-    folder: Path
-    """The store; paths in the ledger are relative to it."""
-    ledger: Ledger
+    store: Store
     config: CampaignConfig
-    mirror: Mirror = ONE_SIDED
-    """Of a store with a URL: its far side."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store; paths in the ledger are relative to it."""
+        return self.store.folder
+
+    @property
+    def ledger(self) -> Ledger:
+        """The store's ledger."""
+        return self.store.ledger
 
     @property
     def base(self) -> SnapshotId:
@@ -54,7 +58,7 @@ class Evidence:
     @property
     def files(self) -> StoredFiles:
         """Hashes of the store's files."""
-        return StoredFiles(self.folder, self.ledger.database)
+        return self.store.files
 
     @property
     def gate(self) -> GateConfig:
@@ -106,10 +110,9 @@ class Evidence:
             before = known[name]
             more = f"-{len(items.values)}" if before and before.n < len(items.values) else ""
             file = f"{name}-{items.suite_hash[:8]}{more}.parquet"
-            path = Path("evaluations") / snapshot[:16] / file
-            items.save(self.folder / path)
-            paths[name] = path.as_posix()
-        self.mirror.push()
+            path = self.store.paths.evaluation(snapshot, file)
+            items.save(path)
+            paths[name] = self.store.paths.relative(path)
         self.files.record(self.folder / path for path in paths.values())
         for name, items in results.items():
             before, n = known[name], len(items.values)
@@ -120,10 +123,6 @@ class Evidence:
                 continue
             self.ledger.extend_evaluation(snapshot, items.suite_hash, paths[name], n, items.mean)
             (self.folder / before.path).unlink(missing_ok=True)
-
-    def snapshots(self) -> SnapshotStore:
-        """The campaign's snapshots; those that are not here yet are fetched when they are opened."""
-        return SnapshotStore(self.folder, self.mirror.remote)
 
     def load(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> dict[str, ItemResults]:
         """Stored results of a snapshot."""
@@ -158,7 +157,6 @@ class Evidence:
         """Store results that were measured again, since their file ``fault``."""
         path = self.folder / record.path
         items.save(path)
-        self.mirror.push()
         self.files.record([path], f"{MEASURED_AGAIN}{fault}")
         n = len(items.values)
         self.ledger.replace_evaluation(record.snapshot, record.suite_hash, n, items.mean)
@@ -513,7 +511,7 @@ def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig
     """An expanded campaign without what its rounds to come do not look back on."""
     if ledger is None:
         return config
-    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+    evidence = Evidence(store=Store(config.folder, ledger), config=config)
     done = ledger.closed()
     return in_view(evidence, [spec.name for spec in config.rounds if spec.name not in done])
 
@@ -527,7 +525,6 @@ def stored_evidence(config: CampaignConfig) -> Evidence:
             where=config.store if config.is_remote else str(config.folder),
             remedy="start it with keel run",
         )
-    mirror = open_mirror(config)
-    mirror.pull()
-    settled = settle(config, ledger)
-    return Evidence(folder=config.folder, ledger=ledger, config=settled.config, mirror=mirror)
+    store = open_store(config, ledger)
+    store.pull()
+    return Evidence(store=store, config=settle(config, ledger).config)

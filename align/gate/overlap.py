@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 from align.config.gate import OverlapConfig
 from align.data.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
+from align.store.paths import StorePaths
 from rollouts.errors import UserError
 
 __all__ = ["Trained", "find_overlap", "find_overlaps", "forbid", "ngrams", "save_overlaps", "words"]
 
 SHOWN = 3
 """Offending items that an error names."""
-
-OVERLAP_FILE = Path("evaluations") / "overlap.json"
 
 
 class Trained(NamedTuple):
@@ -180,6 +179,6 @@ def forbid(overlap: Overlap) -> None:
 
 def save_overlaps(folder: Path, overlaps: Iterable[Overlap]) -> None:
     """Keep with a store's evidence what was compared and found."""
-    path = folder / OVERLAP_FILE
+    path = StorePaths(folder).overlaps
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(overlap) for overlap in overlaps], indent=1) + "\n")

@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from align.errors import SnapshotError
 from align.learner.ranks.sharding import local
 from align.store.durable import sync
+from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
 
 if TYPE_CHECKING:
     from align.learner.learner import Learner
 
-MANIFEST = "checkpoint.json"
-STAGING = "staging"
 WEIGHTS, CRITIC, TEACHER = "weights/", "critic/", "teacher/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
 """What a tensor of a rank's file belongs to."""
@@ -56,7 +55,7 @@ class Checkpoint:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The folder of the last complete checkpoint; None before the first."""
-    return max(folder.glob("step-*"), default=None)
+    return next(reversed(checkpoints_in(folder).values()), None)
 
 
 def save_checkpoint(
@@ -88,9 +87,9 @@ def save_checkpoint(
             files=dict(files),
             extra=dict(extra or {}),
         )
-        (staging / MANIFEST).write_text(json.dumps(asdict(made), indent=1, sort_keys=True))
-        sync(staging / MANIFEST)
-        _publish(staging, folder / f"step-{step:08d}")
+        (staging / CHECKPOINT).write_text(json.dumps(asdict(made), indent=1, sort_keys=True))
+        sync(staging / CHECKPOINT)
+        _publish(staging, checkpoint_at(folder, step))
 
 
 def restore_checkpoint(
@@ -131,7 +130,7 @@ def _publish(staging: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(staging, final)
     sync(final.parent)
-    for other in final.parent.glob("step-*"):
+    for other in checkpoints_in(final.parent).values():
         if other != final:
             shutil.rmtree(other)
 
@@ -143,9 +142,9 @@ def _read(
     from safetensors.torch import load_file
 
     try:
-        found = Checkpoint(**json.loads((path / MANIFEST).read_text()))
+        found = Checkpoint(**json.loads((path / CHECKPOINT).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise _torn(path / MANIFEST, str(error)) from error
+        raise _torn(path / CHECKPOINT, str(error)) from error
     wanted = {**identity, "ranks": str(learner.ranks.size)}
     saved = {**found.identity, "ranks": str(found.ranks)}
     if other := [name for name in wanted | saved if wanted.get(name) != saved.get(name)]:

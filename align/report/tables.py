@@ -20,6 +20,7 @@ from align.report.status import summary_numbers
 from align.store.ledger.amendments import Amendment, amendments_of
 from align.store.ledger.baseline import anchor_moves
 from align.store.ledger.lineage import by_hand
+from align.store.paths import StorePaths
 from align.store.store import ledger_place
 
 WIDTH = 140
@@ -132,14 +133,15 @@ def summary(verdict: Verdict) -> Iterator[str]:
 
 
 def places(evidence: Evidence, folder: Path) -> Text:
-    """Where the snapshot in production and the records lie."""
+    """Show where the snapshot in production and the records lie."""
+    paths = StorePaths(folder)
     production = evidence.ledger.alias("production") or evidence.base
     far = f"store       {evidence.config.store}\n" if evidence.config.is_remote else ""
     return Text(
-        f"\n{far}production  {folder / 'snapshots' / production}\n"
+        f"\n{far}production  {paths.snapshot(production)}\n"
         f"ledger      {ledger_place(evidence.config)}\n"
-        f"metrics     {folder / 'rounds'}/<round>/attempt-<n>/metrics.jsonl\n"
-        f"items       {folder / 'evaluations'}/<snapshot>/<suite>.parquet",
+        f"metrics     {paths.rounds}/<round>/attempt-<n>/metrics.jsonl\n"
+        f"items       {paths.evaluation('<snapshot>', '<suite>.parquet')}",
         no_wrap=True,
     )
 

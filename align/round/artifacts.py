@@ -46,7 +46,7 @@ def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, evidence: Evidence)
     """
     artifacts: dict[str, Path] = {}
     for method in keeping(spec):
-        path = _newest(f"{method.name}.safetensors", parent, evidence)
+        path = _newest(method.name, parent, evidence)
         if path is not None:
             artifacts[method.name] = evidence.files.check(path, remedy=LOST)
     return artifacts
@@ -96,10 +96,10 @@ def keep_artifacts(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None
         )
         parts.learner.load(outcome.candidate)
     parts.engine.sync(parts.learner.weights(f"{plan.run}/accepted"))
-    folder = _folder(parts.folder, plan.index, plan.spec.name, plan.attempt)
+    attempt = parts.evidence.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
+    folder = attempt.artifacts
     rmtree(folder, ignore_errors=True)
     parts.learner.write_artifacts(folder, _samples(plan, parts, outcome.candidate))
-    parts.evidence.mirror.push()
     parts.evidence.files.record(sorted(folder.glob("*.safetensors")))
 
 
@@ -137,18 +137,15 @@ def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
     return rows
 
 
-def _newest(name: str, snapshot: SnapshotId, evidence: Evidence) -> Path | None:
+def _newest(method: str, snapshot: SnapshotId, evidence: Evidence) -> Path | None:
     """Follow a snapshot's line of accepted rounds to the newest that recorded such a file."""
     accepted = {r.candidate: r for r in evidence.ledger.attempts() if r.state == "accepted"}
     while (record := accepted.pop(snapshot, None)) is not None:
-        path = _folder(evidence.folder, record.index, record.name, record.attempt) / name
+        folder = evidence.store.paths.attempt(record.index, record.name, record.attempt)
+        path = folder.artifact(method)
         if evidence.files.hash_of(path) is not None:
             return path
         if record.parent is None:
             return None
         snapshot = record.parent
     return None
-
-
-def _folder(store: Path, index: int, name: str, attempt: int) -> Path:
-    return store / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}" / "artifacts"

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.algorithms.rows import Row
 from align.round.times.clock import phase
 from align.store.durable import write_atomic
+from align.store.paths import StorePaths
+from align.store.run_folder import RoundFolder, RunFolder, tables_below
 from rollouts.errors import RunError, UserError, nearest
 from rollouts.types import Completion, Prompt, Score, ScoredGroup
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from align.round.plan import RoundPlan
     from align.round.session import Parts
 
-FOLDER = "rollouts"
 Keep = int | Literal["all", "none"]
 """How many steps of a round stay on disk, the last ones."""
 FIXED = {
@@ -57,8 +58,8 @@ def keep_rollouts(
     keep = parts.config.keep_rollouts
     if keep == "none" or not scored:
         return
-    folder = parts.round_folder(plan) / FOLDER
-    save_records(folder / f"step-{step:04d}.parquet", records_of(scored, batch.rows))
+    folder = parts.run_folder(plan)
+    save_records(folder.table(step), records_of(scored, batch.rows))
     prune(folder, keep)
 
 
@@ -121,11 +122,11 @@ def load_records(path: Path) -> list[Record]:
     return found
 
 
-def prune(folder: Path, keep: Keep) -> None:
+def prune(folder: RunFolder, keep: Keep) -> None:
     """Remove all tables but those of the last ``keep`` steps."""
     if keep == "all":
         return
-    tables = sorted(folder.glob("step-*.parquet"), key=_step_of)
+    tables = list(folder.tables().values())
     for path in tables[: max(0, len(tables) - (0 if keep == "none" else keep))]:
         path.unlink(missing_ok=True)
 
@@ -140,7 +141,7 @@ def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:
         RunError: a table is damaged.
     """
     lost: dict[Path, int] = {}
-    for path in sorted(folder.rglob(f"{FOLDER}/step-*.parquet")) if prompts else ():
+    for path in tables_below(folder) if prompts else ():
         records = load_records(path)
         kept = [record for record in records if record["prompt_id"] not in prompts]
         if len(kept) == len(records):
@@ -166,11 +167,9 @@ def find_table(
         UserError: there is no such round, repair or table; what there is is named.
     """
     folder = _round_folder(config, round_name)
-    tables = {
-        _step_of(path): path
-        for attempt in _attempts(folder)
-        for path in (attempt / repair / FOLDER).glob("step-*.parquet")
-    }
+    tables: dict[int, Path] = {}
+    for attempt in folder.attempts():
+        tables |= attempt.repair(repair).tables()
     others = repairs_with_tables(config, round_name)
     if repair and repair not in others:
         raise UserError(
@@ -182,7 +181,7 @@ def find_table(
     if not tables:
         raise UserError(
             f"no rollouts of round {round_name!r} are kept",
-            where=str(folder),
+            where=str(folder.path),
             cause="it has not begun, learns from a file, or keep_rollouts is none",
         )
     if step is None:
@@ -203,26 +202,18 @@ def repairs_with_tables(config: CampaignConfig, round_name: str) -> list[str]:
     Raises:
         UserError: there is no such round.
     """
-    found = {
-        path.parent.parent.name
-        for attempt in _attempts(_round_folder(config, round_name))
-        for path in attempt.glob(f"*/{FOLDER}/step-*.parquet")
-    }
-    return sorted(found)
+    attempts = _round_folder(config, round_name).attempts()
+    repairs = (repair for attempt in attempts for repair in attempt.repairs())
+    return sorted({repair.path.name for repair in repairs if repair.tables()})
 
 
-def _round_folder(config: CampaignConfig, round_name: str) -> Path:
+def _round_folder(config: CampaignConfig, round_name: str) -> RoundFolder:
     names = [spec.name for spec in config.rounds]
     if round_name not in names:
         raise UserError(
             f"there is no round {round_name!r}", where="ROUND", remedy=nearest(round_name, names)
         )
-    return config.folder / "rounds" / f"{names.index(round_name):02d}-{round_name}"
-
-
-def _attempts(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    return StorePaths(config.folder).round(names.index(round_name), round_name)
 
 
 def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[Record]:
@@ -244,10 +235,6 @@ def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[
     numbered = [record for record in records if record[column] is not None]
     rest = [record for record in records if record[column] is None]
     return [*sorted(numbered, key=lambda record: record[column], reverse=not worst), *rest]
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.split("-")[1])
 
 
 def _of_prompt(prompt: Prompt) -> Record:

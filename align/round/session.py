@@ -29,9 +29,9 @@ from align.round.times.record import AttemptTimes
 from align.store.changes.code import record_code
 from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
-from align.store.leftovers import forget_checkpoints
+from align.store.run_folder import RunFolder
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot, SnapshotStore
-from align.store.store import open_ledger, open_mirror
+from align.store.store import open_store
 from align.store.stored_config import as_read
 from align.store.stored_files import fault_of
 from rollouts.engines.protocol import RolloutEngine
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from align.round.plan import RoundOutcome, RoundPlan
     from align.round.sampler import StepSampler
     from align.store.changes.settle import Settled
-
-CHECKPOINTS = "step-*/checkpoint.json"
-"""Manifests of a round's checkpoints, which hold the hashes of their other files."""
 
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""
@@ -98,7 +95,7 @@ class Parts:
     def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         """One line in the attempt's ``metrics.jsonl``, and one call to the observer."""
         with phase("records"):
-            path = self.round_folder(plan) / "metrics.jsonl"
+            path = self.run_folder(plan).metrics
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
@@ -109,7 +106,7 @@ class Parts:
     def keep_times(self, index: int, name: str, attempt: int) -> None:
         """Write down the wall time of an attempt so far."""
         times = AttemptTimes(seconds=self.clock.seconds(), before=self.clock.before)
-        times.save(self.attempt_folder(index, name, attempt))
+        times.save(self.evidence.store.paths.attempt(index, name, attempt).path)
 
     def suites(self) -> list[Suite]:
         """What a policy is measured on in the round that is due: not what is sealed."""
@@ -134,9 +131,7 @@ class Parts:
                 folder = self.checkpoint_folder(plan)
                 told = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
                 self.learner.checkpoint(folder, step, identity=self.identity(plan), extra=told)
-                self.evidence.mirror.push()
-                self.evidence.files.record(sorted(folder.glob(CHECKPOINTS))[-1:])
-                self.evidence.mirror.trim(folder)
+                self.evidence.store.keep_checkpoint(folder)
 
     def resume(self, plan: RoundPlan, rollouts: StepSampler) -> int:
         """Steps of the round that an earlier attempt has done; the learner goes on from there, and so do
@@ -144,8 +139,7 @@ class Parts:
         plan.scorer.recall({})
         folder = self.checkpoint_folder(plan)
         try:
-            for manifest in sorted(folder.glob(CHECKPOINTS))[-1:]:
-                self.evidence.files.check(manifest)
+            self.evidence.store.check_checkpoint(folder)
             found = self.learner.restore(folder, identity=self.identity(plan))
         except (SnapshotError, EvidenceError) as error:
             self.observer.note(f"the round starts over: {error}")
@@ -159,12 +153,12 @@ class Parts:
 
     def forget_checkpoints(self, plan: RoundPlan) -> None:
         """A committed round has nothing to go on with, and nor have its repairs."""
-        forget_checkpoints(self.folder, self.evidence.mirror, plan.index, plan.spec.name)
+        self.evidence.store.forget_checkpoints(plan.index, plan.spec.name)
 
     def checkpoint_folder(self, plan: RoundPlan) -> Path:
         """Shared by the attempts of a round; each of its repairs has its own."""
-        name = f"checkpoint-{plan.origin.label}" if plan.origin else "checkpoint"
-        return self.folder / "rounds" / f"{plan.index:02d}-{plan.spec.name}" / name
+        folder = self.evidence.store.paths.round(plan.index, plan.spec.name)
+        return folder.checkpoints(plan.origin.label if plan.origin else "")
 
     def identity(self, plan: RoundPlan) -> dict[str, str]:
         """What must not have changed for a checkpoint to be gone on with."""
@@ -180,24 +174,19 @@ class Parts:
             },
         }
 
-    def round_folder(self, plan: RoundPlan) -> Path:
-        """Every attempt writes into a folder of its own, and every repair into one below it."""
-        attempt = self.attempt_folder(plan.index, plan.spec.name, plan.attempt)
-        return attempt / plan.origin.label if plan.origin else attempt
-
-    def attempt_folder(self, index: int, name: str, attempt: int) -> Path:
-        """Return the folder of an attempt at a round."""
-        return self.folder / "rounds" / f"{index:02d}-{name}" / f"attempt-{attempt}"
+    def run_folder(self, plan: RoundPlan) -> RunFolder:
+        """Return the folder of an attempt, or of the repair that is under way below it."""
+        attempt = self.evidence.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
+        return attempt.repair(plan.origin.label) if plan.origin else attempt
 
     def remember(self, plan: RoundPlan, candidate: SnapshotId) -> None:
         """Write the prompts that later rounds will replay, should the candidate be accepted.
 
         Written before the verdict is committed: an accepted round always has its buffer.
         """
-        path = replay_path(self.folder, candidate)
+        path = self.evidence.store.paths.replay(candidate)
         self._kept_prompts(plan.spec, candidate).save(path)
         self.keep_times(plan.index, plan.spec.name, plan.attempt)
-        self.evidence.mirror.push()
         self.evidence.files.record([path])
 
     def require_replay(self, spec: RoundConfig, candidate: SnapshotId) -> None:
@@ -208,7 +197,7 @@ class Parts:
         Raises:
             EvidenceError: other bytes come out: the data has changed as well.
         """
-        path, files = replay_path(self.folder, candidate), self.evidence.files
+        path, files = self.evidence.store.paths.replay(candidate), self.evidence.files
         fault = files.fault_of(path)
         if not fault:
             return
@@ -218,7 +207,6 @@ class Parts:
             if fault_of(again, files.hash_of(path)) is None:
                 os.replace(again, path)
                 self.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
-                self.evidence.mirror.push()
                 files.record([path], f"made again: the file {fault}")
             again.unlink(missing_ok=True)
         files.check(
@@ -247,7 +235,7 @@ class Parts:
     def keep_critic(self, plan: RoundPlan) -> None:
         """Write the critic, where there is one, beside the attempt's metrics: no snapshot holds it."""
         if self.learner.critic is not None:
-            self.learner.critic.save(self.round_folder(plan) / "critic")
+            self.learner.critic.save(self.run_folder(plan).critic)
 
     def write_snapshot(self, folder: Path) -> None:
         """Write the policy and its tokenizer, and the code it needs: a snapshot can be served as it is."""
@@ -304,7 +292,8 @@ def open_memory(
         note: told what was amended.
     """
     config, stated = settled.config, settled.stated
-    ledger, mirror = open_ledger(config), open_mirror(config)
+    store = open_store(config)
+    ledger = store.ledger
     with ledger.claim() as claim:
         amended = ledger.open_campaign(
             stated.name,
@@ -317,18 +306,17 @@ def open_memory(
         changed = record_code(config, ledger, user_name())
         for sentence in (*amended.sentences, *changed):
             note(f"the campaign file was amended: {sentence}")
-        mirror.pull(checkpoints=True)
+        store.pull(checkpoints=True)
         for slot in amended.vacated:
-            forget_checkpoints(config.folder, mirror, slot.index, slot.name)
-        store = SnapshotStore(config.folder, mirror.remote)
-        store.clean()
+            store.forget_checkpoints(slot.index, slot.name)
+        store.snapshots.clean()
         moves, taken = ledger.alias_moves(), None
         if not moves:
-            taken = take_base(inputs.model, config.policy, store, config.hash())
+            taken = take_base(inputs.model, config.policy, store.snapshots, config.hash())
         yield Memory(
-            store=store,
+            store=store.snapshots,
             ledger=ledger,
-            evidence=Evidence(folder=config.folder, ledger=ledger, config=config, mirror=mirror),
+            evidence=Evidence(store=store, config=config),
             base=taken.id if taken is not None else moves[0].target,
             beat=claim.beat,
             taken=taken,
@@ -415,8 +403,3 @@ def seed_of(seed: int, name: str) -> int:
     """A round's own seed: the same for every attempt, different for every round."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def replay_path(folder: Path, snapshot: SnapshotId) -> Path:
-    """Where the prompts of an accepted round lie; named by the snapshot that owns them."""
-    return folder / "replay" / f"{snapshot[:16]}.jsonl"

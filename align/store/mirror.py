@@ -20,14 +20,11 @@ from pathlib import Path
 
 from align.errors import RunError
 from align.store.durable import sync, write_atomic
+from align.store.paths import MIRRORED
 from align.store.remote import Remote
+from align.store.run_folder import CHECKPOINT, STAGING, is_of_checkpoint
 
 INDEX = ".mirror.json"
-MIRRORED = ("evaluations", "replay", "rounds")
-"""Folders of a store; the rest belongs to one machine, or is copied by its owner."""
-COMPLETES = "checkpoint.json"
-"""The file that a checkpoint's other files wait for."""
-UNFINISHED = "staging"
 TRIES = 3
 """Number of tries to copy a file that its writer replaces meanwhile."""
 
@@ -52,7 +49,7 @@ class Mirror:
             return
         index = self._read_index()
         try:
-            for path in sorted(self._local(), key=lambda path: (path.endswith(COMPLETES), path)):
+            for path in sorted(self._local(), key=lambda path: (path.endswith(CHECKPOINT), path)):
                 known, stamp = index.get(path), _stamp(self._folder / path)
                 if known is None or known[1:] != stamp:
                     index[path] = (self.remote.upload(self._folder / path, path), *stamp)
@@ -102,8 +99,8 @@ class Mirror:
         return {
             path: version
             for path, version in files.items()
-            if not _of_checkpoint(path)
-            or (checkpoints and f"{path.rpartition('/')[0]}/{COMPLETES}" in files)
+            if not is_of_checkpoint(path)
+            or (checkpoints and f"{path.rpartition('/')[0]}/{CHECKPOINT}" in files)
         }
 
     def _fetch(self, path: str, version: str | None) -> str | None:
@@ -139,7 +136,7 @@ class Mirror:
             for path in (self._folder / name).rglob("*"):
                 inner = path.relative_to(self._folder)
                 hidden = any(part.startswith(".") for part in inner.parts)
-                if path.is_file() and not hidden and UNFINISHED not in inner.parts:
+                if path.is_file() and not hidden and STAGING not in inner.parts:
                     yield inner.as_posix()
 
     def _read_index(self) -> dict[str, Entry]:
@@ -160,10 +157,6 @@ class Mirror:
 
 ONE_SIDED = Mirror(Path())
 """Mirror of a store that is only local; it does nothing."""
-
-
-def _of_checkpoint(path: str) -> bool:
-    return path.rpartition("/")[0].rpartition("/")[2].startswith("step-")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

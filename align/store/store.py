@@ -1,11 +1,15 @@
-"""Opens what a campaign file says of its places: the ledger, and the far side of a store with a URL.
+"""The store of a campaign, opened once: ledger, snapshots, hashed files, and the copy behind a URL.
 
-With a URL the local folder is a cache of the store: snapshots are fetched when they are opened,
-everything else when the store is. A machine with an empty cache, the same ledger and the same URL goes on
-where another one stopped.
+With a URL the local folder is a cache of the store: snapshots are fetched when they are opened, everything
+else by `Store.pull`. What is recorded is copied there before the ledger names it, so a machine with an
+empty cache, the same ledger and the same URL goes on where another one stopped.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from shutil import rmtree
 
 from sqlalchemy.engine import make_url
 
@@ -13,12 +17,103 @@ from align.config.store import StoreSettings
 from align.store.database.database import holds_ledger
 from align.store.database.postgres import shown
 from align.store.ledger.ledger import Ledger
-from align.store.mirror import Mirror
+from align.store.mirror import ONE_SIDED, Mirror
+from align.store.paths import StorePaths
 from align.store.remote import Remote
+from align.store.run_folder import CHECKPOINT, checkpoints_in
+from align.store.snapshots.snapshots import SnapshotStore
+from align.store.stored_files import StoredFiles, fault_of
+
+
+class Store:
+    """Ledger, snapshots and files of one campaign.
+
+    Args:
+        folder: of the store, or the cache of one with a URL.
+        mirror: copy behind a URL; a store that is only local has none.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger, mirror: Mirror = ONE_SIDED) -> None:
+        self.folder, self.ledger, self._mirror = folder, ledger, mirror
+        self.paths = StorePaths(folder)
+        self.files = StoredFiles(folder, ledger.database, mirror)
+        self.snapshots = SnapshotStore(folder, mirror.remote)
+
+    @property
+    def is_remote(self) -> bool:
+        """True if the store has a URL."""
+        return self._mirror.remote is not None
+
+    def pull(self, *, checkpoints: bool = False) -> None:
+        """Fetch the records that other machines wrote since.
+
+        Args:
+            checkpoints: fetch those of unfinished rounds too; only a run needs them.
+        """
+        self._mirror.pull(checkpoints=checkpoints)
+
+    def restored(self, path: str, sha256: str) -> bool:
+        """Fetch one file again, by its name in the ledger; return True if it now has this hash."""
+        return self._mirror.restore(path) and not fault_of(self.folder / path, sha256)
+
+    def keep_checkpoint(self, folder: Path) -> None:
+        """Record the newest checkpoint in a folder; older ones were removed, and are removed everywhere."""
+        self.files.record(_newest_manifest(folder))
+        self._mirror.trim(folder)
+
+    def check_checkpoint(self, folder: Path) -> None:
+        """Check the newest checkpoint in a folder, if there is one.
+
+        Raises:
+            EvidenceError: its manifest was changed.
+        """
+        for manifest in _newest_manifest(folder):
+            self.files.check(manifest)
+
+    def forget_checkpoints(self, index: int, round: str) -> None:
+        """Remove the checkpoints of a round and of its repairs; metrics and rollouts stay."""
+        for folder in self.paths.round(index, round).all_checkpoints():
+            rmtree(folder, ignore_errors=True)
+            self._mirror.trim(folder)
+
+    def copy_rewritten(self, folders: Iterable[Path]) -> None:
+        """Copy rewritten files of some folders to the URL, and remove there what is gone here."""
+        self._mirror.push()
+        for folder in folders:
+            self._mirror.trim(folder)
+
+
+def open_store(config: StoreSettings, ledger: Ledger | None = None) -> Store:
+    """Open a campaign's store; make it if there is none.
+
+    Args:
+        ledger: the campaign's, where it is open already.
+
+    Raises:
+        UserError: the ledger's URL is none, or there is no such store, no credentials or no package for it.
+        StoreError: the database cannot be reached, or holds something else.
+        RunError: the store cannot be reached.
+    """
+    ledger = ledger or open_ledger(config)
+    if not config.is_remote:
+        return Store(config.folder, ledger)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    remote = Remote(config.store, config.store_options)
+    return Store(config.folder, ledger, Mirror(config.folder, remote))
+
+
+def open_snapshots(config: StoreSettings) -> SnapshotStore:
+    """Open a campaign's snapshots alone, to read them.
+
+    Raises:
+        KeelError: see `open_store`.
+    """
+    remote = Remote(config.store, config.store_options) if config.is_remote else None
+    return SnapshotStore(config.folder, remote)
 
 
 def open_ledger(config: StoreSettings) -> Ledger:
-    """Open the campaign's ledger; make it if there is none.
+    """Open the campaign's ledger alone; make it if there is none.
 
     Raises:
         UserError: the URL is none, or not given where it should be.
@@ -28,7 +123,7 @@ def open_ledger(config: StoreSettings) -> Ledger:
 
 
 def known_ledger(config: StoreSettings) -> Ledger | None:
-    """Open the ledger if there is one; make none. Feedback and claims lie there before any round has
+    """Open the ledger if there is one; make none. Feedback and leases lie there before any round has
     run."""
     return open_ledger(config) if holds_ledger(config.ledger_url) else None
 
@@ -39,19 +134,12 @@ def begun_ledger(config: StoreSettings) -> Ledger | None:
     return None if ledger is None or ledger.alias("production") is None else ledger
 
 
-def open_mirror(config: StoreSettings) -> Mirror:
-    """Open the two sides of the store; of a local one there is only one.
-
-    Raises:
-        UserError: no such store, no credentials, or its package is missing.
-        RunError: it cannot be reached.
-    """
-    if not config.is_remote:
-        return Mirror(config.folder)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    return Mirror(config.folder, Remote(config.store, config.store_options))
-
-
 def ledger_place(config: StoreSettings) -> str:
     """Return where the ledger lies, for people: no password."""
-    return shown(make_url(config.ledger_url)) if config.ledger else str(config.folder / "ledger.db")
+    if not config.ledger:
+        return str(StorePaths(config.folder).ledger)
+    return shown(make_url(config.ledger_url))
+
+
+def _newest_manifest(folder: Path) -> list[Path]:
+    return [path / CHECKPOINT for path in checkpoints_in(folder).values()][-1:]

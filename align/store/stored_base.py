@@ -9,9 +9,9 @@ from pathlib import Path
 from align.config.campaign import CampaignConfig
 from align.errors import KeelError
 from align.store.ledger.copy import ledger_copy
-from align.store.remote import Remote
+from align.store.paths import StorePaths
 from align.store.snapshots.manifest import HELD_OUT, Manifest
-from align.store.snapshots.snapshots import SnapshotStore
+from align.store.store import open_snapshots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +48,10 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
             base = ledger.alias_moves()[0].target
             measured = frozenset(record.suite_hash for record in ledger.evaluations())
             accepted = [r for r in ledger.rounds() if r.state == "accepted" and r.candidate]
-        remote = Remote(config.store, config.store_options) if config.is_remote else None
-        store = SnapshotStore(config.folder, remote)
-        manifest = store.manifest(base)
+        snapshots = open_snapshots(config)
+        manifest = snapshots.manifest(base)
         trained_on = {
-            record.name: store.manifest(record.candidate).provenance.data_hashes
+            record.name: snapshots.manifest(record.candidate).provenance.data_hashes
             for record in accepted
             if record.candidate is not None
         }
@@ -60,7 +59,7 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
         return None
     return StoredBase(
         manifest=manifest,
-        folder=config.folder.absolute() / "snapshots" / base,
+        folder=StorePaths(config.folder.absolute()).snapshot(base),
         suite_hashes=measured,
         trained_on=trained_on,
     )

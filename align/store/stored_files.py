@@ -20,6 +20,7 @@ from align.errors import EvidenceError
 from align.store.database.database import Database
 from align.store.durable import digest_of, sync
 from align.store.ledger.tables.files import stored_files
+from align.store.mirror import ONE_SIDED, Mirror
 
 WRITTEN = "written"
 FIRST_READ = "first read: written by a version of Keel that recorded no hashes"
@@ -51,10 +52,15 @@ class StoredFiles:
 
     folder: Path
     database: Database
+    mirror: Mirror = ONE_SIDED
+    """Remote copy of the store; it has a file before the ledger names its hash."""
 
     def record(self, paths: Iterable[Path], reason: str = WRITTEN) -> None:
-        """Flush files and the folders that name them to the disk, then commit their hashes."""
+        """Copy files to the store's URL, flush them and their folders to disk, then commit their hashes."""
         paths = list(paths)
+        if not paths:
+            return
+        self.mirror.push()
         for path in paths:
             sync(path)
         for folder in {parent for path in paths for parent in self._parents(path)}:
@@ -70,9 +76,8 @@ class StoredFiles:
             for path in paths
             for size, sha256 in (digest_of(path),)
         ]
-        if rows:
-            with self.database.write() as connection:
-                connection.execute(insert(stored_files), rows)
+        with self.database.write() as connection:
+            connection.execute(insert(stored_files), rows)
 
     def hash_of(self, path: Path) -> str | None:
         """Return the sha256 on record for a file; None if there is none."""

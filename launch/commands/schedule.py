@@ -261,11 +261,12 @@ def _swept(config: CampaignConfig) -> Ledger:
     from align.schedule.inbox.drop import sweep
     from align.schedule.inbox.inbox import Inbox
     from align.schedule.inbox.rows import stream_forms
+    from align.store.paths import StorePaths
     from align.store.store import open_ledger
 
     ledger = open_ledger(config)
     if forms := stream_forms(config):
-        sweep(config.folder / "inbox", Inbox(ledger.database), forms)
+        sweep(StorePaths(config.folder).inbox.folder, Inbox(ledger.database), forms)
     return ledger
 
 

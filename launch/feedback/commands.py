@@ -60,11 +60,13 @@ def feedback_sweep(
     config = load(campaign, overrides).config
     from align.schedule.inbox.drop import SETTLED_S, make_drop, sweep, waiting_files
     from align.schedule.inbox.rows import stream_forms
+    from align.store.paths import StorePaths
 
     forms = stream_forms(config)
-    drop = make_drop(config.folder / "inbox", forms)
-    intakes = sweep(config.folder / "inbox", _inbox(config), forms)
-    left = waiting_files(config.folder / "inbox")
+    inbox_folder = StorePaths(config.folder).inbox.folder
+    drop = make_drop(inbox_folder, forms)
+    intakes = sweep(inbox_folder, _inbox(config), forms)
+    left = waiting_files(inbox_folder)
     if as_json:
         print_json(intakes)
         return
@@ -175,9 +177,9 @@ def feedback_purge(
     config = load(campaign, overrides).config
     from align.schedule.inbox.purge import purge
     from align.schedule.inbox.rows import stream_forms
-    from align.store.store import open_mirror
+    from align.store.store import open_store
 
-    done = purge(_ledger(config), config.folder, stream_forms(config), user, open_mirror(config))
+    done = purge(open_store(config), stream_forms(config), user)
     if as_json:
         print_json(done)
         return

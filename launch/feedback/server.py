@@ -10,6 +10,7 @@ from align.config.campaign import CampaignConfig
 from align.schedule.inbox.drop import make_drop
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import stream_forms
+from align.store.paths import StorePaths
 from align.store.store import open_ledger
 from launch.feedback.token import read_token
 from launch.listening import listen
@@ -48,8 +49,8 @@ def serve(
             where="rounds",
             remedy="set data of a round to {source: inbox://NAME}",
         )
-    folder = config.folder / "inbox"
-    token_file = token_file or folder / "token"
+    paths = StorePaths(config.folder).inbox
+    folder, token_file = paths.folder, token_file or paths.token
     token = read_token(token_file, option="--token-file")
     inbox = Inbox(open_ledger(config).database)
     make_drop(folder, forms)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import stored_evidence
 from align.report.export.answering import default_line, served_sampling
+from align.store.paths import StorePaths
 from launch.cluster.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
@@ -76,7 +77,7 @@ def serve(config: CampaignConfig, options: Options, *, say: Say) -> None:
         ) from error
     shelf = ServedAlias(stored_evidence(config), options.alias, options.name)
     snapshot = shelf.wanted()
-    key_file = options.key_file or config.folder / "serving" / "key"
+    key_file = options.key_file or StorePaths(config.folder).serving_key
     key = read_token(key_file, option="--api-key-file")
     overlaps = options.pace.follow and options.pace.swap == "overlap"
     start = VLLMStarter(

@@ -53,7 +53,7 @@ class ServedAlias:
     def __init__(self, evidence: Evidence, alias: str, name: str | None = None) -> None:
         self.evidence, self._alias = evidence, alias
         self.name = name or evidence.config.name
-        self._store = evidence.snapshots()
+        self._store = evidence.store.snapshots
 
     def wanted(self) -> SnapshotId:
         """Return the snapshot that the alias names now.

@@ -148,7 +148,7 @@ class VLLMStarter:
             RunError: vLLM did not come up.
         """
         target = await _in_background(lambda: self.shelf.open(snapshot))
-        folder = self.shelf.evidence.folder.absolute() / "serving"
+        folder = self.shelf.evidence.store.paths.serving.absolute()
         await _in_background(lambda: clear(folder))
         files = claim(folder, snapshot[:SHOWN])
         try:

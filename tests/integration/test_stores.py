@@ -171,7 +171,7 @@ def test_a_campaign_goes_on_from_machine_to_machine(
     fresh = stored_evidence(CampaignConfig.model_validate(third))
     production = fresh.ledger.alias("production")
     assert production is not None
-    assert (fresh.snapshots().open(production).path / "model.safetensors").is_file()
+    assert (fresh.store.snapshots.open(production).path / "model.safetensors").is_file()
     again = run_campaign(
         CampaignConfig.model_validate(third), start_engine=no_engine, observer=Watcher()
     )

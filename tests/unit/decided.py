@@ -17,6 +17,7 @@ from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.suites import Suite, build_suites
 from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from launch import cli
 from tests.unit.campaigns import raw_campaign
 from tests.unit.ledgers import BASE, FIRST, SECOND
@@ -72,7 +73,7 @@ def decided(folder: Path, values: Values = VALUES, rounds: int = 2) -> Evidence:
     suites = build_suites(config, SCHEMES, None)  # type: ignore[arg-type]  # No texts to encode.
     ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}", clock=Clock())
     ledger.open_campaign(config.name, config.content(), config.hash())
-    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+    evidence = Evidence(store=Store(config.folder, ledger), config=config)
     for snapshot in (BASE, FIRST, SECOND):
         ledger.record_snapshot(snapshot)
         evidence.save(snapshot.id, results(suites, snapshot.id, values[snapshot.id]))

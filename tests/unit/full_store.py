@@ -51,7 +51,7 @@ def full(folder: Path, text: str) -> Evidence:
     save_overlaps(evidence.folder, [overlap(text)])
     with evidence.ledger.database.write() as connection:
         connection.execute(inbox_takes.insert().values(**take("round1")))
-    purge(evidence.ledger, evidence.folder, {}, text)
+    purge(evidence.store, {}, text)
     _move(evidence, text)
     return evidence
 

@@ -19,6 +19,7 @@ from align.store.ledger.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables import core as tables
 from align.store.ledger.tables.due import due_claims
+from align.store.store import Store
 from rollouts.types import Prompt
 from tests.unit.campaigns import campaign, rounds
 
@@ -61,7 +62,7 @@ def with_nights(
             accepted = number not in rejected
             _decide(connection, number, production, accepted=accepted, report=report)
             production = snapshot_of(number) if accepted else production
-    return Evidence(folder=config.folder, ledger=ledger, config=whole)
+    return Evidence(store=Store(config.folder, ledger), config=whole)
 
 
 def _decide(

@@ -17,6 +17,7 @@ from align.gate.suites.suites import SuiteRule
 from align.gate.verdict import decide
 from align.store.ledger.ledger import Ledger
 from align.store.snapshots.snapshots import Kind, Provenance, Snapshot, SnapshotStore
+from align.store.store import Store
 from tests.unit.campaigns import ENFORCE, campaign, rounds
 
 ITEMS = 60
@@ -52,9 +53,9 @@ def made(
     config = campaign(folder, **raw)
     ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}")
     ledger.open_campaign(config.name, config.content(), config.hash())
-    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
-    store = SnapshotStore(config.folder)
-    base = _snapshot(store, config, None, None, write)
+    store = Store(config.folder, ledger)
+    evidence = Evidence(store=store, config=config)
+    base = _snapshot(store.snapshots, config, None, None, write)
     ledger.record_snapshot(base)
     ledger.set_alias_initial("production", base.id)
     rules = _rules(config)
@@ -66,7 +67,7 @@ def made(
         parent = ledger.alias("production")
         assert parent is not None
         attempt = ledger.begin_round(index, spec.name, parent)
-        candidate = _snapshot(store, config, parent, spec.name, write)
+        candidate = _snapshot(store.snapshots, config, parent, spec.name, write)
         passes[candidate.id] = {**passes[parent], **own}
         known[candidate.id] = _results(candidate.id, rules, passes[candidate.id])
         ledger.record_snapshot(candidate)

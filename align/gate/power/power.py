@@ -237,7 +237,7 @@ def measuring_seconds(evidence: Evidence) -> float | None:
     """
     times = []
     for record in evidence.committed():
-        manifest = evidence.folder / "snapshots" / (record.candidate or "") / MANIFEST
+        manifest = evidence.store.paths.snapshot(record.candidate or "-") / MANIFEST
         recorded = [e.recorded for e in evidence.ledger.evaluations(record.candidate)]
         if recorded and manifest.is_file():
             first = min(map(datetime.fromisoformat, recorded)).timestamp()

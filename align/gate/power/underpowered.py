@@ -15,6 +15,7 @@ from align.gate.power.power import LEAST_POWER, GatePlan, SuitePlan, plan_gate
 from align.gate.statistics.significance import power
 from align.gate.suites.suites import Suite
 from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from rollouts.errors import UserError
 
 
@@ -24,7 +25,7 @@ def foresee(config: CampaignConfig, suites: Sequence[Suite], ledger: Ledger | No
     evidence = None
     # The results of a store with a URL may not be here yet.
     if ledger is not None and begun and not config.is_remote:
-        evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+        evidence = Evidence(store=Store(config.folder, ledger), config=config)
     return plan_gate(config, evidence, suites=suites)
 
 

@@ -16,6 +16,7 @@ from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import compare
 from align.gate.statistics.significance import exact_interval, mcnemar_exact
 from align.gate.suites.suite import Kind
+from align.store.paths import StorePaths
 from rollouts.types import SnapshotId
 
 ALPHA = 0.05
@@ -46,13 +47,9 @@ class NoiseFloor:
     seconds: float | None
 
 
-def save_repeats(folder: Path, first: ItemResults, second: ItemResults) -> list[Path]:
-    """Keep two measurements of a snapshot, in the place of earlier ones; return their files.
-
-    Args:
-        folder: the store.
-    """
-    paths = [_path(folder, r.snapshot, r.suite, i) for i, r in enumerate((first, second), start=1)]
+def save_repeats(store: StorePaths, first: ItemResults, second: ItemResults) -> tuple[Path, Path]:
+    """Keep two measurements of a snapshot, in the place of earlier ones; return their files."""
+    paths = store.repeats(first.snapshot, first.suite)
     for path, results in zip(paths, (first, second), strict=True):
         results.save(path)
     return paths
@@ -62,7 +59,7 @@ def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults
     """The two measurements of the latest production that has them, unharmed."""
     moves = evidence.ledger.alias_moves()
     for snapshot in dict.fromkeys(move.target for move in reversed(moves)):
-        paths = [_path(evidence.folder, snapshot, suite, number) for number in (1, 2)]
+        paths = evidence.store.paths.repeats(snapshot, suite)
         if not any(evidence.files.fault_of(path) for path in paths):
             first, second = map(ItemResults.load, paths)
             return first, second
@@ -109,7 +106,3 @@ def noise_lines(floors: list[NoiseFloor]) -> Iterator[str]:
         yield f"{one.suite}: {spread}; mean {mean}"
         if one.chance < ALPHA / max(1, len(floors)):
             yield f"  the two runs are not alike, p = {one.chance:.2g}: something else changed"
-
-
-def _path(folder: Path, snapshot: SnapshotId, suite: str, number: int) -> Path:
-    return folder / "evaluations" / snapshot[:16] / "aa" / f"{suite}-{number}.parquet"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import StoreError
 from align.store.durable import write_atomic
+from align.store.paths import StorePaths
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def with_references(suites: Sequence[Suite], evidence: Evidence) -> Iterator[Sui
         weights = shares(specs[suite.target_of or ""])
         if all(name in known for name in weights):
             found = tuple((known[name], share) for name, share in weights.items())
-            files = tuple(_file(evidence.folder, suite, snapshot) for snapshot, _ in found)
+            files = tuple(_file(evidence.store.paths, suite, snapshot) for snapshot, _ in found)
             yield replace(suite, reference=Reference(weights=found, files=files))
 
 
@@ -128,10 +129,9 @@ def _parents(evidence: Evidence, measured: Set[str | None]) -> dict[str, Snapsho
     return found
 
 
-def _file(folder: Path, suite: Suite, snapshot: SnapshotId) -> Path:
+def _file(store: StorePaths, suite: Suite, snapshot: SnapshotId) -> Path:
     content = json.dumps([suite.sequences, suite.encoding, dict(suite.engine)], sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return folder / "evaluations" / "references" / f"{snapshot[:16]}-{digest}.json"
+    return store.reference(snapshot, hashlib.sha256(content.encode()).hexdigest())
 
 
 def save_logprobs(path: Path, sums: Sequence[float]) -> None:

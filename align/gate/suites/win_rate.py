@@ -20,6 +20,7 @@ from align.config.campaign import CampaignConfig
 from align.config.gate import SuiteConfig
 from align.errors import StoreError
 from align.store.durable import write_atomic
+from align.store.paths import StorePaths
 from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup, SnapshotId
 
@@ -145,8 +146,7 @@ def with_comparators(
         if suite.duel is not None:
             snapshot = known[suite.duel.against]
             suite = replace(suite, duel=replace(suite.duel, comparator=snapshot))
-            name = f"{suite.name}-{suite.hash[:16]}.jsonl"
-            path = folder / "evaluations" / "answers" / name
+            path = StorePaths(folder).rival_answers(suite.name, suite.hash)
             assert suite.duel is not None
             suite = replace(suite, duel=replace(suite.duel, answers=path))
         found.append(suite)

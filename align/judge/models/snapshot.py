@@ -10,19 +10,20 @@ from sqlalchemy import select
 
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
-from align.config.store import sqlite_url
+from align.config.store import LEDGER, sqlite_url
 from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
 from align.judge.models.local import LocalModel, open_folder
 from align.report.export.export import find
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
+from align.store.paths import StorePaths
+from align.store.store import Store
 from align.store.stored_config import as_then
 from rollouts.errors import UserError
 
 SIGN = "#"
 """Sign between a store and the name of a snapshot in it."""
-LEDGER = "ledger.db"
 PRODUCTION = "production"
 
 
@@ -30,7 +31,7 @@ def is_snapshot(name: str) -> bool:
     """Tell ``STORE#ROUND``, and the folder of a store, which stands for its production."""
     store, sign, _ = name.rpartition(SIGN)
     path = Path(store if sign else name).expanduser()
-    return bool(sign and store and path.exists()) or (path / LEDGER).is_file()
+    return bool(sign and store and path.exists()) or StorePaths(path).ledger.is_file()
 
 
 def open_snapshot(named: Named) -> LocalModel:
@@ -43,7 +44,7 @@ def open_snapshot(named: Named) -> LocalModel:
     store, sign, which = named.name.rpartition(SIGN)
     path = Path(store if sign else named.name).expanduser()
     evidence = _evidence(path)
-    snapshots = evidence.snapshots()
+    snapshots = evidence.store.snapshots
     snapshot = snapshots.open(find(evidence, which if sign else PRODUCTION))
     base = snapshot.manifest.provenance.base
     below = snapshots.open(base).path if snapshot.kind == "adapter" and base else None
@@ -53,14 +54,14 @@ def open_snapshot(named: Named) -> LocalModel:
 def _evidence(path: Path) -> Evidence:
     if path.is_file():
         return stored_evidence(load_campaign(path).config)
-    if not (path / LEDGER).is_file():
+    if not StorePaths(path).ledger.is_file():
         raise UserError(
             f"{str(path)!r} is no store: it holds no {LEDGER}",
             where=str(path),
             remedy="name the folder of a campaign's store, or the campaign's file where its ledger lies "
             "elsewhere",
         )
-    ledger = Ledger(sqlite_url(path / LEDGER))
+    ledger = Ledger(sqlite_url(StorePaths(path).ledger))
     with ledger.database.read() as connection:
         content = connection.scalar(select(campaigns.c.config))
     if content is None or ledger.alias(PRODUCTION) is None:
@@ -75,4 +76,4 @@ def _evidence(path: Path) -> Evidence:
             cause=f"another version wrote it: {str(error).splitlines()[-1].strip()}",
             remedy="name the campaign's file in place of the store",
         ) from error
-    return Evidence(folder=path, ledger=ledger, config=config)
+    return Evidence(store=Store(path, ledger), config=config)

@@ -52,7 +52,7 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
         SnapshotError: the snapshot is damaged; nothing was written.
     """
     _require_free(folder)
-    store = evidence.snapshots()
+    store = evidence.store.snapshots
     line = list(_ancestors(evidence, store, find(evidence, which)))[::-1]
     own = line[-1]
     if not is_accepted(own) and not force:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from align.gate.overlap import OVERLAP_FILE, Overlap
+from align.gate.overlap import Overlap
+from align.store.paths import StorePaths
 
 _OVERLAPS = TypeAdapter(tuple[Overlap, ...])
 
@@ -14,6 +15,6 @@ _OVERLAPS = TypeAdapter(tuple[Overlap, ...])
 def overlaps_of(folder: Path) -> tuple[Overlap, ...]:
     """The record of a store; none where nothing was compared yet, or the record is damaged."""
     try:
-        return _OVERLAPS.validate_json((folder / OVERLAP_FILE).read_bytes())
+        return _OVERLAPS.validate_json(StorePaths(folder).overlaps.read_bytes())
     except (OSError, ValueError):
         return ()

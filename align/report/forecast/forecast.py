@@ -37,6 +37,8 @@ from align.store.auto import auto_lines
 from align.store.changes.settle import settle
 from align.store.ledger.copy import ledger_copy
 from align.store.ledger.ledger import RoundRecord
+from align.store.paths import StorePaths
+from align.store.run_folder import checkpoints_in
 from align.store.store import ledger_place
 from rollouts.machine.memory import available_memory
 
@@ -198,10 +200,9 @@ def _rounds(
         if state == "accepted" or state == "rejected" or state == "skipped":
             yield _done(spec, state)
         else:
-            folder = (
-                config.folder / "rounds" / f"{places[spec.name]:02d}-{spec.name}" / "checkpoint"
-            )
-            coming = _coming(config, inputs, spec, newest_step(folder), asked_before)
+            folder = StorePaths(config.folder).round(places[spec.name], spec.name)
+            first_step = max(checkpoints_in(folder.checkpoints()), default=0)
+            coming = _coming(config, inputs, spec, first_step, asked_before)
             yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
         # A round that is still to come counts as accepted: that is what it is run for.
         asked_before += state not in ("rejected", "skipped") and spec.algorithm.makes == "policy"
@@ -260,11 +261,6 @@ def _measured(suites: Sequence[Suite]) -> int:
     return sum(
         len(s.prompts) * s.samples for s in suites if s.kind == "items" and s.role != "sealed"
     )
-
-
-def newest_step(folder: Path) -> int:
-    """Of the last checkpoint of a round; 0 where there is none. `align.learner.checkpoint` names them."""
-    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
 
 
 def _nearest(folder: Path) -> Path:

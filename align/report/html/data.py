@@ -30,7 +30,6 @@ from align.report.records.seals import Seal, seals_of
 from align.report.records.wall_time import MEANINGS
 from align.round.spending import Spent, Split
 from align.store.ledger.ledger import RoundRecord
-from align.store.run_folder import steps_of
 from rollouts.types import SnapshotId
 
 
@@ -135,7 +134,7 @@ def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]
     curves: dict[str, list[tuple[float, float]]] = {}
     done = 0
     for round in rounds:
-        steps = steps_of(evidence.folder / "rounds" / f"{round.index:02d}-{round.name}")
+        steps = evidence.store.paths.round(round.index, round.name).steps()
         for step, metrics in steps.items():
             old = [v for name, v in metrics.items() if name.startswith("drift/K_old/")]
             found = {

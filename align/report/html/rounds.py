@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from align.config.campaign import RoundConfig
 from align.gate.checks import Check
@@ -29,7 +28,7 @@ from align.round.spending import Spent, spent
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Take
 from align.store.repairs import RepairStep, repairs_of
-from align.store.run_folder import steps_of
+from align.store.run_folder import RoundFolder
 from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
@@ -127,8 +126,8 @@ def round_view(
     """
     spec = next((spec for spec in evidence.config.rounds if spec.name == record.name), None)
     own = [a for a in attempts if a.index == record.index and a.attempt > 0]
-    folder = evidence.folder / "rounds" / f"{record.index:02d}-{record.name}"
-    steps = steps_of(folder)
+    folder = evidence.store.paths.round(record.index, record.name)
+    steps = folder.steps()
     committed = record.state in ("accepted", "rejected")
     verdict = Verdict.from_dict(record.report or {}) if committed else None
     folded = folded_row(verdict) if verdict else None
@@ -211,7 +210,7 @@ def _axis(check: Check) -> tuple[str, bool]:
 def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | None:
     """What a snapshot says of itself; None where its folder is gone or damaged."""
     try:
-        return evidence.snapshots().manifest(snapshot or "-")
+        return evidence.store.snapshots.manifest(snapshot or "-")
     except (OSError, KeelError):
         return None
 
@@ -224,10 +223,10 @@ def _unjudged(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
 
 
 def _repair_panels(
-    folder: Path, repairs: Sequence[RepairStep], limits: Limits
+    folder: RoundFolder, repairs: Sequence[RepairStep], limits: Limits
 ) -> tuple[Panel, ...]:
     step = accepted_repair(repairs)
-    found = panels(steps_of(folder, step.rung), limits) if step and limits.repair_charts else ()
+    found = panels(folder.steps(step.rung), limits) if step and limits.repair_charts else ()
     return found[: limits.repair_charts]
 
 

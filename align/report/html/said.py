@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.report.html.limits import Limits, cut
-from align.round.rollout_table import FOLDER, Record, load_records
+from align.round.rollout_table import Record, load_records
+from align.store.run_folder import RoundFolder
 from rollouts.errors import KeelError
 
 NAME = 120
@@ -34,18 +35,17 @@ class SaidAt:
     said: tuple[Said, ...]
 
 
-def said_of(round_folder: Path, limits: Limits) -> tuple[SaidAt, ...]:
-    """Of the round's last attempt with tables; damaged ones are left out."""
-    attempts = sorted(round_folder.glob("attempt-*"), key=lambda path: _number(path.name))
-    for attempt in reversed(attempts) if limits.samples else ():
-        tables = sorted((attempt / FOLDER).glob("step-*.parquet"), key=lambda p: _number(p.stem))
-        if tables:
-            return tuple(_of_steps(dict.fromkeys((tables[0], tables[-1])), limits))
+def said_of(folder: RoundFolder, limits: Limits) -> tuple[SaidAt, ...]:
+    """Read completions of the round's last attempt with tables; damaged tables are left out."""
+    for attempt in reversed(folder.attempts()) if limits.samples else ():
+        if tables := attempt.tables():
+            ends = dict.fromkeys((min(tables), max(tables)))
+            return tuple(_of_steps({step: tables[step] for step in ends}, limits))
     return ()
 
 
-def _of_steps(tables: Iterable[Path], limits: Limits) -> Iterator[SaidAt]:
-    for path in tables:
+def _of_steps(tables: Mapping[int, Path], limits: Limits) -> Iterator[SaidAt]:
+    for step, path in tables.items():
         try:
             records = [r for r in load_records(path) if r["source"] == "new"]
         except (KeelError, KeyError):
@@ -53,7 +53,7 @@ def _of_steps(tables: Iterable[Path], limits: Limits) -> Iterator[SaidAt]:
         scored = sorted((r for r in records if r["value"] is not None), key=lambda r: -r["value"])
         if scored:
             said = tuple(_said(record, limits.text) for record in spread(scored, limits.samples))
-            yield SaidAt(step=_number(path.stem) + 1, said=said)
+            yield SaidAt(step=step + 1, said=said)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -82,7 +82,3 @@ def _said(record: Record, text: int) -> Said:
         value=record["value"],
         parts=tuple(parts) if len(names) > 1 else (),
     )
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2])

@@ -12,6 +12,7 @@ from threading import Lock
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import stored_evidence
 from align.report.html.page import render
+from align.store.paths import StorePaths
 from rollouts.errors import KeelError, UserError
 
 LOOPBACK = "127.0.0.1"
@@ -47,10 +48,7 @@ class LivePage:
             return self._made[1]
 
     def _files(self) -> Iterator[tuple[str, int, int]]:
-        metrics = "rounds/*/attempt-*"
-        for pattern in ("ledger.db*", f"{metrics}/metrics.jsonl", f"{metrics}/*/metrics.jsonl"):
-            for path in sorted(self._config.folder.glob(pattern)):
-                yield _stamp(path)
+        return map(_stamp, StorePaths(self._config.folder).changing())
 
 
 class Server(ThreadingHTTPServer):

@@ -22,7 +22,6 @@ from align.schedule.skips import skips
 from align.store.ledger.amendments import drops_of
 from align.store.ledger.ledger import RoundRecord
 from align.store.repairs import RepairStep, repairs_of
-from align.store.run_folder import steps_of
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -163,7 +162,7 @@ def record_of(evidence: Evidence, name: str) -> RoundRecord:
 def detail(evidence: Evidence, name: str) -> RoundDetail:
     """What a round left behind."""
     record = record_of(evidence, name)
-    steps = steps_of(evidence.folder / "rounds" / f"{record.index:02d}-{record.name}")
+    steps = evidence.store.paths.round(record.index, record.name).steps()
     metrics = summaries(steps.values())
     sources = ("new", "past", "general")
     totals = {m.name: round(m.mean * m.steps) for m in metrics if m.name.endswith("_tokens")}
@@ -208,8 +207,8 @@ def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
 
 def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
     """What was noticed of a round's latest attempt; of its first candidate, where others were tried."""
-    folder = evidence.folder / "rounds" / f"{record.index:02d}-{record.name}"
-    return WatchRecord.load(folder / f"attempt-{record.attempt}")
+    folder = evidence.store.paths.attempt(record.index, record.name, record.attempt)
+    return WatchRecord.load(folder.path)
 
 
 def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import measured_seconds
@@ -21,7 +20,7 @@ from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
 from align.store.ledger.ledger import RoundRecord
 from align.store.repairs import repairs_of
-from align.store.run_folder import steps_in
+from align.store.run_folder import RunFolder
 
 MEANINGS: Mapping[str, str] = {
     "start-up": "engines and models loaded, the round planned, the learner set up",
@@ -131,8 +130,8 @@ def wall_time(
     whole = 0.0
     for attempt in attempts:
         took_s = attempt_seconds(attempt, now)
-        folder = _folder(evidence, attempt)
-        times = AttemptTimes.load(folder)
+        folder = evidence.store.paths.attempt(attempt.index, attempt.name, attempt.attempt)
+        times = AttemptTimes.load(folder.path)
         parts = dict(times.seconds if times else _from_steps(evidence, attempt, folder))
         rest = took_s - math.fsum(parts.values())
         name = "other" if times else "not recorded"
@@ -165,16 +164,11 @@ def attempt_seconds(attempt: RoundRecord, now: datetime | None) -> float:
     return max(0.0, (end - started).total_seconds()) if end else 0.0
 
 
-def _folder(evidence: Evidence, attempt: RoundRecord) -> Path:
-    name = f"{attempt.index:02d}-{attempt.name}"
-    return evidence.folder / "rounds" / name / f"attempt-{attempt.attempt}"
-
-
-def _from_steps(evidence: Evidence, attempt: RoundRecord, folder: Path) -> dict[str, float]:
+def _from_steps(evidence: Evidence, attempt: RoundRecord, folder: RunFolder) -> dict[str, float]:
     """Sum up what steps and files of results say of an attempt of an older store."""
     seconds: defaultdict[str, float] = defaultdict(float)
-    for path in (folder / "metrics.jsonl", *folder.glob("*/metrics.jsonl")):
-        for step in steps_in(path).values():
+    for run in (folder, *folder.repairs()):
+        for step in run.steps().values():
             for name, value in step.items():
                 if name in STEP_METRICS:
                     seconds[STEP_METRICS[name]] += value

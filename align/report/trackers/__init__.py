@@ -10,30 +10,31 @@ from pathlib import Path
 
 from align.report.trackers.base import Tracker, opened
 from align.report.trackers.observer import TrackedObserver
+from align.store.paths import StorePaths
 
 
 def _tensorboard(folder: Path, campaign: str) -> Tracker:
     from align.report.trackers.tensorboard import TensorBoardTracker
 
-    return TensorBoardTracker(folder / "tensorboard")
+    return TensorBoardTracker(folder)
 
 
 def _wandb(folder: Path, campaign: str) -> Tracker:
     from align.report.trackers.wandb import WandbTracker
 
-    return WandbTracker(folder / "wandb", campaign)
+    return WandbTracker(folder, campaign)
 
 
 def _mlflow(folder: Path, campaign: str) -> Tracker:
     from align.report.trackers.mlflow import MlflowTracker
 
-    return MlflowTracker(folder / "mlflow", campaign)
+    return MlflowTracker(folder, campaign)
 
 
 def _trackio(folder: Path, campaign: str) -> Tracker:
     from align.report.trackers.trackio import TrackioTracker
 
-    return TrackioTracker(folder / "trackio", campaign)
+    return TrackioTracker(folder, campaign)
 
 
 TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
@@ -42,15 +43,15 @@ TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
     "mlflow": _mlflow,
     "trackio": _trackio,
 }
-"""Makes a tracker that writes below a store's folder, for a campaign's name."""
+"""Makers of trackers that write into a folder, for a campaign's name."""
 
 __all__ = ["TRACKERS", "TrackedObserver", "Tracker", "open_tracker"]
 
 
 def open_tracker(name: str, folder: Path, campaign: str) -> Tracker:
-    """A tracker that writes below ``folder``.
+    """Open a tracker that writes below a store's folder.
 
     Raises:
         UserError: no such tracker, or its package is not installed; the remedy names the extra.
     """
-    return opened(name, TRACKERS, folder, campaign)
+    return opened(name, TRACKERS, StorePaths(folder).tracker(name), campaign)

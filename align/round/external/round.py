@@ -20,9 +20,8 @@ from align.round.plan import RoundOutcome, RoundPlan
 from align.round.round import commit, gated
 from align.round.session import Parts
 from align.round.times.clock import phase
+from align.store.run_folder import RunFolder
 from rollouts.types import Prompt, SnapshotId
-
-LOG = "command.log"
 
 
 def run_external_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
@@ -44,15 +43,14 @@ def train(plan: RoundPlan, parts: Parts) -> Path:
     """Run the command; returns the folder that it wrote into."""
     algorithm = plan.spec.algorithm
     assert isinstance(algorithm, External), "the kind of the round"
-    folder = parts.round_folder(plan).absolute()
-    shared, output = folder.parent, folder / "output"
+    folder = RunFolder(parts.run_folder(plan).path.absolute())
+    output, prompts, log = folder.output, folder.prompts, folder.command_log
     output.mkdir(parents=True, exist_ok=True)
-    prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(map(_line, parts.inputs.prompts[plan.spec.name])), "utf-8")
     places = {
         "parent": str(parts.folder_of(plan.parent).absolute()),
         "base": str(parts.folder_of(parts.base).absolute()),
-        "round": str(shared),
+        "round": str(folder.path.parent),
         "output": str(output),
         "prompts": str(prompts),
         "seed": str(plan.seed),
@@ -63,10 +61,10 @@ def train(plan: RoundPlan, parts: Parts) -> Path:
         folder=parts.config.home.absolute(),
         variables={f"KEEL_{name.upper()}": value for name, value in places.items()},
         granted=algorithm.environment,
-        log=folder / LOG,
+        log=log,
         deadline_s=algorithm.deadline_s,
     )
-    parts.observer.note(f"{plan.spec.name}: running {words[0]}; it prints into {folder / LOG}")
+    parts.observer.note(f"{plan.spec.name}: running {words[0]}; it prints into {log}")
     with phase("command"):
         run_command(command, parts.beat)
     return output

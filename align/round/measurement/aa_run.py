@@ -58,9 +58,8 @@ def measure_noise(
 
         first, second = measured(1), measured(2)
         for suite in suites:
-            paths = save_repeats(config.folder, first[suite.name], second[suite.name])
+            paths = save_repeats(memory.evidence.store.paths, first[suite.name], second[suite.name])
             memory.evidence.files.record(paths)
-        memory.evidence.mirror.push()
         return [noise_floor(first[s.name], second[s.name], s.kind) for s in suites]
 
 

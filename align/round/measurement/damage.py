@@ -7,7 +7,6 @@ needed; prompts to replay follow from their round's data. Everything else is nam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +23,23 @@ from align.gate.verdict import Verdict
 from align.round.inputs import Inputs
 from align.round.reward_models import measurable
 from align.store.ledger.records import EvaluationRecord
+from align.store.paths import (
+    GENERAL_ANSWERS,
+    NAMED_ELSEWHERE,
+    REPEATS,
+    REPLAYED,
+    RIVAL_ANSWERS,
+    remedy_of,
+)
 from align.store.stored_files import FIRST_READ, MEASURED_AGAIN, fault_of
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
 
-NAMED_ELSEWHERE = re.compile(
-    r"rounds/|replay/[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
-)
-"""Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
-do: a round whose own was changed starts over, and old ones are removed."""
-
-
 LOADERS: Mapping[str, Callable[[Path], object]] = {
-    "evaluations/*/aa/*.parquet": ItemResults.load,
-    "evaluations/answers/*.jsonl": load_rivals,
-    f"replay/{16 * '[0-9a-f]'}.jsonl": ReplayBuffer.load,
-    "replay/answers-*.jsonl": load_answers,
+    REPEATS: ItemResults.load,
+    RIVAL_ANSWERS: load_rivals,
+    REPLAYED: ReplayBuffer.load,
+    GENERAL_ANSWERS: load_answers,
 }
 """Patterns of files that no row of the ledger describes, and what reads them."""
 
@@ -87,7 +87,7 @@ class Survey:
                 )
             yield f"{entry.record.path} {entry.fault}; {does}"
         for path, fault in self.others.items():
-            yield f"{path} {fault}; {_remedy(path)}"
+            yield f"{path} {fault}; {remedy_of(path)}"
 
 
 def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId], Path]) -> Survey:
@@ -101,13 +101,14 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     adopted = adopt(evidence)
     hashes = evidence.files.hashes()
     faults: dict[str, str] = {}
-    needed = {f"replay/{s[:16]}.jsonl" for s in evidence.accepted("policy").values()}
+    paths = evidence.store.paths
+    needed = {paths.relative(paths.replay(s)) for s in evidence.accepted("policy").values()}
     needed |= {record.path for record in evidence.ledger.evaluations()}
     for path, row in hashes.items():
         if NAMED_ELSEWHERE.match(path) and path not in needed:
             continue
         fault = fault_of(evidence.folder / path, row.sha256)
-        if fault and not _fetched(evidence, path, row.sha256):
+        if fault and not evidence.store.restored(path, row.sha256):
             faults[path] = fault
     unhashed = [record for record in evidence.ledger.evaluations() if record.sha256 is None]
     for record in unhashed:
@@ -165,11 +166,6 @@ def _fault_unhashed(path: Path, record: EvaluationRecord) -> str:
     return ""
 
 
-def _fetched(evidence: Evidence, path: str, sha256: str) -> bool:
-    """Replace a file by the one on the far side of the store, if that is sound; tell if it was."""
-    return evidence.mirror.restore(path) and not fault_of(evidence.folder / path, sha256)
-
-
 def _suites_by_hash(
     evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId], Path]
 ) -> dict[str, Suite]:
@@ -187,14 +183,6 @@ def _suites_by_hash(
         for parent in (evidence.base, *rounds.values())
         for suite in with_comparators(referred, evidence.base, parent, rounds, evidence.folder)
     }
-
-
-def _remedy(path: str) -> str:
-    if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
-        return "it is made again when a round needs it"
-    if "/aa/" in path:
-        return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
-    return "it is made again from its round's data when a round needs it"
 
 
 def evidence_notes(evidence: Evidence, verdict: Verdict) -> Iterator[str]:

@@ -252,7 +252,6 @@ def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
             policy=duel.comparator,
         )
         save_answers(duel.answers, groups)
-        parts.evidence.mirror.push()
         parts.evidence.files.record([duel.answers])
 
 
@@ -267,7 +266,6 @@ def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
                 parts.observer.note(f"scoring the pairs of {suite.name} by {snapshot[:16]}")
                 _hold(parts, snapshot, snapshot[:16])
                 save_logprobs(file, sequence_logprobs(parts.engine, suite))
-                parts.evidence.mirror.push()
                 parts.evidence.files.record([file])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-FILE = "times.json"
+from align.store.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,15 +24,16 @@ class AttemptTimes:
     def save(self, folder: Path) -> None:
         """Write the file into an attempt's folder; a reader sees the old one or the new one."""
         folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f".{FILE}.{os.getpid()}.tmp"
+        file = RunFolder(folder).times
+        staging = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         staging.write_text(json.dumps(asdict(self), sort_keys=True) + "\n")
-        os.replace(staging, folder / FILE)
+        os.replace(staging, file)
 
     @classmethod
     def load(cls, folder: Path) -> AttemptTimes | None:
         """Read what `save` wrote; None if the attempt has no such file, or a damaged one."""
         try:
-            content = json.loads((folder / FILE).read_text())
+            content = json.loads(RunFolder(folder).times.read_text())
             return cls(seconds=_finite(content["seconds"]), before=_finite(content["before"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -14,8 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from align.round.watch.detectors import Signal
-
-FILE = "signals.json"
+from align.store.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +60,17 @@ class WatchRecord:
     def save(self, folder: Path) -> None:
         """Write it beside the attempt's metrics, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{FILE}.part"
+        file = RunFolder(folder).signals
+        draft = file.with_name(f"{file.name}.part")
         draft.write_text(json.dumps(asdict(self), indent=2, sort_keys=True))
-        draft.replace(folder / FILE)
+        draft.replace(file)
 
     @classmethod
     def load(cls, folder: Path) -> WatchRecord:
         """Load the record of an attempt; an empty one where nothing was written, or what was is
         damaged."""
         try:
-            plain: Mapping[str, Any] = json.loads((folder / FILE).read_text())
+            plain: Mapping[str, Any] = json.loads(RunFolder(folder).signals.read_text())
             return _RECORD.validate_python(plain)
         except (OSError, ValueError):
             return cls()

@@ -20,7 +20,6 @@ from align.round.reward_models import resolved
 from align.round.times.clock import phase
 from align.round.watch.detectors import READ, Signal, detect, first_signals
 from align.round.watch.record import CanaryRecord, WatchRecord
-from align.store.run_folder import steps_of
 from rewards.rubric import Rubric, build_rubric
 from rewards.trial.canaries import asks_a_model, try_canaries
 from rollouts.collect import collect
@@ -103,7 +102,8 @@ class RoundWatch:
     def _remember(self, first: int) -> None:
         """The steps before ``first``, of earlier attempts: their detectors speak again."""
         repair = self.plan.origin.label if self.plan.origin else ""
-        earlier = steps_of(self.parts.checkpoint_folder(self.plan).parent, repair)
+        paths = self.parts.evidence.store.paths
+        earlier = paths.round(self.plan.index, self.plan.spec.name).steps(repair)
         self._steps = [_read({**m, "step": float(n)}) for n, m in earlier.items() if n < first]
         self._hear(first_signals(self._steps, self.plan.spec.hacking).values())
 
@@ -128,7 +128,7 @@ class RoundWatch:
         ]
         fooled = [one.sentence for one in self.record.after if one.refused]
         self.record = replace(self.record, signals=signals, objections=(*said, *fooled))
-        self.record.save(self.parts.round_folder(self.plan))
+        self.record.save(self.parts.run_folder(self.plan).path)
 
     def _canaries(self, when: str) -> tuple[CanaryRecord, ...]:
         """What the round's rewards fall for, beside answers of the weights that the engines hold."""

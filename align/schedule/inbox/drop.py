@@ -24,6 +24,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt
 from align.schedule.inbox.rows import USER, Feedback, StreamForm, form_of
 from align.store.durable import write_atomic
+from align.store.paths import InboxPaths
 from rollouts.errors import RunError, UserError
 from rollouts.rows import READERS, read_rows
 
@@ -96,7 +97,7 @@ def take_files(
     folder: Path, inbox: Inbox, forms: Mapping[str, StreamForm], *, user_column: str = USER
 ) -> list[Intake]:
     """Take the files of the folder as `sweep` does, for a caller that is `alone`."""
-    drop = folder / "drop"
+    drop = InboxPaths(folder).drop
     intakes: list[Intake] = []
     for file, before in _complete(drop):
         stream = None if file.parent == drop else _plain(file.parent.name)
@@ -121,13 +122,13 @@ def take_files(
 
 def waiting_files(folder: Path) -> list[Path]:
     """List files of the drop folder under any name that no sweep has taken so far."""
-    drop = folder / "drop"
+    drop = InboxPaths(folder).drop
     return sorted(file for file in (*drop.glob("*"), *drop.glob("*/*")) if file.is_file())
 
 
 def make_drop(folder: Path, forms: Mapping[str, StreamForm]) -> Path:
     """Make the drop folder with a subfolder for every stream."""
-    drop = folder / "drop"
+    drop = InboxPaths(folder).drop
     for stream in forms:
         (drop / stream).mkdir(parents=True, exist_ok=True)
     return drop
@@ -139,7 +140,7 @@ def alone(folder: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     process."""
     folder.mkdir(parents=True, exist_ok=True)
     deadline = monotonic() + wait_s
-    with (folder / ".sweep").open("w") as lock:
+    with InboxPaths(folder).lock.open("w") as lock:
         while not (locked := _locked(lock.fileno())) and monotonic() < deadline:
             sleep(POLL_S)
         yield locked
@@ -202,7 +203,8 @@ def _stamp(file: Path) -> Stamp | None:
 
 def _put_away(folder: Path, file: Path, intake: Intake) -> None:
     """Move a file out of the way, its report first: a file in ``done`` always has one."""
-    target = folder / ("done" if intake.error is None else "failed") / (intake.stream or "")
+    paths = InboxPaths(folder)
+    target = (paths.done if intake.error is None else paths.failed) / (intake.stream or "")
     name = f"{time_ns() // 1000}-{intake.file}"
     report = json.dumps(asdict(intake), indent=1, sort_keys=True) + "\n"
     write_atomic(target / f"{name}.report.json", report.encode())

@@ -16,6 +16,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import StreamForm, stream_forms
 from align.store.ledger.campaign_row import INTERRUPTED
 from align.store.ledger.ledger import Ledger
+from align.store.paths import StorePaths
 from rollouts.errors import UserError
 from rollouts.prompts import content_id
 from rollouts.rows import FileRow
@@ -37,7 +38,7 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
     inbox = Inbox(ledger.database)
     take = None
     if spec.data is not None and spec.data.stream is not None:
-        sweep(config.folder / "inbox", inbox, forms)
+        sweep(StorePaths(config.folder).inbox.folder, inbox, forms)
         take = inbox.take(
             spec.name,
             spec.data.stream,
@@ -48,7 +49,7 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
         if take is None:
             raise UserError(
                 f"{spec.data.source} has nothing new for round {spec.name!r}",
-                where=str(config.folder / "inbox"),
+                where=str(StorePaths(config.folder).inbox.folder),
                 remedy="send pairs with keel feedback add, keel feedback serve or the drop folder, and run "
                 "again",
             )
@@ -78,7 +79,7 @@ def starved(
     if claim is None:
         return False
     inbox = Inbox(ledger.database)
-    sweep(config.folder / "inbox", inbox, stream_forms(config))
+    sweep(StorePaths(config.folder).inbox.folder, inbox, stream_forms(config))
     again = spec.data.use != "once"
     if inbox.waiting(spec.data.stream, above=0 if again else None).count:
         return False

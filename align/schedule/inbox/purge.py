@@ -33,7 +33,7 @@ from align.store.database.database import Database
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import all_takes
 from align.store.ledger.tables.inbox import inbox_purges, inbox_rows, inbox_takes
-from align.store.mirror import ONE_SIDED, Mirror
+from align.store.store import Store
 from align.store.stored_files import StoredFiles
 from rollouts.prompts import content_id
 
@@ -79,50 +79,36 @@ class _Found:
     remains: tuple[str, ...]
 
 
-def purge(
-    ledger: Ledger,
-    folder: Path,
-    forms: Mapping[str, StreamForm],
-    user: str,
-    mirror: Mirror = ONE_SIDED,
-) -> Purge:
+def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
     """Remove what ``user`` sent to any stream, and write that down.
-
-    Args:
-        folder: the store, or the cache of one with a URL.
-        mirror: the far side of that one.
 
     Raises:
         StoreBusy: a runner holds the campaign, or another process the drop folder.
     """
-    inbox = folder / "inbox"
+    ledger, paths = store.ledger, store.paths
+    inbox = paths.inbox.folder
     with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as is_alone:
         if not is_alone:
             raise StoreBusy(
                 f"another process has read the drop folder for {WAIT_S:g} s",
-                where=str(inbox / "drop"),
+                where=str(paths.inbox.drop),
                 remedy="purge again when it is done",
             )
-        mirror.pull()
+        store.pull()
         # What is left in the drop folder would come back with the next sweep.
         take_files(inbox, Inbox(ledger.database), forms)
         with ledger.database.read() as connection:
             rows = _rows(connection, user)
         prompts = {name for row in rows for name in _prompt_ids(row, forms)}
-        stored = StoredFiles(folder, ledger.database)
-        replayed = sum(
-            _forget(file, prompts, stored) for file in (folder / "replay").glob("*.jsonl")
-        )
-        rollouts = forget_prompts(folder / "rounds", prompts)
-        mirror.push()
-        for table in rollouts:
-            mirror.trim(table.parent)
+        replayed = sum(_forget(file, prompts, store.files) for file in paths.stored_prompts())
+        rollouts = forget_prompts(paths.rounds, prompts)
+        store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
         traces = _Found(
             num_replayed=replayed,
             num_rollouts=sum(rollouts.values()),
             files=tuple(files),
-            remains=(*left, *_elsewhere(ledger, mirror)),
+            remains=(*left, *_elsewhere(store)),
         )
         with ledger.database.write() as connection:
             done = _remove(connection, user, traces)
@@ -166,8 +152,6 @@ def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
 
     A file that was changed before stays one: only a sound one gets a new hash.
     """
-    if file.name.startswith("answers-"):
-        return 0
     entries = ReplayBuffer.load(file).entries
     remaining = {
         name: [p for p in prompts_of_round if p.id not in prompts]
@@ -182,11 +166,11 @@ def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
     return removed
 
 
-def _elsewhere(ledger: Ledger, mirror: Mirror) -> Iterator[str]:
+def _elsewhere(store: Store) -> Iterator[str]:
     """Yield copies that cannot be reached from here."""
-    if mirror.remote is not None:
+    if store.is_remote:
         yield "the caches of this store on other machines, until they open it again"
-    if not _is_sqlite(ledger.database):
+    if not _is_sqlite(store.ledger.database):
         yield "the pages of the database server, until it vacuums inbox_rows"
 
 

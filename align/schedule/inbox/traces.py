@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from align.schedule.inbox.drop import waiting_files
+from align.store.paths import InboxPaths
 from rollouts.rows import read_rows
 
 REPORT = ".report.json"
@@ -30,9 +31,8 @@ def remove_files(folder: Path, user: str) -> tuple[list[str], list[str]]:
         What was deleted, and what is left with the reason, by paths in the folder.
     """
     removed, left = [], []
-    for file in sorted(
-        f for subfolder in ("done", "failed") for f in (folder / subfolder).rglob("*")
-    ):
+    paths = InboxPaths(folder)
+    for file in sorted((*paths.done.rglob("*"), *paths.failed.rglob("*"))):
         if file.name.endswith(REPORT) or not file.is_file():
             continue
         if _holds(file, user):

@@ -8,9 +8,7 @@ from align.store.database.database import Database
 from align.store.ledger.amendments import Drop, drop_round, dropped_for_good, drops_of, user_name
 from align.store.ledger.campaign_row import committed_in
 from align.store.ledger.ledger import Ledger
-from align.store.leftovers import forget_checkpoints
-from align.store.snapshots.snapshots import SnapshotStore
-from align.store.store import known_ledger, open_mirror
+from align.store.store import known_ledger, open_store
 from rollouts.errors import UserError
 
 
@@ -43,11 +41,11 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
         )
     if name in (spec.name for spec in config.rounds) and not _has_place(ledger, name):
         amend(config, reason=reason)  # The file alone knows it: it gets a place, to be given up.
-    mirror = open_mirror(config)
+    store = open_store(config, ledger)
     with ledger.claim("keel rounds drop"):
         dropped = drop_round(ledger, name, who=user_name(), reason=reason)
-        forget_checkpoints(config.folder, mirror, dropped.index, name)
-        SnapshotStore(config.folder, mirror.remote).clean()
+        store.forget_checkpoints(dropped.index, name)
+        store.snapshots.clean()
     return dropped
 
 

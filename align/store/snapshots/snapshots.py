@@ -30,6 +30,7 @@ from pathlib import Path
 
 from align.errors import SnapshotError
 from align.store.durable import digest_of, sync
+from align.store.paths import StorePaths
 from align.store.remote import Remote
 from align.store.snapshots.manifest import (
     MANIFEST,
@@ -72,8 +73,8 @@ class SnapshotStore:
 
     def __init__(self, root: Path, remote: Remote | None = None) -> None:
         self._remote = remote
-        self._staging = root.absolute() / "staging"
-        self._snapshots = root.absolute() / "snapshots"
+        paths = StorePaths(root.absolute())
+        self._staging, self._snapshots = paths.staging, paths.snapshots
         self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
 
     def publish(

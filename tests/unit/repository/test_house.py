@@ -231,7 +231,6 @@ NOT_YET_CLEAN = {
     "align/round/times/clock.py",
     "align/round/watch/watch.py",
     "align/store/ledger/copy.py",
-    "align/store/run_folder.py",
     "launch/cluster/commands.py",
     "launch/commands/judge.py",
     "launch/kubernetes/commands.py",

@@ -12,7 +12,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.data.replay import ReplayBuffer
-from align.round.session import replay_path
+from align.store.paths import StorePaths
 from tests.unit.campaigns import Starter, Watcher, campaign
 
 ODD: dict[str, Any] = {
@@ -66,7 +66,7 @@ def test_rows_of_every_kind_go_through_two_rounds(tmp_path: Path, isolation: str
     evidence = run_campaign(config, start_engine=Starter(), observer=watcher)
     assert [record.state for record in evidence.ledger.rounds()] == ["accepted", "accepted"]
     candidate = watcher.verdicts["rev"].candidate
-    kept = ReplayBuffer.load(replay_path(config.folder, candidate)).entries["rev"]
+    kept = ReplayBuffer.load(StorePaths(config.folder).replay(candidate)).entries["rev"]
     assert {prompt.place.partition(" row ")[0] for prompt in kept} == {
         str(tmp_path / "rev.parquet")
     }

@@ -21,6 +21,7 @@ from align.report.records.history import diff
 from align.report.tables import sealed_lines
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.lineage import by_hand, lineage, move_production
+from align.store.store import Store
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign, rounds
 from tests.unit.decided import keel
@@ -64,7 +65,7 @@ def accepted(
     config = CampaignConfig.model_validate(raw(folder, every))
     ledger = Ledger(f"sqlite:///{config.folder / 'ledger.db'}")
     ledger.open_campaign(config.name, config.content(), config.hash())
-    evidence = Evidence(folder=config.folder, ledger=ledger, config=config)
+    evidence = Evidence(store=Store(config.folder, ledger), config=config)
     for letter in "abcde":
         ledger.record_snapshot(snapshot(letter))
     ledger.set_alias_initial("production", IDS[0])

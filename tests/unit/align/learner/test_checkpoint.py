@@ -22,11 +22,12 @@ from align.config.campaign import (
     RoundSettings,
 )
 from align.errors import SnapshotError
-from align.learner.checkpoint import MANIFEST, file_of, newest_checkpoint
+from align.learner.checkpoint import file_of, newest_checkpoint
 from align.learner.learner import Learner
 from align.learner.ranks.sharding import decoder_layers
 from align.learner.references import References
 from align.retention.methods import RetentionMethods
+from align.store.run_folder import CHECKPOINT
 from tests.unit.tiny import row, save_model
 
 IDENTITY = {"config": "abc", "parent": "base"}
@@ -182,7 +183,7 @@ def test_only_the_newest_is_kept(models: dict[str, Path], tmp_path: Path) -> Non
     for step in (2, 4, 4):
         learner.checkpoint(folder, step, identity=IDENTITY)
     assert [path.name for path in folder.iterdir()] == ["step-00000004"]
-    assert {path.name for path in (folder / "step-00000004").iterdir()} == {MANIFEST, file_of(0)}
+    assert {path.name for path in (folder / "step-00000004").iterdir()} == {CHECKPOINT, file_of(0)}
 
 
 def test_a_checkpoint_of_something_else_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_something_else_is_refused(models: dict[str, Path], tmp_
         learner.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
     with pytest.raises(SnapshotError, match="another round: None, not 'rev'"):
         learner.restore(tmp_path / "kept", identity={**IDENTITY, "round": "rev"})
-    manifest = next((tmp_path / "kept").glob(f"*/{MANIFEST}"))
+    manifest = next((tmp_path / "kept").glob(f"*/{CHECKPOINT}"))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "ranks": 2}))
     with pytest.raises(SnapshotError, match="another ranks: '2', not '1'"):
         learner.restore(tmp_path / "kept", identity=IDENTITY)
@@ -209,7 +210,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
-@pytest.mark.parametrize("name", [MANIFEST, file_of(0)])
+@pytest.mark.parametrize("name", [CHECKPOINT, file_of(0)])
 def test_a_torn_checkpoint_changes_nothing(
     models: dict[str, Path], tmp_path: Path, damage: Any, name: str
 ) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from align.gate.evidence import Evidence
 from align.report.records.wall_time import MEANINGS, attempt_seconds, took, wall_time
 from align.round.times.clock import MEASURING, Phase, PhaseClock, phase
-from align.round.times.record import FILE, AttemptTimes
+from align.round.times.record import AttemptTimes
+from align.store.run_folder import RunFolder
 from tests.unit.stores import GOOD, made
 
 PHASES = st.sampled_from([phase for phase in get_args(Phase) if phase != "other"])
@@ -132,7 +133,7 @@ def test_every_phase_is_explained() -> None:
     ["", "[]", '{"seconds": 3, "before": {}}', '{"seconds": {"a": "x"}, "before": {}}', "{}"],
 )
 def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
+    RunFolder(tmp_path).times.write_text(text)
     assert AttemptTimes.load(tmp_path) is None
     assert AttemptTimes.load(tmp_path / "nowhere") is None
 
@@ -141,7 +142,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     times = AttemptTimes(seconds={"learning": 1.5}, before={"start-up": 20.0})
     times.save(tmp_path / "attempt-1")
     assert AttemptTimes.load(tmp_path / "attempt-1") == times
-    assert [path.name for path in (tmp_path / "attempt-1").iterdir()] == [FILE]
+    assert [path.name for path in (tmp_path / "attempt-1").iterdir()] == ["times.json"]
 
 
 # a round's wall time

@@ -20,7 +20,7 @@ from align.gate.suites.suites import SuiteRule
 from align.report.explanation.counterfactual import would_change
 from align.report.explanation.explain import Explanation, SuiteStory, explain, prompt_texts
 from align.report.records.history import detail, diff, entries
-from align.store.run_folder import steps_of
+from align.store.run_folder import RoundFolder
 from rollouts.errors import UserError
 from tests.unit.decided import BASE, FIRST, SECOND, N, campaign_file, decided, keel
 
@@ -206,8 +206,8 @@ def test_an_attempt_that_went_on_replaces_what_it_did_again(tmp_path: Path) -> N
         path.parent.mkdir()
         rows = [dict(zip(("step", "loss"), map(int, line.split()), strict=True)) for line in lines]
         path.write_text("\n".join(map(json.dumps, rows)) + '\n[1]\n{"loss": 1}\n{"step": 9, "lo')
-    assert steps_of(tmp_path) == {0: {"loss": 1.0}, 1: {"loss": 3.0}, 2: {"loss": 3.0}}
-    assert steps_of(tmp_path / "nowhere") == {}
+    assert RoundFolder(tmp_path).steps() == {0: {"loss": 1.0}, 1: {"loss": 3.0}, 2: {"loss": 3.0}}
+    assert RoundFolder(tmp_path / "nowhere").steps() == {}
 
 
 def test_two_rounds_side_by_side(evidence: Evidence) -> None:

@@ -29,7 +29,7 @@ from align.report.html.page import number, page_of, signed, span
 from align.report.html.serve import LivePage, server
 from align.report.html.signals import signals_of
 from align.store.ledger.ledger import RoundRecord
-from align.store.run_folder import steps_of
+from align.store.run_folder import RoundFolder
 from tests.patience import patient
 from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.pages import Page
@@ -128,8 +128,8 @@ def test_attempts_share_one_line_of_steps(tmp_path: Path) -> None:
         (tmp_path / f"attempt-{attempt}").mkdir()
         (tmp_path / f"attempt-{attempt}/metrics.jsonl").write_text(text)
     (tmp_path / "attempt-10").mkdir()
-    assert steps_of(tmp_path) == {0: {"a": 1.0}, 1: {"a": 5.0}, 2: {"a": 1.0}}
-    assert steps_of(tmp_path / "nowhere") == {}
+    assert RoundFolder(tmp_path).steps() == {0: {"a": 1.0}, 1: {"a": 5.0}, 2: {"a": 1.0}}
+    assert RoundFolder(tmp_path / "nowhere").steps() == {}
 
 
 def test_what_never_moved_is_no_curve() -> None:

@@ -16,7 +16,7 @@ from align.config.file import load_campaign
 from align.data.demo import BASE_MODEL
 from align.errors import RunError
 from align.gate.evidence import Evidence
-from align.store.store import open_ledger
+from align.store.store import Store, open_ledger
 from rollouts.engines.protocol import RolloutEngine
 from tests.unit.adapter_engine import AdapterEngine
 from tests.unit.campaigns import Starter, Watcher, raw_campaign
@@ -89,7 +89,7 @@ def test_an_adapter_that_peft_wrote_is_a_candidate_like_any_other(
     first, second = evidence.ledger.rounds()
     assert (first.state, second.state) == ("accepted", "accepted")
     assert second.parent == first.candidate != evidence.base
-    snapshots = [evidence.snapshots().open(r.candidate or "") for r in (first, second)]
+    snapshots = [evidence.store.snapshots.open(r.candidate or "") for r in (first, second)]
     assert {s.kind for s in snapshots} == {"model" if lora.get("merge") else "adapter"}
     if not lora.get("merge"):
         config_file = snapshots[1].path / "adapter_config.json"
@@ -123,7 +123,7 @@ def test_peft_goes_on_from_the_adapter_of_the_round_before(tmp_path: Path) -> No
     _, second = evidence.ledger.rounds()
     assert second.state == "accepted"
     written = load_file(
-        evidence.snapshots().open(second.candidate or "").path / "adapter_model.safetensors"
+        evidence.store.snapshots.open(second.candidate or "").path / "adapter_model.safetensors"
     )
     for name, tensor in written.items():
         if "lora_B" in name:
@@ -149,7 +149,7 @@ def test_an_adapter_that_is_not_the_policys_fails_the_round_and_moves_nothing(
     config = write(tmp_path, LORA, [copies(adapter(tmp_path / "made", step, **settings))])
     with pytest.raises(RunError, match=f"(?s){said}"):
         run_campaign(config, start_engine=Starter(), observer=Watcher())
-    evidence = Evidence(folder=config.folder, config=config, ledger=open_ledger(config))
+    evidence = Evidence(store=Store(config.folder, open_ledger(config)), config=config)
     (record,) = evidence.ledger.rounds()
     assert record.state == "failed"
     assert evidence.ledger.alias("production") == evidence.base

@@ -14,7 +14,7 @@ from align.config.file import load_campaign
 from align.errors import RunError
 from align.gate.evidence import Evidence
 from align.round.inputs import load_inputs
-from align.store.store import open_ledger
+from align.store.store import Store, open_ledger
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, no_engine, raw_campaign
 
@@ -64,7 +64,7 @@ def test_a_commands_model_is_a_candidate_like_any_other(
     (record,) = evidence.ledger.rounds()
     assert record.state == "accepted" and record.candidate != evidence.base
     assert evidence.ledger.alias("production") == record.candidate
-    snapshot = evidence.snapshots().open(record.candidate or "")
+    snapshot = evidence.store.snapshots.open(record.candidate or "")
     assert snapshot.manifest.provenance.parent == evidence.base
     assert (snapshot.path / "tokenizer.json").is_file()
     verdict = watcher.verdicts["theirs"].verdict
@@ -123,7 +123,7 @@ def test_what_a_command_cannot_give_fails_the_round_and_moves_nothing(
     config = write(tmp_path, trainer)
     with pytest.raises(RunError, match=f"(?s){said}"):
         run(config)
-    evidence = Evidence(folder=config.folder, config=config, ledger=open_ledger(config))
+    evidence = Evidence(store=Store(config.folder, open_ledger(config)), config=config)
     (record,) = evidence.ledger.rounds()
     assert record.state == "failed"
     assert evidence.ledger.alias("production") == evidence.base

@@ -19,7 +19,7 @@ from align.gate.evidence import Evidence, stored_evidence
 from align.gate.verdict import Verdict
 from align.report.explanation.explain import explain
 from align.round.plan import RoundPlan
-from align.round.session import replay_path
+from align.store.paths import StorePaths
 from align.store.repairs import repairs_of
 from align.store.snapshots.snapshots import SnapshotStore
 from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, rounds
@@ -112,9 +112,9 @@ def test_every_candidate_is_measured_and_says_where_it_comes_from(
     assert origin.extra["repair"] == {
         "rung": "interpolate", "of": failed.candidate, "share": 0.25, "told": "interpolation at 0.25",
     }  # fmt: skip
-    entries = ReplayBuffer.load(replay_path(config.folder, quarter.candidate)).entries
+    entries = ReplayBuffer.load(StorePaths(config.folder).replay(quarter.candidate)).entries
     assert {prompt.owner for prompt in entries["first"]} == {quarter.candidate}
-    assert not replay_path(config.folder, failed.candidate).exists()
+    assert not StorePaths(config.folder).replay(failed.candidate).exists()
 
 
 def test_every_candidate_was_a_look(repaired: tuple[CampaignConfig, Evidence, Watcher]) -> None:

@@ -37,6 +37,7 @@ from align.gate.verdict import Verdict
 from align.round.reward_round import run_reward_round, start_of
 from align.store.ledger.ledger import Ledger
 from align.store.snapshots.snapshots import Provenance, SnapshotStore
+from align.store.store import Store
 from rewards.library.reward_model import load_scorer, reward_model
 from rollouts.errors import UserError
 from rollouts.types import Prompt
@@ -117,7 +118,7 @@ class Round:
         self.ledger.set_alias_initial("production", start.id)
         self.base = start.id
         config: Any = SimpleNamespace(policy=PolicyConfig(model="tiny"), gate=GateConfig(**gate))
-        self.evidence = Evidence(folder=folder, ledger=self.ledger, config=config)
+        self.evidence = Evidence(store=Store(folder, self.ledger), config=config)
         self.steps: list[Mapping[str, float]] = []
         learn, held = hold_out(given, 0.3)
         self.parts: Any = SimpleNamespace(

@@ -21,6 +21,7 @@ from align.round.rollout_table import (
     records_of,
     save_records,
 )
+from align.store.run_folder import RunFolder
 from launch import cli
 from rewards.base import RewardPart
 from rewards.rubric import Rubric
@@ -124,16 +125,16 @@ def test_an_unknown_order_is_named() -> None:
 
 
 def test_only_the_last_steps_are_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.table(0).parent.mkdir()
     for step in range(12):
-        (tmp_path / f"step-{step:04d}.parquet").touch()
-    prune(tmp_path, "all")
-    assert len(list(tmp_path.iterdir())) == 12
-    prune(tmp_path, 3)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == [
-        "step-0009", "step-0010", "step-0011",
-    ]  # fmt: skip
-    prune(tmp_path, 5)
-    assert len(list(tmp_path.iterdir())) == 3
+        folder.table(step).touch()
+    prune(folder, "all")
+    assert len(folder.tables()) == 12
+    prune(folder, 3)
+    assert list(folder.tables()) == [9, 10, 11]
+    prune(folder, 5)
+    assert len(folder.tables()) == 3
 
 
 # what a round leaves, and the command that shows it

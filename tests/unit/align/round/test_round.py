@@ -18,7 +18,7 @@ from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError, ParityError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.wall_time import attempt_seconds, wall_time
-from align.round.session import replay_path
+from align.store.paths import StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from rewards.failures import RewardFailure
 from rollouts.engines.protocol import SampleRequest, SampleResult
@@ -140,7 +140,7 @@ def test_the_last_snapshot_holds_the_weights_the_engines_ended_with(two_rounds: 
 
 def test_an_accepted_round_leaves_prompts_to_replay(two_rounds: Ran) -> None:
     candidate = two_rounds.candidates["first"] or ""
-    entries = ReplayBuffer.load(replay_path(two_rounds.config.folder, candidate)).entries
+    entries = ReplayBuffer.load(StorePaths(two_rounds.config.folder).replay(candidate)).entries
     assert list(entries) == ["first"]
     assert len(entries["first"]) == 12
     assert {(p.source, p.owner, p.round) for p in entries["first"]} == {

@@ -17,8 +17,9 @@ from align.report.html.data import collect
 from align.report.html.page import page_of
 from align.report.html.signals import signals_of
 from align.report.records.history import detail
-from align.round.watch.record import FILE, CanaryRecord, WatchRecord
+from align.round.watch.record import CanaryRecord, WatchRecord
 from align.round.watch.watch import RewardFooled, gold_metrics, part_shares
+from align.store.run_folder import RunFolder
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
@@ -297,5 +298,5 @@ def test_a_record_comes_back_and_a_damaged_one_is_empty(tmp_path: Path) -> None:
     record.save(tmp_path / "attempt-1")
     assert WatchRecord.load(tmp_path / "attempt-1") == record
     assert record.lines() == [f"after the round: {fooled.sentence}"]
-    (tmp_path / "attempt-1" / FILE).write_text("{")
+    RunFolder(tmp_path / "attempt-1").signals.write_text("{")
     assert WatchRecord.load(tmp_path / "attempt-1") == WatchRecord()

@@ -18,6 +18,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.purge import purge, purges
 from align.schedule.inbox.writer import Writer
 from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from rollouts.prompts import content_id
 from rollouts.types import Prompt
 from tests.unit.inboxes import TASTE, feedback, opened, pair, settled
@@ -58,7 +59,7 @@ def used(folder: Path) -> tuple[Ledger, Inbox]:
 def test_rows_and_replayed_prompts_go(tmp_path: Path) -> None:
     ledger, inbox = used(tmp_path)
     inbox.add("taste", [TASTE.judge({"x": "y", "user": "ann"}, "test"), feedback(4, user="ann")])
-    done = purge(ledger, tmp_path, FORMS, "ann")
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert (done.num_rows, done.num_replayed, done.rounds) == (4, 2, ("reverse",))
     assert [row.user for row in inbox.rows("taste")] == ["bob"]
     entries = ReplayBuffer.load(tmp_path / "replay" / "first.jsonl").entries
@@ -69,14 +70,14 @@ def test_rows_and_replayed_prompts_go(tmp_path: Path) -> None:
 
 def test_the_record_names_nobody(tmp_path: Path) -> None:
     ledger, _ = used(tmp_path)
-    done = purge(ledger, tmp_path, FORMS, "ann")
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert purges(ledger) == [done]
     assert done.user_sha256 == hashlib.sha256(b"ann").hexdigest()
     database = b"".join(file.read_bytes() for file in tmp_path.glob("ledger.sqlite*"))
     assert b"Question 3?" in database
     assert b"Question 1?" not in database
     assert b'"ann"' not in database
-    again = purge(ledger, tmp_path, FORMS, "ann")
+    again = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert (again.num_rows, again.rounds) == (0, ())
     assert len(purges(ledger)) == 2
 
@@ -87,7 +88,7 @@ def test_an_unfinished_round_takes_again(tmp_path: Path) -> None:
     inbox.take("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.commit_round(0, attempt, "failed", None, {})
-    assert purge(ledger, tmp_path, FORMS, "ann").restarted == ("reverse",)
+    assert purge(Store(tmp_path, ledger), FORMS, "ann").restarted == ("reverse",)
     inbox.add("taste", [feedback(3)])
     take = inbox.take("reverse", "taste")
     assert take is not None
@@ -100,7 +101,7 @@ def test_processed_files_of_the_person_go_too(tmp_path: Path) -> None:
     put(place / "a.jsonl", pair(1, user="ann"))
     put(place / "b.jsonl", pair(2, user="bob"))
     sweep(tmp_path / "inbox", inbox, FORMS)
-    done = purge(ledger, tmp_path, FORMS, "ann")
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert done.sources == ("a.jsonl",)
     assert len(done.files) == 2
     left = sorted(file.name[-7:] for file in (tmp_path / "inbox/done/taste").iterdir())
@@ -110,7 +111,7 @@ def test_processed_files_of_the_person_go_too(tmp_path: Path) -> None:
 def test_nobody_runs_the_campaign_meanwhile(tmp_path: Path) -> None:
     ledger, inbox = used(tmp_path)
     with ledger.claim("keel run"), pytest.raises(StoreBusy, match=f"process {os.getpid()}"):
-        purge(ledger, tmp_path, FORMS, "ann")
+        purge(Store(tmp_path, ledger), FORMS, "ann")
     assert len(inbox.rows("taste")) == 3
 
 
@@ -134,7 +135,7 @@ def test_every_file_that_went_through_the_inbox(tmp_path: Path) -> None:
     settled(place / "others.csv")
     sweep(tmp_path / "inbox", inbox, FORMS)
     put(place / "later.jsonl", {"prompt": secret + "...", **hers})
-    done = purge(ledger, tmp_path, FORMS, "ann")
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert holding(tmp_path, secret.encode()) == []
     assert done.num_rows == 2
     left = {f.name.partition("-")[2] for f in (tmp_path / "inbox").rglob("*.*") if f.is_file()}
@@ -151,7 +152,7 @@ def test_what_is_left_is_named(tmp_path: Path) -> None:
     put(place / "theirs.jsonl.part", pair(1, user="bob"))
     (place / "damaged.parquet").write_bytes(b"PAR1" + b"x" * 50 + b"PAR1")
     settled(place / "damaged.parquet")
-    damaged, waiting = purge(ledger, tmp_path, FORMS, "ann").remains
+    damaged, waiting = purge(Store(tmp_path, ledger), FORMS, "ann").remains
     assert "damaged.parquet, which is damaged" in damaged
     assert (
         waiting == "drop/taste/rows.jsonl.part, which no sweep has taken: purge again when one has"
@@ -169,7 +170,7 @@ def test_answers_to_their_prompts_go_from_the_tables_of_steps(tmp_path: Path) ->
     for path, numbers in zip(tables, ((1, 3, 3), (1, 2), (3,)), strict=True):
         asked = [prompt(number) for number in numbers]
         save_records(path, [{"prompt_id": p.id, "prompt": p.text, "tokens": 1} for p in asked])
-    done = purge(ledger, tmp_path, FORMS, "ann")
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
     assert done.num_rollouts == 3
     assert [r["prompt"] for r in load_records(tables[0])] == ["Question 3?"] * 2
     assert not tables[1].exists()
@@ -181,7 +182,7 @@ def test_the_log_of_a_ledger_that_a_server_holds_open(tmp_path: Path) -> None:
     with Writer(inbox):
         inbox.add("taste", [feedback(1, user="ann"), feedback(2, user="bob")])
         assert holding(tmp_path, b"Question 1?")
-        purge(ledger, tmp_path, FORMS, "ann")
+        purge(Store(tmp_path, ledger), FORMS, "ann")
         assert holding(tmp_path, b"Question 1?") == []
         assert holding(tmp_path, b"Question 2?")
 
@@ -190,13 +191,13 @@ def test_a_sweep_under_way_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     ledger, inbox = used(tmp_path)
     monkeypatch.setattr(purging, "WAIT_S", 0.0)
     with alone(tmp_path / "inbox"), pytest.raises(StoreBusy, match="has read the drop folder"):
-        purge(ledger, tmp_path, FORMS, "ann")
+        purge(Store(tmp_path, ledger), FORMS, "ann")
     assert len(inbox.rows("taste")) == 3
 
 
 def test_a_record_of_an_older_version(tmp_path: Path) -> None:
     ledger, _ = opened(tmp_path)
-    purge(ledger, tmp_path, FORMS, "ann")
+    purge(Store(tmp_path, ledger), FORMS, "ann")
     with ledger.database.write() as connection:
         for field in ("num_rollouts", "remains"):
             connection.exec_driver_sql(

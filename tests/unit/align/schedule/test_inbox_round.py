@@ -15,6 +15,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.purge import purge
 from align.schedule.inbox.rows import stream_forms
 from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from rollouts.errors import UserError
 from tests.unit.align.round.test_round import Ran
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
@@ -101,7 +102,7 @@ def test_a_campaign_goes_on_after_a_purge_of_what_a_round_is_measured_on(tmp_pat
     drop(tmp_path, [{**row, "user": "ann"} for row in pairs("demo://rev?n=60")])
     ran = run(tmp_path, FED)
     ledger, store = ran.evidence.ledger, ran.config.folder
-    done = purge(ledger, store, stream_forms(ran.config), "ann")
+    done = purge(Store(store, ledger), stream_forms(ran.config), "ann")
     assert done.rounds == ("round0",)
     assert done.num_replayed > 0
     drop(tmp_path, pairs("demo://inc?n=80"), "more.jsonl")

@@ -23,6 +23,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.skips import skip_round, skips
 from align.store.ledger.expand import expanded
 from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from launch.cli import app
 from rollouts.errors import UserError
 from tests.unit.align.store.test_schedule_claims import FED, NIGHTLY, names, opened
@@ -102,7 +103,7 @@ def test_a_round_that_has_begun_and_failed(tmp_path: Path) -> None:
     with pytest.raises(StaleAttempt, match="'nightly-1' was skipped"):
         ledger.begin_round(1, "nightly-1", BASE.id)
     assert not dues.claim(TOMORROW).due
-    evidence = Evidence(folder=tmp_path, ledger=ledger, config=expanded(config, ledger))
+    evidence = Evidence(store=Store(tmp_path, ledger), config=expanded(config, ledger))
     assert evidence.due_index() == 2
     assert [record.name for record in evidence.committed()] == ["plain"]
 

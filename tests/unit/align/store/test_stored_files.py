@@ -18,8 +18,8 @@ from align.errors import EvidenceError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.history import detail
 from align.round.measurement.damage import evidence_notes
-from align.round.session import replay_path
 from align.store import stored_files
+from align.store.paths import StorePaths
 from align.store.stored_files import StoredFiles
 from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.ledgers import started
@@ -226,7 +226,7 @@ def test_prompts_to_replay_are_made_again_from_the_data(
     copied: CampaignConfig, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     accepted = stored_evidence(copied).accepted("policy")
-    path = replay_path(copied.folder, accepted["second"])
+    path = StorePaths(copied.folder).replay(accepted["second"])
     before = path.read_bytes()
     harm(path)
     watcher = Watcher()
@@ -239,7 +239,7 @@ def test_prompts_that_no_longer_follow_from_the_data_stop_the_round(
     copied: CampaignConfig, tmp_path: Path
 ) -> None:
     evidence = stored_evidence(copied)
-    path = replay_path(copied.folder, evidence.accepted("policy")["second"])
+    path = StorePaths(copied.folder).replay(evidence.accepted("policy")["second"])
     entries = ReplayBuffer.load(path).entries
     ReplayBuffer({name: list(prompts)[:-1] for name, prompts in entries.items()}).save(path)
     evidence.files.record([path])  # As if the data had been longer then.

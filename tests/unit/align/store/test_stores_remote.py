@@ -19,7 +19,7 @@ from align.store.mirror import Mirror
 from align.store.remote import Remote
 from align.store.snapshots.manifest import MANIFEST, Provenance
 from align.store.snapshots.snapshots import SnapshotStore
-from align.store.store import begun_ledger, known_ledger, open_ledger, open_mirror
+from align.store.store import Store, begun_ledger, known_ledger, open_ledger, open_store
 from tests.unit.campaigns import campaign
 
 FILES = {"model.safetensors": b"\x00" * 5000, "config.json": b"{}", "deep/vocab.txt": b"a\nb\n"}
@@ -269,12 +269,49 @@ def test_a_file_that_never_arrives_whole(
 
 
 def test_a_local_store_has_one_side(tmp_path: Path) -> None:
-    config = campaign(tmp_path)
-    one_sided = open_mirror(config)
-    one_sided.push()
-    one_sided.pull()
-    one_sided.trim(tmp_path / "rounds")
-    assert not (tmp_path / "store").exists()
+    store = open_store(campaign(tmp_path))
+    store.pull(checkpoints=True)
+    store.copy_rewritten([tmp_path / "rounds"])
+    store.forget_checkpoints(0, "first")
+    assert not store.restored("replay/a.jsonl", "0")
+    assert not store.is_remote
+    assert {path.name for path in store.folder.iterdir()} <= {
+        "ledger.db", "ledger.db-shm", "ledger.db-wal",
+    }  # fmt: skip
+
+
+def test_what_is_recorded_is_copied_before_the_ledger_names_it(tmp_path: Path) -> None:
+    config = campaign(
+        tmp_path,
+        store=f"file://{tmp_path / 'far'}",
+        cache=str(tmp_path / "cache"),
+        ledger=f"sqlite:///{tmp_path / 'ledger.db'}",
+    )
+    store = open_store(config)
+    path = store.paths.replay("a" * 64)
+    put(store.folder, store.paths.relative(path), "whole")
+    store.files.record([path])
+    assert (tmp_path / "far" / store.paths.relative(path)).read_text() == "whole"
+    path.unlink()
+    sha256 = store.files.hash_of(path) or ""
+    assert store.restored(store.paths.relative(path), sha256)
+    assert not store.restored(store.paths.relative(path), "0" * 64)
+
+
+def test_an_unreachable_url_leaves_the_ledger_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote(f"file://{tmp_path / 'far'}")
+    store = Store(tmp_path, Ledger(f"sqlite:///{tmp_path / 'l.db'}"), Mirror(tmp_path, remote))
+    put(tmp_path, "replay/a.jsonl", "whole")
+
+    def fail(local: Path, path: str) -> str:
+        raise RunError("the store could not be used")
+
+    monkeypatch.setattr(remote, "upload", fail)
+    with pytest.raises(RunError, match="could not be used"):
+        store.files.record([tmp_path / "replay/a.jsonl"])
+    assert store.files.hashes() == {}
 
 
 # What a campaign file may say

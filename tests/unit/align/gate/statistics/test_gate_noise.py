@@ -71,11 +71,11 @@ def test_the_latest_production_that_was_measured_counts(tmp_path: Path) -> None:
     evidence = decided(tmp_path, rounds=1)
     assert repeats_of(evidence, "general") is None
     one = results([1.0, 0.0])
-    save_repeats(evidence.folder, one, one)
+    save_repeats(evidence.store.paths, one, one)
     found = repeats_of(evidence, "general")
     assert found is not None and found[0].snapshot == BASE.id
     new = results([1.0, 1.0], FIRST.id)
-    save_repeats(evidence.folder, new, new)
+    save_repeats(evidence.store.paths, new, new)
     found = repeats_of(evidence, "general")
     assert found is not None and found[0].snapshot == FIRST.id
 
@@ -86,15 +86,15 @@ def test_noise_is_a_floor_under_what_is_planned_with(tmp_path: Path) -> None:
     quiet = general(evidence.config, evidence)
     assert (quiet.spread.source, quiet.spread.noise) == ("rounds", None)
     first, second = results([1.0] * 200, FIRST.id), results([0.0] * 20 + [1.0] * 180, FIRST.id)
-    save_repeats(evidence.folder, second, replace(first, values=(1.0,) * 180 + (0.0,) * 20))
+    save_repeats(evidence.store.paths, second, replace(first, values=(1.0,) * 180 + (0.0,) * 20))
     loud = general(evidence.config, evidence)
     assert (loud.spread.source, loud.spread.variance) == ("A/A", pytest.approx(0.2))
     assert loud.testable[0.8] > quiet.testable[0.8]
     assert loud.needed[0.95] > quiet.needed[0.95]
     old = results([0.0] * 200)
-    save_repeats(evidence.folder, old, replace(old, values=(1.0,) * 200))
+    save_repeats(evidence.store.paths, old, replace(old, values=(1.0,) * 200))
     assert general(evidence.config, evidence).spread == loud.spread, "of a former production"
-    save_repeats(evidence.folder, first, first)
+    save_repeats(evidence.store.paths, first, first)
     still = general(evidence.config, evidence)
     assert (still.spread.source, still.spread.noise) == ("rounds", 0.0)
     assert still.spread.variance == quiet.spread.variance

@@ -1,0 +1,198 @@
+"""Names of all files and folders of a store; no other room spells them.
+
+ledger.db
+snapshots/<id>/             staging/<uuid>/
+rounds/<index>-<name>/      attempts and checkpoints, see `align.store.run_folder`
+replay/<snapshot>.jsonl     replay/answers-<hash>.jsonl
+evaluations/<snapshot>/<suite>-<hash>.parquet   evaluations/<snapshot>/aa/
+evaluations/answers/        evaluations/references/     evaluations/overlap.json
+inbox/drop/<stream>/        inbox/done/                 inbox/failed/
+serving/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config.store import LEDGER
+from align.store.run_folder import METRICS, RoundFolder, RunFolder
+from rollouts.types import SnapshotId
+
+DIGITS = 16
+"""Number of digits of a snapshot's id that stand in the names of its files."""
+MIRRORED = ("evaluations", "replay", "rounds")
+"""Folders that a store with a URL keeps there too; the rest belongs to one machine, or is copied by its
+owner."""
+NAMED_ELSEWHERE = re.compile(
+    r"rounds/|replay/[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
+)
+"""Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
+do: a round whose own was changed starts over, and old ones are removed."""
+REPEATS = "evaluations/*/aa/*.parquet"
+RIVAL_ANSWERS = "evaluations/answers/*.jsonl"
+REPLAYED = f"replay/{DIGITS * '[0-9a-f]'}.jsonl"
+GENERAL_ANSWERS = "replay/answers-*.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """Paths below the folder of a store, or the cache of one with a URL; nothing has to exist."""
+
+    folder: Path
+
+    @property
+    def ledger(self) -> Path:
+        """Database of a store that names no other."""
+        return self.folder / LEDGER
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of all snapshots."""
+        return self.folder / "snapshots"
+
+    @property
+    def staging(self) -> Path:
+        """Folder of snapshots that are being written."""
+        return self.folder / "staging"
+
+    @property
+    def rounds(self) -> Path:
+        """Folder of all rounds."""
+        return self.folder / "rounds"
+
+    @property
+    def replay_buffers(self) -> Path:
+        """Folder of kept prompts and stored answers."""
+        return self.folder / "replay"
+
+    @property
+    def overlaps(self) -> Path:
+        """Record of what suites have in common with training data."""
+        return self.folder / "evaluations" / "overlap.json"
+
+    @property
+    def inbox(self) -> InboxPaths:
+        """Folder that feedback is dropped into."""
+        return InboxPaths(self.folder / "inbox")
+
+    @property
+    def serving(self) -> Path:
+        """Folder of servers: their logs, their key and what they serve from."""
+        return self.folder / "serving"
+
+    @property
+    def serving_key(self) -> Path:
+        """Key that clients of a server show."""
+        return self.serving / "key"
+
+    def tracker(self, name: str) -> Path:
+        """Return the folder of a tracker."""
+        return self.folder / name
+
+    def snapshot(self, snapshot: SnapshotId) -> Path:
+        """Return the folder of a snapshot."""
+        return self.snapshots / snapshot
+
+    def round(self, index: int, name: str) -> RoundFolder:
+        """Return the folder of a round.
+
+        Args:
+            index: the round's place in the ledger, from 0.
+        """
+        return RoundFolder(self.rounds / f"{index:02d}-{name}")
+
+    def attempt(self, index: int, name: str, attempt: int) -> RunFolder:
+        """Return the folder of an attempt at a round; the first is 1."""
+        return self.round(index, name).attempt(attempt)
+
+    def evaluation(self, snapshot: SnapshotId, file: str) -> Path:
+        """Return the file of a snapshot's results on one suite."""
+        return self.folder / "evaluations" / snapshot[:DIGITS] / file
+
+    def repeats(self, snapshot: SnapshotId, suite: str) -> tuple[Path, Path]:
+        """Return the files of an A/A run: two measurements of one snapshot."""
+        folder = self.folder / "evaluations" / snapshot[:DIGITS] / "aa"
+        return folder / f"{suite}-1.parquet", folder / f"{suite}-2.parquet"
+
+    def rival_answers(self, suite: str, digest: str) -> Path:
+        """Return the file of the answers that a win rate compares with."""
+        return self.folder / "evaluations" / "answers" / f"{suite}-{digest[:DIGITS]}.jsonl"
+
+    def reference(self, snapshot: SnapshotId, digest: str) -> Path:
+        """Return the file of a snapshot's log-likelihoods, which implicit rewards are ratios to."""
+        name = f"{snapshot[:DIGITS]}-{digest[:DIGITS]}.json"
+        return self.folder / "evaluations" / "references" / name
+
+    def replay(self, snapshot: SnapshotId) -> Path:
+        """Return the file of the prompts kept of an accepted round, by the snapshot that owns them."""
+        return self.replay_buffers / f"{snapshot[:DIGITS]}.jsonl"
+
+    def general_answers(self, digest: str) -> Path:
+        """Return the file of the base's answers to a general pool."""
+        return self.replay_buffers / f"answers-{digest[:DIGITS]}.jsonl"
+
+    def stored_prompts(self) -> list[Path]:
+        """List the files of kept prompts that exist."""
+        return [path for path in self.replay_buffers.glob("*.jsonl") if not _has_answers(path)]
+
+    def changing(self) -> Iterator[Path]:
+        """Yield the files that exist and change while a round runs: the ledger's, and those of metrics."""
+        attempts = "rounds/*/attempt-*"
+        for pattern in (f"{LEDGER}*", f"{attempts}/{METRICS}", f"{attempts}/*/{METRICS}"):
+            yield from sorted(self.folder.glob(pattern))
+
+    def relative(self, path: Path) -> str:
+        """Return the name of a file in the ledger: its path from the store, with forward slashes."""
+        return path.relative_to(self.folder).as_posix()
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPaths:
+    """Paths below the folder of the inbox."""
+
+    folder: Path
+
+    @property
+    def drop(self) -> Path:
+        """Folder that other programs put files into, with a subfolder for every stream."""
+        return self.folder / "drop"
+
+    @property
+    def done(self) -> Path:
+        """Folder of files that were stored."""
+        return self.folder / "done"
+
+    @property
+    def failed(self) -> Path:
+        """Folder of files that could not be read."""
+        return self.folder / "failed"
+
+    @property
+    def lock(self) -> Path:
+        """File that the one process locks that sweeps."""
+        return self.folder / ".sweep"
+
+    @property
+    def token(self) -> Path:
+        """Token that senders show to the server of the inbox."""
+        return self.folder / "token"
+
+
+def remedy_of(path: str) -> str:
+    """Say what becomes of a file that is missing or was changed, as the end of a sentence.
+
+    Args:
+        path: relative to the store, as the ledger names it.
+    """
+    if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
+        return "it is made again when a round needs it"
+    if "/aa/" in path:
+        return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
+    return "it is made again from its round's data when a round needs it"
+
+
+def _has_answers(path: Path) -> bool:
+    return path.name.startswith("answers-")
