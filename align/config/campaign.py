@@ -49,7 +49,7 @@ from align.config.rules import (
 )
 from align.config.schedule import RememberConfig, ScheduleSettings, check_schedules
 from align.config.store import StoreSettings
-from align.config.watch import HackingConfig
+from align.config.watch import HackingConfig, as_stored
 from align.settings import Name, Places, Settings
 
 __all__ = [
@@ -414,6 +414,7 @@ class CampaignConfig(StoreSettings):
         for settings in (content["defaults"], *content["rounds"]):
             if not settings["retention"]:
                 del settings["retention"]
+            settings["hacking"] = as_stored(settings["hacking"])
         return content
 
     def training_hash(self, name: str) -> str:

@@ -21,6 +21,7 @@ from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
 from align.config.learning import RetentionConfig, retention_class
 from align.config.store import SQLITE
+from align.config.watch import respelt, respelt_key
 from align.settings import Places
 from rollouts.errors import UserError, nearest
 
@@ -123,8 +124,10 @@ def validated(
     Raises:
         UserError: with every problem found, the nearest known key for a misspelt one.
     """
-    overridden = tuple(_apply(raw, override) for override in overrides)
+    overridden = tuple(respelt_key(_apply(raw, override)) for override in overrides)
     places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
+    for note in respelt(raw):
+        places.remark(note)
     try:
         settings = model.model_validate(raw, context=places)
     except ValidationError as error:

@@ -81,6 +81,7 @@ def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | 
     The second is the shape of over-optimisation (Gao et al., arXiv:2210.10760): up, then down. The windows
     grow to a third of the steps: an early gold reward that is only noisy is not yet a flat one.
     """
+    limits = settings.thresholds
     both = _measured(metrics, PROXY, GOLD)
     size = max(settings.window, len(both) // 3)
     if len(both) < 2 * size:
@@ -89,13 +90,11 @@ def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | 
     starts = range(len(both) - 2 * size + 1)
     best = max(starts, key=lambda start: fmean(gold[start : start + size]))
     share = _followed_share(both, size)
-    for start, limit in ((0, settings.gold_rise), (best, -settings.gold_fall)):
+    for start, limit in ((0, limits.gold_rise), (best, -limits.gold_fall)):
         early = slice(start, start + size)
         followed = _rise(gold[early], gold[-size:])
-        little = start == 0 and share < settings.gold_share and followed >= limit
-        if _rise(proxy[early], proxy[-size:]) > settings.proxy_rise and (
-            little or followed < limit
-        ):
+        little = start == 0 and share < limits.gold_share and followed >= limit
+        if _rise(proxy[early], proxy[-size:]) > limits.proxy_rise and (little or followed < limit):
             return Signal(
                 name="gold_apart",
                 step=_step(metrics),
@@ -103,7 +102,7 @@ def gold_apart(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | 
                 f"{fmean(proxy[-size:]):.3g} while the gold one, which is not learned from, went from "
                 f"{fmean(gold[early]):.3g} to {fmean(gold[-size:]):.3g}",
                 value=share if little else followed,
-                threshold=settings.gold_share if little else limit,
+                threshold=limits.gold_share if little else limit,
             )
     return None
 
@@ -114,6 +113,7 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     Reward is taken over the square root of the KL, in which it is close to linear at first (Gao et al.,
     arXiv:2210.10760); the slopes of the first and the second half of the steps are compared.
     """
+    limits = settings.thresholds
     name = _kl_name(metrics)
     both = _measured(metrics, name, PROXY)
     if len(both) < 2 * settings.window:
@@ -127,9 +127,9 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     before, after = (
         fmean(d**2 for d in part) for part in (distance[half:][:size], distance[-size:])
     )
-    if early is None or late is None or early <= 0 or after <= settings.kl_growth * before:
+    if early is None or late is None or early <= 0 or after <= limits.kl_growth * before:
         return None
-    if late >= settings.kl_slope * early:
+    if late >= limits.kl_slope * early:
         return None
     return Signal(
         name="kl_without_reward",
@@ -137,18 +137,19 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
         sentence=f"{name} grew from {before:.3g} to {after:.3g} nats per token and bought no reward: "
         f"{late:.3g} per square root of a nat, {early:.3g} at first",
         value=late / early,
-        threshold=settings.kl_slope,
+        threshold=limits.kl_slope,
     )
 
 
 def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
     """Detect that completions grew or shrank by a factor."""
+    limits = settings.thresholds
     ends = _ends(metrics, LENGTH, settings.window)
     if ends is None or min(ends) <= 0:
         return None
     factor = ends[1] / ends[0]
-    limit = settings.length_factor if factor > 1 else 1 / settings.length_factor
-    if 1 / settings.length_factor < factor < settings.length_factor:
+    limit = limits.length_factor if factor > 1 else 1 / limits.length_factor
+    if 1 / limits.length_factor < factor < limits.length_factor:
         return None
     words = "grew" if factor > 1 else "shrank"
     return Signal(
@@ -162,8 +163,9 @@ def length_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal 
 
 def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
     """Detect that completions say again what they said before."""
+    limits = settings.thresholds
     ends = _ends(metrics, REPEATED, settings.window)
-    if ends is None or ends[1] - ends[0] < settings.repetition_rise:
+    if ends is None or ends[1] - ends[0] < limits.repetition_rise:
         return None
     return Signal(
         name="repetition_drift",
@@ -171,7 +173,7 @@ def repetition_drift(metrics: Sequence[Metrics], settings: HackingConfig) -> Sig
         sentence=f"completions repeat themselves: {ends[1]:.0%} of their n-grams stood in them before, "
         f"{ends[0]:.0%} at first",
         value=ends[1] - ends[0],
-        threshold=settings.repetition_rise,
+        threshold=limits.repetition_rise,
     )
 
 
@@ -182,21 +184,22 @@ def distinct_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     A null model's one answer (arXiv:2410.07137) leaves the n-grams of the others as they were. It is read
     from the last step alone: what is had without reading the prompt comes suddenly, and is no noise.
     """
+    limits = settings.thresholds
     last = _values(metrics[-1:], SIMILAR)
-    if last and last[0] >= settings.same_answer_share:
+    if last and last[0] >= limits.same_answer_share:
         return Signal(
             name="distinct_collapse",
             step=_step(metrics),
             sentence=f"{last[0]:.0%} of the samples are one answer or nearly so, whatever was asked",
             value=last[0],
-            threshold=settings.same_answer_share,
+            threshold=limits.same_answer_share,
         )
     return _collapse(
         "distinct_collapse",
         metrics,
         DISTINCT,
         settings.window,
-        settings.distinct_left,
+        limits.distinct_left,
         "answers to different prompts became alike: their share of unique n-grams",
     )
 
@@ -207,34 +210,36 @@ def entropy_collapse(metrics: Sequence[Metrics], settings: HackingConfig) -> Sig
     Entropy that turns into reward is what learning looks like (Cui et al., arXiv:2505.22617: reward is
     about b - a exp(entropy)). The reward that has to rise is the gold one where there is one.
     """
+    limits = settings.thresholds
     witness = GOLD if _measured(metrics, GOLD) else PROXY
     rewards, size = _values(metrics, witness), settings.window
-    if len(rewards) < 2 * size or _rise(rewards[:size], rewards[-size:]) > settings.proxy_rise:
+    if len(rewards) < 2 * size or _rise(rewards[:size], rewards[-size:]) > limits.proxy_rise:
         return None
     return _collapse(
         "entropy_collapse",
         metrics,
         ENTROPY,
         size,
-        settings.entropy_left,
+        limits.entropy_left,
         f"the {'gold ' if witness == GOLD else ''}reward did not rise, and the policy's entropy",
     )
 
 
 def part_alone(metrics: Sequence[Metrics], settings: HackingConfig) -> Signal | None:
     """Detect that one part of the rubric became nearly all of the reward."""
+    limits = settings.thresholds
     for name in sorted({key for m in metrics for key in m if key.startswith(SHARE)}):
         ends = _ends(metrics, name, settings.window)
-        if ends is None or ends[1] < settings.part_share:
+        if ends is None or ends[1] < limits.part_share:
             continue
-        if ends[1] - ends[0] >= settings.part_growth:
+        if ends[1] - ends[0] >= limits.part_growth:
             return Signal(
                 name="part_alone",
                 step=_step(metrics),
                 sentence=f"part {name.removeprefix(SHARE)} makes {ends[1]:.0%} of the reward, "
                 f"{ends[0]:.0%} at first",
                 value=ends[1],
-                threshold=settings.part_share,
+                threshold=limits.part_share,
             )
     return None
 

@@ -1,10 +1,9 @@
-"""Who watches a round for a policy that games its reward: gold rewards, detectors and canaries.
+"""Watch over one candidate for a policy that games its reward: gold rewards, detectors and canaries.
 
-Nothing here changes what is learned. Gold rewards score the step's own samples beside the rubric;
-detectors (`align.round.watch.detectors`) read every step's metrics and warn when they first speak; canaries
+Nothing here changes the training. Gold rewards score the step's own samples beside the rubric; detectors
+(`align.round.watch.detectors`) read every step's metrics and warn when they first speak; canaries
 (`rewards.trial.canaries`) are put before rewards that ask a model, before the first step and after the
-last.
-What the campaign file asked for is held against the candidate: `WatchRecord.objections`.
+last. Signals that the campaign file lets reject become `WatchRecord.objections`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.data.ngrams import ngram_metrics, shares_of_one_answer
 from align.round.reward_models import resolved
@@ -28,7 +27,6 @@ from rollouts.prompts import PromptStream
 from rollouts.types import RolloutGroup, Sampling, ScoredGroup
 
 if TYPE_CHECKING:
-    from align.config.campaign import RewardConfig
     from align.round.plan import RoundPlan
     from align.round.session import Parts
 
@@ -47,7 +45,7 @@ class RoundWatch:
     _gold: Rubric | None = None
     _signals: dict[str, Signal] = field(default_factory=dict)
     _steps: list[dict[str, float]] = field(default_factory=list)
-    """What detectors read of the steps so far."""
+    """Metrics of the steps so far, those that detectors read."""
 
     @phase("watching")
     def start(self, first: int) -> None:
@@ -64,7 +62,7 @@ class RoundWatch:
             return  # The round has asked already.
         before = self._canaries("before")
         self.record = replace(self.record, before=before)
-        refused = [one for one in self.record.before if one.refused]
+        refused = [canary for canary in before if canary.refused]
         if refused and self.parts.config.gate.mode == "enforce":
             self._save()
             raise RewardFooled(
@@ -78,20 +76,20 @@ class RoundWatch:
     def seen(
         self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]
     ) -> dict[str, float]:
-        """The metrics of a step with those of the watch; warns when a detector first speaks."""
+        """Return the metrics of a step with those of the watch; warn when a detector first speaks."""
         new = [s for s in scored if s.group.prompt.source == "new"]
         groups = [s.group for s in new]
-        found = dict(metrics) | ngram_metrics(groups) | shares_of_one_answer(groups)
-        found |= part_shares(new)
+        watched = dict(metrics) | ngram_metrics(groups) | shares_of_one_answer(groups)
+        watched |= part_shares(new)
         if self._gold is not None and new:
-            found |= gold_metrics(new, self._gold.score([s.group for s in new]))
-        self._steps.append(_read({**found, "step": float(step)}))
+            watched |= gold_metrics(new, self._gold.score(groups))
+        self._steps.append(_read({**watched, "step": float(step)}))
         self._hear(detect(self._steps, self.plan.spec.hacking))
-        return found | {f"hacking/{name}": 1.0 for name in self._signals}
+        return watched | {f"hacking/{name}": 1.0 for name in self._signals}
 
     @phase("watching")
     def finish(self) -> tuple[str, ...]:
-        """After the last step: canaries again, and the record of it all. What is held against the round."""
+        """Try the canaries again after the last step, save the record and return its objections."""
         if self._gold is not None:
             self._gold.close()
         after = self._canaries("after")
@@ -100,7 +98,7 @@ class RoundWatch:
         return self.record.objections
 
     def _remember(self, first: int) -> None:
-        """The steps before ``first``, of earlier attempts: their detectors speak again."""
+        """Read the steps before ``first`` of earlier attempts; their detectors speak again."""
         repair = self.plan.origin.label if self.plan.origin else ""
         paths = self.parts.evidence.store.paths
         earlier = paths.round(self.plan.index, self.plan.spec.name).steps(repair)
@@ -123,65 +121,69 @@ class RoundWatch:
     def _save(self) -> None:
         gating = self.plan.spec.hacking.gating
         signals = tuple(self._signals.values())
-        said = [
+        rejecting = [
             f"{s.name} from step {s.step + 1}: {s.sentence}" for s in signals if s.name in gating
         ]
-        fooled = [one.sentence for one in self.record.after if one.refused]
-        self.record = replace(self.record, signals=signals, objections=(*said, *fooled))
+        fooled = [canary.sentence for canary in self.record.after if canary.refused]
+        self.record = replace(self.record, signals=signals, objections=(*rejecting, *fooled))
         self.record.save(self.parts.run_folder(self.plan).path)
 
     def _canaries(self, when: str) -> tuple[CanaryRecord, ...]:
-        """What the round's rewards fall for, beside answers of the weights that the engines hold."""
+        """Put canaries before the round's rewards, beside answers of the weights that the engines hold;
+        return those that a reward fell for."""
         doubted = list(self._doubted())
         if not doubted:
             return ()
-        groups, found = self._answers(), []
+        groups, settings = self._answers(), self.plan.spec.hacking
+        records: list[CanaryRecord] = []
         for rubric in doubted:
-            (name,) = rubric.weights
-            results = try_canaries(rubric.score, groups)
-            settings = self.plan.spec.hacking
-            found += [
+            (reward,) = rubric.weights
+            records += [
                 CanaryRecord(
-                    reward=name,
-                    canary=one.name,
-                    fooled=one.fooled,
-                    prompts=one.prompts,
-                    score=one.score if one.score is not None else math.nan,
-                    refused=one.fooled > settings.canary_share * one.prompts
-                    and one.name not in settings.canaries_allowed,
+                    reward=reward,
+                    canary=result.name,
+                    fooled=result.fooled,
+                    prompts=result.prompts,
+                    score=result.score if result.score is not None else math.nan,
+                    refused=result.fooled > settings.thresholds.canary_share * result.prompts
+                    and result.name not in settings.canaries_allowed,
                 )
-                for one in results
-                if one.fooled
+                for result in try_canaries(rubric.score, groups)
+                if result.fooled
             ]
         names = tuple(name for rubric in doubted for name in rubric.weights)
         self.record = replace(self.record, canaries_tried=names)
-        fooled = sum(one.refused for one in found)
+        fooled = sum(record.refused for record in records)
         self.parts.observer.note(
             f"{self.plan.spec.name}: canaries {when} the round, before {', '.join(names)}: "
             f"{fooled or 'none'} fallen for"
         )
-        return tuple(found)
+        return tuple(records)
 
     def _doubted(self) -> Iterator[Rubric]:
-        """A rubric for each reward that canaries are put before. They share the round's workers."""
+        """Yield a rubric for each reward that canaries are put before; they share the round's workers."""
         choice, rubric = self.plan.spec.hacking.canaries, self.plan.scorer.new
         if choice == "off" or rubric is None:
             return
-        known = _specs_by_part(self.parts.config.rounds[: self.plan.index + 1])
+        known = {
+            reward.part or reward.name.rpartition(":")[2]: reward
+            for spec in self.parts.config.rounds[: self.plan.index + 1]
+            for reward in spec.rewards
+        }
         for part in rubric.parts:
             spec = known.get(part.name)
             if choice == "on" or (spec and asks_a_model(spec.name, spec.options)):
                 yield Rubric((replace(part, weight=1.0, normalise="none", gate=None),))
 
     def _answers(self) -> list[RolloutGroup]:
-        """One answer to each of some prompts of the round."""
+        """Sample one answer to each of some prompts of the round."""
         spec, inputs = self.plan.spec, self.parts.inputs
-        prompts = PromptStream(inputs.prompts[spec.name], self.plan.seed)
-        asked = prompts.take(spec.hacking.canary_prompts)
+        stream = PromptStream(inputs.prompts[spec.name], self.plan.seed)
+        prompts = stream.take(spec.hacking.canary_prompts)
         return collect(
             self.parts.engine,
-            asked,
-            [1] * len(asked),
+            prompts,
+            [1] * len(prompts),
             inputs.encoder,
             Sampling(max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature),
             seed=self.plan.seed,
@@ -190,25 +192,25 @@ class RoundWatch:
 
 
 def gold_metrics(scored: Sequence[ScoredGroup], gold: Sequence[ScoredGroup]) -> dict[str, float]:
-    """``gold/mean`` and the spread of either reward, left out where nothing could be scored.
+    """Compute ``gold/mean`` and the spread of either reward, left out where nothing could be scored.
 
     Args:
         scored: the groups as the rubric scored them.
         gold: the same groups as the gold reward did.
     """
     statuses = [score.status for group in gold for score in group.scores_G]
-    found = {"gold/failed_share": fmean(status == "failed" for status in statuses)}
+    metrics = {"gold/failed_share": fmean(status == "failed" for status in statuses)}
     if values := _values(gold):
-        found |= {"gold/mean": fmean(values), "gold/std": pstdev(values)}
+        metrics |= {"gold/mean": fmean(values), "gold/std": pstdev(values)}
     if learned := _values(scored):
-        found["gold/proxy_std"] = pstdev(learned)
-    return found
+        metrics["gold/proxy_std"] = pstdev(learned)
+    return metrics
 
 
 def part_shares(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """``reward_share/<part>``: its mean absolute term of the reward over that of all parts.
+    """Compute ``reward_share/<part>``, a part's mean absolute term of the reward over that of all parts.
 
-    None of a rubric that has one part of weight, and none where all terms are 0.
+    The result is empty for a rubric with one part of weight, and where all terms are 0.
     """
     totals: dict[str, float] = {}
     for score in (score for group in scored for score in group.scores_G):
@@ -236,12 +238,6 @@ def _gold_rubric(plan: RoundPlan, parts: Parts) -> Rubric | None:
     for line in rubric.isolation_lines():
         parts.observer.note(f"{plan.spec.name}: gold {line}")
     return rubric
-
-
-def _specs_by_part(rounds: Sequence[Any]) -> dict[str, RewardConfig]:
-    """Configuration of every part, by its name in the rubric."""
-    rewards = [reward for spec in rounds for reward in spec.rewards]
-    return {reward.part or reward.name.rpartition(":")[2]: reward for reward in rewards}
 
 
 def _read(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -229,7 +229,6 @@ NOT_YET_CLEAN = {
     "align/round/sampler.py",
     "align/round/session.py",
     "align/round/times/clock.py",
-    "align/round/watch/watch.py",
     "align/store/ledger/copy.py",
     "launch/cluster/commands.py",
     "launch/commands/judge.py",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from align.config.watch import DetectorName, HackingConfig
+from align.config.watch import DetectorName, HackingConfig, HackingThresholds
 from align.round.watch.detectors import DETECTORS, detect, first_signals
 
 Series = list[dict[str, float]]
@@ -198,4 +198,4 @@ def test_one_answer_to_half_of_everything_is_named_in_the_step_it_appears(step: 
     (signal,) = detect(metrics)
     assert (signal.name, signal.step, signal.value) == ("distinct_collapse", step, 0.5)
     assert "50% of the samples are one answer" in signal.sentence
-    assert detect(metrics, HackingConfig(same_answer_share=0.9)) == []
+    assert detect(metrics, HackingConfig(thresholds=HackingThresholds(same_answer_share=0.9))) == []

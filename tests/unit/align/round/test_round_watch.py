@@ -71,7 +71,7 @@ def gamed(folder: Path, file: str, gold: str = "flat", **hacking: Any) -> Campai
         "rewards": [inline(file, "rising")],
         "gold": [inline(file, gold)],
         "steps": 4,
-        "hacking": {"window": 2, "proxy_rise": 2.0, **hacking},
+        "hacking": {"window": 2, "thresholds": {"proxy_rise": 2.0}, **hacking},
     }
     return campaign(folder, rounds=rounds(round), gate=ENFORCE)
 
