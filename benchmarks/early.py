@@ -31,7 +31,7 @@ def early_levels(random: np.random.Generator, draws: int) -> Iterator[dict[str, 
     """Yield how often each kind of suite with a range passes, whenever it is looked at, where it loses the
     margin."""
     for case in CASES:
-        if case.kind == "likelihood":
+        if not case.scale.bounded:
             continue
         for n in case.sizes:
             passed = np.zeros(len(ALPHAS), dtype=int)

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.rules import CURRENT_RULE, RULES
-from align.gate.suites.suite import Kind
+from align.gate.suites.kinds.answers import AnswerSuite
+from align.gate.suites.kinds.likelihood import LikelihoodSuite
+from align.gate.suites.kinds.pairs import PairSuite
+from align.gate.suites.scale import ScoreScale
 
 ALPHAS = (0.05, 0.005)
 CHANCE = 1e-4
@@ -43,8 +46,7 @@ class Case:
     sizes: tuple[int, ...]
     """Items; of clusters, their number."""
     draw: Callable[[np.random.Generator, int], Draw]
-    kind: Kind = "items"
-    value_range: tuple[float, float] | None = None
+    scale: ScoreScale = AnswerSuite.scale
 
 
 def rare_changes(random: np.random.Generator, n: int, halves: int = 0) -> Draw:
@@ -136,26 +138,26 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         name="the same, range stated", margin=0.02 - 0.0098, sizes=(200, 500, 1500), draw=collapse,
-        value_range=(0.0, 2.0),
+        scale=ScoreScale(range=(0.0, 2.0), of_metric=True),
     ),
     Case(name="scores, losses skewed", margin=0.05, sizes=(30, 100, 300), draw=graded),
     Case(
         name="windows, 1 in 20 damaged", margin=0.05, sizes=(8, 30, 100, 200), draw=windows,
-        kind="likelihood",
+        scale=LikelihoodSuite.scale,
     ),
     Case(
         name="windows, lognormal losses", margin=0.1 * float(np.exp(0.5)), sizes=(60, 110, 200),
-        draw=heavy_windows, kind="likelihood",
+        draw=heavy_windows, scale=LikelihoodSuite.scale,
     ),
     Case(name="clusters, one of a quarter", margin=0.05, sizes=(30, 110), draw=large_cluster),
     Case(name="one topic in 20 collapses", margin=0.05, sizes=(20, 30, 110, 200), draw=topics),
     Case(
         name="one document in 20 damaged", margin=0.05, sizes=(30, 110), draw=documents,
-        kind="likelihood",
+        scale=LikelihoodSuite.scale,
     ),
     Case(
         name="pairs of a prompt alike", margin=0.1, sizes=(30, 60, 200), draw=pairs_of_prompts,
-        kind="pairs",
+        scale=PairSuite.scale,
     ),
 )  # fmt: skip
 
@@ -204,10 +206,9 @@ def accepts(case: Case, drawn: Draw, alpha: float, decided_by: int = CURRENT_RUL
     result = compare(
         _results("candidate", after, clusters),
         _results("parent", before, clusters),
-        case.kind,
+        case.scale,
         case.margin,
         alpha,
-        case.value_range,
     )
     return result.enough and result.p <= alpha
 

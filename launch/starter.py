@@ -112,7 +112,7 @@ def _unwritable(file: Path, cause: str) -> UserError:
 def _room(config: CampaignConfig, inputs: Inputs, *, chat: bool) -> int:
     """Return the tokens left for an answer beside the longest prompt."""
     (spec,) = config.rounds
-    prompts = [*inputs.prompts[spec.name], *(p for s in inputs.suites for p in s.prompts)]
+    prompts = [*inputs.prompts[spec.name], *(p for s in inputs.suites for p in s.pool)]
     if chat:
         turns = [({"role": "user", "content": prompt.text},) for prompt in prompts]
         prompts = [Prompt(id="", messages=messages) for messages in turns]

@@ -415,6 +415,10 @@ class CampaignConfig(StoreSettings):
             if not settings["retention"]:
                 del settings["retention"]
             settings["hacking"] = as_stored(settings["hacking"])
+        # So is a source of suites that is younger than they are.
+        for suite in content["suites"]:
+            if suite["calibration"] is None:
+                del suite["calibration"]
         return content
 
     def training_hash(self, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from align.config.data import Prompts
+from align.config.data import Prompts, PromptsConfig, sourced
 from align.config.rewards import Reward
 from align.settings import InputPath, Name, Settings
 from rollouts.types import Sampling
@@ -124,6 +124,37 @@ class HarnessConfig(Settings):
     """Let the task's files run code, as ``!function`` and ``unsafe_code`` do. Read them first."""
 
 
+LengthUnit = Literal["none", "tokens", "bytes"]
+"""Length that log-likelihoods of choices are divided by before they are compared; ``none``: by nothing."""
+
+
+class CalibrationConfig(PromptsConfig):
+    """Multiple-choice items: rows with a prompt, its choices and the index of the right one."""
+
+    choices: str = "choices"
+    """Column with the list of choices, each as it follows the prompt, with its space where it needs one."""
+    answer: str = "answer"
+    """Column with the index of the right choice; 0 is the first."""
+    normalise: LengthUnit = "none"
+    """Length that a choice's log-likelihood is divided by: long choices are less likely as they are."""
+    bins: Annotated[int, Field(ge=1)] = 15
+    """Bins of equal width of the expected calibration error, which is shown and decides nothing."""
+
+    @model_validator(mode="after")
+    def _measured_whole(self) -> Self:
+        if self.heldout is not None:
+            raise ValueError(
+                f"heldout is {self.heldout:g}: a suite is measured on all its items, and only a round "
+                "holds some of its own out of training; remove it"
+            )
+        if self.source.startswith("demo://"):
+            raise ValueError(
+                f"{self.source!r} holds prompts and no choices; name a file whose rows have prompt, "
+                "choices and answer"
+            )
+        return self
+
+
 Spending = Literal["campaign", "window", "forever"]
 """Which decisions share alpha: see `align.gate.statistics.alpha`."""
 Stopping = Literal["fixed", "sequential"]
@@ -174,8 +205,12 @@ class RoundSuiteConfig(SuiteDemands):
     without a reference, and suites that the store has measured so before, go by likelihood."""
 
 
+SOURCES = ("prompts", "text", "harness", "calibration")
+"""Settings of which a suite has exactly one, and which names its kind."""
+
+
 class SuiteConfig(SuiteDemands):
-    """A capability every candidate is measured on: items with a metric, held-out text, a harness task."""
+    """A capability that every candidate is measured on; one of `SOURCES` says by what kind of suite."""
 
     name: Name
     """Unique among rounds and suites."""
@@ -188,6 +223,8 @@ class SuiteConfig(SuiteDemands):
     """Tokens per item of a text suite."""
     harness: HarnessConfig | None = None
     """A task of the lm-evaluation-harness, which brings its items and its metric."""
+    calibration: Annotated[CalibrationConfig, BeforeValidator(sourced)] | None = None
+    """Multiple-choice items, measured by the probabilities of their choices (Brier score)."""
     items: Annotated[int, Field(ge=1)] = 1500
     """Items used; a source with fewer is an error. With the default margin and budget, six suites of so
     many items let an equal candidate of the last of ten declared rounds pass with a chance above .9."""
@@ -208,11 +245,17 @@ class SuiteConfig(SuiteDemands):
     against: Annotated[str, Field(pattern=r"^(base|parent|round:.+)$")] | None = None
     """Win rate: the metric compares each answer with that snapshot's, in both orders; a tie is half."""
 
+    @property
+    def source(self) -> str:
+        """Setting that asks for the suite's kind."""
+        names = ("against", *SOURCES)
+        return next(name for name in names if getattr(self, name) is not None)
+
     @model_validator(mode="after")
     def _kind(self) -> Self:
-        if sum(source is not None for source in (self.prompts, self.text, self.harness)) != 1:
+        if sum(getattr(self, name) is not None for name in SOURCES) != 1:
             raise ValueError(
-                "a suite has prompts (with a metric), text or harness; set exactly one"
+                "a suite has prompts (with a metric), text, harness or calibration; set exactly one"
             )
         if self.prompts is not None and self.prompts.heldout is not None:
             raise ValueError(
@@ -221,8 +264,8 @@ class SuiteConfig(SuiteDemands):
             )
         if (self.prompts is None) != (self.metric is None):
             raise ValueError(
-                "a suite over prompts needs a metric; a text suite takes none, and a harness task's is "
-                "harness.metric"
+                "a suite over prompts needs a metric; text and calibration take none, and a harness task's "
+                "is harness.metric"
             )
         bounds = self.changed("top_p", "top_k", "min_p", "stop")
         if self.harness and (
@@ -237,6 +280,14 @@ class SuiteConfig(SuiteDemands):
             )
         if self.text and bounds:
             raise ValueError(f"a text suite samples nothing; remove {bounds}")
+        sampled = (
+            "temperature", "top_p", "top_k", "min_p", "stop", "samples", "max_tokens", "window", "range",
+            "zero_tolerance", "truncation_margin", "failure_margin",
+        )  # fmt: skip
+        if self.calibration and (name := self.changed(*sampled)):
+            raise ValueError(
+                f"a calibration suite scores given choices and samples nothing; remove {name}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -91,7 +91,7 @@ def _is_certain(found: Check, early: Mapping[str, int]) -> bool:
 
 def _require_share(suite: Suite, pass_fail: bool) -> None:
     """Of a metric whose range nobody stated, the values themselves say that a margin is too wide."""
-    if suite.kind == "items" and pass_fail and not 0 < suite.margin <= suite.budget < 1:
+    if suite.scale.of_metric and pass_fail and not 0 < suite.margin <= suite.budget < 1:
         raise UserError(
             f"suite {suite.name!r} has a margin of {suite.margin:g} and a budget of {suite.budget:g}, "
             "and all its values are 0 or 1",

@@ -16,6 +16,7 @@ from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.comparison import Comparison, Test, compare
 from align.gate.statistics.rules import CURRENT_RULE, compare_of
 from align.gate.statistics.significance import items_needed
+from align.gate.suites.kinds import score_scale
 from align.gate.suites.looks import first
 from align.gate.suites.suite import SuiteRule
 from rollouts.errors import RunError
@@ -137,7 +138,8 @@ def check(
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
     compare_items = compare_of(rule, decided_by, with_interval=with_interval)
-    result = compare_items(candidate, comparator, rule.kind, allowed, alpha, rule.value_range)
+    scale = score_scale(rule)
+    result = compare_items(candidate, comparator, scale, allowed, alpha)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
     found = Check(
@@ -165,7 +167,7 @@ def check(
     )
     if outcome == "too_few_items" or found.is_inside:
         found = replace(found, needed=_needed(result, allowed, alpha))
-    return replace(found, sentence=_sentence(found, rule.value_unit))
+    return replace(found, sentence=_sentence(found, scale.unit))
 
 
 def _measured_first(

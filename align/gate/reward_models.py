@@ -24,7 +24,8 @@ from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.statistics.comparison import Comparison, of_clusters
 from align.gate.statistics.rules import CURRENT_RULE
 from align.gate.statistics.significance import items_needed, tango_interval, tango_noninferiority
-from align.gate.suites.suites import Suite, SuiteRule
+from align.gate.suites.kinds.pairs import PairSuite
+from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import Verdict, VerdictInputs, level_of
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
@@ -33,14 +34,14 @@ Rule = Literal["length", "chance"]
 TIE = 0.5
 
 
-def pair_rules(suite: Suite) -> tuple[SuiteRule, SuiteRule]:
+def pair_rules(suite: PairSuite) -> tuple[SuiteRule, SuiteRule]:
     """The suite as the model is measured on it, and as the length rule is."""
     digest = hashlib.sha256(f"{suite.hash}/length".encode()).hexdigest()
     return suite.rule, replace(suite.rule, name=f"{suite.name}.length", hash=digest)
 
 
 def measure_pairs(
-    suite: Suite, snapshot: SnapshotId, scores: Sequence[float]
+    suite: PairSuite, snapshot: SnapshotId, scores: Sequence[float]
 ) -> dict[str, ItemResults]:
     """Per pair whether the model is right, and what the length rule gets; by name of `pair_rules`.
 
@@ -48,7 +49,7 @@ def measure_pairs(
         suite: of pairs; ``sequences`` are better, worse, better, ...
         scores: rewards of the sequences, in their order.
     """
-    lengths = [len(completion) for _, completion in suite.sequences]
+    lengths = suite.lengths
     wins = {
         # A model that cannot tell two answers apart is not right about them.
         "model": [float(a > b) for a, b in zip(scores[::2], scores[1::2], strict=True)],
@@ -73,7 +74,7 @@ def measure_pairs(
 
 
 def pair_inputs(
-    suite: Suite,
+    suite: PairSuite,
     candidate: SnapshotId,
     gate: GateConfig,
     looks: int,

@@ -20,7 +20,7 @@ from align.gate.checks import Against, Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.alpha import alpha_at
 from align.gate.statistics.rules import CURRENT_RULE
-from align.gate.suites.demands import metric_range
+from align.gate.suites.kinds import KINDS
 from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import Verdict
 from rollouts.types import SnapshotId
@@ -139,15 +139,16 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
 
 
 def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:
+    kind = KINDS[spec.source]
     return SuiteRule(
         name=spec.name,
-        kind="likelihood" if spec.text is not None else "items",
+        kind=kind.kind,
         role="sealed",
         margin=spec.margin,
         budget=budget,
         target_of=None,
         hash=measured.suite_hash,
-        value_range=metric_range(spec, () if spec.metric is None else (spec.metric,)),
+        value_range=kind.stated_range(spec, () if spec.metric is None else (spec.metric,)),
     )
 
 

@@ -9,7 +9,7 @@ from align.gate.checks import Against, Check, Items, What, check
 from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.statistics.rules import CURRENT_RULE
 from align.gate.statistics.significance import exact_interval
-from align.gate.suites.demands import UNIT
+from align.gate.suites.scale import UNIT
 from align.gate.suites.suite import SuiteRule
 from rollouts.types import SnapshotId
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from align.gate.checks import IN_POINTS, Check, What
-from align.gate.suites.suite import Kind
+from align.gate.suites.kinds import score_scale
+from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import Verdict
 
 Group = Literal["kept it out", "gained", "lost, but allowed", "held", "decides nothing"]
@@ -66,7 +67,7 @@ class VerdictRow:
 
 def verdict_rows(verdict: Verdict) -> list[VerdictRow]:
     """Return the table of a verdict, what kept the candidate out first."""
-    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
+    units = {rule.name: score_scale(rule).unit for rule in verdict.inputs.suites}
     folded = folded_row(verdict)
     rows = [
         _row(check, _unit(check, units.get(check.suite, "")))
@@ -90,9 +91,9 @@ def _passed_rates(verdict: Verdict) -> list[Check]:
     return [c for c in verdict.checks if c.what in RATES and c.outcome == "passed"]
 
 
-def row_of(check: Check, kind: Kind) -> VerdictRow:
-    """Return one comparison in words; ``kind`` is its suite's."""
-    return _row(check, _unit(check, kind))
+def row_of(check: Check, rule: SuiteRule) -> VerdictRow:
+    """Return one comparison of a suite in words."""
+    return _row(check, _unit(check, score_scale(rule).unit))
 
 
 def severity(check: Check) -> tuple[int, bool, int, bool, float]:
@@ -107,7 +108,7 @@ def reason_of(verdict: Verdict) -> str:
     failed = [c for c in verdict.checks if c.role != "shown" and c.outcome != "passed"]
     if not failed:
         return ""
-    units = {rule.name: rule.value_unit for rule in verdict.inputs.suites}
+    units = {rule.name: score_scale(rule).unit for rule in verdict.inputs.suites}
     worst, *others = sorted(failed, key=_severity)
     suites = {check.suite for check in others} - {worst.suite}
     more = f" (and {_counted(len(suites), 'other suite')})" if suites else ""

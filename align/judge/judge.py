@@ -17,8 +17,8 @@ from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.power.power import GatePlan, plan_gate
 from align.gate.power.underpowered import check_power
+from align.gate.suites.known import KnownSnapshots, compared
 from align.gate.suites.suites import Suite
-from align.gate.suites.win_rate import save_answers, with_comparators
 from align.gate.verdict import NO_TARGET, decide
 from align.judge.cache import measurements_of
 from align.judge.judgement import Judgement, ModelRecord
@@ -26,8 +26,7 @@ from align.judge.models import JudgedModel
 from align.judge.suites_file import SuitesFile
 from align.round.reward_models import measurable
 from align.round.session import MeasuringObserver, Observer, StartEngine
-from rollouts.collect import collect
-from rollouts.engines.protocol import RolloutEngine
+from align.store.paths import StorePaths
 from rollouts.errors import UserError, nearest
 
 
@@ -63,8 +62,7 @@ class Case:
     def close(self) -> None:
         """End the worker processes of the metrics."""
         for suite in (*self.candidate_suites, *self.incumbent_suites):
-            if suite.rubric is not None:
-                suite.rubric.close()
+            suite.close()
 
 
 @contextmanager
@@ -172,8 +170,8 @@ def _loaded(
         for suite in suites
         if suite.name not in names
     ]
-    compared = with_comparators(known, incumbent.id, incumbent.id, {}, answers)
-    return [_comparable(suite, target) for suite in compared], left_out
+    rival = KnownSnapshots(base=incumbent.id, production=incumbent.id, store=StorePaths(answers))
+    return [_comparable(suite, target) for suite in compared(known, rival)], left_out
 
 
 def _comparable(suite: Suite, target: str | None) -> Suite:
@@ -215,11 +213,16 @@ def _measured(
     if reused:
         observer.note(f"{model.name}: on record for {', '.join(reused)}")
     missing = [suite for suite in suites if suite.name not in results]
-    unanswered = [s for s in suites if model is case.incumbent and _lacks_answers(s)]
-    if missing or unanswered:
+    unmade = [
+        (suite, needed)
+        for suite in suites
+        for needed in suite.needs
+        if model is case.incumbent and not needed.path.exists()
+    ]
+    if missing or unmade:
         with model.serve(start_engine) as engine:
-            for suite in unanswered:
-                _keep_answers(engine, model, suite, case.file.seed)
+            for suite, needed in unmade:
+                needed.write(engine, model.encoder_of(suite), case.file.seed)
             for number, suite in enumerate(missing, start=1):
                 tell = _teller(model.name, number, len(missing), observer)
                 encoder = model.encoder_of(suite)
@@ -238,17 +241,3 @@ def _teller(name: str, number: int, total: int, observer: Observer) -> Tell:
             observer.on_measuring(name, replace(progress, number=number, suites=total))
 
     return tell
-
-
-def _lacks_answers(suite: Suite) -> bool:
-    """Tell a win rate whose comparator has not answered yet."""
-    return suite.duel is not None and not (suite.duel.answers and suite.duel.answers.exists())
-
-
-def _keep_answers(engine: RolloutEngine, model: JudgedModel, suite: Suite, seed: int) -> None:
-    """Sample the answers that a win rate compares others with."""
-    assert suite.duel is not None and suite.duel.answers is not None and suite.sampling is not None
-    sizes = [1] * len(suite.prompts)
-    encoder = model.encoder_of(suite)
-    groups = collect(engine, suite.prompts, sizes, encoder, suite.sampling, seed, policy=model.id)
-    save_answers(suite.duel.answers, groups)

@@ -61,8 +61,7 @@ class Inputs:
     def close(self) -> None:
         """End the worker processes of what suites are measured with."""
         for suite in self.suites:
-            if suite.rubric is not None:
-                suite.rubric.close()
+            suite.close()
 
     def data_hashes(self, round_name: str) -> dict[str, str]:
         """sha256 of what a round draws from, for its snapshot's provenance."""

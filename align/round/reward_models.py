@@ -7,12 +7,10 @@ is planned or a suite measured, since the model may not exist before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from align.config.campaign import RewardConfig
 from align.gate.suites.suites import Suite
-from rewards.rubric import build_rubric
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -71,7 +69,5 @@ def measurable(
         if not needed_rounds:
             selected.append(suite)
         elif needed_rounds <= models.keys():
-            metric = resolved(suite.metric, models, folder_of)
-            rubric = build_rubric([spec.absolute for spec in metric])
-            selected.append(replace(suite, rubric=rubric))
+            selected.append(suite.with_metric(resolved(suite.metric, models, folder_of)))
     return selected

@@ -16,7 +16,7 @@ from pathlib import Path
 from align.algorithms.rows import Row
 from align.data.examples.stream import rows_of
 from align.gate.reward_models import decide_pairs, measure_pairs, pair_inputs
-from align.gate.suites.suites import Suite
+from align.gate.suites.kinds.pairs import PairSuite
 from align.learner.reward_model import RewardLearner
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.round import commit
@@ -89,10 +89,10 @@ def start_of(plan: RoundPlan, parts: Parts) -> Path:
     return parent.path if parent.kind == "model" else parts.store.open(parts.base).path
 
 
-def own_suite(plan: RoundPlan, parts: Parts) -> Suite:
+def own_suite(plan: RoundPlan, parts: Parts) -> PairSuite:
     """Return the held-out pairs of the round as a suite."""
     suite = next(s for s in parts.inputs.suites if s.target_of == plan.spec.name)
-    if suite.kind != "pairs":
+    if not isinstance(suite, PairSuite):
         raise UserError(
             f"round {plan.spec.name!r} trains a reward model, which is measured on held-out pairs",
             where=f"rounds.{plan.index}.suite.prompts",
@@ -101,7 +101,7 @@ def own_suite(plan: RoundPlan, parts: Parts) -> Suite:
     return suite
 
 
-def answers_of(suite: Suite) -> Sequence[Row]:
+def answers_of(suite: PairSuite) -> Sequence[Row]:
     """Return the sequences of a suite as rows that teach nothing."""
     return [
         Row(prompt_ids=prompt, completion_ids=completion, advantage=None, source="new")

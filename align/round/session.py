@@ -18,9 +18,8 @@ from align.errors import EvidenceError, SnapshotError
 from align.gate.evidence import Evidence
 from align.gate.measurement.progress import SuiteProgress
 from align.gate.statistics.sequential import STOPPING
-from align.gate.suites.implicit import with_references
+from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suites import Suite
-from align.gate.suites.win_rate import with_comparators
 from align.learner.folder.source import take_base
 from align.round.inputs import Inputs
 from align.round.reward_models import measurable
@@ -112,11 +111,8 @@ class Parts:
         """What a policy is measured on in the round that is due: not what is sealed."""
         due = self.evidence.due_index()
         shown = [s.at(due) for s in self.inputs.policy_suites if s.role != "sealed"]
-        known = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
-        parent = self.ledger.alias("production") or self.base
-        rounds = self.evidence.accepted("policy")
-        rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
-        suites = with_references(rivalled, self.evidence)
+        scored = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
+        suites = compared(scored, known_snapshots(self.evidence, scored))
         return [STOPPING[self.config.gate.stopping](suite) for suite in suites]
 
     def folder_of(self, snapshot: SnapshotId) -> Path:

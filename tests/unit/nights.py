@@ -13,6 +13,7 @@ from sqlalchemy import Connection, insert
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.suites.kinds.answers import AnswerSuite
 from align.gate.suites.suite import Suite
 from align.schedule.claims import stated
 from align.store.ledger.expand import expanded
@@ -105,8 +106,8 @@ def _claim(config: CampaignConfig, number: int) -> dict[str, Any]:
 
 def suite_of(name: str, target_of: str | None = None) -> Suite:
     prompts = tuple(Prompt(id=f"{name}/{i}", text=str(i), source="new") for i in range(N))
-    return Suite(
-        name=name, kind="items", role="gate", margin=0.1, budget=0.15, target_of=target_of,
+    return AnswerSuite(
+        name=name, role="gate", margin=0.1, budget=0.15, target_of=target_of,
         prompts=prompts,
     )  # fmt: skip
 

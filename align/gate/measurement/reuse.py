@@ -11,13 +11,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.results import ItemResults
 from align.gate.suites.suite import Suite
 
 
 def earlier(suite: Suite, index: int) -> Iterator[str]:
     """Hashes of what rounds before this one were measured on, the newest first."""
-    if suite.rotation is not None:
+    if suite.rotates:
         for before in range(index - 1, -1, -1):
             yield suite.at(before).hash
 
@@ -53,23 +53,14 @@ def joined(
         for field in fields(ItemResults)
         if isinstance(getattr(parts[0], field.name), tuple)
     }
-    whole: dict[str, Any] = {"suite_hash": suite_hash or suite.hash, "beside": _shares(parts)}
+    whole: dict[str, Any] = {"suite_hash": suite_hash or suite.hash}
     # What single items cost is not on record: it is known of parts that have no item in common.
     apart = sum(len(part.item_ids) for part in parts) == len(chosen)
     for name in ("tokens", "seconds"):
         costs = [getattr(part, name) for part in parts]
         whole[name] = sum(costs) if apart and None not in costs else None
-    return replace(parts[0], **columns, **whole)
-
-
-def _shares(parts: Sequence[ItemResults]) -> dict[str, float]:
-    """Return the shares of `ItemResults.beside` over all parts, by their numbers of items."""
-    items = sum(len(part.item_ids) for part in parts)
-    names = [name for name in parts[0].beside if all(name in part.beside for part in parts)]
-    return {
-        name: sum(part.beside[name] * len(part.item_ids) for part in parts) / items
-        for name in names
-    }
+    results = replace(parts[0], **columns, **whole)
+    return replace(results, beside=suite.beside(results, parts))
 
 
 def load_with_texts(path: Path) -> ItemResults:

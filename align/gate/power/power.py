@@ -387,17 +387,16 @@ def _spread(
     change: float,
 ) -> Spread:
     """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
-    kind = stated.kind
-    floor = noise_floor(*repeats, kind) if repeats else None
+    floor = noise_floor(*repeats, stated.scale) if repeats else None
     if pairs:
         variance = math.fsum(variance_of(after, before) for after, before in pairs) / len(pairs)
     else:
-        variance = ASSUMED_NATS if kind == "likelihood" else change
+        variance = change if stated.scale.bounded else ASSUMED_NATS
     seen = [after.is_pass_fail and before.is_pass_fail for after, before in pairs]
     seen += [floor.pass_fail] if floor else []
     return Spread(
         variance=max(variance, floor.variance if floor else 0.0),
-        pass_fail=all(seen) if seen else kind != "likelihood" and not stated.graded,
+        pass_fail=all(seen) if seen else stated.scale.bounded and not stated.graded,
         rounds=len(pairs),
         noise=floor.variance if floor else None,
     )

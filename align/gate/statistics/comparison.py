@@ -15,22 +15,21 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
-from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.measurement.results import ItemResults, paired
 from align.gate.statistics.significance import (
     paired_t_noninferiority,
     tango_interval,
     tango_noninferiority,
 )
 from align.gate.statistics.worst_case import BEYOND, fewest_units, worst_case_interval, worst_case_p
+from align.gate.suites.scale import ScoreScale
 from align.gate.suites.sequences import MIN_ITEMS
-from align.gate.suites.suite import Kind
 
 Test = Literal[
     "tango", "bounded", "unbounded", "exact", "betting", "betting_scores", "tango_scaled", "paired_t"
 ]  # fmt: skip
 """The two of betting are those of suites that may stop early, pass/fail or not. ``tango_scaled`` and
 ``paired_t`` decided before `align.gate.statistics.rules` knew a second rule."""
-Range = tuple[float, float]
 
 MIN_SCORED_ITEMS = 30
 """Fewest items of scores, and fewest clusters of any items."""
@@ -68,17 +67,16 @@ class Comparison(NamedTuple):
 def compare(
     candidate: ItemResults,
     comparator: ItemResults,
-    kind: Kind,
+    scale: ScoreScale,
     margin: float,
     alpha: float,
-    value_range: Range | None = None,
     *,
     with_interval: bool = True,
 ) -> Comparison:
     """Test "the loss is at least ``margin``" with the test that fits the values.
 
     Args:
-        value_range: smallest and largest value of the metric; None: not known.
+        scale: facts about the values, which choose the test.
         with_interval: False leaves the interval unbounded where it takes ten times as long as the test.
     """
     after, before = paired(candidate, comparator)
@@ -86,10 +84,10 @@ def compare(
     width = max(*after, *before) - min(*after, *before)
     if candidate.is_pass_fail and comparator.is_pass_fail:
         result, reach = counts(differences, margin, alpha), 1.0
-    elif kind == "likelihood":
+    elif not scale.bounded:
         result, reach = _losses(differences, margin, alpha, with_interval), math.inf
     else:
-        stated = value_range[1] - value_range[0] if value_range else USUAL_WIDTH
+        stated = scale.range[1] - scale.range[0] if scale.range else USUAL_WIDTH
         # An item without a value counts as 0, which the range need not include.
         reach = max(stated, width)
         result = _scores(differences, margin, alpha, reach, with_interval)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.gate.evidence import Evidence
-from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.results import ItemResults
 from align.gate.statistics.comparison import compare
 from align.gate.statistics.significance import exact_interval, mcnemar_exact
-from align.gate.suites.suite import Kind
+from align.gate.suites.scale import ScoreScale
 from align.store.paths import StorePaths
 from rollouts.types import SnapshotId
 
@@ -66,9 +66,9 @@ def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults
     return None
 
 
-def noise_floor(first: ItemResults, second: ItemResults, kind: Kind) -> NoiseFloor:
+def noise_floor(first: ItemResults, second: ItemResults, scale: ScoreScale) -> NoiseFloor:
     """What two measurements of one snapshot differ in."""
-    found = compare(second, first, kind, 0.0, ALPHA)
+    found = compare(second, first, scale, 0.0, ALPHA)
     pass_fail = found.test == "tango"
     changed = found.lost + found.won
     seconds = [results.seconds for results in (first, second) if results.seconds is not None]

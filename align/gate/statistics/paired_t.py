@@ -10,29 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from align.gate.measurement.evaluate import ItemResults, paired
-from align.gate.statistics.comparison import MIN_SCORED_ITEMS, Comparison, Range, counts, moments
+from align.gate.measurement.results import ItemResults, paired
+from align.gate.statistics.comparison import MIN_SCORED_ITEMS, Comparison, counts, moments
 from align.gate.statistics.significance import (
     paired_t_noninferiority,
     tango_interval,
     tango_noninferiority,
 )
+from align.gate.suites.scale import ScoreScale
 from align.gate.suites.sequences import MIN_ITEMS
-from align.gate.suites.suite import Kind
 
 
 def compare_by_t(
     candidate: ItemResults,
     comparator: ItemResults,
-    kind: Kind,
+    scale: ScoreScale,
     margin: float,
     alpha: float,
-    value_range: Range | None = None,
 ) -> Comparison:
     """Test "the loss is at least ``margin``": pass/fail by Tango, scores and clusters by t.
 
     Where fewer than 30 items changed, scores are scaled into [-1, 1] and counted as fractions of lost and
-    won items. ``value_range`` was not looked at.
+    won items. The range of ``scale`` was not looked at.
     """
     after, before = paired(candidate, comparator)
     differences = [a - b for a, b in zip(after, before, strict=True)]
@@ -40,26 +39,26 @@ def compare_by_t(
         result = counts(differences, margin, alpha)
     else:
         width = max(*after, *before) - min(*after, *before)
-        result = _scores(differences, kind, width, margin, alpha)
+        result = _scores(differences, scale, width, margin, alpha)
     return _robust(result, differences, candidate.clusters, margin, alpha)
 
 
 def _scores(
-    differences: Sequence[float], kind: Kind, width: float, margin: float, alpha: float
+    differences: Sequence[float], scale: ScoreScale, width: float, margin: float, alpha: float
 ) -> Comparison:
     """``width``: of the range of all values seen."""
     n, lost, won, mean, variance = moments(differences)
-    if kind == "items" and lost + won < MIN_SCORED_ITEMS:
-        scale = max(1.0, width, 2.0 * abs(margin))
-        down = math.fsum(-d for d in differences if d < 0) / scale
-        up = math.fsum(d for d in differences if d > 0) / scale
-        p = tango_noninferiority(down, up, n, margin / scale).p
+    if scale.of_metric and lost + won < MIN_SCORED_ITEMS:
+        span = max(1.0, width, 2.0 * abs(margin))
+        down = math.fsum(-d for d in differences if d < 0) / span
+        up = math.fsum(d for d in differences if d > 0) / span
+        p = tango_noninferiority(down, up, n, margin / span).p
         low, high = tango_interval(down, up, n, alpha)
-        interval = (low * scale, high * scale)
+        interval = (low * span, high * span)
         few = MIN_SCORED_ITEMS
         return Comparison("tango_scaled", n, lost, won, mean, interval, p, variance, few)
     result = paired_t_noninferiority(differences, margin, alpha=alpha)
-    few = MIN_ITEMS if kind == "likelihood" else MIN_SCORED_ITEMS
+    few = MIN_SCORED_ITEMS if scale.bounded else MIN_ITEMS
     return Comparison("paired_t", n, lost, won, mean, result.interval, result.p, variance, few)
 
 

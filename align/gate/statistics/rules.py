@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from align.gate.measurement.evaluate import ItemResults
-from align.gate.statistics.comparison import Comparison, Range, compare
+from align.gate.measurement.results import ItemResults
+from align.gate.statistics.comparison import Comparison, compare
 from align.gate.statistics.paired_t import compare_by_t
 from align.gate.statistics.sequential import compare_by_bets
-from align.gate.suites.suite import Kind, SuiteRule
+from align.gate.suites.scale import ScoreScale
+from align.gate.suites.suite import SuiteRule
 
 
 class Compare(Protocol):
@@ -26,10 +27,9 @@ class Compare(Protocol):
         self,
         candidate: ItemResults,
         comparator: ItemResults,
-        kind: Kind,
+        scale: ScoreScale,
         margin: float,
         alpha: float,
-        value_range: Range | None = None,
     ) -> Comparison: ...
 
 

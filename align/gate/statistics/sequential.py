@@ -12,13 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from align.config.gate import Stopping
-from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.measurement.results import ItemResults, paired
 from align.gate.statistics.betting import is_hopeless, lower_end, wager
-from align.gate.statistics.comparison import UNBOUNDED, Comparison, Range, moments
+from align.gate.statistics.comparison import UNBOUNDED, Comparison, moments
 from align.gate.suites.looks import Early, early_of
-from align.gate.suites.suite import Kind, Suite
-
-UNIT: Range = (0.0, 1.0)
+from align.gate.suites.scale import UNIT, ScoreScale
+from align.gate.suites.suite import Suite
 
 
 def may_stop(suite: Suite) -> bool:
@@ -27,9 +26,8 @@ def may_stop(suite: Suite) -> bool:
     A text's losses have no range. Lists of items that must not fail are read whole, and so are harness
     tasks, items that rotate, win rates and suites that decide nothing.
     """
-    known = suite.kind == "pairs" or (suite.kind == "items" and suite.value_range is not None)
-    whole = suite.rotation or suite.duel or suite.harness or suite.demands.zero_tolerance
-    return known and not whole and suite.role == "gate"
+    whole = suite.whole or suite.rotates or suite.demands.zero_tolerance
+    return suite.known_range is not None and not whole and suite.role == "gate"
 
 
 def stopping(suite: Suite) -> Suite:
@@ -49,10 +47,9 @@ STOPPING: Mapping[Stopping, Callable[[Suite], Suite]] = {
 def compare_by_bets(
     candidate: ItemResults,
     comparator: ItemResults,
-    kind: Kind,
+    scale: ScoreScale,
     margin: float,
     alpha: float,
-    value_range: Range | None = None,
     *,
     early: Early,
     with_interval: bool = True,
@@ -60,14 +57,14 @@ def compare_by_bets(
     """Test "the loss is at least ``margin``" on the first items of a suite, in the order of measuring.
 
     Args:
-        value_range: smallest and largest value of the metric; None: pairs, whose values lie in [0, 1].
+        scale: facts about the values, their range among them; without one it is [0, 1].
         early: size of the whole suite.
         with_interval: False leaves the interval unbounded; it takes 20 times as long as the test.
     """
     after, before = paired(candidate, comparator)
     differences = [a - b for a, b in zip(after, before, strict=True)]
     # An item without a value counts as 0, which the range need not include.
-    low, high = value_range or UNIT
+    low, high = scale.range or UNIT
     reach = max(high, 0.0) - min(low, 0.0)
     totals, sizes = _units(differences, candidate.clusters)
     seen = partial(wager, sizes=sizes, reach=reach, units=early.units, largest=early.largest)

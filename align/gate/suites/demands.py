@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from align.config.campaign import CampaignConfig, RewardConfig, RoundSuiteConfig, SuiteConfig
-from align.config.gate import Family
+from align.config.campaign import CampaignConfig, RewardConfig
+from align.config.gate import Family, SuiteDemands
+from align.gate.suites.scale import UNIT, Range
 from rollouts.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ USUAL_RATE_MARGIN = 0.05
 """Of truncation and of failures, where the range of the metric is not known."""
 MOST_OF_A_RATE = 0.99
 """Largest budget of a rate: a rise by the whole range is none that a test could exclude."""
-UNIT = (0.0, 1.0)
 UNIT_METRICS = frozenset(
     {
         "exact_match", "normalised_match", "contains", "regex_match", "multiple_choice",
@@ -57,10 +57,10 @@ def with_demands(config: CampaignConfig, suite: Suite) -> Suite:
         UserError: a margin does not fit the metric's range, or an item or a column does not exist.
     """
     spec, where = _spec(config, suite)
-    known = UNIT if suite.duel is not None else metric_range(spec, suite.metric)
-    _check_margins(suite, known, where)
+    known = suite.stated_range(spec, suite.metric)
+    _check_margins(suite, known or suite.scale.range, where)
     _check_items(suite, spec, where)
-    sampled = suite.kind == "items"
+    sampled = suite.answers
     width = known[1] - known[0] if known else None
     usual = suite.margin / width if width else USUAL_RATE_MARGIN
     cut, unscored = spec.truncation_margin or usual, spec.failure_margin or usual
@@ -73,9 +73,7 @@ def with_demands(config: CampaignConfig, suite: Suite) -> Suite:
         failure_budget=rate_budget(unscored, suite.margin, suite.budget) if sampled else None,
         zero_tolerance=spec.zero_tolerance,
     )
-    return replace(
-        suite, demands=demands, samples=spec.samples, cluster=spec.cluster, value_range=known
-    )
+    return replace(suite, demands=demands, cluster=spec.cluster, value_range=known)
 
 
 def rate_budget(rate_margin: float, margin: float, budget: float) -> float:
@@ -87,17 +85,15 @@ def rate_budget(rate_margin: float, margin: float, budget: float) -> float:
     return min(rate_margin * max(1.0, budget / margin), MOST_OF_A_RATE)
 
 
-def metric_range(
-    spec: SuiteConfig | RoundSuiteConfig, metric: Sequence[RewardConfig]
-) -> tuple[float, float] | None:
-    """Smallest and largest value of a suite's metric, as stated or as known; None: not known."""
+def metric_range(spec: SuiteDemands, metric: Sequence[RewardConfig]) -> Range | None:
+    """Return the smallest and largest value of a metric, as stated or as known; None: not known."""
     if spec.range is not None:
         return spec.range
     plain = len(metric) == 1 and metric[0].weight == 1.0 and metric[0].name in UNIT_METRICS
     return UNIT if plain else None
 
 
-def _spec(config: CampaignConfig, suite: Suite) -> tuple[SuiteConfig | RoundSuiteConfig, str]:
+def _spec(config: CampaignConfig, suite: Suite) -> tuple[SuiteDemands, str]:
     for index, round in enumerate(config.rounds):
         if round.name == suite.target_of:
             return round.suite, f"rounds.{index}.suite"
@@ -105,10 +101,10 @@ def _spec(config: CampaignConfig, suite: Suite) -> tuple[SuiteConfig | RoundSuit
     return config.suites[index], f"suites.{index}"
 
 
-def _check_margins(suite: Suite, known: tuple[float, float] | None, where: str) -> None:
-    """A loss of the whole range is no loss that a test could exclude."""
-    width = 1.0 if suite.kind == "pairs" else known[1] - known[0] if known else None
-    if width is not None:
+def _check_margins(suite: Suite, known: Range | None, where: str) -> None:
+    """Refuse margins as large as the whole range, since no test could exclude such a loss."""
+    if known is not None:
+        width = known[1] - known[0]
         for name, value in (("margin", suite.margin), ("budget", suite.budget)):
             if not 0 < value < width:
                 raise UserError(
@@ -126,24 +122,19 @@ def _check_margins(suite: Suite, known: tuple[float, float] | None, where: str) 
         )
 
 
-def _check_items(suite: Suite, spec: SuiteConfig | RoundSuiteConfig, where: str) -> None:
-    asked = {
+def _check_items(suite: Suite, spec: SuiteDemands, where: str) -> None:
+    """Refuse demands that the suite's items cannot meet."""
+    demanded = {
         "zero_tolerance": bool(spec.zero_tolerance),
         "samples": spec.samples > 1,
         "range": spec.range is not None,
     }
-    if suite.kind != "items" and any(asked.values()):
-        name = next(name for name, set in asked.items() if set)
+    if not suite.answers and any(demanded.values()):
+        name = next(name for name, is_set in demanded.items() if is_set)
         raise UserError(
             f"suite {suite.name!r} measures log-likelihood and samples no answers",
             where=f"{where}.{name}",
             remedy=f"remove {name}, or give the suite prompts and a metric",
-        )
-    if suite.duel is not None and spec.samples > 1:
-        raise UserError(
-            f"suite {suite.name!r} compares one answer of each snapshot, and samples is {spec.samples}",
-            where=f"{where}.samples",
-            remedy="remove samples, or give the suite more items",
         )
     ids = [prompt.id for prompt in suite.pool]
     for item in () if spec.zero_tolerance == "all" else spec.zero_tolerance:
@@ -153,7 +144,7 @@ def _check_items(suite: Suite, spec: SuiteConfig | RoundSuiteConfig, where: str)
                 where=f"{where}.zero_tolerance",
                 remedy=nearest(item, ids),
             )
-    for prompt in suite.pool if spec.cluster and suite.kind == "items" else ():
+    for prompt in suite.pool if spec.cluster else ():
         if spec.cluster not in prompt.columns:
             item = prompt.place or f"item {prompt.id!r}"
             raise UserError(

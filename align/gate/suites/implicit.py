@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.errors import StoreError
 from align.store.durable import write_atomic
@@ -24,10 +24,9 @@ from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
-    from align.gate.evidence import Evidence
-    from align.gate.suites.suite import Suite
 
 TIE = 0.5
+"""Value of a pair whose answers score alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,22 +56,9 @@ class Reference:
         return [name for name, _ in self.weights] == [snapshot]
 
 
-def preferred(sums: Sequence[float], suite: Suite, snapshot: SnapshotId) -> list[float]:
-    """Return the value of every pair under a snapshot.
-
-    Args:
-        sums: its log-likelihoods of better, worse, better, ... answers, in nats.
-    """
-    reference = suite.reference
-    if reference is None:
-        raise ValueError(f"the reference of suite {suite.name!r} is not known yet")
-    if reference.is_only(snapshot):  # What rounding makes of no difference is no preference.
-        return [TIE] * (len(sums) // 2)
-    whole = reference.logprobs()
-    places = range(len(whole) // 2) if suite.positions is None else suite.positions
-    references = [value for place in places for value in whole[2 * place : 2 * place + 2]]
-    ratios = [own - ref for own, ref in zip(sums, references, strict=True)]
-    return wins(ratios)
+def ties(count: int) -> list[float]:
+    """Return the values of pairs that nothing is preferred in."""
+    return [TIE] * count
 
 
 def wins(scores: Sequence[float]) -> list[float]:
@@ -85,27 +71,6 @@ def wins(scores: Sequence[float]) -> list[float]:
     return [TIE if better == worse else float(better > worse) for better, worse in pairs]
 
 
-def with_references(suites: Sequence[Suite], evidence: Evidence) -> Iterator[Suite]:
-    """Yield the suites with their references by now; without those of rounds that are still to come."""
-    parents = _parents(evidence, {suite.target_of for suite in suites})
-    specs = {spec.name: spec for spec in evidence.config.rounds}
-    accepted = {r.name: r.candidate for r in evidence.committed() if r.state == "accepted"}
-    for suite in suites:
-        if not suite.implicit:
-            yield suite
-            continue
-        parent = parents.get(suite.target_of or "")
-        if parent is None:
-            continue
-        known = {"parent": parent, "base": evidence.base}
-        known |= {f"round:{name}": candidate for name, candidate in accepted.items() if candidate}
-        weights = shares(specs[suite.target_of or ""])
-        if all(name in known for name in weights):
-            found = tuple((known[name], share) for name, share in weights.items())
-            files = tuple(_file(evidence.store.paths, suite, snapshot) for snapshot, _ in found)
-            yield replace(suite, reference=Reference(weights=found, files=files))
-
-
 def shares(spec: RoundConfig) -> dict[str, float]:
     """Return the anchors of a round's new prompts, each with its share of their weight."""
     betas: dict[str, float] = {}
@@ -115,23 +80,14 @@ def shares(spec: RoundConfig) -> dict[str, float]:
     return {name: beta / total for name, beta in betas.items()} if total else {"parent": 1.0}
 
 
-def _parents(evidence: Evidence, measured: Set[str | None]) -> dict[str, SnapshotId]:
-    """Return the parent of every round that is over, that runs, and that comes next.
+def reference_file(store: StorePaths, content: Sequence[Any], snapshot: SnapshotId) -> Path:
+    """Return the file in a store that holds a snapshot's log-likelihoods.
 
     Args:
-        measured: rounds that have a suite. Those that wait for feedback have none, and do not come next.
+        content: the sequences, and how they are read and scored.
     """
-    records = evidence.ledger.rounds()
-    found = {r.name: r.parent for r in records if r.parent is not None and (r.closed or r.live)}
-    coming = (r.name for r in records if not r.closed and r.name in measured)
-    if (name := next(coming, None)) is not None:
-        found[name] = evidence.ledger.alias("production") or evidence.base
-    return found
-
-
-def _file(store: StorePaths, suite: Suite, snapshot: SnapshotId) -> Path:
-    content = json.dumps([suite.sequences, suite.encoding, dict(suite.engine)], sort_keys=True)
-    return store.reference(snapshot, hashlib.sha256(content.encode()).hexdigest())
+    text = json.dumps(content, sort_keys=True)
+    return store.reference(snapshot, hashlib.sha256(text.encode()).hexdigest())
 
 
 def save_logprobs(path: Path, sums: Sequence[float]) -> None:

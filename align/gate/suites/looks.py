@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.gate.measurement.evaluate import ItemResults
+    from align.gate.measurement.results import ItemResults
 
 LOOKS = 48
 """Looks at a large suite, evenly spread: each costs little more than to hand the engines another batch."""

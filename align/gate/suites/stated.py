@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from align.config.campaign import CampaignConfig, RoundConfig, RoundSuiteConfig, SuiteConfig
-from align.config.gate import Family
+from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
+from align.config.gate import Family, SuiteDemands
 from align.gate.power.early_power import STEPS, EarlyPower, drifted, early_power
 from align.gate.statistics.betting import wager
 from align.gate.statistics.comparison import (
@@ -24,8 +24,10 @@ from align.gate.statistics.comparison import (
     windows_needed,
 )
 from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
-from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
-from align.gate.suites.suites import Kind, Suite
+from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN
+from align.gate.suites.kinds import KINDS, kind_of_round
+from align.gate.suites.scale import ScoreScale
+from align.gate.suites.suite import Suite
 from align.store.lookback import Template
 
 PlanRole = Literal["gate", "watch", "sealed", "round"]
@@ -43,7 +45,10 @@ class StatedSuite:
     role: PlanRole
     where: str
     """Key of the suite in the campaign file."""
-    kind: Kind
+    scale: ScoreScale
+    """Facts about its values."""
+    answers: bool
+    """True if it samples answers, of which shares may be cut or left without a score."""
     items: int
     margin: float
     best_margin: float
@@ -86,34 +91,34 @@ class StatedSuite:
 
         Answers drift: a snapshot that lies rounds back has fewer in common with a candidate.
         """
-        width = None if self.kind == "likelihood" else self.width or USUAL_WIDTH
+        width = self.width or USUAL_WIDTH if self.scale.bounded else None
         start = drifted(variance, self.behind, width)
         best = 0.5 * (variance + start)
         return {1: (variance,), 2: (variance, start)}.get(self.snapshots, (variance, best, start))
 
     def rate_margin(self, margin: float) -> float | None:
         """Return the smallest rise of cut or unscored answers that is tested; None if none is."""
-        if self.kind != "items":
+        if not self.answers:
             return None
         usual = margin / self.width if self.width else USUAL_RATE_MARGIN
         return min(stated or usual for stated in self.rate_margins)
 
     def fewest(self, pass_fail: bool, margin: float, alpha: float) -> int:
         """Return the number of items below which the gate calls them too few; a margin of 0: a gain."""
-        if self.kind == "likelihood":
+        if not self.scale.bounded:
             return windows_needed(margin, alpha)
         return 1 if pass_fail else MIN_SCORED_ITEMS
 
     def fewest_clusters(self, margin: float, alpha: float) -> int:
         """Return the number of clusters below which the gate calls them too few; a margin of 0: a gain."""
-        unseen = math.inf if self.kind == "likelihood" else self.width or USUAL_WIDTH
+        unseen = self.width or USUAL_WIDTH if self.scale.bounded else math.inf
         return clusters_needed(margin, unseen, alpha)
 
     def reach(self, n: int, variance: float, pass_fail: bool) -> float:
         """Return the worst difference of an item that a test reckons with; 0: with none."""
         if pass_fail:
             return 0.0
-        if self.kind == "likelihood":
+        if not self.scale.bounded:
             return unseen_reach(n, variance)
         return self.width or USUAL_WIDTH
 
@@ -266,69 +271,69 @@ def _behind(
 
 
 def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: int) -> StatedSuite:
-    generated = spec.max_tokens or config.defaults.sampling.max_tokens
+    kind = KINDS[spec.source]
+    max_tokens = spec.max_tokens or config.defaults.sampling.max_tokens
     budget = config.gate.budget_of(spec)
     metric = () if spec.metric is None else (spec.metric,)
-    known = (0.0, 1.0) if spec.against is not None else metric_range(spec, metric)
+    known = kind.stated_range(spec, metric)
     return StatedSuite(
         name=spec.name,
         family=spec.family,
         role=spec.role,
         where=where,
-        kind="items" if spec.text is None else "likelihood",
+        scale=kind.scale,
+        answers=kind.answers,
         items=spec.items,
         margin=spec.margin,
         best_margin=spec.best_margin or budget,
         budget=budget,
         rate_margins=(spec.truncation_margin, spec.failure_margin),
         width=known[1] - known[0] if known else None,
-        graded=_graded(spec, [reward.name for reward in metric]),
+        graded=_graded(spec, kind.scale, [reward.name for reward in metric]),
         snapshots=snapshots,
         guards=int(spec.role == "gate"),
         stops=config.gate.stopping == "sequential"
         and spec.role == "gate"
-        and known is not None
-        and not (spec.text or spec.harness or spec.against or spec.rotate or spec.zero_tolerance),
-        tokens_per_item=generated if spec.text is None else spec.window,
+        and (known or kind.scale.range) is not None
+        and not (kind.whole or spec.rotate or spec.zero_tolerance),
+        tokens_per_item=kind.stated_tokens(spec, max_tokens),
     )
 
 
 def _of_round(
     spec: RoundConfig, where: str, snapshots: int, guards: int, sequential: bool
 ) -> StatedSuite:
-    own = spec.suite
-    sampled = own.prompts is not None or spec.data is None
-    material_kind: Kind = "pairs" if spec.algorithm.material == "pairs" else "likelihood"
+    own, kind = spec.suite, kind_of_round(spec)
     items = own.items
-    if not sampled and spec.data is not None and spec.when is not None:
+    if not kind.answers and spec.data is not None and spec.when is not None:
         # What a round waits for before it takes its rows from the inbox.
         items = max(1, min(items, int(spec.when.new_pairs * spec.data.heldout)))
     budget = own.budget if own.budget is not None else 2 * own.margin
-    known = metric_range(own, spec.rewards)
+    known = kind.stated_range(own, spec.rewards)
     return StatedSuite(
         name=spec.name,
         family=own.family,
         role="round",
         where=where,
-        kind="items" if sampled else material_kind,
+        scale=kind.scale,
+        answers=kind.answers,
         items=items,
         margin=own.margin,
         best_margin=own.best_margin or budget,
         budget=budget,
         rate_margins=(own.truncation_margin, own.failure_margin),
         width=known[1] - known[0] if known else None,
-        graded=_graded(own, [reward.name for reward in spec.rewards]),
+        graded=_graded(own, kind.scale, [reward.name for reward in spec.rewards]),
         snapshots=snapshots,
         guards=guards,
-        stops=sequential
-        and (known is not None if sampled else material_kind == "pairs")
-        and not own.zero_tolerance,
-        tokens_per_item=(own.max_tokens or spec.sampling.max_tokens) if sampled else None,
+        stops=sequential and (known or kind.scale.range) is not None and not own.zero_tolerance,
+        tokens_per_item=own.max_tokens or spec.sampling.max_tokens if kind.answers else None,
     )
 
 
-def _graded(spec: SuiteConfig | RoundSuiteConfig, metrics: Sequence[str]) -> bool:
-    return spec.samples > 1 or any(name in GRADED_METRICS for name in metrics)
+def _graded(spec: SuiteDemands, scale: ScoreScale, metrics: Sequence[str]) -> bool:
+    """Tell if values of the suite are known to lie between pass and fail."""
+    return scale.graded or spec.samples > 1 or any(name in GRADED_METRICS for name in metrics)
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:

@@ -1,39 +1,47 @@
-"""One suite: fixed items, how an answer to each becomes a value, and what may be lost of it."""
+"""The base class of suites: what all kinds of them share, and what each kind has to say of itself."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from align.config.campaign import RewardConfig
 from align.config.gate import SuiteRole
+from align.gate.measurement.results import ItemResults, no_value
+from align.gate.measurement.samples import ItemScore
 from align.gate.suites.demands import Demands
 from align.gate.suites.looks import Early, in_order
-from align.gate.suites.rotation import Rotation
-from align.gate.suites.sequences import TokenPair
-from align.settings import stated
-from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup
+from align.gate.suites.scale import Range, ScoreScale
+from rollouts.types import FinishReason, Prompt, Score, SnapshotId
 
 if TYPE_CHECKING:
-    from align.gate.overlap import Overlap
-    from align.gate.suites.harness.task import HarnessTask
-    from align.gate.suites.implicit import Reference
-    from align.gate.suites.win_rate import Duel
-    from rewards.rubric import Rubric
+    from align.config.campaign import CampaignConfig, RewardConfig
+    from align.config.gate import SuiteConfig, SuiteDemands
+    from align.gate.overlap import Item, Overlap
+    from align.gate.suites.known import KnownSnapshots, NeededFile
+    from rollouts.engines.protocol import RolloutEngine
+    from rollouts.prompts import PromptEncoder, Scheme
 
-Kind = Literal["items", "likelihood", "pairs"]
+NO_CONTENT: Mapping[str, Any] = {
+    "items": [],
+    "metric": [],
+    "sampling": None,
+    "sequences": (),
+    "samples": 1,
+}
+"""Keys that the content of every suite has, with their values where a kind has no use for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuiteRule:
-    """What a decision needs to know of a suite; stored with every verdict."""
+    """Facts about a suite that a decision needs; stored with every verdict."""
 
     name: str
-    kind: Kind
+    kind: str
+    """`Suite.kind` of its class."""
     role: SuiteRole
     margin: float
     """Largest loss against the parent, in units of the metric."""
@@ -43,118 +51,214 @@ class SuiteRule:
     """The round whose preference this suite measures; None for a capability."""
     hash: str
     demands: Demands = field(default_factory=Demands)
-    value_range: tuple[float, float] | None = None
-    """Smallest and largest value of the metric; None: not known."""
+    value_range: Range | None = None
+    """Smallest and largest value of the metric; None: not known, or that of the kind."""
     unit: str = ""
-    """Unit of the values of a harness task; empty: as is usual for the kind."""
+    """Unit of the values if it is not that of the kind."""
     early: Early | None = None
     """Size of a suite that may stop early, and is compared by bets; None: all items are measured."""
 
-    @property
-    def value_unit(self) -> str:
-        """Unit of a value, such as nats; empty for a reward."""
-        return self.unit or ("nats" if self.kind == "likelihood" else "")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteEntry:
+    """Entry of a campaign file that asks for a suite, and everything that the suite is read with."""
+
+    spec: SuiteConfig
+    where: str
+    """Key of the entry in the file."""
+    config: CampaignConfig
+    schemes: Mapping[str, Scheme]
+    """Readers of ``scheme://`` sources."""
+    encoder: PromptEncoder
+    context: int | None
+    """Prompt plus completion that engines hold, in tokens; None: any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Suite:
-    """One suite: fixed items and how a completion of each is scored."""
+class Suite(ABC):
+    """Fixed items, the measure of a snapshot on them, and what may be lost of it.
+
+    A kind is a subclass and a line in `align.gate.suites.kinds.KINDS`. It has to say what its items are
+    (`item_ids`, `item_clusters`, `texts`, `chosen`), what decides their values (`content`), how a snapshot
+    is measured (`measure`), and how it is made of a campaign file (`of_entry`).
+    """
+
+    kind: ClassVar[str]
+    """Word for the kind in hashes and verdicts; stores keep it for ever."""
+    scale: ClassVar[ScoreScale]
+    answers: ClassVar[bool] = False
+    """True if it samples answers, which can be cut or left without a score."""
+    by_words: ClassVar[bool] = False
+    """True if it can be asked in words alone, without the model's tokenizer."""
+    whole: ClassVar[bool] = False
+    """True if its items are always measured all at once."""
 
     name: str
-    kind: Kind
     role: SuiteRole
     margin: float
     budget: float
     target_of: str | None = None
-    prompts: tuple[Prompt, ...] = ()
-    """Of an items suite."""
-    metric: tuple[RewardConfig, ...] = ()
-    rubric: Rubric | None = field(default=None, repr=False, compare=False)
-    """Built from ``metric``."""
-    sampling: Sampling | None = None
-    """Temperature 0 is greedy."""
-    samples: int = 1
-    """Completions per item, whose mean is its value."""
     cluster: str | None = None
     """Column or kind of what items have in common (`align.gate.suites.sequences`); None: the usual."""
-    value_range: tuple[float, float] | None = None
-    """Outside of it no value of the metric can be right; None: not known."""
-    sequences: tuple[TokenPair, ...] = ()
-    """Prompt and completion of what is scored, not sampled. Of pairs: better, worse, better, ..."""
-    sequence_ids: tuple[str, ...] = ()
-    """Names of the items of a suite of sequences."""
-    sequence_places: tuple[str, ...] = field(default=(), compare=False)
-    """File and line of every sequence item; empty if they are not known."""
-    sequence_clusters: tuple[str, ...] = field(default=(), compare=False)
-    """Document or prompt of every sequence item; empty: every item counts by itself."""
+    value_range: Range | None = None
+    """Smallest and largest value that can be right; None: not known, or that of the kind."""
     demands: Demands = field(default_factory=Demands)
-    """What is asked besides the mean."""
-    every: int | None = None
-    """Of a sealed suite: accepted rounds between two openings."""
-    rotation: Rotation | None = field(default=None, repr=False, compare=False)
-    """Where the items change: ``prompts`` are those of one round."""
+    """Demands besides the mean."""
     early: Early | None = field(default=None, compare=False)
     """Size of a suite that may stop early; None: all items are measured."""
     positions: tuple[int, ...] | None = None
-    """Of a part of a suite: places of its items in the whole, which decide their seeds."""
-    implicit: bool = False
-    """True if pairs are compared by their log ratios to the round's reference, not by likelihood."""
-    reference: Reference | None = field(default=None, repr=False)
-    """The round's reference; None before it is known, or if pairs go by likelihood."""
-    duel: Duel | None = None
-    """Of a win rate: whom the answers are compared with."""
-    harness: HarnessTask | None = field(default=None, repr=False, compare=False)
-    """Of a harness task: who asks and scores; ``prompts`` are its documents, for people and the overlap."""
+    """Places of the items in the suite that this is a part of, which decide their seeds; None: all."""
     encoding: str | None = None
     """Digest of the tokenizer and chat template that items are read with; None where the store's hashes
     are older than this."""
     engine: Mapping[str, str] = field(default_factory=dict)
     """Settings of the engines that answer; empty where the store's hashes are older than this."""
     overlap: Overlap | None = field(default=None, repr=False, compare=False)
-    """What it has in common with what is trained on."""
+    """Likeness of its items to what is trained on."""
+
+    @classmethod
+    def of_entry(cls, entry: SuiteEntry) -> Self:
+        """Read the suite that an entry of a campaign file asks for, where one can ask for the kind.
+
+        Raises:
+            UserError: a file cannot be read, or its rows are no items of such a suite.
+        """
+        raise NotImplementedError(f"no entry of a campaign file asks for a {cls.__name__}")
+
+    @classmethod
+    def stated_range(cls, spec: SuiteDemands, metric: Sequence[RewardConfig]) -> Range | None:
+        """Return the smallest and largest value as the campaign file states them; None: it does not."""
+        return spec.range
+
+    @classmethod
+    def stated_tokens(cls, spec: SuiteConfig, max_tokens: int) -> int | None:
+        """Return the most tokens of an item, as far as an entry tells; None: it does not.
+
+        Args:
+            max_tokens: longest answer.
+        """
+        return None
+
+    @classmethod
+    def reading(cls, spec: SuiteConfig) -> str:
+        """Return what a reader has to know to read its scores; empty for most kinds."""
+        return ""
+
+    @classmethod
+    def side_sentence(cls, results: ItemResults) -> str:
+        """Say what `ItemResults.beside` shows; empty if it shows nothing."""
+        return ", ".join(f"{name} {value:.3g}" for name, value in results.beside.items())
 
     @property
+    @abstractmethod
     def item_ids(self) -> tuple[str, ...]:
-        if self.kind == "items":
-            return tuple(prompt.id for prompt in self.prompts)
-        return self.sequence_ids
+        """Names of the items, in their order."""
 
     @property
+    @abstractmethod
     def item_clusters(self) -> tuple[str, ...]:
         """Labels that items share with others they depend on; empty if every item counts by itself."""
-        if self.kind == "items":
-            return tuple(str(p.columns[self.cluster]) for p in self.prompts if self.cluster)
-        return self.sequence_clusters
+
+    @abstractmethod
+    def content(self) -> Mapping[str, Any]:
+        """Return everything of its own that decides a value, as JSON can write it."""
+
+    @abstractmethod
+    def texts(self, encoder: PromptEncoder) -> list[Item]:
+        """Return the items as texts, which nothing that is trained on may be like."""
+
+    @abstractmethod
+    def chosen(self, places: Sequence[int]) -> dict[str, Any]:
+        """Return the fields that hold the items, with those at some places alone."""
+
+    @abstractmethod
+    def measure(
+        self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
+    ) -> ItemResults:
+        """Measure the snapshot whose weights the engine holds.
+
+        Raises:
+            RunError: no item has a value, or one that cannot be right.
+        """
+
+    @abstractmethod
+    def check_fit(self, encoder: PromptEncoder, max_model_len: int) -> None:
+        """Raise UserError for an item that engines of this context, in tokens, cannot hold."""
+
+    @abstractmethod
+    def probe(self, encoder: PromptEncoder) -> tuple[int, ...]:
+        """Return tokens of its first item, to try an engine with."""
+
+    @property
+    def metric(self) -> tuple[RewardConfig, ...]:
+        """Rewards that score its answers; empty for kinds without."""
+        return ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Prompt of every item; empty where items are given token sequences."""
+        return ()
 
     @property
     def pool(self) -> tuple[Prompt, ...]:
         """Every prompt that can become an item, in whatever round."""
-        return self.prompts if self.rotation is None else self.rotation.pool
+        return self.prompts
+
+    @property
+    def num_answers(self) -> int:
+        """Number of answers that measuring a snapshot samples."""
+        return 0
+
+    @property
+    def rotates(self) -> bool:
+        """True if rounds are measured on other items each."""
+        return False
+
+    @property
+    def scores_texts(self) -> bool:
+        """True if it asks engines for the logprobs of given texts."""
+        return False
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values if it is not that of the kind; else empty."""
+        return ""
+
+    @property
+    def known_range(self) -> Range | None:
+        """Smallest and largest value, as the kind or the campaign file has them; None: not known."""
+        return self.value_range or self.scale.range
+
+    @property
+    def needs(self) -> Sequence[NeededFile]:
+        """Files that other snapshots have to make before it can be measured."""
+        return ()
+
+    @property
+    def earlier_forms(self) -> Sequence[Suite]:
+        """Forms of it that earlier versions measured, and whose results in a store still count."""
+        return ()
+
+    def compared(self, known: KnownSnapshots) -> Suite | None:
+        """Return the suite with the snapshots that it compares answers with; None: not there yet."""
+        return self
 
     def at(self, index: int) -> Suite:
-        """The suite as the round with this index is measured on it."""
-        if self.rotation is None:
-            return self
-        return replace(self, prompts=self.rotation.items(index))
+        """Return the suite as the round with this index is measured on it."""
+        return self
+
+    def with_metric(self, metric: Sequence[RewardConfig]) -> Suite:
+        """Return the suite scored by rewards whose models are there now; its hash stays."""
+        return self
+
+    def close(self) -> None:  # noqa: B027
+        """End the worker processes of its metric, where it has one."""
 
     def part(self, places: Sequence[int]) -> Suite:
         """Return the suite with only the items at these places, each with its seed in the whole."""
-        size = len(self.sequences) // max(1, len(self.sequence_ids))
-
-        def chosen(column: Sequence[str]) -> tuple[str, ...]:
-            return tuple(column[i] for i in places) if column else ()
-
-        return replace(
-            self,
-            prompts=tuple(self.prompts[i] for i in places if self.prompts),
-            sequences=tuple(s for i in places for s in self.sequences[i * size : (i + 1) * size]),
-            sequence_ids=chosen(self.sequence_ids),
-            sequence_places=chosen(self.sequence_places),
-            sequence_clusters=chosen(self.sequence_clusters),
-            positions=tuple(places)
-            if self.positions is None
-            else tuple(self.positions[i] for i in places),
-        )
+        own = self.positions
+        positions = tuple(places) if own is None else tuple(own[i] for i in places)
+        return replace(self, positions=positions, **self.chosen(places))
 
     def first(self, count: int) -> Suite:
         """Return the part of the suite that is measured first; itself where that is all of it."""
@@ -163,51 +267,75 @@ class Suite:
         order = in_order(self.name, self.item_ids, self.item_clusters)
         return self.part(sorted(order[:count]))
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        """What the completions of some items are worth: to the metric, or beside another snapshot's."""
-        if self.rubric is None:
-            raise ValueError(f"suite {self.name!r} has no rubric")
-        if self.duel is not None:
-            return self.duel.score(groups, self.rubric)
-        return self.rubric.score(groups)
+    def results(
+        self,
+        snapshot: SnapshotId,
+        scores: Sequence[ItemScore] | Sequence[Score],
+        tokens: int,
+        shown: Sequence[str] = (),
+    ) -> ItemResults:
+        """Return the results of a snapshot; an item without a value counts as the worst.
+
+        Args:
+            tokens: generated or scored.
+            shown: prompt of every item for people to look at; empty: none.
+
+        Raises:
+            RunError: no item has a value.
+        """
+        values = [score.value for score in scores if score.value is not None]
+        early = self.early
+        if not values and (early is None or len(scores) == early.items):
+            details = [score.detail for score in scores if score.detail is not None]
+            raise no_value(self.name, len(scores), details)
+        if early is not None and self.value_range is not None:
+            worst = min(0.0, self.value_range[0])  # The same in whatever parts it is measured.
+        else:
+            worst = min([0.0, *values])
+        answers = [score.completion for score in scores if isinstance(score, ItemScore)]
+        finishes: tuple[FinishReason, ...] = tuple(answer.finish_reason for answer in answers)
+        return ItemResults(
+            suite=self.name,
+            suite_hash=self.hash,
+            snapshot=snapshot,
+            item_ids=self.item_ids,
+            values=tuple(worst if score.value is None else float(score.value) for score in scores),
+            statuses=tuple(score.status for score in scores),
+            finishes=finishes or tuple("stop" for _ in scores),
+            prompts=tuple(shown),
+            answers=tuple(answer.text for answer in answers),
+            clusters=self.item_clusters,
+            tokens=tokens,
+        )
+
+    def beside(self, whole: ItemResults, parts: Sequence[ItemResults]) -> Mapping[str, float]:
+        """Return `ItemResults.beside` of results that were joined from parts: means over the items."""
+        items = sum(len(part.item_ids) for part in parts)
+        names = [name for name in parts[0].beside if all(name in part.beside for part in parts)]
+        return {
+            name: sum(part.beside[name] * len(part.item_ids) for part in parts) / items
+            for name in names
+        }
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that decides a value; not of margins, which only judge it."""
-        sampling = self.sampling
+        """Sha256 of everything that decides a value; not of margins, which only judge it."""
         content: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
-            "items": [[p.id, rendered(p), dict(p.columns)] for p in self.prompts],
-            "metric": [_metric_content(spec) for spec in self.metric],
-            "sampling": None
-            if sampling is None
-            else [
-                sampling.max_tokens,
-                sampling.temperature,
-                sampling.top_p,
-                sampling.top_k,
-                sampling.stop_token_ids,
-                *([sampling.min_p, sampling.stop_texts] if sampling.has_bounds else []),
-            ],
-            "sequences": self.sequences,
-            "samples": self.samples,
             "cluster": self.cluster,
+            **NO_CONTENT,
+            **self.content(),
         }
         if self.encoding is not None:
             content["encoding"] = self.encoding
         if self.engine:
             content["engine"] = dict(self.engine)
-        if self.implicit:
-            content["implicit"] = self.reference.weights if self.reference else ()
-        if self.duel is not None:
-            content["against"] = self.duel.comparator
-        if self.harness is not None:
-            content["harness"] = self.harness.digest
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def rule(self) -> SuiteRule:
+        """Facts about the suite that a decision needs."""
         return SuiteRule(
             name=self.name,
             kind=self.kind,
@@ -218,23 +346,13 @@ class Suite:
             hash=self.hash,
             demands=self.demands,
             value_range=self.value_range,
-            unit="" if self.harness is None else self.harness.unit,
+            unit=self.unit,
             early=self.early,
         )
 
 
 def rendered(prompt: Prompt) -> str:
-    """What makes two prompts the same to a model: the text, or the messages."""
+    """Return what makes two prompts the same to a model: the text, or the messages."""
     if prompt.text is not None:
         return prompt.text
     return json.dumps([dict(message) for message in prompt.messages or ()], sort_keys=True)
-
-
-def _metric_content(spec: RewardConfig) -> list[Any]:
-    """A reward by name and options; one that lives in a file also by that file's bytes."""
-    file = Path(spec.name.rpartition(":")[0])
-    code = None
-    if file.suffix == ".py" and file.is_file():
-        code = hashlib.sha256(file.read_bytes()).hexdigest()
-    shape = [spec.shape] if spec.shape else []
-    return [stated(spec.name), spec.weight, spec.part, stated(spec.options), code, *shape]

@@ -1,11 +1,7 @@
-"""What every candidate is measured on: the campaign's suites and one per round.
+"""The suites that every candidate is measured on: the campaign's own and one per round.
 
-A suite of *items* holds prompts and the rewards that score one completion of each, or a task of the
-lm-evaluation-harness that asks and scores itself (`align.gate.suites.harness`). A suite of
-*likelihood* holds given answers, or windows of a text, and an item's value is its mean logprob per
-token in nats. A suite of *pairs* holds a better and a worse answer of each item, whose value is 1 where
-the better one has the higher mean logprob. Higher is better in all. A suite is fixed before the first
-round, or its rotation is: its hash covers everything that decides a value. It never holds what is
+`align.gate.suites.kinds` has the kinds. Higher values are better in all of them. A suite is fixed before
+the first round, or its rotation is: its hash covers everything that decides a value. It never holds what is
 trained on, word for word or nearly so, and nothing of it goes back to the learner.
 """
 
@@ -20,32 +16,32 @@ from align.config.campaign import CampaignConfig, PromptsConfig
 from align.config.gate import OverlapConfig
 from align.data.examples.clashes import units_of
 from align.data.examples.holdout import trained_texts
-from align.gate.overlap import Item, Trained, find_overlaps, forbid
+from align.gate.overlap import Trained, find_overlaps, forbid
 from align.gate.suites.demands import with_demands
-from align.gate.suites.kinds import Schemes, capability_suite, example_suite, round_suite
-from align.gate.suites.suite import Kind, Suite, SuiteRule, rendered
+from align.gate.suites.kinds import EXAMPLES, KINDS
+from align.gate.suites.kinds.answers import AnswerSuite
+from align.gate.suites.suite import Suite, SuiteEntry, SuiteRule, rendered
 from rollouts.chat.probe import check_conversations
-from rollouts.errors import UserError
 from rollouts.prompts import text_of
 
 if TYPE_CHECKING:
     from align.data.examples import Unit
     from align.data.examples.round_data import RoundData
-    from rollouts.prompts import PromptEncoder
+    from rollouts.prompts import PromptEncoder, Scheme
     from rollouts.types import Prompt
 
-__all__ = ["Kind", "Schemes", "Suite", "SuiteRule", "build_suites", "rendered"]
+__all__ = ["Suite", "SuiteRule", "build_suites", "rendered"]
 
 
 def build_suites(
     config: CampaignConfig,
-    schemes: Schemes,
+    schemes: Mapping[str, Scheme],
     encoder: PromptEncoder,
     context: int | None = None,
     data: RoundData | None = None,
     stored: Collection[str] = (),
 ) -> list[Suite]:
-    """The campaign's suites, then one suite per round: its own rewards on held-out prompts.
+    """Read the campaign's suites, then one suite per round: its own rewards on held-out prompts.
 
     Args:
         schemes: resolves ``scheme://`` sources, such as ``{"demo": demo_prompts}``.
@@ -59,17 +55,26 @@ def build_suites(
         UserError: a source is missing or too small, or items are also trained on.
     """
     context = context or config.rollouts.max_model_len
-    suites = [
-        capability_suite(config, index, schemes, encoder, context)
-        for index in range(len(config.suites))
+    suites: list[Suite] = [
+        KINDS[spec.source].of_entry(
+            SuiteEntry(
+                spec=spec,
+                where=f"suites.{index}",
+                config=config,
+                schemes=schemes,
+                encoder=encoder,
+                context=context,
+            )
+        )
+        for index, spec in enumerate(config.suites)
     ]
     for index, spec in enumerate(config.rounds):
         held_units = data.held.get(spec.name) if data else None
         if held_units is not None and spec.suite.prompts is None:
-            suites.append(example_suite(spec, index, held_units))
+            suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
             own = data.held_prompts.get(spec.name) if data else None
-            suites.append(round_suite(spec, index, schemes, own))
+            suites.append(AnswerSuite.of_round(spec, index, schemes, own))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)
@@ -80,7 +85,9 @@ def build_suites(
     for suite in suites:
         check_conversations(encoder, suite.pool, f"suite {suite.name!r}")
     suites = _held_out_from(suites, trained, config.gate.overlap, encoder)
-    _forbid_overlong(suites, context, encoder)
+    if context is not None:
+        for suite in suites:
+            suite.check_fit(encoder, context)
     return suites
 
 
@@ -109,11 +116,12 @@ def _with_settings(
 def _as_measured(
     suite: Suite, encoding: str, engine: Mapping[str, str], stored: Collection[str]
 ) -> Suite:
-    """Return a suite of pairs by likelihood if that is how the store has measured it."""
-    plain = replace(suite, implicit=False)
-    versions = (plain, replace(plain, encoding=encoding))
-    known = (*versions, replace(plain, encoding=encoding, engine=engine))
-    return plain if suite.implicit and any(one.hash in stored for one in known) else suite
+    """Return the suite in the form that the store has measured, where that is an earlier one."""
+    for form in suite.earlier_forms:
+        encoded = replace(form, encoding=encoding)
+        if any(s.hash in stored for s in (form, encoded, replace(encoded, engine=engine))):
+            return form
+    return suite
 
 
 def _held_out_from(
@@ -123,28 +131,17 @@ def _held_out_from(
     encoder: PromptEncoder,
 ) -> list[Suite]:
     """Return the suites with their overlap with training; refuse too much of it."""
-    items = {suite.name: _items_of(suite, encoder) for suite in suites}
+    items = {suite.name: suite.texts(encoder) for suite in suites}
     overlaps = find_overlaps(items, trained, rule, units_of(rule, encoder))
     for overlap in overlaps.values():
         forbid(overlap)
     return [replace(suite, overlap=overlaps[suite.name]) for suite in suites]
 
 
-def _items_of(suite: Suite, encoder: PromptEncoder) -> list[Item]:
-    if not suite.sequences:
-        return [Item((text_of(prompt),), prompt.place) for prompt in suite.pool]
-    texts = [
-        encoder.decode((*prompt_ids, *answer_ids)) for prompt_ids, answer_ids in suite.sequences
-    ]
-    size = len(texts) // len(suite.sequence_ids)
-    places = suite.sequence_places or ("",) * len(suite.sequence_ids)
-    return [Item(texts[i * size : (i + 1) * size], at) for i, at in enumerate(places)]
-
-
 def _trained_prompts(
-    config: CampaignConfig, schemes: Schemes, data: RoundData | None
+    config: CampaignConfig, schemes: Mapping[str, Scheme], data: RoundData | None
 ) -> Iterator[Trained]:
-    """Every prompt that is trained on, with the words that name where."""
+    """Yield every prompt that is trained on, with the words that name where."""
     from rollouts.prompts import load_prompts
 
     pools: list[PromptsConfig] = []
@@ -172,31 +169,8 @@ def _trained_prompts(
 def _trained_examples(
     examples: Mapping[str, Sequence[Unit]], encoder: PromptEncoder
 ) -> Iterator[Trained]:
-    """The prompts of examples, and every answer behind its prompt."""
+    """Yield the prompts of examples, and every answer behind its prompt."""
     for name, units in examples.items():
         for unit in units:
             for text in trained_texts(unit, encoder):
                 yield Trained(text, f"the examples of round {name!r}", unit.place)
-
-
-def _forbid_overlong(
-    suites: Iterable[Suite], max_model_len: int | None, encoder: PromptEncoder
-) -> None:
-    """Prompts and windows that the context cannot hold."""
-    if max_model_len is None:
-        return
-    from rollouts.collect import check_lengths
-
-    for suite in suites:
-        if suite.sampling is not None:
-            max_tokens = suite.sampling.max_tokens
-            check_lengths(suite.pool, encoder, max_tokens, max_model_len, f"suite {suite.name!r}")
-        # An engine scores a sequence by generating one token after it.
-        longest = max((len(a) + len(b) for a, b in suite.sequences), default=0)
-        if longest + 1 > max_model_len:
-            raise UserError(
-                f"sequences of suite {suite.name!r} are {longest} tokens long, the engines hold "
-                f"{max_model_len}",
-                where=suite.name,
-                remedy=f"set its window to {max_model_len - 1} or less",
-            )

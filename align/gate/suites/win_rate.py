@@ -11,21 +11,16 @@ and the same rival.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.config.campaign import CampaignConfig
-from align.config.gate import SuiteConfig
 from align.errors import StoreError
 from align.store.durable import write_atomic
-from align.store.paths import StorePaths
-from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup, SnapshotId
 
 if TYPE_CHECKING:
-    from align.gate.suites.suite import Suite
     from rewards.rubric import Rubric
 
 REFERENCE = "reference"
@@ -102,60 +97,6 @@ class Pair:
             columns[REFERENCE] = reference
         prompt = replace(self.prompt, columns=columns)
         return replace(self.group, prompt=prompt, completions_G=(said,))
-
-
-def duel_of(config: CampaignConfig, spec: SuiteConfig, where: str) -> Duel | None:
-    """The comparison a suite asks for; None where it asks for none.
-
-    Raises:
-        UserError: it names no round that makes a policy.
-    """
-    if spec.against is None:
-        return None
-    policies = [r.name for r in config.rounds if r.algorithm.makes == "policy"]
-    name = spec.against.removeprefix(ROUND)
-    if spec.against.startswith(ROUND) and name not in policies:
-        raise UserError(
-            f"suite {spec.name!r} is compared with {spec.against!r}, and no round of that name makes a "
-            "policy",
-            where=where,
-            remedy=nearest(name, policies) if policies else "name base or parent",
-        )
-    return Duel(against=spec.against)
-
-
-def with_comparators(
-    suites: Sequence[Suite],
-    base: SnapshotId,
-    parent: SnapshotId,
-    accepted: Mapping[str, SnapshotId],
-    folder: Path,
-) -> list[Suite]:
-    """Win rates with their comparator by now; without those whose round was not accepted yet.
-
-    Args:
-        parent: what production is.
-        folder: the store.
-    """
-    known = {"base": base, "parent": parent}
-    known |= {ROUND + name: snapshot for name, snapshot in accepted.items()}
-    found = []
-    for suite in suites:
-        if suite.duel is not None and suite.duel.against not in known:
-            continue
-        if suite.duel is not None:
-            snapshot = known[suite.duel.against]
-            suite = replace(suite, duel=replace(suite.duel, comparator=snapshot))
-            path = StorePaths(folder).rival_answers(suite.name, suite.hash)
-            assert suite.duel is not None
-            suite = replace(suite, duel=replace(suite.duel, answers=path))
-        found.append(suite)
-    return found
-
-
-def pair_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts as a pairwise metric will see them, with a stand-in for the other answer."""
-    return [replace(p, columns={**p.columns, REFERENCE: ""}) for p in prompts]
 
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from align.config.campaign import CampaignConfig
 from align.data.base_model import SCHEMES, load_encoder
+from align.gate.suites.kinds import KINDS
 from align.gate.suites.suites import Suite, build_suites
 from align.judge.models.base import Named
 from align.judge.models.digest import combined
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 SIGN = "#"
 """Sign between an address and the name of a model there."""
 ABSENT = 404
-PROBED = 64
-"""Most tokens of an item that an endpoint is tried with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,9 @@ class EndpointModel:
         self._require_tokens(campaign)
         suites = build_suites(campaign, SCHEMES, self.tokens or self.words)
         for suite in suites:
-            if suite.harness is not None:
+            if suite.answers and not suite.by_words:
                 self._require_token_ids(suite)
-        scored = next((s for s in suites if s.sequences or (s.harness and s.harness.scores)), None)
+        scored = next((s for s in suites if s.scores_texts), None)
         if scored is not None:
             self._require_logprobs(scored)
         return suites
@@ -84,7 +83,7 @@ class EndpointModel:
 
     def encoder_of(self, suite: Suite) -> PromptEncoder:
         """Return words for answers that are sampled, tokens for all else."""
-        if suite.kind == "items" and suite.harness is None:
+        if suite.by_words:
             return self.words
         assert self.tokens is not None, "the check of the suites"
         return self.tokens
@@ -95,7 +94,7 @@ class EndpointModel:
         yield self.engine
 
     def _require_tokens(self, campaign: CampaignConfig) -> None:
-        needing = [s.name for s in campaign.suites if s.text is not None or s.harness is not None]
+        needing = [s.name for s in campaign.suites if not KINDS[s.source].by_words]
         if needing and self.tokens is None:
             raise UserError(
                 f"suite {needing[0]!r} is about tokens, and the tokenizer of {self.name} is not known",
@@ -106,8 +105,13 @@ class EndpointModel:
 
     def _require_token_ids(self, suite: Suite) -> None:
         """Check with one item that the endpoint answers to token ids, by which a harness task asks."""
+        assert self.tokens is not None, "the check before"
         request = SampleRequest(
-            id="0", prompt_ids=self._ids_of(suite), n=1, seed=0, sampling=Sampling(max_tokens=1)
+            id="0",
+            prompt_ids=suite.probe(self.tokens),
+            n=1,
+            seed=0,
+            sampling=Sampling(max_tokens=1),
         )
         ((completion,),) = (result.completions for result in self.engine.generate([request]))
         if completion.detail is not None:
@@ -120,20 +124,10 @@ class EndpointModel:
                 "on /v1/completions, as vLLM does",
             )
 
-    def _ids_of(self, suite: Suite) -> tuple[int, ...]:
-        """Return the tokens of a suite's first item, with two at least: the first one has no logprob."""
-        assert self.tokens is not None, "the check before"
-        if suite.sequences:
-            prompt_ids, completion_ids = suite.sequences[0]
-            return (*prompt_ids, *completion_ids)
-        text = suite.prompts[0].text or ""
-        ids = tuple(self.tokens.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-        return ids[:PROBED] if len(ids) > 1 else (*self.tokens.eos_ids[:1], *ids) * 2
-
     def _require_logprobs(self, suite: Suite) -> None:
         """Check with one item that the endpoint scores prompts, and cuts them into the same tokens."""
         assert self.tokens is not None, "the check before"
-        ids = self._ids_of(suite)
+        ids = suite.probe(self.tokens)
         try:
             theirs = self.engine.tokens_of(ids)
         except NoPromptLogprobs as error:

@@ -21,6 +21,7 @@ from align.gate.reward_models import TIE
 from align.gate.statistics.alpha import alpha_spent
 from align.gate.statistics.rules import RULES
 from align.gate.statistics.significance import holm, mcnemar_exact
+from align.gate.suites.kinds import kind_of, score_scale
 from align.gate.suites.looks import first
 from align.gate.suites.suites import SuiteRule, rendered
 from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_rows
@@ -219,7 +220,7 @@ def _source(config: CampaignConfig, suite: str) -> tuple[PromptsConfig | None, i
     """Where the items of a suite come from; for a demo round, what its eval split is taken from."""
     for spec in config.suites:
         if spec.name == suite:
-            return spec.prompts, spec.items
+            return spec.prompts or spec.calibration, spec.items
     for round in config.rounds:
         if round.name == suite and round.suite.prompts is not None:
             return round.suite.prompts, round.suite.items
@@ -258,7 +259,7 @@ def _story(
         strict=tuple(_compared(check, rule) for check in checks if check.what != "value"),
         lost=tuple(item for item in changed if item.after < item.before),
         won=tuple(item for item in reversed(changed) if item.after > item.before),
-        beside=candidate.beside_line,
+        beside=kind_of(rule).side_sentence(candidate),
         alarm=alarm,
     )
 
@@ -303,7 +304,7 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
             if rule.early is not None:  # Files may hold more items than the check was drawn from.
                 candidate, parent = first(candidate, check.n), first(parent, check.n)
             p_values[check.suite] = compare(
-                parent, candidate, rule.kind, 0.0, check.alpha, rule.value_range
+                parent, candidate, score_scale(rule), 0.0, check.alpha
             ).p
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 

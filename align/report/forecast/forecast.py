@@ -258,9 +258,7 @@ def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
 
 
 def _measured(suites: Sequence[Suite]) -> int:
-    return sum(
-        len(s.prompts) * s.samples for s in suites if s.kind == "items" and s.role != "sealed"
-    )
+    return sum(suite.num_answers for suite in suites if suite.role != "sealed")
 
 
 def _nearest(folder: Path) -> Path:

@@ -173,7 +173,7 @@ def round_view(
 def check_views(verdict: Verdict) -> list[CheckView]:
     """Return what was compared in the order of a verdict's table: what kept the candidate out first."""
     budgets = {rule.name: rule.budget for rule in verdict.inputs.suites}
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    rules = {rule.name: rule for rule in verdict.inputs.suites}
     scales = {
         key: scale_of([check for check in verdict.checks if _axis(check) == key])
         for key in dict.fromkeys(map(_axis, verdict.checks))
@@ -181,7 +181,7 @@ def check_views(verdict: Verdict) -> list[CheckView]:
     return [
         CheckView(
             check=check,
-            words=row_of(check, kinds.get(check.suite, "items")),
+            words=row_of(check, rules[check.suite]),
             budget=budgets.get(check.suite)
             if check.role == "retention"
             and check.what == "value"

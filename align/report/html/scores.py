@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
 from align.gate.forgetting import ScoreMatrix
+from align.gate.suites.kinds import KINDS
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
 from align.report.html.charts.curves import Panel
@@ -104,13 +105,9 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
 
 def _notes(config: CampaignConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     for suite in config.suites:
-        notes = []
-        if suite.against:
-            notes.append(f"win rate against {suite.against.replace('round:', 'round ')}")
+        notes = [reading] if (reading := KINDS[suite.source].reading(suite)) else []
         if suite.rotate:
             notes.append("items rotate")
-        if suite.text is not None:
-            notes.append("nats per token")
         if suite.role == "watch":
             notes.append("watched only")
         yield suite.name, tuple(notes)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from align.gate.evidence import Evidence
-from align.gate.measurement.evaluate import measured_seconds
 from align.gate.measurement.progress import spelled
+from align.gate.measurement.results import measured_seconds
 from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
 from align.store.ledger.ledger import RoundRecord

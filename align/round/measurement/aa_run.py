@@ -10,7 +10,7 @@ from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.statistics.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suites.suite import Suite
 from align.round.inputs import load_inputs
-from align.round.measurement.measuring import sample_rivals, score_references, teller
+from align.round.measurement.measuring import make_needed, teller
 from align.round.session import Observer, StartEngine, open_memory, open_parts, seed_of
 from align.store.changes.settle import settle
 from rollouts.errors import UserError, nearest
@@ -43,8 +43,7 @@ def measure_noise(
         open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
     ):
         suites = _chosen(parts.suites(), names)
-        sample_rivals(parts, suites)
-        score_references(parts, suites)
+        make_needed(parts, suites)
         production = parts.ledger.alias("production") or parts.base
         parts.learner.load(production)
         parts.engine.sync(parts.learner.weights("production"))
@@ -60,7 +59,7 @@ def measure_noise(
         for suite in suites:
             paths = save_repeats(memory.evidence.store.paths, first[suite.name], second[suite.name])
             memory.evidence.files.record(paths)
-        return [noise_floor(first[s.name], second[s.name], s.kind) for s in suites]
+        return [noise_floor(first[s.name], second[s.name], s.scale) for s in suites]
 
 
 def _chosen(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:

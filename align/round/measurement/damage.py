@@ -8,17 +8,16 @@ needed; prompts to replay follow from their round's data. Everything else is nam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.data.replay import ReplayBuffer
 from align.data.stored_answers import load_answers
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
-from align.gate.suites.implicit import with_references
+from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suite import Suite
 from align.gate.suites.win_rate import load_answers as load_rivals
-from align.gate.suites.win_rate import with_comparators
 from align.gate.verdict import Verdict
 from align.round.inputs import Inputs
 from align.round.reward_models import measurable
@@ -173,15 +172,14 @@ def _suites_by_hash(
     turned = [
         suite.at(index)
         for suite in inputs.policy_suites
-        for index in range(evidence.due_index() + 1 if suite.rotation else 1)
+        for index in range(evidence.due_index() + 1 if suite.rotates else 1)
     ]
-    known = measurable(turned, evidence.accepted("reward_model"), folder_of)
-    rounds = evidence.accepted("policy")
-    referred = list(with_references(known, evidence))
+    suites = measurable(turned, evidence.accepted("reward_model"), folder_of)
+    known = known_snapshots(evidence, suites)
     return {
         suite.hash: suite
-        for parent in (evidence.base, *rounds.values())
-        for suite in with_comparators(referred, evidence.base, parent, rounds, evidence.folder)
+        for parent in (known.base, *known.accepted.values())
+        for suite in compared(suites, replace(known, production=parent))
     }
 
 

@@ -11,18 +11,16 @@ from dataclasses import replace
 from time import monotonic
 
 from align.gate.checks import Against
-from align.gate.measurement.evaluate import ItemResults, evaluate, no_value, sequence_logprobs
+from align.gate.measurement.evaluate import evaluate
 from align.gate.measurement.progress import SuiteProgress, Tell
+from align.gate.measurement.results import ItemResults, no_value
 from align.gate.measurement.reuse import earlier, joined, load_with_texts, rest_of
 from align.gate.sealed import is_due, openings
-from align.gate.suites.implicit import save_logprobs
 from align.gate.suites.looks import looks
 from align.gate.suites.suite import Suite
-from align.gate.suites.win_rate import save_answers
 from align.round.measurement.damage import Damaged
 from align.round.session import MeasuringObserver, Parts
 from align.round.times.clock import measured, phase
-from rollouts.collect import collect
 from rollouts.types import SnapshotId
 
 BEAT_EVERY_S = 60.0
@@ -62,8 +60,8 @@ def measure(
         part = results[suite.name]
         if len(part.values) == len(suite.item_ids) and "scored" not in part.statuses:
             raise no_value(suite.name, len(part.values), ["its metric failed or abstained on all"])
-        if part.beside_line:
-            parts.observer.note(f"{name} on {part.suite}: {part.beside_line}")
+        if sentence := suite.side_sentence(part):
+            parts.observer.note(f"{name} on {part.suite}: {sentence}")
     return results
 
 
@@ -187,8 +185,7 @@ def measure_known(parts: Parts, target: str) -> None:
         target: the round that is due.
     """
     suites = parts.suites()
-    sample_rivals(parts, suites)
-    score_references(parts, suites)
+    make_needed(parts, suites)
     needed = parts.evidence.comparators(suites)
     _measure_accepted(
         parts,
@@ -208,8 +205,7 @@ def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
         name = "base" if snapshot == parts.base else names.get(snapshot, snapshot[:16])
         suites = [entry.suite for entry in entries.values() if entry.suite is not None]
         parts.observer.note(f"measuring {name} again on {', '.join(s.name for s in suites)}")
-        sample_rivals(parts, suites)
-        score_references(parts, suites)
+        make_needed(parts, suites)
         _hold(parts, snapshot, name)
         for suite in suites:  # One by one: a rotating suite may be among them several times.
             part = suite.first(entries[suite.hash].record.n)
@@ -233,40 +229,16 @@ def open_sealed(parts: Parts) -> None:
 
 
 @phase("measuring")
-def sample_rivals(parts: Parts, suites: Sequence[Suite]) -> None:
-    """The answers that win rates are compared with, from the snapshots that give them; once each."""
+def make_needed(parts: Parts, suites: Sequence[Suite]) -> None:
+    """Make what other snapshots have to say before any is measured on the suites, once each."""
     for suite in suites:
-        duel = suite.duel
-        if duel is None or duel.answers is None or not parts.is_lost(duel.answers):
-            continue
-        assert duel.comparator is not None and suite.sampling is not None
-        parts.observer.note(f"sampling the answers of {duel.against} for {suite.name}")
-        _hold(parts, duel.comparator, duel.against)
-        groups = collect(
-            parts.engine,
-            suite.prompts,
-            [1] * len(suite.prompts),
-            parts.inputs.encoder,
-            suite.sampling,
-            parts.config.seed,
-            policy=duel.comparator,
-        )
-        save_answers(duel.answers, groups)
-        parts.evidence.files.record([duel.answers])
-
-
-@phase("measuring")
-def score_references(parts: Parts, suites: Sequence[Suite]) -> None:
-    """Compute the log-likelihoods that implicit rewards are ratios to, once for each snapshot."""
-    for suite in suites:
-        if suite.reference is None:
-            continue
-        for (snapshot, _), file in zip(suite.reference.weights, suite.reference.files, strict=True):
-            if parts.is_lost(file):
-                parts.observer.note(f"scoring the pairs of {suite.name} by {snapshot[:16]}")
-                _hold(parts, snapshot, snapshot[:16])
-                save_logprobs(file, sequence_logprobs(parts.engine, suite))
-                parts.evidence.files.record([file])
+        for needed in suite.needs:
+            if not parts.is_lost(needed.path):
+                continue
+            parts.observer.note(needed.note)
+            _hold(parts, needed.snapshot, needed.snapshot_name)
+            needed.write(parts.engine, parts.inputs.encoder, parts.config.seed)
+            parts.evidence.files.record([needed.path])
 
 
 def _measure_accepted(

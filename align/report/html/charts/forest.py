@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from align.config.gate import Family
 from align.gate.checks import Check, Outcome
+from align.gate.suites.kinds import score_scale
 from align.gate.summary import VerdictRow, row_of
 from align.gate.verdict import Verdict
 from align.report.html.limits import Limits
@@ -99,15 +100,15 @@ def forests_of(
         verdicts: index and name of every decided round, in order.
     """
     rows: dict[str, list[ForestRow]] = {}
-    kinds: dict[str, str] = {}
+    units: dict[str, str] = {}
     for index, name, verdict in verdicts:
         for row in _rows(index, name, verdict):
             rows.setdefault(row.check.suite, []).append(row)
-        kinds |= {rule.name: rule.kind for rule in verdict.inputs.suites}
+        units |= {rule.name: score_scale(rule).unit for rule in verdict.inputs.suites}
     suites = sorted(rows, key=lambda suite: not any(map(_failed, rows[suite])))
     shown = suites[: limits.forests]
     return (
-        tuple(_forest(suite, rows[suite], kinds.get(suite, "items"), limits) for suite in shown),
+        tuple(_forest(suite, rows[suite], units[suite], limits) for suite in shown),
         len(suites) - len(shown),
     )
 
@@ -129,24 +130,23 @@ def scale_of(checks: Sequence[Check]) -> Scale:
 
 
 def _rows(index: int, name: str, verdict: Verdict) -> Iterator[ForestRow]:
-    kinds = {rule.name: rule.kind for rule in verdict.inputs.suites}
+    rules = {rule.name: rule for rule in verdict.inputs.suites}
     for check in verdict.checks:
         if check.what == "value":
-            words = row_of(check, kinds.get(check.suite, "items"))
+            words = row_of(check, rules[check.suite])
             yield ForestRow(round=name, number=index + 1, check=check, words=words)
 
 
-def _forest(suite: str, rows: Sequence[ForestRow], kind: str, limits: Limits) -> Forest:
+def _forest(suite: str, rows: Sequence[ForestRow], unit: str, limits: Limits) -> Forest:
     kept = rows
     if len(rows) > limits.forest_rows:
         order = sorted(range(len(rows)), key=lambda i: (not _failed(rows[i]), -i))
         kept = [rows[i] for i in sorted(order[: limits.forest_rows])]
     scale = scale_of([row.check for row in kept])
-    unit = "points" if scale.factor == 100.0 else "nats" if kind == "likelihood" else "score"
     return Forest(
         suite=suite,
         family=rows[0].check.family,
-        unit=unit,
+        unit="points" if scale.factor == 100.0 else unit or "score",
         scale=scale,
         rows=tuple(kept),
         left_out=len(rows) - len(kept),

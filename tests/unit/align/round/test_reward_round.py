@@ -6,7 +6,6 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from types import SimpleNamespace
@@ -32,7 +31,8 @@ from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import check_rule, decide_pairs, measure_pairs, pair_inputs
 from align.gate.statistics.significance import normal_cdf
-from align.gate.suites.suites import Suite
+from align.gate.suites.kinds.answers import AnswerSuite
+from align.gate.suites.kinds.pairs import PairSuite
 from align.gate.verdict import Verdict
 from align.round.reward_round import run_reward_round, start_of
 from align.store.ledger.ledger import Ledger
@@ -95,9 +95,9 @@ def units(num_units: int, *, longer: bool = False) -> list[Unit]:
     return found
 
 
-def suite_of(held: Sequence[Unit], name: str = "taste") -> Suite:
-    return Suite(
-        name=name, kind="pairs", role="gate", margin=0.05, budget=0.1, target_of=name,
+def suite_of(held: Sequence[Unit], name: str = "taste") -> PairSuite:
+    return PairSuite(
+        name=name, role="gate", margin=0.05, budget=0.1, target_of=name,
         sequences=tuple((row.prompt_ids, row.completion_ids) for u in held for row in u.rows),
         sequence_ids=tuple(u.id for u in held),
     )  # fmt: skip
@@ -237,7 +237,9 @@ def test_a_round_over_an_adapter_begins_from_the_base(base: Path, tmp_path: Path
 
 def test_a_suite_of_prompts_does_not_measure_a_reward_model(base: Path, tmp_path: Path) -> None:
     round = Round(tmp_path, base, units(40))
-    round.parts.inputs.suites = [replace(round.parts.inputs.suites[0], kind="items")]
+    round.parts.inputs.suites = [
+        AnswerSuite(name="taste", role="gate", margin=0.05, budget=0.1, target_of="taste")
+    ]
     with pytest.raises(UserError, match="measured on held-out pairs"):
         round.run()
     assert round.steps == []

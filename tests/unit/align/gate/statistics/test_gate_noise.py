@@ -19,6 +19,7 @@ from align.gate.statistics.noise import (
     repeats_of,
     save_repeats,
 )
+from align.gate.suites.kinds.answers import AnswerSuite
 from align.round.measurement.aa_run import measure_noise
 from rollouts.errors import UserError
 from tests.unit.campaigns import Starter, Watcher, campaign, no_engine
@@ -42,7 +43,7 @@ def test_the_floor_by_hand() -> None:
     """Of 100 items 6 are lost and 4 won: discordance .1, mean -2 points, and nothing unlikely."""
     first = results([1.0] * 6 + [0.0] * 4 + [1.0] * 90, tokens=300, seconds=1.0)
     second = results([0.0] * 6 + [1.0] * 94, tokens=310, seconds=3.0)
-    floor = noise_floor(first, second, "items")
+    floor = noise_floor(first, second, AnswerSuite.scale)
     assert (floor.n, floor.lost, floor.won, floor.pass_fail) == (100, 6, 4, True)
     assert (floor.variance, floor.difference) == (pytest.approx(0.1), pytest.approx(-0.02))
     assert floor.largest == pytest.approx(0.164, abs=1e-3), "Clopper and Pearson, 10 of 100"
@@ -53,7 +54,7 @@ def test_the_floor_by_hand() -> None:
 
 
 def test_runs_that_are_not_alike_are_told() -> None:
-    floor = noise_floor(results([1.0] * 50), results([0.0] * 12 + [1.0] * 38), "items")
+    floor = noise_floor(results([1.0] * 50), results([0.0] * 12 + [1.0] * 38), AnswerSuite.scale)
     _, line = noise_lines([floor])
     assert line.startswith("  the two runs are not alike, p = ")
 
@@ -61,9 +62,9 @@ def test_runs_that_are_not_alike_are_told() -> None:
 def test_scores_have_a_spread() -> None:
     first = results([float(i % 7) for i in range(100)])
     second = results([float((i + i % 3) % 7) for i in range(100)])
-    floor = noise_floor(first, second, "items")
+    floor = noise_floor(first, second, AnswerSuite.scale)
     assert (floor.pass_fail, floor.largest) == (False, None)
-    assert floor.variance == compare(second, first, "items", 0.0, 0.05).variance
+    assert floor.variance == compare(second, first, AnswerSuite.scale, 0.0, 0.05).variance
     assert next(noise_lines([floor])).startswith("general: sd ")
 
 

@@ -14,16 +14,15 @@ from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.errors import StoreError
 from align.gate.evidence import stored_evidence
-from align.gate.measurement.evaluate import LIKELIHOOD, LONGER, ItemResults, evaluate
+from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.suites.implicit import (
     Reference,
     load_logprobs,
-    preferred,
     save_logprobs,
     shares,
-    with_references,
 )
-from align.gate.suites.suite import Suite
+from align.gate.suites.kinds.pairs import LIKELIHOOD, LONGER, PairSuite
+from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suites import _with_settings
 from align.round.inputs import load_inputs
 from rollouts.engines.protocol import ScoreRequest
@@ -32,15 +31,15 @@ from tests.unit.align.round.test_algorithm_rounds import FILES
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 
 
-def suite(**changes: Any) -> Suite:
+def suite(**changes: Any) -> PairSuite:
     """Two pairs: (2, 1) tokens and (1, 1) tokens."""
     options: dict[str, Any] = {
         "sequences": (((1,), (5, 6)), ((1,), (7,)), ((2,), (5,)), ((2,), (7,))),
         "sequence_ids": ("a", "b"),
         "implicit": True,
     }
-    return Suite(
-        name="r", kind="pairs", role="gate", margin=0.1, budget=0.2, target_of="r",
+    return PairSuite(
+        name="r", role="gate", margin=0.1, budget=0.2, target_of="r",
         **(options | changes),
     )  # fmt: skip
 
@@ -71,12 +70,12 @@ class Scores:
 def test_a_pair_counts_by_its_log_ratios_not_by_its_likelihood(tmp_path: Path) -> None:
     """The better answer of a is less likely, -4 against -3, and rose by 2 where the worse one fell by 1."""
     known = suite(reference=reference(tmp_path, ref=[-6.0, -2.0, -1.0, -3.0]))
-    assert preferred([-4.0, -3.0, -2.0, -3.5], known, "candidate") == [1.0, 0.0]
+    assert known.preferred([-4.0, -3.0, -2.0, -3.5], "candidate") == [1.0, 0.0]
 
 
 def test_the_reference_itself_prefers_nothing_whatever_rounding_says(tmp_path: Path) -> None:
     known = suite(reference=reference(tmp_path, ref=[-6.0, -2.0, -1.0, -3.0]))
-    assert preferred([-6.0000001, -2.0, -1.0, -3.0], known, "ref") == [0.5, 0.5]
+    assert known.preferred([-6.0000001, -2.0, -1.0, -3.0], "ref") == [0.5, 0.5]
 
 
 def test_several_anchors_are_weighed(tmp_path: Path) -> None:
@@ -85,8 +84,8 @@ def test_several_anchors_are_weighed(tmp_path: Path) -> None:
         sequences=suite().sequences[:2], sequence_ids=("a",),
         reference=reference(tmp_path, one=[-6.0, -3.0], two=[-2.0, -1.0]),
     )  # fmt: skip
-    assert preferred([-3.0, -0.5], known, "candidate") == [0.0]
-    assert preferred([-3.0, -0.5], known, "one") == [0.0], "one of two is not the reference"
+    assert known.preferred([-3.0, -0.5], "candidate") == [0.0]
+    assert known.preferred([-3.0, -0.5], "one") == [0.0], "one of two is not the reference"
 
 
 def test_other_rules_stand_beside(tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_other_rules_stand_beside(tmp_path: Path) -> None:
     assert results.values == (1.0, 0.0)
     # Per token -2 against -3, and -2 against -3.5; the longer one wins the first, and ties the second.
     assert results.beside == {LONGER: 0.75, LIKELIHOOD: 1.0}
-    assert results.beside_line == (
+    assert PairSuite.side_sentence(results) == (
         "right about 50.0% of 2 pairs; the longer answer is right about 75.0%, the higher likelihood per "
         "token is right about 100.0%"
     )
@@ -197,7 +196,8 @@ def test_the_values_are_those_of_the_engine(
     config, _, starter = ran
     evidence = stored_evidence(config)
     inputs = load_inputs(config)
-    (known,) = (s for s in with_references(inputs.suites, evidence) if s.target_of == "round1")
+    ready = compared(inputs.suites, known_snapshots(evidence, inputs.suites))
+    (known,) = (s for s in ready if s.target_of == "round1")
     assert known.reference is not None
     requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in known.sequences]
     ratios = [
@@ -235,7 +235,7 @@ def test_a_round_may_ask_for_likelihood(tmp_path: Path) -> None:
     spec = {**preference(tmp_path), "suite": {"items": 30, "margin": 0.1, "pairs": "likelihood"}}
     inputs = load_inputs(campaign(tmp_path, rounds=rounds(spec)))
     (pairs,) = (s for s in inputs.suites if s.target_of == "round0")
-    assert pairs.kind == "pairs" and not pairs.implicit
+    assert isinstance(pairs, PairSuite) and not pairs.implicit
     inputs.close()
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from align.campaign import run_campaign
 from align.errors import StoreError
-from align.gate.suites.suite import Suite
-from align.gate.suites.win_rate import Duel, load_answers, save_answers, win, with_comparators
+from align.gate.suites.kinds.win_rate import WinRateSuite
+from align.gate.suites.known import KnownSnapshots
+from align.gate.suites.win_rate import Duel, load_answers, save_answers, win
+from align.store.paths import StorePaths
 from rewards.base import RewardPart
 from rewards.rubric import Rubric
 from rollouts.errors import UserError
@@ -107,28 +109,34 @@ def test_answers_come_back_and_damage_is_named(tmp_path: Path) -> None:
         load_answers(path)
 
 
-def suite(against: str) -> Suite:
+def suite(against: str) -> WinRateSuite:
     spec = {**GENERAL, "metric": {"name": "distinct_ngrams", "options": {"n": 1}}}
-    return build(campaign(suites=[{**spec, "against": against, "role": "watch"}]))[0]
+    (wins, _) = build(campaign(suites=[{**spec, "against": against, "role": "watch"}]))
+    assert isinstance(wins, WinRateSuite)
+    return wins
+
+
+def known(folder: Path, production: str, **accepted: str) -> KnownSnapshots:
+    store = StorePaths(folder)
+    return KnownSnapshots(base="b", production=production, store=store, accepted=accepted)
 
 
 def test_the_rival_is_part_of_what_decides_a_value(tmp_path: Path) -> None:
     parent = suite("parent")
-    named = [with_comparators([parent], "b", p, {}, tmp_path)[0] for p in ("b", "c")]
-    assert len({parent.hash, *(one.hash for one in named)}) == 3
-    paths = {one.duel.answers for one in named if one.duel}
-    assert len(paths) == 2
-    base = with_comparators([suite("base")], "b", "c", {}, tmp_path)[0]
-    assert base.duel is not None
+    named = [parent.compared(known(tmp_path, production)) for production in ("b", "c")]
+    assert len({parent.hash, *(s.hash for s in named if s)}) == 3
+    assert len({s.duel.answers for s in named if s}) == 2
+    base = suite("base").compared(known(tmp_path, "c"))
+    assert base is not None
     assert base.duel.comparator == "b"
 
 
 def test_a_round_that_is_not_accepted_yet_is_no_rival(tmp_path: Path) -> None:
     later = suite("round:reverse")
-    assert with_comparators([later], "b", "b", {}, tmp_path) == []
-    (known,) = with_comparators([later], "b", "c", {"reverse": "c"}, tmp_path)
-    assert known.duel is not None
-    assert known.duel.comparator == "c"
+    assert later.compared(known(tmp_path, "b")) is None
+    rivalled = later.compared(known(tmp_path, "c", reverse="c"))
+    assert rivalled is not None
+    assert rivalled.duel.comparator == "c"
 
 
 def test_a_rival_that_does_not_exist_is_named() -> None:

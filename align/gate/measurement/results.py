@@ -1,0 +1,213 @@
+"""Results of one snapshot on one suite: one value per item, kept so that any verdict can be drawn again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from align.store.durable import sync
+from rollouts.errors import RunError
+from rollouts.types import FinishReason, SnapshotId
+
+ItemStatus = Literal["scored", "abstained", "failed"]
+
+METADATA = b"keel.item_results"
+"""Key of the header in a file's metadata."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemResults:
+    """Values of one snapshot on one suite, item by item. Higher values are better."""
+
+    suite: str
+    suite_hash: str
+    snapshot: SnapshotId
+    item_ids: tuple[str, ...]
+    values: tuple[float, ...]
+    """Reward units, or nats per token; finite. The worst value where the status is not scored."""
+    statuses: tuple[ItemStatus, ...]
+    finishes: tuple[FinishReason, ...]
+    """``length`` where the completion was cut; always ``stop`` for likelihood."""
+    prompts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    answers: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Texts for people to look at, where completions were sampled; no verdict reads them."""
+    clusters: tuple[str, ...] = ()
+    """Label that an item shares with those it depends on; empty: every item counts by itself."""
+    probabilities: tuple[tuple[float, ...], ...] = ()
+    """Probability of every choice of an item, the right one first; empty where items have no choices."""
+    tokens: int | None = field(default=None, compare=False)
+    """Tokens generated or scored; None where they were not counted."""
+    seconds: float | None = field(default=None, compare=False)
+    """Wall time of the measurement; None where it was not recorded."""
+    measured_by: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Version of ``vllm`` and kind of ``device``; empty where that was not recorded."""
+    beside: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Further figures of the whole suite by name, such as an accuracy; no verdict reads them."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
+        if lengths != {len(set(self.item_ids))} or 0 in lengths:
+            raise ValueError(f"results of {self.suite!r} need one value per distinct item")
+        if len(self.clusters) not in (0, len(self.values)):
+            raise ValueError(f"results of {self.suite!r} need one cluster per item, or none")
+        if len(self.probabilities) not in (0, len(self.values)):
+            raise ValueError(
+                f"results of {self.suite!r} need probabilities of every item, or of none"
+            )
+        if not all(math.isfinite(value) for value in self.values):
+            raise ValueError(f"results of {self.suite!r} hold a value that is not finite")
+
+    @property
+    def mean(self) -> float:
+        """Mean over the items."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def failed(self) -> int:
+        """Items whose rollout or metric failed."""
+        return self.statuses.count("failed")
+
+    @property
+    def truncated(self) -> int:
+        """Items whose completion was cut at max_tokens."""
+        return self.finishes.count("length")
+
+    @property
+    def is_pass_fail(self) -> bool:
+        """True if every value is 0 or 1."""
+        return all(value in (0.0, 1.0) for value in self.values)
+
+    def save(self, path: str | Path) -> None:
+        """Write parquet; the file is there whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        header = {
+            "suite": self.suite,
+            "suite_hash": self.suite_hash,
+            "snapshot": self.snapshot,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            **({"measured_by": dict(self.measured_by)} if self.measured_by else {}),
+            **({"beside": dict(self.beside)} if self.beside else {}),
+        }
+        table = pa.table(
+            {
+                "item_id": pa.array(self.item_ids, pa.string()),
+                "value": pa.array(self.values, pa.float64()),
+                "status": pa.array(self.statuses, pa.string()),
+                "finish": pa.array(self.finishes, pa.string()),
+                **{
+                    name: pa.array(texts, pa.string())
+                    for name, texts in (
+                        ("prompt", self.prompts),
+                        ("answer", self.answers),
+                        ("cluster", self.clusters),
+                    )
+                    if texts
+                },
+                **(
+                    {"probabilities": pa.array(self.probabilities, pa.list_(pa.float64()))}
+                    if self.probabilities
+                    else {}
+                ),
+            }
+        ).replace_schema_metadata({METADATA: json.dumps(header, sort_keys=True).encode()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(table, staging)
+            sync(staging)
+            os.replace(staging, path)
+        finally:
+            staging.unlink(missing_ok=True)
+        sync(path.parent)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemResults:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: the file is missing, damaged or not one of ours.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.ParquetFile(path).read()
+            header = json.loads((table.schema.metadata or {})[METADATA])
+            columns = table.to_pydict()
+            return cls(
+                suite=header["suite"],
+                suite_hash=header["suite_hash"],
+                snapshot=header["snapshot"],
+                item_ids=tuple(columns["item_id"]),
+                values=tuple(columns["value"]),
+                statuses=tuple(columns["status"]),
+                finishes=tuple(columns["finish"]),
+                clusters=tuple(columns.get("cluster", ())),
+                probabilities=tuple(map(tuple, columns.get("probabilities", ()))),
+                tokens=header.get("tokens"),
+                seconds=header.get("seconds"),
+                measured_by=header.get("measured_by", {}),
+                beside=header.get("beside", {}),
+            )
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+            raise RunError(
+                f"evaluation results cannot be read: {error}",
+                where=str(path),
+                remedy="restore it from a backup, or delete it: keel run CAMPAIGN measures it again",
+            ) from error
+
+
+def measured_seconds(path: Path) -> float | None:
+    """Return the seconds that a suite took, of a file that `ItemResults.save` wrote.
+
+    None: the file is missing, damaged, or older than this note. Only its header is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        seconds = json.loads((pq.read_schema(path).metadata or {})[METADATA]).get("seconds")
+        return None if seconds is None else float(seconds)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
+        return None
+
+
+def paired(
+    candidate: ItemResults, comparator: ItemResults
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the values of both in the candidate's item order.
+
+    Raises:
+        RunError: the two were not measured on the same suite and items.
+    """
+    before = dict(zip(comparator.item_ids, comparator.values, strict=True))
+    if candidate.suite_hash != comparator.suite_hash or before.keys() != set(candidate.item_ids):
+        raise RunError(
+            f"suite {candidate.suite!r} was measured on different items for {candidate.snapshot} "
+            f"and {comparator.snapshot}",
+            cause="the suite changed between the two evaluations",
+            remedy="evaluate both snapshots on the suite as it is now",
+        )
+    return candidate.values, tuple(before[item] for item in candidate.item_ids)
+
+
+def no_value(suite: str, items: int, details: Sequence[str] = ()) -> RunError:
+    """Return the error of a suite on which nothing has a value.
+
+    Args:
+        details: what its metric said of single items.
+    """
+    return RunError(
+        f"none of the {items} items of suite {suite!r} has a value",
+        where=suite,
+        cause=details[0] if details else "its metric abstained on every item",
+    )
