@@ -10,6 +10,7 @@ from typing import Any
 from align.gate.checks import Check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.alpha import spending_sentence
+from align.gate.suites.kinds import kind_of
 from align.gate.verdict import Outcome, Verdict
 
 EXIT_CODES: Mapping[Outcome, int] = {
@@ -87,6 +88,17 @@ class Judgement:
         return tuple(map(of_incumbent, self.verdict.reasons))
 
     @property
+    def figures(self) -> Iterator[str]:
+        """Sentences on figures that stand beside the means of suites and decide nothing."""
+        for rule in self.verdict.inputs.suites:
+            for model, results in (
+                (self.candidate, self.candidate_results),
+                (self.incumbent, self.incumbent_results),
+            ):
+                if sentence := kind_of(rule).side_sentence(results[rule.name]):
+                    yield f"{rule.name}, {model.name}: {sentence}"
+
+    @property
     def level(self) -> str:
         """The error that the verdict may make, in words."""
         return spending_sentence(self.verdict.inputs.gate, self.verdict.inputs.looks)
@@ -118,6 +130,10 @@ class Judgement:
                     "incumbent": self.incumbent_results[rule.name].mean,
                     "margin": rule.margin,
                     "hash": rule.hash,
+                    "figures": {
+                        "candidate": dict(self.candidate_results[rule.name].beside),
+                        "incumbent": dict(self.incumbent_results[rule.name].beside),
+                    },
                 }
                 for rule in self.verdict.inputs.suites
             ],

@@ -12,6 +12,8 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ScoreMatrix
+from align.gate.measurement.results import measured_figures
+from align.gate.suites.kinds import KINDS, kind_of_round
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
 from align.store.ledger.amendments import Amendment, amendments_of
 from rollouts.types import SnapshotId
@@ -27,6 +29,8 @@ class SnapshotScores:
     accepted: bool
     scores: Mapping[str, float | None]
     """Mean score by suite."""
+    figures: Mapping[str, Mapping[str, float]]
+    """Further figures by suite and name, such as an accuracy, where a suite has any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,12 +121,31 @@ def plain(status: CampaignStatus) -> dict[str, Any]:
 
 def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
     candidates = {record.name: record.candidate or "" for record in evidence.committed()}
+    snapshots = [
+        evidence.base if index == 0 else candidates[row.name]
+        for index, row in enumerate(matrix.rows)
+    ]
     return [
         SnapshotScores(
             round=row.name,
-            snapshot=evidence.base if index == 0 else candidates[row.name],
+            snapshot=snapshot,
             accepted=row.accepted,
             scores=dict(zip(matrix.suites, row.scores, strict=True)),
+            figures=figures_of(evidence, snapshot),
         )
-        for index, row in enumerate(matrix.rows)
+        for row, snapshot in zip(matrix.rows, snapshots, strict=True)
     ]
+
+
+def figures_of(evidence: Evidence, snapshot: SnapshotId) -> dict[str, dict[str, float]]:
+    """Return the figures beside a snapshot's means, by suite and name, without those of sealed suites."""
+    config, sealed = evidence.config, sealed_names(evidence.config)
+    kinds = {spec.name: KINDS[spec.source] for spec in config.suites}
+    kinds |= {spec.name: kind_of_round(spec) for spec in config.rounds}
+    files = {
+        record.suite: evidence.folder / record.path
+        for record in evidence.ledger.evaluations(snapshot)
+        if record.suite in kinds and kinds[record.suite].has_figures and record.suite not in sealed
+    }
+    figures = {suite: measured_figures(path) for suite, path in files.items()}
+    return {suite: values for suite, values in figures.items() if values}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from align.store.durable import sync
 from rollouts.errors import RunError
@@ -171,14 +171,34 @@ def measured_seconds(path: Path) -> float | None:
 
     None: the file is missing, damaged, or older than this note. Only its header is read.
     """
+    try:
+        seconds = _header(path).get("seconds")
+        return None if seconds is None else float(seconds)
+    except (ValueError, TypeError):
+        return None
+
+
+def measured_figures(path: Path) -> dict[str, float]:
+    """Return the figures beside the mean, of a file that `ItemResults.save` wrote.
+
+    Empty if the file is missing or damaged, or has none. Only its header is read.
+    """
+    try:
+        return {str(name): float(value) for name, value in _header(path).get("beside", {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of a file; empty if there is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        seconds = json.loads((pq.read_schema(path).metadata or {})[METADATA]).get("seconds")
-        return None if seconds is None else float(seconds)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
-        return None
+        header = json.loads((pq.read_schema(path).metadata or {})[METADATA])
+        return header if isinstance(header, dict) else {}
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
+        return {}
 
 
 def paired(

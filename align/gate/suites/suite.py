@@ -90,6 +90,8 @@ class Suite(ABC):
     """True if it samples answers, which can be cut or left without a score."""
     by_words: ClassVar[bool] = False
     """True if it can be asked in words alone, without the model's tokenizer."""
+    has_figures: ClassVar[bool] = False
+    """True if further figures stand beside its mean (`ItemResults.beside`)."""
     whole: ClassVar[bool] = False
     """True if its items are always measured all at once."""
 

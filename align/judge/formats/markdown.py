@@ -19,6 +19,7 @@ def markdown_of(judgement: Judgement) -> str:
     mark = {0: "✅", 3: "⚠️"}.get(judgement.exit_code, "❌")
     lines = [f"## {mark} {_plain(judgement.headline)}", "", *_table(judgement), ""]
     lines += [f"- {_plain(reason)}" for reason in judgement.reasons]
+    lines += [f"- {_plain(line)}" for line in judgement.figures]
     lines += [f"- {line}" for line in (passed_line(judgement), judgement.level) if line]
     lines += [f"- {_plain(note)}" for note in judgement.notes]
     lines += list(_lost(list(judgement.lost(SHOWN))))

@@ -24,6 +24,7 @@ def print_judgement(judgement: Judgement, console: Console) -> None:
     accepted = judgement.verdict.accepted
     console.print(Text(judgement.headline, style="bold green" if accepted else "bold red"))
     console.print(table)
-    for line in (passed_line(judgement), judgement.level, *judgement.reasons):
+    lines = (passed_line(judgement), *judgement.figures, judgement.level, *judgement.reasons)
+    for line in lines:
         if line:
             console.print(Text(line), soft_wrap=True)

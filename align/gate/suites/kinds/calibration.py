@@ -96,6 +96,7 @@ class CalibrationSuite(PromptSuite):
 
     kind: ClassVar[str] = "calibration"
     scale: ClassVar[ScoreScale] = ScoreScale(range=BRIER, graded=True, unit="of Brier score")
+    has_figures: ClassVar[bool] = True
 
     questions: tuple[Question, ...] = ()
     """The items as tokens, in the order of ``prompts``."""

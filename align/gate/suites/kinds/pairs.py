@@ -38,6 +38,7 @@ class PairSuite(SequenceSuite):
 
     kind: ClassVar[str] = "pairs"
     scale: ClassVar[ScoreScale] = ScoreScale(range=UNIT)
+    has_figures: ClassVar[bool] = True
 
     implicit: bool = False
     """True if pairs are compared by their log ratios to the round's reference, not by likelihood."""

@@ -27,6 +27,7 @@ from align.gate.suites.kinds.calibration import (
 )
 from align.gate.suites.suites import build_suites
 from align.report.explanation.explain import explain
+from align.report.status import plain, status_of
 from rollouts.engines.scripted import ScriptedEngine
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
@@ -407,9 +408,16 @@ def test_a_round_is_judged_by_it(ran: tuple[CampaignConfig, Watcher]) -> None:
     assert all(-2.0 < mean < 0.0 for mean in means.values())
 
 
-def test_its_figures_stand_in_the_explanation(ran: tuple[CampaignConfig, Watcher]) -> None:
+def test_its_figures_stand_in_the_explanation_and_the_status(
+    ran: tuple[CampaignConfig, Watcher],
+) -> None:
     from align.gate.evidence import stored_evidence
 
     told = explain(stored_evidence(ran[0]), "round0")
     (story,) = (story for story in told.suites if story.suite == "facts")
     assert story.beside.startswith("accuracy ")
+    rows = plain(status_of(stored_evidence(ran[0])))["matrix"]
+    assert [row["round"] for row in rows] == ["base", "round0"]
+    for row in rows:
+        assert set(row["figures"]) == {"facts"}
+        assert set(row["figures"]["facts"]) == {ACCURACY, CALIBRATION_ERROR}
