@@ -47,7 +47,7 @@ from align.round.times.clock import phase
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.inbox.feed import fed, starved
 from align.store.auto import auto_lines
-from align.store.changes.drop import dropped_lines
+from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
 from align.store.paths import StorePaths
@@ -127,8 +127,8 @@ def run_one(index: int, spec: RoundConfig, parts: Parts) -> None:
     attempt = parts.ledger.begin_round(index, spec.name, parent)
     parts.clock.restart()
     plan = plan_round(index, attempt, spec, parent, parts)
-    if (recalled := parts.evidence.recall(spec.name, "gate")).left_out:
-        parts.observer.note(f"{spec.name}: {recalled.sentence}")
+    if (lookback := parts.evidence.look_back(spec.name, "gate")).left_out:
+        parts.observer.note(f"{spec.name}: {lookback.sentence}")
     for line in first_lines(spec, plan.artifacts):
         parts.observer.note(line)
     for line in plan.scorer.isolation_lines():
@@ -164,8 +164,8 @@ def plan_round(
     before = {s.name: s for s in parts.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in before.items() if earlier.asks == spec.asks}
     owned = owners(before, shared)
-    replayed = parts.evidence.recall(spec.name, "replay", owned).kept
-    looked_at = parts.evidence.recall(spec.name, "gate").kept
+    replayed = parts.evidence.look_back(spec.name, "replay", owned).kept
+    looked_at = parts.evidence.look_back(spec.name, "gate").kept
     needed = [name for name in owned if name in replayed or name in looked_at]
     for name in needed:
         parts.require_replay(before[name], accepted[name])

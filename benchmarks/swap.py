@@ -245,8 +245,8 @@ class LightServer:
 
 def _proxy_process(alias: Path, port: Any) -> None:
     from launch.listening import listen
-    from launch.serving.follow import SwapPolicy
     from launch.serving.serve import run
+    from launch.serving.swapper import SwapPolicy
 
     async def start(snapshot: str) -> LightServer:
         return await asyncio.to_thread(LightServer, snapshot)

@@ -34,7 +34,7 @@ from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 if TYPE_CHECKING:
     from rich.console import Console
 
-Status = Literal["ok", "warn", "fail"]
+CheckStatus = Literal["ok", "warn", "fail"]
 
 LOCK = PACKAGE_ROOT / "requirements" / "cpu.lock"
 MAIN_PINS = ("torch", "transformers", "trl", "peft", "ray")
@@ -62,7 +62,7 @@ class CheckResult:
     """Line of the report."""
 
     name: str
-    status: Status
+    status: CheckStatus
     detail: str
     """Observation, with its numbers."""
     remedy: str | None = None
@@ -291,7 +291,7 @@ def _enough(
     detail = f"{gib:.1f} GiB {where}"
     if gib >= floors[1]:
         return CheckResult(name=name, status="ok", detail=detail)
-    status: Status = "fail" if gib < floors[0] else "warn"
+    status: CheckStatus = "fail" if gib < floors[0] else "warn"
     detail += f"; {floors[1]:g} GiB is a comfortable least"
     return CheckResult(name=name, status=status, detail=detail, remedy=remedy)
 

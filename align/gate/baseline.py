@@ -1,4 +1,4 @@
-"""Moving the fixed anchor: what a person may choose, and what is told of it."""
+"""Choice of the baseline by a person: snapshots that may be chosen, and the lines of its log."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.gate.evidence import Evidence
-from align.store.ledger.baseline import AnchorMove, anchor_moves, move_anchor
+from align.store.ledger.baseline import BaselineMove, baseline_moves, move_baseline
 from rollouts.errors import UserError
 
 
-def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
+def choose_baseline(evidence: Evidence, snapshot: str, reason: str) -> BaselineMove:
     """Count total budgets from another snapshot that is or was production.
 
     Args:
@@ -33,7 +33,7 @@ def reanchor(evidence: Evidence, snapshot: str, reason: str) -> AnchorMove:
     if matches:
         store = evidence.store.snapshots
         require_same_tokenizer(store.open(evidence.base).path, store.open(chosen).path)
-    return move_anchor(evidence.ledger, chosen, reason)
+    return move_baseline(evidence.ledger, chosen, reason)
 
 
 def require_same_tokenizer(start: Path, other: Path) -> None:
@@ -64,8 +64,8 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
     return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
 
 
-def anchor_log_lines(evidence: Evidence) -> Iterator[str]:
+def baseline_lines(evidence: Evidence) -> Iterator[str]:
     """Yield what budgets count from, and every time a person moved it."""
-    yield f"start   {evidence.base[:16]}"
-    for move in anchor_moves(evidence.ledger):
-        yield f"anchor  {move.snapshot[:16]}  since {move.time}: {move.reason}"
+    yield f"start    {evidence.base[:16]}"
+    for move in baseline_moves(evidence.ledger):
+        yield f"baseline {move.snapshot[:16]}  since {move.time}: {move.reason}"

@@ -40,7 +40,7 @@ def check_budgets(
                 f"the anchor {found.snapshot[:16]}",
                 where=f"round {round.name!r}",
                 cause="earlier rounds lost a little each, or an observing gate let them through",
-                remedy="a person may accept this loss with keel gate anchor CAMPAIGN SNAPSHOT --reason "
+                remedy="a person may accept this loss with keel gate baseline CAMPAIGN SNAPSHOT --reason "
                 "TEXT; else go back to an earlier snapshot, or let the gate only observe",
             )
         note(
@@ -62,7 +62,7 @@ def budget_checks(
     found = []
     for suite in guards:
         _require_share(suite, all(value in (0.0, 1.0) for value in now[suite.name].values))
-        anchor = evidence.anchor(suite.name)
+        anchor = evidence.baseline(suite.name)
         if anchor != production:
             start = evidence.load(anchor, [suite])[suite.name]
             start, latest = in_common(start, now[suite.name])

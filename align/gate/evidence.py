@@ -22,10 +22,10 @@ from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
 from align.store.changes.gone import unmeasurable, without_gone
 from align.store.changes.settle import settle
-from align.store.ledger.baseline import anchor_of
+from align.store.ledger.baseline import baseline_of
 from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.store.ledger.lineage import lineage
-from align.store.lookback import Purpose, Recall, nights_of, recall
+from align.store.lookback import Lookback, Purpose, look_back, nights_of
 from align.store.repairs import repairs_of
 from align.store.store import Store, begun_ledger, open_store
 from align.store.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
@@ -65,7 +65,9 @@ class Evidence:
         """What decides: the campaign's gate, with alpha spent as suits rounds that end or do not."""
         return spent_by(self.config.gate, endless=bool(nights_of(self.ledger.database)))
 
-    def recall(self, round: str, purpose: Purpose, earlier: Sequence[str] | None = None) -> Recall:
+    def look_back(
+        self, round: str, purpose: Purpose, earlier: Sequence[str] | None = None
+    ) -> Lookback:
         """Which earlier rounds a round looks back on, and which it leaves out.
 
         Args:
@@ -73,7 +75,7 @@ class Evidence:
         """
         names = list(self.accepted("policy")) if earlier is None else earlier
         draw = f"{self.config.seed}/{purpose}/{round}"
-        return recall(names, nights_of(self.ledger.database), draw)
+        return look_back(names, nights_of(self.ledger.database), draw)
 
     def missing(
         self,
@@ -232,7 +234,9 @@ class Evidence:
         _require_measured(compared, items or {})
         best = {n: chosen["best"] for n, chosen in compared.items() if "best" in chosen}
         best |= {s.name: h for s, h in self._best([s for s in suites if s.name not in best])}
-        start = {s.name: compared.get(s.name, {}).get("start", self.anchor(s.name)) for s in suites}
+        start = {
+            s.name: compared.get(s.name, {}).get("start", self.baseline(s.name)) for s in suites
+        }
         return decide(
             target=target,
             candidate=self.load(candidate, suites),
@@ -246,7 +250,7 @@ class Evidence:
             retired=self.retired((*accepted, target)),
             objections=objections,
             left_out=(
-                *self.recall(target, "gate").left_out,
+                *self.look_back(target, "gate").left_out,
                 *unmeasurable(self.config.rounds, tuple(accepted)),
             ),
             level=self.amended_level(look or self.looks() + 1),
@@ -269,7 +273,7 @@ class Evidence:
         plain.add(self.ledger.alias("production") or self.base)
         return {
             s.name: frozenset(
-                known & {*plain, self.anchor(s.name), last_best.get(s.name, self.base)}
+                known & {*plain, self.baseline(s.name), last_best.get(s.name, self.base)}
             )
             for s in suites
         }
@@ -337,7 +341,7 @@ class Evidence:
             s.name: {"parent": parent} for s in suites
         }
         for suite, best in self._best([s for s in suites if role(s.rule) == "retention"]):
-            compared[suite.name] |= {"best": best, "start": self.anchor(suite.name)}
+            compared[suite.name] |= {"best": best, "start": self.baseline(suite.name)}
         return compared
 
     def role_in(self, target: str) -> Callable[[SuiteRule], Role]:
@@ -371,11 +375,11 @@ class Evidence:
             items=items,
         )
 
-    def anchor(self, suite: str) -> SnapshotId:
+    def baseline(self, suite: str) -> SnapshotId:
         """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that
         round, or the anchor that a person chose after it."""
         accepted = self.accepted("policy")
-        own, chosen = accepted.get(suite, self.base), anchor_of(self.ledger)
+        own, chosen = accepted.get(suite, self.base), baseline_of(self.ledger)
         order = [self.base, *accepted.values()]
         return own if chosen is None or order.index(chosen) < order.index(own) else chosen
 
@@ -500,7 +504,7 @@ def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
     leaves out, that were rejected, or whose turn is still to come; nor files of decided rounds that are
     gone."""
     config, nights = evidence.config, nights_of(evidence.ledger.database)
-    names = {name for round in rounds for name in evidence.recall(round, "gate").kept}
+    names = {name for round in rounds for name in evidence.look_back(round, "gate").kept}
     names |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
     decided = [record.name for record in evidence.committed()]
     rounds_in_view = without_gone([s for s in config.rounds if s.name in names], decided)

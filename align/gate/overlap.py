@@ -15,12 +15,23 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
 from align.config.gate import OverlapConfig
 from align.data.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
 from align.store.paths import StorePaths
 from rollouts.errors import UserError
 
-__all__ = ["Trained", "find_overlap", "find_overlaps", "forbid", "ngrams", "save_overlaps", "words"]
+__all__ = [
+    "Trained",
+    "find_overlap",
+    "find_overlaps",
+    "forbid",
+    "load_overlaps",
+    "ngrams",
+    "save_overlaps",
+    "words",
+]
 
 SHOWN = 3
 """Offending items that an error names."""
@@ -182,3 +193,12 @@ def save_overlaps(folder: Path, overlaps: Iterable[Overlap]) -> None:
     path = StorePaths(folder).overlaps
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(overlap) for overlap in overlaps], indent=1) + "\n")
+
+
+def load_overlaps(folder: Path) -> tuple[Overlap, ...]:
+    """Read what `save_overlaps` wrote; nothing where nothing was compared yet, or the file is damaged."""
+    try:
+        content = StorePaths(folder).overlaps.read_bytes()
+        return TypeAdapter(tuple[Overlap, ...]).validate_json(content)
+    except (OSError, ValueError):
+        return ()

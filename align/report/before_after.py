@@ -14,7 +14,7 @@ from align.gate.evidence import Evidence
 from align.report.printable import printable
 
 if TYPE_CHECKING:
-    from align.report.html.items import Item
+    from align.report.html.items import ComparedItem
 
 NUM_ANSWERS = 3
 MOST_BYTES = 400
@@ -26,7 +26,7 @@ class Shown:
     """One item with both answers, and its suite."""
 
     suite: str
-    item: Item
+    item: ComparedItem
 
 
 def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]:

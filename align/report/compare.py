@@ -19,7 +19,7 @@ UNSEEDED = ("seed", "name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
+class SeedSpread:
     """One number over the campaigns of a group."""
 
     mean: float
@@ -36,28 +36,28 @@ class ComparedGroup:
     campaigns: tuple[str, ...]
     """Names of the campaigns as on the command line."""
     seeds: tuple[int, ...]
-    accepted: Spread
+    accepted: SeedSpread
     """Number of accepted rounds."""
-    rejected: Spread
-    scores: Mapping[str, Spread | None]
+    rejected: SeedSpread
+    scores: Mapping[str, SeedSpread | None]
     """Mean of production by suite; None if no campaign measured it."""
-    summary: Mapping[str, Spread | None]
+    summary: Mapping[str, SeedSpread | None]
     """Summary numbers AP, AIA, LA, BWT, FM, FWT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class ComparedCampaigns:
     """Groups of campaigns, all over the same columns."""
 
     suites: tuple[str, ...]
-    base: Mapping[str, Spread | None]
+    base: Mapping[str, SeedSpread | None]
     """Mean of the campaigns' starts by suite."""
     groups: tuple[ComparedGroup, ...]
     answers: Mapping[str, ReportAnswer]
     """By campaign: what is production, and what was kept out and why."""
 
 
-def compare(named: Sequence[tuple[str, Evidence]]) -> Comparison:
+def compare(named: Sequence[tuple[str, Evidence]]) -> ComparedCampaigns:
     """Compare campaigns by what production scores.
 
     Args:
@@ -68,7 +68,7 @@ def compare(named: Sequence[tuple[str, Evidence]]) -> Comparison:
         grouped.setdefault(_kind(evidence), []).append((name, evidence))
     measured = [scores_of(e, _production(e)) for _, e in named]
     suites = tuple(dict.fromkeys(suite for scores in measured for suite in scores))
-    return Comparison(
+    return ComparedCampaigns(
         suites=suites,
         base=_spreads([scores_of(e, e.base) for _, e in named], suites),
         groups=tuple(_group(members, suites) for members in grouped.values()),
@@ -103,19 +103,19 @@ def _production(evidence: Evidence) -> str:
 
 def _spreads(
     rows: Sequence[Mapping[str, float | None]], names: Sequence[str]
-) -> dict[str, Spread | None]:
-    spreads: dict[str, Spread | None] = {}
+) -> dict[str, SeedSpread | None]:
+    spreads: dict[str, SeedSpread | None] = {}
     for name in names:
         values = [value for row in rows if (value := row.get(name)) is not None]
         spreads[name] = _spread(values) if values else None
     return spreads
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _spread(values: Sequence[float]) -> SeedSpread:
     """Return mean and sample standard deviation.
 
     >>> _spread([0.5, 0.7]).mean, round(_spread([0.5, 0.7]).spread, 4)
     (0.6, 0.1414)
     """
     spread = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=math.fsum(values) / len(values), spread=spread, n=len(values))
+    return SeedSpread(mean=math.fsum(values) / len(values), spread=spread, n=len(values))

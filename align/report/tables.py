@@ -18,7 +18,7 @@ from align.report.explanation.answer import answer_of
 from align.report.families import by_family, families_of, passed_lines
 from align.report.status import summary_numbers
 from align.store.ledger.amendments import Amendment, amendments_of
-from align.store.ledger.baseline import anchor_moves
+from align.store.ledger.baseline import baseline_moves
 from align.store.ledger.lineage import by_hand
 from align.store.paths import StorePaths
 from align.store.store import ledger_place
@@ -42,7 +42,7 @@ def campaign_report(evidence: Evidence, folder: Path) -> Group:
         tables += [matrix_table(matrix, family if len(parts) > 1 else ""), metrics_line(matrix)]
     return Group(
         *answer_first(evidence), *tables, *verdict_lines(evidence), *sealed_lines(evidence),
-        *anchor_lines(evidence), *answer_lines(evidence), places(evidence, folder),
+        *baseline_lines(evidence), *answer_lines(evidence), places(evidence, folder),
     )  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def sealed_lines(evidence: Evidence) -> Iterator[Text]:
         yield Text(f"production moved by hand to {names.get(move.target)!r}: {move.reason}")
 
 
-def anchor_lines(evidence: Evidence) -> Iterator[Text]:
+def baseline_lines(evidence: Evidence) -> Iterator[Text]:
     """Human acts that moved what budgets count from."""
-    for move in anchor_moves(evidence.ledger):
+    for move in baseline_moves(evidence.ledger):
         yield Text(
             f"budgets count from {move.snapshot[:16]} since {move.time[:10]}: {move.reason}",
             style="yellow",

@@ -26,12 +26,12 @@ from align.round.reward_models import measurable
 from align.round.times.clock import PhaseClock, phase
 from align.round.times.record import AttemptTimes
 from align.store.changes.code import record_code
+from align.store.changes.earlier_versions import as_read
 from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot, SnapshotStore
 from align.store.store import open_store
-from align.store.stored_config import as_read
 from align.store.stored_files import fault_of
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.types import SnapshotId
@@ -290,7 +290,7 @@ def open_memory(
     config, stated = settled.config, settled.stated
     store = open_store(config)
     ledger = store.ledger
-    with ledger.claim() as claim:
+    with ledger.lease() as lease:
         amended = ledger.open_campaign(
             stated.name,
             stated.content(),
@@ -314,7 +314,7 @@ def open_memory(
             ledger=ledger,
             evidence=Evidence(store=store, config=config),
             base=taken.id if taken is not None else moves[0].target,
-            beat=claim.beat,
+            beat=lease.beat,
             taken=taken,
         )
 

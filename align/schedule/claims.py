@@ -32,9 +32,10 @@ from align.schedule.due import (
 from align.schedule.inbox import Inbox
 from align.store.database.database import Database
 from align.store.ledger.due_rounds import moment_of
-from align.store.ledger.reservations import let_go
+from align.store.ledger.reservations import release
 from align.store.ledger.tables.core import rounds
-from align.store.ledger.tables.due import due_claims, due_since, due_skips
+from align.store.ledger.tables.due import due_claims, due_since
+from align.store.ledger.tables.logs import due_skips
 from rollouts.errors import UserError, nearest
 
 
@@ -265,7 +266,7 @@ def pass_over(connection: Connection, schedule: str, key: str, round: str, now: 
     why = {"who": "keel", "reason": "nothing was left in the inbox for it"}
     spent = {"schedule": schedule, "due_key": key, "round": round}
     connection.execute(insert(due_skips).values(**spent, **why, time=_iso(now)))
-    let_go(connection, round)
+    release(connection, round)
     return True
 
 

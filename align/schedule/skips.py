@@ -19,9 +19,9 @@ from align.schedule.claims import Dues, skips_of
 from align.schedule.due import AT_ONCE, Due, History, Skip, Tick
 from align.store.ledger.campaign_row import INTERRUPTED
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.reservations import let_go
+from align.store.ledger.reservations import release
 from align.store.ledger.tables.core import rounds
-from align.store.ledger.tables.due import due_skips
+from align.store.ledger.tables.logs import due_skips
 from rollouts.errors import UserError, nearest
 
 
@@ -48,7 +48,7 @@ def skip_round(
     dues = Dues(ledger.database, config)
     with ledger.database.read() as connection:
         begun = _begun(connection, _named(name, config, *dues.look_within(connection, now)))
-    alone = ledger.claim("keel schedule skip") if begun else nullcontext()
+    alone = ledger.lease("keel schedule skip") if begun else nullcontext()
     with alone, ledger.database.write() as connection:
         due = _named(name, config, *dues.look_within(connection, now))
         if not begun and _begun(connection, due):
@@ -58,7 +58,7 @@ def skip_round(
             )
         dues.keep_claimed(connection, due, now)
         _end_attempt(connection, due, now)
-        let_go(connection, due.round)
+        release(connection, due.round)
         values = {"who": who, "reason": reason.strip()}
         key = {"schedule": due.schedule, "due_key": due.key, "round": due.round}
         connection.execute(insert(due_skips).values(**key, **values, time=_iso(now)))

@@ -60,7 +60,7 @@ class Template:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recall:
+class Lookback:
     """Earlier rounds, divided; both in the order they were given in."""
 
     kept: tuple[str, ...]
@@ -73,7 +73,7 @@ class Recall:
         return f"looks back on {len(self.kept)} of {count} earlier rounds, not on {listed(self.left_out)}"
 
 
-def recall(earlier: Sequence[str], templates: Mapping[str, Template], draw: str) -> Recall:
+def look_back(earlier: Sequence[str], templates: Mapping[str, Template], draw: str) -> Lookback:
     """Divide earlier rounds into those that are looked at and those that are not this time.
 
     Args:
@@ -90,7 +90,7 @@ def recall(earlier: Sequence[str], templates: Mapping[str, Template], draw: str)
         if template.remember is not None:
             older = names[: -template.remember.newest]
             left_out.update(_in_turn(older, draw)[template.remember.older :])
-    return Recall(
+    return Lookback(
         kept=tuple(name for name in earlier if name not in left_out),
         left_out=tuple(name for name in earlier if name in left_out),
     )

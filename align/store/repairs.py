@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,3 +79,16 @@ def repairs_of(report: Mapping[str, Any] | None) -> tuple[RepairStep, ...]:
 def with_repairs(report: Mapping[str, Any], steps: tuple[RepairStep, ...]) -> dict[str, Any]:
     """Return a verdict's report with all candidates; where nothing was repaired the report itself."""
     return {**report, KEY: _STEPS.dump_python(steps, mode="json")} if steps else dict(report)
+
+
+def accepted_repair(steps: Sequence[RepairStep]) -> RepairStep | None:
+    """The repair that took the failed candidate's place; None where nothing had to be or could be."""
+    return next((step for step in steps if step.accepted and step.rung != "round"), None)
+
+
+def repaired_by(steps: Sequence[RepairStep]) -> str:
+    """For a person, such as ``repaired by distillation, 15 steps (92% of the target gain kept)``."""
+    step = accepted_repair(steps)
+    if step is None:
+        return ""
+    return f"repaired by {step.told} ({100 * step.kept:.0f}% of the target gain kept)"

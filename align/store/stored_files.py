@@ -19,7 +19,7 @@ from sqlalchemy import func, insert, select
 from align.errors import EvidenceError
 from align.store.database.database import Database
 from align.store.durable import digest_of, sync
-from align.store.ledger.tables.files import stored_files
+from align.store.ledger.tables.logs import stored_files
 from align.store.mirror import ONE_SIDED, Mirror
 
 WRITTEN = "written"

@@ -188,7 +188,7 @@ def _follow(jobs: Jobs, job: str, timeout: float | None, address: str) -> None:
     typer.echo(_line(ended), err=True)
     if ended.status in ("FAILED", "STOPPED"):
         from launch.cluster.jobs.address import shown
-        from launch.cluster.jobs.failure import job_failure
+        from launch.cluster.jobs.log import job_failure
 
         log = ""
         with suppress(KeelError):  # The cluster may be gone by now; Ray's reason is here already.

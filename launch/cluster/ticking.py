@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from tempfile import mkdtemp
 
 from align.config.schedule import parse_duration
-from launch.serving import guard
 from rollouts.errors import UserError
+from rollouts.machine.watchdog import watched
 
 KEEL = "from launch.cli import main; main()"
 GRACE_S = 60.0
@@ -23,14 +22,14 @@ def run_tick(arguments: Sequence[str], limit_s: float | None, *, say: Callable[[
     Past ``limit_s`` it is told to end. It is told the same when this process ends, however it does.
     """
     command = [sys.executable, "-c", KEEL, "schedule", "tick", *arguments]
-    # The guard removes this folder, and with it nothing of ours.
-    scratch = mkdtemp(prefix="keel-tick-")
-    guarded = [sys.executable, "-I", str(guard.__file__), str(GRACE_S), scratch, *command]
     # A terminal's interrupt is for this process, which passes it on.
-    child = subprocess.Popen(guarded, stdin=subprocess.PIPE, start_new_session=True)
+    child = subprocess.Popen(
+        watched(command, GRACE_S), stdin=subprocess.PIPE, start_new_session=True
+    )
     assert child.stdin is not None
     try:
-        return child.wait(limit_s)
+        code = child.wait(limit_s)
+        return code if code >= 0 else 128 - code
     except subprocess.TimeoutExpired:
         say(f"not done after {limit_s:.0f} s, the deadline; told to end")
         return PAST_DEADLINE

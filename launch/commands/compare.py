@@ -10,7 +10,7 @@ import typer
 from launch.arguments import AsJson, Overrides, load, print_json
 
 if TYPE_CHECKING:
-    from align.report.compare import Spread
+    from align.report.compare import SeedSpread
 
 Campaigns = Annotated[
     list[Path], typer.Argument(help="Campaign files (YAML).", metavar="CAMPAIGN...")
@@ -61,7 +61,7 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     report_console().print(table)
 
 
-def _cell(value: Spread | None, form: str = ".3f") -> str:
+def _cell(value: SeedSpread | None, form: str = ".3f") -> str:
     if value is None:
         return ""
     spread = "" if value.spread is None else f" ± {value.spread:.3f}"

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
     from align.gate.power.power import GatePlan, SuitePlan
 
+BaselineSnapshot = Annotated[
+    str | None, typer.Argument(help="What budgets shall count from; an id or its first digits.")
+]
+BaselineReason = Annotated[
+    str | None, typer.Option(help="Why; it is shown in every report from then on.")
+]
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a finished round.")]
 
 gate_app = typer.Typer(help="Plan and look at verdicts.", no_args_is_help=True)
@@ -148,32 +154,43 @@ def aa(
         typer.echo("\n".join(noise_lines(floors)))
 
 
-@gate_app.command("anchor")
-def anchor(
+@gate_app.command("baseline")
+def baseline(
     campaign: CampaignPath,
-    snapshot: Annotated[
-        str | None,
-        typer.Argument(help="What budgets shall count from; an id or its first digits."),
-    ] = None,
-    reason: Annotated[
-        str | None, typer.Option(help="Why; it is shown in every report from then on.")
-    ] = None,
+    snapshot: BaselineSnapshot = None,
+    reason: BaselineReason = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Move the fixed anchor that total budgets count from; without SNAPSHOT, show its log."""
+    """Move the baseline that total budgets count from; without SNAPSHOT, show its log."""
     config = load(campaign, overrides).config
-    from align.gate.baseline import anchor_log_lines, reanchor
+    from align.gate.baseline import baseline_lines, choose_baseline
     from align.gate.evidence import stored_evidence
-    from align.store.ledger.baseline import anchor_moves
+    from align.store.ledger.baseline import baseline_moves
 
     evidence = stored_evidence(config)
     if snapshot is not None:
-        reanchor(evidence, snapshot, reason or "")
+        choose_baseline(evidence, snapshot, reason or "")
     if as_json:
-        print_json({"start": evidence.base, "moves": anchor_moves(evidence.ledger)})
+        print_json({"start": evidence.base, "moves": baseline_moves(evidence.ledger)})
     else:
-        typer.echo("\n".join(anchor_log_lines(evidence)))
+        typer.echo("\n".join(baseline_lines(evidence)))
+
+
+@gate_app.command("anchor", hidden=True)
+def anchor(
+    campaign: CampaignPath,
+    snapshot: BaselineSnapshot = None,
+    reason: BaselineReason = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run keel gate baseline by its old name."""
+    typer.echo(
+        "note: keel gate anchor is keel gate baseline now; the next version has no other name for it",
+        err=True,
+    )
+    baseline(campaign, snapshot, reason, overrides, as_json)
 
 
 def _cost(tokens: int, is_complete: bool, price: float | None) -> str:

@@ -88,7 +88,7 @@ def _row(forecast: RoundForecast) -> list[str]:
 
 def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> Iterator[str]:
     from align.gate.power.underpowered import power_lines
-    from align.report.forecast.notes import notes_of
+    from align.report.forecast.check import notes_of
 
     left = planned.to_run
     if not left:

@@ -110,7 +110,7 @@ def rounds_drop(
     as_json: AsJson = False,
 ) -> None:
     """Give up a round that has no verdict: failed, interrupted or planned. Its attempts stay on record."""
-    from align.store.changes.drop import drop
+    from align.store.changes.amend import drop
 
     done = drop(load(campaign, overrides).config, round_name, reason=reason)
     if as_json:

@@ -19,7 +19,7 @@ from align.schedule.inbox.rows import StreamForm, form_of
 from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
 from launch.feedback.body import BadRequest, BodyLimits, Parsed, parse
 from launch.feedback.receive import Crowded, Receiver
-from launch.feedback.tender import Sweeper
+from launch.feedback.sweeper import Sweeper
 from launch.feedback.token import is_bearer
 from rollouts.errors import RunError, UserError
 
@@ -37,12 +37,12 @@ class Desk:
         token: str,
         *,
         limits: BodyLimits,
-        tender: Sweeper,
+        sweeper: Sweeper,
     ) -> None:
         self.inbox, self.forms = inbox, forms
         self._token, self._limits = token, limits
         self._receiver = Receiver(limits)
-        self.writer, self.tender = Writer(inbox), tender
+        self.writer, self.sweeper = Writer(inbox), sweeper
         self._seen: Counter[str] = Counter()
 
     async def feedback(self, request: Request) -> Response:
@@ -75,7 +75,7 @@ class Desk:
     async def health(self, request: Request) -> Response:
         """Answer if feedback is taken; the answer says nothing else, so it needs no token."""
         status = "ok" if self.writer.alive else "closing"
-        if self.tender.failing:
+        if self.sweeper.failing:
             status = "the drop folder is not read"
         return _json({"status": status}, 200 if status == "ok" else 503)
 
@@ -103,15 +103,15 @@ def make_app(
     Args:
         folder: of the inbox, with ``drop`` in it.
     """
-    tender = Sweeper(folder, inbox, forms)
-    desk = Desk(inbox, forms, token, limits=limits or BodyLimits(), tender=tender)
+    sweeper = Sweeper(folder, inbox, forms)
+    desk = Desk(inbox, forms, token, limits=limits or BodyLimits(), sweeper=sweeper)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with desk.writer:
-            tending = asyncio.create_task(tender.run())
+            sweeping = asyncio.create_task(sweeper.run())
             yield
-            tending.cancel()
+            sweeping.cancel()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     # Plain routes: what FastAPI does for parameters and models costs more than storing a pair.

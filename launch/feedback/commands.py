@@ -92,10 +92,10 @@ def feedback_list(
     ledger = _known_ledger(config)
     inbox = None if ledger is None else _of(ledger)
     counts = inbox.counts() if inbox else []
-    takes = inbox.takes() if inbox else []
+    reservations = inbox.reservations() if inbox else []
     removed = purges(ledger) if ledger else []
     if as_json:
-        print_json({"streams": counts, "takes": takes, "purges": removed})
+        print_json({"streams": counts, "takes": reservations, "purges": removed})
         return
     for each in counts:
         typer.echo(
@@ -103,10 +103,10 @@ def feedback_list(
             f"{f' since {each.oldest_waiting[:19]}' if each.oldest_waiting else ''}, "
             f"{each.ready} usable, {each.quarantined} quarantined, last row {each.newest}"
         )
-    for take in takes:
+    for reserved in reservations:
         typer.echo(
-            f"  round {take.round} {take.state} {take.num_rows} rows of {take.stream}, "
-            f"{take.above + 1} to {take.newest}"
+            f"  round {reserved.round} {reserved.state} {reserved.num_rows} rows of {reserved.stream}, "
+            f"{reserved.above + 1} to {reserved.newest}"
         )
     for act in removed:
         typer.echo(f"  purged {act.time[:19]}: {act.num_rows} rows of user {act.user_sha256[:12]}")

@@ -21,7 +21,7 @@ from align.config.policy import ResourcesConfig
 from launch.cluster.jobs.jobs import check_env
 from rollouts.errors import UserError
 
-Kind = Literal["rayjob", "raycronjob", "cronjob"]
+ManifestKind = Literal["rayjob", "raycronjob", "cronjob"]
 Manifest = dict[str, Any]
 
 CONFIG_DIR = "/etc/keel"
@@ -45,7 +45,7 @@ FORMS: Mapping[str, tuple[str, str]] = {
 SUNDAY = re.compile(r"(^|[,-])7($|[,/-])")
 """Sunday as 7, which cron knows and Kubernetes does not."""
 
-NOTES: Mapping[Kind, str] = {
+NOTES: Mapping[ManifestKind, str] = {
     "rayjob": "One run, for KubeRay 1.6 and later. Delete the RayJob and apply it again for another:\n"
     "finished rounds are kept.",
     "raycronjob": "RayCronJob is alpha: the operator needs --feature-gates=RayCronJob=true. KubeRay 1.6\n"
@@ -61,7 +61,7 @@ NOTES: Mapping[Kind, str] = {
 class Target:
     """Settings of the manifests besides the campaign."""
 
-    kind: Kind
+    kind: ManifestKind
     image: str
     """Image with Keel and the packages of its lock."""
     namespace: str = "default"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from align.config.campaign import CampaignConfig
 from launch.cluster.cluster import is_secret
-from launch.serving.shelf import ServedSnapshot
+from launch.serving.served_alias import ServedSnapshot
 from rollouts.engines.vllm import engine_environment, served_rank
 from rollouts.errors import UserError
 

@@ -52,9 +52,9 @@ def serve(
 ) -> None:
     """Serve a verified snapshot with vLLM behind OpenAI's API until stopped."""
     config = load(campaign, overrides).config
-    from launch.serving.follow import SwapPolicy
     from launch.serving.serve import Options
     from launch.serving.serve import serve as serve_alias
+    from launch.serving.swapper import SwapPolicy
 
     options = Options(
         alias=alias,

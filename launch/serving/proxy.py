@@ -8,6 +8,7 @@ alone, and would sample for anybody who posts to ``/invocations``.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,29 @@ from launch.feedback.body import BadRequest, BodyLimits
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
 from launch.serving.route import Backend, NoBackend, Route
-from launch.serving.stops import with_stops
+
+PATHS = ("/v1/chat/completions", "/v1/completions")
+"""Paths of requests that may hold ``stop``."""
+
+
+def with_stops(method: str, path: str, body: bytes, stops: Sequence[str]) -> bytes:
+    """Return a request's body with these stop texts, unless it names its own or takes none.
+
+    >>> with_stops("POST", "/v1/completions", b'{"prompt": "a"}', ["b"])
+    b'{"prompt": "a", "stop": ["b"]}'
+    >>> with_stops("POST", "/v1/completions", b'{"prompt": "a", "stop": null}', ["b"])
+    b'{"prompt": "a", "stop": null}'
+    """
+    if not stops or method != "POST" or path not in PATHS:
+        return body
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return body  # The server says what is wrong with it.
+    if not isinstance(request, dict) or "stop" in request:
+        return body
+    return json.dumps({**request, "stop": list(stops)}).encode()
+
 
 PASSED = ("/v1/", "/metrics", "/tokenize", "/detokenize")
 """Beginnings of paths that are passed on, all of them with the key."""

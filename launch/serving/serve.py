@@ -18,9 +18,9 @@ from launch.cluster.cluster import is_loopback
 from launch.feedback.token import read_token
 from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device
-from launch.serving.follow import Swapper, SwapPolicy
 from launch.serving.route import Backend, Route
-from launch.serving.shelf import SHOWN, ServedAlias
+from launch.serving.served_alias import SHOWN, ServedAlias
+from launch.serving.swapper import Swapper, SwapPolicy
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 

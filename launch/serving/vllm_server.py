@@ -28,11 +28,11 @@ import httpx
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import stored_evidence
 from align.report.export.answering import write_answering
-from launch.serving import guard
 from launch.serving.command import Device, environment, vllm_arguments
-from launch.serving.place import ServerFiles, claim, clear
-from launch.serving.shelf import SHOWN, ServedAlias, ServedSnapshot
+from launch.serving.served_alias import SHOWN, ServedAlias, ServedSnapshot
+from launch.serving.server_files import ServerFiles, claim, clear
 from rollouts.errors import RunError
+from rollouts.machine.watchdog import end_with_parent, watched
 from rollouts.types import SnapshotId
 
 # -P: the working folder may not slip a module in.
@@ -82,7 +82,7 @@ class VLLMServer:
         return self._process.poll() is None
 
     async def stop(self) -> None:
-        """Let go of the guard, which ends the whole process group."""
+        """Close the pipe to the watchdog, which ends everything that was started."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -185,11 +185,9 @@ class VLLMStarter:
             device=self.device,
             gpu_memory_utilization=self.gpu_memory_utilization,
         )
-        # -I: neither the working folder nor PYTHONPATH may slip a module into the guard.
-        command = [sys.executable, "-I", str(guard.__file__), str(GRACE_S)]
-        command += [str(files.scratch), sys.executable, *SERVER]
+        command = [sys.executable, *SERVER, *arguments, *answering, *self.extra]
         process = subprocess.Popen(
-            [*command, *arguments, *answering, *self.extra],
+            watched(command, GRACE_S, scratch=str(files.scratch)),
             env=environment(os.environ, target.folder, self.device, key),
             stdin=subprocess.PIPE,
             stdout=files.output,
@@ -265,6 +263,6 @@ def _merge(config: CampaignConfig, snapshot: SnapshotId, folder: Path) -> None:
 
     from align.report.export.export import export
 
-    guard.end_with_parent()
+    end_with_parent()
     disable_progress_bar()
     export(stored_evidence(config), snapshot, folder, merge=True, force=True)

@@ -207,8 +207,12 @@ def accepted(campaign: Path) -> str:
     evidence = evidence_of(campaign)
     (record,) = evidence.ledger.rounds()
     assert (record.name, record.state) == ("nightly-1", "accepted")
-    (take,) = Inbox(evidence.ledger.database).takes()
-    assert (take.round, take.state, take.num_rows) == ("nightly-1", "used", len(ROWS))
+    (reservation,) = Inbox(evidence.ledger.database).reservations()
+    assert (reservation.round, reservation.state, reservation.num_rows) == (
+        "nightly-1",
+        "used",
+        len(ROWS),
+    )
     production = evidence.ledger.alias("production")
     assert production is not None
     assert production == record.candidate != evidence.base

@@ -17,6 +17,15 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import event
+from tests.unit.align.store.test_claims import (  # noqa: F401
+    test_a_claim_is_released_by_an_exception,
+    test_a_killed_process_is_taken_over_at_once,
+    test_a_replaced_runner_does_not_release_its_successors_claim,
+    test_a_reused_pid_is_not_the_owner,
+    test_a_second_claim_is_refused_while_the_first_lives,
+    test_another_host_is_trusted_until_its_heartbeat_expires,
+    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
+)
 
 from align.errors import RunError, StaleAttempt, StoreError
 from align.report.forecast.forecast import forecast
@@ -33,9 +42,9 @@ from tests.unit.align.schedule.test_inbox import (  # noqa: F401
     test_a_failed_attempt_spends_nothing_and_the_next_reads_the_same,
     test_a_limit_leaves_the_rest_to_the_next_round,
     test_a_repeated_request_gets_its_answer_again,
+    test_a_reservation_of_an_unfinished_round_is_released,
     test_a_round_takes_what_is_there_when_it_begins,
     test_a_row_is_stored_once,
-    test_a_take_of_an_unfinished_round_is_let_go,
     test_a_verdict_needs_the_watermark_where_the_round_found_it,
     test_i12_a_verdict_spends_the_rows,
     test_i14_rejected_rows_return_where_the_round_says_so,
@@ -43,15 +52,6 @@ from tests.unit.align.schedule.test_inbox import (  # noqa: F401
     test_old_requests_are_forgotten,
     test_what_a_policy_reads_twice,
     test_what_waits,
-)
-from tests.unit.align.store.test_claims import (  # noqa: F401
-    test_a_claim_is_released_by_an_exception,
-    test_a_killed_process_is_taken_over_at_once,
-    test_a_replaced_runner_does_not_release_its_successors_claim,
-    test_a_reused_pid_is_not_the_owner,
-    test_a_second_claim_is_refused_while_the_first_lives,
-    test_another_host_is_trusted_until_its_heartbeat_expires,
-    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
 )
 from tests.unit.align.store.test_inbox_machine import InboxMachine
 from tests.unit.align.store.test_ledger import (  # noqa: F401

@@ -14,9 +14,9 @@ import uvicorn
 
 from launch.feedback.body import BodyLimits
 from launch.listening import listen
-from launch.serving.follow import Swapper, SwapPolicy
 from launch.serving.proxy import LIMITS, Proxy
 from launch.serving.route import Backend, Route
+from launch.serving.swapper import Swapper, SwapPolicy
 from rollouts.errors import RunError
 from tests.patience import patient
 

@@ -13,9 +13,9 @@ from align.round.rollout_table import FIXED, save_records
 from align.round.watch.detectors import Signal
 from align.round.watch.record import CanaryRecord, WatchRecord
 from align.schedule.inbox.purge import purge
-from align.store.ledger.baseline import move_anchor
+from align.store.ledger.baseline import move_baseline
 from align.store.ledger.lineage import move_production
-from align.store.ledger.tables.inbox import inbox_takes
+from align.store.ledger.tables.inbox import inbox_reservations
 from align.store.repairs import RepairStep, with_repairs
 from tests.unit.campaigns import rounds
 from tests.unit.stores import BETTER, GOOD, add_answers, made, write_steps
@@ -50,7 +50,7 @@ def full(folder: Path, text: str) -> Evidence:
         _leave(evidence, index, name, text)
     save_overlaps(evidence.folder, [overlap(text)])
     with evidence.ledger.database.write() as connection:
-        connection.execute(inbox_takes.insert().values(**take("round1")))
+        connection.execute(inbox_reservations.insert().values(**reserved("round1")))
     purge(evidence.store, {}, text)
     _move(evidence, text)
     return evidence
@@ -84,7 +84,7 @@ def overlap(suite: str) -> Overlap:
     )  # fmt: skip
 
 
-def take(round: str) -> dict[str, Any]:
+def reserved(round: str) -> dict[str, Any]:
     return {
         "round": round, "stream": "taste", "above": 40, "newest": 160, "watermark": 40,
         "after_rejection": "used", "num_rows": 118, "state": "used", "taken": "2030-01-01", "ended": None,
@@ -141,4 +141,4 @@ def _move(evidence: Evidence, text: str) -> None:
     """A person goes back to the first round and forward again, and moves the anchor."""
     move_production(evidence.ledger, "round0", back=True, reason=text)
     move_production(evidence.ledger, "round1", back=False, reason=text)
-    move_anchor(evidence.ledger, evidence.ledger.alias("production") or "", text)
+    move_baseline(evidence.ledger, evidence.ledger.alias("production") or "", text)

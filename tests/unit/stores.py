@@ -16,7 +16,7 @@ from align.gate.suites.demands import Demands
 from align.gate.suites.suites import SuiteRule
 from align.gate.verdict import decide
 from align.store.ledger.ledger import Ledger
-from align.store.snapshots.snapshots import Kind, Provenance, Snapshot, SnapshotStore
+from align.store.snapshots.snapshots import Provenance, Snapshot, SnapshotKind, SnapshotStore
 from align.store.store import Store
 from tests.unit.campaigns import ENFORCE, campaign, rounds
 
@@ -27,7 +27,7 @@ GOOD, HARMFUL, BETTER = ({"round0": 50}, {"round1": 55, "general": 20}, {"round2
 """Items that the candidates of three rounds pass, where that is not what their parents do."""
 
 
-def stub(folder: Path, name: str | None) -> Kind:
+def stub(folder: Path, name: str | None) -> SnapshotKind:
     """A snapshot whose only file says whose it is."""
     (folder / "config.json").write_text(json.dumps({"made_by": name}))
     return "model"
@@ -36,7 +36,7 @@ def stub(folder: Path, name: str | None) -> Kind:
 def made(
     folder: Path,
     *scores: Mapping[str, int],
-    write: Callable[[Path, str | None], Kind] = stub,
+    write: Callable[[Path, str | None], SnapshotKind] = stub,
     report: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, verdict: verdict,
     **changes: Any,
 ) -> Evidence:
@@ -183,7 +183,7 @@ def _snapshot(
     config: CampaignConfig,
     parent: str | None,
     name: str | None,
-    write: Callable[[Path, str | None], Kind],
+    write: Callable[[Path, str | None], SnapshotKind],
 ) -> Snapshot:
     with TemporaryDirectory() as scratch:
         kind = write(Path(scratch), name)

@@ -29,7 +29,7 @@ from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite
 from align.gate.verdict import level_of
 from align.store.ledger.ledger import EvaluationRecord, RoundRecord
-from align.store.lookback import Recall, Template, nights_of, templates_in, upcoming
+from align.store.lookback import Lookback, Template, nights_of, templates_in, upcoming
 from align.store.snapshots.manifest import MANIFEST
 from align.store.stored_files import fault_of
 from rollouts.errors import UserError
@@ -147,7 +147,7 @@ class GatePlan:
     """True loss of the candidate that ``all_pass``, `SuitePlan.power` and `SuitePlan.joint` are for."""
     templates: tuple[Template, ...] = ()
     """Rounds without end, and what is remembered of them."""
-    recalls: Mapping[str, Recall] = field(default_factory=dict)
+    recalls: Mapping[str, Lookback] = field(default_factory=dict)
     """By the round of a template that is decided on next: what it looks at."""
 
     def tokens(self, *, enough: bool = False) -> tuple[int, bool]:
@@ -226,7 +226,7 @@ def plan_gate(
         seconds=None if evidence is None else measuring_seconds(evidence),
         loss=loss,
         templates=tuple(templates),
-        recalls={} if evidence is None else {n: evidence.recall(n, "gate") for n in coming},
+        recalls={} if evidence is None else {n: evidence.look_back(n, "gate") for n in coming},
     )
 
 

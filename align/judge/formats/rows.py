@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class JudgementRow:
     """One check, or the mean of a suite that decides nothing."""
 
     cells: tuple[str, ...]
@@ -30,7 +30,7 @@ class Row:
     decides: bool
 
 
-def rows_of(judgement: Judgement) -> Iterator[Row]:
+def rows_of(judgement: Judgement) -> Iterator[JudgementRow]:
     """Yield one row per suite, and one more for each other check of it that did not pass."""
     for check in judgement.verdict.checks:
         if check.what == "value" or check.outcome != "passed":
@@ -46,7 +46,7 @@ def passed_line(judgement: Judgement) -> str | None:
     return f"{len(others)} other check{'s' if len(others) > 1 else ''} passed: {titles}"
 
 
-def _row(judgement: Judgement, check: Check) -> Row:
+def _row(judgement: Judgement, check: Check) -> JudgementRow:
     own, other = (
         results[check.suite]
         for results in (judgement.candidate_results, judgement.incumbent_results)
@@ -55,7 +55,7 @@ def _row(judgement: Judgement, check: Check) -> Row:
     demand = f"gain {check.amount(check.margin)}" if check.role == "target" else ""
     low, high = map(check.amount, check.interval)
     outcome = check.outcome.replace("_", " ") if decides else "shown only"
-    return Row(
+    return JudgementRow(
         cells=(
             check.suite if is_mean else f"{check.suite}: {title_of(check)}",
             f"{check.n:,}",

@@ -15,11 +15,11 @@ from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
 from align.judge.models.local import LocalModel, open_folder
 from align.report.export.export import find
+from align.store.changes.earlier_versions import as_then
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
 from align.store.paths import StorePaths
 from align.store.store import Store
-from align.store.stored_config import as_then
 from rollouts.errors import UserError
 
 SIGN = "#"

@@ -13,7 +13,7 @@ from align.report.records.history import RoundEntry, entries
 from align.store.ledger.ledger import RoundRecord
 from rollouts.types import SnapshotId
 
-Kind = Literal["refused", "observed", "failed"]
+FindingKind = Literal["refused", "observed", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class KeptOut:
 
     index: int
     round: str
-    kind: Kind
+    kind: FindingKind
     """``observed``: accepted by a gate that only observes, against the evidence."""
     reason: str
 
@@ -81,7 +81,7 @@ def _kept_out(evidence: Evidence) -> Iterator[KeptOut]:
             yield KeptOut(index=record.index, round=record.name, kind=kind, reason=reason)
 
 
-def _kind(entry: RoundEntry) -> Kind:
+def _kind(entry: RoundEntry) -> FindingKind:
     if entry.state == "failed":
         return "failed"
     return "observed" if entry.state == "accepted" else "refused"

@@ -28,7 +28,7 @@ from align.gate.summary import HEAD, VerdictRow, reason_of, text_table, verdict_
 from align.gate.verdict import Verdict
 from align.report.explanation.counterfactual import would_change
 from align.report.records.history import record_of, watch_of
-from align.store.ledger.baseline import AnchorMove, anchor_moves
+from align.store.ledger.baseline import BaselineMove, baseline_moves
 from align.store.lookback import listed
 from align.store.repairs import RepairStep, repairs_of
 from rollouts.errors import KeelError, UserError
@@ -53,7 +53,7 @@ class Compared:
     chance: float
     """McNemar's p that losing and winning an item are equally likely; describes, never decides."""
     budget_used: float | None
-    """Share of the suite's budget against the fixed anchor; None against other snapshots."""
+    """Share of the suite's budget against the baseline; None against other snapshots."""
     would_change: str
     """What would have turned this one check."""
 
@@ -94,8 +94,8 @@ class Explanation:
     alpha_spent: float
     """By this decision and those before it; of a window, by those in it."""
     suites: tuple[SuiteStory, ...]
-    anchors: tuple[AnchorMove, ...] = ()
-    """Human acts that moved the fixed anchor before the decision, oldest first."""
+    anchors: tuple[BaselineMove, ...] = ()
+    """Human acts that moved the baseline before the decision, oldest first."""
     repairs: tuple[RepairStep, ...] = ()
     """All candidates, where the first was refused and others were tried. Everything else here is of
     the one that was decided on."""
@@ -183,7 +183,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         else math.fsum(evidence.levels()[:look]),
         anchors=tuple(
             move
-            for move in anchor_moves(evidence.ledger)
+            for move in baseline_moves(evidence.ledger)
             if move.decisions <= committed.index(name)
         ),
         suites=tuple(_story(evidence, verdict, rules[suite], alarms.get(suite)) for suite in names),

@@ -21,16 +21,15 @@ from align.gate.evidence import Evidence
 from align.gate.summary import HEAD, RATES, reason_of, verdict_rows
 from align.gate.verdict import Verdict
 from align.report.export.answering import default_line
-from align.report.export.repaired import repaired_by
 from align.report.families import GUARDED, ORDER
 from align.report.records.acts import acts_of
 from align.report.records.history import watch_of
-from align.report.records.inbox import takes_of, told
 from align.report.records.seals import seals_of
 from align.report.tables import outcome_of
 from align.settings import stated
 from align.store.ledger.ledger import RoundRecord
-from align.store.repairs import repairs_of
+from align.store.ledger.reservations import reservations_by_round
+from align.store.repairs import repaired_by, repairs_of
 from align.store.snapshots.manifest import Manifest
 from rollouts.types import SnapshotId
 
@@ -297,9 +296,11 @@ def _acts(evidence: Evidence) -> str:
 
 def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
     """Per round of the lineage: rewards, where its prompts came from, and their hashes."""
-    takes = takes_of(evidence.ledger)
+    reservations = reservations_by_round(evidence.ledger.database)
     names = [ancestor.record.name for ancestor in line if ancestor.record is not None]
-    read = "".join(f"- {_text(n)} read {_text(told(takes[n]))}\n" for n in names if n in takes)
+    read = "".join(
+        f"- {_text(n)} read {_text(reservations[n].sentence)}\n" for n in names if n in reservations
+    )
     rows = [
         (
             a.manifest.provenance.round,

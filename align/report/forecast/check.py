@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
 from align.round.inputs import Inputs, load_inputs
-from align.store.changes.drop import dropped_lines
+from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
 from align.store.changes.settle import settle, with_pins
 from align.store.ledger.amendments import dropped_for_good
@@ -126,3 +126,18 @@ def are_bare(prompts: Sequence[Prompt], encoder: PromptEncoder) -> bool:
     return not any(
         prompt.text is None or any(token in prompt.text for token in special) for prompt in prompts
     )
+
+
+WHOLE = ("lora", "ranks", "gradient_checkpointing")
+"""Settings of the policy that a reward model does not share: all its weights learn, in one process."""
+
+
+def notes_of(config: CampaignConfig) -> Iterator[str]:
+    """One line for each."""
+    judges = [spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"]
+    given = [f"policy.{name}" for name in WHOLE if config.policy.changed(name)]
+    if judges and given:
+        yield (
+            f"reward models ({', '.join(judges)}) learn all their weights in one process: "
+            f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not apply to them"
+        )

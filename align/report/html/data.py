@@ -8,28 +8,28 @@ of half a campaign is of use, an error is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from align.gate.evidence import Evidence
-from align.gate.overlap import Overlap
+from align.gate.overlap import Overlap, load_overlaps
 from align.gate.verdict import Verdict
 from align.report.explanation.answer import ReportAnswer, answer_of
-from align.report.export.held_out import overlaps_of
-from align.report.html.charts.curves import Curve, Panel, thinned
-from align.report.html.charts.forest import Forest, forests_of
+from align.report.html.charts import Curve, Panel, thinned
+from align.report.html.forest import Forest, forests_of
 from align.report.html.limits import Limits
-from align.report.html.lineage import Node, lineage
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
 from align.report.records.acts import Act, acts_of
-from align.report.records.inbox import takes_of
 from align.report.records.seals import Seal, seals_of
 from align.report.records.wall_time import MEANINGS
 from align.round.spending import Spent, Split
 from align.store.ledger.ledger import RoundRecord
+from align.store.ledger.reservations import reservations_by_round
+from align.store.repairs import repaired_by, repairs_of
 from rollouts.types import SnapshotId
 
 
@@ -96,7 +96,7 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
     """
     config, ledger = evidence.config, evidence.ledger
     attempts, answer = ledger.attempts(), answer_of(evidence)
-    limits, takes = Limits.of(len(config.rounds)), takes_of(ledger)
+    limits, reservations = Limits.of(len(config.rounds)), reservations_by_round(ledger.database)
     committed = [(r.index, r.name, Verdict.from_dict(r.report or {})) for r in evidence.committed()]
     forests, forests_left_out = forests_of(committed, limits)
     verdicts = {name: verdict for _, name, verdict in committed}
@@ -104,7 +104,9 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
     records = ledger.rounds()
     full = _full(records, limits.rounds)
     rounds = tuple(
-        round_view(evidence, r, attempts, takes, now, limits if r.index in full else limits.brief())
+        round_view(
+            evidence, r, attempts, reservations, now, limits if r.index in full else limits.brief()
+        )
         for r in records
     )
     return CampaignView(
@@ -119,7 +121,7 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         rounds=rounds,
         seals=seals_of(evidence),
         acts=acts_of(evidence),
-        overlaps=overlaps_of(evidence.folder),
+        overlaps=load_overlaps(evidence.folder),
         gate=tuple(_settings(evidence.gate.model_dump(exclude_none=True))),
         answer=replace(answer, kept_out=answer.kept_out[-limits.kept_out :]),
         kept_out_left_out=max(0, len(answer.kept_out) - limits.kept_out),
@@ -188,3 +190,67 @@ def _summed(splits: Sequence[Split]) -> Split:
 def _kind(evidence: Evidence, snapshot: SnapshotId) -> str | None:
     found = manifest_of(evidence, snapshot)
     return found.provenance.kind if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One attempt at a round, or the start of the campaign."""
+
+    name: str
+    state: str
+    """``start``, or the state of the attempt."""
+    attempt: int
+    snapshot: SnapshotId | None
+    kind: str | None
+    """Of the snapshot: model, adapter or reward."""
+    production: bool = False
+    repaired: str = ""
+    """How, where the first candidate was refused and another took its place."""
+    sides: tuple[tuple[Node, ...], ...] = ()
+    """Lines that left from here and that production did not follow."""
+
+
+def lineage(
+    base: SnapshotId,
+    attempts: Iterable[RoundRecord],
+    production: SnapshotId | None,
+    kind_of: Callable[[SnapshotId], str | None],
+) -> tuple[Node, ...]:
+    """The line from the start to the newest accepted policy; everything else hangs on its sides."""
+    children: defaultdict[SnapshotId, list[Node]] = defaultdict(list)
+    for record in attempts:
+        if record.parent is not None:
+            children[record.parent].append(
+                Node(
+                    name=record.name,
+                    state=record.state,
+                    attempt=record.attempt,
+                    snapshot=record.candidate,
+                    kind=kind_of(record.candidate) if record.candidate else None,
+                    production=record.state == "accepted" and record.candidate == production,
+                    repaired=repaired_by(repairs_of(record.report)),
+                )
+            )
+    start = Node(
+        name="base",
+        state="start",
+        attempt=0,
+        snapshot=base,
+        kind=kind_of(base),
+        production=base == production,
+    )
+    return _line(start, children)
+
+
+def _line(first: Node, children: defaultdict[SnapshotId, list[Node]]) -> tuple[Node, ...]:
+    """A node, and as long as there is one the accepted policy that came of it."""
+    nodes: list[Node] = []
+    node: Node | None = first
+    while node is not None:
+        born = children.pop(node.snapshot or "", []) if node.state in ("start", "accepted") else []
+        heirs = [c for c in born if c.state == "accepted" and c.kind != "reward"]
+        heir = heirs[-1] if heirs else None
+        sides = tuple(_line(child, children) for child in born if child is not heir)
+        nodes.append(replace(node, sides=sides))
+        node = heir
+    return tuple(nodes)

@@ -6,8 +6,9 @@ The files of results hold ids and values. A file that also has the columns ``ans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.suites.looks import in_common
 from align.gate.verdict import Verdict
 from align.report.html.limits import Limits, cut
+from align.round.rollout_table import Record, load_records
+from align.store.run_folder import RoundFolder
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
 
@@ -25,7 +28,7 @@ Change = tuple[float, str, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
+class ComparedItem:
     """One item under the comparator and under the candidate."""
 
     id: str
@@ -37,19 +40,19 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Changes:
+class SuiteChanges:
     """Items of one suite that changed, the largest changes first."""
 
     suite: str
     against: str
-    lost: tuple[Item, ...]
-    won: tuple[Item, ...]
+    lost: tuple[ComparedItem, ...]
+    won: tuple[ComparedItem, ...]
     num_lost: int
     num_won: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class ComparedResults:
     """Two snapshots' results on one suite, item by item."""
 
     candidate: Path
@@ -57,7 +60,7 @@ class Pair:
     changes: tuple[Change, ...]
     """Of all items, the largest losses first."""
 
-    def items(self, changes: Sequence[Change], text: int) -> tuple[Item, ...]:
+    def items(self, changes: Sequence[Change], text: int) -> tuple[ComparedItem, ...]:
         """These with prompt and answers, each of at most ``text`` bytes."""
         ids = {id for _, id, _, _ in changes}
         after_texts, before_texts = (
@@ -65,7 +68,7 @@ class Pair:
         )
         nothing = (None, None)
         return tuple(
-            Item(
+            ComparedItem(
                 id=id,
                 before=before,
                 after=after,
@@ -77,7 +80,7 @@ class Pair:
         )
 
 
-def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[Changes, ...]:
+def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[SuiteChanges, ...]:
     """What changed on the suites that matter most to a verdict: those that failed come first, then the
     target, then the largest losses."""
     worst: dict[str, Check] = {}
@@ -90,7 +93,7 @@ def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[Chang
 
 def pair_of(
     evidence: Evidence, verdict: Verdict, suite: str, comparator: SnapshotId
-) -> Pair | None:
+) -> ComparedResults | None:
     """None where results are gone, or the comparator is a rule and no snapshot."""
     hashes = {rule.name: rule.hash for rule in verdict.inputs.suites}
     candidate = verdict.inputs.candidate.get(suite)
@@ -101,7 +104,7 @@ def pair_of(
 
 def pair_between(
     evidence: Evidence, suite_hash: str | None, candidate: SnapshotId, comparator: SnapshotId
-) -> Pair | None:
+) -> ComparedResults | None:
     """Return the results of two snapshots on one suite; None if either has none."""
     try:
         paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
@@ -110,7 +113,7 @@ def pair_between(
         found = sorted((after - before, id, before, after) for id, after, before in values)
     except KeelError:
         return None
-    return Pair(candidate=paths[0], comparator=paths[1], changes=tuple(found))
+    return ComparedResults(candidate=paths[0], comparator=paths[1], changes=tuple(found))
 
 
 def _matters(check: Check) -> tuple[bool, bool, bool, float]:
@@ -122,7 +125,9 @@ def _matters(check: Check) -> tuple[bool, bool, bool, float]:
     )
 
 
-def _changes(evidence: Evidence, verdict: Verdict, check: Check, limits: Limits) -> Changes | None:
+def _changes(
+    evidence: Evidence, verdict: Verdict, check: Check, limits: Limits
+) -> SuiteChanges | None:
     pair = pair_of(evidence, verdict, check.suite, check.snapshot)
     if pair is None:
         return None
@@ -130,7 +135,7 @@ def _changes(evidence: Evidence, verdict: Verdict, check: Check, limits: Limits)
     won = [change for change in reversed(pair.changes) if change[0] > 0]
     shown_lost, shown_won = lost[: limits.items], won[: limits.items]
     items = pair.items([*shown_lost, *shown_won], limits.text)
-    return Changes(
+    return SuiteChanges(
         suite=check.suite,
         against=", ".join((check.against, *check.also)),
         lost=items[: len(shown_lost)],
@@ -153,3 +158,95 @@ def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str |
         for row in file.read(columns=["item_id", *stored]).to_pylist()
         if row["item_id"] in ids
     }
+
+
+def samples_of(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[ComparedItem, ...]:
+    """Items of the round's own suite under its parent and under its candidate.
+
+    They are drawn by a hash of their ids: no page shows the flattering ones, and every page of a suite
+    shows the same. None where results are gone or hold no answers.
+    """
+    targets = [
+        rule.name for rule in verdict.inputs.suites if rule.target_of == verdict.inputs.target
+    ]
+    parent = verdict.inputs.parent.get(targets[0]) if targets else None
+    wanted = parent is not None and limits.samples > 0
+    pair = pair_of(evidence, verdict, targets[0], parent) if parent and wanted else None
+    if pair is None:
+        return ()
+    drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())
+    items = pair.items(drawn[: limits.samples], limits.text)
+    return tuple(item for item in items if item.answer_after is not None)
+
+
+NAME = 120
+"""Bytes of a part's name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """One completion and what it was worth."""
+
+    prompt: str | None
+    completion: str | None
+    value: float
+    parts: tuple[tuple[str, float], ...]
+    """Raw rewards by part; empty where the only part is the whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaidAt:
+    """Completions of one learner step, the best first, evenly down to the worst."""
+
+    step: int
+    """Counted from 1."""
+    said: tuple[Said, ...]
+
+
+def said_of(folder: RoundFolder, limits: Limits) -> tuple[SaidAt, ...]:
+    """Read completions of the round's last attempt with tables; damaged tables are left out."""
+    for attempt in reversed(folder.attempts()) if limits.samples else ():
+        if tables := attempt.tables():
+            ends = dict.fromkeys((min(tables), max(tables)))
+            return tuple(_of_steps({step: tables[step] for step in ends}, limits))
+    return ()
+
+
+def _of_steps(tables: Mapping[int, Path], limits: Limits) -> Iterator[SaidAt]:
+    for step, path in tables.items():
+        try:
+            records = [r for r in load_records(path) if r["source"] == "new"]
+        except (KeelError, KeyError):
+            continue
+        scored = sorted((r for r in records if r["value"] is not None), key=lambda r: -r["value"])
+        if scored:
+            said = tuple(_said(record, limits.text) for record in spread(scored, limits.samples))
+            yield SaidAt(step=step + 1, said=said)
+
+
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """The first, the last, and others evenly between; of one only the middle.
+
+    >>> spread([{"n": n} for n in range(5)], 3)
+    [{'n': 0}, {'n': 2}, {'n': 4}]
+    """
+    last = len(records) - 1
+    if count == 1:
+        return [records[last // 2]]
+    places = dict.fromkeys(round(last * i / (count - 1)) for i in range(count))
+    return [records[place] for place in places]
+
+
+def _said(record: Record, text: int) -> Said:
+    names = [name for name in record if name.startswith("reward/")]
+    parts = [
+        (cut(name.partition("/")[2], NAME) or "", record[name])
+        for name in names
+        if record[name] is not None
+    ]
+    return Said(
+        prompt=cut(record["prompt"], text),
+        completion=cut(record["completion"], text),
+        value=record["value"],
+        parts=tuple(parts) if len(names) > 1 else (),
+    )

@@ -12,10 +12,9 @@ from markupsafe import Markup
 from align.gate.checks import IN_POINTS, Check
 from align.gate.evidence import Evidence
 from align.report.families import GUARDED
-from align.report.html.charts.charts import Chart, draw
-from align.report.html.charts.curves import Panel
-from align.report.html.charts.forest import scale_of
+from align.report.html.charts import Chart, Panel, draw
 from align.report.html.data import CampaignView, collect
+from align.report.html.forest import scale_of
 from align.report.records.wall_time import MEANINGS
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,22 +12,18 @@ from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
 from align.gate.verdict import Verdict
-from align.report.export.repaired import accepted_repair
-from align.report.html.charts.curves import Panel, Steps, panels
-from align.report.html.charts.forest import Scale, scale_of
-from align.report.html.items import Changes, Item, changes
+from align.report.html.charts import Panel, Steps, curve, panels
+from align.report.html.forest import Scale, scale_of
+from align.report.html.items import ComparedItem, SaidAt, SuiteChanges, changes, said_of, samples_of
 from align.report.html.limits import Limits, cut
-from align.report.html.said import SaidAt, said_of
-from align.report.html.samples import samples_of
-from align.report.html.signals import Signals, signals_of
 from align.report.records.history import Metric, reasons_of, summaries, watch_of
-from align.report.records.inbox import told
 from align.report.records.wall_time import WallTime, attempt_seconds, wall_time
 from align.report.tables import outcome_of
 from align.round.spending import Spent, spent
+from align.round.watch.record import WatchRecord
 from align.store.ledger.ledger import RoundRecord
-from align.store.ledger.reservations import Take
-from align.store.repairs import RepairStep, repairs_of
+from align.store.ledger.reservations import Reservation
+from align.store.repairs import RepairStep, accepted_repair, repairs_of
 from align.store.run_folder import RoundFolder
 from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
@@ -53,13 +49,13 @@ class CheckView:
     check: Check
     words: VerdictRow
     budget: float | None
-    """Loss allowed over the whole campaign; None where it was not compared with the fixed anchor."""
+    """Loss allowed over the whole campaign; None where it was not compared with the baseline."""
     scale: Scale
     """Axis of the suite, which all its checks of the round share."""
 
     @property
     def used(self) -> float:
-        """Loss against the fixed anchor."""
+        """Loss against the baseline."""
         return max(0.0, -self.check.difference)
 
 
@@ -94,8 +90,8 @@ class RoundView:
     folded: VerdictRow | None
     """All comparisons of how many answers were cut or have a score, where there are several and all of
     them passed."""
-    changes: tuple[Changes, ...]
-    samples: tuple[Item, ...]
+    changes: tuple[SuiteChanges, ...]
+    samples: tuple[ComparedItem, ...]
     said: tuple[SaidAt, ...]
     panels: tuple[Panel, ...]
     repair_panels: tuple[Panel, ...]
@@ -113,7 +109,7 @@ def round_view(
     evidence: Evidence,
     record: RoundRecord,
     attempts: Sequence[RoundRecord],
-    takes: Mapping[str, Take],
+    reservations: Mapping[str, Reservation],
     now: datetime,
     limits: Limits,
 ) -> RoundView:
@@ -122,7 +118,7 @@ def round_view(
     Args:
         record: its latest attempt.
         attempts: of all rounds.
-        takes: what rounds read of the inbox, by round.
+        reservations: what rounds read of the inbox, by round.
     """
     spec = next((spec for spec in evidence.config.rounds if spec.name == record.name), None)
     own = [a for a in attempts if a.index == record.index and a.attempt > 0]
@@ -143,7 +139,7 @@ def round_view(
         attempts=len(own),
         algorithm=spec.algorithm.name if spec else "unknown",
         rewards=_rewards(spec),
-        feedback=told(takes[record.name]) if record.name in takes else "",
+        feedback=reservations[record.name].sentence if record.name in reservations else "",
         steps_done=max(steps, default=-1) + 1,
         steps=spec.steps if spec else len(steps),
         outcome=outcome_of(verdict) if verdict else None,
@@ -243,3 +239,95 @@ def _cost(
 def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
     rewards = spec.rewards if spec else ()
     return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
+
+
+GROWTH = 1.5
+"""A mean length, or its inverse, that changed by this factor."""
+COLLAPSE = 0.5
+"""Share of its first entropy that a policy has left."""
+SHARE = 0.2
+"""Of completions that were cut, or of rewards that failed."""
+STALE = 0.5
+"""Of groups whose rewards are all equal: they teach nothing."""
+PARTS_APART = 0.1
+"""Fall of one part of the reward, as a share of its first value, while the whole rose."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signals:
+    """The meters at the end of a round, None where there were none, and what to look at."""
+
+    k_new: float | None
+    """From the parent on new prompts, in nats per token; so are the next two."""
+    k_old: float | None
+    """From the owners on earlier rounds' prompts, the largest."""
+    k_gen: float | None
+    entropy: tuple[float, float] | None
+    """At the first step and at the last; so are the next two."""
+    tokens: tuple[float, float] | None
+    cut: tuple[float, float] | None
+    remarks: tuple[str, ...]
+    noticed: tuple[str, ...] = ()
+    """What the round's own watch said, with the step of each."""
+
+
+def signals_of(steps: Steps, watch: WatchRecord | None = None, most: int = 40) -> Signals:
+    """The signals of one round, with at most so many remarks."""
+    old = {
+        name for metrics in steps.values() for name in metrics if name.startswith("drift/K_old/")
+    }
+    last_old = [ends[1] for name in sorted(old) if (ends := _ends(steps, name))]
+    tokens = _ends(steps, "completions/tokens_mean")
+    remarks = tuple(_remarks(steps))
+    return Signals(
+        k_new=_last(steps, "drift/K_new"),
+        k_old=max(last_old, default=None),
+        k_gen=_last(steps, "drift/K_gen"),
+        entropy=_ends(steps, "entropy"),
+        tokens=tokens if tokens and any(tokens) else None,
+        cut=_ends(steps, "completions/length_cut_share") if tokens and any(tokens) else None,
+        remarks=(
+            *remarks[:most],
+            *([f"and {len(remarks) - most} more"] if len(remarks) > most else ()),
+        ),
+        noticed=tuple(watch.lines()) if watch else (),
+    )
+
+
+def _remarks(steps: Steps) -> Iterator[str]:
+    tokens, entropy = _ends(steps, "completions/tokens_mean"), _ends(steps, "entropy")
+    if tokens and tokens[0] > 0 and tokens[1] / tokens[0] >= GROWTH:
+        yield f"completions grew from {tokens[0]:.0f} to {tokens[1]:.0f} tokens"
+    if tokens and 0 < tokens[1] <= tokens[0] / GROWTH:
+        yield f"completions shrank from {tokens[0]:.0f} to {tokens[1]:.0f} tokens"
+    if entropy and entropy[0] > 0 and entropy[1] <= COLLAPSE * entropy[0]:
+        yield f"entropy fell from {entropy[0]:.2f} to {entropy[1]:.2f} nats"
+    for name, limit, words in (
+        ("completions/length_cut_share", SHARE, "of completions were cut at the last step"),
+        ("reward/failed_share", SHARE, "of rewards failed at the last step"),
+        ("groups/zero_variance_share", STALE, "of groups had equal rewards at the last step"),
+    ):
+        share = _last(steps, name)
+        if share is not None and share >= limit:
+            yield f"{100 * share:.0f}% {words}"
+    whole = _ends(steps, "reward/mean")
+    names = {n for metrics in steps.values() for n in metrics if n.startswith("reward/")}
+    for name in sorted(names - {"reward/mean", "reward/failed_share", "reward/abstained_share"}):
+        part = _ends(steps, name)
+        if (
+            whole
+            and part
+            and whole[1] > whole[0]
+            and part[0] - part[1] > PARTS_APART * abs(part[0])
+        ):
+            yield f"{name} fell from {part[0]:.3g} to {part[1]:.3g} while the whole reward rose"
+
+
+def _ends(steps: Steps, name: str) -> tuple[float, float] | None:
+    values = curve(steps, name).y
+    return (values[0], values[-1]) if values else None
+
+
+def _last(steps: Steps, name: str) -> float | None:
+    ends = _ends(steps, name)
+    return ends[1] if ends else None

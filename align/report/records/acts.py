@@ -9,7 +9,7 @@ from align.gate.evidence import Evidence
 from align.schedule.inbox.purge import purges
 from align.schedule.skips import skips
 from align.store.ledger.amendments import amendments_of, drops_of
-from align.store.ledger.baseline import anchor_moves
+from align.store.ledger.baseline import baseline_moves
 from align.store.ledger.lineage import by_hand
 from rollouts.types import SnapshotId
 
@@ -28,7 +28,7 @@ class Act:
 def acts_of(evidence: Evidence) -> tuple[Act, ...]:
     """List what people did by hand, oldest first.
 
-    These are moves of production and of the fixed anchor, removals of a person's data, rounds that were
+    These are moves of production and of the baseline, removals of a person's data, rounds that were
     skipped or dropped, and amendments of the campaign file.
     """
     acts = (
@@ -47,7 +47,7 @@ def _moves(evidence: Evidence) -> Iterator[Act]:
 
 def _anchors(evidence: Evidence) -> Iterator[Act]:
     names = _names(evidence)
-    for move in anchor_moves(evidence.ledger):
+    for move in baseline_moves(evidence.ledger):
         what = f"total budgets count from {_named(names, move.snapshot)}"
         yield Act(time=move.time, what=what, reason=move.reason)
 

@@ -1,49 +1,26 @@
-"""Other programs that draw a campaign's curves. ``metrics.jsonl`` is always written; these are extras.
+"""Programs that draw a campaign's curves, besides ``metrics.jsonl``, which is always written.
 
-Each tracker is one file and one line here, and is imported when a campaign asks for it.
+Each tracker is one file and one line in `TRACKERS`, and is imported when a campaign asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
-from align.report.trackers.base import Tracker, opened
+from align.report.trackers.base import Tracker
 from align.report.trackers.observer import TrackedObserver
 from align.store.paths import StorePaths
+from rollouts.errors import UserError, nearest
 
-
-def _tensorboard(folder: Path, campaign: str) -> Tracker:
-    from align.report.trackers.tensorboard import TensorBoardTracker
-
-    return TensorBoardTracker(folder)
-
-
-def _wandb(folder: Path, campaign: str) -> Tracker:
-    from align.report.trackers.wandb import WandbTracker
-
-    return WandbTracker(folder, campaign)
-
-
-def _mlflow(folder: Path, campaign: str) -> Tracker:
-    from align.report.trackers.mlflow import MlflowTracker
-
-    return MlflowTracker(folder, campaign)
-
-
-def _trackio(folder: Path, campaign: str) -> Tracker:
-    from align.report.trackers.trackio import TrackioTracker
-
-    return TrackioTracker(folder, campaign)
-
-
-TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-    "trackio": _trackio,
+TRACKERS: Mapping[str, str] = {
+    "tensorboard": "align.report.trackers.tensorboard:TensorBoardTracker",
+    "wandb": "align.report.trackers.wandb:WandbTracker",
+    "mlflow": "align.report.trackers.mlflow:MlflowTracker",
+    "trackio": "align.report.trackers.trackio:TrackioTracker",
 }
-"""Makers of trackers that write into a folder, for a campaign's name."""
+"""Classes that take the folder to write into and the campaign's name."""
 
 __all__ = ["TRACKERS", "TrackedObserver", "Tracker", "open_tracker"]
 
@@ -54,4 +31,19 @@ def open_tracker(name: str, folder: Path, campaign: str) -> Tracker:
     Raises:
         UserError: no such tracker, or its package is not installed; the remedy names the extra.
     """
-    return opened(name, TRACKERS, StorePaths(folder).tracker(name), campaign)
+    if name not in TRACKERS:
+        raise UserError(
+            f"there is no tracker {name!r}", where="trackers", remedy=nearest(name, list(TRACKERS))
+        )
+    module, _, tracker = TRACKERS[name].partition(":")
+    try:
+        opened: Tracker = getattr(import_module(module), tracker)(
+            StorePaths(folder).tracker(name), campaign
+        )
+    except ImportError as error:
+        raise UserError(
+            f"the tracker {name!r} needs a package that is not installed ({error})",
+            where="trackers",
+            remedy=f"pip install 'keel-align[{name}]', or leave the tracker out",
+        ) from error
+    return opened

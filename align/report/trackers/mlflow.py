@@ -24,19 +24,19 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         folder.mkdir(parents=True, exist_ok=True)
-        place = folder.resolve()
-        self._client: Any = MlflowClient(tracking_uri=uri or sqlite_url(place / "mlflow.db"))
-        found = self._client.get_experiment_by_name(campaign)
+        folder = folder.resolve()
+        self._client: Any = MlflowClient(tracking_uri=uri or sqlite_url(folder / "mlflow.db"))
+        experiment = self._client.get_experiment_by_name(campaign)
         self._experiment = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(campaign, artifact_location=place.as_uri())
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(campaign, artifact_location=folder.as_uri())
         )
         self._name = ""
         self._run: Any = None
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step, in as few calls as MLflow allows."""
+        """Log the metrics of one step, in as few calls as MLflow allows."""
         from mlflow.entities import Metric
 
         if self._run is None or run != self._name:

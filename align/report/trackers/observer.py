@@ -1,4 +1,4 @@
-"""An observer that also tells trackers what it is told. A tracker that fails is dropped, not the round."""
+"""Observer that passes steps and verdicts on to trackers; one that fails is dropped, not the round."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrackedObserver:
                 tracker.close()
 
     def note(self, text: str) -> None:
-        """A line for people is none for curves."""
+        """Pass a line for people on; trackers do not get it."""
         self._observer.note(text)
 
     def on_measuring(self, what: str, progress: SuiteProgress) -> None:
@@ -47,17 +47,17 @@ class TrackedObserver:
             self._observer.on_measuring(what, progress)
 
     def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
-        """One point on every curve of the round's attempt."""
+        """Add a point to every curve of the round's attempt."""
         self._observer.on_step(plan, step, metrics)
-        self._last[run_of(plan)] = step
-        self._log(run_of(plan), step, metrics)
+        self._last[plan.run] = step
+        self._log(plan.run, step, metrics)
 
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
-        """Whether it was accepted, and by how much every suite differs from its comparators."""
+        """Log the verdict, and by how much every suite differs from its comparators."""
         self._observer.on_verdict(plan, outcome)
         checks = {f"gate/{c.suite}/{c.against}": c.difference for c in outcome.verdict.checks}
         metrics = {"gate/accepted": float(outcome.verdict.accepted)} | checks
-        self._log(run_of(plan), self._last.get(run_of(plan), 0), metrics)
+        self._log(plan.run, self._last.get(plan.run, 0), metrics)
 
     def _log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -67,8 +67,3 @@ class TrackedObserver:
             except Exception as error:  # Whatever a third party raises, the round goes on.
                 self._trackers.remove(tracker)
                 self._observer.note(f"{type(tracker).__name__} is left out from now on: {error!r}")
-
-
-def run_of(plan: RoundPlan) -> str:
-    """Name of a run: the round's attempt, or a repair in it."""
-    return plan.run

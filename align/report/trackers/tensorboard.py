@@ -9,7 +9,7 @@ from pathlib import Path
 class TensorBoardTracker:
     """One folder of events per run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, campaign: str) -> None:
         from tensorboard.summary import Writer
 
         self._folder, self._writer_of = folder, Writer
@@ -17,7 +17,7 @@ class TensorBoardTracker:
         self._writer: Writer | None = None
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars, on the disk when this returns."""
+        """Write scalars; they are on the disk when this returns."""
         if self._writer is None or run != self._run:
             self.close()
             self._run, self._writer = run, self._writer_of(str(self._folder / run))

@@ -27,7 +27,7 @@ class TrackioTracker:
         self._run: Any = None
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One row of the run's history."""
+        """Add a row to the run's history."""
         if self._run is None or run != self._name:
             self.close()
             self._name = run

@@ -1,7 +1,7 @@
-"""A command under a guard: with a small environment, a deadline, and one end for all.
+"""A command under a watchdog: with a small environment, a deadline, and one end for all.
 
 Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started. Where this
-process is killed, so that it can end nothing, the guard does: see `align.round.external.guard`.
+process is killed, so that it can end nothing, the watchdog does: see `rollouts.machine.watchdog`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.round.external import guard
 from rewards.isolation.sandbox.limits import SEEN
 from rollouts.errors import RunError
+from rollouts.machine.watchdog import NOT_STARTED, watched
 
 ALSO_SEEN = (
     "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "HOME", "LOGNAME",
@@ -32,7 +31,7 @@ BEAT_EVERY_S = 60.0
 GRACE_S = 10.0
 """Seconds to end in order, from the first signal to the last."""
 END_S = 5.0
-"""Seconds that the guard may take beyond that."""
+"""Seconds that the watchdog may take beyond that."""
 TAIL = 20
 """Lines of the output that an error shows."""
 
@@ -71,7 +70,7 @@ def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> No
     command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", guard.__file__, str(GRACE_S), *command.words],
+            watched(command.words, GRACE_S, at_death=signal.SIGKILL),
             cwd=command.folder,
             env=command.environment(),
             stdin=subprocess.PIPE,
@@ -110,20 +109,20 @@ def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[],
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Have the guard end all that is left, and wait for it."""
-    assert process.stdin is not None, "the pipe to the guard"
+    """Have the watchdog end all that is left, and wait for it."""
+    assert process.stdin is not None, "the pipe to the watchdog"
     process.stdin.close()
     try:
         process.wait(GRACE_S + END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    with suppress(ProcessLookupError):  # A guard that was killed itself leaves its group.
+    with suppress(ProcessLookupError):  # A watchdog that was killed itself leaves its group.
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ending(code: int) -> str:
-    if code == guard.NOT_STARTED:
+    if code == NOT_STARTED:
         return "cannot be started"
     if code >= 0:
         return f"ended with exit code {code}"

@@ -36,30 +36,31 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
     if not forms:
         return inputs
     inbox = Inbox(ledger.database)
-    take = None
+    reservation = None
     if spec.data is not None and spec.data.stream is not None:
         sweep(StorePaths(config.folder).inbox.folder, inbox, forms)
-        take = inbox.take(
+        reservation = inbox.reserve(
             spec.name,
             spec.data.stream,
             use=spec.data.use,
             limit=spec.data.limit,
             after_rejection=spec.data.after_rejection,
         )
-        if take is None:
+        if reservation is None:
             raise UserError(
                 f"{spec.data.source} has nothing new for round {spec.name!r}",
                 where=str(StorePaths(config.folder).inbox.folder),
                 remedy="send pairs with keel feedback add, keel feedback serve or the drop folder, and run "
                 "again",
             )
-    rows_of = {take.round: inbox.read(take) for take in inbox.takes() if take.state != "held"}
+    decided = [r for r in inbox.reservations() if r.state != "held"]
+    rows_of = {reservation.round: inbox.read(reservation) for reservation in decided}
     before = {
         earlier.name: rows_of[earlier.name]
         for earlier in config.rounds
         if earlier.name in rows_of and _measurable(earlier, forms, rows_of[earlier.name])
     }
-    own_rows = {} if take is None else {spec.name: inbox.read(take)}
+    own_rows = {} if reservation is None else {spec.name: inbox.read(reservation)}
     own_claims = [claim for claim in open_claims(ledger) if claim.spec.name == spec.name]
     return load_checked(config, own_claims, before | own_rows)
 

@@ -15,10 +15,16 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, delete, func, select, update
 
-from align.schedule.inbox.numbering import Receipt, Submission, chunks, deal
+from align.schedule.inbox.numbering import Receipt, Submission, chunks, number_rows
 from align.schedule.inbox.rows import Feedback
 from align.store.database.database import Database
-from align.store.ledger.reservations import AfterRejection, Take, all_takes, hold, ready
+from align.store.ledger.reservations import (
+    AfterRejection,
+    Reservation,
+    all_reservations,
+    ready,
+    reserve,
+)
 from align.store.ledger.tables.inbox import inbox_requests, inbox_rows, inbox_streams
 from rollouts.errors import UserError
 from rollouts.rows import FileRow
@@ -87,7 +93,7 @@ class Inbox:
     def add_all(self, submissions: Sequence[Submission]) -> list[Receipt]:
         """Store what many senders sent in one transaction: one wait for the disk serves them all."""
         with self.database.write() as connection:
-            return deal(connection, submissions, self._now())
+            return number_rows(connection, submissions, self._now())
 
     def waiting(self, stream: str, *, above: int | None = None) -> Waiting:
         """Find what the next round of a stream would find new.
@@ -115,7 +121,7 @@ class Inbox:
             streams = connection.execute(select(inbox_streams).order_by(inbox_streams.c.stream))
             return [_counts(connection, *row) for row in streams.all()]
 
-    def take(
+    def reserve(
         self,
         round: str,
         stream: str,
@@ -123,12 +129,11 @@ class Inbox:
         use: str = "once",
         limit: int | None = None,
         after_rejection: AfterRejection = "used",
-    ) -> Take | None:
-        """Reserve what a round reads, see `align.store.ledger.reservations.hold`; None where the stream
-        has nothing
-        for it."""
+    ) -> Reservation | None:
+        """Reserve what a round reads, see `align.store.ledger.reservations`; None where the stream has
+        nothing for it."""
         with self.database.write() as connection:
-            return hold(
+            return reserve(
                 connection,
                 round,
                 stream,
@@ -138,19 +143,19 @@ class Inbox:
                 now=self._now(),
             )
 
-    def takes(self) -> list[Take]:
-        """List what every round took, in the order they did."""
+    def reservations(self) -> list[Reservation]:
+        """List what every round reserved, in the order they did."""
         with self.database.read() as connection:
-            return all_takes(connection)
+            return all_reservations(connection)
 
-    def read(self, take: Take) -> list[FileRow]:
-        """Return the rows of a take as a file would give them, oldest first."""
+    def read(self, reservation: Reservation) -> list[FileRow]:
+        """Return reserved rows as a file would give them, oldest first."""
         columns = select(inbox_rows.c.number, inbox_rows.c.payload)
-        wanted = columns.where(ready(take.stream, take.above, take.newest))
+        wanted = columns.where(ready(reservation.stream, reservation.above, reservation.newest))
         with self.database.read() as connection:
             records = connection.execute(wanted.order_by(inbox_rows.c.number)).all()
         return [
-            FileRow(place=f"inbox://{take.stream} row {number}", values=json.loads(payload))
+            FileRow(place=f"inbox://{reservation.stream} row {number}", values=json.loads(payload))
             for number, payload in records
         ]
 

@@ -1,4 +1,4 @@
-"""Deals numbers to what arrives: many senders' rows in one transaction, each row once.
+"""Sequence numbers of arriving rows: many senders' rows in one transaction, each row once.
 
 A row is known by its hash, or by the sender's own key; a request by its key. Whatever comes first in the
 transaction is new, and all that follows is a duplicate of it.
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, and_, insert, select, update
 from align.schedule.inbox.rows import Feedback
 from align.store.ledger.tables.inbox import inbox_requests, inbox_rows, inbox_streams
 
-Outcome = Literal["stored", "quarantined", "duplicate", "conflict"]
+RowOutcome = Literal["stored", "quarantined", "duplicate", "conflict"]
 """``duplicate``: it was there already; ``conflict``: its key came with another row before."""
 
 CHUNK = 400
@@ -40,7 +40,7 @@ class Submission:
 class Receipt:
     """Outcomes of a submission's rows, in their order."""
 
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[RowOutcome, ...] = ()
     numbers: tuple[int | None, ...] = ()
     """Each row's number in its stream; None for a conflict."""
     repeated: bool = False
@@ -48,22 +48,24 @@ class Receipt:
     refused: bool = False
     """The key belongs to an earlier, different request; nothing was stored."""
 
-    def count(self, outcome: Outcome) -> int:
+    def count(self, outcome: RowOutcome) -> int:
         return self.outcomes.count(outcome)
 
 
-def deal(connection: Connection, submissions: Sequence[Submission], now: str) -> list[Receipt]:
+def number_rows(
+    connection: Connection, submissions: Sequence[Submission], now: str
+) -> list[Receipt]:
     """Store what is new in the submissions; the answer to each, in order."""
     answered = _answered(connection, [s.key for s in submissions if s.key])
     rows: dict[str, list[Feedback]] = {}
     for submission in submissions:
         rows.setdefault(submission.stream, []).extend(submission.rows)
-    dealers = {stream: _Dealer(connection, stream, sent, now) for stream, sent in rows.items()}
+    numberers = {stream: _Numberer(connection, stream, sent, now) for stream, sent in rows.items()}
     receipts = []
     for submission in submissions:
         digest, earlier = answered.get(submission.key or "", ("", None))
         if earlier is None:
-            receipt = dealers[submission.stream].deal(submission.rows)
+            receipt = numberers[submission.stream].number(submission.rows)
             if submission.key:
                 answered[submission.key] = (submission.digest, receipt)
                 connection.execute(_request(submission, receipt, now))
@@ -72,12 +74,12 @@ def deal(connection: Connection, submissions: Sequence[Submission], now: str) ->
         else:
             receipt = Receipt(refused=True)
         receipts.append(receipt)
-    for dealer in dealers.values():
-        dealer.write()
+    for numberer in numberers.values():
+        numberer.write()
     return receipts
 
 
-class _Dealer:
+class _Numberer:
     """Numbers the new rows of one stream within one transaction."""
 
     def __init__(
@@ -91,12 +93,12 @@ class _Dealer:
         self._by_key = self._known(inbox_rows.c.row_key, [row.key for row in rows if row.key])
         self._new: list[dict[str, Any]] = []
 
-    def deal(self, rows: Iterable[Feedback]) -> Receipt:
+    def number(self, rows: Iterable[Feedback]) -> Receipt:
         """Assign sequence numbers to submitted rows and drop duplicates."""
-        dealt = [self._deal(row) for row in rows]
+        numbered = [self._number(row) for row in rows]
         return Receipt(
-            outcomes=tuple(outcome for outcome, _ in dealt),
-            numbers=tuple(number for _, number in dealt),
+            outcomes=tuple(outcome for outcome, _ in numbered),
+            numbers=tuple(number for _, number in numbered),
         )
 
     def write(self) -> None:
@@ -113,7 +115,7 @@ class _Dealer:
         self._connection.execute(counter)
         self._connection.execute(insert(inbox_rows), self._new)
 
-    def _deal(self, row: Feedback) -> tuple[Outcome, int | None]:
+    def _number(self, row: Feedback) -> tuple[RowOutcome, int | None]:
         digest = row.hash
         known = self._by_hash.get(digest)
         if row.key is not None and row.key in self._by_key:

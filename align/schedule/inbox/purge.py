@@ -31,8 +31,8 @@ from align.schedule.inbox.rows import StreamForm
 from align.schedule.inbox.traces import remove_files
 from align.store.database.database import Database
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.reservations import all_takes
-from align.store.ledger.tables.inbox import inbox_purges, inbox_rows, inbox_takes
+from align.store.ledger.reservations import all_reservations
+from align.store.ledger.tables.inbox import inbox_purges, inbox_reservations, inbox_rows
 from align.store.store import Store
 from align.store.stored_files import StoredFiles
 from rollouts.prompts import content_id
@@ -87,7 +87,7 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
     """
     ledger, paths = store.ledger, store.paths
     inbox = paths.inbox.folder
-    with ledger.claim("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as is_alone:
+    with ledger.lease("keel feedback purge"), alone(inbox, wait_s=WAIT_S) as is_alone:
         if not is_alone:
             raise StoreBusy(
                 f"another process has read the drop folder for {WAIT_S:g} s",
@@ -194,20 +194,23 @@ def _remove(connection: Connection, user: str, traces: _Found) -> Purge:
     rows = _rows(connection, user)
     numbers = {(row.stream, row.number) for row in rows if row.state == "ready"}
     touched = [
-        take
-        for take in all_takes(connection)
-        if any(s == take.stream and take.above < n <= take.newest for s, n in numbers)
+        reservation
+        for reservation in all_reservations(connection)
+        if any(
+            s == reservation.stream and reservation.above < n <= reservation.newest
+            for s, n in numbers
+        )
     ]
-    restarted = tuple(take.round for take in touched if take.state == "held")
-    reserved = and_(inbox_takes.c.round.in_(restarted), inbox_takes.c.state == "held")
-    connection.execute(delete(inbox_takes).where(reserved))
+    restarted = tuple(reservation.round for reservation in touched if reservation.state == "held")
+    reserved = and_(inbox_reservations.c.round.in_(restarted), inbox_reservations.c.state == "held")
+    connection.execute(delete(inbox_reservations).where(reserved))
     connection.execute(delete(inbox_rows).where(inbox_rows.c.user_key == user))
     record = Purge(
         user_sha256=hashlib.sha256(user.encode()).hexdigest(),
         num_rows=len(rows),
         sources=tuple(sorted({LINE.sub("", row.source) for row in rows})),
         **asdict(traces),
-        rounds=tuple(take.round for take in touched if take.state != "held"),
+        rounds=tuple(reservation.round for reservation in touched if reservation.state != "held"),
         restarted=restarted,
         time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
     )

@@ -19,7 +19,7 @@ from align.config.data import INBOX, ExamplesConfig
 from align.data.examples.forms import FORMS, Example, Unusable
 from rollouts.errors import UserError, nearest
 
-Kind = Literal["pair", "rating"]
+FeedbackKind = Literal["pair", "rating"]
 Values = Mapping[str, Any]
 
 USER = "user"
@@ -38,7 +38,7 @@ MAX_KEPT = 4000
 class Feedback:
     """A row as the inbox keeps it."""
 
-    kind: Kind | None
+    kind: FeedbackKind | None
     """Kind of feedback; None where the row is neither."""
     payload: str
     """The row's columns without those of user and key, as JSON with sorted names."""
@@ -64,7 +64,7 @@ class StreamForm:
     stream: str
     config: ExamplesConfig
     """Names of the columns."""
-    kinds: tuple[Kind, ...]
+    kinds: tuple[FeedbackKind, ...]
     """Kinds that the stream's rounds can learn from; a round that rates answers also reads pairs."""
 
     def read(
@@ -104,8 +104,8 @@ class StreamForm:
         """Return the examples that a row teaches."""
         return FORMS["pairs" if self._kind(columns) == "pair" else "ratings"](columns, self.config)
 
-    def _kind(self, columns: Values) -> Kind:
-        kind: Kind | None = None
+    def _kind(self, columns: Values) -> FeedbackKind:
+        kind: FeedbackKind | None = None
         if self.config.chosen in columns or self.config.rejected in columns:
             kind = "pair"
         elif self.config.completion in columns:

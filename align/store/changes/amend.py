@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from align.config.campaign import CampaignConfig
+from align.store.changes.earlier_versions import as_read
 from align.store.changes.settle import settle
-from align.store.ledger.amendments import user_name
-from align.store.store import begun_ledger
-from align.store.stored_config import as_read
+from align.store.database.database import Database
+from align.store.ledger.amendments import Drop, drop_round, dropped_for_good, drops_of, user_name
+from align.store.ledger.campaign_row import committed_in
+from align.store.ledger.ledger import Ledger
+from align.store.store import begun_ledger, known_ledger, open_store
 from rollouts.errors import UserError
 
 
@@ -32,7 +35,7 @@ def amend(config: CampaignConfig, *, reason: str, dry_run: bool = False) -> tupl
     if dry_run or not settled.comparison.changes:
         return settled.comparison.sentences
     stated = settled.stated
-    with ledger.claim("keel campaign amend"):
+    with ledger.lease("keel campaign amend"):
         return ledger.open_campaign(
             stated.name,
             stated.content(),
@@ -42,3 +45,47 @@ def amend(config: CampaignConfig, *, reason: str, dry_run: bool = False) -> tupl
             reason=reason,
             quiet=settled.due,
         ).sentences
+
+
+def dropped_lines(config: CampaignConfig, database: Database) -> list[str]:
+    """Say of every round that was dropped and still stands in the campaign file that it is not run."""
+    names = {spec.name for spec in config.rounds}
+    return [
+        f"{drop.sentence}; it is not run, though the file names it (another name makes it a new round)"
+        for drop in drops_of(database)
+        if drop.stays and drop.round in names
+    ]
+
+
+def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
+    """Drop a round: the ledger keeps its attempts; its checkpoints and staging folders are deleted.
+
+    Metrics and rollout tables of its attempts stay: they say why it was dropped.
+
+    Raises:
+        UserError: there is no such round, it has a verdict, or it fell due by a schedule.
+        StoreError: committed verdicts do not allow what else the file changed.
+        StoreBusy: the campaign is running.
+    """
+    ledger = known_ledger(config)
+    if ledger is None:
+        raise UserError(
+            f"the store has no round {name!r}: nothing has happened in it yet",
+            where="ROUND",
+            remedy="take the round out of the campaign file",
+        )
+    if name in (spec.name for spec in config.rounds) and not _has_place(ledger, name):
+        amend(config, reason=reason)  # The file alone knows it: it gets a place, to be given up.
+    store = open_store(config, ledger)
+    with ledger.lease("keel rounds drop"):
+        dropped = drop_round(ledger, name, who=user_name(), reason=reason)
+        store.forget_checkpoints(dropped.index, name)
+        store.snapshots.clean()
+    return dropped
+
+
+def _has_place(ledger: Ledger, name: str) -> bool:
+    """Tell whether the ledger knows a round."""
+    with ledger.database.read() as connection:
+        slots = committed_in(connection).slots
+    return any(slot.name == name for slot in slots) or name in dropped_for_good(ledger.database)

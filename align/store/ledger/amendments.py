@@ -18,14 +18,14 @@ from sqlalchemy import insert, select, update
 from align.store.database.database import Database
 from align.store.ledger.campaign_row import committed_in, vacate
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.tables.amendments import (
+from align.store.ledger.tables.core import campaigns
+from align.store.ledger.tables.due import due_claims
+from align.store.ledger.tables.logs import (
     amendments,
     code_files,
     pinned_settings,
     round_drops,
 )
-from align.store.ledger.tables.core import campaigns
-from align.store.ledger.tables.due import due_claims
 from rollouts.errors import UserError, nearest
 
 

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from sqlalchemy import func, insert, select
 
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.tables.baseline import anchor_log
 from align.store.ledger.tables.core import alias_moves, rounds, snapshots
+from align.store.ledger.tables.logs import baseline_log
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnchorMove:
+class BaselineMove:
     """One human act."""
 
     seq: int
@@ -33,30 +33,30 @@ class AnchorMove:
     """ISO 8601, UTC."""
 
 
-def anchor_moves(ledger: Ledger) -> list[AnchorMove]:
+def baseline_moves(ledger: Ledger) -> list[BaselineMove]:
     """List every move, oldest first."""
     with ledger.database.read() as connection:
-        rows = connection.execute(select(anchor_log).order_by(anchor_log.c.seq))
-        return [AnchorMove(**row._mapping) for row in rows]
+        rows = connection.execute(select(baseline_log).order_by(baseline_log.c.seq))
+        return [BaselineMove(**row._mapping) for row in rows]
 
 
-def anchor_of(ledger: Ledger) -> SnapshotId | None:
+def baseline_of(ledger: Ledger) -> SnapshotId | None:
     """Return the snapshot that budgets count from; None while that is the campaign's start."""
-    moves = anchor_moves(ledger)
+    moves = baseline_moves(ledger)
     return moves[-1].snapshot if moves else None
 
 
-def move_anchor(ledger: Ledger, snapshot: SnapshotId, reason: str) -> AnchorMove:
+def move_baseline(ledger: Ledger, snapshot: SnapshotId, reason: str) -> BaselineMove:
     """Count budgets from another snapshot, and say why.
 
     Args:
         snapshot: one that is or was production, so that the gate has judged it.
 
     Raises:
-        UserError: no reason is given, the snapshot never was production, or it is the anchor already.
+        UserError: no reason is given, the snapshot never was production, or it is the baseline already.
     """
     if not reason.strip():
-        raise UserError("moving the anchor needs a reason", where="--reason")
+        raise UserError("moving the baseline needs a reason", where="--reason")
     with ledger.database.write() as connection:
         moves = select(alias_moves.c.target).order_by(alias_moves.c.seq)
         blessed = list(connection.scalars(moves))
@@ -67,14 +67,14 @@ def move_anchor(ledger: Ledger, snapshot: SnapshotId, reason: str) -> AnchorMove
                 where="SNAPSHOT",
                 remedy=f"choose one of {', '.join(id[:16] for id in dict.fromkeys(blessed))}",
             )
-        last = select(anchor_log.c.snapshot).order_by(anchor_log.c.seq.desc()).limit(1)
+        last = select(baseline_log.c.snapshot).order_by(baseline_log.c.seq.desc()).limit(1)
         previous = connection.scalar(last) or blessed[0]
         if previous == snapshot:
             raise UserError(f"budgets count from {snapshot[:16]} already", where="SNAPSHOT")
         decided = rounds.c.state.in_(("accepted", "rejected"))
         decisions = connection.scalar(select(func.count()).select_from(rounds).where(decided))
         row = connection.execute(
-            insert(anchor_log)
+            insert(baseline_log)
             .values(
                 previous=previous,
                 snapshot=snapshot,
@@ -82,6 +82,6 @@ def move_anchor(ledger: Ledger, snapshot: SnapshotId, reason: str) -> AnchorMove
                 decisions=decisions,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
-            .returning(anchor_log)
+            .returning(baseline_log)
         ).one()
-        return AnchorMove(**row._mapping)
+        return BaselineMove(**row._mapping)

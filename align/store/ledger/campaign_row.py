@@ -11,9 +11,9 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from align.errors import StoreError
 from align.store.changes.compare import CampaignComparison, Refusal, compare
 from align.store.changes.locks import Committed, Slot
-from align.store.ledger.reservations import let_go
-from align.store.ledger.tables.amendments import amendments, pinned_settings, round_drops
+from align.store.ledger.reservations import release
 from align.store.ledger.tables.core import alias_moves, campaigns, rounds
+from align.store.ledger.tables.logs import amendments, pinned_settings, round_drops
 
 SHOWN = 20
 """Changes listed in an error; of more than that, the number is given."""
@@ -162,7 +162,7 @@ def vacate(
         ended = {"state": "failed", "report": json.dumps(INTERRUPTED), "ended": now}
         live = rounds.c.state.in_(("running", "gating"))
         connection.execute(update(rounds).where(this, live).values(**ended))
-    let_go(connection, slot.name)
+    release(connection, slot.name)
     if slot.attempts or stays:
         row = {"index": slot.index, "round": slot.name, "stays": int(stays), "who": who}
         connection.execute(insert(round_drops).values(**row, reason=reason.strip(), time=now))

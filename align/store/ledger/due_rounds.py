@@ -14,7 +14,8 @@ from align.errors import StoreError
 from align.settings import Places
 from align.store.database.database import Database
 from align.store.ledger.tables.core import rounds
-from align.store.ledger.tables.due import due_claims, due_skips
+from align.store.ledger.tables.due import due_claims
+from align.store.ledger.tables.logs import due_skips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
-"""Claim on a store, which gives it at most one live runner.
+"""Lease of a store, which gives it at most one live runner.
 
-A claim says who runs; it is taken over when its process is gone, or, on another host, when it has
+A lease says who runs; it is taken over when its process is gone, or, on another host, when it has
 not been heard of for a while. That test can be wrong (a paused machine wakes up), so nothing rests
 on it: what keeps a replaced runner from writing is the attempt number of its round.
 """
@@ -19,7 +19,7 @@ from sqlalchemy import delete, insert, select, update
 
 from align.errors import StaleAttempt, StoreBusy
 from align.store.database.database import Database
-from align.store.ledger.tables.core import claims
+from align.store.ledger.tables.core import leases
 
 EXPIRY_S = 900.0
 """Silence after which a runner on another host counts as dead."""
@@ -30,7 +30,7 @@ CLOCK_TICK_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """The process that holds a claim."""
+    """The process that holds a lease."""
 
     token: str
     owner: str
@@ -55,8 +55,8 @@ class Holder:
             return False
 
 
-class Claim:
-    """A held claim. Call `beat` at every step: it is how other hosts see that this one lives."""
+class Lease:
+    """The lease of a runner that lives; `beat` at every step shows other hosts that it does."""
 
     def __init__(self, database: Database, token: str, clock: Callable[[], float]) -> None:
         self._database, self._token, self._clock = database, token, clock
@@ -67,9 +67,9 @@ class Claim:
         Raises:
             StaleAttempt: another runner took the store over; stop at once.
         """
-        own_row = claims.c.token == self._token
+        own_row = leases.c.token == self._token
         with self._database.write() as connection:
-            alive = update(claims).where(own_row).values(heartbeat=self._clock())
+            alive = update(leases).where(own_row).values(heartbeat=self._clock())
             still_held = connection.execute(alive).rowcount == 1
         if not still_held:
             raise StaleAttempt(
@@ -82,12 +82,12 @@ class Claim:
     def release(self) -> None:
         """Let the next runner in. Harmless after a takeover."""
         with self._database.write() as connection:
-            connection.execute(delete(claims).where(claims.c.token == self._token))
+            connection.execute(delete(leases).where(leases.c.token == self._token))
 
 
 @contextmanager
-def claimed(database: Database, owner: str, clock: Callable[[], float]) -> Iterator[Claim]:
-    """Hold the store's claim for the length of a block.
+def leased(database: Database, owner: str, clock: Callable[[], float]) -> Iterator[Lease]:
+    """Hold the store's lease for the length of a block.
 
     Raises:
         StoreBusy: another live process holds it.
@@ -102,17 +102,17 @@ def claimed(database: Database, owner: str, clock: Callable[[], float]) -> Itera
         heartbeat=clock(),
     )
     with database.write() as connection:
-        row = connection.execute(select(*(c for c in claims.c if c.name != "id"))).one_or_none()
+        row = connection.execute(select(*(c for c in leases.c if c.name != "id"))).one_or_none()
         holder = None if row is None else Holder(**row._mapping)
         if holder is not None and holder.alive(clock()):
             raise _busy(holder, database.where)
-        connection.execute(delete(claims))
-        connection.execute(insert(claims).values(id=1, **_values(own_holder)))
-    claim = Claim(database, token, clock)
+        connection.execute(delete(leases))
+        connection.execute(insert(leases).values(id=1, **_values(own_holder)))
+    lease = Lease(database, token, clock)
     try:
-        yield claim
+        yield lease
     finally:
-        claim.release()
+        lease.release()
 
 
 def _values(holder: Holder) -> dict[str, object]:

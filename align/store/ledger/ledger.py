@@ -7,9 +7,9 @@ no longer write. The ledger holds no weights and no items, only their names and 
 
     ledger = Ledger("sqlite:///runs/digits/ledger.sqlite")
     ledger.open_campaign("digits", config, config_hash)
-    with ledger.claim("keel run") as claim:
+    with ledger.lease("keel run") as lease:
         attempt = ledger.begin_round(0, "reverse", parent=ledger.alias("production"))
-        ...                                                     # claim.beat() at every step
+        ...                                                     # lease.beat() at every step
         ledger.record_snapshot(candidate)
         ledger.enter_gating(0, attempt, candidate.id)
         ledger.commit_round(0, attempt, "accepted", candidate.id, report)
@@ -31,19 +31,17 @@ from align.errors import StaleAttempt
 from align.store.changes.compare import CampaignComparison
 from align.store.database.database import Database
 from align.store.ledger.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
-from align.store.ledger.leases import Claim, claimed
-from align.store.ledger.records import AliasMove, EvaluationRecord, RoundRecord, State
-from align.store.ledger.reservations import settle
-from align.store.ledger.tables.amendments import round_drops
+from align.store.ledger.leases import Lease, leased
+from align.store.ledger.records import AliasMove, EvaluationRecord, RoundRecord, RoundState
+from align.store.ledger.reservations import consume
 from align.store.ledger.tables.core import alias_moves, evaluations, rounds, snapshots
-from align.store.ledger.tables.due import due_skips
-from align.store.ledger.tables.files import stored_files
+from align.store.ledger.tables.logs import due_skips, round_drops, stored_files
 from align.store.snapshots.snapshots import Snapshot
 from rollouts.types import SnapshotId
 
-__all__ = ["AliasMove", "EvaluationRecord", "Ledger", "RoundRecord", "State"]
+__all__ = ["AliasMove", "EvaluationRecord", "Ledger", "RoundRecord", "RoundState"]
 
-Verdict = Literal["accepted", "rejected", "failed"]
+FinalState = Literal["accepted", "rejected", "failed"]
 PRODUCTION = "production"
 
 
@@ -214,7 +212,7 @@ class Ledger:
         self,
         index: int,
         attempt: int,
-        verdict: Verdict,
+        verdict: FinalState,
         candidate: SnapshotId | None,
         report: Mapping[str, Any],
     ) -> None:
@@ -235,7 +233,7 @@ class Ledger:
             if candidate != row.candidate and not (verdict == "failed" and candidate is None):
                 raise ValueError(f"round {row.name!r} is to judge {row.candidate}, got {candidate}")
             self._set(connection, row, state=verdict, report=report, ends=True)
-            settle(connection, row.name, verdict, self._now())
+            consume(connection, row.name, verdict, self._now())
             if verdict == "accepted":
                 self._check_production(connection, row.parent, f"round {row.name!r}")
             if verdict == "accepted" and _kind(connection, row.candidate) != "reward":
@@ -355,9 +353,9 @@ class Ledger:
             row = connection.execute(_evaluation(snapshot, suite_hash)).one_or_none()
         return None if row is None else EvaluationRecord(**row._mapping)
 
-    def claim(self, owner: str = "keel run") -> AbstractContextManager[Claim]:
-        """Claim the store as its only runner for a block; StoreBusy while another one lives."""
-        return claimed(self._database, owner, self._clock)
+    def lease(self, owner: str = "keel run") -> AbstractContextManager[Lease]:
+        """Hold the store as its only runner for a block; StoreBusy while another one lives."""
+        return leased(self._database, owner, self._clock)
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
@@ -367,7 +365,7 @@ class Ledger:
         connection: Connection,
         row: Row[Any],
         *,
-        state: State,
+        state: RoundState,
         candidate: SnapshotId | None = None,
         report: Mapping[str, Any] | None = None,
         ends: bool = False,

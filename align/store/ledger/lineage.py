@@ -70,7 +70,7 @@ def move_production(ledger: Ledger, to: str, *, back: bool, reason: str) -> Roun
     """
     if not reason.strip():
         raise UserError("a move of production needs a reason", where="--reason")
-    with ledger.claim("keel rollback" if back else "keel promote"):
+    with ledger.lease("keel rollback" if back else "keel promote"):
         target, production = accepted_named(ledger, to), ledger.alias("production")
         accepted = [r for r in ledger.attempts() if r.state == "accepted"]
         if target.candidate == production:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rollouts.types import SnapshotId
 
-State = Literal[
+RoundState = Literal[
     "planned", "running", "gating", "accepted", "rejected", "failed", "skipped", "dropped"
 ]
 """``skipped`` and ``dropped``: a person said that there shall be no further attempt, whatever came of those
@@ -22,7 +22,7 @@ class RoundRecord:
     index: int
     attempt: int
     name: str
-    state: State
+    state: RoundState
     parent: SnapshotId | None
     candidate: SnapshotId | None
     report: Mapping[str, Any] | None

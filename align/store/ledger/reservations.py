@@ -1,28 +1,35 @@
 """Reservations of a stream's rows by a round: fixed when it begins, spent when its verdict is written.
 
-A take is a range of numbers. It may move until the round has begun, and not after: every attempt reads the
-same rows. The stream's watermark moves in the transaction of the verdict and only from where the take
-found it, so two rounds never both spend a row. A failed attempt spends nothing, and a round that reads rows
-again (``use`` is ``all`` or ``last:N``) takes none of them from the rounds that read each once.
+A reservation is a range of numbers. It may move until the round has begun, and not after: every attempt
+reads the same rows. The stream's watermark moves in the transaction of the verdict and only from where the
+reservation found it, so two rounds never both spend a row. A failed attempt spends nothing, and a round
+that reads rows again (``use`` is ``all`` or ``last:N``) takes none of them from rounds that read each once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from align.errors import StaleAttempt
+from align.store.database.database import Database
 from align.store.ledger.tables.core import rounds
-from align.store.ledger.tables.inbox import inbox_rows, inbox_streams, inbox_takes
+from align.store.ledger.tables.inbox import inbox_reservations, inbox_rows, inbox_streams
 
-TakeState = Literal["held", "used", "returned"]
+ReservationState = Literal["held", "used", "returned"]
 AfterRejection = Literal["used", "returned"]
+MEANINGS: Mapping[ReservationState, str] = {
+    "held": "held until its verdict",
+    "used": "used by it",
+    "returned": "given back to the next round, since it was rejected",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Take:
+class Reservation:
     """The rows of ``stream`` with numbers above ``above`` and up to ``newest``."""
 
     round: str
@@ -36,11 +43,19 @@ class Take:
     """Use of the rows when the gate rejects the round."""
     num_rows: int
     """Usable rows in the range when it was fixed; a purge or a quarantine may have taken some since."""
-    state: TakeState
+    state: ReservationState
     """``held`` until the verdict; then ``used``, or ``returned`` to the stream."""
     taken: str
     """ISO 8601, UTC; so is ``ended``."""
     ended: str | None
+
+    @property
+    def sentence(self) -> str:
+        """Rows that the round read, and what became of them, for people."""
+        return (
+            f"{self.num_rows:,} rows of inbox://{self.stream}, of the numbers {self.above + 1:,} to "
+            f"{self.newest:,}: {MEANINGS[self.state]}"
+        )
 
     @property
     def spends(self) -> bool:
@@ -48,7 +63,7 @@ class Take:
         return self.watermark == self.above
 
 
-def hold(
+def reserve(
     connection: Connection,
     round: str,
     stream: str,
@@ -57,12 +72,12 @@ def hold(
     limit: int | None,
     after_rejection: AfterRejection,
     now: str,
-) -> Take | None:
+) -> Reservation | None:
     """Reserve the rows of a round, unless it has begun and has its own; return None where there is
     nothing to read.
 
-    What another unfinished round was to spend of the stream is let go, if this one spends: it takes again
-    when it runs.
+    A reservation of the same rows by another unfinished round is released, if this one spends them: that
+    round reserves again when it runs.
 
     Args:
         use: ``once``: rows above the watermark; ``all``: also those below; ``last:N``: the newest N. Only
@@ -70,17 +85,17 @@ def hold(
         limit: at most so many rows, the oldest first; the rest stays for the next round.
     """
     begun = connection.scalar(select(func.max(rounds.c.attempt)).where(rounds.c.name == round))
-    known = take_of(connection, round)
+    known = reservation_of(connection, round)
     if known is not None and (begun or known.state != "held"):
         return known
-    let_go(connection, round)
+    release(connection, round)
     if use == "once":
         rivals = and_(
-            inbox_takes.c.stream == stream,
-            inbox_takes.c.state == "held",
-            inbox_takes.c.watermark == inbox_takes.c.above,
+            inbox_reservations.c.stream == stream,
+            inbox_reservations.c.state == "held",
+            inbox_reservations.c.watermark == inbox_reservations.c.above,
         )
-        connection.execute(delete(inbox_takes).where(rivals))
+        connection.execute(delete(inbox_reservations).where(rivals))
     counters = select(inbox_streams).where(inbox_streams.c.stream == stream)
     stream_counters = connection.execute(counters.with_for_update()).one_or_none()
     if stream_counters is None:
@@ -90,7 +105,7 @@ def hold(
     num_rows = connection.scalar(select(func.count()).where(ready(stream, above, newest))) or 0
     if not num_rows:
         return None
-    take = Take(
+    reservation = Reservation(
         round=round,
         stream=stream,
         above=above,
@@ -102,53 +117,64 @@ def hold(
         taken=now,
         ended=None,
     )
-    values = {name: getattr(take, name) for name in Take.__dataclass_fields__}
-    connection.execute(insert(inbox_takes).values(values))
-    return take
+    values = {name: getattr(reservation, name) for name in Reservation.__dataclass_fields__}
+    connection.execute(insert(inbox_reservations).values(values))
+    return reservation
 
 
-def settle(connection: Connection, round: str, verdict: str, now: str) -> None:
-    """Spend what the round took, if it does, as part of the transaction that writes its verdict.
+def consume(connection: Connection, round: str, verdict: str, now: str) -> None:
+    """Spend the rows of a round, if it does spend them, as part of the transaction that writes its verdict.
 
     Raises:
-        StaleAttempt: the watermark is not where the take found it; the verdict is not written either.
+        StaleAttempt: the watermark is not where the reservation found it; no verdict is written either.
     """
-    take = take_of(connection, round)
-    if take is None or take.state != "held" or verdict == "failed":
+    reservation = reservation_of(connection, round)
+    if reservation is None or reservation.state != "held" or verdict == "failed":
         return
-    state = take.after_rejection if verdict == "rejected" else "used"
-    if state == "used" and take.spends:
+    state = reservation.after_rejection if verdict == "rejected" else "used"
+    if state == "used" and reservation.spends:
         stands = and_(
-            inbox_streams.c.stream == take.stream, inbox_streams.c.watermark == take.watermark
+            inbox_streams.c.stream == reservation.stream,
+            inbox_streams.c.watermark == reservation.watermark,
         )
-        moved = update(inbox_streams).where(stands).values(watermark=take.newest)
+        moved = update(inbox_streams).where(stands).values(watermark=reservation.newest)
         if connection.execute(moved).rowcount != 1:
             raise StaleAttempt(
-                f"the watermark of inbox://{take.stream} is no longer {take.watermark}, "
+                f"the watermark of inbox://{reservation.stream} is no longer {reservation.watermark}, "
                 f"where round {round!r} found it",
                 cause="another round has used these rows meanwhile",
                 remedy="run again: the round will take what is new",
             )
-    this = inbox_takes.c.round == round
-    connection.execute(update(inbox_takes).where(this).values(state=state, ended=now))
+    this = inbox_reservations.c.round == round
+    connection.execute(update(inbox_reservations).where(this).values(state=state, ended=now))
 
 
-def let_go(connection: Connection, round: str) -> None:
+def release(connection: Connection, round: str) -> None:
     """Release the rows of a round that will not run to the next one; what it has spent stays spent."""
-    reserved = and_(inbox_takes.c.round == round, inbox_takes.c.state == "held")
-    connection.execute(delete(inbox_takes).where(reserved))
+    reserved = and_(inbox_reservations.c.round == round, inbox_reservations.c.state == "held")
+    connection.execute(delete(inbox_reservations).where(reserved))
 
 
-def take_of(connection: Connection, round: str) -> Take | None:
-    """Return what a round took, if anything."""
-    row = connection.execute(select(inbox_takes).where(inbox_takes.c.round == round)).one_or_none()
-    return None if row is None else _take(row)
+def reservation_of(connection: Connection, round: str) -> Reservation | None:
+    """Return what a round reserved, if anything."""
+    row = connection.execute(
+        select(inbox_reservations).where(inbox_reservations.c.round == round)
+    ).one_or_none()
+    return None if row is None else _reservation(row)
 
 
-def all_takes(connection: Connection) -> list[Take]:
-    """List every take, in the order they were made."""
-    query = select(inbox_takes).order_by(inbox_takes.c.taken, inbox_takes.c.round)
-    return [_take(row) for row in connection.execute(query)]
+def all_reservations(connection: Connection) -> list[Reservation]:
+    """List every reservation, in the order they were made."""
+    query = select(inbox_reservations).order_by(
+        inbox_reservations.c.taken, inbox_reservations.c.round
+    )
+    return [_reservation(row) for row in connection.execute(query)]
+
+
+def reservations_by_round(database: Database) -> dict[str, Reservation]:
+    """Return what every round that reads feedback reserved, by its name."""
+    with database.read() as connection:
+        return {reserved.round: reserved for reserved in all_reservations(connection)}
 
 
 def ready(stream: str, above: int, newest: int | None = None) -> ColumnElement[bool]:
@@ -180,5 +206,5 @@ def _newest(connection: Connection, stream: str, above: int, newest: int, limit:
     return connection.scalar(last) or newest
 
 
-def _take(row: Any) -> Take:
-    return Take(**row._mapping)
+def _reservation(row: Any) -> Reservation:
+    return Reservation(**row._mapping)

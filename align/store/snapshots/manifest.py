@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from align.errors import SnapshotError, UserError
 from rollouts.types import SnapshotId
 
-Kind = Literal["model", "adapter", "reward"]
+SnapshotKind = Literal["model", "adapter", "reward"]
 """Full weights, a peft adapter over a base, or a model that scores answers and is never production."""
 
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ _SHORTEST_SECRET = 8
 class Provenance:
     """Origin of a snapshot. Everything in it must be the same on every machine."""
 
-    kind: Kind
+    kind: SnapshotKind
     parent: SnapshotId | None = None
     """The snapshot its round started from; None for a base."""
     base: str | None = None
@@ -53,8 +53,10 @@ class Provenance:
     """JSON values only."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind is {' or '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
+        if self.kind not in get_args(SnapshotKind):
+            raise ValueError(
+                f"kind is {' or '.join(map(repr, get_args(SnapshotKind)))}, got {self.kind!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

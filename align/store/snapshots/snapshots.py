@@ -35,15 +35,15 @@ from align.store.remote import Remote
 from align.store.snapshots.manifest import (
     MANIFEST,
     FileEntry,
-    Kind,
     Manifest,
     Provenance,
+    SnapshotKind,
     refuse_leaks,
 )
 from align.store.snapshots.published import clear, fetch, manifest_of, send
 from rollouts.types import SnapshotId
 
-__all__ = ["FileEntry", "Kind", "Manifest", "Provenance", "Snapshot", "SnapshotStore"]
+__all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
 
 CODE = ".py"
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
@@ -60,7 +60,7 @@ class Snapshot:
     id: SnapshotId
     path: Path
     """Read-only folder in Hugging Face format (a model) or peft format (an adapter)."""
-    kind: Kind
+    kind: SnapshotKind
     manifest: Manifest
 
 

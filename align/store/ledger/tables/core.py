@@ -108,7 +108,7 @@ alias_moves = Table(
     sqlite_strict=True,
 )
 
-claims = Table(
+leases = Table(
     "claims",
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),

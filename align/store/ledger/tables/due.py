@@ -1,9 +1,7 @@
-"""The tables of the schedule: which rounds fell due, which of them were skipped, and from when on ticks
-count.
+"""Tables of the schedule: rounds that fell due, and the time from which on ticks count.
 
 They lie in the ledger's own database. A claim is inserted once and never changed: what happens to its round
-is the ledger's, and what keeps a replaced runner from writing is the attempt number there. A round that was
-skipped stays so, and the database keeps the record of it.
+is the ledger's, and what keeps a replaced runner from writing is the attempt number there.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 from sqlalchemy import Column, Integer, Table, Text, UniqueConstraint
 
 from align.store.ledger.tables.core import metadata
-from align.store.ledger.tables.rules import append_only
 
 due_claims = Table(
     "due_claims",
@@ -28,20 +25,6 @@ due_claims = Table(
     UniqueConstraint("schedule", "due_key"),
     sqlite_strict=True,
 )
-
-due_skips = Table(
-    "due_skips",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("schedule", Text, nullable=False),
-    Column("due_key", Text, nullable=False),
-    Column("round", Text, nullable=False, unique=True),
-    Column("who", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("time", Text, nullable=False),
-    sqlite_strict=True,
-)
-append_only(due_skips, "the record of skipped rounds is append-only", "due_skips_no")
 
 due_since = Table(
     "due_since",

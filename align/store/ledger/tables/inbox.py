@@ -23,7 +23,7 @@ from align.store.ledger.tables.core import metadata
 
 KINDS = ("pair", "rating")
 ROW_STATES = ("ready", "quarantined")
-TAKE_STATES = ("held", "used", "returned")
+RESERVATION_STATES = ("held", "used", "returned")
 
 inbox_streams = Table(
     "inbox_streams",
@@ -67,7 +67,7 @@ inbox_requests = Table(
     sqlite_strict=True,
 )
 
-inbox_takes = Table(
+inbox_reservations = Table(
     "inbox_takes",
     metadata,
     Column("round", Text, primary_key=True),
@@ -82,7 +82,7 @@ inbox_takes = Table(
         nullable=False,
     ),
     Column("num_rows", Integer, nullable=False),
-    Column("state", Text, CheckConstraint(f"state IN {TAKE_STATES}"), nullable=False),
+    Column("state", Text, CheckConstraint(f"state IN {RESERVATION_STATES}"), nullable=False),
     Column("taken", Text, nullable=False),
     Column("ended", Text),
     sqlite_strict=True,

@@ -13,7 +13,7 @@ from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
 from align.config.learning import EWCConfig, L2SPConfig
 from align.learner.folder.sizes import artifact_bytes, learner_memory, num_trained
-from align.store.stored_config import as_read
+from align.store.changes.earlier_versions import as_read
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
 

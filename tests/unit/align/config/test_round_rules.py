@@ -244,7 +244,7 @@ def test_dropout_where_files_teach(tmp_path: Path) -> None:
 
 
 def test_the_plan_notes_what_a_reward_model_does_not_share(tmp_path: Path) -> None:
-    from align.report.forecast.notes import notes_of
+    from align.report.forecast.check import notes_of
 
     lora = {"model": "demo://digits", "lora": {"rank": 4}, "threads": 2}
     (line,) = notes_of(valid(tmp_path, JUDGE, {}, policy=lora))

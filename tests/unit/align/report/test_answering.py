@@ -18,7 +18,7 @@ from align.report.export.answering import (
     vllm_overrides,
     write_answering,
 )
-from launch.serving.stops import with_stops
+from launch.serving.proxy import with_stops
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt
 from tests.unit.chats import IDS, build, ids, save_folder

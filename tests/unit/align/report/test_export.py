@@ -17,7 +17,7 @@ from align.gate.verdict import Verdict
 from align.report.export import export as module
 from align.report.export.export import export, find, licence_of
 from align.report.families import passed_lines
-from align.store.snapshots.snapshots import Kind
+from align.store.snapshots.snapshots import SnapshotKind
 from rollouts.errors import UserError
 from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
@@ -207,7 +207,7 @@ def test_a_licence_that_is_not_known_is_not_made_up(tmp_path: Path, text: str) -
 def adapter_store(folder: Path) -> Evidence:
     """The tiny world's base, and a round whose candidate is an adapter with a random update."""
 
-    def files(at: Path, name: str | None) -> Kind:
+    def files(at: Path, name: str | None) -> SnapshotKind:
         import torch
         from transformers import AutoModelForCausalLM
 

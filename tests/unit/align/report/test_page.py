@@ -14,13 +14,12 @@ from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.verdict import Verdict
 from align.report.explanation.answer import answer_of
-from align.report.html.charts.charts import draw
-from align.report.html.charts.curves import Bar, Curve, Panel
-from align.report.html.charts.forest import EDGE, Scale, forests_of, scale_of
-from align.report.html.charts.heat import bar_of, judged_by
+from align.report.html.charts import Bar, Curve, Panel, draw
 from align.report.html.data import CampaignView, collect
+from align.report.html.forest import EDGE, Scale, forests_of, scale_of
 from align.report.html.limits import Limits
 from align.report.html.page import TEMPLATES, page_of
+from align.report.html.scores import bar_of, judged_by
 from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
 from tests.unit.decided import decided

@@ -19,15 +19,13 @@ from hypothesis import strategies as st
 from align.errors import StoreError
 from align.gate.evidence import Evidence
 from align.gate.forgetting import MatrixRow, ScoreMatrix
-from align.report.html.charts.charts import draw
-from align.report.html.charts.curves import Curve, Panel, panels, thinned
-from align.report.html.charts.heat import heat_rows, retention_panels
-from align.report.html.data import collect
+from align.report.html.charts import Curve, Panel, draw, panels, thinned
+from align.report.html.data import collect, lineage
 from align.report.html.limits import Limits
-from align.report.html.lineage import lineage
 from align.report.html.page import number, page_of, signed, span
+from align.report.html.rounds import signals_of
+from align.report.html.scores import heat_rows, retention_panels
 from align.report.html.serve import LivePage, server
-from align.report.html.signals import signals_of
 from align.store.ledger.ledger import RoundRecord
 from align.store.run_folder import RoundFolder
 from tests.patience import patient

@@ -12,14 +12,14 @@ from markupsafe import escape
 
 from align.gate.evidence import Evidence
 from align.report.export.export import export
-from align.report.export.repaired import accepted_repair, repaired_by
 from align.report.html.data import CampaignView, collect
+from align.report.html.items import spread
 from align.report.html.limits import cut
 from align.report.html.page import page_of
-from align.report.html.said import spread
 from align.report.records.acts import acts_of
-from align.report.records.inbox import takes_of, told
 from align.report.records.seals import seals_of
+from align.store.ledger.reservations import reservations_by_round
+from align.store.repairs import accepted_repair, repaired_by
 from tests.unit.full_store import full, overlap, steps
 from tests.unit.pages import Page
 from tests.unit.stores import GOOD, made
@@ -106,7 +106,7 @@ def test_acts_of_people_are_in_order(store: Evidence, page: Page) -> None:
 
 
 def test_what_a_round_read_of_the_inbox(store: Evidence, page: Page) -> None:
-    sentence = told(takes_of(store.ledger)["round1"])
+    sentence = reservations_by_round(store.ledger.database)["round1"].sentence
     assert sentence == "118 rows of inbox://taste, of the numbers 41 to 160: used by it"
     assert sentence in page.text
 

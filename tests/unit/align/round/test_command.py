@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_leaves_nothing_of_its_command(
     assert not lives(tmp_path) and not lives(tmp_path, "shell")
 
 
-def test_a_guard_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
+def test_a_watchdog_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
     script = LEAVES_A_CHILD + "kill -9 $PPID; sleep 1000"
     with pytest.raises(RunError, match="ended by SIGKILL"):
         run_command(command(tmp_path, script))

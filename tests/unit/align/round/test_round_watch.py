@@ -15,7 +15,7 @@ from align.gate.evidence import Evidence, stored_evidence
 from align.report.explanation.explain import explain
 from align.report.html.data import collect
 from align.report.html.page import page_of
-from align.report.html.signals import signals_of
+from align.report.html.rounds import signals_of
 from align.report.records.history import detail
 from align.round.watch.record import CanaryRecord, WatchRecord
 from align.round.watch.watch import RewardFooled, gold_metrics, part_shares

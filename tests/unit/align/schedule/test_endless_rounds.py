@@ -118,9 +118,9 @@ def test_replay_is_as_bounded_and_drawn_by_itself(ran: tuple[Path, Nights]) -> N
         name = f"nightly-{number}"
         earlier = ["plain", *(f"nightly-{n}" for n in range(1, number))]
         assert len(watcher.replayed[name]) == 3
-        assert watcher.replayed[name] == evidence.recall(name, "replay", earlier).kept
+        assert watcher.replayed[name] == evidence.look_back(name, "replay", earlier).kept
         # What the gate may find lost can be asked for by a repair.
-        looked_at = evidence.recall(name, "gate", earlier).kept
+        looked_at = evidence.look_back(name, "gate", earlier).kept
         assert watcher.held[name] == {*watcher.replayed[name], *looked_at}
 
 

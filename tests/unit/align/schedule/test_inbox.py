@@ -16,7 +16,7 @@ from align.schedule.inbox.inbox import REQUESTS_KEPT_S, Inbox, Waiting
 from align.schedule.inbox.numbering import Submission
 from align.schedule.inbox.rows import StreamForm, form_of
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.reservations import Take
+from align.store.ledger.reservations import Reservation
 from rollouts.errors import UserError
 from tests.unit.inboxes import TASTE, feedback, opened, pair
 from tests.unit.ledgers import BASE, FIRST, REPORT, raw, started, url
@@ -26,9 +26,9 @@ RATINGS = StreamForm(
 )
 
 
-def numbers(inbox: Inbox, take: Take | None) -> list[int]:
-    assert take is not None
-    return [int(row.place.rpartition(" ")[2]) for row in inbox.read(take)]
+def numbers(inbox: Inbox, reservation: Reservation | None) -> list[int]:
+    assert reservation is not None
+    return [int(row.place.rpartition(" ")[2]) for row in inbox.read(reservation)]
 
 
 def verdict(ledger: Ledger, index: int, name: str, given: Any) -> None:
@@ -218,25 +218,25 @@ def test_a_store_of_an_older_version_gets_an_inbox(tmp_path: Path) -> None:
 
 def test_a_round_takes_what_is_there_when_it_begins(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
-    assert inbox.take("reverse", "taste") is None
+    assert inbox.reserve("reverse", "taste") is None
     inbox.add("taste", [feedback(1), feedback(2)])
-    assert numbers(inbox, inbox.take("reverse", "taste")) == [1, 2]
+    assert numbers(inbox, inbox.reserve("reverse", "taste")) == [1, 2]
     inbox.add("taste", [feedback(3)])
-    assert numbers(inbox, inbox.take("reverse", "taste")) == [1, 2, 3]
+    assert numbers(inbox, inbox.reserve("reverse", "taste")) == [1, 2, 3]
     ledger.begin_round(0, "reverse", BASE.id)
     inbox.add("taste", [feedback(4)])
-    assert numbers(inbox, inbox.take("reverse", "taste")) == [1, 2, 3]
+    assert numbers(inbox, inbox.reserve("reverse", "taste")) == [1, 2, 3]
 
 
 def test_a_failed_attempt_spends_nothing_and_the_next_reads_the_same(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.commit_round(0, attempt, "failed", None, {})
     inbox.add("taste", [feedback(2)])
     assert inbox.waiting("taste").count == 2
-    assert numbers(inbox, inbox.take("reverse", "taste")) == [1]
+    assert numbers(inbox, inbox.reserve("reverse", "taste")) == [1]
     verdict(ledger, 0, "reverse", "rejected")
     assert inbox.waiting("taste").count == 1
 
@@ -245,37 +245,41 @@ def test_a_failed_attempt_spends_nothing_and_the_next_reads_the_same(tmp_path: P
 def test_i12_a_verdict_spends_the_rows(tmp_path: Path, given: str) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1), feedback(2)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     inbox.add("taste", [feedback(3)])
     verdict(ledger, 0, "reverse", given)
-    (take,) = inbox.takes()
-    assert (take.state, take.num_rows, take.ended is None) == ("used", 2, False)
+    (reservation,) = inbox.reservations()
+    assert (reservation.state, reservation.num_rows, reservation.ended is None) == (
+        "used",
+        2,
+        False,
+    )
     assert inbox.waiting("taste").count == 1
-    assert numbers(inbox, inbox.take("sort", "taste")) == [3]
+    assert numbers(inbox, inbox.reserve("sort", "taste")) == [3]
 
 
 def test_i14_rejected_rows_return_where_the_round_says_so(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1)])
-    inbox.take("reverse", "taste", after_rejection="returned")
+    inbox.reserve("reverse", "taste", after_rejection="returned")
     verdict(ledger, 0, "reverse", "rejected")
-    assert inbox.takes()[0].state == "returned"
-    assert numbers(inbox, inbox.take("sort", "taste")) == [1]
+    assert inbox.reservations()[0].state == "returned"
+    assert numbers(inbox, inbox.reserve("sort", "taste")) == [1]
 
 
 def test_what_a_policy_reads_twice(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(number) for number in range(1, 5)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     verdict(ledger, 0, "reverse", "rejected")
     inbox.add("taste", [feedback(5)])
-    assert numbers(inbox, inbox.take("sort", "taste", use="all")) == [1, 2, 3, 4, 5]
-    assert numbers(inbox, inbox.take("sort", "taste", use="last:2")) == [4, 5]
-    assert numbers(inbox, inbox.take("sort", "taste", use="last:9")) == [1, 2, 3, 4, 5]
-    assert numbers(inbox, inbox.take("sort", "taste")) == [5]
-    inbox.take("sort", "taste", use="all")
+    assert numbers(inbox, inbox.reserve("sort", "taste", use="all")) == [1, 2, 3, 4, 5]
+    assert numbers(inbox, inbox.reserve("sort", "taste", use="last:2")) == [4, 5]
+    assert numbers(inbox, inbox.reserve("sort", "taste", use="last:9")) == [1, 2, 3, 4, 5]
+    assert numbers(inbox, inbox.reserve("sort", "taste")) == [5]
+    inbox.reserve("sort", "taste", use="all")
     verdict(ledger, 1, "sort", "rejected")
-    assert inbox.takes()[-1].state == "used"
+    assert inbox.reservations()[-1].state == "used"
     assert inbox.waiting("taste").count == 1
     assert inbox.waiting("taste", above=3).count == 2
 
@@ -284,16 +288,16 @@ def test_a_limit_leaves_the_rest_to_the_next_round(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(number) for number in range(1, 6)])
     inbox.quarantine("taste", [2], "spam")
-    assert numbers(inbox, inbox.take("reverse", "taste", limit=2)) == [1, 3]
+    assert numbers(inbox, inbox.reserve("reverse", "taste", limit=2)) == [1, 3]
     verdict(ledger, 0, "reverse", "rejected")
-    assert numbers(inbox, inbox.take("sort", "taste", limit=9)) == [4, 5]
+    assert numbers(inbox, inbox.reserve("sort", "taste", limit=9)) == [4, 5]
 
 
 def test_a_crash_before_the_verdict_is_written_spends_nothing(tmp_path: Path) -> None:
     """The watermark is moved and the process dies before the commit: neither is there."""
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.enter_gating(0, attempt, FIRST.id)
     seen: list[str] = []
@@ -309,15 +313,15 @@ def test_a_crash_before_the_verdict_is_written_spends_nothing(tmp_path: Path) ->
     event.remove(ledger.database.engine, "after_cursor_execute", crash)
     assert any("UPDATE inbox_streams" in statement for statement in seen)
     assert ledger.rounds()[0].state == "gating"
-    assert (inbox.waiting("taste").count, inbox.takes()[0].state) == (1, "held")
+    assert (inbox.waiting("taste").count, inbox.reservations()[0].state) == (1, "held")
     ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
-    assert (inbox.waiting("taste").count, inbox.takes()[0].state) == (0, "used")
+    assert (inbox.waiting("taste").count, inbox.reservations()[0].state) == (0, "used")
 
 
 def test_a_verdict_needs_the_watermark_where_the_round_found_it(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     with raw(tmp_path) as connection:
         connection.execute("UPDATE inbox_streams SET watermark = 1")
     with pytest.raises(StaleAttempt, match="watermark of inbox://taste is no longer 0"):
@@ -326,15 +330,15 @@ def test_a_verdict_needs_the_watermark_where_the_round_found_it(tmp_path: Path) 
     assert ledger.alias("production") == BASE.id
 
 
-def test_a_take_of_an_unfinished_round_is_let_go(tmp_path: Path) -> None:
+def test_a_reservation_of_an_unfinished_round_is_released(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.commit_round(0, attempt, "failed", None, {})
-    assert numbers(inbox, inbox.take("sort", "taste")) == [1]
+    assert numbers(inbox, inbox.reserve("sort", "taste")) == [1]
     verdict(ledger, 1, "sort", "rejected")
-    assert inbox.take("reverse", "taste") is None
+    assert inbox.reserve("reverse", "taste") is None
 
 
 # Configuration

@@ -46,7 +46,7 @@ def used(folder: Path) -> tuple[Ledger, Inbox]:
     ledger, inbox = opened(folder)
     rows = [feedback(1, user="ann"), feedback(2, user="ann"), feedback(3, user="bob")]
     inbox.add("taste", rows)
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.enter_gating(0, attempt, FIRST.id)
     buffer = ReplayBuffer()
@@ -85,14 +85,17 @@ def test_the_record_names_nobody(tmp_path: Path) -> None:
 def test_an_unfinished_round_takes_again(tmp_path: Path) -> None:
     ledger, inbox = opened(tmp_path)
     inbox.add("taste", [feedback(1, user="ann"), feedback(2)])
-    inbox.take("reverse", "taste")
+    inbox.reserve("reverse", "taste")
     attempt = ledger.begin_round(0, "reverse", BASE.id)
     ledger.commit_round(0, attempt, "failed", None, {})
     assert purge(Store(tmp_path, ledger), FORMS, "ann").restarted == ("reverse",)
     inbox.add("taste", [feedback(3)])
-    take = inbox.take("reverse", "taste")
-    assert take is not None
-    assert [row.values["prompt"] for row in inbox.read(take)] == ["Question 2?", "Question 3?"]
+    reservation = inbox.reserve("reverse", "taste")
+    assert reservation is not None
+    assert [row.values["prompt"] for row in inbox.read(reservation)] == [
+        "Question 2?",
+        "Question 3?",
+    ]
 
 
 def test_processed_files_of_the_person_go_too(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_processed_files_of_the_person_go_too(tmp_path: Path) -> None:
 
 def test_nobody_runs_the_campaign_meanwhile(tmp_path: Path) -> None:
     ledger, inbox = used(tmp_path)
-    with ledger.claim("keel run"), pytest.raises(StoreBusy, match=f"process {os.getpid()}"):
+    with ledger.lease("keel run"), pytest.raises(StoreBusy, match=f"process {os.getpid()}"):
         purge(Store(tmp_path, ledger), FORMS, "ann")
     assert len(inbox.rows("taste")) == 3
 

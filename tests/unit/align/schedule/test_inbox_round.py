@@ -68,13 +68,13 @@ def test_two_rounds_each_learn_from_what_came_since(tmp_path: Path) -> None:
     (record,) = ran.evidence.ledger.rounds()
     assert record.state == "accepted"
     inbox = inbox_of(tmp_path)
-    first = inbox.takes()[0]
+    first = inbox.reservations()[0]
     assert (first.state, inbox.waiting("taste").count) == ("used", 0)
 
     drop(tmp_path, pairs("demo://inc?n=80"), "more.jsonl")
     later = {**FED, "replay": {"past": 0.3, "general": 0.0}}
     ran = run(tmp_path, FED, later)
-    first, second = inbox.takes()
+    first, second = inbox.reservations()
     assert (second.above, second.state) == (first.newest, "used")
     assert inbox.waiting("taste").count == 0
     # What the first round taught is held and measured on: its prompts, its held-out pairs.
@@ -90,11 +90,13 @@ def test_an_interrupted_round_goes_on_with_the_rows_it_began_with(tmp_path: Path
     with pytest.raises(RuntimeError, match="stopped by the test"):
         run(tmp_path, spec, watcher=Watcher(stop_at=("round0", 1)))
     inbox = inbox_of(tmp_path)
-    before = inbox.takes()
+    before = inbox.reservations()
     drop(tmp_path, pairs("demo://inc?n=60"))
     ran = run(tmp_path, spec)
     assert any("goes on from step 2" in note for note in ran.watcher.notes)
-    assert [take.newest for take in inbox.takes()] == [take.newest for take in before]
+    assert [reservation.newest for reservation in inbox.reservations()] == [
+        reservation.newest for reservation in before
+    ]
     assert inbox.waiting("taste").count == len(pairs("demo://inc?n=60"))
 
 

@@ -50,7 +50,7 @@ def test_tick_ends_with_4_when_nothing_is_due(file: Path) -> None:
 def test_a_store_in_which_rounds_only_wait_has_nothing_to_show(file: Path) -> None:
     assert CliRunner().invoke(app, ["schedule", "tick", str(file)]).exit_code == 4
     assert (file.parent / "store" / "ledger.db").exists()
-    for words in (["status"], ["rounds", "list"], ["gate", "anchor"], ["serve"]):
+    for words in (["status"], ["rounds", "list"], ["gate", "baseline"], ["serve"]):
         ended = CliRunner().invoke(app, [*words, str(file)])
         assert isinstance(ended.exception, UserError), words
         assert "there is no campaign in this store yet" in str(ended.exception)

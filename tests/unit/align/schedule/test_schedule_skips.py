@@ -72,15 +72,15 @@ def test_rows_stay_unused(tmp_path: Path) -> None:
     inbox, dues = Inbox(ledger.database, clock=START.timestamp), Dues(ledger.database, config)
     inbox.add("taste", [feedback(n) for n in range(5)])
     assert dues.claim(START).due
-    assert inbox.take("fed-1", "taste") is not None
+    assert inbox.reserve("fed-1", "taste") is not None
     skip(ledger, config, "fed-1", START)
-    assert (inbox.takes(), inbox.waiting("taste").count) == ([], 5)
+    assert (inbox.reservations(), inbox.waiting("taste").count) == ([], 5)
     inbox.add("taste", [feedback(n) for n in range(5, 10)])
     (due,) = dues.claim(START).due
     assert (due.round, due.reason) == ("fed-2", "5 of 5 new rows in inbox://taste")
-    take = inbox.take("fed-2", "taste")
-    assert take is not None
-    assert (take.above, take.num_rows) == (0, 10)
+    reservation = inbox.reserve("fed-2", "taste")
+    assert reservation is not None
+    assert (reservation.above, reservation.num_rows) == (0, 10)
 
 
 def test_a_round_that_has_begun_and_failed(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_running_round_is_not_touched_and_a_killed_one_is_ended(tmp_path: Path
     planned(ledger, config)
     index = next(r.index for r in ledger.rounds() if r.name == "nightly-1")
     ledger.begin_round(index, "nightly-1", BASE.id)
-    with ledger.claim("keel run"), pytest.raises(StoreBusy, match="keel run is already running"):
+    with ledger.lease("keel run"), pytest.raises(StoreBusy, match="keel run is already running"):
         skip(ledger, config, "nightly")
     assert skips(ledger) == ()
     skip(ledger, config, "nightly")
@@ -133,7 +133,7 @@ def test_other_rounds_are_skipped_while_a_runner_is_at_work(tmp_path: Path) -> N
     ledger, config = opened(tmp_path, NIGHTLY, {**NIGHTLY, "name": "weekly"})
     dues = Dues(ledger.database, config)
     dues.claim(START)
-    with ledger.claim("keel run"):
+    with ledger.lease("keel run"):
         assert skip(ledger, config, "weekly").round == "weekly-1"
     assert [due.round for due in dues.claim(TOMORROW).due] == ["nightly-1"]
 

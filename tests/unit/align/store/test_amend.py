@@ -21,15 +21,14 @@ from align.errors import StoreError
 from align.gate.evidence import stored_evidence
 from align.gate.suites.suites import build_suites
 from align.gate.verdict import decide_from_files
-from align.store.changes.amend import amend
+from align.store.changes.amend import amend, drop
 from align.store.changes.compare import compare
 from align.store.changes.difference import ConfigChange, differences
-from align.store.changes.drop import drop
+from align.store.changes.earlier_versions import as_read
 from align.store.changes.locks import Committed, Slot
 from align.store.changes.settle import settle
 from align.store.ledger.amendments import amendments_of, drops_of
 from align.store.ledger.ledger import Ledger
-from align.store.stored_config import as_read
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
 from tests.unit.decided import VALUES, campaign_file, decided, keel, raw, results

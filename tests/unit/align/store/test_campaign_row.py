@@ -12,11 +12,11 @@ from sqlalchemy import select
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
 from align.errors import StoreError, UserError
+from align.store.changes.earlier_versions import as_read
 from align.store.ledger.amendments import amendments_of
 from align.store.ledger.expand import expand
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
-from align.store.stored_config import as_read
 from tests.unit.campaigns import campaign, raw_campaign
 from tests.unit.ledgers import BASE, CONFIG, FIRST, REPORT, started, state, url
 

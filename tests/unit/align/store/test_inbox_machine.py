@@ -80,16 +80,16 @@ class InboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.index < NUM_ROUNDS and self.attempt is None)
     def begin(self, use: str, limit: int | None) -> None:
         name = f"round{self.index}"
-        take = self.inbox.take(name, "taste", use=use, limit=limit)
+        reservation = self.inbox.reserve(name, "taste", use=use, limit=limit)
         if self.read is None:
             self.use, expected = use, self.readable(use)[:limit]
         else:
             expected = self.read
         if not expected:
-            assert take is None
+            assert reservation is None
             return
-        assert take is not None
-        found = [int(row.place.rpartition(" ")[2]) for row in self.inbox.read(take)]
+        assert reservation is not None
+        found = [int(row.place.rpartition(" ")[2]) for row in self.inbox.read(reservation)]
         assert found == expected
         self.attempt = self.ledger.begin_round(self.index, name, BASE.id)
         self.read = found

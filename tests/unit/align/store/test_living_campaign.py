@@ -12,7 +12,7 @@ import pytest
 from align.config.campaign import CampaignConfig
 from align.data.demo.world import demo_prompts
 from align.report.forecast.forecast import forecast
-from align.store.changes.drop import drop
+from align.store.changes.amend import drop
 from align.store.ledger.amendments import amendments_of
 from rewards.failures import RewardFailure
 from rollouts.errors import RunError, UserError

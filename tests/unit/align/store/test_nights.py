@@ -14,7 +14,7 @@ from align.gate.power.power import plan_gate
 from align.gate.verdict import Verdict
 from align.schedule.claims import stated
 from align.store.ledger.tables.due import due_claims
-from align.store.lookback import nights_of, recall, upcoming
+from align.store.lookback import look_back, nights_of, upcoming
 from tests.unit.campaigns import campaign, rounds
 from tests.unit.nights import BASE, NIGHTLY, PLAIN, N, save, snapshot_of, suite_of, with_nights
 
@@ -37,7 +37,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
 
 
 def test_after_300_nights_a_round_sees_as_many_as_after_ten(many: Evidence) -> None:
-    found = many.recall("nightly-301", "gate")
+    found = many.look_back("nightly-301", "gate")
     assert len(found.kept) == 1 + 7 + 3
     assert len(found.left_out) == 240 - 10
     assert found.kept[0] == "plain"
@@ -49,19 +49,25 @@ def test_after_300_nights_a_round_sees_as_many_as_after_ten(many: Evidence) -> N
 
 
 def test_replay_is_drawn_apart_and_only_from_what_is_in_question(many: Evidence) -> None:
-    gate, replay = (many.recall("nightly-301", purpose) for purpose in ("gate", "replay"))  # type: ignore[arg-type]
+    gate, replay = (many.look_back("nightly-301", purpose) for purpose in ("gate", "replay"))  # type: ignore[arg-type]
     assert gate != replay
     assert gate.kept[-7:] == replay.kept[-7:]
     own = [f"nightly-{number}" for number in range(1, 5)]
-    assert many.recall("nightly-301", "replay", own).kept == tuple(own)
+    assert many.look_back("nightly-301", "replay", own).kept == tuple(own)
 
 
 def test_the_draw_follows_from_seed_round_and_names(many: Evidence) -> None:
     nights = nights_of(many.ledger.database)
     accepted = list(many.accepted("policy"))
-    assert many.recall("nightly-301", "gate") == recall(accepted, nights, "0/gate/nightly-301")
-    assert many.recall("nightly-301", "gate") != recall(accepted, nights, "1/gate/nightly-301")
-    assert many.recall("nightly-301", "gate") != recall(accepted, nights, "0/gate/nightly-302")
+    assert many.look_back("nightly-301", "gate") == look_back(
+        accepted, nights, "0/gate/nightly-301"
+    )
+    assert many.look_back("nightly-301", "gate") != look_back(
+        accepted, nights, "1/gate/nightly-301"
+    )
+    assert many.look_back("nightly-301", "gate") != look_back(
+        accepted, nights, "0/gate/nightly-302"
+    )
 
 
 # what it is compared with
@@ -146,7 +152,7 @@ def test_a_campaign_of_plain_rounds_is_as_it_was(tmp_path: Path) -> None:
         connection.exec_driver_sql("DROP TRIGGER IF EXISTS due_claims_no_delete")
         connection.execute(due_claims.delete())
     assert evidence.gate == evidence.config.gate
-    assert evidence.recall("x", "gate").left_out == ()
+    assert evidence.look_back("x", "gate").left_out == ()
     every = {BASE, *(snapshot_of(number) for number in range(4))}
     assert evidence.comparators([suite_of("general")]) == {"general": every}
     assert in_view(evidence, []) == evidence.config
@@ -210,7 +216,7 @@ def test_the_plan_says_what_is_looked_at_and_how_alpha_is_shared(
     plan = plan_gate(file_of(many, tmp_path), many)
     assert plan.alpha_per_look == 0.005
     assert plan.spending == "alpha 0.05 over any 10 decisions in a row: 0.005 each, without end"
-    assert plan.recalls == {"nightly-301": many.recall("nightly-301", "gate")}
+    assert plan.recalls == {"nightly-301": many.look_back("nightly-301", "gate")}
     assert [one.name for one in plan.templates] == ["nightly"]
 
 

@@ -118,9 +118,9 @@ def test_arrivals_are_those_of_the_inbox(tmp_path: Path) -> None:
     inbox.add("taste", [feedback(3), feedback(4)])
     (due,) = dues.claim(now).due
     assert due.reason == "5 of 5 new rows in inbox://taste"
-    take = inbox.take("fed-1", "taste")
-    assert take is not None
-    assert take.num_rows == 5
+    reservation = inbox.reserve("fed-1", "taste")
+    assert reservation is not None
+    assert reservation.num_rows == 5
 
 
 @pytest.mark.parametrize("use", ["all", "last:9"])
@@ -137,7 +137,7 @@ def test_rounds_that_read_rows_again_count_from_their_own_last_claim(
         found = [one.round for one in dues.claim(START).due]
         for name in found:
             if name.startswith("again"):
-                assert inbox.take(name, "taste", use=use) is not None
+                assert inbox.reserve(name, "taste", use=use) is not None
                 verdict(ledger, name, len(ledger.rounds()))
                 with ledger.database.write() as connection:
                     settle(connection, name, "accepted", START.isoformat())
@@ -148,7 +148,7 @@ def test_rounds_that_read_rows_again_count_from_their_own_last_claim(
     assert due(5, 6, 7, 8) == ["fed-1"]
     assert inbox.waiting("taste").count == 9
     assert due(9) == ["fed-1", "again-2"]
-    inbox.take("fed-1", "taste")
+    inbox.reserve("fed-1", "taste")
     verdict(ledger, "fed-1", len(ledger.rounds()))
     with ledger.database.write() as connection:
         settle(connection, "fed-1", "accepted", START.isoformat())
@@ -258,7 +258,7 @@ def test_a_renamed_template_waits_for_the_round_that_fell_due_under_the_old_name
     ]
     with pytest.raises(UserError, match="is read by fed-1, which fell due before"):
         renamed.claim_now("renamed", START)
-    inbox.take("fed-1", "taste")
+    inbox.reserve("fed-1", "taste")
     verdict(ledger, "fed-1", 0)
     with ledger.database.write() as connection:
         settle(connection, "fed-1", "accepted", START.isoformat())

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.cluster.jobs import jobs
-from launch.cluster.jobs.failure import MAX_LINES, NUM_LINES, last_lines
-from launch.cluster.jobs.log import Log
+from launch.cluster.jobs.log import MAX_LINES, NUM_LINES, Log, last_lines
 from rollouts.errors import KeelError, RunError, UserError
 from tests.patience import patient
 

@@ -18,11 +18,11 @@ from align.schedule.inbox.drop import make_drop
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt, Submission
 from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
-from launch.feedback import tender
+from launch.feedback import sweeper
 from launch.feedback.app import make_app
 from launch.feedback.body import BodyLimits
 from launch.feedback.receive import Crowded, Receiver
-from launch.feedback.tender import Sweeper
+from launch.feedback.sweeper import Sweeper
 from launch.feedback.token import is_bearer, read_token
 from rollouts.errors import UserError
 from tests.patience import patient
@@ -236,21 +236,21 @@ def test_who_comes_when_too_much_arrives_is_asked_to_come_back(
 def test_health_is_that_of_the_drop_folder_too(
     client: TestClient, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tender, "SWEEP_S", 0.01)
-    tending = Sweeper(tmp_path / "inbox", inbox, {})
+    monkeypatch.setattr(sweeper, "SWEEP_S", 0.01)
+    sweeping = Sweeper(tmp_path / "inbox", inbox, {})
     failures = [ZeroDivisionError("of the tests"), RunError("disk full")]
     passes: list[bool] = []
 
-    def tend() -> None:
-        passes.append(tending.failing)
+    def sweep_once() -> None:
+        passes.append(sweeping.failing)
         if len(passes) == 4:
             raise KeyboardInterrupt
         if failures:
             raise failures.pop(0)
 
-    monkeypatch.setattr(tending, "tend", tend)
+    monkeypatch.setattr(sweeping, "sweep_once", sweep_once)
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(tending.run())
+        asyncio.run(sweeping.run())
     assert passes == [False, True, True, False]
     app: Any = client.app
     desk = next(route.endpoint.__self__ for route in app.routes if route.path == "/healthz")
@@ -265,7 +265,7 @@ def test_health_is_that_of_the_drop_folder_too(
         raise RunError("disk full")
 
     # The server's own loop sweeps. When its second pass fails, the first one has been noted.
-    monkeypatch.setattr(desk.tender, "tend", unread)
+    monkeypatch.setattr(desk.sweeper, "sweep_once", unread)
     assert second.wait(patient(30.0))
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"status": "the drop folder is not read"})
@@ -278,7 +278,7 @@ def test_the_server_takes_what_is_dropped_and_says_what_it_cannot(
     for name, content in (("a.jsonl", "{"), ("b.jsonl", json.dumps(pair(1)))):
         (place / name).write_text(content)
         settled(place / name)
-    Sweeper(tmp_path / "inbox", inbox, {"taste": TASTE}).tend()
+    Sweeper(tmp_path / "inbox", inbox, {"taste": TASTE}).sweep_once()
     assert inbox.waiting("taste").count == 1
     assert "drop folder: a.jsonl: " in capsys.readouterr().err
 

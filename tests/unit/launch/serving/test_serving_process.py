@@ -16,7 +16,7 @@ from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from launch.serving import vllm_server
 from launch.serving.serve import Options, serve
-from launch.serving.shelf import ServedAlias
+from launch.serving.served_alias import ServedAlias
 from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import RunError, UserError
 from tests.unit.backends import PATIENCE_S
@@ -54,7 +54,7 @@ KEEL_SERVE = """
 import sys
 from align.config.campaign import CampaignConfig
 from launch.serving import vllm_server
-from launch.serving.follow import SwapPolicy
+from launch.serving.swapper import SwapPolicy
 from launch.serving.serve import Options, serve
 
 vllm_server.SERVER = (sys.argv[2],)

@@ -16,14 +16,15 @@ import pytest
 
 from align.errors import SnapshotError
 from align.gate.evidence import Evidence
-from align.store.snapshots.snapshots import Kind
-from launch.serving import command, guard
+from align.store.snapshots.snapshots import SnapshotKind
+from launch.serving import command
 from launch.serving.command import check_extra, environment, vllm_arguments, vllm_device
 from launch.serving.route import Backend
 from launch.serving.serve import Options, serve
-from launch.serving.shelf import ServedAlias, ServedSnapshot
+from launch.serving.served_alias import ServedAlias, ServedSnapshot
 from launch.serving.vllm_server import VLLMStarter
 from rollouts.errors import UserError
+from rollouts.machine.watchdog import watched
 from tests.patience import patient
 from tests.unit.backends import World, followed, until
 from tests.unit.campaigns import campaign
@@ -40,7 +41,7 @@ def evidence(tmp_path: Path) -> Evidence:
     return made(tmp_path, {"round0": 50})
 
 
-def adapter(folder: Path, name: str | None) -> Kind:
+def adapter(folder: Path, name: str | None) -> SnapshotKind:
     """The base is a model, and every round's candidate an adapter."""
     (folder / "config.json").write_text(json.dumps({"made_by": name}))
     if name is None:
@@ -108,7 +109,7 @@ def test_a_damaged_snapshot_is_not_swapped_in(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_is_not_served(tmp_path: Path) -> None:
-    def write(folder: Path, name: str | None) -> Kind:
+    def write(folder: Path, name: str | None) -> SnapshotKind:
         (folder / "config.json").write_text(json.dumps({"made_by": name}))
         return "reward"
 
@@ -160,7 +161,7 @@ def test_an_adapter_is_served_beside_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dora", [True, False])
 def test_what_vllm_cannot_serve_as_an_adapter_is_merged(tmp_path: Path, dora: bool) -> None:
-    def write(folder: Path, name: str | None) -> Kind:
+    def write(folder: Path, name: str | None) -> SnapshotKind:
         kind = adapter(folder, name)
         file = folder / "adapter_config.json"
         if file.exists():
@@ -263,7 +264,7 @@ time.sleep(600)
 
 
 def guarded(scratch: Path, *command: str) -> list[str]:
-    return [sys.executable, "-I", guard.__file__, "5", str(scratch), *command]
+    return watched(command, 5, scratch=str(scratch))
 
 
 def gone(pid: int) -> bool:
@@ -296,7 +297,7 @@ def test_when_the_starter_is_killed_everything_ends(tmp_path: Path) -> None:
     assert not scratch.exists()
 
 
-def test_when_the_guard_is_killed_its_command_ends(tmp_path: Path) -> None:
+def test_when_the_watchdog_is_killed_its_command_ends(tmp_path: Path) -> None:
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     with subprocess.Popen(
         guarded(tmp_path / "scratch", sys.executable, "-c", code),
@@ -308,8 +309,8 @@ def test_when_the_guard_is_killed_its_command_ends(tmp_path: Path) -> None:
         assert gone(child)
 
 
-@pytest.mark.parametrize(("code", "expected"), [("exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
-def test_the_guard_ends_with_its_command(code: str, expected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "expected"), [("exit(3)", 3), ("os.kill(os.getpid(), 9)", -9)])
+def test_the_watchdog_ends_with_its_command(code: str, expected: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
         guarded(tmp_path / "scratch", sys.executable, "-c", f"import os; {code}"),
         stdin=subprocess.PIPE,
@@ -331,4 +332,4 @@ def test_a_command_that_ignores_sigterm_ends_too(tmp_path: Path) -> None:
     with process.stdout:
         assert process.stdout.readline() == "up\n"
         process.stdin.close()
-        assert process.wait(PATIENCE_S) == 137
+        assert process.wait(PATIENCE_S) == -9

@@ -17,7 +17,7 @@ from align.gate.power.underpowered import check_power
 from align.gate.statistics.significance import tango_noninferiority
 from align.gate.suites.stated import stated_suites
 from align.judge.suites_file import SuitesFile
-from align.store.changes.earlier_defaults import MARGIN, TOTAL_BUDGET, with_earlier_defaults
+from align.store.changes.earlier_versions import MARGIN, TOTAL_BUDGET, with_earlier_defaults
 from align.store.changes.settle import settle
 from tests.unit import decided as decided_store
 from tests.unit.campaigns import raw_campaign, rounds

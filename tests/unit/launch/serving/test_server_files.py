@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.serving.place import KEPT_LOGS, ServerFiles, claim, clear
+from launch.serving.server_files import KEPT_LOGS, ServerFiles, claim, clear
 
 
 def merged_into(place: ServerFiles) -> Path:

@@ -1,4 +1,4 @@
-"""Work of a server beside its requests: takes dropped files, and forgets old requests."""
+"""Work of a server beside its requests: taking dropped files and forgetting old requests."""
 
 from __future__ import annotations
 
@@ -23,22 +23,20 @@ class Sweeper:
         self._folder, self._inbox, self._forms = folder, inbox, forms
         self._forget_at = 0.0
         self.failing = False
-        """Whether the last pass did."""
+        """True if the last pass failed."""
 
     async def run(self) -> None:
         """Pass over the folder until cancelled."""
         while True:
             try:
-                await asyncio.to_thread(self.tend)
+                await asyncio.to_thread(self.sweep_once)
                 self.failing = False
-            except (
-                Exception
-            ) as error:  # Of whatever kind: files wait here, and nobody else would say it.
+            except Exception as error:  # Files wait here, and nobody else would report it.
                 self.failing = True
                 print(f"drop folder: {type(error).__name__}: {error}", file=sys.stderr)
             await asyncio.sleep(SWEEP_S)
 
-    def tend(self) -> None:
+    def sweep_once(self) -> None:
         """Take what lies in the folder, once."""
         for intake in sweep(self._folder, self._inbox, self._forms):
             if intake.error is not None:

@@ -12,12 +12,12 @@ import pytest
 
 from align.data.base_model import SCHEMES
 from align.errors import SnapshotError
-from align.gate.baseline import anchor_log_lines, reanchor, require_same_tokenizer
+from align.gate.baseline import baseline_lines, choose_baseline, require_same_tokenizer
 from align.gate.budgets import budget_checks, check_budgets
 from align.gate.evidence import Evidence
 from align.gate.suites.suites import Suite, build_suites
 from align.report.explanation.explain import explain
-from align.store.ledger.baseline import anchor_moves, anchor_of, move_anchor
+from align.store.ledger.baseline import baseline_moves, baseline_of, move_baseline
 from rollouts.errors import UserError
 from tests.unit.campaigns import campaign
 from tests.unit.decided import BASE, FIRST, SECOND, VALUES, N, campaign_file, decided, keel, right
@@ -34,28 +34,28 @@ def suites_of(evidence: Evidence) -> list[Suite]:
 
 
 def test_budgets_count_from_the_start_until_a_person_says_otherwise(evidence: Evidence) -> None:
-    assert anchor_of(evidence.ledger) is None
-    assert [evidence.anchor(name) for name in ("general", "first", "second")] == [
+    assert baseline_of(evidence.ledger) is None
+    assert [evidence.baseline(name) for name in ("general", "first", "second")] == [
         BASE.id, FIRST.id, BASE.id,
     ]  # fmt: skip
-    move = move_anchor(evidence.ledger, FIRST.id, " the loss is accepted ")
+    move = move_baseline(evidence.ledger, FIRST.id, " the loss is accepted ")
     assert (move.previous, move.snapshot, move.reason) == (
         BASE.id,
         FIRST.id,
         "the loss is accepted",
     )
     assert move.decisions == 1
-    assert anchor_of(evidence.ledger) == evidence.anchor("general") == FIRST.id
-    back = move_anchor(evidence.ledger, BASE.id, "it was not")
-    assert (back.previous, evidence.anchor("general")) == (FIRST.id, BASE.id)
-    assert evidence.anchor("first") == FIRST.id, "a round's suite never counts from before it"
-    assert [one.reason for one in anchor_moves(evidence.ledger)] == [
+    assert baseline_of(evidence.ledger) == evidence.baseline("general") == FIRST.id
+    back = move_baseline(evidence.ledger, BASE.id, "it was not")
+    assert (back.previous, evidence.baseline("general")) == (FIRST.id, BASE.id)
+    assert evidence.baseline("first") == FIRST.id, "a round's suite never counts from before it"
+    assert [one.reason for one in baseline_moves(evidence.ledger)] == [
         "the loss is accepted", "it was not",
     ]  # fmt: skip
 
 
 def test_the_log_only_grows(evidence: Evidence) -> None:
-    move_anchor(evidence.ledger, FIRST.id, "why")
+    move_baseline(evidence.ledger, FIRST.id, "why")
     with closing(sqlite3.connect(evidence.folder / "ledger.db")) as outside:
         for change in ("UPDATE anchor_log SET reason = ''", "DELETE FROM anchor_log"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -73,8 +73,8 @@ def test_the_log_only_grows(evidence: Evidence) -> None:
 )
 def test_moves_that_are_refused(evidence: Evidence, snapshot: str, reason: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        move_anchor(evidence.ledger, snapshot, reason)
-    assert anchor_moves(evidence.ledger) == []
+        move_baseline(evidence.ledger, snapshot, reason)
+    assert baseline_moves(evidence.ledger) == []
 
 
 def test_a_verdict_after_the_move_counts_from_the_new_anchor(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_verdict_after_the_move_counts_from_the_new_anchor(tmp_path: Path) -> 
     evidence = decided(tmp_path, rounds=1)
     suites = suites_of(evidence)
     before = evidence.judge("second", SECOND.id, FIRST.id, suites)
-    move_anchor(evidence.ledger, FIRST.id, "why")
+    move_baseline(evidence.ledger, FIRST.id, "why")
     after = evidence.judge("second", SECOND.id, FIRST.id, suites)
     assert before.inputs.start["general"] == BASE.id
     assert after.inputs.start["general"] == FIRST.id
@@ -92,9 +92,9 @@ def test_a_verdict_after_the_move_counts_from_the_new_anchor(tmp_path: Path) -> 
 
 def test_a_move_is_told_of_later_rounds_only(tmp_path: Path) -> None:
     evidence = decided(tmp_path)
-    move_anchor(evidence.ledger, FIRST.id, "accepted by the board")
+    move_baseline(evidence.ledger, FIRST.id, "accepted by the board")
     assert explain(evidence, "second").anchors == ()
-    told = replace(explain(evidence, "second"), anchors=tuple(anchor_moves(evidence.ledger)))
+    told = replace(explain(evidence, "second"), anchors=tuple(baseline_moves(evidence.ledger)))
     assert "Budgets count from snapshot bbbbbbbbbbbbbbbb since" in "\n".join(told.lines())
 
 
@@ -127,8 +127,8 @@ def test_a_spent_budget_is_said_before_the_round(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="budget of suite 'general' is spent") as caught:
         check_budgets(evidence, evidence.config.rounds[1], suites_of(evidence), print)
     assert "8.0 of 8.0" in str(caught.value)
-    assert "keel gate anchor" in str(caught.value)
-    move_anchor(evidence.ledger, FIRST.id, "the loss is accepted")
+    assert "keel gate baseline" in str(caught.value)
+    move_baseline(evidence.ledger, FIRST.id, "the loss is accepted")
     check_budgets(evidence, evidence.config.rounds[1], suites_of(evidence), print)
 
 
@@ -160,9 +160,9 @@ def test_a_margin_of_all_items_is_refused_by_the_values(evidence: Evidence) -> N
 def test_the_chosen_snapshot_must_be_there(evidence: Evidence) -> None:
     for wanted, words in (("", "not known"), ("zz", "not known")):
         with pytest.raises(UserError, match=words):
-            reanchor(evidence, wanted, "why")
+            choose_baseline(evidence, wanted, "why")
     with pytest.raises(SnapshotError):
-        reanchor(evidence, FIRST.id[:8], "why")
+        choose_baseline(evidence, FIRST.id[:8], "why")
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -182,20 +182,29 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_the_command_shows_the_log_and_refuses(tmp_path: Path) -> None:
     evidence = decided(tmp_path, rounds=1)
     path = str(campaign_file(tmp_path))
-    code, out, _ = keel("gate", "anchor", path)
+    code, out, _ = keel("gate", "baseline", path)
     assert (code, out.split()) == (0, ["start", BASE.id[:16]])
-    code, _, error = keel("gate", "anchor", path, "zzz", "--reason", "why")
+    code, _, error = keel("gate", "baseline", path, "zzz", "--reason", "why")
     assert (code, "snapshot zzz is not known" in error) == (2, True)
-    move_anchor(evidence.ledger, FIRST.id, "why not")
-    assert list(anchor_log_lines(evidence))[1].startswith(f"anchor  {FIRST.id[:16]}  since ")
-    code, out, _ = keel("gate", "anchor", path, "--json")
+    move_baseline(evidence.ledger, FIRST.id, "why not")
+    assert list(baseline_lines(evidence))[1].startswith(f"baseline {FIRST.id[:16]}  since ")
+    code, out, _ = keel("gate", "baseline", path, "--json")
     (move,) = json.loads(out)["moves"]
     assert (code, move["snapshot"], move["reason"]) == (0, FIRST.id, "why not")
     _, out, _ = keel("status", path)
     assert f"budgets count from {FIRST.id[:16]}" in out
 
 
-def test_a_campaign_without_a_store_has_no_anchor(tmp_path: Path) -> None:
+def test_the_old_name_of_the_command_works_and_says_the_new_one(tmp_path: Path) -> None:
+    decided(tmp_path, rounds=1)
+    path = str(campaign_file(tmp_path))
+    new, old = keel("gate", "baseline", path), keel("gate", "anchor", path)
+    assert (old[0], old[1]) == (new[0], new[1])
+    assert "keel gate baseline" in old[2]
+    assert new[2] == ""
+
+
+def test_a_campaign_without_a_store_has_no_baseline(tmp_path: Path) -> None:
     assert campaign(tmp_path).folder.exists() is False
-    code, _, error = keel("gate", "anchor", str(campaign_file(tmp_path)))
+    code, _, error = keel("gate", "baseline", str(campaign_file(tmp_path)))
     assert (code, "there is no campaign in this store yet" in error) == (2, True)

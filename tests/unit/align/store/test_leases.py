@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from align.errors import StaleAttempt, StoreBusy
-from align.store.ledger import leases as claims
+from align.store.ledger import leases
 from align.store.ledger.ledger import Ledger
 from tests.unit.ledgers import python, raw, started, url
 
@@ -28,24 +28,24 @@ def tell(child: subprocess.Popen[str], line: str) -> None:
     child.stdin.flush()
 
 
-def test_a_second_claim_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_a_second_lease_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     ledger = started(tmp_path)
-    with ledger.claim("keel run digits") as claim:
-        claim.beat()
+    with ledger.lease("keel run digits") as lease:
+        lease.beat()
         with (
             pytest.raises(StoreBusy, match=f"keel run digits is already running .*{os.getpid()}"),
-            Ledger(url(tmp_path)).claim(),
+            Ledger(url(tmp_path)).lease(),
         ):
             pass
-    with ledger.claim():
+    with ledger.lease():
         pass
 
 
-def test_a_claim_is_released_by_an_exception(tmp_path: Path) -> None:
+def test_a_lease_is_released_by_an_exception(tmp_path: Path) -> None:
     ledger = started(tmp_path)
-    with pytest.raises(ZeroDivisionError), ledger.claim():
+    with pytest.raises(ZeroDivisionError), ledger.lease():
         raise ZeroDivisionError
-    with ledger.claim():
+    with ledger.lease():
         pass
 
 
@@ -56,7 +56,7 @@ from align.store.ledger.ledger import Ledger
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    with Ledger(sys.argv[1]).claim():
+    with Ledger(sys.argv[1]).lease():
         print("won", flush=True)
         sys.stdin.readline()
 except StoreBusy:
@@ -80,18 +80,18 @@ def test_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
     child = python(CLAIMING, url(tmp_path))
     tell(child, "go")
     assert [answer(child), answer(child)] == ["ready", "won"]
-    with pytest.raises(StoreBusy), ledger.claim():
+    with pytest.raises(StoreBusy), ledger.lease():
         pass
     child.kill()
     # Dead, but still in the process table: nobody has asked for its exit status yet.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    with ledger.claim() as claim:
-        claim.beat()
+    with ledger.lease() as lease:
+        lease.beat()
     child.communicate()
 
 
 def foreign(tmp_path: Path, **values: Any) -> None:
-    """Rewrite the held claim as if another process had written it."""
+    """Rewrite the lease as if another process had written it."""
     changes = ", ".join(f"{name} = ?" for name in values)
     with raw(tmp_path) as connection:
         connection.execute(f"UPDATE claims SET {changes}", tuple(values.values()))
@@ -99,36 +99,36 @@ def foreign(tmp_path: Path, **values: Any) -> None:
 
 def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
     ledger = started(tmp_path)
-    with ledger.claim() as claim:
+    with ledger.lease() as lease:
         foreign(tmp_path, process_started=psutil.Process().create_time() - 60)
-        with Ledger(url(tmp_path)).claim() as successor:
+        with Ledger(url(tmp_path)).lease() as successor:
             successor.beat()
             with pytest.raises(StaleAttempt, match="took this store over"):
-                claim.beat()
+                lease.beat()
 
 
 def test_another_host_is_trusted_until_its_heartbeat_expires(tmp_path: Path) -> None:
     now = 1000.0
     ledger = started(tmp_path, clock=lambda: now)
-    with ledger.claim() as claim:
+    with ledger.lease() as lease:
         foreign(tmp_path, host=f"not-{socket.gethostname()}", pid=1)
-        now += claims.EXPIRY_S - 1
-        with pytest.raises(StoreBusy), ledger.claim():
+        now += leases.EXPIRY_S - 1
+        with pytest.raises(StoreBusy), ledger.lease():
             pass
-        claim.beat()
-        now += claims.EXPIRY_S - 1
-        with pytest.raises(StoreBusy), ledger.claim():
+        lease.beat()
+        now += leases.EXPIRY_S - 1
+        with pytest.raises(StoreBusy), ledger.lease():
             pass
         now += 2
-        with ledger.claim(), pytest.raises(StaleAttempt):
-            claim.beat()
+        with ledger.lease(), pytest.raises(StaleAttempt):
+            lease.beat()
 
 
-def test_a_replaced_runner_does_not_release_its_successors_claim(tmp_path: Path) -> None:
+def test_a_replaced_runner_does_not_release_its_successors_lease(tmp_path: Path) -> None:
     ledger = started(tmp_path)
-    first = ledger.claim()
+    first = ledger.lease()
     first.__enter__()
     foreign(tmp_path, process_started=0.0)
-    with ledger.claim() as successor:
+    with ledger.lease() as successor:
         first.__exit__(None, None, None)
         successor.beat()

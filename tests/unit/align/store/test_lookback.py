@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.schedule import RememberConfig
-from align.store.lookback import Recall, Template, listed, recall
+from align.store.lookback import Lookback, Template, listed, look_back
 
 ALL = Template(name="kept", remember=None)
 
@@ -39,13 +39,13 @@ def test_the_rounds_are_divided_and_keep_their_order(
     history: tuple[list[str], dict[str, Template]], draw: str
 ) -> None:
     earlier, of = history
-    found = recall(earlier, of, draw)
+    found = look_back(earlier, of, draw)
     kept, left_out = set(found.kept), set(found.left_out)
     assert kept | left_out == set(earlier)
     assert not kept & left_out
     assert [name for name in earlier if name in kept] == list(found.kept)
     assert [name for name in earlier if name in left_out] == list(found.left_out)
-    assert recall(earlier, of, draw) == found
+    assert look_back(earlier, of, draw) == found
 
 
 @given(histories(), st.text(max_size=5))
@@ -53,7 +53,7 @@ def test_plain_rounds_and_the_newest_stay_and_the_rest_is_bounded(
     history: tuple[list[str], dict[str, Template]], draw: str
 ) -> None:
     earlier, of = history
-    found = recall(earlier, of, draw)
+    found = look_back(earlier, of, draw)
     assert {name for name in earlier if name not in of} <= set(found.kept)
     for one in set(of.values()):
         mine = [name for name in earlier if of.get(name) == one]
@@ -69,13 +69,13 @@ def test_plain_rounds_and_the_newest_stay_and_the_rest_is_bounded(
 def test_one_more_round_brings_no_other_back(count: int, draw: str) -> None:
     """What a run has loaded before a round was accepted is enough for the rounds after it."""
     of = nights(count + 1, template())
-    before, after = (recall(list(of)[:n], of, draw) for n in (count, count + 1))
+    before, after = (look_back(list(of)[:n], of, draw) for n in (count, count + 1))
     assert set(after.kept) <= {*before.kept, f"nightly-{count + 1}"}
 
 
 def test_every_older_round_has_the_same_chance() -> None:
     of, draws = nights(40, template(newest=10, older=3)), 4000
-    came = Counter(n for i in range(draws) for n in recall(list(of), of, f"0/gate/r{i}").kept)
+    came = Counter(n for i in range(draws) for n in look_back(list(of), of, f"0/gate/r{i}").kept)
     older = [came[f"nightly-{number}"] for number in range(1, 31)]
     assert all(came[f"nightly-{number}"] == draws for number in range(31, 41))
     assert sum(older) == 3 * draws
@@ -87,8 +87,8 @@ def test_every_older_round_has_the_same_chance() -> None:
 def test_gate_and_replay_draw_apart() -> None:
     of, draws = nights(40, template(newest=10, older=6)), 1000
     both = sum(
-        "nightly-5" in recall(list(of), of, f"0/gate/r{i}").kept
-        and "nightly-5" in recall(list(of), of, f"0/replay/r{i}").kept
+        "nightly-5" in look_back(list(of), of, f"0/gate/r{i}").kept
+        and "nightly-5" in look_back(list(of), of, f"0/replay/r{i}").kept
         for i in range(draws)
     )
     # One in five for each: one in 25 for both.
@@ -103,7 +103,7 @@ def test_three_hundred_nights_cost_no_more_than_the_first_ten(seed: int) -> None
     sizes = []
     for name in of:
         gate, replay = (
-            recall(accepted, of, f"{seed}/{purpose}/{name}") for purpose in ("gate", "replay")
+            look_back(accepted, of, f"{seed}/{purpose}/{name}") for purpose in ("gate", "replay")
         )
         sizes.append((len(gate.kept), len(replay.kept)))
         looked_at.update(gate.kept)
@@ -115,13 +115,13 @@ def test_three_hundred_nights_cost_no_more_than_the_first_ten(seed: int) -> None
     # The first hundred were looked at long after they were new, bar one or two by chance.
     forgotten = [name for name in accepted[2:100] if looked_at[name] <= 7]
     assert len(forgotten) < 10
-    unbounded = recall(accepted, dict.fromkeys(of, ALL), "0")
+    unbounded = look_back(accepted, dict.fromkeys(of, ALL), "0")
     assert len(unbounded.kept) > 230
 
 
 def test_what_is_left_out_is_counted_and_named() -> None:
     names = tuple(f"nightly-{number}" for number in range(1, 9))
-    found = Recall(kept=names[6:], left_out=names[:6])
+    found = Lookback(kept=names[6:], left_out=names[:6])
     assert found.sentence == (
         "looks back on 2 of 8 earlier rounds, not on nightly-1, nightly-2, nightly-3, nightly-4, "
         "nightly-5 and 1 more"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launch.serving.route import Backend, Route
-from launch.serving.shelf import SHOWN
+from launch.serving.served_alias import SHOWN
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 

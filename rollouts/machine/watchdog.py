@@ -1,11 +1,9 @@
-"""Runs a command until it ends, or until whoever started the guard is gone, and leaves nothing of it.
+"""Watchdog that runs a command until it ends, or until its own starter is gone, and leaves nothing of it.
 
-    python -I guard.py GRACE_S COMMAND...
-
-The starter holds the other end of the guard's standard input. A pipe breaks however its writer ends, by
+The starter holds the other end of the watchdog's standard input. A pipe breaks however its writer ends, by
 SIGKILL too, so closing it is both the order to stop and the proof that nobody is left to give one. The
-guard adopts every orphan below it, so a daemon with a session of its own is ended as well. It ends as the
-command did, by the same code or signal. Standard library only: it is run by its path, in milliseconds.
+watchdog adopts every orphan below it, so a daemon with a session of its own is ended as well. It ends as
+the command did, by the same code or signal. Standard library only: it is run by its path, in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +15,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from shutil import rmtree
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -28,22 +29,46 @@ NOT_STARTED = 126
 """Exit code for a command that cannot be executed, as shells have it."""
 
 
+def watched(
+    command: Sequence[str],
+    grace_s: float,
+    *,
+    scratch: str = "",
+    at_death: signal.Signals = signal.SIGTERM,
+) -> list[str]:
+    """Return the command line of a watchdog over a command; start it with a pipe as its input.
+
+    Args:
+        grace_s: seconds that the command has to end from the first signal to the last.
+        scratch: folder that is removed afterwards.
+        at_death: signal that the command gets if somebody kills the watchdog itself.
+    """
+    # -I: neither the working folder nor PYTHONPATH may slip a module into the watchdog.
+    options = [str(grace_s), str(int(at_death)), scratch]
+    return [sys.executable, "-I", __file__, *options, *command]
+
+
 def main() -> int:
     """Run the command; return its exit code, or end by the signal that it ended by."""
     starter = os.getppid()
-    grace_s, command = float(sys.argv[1]), sys.argv[2:]
+    grace_s, at_death, scratch, *command = sys.argv[1:]
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     # A handler, since a signal that is ignored would be ignored by the command, too.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     try:
-        # Somebody may kill the guard itself.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_guard)
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=partial(end_with_parent, signal.Signals(int(at_death))),
+        )
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
         return NOT_STARTED
     wait(os.pidfd_open(child.pid), starter)
-    status = end_all(child.pid, grace_s)
+    status = end_all(child.pid, float(grace_s))
+    if scratch:
+        rmtree(scratch, ignore_errors=True)
     if os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
     ending = os.WTERMSIG(status)
@@ -53,9 +78,9 @@ def main() -> int:
     return 128 + ending
 
 
-def end_with_guard() -> None:
-    """Have this process killed when its parent ends."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that happens."""
+    LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def wait(ended: int, starter: int) -> None:
@@ -69,23 +94,29 @@ def wait(ended: int, starter: int) -> None:
 
 
 def end_all(command: int, grace_s: float) -> int:
-    """End all processes below this one, asked first, then killed; return how the command ended."""
+    """End the command, then all processes that it left; return how the command ended.
+
+    Each gets SIGTERM first. What is still there when the grace is over is killed.
+    """
     status, until, number = 0, time.monotonic() + grace_s, signal.SIGTERM
-    asked: set[int] = set()
+    command_lives = True
+    signalled: set[int] = set()
     while True:
         try:
             reaped, reported = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return status
         if reaped == command:
-            status = reported
+            status, command_lives = reported, False
         if reaped:
             continue
         if time.monotonic() >= until:
-            number = signal.SIGKILL
-            asked.clear()
-        fresh = [pid for pid in below(os.getpid()) if pid not in asked]
-        asked.update(fresh)
+            number, command_lives = signal.SIGKILL, False
+            signalled.clear()
+        # The command ends its own processes in order, where it is given the time.
+        targets = [command] if command_lives else below(os.getpid())
+        fresh = [pid for pid in targets if pid not in signalled]
+        signalled.update(fresh)
         for pid in fresh:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

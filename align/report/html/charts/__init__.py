@@ -1,1 +1,0 @@
-"""Drawings of the page: panels, curves, intervals, and the coloured matrix."""
