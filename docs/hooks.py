@@ -88,8 +88,8 @@ def algorithms_page() -> str:
 def rewards_page() -> str:
     """Every shipped reward: what it says, options, columns."""
     sections = []
-    for name, target in sorted(REWARDS.items()):
-        found = read_info(name, "keel", target)
+    for name, spec in sorted(REWARDS.items()):
+        found = read_info(name, "keel", spec.function)
         options = [
             (f"`{o.name}`", _cell(o.type), "needed" if o.required else f"`{o.default!r}`")
             for o in found.options

@@ -7,19 +7,21 @@ inline parts are computed, at once, so that whoever samples meanwhile is not wai
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
 from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward, WorkerCall
 from rewards.logged import Logged
-from rewards.loop import LoopThread
 from rewards.signatures.signature import required_columns
 
+T = TypeVar("T")
 Clocks = dict[str, Clock]
 """Deadlines that the batches of one step share, by part; filled as they are needed."""
 
@@ -160,3 +162,34 @@ class _PartCall:
 
 async def _gather(questions: Sequence[_PartCall]) -> list[None]:
     return await asyncio.gather(*(question.compute_async() for question in questions))
+
+
+class LoopThread:
+    """Event loop for all async rewards of a rubric, alive as long as the rubric.
+
+    It runs in a thread of its own, which starts with the first coroutine: an HTTP client that a reward
+    keeps between calls stays bound to a living loop, and a rubric works where a loop already runs (a
+    notebook).
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine; its result is waited for with ``.result()``."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=self._loop.run_forever, name="keel-rewards", daemon=True
+            )
+            thread.start()
+            weakref.finalize(self, _stop, self._loop, thread)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=1.0)
+    # A loop that a reward blocks cannot be closed; its daemon thread ends with the process.
+    if not thread.is_alive():
+        loop.close()

@@ -25,9 +25,8 @@ from rewards.isolation.reward import IsolatedReward
 from rewards.isolation.sandbox import sandbox
 from rewards.library.gating import Gate
 from rewards.logged import Logged
-from rewards.loop import LoopThread
-from rewards.pending import Clocks, PartCalls
-from rewards.registry import REWARDS, load_reward
+from rewards.pending import Clocks, LoopThread, PartCalls
+from rewards.registry import find_reward
 from rewards.signatures.signature import required_columns
 from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
@@ -77,9 +76,10 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
 
 def _function(spec: RewardLike, where: str) -> RewardFunction:
     """Load the function itself, or its stand-in where it runs in processes of its own."""
-    isolation = isolation_of(spec, REWARDS, where)
+    reward = find_reward(spec.name, where)
+    isolation = isolation_of(spec, reward.level, where)
     if isolation.level == "inline":
-        return load_reward(spec.name, spec.options, where)
+        return reward.load(spec.options, where)
     return IsolatedReward(spec.name, spec.options, isolation, where)
 
 

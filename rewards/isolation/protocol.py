@@ -17,7 +17,7 @@ from typing import Any
 
 from rewards.base import Sample
 from rewards.call import FAILURE_KINDS, Failure, Outcome
-from rewards.signatures.signature import Parameters
+from rewards.signatures.parameters import Parameters
 from rollouts.types import Completion, Prompt
 from rollouts.values import Unholdable, from_json, normalised, to_json
 

@@ -19,7 +19,7 @@ from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
 from rewards.isolation.protocol import holds, pack_sample, pack_state
 from rewards.isolation.sandbox import sandbox
-from rewards.signatures.signature import RESERVED, parameters
+from rewards.signatures.parameters import RESERVED, parameters
 from rollouts.errors import UserError
 
 _POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()

@@ -21,7 +21,6 @@ from rewards.isolation.protocol import (
     send_message,
     unpack_sample,
 )
-from rewards.signatures.signature import parameters
 from rollouts.errors import KeelError
 
 
@@ -63,7 +62,7 @@ class Answering:
 
     def about(self) -> dict[str, Any]:
         """Return the facts of the reward that the owner needs."""
-        takes = parameters(self._part.function)
+        takes = self._part.takes
         return {
             "names": takes.names,
             "required": takes.required,

@@ -15,6 +15,8 @@ from statistics import median
 from typing import Any, Literal
 
 from rewards.base import Sample
+from rewards.registry import facts_of
+from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
 
 MASTER_KEYS = (":", ".", "Solution:", "Thought process:", "Let's solve this problem step by step.")
@@ -27,8 +29,6 @@ PADDING = (
 )
 PADDED_WORDS = 200
 """Least number of words that padding adds."""
-ASK_A_MODEL = frozenset({"reward_model", "preference_model", "llm_judge", "pairwise_judge"})
-"""Shipped rewards whose answer is a model's opinion: those that can be talked round."""
 
 ScoreFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 """Scores [B] of samples; None where there is none."""
@@ -170,14 +170,15 @@ def try_canaries(score: ScoreGroups, groups: Sequence[RolloutGroup]) -> list[Can
 
 
 def asks_a_model(name: str, options: Mapping[str, Any]) -> bool:
-    """Tell if a shipped reward, or one of those that have to agree in it, is a model's opinion."""
-    if name != "agreement":
-        return name in ASK_A_MODEL
-    mappings = [member for member in options.get("of", ()) if not isinstance(member, str)]
-    bare = [member for member in options.get("of", ()) if isinstance(member, str)]
-    return any(asks_a_model(member, {}) for member in bare) or any(
-        asks_a_model(str(member.get("name")), member.get("options") or {}) for member in mappings
-    )
+    """Tell if a reward, or one of those that it is made of, is known to be a model's opinion."""
+    spec = facts_of(name)
+    if spec is None or spec.members is None:
+        return spec is not None and spec.asks_a_model
+    try:
+        members = spec.members(options)
+    except UserError:  # Whoever loads the reward says what is wrong.
+        return False
+    return any(asks_a_model(member, settings) for member, settings in members)
 
 
 def _suite(group: RolloutGroup) -> list[Canary]:

@@ -8,9 +8,8 @@ from rewards.base import RewardPart, Sample
 from rewards.call import Failure
 from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward
-from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import PartCalls
+from rewards.pending import LoopThread, PartCalls
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 

@@ -17,12 +17,10 @@ from rewards.base import RewardPart, Sample
 from rewards.call import Failure, Outcome
 from rewards.isolation.levels import isolation_of
 from rewards.isolation.reward import IsolatedReward
-from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import PartCalls
-from rewards.registry import REWARDS, load_reward
+from rewards.pending import LoopThread, PartCalls
+from rewards.registry import find_reward
 from rewards.rubric import Rubric, part_isolation
-from rewards.signatures.signature import parameters
 from rewards.trial.canaries import CanaryResult, check_canaries
 from rewards.trial.data import groups_of
 from rollouts.types import Prompt
@@ -182,14 +180,15 @@ def _left(groups: int) -> str:
 
 
 def _part(spec: TrialSpec) -> RewardPart:
-    isolation = isolation_of(spec, REWARDS)
+    reward = find_reward(spec.name)
+    isolation = isolation_of(spec, reward.level)
     inline = isolation.level == "inline"
     if not inline and spec.deadline_s is None:
         isolation = replace(isolation, deadline_s=DEADLINE_S)
     return RewardPart(
         name=spec.name.rpartition(":")[2],
         weight=1.0,
-        function=load_reward(spec.name, spec.options)
+        function=reward.load(spec.options)
         if inline
         else IsolatedReward(spec.name, spec.options, isolation),
         options=dict(spec.options),
@@ -292,7 +291,7 @@ def _timing(seconds: Sequence[float], sizes: Sequence[int]) -> Timing:
 
 
 def _notes(part: RewardPart, groups: Sequence[Sequence[Sample]]) -> list[str]:
-    reads_ids = "completion_ids" in parameters(part.function).names
+    reads_ids = "completion_ids" in part.takes.names
     if reads_ids and not any(sample.completion.token_ids for group in groups for sample in group):
         return ["it is shown no token ids: give them in a column completion_ids if it reads them"]
     return []

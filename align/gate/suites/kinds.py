@@ -183,20 +183,19 @@ def _rubric(
 ) -> Rubric:
     """Return the metric, after a check that every row of ``source`` has the columns it needs."""
     from rewards.rubric import build_rubric
-    from rewards.signatures.signature import parameters, required_columns
+    from rewards.signatures.signature import required_columns
 
     rubric = build_rubric([spec.absolute for spec in suite.metric], where)
     needed = {column for part in rubric.parts for column in required_columns(part)}
     if suite.duel is not None:
         needed.discard(REFERENCE)
-    takes = [parameters(part.function) for part in rubric.parts]
     if source is not None:
         check_rows(
             source,
             sorted(needed),
             suite.name,
             from_,
-            reads=lambda column: any(arguments.take(column) for arguments in takes),
+            reads=lambda column: any(part.takes.take(column) for part in rubric.parts),
         )
     rubric.check_columns(prompts, where)
     return rubric

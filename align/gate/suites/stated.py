@@ -24,9 +24,10 @@ from align.gate.statistics.comparison import (
     windows_needed,
 )
 from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
-from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
+from align.gate.suites.demands import USUAL_RATE_MARGIN, metric_range
 from align.gate.suites.suites import Kind, Suite
 from align.store.lookback import Template
+from rewards.registry import facts_of
 
 PlanRole = Literal["gate", "watch", "sealed", "round"]
 """Role of a suite; ``round`` is the target of its round, and guarded after it."""
@@ -328,7 +329,8 @@ def _of_round(
 
 
 def _graded(spec: SuiteConfig | RoundSuiteConfig, metrics: Sequence[str]) -> bool:
-    return spec.samples > 1 or any(name in GRADED_METRICS for name in metrics)
+    facts = [facts_of(name) for name in metrics]
+    return spec.samples > 1 or any(known is not None and known.graded for known in facts)
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:

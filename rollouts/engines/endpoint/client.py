@@ -112,8 +112,8 @@ class EndpointClient:
                 problem = self._refusal(response.status_code, response.text, path)
                 if response.status_code < 500 and response.status_code not in MAY_PASS:
                     break
-                said = response.headers.get("retry-after", "")
-                wait_s = float(said) if said.isdigit() else 0.0
+                retry_after = response.headers.get("retry-after", "")
+                wait_s = float(retry_after) if retry_after.isdigit() else 0.0
             if attempt < self.retries:
                 doubled = self.backoff_s * 2**attempt * random.uniform(0.5, 1.0)
                 time.sleep(min(max(doubled, wait_s), LONGEST_PAUSE_S))
@@ -122,17 +122,17 @@ class EndpointClient:
     def _refusal(self, status: int, text: str, path: str) -> str:
         """Return status and text of an error, without the key that some servers repeat in it."""
         key = self._key()
-        said = (text.replace(key, "***") if key else text)[:EXCERPT]
+        excerpt = (text.replace(key, "***") if key else text)[:EXCERPT]
         if status in REFUSED:
             refusal = EndpointRefusal(
                 f"the endpoint refuses {path}: status {status}",
                 where=self.base_url,
-                cause=said or None,
+                cause=excerpt or None,
                 remedy="check the address (up to /v1), the model's name, and the variable with the key",
             )
             refusal.status = status
             raise refusal
-        return f"status {status}: {said}"
+        return f"status {status}: {excerpt}"
 
     def _headers(self) -> dict[str, str]:
         key = self._key()

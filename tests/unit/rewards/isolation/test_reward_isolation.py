@@ -33,7 +33,8 @@ from rewards.isolation.protocol import (
     unpack_sample,
 )
 from rewards.isolation.sandbox import limits, sandbox
-from rewards.signatures.signature import Parameters
+from rewards.registry import find_reward
+from rewards.signatures.parameters import Parameters
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 
@@ -41,7 +42,8 @@ ALL = Parameters(names=(), required=(), anything=True)
 
 
 def resolved(name: str, **fields: Any) -> Isolation:
-    return isolation_of(RewardConfig(name=name, **fields), {"length"}, "rounds.0.rewards.0")
+    config = RewardConfig(name=name, **fields)
+    return isolation_of(config, find_reward(name).level, "rounds.0.rewards.0")
 
 
 def test_what_ships_is_trusted_and_nothing_else() -> None:
