@@ -95,8 +95,10 @@ def rewards_page() -> str:
             for o in found.options
         ]
         columns = ", ".join(f"`{column}`" for column in found.columns) or "none"
+        values = "" if spec.range is None else "Values: {:g} to {:g}. ".format(*spec.range)
         sections.append(
-            f"## `{name}`\n\n{found.summary.replace('``', '`')}\n\nColumns it needs: {columns}.\n\n"
+            f"## `{name}`\n\n{found.summary.replace('``', '`')}\n\n"
+            f"{values}Columns it needs: {columns}. Isolation: {spec.isolation}.\n\n"
             + (_table(("option", "type", "default"), options) if options else "")
         )
     return "# Rewards\n\n" + "\n\n".join(sections) + "\n"

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.call import PartFailure, PartOutcome, call_part, call_part_async, is_async
 from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward, WorkerCall
 from rewards.logged import Logged
@@ -44,21 +44,21 @@ class PartCalls:
         clocks: Clocks | None = None,
     ) -> None:
         self.logged = Logged()
-        self._asked = [_PartCall(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
-        for question in self._asked:
-            question.begin({} if clocks is None else clocks)
-        waiting = [question for question in self._asked if question.is_async]
+        self._calls = [_PartCall(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
+        for call in self._calls:
+            call.begin({} if clocks is None else clocks)
+        waiting = [call for call in self._calls if call.is_async]
         self._pending: Future[list[None]] | None = (
             loop.submit(_gather(waiting)) if waiting else None
         )
-        for question in self._asked:
-            question.compute()
+        for call in self._calls:
+            call.compute()
 
-    def outcomes(self) -> dict[str, list[Outcome]]:
+    def outcomes(self) -> dict[str, list[PartOutcome]]:
         """Wait for all parts; return the outcomes [B] of each, by its name."""
         if self._pending is not None:
             self._pending.result()
-        return {question.part.name: question.outcomes() for question in self._asked}
+        return {call.part.name: call.outcomes() for call in self._calls}
 
     def extras_B(self) -> list[dict[str, Any]]:
         """Return what each sample was given through ``log_extra``, ``<part>/<column>``; after
@@ -68,7 +68,7 @@ class PartCalls:
         """
         return [
             {name: value for extras in row for name, value in extras.items()}
-            for row in zip(*(question.extras_B() for question in self._asked), strict=True)
+            for row in zip(*(call.extras_B() for call in self._calls), strict=True)
         ]
 
 
@@ -93,7 +93,7 @@ class _PartCall:
         self._samples = [samples_B[index] for index in complete]
         self._groups = [group_B[index] for index in complete]
         self._columns: defaultdict[str, list[Any]] = defaultdict(list)
-        self._answers: list[Outcome] = []
+        self._answers: list[PartOutcome] = []
         self._sent: WorkerCall | None = None
 
     def begin(self, clocks: Clocks) -> None:
@@ -113,7 +113,7 @@ class _PartCall:
         if self._samples:
             self._answers = await call_part_async(self.part, self._samples, self._context())
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[PartOutcome]:
         """Wait for workers; return the outcomes [B]."""
         if self._sent is not None:
             self._answers = self._collect(self._sent)
@@ -121,7 +121,7 @@ class _PartCall:
         return [
             next(answer)
             if name is None
-            else Failure.of(f"the prompt has no column {name!r}", "column")
+            else PartFailure.of(f"the prompt has no column {name!r}", "column")
             for name in self._missing
         ]
 
@@ -150,7 +150,7 @@ class _PartCall:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
 
-    def _collect(self, sent: WorkerCall) -> list[Outcome]:
+    def _collect(self, sent: WorkerCall) -> list[PartOutcome]:
         name, outcomes, batch = self.part.name, sent.result(), sent.batch
         for metric, value in batch.metrics():
             self._logged.metric(name, metric, value)
@@ -160,8 +160,8 @@ class _PartCall:
         return outcomes
 
 
-async def _gather(questions: Sequence[_PartCall]) -> list[None]:
-    return await asyncio.gather(*(question.compute_async() for question in questions))
+async def _gather(calls: Sequence[_PartCall]) -> list[None]:
+    return await asyncio.gather(*(call.compute_async() for call in calls))
 
 
 class LoopThread:

@@ -98,12 +98,14 @@ class EndpointClient:
     def _asked(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx
 
+        key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         problem, tries = "", 0
         for attempt in range(self.retries + 1):
             wait_s, tries = 0.0, attempt + 1
             try:
                 url = f"{self.base_url.rstrip('/')}{path}"
-                response = self._http.request(method, url, json=body, headers=self._headers())
+                response = self._http.request(method, url, json=body, headers=headers)
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
@@ -133,10 +135,6 @@ class EndpointClient:
             refusal.status = status
             raise refusal
         return f"status {status}: {excerpt}"
-
-    def _headers(self) -> dict[str, str]:
-        key = self._key()
-        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _key(self) -> str | None:
         if self.api_key_env is None:
