@@ -88,15 +88,17 @@ def algorithms_page() -> str:
 def rewards_page() -> str:
     """Every shipped reward: what it says, options, columns."""
     sections = []
-    for name, target in sorted(REWARDS.items()):
-        found = read_info(name, "keel", target)
+    for name, spec in sorted(REWARDS.items()):
+        found = read_info(name, "keel", spec.function)
         options = [
             (f"`{o.name}`", _cell(o.type), "needed" if o.required else f"`{o.default!r}`")
             for o in found.options
         ]
         columns = ", ".join(f"`{column}`" for column in found.columns) or "none"
+        values = "" if spec.range is None else "Values: {:g} to {:g}. ".format(*spec.range)
         sections.append(
-            f"## `{name}`\n\n{found.summary.replace('``', '`')}\n\nColumns it needs: {columns}.\n\n"
+            f"## `{name}`\n\n{found.summary.replace('``', '`')}\n\n"
+            f"{values}Columns it needs: {columns}. Isolation: {spec.isolation}.\n\n"
             + (_table(("option", "type", "default"), options) if options else "")
         )
     return "# Rewards\n\n" + "\n\n".join(sections) + "\n"

@@ -20,6 +20,7 @@ from typing import Any
 
 from rewards.library.gating import Gate
 from rewards.normalise import Bounds, Normalise
+from rewards.signatures.parameters import Parameters, parameters
 from rollouts.types import Completion, Prompt
 
 RewardFunction = Callable[..., Any]
@@ -46,6 +47,11 @@ class RewardPart:
     """Bounds for ``normalise: clip``."""
     gate: Gate | None = None
     """Bar that a completion must pass before the other parts count; None: the part is like any other."""
+    takes: Parameters = field(init=False, repr=False, compare=False)
+    """Keyword arguments of the function, read once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "takes", parameters(self.function))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
+class PartFailure:
     """A sample that a reward could not score."""
 
     reason: str
@@ -41,12 +41,12 @@ class Failure:
     kind: FailureKind = "invalid"
 
     @classmethod
-    def of(cls, reason: str, kind: FailureKind = "invalid") -> Failure:
+    def of(cls, reason: str, kind: FailureKind = "invalid") -> PartFailure:
         """Make a failure that no exception caused."""
         return cls(reason=reason, trace=reason, kind=kind)
 
     @classmethod
-    def raised(cls, error: BaseException) -> Failure:
+    def raised(cls, error: BaseException) -> PartFailure:
         """Make a failure from the exception that a reward raised."""
         return cls(
             reason=traceback.format_exception_only(error)[-1].strip(),
@@ -55,7 +55,7 @@ class Failure:
         )
 
 
-Outcome = float | None | Failure
+PartOutcome = float | None | PartFailure
 """Score, None for an abstention, or a failure."""
 
 # SystemExit: a reward that calls sys.exit must not end the run. CancelledError: an inner timeout of
@@ -72,7 +72,7 @@ def is_async(function: RewardFunction) -> bool:
 
 def call_part(
     part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
-) -> list[Outcome]:
+) -> list[PartOutcome]:
     """Call a sync part; return its outcomes [B]."""
     try:
         returned = part.function(**arguments(part, samples_B, context))
@@ -80,12 +80,12 @@ def call_part(
     except KeelError:
         raise
     except _CAUGHT as error:
-        return [Failure.raised(error)] * len(samples_B)
+        return [PartFailure.raised(error)] * len(samples_B)
 
 
 async def call_part_async(
     part: RewardPart, samples_B: Sequence[Sample], context: Mapping[str, Any]
-) -> list[Outcome]:
+) -> list[PartOutcome]:
     """Call an async part; return its outcomes [B]."""
     try:
         returned = await part.function(**arguments(part, samples_B, context))
@@ -93,41 +93,41 @@ async def call_part_async(
     except KeelError:
         raise
     except _CAUGHT as error:
-        return [Failure.raised(error)] * len(samples_B)
+        return [PartFailure.raised(error)] * len(samples_B)
 
 
-def read_values(returned: Any, num_samples: int) -> list[Outcome]:
+def read_values(returned: Any, num_samples: int) -> list[PartOutcome]:
     """Read one outcome per sample; anything but a sequence of the right length fails all of them."""
     unordered = isinstance(returned, str | bytes | Mapping | set | frozenset)
     if unordered or not (hasattr(returned, "__len__") and hasattr(returned, "__iter__")):
         kind = type(returned).__name__
-        failure = Failure.of(f"returned {kind}, expected a list of {num_samples}")
+        failure = PartFailure.of(f"returned {kind}, expected a list of {num_samples}")
         return [failure] * num_samples
     values = list(returned)
     if len(values) != num_samples:
-        failure = Failure.of(f"returned {len(values)} values for {num_samples} completions")
+        failure = PartFailure.of(f"returned {len(values)} values for {num_samples} completions")
         return [failure] * num_samples
     return [read_value(value) for value in values]
 
 
-def read_value(value: Any) -> Outcome:
+def read_value(value: Any) -> PartOutcome:
     """Read a finite number (bool, numpy and torch scalars too) or None; anything else is a failure with
     its reason."""
     if value is None:
         return None
     if isinstance(value, Exception):  # of a function that is called sample by sample
-        return Failure.raised(value)
+        return PartFailure.raised(value)
     if getattr(value, "ndim", None) == 0:
         try:
             value = value.item()
         except Exception as error:  # a tensor without data, such as one on the meta device
-            return Failure.raised(error)
+            return PartFailure.raised(error)
     if not isinstance(value, Real):
-        return Failure.of(f"returned a {type(value).__name__}, expected a number or None")
+        return PartFailure.of(f"returned a {type(value).__name__}, expected a number or None")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        return Failure.of(f"returned {number}, expected a finite number")
+        return PartFailure.of(f"returned {number}, expected a finite number")
     return number

@@ -13,16 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rewards.base import RewardPart
-from rewards.call import Failure, Outcome
+from rewards.call import PartFailure, PartOutcome
 from rewards.library.gating import Gate, closed_gate
 from rewards.normalise import normalised
 from rollouts.types import Score
 
-Answers = Mapping[str, Outcome]
+SampleOutcomes = Mapping[str, PartOutcome]
 """One sample's outcome of every part, by its name."""
 
 
-def combine(parts: Sequence[RewardPart], answers_G: Sequence[Answers]) -> list[Score]:
+def combine(parts: Sequence[RewardPart], answers_G: Sequence[SampleOutcomes]) -> list[Score]:
     """Combine the outcomes of the completions of one prompt into scores [G]; failed rollouts are not
     among them."""
     gates = {part.name: part.gate for part in parts if part.gate is not None}
@@ -30,12 +30,12 @@ def combine(parts: Sequence[RewardPart], answers_G: Sequence[Answers]) -> list[S
     open_G = [
         i
         for i, answers in enumerate(answers_G)
-        if held_G[i] is None and not any(isinstance(o, Failure) for o in answers.values())
+        if held_G[i] is None and not any(isinstance(o, PartFailure) for o in answers.values())
     ]
     counted_G: list[dict[str, float]] = [{} for _ in answers_G]
     for part in parts:
         members = [i for i in open_G if answers_G[i][part.name] is not None]
-        values = [_number(answers_G[i][part.name]) for i in members]
+        values = [outcome for i in members if isinstance(outcome := answers_G[i][part.name], float)]
         for i, value in zip(members, normalised(part.normalise, values, part.bounds), strict=True):
             counted_G[i][part.name] = value
     weights = {part.name: part.weight for part in parts}
@@ -47,12 +47,12 @@ def combine(parts: Sequence[RewardPart], answers_G: Sequence[Answers]) -> list[S
 
 def _score(
     weights: Mapping[str, float],
-    answers: Answers,
+    answers: SampleOutcomes,
     counted: Mapping[str, float],
     closed: tuple[str, Gate] | None,
 ) -> Score:
     parts = _raw(answers)
-    failures = {name: o.reason for name, o in answers.items() if isinstance(o, Failure)}
+    failures = {name: o.reason for name, o in answers.items() if isinstance(o, PartFailure)}
     value = sum(weights[name] * term for name, term in counted.items())
     if closed is not None:
         value = closed[1].otherwise
@@ -92,10 +92,5 @@ def failed(
     )
 
 
-def _raw(answers: Answers) -> dict[str, float | None]:
-    return {name: None if isinstance(o, Failure) else o for name, o in answers.items()}
-
-
-def _number(outcome: Outcome) -> float:
-    assert isinstance(outcome, float)
-    return outcome
+def _raw(answers: SampleOutcomes) -> dict[str, float | None]:
+    return {name: None if isinstance(o, PartFailure) else o for name, o in answers.items()}

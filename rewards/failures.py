@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rewards.call import Failure, Outcome
+from rewards.call import PartFailure, PartOutcome
 from rollouts.errors import RunError
 
 _LINES = 6
@@ -47,7 +47,7 @@ class FailureLog:
         return self.failed / self.samples if self.samples else 0.0
 
     def record(
-        self, outcomes: Mapping[str, Sequence[Outcome]], *, replacements: bool = False
+        self, outcomes: Mapping[str, Sequence[PartOutcome]], *, replacements: bool = False
     ) -> None:
         """Add one batch: part name -> outcomes [B].
 
@@ -55,7 +55,7 @@ class FailureLog:
             replacements: of samples that were counted before.
         """
         rows = list(zip(*outcomes.values(), strict=True))
-        failed = sum(any(isinstance(outcome, Failure) for outcome in row) for row in rows)
+        failed = sum(any(isinstance(outcome, PartFailure) for outcome in row) for row in rows)
         if replacements:
             self.replaced += len(rows)
             self.replaced_failed += failed
@@ -63,7 +63,7 @@ class FailureLog:
         self.samples += len(rows)
         self.failed += failed
         for name, outcomes_B in outcomes.items():
-            failures = [outcome for outcome in outcomes_B if isinstance(outcome, Failure)]
+            failures = [outcome for outcome in outcomes_B if isinstance(outcome, PartFailure)]
             if failures:
                 self.counts[name] = self.counts.get(name, 0) + len(failures)
                 self.kinds.setdefault(name, Counter()).update(f.kind for f in failures)

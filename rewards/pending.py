@@ -7,19 +7,21 @@ inline parts are computed, at once, so that whoever samples meanwhile is not wai
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.call import PartFailure, PartOutcome, call_part, call_part_async, is_async
 from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward, WorkerCall
 from rewards.logged import Logged
-from rewards.loop import LoopThread
 from rewards.signatures.signature import required_columns
 
+T = TypeVar("T")
 Clocks = dict[str, Clock]
 """Deadlines that the batches of one step share, by part; filled as they are needed."""
 
@@ -42,21 +44,21 @@ class PartCalls:
         clocks: Clocks | None = None,
     ) -> None:
         self.logged = Logged()
-        self._asked = [_PartCall(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
-        for question in self._asked:
-            question.begin({} if clocks is None else clocks)
-        waiting = [question for question in self._asked if question.is_async]
+        self._calls = [_PartCall(p, samples_B, group_B, trainer_state, self.logged) for p in parts]
+        for call in self._calls:
+            call.begin({} if clocks is None else clocks)
+        waiting = [call for call in self._calls if call.is_async]
         self._pending: Future[list[None]] | None = (
             loop.submit(_gather(waiting)) if waiting else None
         )
-        for question in self._asked:
-            question.compute()
+        for call in self._calls:
+            call.compute()
 
-    def outcomes(self) -> dict[str, list[Outcome]]:
+    def outcomes(self) -> dict[str, list[PartOutcome]]:
         """Wait for all parts; return the outcomes [B] of each, by its name."""
         if self._pending is not None:
             self._pending.result()
-        return {question.part.name: question.outcomes() for question in self._asked}
+        return {call.part.name: call.outcomes() for call in self._calls}
 
     def extras_B(self) -> list[dict[str, Any]]:
         """Return what each sample was given through ``log_extra``, ``<part>/<column>``; after
@@ -66,7 +68,7 @@ class PartCalls:
         """
         return [
             {name: value for extras in row for name, value in extras.items()}
-            for row in zip(*(question.extras_B() for question in self._asked), strict=True)
+            for row in zip(*(call.extras_B() for call in self._calls), strict=True)
         ]
 
 
@@ -91,7 +93,7 @@ class _PartCall:
         self._samples = [samples_B[index] for index in complete]
         self._groups = [group_B[index] for index in complete]
         self._columns: defaultdict[str, list[Any]] = defaultdict(list)
-        self._answers: list[Outcome] = []
+        self._answers: list[PartOutcome] = []
         self._sent: WorkerCall | None = None
 
     def begin(self, clocks: Clocks) -> None:
@@ -111,7 +113,7 @@ class _PartCall:
         if self._samples:
             self._answers = await call_part_async(self.part, self._samples, self._context())
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[PartOutcome]:
         """Wait for workers; return the outcomes [B]."""
         if self._sent is not None:
             self._answers = self._collect(self._sent)
@@ -119,7 +121,7 @@ class _PartCall:
         return [
             next(answer)
             if name is None
-            else Failure.of(f"the prompt has no column {name!r}", "column")
+            else PartFailure.of(f"the prompt has no column {name!r}", "column")
             for name in self._missing
         ]
 
@@ -148,7 +150,7 @@ class _PartCall:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
 
-    def _collect(self, sent: WorkerCall) -> list[Outcome]:
+    def _collect(self, sent: WorkerCall) -> list[PartOutcome]:
         name, outcomes, batch = self.part.name, sent.result(), sent.batch
         for metric, value in batch.metrics():
             self._logged.metric(name, metric, value)
@@ -158,5 +160,36 @@ class _PartCall:
         return outcomes
 
 
-async def _gather(questions: Sequence[_PartCall]) -> list[None]:
-    return await asyncio.gather(*(question.compute_async() for question in questions))
+async def _gather(calls: Sequence[_PartCall]) -> list[None]:
+    return await asyncio.gather(*(call.compute_async() for call in calls))
+
+
+class LoopThread:
+    """Event loop for all async rewards of a rubric, alive as long as the rubric.
+
+    It runs in a thread of its own, which starts with the first coroutine: an HTTP client that a reward
+    keeps between calls stays bound to a living loop, and a rubric works where a loop already runs (a
+    notebook).
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine; its result is waited for with ``.result()``."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=self._loop.run_forever, name="keel-rewards", daemon=True
+            )
+            thread.start()
+            weakref.finalize(self, _stop, self._loop, thread)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=1.0)
+    # A loop that a reward blocks cannot be closed; its daemon thread ends with the process.
+    if not thread.is_alive():
+        loop.close()

@@ -3,7 +3,8 @@
     [project.entry-points."keel.rewards"]
     politeness = "my_package.rewards:politeness"
 
-A distribution is imported when one of its rewards is asked for, so a broken one stands in nobody's way.
+The object is a reward, or a `rewards.registry.RewardSpec` with facts about it. A distribution is imported
+when one of its rewards is asked for, so a broken one stands in nobody's way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from rewards.patience import importing
 from rollouts.errors import UserError
 
 GROUP = "keel.rewards"
@@ -38,7 +40,8 @@ def load_plugin(point: EntryPoint, where: str | None) -> Any:
         UserError: importing it raised; the error names the distribution.
     """
     try:
-        return point.load()
+        with importing(point.value):
+            return point.load()
     except (Exception, SystemExit) as error:  # another distribution's module code runs here
         raise UserError(
             f"reward {point.name!r} of {origin(point)} cannot be imported",

@@ -1,24 +1,23 @@
-"""Registry of rewards: resolves a name in a campaign file to its function, or to one clear message.
+"""Registry of rewards: every shipped reward with its facts, and the way from a name to a function.
 
 A name is one of `REWARDS`, the name of an entry point of another distribution (`rewards.plugins`),
 ``pkg.mod:name``, or ``file.py:name`` relative to the current folder. It leads to a function for batches,
-to a one-sample function or to a class with set-up (`rewards.signatures.adapters`). Everything that can be
-known
-without data is checked here, before anything starts.
+to a one-sample function or to a class with set-up (`rewards.signatures.adapters`); an entry point may also
+lead to a `RewardSpec`. Everything that can be known without data is checked here, before anything starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart
+from rewards.imports import import_reward
+from rewards.isolation.levels import LEVELS, Level
 from rewards.library import (
+    agreement,
     language,
     layout,
     maths,
@@ -30,46 +29,163 @@ from rewards.library import (
     text,
     verifiable,
 )
-from rewards.library.agreement import Agreement
 from rewards.library.code.reward import code_tests
 from rewards.library.ifeval.reward import ifeval
 from rewards.library.judge.pairwise import PairwiseJudge
 from rewards.library.judge.score import LLMJudge
-from rewards.patience import importing
 from rewards.plugins import load_plugin, origin, plugins
 from rewards.signatures.adapters import check_options, per_sample, takes_one_sample, with_set_up
 from rewards.signatures.info import SHIPPED, RewardInfo, read_info
 from rewards.signatures.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
 
-REWARDS: dict[str, RewardFunction] = {
-    "exact_match": verifiable.exact_match,
-    "normalised_match": verifiable.normalised_match,
-    "contains": verifiable.contains,
-    "regex_match": verifiable.regex_match,
-    "multiple_choice": verifiable.multiple_choice,
-    "math_answer": maths.math_answer,
-    "code_tests": code_tests,
-    "tag_format": layout.tag_format,
-    "json_schema": layout.json_schema,
-    "ifeval": ifeval,
-    "language": language.language,
-    "sentiment": text.sentiment,
-    "dialogue": text.dialogue,
-    "ends_within": text.ends_within,
-    "short_sentences": text.short_sentences,
-    "distinct_ngrams": text.distinct_ngrams,
-    "length": text.length,
-    "soft_overlong": text.soft_overlong,
-    "refusal": refusal.refusal,
-    "naive_bayes": naive_bayes.NaiveBayes,
-    "similarity": similarity.similarity,
-    "reward_model": reward_model.reward_model,
-    "preference_model": preference_model.preference_model,
-    "llm_judge": LLMJudge,
-    "pairwise_judge": PairwiseJudge,
-    "agreement": Agreement,
+Member = tuple[str, Mapping[str, Any]]
+"""Name and options of a reward that another one is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """A reward with every fact about it that is known before it is called.
+
+    Raises:
+        ValueError: a fact cannot be.
+    """
+
+    function: RewardFunction
+    """Function for batches or for one sample, or class with set-up."""
+    _: KW_ONLY
+    range: tuple[float, float] | None = None
+    """Smallest and largest value; None: unbounded, or dependent on options."""
+    graded: bool = False
+    """True if values between the ends of ``range`` are usual; False: the reward passes or fails."""
+    isolation: Level = "inline"
+    """Level under ``isolation: auto``: ``process`` where an answer or a pattern may take for ever,
+    ``sandbox`` where the model's code runs. A reward that does not ship with Keel gets at least
+    ``process``."""
+    asks_a_model: bool = False
+    """True if the value is a model's opinion, which can be talked round and costs a call."""
+    members: Callable[[Mapping[str, Any]], Sequence[Member]] | None = None
+    """Reader of the rewards that this one is made of, from its options. Their parts are then the first
+    argument of its class, by position. None: it is made of no others."""
+
+    def __post_init__(self) -> None:
+        if self.isolation not in LEVELS:
+            raise ValueError(f"isolation {self.isolation!r} is not one of {', '.join(LEVELS)}")
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            raise ValueError(f"range goes from the smallest to the largest value, got {self.range}")
+
+
+UNIT = (0.0, 1.0)
+REWARDS: dict[str, RewardSpec] = {
+    "exact_match": RewardSpec(verifiable.exact_match, range=UNIT),
+    "normalised_match": RewardSpec(verifiable.normalised_match, range=UNIT),
+    "contains": RewardSpec(verifiable.contains, range=UNIT),
+    "regex_match": RewardSpec(verifiable.regex_match, range=UNIT, isolation="process"),
+    "multiple_choice": RewardSpec(verifiable.multiple_choice, range=UNIT),
+    "math_answer": RewardSpec(maths.math_answer, range=UNIT, isolation="process"),
+    "code_tests": RewardSpec(code_tests, range=UNIT, isolation="sandbox"),
+    "tag_format": RewardSpec(layout.tag_format, range=UNIT),
+    "json_schema": RewardSpec(layout.json_schema, range=UNIT),
+    "ifeval": RewardSpec(ifeval, range=UNIT),
+    "language": RewardSpec(language.language, range=UNIT),
+    "sentiment": RewardSpec(text.sentiment),
+    "dialogue": RewardSpec(text.dialogue),
+    "ends_within": RewardSpec(text.ends_within, range=UNIT),
+    "short_sentences": RewardSpec(text.short_sentences, range=UNIT, graded=True),
+    "distinct_ngrams": RewardSpec(text.distinct_ngrams, range=UNIT, graded=True),
+    "length": RewardSpec(text.length),
+    "soft_overlong": RewardSpec(text.soft_overlong),
+    "refusal": RewardSpec(refusal.refusal, range=UNIT),
+    "naive_bayes": RewardSpec(naive_bayes.NaiveBayes),
+    "similarity": RewardSpec(similarity.similarity, range=UNIT, graded=True),
+    "reward_model": RewardSpec(reward_model.reward_model, asks_a_model=True),
+    "preference_model": RewardSpec(preference_model.preference_model, asks_a_model=True),
+    "llm_judge": RewardSpec(LLMJudge, asks_a_model=True),
+    "pairwise_judge": RewardSpec(PairwiseJudge, asks_a_model=True),
+    "agreement": RewardSpec(agreement.Agreement, members=agreement.members_of),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedReward:
+    """Reward that a name leads to; a module or file of the campaign's own is not imported yet."""
+
+    name: str
+    origin: str
+    """``keel``, a distribution with its version, or a module or file."""
+    spec: RewardSpec | None
+    """Facts; None for ``pkg.mod:name`` and ``file.py:name``, whose code is not imported to learn any."""
+
+    @property
+    def shipped(self) -> bool:
+        """True for Keel's own code, which is trusted."""
+        return self.origin == SHIPPED
+
+    @property
+    def level(self) -> Level:
+        """Level of isolation under ``auto``."""
+        stated = "inline" if self.spec is None else self.spec.isolation
+        return stated if self.shipped else max("process", stated, key=LEVELS.index)
+
+    def imported(self, where: str | None) -> RewardSpec:
+        """Return the facts; import the reward's code for them if need be."""
+        return self.spec or RewardSpec(import_reward(self.name, where))
+
+    def load(self, options: Mapping[str, Any], where: str | None = None) -> RewardFunction:
+        """Return the function that a rubric calls, adapted and checked; see `load_reward`."""
+        spec = self.imported(where)
+        target = spec.function
+        if isinstance(target, type):
+            check_options(self.name, target, options, where)
+            if not self.shipped:
+                function = with_set_up(target, lambda: _construct(spec, options))
+            else:  # Its set-up is cheap, and the values of its options are checked there.
+                function = _try(self.name, options, where, lambda: _construct(spec, options))
+            check_signature(self.name, function, {}, where)
+            return function
+        function = per_sample(target, options) if takes_one_sample(target) else target
+        check_signature(self.name, function, options, where)
+        if self.shipped:  # Called without samples, it checks the values of its options.
+            part = RewardPart(name=self.name, weight=1.0, function=function, options=options)
+            columns: dict[str, Any] = {column: [] for column in required_columns(part)}
+            call = {**arguments(part, [], {}), **columns}
+            _try(self.name, options, where, lambda: function(**call))
+        return function
+
+
+def find_reward(name: str, where: str | None = None) -> NamedReward:
+    """Find what a name leads to.
+
+    Args:
+        where: place in the campaign file, for errors.
+
+    Raises:
+        UserError: there is no such reward, there are several, or a distribution cannot be imported.
+    """
+    source, colon, _ = name.rpartition(":")
+    if colon:
+        return NamedReward(name=name, origin=source, spec=None)
+    points = plugins()
+    origins = [SHIPPED] if name in REWARDS else []
+    origins += [origin(point) for point in points.get(name, ())]
+    if not origins:
+        raise UserError(
+            f"unknown reward {name!r}",
+            where=where,
+            remedy=f"{nearest(name, [*REWARDS, *points])}; or write pkg.mod:function, or file.py:function",
+        )
+    if len(origins) > 1:
+        raise UserError(
+            f"{len(origins)} rewards are named {name!r}",
+            where=where,
+            cause="; ".join(origins),
+            remedy="uninstall one of them, or write pkg.mod:name",
+        )
+    spec = REWARDS.get(name)
+    if spec is None:
+        target = load_plugin(points[name][0], where)
+        spec = target if isinstance(target, RewardSpec) else RewardSpec(target)
+    return NamedReward(name=name, origin=origins[0], spec=spec)
 
 
 def load_reward(
@@ -80,15 +196,18 @@ def load_reward(
     Raises a `UserError` when it cannot be imported, does not exist, cannot be called by a rubric,
     or does not take an option. ``where`` names the place in the campaign file.
     """
-    options = options or {}
-    target, from_ = _find(name, where)
-    if from_ == SHIPPED:
-        return _shipped(name, target, options, where)
-    if isinstance(target, type):
-        return with_set_up(name, target, options, where)
-    function = per_sample(target, options) if takes_one_sample(target) else target
-    check_signature(name, function, options, where)
-    return function
+    return find_reward(name, where).load(options or {}, where)
+
+
+def facts_of(name: str) -> RewardSpec | None:
+    """Return what is known about a reward without code of the campaign's own; None: nothing is.
+
+    A name that leads nowhere has no facts either: `load_reward` says what is wrong with it.
+    """
+    try:
+        return find_reward(name).spec
+    except UserError:
+        return None
 
 
 def describe(name: str) -> RewardInfo:
@@ -97,78 +216,35 @@ def describe(name: str) -> RewardInfo:
     Raises:
         UserError: there is no such reward, or it cannot be imported.
     """
-    target, from_ = _find(name, None)
+    reward = find_reward(name)
     try:
-        return read_info(name, from_, target)
+        return read_info(name, reward.origin, reward.imported(None).function)
     except (TypeError, ValueError) as error:
         raise UserError(f"reward {name!r} has no readable signature", cause=str(error)) from error
 
 
 def known_rewards() -> list[RewardInfo]:
     """List every reward that has a name, ours first. One that cannot be used says so in ``problem``."""
-    points = plugins()
-    return [
-        _described(name) for name in (*REWARDS, *(name for name in points if name not in REWARDS))
-    ]
+    points, rewards = plugins(), []
+    for name in dict.fromkeys((*REWARDS, *points)):
+        try:
+            rewards.append(describe(name))
+        except UserError as error:
+            origins = [SHIPPED] if name in REWARDS else []
+            origins += [origin(point) for point in points.get(name, ())]
+            rewards.append(RewardInfo(name=name, origin=", ".join(origins), problem=str(error)))
+    return rewards
 
 
-def _described(name: str) -> RewardInfo:
-    try:
-        return describe(name)
-    except UserError as error:
-        origins = ", ".join(_origins(name))
-        return RewardInfo(name=name, origin=origins, problem=str(error))
-
-
-def _find(name: str, where: str | None) -> tuple[Any, str]:
-    """Find the object behind a name, and where it is from."""
-    origin, colon, attribute = name.rpartition(":")
-    if colon:
-        return _attribute(_module(origin, name, where), attribute, name, where), origin
-    origins = _origins(name)
-    if len(origins) > 1:
-        raise UserError(
-            f"{len(origins)} rewards are named {name!r}",
-            where=where,
-            cause="; ".join(origins),
-            remedy="uninstall one of them, or write pkg.mod:name",
-        )
-    if name in REWARDS:
-        return REWARDS[name], SHIPPED
-    points = plugins()
-    if name not in points:
-        raise UserError(
-            f"unknown reward {name!r}",
-            where=where,
-            remedy=f"{nearest(name, [*REWARDS, *points])}; or write pkg.mod:function, or file.py:function",
-        )
-    (point,) = points[name]
-    return load_plugin(point, where), origins[0]
-
-
-def _origins(name: str) -> list[str]:
-    """List the origins of all rewards that claim a name."""
-    shipped = [SHIPPED] if name in REWARDS else []
-    return [*shipped, *(origin(point) for point in plugins().get(name, []))]
-
-
-def _shipped(
-    name: str, target: RewardFunction, options: Mapping[str, Any], where: str | None
-) -> RewardFunction:
-    """Make one of our own rewards and try it without samples: its set-up is cheap and its options say
-    all."""
-    if not isinstance(target, type):
-        check_signature(name, target, options, where)
-        _try(name, options, where, lambda: _ask_nothing(name, target, options))
-        return target
-    check_options(name, target, options, where)
-    function: RewardFunction = _try(name, options, where, lambda: target(**options))
-    return function
-
-
-def _ask_nothing(name: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
-    part = RewardPart(name=name, weight=1.0, function=function, options=options)
-    function(**arguments(part, [], {}), **{column: [] for column in required_columns(part)})
+def _construct(spec: RewardSpec, options: Mapping[str, Any]) -> Any:
+    """Make the instance of a reward class, with the parts of its members where it has some."""
+    if spec.members is None:
+        return spec.function(**options)
+    parts = []
+    for index, (name, settings) in enumerate(spec.members(options)):
+        function = load_reward(name, settings, f"of.{index}")
+        parts.append(RewardPart(name=name, weight=1.0, function=function, options=settings))
+    return spec.function(parts, **options)
 
 
 def _try(
@@ -187,59 +263,3 @@ def _try(
             where=where,
             cause=f"{type(error).__name__}: {error}",
         ) from error
-
-
-def _module(origin: str, name: str, where: str | None) -> ModuleType:
-    """Import ``pkg.mod`` or ``file.py``; whatever its code raises becomes a message."""
-    try:
-        with importing(origin):
-            if origin.endswith(".py"):
-                return _file_module(Path(origin))
-            return importlib.import_module(origin)
-    except (Exception, SystemExit) as error:  # the user's own module code runs here
-        raise UserError(
-            f"reward {name!r}: cannot import {origin!r}",
-            where=where,
-            cause=f"{type(error).__name__}: {error}",
-            remedy="write pkg.mod:function, or file.py:function relative to the current folder",
-        ) from error
-
-
-def _file_module(path: Path) -> ModuleType:
-    """Run a file as a module, once per content: two rewards of one file share their globals.
-
-    The source that was hashed is what runs. Python's own loader would take compiled code from
-    ``__pycache__``, which knows a file by its size and second: an edit within the second is missed.
-    """
-    source = path.read_bytes()
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:12]
-    module_name = f"keel_reward_{path.stem}_{digest}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    module = ModuleType(module_name)
-    module.__file__ = str(path)
-    sys.modules[module_name] = module  # dataclasses look a class's module up there
-    try:
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    return module
-
-
-def _attribute(module: ModuleType, attribute: str, name: str, where: str | None) -> Any:
-    target: Any = getattr(module, attribute, None)
-    if target is None:
-        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise UserError(
-            f"reward {name!r}: no {attribute!r} in it",
-            where=where,
-            remedy=nearest(attribute, public) if public else "define the function there",
-        )
-    if not callable(target):
-        raise UserError(
-            f"reward {name!r} is of type {type(target).__name__}, not a function",
-            where=where,
-            remedy="name a function, a class, or an instance that can be called",
-        )
-    return target

@@ -18,16 +18,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rewards.base import RewardFunction, RewardPart, Sample
-from rewards.combine import Answers, combine, failed
+from rewards.combine import SampleOutcomes, combine, failed
 from rewards.failures import FailureLog
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.reward import IsolatedReward
 from rewards.isolation.sandbox import sandbox
 from rewards.library.gating import Gate
 from rewards.logged import Logged
-from rewards.loop import LoopThread
-from rewards.pending import Clocks, PartCalls
-from rewards.registry import REWARDS, load_reward
+from rewards.pending import Clocks, LoopThread, PartCalls
+from rewards.registry import find_reward
 from rewards.signatures.signature import required_columns
 from rollouts.errors import UserError, nearest
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
@@ -77,9 +76,10 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
 
 def _function(spec: RewardLike, where: str) -> RewardFunction:
     """Load the function itself, or its stand-in where it runs in processes of its own."""
-    isolation = isolation_of(spec, REWARDS, where)
+    reward = find_reward(spec.name, where)
+    isolation = isolation_of(spec, reward.level, where)
     if isolation.level == "inline":
-        return load_reward(spec.name, spec.options, where)
+        return reward.load(spec.options, where)
     return IsolatedReward(spec.name, spec.options, isolation, where)
 
 
@@ -163,13 +163,13 @@ class Rubric:
             self._logged = Logged()
         scored: dict[int, ScoredGroup] = {}
         for batch in sorted(batches, key=lambda batch: min(batch.groups, default=0)):
-            if batch.questions is not None:
-                outcomes = batch.questions.outcomes()
+            if batch.calls is not None:
+                outcomes = batch.calls.outcomes()
                 self.failures.record(outcomes, replacements=replacements)
-                self._logged.merge(batch.questions.logged)
+                self._logged.merge(batch.calls.logged)
                 rows = zip(*outcomes.values(), strict=True)
                 answers = iter([dict(zip(outcomes, row, strict=True)) for row in rows])
-                extras = iter(batch.questions.extras_B())
+                extras = iter(batch.calls.extras_B())
             else:
                 answers, extras = iter(()), iter(())
             for index, group in batch.groups.items():
@@ -190,7 +190,10 @@ class Rubric:
                 part.function.pool.close(deadline_s)
 
     def _scored(
-        self, group: RolloutGroup, answers: Iterator[Answers], extras: Iterator[dict[str, Any]]
+        self,
+        group: RolloutGroup,
+        answers: Iterator[SampleOutcomes],
+        extras: Iterator[dict[str, Any]],
     ) -> ScoredGroup:
         """Return a group with the next scores; completions that were never had get none."""
         scores = iter(combine(self.parts, [next(answers) for _ in sampled(group)]))
@@ -216,7 +219,7 @@ class GroupBatch:
 
     groups: Mapping[int, RolloutGroup]
     """Groups by their place in the step."""
-    questions: PartCalls | None
+    calls: PartCalls | None
     """Calls to the parts; None where there is nothing to score."""
 
 
@@ -237,8 +240,8 @@ class PendingScores:
         Parts in processes of their own and async parts work on until `result`; sync inline parts are done
         when this returns.
         """
-        questions = self.rubric.ask(list(groups.values()), self.trainer_state, self._clocks)
-        self._batches.append(GroupBatch(groups=dict(groups), questions=questions))
+        calls = self.rubric.ask(list(groups.values()), self.trainer_state, self._clocks)
+        self._batches.append(GroupBatch(groups=dict(groups), calls=calls))
 
     def result(self) -> dict[int, ScoredGroup]:
         """Wait; return one `ScoredGroup` per group, in the order of their places."""

@@ -69,18 +69,16 @@ class PendingRollouts:
         if not isinstance(self.ticket, StreamTicket):
             yield dict(enumerate(self.groups()))
             return
-        size = max(1, -(-len(self.requests) // BATCHES))
+        total = len(self.requests)
+        size = max(1, -(-total // BATCHES))
         waiting: dict[int, dict[int, RolloutGroup]] = {}
         for arrivals in self.ticket.arrivals():
             for index, result in arrivals:
                 batch = waiting.setdefault(index // size, {})
                 batch[index] = self._group(index, result)
-            for number in [n for n, batch in waiting.items() if len(batch) == self._size(n, size)]:
+            complete = [n for n, b in waiting.items() if len(b) == min(size, total - n * size)]
+            for number in complete:
                 yield dict(sorted(waiting.pop(number).items()))
-
-    def _size(self, number: int, size: int) -> int:
-        """Return the number of groups in a batch; the last batch has what is left."""
-        return min(size, len(self.requests) - number * size)
 
     def _group(self, index: int, result: SampleResult) -> RolloutGroup:
         request = self.requests[index]

@@ -32,7 +32,7 @@ class Unholdable(ValueError):
         self.kind, self.path = kind, path
 
 
-class Kind(NamedTuple):
+class ValueKind(NamedTuple):
     """One type that JSON cannot express, with its way to text and back."""
 
     type: type
@@ -45,14 +45,14 @@ def _read_duration(text: str) -> timedelta:
 
 
 # A datetime is a date too, so it stands before it.
-KINDS: dict[str, Kind] = {
-    "bytes": Kind(bytes, lambda value: b64encode(value).decode(), b64decode),
-    "decimal": Kind(Decimal, str, Decimal),
-    "datetime": Kind(datetime, datetime.isoformat, datetime.fromisoformat),
-    "date": Kind(date, date.isoformat, date.fromisoformat),
-    "time": Kind(time, time.isoformat, time.fromisoformat),
-    "duration": Kind(timedelta, lambda value: str(value // MICROSECOND), _read_duration),
-    "uuid": Kind(UUID, str, UUID),
+KINDS: dict[str, ValueKind] = {
+    "bytes": ValueKind(bytes, lambda value: b64encode(value).decode(), b64decode),
+    "decimal": ValueKind(Decimal, str, Decimal),
+    "datetime": ValueKind(datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": ValueKind(date, date.isoformat, date.fromisoformat),
+    "time": ValueKind(time, time.isoformat, time.fromisoformat),
+    "duration": ValueKind(timedelta, lambda value: str(value // MICROSECOND), _read_duration),
+    "uuid": ValueKind(UUID, str, UUID),
 }
 
 

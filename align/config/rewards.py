@@ -48,7 +48,7 @@ class RewardConfig(Settings):
     isolation: Literal["auto", "inline", "process", "sandbox"] = "auto"
     """``inline``: in this process, trusted, without deadlines. ``process``: in worker processes without
     tokens. ``sandbox``: those without network and files, for a reward that runs the model's code.
-    ``auto``: inline for Keel's own rewards, sandbox for ``code_tests``, process for all others."""
+    ``auto``: what a shipped reward needs (``keel reward show``), process for all others."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds for one batch, repeats included; about twice what a batch takes. None: 120."""
     sample_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -47,11 +47,11 @@ def reward_list(as_json: AsJson = False) -> None:
 def reward_show(spec: Spec, as_json: AsJson = False) -> None:
     """Show what a reward does, its options, the columns it needs and what it runs under."""
     from rewards.isolation.levels import isolation_of
-    from rewards.registry import REWARDS, describe
+    from rewards.registry import describe, find_reward
     from rewards.trial.trial import TrialSpec
 
     info = describe(spec)
-    isolation = isolation_of(TrialSpec(name=spec), REWARDS)
+    isolation = isolation_of(TrialSpec(name=spec), find_reward(spec).level)
     if as_json:
         print_json({"reward": info, "isolation": isolation})
         return

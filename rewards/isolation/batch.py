@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from rewards.call import Failure, Outcome
+from rewards.call import PartFailure, PartOutcome
 from rewards.isolation.protocol import WorkerAnswer
 
 PIECES = 8
@@ -58,7 +58,7 @@ class WorkerBatch:
     state: str
     """The trainer's state as JSON."""
     clock: Clock
-    outcomes_B: list[Outcome] = field(default_factory=list)
+    outcomes_B: list[PartOutcome] = field(default_factory=list)
     """Outcomes in the order of the samples; complete once `done` is set."""
     counts: Counter[str] = field(default_factory=Counter)
     """``restarts``, ``deadlines`` and ``quarantined`` of this batch."""
@@ -82,7 +82,7 @@ class WorkerBatch:
         with self._lock:
             return [index for index in indices if index in self._open]
 
-    def decide(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+    def decide(self, indices: Sequence[int], outcomes: Sequence[PartOutcome]) -> None:
         """Give samples their outcomes; the last one ends the batch."""
         with self._lock:
             for index, outcome in zip(indices, outcomes, strict=True):
@@ -92,7 +92,7 @@ class WorkerBatch:
             if not self._open:
                 self.done.set()
 
-    def fail(self, indices: Sequence[int], failure: Failure) -> None:
+    def fail(self, indices: Sequence[int], failure: PartFailure) -> None:
         """Give samples the same failure."""
         self.decide(indices, [failure] * len(indices))
 
@@ -165,10 +165,10 @@ class Suspects:
     """Inputs that ended a worker once, or twice: those are not tried again."""
 
     def __init__(self) -> None:
-        self._strikes: dict[bytes, tuple[int, Failure]] = {}
+        self._strikes: dict[bytes, tuple[int, PartFailure]] = {}
         self._lock = threading.Lock()
 
-    def strike(self, packed: str, failure: Failure) -> None:
+    def strike(self, packed: str, failure: PartFailure) -> None:
         """Record that an input ended a worker on its own."""
         key = _key(packed)
         with self._lock:
@@ -181,13 +181,13 @@ class Suspects:
             return 0
         return self._strikes.get(_key(packed), (0, None))[0]
 
-    def quarantined(self, packed: str) -> Failure | None:
+    def quarantined(self, packed: str) -> PartFailure | None:
         """Return why an input is not tried again; None if it may be."""
         if self.strikes(packed) < 2:
             return None
         failure = self._strikes[_key(packed)][1]
         reason = f"quarantined after two tries: {failure.reason}"
-        return Failure(reason=reason, trace=failure.trace, kind="quarantined")
+        return PartFailure(reason=reason, trace=failure.trace, kind="quarantined")
 
 
 def _key(packed: str) -> bytes:

@@ -4,32 +4,28 @@
     process   in worker processes: deadlines, no tokens, limits; hurts nothing by accident
     sandbox   as process, and without network, without files, without other processes
 
-``auto`` is inline for the rewards that ship with Keel, process for those among them whose time an answer
-or a pattern can stretch without end, sandbox for the one that runs what the model wrote, and process for
-all others. A level that this machine cannot give is an error before the run; nothing is ever run under a
-weaker one.
+``auto`` is the level that `rewards.registry.RewardSpec` states for a reward that ships with Keel, and at
+least process for every other. A level that this machine cannot give is an error before the run; nothing is
+ever run under a weaker one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rollouts.errors import UserError
 
 Level = Literal["inline", "process", "sandbox"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""All levels, the weakest first."""
 
 DEADLINE_S = 120.0
 """Seconds for one batch, where the campaign names no other deadline."""
 MEMORY_GIB = 4.0
 """Address space of one worker, where the campaign names no other."""
 
-MAY_NOT_END = frozenset({"math_answer", "regex_match"})
-"""Shipped rewards that ``auto`` gives a process: a tower of powers or a nested pattern may not end."""
-RUN_THE_MODELS_CODE = frozenset({"code_tests"})
-"""Shipped rewards that ``auto`` puts into a sandbox."""
 NEEDS_A_PROCESS = ("deadline_s", "sample_deadline_s", "workers", "memory_gib", "environment")
 """Settings that mean nothing inline."""
 
@@ -66,13 +62,14 @@ class Isolation:
         return f"reward {part}: {self.level} ({', '.join(limits)})"
 
 
-def isolation_of(spec: Any, shipped: Collection[str], where: str | None = None) -> Isolation:
+def isolation_of(spec: Any, auto: Level, where: str | None = None) -> Isolation:
     """Read the settings of a reward's configuration; settings that it lacks have the defaults.
 
-    ``shipped`` are the names whose code is Keel's own.
+    Args:
+        auto: level of the reward where its configuration names none.
     """
-    level_setting: Level | Literal["auto"] = getattr(spec, "isolation", "auto")
-    level = _default(spec.name, shipped) if level_setting == "auto" else level_setting
+    stated: Level | Literal["auto"] = getattr(spec, "isolation", "auto")
+    level = auto if stated == "auto" else stated
     values = {name: getattr(spec, name, None) for name in NEEDS_A_PROCESS}
     settings: dict[str, Any] = {name: v for name, v in values.items() if v not in (None, ())}
     if level == "inline":
@@ -86,9 +83,3 @@ def isolation_of(spec: Any, shipped: Collection[str], where: str | None = None) 
     if math.isinf(settings.get("memory_gib", MEMORY_GIB)):
         settings["memory_gib"] = None
     return Isolation(level=level, **settings)
-
-
-def _default(name: str, shipped: Collection[str]) -> Level:
-    if name in RUN_THE_MODELS_CODE:
-        return "sandbox"
-    return "inline" if name in shipped and name not in MAY_NOT_END else "process"

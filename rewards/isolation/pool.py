@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.call import Failure
+from rewards.call import PartFailure
 from rewards.isolation.batch import PIECES, Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rollouts.errors import KeelError, RunError
@@ -228,7 +228,7 @@ class _Lane:
             return
         if batch.clock.over():
             reason = f"not reached within the {batch.clock.deadline_s:g} s of its batch"
-            batch.fail(task.indices, Failure.of(reason, "deadline"))
+            batch.fail(task.indices, PartFailure.of(reason, "deadline"))
             return
         try:
             worker = self._ready(batch)
@@ -268,7 +268,7 @@ class _Lane:
         return self._worker
 
     def _after_loss(
-        self, task: _Task, batch: WorkerBatch, failure: Failure, allowed_s: float
+        self, task: _Task, batch: WorkerBatch, failure: PartFailure, allowed_s: float
     ) -> None:
         """Find the guilty sample, or go on with smaller calls."""
         if failure.kind == "deadline":

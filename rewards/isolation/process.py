@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.call import Failure
+from rewards.call import PartFailure
 from rewards.isolation.protocol import (
     LONGEST_TEXT,
     Malformed,
@@ -66,7 +66,7 @@ class Plan:
 class WorkerEnded(Exception):
     """A worker that gave no answer; ``failure`` says why."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: PartFailure) -> None:
         super().__init__(failure.reason)
         self.failure = failure
 
@@ -164,14 +164,14 @@ class Worker:
         except (EOFError, OSError, Malformed) as error:
             raise WorkerEnded(self._why(error, allowed)) from error
 
-    def _why(self, error: Exception, limit_s: float) -> Failure:
+    def _why(self, error: Exception, limit_s: float) -> PartFailure:
         """End the process and return a failure that says why it gave no answer."""
         ended = self.end(0.0 if isinstance(error, TimeoutError | Malformed) else ENDING_S)
         output = str(ended.get("output", ""))[-LONGEST_TEXT:].strip()
         if isinstance(error, Malformed):
-            return Failure.of(f"the worker's answer is malformed: {error}")
+            return PartFailure.of(f"the worker's answer is malformed: {error}")
         if isinstance(error, TimeoutError):
-            return Failure.of(f"no answer within {limit_s:.3g} s", "deadline")
+            return PartFailure.of(f"no answer within {limit_s:.3g} s", "deadline")
         return _ending(ended, output)
 
     def interrupt(self) -> None:
@@ -211,13 +211,13 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _ending(ended: Mapping[str, Any], output: str) -> Failure:
+def _ending(ended: Mapping[str, Any], output: str) -> PartFailure:
     """Make the failure behind a process that is gone."""
     if ended.get("exit") == SETUP_FAILED:
         last = output.splitlines()[-1] if output else "no reason given"
-        return Failure.of(f"the worker could not be confined: {last}", "crash")
+        return PartFailure.of(f"the worker could not be confined: {last}", "crash")
     if "closed" in ended:
-        return Failure.of("the worker closed its connection", "crash")
+        return PartFailure.of("the worker closed its connection", "crash")
     number = ended.get("signal")
     if number == signal.SIGKILL:
         reason = "the worker was killed by SIGKILL, most likely because memory ran out"
@@ -226,7 +226,7 @@ def _ending(ended: Mapping[str, Any], output: str) -> Failure:
     else:
         reason = f"the worker exited with code {ended.get('exit', 'unknown')}"
     trace = f"{reason}\n{_theirs(output)}" if output else reason
-    return Failure(
+    return PartFailure(
         reason=reason, trace=trace, kind="killed" if number == signal.SIGKILL else "crash"
     )
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.base import Sample
-from rewards.call import FAILURE_KINDS, Failure, Outcome
-from rewards.signatures.signature import Parameters
+from rewards.call import FAILURE_KINDS, PartFailure, PartOutcome
+from rewards.signatures.parameters import Parameters
 from rollouts.types import Completion, Prompt
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
@@ -39,7 +39,7 @@ class Malformed(Exception):
 class WorkerAnswer:
     """Outcomes and logs in one frame of a worker."""
 
-    outcomes: list[Outcome]
+    outcomes: list[PartOutcome]
     metrics: list[tuple[str, float]] = field(default_factory=list)
     """Values that the reward gave ``log_metric``, in order."""
     extras: dict[str, list[Any]] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def holds(value: Any) -> bool:
     return False
 
 
-def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> str | Failure:
+def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> str | PartFailure:
     """Pack the parts of a sample that the reward takes as JSON; return a failure if it cannot be sent."""
     prompt, completion = sample.prompt, sample.completion
     sent: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> st
         try:
             sent[name] = to_json(normalised(prompt.columns.get(name)))
         except Unholdable as error:
-            return Failure.of(
+            return PartFailure.of(
                 f"column {name!r} holds {error}, which cannot be sent to a worker as JSON", "column"
             )
     shown = takes.take("prompts")
@@ -178,9 +178,9 @@ def pack_answer(number: int, answer: WorkerAnswer) -> dict[str, Any]:
     }
 
 
-def pack_outcome(outcome: Outcome) -> Any:
+def pack_outcome(outcome: PartOutcome) -> Any:
     """Return an outcome in its JSON form."""
-    if not isinstance(outcome, Failure):
+    if not isinstance(outcome, PartFailure):
         return outcome
     return {
         "reason": outcome.reason[:500],
@@ -204,7 +204,7 @@ def read_answer(message: Mapping[str, Any], number: int, most: int) -> WorkerAns
     return WorkerAnswer(outcomes=outcomes, metrics=metrics, extras=extras)
 
 
-def read_outcome(value: Any) -> Outcome:
+def read_outcome(value: Any) -> PartOutcome:
     """Read an outcome from its JSON form."""
     if value is None:
         return None
@@ -212,7 +212,7 @@ def read_outcome(value: Any) -> Outcome:
         kind = value["kind"]
         if kind not in FAILURE_KINDS:
             raise Malformed(f"a failure of kind {kind!r}")
-        return Failure(
+        return PartFailure(
             reason=str(value["reason"])[:500], trace=str(value["trace"])[-LONGEST_TEXT:], kind=kind
         )
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rewards.base import Sample
-from rewards.call import Failure, Outcome
+from rewards.call import PartFailure, PartOutcome
 from rewards.isolation.batch import Clock, WorkerBatch
 from rewards.isolation.levels import Isolation
 from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
 from rewards.isolation.protocol import holds, pack_sample, pack_state
 from rewards.isolation.sandbox import sandbox
-from rewards.signatures.signature import RESERVED, parameters
+from rewards.signatures.parameters import RESERVED, parameters
 from rollouts.errors import UserError
 
 _POOLS: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()
@@ -84,10 +84,10 @@ class IsolatedReward:
         columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
         taken_columns = [name for name in columns if name not in RESERVED]
         packed_B = [pack_sample(sample, self._takes, taken_columns) for sample in samples_B]
-        unsent = [packed if isinstance(packed, Failure) else None for packed in packed_B]
+        unsent = [packed if isinstance(packed, PartFailure) else None for packed in packed_B]
         sent = [index for index, failure in enumerate(unsent) if failure is None]
         batch = self.pool.begin(
-            [packed for packed in packed_B if not isinstance(packed, Failure)],
+            [packed for packed in packed_B if not isinstance(packed, PartFailure)],
             [group_B[index] for index in sent],
             pack_state(state) if self._takes.take("trainer_state") else "null",
             clock,
@@ -100,10 +100,10 @@ class WorkerCall:
     """Samples on their way through the workers."""
 
     batch: WorkerBatch
-    unsent: Sequence[Failure | None]
+    unsent: Sequence[PartFailure | None]
     """Reason, for each sample, why it was not sent; None where it was."""
 
-    def result(self) -> list[Outcome]:
+    def result(self) -> list[PartOutcome]:
         """Wait, at most for the deadlines; raise the errors that the reward addresses to a person."""
         self.batch.done.wait()
         if self.batch.error is not None:

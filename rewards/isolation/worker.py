@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure, Outcome, call_part, call_part_async, is_async
+from rewards.call import PartFailure, PartOutcome, call_part, call_part_async, is_async
 from rewards.isolation.protocol import (
     WorkerAnswer,
     pack_answer,
@@ -21,7 +21,6 @@ from rewards.isolation.protocol import (
     send_message,
     unpack_sample,
 )
-from rewards.signatures.signature import parameters
 from rollouts.errors import KeelError
 
 
@@ -63,7 +62,7 @@ class Answering:
 
     def about(self) -> dict[str, Any]:
         """Return the facts of the reward that the owner needs."""
-        takes = parameters(self._part.function)
+        takes = self._part.takes
         return {
             "names": takes.names,
             "required": takes.required,
@@ -103,7 +102,7 @@ class Answering:
             finally:
                 # A reward's own handler may have turned the cancellation into an answer.
                 if within.expired():
-                    late = Failure.of(f"no answer within {limit:g} s", "deadline")
+                    late = PartFailure.of(f"no answer within {limit:g} s", "deadline")
                     outcomes[:] = [late] * len(samples)
         return log.answer(outcomes)
 
@@ -123,21 +122,21 @@ class _Log:
             "log_extra": lambda column, values: self._extras[str(column)].extend(values),
         }
 
-    def answer(self, outcomes: list[Outcome]) -> WorkerAnswer:
+    def answer(self, outcomes: list[PartOutcome]) -> WorkerAnswer:
         return WorkerAnswer(outcomes=outcomes, metrics=self._metrics, extras=dict(self._extras))
 
 
 @contextlib.contextmanager
-def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[Outcome]]:
+def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[PartOutcome]]:
     """Turn what `call_part` lets pass, such as a KeyboardInterrupt, into failures: the worker lives on."""
-    outcomes: list[Outcome] = []
+    outcomes: list[PartOutcome] = []
     try:
         yield outcomes
     except KeelError:
         raise
     except BaseException as error:
         if not outcomes:
-            outcomes[:] = [Failure.raised(error)] * len(samples)
+            outcomes[:] = [PartFailure.raised(error)] * len(samples)
 
 
 def pack_error(error: KeelError) -> dict[str, Any]:

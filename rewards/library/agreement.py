@@ -16,7 +16,8 @@ from typing import Any
 
 from rewards.base import RewardPart, ShownCompletion
 from rewards.signatures.options import one_of, whole_number
-from rewards.signatures.signature import RESERVED, parameters, required_columns
+from rewards.signatures.parameters import RESERVED
+from rewards.signatures.signature import required_columns
 from rollouts.errors import UserError
 
 COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {"min": min, "mean": fmean}
@@ -31,29 +32,20 @@ class Agreement:
 
     def __init__(
         self,
+        parts: Sequence[RewardPart],
+        /,
         of: Sequence[str | Mapping[str, Any]] = (),
         how: str = "min",
         quorum: int | None = None,
     ) -> None:
-        from rewards.registry import load_reward
-
         one_of("how", how, list(COMBINATIONS))
-        if isinstance(of, str) or len(of) < 2:
-            raise UserError(f"agreement takes at least two rewards, got {of!r}",
-                            remedy="add options: {of: [exact_match, math_answer]}")  # fmt: skip
-        self.quorum = len(of) if quorum is None else quorum
+        self.quorum = len(parts) if quorum is None else quorum
         whole_number("quorum", self.quorum)
-        if self.quorum > len(of):
-            raise UserError(f"quorum {quorum} is more than the {len(of)} rewards")
-        self.combine = COMBINATIONS[how]
-        self.parts = []
-        for index, member in enumerate(of):
-            name, options = _member(member)
-            function = load_reward(name, options, f"of.{index}")
-            part = RewardPart(name=name, weight=1.0, function=function, options=options)
-            self.parts.append(part)
+        if self.quorum > len(parts):
+            raise UserError(f"quorum {quorum} is more than the {len(parts)} rewards")
+        self.combine, self.parts = COMBINATIONS[how], parts
         # The rubric reads the columns it must provide off the signature.
-        self.__signature__ = _signature(self.parts)
+        self.__signature__ = _signature(parts)
 
     async def __call__(self, completions: Sequence[ShownCompletion], **others: Any) -> list[Any]:
         """Return one value per completion; asynchronous, since some of the rewards may be."""
@@ -72,19 +64,32 @@ class Agreement:
 
 
 async def _ask(part: RewardPart, offered: Mapping[str, Any]) -> list[Any]:
-    takes = parameters(part.function)
-    arguments = {k: v for k, v in {**offered, **part.options}.items() if takes.take(k)}
+    arguments = {k: v for k, v in {**offered, **part.options}.items() if part.takes.take(k)}
     returned = part.function(**arguments)
     return list(await returned if inspect.isawaitable(returned) else returned)
 
 
-def _member(member: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(member, str):
-        return member, {}
-    unknown = set(member) - {"name", "options"}
-    if unknown or not isinstance(member.get("name"), str):
-        raise UserError(f"a member of an agreement has a name and options, got {dict(member)}")
-    return member["name"], dict(member.get("options") or {})
+def members_of(options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Read name and options of the rewards that have to agree.
+
+    Raises:
+        UserError: there are not two, or one has neither a name nor the form of a reward.
+    """
+    of = options.get("of", ())
+    if not isinstance(of, list | tuple) or len(of) < 2:
+        raise UserError(f"agreement takes at least two rewards, got {of!r}",
+                        remedy="add options: {of: [exact_match, math_answer]}")  # fmt: skip
+    members: list[tuple[str, dict[str, Any]]] = []
+    for member in of:
+        reward: Any = {"name": member} if isinstance(member, str) else member
+        if (
+            not isinstance(reward, Mapping)
+            or set(reward) - {"name", "options"}
+            or not isinstance(reward.get("name"), str)
+        ):
+            raise UserError(f"a member of an agreement has a name and options, got {member!r}")
+        members.append((reward["name"], dict(reward.get("options") or {})))
+    return members
 
 
 def _signature(parts: Sequence[RewardPart]) -> Signature:

@@ -126,13 +126,10 @@ def soft_overlong(
     if cache >= max_tokens:
         raise UserError(f"cache must be below max_tokens, got {cache} and {max_tokens}")
     free = max_tokens - cache
-    return [_overlong(len(ids) - free, cache) for ids in completion_ids]
-
-
-def _overlong(excess: int, cache: int) -> float:
-    if excess <= 0:
-        return 0.0
-    return max(-1.0, -excess / cache) if cache else -1.0
+    return [
+        0.0 if len(ids) <= free else max(-1.0, (free - len(ids)) / cache) if cache else -1.0
+        for ids in completion_ids
+    ]
 
 
 def _units(

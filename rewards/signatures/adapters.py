@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter
 from threading import Lock
 from typing import Any
 
 from rewards.base import RewardFunction, completion_text
-from rewards.signatures.signature import CONTEXT, check_signature, parameters
+from rewards.call import is_async
+from rewards.signatures.parameters import CONTEXT, parameters
 from rollouts.errors import KeelError, UserError, nearest
 
 BATCHED = {"prompt": "prompts", "completion": "completions"}
@@ -61,7 +62,7 @@ def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFu
     async def batch_async(**arguments: Any) -> list[Any]:
         return await asyncio.gather(*(_attempt_async(function, call) for call in calls(arguments)))
 
-    function_of_batch: RewardFunction = batch_async if _is_async(function) else batch
+    function_of_batch: RewardFunction = batch_async if is_async(function) else batch
     _pretend(
         function_of_batch,
         function,
@@ -70,21 +71,14 @@ def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFu
     return function_of_batch
 
 
-def with_set_up(
-    name: str, cls: type[Any], options: Mapping[str, Any], where: str | None
-) -> RewardFunction:
-    """Make a function of a reward class, whose instance is constructed at the first call.
-
-    Raises:
-        UserError: its instances cannot be called, or it does not take the options.
-    """
-    check_options(name, cls, options, where)
+def with_set_up(cls: type[Any], construct: Callable[[], Any]) -> RewardFunction:
+    """Make a function of a reward class, whose instance is constructed at the first call."""
     lock, instances = Lock(), list[Any]()
 
     def instance() -> Any:
         with lock:
             if not instances:
-                instances.append(cls(**options))
+                instances.append(construct())
         return instances[0]
 
     def batch(**arguments: Any) -> Any:
@@ -96,7 +90,6 @@ def with_set_up(
     function: RewardFunction = batch_async if inspect.iscoroutinefunction(cls.__call__) else batch
     _, *parameters = inspect.signature(cls.__call__).parameters.values()
     _pretend(function, cls, parameters)
-    check_signature(name, function, {}, where)
     return function
 
 
@@ -153,12 +146,6 @@ async def _attempt_async(function: RewardFunction, call: Mapping[str, Any]) -> A
         raise
     except Exception as error:  # as above
         return error
-
-
-def _is_async(function: RewardFunction) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
 
 
 def _pretend(function: RewardFunction, origin: Any, parameters: Sequence[Parameter]) -> None:

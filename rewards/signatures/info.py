@@ -9,8 +9,9 @@ from inspect import Parameter
 from typing import Any
 
 from rewards.base import RewardFunction
+from rewards.call import is_async
 from rewards.signatures.adapters import BATCHED
-from rewards.signatures.signature import RESERVED, parameters
+from rewards.signatures.parameters import RESERVED, parameters
 
 SHIPPED = "keel"
 """Origin of the rewards in this package."""
@@ -73,7 +74,7 @@ def read_info(name: str, origin: str, target: Any) -> RewardInfo:
         ),
         columns=tuple(k for k, p in inputs.items() if p.default is Parameter.empty),
         anything=parameters(called).anything,
-        asynchronous=inspect.iscoroutinefunction(called) or _called_async(called),
+        asynchronous=is_async(called),
     )
 
 
@@ -103,7 +104,3 @@ def _default(value: Any) -> Any:
     """Return the default of an option; one that a dataclass makes anew for each instance is a
     placeholder."""
     return {} if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value
-
-
-def _called_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

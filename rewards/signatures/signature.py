@@ -8,47 +8,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart, Sample, shown_completion, shown_prompt
+from rewards.signatures.parameters import RESERVED, parameters
 from rollouts.errors import UserError, nearest
-
-CONTEXT = ("trainer_state", "log_extra", "log_metric")
-RESERVED = ("prompts", "completions", "completion_ids", *CONTEXT)
-"""Names the rubric fills in. A dataset column or an option of such a name would hide them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parameters:
-    """Keyword arguments that a function takes."""
-
-    names: tuple[str, ...]
-    required: tuple[str, ...]
-    """Arguments without a default."""
-    anything: bool
-    """True if the function has ``**kwargs``."""
-
-    def take(self, name: str) -> bool:
-        """Tell if the function can be given ``name``."""
-        return self.anything or name in self.names
-
-
-def parameters(function: RewardFunction) -> Parameters:
-    """Read a signature. Raises `ValueError` or `TypeError` for objects that have none."""
-    all_parameters = inspect.signature(function).parameters.values()
-    by_keyword = [p for p in all_parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return Parameters(
-        names=tuple(p.name for p in by_keyword),
-        required=tuple(p.name for p in by_keyword if p.default is p.empty),
-        anything=any(p.kind is p.VAR_KEYWORD for p in all_parameters),
-    )
 
 
 def required_columns(part: RewardPart) -> tuple[str, ...]:
     """List the dataset columns that a part requires."""
-    required = parameters(part.function).required
-    return tuple(name for name in required if name not in RESERVED and name not in part.options)
+    return tuple(
+        name for name in part.takes.required if name not in RESERVED and name not in part.options
+    )
 
 
 def arguments(
@@ -68,8 +39,7 @@ def arguments(
     for name in columns:
         if name not in RESERVED:
             offered[name] = [sample.prompt.columns.get(name) for sample in samples_B]
-    takes = parameters(part.function)
-    return {k: v for k, v in {**offered, **part.options}.items() if takes.take(k)}
+    return {k: v for k, v in {**offered, **part.options}.items() if part.takes.take(k)}
 
 
 def check_signature(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure
+from rewards.call import PartFailure
 from rewards.isolation.batch import Clock
 from rewards.isolation.reward import IsolatedReward
-from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import PartCalls
+from rewards.pending import LoopThread, PartCalls
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 
@@ -44,9 +43,9 @@ def call_once(
     )
     with saying(waits, say):
         sample = Sample(prompt=prompt, completion=ANSWER)
-        questions = PartCalls((part,), (sample,), (0,), None, LoopThread(), clocks)
-        (outcome,) = questions.outcomes()[part.name]
-    if isinstance(outcome, Failure):
+        calls = PartCalls((part,), (sample,), (0,), None, LoopThread(), clocks)
+        (outcome,) = calls.outcomes()[part.name]
+    if isinstance(outcome, PartFailure):
         lines = [line.strip() for line in outcome.trace.splitlines() if line.strip()]
         raise UserError(
             f"reward {name!r} failed on a row of the round: {outcome.reason}",

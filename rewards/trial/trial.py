@@ -14,15 +14,13 @@ from statistics import quantiles
 from typing import Any
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure, Outcome
+from rewards.call import PartFailure, PartOutcome
 from rewards.isolation.levels import isolation_of
 from rewards.isolation.reward import IsolatedReward
-from rewards.loop import LoopThread
 from rewards.patience import saying
-from rewards.pending import PartCalls
-from rewards.registry import REWARDS, load_reward
+from rewards.pending import LoopThread, PartCalls
+from rewards.registry import find_reward
 from rewards.rubric import Rubric, part_isolation
-from rewards.signatures.signature import parameters
 from rewards.trial.canaries import CanaryResult, check_canaries
 from rewards.trial.data import groups_of
 from rollouts.types import Prompt
@@ -125,7 +123,7 @@ def try_reward(
         rubric.check_columns([sample.prompt for sample in samples_B])
         groups = groups_of(samples_B, group_size)
         asker = _Asker(rubric.parts[0], say)
-        answers: list[list[Outcome]] = []
+        answers: list[list[PartOutcome]] = []
         for group in groups:
             answers.append(asker.ask(group))
             if _too_late(answers[-1]):
@@ -133,7 +131,11 @@ def try_reward(
         left, groups = len(groups) - len(answers), groups[: len(answers)]
         canaries = [] if left else _canaries(asker, groups, answers, threshold)
         trial = _trial(rubric, groups, answers, asker.seconds[: len(groups)], canaries, group_size)
-        return replace(trial, notes=(*trial.notes, _left(left))) if left else trial
+        if not left:
+            return trial
+        more = "1 more group was" if left == 1 else f"{left} more groups were"
+        note = f"{more} not tried: nothing was answered in time; --deadline-s gives a reward longer"
+        return replace(trial, notes=(*trial.notes, note))
     finally:
         rubric.close()
 
@@ -158,38 +160,36 @@ class _Asker:
         self._waits = f"waiting for reward {part.name}{limit}"
         self.seconds: list[float] = []
 
-    def ask(self, samples_B: Sequence[Sample]) -> list[Outcome]:
+    def ask(self, samples_B: Sequence[Sample]) -> list[PartOutcome]:
         began = time.perf_counter()
         with saying(self._waits, self._say):
-            questions = PartCalls((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
-            outcomes = questions.outcomes()[self._part.name]
+            calls = PartCalls((self._part,), samples_B, [0] * len(samples_B), None, self._loop)
+            outcomes = calls.outcomes()[self._part.name]
         self.seconds.append(time.perf_counter() - began)
         return outcomes
 
     def scores(self, samples_B: Sequence[Sample]) -> list[float | None]:
         """Score samples [B]; a failure counts as no score."""
-        return [None if isinstance(o, Failure) else o for o in self.ask(samples_B)]
+        return [None if isinstance(o, PartFailure) else o for o in self.ask(samples_B)]
 
 
-def _too_late(outcomes: Sequence[Outcome]) -> bool:
+def _too_late(outcomes: Sequence[PartOutcome]) -> bool:
     """Tell if the deadline came before any answer of a group."""
-    return all(isinstance(outcome, Failure) and outcome.kind == "deadline" for outcome in outcomes)
-
-
-def _left(groups: int) -> str:
-    more = "1 more group was" if groups == 1 else f"{groups} more groups were"
-    return f"{more} not tried: nothing was answered in time; --deadline-s gives a reward longer"
+    return all(
+        isinstance(outcome, PartFailure) and outcome.kind == "deadline" for outcome in outcomes
+    )
 
 
 def _part(spec: TrialSpec) -> RewardPart:
-    isolation = isolation_of(spec, REWARDS)
+    reward = find_reward(spec.name)
+    isolation = isolation_of(spec, reward.level)
     inline = isolation.level == "inline"
     if not inline and spec.deadline_s is None:
         isolation = replace(isolation, deadline_s=DEADLINE_S)
     return RewardPart(
         name=spec.name.rpartition(":")[2],
         weight=1.0,
-        function=load_reward(spec.name, spec.options)
+        function=reward.load(spec.options)
         if inline
         else IsolatedReward(spec.name, spec.options, isolation),
         options=dict(spec.options),
@@ -199,14 +199,14 @@ def _part(spec: TrialSpec) -> RewardPart:
 def _trial(
     rubric: Rubric,
     groups: Sequence[Sequence[Sample]],
-    answers: Sequence[Sequence[Outcome]],
+    answers: Sequence[Sequence[PartOutcome]],
     seconds: Sequence[float],
     canaries: Sequence[CanaryResult],
     group_size: int | None,
 ) -> Trial:
     outcomes = [outcome for group in answers for outcome in group]
     scores = _scores(outcomes)
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, PartFailure)]
     comparable = [
         its
         for group in answers
@@ -232,7 +232,7 @@ def _trial(
 def _canaries(
     asker: _Asker,
     groups: Sequence[Sequence[Sample]],
-    answers: Sequence[Sequence[Outcome]],
+    answers: Sequence[Sequence[PartOutcome]],
     threshold: float | None,
 ) -> list[CanaryResult]:
     """Try the suite on the first prompts, each with its best answer."""
@@ -274,9 +274,9 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def failure_classes(failures: Sequence[Failure]) -> list[FailureClass]:
+def failure_classes(failures: Sequence[PartFailure]) -> list[FailureClass]:
     """Group failures by kind, the most frequent first."""
-    kinds: dict[str, list[Failure]] = {}
+    kinds: dict[str, list[PartFailure]] = {}
     for failure in failures:
         kinds.setdefault(failure.kind, []).append(failure)
     classes = [
@@ -292,11 +292,11 @@ def _timing(seconds: Sequence[float], sizes: Sequence[int]) -> Timing:
 
 
 def _notes(part: RewardPart, groups: Sequence[Sequence[Sample]]) -> list[str]:
-    reads_ids = "completion_ids" in parameters(part.function).names
+    reads_ids = "completion_ids" in part.takes.names
     if reads_ids and not any(sample.completion.token_ids for group in groups for sample in group):
         return ["it is shown no token ids: give them in a column completion_ids if it reads them"]
     return []
 
 
-def _scores(outcomes: Sequence[Outcome]) -> list[float]:
+def _scores(outcomes: Sequence[PartOutcome]) -> list[float]:
     return [outcome for outcome in outcomes if isinstance(outcome, float)]

@@ -140,8 +140,8 @@ class TransformersEngine:
         self._open_mail()
         opened = [self._opened(index, request) for index, request in enumerate(requests)]
         if refused := [
-            (index, _refused(requests[index], each))
-            for index, each in enumerate(opened)
+            (index, SampleResult(id=request.id, completions=(Completion.failed(each),) * request.n))
+            for index, (request, each) in enumerate(zip(requests, opened, strict=True))
             if isinstance(each, str)
         ]:
             yield refused
@@ -323,8 +323,3 @@ def _dtype(config: TransformersConfig, device: Literal["cpu", "cuda"]) -> torch.
 
 def _result(request: SampleRequest, completions: Sequence[Any]) -> SampleResult:
     return SampleResult(id=request.id, completions=tuple(each.completion() for each in completions))
-
-
-def _refused(request: SampleRequest, reason: str) -> SampleResult:
-
-    return SampleResult(id=request.id, completions=(Completion.failed(reason),) * request.n)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from align.config.campaign import CampaignConfig, RewardConfig
 from align.config.gate import Family, SuiteDemands
-from align.gate.suites.scale import UNIT, Range
+from align.gate.suites.scale import Range
+from rewards.registry import facts_of
 from rollouts.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -18,16 +19,6 @@ USUAL_RATE_MARGIN = 0.05
 """Of truncation and of failures, where the range of the metric is not known."""
 MOST_OF_A_RATE = 0.99
 """Largest budget of a rate: a rise by the whole range is none that a test could exclude."""
-UNIT_METRICS = frozenset(
-    {
-        "exact_match", "normalised_match", "contains", "regex_match", "multiple_choice",
-        "math_answer", "code_tests", "tag_format", "json_schema", "ifeval", "language", "refusal",
-        "similarity", "ends_within", "short_sentences", "distinct_ngrams",
-    }
-)  # fmt: skip
-"""Shipped metrics that return shares between 0 and 1."""
-GRADED_METRICS = frozenset({"similarity", "short_sentences", "distinct_ngrams"})
-"""Metrics in `UNIT_METRICS` whose values lie between pass and fail."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +80,10 @@ def metric_range(spec: SuiteDemands, metric: Sequence[RewardConfig]) -> Range | 
     """Return the smallest and largest value of a metric, as stated or as known; None: not known."""
     if spec.range is not None:
         return spec.range
-    plain = len(metric) == 1 and metric[0].weight == 1.0 and metric[0].name in UNIT_METRICS
-    return UNIT if plain else None
+    if len(metric) != 1 or metric[0].weight != 1.0:
+        return None
+    facts = facts_of(metric[0].name)
+    return None if facts is None else facts.range
 
 
 def _spec(config: CampaignConfig, suite: Suite) -> tuple[SuiteDemands, str]:

@@ -24,11 +24,12 @@ from align.gate.statistics.comparison import (
     windows_needed,
 )
 from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
-from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN
+from align.gate.suites.demands import USUAL_RATE_MARGIN
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.gate.suites.scale import ScoreScale
 from align.gate.suites.suite import Suite
 from align.store.lookback import Template
+from rewards.registry import facts_of
 
 PlanRole = Literal["gate", "watch", "sealed", "round"]
 """Role of a suite; ``round`` is the target of its round, and guarded after it."""
@@ -333,7 +334,9 @@ def _of_round(
 
 def _graded(spec: SuiteDemands, scale: ScoreScale, metrics: Sequence[str]) -> bool:
     """Tell if values of the suite are known to lie between pass and fail."""
-    return scale.graded or spec.samples > 1 or any(name in GRADED_METRICS for name in metrics)
+    facts = [facts_of(name) for name in metrics]
+    known = any(fact is not None and fact.graded for fact in facts)
+    return scale.graded or spec.samples > 1 or known
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:

@@ -98,12 +98,14 @@ class EndpointClient:
     def _asked(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx
 
+        key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         problem, tries = "", 0
         for attempt in range(self.retries + 1):
             wait_s, tries = 0.0, attempt + 1
             try:
                 url = f"{self.base_url.rstrip('/')}{path}"
-                response = self._http.request(method, url, json=body, headers=self._headers())
+                response = self._http.request(method, url, json=body, headers=headers)
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
@@ -112,8 +114,8 @@ class EndpointClient:
                 problem = self._refusal(response.status_code, response.text, path)
                 if response.status_code < 500 and response.status_code not in MAY_PASS:
                     break
-                said = response.headers.get("retry-after", "")
-                wait_s = float(said) if said.isdigit() else 0.0
+                retry_after = response.headers.get("retry-after", "")
+                wait_s = float(retry_after) if retry_after.isdigit() else 0.0
             if attempt < self.retries:
                 doubled = self.backoff_s * 2**attempt * random.uniform(0.5, 1.0)
                 time.sleep(min(max(doubled, wait_s), LONGEST_PAUSE_S))
@@ -122,21 +124,17 @@ class EndpointClient:
     def _refusal(self, status: int, text: str, path: str) -> str:
         """Return status and text of an error, without the key that some servers repeat in it."""
         key = self._key()
-        said = (text.replace(key, "***") if key else text)[:EXCERPT]
+        excerpt = (text.replace(key, "***") if key else text)[:EXCERPT]
         if status in REFUSED:
             refusal = EndpointRefusal(
                 f"the endpoint refuses {path}: status {status}",
                 where=self.base_url,
-                cause=said or None,
+                cause=excerpt or None,
                 remedy="check the address (up to /v1), the model's name, and the variable with the key",
             )
             refusal.status = status
             raise refusal
-        return f"status {status}: {said}"
-
-    def _headers(self) -> dict[str, str]:
-        key = self._key()
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return f"status {status}: {excerpt}"
 
     def _key(self) -> str | None:
         if self.api_key_env is None:

@@ -64,7 +64,7 @@ class EndpointEngine:
         return self.submit(requests)()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
-        """Logprobs of each request's completion tokens, read from the logprobs of an echoed prompt.
+        """Return each request's completion logprobs, read from the logprobs of an echoed prompt.
 
         Raises:
             NoPromptLogprobs: the server does not return them.
@@ -113,8 +113,8 @@ class EndpointEngine:
     def _completed(self, request: SampleRequest, seed: int) -> Completion:
         words = fields_of(request.prompt_ids)
         chat = words is not None and "messages" in words
-        asked = {"prompt": list(request.prompt_ids)} if words is None else words
-        body = {"model": self.model, **asked, **_options(request.sampling, seed)}
+        prompt = {"prompt": list(request.prompt_ids)} if words is None else words
+        body = {"model": self.model, **prompt, **_options(request.sampling, seed)}
         try:
             if chat:
                 answer = self.client.post("/chat/completions", {**body, **self.extra})
@@ -159,11 +159,11 @@ class EndpointEngine:
         body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0,
                 "echo": True, "logprobs": 1}  # fmt: skip
         try:
-            found = self.client.post("/completions", body)["choices"][0]["logprobs"]
-            values = found["token_logprobs"][: len(ids)]
+            echoed = self.client.post("/completions", body)["choices"][0]["logprobs"]
+            values = echoed["token_logprobs"][: len(ids)]
             complete = len(values) == len(ids) and all(map(_is_number, values[1:]))
-            if complete and len(found["tokens"]) >= len(ids):
-                return dict(found)
+            if complete and len(echoed["tokens"]) >= len(ids):
+                return dict(echoed)
         except EndpointError as error:
             if error.cause is None or not error.cause.startswith("status 4"):
                 raise

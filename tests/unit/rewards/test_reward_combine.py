@@ -14,7 +14,7 @@ from align.algorithms.policy_gradient.advantages import group_relative_by_part
 from align.config.campaign import RoundConfig
 from align.config.rewards import RewardConfig
 from rewards.base import RewardPart
-from rewards.call import Failure
+from rewards.call import PartFailure
 from rewards.combine import combine
 from rewards.library.gating import Gate, closed_gate
 from rewards.normalise import EPS, normalised
@@ -98,7 +98,7 @@ def test_raw_parts_say_nothing_twice() -> None:
 
 
 def test_abstained_and_failed_samples_are_in_no_mean() -> None:
-    broken = Failure.of("no")
+    broken = PartFailure.of("no")
     found = scores(
         [part("a", normalise="zscore"), part("b")],
         [1.0, 3.0, None, 99.0],
@@ -132,7 +132,7 @@ def test_gates_are_asked_in_order_and_one_without_an_opinion_is_open() -> None:
 
 def test_a_failed_part_fails_the_sample_whatever_its_gate_says() -> None:
     gate, kind = part("valid", gate=Gate(at_least=1.0)), part("kind")
-    found = scores([gate, kind], [0.0, Failure.of("no")], [Failure.of("worse"), 1.0])
+    found = scores([gate, kind], [0.0, PartFailure.of("no")], [PartFailure.of("worse"), 1.0])
     assert [s.status for s in found] == ["failed", "failed"]
     assert found[0].detail == "kind: worse"
 

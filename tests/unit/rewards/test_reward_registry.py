@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rewards import registry
+from rewards import imports
 from rewards.patience import importing
 from rewards.registry import REWARDS, load_reward
 from rewards.signatures.signature import check_signature
@@ -52,7 +52,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_registered_reward_loads(name: str) -> None:
-    loaded, shipped = load_reward(name, REQUIRED.get(name)), REWARDS[name]
+    loaded, shipped = load_reward(name, REQUIRED.get(name)), REWARDS[name].function
     assert type(loaded) is shipped if isinstance(shipped, type) else loaded is shipped
     assert shipped.__doc__
 
@@ -156,7 +156,7 @@ def test_partials_and_callable_objects_are_functions() -> None:
 
 def test_an_import_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer is given back, and a file that is quick is imported under it."""
-    monkeypatch.setattr(registry, "importing", functools.partial(importing, limit_s=patient(0.2)))
+    monkeypatch.setattr(imports, "importing", functools.partial(importing, limit_s=patient(0.2)))
     quick, slow = tmp_path / "quick.py", tmp_path / "slow.py"
     quick.write_text("def f(completions):\n    return [1.0 for _ in completions]\n")
     slow.write_text(f"import time\ntime.sleep({patient(60)})\n{quick.read_text()}")

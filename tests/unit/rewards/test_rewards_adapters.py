@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rewards.base import RewardPart, Sample
-from rewards.call import Failure, call_part, is_async
+from rewards.call import PartFailure, call_part, is_async
 from rewards.registry import load_reward
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
@@ -91,7 +91,7 @@ def test_only_the_sample_that_raises_fails() -> None:
     part = RewardPart(name="one", weight=1.0, function=function)
     right, boom, abstained = call_part(part, [sample(text) for text in ("a", "boom", "?")], {})
     assert (right, abstained) == (1.0, None)
-    assert isinstance(boom, Failure)
+    assert isinstance(boom, PartFailure)
 
 
 def test_text_is_asked_for_by_its_type() -> None:

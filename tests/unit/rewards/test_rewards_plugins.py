@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from rewards.registry import REWARDS, describe, known_rewards, load_reward
+from align.config.campaign import RewardConfig, SuiteConfig
+from align.gate.suites.demands import metric_range
+from rewards.registry import (
+    REWARDS,
+    describe,
+    facts_of,
+    find_reward,
+    known_rewards,
+    load_reward,
+)
+from rewards.trial.canaries import asks_a_model
 from rollouts.errors import UserError
 
 
@@ -57,7 +67,79 @@ def test_a_broken_distribution_is_named_and_hides_no_other(install) -> None:
     assert "no GPU" in str(listed["broken"].problem)
     assert listed["polite_too"].problem is None
     assert load_reward("polite_too") is not None
-    assert load_reward("exact_match") is REWARDS["exact_match"]
+    assert load_reward("exact_match") is REWARDS["exact_match"].function
+
+
+SPEC = POLITE + (
+    "from rewards.registry import RewardSpec\n"
+    "class Kind:\n"
+    "    '''Kind, by all measures.'''\n"
+    "    def __init__(self, parts, /, all=(), factor=1.0):\n"
+    "        self.parts, self.factor = parts, factor\n"
+    "    def __call__(self, completions, target):\n"
+    "        (part,) = self.parts\n"
+    "        values = part.function(completions=completions, target=target, **part.options)\n"
+    "        return [self.factor * value for value in values]\n"
+    "def members(options): return [(name, {}) for name in options['all']]\n"
+    "SHARE = RewardSpec(polite, range=(0.0, 2.0), graded=True)\n"
+    "RISKY = RewardSpec(polite, isolation='sandbox', asks_a_model=True)\n"
+    "KIND = RewardSpec(Kind, members=members)\n"
+)
+
+
+def test_a_distribution_gives_facts_with_its_reward(install) -> None:
+    install(
+        "keelt-facts", "polite_share = keelt_facts:SHARE\npolite_risky = keelt_facts:RISKY", SPEC
+    )
+    assert load_reward("polite_share")(completions=["please"], target=[0]) == [1.0]
+    assert describe("polite_share").summary == "Says please."
+    share, risky = find_reward("polite_share"), find_reward("polite_risky")
+    assert (share.level, risky.level) == ("process", "sandbox")
+    spec = SuiteConfig(name="kind", prompts={"source": "x.jsonl"}, metric="polite_share")
+    assert metric_range(spec, [RewardConfig(name="polite_share")]) == (0.0, 2.0)
+    assert metric_range(spec, [RewardConfig(name="polite_share", weight=2.0)]) is None
+    assert metric_range(spec, [RewardConfig(name="polite_risky")]) is None
+    assert asks_a_model("polite_risky", {}) and not asks_a_model("polite_share", {})
+    assert asks_a_model("agreement", {"of": ["length", "polite_risky"]})
+
+
+def test_a_distribution_gives_a_reward_that_is_made_of_others(install) -> None:
+    install("keelt-made", "kind = keelt_made:KIND\npolite_part = keelt_made:SHARE", SPEC)
+    function = load_reward("kind", {"all": ["polite_part"], "factor": 3.0})
+    assert function(completions=["please", ""], target=[0, 0]) == [3.0, 0.0]
+    assert [option.name for option in describe("kind").options] == ["all", "factor"]
+    with pytest.raises(UserError, match="does not take the option 'parts'"):
+        load_reward("kind", {"parts": []})
+
+
+@pytest.mark.parametrize(
+    ("facts", "cause"),
+    [
+        ("isolation='cell'", "isolation 'cell' is not one of inline, process, sandbox"),
+        ("range=(1.0, 0.0)", "range goes from the smallest to the largest value, got (1.0, 0.0)"),
+        ("range=(0.0, float('inf'))", "got (0.0, inf)"),
+        ("unknown=3", "unexpected keyword argument 'unknown'"),
+    ],
+)
+def test_facts_that_cannot_be_are_one_message(install, facts: str, cause: str) -> None:
+    name = f"keelt-odd-{abs(hash(facts))}"
+    odd = f"{SPEC}ODD = RewardSpec(polite, {facts})\n"
+    install(name, f"odd = {name.replace('-', '_')}:ODD", odd)
+    with pytest.raises(UserError, match="reward 'odd' of keelt-odd") as caught:
+        load_reward("odd", where="rewards.0")
+    assert cause in (caught.value.cause or "") and caught.value.where == "rewards.0"
+    assert facts_of("odd") is None
+
+
+def test_nothing_of_a_campaign_is_imported_to_learn_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("raise RuntimeError('imported')")
+    assert facts_of("mine.py:f") is None and facts_of("nowhere") is None
+    assert find_reward("mine.py:f").level == "process"
+    facts = facts_of("code_tests")
+    assert facts is not None and (facts.range, facts.isolation) == ((0.0, 1.0), "sandbox")
 
 
 def test_two_rewards_with_one_name_are_refused_with_both_origins(install) -> None:
@@ -80,7 +162,7 @@ def test_every_shipped_reward_is_described(name: str) -> None:
     assert info.origin == "keel"
     assert info.summary
     # What a dataclass writes for itself where nobody did.
-    assert not info.doc.startswith(f"{REWARDS[name].__name__}(")
+    assert not info.doc.startswith(f"{REWARDS[name].function.__name__}(")
     assert all(option.type != "Any" for option in info.options)
 
 

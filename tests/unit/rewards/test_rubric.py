@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.base import RewardPart
-from rewards.call import Failure, read_value
+from rewards.call import PartFailure, read_value
 from rewards.failures import FailureLog, RewardFailure
 from rewards.rubric import Rubric, build_rubric
 from rollouts.errors import UserError
@@ -398,7 +398,7 @@ def test_build_rubric_names_weighs_and_checks_the_parts() -> None:
 
 def test_the_budget_counts_samples_and_names_the_worst_reward() -> None:
     log = FailureLog()
-    bad = Failure(reason="no", trace="Traceback:\n" + "\n".join(f"line {i}" for i in range(20)))
+    bad = PartFailure(reason="no", trace="Traceback:\n" + "\n".join(f"line {i}" for i in range(20)))
     log.record({"a": [1.0, bad, 1.0, 1.0], "b": [bad, bad, None, 0.0]})
     assert (log.samples, log.failed, log.counts) == (4, 2, {"a": 1, "b": 2})
     assert log.failed_share == 0.5

@@ -227,18 +227,17 @@ class AnswerSuite(PromptSuite):
             UserError: a row lacks a column, or two rows are the same to the metric.
         """
         from rewards.rubric import build_rubric
-        from rewards.signatures.signature import parameters, required_columns
+        from rewards.signatures.signature import required_columns
 
         rubric = build_rubric([spec.absolute for spec in self.metric], where)
         needed = {column for part in rubric.parts for column in required_columns(part)}
-        takes = [parameters(part.function) for part in rubric.parts]
         if source is not None:
             check_rows(
                 source,
                 sorted(needed - set(self.stand_ins)),
                 self.name,
                 from_,
-                reads=lambda column: any(arguments.take(column) for arguments in takes),
+                reads=lambda column: any(part.takes.take(column) for part in rubric.parts),
             )
         rubric.check_columns(
             [replace(p, columns={**p.columns, **self.stand_ins}) for p in self.pool]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from align.config.campaign import RewardConfig
 from rewards.base import Sample
-from rewards.call import Failure
+from rewards.call import PartFailure
 from rewards.isolation.batch import Clock, Suspects, WorkerBatch, pieces_of
 from rewards.isolation.levels import Isolation, isolation_of
 from rewards.isolation.protocol import (
@@ -33,7 +33,8 @@ from rewards.isolation.protocol import (
     unpack_sample,
 )
 from rewards.isolation.sandbox import limits, sandbox
-from rewards.signatures.signature import Parameters
+from rewards.registry import find_reward
+from rewards.signatures.parameters import Parameters
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt
 
@@ -41,7 +42,8 @@ ALL = Parameters(names=(), required=(), anything=True)
 
 
 def resolved(name: str, **fields: Any) -> Isolation:
-    return isolation_of(RewardConfig(name=name, **fields), {"length"}, "rounds.0.rewards.0")
+    config = RewardConfig(name=name, **fields)
+    return isolation_of(config, find_reward(name).level, "rounds.0.rewards.0")
 
 
 def test_what_ships_is_trusted_and_nothing_else() -> None:
@@ -117,7 +119,7 @@ def test_only_what_a_reward_takes_is_sent() -> None:
     assert isinstance(packed, str)
     assert json.loads(packed) == {"completion": "four", "columns": {"answer": "4"}, "text": ""}
     refused = pack_sample(sample, ALL, ["answer", "image"])
-    assert isinstance(refused, Failure) and refused.kind == "column"
+    assert isinstance(refused, PartFailure) and refused.kind == "column"
     assert refused.reason.startswith("column 'image' holds a set")
 
 
@@ -157,7 +159,7 @@ def test_noise_is_no_frame(data: bytes) -> None:
 
 
 def test_an_answer_arrives_as_it_was_given() -> None:
-    failure = Failure(reason="no", trace="Traceback", kind="memory")
+    failure = PartFailure(reason="no", trace="Traceback", kind="memory")
     answer = WorkerAnswer(
         outcomes=[1.0, None, failure], metrics=[("m", 2.0)], extras={"e": [1, "a", object()]}
     )
@@ -209,7 +211,7 @@ def test_pieces_are_about_equal() -> None:
 
 def test_an_input_is_held_after_two_strikes() -> None:
     suspects = Suspects()
-    failure = Failure.of("no answer within 1 s", "deadline")
+    failure = PartFailure.of("no answer within 1 s", "deadline")
     suspects.strike("a", failure)
     assert (suspects.strikes("a"), suspects.strikes("b")) == (1, 0)
     assert suspects.quarantined("a") is None

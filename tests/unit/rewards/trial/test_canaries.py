@@ -11,7 +11,6 @@ import pytest
 from rewards.base import Sample
 from rewards.registry import REWARDS
 from rewards.trial.canaries import (
-    ASK_A_MODEL,
     PADDED_WORDS,
     CanaryScore,
     asks_a_model,
@@ -213,4 +212,7 @@ def test_which_rewards_ask_a_model() -> None:
     assert not asks_a_model("exact_match", {})
     assert not asks_a_model("agreement", {"of": ["exact_match", {"name": "length"}]})
     assert asks_a_model("agreement", {"of": ["length", {"name": "reward_model", "options": {}}]})
-    assert set(REWARDS) >= ASK_A_MODEL
+    assert not asks_a_model("agreement", {"of": 3}) and not asks_a_model("mine.py:f", {})
+    assert {name for name in REWARDS if asks_a_model(name, {})} == {
+        "reward_model", "preference_model", "llm_judge", "pairwise_judge"
+    }  # fmt: skip

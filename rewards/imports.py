@@ -1,0 +1,70 @@
+"""Import of rewards by ``pkg.mod:name`` and ``file.py:name``, the latter relative to the current folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rewards.patience import importing
+from rollouts.errors import UserError, nearest
+
+
+def import_reward(name: str, where: str | None) -> Any:
+    """Return the object behind ``pkg.mod:name`` or ``file.py:name``.
+
+    Raises:
+        UserError: its code raised, or there is nothing callable of that name.
+    """
+    origin, _, attribute = name.rpartition(":")
+    try:
+        with importing(origin):
+            is_file = origin.endswith(".py")
+            module = _file_module(Path(origin)) if is_file else importlib.import_module(origin)
+    except (Exception, SystemExit) as error:  # the user's own module code runs here
+        raise UserError(
+            f"reward {name!r}: cannot import {origin!r}",
+            where=where,
+            cause=f"{type(error).__name__}: {error}",
+            remedy="write pkg.mod:function, or file.py:function relative to the current folder",
+        ) from error
+    target: Any = getattr(module, attribute, None)
+    if target is None:
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise UserError(
+            f"reward {name!r}: no {attribute!r} in it",
+            where=where,
+            remedy=nearest(attribute, public) if public else "define the function there",
+        )
+    if not callable(target):
+        raise UserError(
+            f"reward {name!r} is of type {type(target).__name__}, not a function",
+            where=where,
+            remedy="name a function, a class, or an instance that can be called",
+        )
+    return target
+
+
+def _file_module(path: Path) -> ModuleType:
+    """Run a file as a module, once per content: two rewards of one file share their globals.
+
+    The source that was hashed is what runs. Python's own loader would take compiled code from
+    ``__pycache__``, which knows a file by its size and second: an edit within the second is missed.
+    """
+    source = path.read_bytes()
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:12]
+    module_name = f"keel_reward_{path.stem}_{digest}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
+    sys.modules[module_name] = module  # dataclasses look a class's module up there
+    try:
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
