@@ -1,1 +1,1 @@
-"""What Keel claims, measured: one script per claim, each prints one table."""
+"""Measurements of Keel's claims; each script measures one claim and prints one table."""

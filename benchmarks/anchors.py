@@ -1,10 +1,9 @@
 """Claim: a campaign's eighth snapshot costs no more than its first: at most 5% of a learner step.
 
-Steps are taken under the default anchors, with 1, 2, 4 and 8 earlier rounds in the replay buffer,
-each held to a snapshot of its own. The counts take turns, so that a machine that slows down slows
-down for all of them. Growth is of the median, 8 against 1; CPU seconds are beside wall seconds
-because a busy machine disturbs them less.
-"""
+Steps are taken under the default anchors, with 1, 2, 4 and 8 earlier rounds in the replay buffer, each with
+its own snapshot as the anchor. The counts take turns, so that a machine that slows down slows all of them
+down. The growth is that of the median from 1 to 8 rounds. CPU seconds are shown beside wall seconds, since
+a busy machine disturbs them less."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ ALLOWED_GROWTH = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One model with everything a step needs."""
+    """Model with the prompts and the reward of its steps."""
 
     name: str
     model: Path
@@ -36,7 +35,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A setting with its engines and learner, and a mixture for every number of snapshots."""
+    """Engines and learner of a setting, with a mixture for every number of snapshots."""
 
     learner: Any
     pool: Any
@@ -46,7 +45,7 @@ class Bench:
     mixtures: dict[int, Any]
 
     def step(self, snapshots: int, number: int) -> dict[str, float]:
-        """One whole step; seconds of wall and CPU time, of the update and of everything."""
+        """Take a whole step; return wall and CPU seconds of the update and of the step."""
         from align.data.scorer import Scorer
         from align.learner.batching import build_batch
         from rollouts.collect import collect
@@ -95,32 +94,32 @@ def main() -> None:
     data: dict[str, Any] = {}
     with connect(num_engines=1), tempfile.TemporaryDirectory() as folder:
         for name in args.models:
-            made = _small(Path(folder)) if name == "3M" else _demo()
-            with _bench(made, args, Path(folder)) as bench:
+            setting = _small(Path(folder)) if name == "3M" else _demo()
+            with _bench(setting, args, Path(folder)) as bench:
                 data[name] = measure(bench, args)
     report(data, args)
     save(args.json, "anchors", args, data)
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every step by number of snapshots; the first two steps of each are warm-up."""
-    found: dict[str, list[dict[str, float]]] = {str(count): [] for count in args.snapshots}
+    """Measure every step by number of snapshots; the first two steps of each are warm-up."""
+    by_count: dict[str, list[dict[str, float]]] = {str(count): [] for count in args.snapshots}
     for number in range(args.steps + 2):
         for count in args.snapshots:
-            taken = bench.step(count, number)
+            step = bench.step(count, number)
             if number >= 2:
-                found[str(count)].append(taken)
-    return found
+                by_count[str(count)].append(step)
+    return by_count
 
 
 def report(data: dict[str, Any], args: argparse.Namespace) -> None:
-    """One row per model and number of snapshots; growth is against the fewest."""
+    """Print a row for each model and number of snapshots, with the growth against the fewest."""
     names = ("update_s", "update_cpu_s", "step_s", "step_cpu_s")
     rows, notes = [], []
-    for model, found in data.items():
+    for model, by_count in data.items():
         medians = {
             count: {name: middle([step[name] for step in steps]) for name in names}
-            for count, steps in found.items()
+            for count, steps in by_count.items()
         }
         first, last = str(min(args.snapshots)), str(max(args.snapshots))
         for count, values in medians.items():
@@ -170,8 +169,8 @@ def _demo() -> Setting:
 
 
 @contextmanager
-def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Bench]:
-    """Engines, learner and one mixture per count; snapshots are the base with noise of its own."""
+def _bench(setting: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Bench]:
+    """Start engines and learner, with one mixture per count; each snapshot is the base with other noise."""
     from align.config.campaign import (
         PolicyConfig,
         ReplayConfig,
@@ -188,16 +187,16 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     from rollouts.pool.pool import EnginePool
     from rollouts.prompts import PromptEncoder
 
-    policy = PolicyConfig(model=str(made.model), threads=args.threads)
+    policy = PolicyConfig(model=str(setting.model), threads=args.threads)
     spec = RoundSettings(
-        sampling=SamplingConfig(max_tokens=made.tokens), replay=ReplayConfig(past=args.past)
+        sampling=SamplingConfig(max_tokens=setting.tokens), replay=ReplayConfig(past=args.past)
     )
-    owners = [f"{made.name}-{i}" for i in range(max(args.snapshots))]
-    folders = {"base": made.model} | {
-        owner: _perturbed(made.model, folder / owner, seed) for seed, owner in enumerate(owners)
+    owners = [f"{setting.name}-{i}" for i in range(max(args.snapshots))]
+    folders = {"base": setting.model} | {
+        owner: _perturbed(setting.model, folder / owner, seed) for seed, owner in enumerate(owners)
     }
-    pool = EnginePool(VLLMConfig(model=str(made.model)))
-    learner = Learner(made.model, policy, folder_of=folders.__getitem__, scratch=folder)
+    pool = EnginePool(VLLMConfig(model=str(setting.model)))
+    learner = Learner(setting.model, policy, folder_of=folders.__getitem__, scratch=folder)
     learner.begin(
         spec,
         References(base="base", parent="base"),
@@ -209,27 +208,27 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     yield Bench(
         learner=learner,
         pool=pool,
-        encoder=PromptEncoder(load_tokenizer(made.model, policy)),
-        rubric=build_rubric([RewardConfig(name=made.reward)]),
+        encoder=PromptEncoder(load_tokenizer(setting.model, policy)),
+        rubric=build_rubric([RewardConfig(name=setting.reward)]),
         spec=spec,
-        mixtures={count: _mixture(made, owners[:count], spec) for count in args.snapshots},
+        mixtures={count: _mixture(setting, owners[:count], spec) for count in args.snapshots},
     )
     pool.close()
 
 
-def _mixture(made: Setting, owners: list[str], spec: Any) -> Any:
-    """New, replayed and general prompts in the default shares."""
+def _mixture(setting: Setting, owners: list[str], spec: Any) -> Any:
+    """Build the mixture of new, replayed and general prompts in the default shares."""
     from align.data.mixture import Mixture
     from align.data.replay import ReplayBuffer
     from rollouts.prompts import PromptStream
 
     buffer = ReplayBuffer()
     for index, owner in enumerate(owners):
-        buffer.add(owner, made.prompts, owner=owner, cap=spec.replay.buffer, seed=index)
+        buffer.add(owner, setting.prompts, owner=owner, cap=spec.replay.buffer, seed=index)
     return Mixture(
-        new=PromptStream(made.prompts, seed=0),
+        new=PromptStream(setting.prompts, seed=0),
         past=buffer,
-        general=PromptStream(made.general, seed=0),
+        general=PromptStream(setting.general, seed=0),
         stored=(),
         sampling=spec.sampling,
         replay=spec.replay,
@@ -238,7 +237,7 @@ def _mixture(made: Setting, owners: list[str], spec: Any) -> Any:
 
 
 def _perturbed(model: Path, folder: Path, seed: int) -> Path:
-    """A snapshot of its own: the model with a little noise on every weight."""
+    """Write a snapshot that is the model with a little noise on every weight."""
     import torch
     from transformers import AutoModelForCausalLM
 

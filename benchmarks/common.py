@@ -1,7 +1,7 @@
-"""What the benchmarks share: models to measure on, clocks for process trees, tables, JSON.
+"""Shared parts of the benchmarks: models to measure on, clocks for process trees, servers, tables, JSON.
 
-`prepare` must run before torch is imported: it sets what OpenMP and the Hugging Face libraries read
-only once.
+`prepare` must run before torch is imported: it sets variables that OpenMP and the Hugging Face libraries
+read only once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +42,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    # Threads that wait must sleep: beside any other busy process, spinning ones cost twice the time.
+    # Waiting threads must sleep: spinning ones double the time beside any other busy process.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -54,49 +56,51 @@ SIZES: dict[str, dict[str, int]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 4096,
     },
 }  # fmt: skip
-"""Llama shapes by their rough number of parameters; tied output layer, head size 64."""
+"""Sizes of Llama models by their rough number of parameters; tied output layer, head size 64."""
 
 QWEN = "0.5B"
 QWEN_SHAPE = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
 }  # fmt: skip
-"""The shape of Qwen2-0.5B, for machines with a GPU."""
+"""Sizes of Qwen2-0.5B, for machines with a GPU."""
 
 PASSED, FAILED = "[green]passed[/green]", "[red]FAILED[/red]"
 
 
 def prepare() -> None:
-    """Set the environment that libraries read at import, and silence what they say."""
+    """Set the environment variables that libraries read at import."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def quickest() -> Dtype:
-    """The dtype that this machine multiplies matrices in quickest."""
+    """Return the dtype in which this machine multiplies matrices fastest."""
     return quickest_dtype(resolve_device("auto"))
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Options every benchmark has."""
-    made = argparse.ArgumentParser(
+    """Make a parser with the options that every benchmark has."""
+    options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    made.add_argument("--quick", action="store_true", help="a smoke run: figures mean nothing")
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the raw figures here")
-    return made
+    options.add_argument("--quick", action="store_true", help="a smoke run: figures mean nothing")
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the raw figures here"
+    )
+    return options
 
 
 def letter_share(completions: Sequence[Any]) -> list[float]:
-    """A reward that costs nothing: the share of the letter a."""
+    """Reward completions by the share of the letter a, which costs next to nothing."""
     return [text.count("a") / len(text) if text else 0.0 for text in map(str, completions)]
 
 
 def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = False) -> Path:
-    """A random Llama, or Qwen2 of the size `QWEN`, with a tokenizer of single characters.
+    """Write a random Llama, or Qwen2 of the size `QWEN`, with a tokenizer of single characters.
 
-    Without an end-of-sequence token every completion has exactly the length that was asked for, so
-    two systems do the same work. ``with_eos`` names one all the same, for libraries that insist.
+    Without an end-of-sequence token every completion has exactly the requested length, so two systems do
+    the same work. ``with_eos`` adds one for libraries that require it.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
@@ -119,8 +123,10 @@ def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = Fals
 
 
 def without_end(model: Path, folder: Path) -> Path:
-    """A copy of a model that names no end-of-sequence token, so that every completion is as long as
-    allowed; its weights are the same files."""
+    """Copy a model without its end-of-sequence token, so that every completion has the largest length.
+
+    The weights are links to the model's files.
+    """
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.suffix == ".safetensors":
@@ -154,31 +160,31 @@ def _tokenizer(with_eos: bool) -> Any:
 
 
 class Tree:
-    """This process and its children, without the subtree of some of them."""
+    """Process with all its descendants, without the subtrees of some of them."""
 
     def __init__(self, root: int | None = None, without: Sequence[int] = ()) -> None:
         self._root, self._without = psutil.Process(root), set(without)
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive in the tree now."""
-        found, pending = [], [self._root]
+        """List the processes of the tree that are alive."""
+        alive, pending = [], [self._root]
         while pending:
             process = pending.pop()
             if process.pid in self._without:
                 continue
-            found.append(process)
+            alive.append(process)
             try:
                 pending.extend(process.children())
             except psutil.NoSuchProcess:
                 continue
-        return found
+        return alive
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far by what is alive."""
+        """Sum the CPU seconds used so far by the processes that are alive."""
         return float(sum(sum(times[:2]) for times in self._each("cpu_times")))
 
     def memory_mib(self) -> float:
-        """Resident memory of all processes, summed; pages that several share count once."""
+        """Sum the resident memory of all processes in MiB; pages that several share count once."""
         return float(sum(info.pss for info in self._each("memory_full_info"))) / 2**20
 
     def _each(self, name: str) -> Iterator[Any]:
@@ -190,13 +196,16 @@ class Tree:
 
 
 LOOK_PAUSE = 40
-"""Pause between two looks at a tree's memory, in times what a look took."""
+"""Pause between two readings of a tree's memory, as a multiple of the time of a reading."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Peak:
-    """Largest resident memory of a tree, looked at four times a second, or less often where that would take
-    more than a fortieth of a core: the kernel walks a process's pages and holds up what it measures."""
+    """Largest resident memory of a tree, read four times a second.
+
+    Readings are less frequent where they would take more than a fortieth of a core: the kernel walks a
+    process's pages, which slows the process down.
+    """
 
     tree: Tree
     mib: float = 0.0
@@ -204,7 +213,7 @@ class Peak:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Look while the block runs."""
+        """Read the memory while the block runs."""
         self._stop.clear()
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
@@ -222,19 +231,48 @@ class Peak:
                 return
 
 
+@contextmanager
+def keel_server(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a command of Keel that listens; yield its process and address, and end it in any case.
+
+    Raises:
+        RuntimeError: the command ended before it listened.
+    """
+    code = "from launch.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "listening on " in line:
+                break
+        else:
+            raise RuntimeError("the server did not start: " + "".join(lines))
+        yield process, line.partition("listening on ")[2].strip()
+    finally:
+        process.terminate()
+        process.wait(60.0)
+
+
 def middle(values: Sequence[float]) -> float:
-    """The median; not a number of nothing."""
+    """Return the median, or NaN for no values."""
     return median(values) if values else float("nan")
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """``median [lowest, highest]``."""
+    """Format values as ``median [lowest, highest]``."""
     low, high = min(values), max(values)
     return f"{middle(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def verdict(passed: bool) -> str:
-    """Coloured for a table."""
+    """Return the word for a claim that passed or failed, coloured for a table."""
     return PASSED if passed else FAILED
 
 
@@ -254,31 +292,28 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *not
 
 
 def save(path: Path | None, name: str, arguments: argparse.Namespace, data: Any) -> None:
-    """The raw figures with what they were measured on."""
+    """Write the raw figures as JSON, with the machine and the arguments they were measured with."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    given = {key: _plain(value) for key, value in vars(arguments).items()}
-    record = {"benchmark": name, "machine": machine(), "arguments": given, "data": data}
-    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    record = {
+        "benchmark": name, "machine": machine(), "arguments": vars(arguments), "data": data
+    }  # fmt: skip
+    path.write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
 
 
 INSTRUCTIONS = {"avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-"""Instruction sets that decide how fast matrices multiply, the widest first, by the kernel's names."""
+"""Instruction sets that decide the speed of matrix products, the widest first, by the kernel's names."""
 
 
 def processor(cpuinfo: str | None = None, environ: Mapping[str, str] | None = None) -> str:
-    """This machine's processor, its cores and instructions; says so where the environment limits them."""
+    """Describe this machine's processor: its cores, its instructions, and limits by the environment."""
     text = CPUINFO.read_text() if cpuinfo is None else cpuinfo
     pairs = (line.partition(":") for line in text.splitlines())
     names = {value.strip() for key, _, value in pairs if key.strip() == "model name"}
-    own = flags_in(text)
-    left = usable(own, os.environ if environ is None else environ)
-    has, used = (_widest(flags) for flags in (own, left))
+    flags = flags_in(text)
+    usable_flags = usable(flags, os.environ if environ is None else environ)
+    has, used = _widest(flags), _widest(usable_flags)
     limited = f" (limited from {has})" if used != has else ""
     cores = len(os.sched_getaffinity(0))
     return f"{' and '.join(sorted(names)) or platform.machine()}, {cores} cores, {used}{limited}"
@@ -289,7 +324,7 @@ def _widest(flags: frozenset[str]) -> str:
 
 
 def machine() -> Mapping[str, Any]:
-    """What figures depend on besides the code."""
+    """Describe the machine and the versions of packages that figures depend on."""
     from importlib.metadata import version
 
     packages = ("torch", "transformers", "ray", "trl")

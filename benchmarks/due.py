@@ -1,10 +1,11 @@
-"""From a round falling due to its first sample, on a cluster that is up.
+"""Times of a round from falling due to its first sample and verdict, on a running cluster.
 
     .venv/bin/python -m benchmarks.due [--address HOST:PORT]
 
-The pair that makes `configs/nightly.yaml` due is stored at second 0. Then: claimed; inputs checked and
-engines asked for; the first answer of an engine; the first learner step; the verdict. Engines of a round
-start and end with it, so what is warm are Ray and the files of the model, not vLLM.
+The pair that makes `configs/nightly.yaml` due is stored at second 0. The stages after it are: the round is
+claimed; its inputs are checked and engines requested; an engine gives its first answer; the learner takes
+its first step; the verdict. Engines start and end with a round, so only Ray and the files of the model are
+warm, and vLLM is not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STAGES = ("claimed", "engines asked for", "first sample", "first step", "verdict
 
 
 class Marks:
-    """Seconds since the round fell due; an observer, and the engine's ear."""
+    """Observer that notes the seconds from the round falling due to each stage."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -48,7 +49,7 @@ class Marks:
 
 
 class Heard:
-    """An engine, or what it gave a ticket for, whose first answer is marked."""
+    """Wrapper of an engine, or of one of its tickets, that marks the first answer."""
 
     def __init__(self, inner: Any, marks: Marks) -> None:
         self._inner, self._marks = inner, marks
@@ -57,21 +58,21 @@ class Heard:
         return getattr(self._inner, name)
 
     def __call__(self) -> Any:
-        found = self._inner()
+        results = self._inner()
         self._marks.mark("first sample")
-        return found
+        return results
 
     def submit(self, requests: Sequence[Any]) -> Any:
         return Heard(self._inner.submit(requests), self._marks)
 
     def generate(self, requests: Sequence[Any]) -> Any:
-        found = self._inner.generate(requests)
+        results = self._inner.generate(requests)
         self._marks.mark("first sample")
-        return found
+        return results
 
 
 def once(folder: Path) -> dict[str, float]:
-    """One night in a fresh store; seconds by stage."""
+    """Run one night in a fresh store; return the seconds by stage."""
     from datetime import UTC, datetime
 
     from align.campaign import run_campaign
@@ -118,18 +119,18 @@ def main() -> None:
     options = arguments.parse_args()
     from launch.cluster.cluster import connect
 
-    found = []
+    nights = []
     with (
         connect(options.address, num_engines=2, insecure=options.insecure_cluster),
         TemporaryDirectory() as scratch,
     ):
         for number in range(1 if options.quick else options.rounds):
-            found.append(once(Path(scratch) / str(number)))
-    times = {stage: [one.get(stage, math.nan) for one in found] for stage in STAGES}
+            nights.append(once(Path(scratch) / str(number)))
+    times = {stage: [night.get(stage, math.nan) for night in nights] for stage in STAGES}
     rows = [[stage, spread(seconds)] for stage, seconds in times.items()]
     note = f"From due to the first sample: {middle(times['first sample']):.1f} s."
     show("A round falls due", ["", "s since due, median [min, max]"], rows, note)
-    save(options.json, "due", options, found)
+    save(options.json, "due", options, nights)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Claim: feedback arrives at 2,000 pairs a second on two cores, and nothing that was acknowledged is lost.
 
-A real `keel feedback serve` on loopback, every answer after a durable commit (`synchronous=FULL`). Rate:
-clients in a process of their own, on the same cores, send pairs one by one and in batches, for a bounded
-time. Kill: while clients send, the server gets SIGKILL; every row that a client was told is stored must be
-in the database afterwards, each once.
-"""
+A real `keel feedback serve` runs on loopback and answers after a durable commit (`synchronous=FULL`). Rate:
+clients in their own process, on the same cores, send pairs one by one and in batches, for a bounded time.
+Kill: while clients send, the server gets SIGKILL; every row that was acknowledged to a client must be in
+the database afterwards, each once."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,10 +22,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.common import Tree, parser, prepare, save, show, spread, verdict
+from benchmarks.common import Tree, keel_server, parser, prepare, save, show, spread, verdict
 
 RATE = 2000
-"""Pairs a second."""
+"""Claimed number of pairs a second."""
 START_S = 120.0
 STREAM = "taste"
 CAMPAIGN = {
@@ -47,27 +45,27 @@ WORDS = "the tide comes in twice a day and the keel keeps the boat upright in an
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What clients send."""
+    """Requests that clients send."""
 
     connections: int
     rows: int
-    """Of one request."""
+    """Number of rows in each request."""
     seconds: float
-    """They stop asking after so long."""
+    """Time after which clients send no more requests."""
     first: int = 0
-    """Number of the first pair: no pair is sent twice."""
+    """Number of the first pair; no pair is sent twice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """A running server."""
+    """Running `keel feedback serve`."""
 
     process: subprocess.Popen[str]
     port: int
     token: str
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far."""
+        """Return the CPU seconds used so far."""
         return Tree(self.process.pid).cpu_s()
 
 
@@ -97,8 +95,8 @@ def main() -> None:
 
 
 def rates(folder: Path, args: Any, rows: int) -> dict[str, list[float]]:
-    """Pairs a second that were acknowledged, and CPU seconds of the server for each, run by run."""
-    found: dict[str, list[float]] = {"pairs_s": [], "cpu_s": []}
+    """Measure the acknowledged pairs a second, and the server's CPU seconds for a pair, run by run."""
+    figures: dict[str, list[float]] = {"pairs_s": [], "cpu_s": []}
     with serving(folder / f"rate-{rows}") as server:
         for run in range(args.repeats + 1):
             load = Load(
@@ -108,16 +106,18 @@ def rates(folder: Path, args: Any, rows: int) -> dict[str, list[float]]:
                 first=run * 10_000_000,
             )
             before = server.cpu_s()
-            told, seconds = clients(server, load)
+            acknowledged, seconds = clients(server, load)
             if run:
-                found["pairs_s"].append(len(told) / seconds)
-                found["cpu_s"].append((server.cpu_s() - before) / len(told))
-        stop(server)
-    return found
+                figures["pairs_s"].append(len(acknowledged) / seconds)
+                figures["cpu_s"].append((server.cpu_s() - before) / len(acknowledged))
+        server.process.terminate()
+        if server.process.wait(60.0) != 0:
+            raise RuntimeError(f"the server ended with {server.process.returncode}")
+    return figures
 
 
 def kill(folder: Path, args: Any, round: int) -> dict[str, int]:
-    """Rows that were acknowledged before a SIGKILL, and how many of them are stored."""
+    """Count the rows that were acknowledged before a SIGKILL, and those of them that are stored."""
     with serving(folder / f"kill-{round}") as server:
         load = Load(connections=args.connections, rows=1 + 4 * (round % 2), seconds=30.0)
         context = multiprocessing.get_context("spawn")
@@ -129,7 +129,7 @@ def kill(folder: Path, args: Any, round: int) -> dict[str, int]:
         _until_rows(folder / f"kill-{round}", 200)
         time.sleep(0.3 + 0.2 * round)
         os.kill(server.process.pid, signal.SIGKILL)
-        told, _ = queue.get()
+        acknowledged, _ = queue.get()
         process.join()
     database = folder / f"kill-{round}" / "store" / "ledger.db"
     with closing(sqlite3.connect(database)) as connection:
@@ -137,55 +137,42 @@ def kill(folder: Path, args: Any, round: int) -> dict[str, int]:
             number: json.loads(payload)["prompt"]
             for number, payload in connection.execute("SELECT number, payload FROM inbox_rows")
         }
-    lost = sum(stored.get(number) != prompt for number, prompt in told)
+    lost = sum(stored.get(number) != prompt for number, prompt in acknowledged)
     twice = len(stored) - len(set(stored.values()))
-    return {"acknowledged": len(told), "stored": len(stored), "lost": lost, "twice": twice}
+    return {"acknowledged": len(acknowledged), "stored": len(stored), "lost": lost, "twice": twice}
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """A server on a free port, ended in any case."""
+    """Run a server on a free port, and end it in any case."""
     folder.mkdir(parents=True)
     file = folder / "campaign.yaml"
     file.write_text(json.dumps({**CAMPAIGN, "store": str(folder / "store")}))
-    code = "from launch.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "feedback", "serve", str(file), "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    try:
+    with keel_server("feedback", "serve", str(file), "--port", "0") as (process, address):
         yield Server(
             process=process,
-            port=_port(process),
+            port=int(address.rpartition(":")[2]),
             token=(folder / "store" / "inbox" / "token").read_text().strip(),
         )
-    finally:
-        process.kill()
-        process.wait()
-
-
-def stop(server: Server) -> None:
-    """Ask it to end."""
-    server.process.terminate()
-    if server.process.wait(60.0) != 0:
-        raise RuntimeError(f"the server ended with {server.process.returncode}")
 
 
 def clients(server: Server, load: Load) -> tuple[list[tuple[int, str]], float]:
-    """Number and prompt of every pair that the server said is stored, and the seconds it took."""
+    """Send the load from another process.
+
+    Returns:
+        number and prompt of every pair that the server acknowledged, and the seconds it took.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=_client_process, args=(server.port, server.token, load, queue))
     process.start()
-    told, seconds = queue.get()
+    acknowledged, seconds = queue.get()
     process.join()
-    return told, seconds
+    return acknowledged, seconds
 
 
 def report(data: dict[str, Any], args: Any) -> None:
-    """The table."""
+    """Print the table."""
     rows = []
     for name, size in (("batches", f"{args.batch} pairs"), ("singles", "one pair")):
         speeds, costs = data[name]["pairs_s"], data[name]["cpu_s"]
@@ -195,19 +182,19 @@ def report(data: dict[str, Any], args: Any) -> None:
              verdict(min(speeds) >= RATE) if claimed else ""],
             ["  CPU of the server, ms a pair", spread([1e3 * cost for cost in costs]), "", ""],
         ]  # fmt: skip
-    lost = sum(one["lost"] + one["twice"] for one in data["kills"])
-    told = sum(one["acknowledged"] for one in data["kills"])
+    lost = sum(run["lost"] + run["twice"] for run in data["kills"])
+    acknowledged = sum(run["acknowledged"] for run in data["kills"])
     rows.append(
-        [f"lost or doubled of {told:,} acknowledged, {len(data['kills'])} SIGKILLs", str(lost), "0",
-         verdict(lost == 0 and told > 0)]
+        [f"lost or doubled of {acknowledged:,} acknowledged, {len(data['kills'])} SIGKILLs", str(lost),
+         "0", verdict(lost == 0 and acknowledged > 0)]
     )  # fmt: skip
     show("Feedback over HTTP", ["", "measured", "claimed", ""], rows)
 
 
 def _client_process(port: int, token: str, load: Load, queue: Any) -> None:
     started = time.perf_counter()
-    told = asyncio.run(_send_all(port, token, load))
-    queue.put((told, time.perf_counter() - started))
+    acknowledged = asyncio.run(_send_all(port, token, load))
+    queue.put((acknowledged, time.perf_counter() - started))
 
 
 async def _send_all(port: int, token: str, load: Load) -> list[tuple[int, str]]:
@@ -216,14 +203,18 @@ async def _send_all(port: int, token: str, load: Load) -> list[tuple[int, str]]:
         _send(port, token, load, load.first + 100_000 * index, until)
         for index in range(load.connections)
     ]
-    return [told for one in await asyncio.gather(*each) for told in one]
+    return [pair for pairs in await asyncio.gather(*each) for pair in pairs]
 
 
 async def _send(
     port: int, token: str, load: Load, first: int, until: float
 ) -> list[tuple[int, str]]:
-    """One connection, one request after another; ends when the server does."""
-    told: list[tuple[int, str]] = []
+    """Send one request after another on one connection, until the time or the server ends.
+
+    Returns:
+        number and prompt of every pair that the server acknowledged.
+    """
+    acknowledged: list[tuple[int, str]] = []
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.monotonic() < until:
@@ -231,11 +222,11 @@ async def _send(
             first += load.rows
             writer.write(_request(token, prompts))
             answer = await _answer(reader)
-            told.extend(zip(answer["numbers"], prompts, strict=True))
+            acknowledged.extend(zip(answer["numbers"], prompts, strict=True))
         writer.close()
     except (OSError, asyncio.IncompleteReadError):
         pass
-    return told
+    return acknowledged
 
 
 def _request(token: str, prompts: list[str]) -> bytes:
@@ -261,20 +252,8 @@ async def _answer(reader: asyncio.StreamReader) -> dict[str, Any]:
     return answer
 
 
-def _port(process: subprocess.Popen[str]) -> int:
-    """The port that the server names when it is ready; its first lines say other things."""
-    assert process.stderr is not None
-    until = time.monotonic() + START_S
-    lines = []
-    while time.monotonic() < until and (line := process.stderr.readline()):
-        lines.append(line)
-        if "listening on" in line:
-            return int(line.rpartition(":")[2])
-    raise RuntimeError("the server did not start: " + "".join(lines))
-
-
 def _until_rows(folder: Path, count: int) -> None:
-    """Wait until so many rows are stored."""
+    """Wait until ``count`` rows are stored."""
     until = time.monotonic() + START_S
     query = "SELECT count(*) FROM inbox_rows"
     while time.monotonic() < until:

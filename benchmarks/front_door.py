@@ -1,8 +1,8 @@
-"""Claim: every command says its first line within 0.5 s, and what is wrong with a campaign file within 1 s.
+"""Claim: every command prints its first line within 0.5 s, and the mistakes of a campaign file within 1 s.
 
-Wall and CPU seconds of whole processes, and the wall seconds until their first line. What makes them
-short, the modules that are imported, is held by tests/unit/launch/test_cli.py; the seconds are those of
-this machine.
+The benchmark measures wall and CPU seconds of whole processes, and the wall seconds until their first line.
+tests/unit/launch/test_cli.py checks the imported modules, on which they depend; the seconds here are those
+of this machine.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Timing:
 
 
 def main() -> None:
+    """Measure every command and print."""
     options = parser(__doc__ or "").parse_args()
     prepare()
     with TemporaryDirectory() as folder:
@@ -50,25 +51,25 @@ def main() -> None:
         }
         repeats = 1 if options.quick else 5
         timings = {name: [timed(c) for _ in range(repeats)] for name, c in commands.items()}
-    first_s = max(middle([t.first_line_s for t in found]) for found in timings.values())
+    first_s = max(middle([t.first_line_s for t in runs]) for runs in timings.values())
     wrong_s = middle([t.wall_s for t in timings[WRONG_KEY]])
     rows = [
         [
             name,
-            spread([t.first_line_s for t in found], 2),
-            spread([t.wall_s for t in found], 2),
-            spread([t.cpu_s for t in found], 2),
+            spread([t.first_line_s for t in runs], 2),
+            spread([t.wall_s for t in runs], 2),
+            spread([t.cpu_s for t in runs], 2),
         ]
-        for name, found in timings.items()
+        for name, runs in timings.items()
     ]
     show(
         "Seconds of a command",
         ["command", "first line", "wall", "CPU"],
         rows,
         f"first line within {FIRST_LINE_S:g} s: {verdict(first_s <= FIRST_LINE_S)}",
-        f"a wrong key told within {WRONG_KEY_S:g} s: {verdict(wrong_s <= WRONG_KEY_S)}",
+        f"a wrong key reported within {WRONG_KEY_S:g} s: {verdict(wrong_s <= WRONG_KEY_S)}",
     )
-    data = {name: [asdict(t) for t in found] for name, found in timings.items()}
+    data = {name: [asdict(t) for t in runs] for name, runs in timings.items()}
     save(options.json, "front_door", options, data)
 
 
@@ -90,7 +91,7 @@ def timed(arguments: list[str]) -> Timing:
 
 
 def cpu_of_children() -> float:
-    """CPU seconds of all children that have ended."""
+    """Return the CPU seconds of all children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,5 +1,4 @@
-"""What a measured step is made of, and the completions that both sides of `benchmarks.learner` learn from:
-made-up token ids, the same for both."""
+"""Options of a measured step, and the made-up completions that both sides of `benchmarks.learner` get."""
 
 from __future__ import annotations
 
@@ -10,27 +9,27 @@ from random import Random
 
 ALGORITHMS = ("grpo", "rloo", "dpo", "sft", "kto")
 LENGTHS = ("equal", "ragged")
-"""All completions as long as allowed, or anything from an eighth of that."""
+"""Lengths of completions: all of the largest length, or between an eighth of it and all of it."""
 PROMPT_TOKENS = 16
 PER_PROMPT = {"dpo": 2, "sft": 1, "kto": 1}
-"""Completions of one prompt in files of pairs, demonstrations and ratings; of sampled ones a group. Where a
-prompt comes once, nobody can save work by reading it once."""
+"""Completions of one prompt, for algorithms that learn from files; sampled prompts have a group. With one
+completion per prompt no side saves work by sharing the prompt."""
 TOKEN_IDS = range(3, 98)
-"""Those that every model of `benchmarks.common` has a character for."""
+"""Token ids that stand for characters in every model of `benchmarks.common`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
-    """One completion of a prompt."""
+    """Completion of a prompt, as token ids."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     advantage: float
-    """A reward's advantage (grpo, rloo), a side of a pair or of a rating (dpo, kto), or 1 (sft)."""
+    """Advantage of a reward (grpo, rloo), side of a pair or of a rating (dpo, kto), or 1 (sft)."""
 
 
 def work(options: ArgumentParser) -> ArgumentParser:
-    """Options that say what one step is."""
+    """Add the options that define the work of a step."""
     options.add_argument("--prompts", type=int, default=8, help="per step")
     options.add_argument("--group", type=int, default=8, help="completions per prompt")
     options.add_argument("--tokens", type=int, default=64, help="per completion")
@@ -42,13 +41,13 @@ def work(options: ArgumentParser) -> ArgumentParser:
 
 
 def work_of(args: Namespace) -> dict[str, object]:
-    """The values of `work`'s options, to hand on to a worker."""
+    """Return the values of the options that `work` adds, for a worker."""
     names = [action.dest for action in work(ArgumentParser(add_help=False))._actions]
     return {name: getattr(args, name) for name in names}
 
 
 def task(description: str | None) -> ArgumentParser:
-    """Options of every worker."""
+    """Make a parser with the options of every worker."""
     options = work(ArgumentParser(description=description))
     options.add_argument("model", type=Path)
     options.add_argument("--algorithm", choices=ALGORITHMS, default="grpo")
@@ -58,7 +57,7 @@ def task(description: str | None) -> ArgumentParser:
 
 
 def given(algorithm: str, args: Namespace) -> list[Given]:
-    """The completions of a step, prompt after prompt; neighbours are pairs, so groups must be even."""
+    """Draw the completions of a step, prompt after prompt; neighbours are pairs, so groups must be even."""
     random = Random(0)
     shortest = max(1, args.tokens // 8) if args.lengths == "ragged" else args.tokens
     rows = []

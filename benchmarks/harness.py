@@ -24,7 +24,7 @@ IFEVAL = {"test": "ifeval/input_data.jsonl"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A task, the files below the data folder that it reads, and the metric that is compared."""
+    """Task with the files that it reads, below the data folder, and the metric that is compared."""
 
     task: str
     files: dict[str, str]
@@ -71,16 +71,18 @@ def main() -> None:
     encoder = PromptEncoder(load_tokenizer(args.model, PolicyConfig(model=str(args.model))))
     with connect(num_engines=1):
         pool = EnginePool(VLLMConfig(model=str(args.model), dtype="float32"), num_engines=1)
-        found = [of_suite(case, args, encoder, pool) for case in CASES]
+        suites = [of_suite(case, args, encoder, pool) for case in CASES]
         pool.close()
     lm = reference(args.model, encoder)
-    data = [{**ours, **of_lm_eval(case, args, lm)} for case, ours in zip(CASES, found, strict=True)]
+    data = [
+        {**suite, **of_lm_eval(case, args, lm)} for case, suite in zip(CASES, suites, strict=True)
+    ]
     report(data)
     save(args.json, "harness", args, data)
 
 
 def of_suite(case: Case, args: Any, encoder: Any, engine: Any) -> dict[str, Any]:
-    """Values, answers and log-likelihoods of a suite's items."""
+    """Measure the values, answers and log-likelihoods of a suite's items."""
     from align.config.gate import SuiteConfig
     from align.gate.suites.harness.suite import load_harness
 
@@ -104,12 +106,12 @@ def of_suite(case: Case, args: Any, encoder: Any, engine: Any) -> dict[str, Any]
         "seconds": time.perf_counter() - began,
         "ids": [item.prompt.id for item in task.items],
         "values": [score.value for score in scores],
-        "said": [one.resps[0] for item in task.items for one in item.instances],
+        "said": [instance.resps[0] for item in task.items for instance in item.instances],
     }
 
 
 def reference(folder: Path, encoder: Any) -> Any:
-    """lm_eval's own model, with the context that an engine can use."""
+    """Build lm_eval's own model, with the context that an engine can use."""
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
@@ -117,12 +119,12 @@ def reference(folder: Path, encoder: Any) -> Any:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     length = TextModel(encoder, int(model.config.max_position_embeddings)).max_length
-    # One at a time: padding would change what transformers computes in the last digits.
+    # The batch size is 1, since padding changes the last digits of transformers' results.
     return HFLM(pretrained=model, tokenizer=encoder.tokenizer, max_length=length, batch_size=1)
 
 
 def of_lm_eval(case: Case, args: Any, lm: Any) -> dict[str, Any]:
-    """The same of lm_eval's logged samples."""
+    """Measure the values, answers and log-likelihoods of lm_eval's logged samples."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -139,7 +141,7 @@ def of_lm_eval(case: Case, args: Any, lm: Any) -> dict[str, Any]:
         config["num_fewshot"] = case.num_fewshot
     began = time.perf_counter()
     with quietly():
-        found = simple_evaluate(
+        evaluated = simple_evaluate(
             model=lm,
             tasks=[config],
             task_manager=TaskManager(include_defaults=False),
@@ -147,7 +149,7 @@ def of_lm_eval(case: Case, args: Any, lm: Any) -> dict[str, Any]:
             bootstrap_iters=0,
         )
     filter = case.filter or config.get("filter_list", [{"name": "none"}])[0]["name"]
-    samples = [s for s in found["samples"][case.task] if s["filter"] == filter]
+    samples = [s for s in evaluated["samples"][case.task] if s["filter"] == filter]
     better = next(
         m["higher_is_better"] for m in config["metric_list"] if m["metric"] == case.metric
     )
@@ -158,7 +160,7 @@ def of_lm_eval(case: Case, args: Any, lm: Any) -> dict[str, Any]:
             item_value(case.metric, s[case.metric], higher_is_better=better) for s in samples
         ],
         "their_said": [resps[0] for s in samples for resps in s["resps"]],
-        "their_result": found["results"][case.task][f"{case.metric},{filter}"],
+        "their_result": evaluated["results"][case.task][f"{case.metric},{filter}"],
     }
 
 
@@ -173,29 +175,29 @@ def _context(args: Any) -> int:
 
 
 def report(data: Sequence[dict[str, Any]]) -> None:
-    """Both sides by task, and how far any item is apart."""
+    """Print both sides by task, with the largest difference of an item."""
     rows, passed = [], True
-    for one in data:
-        same_items = one["ids"] == one["their_ids"]
-        apart = [a != b for a, b in zip(one["said"], one["their_said"], strict=True)]
-        means = [sum(one[key]) / len(one[key]) for key in ("values", "their_values")]
-        if isinstance(one["said"][0], str):
+    for case in data:
+        same_items = case["ids"] == case["their_ids"]
+        apart = [a != b for a, b in zip(case["said"], case["their_said"], strict=True)]
+        means = [sum(case[key]) / len(case[key]) for key in ("values", "their_values")]
+        if isinstance(case["said"][0], str):
             difference = f"{sum(apart)} answers"
-            fine = same_items and one["values"] == one["their_values"]
+            fine = same_items and case["values"] == case["their_values"]
         else:
             nats = max(
                 abs(_nats(a) - _nats(b))
-                for a, b in zip(one["said"], one["their_said"], strict=True)
+                for a, b in zip(case["said"], case["their_said"], strict=True)
             )
             difference = f"{nats:.1e} nats"
             fine = same_items and nats <= REQUIRED_NATS
-            if one["case"].endswith("acc"):
-                fine = fine and one["values"] == one["their_values"]
+            if case["case"].endswith("acc"):
+                fine = fine and case["values"] == case["their_values"]
         passed = passed and fine
-        seconds = f"{one['seconds']:.0f} / {one['their_seconds']:.0f}"
+        seconds = f"{case['seconds']:.0f} / {case['their_seconds']:.0f}"
         rows.append(
             [
-                one["case"], str(len(one["ids"])), str(one["cut"]), f"{means[0]:.5f}",
+                case["case"], str(len(case["ids"])), str(case["cut"]), f"{means[0]:.5f}",
                 f"{means[1]:.5f}", difference, seconds, verdict(fine),
             ]
         )  # fmt: skip
@@ -203,8 +205,8 @@ def report(data: Sequence[dict[str, Any]]) -> None:
     show("Mean value per item", columns, rows, f"Claim {verdict(passed)}")
 
 
-def _nats(said: Any) -> float:
-    return float(said[0] if isinstance(said, tuple | list) else said)
+def _nats(response: Any) -> float:
+    return float(response[0] if isinstance(response, tuple | list) else response)
 
 
 if __name__ == "__main__":

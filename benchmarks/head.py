@@ -1,9 +1,9 @@
 """Claim: with a vocabulary of 150,000 a step's logprobs take under 1 GiB, however many tokens it has.
 
-Logprobs and entropy of 2,000 completion tokens over a head of 150,000 x 256, and the gradient of their
-sum, once a piece of the vocabulary's table at a time and once with the whole table. Each side runs in a
-process of its own; what counts is its peak resident memory over what it held before: hidden states, head
-and the head's gradient. Both must give the same gradient.
+The benchmark computes logprobs and entropy of 2,000 completion tokens over a head of 150,000 x 256, and the
+gradient of their sum, once piece by piece and once with the whole table of logprobs. Each side runs in its
+own process. The figure is its peak resident memory minus that of hidden states, head and the head's
+gradient. Both must give the same gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAME = 1e-5
 
 
 def main() -> None:
-    """Measure both sides, each in a process of its own, and print."""
+    """Measure both sides, each in its own process, and print."""
     prepare()
     options = parser("Memory of the output head, in pieces and at once.")
     options.add_argument("--tokens", type=int, nargs="*", default=[1000, 2000])
@@ -46,17 +46,17 @@ def main() -> None:
 
 
 def run(side: str, tokens: int, vocabulary: int, hidden: int) -> dict[str, Any]:
-    """One side's figures, from a fresh process."""
-    given = {"side": side, "tokens": tokens, "vocabulary": vocabulary, "hidden": hidden}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    """Measure one side in a fresh process."""
+    settings = {"side": side, "tokens": tokens, "vocabulary": vocabulary, "hidden": hidden}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.head", *words], stdout=subprocess.PIPE, check=True
     )
-    return {**given, **json.loads(done.stdout)}
+    return {**settings, **json.loads(done.stdout)}
 
 
 def measure(side: str, tokens: int, vocabulary: int, hidden: int) -> dict[str, Any]:
-    """Growth of resident memory in MiB, seconds, and the norm of the gradient."""
+    """Measure the growth of resident memory in MiB, the seconds, and the norm of the gradient."""
     import psutil
     import torch
 
@@ -88,7 +88,7 @@ def measure(side: str, tokens: int, vocabulary: int, hidden: int) -> dict[str, A
 
 
 def report(data: list[dict[str, Any]]) -> None:
-    """The table: the side in pieces is held to the claim, the other is what it saves."""
+    """Print the table; the claim is about the side in pieces, and the other side is for comparison."""
     rows = []
     for pieces, whole in zip(data[::2], data[1::2], strict=True):
         off = abs(pieces["gradient_norm"] / whole["gradient_norm"] - 1)

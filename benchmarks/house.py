@@ -27,7 +27,7 @@ FRAGMENT_OPENINGS: frozenset[str] = frozenset({
 })  # fmt: skip
 """First words of docstrings that are no sentence of their own: they lean on the line above."""
 VERBS: frozenset[str] = frozenset({
-    "Accept", "Adapt", "Add", "Advance", "Allow", "Annotate", "Answer", "Append", "Apply",
+    "Accept", "Adapt", "Add", "Adjust", "Advance", "Allow", "Annotate", "Answer", "Append", "Apply",
     "Ask", "Assert", "Assign", "Attach", "Begin", "Bill", "Bind", "Block", "Bound", "Bring",
     "Build", "Call", "Cancel", "Change", "Check", "Choose", "Claim", "Clear", "Clip", "Close",
     "Collect", "Combine", "Compare", "Compile", "Complete", "Compose", "Compute", "Confirm",
@@ -43,9 +43,9 @@ VERBS: frozenset[str] = frozenset({
     "Learn", "Leave", "Let", "Limit", "Link", "List", "Listen", "Live", "Load", "Lock", "Log",
     "Look", "Lower", "Make", "Map", "Mark", "Mask", "Match", "Measure", "Merge", "Mirror",
     "Mount", "Move", "Name", "Normalise", "Note", "Number", "Open", "Order", "Override",
-    "Pack", "Pad", "Parse", "Pass", "Pick", "Place", "Plan", "Poll", "Predict", "Prepare",
+    "Pack", "Pad", "Pair", "Parse", "Pass", "Pick", "Place", "Plan", "Poll", "Predict", "Prepare",
     "Print", "Promise", "Propose", "Prove", "Publish", "Pull", "Purge", "Push", "Put",
-    "Queue", "Raise", "Rank", "Read", "Rebuild", "Receive", "Recompute", "Record", "Recover",
+    "Queue", "Raise", "Rank", "Rate", "Read", "Rebuild", "Receive", "Recompute", "Record", "Recover",
     "Redraw", "Refuse", "Register", "Reject", "Release", "Reload", "Remember", "Remove",
     "Rename", "Render", "Reorder", "Repack", "Repair", "Repeat", "Replace", "Reply", "Report",
     "Request", "Require", "Reserve", "Reset", "Resolve", "Respond", "Restart", "Restate",

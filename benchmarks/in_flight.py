@@ -28,37 +28,37 @@ from benchmarks.given import work
 from benchmarks.step import ours
 
 LARGEST = 1.1
-"""Seconds of a step that hands weights over, over those of one that waits."""
+"""Largest ratio of the seconds of a step that hands weights over to those of one that waits."""
 STEPS = 3
-"""In a turn, of which the first still has samples that were begun the other way."""
+"""Number of steps in a turn; the first does not count, since its samples began the other way."""
 
 
 def main() -> None:
     """Measure in turns and print."""
     prepare()
     args = _arguments()
-    found: dict[str, list[dict[str, float]]] = {"waits": [], "in flight": []}
+    by_way: dict[str, list[dict[str, float]]] = {"waits": [], "in flight": []}
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", "3M")
         with ours(model, args) as side:
             side.step(0)
             number = 1
             for _ in range(args.turns):
-                for way, steps in found.items():
+                for way, steps in by_way.items():
                     side.in_flight = way == "in flight"
                     taken = [side.step(number + index) for index in range(STEPS)]
                     steps += taken[1:]
                     number += STEPS
-    report(found, args)
-    save(args.json, "in_flight", args, found)
+    report(by_way, args)
+    save(args.json, "in_flight", args, by_way)
 
 
-def report(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
-    """The table and the verdict."""
+def report(by_way: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
+    """Print the table and the verdict."""
     rows, seconds, ages = [], [], []
-    for way, steps in found.items():
+    for way, steps in by_way.items():
         walls = [step["wall_s"] for step in steps]
-        # Samples that are asked a step ahead are one step old where their weights did not change.
+        # Samples that are requested a step ahead are one step old unless their weights changed meanwhile.
         old = [1.0 - step["fresher"] for step in steps]
         rows.append([way, spread(walls), spread(old)])
         seconds.append(middle(walls))

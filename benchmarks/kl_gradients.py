@@ -1,9 +1,9 @@
 """Claim: on samples of older weights, importance weights of sequences give KL terms back their gradient.
 
 All answers of a small vocabulary are enumerated, so expectations are exact and nothing is trained. The
-policy, its anchor and the sampler are tables of random logits, one row for each text that may stand before
-a token. First comes how far each estimator's gradient is from that of the sequence KL on own samples.
-"""
+policy, its anchor and the sampler are tables of random logits, with a row for each text that may come
+before a token. The first row of the table is the distance of each estimator's gradient from that of the
+sequence KL on the policy's own samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCABULARY, LENGTH = 4, 4
 APART = 0.5
 """Standard deviation of the anchor's logits around the policy's."""
 DRIFTS = (0.1, 0.3, 1.0)
-"""The same of the sampler's."""
+"""Standard deviations of the sampler's logits around the policy's."""
 ESTIMATORS = ("full", "k1", "k2", "k3")
 UNCAPPED = "sequence, no cap"
 EXACT = 1e-5
@@ -49,21 +49,22 @@ def main() -> None:
     options.add_argument("--policies", type=int, default=20, help="random policies to average over")
     args = options.parse_args()
     seeds = range(3 if args.quick else args.policies)
-    own = _mean([errors_on_own_samples(seed) for seed in seeds])
+    on_policy = _mean([errors_on_own_samples(seed) for seed in seeds])
     rows = []
     for drift in DRIFTS:
         for name, config in WEIGHTS.items():
-            found = _mean([errors_on_older_samples(seed, drift, config) for seed in seeds])
+            errors = _mean([errors_on_older_samples(seed, drift, config) for seed in seeds])
             away = sum(distance(seed, drift) for seed in seeds) / len(seeds)
-            rows.append({"drift": drift, "nats a token": away, "weights": name, **found})
-    report(own, rows)
-    save(args.json, "kl_gradients", args, {"own": own, "older": rows})
+            rows.append({"drift": drift, "nats a token": away, "weights": name, **errors})
+    report(on_policy, rows)
+    save(args.json, "kl_gradients", args, {"own": on_policy, "older": rows})
 
 
-def report(own: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print one table."""
+def report(on_policy: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table."""
     exact = [row[name] for row in rows if row["weights"] == UNCAPPED for name in ESTIMATORS]
-    first = ("own, against the sequence KL", "", "", *(f"{own[name]:.1%}" for name in ESTIMATORS))
+    errors = (f"{on_policy[name]:.1%}" for name in ESTIMATORS)
+    first = ("own, against the sequence KL", "", "", *errors)
     older = [
         (
             "older, against own",
@@ -82,7 +83,7 @@ def report(own: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def errors_on_own_samples(seed: int) -> dict[str, float]:
-    """How far each estimator's expected gradient is from the sequence KL's, by enumeration."""
+    """Compute each estimator's relative error against the sequence KL's gradient, by enumeration."""
     policy, anchor, _ = tables(seed, 0.0)
     exact = _gradient(policy, lambda logits: sequence_kl(logits, anchor))
     return {
@@ -94,10 +95,10 @@ def errors_on_own_samples(seed: int) -> dict[str, float]:
 def errors_on_older_samples(
     seed: int, drift: float, config: ImportanceConfig | None
 ) -> dict[str, float]:
-    """How far each gradient is from its own on the policy's samples, if others drew them.
+    """Compute each estimator's relative error on a sampler's answers, against the policy's own answers.
 
     Args:
-        config: importance weights; None: samples count as the policy's own.
+        config: importance weights; None treats samples as the policy's own.
     """
     policy, anchor, sampler = tables(seed, drift)
     return {
@@ -110,13 +111,13 @@ def errors_on_older_samples(
 
 
 def distance(seed: int, drift: float) -> float:
-    """KL of the policy from the sampler in nats a token."""
+    """Compute the KL of the policy from the sampler, in nats a token."""
     policy, _, sampler = tables(seed, drift)
     return float(sequence_kl(policy, sampler)) / LENGTH
 
 
 def tables(seed: int, drift: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of policy, anchor and sampler; a row for each text."""
+    """Draw the logits of policy, anchor and sampler, with a row for each text."""
     random = torch.Generator().manual_seed(seed)
     policy, away, older = (
         torch.randn(len(TEXTS), VOCABULARY, generator=random, dtype=torch.float64) for _ in range(3)
@@ -125,7 +126,7 @@ def tables(seed: int, drift: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sequence_kl(logits: Tensor, other: Tensor) -> Tensor:
-    """KL of whole answers, with the gradient that runs through every one of them."""
+    """Compute the KL of whole answers, with its gradient through all of them."""
     log_ratio_S = _of_answers(_logprobs(logits) - _logprobs(other))
     return (_of_answers(_logprobs(logits)).exp() * log_ratio_S).sum()
 
@@ -133,20 +134,20 @@ def sequence_kl(logits: Tensor, other: Tensor) -> Tensor:
 def _loss(
     name: str, anchor: Tensor, sampler: Tensor, config: ImportanceConfig | None
 ) -> Callable[[Tensor], Tensor]:
-    """The expectation of an estimator's loss over the sampler's answers."""
+    """Return the expectation of an estimator's loss over the sampler's answers, as a function of logits."""
 
     def loss(logits: Tensor) -> Tensor:
-        own_N, held_N, drawn_N = (_logprobs(table) for table in (logits, anchor, sampler))
-        chance_N = _of_answers(drawn_N).exp()[ROWS_N]
+        policy_N, anchor_N, sampler_N = (_logprobs(table) for table in (logits, anchor, sampler))
+        chance_N = _of_answers(sampler_N).exp()[ROWS_N]
         if config is not None and (name != "full" or config.level == "sequence"):
-            gap_N = (own_N - drawn_N).detach()
+            gap_N = (policy_N - sampler_N).detach()
             chance_N = chance_N * importance_weights(gap_N, ROWS_N, config)
         if name == "full":
             distributions = [table.log_softmax(-1)[STATES_N] for table in (logits, anchor)]
             return (chance_N * kl.full(*distributions)).sum()
         if name == "k1":
-            return (chance_N * kl.k1_in_reward(own_N, held_N, ROWS_N)).sum()
-        return (chance_N * kl.TOKEN_ESTIMATORS[name](own_N, held_N)).sum()
+            return (chance_N * kl.k1_in_reward(policy_N, anchor_N, ROWS_N)).sum()
+        return (chance_N * kl.TOKEN_ESTIMATORS[name](policy_N, anchor_N)).sum()
 
     return loss
 
@@ -165,12 +166,12 @@ def _gradient(table: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     return gradient
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+def _apart(gradient: Tensor, exact: Tensor) -> float:
+    return float((gradient - exact).norm() / exact.norm())
 
 
-def _mean(found: list[dict[str, float]]) -> dict[str, Any]:
-    return {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+def _mean(rows: list[dict[str, float]]) -> dict[str, Any]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Claim: on the same completions our learner takes at most two thirds of the time of TRL's trainers, in
 no more memory.
 
-Nothing is sampled: both sides get the same token ids, advantages, pairs or ratings, and a step ends with
-the weights moved. Each is a process of its own, they take turns, and TRL runs once for every number of
-threads given; its quicker run counts. Their first gradients must have the same norm, or they would not be
-doing the same work.
+Nothing is sampled: both sides get the same token ids, advantages, pairs or ratings, and a step ends when
+the weights have moved. Each side is a process, the sides take turns, and TRL runs once for every number of
+threads in ``--trl-threads``; its fastest run counts. Their first gradients must have the same norm, which
+shows that they do the same work.
 
-A step is also held against this machine: 6 floating point operations per parameter and token that is
-trained, 2 per one that is only measured, over the rate of a large matrix product in the same process at the
-same time. Padding, attention and recomputing count for nothing.
+A step is also compared with this machine's speed: 6 floating point operations per parameter and trained
+token, 2 per token that is only measured, over the rate of a large matrix product in the same process at the
+same time. Padding, attention and recomputation do not count as work.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from benchmarks.given import ALGORITHMS, LENGTHS, PROMPT_TOKENS, given, work, wo
 from benchmarks.worker import Worker
 
 REQUIRED = 1.5
-"""TRL's seconds per step over ours."""
+"""Smallest ratio of TRL's seconds per step to ours."""
 AIM = 0.6
-"""Share of the machine's own rate."""
+"""Share of the machine's rate that we aim for."""
 OPERATIONS = {"grpo": 6 + 2, "rloo": 6 + 2, "dpo": 6 + 2, "sft": 6, "kto": 6 + 2 + 2 * 2}
-"""Per parameter and token of the batch: the trained pass, the reference's, and for KTO both models on as
-many mismatched answers."""
+"""Operations per parameter and token of the batch: the trained pass, the reference's pass, and for KTO a
+pass of both models over as many mismatched answers."""
 SAME = {"float32": 1e-3, "bfloat16": 5e-2}
 """Largest relative difference of the first gradient's norm."""
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def arguments(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """What can be varied, here and in `benchmarks.gpu`."""
+    """Add the options of this benchmark and of `benchmarks.gpu`."""
     cores = len(os.sched_getaffinity(0))
     options.add_argument("--algorithms", nargs="*", choices=ALGORITHMS, default=list(ALGORITHMS))
     options.add_argument("--lengths", nargs="*", choices=LENGTHS, default=list(LENGTHS))
@@ -70,7 +70,7 @@ def arguments(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def compare(name: str, args: argparse.Namespace) -> None:
-    """All algorithms on all lengths, one after the other; then the table."""
+    """Measure all algorithms on all lengths, one after another; then print the table."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", args.size, with_eos=True)
         data = [
@@ -83,7 +83,7 @@ def compare(name: str, args: argparse.Namespace) -> None:
 
 
 def measure(model: Path, algorithm: str, lengths: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Turns of a few steps each; the first two steps of a side are warm-up."""
+    """Measure turns of a few steps for each side; the first two steps of a side are warm-up."""
     shared = {**work_of(args), "algorithm": algorithm, "lengths": lengths}
     ours = Worker.start(
         "benchmarks.learner_worker",
@@ -112,7 +112,7 @@ def measure(model: Path, algorithm: str, lengths: str, args: argparse.Namespace)
         for _ in range(args.turns):
             for side in (ours, *rivals):
                 side.steps(args.steps)
-            rates.append(ours.said["matmul_flops"])
+            rates.append(ours.answer["matmul_flops"])
     finally:
         for side in (ours, *rivals):
             side.close()
@@ -121,7 +121,7 @@ def measure(model: Path, algorithm: str, lengths: str, args: argparse.Namespace)
         "algorithm": algorithm,
         "lengths": lengths,
         "tokens": sum(PROMPT_TOKENS + len(row.completion_ids) for row in rows),
-        "parameters": ours.said["parameters"],
+        "parameters": ours.answer["parameters"],
         "matmul_flops": rates,
         "ours": _figures(ours),
         "trl": [_figures(rival) for rival in rivals],
@@ -133,39 +133,39 @@ def _figures(side: Worker) -> dict[str, Any]:
         "threads": side.threads,
         "wall_s": side.wall_s,
         "cpu_s": side.cpu_s,
-        "grad_norm": side.said["grad_norm"],
-        "peak_mib": side.said["device_mib"] or side.said["rss_mib"],
+        "grad_norm": side.answer["grad_norm"],
+        "peak_mib": side.answer["device_mib"] or side.answer["rss_mib"],
     }
 
 
 def report(data: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """A row per algorithm and lengths."""
+    """Print a row for each algorithm and kind of lengths."""
     rows = []
-    for found in data:
-        ours, step_s = found["ours"], middle(found["ours"]["wall_s"])
-        best = min(found["trl"], key=lambda run: middle(run["wall_s"]))
-        trl_s, least_mib = middle(best["wall_s"]), min(run["peak_mib"] for run in found["trl"])
-        work_flop = OPERATIONS[found["algorithm"]] * found["parameters"] * found["tokens"]
-        possible_s = work_flop / middle(found["matmul_flops"])
+    for figures in data:
+        ours, step_s = figures["ours"], middle(figures["ours"]["wall_s"])
+        best = min(figures["trl"], key=lambda run: middle(run["wall_s"]))
+        trl_s, least_mib = middle(best["wall_s"]), min(run["peak_mib"] for run in figures["trl"])
+        work_flop = OPERATIONS[figures["algorithm"]] * figures["parameters"] * figures["tokens"]
+        possible_s = work_flop / middle(figures["matmul_flops"])
         off = abs(ours["grad_norm"] / best["grad_norm"] - 1)
         assert off <= SAME[args.dtype], (
             f"both sides must do the same work: gradients {off:.1%} apart"
         )
         good = trl_s / step_s >= REQUIRED and ours["peak_mib"] <= least_mib
         rows.append(
-            [f"{found['algorithm']}, {found['lengths']}", f"{found['tokens'] / step_s:,.0f}",
-             f"{found['tokens'] / trl_s:,.0f} ({best['threads']})", f"{trl_s / step_s:.2f}x",
+            [f"{figures['algorithm']}, {figures['lengths']}", f"{figures['tokens'] / step_s:,.0f}",
+             f"{figures['tokens'] / trl_s:,.0f} ({best['threads']})", f"{trl_s / step_s:.2f}x",
              f"{possible_s / step_s:.0%}", f"{possible_s / trl_s:.0%}", f"{ours['peak_mib']:.0f}",
              f"{least_mib:.0f}", verdict(good)]
         )  # fmt: skip
-    rate = middle([rate for found in data for rate in found["matmul_flops"]]) / 1e9
+    rate = middle([rate for figures in data for rate in figures["matmul_flops"]]) / 1e9
     show(
         f"One learner step: {args.prompts} x {args.group} completions of up to {args.tokens} tokens, "
         f"{args.size} parameters, {args.dtype}, {args.threads} thread(s)",
         ["", "tokens/s", "TRL's (threads)", "faster", "of matmul", "TRL's", "peak MiB", "TRL's",
          f"{REQUIRED:g}x, no more MiB"],
         rows,
-        f"of matmul: useful operations over what a large matrix product does here, {rate:,.0f} GFLOP/s; "
+        f"of matmul: useful operations over those of a large matrix product here, {rate:,.0f} GFLOP/s; "
         f"aimed at {AIM:.0%}",
     )  # fmt: skip
 

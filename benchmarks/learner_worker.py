@@ -1,7 +1,7 @@
-"""Our side of `benchmarks.learner`: one learner in a process of its own, updating on given completions.
+"""Our side of `benchmarks.learner`: a process with a learner that updates on given completions.
 
-See `benchmarks.worker` for how it is told what to do. After every order it also measures how fast this
-machine multiplies matrices at that moment, with the same threads and the same dtype.
+`benchmarks.worker` has the protocol of orders and answers. After every order the process also measures the
+speed of matrix products on this machine at that moment, with the same threads and the same dtype.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from benchmarks.given import given, task
 from benchmarks.worker import answer, now, orders, since
 
 MATRIX = {"cpu": 1024, "cuda": 8192}
-"""Side of the matrices whose product is timed."""
+"""Number of rows and columns of the matrices whose product is timed."""
 PRODUCTS = 8
-"""Products of which the quickest counts."""
+"""Number of products, of which the fastest counts."""
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def build_learner(chosen: argparse.Namespace) -> Any:
 
 
 def build_batch(chosen: argparse.Namespace) -> Any:
-    """The rows of every step."""
+    """Build the batch of every step."""
     from align.algorithms.rows import Batch, Row
 
     rows = [
@@ -112,8 +112,10 @@ def _algorithm(name: str) -> Any:
 
 
 def matmul_rate(dtype: Any, device: Any) -> float:
-    """Floating point operations a second of the quickest of some large matrix products, by whichever
-    library is quicker here."""
+    """Measure the floating point operations a second of the fastest of some large matrix products.
+
+    On a CPU in float32 the faster of torch's two libraries counts.
+    """
     import torch
 
     from align.learner.model.linear import product

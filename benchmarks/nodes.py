@@ -1,8 +1,8 @@
 """Claim: engines on 2 and 3 nodes give at least 90% of 2 and 3 times the throughput of one node.
 
-Real raylets, the real pool with its placement group, and engines that sleep as long as a GPU would
-decode: what is measured is what Keel and Ray add (splitting, sending, collecting, and a sync of weights
-to every node between two steps), not how quickly somebody's engine decodes. Every node gets the same work.
+The raylets and the pool with its placement group are real; engines sleep as long as a GPU would decode. So
+the measurement is of the time that Keel and Ray add (splitting, sending, collecting, and a sync of weights
+to every node between two steps), not of an engine's speed. Every node gets the same work.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from benchmarks.common import middle, parser, prepare, save, show, spread, verdict
 
 REQUIRED = 0.9
-"""Of linear."""
+"""Smallest share of linear throughput."""
 SLOTS = 64
-"""Sequences that an engine decodes at a time."""
+"""Number of sequences that an engine decodes at a time."""
 TOKENS = 64
 WEIGHTS = 3_000_000
-"""Parameters of a sync, in float32."""
+"""Number of float32 parameters in a sync."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What one node gets in a step."""
+    """Work of one node in a step."""
 
     engines: int
     prompts: int
     group: int
     wave_s: float
-    """Seconds that an engine decodes a full batch for."""
+    """Seconds that an engine takes to decode a full batch."""
 
 
 def main() -> None:
@@ -53,17 +53,17 @@ def main() -> None:
         args.steps, args.wave_s = 2, 0.2
     work = Work(engines=args.engines, prompts=args.prompts, group=args.group, wave_s=args.wave_s)
     data = []
-    with cluster() as made:
+    with cluster() as ray_cluster:
         for count in sorted(args.nodes):
-            while len(made.worker_nodes) < count:
-                made.add_node(num_cpus=work.engines, resources={"engine": work.engines})
+            while len(ray_cluster.worker_nodes) < count:
+                ray_cluster.add_node(num_cpus=work.engines, resources={"engine": work.engines})
             data.append(measure(count, work, args.steps))
     report(data, work)
     save(args.json, "nodes", args, data)
 
 
 def measure(nodes: int, work: Work, steps: int) -> dict[str, Any]:
-    """Seconds of every step, sampling and sync apart, on a cluster of so many nodes."""
+    """Measure the seconds of sampling and of sync in every step on ``nodes`` nodes."""
     import numpy as np
 
     from rollouts.engines.protocol import SampleRequest, WeightUpdate
@@ -106,7 +106,7 @@ def measure(nodes: int, work: Work, steps: int) -> dict[str, Any]:
 
 
 def sleeper(wave_s: float) -> Any:
-    """An engine that decodes a full batch in ``wave_s`` seconds; built in its actor."""
+    """Build an engine that decodes a full batch in ``wave_s`` seconds; called in its actor."""
     from rollouts.engines.protocol import SampleRequest, SampleResult, SyncReport, WeightUpdate
     from rollouts.engines.scripted import ScriptedEngine
 
@@ -117,7 +117,7 @@ def sleeper(wave_s: float) -> Any:
             return super().generate(requests)
 
         def sync(self, update: WeightUpdate) -> SyncReport:
-            self.updates.clear()  # It would keep them all.
+            self.updates.clear()  # The engine would keep all updates.
             return super().sync(update)
 
     return Sleeper(lambda prompt_ids, seed: ([5] * TOKENS, [-0.5] * TOKENS))
@@ -125,7 +125,7 @@ def sleeper(wave_s: float) -> Any:
 
 @contextmanager
 def cluster() -> Iterator[Any]:
-    """A head that runs nothing; nodes are added to it."""
+    """Start a cluster with a head that runs nothing, and stop it at the end; nodes are added later."""
     import logging
 
     import ray
@@ -135,17 +135,17 @@ def cluster() -> Iterator[Any]:
 
     os.environ["PYTHONPATH"] = str(PACKAGE_ROOT)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield made
+        ray.init(ray_cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield ray_cluster
     finally:
         ray.shutdown()
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 def pool_nodes() -> Iterator[str]:
-    """The node of every bundle of the pool's placement group."""
+    """Yield the node of every bundle of the pool's placement group."""
     import ray
 
     for group in ray.util.placement_group_table().values():
@@ -154,21 +154,21 @@ def pool_nodes() -> Iterator[str]:
 
 
 def report(data: Sequence[dict[str, Any]], work: Work) -> None:
-    """Throughput against one node's, times the number of nodes."""
-    one = middle(data[0]["completions_per_s"]) / data[0]["nodes"]
+    """Print the throughput of each number of nodes, as a share of that number times one node's."""
+    single_rate = middle(data[0]["completions_per_s"]) / data[0]["nodes"]
     engine_s = work.wave_s * ceil(work.prompts * work.group / work.engines / SLOTS)
     rows, passed = [], True
-    for found in data:
-        rate = middle(found["completions_per_s"])
-        share = rate / (one * found["nodes"])
+    for figures in data:
+        rate = middle(figures["completions_per_s"])
+        share = rate / (single_rate * figures["nodes"])
         passed &= share >= REQUIRED
         rows.append(
             [
-                str(found["nodes"]),
-                spread(found["completions_per_s"], 0),
+                str(figures["nodes"]),
+                spread(figures["completions_per_s"], 0),
                 f"{100 * share:.1f}%",
-                spread(found["sampled_s"]),
-                spread(found["synced_s"]),
+                spread(figures["sampled_s"]),
+                spread(figures["synced_s"]),
             ]
         )
     show(

@@ -1,7 +1,7 @@
-"""Claim: sampling one step ahead hides the quicker of sampling and learning behind the slower.
+"""Claim: sampling one step ahead hides the faster of sampling and learning behind the slower.
 
-One engine and one learner thread. Sampling alone, learning alone, and steps with ``max_staleness: 1``
-take turns; the step may take at most 1.25 times the slower of the two parts.
+There is one engine and one learner thread. Sampling alone, learning alone, and steps with
+``max_staleness: 1`` take turns; the step may take at most 1.25 times the slower of the two parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.given import work
 from benchmarks.step import ours
 
 LARGEST = 1.25
-"""Seconds of a step over those of its slower part."""
+"""Largest ratio of a step's seconds to those of its slower part."""
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _alone(side: Any, number: int, parts: dict[str, list[float]]) -> None:
-    """Both parts of a step, one after the other; what was asked ahead is waited for first."""
+    """Measure both parts of a step one after another, once the samples requested ahead have arrived."""
     from align.learner.batching import build_batch
 
     side.pending[number + 1].groups()

@@ -1,7 +1,7 @@
-"""How each algorithm is run on the tiny world: what a row of `benchmarks.retention` sets for it.
+"""Settings of each algorithm on the tiny world, for the rows of `benchmarks.retention`.
 
-A row named ``ours:dpo`` is the defaults with DPO in place of GRPO; ``naive:dpo`` the same without replay
-and anchors. Learning rates are factors of the run's: the losses differ in scale.
+The row ``ours:dpo`` has the defaults with DPO instead of GRPO; ``naive:dpo`` has no replay and no anchors.
+Learning rates are multiples of the run's rate, since the losses differ in scale.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Settings over the defaults, by name of the algorithm."""
 
 LR_FACTORS = {"dpo": 1.5, "kto": 2.0, "dr_grpo": 1.5}
-"""Learning rate over the run's; 1 where nothing stands."""
+"""Learning rate as a multiple of the run's; 1 for the other algorithms."""
 
 
 def rounds_of(name: str, tasks: tuple[str, ...], steps: int, folder: Path) -> list[dict[str, Any]]:
-    """The four rounds; of algorithms that learn from a file, with the file they need."""
+    """Return the four rounds; for algorithms that learn from a file, write the file."""
     rounds: list[dict[str, Any]] = [
         {"name": task, "prompts": f"demo://{task}", "rewards": ["exact_match"], "steps": steps}
         for task in tasks
@@ -44,7 +44,7 @@ def rounds_of(name: str, tasks: tuple[str, ...], steps: int, folder: Path) -> li
 
 
 def _demonstrations(task: str, folder: Path) -> Path:
-    """Right answers to the prompts that other algorithms sample for."""
+    """Write the right answers to the prompts that other algorithms sample for; return the file."""
     from align.data.demo.world import demo_prompts
 
     path = folder / f"{task}.jsonl"

@@ -1,14 +1,13 @@
-"""Claim: under Keel's defaults the tiny world is not forgotten, at the rollouts naive GRPO spends.
+"""Claim: under Keel's defaults the tiny world is not forgotten, with as many rollouts as naive GRPO.
 
-Every run is a whole campaign through `align.campaign.run_campaign`: four rounds, each with a reward
-of its own, on a gate that observes, so that naive rounds are accepted too. All rows draw the same
-number of completions per step; what is replayed is taken from new prompts (``ours_long`` alone gets
-more steps). Runs are appended to a JSONL file as they end: a killed benchmark goes on with the run it
-was in, from the round it was in.
+Every run is a whole campaign through `align.campaign.run_campaign`: four rounds, each with its own reward,
+on a gate that observes, so that naive rounds are accepted too. All rows draw the same number of completions
+per step, and replayed prompts replace new ones (only ``ours_long`` has more steps). Runs are appended to a
+JSONL file as they end: a benchmark that was killed resumes its last run in the round it was in.
 
-Columns: AP, LA and BWT as in `align.gate.forgetting`, on suites sampled at temperature 1; F10, the
-share of an earlier round's items, answered greedily, that were right right after that round and wrong
-at the end; the general and the held-out composition suite at the end; seconds of training a round.
+Columns: AP, LA and BWT as in `align.gate.forgetting`, on suites sampled at temperature 1; F10, the share of
+an earlier round's items, answered greedily, that were right after that round and are wrong at the end; the
+general and the held-out composition suite at the end; seconds of training a round.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours_long": {},
 }
-"""What a row sets on top of Keel's defaults; ``ours:dpo`` is a row with another algorithm."""
+"""Settings of each row over Keel's defaults; ``ours:dpo`` is a row with another algorithm."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "given": ("rev", "sort", "rotl", "inc"),
@@ -69,13 +68,13 @@ METRICS = ("AP", "LA", "BWT", "F10", "general", "heldout", "round_s")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Requirement:
-    """One bound on the runs of one learning rate."""
+    """Bound on the runs of one learning rate."""
 
     text: str
     lr: float
     rows: tuple[str, ...]
     holds: Callable[[Mapping[str, list[dict[str, float]]]], bool]
-    """Takes the metrics of every run, by row."""
+    """Function of the metrics of every run, by row."""
 
 
 def _every(row: str, metric: str, low: float, high: float = 1.0) -> Callable[..., bool]:
@@ -108,7 +107,7 @@ REQUIREMENTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One campaign to run."""
+    """Campaign to run."""
 
     row: str
     lr: float
@@ -119,21 +118,21 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        """The row without its algorithm."""
+        """Row without its algorithm."""
         return self.row.partition(":")[0]
 
     @property
     def algorithm(self) -> str:
-        """GRPO unless the row names another one."""
+        """Algorithm of the row, GRPO unless it names another one."""
         return self.row.partition(":")[2] or "grpo"
 
     @property
     def key(self) -> str:
-        """Names the run in the result file and its store; holds all that decides its result."""
+        """Name of the run in the result file and of its store, with all that decides its result."""
         return f"{self.row}-lr{self.lr:g}-{self.order}-s{self.seed}-{self.steps}x-{self.items}i"
 
     def config(self, stores: Path) -> CampaignConfig:
-        """The campaign; all runs evaluate on the same items."""
+        """Build the campaign; all runs evaluate on the same items."""
         from align.config.campaign import CampaignConfig, overlay
 
         defaults = {
@@ -141,7 +140,7 @@ class Run:
             "optimizer": {"lr": self.lr * LR_FACTORS.get(self.algorithm, 1.0)},
             "replay": {"general_prompts": "demo://general"},
             "suite": {"items": self.items, "temperature": 1.0},
-            # The drift meter samples and computes; no row is charged for it.
+            # The drift meter would add its own sampling to the time of every row.
             "meter_every": 10**6,
         }
         tasks = ORDERS[self.order]
@@ -175,24 +174,24 @@ class Run:
 
 @dataclass(kw_only=True)
 class Clock:
-    """An observer that times the learner steps of every round, evaluation left out."""
+    """Observer that times the learner steps of every round, without evaluation."""
 
     label: str
     steps: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
-        """Nothing to time."""
+        """Ignore a remark."""
 
     def on_step(self, plan: Any, step: int, metrics: Mapping[str, float]) -> None:
-        """A step has ended now."""
+        """Record the time at which a step ends."""
         self.steps.setdefault(plan.spec.name, []).append(time.perf_counter())
 
     def on_verdict(self, plan: Any, outcome: Any) -> None:
-        """Say that something is happening."""
+        """Print that a round is done."""
         print(f"  {self.label}: {plan.spec.name} done", flush=True)
 
     def round_s(self) -> float:
-        """Median over the rounds; the first step, which no step precedes, counts as an average one."""
+        """Return the median seconds of a round; its first step counts as an average one."""
         spans = [
             (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
             for ends in self.steps.values()
@@ -202,9 +201,9 @@ class Clock:
 
 
 class Kept:
-    """An engine that many campaigns use one after the other: closing it is left to the owner.
+    """Engine that many campaigns use one after another, and that none of them closes.
 
-    Every campaign syncs its own base before it samples, so nothing of the one before remains.
+    Every campaign syncs its own base before it samples, so no weights of the last campaign remain.
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
@@ -213,12 +212,12 @@ class Kept:
         self.score, self.sync = engine.score, engine.sync
 
     def close(self) -> None:
-        """Nothing: the next campaign goes on with the same engines."""
+        """Do nothing: the next campaign uses the same engines."""
 
 
 @contextmanager
 def shared_engine(engines: int) -> Iterator[StartEngine]:
-    """One cluster and one pool, started when the first campaign asks."""
+    """Start one cluster, and one pool when the first campaign needs it; close both at the end."""
     from align.data.base_model import resolve_model
     from launch.cluster.cluster import connect
     from launch.cluster.engines import engine_spec
@@ -228,7 +227,7 @@ def shared_engine(engines: int) -> Iterator[StartEngine]:
 
     def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
         if not pools:
-            # The packaged model, not the first campaign's copy: that store is deleted.
+            # The pool gets the packaged model, since the first campaign's store is deleted.
             settings = engine_spec(config, resolve_model(config.policy), context)
             pools.append(EnginePool(settings, num_engines=engines))
         return Kept(pools[0])
@@ -240,12 +239,12 @@ def shared_engine(engines: int) -> Iterator[StartEngine]:
 
 
 def main() -> None:
-    """Run what is missing, then print what there is."""
+    """Run the campaigns that have no result yet, then print all results."""
     prepare()
     args = _arguments()
     wanted = list(_wanted(args))
-    found = _load(args.results)
-    missing = [run for run in wanted if run.key not in found]
+    results = _load(args.results)
+    missing = [run for run in wanted if run.key not in results]
     if missing:
         with shared_engine(args.engines) as start:
             for number, run in enumerate(missing, start=1):
@@ -253,14 +252,14 @@ def main() -> None:
                 metrics = execute(run, args.stores, start)
                 _append(args.results, run, metrics)
                 shutil.rmtree(args.stores / run.key)
-    found = _load(args.results)
-    data = [{**asdict(run), **found[run.key]} for run in wanted]
+    results = _load(args.results)
+    data = [{**asdict(run), **results[run.key]} for run in wanted]
     report(data, args)
     save(args.json, "retention", args, data)
 
 
 def execute(run: Run, stores: Path, start: StartEngine) -> dict[str, float]:
-    """Run a campaign to its end and read its figures from what it stored."""
+    """Run a campaign to its end and compute its figures from its store."""
     from align.campaign import run_campaign
 
     clock = Clock(label=run.key)
@@ -281,7 +280,10 @@ def execute(run: Run, stores: Path, start: StartEngine) -> dict[str, float]:
 
 
 def _lost_share(evidence: Evidence, config: CampaignConfig) -> float:
-    """Mean over all rounds but the last: greedy items lost between the round's snapshot and the end."""
+    """Return the share of greedy items lost from a round's snapshot to the end, averaged over rounds.
+
+    The last round does not count.
+    """
     from align.gate.forgetting import transitions
     from align.gate.measurement.evaluate import ItemResults
 
@@ -300,7 +302,7 @@ def _lost_share(evidence: Evidence, config: CampaignConfig) -> float:
 
 
 def report(data: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """A row per recipe and learning rate: mean and range over its runs; then the requirements."""
+    """Print mean and range over the runs of each row and learning rate, then the requirements."""
     rows, notes = [], []
     for lr in args.lrs:
         runs = {row: [d for d in data if d["row"] == row and d["lr"] == lr] for row in args.rows}
@@ -333,15 +335,15 @@ def _wanted(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def _load(path: Path) -> dict[str, dict[str, float]]:
-    """Finished runs by key; a last line that was cut short is as if it had not been written."""
-    found: dict[str, dict[str, float]] = {}
+    """Read the metrics of finished runs by key; a last line that was cut short is ignored."""
+    results: dict[str, dict[str, float]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        found[record["key"]] = record["metrics"]
-    return found
+        results[record["key"]] = record["metrics"]
+    return results
 
 
 def _append(path: Path, run: Run, metrics: dict[str, float]) -> None:
@@ -376,7 +378,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """``1,2`` as a list."""
+    """Return a parser of lists such as ``1,2``."""
     return lambda text: [kind(part) for part in text.split(",")]
 
 

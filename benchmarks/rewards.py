@@ -1,10 +1,9 @@
 """Claim: worker processes cost next to nothing, share the work, and a sample that hangs costs its deadline.
 
-Three measurements of `rewards.isolation`, each through a rubric as a round would use it. Rate: 4,096
-samples of 5 ms each, before two workers. Overhead: what a sample costs in a worker process beyond what it
-costs inline, for a reward that does next to nothing. Hang: a step of 128 samples one of which never
-returns, with a deadline per sample and with one for the batch alone. Workers are warm, as they are from a
-round's second step on.
+There are three measurements of `rewards.isolation`, each through a rubric as a round uses it. Rate: 4,096
+samples of 5 ms each on two workers. Overhead: the time of a sample in a worker process minus that inline,
+for a reward that does next to nothing. Hang: a step of 128 samples, one of which never returns, with a
+deadline per sample and with one for the batch alone. Workers are warm, as from a round's second step on.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from benchmarks.common import middle, parser, prepare, save, show, verdict
 SAMPLE_S = 0.005
 WORKERS = 2
 RATE = 0.9
-"""Of what two workers can do at best."""
+"""Smallest share of the ideal rate of two workers."""
 OVERHEAD_S = 0.001
 LATE_S = 1.0
-"""After its deadline a step has ended."""
+"""Seconds after its deadline by which a step must have ended."""
 HANG = "hang"
 GROUP = 8
 
 
 def waits(completions: Sequence[str]) -> list[float]:
-    """5 ms a sample, as a reward that asks somebody; what the system oversleeps is made up for."""
+    """Take 5 ms for each sample, as a reward that calls a service; oversleeping is made up for."""
     due = time.monotonic()
     for _ in completions:
         due += SAMPLE_S
@@ -36,12 +35,12 @@ def waits(completions: Sequence[str]) -> list[float]:
 
 
 def counts(completions: Sequence[str]) -> list[float]:
-    """Next to nothing."""
+    """Count characters, which takes next to no time."""
     return [float(len(text)) for text in completions]
 
 
 def hangs(completions: Sequence[str]) -> list[float]:
-    """For good, on one text."""
+    """Hang without end on one text."""
     while HANG in completions:
         time.sleep(1.0)
     return [1.0] * len(completions)
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def rate(samples: int, tokens: int) -> dict[str, Any]:
-    """Seconds for all samples, and for two workers that lose no moment."""
+    """Measure the seconds for all samples, beside the ideal of two workers that are always busy."""
     rubric = _rubric("waits", workers=WORKERS, deadline_s=600.0)
     _seconds(rubric, _groups(GROUP * 8, tokens))
     ideal = samples * SAMPLE_S / WORKERS
@@ -81,7 +80,7 @@ def rate(samples: int, tokens: int) -> dict[str, Any]:
 
 
 def overhead(samples: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Seconds a sample, inline and in a process; they take turns."""
+    """Measure the seconds of a sample inline and in a process, in turns."""
     groups = _groups(samples, tokens)
     rubrics = {level: _rubric("counts", isolation=level) for level in ("inline", "process")}
     times: dict[str, list[float]] = {level: [] for level in rubrics}
@@ -90,27 +89,27 @@ def overhead(samples: int, tokens: int, repeats: int) -> dict[str, Any]:
             times[level].append(_seconds(rubric, groups) / samples)
     for rubric in rubrics.values():
         rubric.close()
-    found = {level: middle(values[1:]) for level, values in times.items()}
-    return {**found, "overhead": found["process"] - found["inline"], "times": times}
+    medians = {level: middle(values[1:]) for level, values in times.items()}
+    return {**medians, "overhead": medians["process"] - medians["inline"], "times": times}
 
 
 def hang(deadline_s: float, sample_deadline_s: float | None) -> dict[str, Any]:
-    """Seconds of a step with one sample that hangs, and how many of the others were scored."""
+    """Measure the seconds of a step with one sample that hangs; count the others that were scored."""
     limits = {"deadline_s": deadline_s, "sample_deadline_s": sample_deadline_s}
     rubric = _rubric("hangs", workers=WORKERS, **limits)
     _seconds(rubric, _groups(GROUP * 8, 1))
     groups = _groups(128, 1, hanging=77)
     started = time.perf_counter()
-    scored = [score.status for found in rubric.score(groups) for score in found.scores_G]
+    scored = [score.status for group in rubric.score(groups) for score in group.scores_G]
     seconds = time.perf_counter() - started
     rubric.close()
-    # One sample a call, 127 of them at once: what hangs costs a sample's deadline.
+    # A sample that hangs costs its own deadline, or that of the batch.
     allowed = deadline_s if sample_deadline_s is None else sample_deadline_s
     return {"seconds": seconds, "allowed": allowed + LATE_S, "scored": scored.count("scored")}
 
 
 def report(data: dict[str, Any]) -> None:
-    """The table."""
+    """Print the table."""
     speed, cost = data["rate"], data["overhead"]
     rows = [
         ["share of the ideal rate", f"{speed['share']:.1%}", f"at least {RATE:.0%}",
@@ -119,11 +118,11 @@ def report(data: dict[str, Any]) -> None:
          f"at most {1e3 * OVERHEAD_S:g}", verdict(cost["overhead"] <= OVERHEAD_S)],
     ]  # fmt: skip
     for name, what in (("hang_sample", "deadline per sample"), ("hang_batch", "per batch")):
-        found = data[name]
-        good = found["seconds"] <= found["allowed"] and found["scored"] == 127
+        figures = data[name]
+        good = figures["seconds"] <= figures["allowed"] and figures["scored"] == 127
         rows.append(
-            [f"one sample hangs, {what}: s", f"{found['seconds']:.2f}",
-             f"at most {found['allowed']:g}", verdict(good)]
+            [f"one sample hangs, {what}: s", f"{figures['seconds']:.2f}",
+             f"at most {figures['allowed']:g}", verdict(good)]
         )  # fmt: skip
     scored = [str(data[name]["scored"]) for name in ("hang_sample", "hang_batch")]
     show(
@@ -136,12 +135,12 @@ def _rubric(function: str, **fields: Any) -> Any:
     from align.config.campaign import RewardConfig
     from rewards.rubric import build_rubric
 
-    given = {name: value for name, value in fields.items() if value is not None}
-    return build_rubric([RewardConfig(name=f"benchmarks.rewards:{function}", **given)])
+    stated = {name: value for name, value in fields.items() if value is not None}
+    return build_rubric([RewardConfig(name=f"benchmarks.rewards:{function}", **stated)])
 
 
 def _groups(samples: int, tokens: int, hanging: int | None = None) -> list[Any]:
-    """Groups of eight completions; one of all can be the text that hangs."""
+    """Make groups of eight completions, of which one can be the text that hangs."""
     from rollouts.types import Completion, Prompt, RolloutGroup
 
     def completion(index: int) -> Completion:
@@ -164,7 +163,7 @@ def _seconds(rubric: Any, groups: list[Any]) -> float:
     started = time.perf_counter()
     scored = rubric.score(groups)
     seconds = time.perf_counter() - started
-    assert all(score.status == "scored" for found in scored for score in found.scores_G)
+    assert all(score.status == "scored" for group in scored for score in group.scores_G)
     return seconds
 
 

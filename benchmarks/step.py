@@ -1,13 +1,13 @@
-"""Claim: one step of GRPO, from prompts to synced weights, takes at most half the time TRL's takes.
+"""Claim: one step of GRPO, from prompts to synced weights, takes at most half the time of TRL's.
 
-Ours: vLLM engines in Ray actors sample, the rubric scores, the learner updates under one KL anchor,
-the engines take the new weights. TRL's: `GRPOTrainer` with its own generation, same model, prompts,
-reward, KL weight and learning rate. Both sides take turns, so that a machine that slows down slows
-down for both; TRL runs once for every number of threads given and its best one counts. Ours samples the
-next step while it learns from this one: engines on half of the cores, and the learner with a thread for
-every core, so that none waits for the slower of the two. ``--staleness 0 --engines 2`` is strictly
-on-policy, in turn. With ``--algorithm rloo`` the same for RLOO, whose KL is in the reward. ``--model FOLDER
---lora 16`` is the same on a real model, where a step must also take at most half of TRL's memory.
+Our side: vLLM engines in Ray actors sample, the rubric scores, the learner updates under one KL anchor, and
+the engines load the new weights. TRL's side: `GRPOTrainer` with its own generation and the same model,
+prompts, reward, KL weight and learning rate. The sides take turns, so that a machine that slows down slows
+both down; TRL runs once for every number of threads in ``--trl-threads``, and its best run counts. Our side
+samples the next step while it learns from this one: engines on half of the cores, and the learner with a
+thread for every core, so that neither waits for the slower of the two. ``--staleness 0 --engines 2`` is
+strictly on-policy, in turn. ``--algorithm rloo`` measures RLOO, whose KL is in the reward. ``--model FOLDER
+--lora 16`` measures a real model, where a step must also take at most half of TRL's memory.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from benchmarks.given import work, work_of
 from benchmarks.worker import Worker
 
 REQUIRED = 2.0
-"""TRL's seconds per step over ours."""
+"""Smallest ratio of TRL's seconds per step to ours."""
 REQUIRED_MEMORY = 0.5
-"""Our peak memory over TRL's least, on a real model; of a tiny one both sides' libraries are most."""
+"""Largest ratio of our peak memory to TRL's least, on a real model; for a tiny model the libraries take
+most of the memory on both sides."""
 
 
 @dataclass(kw_only=True)
 class Ours:
-    """Our side, ready to step."""
+    """Our side of the comparison, ready for steps."""
 
     learner: Any
     pool: Any
@@ -57,10 +58,10 @@ class Ours:
     spec: Any
     pending: dict[int, Any] = field(default_factory=dict)
     in_flight: bool = False
-    """Engines take new weights while they sample."""
+    """True if engines load new weights while they sample."""
 
     def step(self, number: int) -> dict[str, float]:
-        """One step as `align.round.round.train` takes it; seconds of its phases."""
+        """Take a step as `align.round.round.train` does; return the seconds of its phases."""
         from align.learner.batching import build_batch
         from align.round.sampler import fresher_share
 
@@ -88,7 +89,7 @@ class Ours:
         return {**phases, "wall_s": clock[-1] - clock[0], "fresher": fresher}
 
     def ask(self, number: int, held: int) -> Any:
-        """Begin to sample a step from the weights that the engines hold."""
+        """Begin to sample a step from the weights that the engines have."""
         from rollouts.collect import begin
         from rollouts.types import Sampling
 
@@ -205,7 +206,7 @@ def main() -> None:
 
 
 def measure(model: Path, rivals: list[Worker], args: argparse.Namespace) -> dict[str, Any]:
-    """Turns of a few steps each; the first step of a side is a warm-up."""
+    """Measure turns of a few steps for each side; the first step of a side is a warm-up."""
     for rival in rivals:
         rival.steps(1, keep=False)
     steps: list[dict[str, float]] = []
@@ -233,22 +234,22 @@ def measure(model: Path, rivals: list[Worker], args: argparse.Namespace) -> dict
 
 
 def report(data: dict[str, Any], args: argparse.Namespace) -> None:
-    """The table and the verdict."""
+    """Print the table and the verdict."""
     steps = data["ours"]["steps"]
-    mine = {name: middle([step[name] for step in steps]) for name in steps[0]}
+    keel = {name: middle([step[name] for step in steps]) for name in steps[0]}
     rows = [
         [f"Keel, {args.engines} engine(s), {args.threads} learner thread(s)",
-         f"{mine['wall_s']:.2f}", f"{mine['cpu_s']:.2f}", f"{data['ours']['peak_mib']:.0f}", ""]
+         f"{keel['wall_s']:.2f}", f"{keel['cpu_s']:.2f}", f"{data['ours']['peak_mib']:.0f}", ""]
     ]  # fmt: skip
     ratios = []
     for rival in data["trl"]:
-        ratios.append(middle(rival["wall_s"]) / mine["wall_s"])
+        ratios.append(middle(rival["wall_s"]) / keel["wall_s"])
         rows.append(
             [f"TRL, {rival['threads']} thread(s)", f"{middle(rival['wall_s']):.2f}",
              f"{middle(rival['cpu_s']):.2f}", f"{rival['peak_mib']:.0f}", f"{ratios[-1]:.2f}x"]
         )  # fmt: skip
     phases = ", ".join(
-        f"{n[:-2]} {mine[n]:.2f}" for n in mine if n not in ("wall_s", "cpu_s", "fresher")
+        f"{n[:-2]} {keel[n]:.2f}" for n in keel if n not in ("wall_s", "cpu_s", "fresher")
     )
     notes = [f"Keel's phases, median seconds: {phases}"]
     if ratios:

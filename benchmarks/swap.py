@@ -1,12 +1,11 @@
-"""Claim: of 10,000 requests none is lost while what is served is swapped under them.
+"""Claim: of 10,000 requests none is lost while the served snapshot is swapped.
 
 Requests go through the proxy of `keel serve --follow`, on loopback, 16 at a time, one in ten of them
-streamed. A request is lost unless it ends with status 200, a whole body, and one snapshot that header and
-body agree on; nothing is tried again. *light*: the servers behind the proxy are small processes that answer
+streamed. A request is lost unless it ends with status 200, a whole body, and the same snapshot in header
+and body; nothing is tried again. *light*: the servers behind the proxy are small processes that answer
 after some milliseconds and are killed once they are drained; the alias moves many times. *vLLM*: `keel
 serve` itself on the demo model and one promotion through the ledger; clients go on until the new snapshot
-answers. Without a GPU most of that time is vLLM starting on the cores that also answer.
-"""
+answers. Without a GPU vLLM takes most of that time to start, on the same cores that answer requests."""
 
 from __future__ import annotations
 
@@ -15,12 +14,9 @@ import json
 import multiprocessing
 import random
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
@@ -29,12 +25,12 @@ from typing import Any
 
 import httpx
 
-from benchmarks.common import middle, parser, prepare, save, show, verdict
+from benchmarks.common import keel_server, middle, parser, prepare, save, show, verdict
 
 KEY = "sk-of-the-benchmark"
 START_S = 600.0
 STREAMED = 10
-"""One request of so many is streamed."""
+"""Number of requests, of which one is streamed."""
 CAMPAIGN = {
     "name": "swapped",
     "policy": {"model": "demo://digits"},
@@ -46,21 +42,21 @@ CAMPAIGN = {
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """What became of the requests."""
+    """Counts of answered and lost requests, and the seconds of each answer."""
 
     answered: Counter[str] = field(default_factory=Counter)
-    """By snapshot."""
+    """Number of answered requests by snapshot."""
     lost: Counter[str] = field(default_factory=Counter)
-    """By what happened."""
+    """Number of lost requests by reason."""
     seconds: list[float] = field(default_factory=list)
 
     @property
     def sent(self) -> int:
-        """All of them."""
+        """Number of all requests."""
         return self.answered.total() + self.lost.total()
 
     def summary(self, swaps: int, wall_s: float) -> dict[str, Any]:
-        """For the report."""
+        """Summarise the counts and seconds for the report."""
         ordered = sorted(self.seconds)
         return {
             "sent": self.sent,
@@ -99,12 +95,12 @@ async def light(folder: Path, args: Any) -> dict[str, Any]:
     alias = folder / "alias"
     _move(alias, 0)
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_proxy_process, args=(alias, theirs))
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_proxy_process, args=(alias, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        url = f"http://127.0.0.1:{ours.recv()}"
+        url = f"http://127.0.0.1:{receiver.recv()}"
 
         async def move(tally: Tally) -> None:
             for swap in range(1, args.swaps + 1):
@@ -121,9 +117,11 @@ async def light(folder: Path, args: Any) -> dict[str, Any]:
 
 
 async def real(folder: Path, args: Any) -> dict[str, Any]:
-    """Promote a snapshot while clients ask `keel serve`."""
+    """Promote a snapshot while clients send requests to `keel serve`."""
     campaign, promote = published(folder)
-    with serving(campaign) as (url, key):
+    with keel_server("serve", str(campaign), "--follow", "--port", "0") as (_, address):
+        url = address.removesuffix("/v1")
+        key = (campaign.parent / "store" / "serving" / "key").read_text().strip()
 
         async def move(tally: Tally) -> None:
             await _until(lambda: tally.sent * 4 >= args.vllm_requests)
@@ -142,7 +140,7 @@ async def load(
     move: Callable[[Tally], Awaitable[None]],
     swaps: int,
 ) -> dict[str, Any]:
-    """Send at least so many requests, and go on until the last move is done."""
+    """Send at least ``requests`` requests, and go on until the last move is done."""
     tally = Tally()
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     async with httpx.AsyncClient(
@@ -168,7 +166,7 @@ async def load(
 
 
 async def ask(client: httpx.AsyncClient, model: str, tally: Tally) -> None:
-    """One completion of one token, and what became of it. Nothing is tried again here."""
+    """Request one completion of one token and count the result; nothing is tried again."""
     streamed = tally.sent % STREAMED == 0
     question = {"model": model, "prompt": [3, 4, 5], "max_tokens": 1, "stream": streamed}
     began = time.perf_counter()
@@ -190,21 +188,21 @@ async def ask(client: httpx.AsyncClient, model: str, tally: Tally) -> None:
 
 
 def report(data: dict[str, Any], args: Any) -> None:
-    """One table."""
+    """Print the table."""
     rows = [
         [
-            f"{name}, {found['swaps']} swap{'s' if found['swaps'] > 1 else ''}",
-            f"{sum(found['lost'].values())} of {found['sent']:,}",
-            f"{found['requests_s']:.0f}",
-            f"{found['median_ms']:.0f}",
-            f"{found['p99_ms']:.0f}",
-            f"{found['longest_ms']:.0f}",
-            verdict(not found["lost"]),
+            f"{name}, {summary['swaps']} swap{'s' if summary['swaps'] > 1 else ''}",
+            f"{sum(summary['lost'].values())} of {summary['sent']:,}",
+            f"{summary['requests_s']:.0f}",
+            f"{summary['median_ms']:.0f}",
+            f"{summary['p99_ms']:.0f}",
+            f"{summary['longest_ms']:.0f}",
+            verdict(not summary["lost"]),
         ]
-        for name, found in data.items()
+        for name, summary in data.items()
     ]
     columns = ["servers", "lost", "requests/s", "median ms", "99% ms", "longest ms", "claim"]
-    reasons = [f"{name}: {found['lost']}" for name, found in data.items() if found["lost"]]
+    reasons = [f"{name}: {summary['lost']}" for name, summary in data.items() if summary["lost"]]
     show(f"Requests lost, {args.connections} at a time", columns, rows, *reasons)
 
 
@@ -222,23 +220,23 @@ def _move(alias: Path, swap: int) -> None:
 
 
 class LightServer:
-    """A `launch.serving.route.Backend`: a process with a small application."""
+    """Backend (`launch.serving.route.Backend`) that is a process with a small application."""
 
     def __init__(self, snapshot: str) -> None:
         self.snapshot, self.key = snapshot, KEY
         context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_light_process, args=(snapshot, theirs))
+        self._receiver, sender = context.Pipe()
+        self._process = context.Process(target=_light_process, args=(snapshot, sender))
         self._process.start()
-        theirs.close()
-        self.url = f"http://127.0.0.1:{self._ours.recv()}"
+        sender.close()
+        self.url = f"http://127.0.0.1:{self._receiver.recv()}"
 
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Tell if the process runs."""
         return self._process.is_alive()
 
     async def stop(self) -> None:
-        """Killed: whatever it had not answered is lost."""
+        """Kill the process; requests that it has not answered are lost."""
         self._process.kill()
         await asyncio.to_thread(self._process.join)
 
@@ -297,7 +295,10 @@ def _light_process(snapshot: str, port: Any) -> None:
 
 
 def published(folder: Path) -> tuple[Path, Callable[[], str]]:
-    """A campaign file whose store has two snapshots, and what promotes the second; it returns its id."""
+    """Write a campaign with a base in its store; return its file, and a function that promotes a snapshot.
+
+    The function returns the id of the promoted snapshot.
+    """
     from align.config.campaign import CampaignConfig
     from align.data.demo import BASE_MODEL
     from align.store.ledger.ledger import Ledger
@@ -320,9 +321,9 @@ def published(folder: Path) -> tuple[Path, Callable[[], str]]:
             ):
                 copyfile(BASE_MODEL / file, to / file)
 
-        made = store.publish(copy, Provenance(kind="model", round=name, parent=parent))
-        ledger.record_snapshot(made)
-        return made
+        snapshot = store.publish(copy, Provenance(kind="model", round=name, parent=parent))
+        ledger.record_snapshot(snapshot)
+        return snapshot
 
     base = publish(None, None)
     ledger.set_alias_initial("production", base.id)
@@ -337,30 +338,6 @@ def published(folder: Path) -> tuple[Path, Callable[[], str]]:
     file = folder / "campaign.yaml"
     file.write_text(json.dumps({**CAMPAIGN, "store": str(folder / "store")}))
     return file, promote
-
-
-@contextmanager
-def serving(campaign: Path) -> Iterator[tuple[str, str]]:
-    """Address and key of a `keel serve --follow`, ended in any case."""
-    code = "from launch.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(campaign), "--follow", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("listening on "):
-                break
-        else:
-            raise RuntimeError("keel serve did not start")
-        key = (campaign.parent / "store" / "serving" / "key").read_text().strip()
-        yield line.removeprefix("listening on ").strip().removesuffix("/v1"), key
-    finally:
-        process.terminate()
-        process.wait(60.0)
 
 
 async def _until(reached: Callable[[], bool]) -> None:

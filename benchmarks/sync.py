@@ -1,10 +1,10 @@
 """Claim: new weights reach every engine within 0.2 s (3M parameters) and 0.6 s (28M), and those of a real
-model (``--model FOLDER``) within 1.5 times what copying them in memory and loading them takes.
+model (``--model FOLDER``) within 1.5 times the time of copying them in memory and loading them.
 
-Times `EnginePool.sync`, from the learner's tensors through Ray's object store to engines that have
-loaded them, dropped their caches and reported the new version; beside it a plain copy of the same
-bytes in memory. After the last sync the engines' logprobs are compared with the learner's own: a sync
-that is quick and wrong would show.
+The benchmark times `EnginePool.sync`, from the learner's tensors through Ray's object store to engines that
+have loaded them, dropped their caches and reported the new version, and a plain copy of the same bytes in
+memory. After the last sync the engines' logprobs are compared with the learner's own, which would show a
+sync that is fast but wrong.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from benchmarks.common import (
 
 REQUIRED_S = {"3M": 0.2, "28M": 0.6}
 REQUIRED_SHARE = 1.5
-"""Seconds of a sync over those of a copy and of the engine's own loading, for a real model."""
+"""Largest ratio of a sync's seconds to those of a copy and of the engine's own loading, for a real
+model."""
 TOLERANCE = 1e-4
-"""Nats; float32 on both sides."""
+"""Largest difference of logprobs in nats, with float32 on both sides."""
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any]:
-    """Seconds of every sync and of every copy, and the gap between engines and learner."""
+    """Measure the seconds of every sync and copy, and the gap between engines and learner."""
     import torch
 
     from align.config.campaign import PolicyConfig, RoundSettings
@@ -104,7 +105,7 @@ def measure(model: Path, size: str, engines: int, repeats: int) -> dict[str, Any
 
 
 def _copy_s(parameters: list[Any]) -> float:
-    """Seconds to copy all parameters into memory that was touched before."""
+    """Measure the seconds to copy all parameters into memory that is already mapped."""
     import torch
 
     targets = [torch.zeros_like(p) for p in parameters]
@@ -133,24 +134,24 @@ def _gap(pool: Any, learner: Any) -> float:
     pairs = zip(pool.score(requests), learner.completion_logprobs(rows), strict=True)
     gaps = [
         abs(a - b) / max(1.0, abs(a))
-        for theirs, own in pairs
-        for a, b in zip(theirs, own, strict=True)
+        for engine_T, learner_T in pairs
+        for a, b in zip(engine_T, learner_T, strict=True)
     ]
     return float(max(gaps))
 
 
 def report(data: list[dict[str, Any]]) -> None:
-    """The table; every row has its own requirement."""
+    """Print the table; every row has its own requirement."""
     rows = []
-    for found in data:
-        least = middle(found["copy_s"]) + middle(found["load_s"])
-        limit = REQUIRED_S.get(found["size"], REQUIRED_SHARE * least)
-        good = middle(found["sync_s"]) <= limit and found["gap"] <= TOLERANCE
+    for figures in data:
+        least = middle(figures["copy_s"]) + middle(figures["load_s"])
+        limit = REQUIRED_S.get(figures["size"], REQUIRED_SHARE * least)
+        good = middle(figures["sync_s"]) <= limit and figures["gap"] <= TOLERANCE
         rows.append(
-            [f"{found['size']}, {found['engines']} engine(s)", f"{found['bytes'] / 2**20:.0f}",
-             spread(found["sync_s"]), f"{middle(found['copy_s']):.4f}",
-             f"{middle(found['load_s']):.3f}", f"{middle(found['sync_s']) / least:.2f}x",
-             f"{found['gap']:.1e}",
+            [f"{figures['size']}, {figures['engines']} engine(s)", f"{figures['bytes'] / 2**20:.0f}",
+             spread(figures["sync_s"]), f"{middle(figures['copy_s']):.4f}",
+             f"{middle(figures['load_s']):.3f}", f"{middle(figures['sync_s']) / least:.2f}x",
+             f"{figures['gap']:.1e}",
              f"{limit:.2g} {verdict(good)}"]
         )  # fmt: skip
     columns = ["", "MiB", "sync s, median [min, max]", "plain copy s", "load s", "sync / both",

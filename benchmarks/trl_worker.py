@@ -1,10 +1,9 @@
-"""TRL's side of `benchmarks.step` and `benchmarks.learner`: one of its trainers in a process of its own.
+"""TRL's side of `benchmarks.step` and `benchmarks.learner`: a process with one of its trainers.
 
-Whole steps sample with TRL's own generation. Where completions are given they are those of
-`benchmarks.given`, and a step is what is left: the forward passes that TRL adds to every step (reference,
+Whole steps sample with TRL's own generation. With ``--completions given`` the completions are those of
+`benchmarks.given`, and a step is the rest: the forward passes that TRL adds to every step (reference,
 RLOO's old logprobs, KTO's mismatched answers), loss, gradient and optimizer, in TRL's own training loop.
-See `benchmarks.worker` for how it is told what to do.
-"""
+`benchmarks.worker` has the protocol of orders and answers."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ from benchmarks.worker import answer, now, orders, since
 
 SAMPLED = ("grpo", "rloo")
 IGNORED = -100
-"""A label that is not learnt."""
+"""Label of tokens that are not learnt."""
 
 
 def main() -> None:
-    """Build the trainer and obey."""
+    """Build the trainer and follow the orders."""
     prepare()
     options = task(__doc__)
     options.add_argument("--completions", choices=["sampled", "given"], default="sampled")
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def build_trainer(chosen: argparse.Namespace) -> Any:
-    """TRL's trainer on the same model as ours; of its settings only the work is chosen."""
+    """Build TRL's trainer on the same model as ours; only the settings that define the work are set."""
     import torch
     import trl
     from datasets import Dataset  # type: ignore[import-untyped]
@@ -79,17 +78,17 @@ def build_trainer(chosen: argparse.Namespace) -> Any:
 
 
 def _adapter(rank: int) -> Any:
-    """The adapter that our policy has by default."""
+    """Return the config of the adapter that our policy has by default."""
     from peft import LoraConfig
 
     from align.config.campaign import LoraConfig as Ours
 
-    own = Ours(rank=rank)
+    ours = Ours(rank=rank)
     return LoraConfig(
-        r=own.rank,
-        lora_alpha=own.alpha,
-        lora_dropout=own.dropout,
-        target_modules=list(own.targets),
+        r=ours.rank,
+        lora_alpha=ours.alpha,
+        lora_dropout=ours.dropout,
+        target_modules=list(ours.targets),
         task_type="CAUSAL_LM",
     )
 
@@ -106,7 +105,7 @@ def _own_settings(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _texts(algorithm: str) -> dict[str, list[Any]]:
-    """Prompts to sample from; for the others two rows that `feed` replaces."""
+    """Return prompts to sample from; for other algorithms two rows that `feed` replaces."""
     prompts = [f"add {i} and {i + 1} =" for i in range(80)]
     return {
         "dpo": {"prompt": prompts[:2], "chosen": ["1", "2"], "rejected": ["3", "4"]},
@@ -120,7 +119,7 @@ def _reward(completions: list[str], **_: Any) -> list[float]:
 
 
 def feed(trainer: Any, chosen: argparse.Namespace) -> None:
-    """Give a trainer the step's completions in place of its own."""
+    """Give a trainer the step's completions instead of its own."""
     from datasets import Dataset
 
     rows = given(chosen.algorithm, chosen)
@@ -132,7 +131,8 @@ def feed(trainer: Any, chosen: argparse.Namespace) -> None:
 
 
 def _measured(trainer: Any, rows: Sequence[Given], chosen: argparse.Namespace) -> Any:
-    """What TRL makes of completions before it learns from them, without sampling and scoring."""
+    """Return a function that prepares the rows as TRL prepares its samples, without sampling and
+    scoring."""
     import torch
 
     def padded(name: str, *, left: bool) -> tuple[Any, Any]:
@@ -160,14 +160,15 @@ def _measured(trainer: Any, rows: Sequence[Given], chosen: argparse.Namespace) -
         return trainer._get_per_token_logps_and_entropies(model, ids, whole, width, size)[0]
 
     def grpo(_: Any) -> dict[str, Any]:
-        held = logprobs(trainer.ref_model)
-        count = mask.sum()
-        told = {"advantages": advantages, "num_items_in_batch": count, "ref_per_token_logps": held}
-        return batch | told
+        return batch | {
+            "advantages": advantages,
+            "num_items_in_batch": mask.sum(),
+            "ref_per_token_logps": logprobs(trainer.ref_model),
+        }
 
     def rloo(_: Any) -> dict[str, Any]:
-        old, held = logprobs(trainer.model), logprobs(trainer.ref_model)
-        kl = ((old - held) * mask).sum(1)
+        old, reference = logprobs(trainer.model), logprobs(trainer.ref_model)
+        kl = ((old - reference) * mask).sum(1)
         return batch | {
             "old_logps": (old * mask).sum(1),
             "advantages": advantages - trainer.beta * kl,
@@ -210,13 +211,13 @@ def _ratings(rows: Sequence[Given]) -> list[dict[str, Any]]:
 
 
 def _clock() -> Any:
-    """A callback that waits for orders before a step and answers after the last one ordered."""
+    """Return a callback that waits for an order before a step and answers after the last step of it."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.orders, self.left = orders(), 0
-            self.told: dict[str, Any] = {}
+            self.logged: dict[str, Any] = {}
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.left == 0:
@@ -229,11 +230,11 @@ def _clock() -> Any:
             self.taken.append(since(self.started))
             self.left -= 1
             if self.left == 0:
-                answer(self.taken, **self.told)
+                answer(self.taken, **self.logged)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            # Written down once, at the first step, whose answer has gone by then.
-            self.told |= {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
+            # TRL logs the first step only, after its answer; later answers have the norm.
+            self.logged |= {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
 
     return Clock()
 

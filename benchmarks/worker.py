@@ -1,9 +1,7 @@
-"""A process that takes steps when it is told to and sleeps in between, so that whoever is measured next
-has the machine to itself.
+"""Process that takes steps on request and sleeps in between, so that the others have the machine.
 
-The measuring side starts a `Worker` and tells it how many steps to take. The worker's own program takes
-its `orders` and gives an `answer` to each: one line, ``@ {"wall_s": [...], "cpu_s": [...], ...}``.
-"""
+The measuring side starts a `Worker` and orders a number of steps. The worker's program reads its `orders`
+and writes an `answer` to each: one line, ``@ {"wall_s": [...], "cpu_s": [...], ...}``."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ Moment = tuple[float, float]
 
 @dataclass(kw_only=True)
 class Worker:
-    """The measuring side's hold on one worker."""
+    """Worker process, as the measuring side uses it."""
 
     module: str
     threads: int
@@ -34,16 +32,17 @@ class Worker:
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
-    """Of the process and its children, looked at four times a second."""
-    said: dict[str, Any] = field(default_factory=dict)
-    """The last answer."""
+    """Largest memory of the process and its children, read four times a second."""
+    answer: dict[str, Any] = field(default_factory=dict)
+    """Last answer of the process."""
 
     @classmethod
     def start(cls, module: str, *words: object, threads: int, **options: object) -> Worker:
         """Start ``python -m module``; the first order waits until it is ready."""
-        given = {"threads": threads, **options}
+        settings = {"threads": threads, **options}
         command = [sys.executable, "-m", module, *map(str, words)]
-        command += [text for name, value in given.items() for text in (_flag(name), str(value))]
+        for name, value in settings.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -55,21 +54,21 @@ class Worker:
         return cls(module=module, threads=threads, process=process)
 
     def steps(self, count: int, *, keep: bool = True) -> None:
-        """Take some steps; without ``keep`` they only warm up."""
+        """Order some steps and wait for them; without ``keep`` they only warm up."""
         assert self.process.stdin is not None and self.process.stdout is not None
         peak = Peak(tree=Tree(self.process.pid))
         with peak.watch():
-            # Where nobody is left to read it there is no answer either.
+            # A process that has ended gives no answer, which is handled below.
             with suppress(BrokenPipeError):
                 print(count, file=self.process.stdin, flush=True)
-            answer = next((line for line in self.process.stdout if line.startswith("@")), None)
-        if answer is None:
+            line = next((line for line in self.process.stdout if line.startswith("@")), None)
+        if line is None:
             command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
             raise RuntimeError(f"a process ended; run it by hand and enter 1 to see why: {command}")
-        self.said = json.loads(answer[1:])
+        self.answer = json.loads(line[1:])
         if keep:
-            self.wall_s += self.said["wall_s"]
-            self.cpu_s += self.said["cpu_s"]
+            self.wall_s += self.answer["wall_s"]
+            self.cpu_s += self.answer["cpu_s"]
         self.peak_mib = max(self.peak_mib, peak.mib)
 
     def close(self) -> None:
@@ -79,26 +78,26 @@ class Worker:
 
 
 def orders() -> Iterator[int]:
-    """The worker's side: how many steps to take, one order after the other, until told 0 or nothing."""
+    """Yield the numbers of steps that the worker shall take, until an order of 0 or the end of input."""
     for line in sys.stdin:
         if not int(line):
             return
         yield int(line)
 
 
-def answer(taken: Sequence[Moment], **told: Any) -> None:
-    """The worker's side: the seconds of the steps that were ordered, peak memory, and whatever else."""
+def answer(taken: Sequence[Moment], **more: Any) -> None:
+    """Write the worker's answer: seconds of the ordered steps, peak memory, and ``more`` figures."""
     figures = {
         "wall_s": [wall for wall, _ in taken],
         "cpu_s": [cpu for _, cpu in taken],
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "device_mib": _device_mib(),
     }
-    print("@", json.dumps(figures | told), flush=True)
+    print("@", json.dumps(figures | more), flush=True)
 
 
 def now() -> Moment:
-    """The worker's side: the clocks, once the device has done what it was asked for."""
+    """Read the worker's clocks, after all work on the device has ended."""
     import torch
 
     if torch.cuda.is_available():
@@ -107,7 +106,7 @@ def now() -> Moment:
 
 
 def since(start: Moment) -> Moment:
-    """The worker's side: seconds since then."""
+    """Return the worker's seconds since ``start``."""
     wall, cpu = now()
     return wall - start[0], cpu - start[1]
 
@@ -116,7 +115,3 @@ def _device_mib() -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -56,12 +56,16 @@ __all__ = [
 
 
 def spelt_out(value: Any) -> Any:
-    """``grpo`` as ``{name: grpo}``; anything else as it is."""
+    """Return ``{name: grpo}`` for the short form ``grpo``, and anything else unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def algorithm_from(value: Any, context: object = None) -> Any:
-    """``grpo`` or ``{name: grpo, scale: none}`` as the algorithm's own config object."""
+    """Return the config object of an algorithm, from ``grpo`` or ``{name: grpo, scale: none}``.
+
+    Raises:
+        ValueError: the settings name no algorithm, or one that does not exist.
+    """
     value = spelt_out(value)
     if not isinstance(value, dict):
         return value

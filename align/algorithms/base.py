@@ -1,14 +1,14 @@
-"""What every algorithm is: a config object that turns a step's material into rows, and rows into a loss.
+"""Base classes of all algorithms: config objects that turn samples into rows, and rows into a loss.
 
-Three pure stages, in this order:
+An algorithm has three pure stages, in this order:
 
-    rows      scored groups (or examples from a file) -> rows that teach
+    rows      scored groups (or examples of a file) -> rows for the learner
     complete  rows whose ``needs`` the learner has filled in -> rows with their final numbers
     objective one forward pass -> loss and metrics, summable over micro-batches and ranks
 
-Families differ in what a row's loss is made of: `PolicyGradient` (tokens with advantages, here),
-`Preference` (pairs of whole answers), `Imitation` (tokens to repeat). A new algorithm is a new file
-and a line in `ALGORITHMS`.
+There are three families: the loss of `PolicyGradient` (in this file) is over tokens with advantages,
+that of `Preference` over pairs of whole answers, that of `Imitation` over tokens to repeat. A new
+algorithm is a new file and a line in `ALGORITHMS`.
 """
 
 from __future__ import annotations
@@ -33,141 +33,149 @@ if TYPE_CHECKING:
 Need = Literal["start", "reference", "values"]
 """Columns that the learner computes before the first step on a batch, without gradient."""
 Material = Literal["rollouts", "pairs", "ratings", "demonstrations", "texts"]
-"""What an algorithm learns from: this round's own samples, or rows of a file."""
+"""Kind of data that an algorithm learns from: this round's own samples, or rows of a file."""
 LossAndMetrics = tuple["Tensor", Mapping[str, "Tensor"]]
 
 
 class Algorithm(Settings):
-    """Base of all algorithms."""
+    """Settings and the three stages of an algorithm."""
 
     name: str
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     anchors_are_reference: ClassVar[bool] = False
-    """The anchors of new prompts are this loss's reference, and add no KL term of their own."""
+    """True if the anchors of new prompts are this loss's reference, and so add no KL term there."""
 
     makes: ClassVar[Literal["policy", "reward_model"]] = "policy"
-    """What a round leaves behind. Only a policy can become production."""
+    """Kind of model that a round writes. Only a policy can become production."""
     in_reward_over: ClassVar[Literal["tokens", "completions"]] = "tokens"
     """Unit that the KL of new prompts is averaged over when it acts through the reward (``k1``)."""
     needs_rewards: ClassVar[bool] = True
-    """Whether rollouts must be scored to learn from them."""
+    """True if the algorithm learns from the rollouts' rewards."""
     learns_here: ClassVar[bool] = True
     """True if the learner takes the round's steps; False if another program trains."""
     unused: ClassVar[Mapping[str, str]] = {}
-    """Settings of a round that the algorithm does not read, by key, each with the reason."""
+    """Reasons why the algorithm does not read a setting of the round, by the setting's key."""
 
     @property
     def material(self) -> Material:
-        """What a step of new prompts is made of."""
+        """Kind of data that a step of new prompts learns from."""
         return "rollouts"
 
     @property
     def critic_config(self) -> CriticConfig | None:
-        """The critic that gives `Outputs.values_N` and the need ``values``; None: there is none."""
+        """Settings of the critic behind `Outputs.values_N` and the need ``values``; None without one."""
         return None
 
     @property
     def teacher_snapshot(self) -> str | None:
-        """The model that gives `Outputs.teacher`, named as anchors are, or ``model:PATH``; None: there
-        is none."""
+        """Name of the model behind `Outputs.teacher`, as anchors are named or ``model:PATH``; None
+        without a teacher."""
         return None
 
     @property
     def teacher_follows(self) -> float | None:
-        """Share of the way to the policy that the teacher's weights go after every optimizer step; None:
-        it stays."""
+        """Share of the way to the policy that the teacher's weights move after every optimizer step;
+        None for a teacher that stays as it is."""
         return None
 
     def teacher_prompt(self, prompt: Prompt) -> Prompt | None:
-        """What the teacher reads in place of a prompt; None: the same."""
+        """Return the prompt that the teacher reads instead of this one; None if it reads the same."""
         return None
 
     def check(self, group_size: int, where: str) -> None:
-        """Raise ValueError (rule, value, remedy) where the algorithm cannot work with a setting."""
-
-    def check_here(self, folder: Path, where: str) -> None:
-        """Raise `UserError` where this machine lacks what the algorithm runs.
+        """Raise ValueError if the algorithm cannot work with this group size.
 
         Args:
-            folder: the campaign file's.
+            where: the round's path in the campaign file, such as ``rounds.maths``.
+        """
+
+    def check_here(self, folder: Path, where: str) -> None:
+        """Raise `UserError` if this machine lacks a program that the algorithm runs.
+
+        Args:
+            folder: folder of the campaign file.
+            where: path of the algorithm's settings in the campaign file.
         """
 
     def for_round(self, max_tokens: int) -> Self:
-        """The same algorithm for a round whose completions have at most so many tokens."""
+        """Return the algorithm for a round whose completions have at most ``max_tokens`` tokens."""
         return self
 
     @property
     def resamples(self) -> int:
-        """How often a step draws again in place of groups that are not `informative`."""
+        """Number of times that a step may draw new groups for those that are not `informative`."""
         return 0
 
     def informative(self, scored: ScoredGroup) -> bool:
-        """Whether a group is worth its place in a step."""
+        """Tell if a group can teach anything; a step with `resamples` replaces those that cannot."""
         return True
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """What the sampled groups that teach become; completions without tokens are left out."""
+        """Turn sampled groups into rows for the learner; completions without tokens are left out."""
         raise NotImplementedError
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """What rows of a file become; may add rows that are only measured."""
+        """Prepare the rows of a file; may add rows that are only measured."""
         return rows
 
     def needs_of(self, row: Row) -> frozenset[Need]:
-        """Which of `needs` a row is asked for."""
+        """Return the part of `needs` that the learner has to compute for a row."""
         return self.needs
 
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows after the learner has filled in `needs`; may drop rows that were only measured."""
+        """Finish the rows after the learner has filled in `needs`; may drop rows only measured."""
         return rows
 
     def moves(self, advantage: float) -> bool:
-        """Whether a row with this advantage can have a gradient; the rest need none taken."""
+        """Tell if a row with this advantage can have a gradient; the learner skips the rest."""
         return True
 
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
-        """Loss of one micro-batch and metrics, both summable over the micro-batches of a step."""
+        """Compute loss and metrics of one micro-batch, both summable over those of a step."""
         raise NotImplementedError
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Metrics of an update that are no sums, from those that are."""
+        """Compute the metrics of an update that are no sums, such as ratios, from those that are."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyInputs:
-    """Flat over the ``N`` completion tokens that carry an advantage; no padding anywhere."""
+    """Tensors over the ``N`` completion tokens that carry an advantage, flat and without padding."""
 
     logprobs_N: Tensor
-    """Of the policy that learns, nats, with gradient."""
+    """Log-probabilities of the policy that learns, in nats, with gradient."""
     start_logprobs_N: Tensor
-    """Of the policy when this batch came: what ratios are taken to. No gradient."""
+    """Log-probabilities of the policy when the batch came, the denominator of ratios. No gradient."""
     advantages_N: Tensor
     rows_N: Tensor
     """Index of the completion each token belongs to, non-decreasing."""
     weights_N: Tensor | None = None
-    """Importance weight for samples of other weights than the start's; None: all 1."""
+    """Importance weights of samples that older weights drew; None if all are 1."""
 
 
 class PolicyGradient(Algorithm):
     """Algorithms whose loss is a sum over sampled tokens, weighted by advantages."""
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
-        """One advantage per completion of each group; None masks the completion out of the loss."""
+        """Return one advantage per completion of each group; None keeps it out of the loss."""
         raise NotImplementedError
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
-        found = [
-            row_of(scored.group, completion, advantage)
-            for scored, advantages_G in zip(groups, self.advantages(groups), strict=True)
-            for completion, advantage in zip(scored.group.completions_G, advantages_G, strict=True)
-            if completion.token_ids
-        ]
-        return Batch(rows=tuple(found))
+        return Batch(
+            rows=tuple(
+                row_of(scored.group, completion, advantage)
+                for scored, advantages_G in zip(groups, self.advantages(groups), strict=True)
+                for completion, advantage in zip(
+                    scored.group.completions_G, advantages_G, strict=True
+                )
+                if completion.token_ids
+            )
+        )
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
-        """The formula. Both results summable over the micro-batches of a step."""
+        """Compute loss and metrics, both summable over the micro-batches of a step."""
         raise NotImplementedError
 
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:

@@ -1,4 +1,4 @@
-"""KL toward an anchor: estimators, each a pure function of tensors over ``N`` flat tokens.
+"""Estimators of the KL divergence from an anchor, pure functions of tensors over ``N`` flat tokens.
 
 With ``r = log pi - log pi_anchor`` at the sampled token:
 
@@ -11,7 +11,7 @@ With ``r = log pi - log pi_anchor`` at the sampled token:
     k3    exp(-r) - 1 + r                              >= 0, low variance: the meter. As a loss its
                                                        expected gradient is that of the *forward* KL
 
-All but ``forward`` on samples of ``pi`` itself. Source: Schulman 2020, "Approximating KL divergence";
+All but ``forward`` assume samples of ``pi`` itself. Source: Schulman 2020, "Approximating KL divergence";
 gradients: Tang and Munos 2025, arXiv 2506.09477. Measured on the tiny world, ``full`` keeps about 3x
 more of earlier rounds than ``k2`` at the same weight. `jsd` lies between ``full`` and ``forward``, for
 distillation.
@@ -30,21 +30,24 @@ from torch import Tensor
 
 
 def full(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
-    """Exact reverse KL per token, in nats; shape ``N``."""
+    """Compute the exact reverse KL per token, in nats; shape ``N``."""
     return (logprobs_NV.exp() * (logprobs_NV - anchor_logprobs_NV)).sum(-1)
 
 
 def forward(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
-    """Exact forward KL per token, in nats; shape ``N``. Bounds what likelihood is lost on such text."""
+    """Compute the exact forward KL per token, in nats; shape ``N``.
+
+    It bounds the likelihood that the policy loses on text of the anchor.
+    """
     return full(anchor_logprobs_NV, logprobs_NV)
 
 
 def jsd(logprobs_NV: Tensor, teacher_logprobs_NV: Tensor, beta: float) -> Tensor:
-    """Generalised Jensen-Shannon divergence per token, in nats; shape ``N``. At most ``log 2``.
+    """Compute the generalised Jensen-Shannon divergence per token, at most ``log 2`` nats; shape ``N``.
 
     ``beta KL(teacher || m) + (1 - beta) KL(pi || m)`` with the mixture ``m = beta teacher + (1 - beta) pi``
-    and ``0 < beta < 1``. Over ``beta`` it tends to `forward` where beta goes to 0, and over ``1 - beta`` to
-    `full` where beta goes to 1. Source: Agarwal et al. 2023, arXiv 2306.13649, eq. 1.
+    and ``0 < beta < 1``. Divided by ``beta`` it tends to `forward` as beta goes to 0; divided by
+    ``1 - beta`` it tends to `full` as beta goes to 1. Source: Agarwal et al. 2023, arXiv 2306.13649, eq. 1.
     """
     mixture_NV = torch.logaddexp(logprobs_NV + log1p(-beta), teacher_logprobs_NV + log(beta))
     own_N, teacher_N = full(logprobs_NV, mixture_NV), full(teacher_logprobs_NV, mixture_NV)
@@ -52,22 +55,21 @@ def jsd(logprobs_NV: Tensor, teacher_logprobs_NV: Tensor, beta: float) -> Tensor
 
 
 def k2(logprobs_N: Tensor, anchor_logprobs_N: Tensor) -> Tensor:
-    """Half the squared log ratio; as a loss, the reverse KL's gradient in expectation."""
+    """Compute half the squared log ratio; as a loss it has the reverse KL's expected gradient."""
     return (logprobs_N - anchor_logprobs_N).square() / 2
 
 
 def k3(logprobs_N: Tensor, anchor_logprobs_N: Tensor) -> Tensor:
-    """The low-variance estimate to report."""
+    """Estimate the reverse KL per token with low variance: the number to report, never negative."""
     log_ratio_N = logprobs_N - anchor_logprobs_N
     return torch.expm1(-log_ratio_N) + log_ratio_N
 
 
 def k1_in_reward(logprobs_N: Tensor, anchor_logprobs_N: Tensor, rows_N: Tensor) -> Tensor:
-    """A surrogate whose gradient is the policy gradient of the sequence KL.
+    """Return a surrogate whose gradient is the policy gradient of the sequence KL; shape ``N``.
 
-    Every token's log ratio is a cost of its own and of all tokens before it, so token ``t`` is
-    weighted by the cost to go ``sum_{s >= t} r_s`` of its row. The *value* of the surrogate means
-    nothing; report `k3` instead.
+    A token's log ratio is a cost for that token and for all before it, so token ``t`` is weighted by
+    the cost to go ``sum_{s >= t} r_s`` of its row. The surrogate's *value* means nothing; report `k3`.
 
     Args:
         rows_N: completion index of each token, non-decreasing.

@@ -1,7 +1,7 @@
-"""A round that somebody else's program trains: it gets the parent's folder and writes a model.
+"""Training by another program, which reads the parent's folder and writes a model.
 
-Nothing here has a gradient. The program's model is checked as a base is, published as a snapshot, measured
-on every suite and judged as the candidate of any other round; see `align.round.external`.
+The program's model is checked as a base model is, published as a snapshot, measured on every suite and
+judged like the candidate of any other round; see `align.round.external`.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ class External(Algorithm):
     environment: tuple[str, ...] = ()
     """Names of variables that the command may see besides the usual ones; secrets are not among those."""
     deadline_s: Annotated[float, Field(gt=0)] = 86400.0
-    """Seconds that the command may take; then it is ended with all that it started, and the round fails."""
+    """Seconds that the command may take. After them it is killed with all processes that it started, and
+    the round fails."""
 
     needs_rewards: ClassVar[bool] = False
     learns_here: ClassVar[bool] = False
     unused: ClassVar[Mapping[str, str]] = {
         "importance": "the command trains in its own way",
         "optimizer": "the command trains in its own way",
-        "anchors": "the command is held to nothing; what it lost, the gate finds out",
-        "retention": "the command is held to nothing; what it lost, the gate finds out",
-        "gold": "it samples nothing that could be scored",
-        "hacking": "nobody watches its samples",
+        "anchors": "Keel does not see the command's loss; the gate still measures what it forgot",
+        "retention": "Keel does not see the command's loss; the gate still measures what it forgot",
+        "gold": "the round samples nothing that could be scored",
+        "hacking": "Keel does not see the command's samples",
         "repair": "the ladder repairs what the learner trained",
         "meter_every": "its drift is not measured while it trains",
         "checkpoint_every": "the command keeps its own checkpoints, in {round}",
@@ -59,7 +60,7 @@ class External(Algorithm):
             for match in _PLACEHOLDER.finditer(text):
                 if match[1] and match[1] not in PLACES:
                     raise ValueError(
-                        f"command holds {match[0]}, which stands for nothing; {nearest(match[1], PLACES)}; "
+                        f"command has the unknown placeholder {match[0]}; {nearest(match[1], PLACES)}; "
                         f"write {{{{{match[1]}}}}} for the word in braces"
                     )
         return self
@@ -70,13 +71,18 @@ class External(Algorithm):
         >>> External(command=("a", "--to={output}", "{{x}}")).filled({"output": "o"})
         ['a', '--to=o', '{x}']
         """
-        return [_PLACEHOLDER.sub(lambda match: _filled(match, places), t) for t in self.command]
+
+        def fill(match: re.Match[str]) -> str:
+            return places[match[1]] if match[1] else match[0][0]
+
+        return [_PLACEHOLDER.sub(fill, argument) for argument in self.command]
 
     def check_here(self, folder: Path, where: str) -> None:
         """Raise `UserError` unless the program is on this machine.
 
         Args:
-            folder: where the command is run.
+            folder: folder that the command runs in.
+            where: path of the algorithm's settings in the campaign file.
         """
         program = self.command[0]
         if _PLACEHOLDER.search(program) or program in PYTHON:
@@ -89,7 +95,3 @@ class External(Algorithm):
                 cause="it is not on the PATH, and no file of that name lies below the campaign's folder",
                 remedy="install it, or write its path",
             )
-
-
-def _filled(match: re.Match[str], places: Mapping[str, str]) -> str:
-    return places[match[1]] if match[1] else match[0][0]

@@ -1,11 +1,11 @@
-"""Importance weights: samples of somewhat older weights, weighted as if the learner had drawn them.
+"""Importance weights, which correct for samples that somewhat older weights than the learner's drew.
 
     token     w_t = exp(start_t - sampler_t)
     sequence  w   = exp(sum_t (start_t - sampler_t)), the same for every token of a row
 
-``truncate`` takes ``min(w, cap)``; ``mask`` gives tokens above the cap, or below ``1 / cap``, no weight
-at all. ``start`` are the learner's logprobs when the batch came, ``sampler`` those of the engine that
-sampled: with equal weights the ratio is 1 but for rounding. Source: truncation, Ionides 2008 and Yao et
+``truncate`` takes ``min(w, cap)``; ``mask`` gives weight 0 to tokens above the cap or below ``1 / cap``.
+``start`` are the learner's logprobs when the batch came, ``sampler`` those of the engine that sampled;
+if both had the same weights, the ratio is 1 up to rounding. Source: truncation, Ionides 2008 and Yao et
 al. 2025 ("Your efficient RL framework secretly brings you off-policy RL training"); masking, Team et al.
 2025, arXiv 2510.18855.
 """
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class ImportanceConfig(Settings):
-    """How samples of older weights are corrected."""
+    """Correction for samples of older weights."""
 
     level: Literal["token", "sequence", "none"] = "token"
-    """What a ratio is of; ``none`` leaves samples as they are."""
+    """Unit of a ratio: each token or the whole completion; ``none`` leaves samples uncorrected."""
     limit: Literal["truncate", "mask"] = "truncate"
-    """What happens beyond the cap."""
+    """Treatment of ratios beyond the cap: ``truncate`` clips them to it, ``mask`` drops the token."""
     cap: Annotated[float, Field(gt=1)] = 2.0
     """Largest weight."""
 
 
 def importance_weights(log_ratio_N: Tensor, rows_N: Tensor, config: ImportanceConfig) -> Tensor:
-    """Weight of every token, without gradient; see the module's docstring.
+    """Compute the weight of every token, without gradient; shape ``N``. The module has the formula.
 
     Args:
         log_ratio_N: ``start - sampler``, nats.

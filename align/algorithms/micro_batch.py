@@ -1,4 +1,4 @@
-"""Rows of one forward pass as tensors: what a loss sees of a batch.
+"""Rows of one forward pass as tensors, the view of a batch that a loss gets.
 
 Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order, ``_S``
 tokens stored without padding. Completion token ``n`` is predicted at the position before it.
@@ -19,23 +19,23 @@ from align.algorithms.rows import Row
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """Where the tokens of some rows lie, and how attention reads them."""
+    """Layout of rows stored without padding, where rows share the tokens of a common prompt."""
 
     tokens_S: Tensor
     positions_S: Tensor
-    """Of each token in its own row."""
+    """Position of each stored token in its own row."""
     where_N: Tensor
-    """The stored token that predicts each completion token, row after row."""
+    """Index of the stored token that predicts each completion token, row after row."""
     shape: tuple[int, int]
-    """``B`` and ``T``."""
+    """Sizes ``B`` and ``T`` of the padded layout."""
     laid_out: Tensor
-    """Stored token at each of the ``B * T`` places; any at the padding behind a row's end."""
+    """Stored token at each of the ``B * T`` places; arbitrary in the padding behind a row's end."""
     first_S: Tensor
-    """The first place of each stored token."""
+    """First of the ``B * T`` places of each stored token."""
     again: Tensor
-    """Further places of shared tokens."""
+    """Further places of the tokens that several rows share."""
     again_of: Tensor
-    """Stored token of each of `again`."""
+    """Stored token of each place in `again`."""
 
     def to(self, device: torch.device) -> Packing:
         """The same packing on another device."""
@@ -65,7 +65,7 @@ class MicroBatch:
     """Importance weight of each token; None: all 1."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same micro-batch on another device."""
+        """Return the micro-batch on another device."""
         moved: dict[str, Any] = {
             name: getattr(self, name).to(device)
             for name in ("tokens_BT", "where_N", "targets_N", "rows_N", "packing")
@@ -88,14 +88,14 @@ class MicroBatch:
         return self._floats(flat)
 
     def of_tokens(self, name: str) -> Tensor:
-        """A per-token field of the rows, flat over ``N``; NaN where a row has none."""
+        """Return a per-token field of the rows, flat over ``N``; NaN for the tokens of a row without."""
         flat: list[float] = []
         for row in self.rows:
             flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
         return self._floats(flat)
 
     def of_rows(self, name: str) -> Tensor:
-        """A number of every row; shape ``B``. None becomes NaN."""
+        """Return a number of every row, shape ``B``; None becomes NaN."""
         values = [getattr(row, name) for row in self.rows]
         plain = [float("nan") if value is None else float(value) for value in values]
         return self._floats(plain)
@@ -105,16 +105,16 @@ class MicroBatch:
         return values_N.new_zeros(len(self.rows)).index_add(0, self.rows_N, values_N)
 
     def select(self, chosen: Sequence[bool]) -> Tensor:
-        """Mask over ``N`` of the tokens whose row is chosen."""
+        """Return a mask over ``N``: the tokens whose row is chosen."""
         return torch.tensor(chosen, dtype=torch.bool, device=self.rows_N.device)[self.rows_N]
 
     def _floats(self, values: Sequence[float]) -> Tensor:
-        # Whoever loads a model sets another default for the whole process meanwhile.
+        # Loading a model elsewhere changes torch's default dtype for the whole process meanwhile.
         return torch.tensor(values, dtype=torch.float32, device=self.rows_N.device)
 
     def tokens_of(self, rows: Sequence[int]) -> Tensor:
-        """Indices into ``N`` of the completion tokens of some rows, row after row in this order."""
+        """Return the indices into ``N`` of the rows' completion tokens, row after row in this order."""
         counts = [len(row.completion_ids) for row in self.rows]
         ends = list(accumulate(counts))
-        found = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
-        return torch.tensor(found, device=self.rows_N.device)
+        indices = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
+        return torch.tensor(indices, device=self.rows_N.device)

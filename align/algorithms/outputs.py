@@ -1,9 +1,9 @@
-"""What a model says at the completion tokens of one forward pass, without more logits than needed.
+"""Outputs of a model at the completion tokens of one forward pass, with no more logits than needed.
 
 Legend: ``_N`` completion tokens, ``_D`` hidden size, ``_V`` vocabulary. With a small vocabulary the
-log-probabilities of all tokens exist at once and are shared by everything that asks. Beyond `CHUNK`
-floats they are made a piece at a time and again in the backward pass, so that peak memory does not grow
-with ``N * V``.
+log-probabilities of all tokens are computed once and shared by all who read them. Beyond `CHUNK` floats
+they are computed piece by piece, and again in the backward pass, so that peak memory does not grow with
+``N * V``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 25
-"""Log-probabilities that may exist at once for one model, in floats (128 MiB)."""
+"""Largest number of log-probabilities in memory at once for one model, in floats (128 MiB)."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""From log-probabilities ``n, V`` of two models to nats per token, ``n``."""
+"""Function of two models' log-probabilities, each ``n, V``, that returns nats per token, ``n``."""
 
 
 @dataclass
 class Outputs:
-    """Log-probabilities under the sampling temperature: the distribution completions are drawn from."""
+    """Log-probabilities of one model at the sampling temperature, where completions are drawn."""
 
     hidden_ND: Tensor
     head: Callable[[Tensor], Tensor]
@@ -36,33 +36,33 @@ class Outputs:
     vocabulary: int
     chunk: int = CHUNK
     values_N: Tensor | None = None
-    """The critic's, with gradient; None without a critic."""
+    """Values of the critic, with gradient; None without a critic."""
     teacher: Outputs | None = None
-    """Of the model that is distilled, at the same tokens."""
+    """Outputs of the model that is distilled, at the same tokens."""
     given_NV: Tensor | None = field(default=None, repr=False)
 
     @property
     def fits(self) -> bool:
-        """Whether all log-probabilities may exist at once."""
+        """True if the log-probabilities of all tokens may be in memory at once."""
         return len(self.targets_N) * self.vocabulary <= self.chunk
 
     @cached_property
     def logprobs_NV(self) -> Tensor:
-        """All of them at once; ask only where it `fits`."""
+        """Log-probabilities over the whole vocabulary; only for outputs that `fits` is true of."""
         return self._log_softmax(self.hidden_ND) if self.given_NV is None else self.given_NV
 
     @property
     def logprobs_N(self) -> Tensor:
-        """Of the completion tokens."""
+        """Log-probabilities of the completion tokens, in nats, with gradient."""
         return self._tokens[0]
 
     @property
     def entropy_N(self) -> Tensor:
-        """In nats, without gradient."""
+        """Entropy of the distribution at each completion token, in nats, without gradient."""
         return self._tokens[1]
 
     def at(self, index_M: Tensor) -> Outputs:
-        """The same model, and its teacher, at some of the tokens."""
+        """Return the outputs of the model, and of its teacher, at the tokens of ``index_M``."""
         return replace(
             self,
             hidden_ND=self.hidden_ND[index_M],
@@ -73,13 +73,13 @@ class Outputs:
         )
 
     def tempered(self, temperature: float) -> Outputs:
-        """The same model at the same tokens under another temperature."""
+        """Return the outputs at the same tokens under another temperature."""
         if temperature == self.temperature:
             return self
         return replace(self, temperature=temperature, given_NV=None)
 
     def divergence(self, other: Outputs, between: Divergence) -> Tensor:
-        """Nats per token between two models over the whole vocabulary; shape ``N``."""
+        """Compute a divergence of two models over the whole vocabulary, nats per token; shape ``N``."""
         if self.fits:
             return between(self.logprobs_NV, other.logprobs_NV)
 
@@ -109,7 +109,7 @@ class Outputs:
                 self._pieces(self.hidden_ND), self._pieces(self.targets_N), strict=True
             )
         ]
-        return torch.cat([own for own, _ in pieces]), torch.cat([h for _, h in pieces])
+        return torch.cat([chosen for chosen, _ in pieces]), torch.cat([h for _, h in pieces])
 
     def _pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
         return torch.split(rows, max(1, self.chunk // self.vocabulary))

@@ -1,8 +1,8 @@
 """User-defined algorithms, named ``file.py:Class`` or ``pkg.mod:Class`` instead of a registered name.
 
-Naming a file is asking for its code to run. The class is a subclass of a family of `align.algorithms`;
-its fields are the options that a campaign may set. The sha256 of its file is part of the campaign, and the
-code itself travels to learner ranks, which may have no such file.
+A campaign that names a file asks for its code to run. The class is a subclass of a family of
+`align.algorithms`, and its fields are the options that a campaign may set. The sha256 of its file is part
+of the campaign. The code itself is sent to learner ranks, which may lack the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rewards.patience import importing
 from rollouts.errors import nearest
 
 PREFIX = "keel_algorithm_"
-"""Beginning of the names of modules that were made from a file."""
+"""Prefix of the names of modules that were made from a file."""
 CODE = "code_sha256"
-"""Field of every such algorithm with the sha256 of the file that its class is in."""
+"""Field of every user-defined algorithm that holds the sha256 of its class's file."""
 FAMILIES: tuple[tuple[type[Algorithm], tuple[str, ...]], ...] = (
     (PolicyGradient, ("advantages", "loss")),
     (Preference, ("pair_loss",)),
@@ -36,11 +36,11 @@ FAMILIES: tuple[tuple[type[Algorithm], tuple[str, ...]], ...] = (
 """Methods that a subclass has to define, by family; the first family that fits counts."""
 
 _CLASSES: dict[tuple[str, str], type[Algorithm]] = {}
-"""Classes made in this process, by digest of the code and class name, so that each is made once."""
+"""Classes made in this process, by sha256 of the code and class name, so that each is made once."""
 
 
 def is_own(name: object) -> bool:
-    """Tell if a name is a path to code; no name that Keel registers has a colon."""
+    """Tell if a name is a path to code; registered names have no colon."""
     return isinstance(name, str) and ":" in name
 
 
@@ -51,7 +51,7 @@ def load_own(name: str, context: object = None) -> type[Algorithm]:
         context: `Places` that relative paths start from; None: the current folder.
 
     Raises:
-        ValueError: it cannot be imported, or is no algorithm; says what is missing.
+        ValueError: the code cannot be imported, or the class is no complete algorithm.
     """
     location, _, attribute = name.rpartition(":")
     if location.endswith(".py"):
@@ -64,9 +64,9 @@ def load_own(name: str, context: object = None) -> type[Algorithm]:
         module = _imported(location, name)
         file = getattr(module, "__file__", None)
         source = Path(file).read_bytes() if file else location.encode()
-    made = _made(module, attribute, hashlib.sha256(source).hexdigest(), source, name)
+    algorithm = _registered(module, attribute, source, name)
     _check_described(source, attribute, name)
-    return made
+    return algorithm
 
 
 def rebuilt(
@@ -75,42 +75,45 @@ def rebuilt(
     """Rebuild an algorithm in another process, from its code and its settings."""
     loaded = sys.modules.get(module)
     if loaded is None:
-        own = module.startswith(PREFIX)
+        from_file = module.startswith(PREFIX)
         loaded = (
-            _from_source(source, path, attribute, module) if own else _imported(module, attribute)
+            _from_source(source, path, attribute, module)
+            if from_file
+            else _imported(module, attribute)
         )
-    made = _made(loaded, attribute, hashlib.sha256(source).hexdigest(), source, attribute)
-    return made.model_validate(values)
+    return _registered(loaded, attribute, source, attribute).model_validate(values)
 
 
-def _made(
-    module: ModuleType, attribute: str, digest: str, source: bytes, name: str
-) -> type[Algorithm]:
+def _registered(module: ModuleType, attribute: str, source: bytes, name: str) -> type[Algorithm]:
+    """Make the campaign's class from the user's, with the sha256 of its code, once per process.
+
+    It is pickled as its code and settings, so another process can rebuild it without the file.
+    """
+    digest = hashlib.sha256(source).hexdigest()
     known = _CLASSES.get((digest, attribute))
     if known is not None:
         return known
     base = _checked(module, attribute, name)
     fields: dict[str, Any] = {"name": (FunctionPath, ...), CODE: (str, digest)}
-    made = create_model(base.__name__, __base__=base, __module__=base.__module__, **fields)
+    algorithm = create_model(base.__name__, __base__=base, __module__=base.__module__, **fields)
     path = str(getattr(module, "__file__", "") or "")
 
-    def reduced(algorithm: Algorithm) -> tuple[Any, ...]:
-        values = dict(algorithm)
-        return rebuilt, (source, path, module.__name__, attribute, values)
+    def reduced(instance: Algorithm) -> tuple[Any, ...]:
+        return rebuilt, (source, path, module.__name__, attribute, dict(instance))
 
-    copyreg.pickle(made, reduced)
-    _CLASSES[digest, attribute] = made
-    return made
+    copyreg.pickle(algorithm, reduced)
+    _CLASSES[digest, attribute] = algorithm
+    return algorithm
 
 
 def _checked(module: ModuleType, attribute: str, name: str) -> type[Algorithm]:
     """Return the class, or refuse one that is no subclass of a family or lacks its methods."""
     algorithm = getattr(module, attribute, None)
     if algorithm is None:
-        own = [
+        classes = [
             k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)
         ]
-        hint = nearest(attribute, own) if own else "define the class there"
+        hint = nearest(attribute, classes) if classes else "define the class there"
         raise ValueError(f"algorithm {name!r}: no {attribute!r} in it; {hint}")
     if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
         raise ValueError(
@@ -137,8 +140,10 @@ def _check_described(source: bytes, attribute: str, name: str) -> None:
                 continue
             text = below.value if isinstance(below, ast.Expr) else None
             described = isinstance(text, ast.Constant) and isinstance(text.value, str)
-            own = field.target.id != "name" and "ClassVar" not in ast.unparse(field.annotation)
-            if own and not described:
+            is_option = field.target.id != "name" and "ClassVar" not in ast.unparse(
+                field.annotation
+            )
+            if is_option and not described:
                 raise ValueError(
                     f"algorithm {name!r}: the option {field.target.id!r} has no description; put a string "
                     "below the field"
@@ -149,7 +154,8 @@ def _from_source(source: bytes, path: str, name: str, module_name: str = "") -> 
     """Run a file as a module, once per content.
 
     Args:
-        module_name: what another process calls it; empty: made of the file's name and content.
+        module_name: name of the module in the process that sent it; empty for one made of the file's
+            name and content.
     """
     digest = hashlib.sha256(path.encode() + b"\0" + source).hexdigest()[:12]
     module_name = module_name or f"{PREFIX}{Path(path).stem}_{digest}"

@@ -1,8 +1,8 @@
-"""What the learner learns from: rows of token ids, each with how it teaches. Imports no torch.
+"""Rows: prompts with one completion each, as token ids, that the learner learns from. Imports no torch.
 
-A row teaches through its ``advantage`` (reward-driven algorithms: how much better than its peers;
-preference algorithms: +1 chosen, -1 rejected; imitation: +1) and is held through its ``source`` (which
-anchors apply). Rows of one ``unit``, such as a pair, always go through the same forward pass.
+A row's ``advantage`` says how it teaches: how much better it is than its peers (reward-driven
+algorithms), +1 chosen and -1 rejected (preference), +1 (imitation). Its ``source`` says which anchors
+hold it. Rows of one ``unit``, such as a pair, always go through the same forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rollouts.types import Completion, RolloutGroup, SnapshotId, Source, WeightV
 
 Floats = tuple[float, ...]
 DATA = "data"
-"""``policy`` of a row that nobody sampled: it was read from a file."""
+"""Value of ``policy`` in a row that was read from a file, so that no policy sampled it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,37 +25,38 @@ class Row:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs_T: Floats = ()
-    """Of the engine that sampled it, nats; empty where nothing was sampled."""
+    """Log-probabilities of the engine that sampled the row, in nats; empty for a row of a file."""
     advantage: float | None
-    """None: this row moves the policy only through its KL terms."""
+    """Weight of the row in the loss; None for a row that moves the policy only through KL terms."""
     source: Source
     owner: SnapshotId | None = None
     round: str | None = None
     policy: SnapshotId | WeightVersion = DATA
-    """The weights that sampled it."""
+    """Weights that sampled the row."""
     stale: bool = False
-    """Sampled by other weights than the learner's when the batch came."""
+    """True if other weights than the learner's sampled the row."""
     unit: int | None = None
-    """Rows with the same number belong together; None stands alone."""
+    """Number shared by the rows that belong together, such as a pair; None for a row on its own."""
     advantages_T: Floats | None = None
-    """Where tokens differ; None: every token carries ``advantage``."""
+    """Advantage of each token; None if every token carries ``advantage``."""
     start_logprobs_T: Floats | None = None
-    """Of the learner when the batch came; None: it has not moved since."""
+    """Log-probabilities of the learner when the batch came; None if it has not moved since."""
     reference_logprobs_T: Floats | None = None
-    """Weighted mean over the anchors of new prompts."""
+    """Log-probabilities of the reference: the weighted mean over the anchors of new prompts."""
     values_T: Floats | None = None
-    """The critic's, when the batch came."""
+    """Values of the critic when the batch came."""
     returns_T: Floats | None = None
-    """What the critic learns."""
+    """Returns that the critic is trained to predict."""
     margin: float = 0.0
-    """Of a pair's chosen row: by how much its reward should beat the other's."""
+    """Difference by which the chosen row of a pair should beat the other, in units of the reward."""
     baseline: float = 0.0
-    """A number of the whole batch that a loss subtracts, as KTO's KL does."""
+    """Number of the whole batch that a loss subtracts, such as the KL estimate of KTO."""
     teacher_prompt_ids: tuple[int, ...] | None = None
-    """What a teacher reads in place of the prompt; None: the same."""
+    """Prompt that a teacher reads instead of ``prompt_ids``; None if it reads the same."""
 
     @property
     def num_tokens(self) -> int:
+        """Length of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
@@ -77,10 +78,11 @@ class Batch:
 
     rows: tuple[Row, ...]
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was counted while the rows were made."""
+    """Counts taken while the rows were made, by metric name."""
 
     @property
     def totals(self) -> Totals:
+        """Denominators over the rows that teach."""
         teaching = [row for row in self.rows if row.advantage is not None]
         return Totals(
             tokens=sum(len(row.completion_ids) for row in teaching),
@@ -90,21 +92,26 @@ class Batch:
 
     @property
     def class_tokens(self) -> Counter[str]:
-        """Completion tokens of each prompt class: KL is a mean over its class's own tokens."""
+        """Completion tokens of each prompt class, the denominators of the KL terms."""
         counts: Counter[str] = Counter()
         for row in self.rows:
             counts[row.source] += len(row.completion_ids)
         return counts
 
     def split(self, parts: int) -> list[Batch]:
-        """Mini-batches of equal mix: whole units, dealt out in turn within each prompt class."""
+        """Split into mini-batches of equal mix, whole units in turn within each prompt class.
+
+        Fewer than ``parts`` mini-batches come back where there are fewer units.
+        """
         units = sorted(units_of(self.rows), key=lambda unit: unit[0].source)
-        dealt = [units[part::parts] for part in range(parts)]
-        return [Batch(rows=tuple(row for unit in hand for row in unit)) for hand in dealt if hand]
+        shares = [units[part::parts] for part in range(parts)]
+        return [
+            Batch(rows=tuple(row for unit in share for row in unit)) for share in shares if share
+        ]
 
 
 def units_of(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that belong together, in order of first appearance."""
+    """Group rows by their unit, in order of first appearance; a row without one is a group of its own."""
     units: dict[object, list[Row]] = {}
     for index, row in enumerate(rows):
         units.setdefault(("row", index) if row.unit is None else row.unit, []).append(row)
@@ -112,7 +119,7 @@ def units_of(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def row_of(group: RolloutGroup, completion: Completion, advantage: float | None) -> Row:
-    """One completion of a group as a row."""
+    """Build the row of one completion of a group."""
     return Row(
         prompt_ids=group.prompt_ids,
         completion_ids=completion.token_ids,

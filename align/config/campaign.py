@@ -1,14 +1,15 @@
-"""A campaign file as frozen models: every field documented where it lives.
+"""Frozen models of a campaign file, with the documentation of every field below it.
 
-Whatever a round leaves out comes from ``defaults``, and what those leave out from here. Cross-field
-rules say rule, value and remedy. `align.config.file` reads the YAML. Imports no torch: a file is
-checked in milliseconds.
+A setting that a round leaves out comes from ``defaults``, and one that those leave out has the default
+stated here. Messages of cross-field rules state the rule, the value and the remedy. `align.config.file`
+reads the YAML. Nothing here imports torch, so a file is checked in milliseconds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -76,13 +77,13 @@ __all__ = [
 ]
 
 PLANNING = {"assumed_change", "underpowered"}
-"""Settings of the gate that no verdict rests on."""
+"""Settings of the gate that plan its power and do not change a verdict."""
 
 NO_ANCHORS = (
     "retention lists no kl_anchors, and anchors is not set either: no KL holds the policy to earlier "
     "snapshots; add kl_anchors to the list to keep the default anchors"
 )
-"""Remark on rounds that gave up the default anchors by listing other methods."""
+"""Remark on rounds that lose the default anchors because they list other methods."""
 
 Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
@@ -95,18 +96,21 @@ class ReplayConfig(Settings):
     general: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share for the general pool."""
     general_prompts: Prompts | None = None
-    """The general pool; None turns its share off."""
+    """Source of the general pool; None turns its share off."""
     general_answers: Literal["sampled", "stored"] = "sampled"
-    """``sampled``: the policy answers, held by the reverse KL. ``stored``: the campaign's start answered
-    once, and the policy is held to those answers; they cost no sampling and no share of the budget."""
+    """Origin of the answers to general prompts. ``sampled``: the policy answers, and the reverse KL acts on
+    its answers. ``stored``: the campaign's start answers once, and the KL acts on those answers; they cost
+    no sampling and no share of the budget."""
     general_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest stored answer, in tokens; None: as in training."""
     buffer: Annotated[int, Field(ge=1)] = 256
-    """Prompts kept of each accepted round. No answers, no labels."""
+    """Number of prompts stored of each accepted round, without answers or labels."""
     samples_per_prompt: Annotated[int, Field(ge=1)] = 1
-    """KL needs no group: one sample each spends the budget on distinct prompts."""
+    """Completions of each replayed prompt. KL needs no group, so with 1 the budget buys the most distinct
+    prompts."""
     rewards: bool = False
-    """Also learn from the rewards of the rounds that past prompts belong to. Needs groups."""
+    """Also learn from the rewards of the rounds that past prompts belong to. Needs groups, so
+    ``samples_per_prompt`` of at least 2."""
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
@@ -128,7 +132,7 @@ def _algorithm(value: Any, info: ValidationInfo) -> Any:
 
 
 class RoundSettings(Settings):
-    """Settings that ``defaults`` may have for all rounds and each round for itself."""
+    """Settings that ``defaults`` may state for all rounds and each round for itself."""
 
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(_algorithm)] = GRPO()
     sampling: SamplingConfig = SamplingConfig()
@@ -136,28 +140,29 @@ class RoundSettings(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     replay: ReplayConfig = ReplayConfig()
     anchors: AnchorsConfig = AnchorsConfig()
-    """Short for an entry ``kl_anchors`` of ``retention``."""
+    """Short form of an entry ``kl_anchors`` in ``retention``."""
     retention: Annotated[
         tuple[Annotated[SerializeAsAny[RetentionConfig], BeforeValidator(retention_from)], ...],
         BeforeValidator(listed),
     ] = ()
-    """All methods that hold the policy to earlier rounds. A list without ``kl_anchors``, in a round that
-    sets no ``anchors`` either, has no KL anchors; without a list ``anchors`` alone hold it."""
+    """All methods that hold the policy to earlier rounds. Without this list ``anchors`` are the only
+    method. With a list that has no ``kl_anchors``, in a round that sets no ``anchors`` either, there are no
+    KL anchors."""
     suite: RoundSuiteConfig = RoundSuiteConfig()
     repair: RepairConfig = RepairConfig()
     gold: tuple[Reward, ...] = ()
-    """Rewards that the rollouts are also scored by and nothing is learned from: does what the round
-    rewards still go with what it is meant to reward?"""
+    """Rewards that also score the rollouts but are not learned from. They show when the learned reward
+    rises while the quality it stands for does not."""
     hacking: HackingConfig = HackingConfig()
     mode: Literal["add", "override"] = "add"
-    """Toward accepted rounds with the same prompts. ``add``: their rewards stay in the rubric;
-    ``override``: this round's preference replaces theirs."""
+    """Treatment of the rewards of accepted rounds with the same prompts. ``add``: they stay in the rubric;
+    ``override``: this round's rewards replace them."""
     failed_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of a round's samples whose reward may fail before the round stops."""
     meter_every: Annotated[int, Field(ge=1)] = 15
     """Learner steps between drift measurements."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 15
-    """Learner steps between checkpoints: a round that was stopped goes on from the last one."""
+    """Learner steps between checkpoints; a round that was stopped resumes from its last checkpoint."""
 
     @property
     def methods(self) -> tuple[RetentionConfig, ...]:
@@ -166,8 +171,8 @@ class RoundSettings(Settings):
         return (KLAnchorsConfig(**anchors), *self.retention)
 
     @model_validator(mode="after")
-    def _one_spelling(self, info: ValidationInfo) -> Self:
-        """Move an entry ``kl_anchors`` of `retention` into `anchors`, so that both spellings are one."""
+    def _move_kl_anchors(self, info: ValidationInfo) -> Self:
+        """Move an entry ``kl_anchors`` of `retention` into `anchors`, so that both spellings are equal."""
         if "retention" not in self.model_fields_set:
             return self
         names = [method.name for method in self.retention]
@@ -177,8 +182,8 @@ class RoundSettings(Settings):
             )
         if "kl_anchors" in names and "anchors" in self.model_fields_set:
             raise ValueError(
-                "anchors is short for the entry kl_anchors of retention, and both are set; move what "
-                "anchors says into the entry, or remove the entry"
+                "anchors is short for the entry kl_anchors of retention, and both are set; move the "
+                "settings of anchors into the entry, or remove the entry"
             )
         anchors = self.anchors
         if "anchors" not in self.model_fields_set:
@@ -197,26 +202,26 @@ class RoundSettings(Settings):
 
 
 class RoundConfig(RoundSettings, ScheduleSettings):
-    """One preference round."""
+    """A round: the rewards or data to learn from, and all settings of its training."""
 
     name: Name
-    """Unique among rounds and suites; it names the round in the ledger and in commands."""
+    """Name in the ledger and in commands, unique among rounds and suites."""
     prompts: Prompts | None = None
-    """Prompts that completions are sampled for; None where the round learns from ``data``."""
+    """Prompts that completions are sampled for; None if the round learns from ``data``."""
     data: Examples | None = None
     """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
     rewards: tuple[Reward, ...] = ()
-    """The preference of this round; parts are summed by weight."""
+    """Rewards that the round learns from, summed by weight."""
     steps: Annotated[int, Field(ge=1)]
-    """Learner steps. A round of ``external`` takes none and leaves it out."""
+    """Number of learner steps; a round of ``external`` takes none and leaves it out."""
     remember: RememberConfig | Literal["all"] | None = None
-    """Accepted rounds of a template that later rounds look back on. None: the defaults, 7 and 3;
-    ``all``: every one, so that a round costs more the more there were."""
+    """Accepted rounds of a template that later rounds replay and measure. None: the 7 newest and 3 older
+    ones; ``all``: every one, so that a round costs more the more there were."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_steps(cls, data: Any) -> Any:
-        """Fill in the steps of a round that takes none of the learner's."""
+        """Fill in ``steps`` for a round that takes no learner steps."""
         if not isinstance(data, dict) or "steps" in data:
             return data
         algorithm = spelt_out(data.get("algorithm"))
@@ -228,15 +233,29 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     def asks(self) -> PromptsConfig | ExamplesConfig:
         """Source of the round's prompts, which two rounds may share.
 
-        Rounds that read a stream of the inbox once share nothing: each asks what came since the last.
+        Rounds with ``use: once`` never share a stream of the inbox: each reads the rows since the last.
         """
         source = self.prompts or self.data
-        assert source is not None, "the check of the material"
+        assert source is not None, "_material checks it"
         if source is self.data and self.data.stream is not None and self.data.use == "once":
             return self.data.model_copy(update={"source": f"{self.data.source}#{self.name}"})
         if source is self.prompts:
             return self.prompts.model_copy(update={"heldout": None})
         return source
+
+    def named_rounds(self) -> Iterator[tuple[str, Literal["policy", "reward_model"], str]]:
+        """Yield each ``round:NAME`` in the settings, as its field, the kind of model meant, and the
+        name."""
+        anchors = (*self.anchors.new, *self.anchors.past, *self.anchors.general)
+        policies = [("anchors", anchor.to) for anchor in anchors]
+        policies.append(("algorithm.teacher", self.algorithm.teacher_snapshot or ""))
+        for field, target in policies:
+            if target.startswith("round:"):
+                yield field, "policy", target.removeprefix("round:")
+        for reward in (*self.rewards, *self.gold):
+            target = str(reward.options.get("model"))
+            if target.startswith("round:"):
+                yield "rewards", "reward_model", target.removeprefix("round:")
 
     @model_validator(mode="after")
     def _material(self) -> Self:
@@ -286,21 +305,21 @@ class RoundConfig(RoundSettings, ScheduleSettings):
 
 
 class CampaignConfig(StoreSettings):
-    """One campaign: a policy, its rounds in order, and what must not be lost."""
+    """A campaign: a policy, its rounds in order, and the suites that later rounds must not lose."""
 
     policy: PolicyConfig
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of prompts, samples and suites: the same seed draws the same."""
+    """Seed of the draws of prompts, samples and suites."""
     rollouts: EngineConfig = EngineConfig()
     defaults: RoundSettings = RoundSettings()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
     gate: GateConfig = GateConfig()
     suites: tuple[SuiteConfig, ...] = ()
     serving: AnswerSampling | None = None
-    """Sampling of keel serve for requests that name none, and the default of exported folders.
-    None: as the suites are sampled, where they are all sampled alike."""
+    """Sampling of ``keel serve`` for requests that state none, and the default of exported folders.
+    None: the sampling of the suites if they all have the same."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Trackers that metrics also go to, besides ``metrics.jsonl``; each is an extra of its name."""
+    """Trackers that get the metrics besides ``metrics.jsonl``; each needs the extra of its name."""
     keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
     """Number of a round's last steps whose rollouts are kept as tables."""
 
@@ -321,12 +340,12 @@ class CampaignConfig(StoreSettings):
 
     @property
     def places(self) -> Places | None:
-        """Folders that relative paths start from; None where the campaign comes from no file."""
+        """Folders that relative paths start from; None if the campaign comes from no file."""
         return self._places
 
     @property
     def home(self) -> Path:
-        """Folder of the campaign file; the current one where the campaign comes from no file."""
+        """Folder of the campaign file; the current folder if the campaign comes from no file."""
         return Path() if self._places is None else self._places.folder
 
     @model_validator(mode="after")
@@ -340,7 +359,7 @@ class CampaignConfig(StoreSettings):
         names = [r.name for r in self.rounds] + [s.name for s in self.suites]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(
-                f"rounds and suites share one name space, {twice[0]!r} stands twice; rename one"
+                f"rounds and suites share one name space, and {twice[0]!r} is used twice; rename one"
             )
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
@@ -365,37 +384,29 @@ class CampaignConfig(StoreSettings):
                     f"policy has {unsupported}; remove follow, or train full weights with policy.ranks 1"
                 )
             earlier = [r.name for r in self.rounds[:index]]
-            anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
-            policies = [("anchors", anchor.to) for anchor in anchors]
-            policies.append(("algorithm.teacher", spec.algorithm.teacher_snapshot or ""))
-            rewards = (*spec.rewards, *spec.gold)
-            models = [("rewards", str(reward.options.get("model"))) for reward in rewards]
-            for field, to in (*policies, *models):
-                kind, _, name = to.partition(":")
-                if kind != "round":
-                    continue
-                makes = "reward_model" if (field, to) in models else "policy"
+            for field, makes, name in spec.named_rounds():
                 known = [r.name for r in self.rounds[:index] if r.algorithm.makes == makes]
                 if name not in known:
                     when = "comes later" if name in names else "does not exist"
                     wrong = f"makes no {makes.replace('_', ' ')}" if name in earlier else when
                     raise ValueError(
-                        f"rounds.{index}.{field}: {to!r} names a round that {wrong}; "
+                        f"rounds.{index}.{field}: {'round:' + name!r} names a round that {wrong}; "
                         f"rounds before {spec.name!r}: {', '.join(known) or 'none'}"
                     )
-            for anchor in anchors:
-                if anchor.to == "owner" and anchor in (*spec.anchors.new, *spec.anchors.general):
-                    raise ValueError(
-                        f"rounds.{index}.anchors: only past prompts have an owner; "
-                        "use parent or base for new and general prompts"
-                    )
+            if any(anchor.to == "owner" for anchor in (*spec.anchors.new, *spec.anchors.general)):
+                raise ValueError(
+                    f"rounds.{index}.anchors: only past prompts have an owner; "
+                    "use parent or base for new and general prompts"
+                )
         check_schedules(self.rounds, [s.name for s in self.suites])
         return self
 
     def content(self) -> dict[str, Any]:
-        """Return everything that decides the result: not where the store lies, not what it is run on,
-        and not when rounds fall due. What rounds of templates look back on is stated with the round
-        that fell due."""
+        """Return all settings that decide the result.
+
+        Left out are the places of the store, the resources of processes, and the schedule of rounds.
+        ``remember`` is left out too, since the ledger states it with each round that fell due.
+        """
         resources = {"threads", "ranks", "gradient_checkpointing", "resources"}
         content = self.model_dump(
             mode="json",
@@ -410,7 +421,7 @@ class CampaignConfig(StoreSettings):
                 "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
         )
-        # An empty list is left out, as it is in stores that are older than the setting.
+        # Stores that are older than the setting have no such key, and their hash must stay the same.
         for settings in (content["defaults"], *content["rounds"]):
             if not settings["retention"]:
                 del settings["retention"]
@@ -422,7 +433,7 @@ class CampaignConfig(StoreSettings):
         return content
 
     def training_hash(self, name: str) -> str:
-        """Return the sha256 of what decides a round's training: not of suites, margins and the gate."""
+        """Return the sha256 of all that decides a round's training; suites and the gate do not."""
         content = self.content()
         names = [spec["name"] for spec in content["rounds"]]
         trained = content["rounds"][: names.index(name) + 1]
@@ -435,14 +446,14 @@ class CampaignConfig(StoreSettings):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def hash(self, num_rounds: int | None = None) -> str:
-        """Return the sha256 of `content`; with only its first rounds where their number is given."""
+        """Return the sha256 of `content`, with only the first ``num_rounds`` rounds if that is given."""
         content = self.content()
         content["rounds"] = content["rounds"][:num_rounds]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def filled(data: Any) -> Any:
-    """Return a raw campaign in which a round is ``defaults`` overlaid with what the round itself says."""
+    """Return a raw campaign in which each round is ``defaults`` overlaid with the round's settings."""
     if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
         return data
     defaults = data.get("defaults") or {}
@@ -453,10 +464,12 @@ def filled(data: Any) -> Any:
 
 
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay ``above`` over ``below``; mappings are merged key by key, everything else is replaced, and so
-    is a mapping that names something else. An algorithm that is only a word is a mapping with its name."""
+    """Lay ``above`` over ``below``: mappings are merged key by key, everything else is replaced.
+
+    A mapping with another ``name`` is replaced too. ``algorithm: grpo`` counts as ``{name: grpo}``.
+    """
     if "name" in above and above["name"] != below.get("name", above["name"]):
-        return above  # Another algorithm or reward: it has other options.
+        return above  # Another algorithm or reward has other options.
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -469,14 +482,14 @@ def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlaid_retention(above: dict[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
-    """Return merged settings in which ``anchors`` of a round and ``retention`` of the defaults are one.
+    """Return merged settings without the conflict of a round's ``anchors`` and the defaults' ``retention``.
 
-    A list ``retention`` stands for all methods, so one above leaves nothing of what stands below. Anchors
-    above change the entry of a list below key by key.
+    A list ``retention`` states all methods, so a list of the round replaces whatever the defaults state.
+    Anchors of the round change the entry ``kl_anchors`` of the defaults' list key by key.
 
     Args:
-        above: raw settings of a round.
-        merged: the round over the defaults, key by key.
+        above: raw settings of the round.
+        merged: the round laid over the defaults, key by key.
     """
     if "retention" in above:
         if "anchors" not in above:

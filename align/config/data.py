@@ -1,4 +1,4 @@
-"""Prompts and examples of a campaign file: where they come from, and how they are read."""
+"""Sources of prompts and examples in a campaign file, and the columns that are read."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ class PromptsConfig(Settings):
     split: str = "train"
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Take only the first so many rows."""
+    """Number of rows to read, from the first; None reads all."""
     chat: bool = False
-    """A text is a user's message, rendered with the model's chat template; false tokenizes it as it is."""
+    """Treat a text as a user's message, rendered with the model's chat template; false tokenizes it as it
+    is."""
     system: str | None = None
-    """System message of these chats, where they have none of their own; None: ``policy.system``."""
+    """System message for chats that have none of their own; None: ``policy.system``."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of a round's own prompts that no round learns from: the round is measured on it. Prompts
-    that share runs of words (``gate.overlap``) stay together. None: ``suite.prompts`` says what the round
-    is measured on."""
+    """Share of a round's own prompts that the round is measured on and no round learns from. Prompts that
+    share runs of words (``gate.overlap``) stay together. None: the round is measured on
+    ``suite.prompts``."""
 
     @model_validator(mode="after")
     def _demo_has_a_split(self) -> Self:
@@ -57,61 +58,65 @@ class ExamplesConfig(Settings):
     """Rows of a file or of the inbox that a round learns from."""
 
     source: InputPath
-    """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM``: what has
-    arrived in the campaign's preference inbox when the round begins."""
+    """A .jsonl/.json/.parquet/.csv file, a ``datasets`` id (``id:config``), or ``inbox://STREAM`` for the
+    rows that are in the campaign's preference inbox when the round begins."""
     use: Annotated[str, Field(pattern=r"^(once|all|last:[1-9][0-9]{0,8})$")] = "once"
-    """Rows of a stream that a round reads. ``once``: what no round has used yet; ``all``: everything;
-    ``last:N``: the newest N. What ``all`` and ``last:N`` read stays unused for rounds with ``once``."""
+    """Rows of a stream that a round reads. ``once``: those that no round has used yet; ``all``: all rows;
+    ``last:N``: the newest N. Rows read by ``all`` and ``last:N`` stay unused for rounds with ``once``."""
     after_rejection: Literal["used", "returned"] = "used"
     """State of a stream's rows after the gate rejects the round. ``used``: no later round reads them,
     so one bad batch cannot stop a stream; ``returned``: the next round reads them again."""
     split: str = "train"
     """Split of a ``datasets`` id."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Take only the first so many rows."""
+    """Number of rows to read, from the first; None reads all."""
     template: str | None = None
-    """Makes the prompt from the row's columns, as in ``"{instruction}\\n{input}"``; None: a column does."""
+    """Text of the prompt with the row's columns in braces, as in ``"{instruction}\\n{input}"``; None: the
+    prompt is the column ``prompt``."""
     chat: bool | None = None
-    """A text prompt is a user's message and a text answer the assistant's, rendered with the chat template.
-    None: where ``template`` makes the prompt and the model has a chat template; false keeps plain text."""
+    """Treat a text prompt as a user's message and a text answer as the assistant's, rendered with the chat
+    template. None: only if ``template`` makes the prompt and the model has a chat template; false keeps
+    plain text."""
     prompt: str = "prompt"
-    """Column with the prompt. Pairs without one share it as the beginning of both sides."""
+    """Column with the prompt. In pairs without this column the prompt is the common beginning of both
+    sides."""
     chosen: str = "chosen"
     """Column with the preferred answer of a pair."""
     rejected: str = "rejected"
     """Column with the other answer of a pair."""
     margin: str = "margin"
-    """Column that says by how much a pair's chosen answer is better, in rewards; without it 0. Reward-model
-    rounds alone read it."""
+    """Column with the difference in reward by which a pair's chosen answer is better; 0 without it. Only
+    reward-model rounds read it."""
     completion: str = "completion"
     """Column with the answer of a rating or a demonstration."""
     label: str = "label"
-    """Column that is true where a rated answer is desirable."""
+    """Column that is true if the rated answer is desirable."""
     messages: str = "messages"
     """Column with whole conversations; demonstrations without a prompt are read from it."""
     text: str = "text"
-    """Column with plain text, for texts."""
+    """Column with plain text, for rounds that learn from texts."""
     pack: bool = True
-    """Texts: join documents into windows of the context; false gives each its own, as it was written."""
+    """Join texts into windows of the context's length; false gives each document a row of its own."""
     cut: bool = False
-    """Cut answers that do not fit the context instead of leaving their rows out."""
+    """Truncate answers that do not fit the context instead of leaving their rows out."""
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share that is never learnt from: the round is measured on it. Rows that share runs of words
+    """Share of the rows that the round is measured on and never learns from. Rows that share runs of words
     (``gate.overlap``) stay together, and so do the answers to one prompt."""
     heldout_source: InputPath | None = None
-    """File or id to measure the round on instead of a share of ``source``, such as a published test
-    split; it has the same columns."""
+    """File or id with the same columns to measure the round on instead of a share of ``source``, such as a
+    published test split."""
     heldout_split: str = "test"
     """Split of ``heldout_source`` if that is a ``datasets`` id."""
     heldout_of: Literal["documents", "windows"] = "documents"
-    """Unit of texts that is held out: whole documents, or windows of joined ones, whose neighbours are then
-    learnt from. ``windows`` is for a single document. Stores that began with windows keep them."""
+    """Unit of texts that is held out: whole documents, or windows of joined documents. The round then
+    learns from a window's neighbours, so ``windows`` is for a single document. A store that began with
+    windows keeps them."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""
 
     @property
     def stream(self) -> str | None:
-        """The stream of the inbox that is read; None for files."""
+        """Stream of the inbox that is read; None for files."""
         return self.source.removeprefix(INBOX) if self.source.startswith(INBOX) else None
 
     @model_validator(mode="after")
@@ -119,8 +124,8 @@ class ExamplesConfig(Settings):
         stream = self.stream
         if stream is not None and not re.fullmatch(NAME_PATTERN, stream):
             raise ValueError(
-                f"{self.source!r} names no stream; write inbox://NAME with lower-case letters, digits, "
-                "dot, dash or underscore"
+                f"{self.source!r} names no stream; write inbox://NAME, a NAME of lower-case letters, "
+                "digits, dots, dashes or underscores"
             )
         if stream is None and (self.use, self.after_rejection) != ("once", "used"):
             raise ValueError(
@@ -162,5 +167,9 @@ class ExamplesConfig(Settings):
 
 
 def columns_of(template: str) -> list[str]:
-    """List the columns that a template names, in order; raise ValueError where its braces do not match."""
+    """List the columns that a template names, in order.
+
+    Raises:
+        ValueError: its braces do not match.
+    """
     return [name for _, name, _, _ in Formatter().parse(template) if name is not None]

@@ -1,8 +1,7 @@
-"""Reader of campaign files: makes YAML and ``--set`` overrides a `CampaignConfig`, or one clear
-message.
+"""Reader of campaign files, which turns YAML and ``--set`` overrides into a `CampaignConfig`.
 
-YAML is read as YAML 1.2 reads it: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
-errors, and nothing in a file can run code.
+YAML is read by the rules of YAML 1.2: ``1e-4`` is a number and ``on`` is a word. Duplicate keys are
+errors, and nothing in a file can run code. An invalid file gives one message that lists the problems.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
@@ -26,11 +24,11 @@ from align.settings import Places
 from rollouts.errors import UserError, nearest
 
 MAX_BYTES = 1 << 20
-"""A campaign file is small; anything larger is a mistake or an attack on the parser."""
+"""Largest file that is read; a larger one is a mistake or an attack on the parser."""
 MAX_SHOWN = 5
-"""Problems listed at once."""
+"""Number of problems listed in one message."""
 CAMPAIGN = "campaign"
-"""Name of a file in messages."""
+"""Word for a campaign's file in messages."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -49,11 +47,11 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key is a word, not a list or mapping", key_node.start_mark
+                    None, None, "a key must be a word, not a list or mapping", key_node.start_mark
                 )
             if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             keys.add(key)
         return super().construct_mapping(node, deep)
@@ -69,30 +67,30 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CampaignFile:
-    """A validated campaign and the raw values it came from."""
+    """Validated campaign and the raw values it came from."""
 
     config: CampaignConfig
     raw: dict[str, Any]
     overridden: tuple[str, ...]
-    """Keys that an override set, with positions in place of the names of rounds and suites."""
+    """Keys that an override set, with positions instead of the names of rounds and suites."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on a valid campaign."""
 
 
 def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
-    """Read, override, validate.
+    """Read a campaign file, apply the overrides and validate it.
 
     Args:
         overrides: ``key.path=value`` as given to ``--set``; the value is YAML.
 
     Raises:
-        UserError: with every problem found, the nearest known key for a misspelt one.
+        UserError: the file is missing or invalid; lists the problems.
     """
     return parse_campaign(read_text(path), path, overrides)
 
 
 def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
-    """Do the same with a text that stands in the file, or will."""
+    """Validate a text as the campaign file at ``path``, which need not exist yet."""
     file = validated(CampaignConfig, mapping_of(text, path), path, overrides)
     return CampaignFile(
         config=file.settings, raw=file.raw, overridden=file.overridden, notes=file.notes
@@ -101,7 +99,7 @@ def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> Camp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validated(Generic[Model]):
-    """The validated content of a file, and where it is from."""
+    """Validated content of a file, and the raw values it came from."""
 
     settings: Model
     raw: dict[str, Any]
@@ -116,13 +114,13 @@ def validated(
     overrides: Sequence[str] = (),
     what: str = CAMPAIGN,
 ) -> Validated[Model]:
-    """Override and validate the content of a file.
+    """Apply the overrides to the content of a file and validate it.
 
     Args:
-        what: name of such a file in messages.
+        what: word for such a file in messages.
 
     Raises:
-        UserError: with every problem found, the nearest known key for a misspelt one.
+        UserError: the content is invalid; lists the problems, with the nearest key for a misspelt one.
     """
     overridden = tuple(respelt_key(_apply(raw, override)) for override in overrides)
     places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
@@ -144,7 +142,7 @@ def read_text(path: Path, what: str = CAMPAIGN) -> str:
     """Read a file that may be given on a command line.
 
     Raises:
-        UserError: there is none, it is too large, or it is no text.
+        UserError: the file is missing, too large, or not text.
     """
     if not path.is_file():
         raise UserError(
@@ -153,7 +151,11 @@ def read_text(path: Path, what: str = CAMPAIGN) -> str:
             remedy="give the path of a YAML file; configs/ holds examples",
         )
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"a {what} file of over {MAX_BYTES} bytes", where=str(path))
+        raise UserError(
+            f"the {what} file is larger than {MAX_BYTES:,} bytes",
+            where=str(path),
+            cause="it is probably another file",
+        )
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
@@ -164,7 +166,7 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
     """Parse the text of a file that holds a mapping.
 
     Raises:
-        UserError: it is no YAML, or holds something else.
+        UserError: the text is not YAML, or holds no mapping.
     """
     try:
         raw = parse_value(text)
@@ -172,7 +174,7 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
         raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
     if not isinstance(raw, dict):
         raise UserError(
-            f"a {what} file holds a mapping, this one a {type(raw).__name__}",
+            f"a {what} file holds a mapping, and this one holds a {type(raw).__name__}",
             where=str(path),
             remedy="start from configs/quickstart.yaml",
         )
@@ -180,7 +182,7 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
 
 
 def _apply(raw: dict[str, Any], override: str) -> str:
-    """Write one override into the raw campaign; returns its key."""
+    """Write one override into the raw values; return its key, with positions instead of names."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(
@@ -206,7 +208,7 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         if here == "algorithm" and isinstance(below, str):
             below = node[here] = spelt_out(below)
         if not isinstance(below, dict | list):
-            # A word or a number gives way to what the override puts in its place.
+            # The override replaces a word or a number by a mapping.
             below = node[here] = {}
         steps.append(here)
         node = below
@@ -216,7 +218,8 @@ def _apply(raw: dict[str, Any], override: str) -> str:
 
 
 def _override_texts(overrides: Sequence[str]) -> Iterator[str]:
-    """Yield every text in the values of overrides, and the files that name functions or ledgers in them."""
+    """Yield every text in the values of overrides, and the file paths within texts such as
+    ``f.py:name``."""
     for override in overrides:
         for text in _texts_in(parse_value(override.partition("=")[2])):
             yield text
@@ -238,12 +241,9 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _position(node: Any, step: str, key: str) -> Any:
-    """Return the key of a mapping, or the position in a list."""
-    return _index(node, step, key) if isinstance(node, list) else step
-
-
-def _index(node: list[Any], step: str, key: str) -> int:
-    """Return a position, or find that of a round or suite by its name."""
+    """Return the key of a mapping, or the position in a list that a number or a name stands for."""
+    if not isinstance(node, list):
+        return step
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
     if step in names:
         return names.index(step)
@@ -258,7 +258,11 @@ def _describe(
 ) -> str:
     """Describe each problem in one line: key, value, rule; a misspelt key gets the nearest known one."""
     lines: list[str] = []
-    for problem in _first_causes(error.errors(include_url=False)):
+    problems = error.errors(include_url=False)
+    inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["loc"] in inside:
+            continue  # The list is too short only because an entry of it is invalid.
         key = ".".join(str(part) for part in problem["loc"])
         shared = re.sub(r"^rounds\.\d+\.", "defaults.", key)
         if any(line.startswith(f"{shared}:") for line in lines):
@@ -277,23 +281,27 @@ def _describe(
     return "\n  ".join([f"the {what} is not valid", *lines[:MAX_SHOWN], *more])
 
 
-def _first_causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Drop lists that are too short only because an entry of theirs is not valid."""
-    inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
-    return [p for p in problems if p["type"] != "too_short" or p["loc"] not in inside]
-
-
 def _known_keys(
     root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
 ) -> list[str]:
-    """List the field names of the model that an unknown key was found in."""
+    """List the fields of the model that has an unknown key.
+
+    Args:
+        location: path of the unknown key.
+        raw: content of the file.
+    """
     models: list[type[BaseModel]] = [root]
     node: Any = filled(raw)
     for part in location[:-1]:
         fields = [
             m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
         ]
-        node = _entry(node, part)
+        if isinstance(node, list):
+            node = node[part] if isinstance(part, int) else None
+        elif not isinstance(node, dict):
+            node = None
+        elif isinstance(part, str):  # A mapping may stand for a list of one, and is then its entry.
+            node = node.get(part)
         nested_models = [m for f in fields for m in _models_in(f.annotation)]
         models = [_named(m, node, places) for m in nested_models or models]
     return sorted(
@@ -301,15 +309,8 @@ def _known_keys(
     )
 
 
-def _entry(node: Any, part: int | str) -> Any:
-    """Return what lies below a mapping or list; what stands for a list of itself is its own entry."""
-    if isinstance(node, dict):
-        return node if isinstance(part, int) else node.get(part)
-    return node[part] if isinstance(node, list) and isinstance(part, int) else None
-
-
 def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
-    """Return the algorithm or retention method that a value names, where the field takes any."""
+    """Return the class of the algorithm or retention method that a value names; else the model."""
     if model is RetentionConfig:
         return retention_class(value["name"]) if isinstance(value, dict) else model
     return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model

@@ -311,18 +311,20 @@ class SuiteConfig(SuiteDemands):
 
 
 class GateConfig(Settings):
-    """When a candidate becomes production."""
+    """Conditions under which a candidate becomes production."""
 
     mode: Literal["enforce", "observe"] = "enforce"
-    """``observe`` records the verdict and accepts all the same."""
+    """Effect of a verdict: ``enforce`` rejects the candidate, ``observe`` records the verdict and
+    accepts."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance, over the whole campaign, of accepting a loss as large as a margin."""
     campaign_rounds: Annotated[int, Field(ge=1)] = 10
-    """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
+    """Number of rounds that alpha is spread over; more decisions leave less alpha for each."""
     spending: Spending | None = None
-    """Which decisions share alpha. ``campaign``: the declared rounds; later ones are stricter and exceed
-    it. ``window``: any ``campaign_rounds`` in a row, without end. ``forever``: all there will ever be, so
-    that they get stricter fast. None: ``window`` with rounds of a template, else ``campaign``."""
+    """Decisions that share alpha. ``campaign``: those of the declared rounds; later rounds are stricter and
+    exceed it. ``window``: those of any ``campaign_rounds`` rounds in a row, without end. ``forever``: all
+    decisions without end, so that they get stricter fast. None: ``window`` with rounds of a template, else
+    ``campaign``."""
     stopping: Stopping = "fixed"
     """``sequential``: a suite of pass/fail items, of scores with a known range or of pairs is measured in
     batches, in random order, and no further once it is decided against every comparator. ``fixed``: all
@@ -332,15 +334,15 @@ class GateConfig(Settings):
     suite's margin, since after ten rounds more than four times as many answers differ from the start's as
     from the parent's, and the same items have to show both."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0
-    """The target must be better than the parent by more than this."""
+    """Difference by which the candidate must be better than its parent at the round's target."""
     assumed_change: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of items that two equal snapshots answer differently, or variance of a score's difference.
-    Power is planned with it until it was measured; no verdict rests on it."""
+    """Share of items that two equal snapshots answer differently, or variance of a score's difference. It
+    only plans power until the number is measured; verdicts do not use it."""
     underpowered: Literal["refuse", "warn"] = "refuse"
     """Reaction to a campaign whose suites have too few items for their margins, so that an equal
     candidate would fail more often than not."""
     overlap: OverlapConfig = OverlapConfig()
-    """What no suite may have in common with what is trained on."""
+    """Largest overlap of suites with the training data."""
 
     def budget_of(self, suite: SuiteConfig) -> float:
         """Return the largest loss of a suite against the campaign's start."""

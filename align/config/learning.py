@@ -1,4 +1,4 @@
-"""Fields of a campaign file that say how a step samples, learns, and what holds it back."""
+"""Settings of a round's sampling, optimizer and retention in a campaign file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollouts.errors import nearest
 
 
 def listed(value: Any) -> Any:
-    """Accept one entry for a list of one."""
+    """Accept a single entry for a list of one."""
     return [value] if isinstance(value, dict | str) else value
 
 
@@ -27,25 +27,25 @@ BOUNDING = (
 
 
 class SamplingConfig(Settings):
-    """The rollouts of one learner step."""
+    """Sampling of one learner step's rollouts."""
 
     group_size: Annotated[int, Field(ge=1)] = 8
     """Completions per new prompt."""
     prompts_per_step: Annotated[int, Field(ge=1)] = 16
-    """``prompts_per_step * group_size`` completions are the step's whole budget, replay included."""
+    """Number of prompts whose groups make up a step's budget of ``prompts_per_step * group_size``
+    completions, replay included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Temperature of sampling; the loss is of the distribution at this temperature."""
+    """Temperature of sampling, and of the distribution that the loss is computed on."""
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
     repairs: Annotated[int, Field(ge=0)] = 1
-    """Number of times a step asks again in place of groups of which fewer than two completions were
-    scored."""
+    """Number of times that a step samples again for groups with fewer than two scored completions."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Learner steps that samples may lag behind the weights that learn from them. 0 samples and learns
-    in turn; 1 does both at the same time; k also syncs the engines at every k-th step only."""
+    in turn; 1 does both at the same time; k also syncs the engines only at every k-th step."""
     in_flight: bool = False
-    """Hand new weights to the engines while they sample the next step: completions under way go on under
-    them, so that their later tokens are fresher. Needs ``max_staleness`` of at least 1."""
+    """Send new weights to the engines while they sample the next step; the completions in progress go on
+    under the new weights, so that their later tokens are fresher. Needs ``max_staleness`` of at least 1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,41 +68,41 @@ class SamplingConfig(Settings):
     def _samples_ahead(self) -> Self:
         if self.in_flight and self.max_staleness < 1:
             raise ValueError(
-                "in_flight changes the weights of samples that are under way, and with max_staleness 0 "
-                "there are none at a sync; set max_staleness to 1, or in_flight to false"
+                "in_flight changes the weights of samples in progress, and with max_staleness 0 there are "
+                "none at a sync; set max_staleness to 1, or in_flight to false"
             )
         return self
 
 
 class OptimizerConfig(Settings):
-    """AdamW, fresh in every round."""
+    """AdamW, which starts without state in every round."""
 
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Learning rate, after the warm-up."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the running means of gradients and of their squares."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the squares' mean, so that nothing is divided by zero."""
+    """Number added to the root of the squares' mean, which prevents a division by zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decay of all weights that are trained, apart from the gradient."""
+    """Decay of all trained weights, decoupled from the gradient."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Global norm that larger gradients are scaled down to."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the learning rate's fall to ``final_lr``: even, slow at both ends, or none."""
     final_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of ``lr`` that is left at the round's last step. 1: it does not fall."""
+    """Share of ``lr`` that is left at the round's last step; with 1 the rate does not fall."""
     decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the round after which it begins to fall."""
+    """Share of the round after which the learning rate begins to fall."""
     epochs: Annotated[int, Field(ge=1)] = 1
-    """Passes over every batch of rollouts."""
+    """Number of passes over every batch of rollouts."""
     mini_batches: Annotated[int, Field(ge=1)] = 1
-    """Optimizer steps in one pass: the batch is split into so many equal parts."""
+    """Number of optimizer steps in one pass, each on an equal part of the batch."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Padded tokens whose activations are held at a time, by one forward pass or by all that run side by
-    side; any value gives the same gradient. None: 2,600 on CPU, where activations should stay in the cache,
-    and fewer for models that would keep more than 768 MiB; 16,384 on GPU."""
+    """Largest number of padded tokens whose activations are in memory at a time, over all forward passes
+    that run side by side; any value gives the same gradient. None: 2,600 on CPU, where activations should
+    stay in the cache, and fewer for models that would keep more than 768 MiB; 16,384 on GPU."""
 
     @model_validator(mode="after")
     def _falls_or_not(self) -> Self:
@@ -118,18 +118,19 @@ class AnchorConfig(Settings):
     """One KL term: ``beta`` times the mean per-token KL toward one earlier snapshot, in nats."""
 
     to: Annotated[str, Field(pattern=r"^(parent|owner|base|round:.+)$")]
-    """``parent`` (where the round started), ``owner`` (of each prompt), ``base``, ``round:NAME``."""
+    """Anchor's snapshot: ``parent`` (where the round started), ``owner`` (the round that a replayed prompt
+    comes from), ``base`` or ``round:NAME``."""
     beta: Annotated[float, Field(ge=0)]
-    """Weight; with a target, the weight it starts from."""
+    """Weight of the term; the initial weight if there is a target."""
     estimator: Literal["full", "forward", "k1", "k2", "k3"] = "full"
-    """``full`` sums over the vocabulary; k1 to k3 use sampled tokens only; ``forward`` is for stored
-    answers, which the anchor sampled."""
+    """Estimator of the KL: ``full`` sums over the vocabulary; k1 to k3 use sampled tokens only;
+    ``forward`` is for stored answers, which the anchor sampled."""
     target: Annotated[float, Field(gt=0)] | None = None
-    """KL in nats per token that ``beta`` is steered toward; None keeps beta fixed."""
+    """KL in nats per token that ``beta`` is adjusted to reach; None keeps beta fixed."""
     rate: Annotated[float, Field(gt=0)] = 0.1
-    """Largest relative change of a steered beta in one step."""
+    """Largest relative change of an adjusted beta in one step."""
     bounds: tuple[Weight, Weight] = (1e-4, 1e2)
-    """Smallest and largest steered beta."""
+    """Smallest and largest adjusted beta."""
 
     @model_validator(mode="after")
     def _steered(self) -> Self:
@@ -140,25 +141,27 @@ class AnchorConfig(Settings):
             )
         if self.target is None and (setting := self.changed("rate", "bounds")):
             raise ValueError(
-                f"{setting} says how beta is steered toward a target, and there is none; set target, or "
-                f"remove {setting}"
+                f"{setting} adjusts beta toward a target, and there is none; set target, or remove "
+                f"{setting}"
             )
         return self
 
 
 class AnchorsConfig(Settings):
-    """Snapshots that hold the prompts of each class. Each class's KL is a mean over its own tokens."""
+    """KL terms of each class of prompts; the KL of a class is a mean over its own tokens."""
 
     new: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = ()
-    """A trust region, for reward models and judges; costs plasticity."""
+    """Terms on the round's own prompts: a trust region, for rewards that are models or judges. It slows
+    learning down."""
     past: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = (
         AnchorConfig(to="owner", beta=3.0),
     )
-    """The retention term: each replayed prompt is held to the snapshot that owned it."""
+    """Terms on prompts of earlier rounds: by default each prompt is held to the snapshot of its own
+    round."""
     general: Annotated[tuple[AnchorConfig, ...], BeforeValidator(listed)] = (
         AnchorConfig(to="base", beta=1.0),
     )
-    """Holds what no round trains."""
+    """Terms on general prompts, which protect what no round trains."""
 
     @field_validator("new", "past", "general")
     @classmethod
@@ -173,19 +176,19 @@ class AnchorsConfig(Settings):
 
 
 class RetentionConfig(Settings):
-    """Base of the settings of retention methods; ``name`` says which method."""
+    """Base of the settings of retention methods."""
 
     name: str
     """Name of the method."""
 
     keeps_artifact: ClassVar[bool] = False
-    """True if the method hands tensors as large as the trained weights on to later rounds."""
+    """True if the method stores tensors as large as the trained weights for later rounds."""
     weight_copies: ClassVar[int] = 0
     """Number of tensors as large as the trained weights that the method keeps in memory."""
 
     @property
     def accept_samples(self) -> int:
-        """Number of completions of the accepted policy that the method asks for."""
+        """Number of completions of the accepted policy that the method needs."""
         return 0
 
 
@@ -196,7 +199,8 @@ class KLAnchorsConfig(AnchorsConfig, RetentionConfig):
 
 
 class EWCConfig(RetentionConfig):
-    """Online elastic weight consolidation: weights that earlier rounds depend on stay near their values."""
+    """Online elastic weight consolidation, which keeps weights that earlier rounds depend on near
+    theirs."""
 
     model_config = ConfigDict(
         validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
@@ -204,13 +208,13 @@ class EWCConfig(RetentionConfig):
 
     name: Literal["ewc"] = "ewc"
     strength: Annotated[float, Field(gt=0, alias="lambda")]
-    """Weight of the penalty, ``lambda / 2 * sum_i F_i * (theta_i - theta*_i)^2``, in the loss."""
+    """Weight of the penalty in the loss: ``lambda / 2 * sum_i F_i * (theta_i - theta*_i)^2``."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Share of the earlier rounds' Fisher information that each accepted round leaves. 1 forgets none; 0
-    keeps the newest round's alone."""
+    """Factor on the earlier rounds' Fisher information at each accepted round. 1 forgets none; 0 keeps only
+    that of the newest round."""
     samples: Annotated[int, Field(ge=1)] = 64
-    """Completions of an accepted policy that its Fisher information is estimated from, spread over the
-    round's prompts. Each costs one backward pass."""
+    """Number of completions of an accepted policy that its Fisher information is estimated from, spread
+    over the round's prompts. Each costs one backward pass."""
 
     keeps_artifact: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 2
@@ -221,13 +225,13 @@ class EWCConfig(RetentionConfig):
 
 
 class L2SPConfig(RetentionConfig):
-    """L2 penalty toward a starting point: every weight is drawn to its earlier value alike."""
+    """L2 penalty toward a starting point, with the same strength for every weight."""
 
     name: Literal["l2_sp"] = "l2_sp"
     alpha: Annotated[float, Field(gt=0)] = 0.01
-    """Weight of the penalty, ``alpha / 2 * |theta - theta_0|^2``, in the loss."""
+    """Weight of the penalty in the loss: ``alpha / 2 * |theta - theta_0|^2``."""
     to: Literal["parent", "base"] = "parent"
-    """Snapshot that ``theta_0`` is read from: where the round started, or where the campaign did."""
+    """Snapshot of ``theta_0``: where the round started (``parent``), or the campaign (``base``)."""
 
     weight_copies: ClassVar[int] = 1
 
@@ -241,12 +245,16 @@ RETENTION: dict[str, type[RetentionConfig]] = {
 
 
 def retention_from(value: Any) -> Any:
-    """Return ``ewc`` or ``{name: ewc, lambda: 100}`` as the settings of the method that it names."""
+    """Return the settings of a method, from ``ewc`` or ``{name: ewc, lambda: 100}``.
+
+    Raises:
+        ValueError: the value names no method, or one that does not exist.
+    """
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, dict):
         return value
     if "name" not in value:
-        raise ValueError(f"{value} are settings of no method of retention; write which one as name")
+        raise ValueError(f"{value} names no method of retention; write which one as name")
     return retention_class(value["name"]).model_validate(value)
 
 

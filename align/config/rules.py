@@ -1,7 +1,7 @@
-"""Rules between the settings of a round, and between them and its campaign's.
+"""Rules between the settings of a round, and between them and those of its campaign.
 
-Each refuses what would have no effect, or another one than its name says. ValueErrors, with rule, value
-and remedy.
+Each refuses a setting that would have no effect, or another effect than its name says. It raises a
+ValueError that states the rule, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig, RoundSettings
-    from align.config.learning import AnchorConfig
     from align.config.policy import PolicyConfig
 
 
 SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
-"""Estimators of the KL that stand for an expectation over the policy's own tokens."""
+"""Estimators of the KL that assume tokens sampled by the policy itself."""
 
 
 def check_anchors(spec: RoundConfig) -> None:
-    """Refuse anchors that hold nothing, estimators of another kind of text, settings that a reference
+    """Refuse anchors of weight 0, estimators for another kind of text, and settings that a reference
     lacks."""
     for source in ("new", "past", "general"):
         where, terms = f"anchors.{source}", getattr(spec.anchors, source)
         if terms and not any(term.beta or term.target for term in terms):
             raise ValueError(
-                f"{where}: their total weight is 0, so nothing is held; give one of them a beta above 0, "
-                "or write [] for none"
+                f"{where}: their total weight is 0, so they have no effect; give one of them a beta above "
+                "0, or write [] for none"
             )
-        if source == "new" and spec.algorithm.anchors_are_reference:
-            _check_reference(spec.algorithm.name, terms)
+        reference = terms if source == "new" and spec.algorithm.anchors_are_reference else ()
+        for term in reference:
+            if setting := term.changed("estimator", "target", "rate", "bounds"):
+                raise ValueError(
+                    f"{where}: {setting} belongs to a KL term, and {spec.algorithm.name} takes these "
+                    f"anchors as its reference, where only their betas count; remove {setting}"
+                )
         if _sampled(spec, source) and any(term.estimator == "forward" for term in terms):
             raise ValueError(
                 f"{where}: estimator forward is for answers that the anchor wrote, and the policy samples "
@@ -41,7 +45,7 @@ def check_anchors(spec: RoundConfig) -> None:
 
 
 def check_heldout(spec: RoundConfig) -> None:
-    """Refuse a held-out share of prompts where other prompts are measured or asked."""
+    """Refuse a held-out share of prompts that are not the round's own or not what it is measured on."""
     share = spec.prompts.heldout if spec.prompts else None
     if share is not None and spec.suite.prompts is not None:
         raise ValueError(
@@ -60,7 +64,7 @@ def check_heldout(spec: RoundConfig) -> None:
 
 
 def check_staleness(spec: RoundConfig) -> None:
-    """Refuse samples of older weights in an algorithm that would take them for the learner's own."""
+    """Refuse samples of older weights for a loss or KL term that would treat them as the learner's own."""
     corrects = "importance" not in spec.algorithm.unused
     if spec.sampling.max_staleness and spec.importance.level == "none" and corrects:
         raise ValueError(
@@ -84,9 +88,9 @@ def check_staleness(spec: RoundConfig) -> None:
 
 
 def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
-    """Refuse what the round itself sets and its algorithm does not read.
+    """Refuse a setting of the round that its algorithm does not read.
 
-    What ``defaults`` set for all rounds may concern the others only.
+    A setting from ``defaults`` is allowed, since it may be meant for the other rounds.
     """
     for key, why in spec.algorithm.unused.items():
         setting = attrgetter(key)
@@ -97,20 +101,20 @@ def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
 
 
 def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
-    """Refuse dropout in the learner where its log-probabilities are compared with those of the engines."""
+    """Refuse dropout in a round that samples, since engines have no dropout and their logprobs differ."""
     if policy.lora is None or not policy.lora.dropout or not _samples(spec, index):
         return
     samples_itself = spec.algorithm.material == "rollouts"
     use = "learns from its own samples" if samples_itself else "samples answers to replayed prompts"
     raise ValueError(
-        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round {use}: engines drop "
-        "nothing, so the learner's logprobs would not be theirs; set policy.lora.dropout to 0"
+        f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round {use}: engines have "
+        "no dropout, so their logprobs would differ from the learner's; set policy.lora.dropout to 0"
         + ("" if samples_itself else ", or replay.past and replay.general of the round")
     )
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:
-    """Refuse penalties on weights that a round's adapter does not share with what they compare it with."""
+    """Refuse penalties that compare a round's adapter with one of other weights."""
     spec, lora = rounds[index], policy.lora
     if lora is None or spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         return
@@ -133,22 +137,13 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
             continue
         if lora.dora:
             raise ValueError(
-                f"{where}: l2_sp measures the update that an adapter adds to the weights, and DoRA's is no "
-                "plain sum; set policy.lora.dora to false, or use ewc"
+                f"{where}: l2_sp measures the update that an adapter adds to the weights, and DoRA also "
+                "rescales their rows; set policy.lora.dora to false, or use ewc"
             )
         if lora.merge and getattr(method, "to", None) == "base":
             raise ValueError(
                 f"{where}: l2_sp is held to the base, and policy.lora.merge adds every round's update to "
                 "it; set to: parent, or policy.lora.merge to false"
-            )
-
-
-def _check_reference(name: str, terms: Sequence[AnchorConfig]) -> None:
-    for term in terms:
-        if setting := term.changed("estimator", "target", "rate", "bounds"):
-            raise ValueError(
-                f"anchors.new: {setting} is of a KL term, and {name} takes these anchors as its reference, "
-                f"by their betas alone; remove {setting}"
             )
 
 
@@ -160,7 +155,7 @@ def _sampled(spec: RoundConfig, source: str) -> bool:
 
 
 def _samples(spec: RoundConfig, index: int) -> bool:
-    """Tell if engines sample anything that the round's learner reads."""
+    """Tell if the round's learner reads anything that engines sample."""
     if spec.algorithm.makes != "policy":
         return False
     replay = spec.replay

@@ -1,14 +1,15 @@
-"""Settings of a round's time in a campaign file, and the rules for them.
+"""Settings in a campaign file that say when a round runs, and the rules for them.
 
-``every`` is the clock, ``when`` is what has arrived, ``after`` is another round, ``manual`` is a person.
-With ``every`` and ``when`` the round runs at a tick at which enough has arrived. ``after`` beside any other
-is a condition: not before that round has a verdict. A round with none of them is due at once.
+A round waits for the clock (``every``), for rows in the inbox (``when``), for another round (``after``) or
+for a person (``manual``). With ``every`` and ``when`` it runs at the first tick at which enough rows have
+arrived. ``after`` beside any of them is a further condition: not before that round has a verdict. A round
+with none of them is due at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
 
 UNITS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
-"""Seconds of each unit."""
+"""Seconds of each unit of time."""
 LONGEST = timedelta(days=3650)
-"""Sums of a moment and a duration stay within the calendar."""
+"""Longest duration, which added to a date stays within the calendar."""
 
 
 def parse_duration(value: Any) -> timedelta:
@@ -39,14 +40,12 @@ def parse_duration(value: Any) -> timedelta:
     seconds = 0 if long else sum(int(number) * UNITS[unit] for number, unit in parts)
     if long or seconds > LONGEST.total_seconds():
         shown = value if len(value) <= 20 else f"{value[:17]}..."
-        raise ValueError(
-            f"{shown!r} is longer than anybody waits; write at most ten years, {LONGEST.days}d"
-        )
+        raise ValueError(f"{shown!r} is too long; write at most ten years, {LONGEST.days}d")
     return timedelta(seconds=seconds)
 
 
 def spell_duration(value: timedelta) -> str:
-    """Spell a duration as `parse_duration` reads it.
+    """Spell a duration in the form that `parse_duration` reads.
 
     >>> spell_duration(timedelta(days=1, hours=12))
     '1d12h'
@@ -62,15 +61,16 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer
 
 
 class ArrivalsConfig(Settings):
-    """Number of rows that must have arrived in the stream that the round reads."""
+    """Rows that must have arrived in the stream that the round reads."""
 
     new_pairs: Annotated[int, Field(ge=1)]
-    """Rows, pairs or ratings, that no round has used; where ``data.use`` reads rows again, those that came
-    since the last of these rounds fell due."""
+    """Number of rows, pairs or ratings, that no round has used. If ``data.use`` reads rows again, the rows
+    are counted that arrived since the last of these rounds fell due."""
     min_interval: Duration = timedelta(0)
-    """Time from one of these rounds falling due to the next, at least."""
+    """Shortest time between two of these rounds falling due."""
     max_wait: Duration | None = None
-    """After this time the first row that waits is enough. None: fewer than ``new_pairs`` wait forever."""
+    """Longest time that a row waits; after it the round falls due with fewer than ``new_pairs``. None: they
+    wait without end."""
 
     @model_validator(mode="after")
     def _interval_fits(self) -> Self:
@@ -84,23 +84,23 @@ class ArrivalsConfig(Settings):
 
 
 class ScheduleSettings(Settings):
-    """Conditions under which a round falls due; nothing of it changes what the round does."""
+    """Conditions under which a round falls due; they do not change what the round does."""
 
     every: str | None = None
-    """Five cron fields, minute, hour, day of month, month, day of week, as in ``"0 3 * * *"``. Ticks that
-    were missed count as one. A fixed hour that the clock skips comes when the skip ends, one that it shows
-    twice comes once."""
+    """Cron schedule of five fields, as in ``"0 3 * * *"``: minute, hour, day of month, month, day of week.
+    Ticks that were missed count as one. A fixed hour that the clock skips in spring ticks at the end of the
+    skip; an hour that the clock shows twice in autumn ticks once."""
     timezone: str = "UTC"
-    """IANA name of the clock that ``every`` reads, such as Europe/Berlin."""
+    """IANA name of the time zone of ``every``, such as Europe/Berlin."""
     when: ArrivalsConfig | None = None
-    """Runs when so much has arrived in the stream of the inbox that ``data`` reads."""
+    """Number of rows in the stream that ``data`` reads at which the round falls due."""
     after: Name | None = None
-    """Name of another round; this one waits for its verdict."""
+    """Name of another round, whose verdict this round waits for."""
     manual: bool = False
-    """Runs when a person says so: ``keel schedule run-now``."""
+    """Wait for ``keel schedule run-now``."""
     repeat: bool | None = None
-    """True for a template of rounds without end, named ``<name>-1``, ``<name>-2``. None: with
-    ``every``, ``when`` or ``manual`` it is one."""
+    """Make the round a template of rounds without end, named ``<name>-1``, ``<name>-2``. None: it is a
+    template if it has ``every``, ``when`` or ``manual``."""
 
     @field_validator("every")
     @classmethod
@@ -131,7 +131,7 @@ class ScheduleSettings(Settings):
 
     @property
     def scheduled(self) -> bool:
-        """True if the round waits for anything but its turn."""
+        """True if the round waits for more than its turn."""
         return bool(self.every or self.when or self.after or self.manual)
 
     @property
@@ -142,20 +142,23 @@ class ScheduleSettings(Settings):
 
 
 class RememberConfig(Settings):
-    """Number of a template's rounds that later ones look back on, since they never end."""
+    """Limit on the accepted rounds of a template that a later round measures and replays."""
 
     newest: Annotated[int, Field(ge=1)] = 7
-    """Accepted rounds, the last ones, of which later rounds keep the suite and replay the prompts."""
+    """Number of the newest accepted rounds whose suites are measured and whose prompts are replayed."""
     older: Annotated[int, Field(ge=0)] = 3
-    """Number of older rounds that a round looks at: drawn anew for every round, each with the same
-    chance, once for the gate and once for the replay."""
+    """Number of older rounds that are too. Every round draws them again with equal chances, once for the
+    gate and once for the replay."""
 
 
 def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> None:
     """Check the rules between rounds.
 
+    Args:
+        suites: names of the campaign's suites.
+
     Raises:
-        ValueError: rule, value and remedy.
+        ValueError: a rule is broken; states the rule, the value and the remedy.
     """
     by_name = {spec.name: spec for spec in rounds}
     for index, spec in enumerate(rounds):
@@ -166,8 +169,7 @@ def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> Non
                 f"{where}.when: counts what arrives in the inbox, and round {spec.name!r} reads {source}; "
                 "set data to inbox://NAME, or use every"
             )
-        if spec.after is not None:
-            _check_after(spec, by_name, where)
+        before = _predecessors(spec, by_name, where)
         for other in (*by_name, *suites):
             if spec.repeats and re.fullmatch(rf"{re.escape(spec.name)}-\d+", other):
                 raise ValueError(
@@ -176,15 +178,32 @@ def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> Non
                 )
         if spec.remember is not None and not spec.repeats:
             raise ValueError(
-                f"{where}.remember: of plain rounds nothing is left out, and {spec.name!r} is one; remove "
-                "remember, or make the round a template with every, when, manual or repeat"
+                f"{where}.remember: it limits the rounds of a template, and {spec.name!r} is a plain "
+                "round; remove remember, or make the round a template with every, when, manual or repeat"
             )
-        _check_references(spec, by_name, where)
+        for _, _, name in spec.named_rounds():
+            named = by_name.get(name)
+            if named is None or not named.scheduled:
+                continue
+            if named.repeats:
+                raise ValueError(
+                    f"{where}: round:{name} names a template, which is many rounds; use parent, base or "
+                    "owner"
+                )
+            if name not in before:
+                raise ValueError(
+                    f"{where}: round:{name} runs at its own time, perhaps after {spec.name!r}; "
+                    f"set after: {name}"
+                )
     _check_streams(rounds)
 
 
-def _check_after(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str) -> None:
-    """Check that the round it comes after exists, and does not wait for this one."""
+def _predecessors(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str) -> list[str]:
+    """List the rounds whose verdicts a round waits for by ``after``, the nearest first.
+
+    Raises:
+        ValueError: one of them does not exist, or rounds wait for each other.
+    """
     chain, name = [spec.name], spec.after
     while name is not None:
         if name not in by_name:
@@ -196,48 +215,15 @@ def _check_after(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str)
             )
         chain.append(name)
         name = by_name[name].after
-
-
-def _check_references(spec: RoundConfig, by_name: dict[str, RoundConfig], where: str) -> None:
-    """Check that what a round is held to or scored by is there when it runs."""
-    before = _predecessors(spec, by_name)
-    for name in _named_rounds(spec):
-        other = by_name.get(name)
-        if other is None or not other.scheduled:
-            continue
-        if other.repeats:
-            raise ValueError(
-                f"{where}: round:{name} names a template, which is many rounds; use parent, base or owner"
-            )
-        if name not in before:
-            raise ValueError(
-                f"{where}: round:{name} runs at its own time, perhaps after {spec.name!r}; "
-                f"set after: {name}"
-            )
-
-
-def _named_rounds(spec: RoundConfig) -> Iterator[str]:
-    """Yield the rounds whose snapshots a round is held to, taught by or scored by."""
-    anchors = (*spec.anchors.new, *spec.anchors.past, *spec.anchors.general)
-    rewards = (*spec.rewards, *spec.gold)
-    targets = [anchor.to for anchor in anchors]
-    targets += [spec.algorithm.teacher_snapshot or ""]
-    targets += [str(reward.options.get("model")) for reward in rewards]
-    for target in targets:
-        kind, _, name = target.partition(":")
-        if kind == "round":
-            yield name
-
-
-def _predecessors(spec: RoundConfig, by_name: dict[str, RoundConfig]) -> Iterator[str]:
-    name = spec.after
-    while name is not None:
-        yield name
-        name = by_name[name].after
+    return chain[1:]
 
 
 def _check_streams(rounds: Sequence[RoundConfig]) -> None:
-    """Check that what one schedule waits for is not used up by another."""
+    """Check that no two scheduled rounds use up the rows of one stream.
+
+    Raises:
+        ValueError: two of them do.
+    """
     readers: dict[str, str] = {}
     for index, spec in enumerate(rounds):
         stream = spec.data.stream if spec.data is not None and spec.data.use == "once" else None

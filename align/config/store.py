@@ -1,4 +1,4 @@
-"""Location of a campaign's store and its ledger. None of this decides what a round computes."""
+"""Locations of a campaign's store and ledger, which do not change what a round computes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _SECRET = re.compile(r"(?i)secret|token|passw|credential|^key$|_key$")
 
 
 class StoreSettings(Settings):
-    """The campaign's name and the places that it keeps things in."""
+    """Name of a campaign, and the locations of its store, cache and ledger."""
 
     name: Name
-    """Name of the campaign; its store is named by it."""
+    """Name of the campaign, which also names its store."""
     store: Annotated[str, Field(validate_default=True)] = ""
-    """Folder of snapshots, ledger, metrics and evaluations, from the campaign file's folder; empty:
-    ``runs/<name>``. Or the URL of a folder elsewhere, such as ``s3://bucket/prefix``: then it holds
-    everything but the ledger, and credentials come from the environment."""
+    """Folder of snapshots, ledger, metrics and evaluations, relative to the campaign file's folder; empty:
+    ``runs/<name>``. A URL such as ``s3://bucket/prefix`` holds all of them except the ledger; its
+    credentials come from the environment."""
     store_options: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """Options of the fsspec file system of a store with a URL, as ``endpoint_url``; no credentials."""
+    """Options of the fsspec file system of a store with a URL, such as ``endpoint_url``; no credentials."""
     cache: Annotated[str, Field(validate_default=True)] = ""
-    """Local folder to work in, for a store with a URL; empty: ``runs/<name>``. It can be removed at any
-    time, and another machine begins with none."""
+    """Local folder to work in, for a store with a URL; empty: ``runs/<name>``. It may be removed at any
+    time, and another machine begins without it."""
     ledger: str = ""
-    """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. ``postgresql://USER@HOST/NAME``
-    is one that many machines reach; ``env:VARIABLE`` names a variable that holds the URL. A password does
-    not stand here but in that variable, in PGPASSWORD or in ~/.pgpass."""
+    """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. Many machines can share
+    ``postgresql://USER@HOST/NAME``; ``env:VARIABLE`` names a variable that holds the URL. A password
+    belongs into that variable, PGPASSWORD or ~/.pgpass, and is refused here."""
 
     @field_validator("store", "cache")
     @classmethod
     def _located(cls, text: str, info: ValidationInfo) -> str:
-        """Take relative folders from the campaign file's folder, and the default one too."""
+        """Make relative folders, and the default one, relative to the campaign file's folder."""
         remote = "://" in (text if info.field_name == "store" else info.data.get("store", ""))
         is_folder = remote == (info.field_name == "cache")
         if not (isinstance(info.context, Places) and is_folder):
@@ -53,7 +53,7 @@ class StoreSettings(Settings):
     @field_validator("ledger")
     @classmethod
     def _located_ledger(cls, url: str, info: ValidationInfo) -> str:
-        """Take a relative SQLite file from the campaign file's folder."""
+        """Make a relative SQLite file relative to the campaign file's folder."""
         file = url.removeprefix(SQLITE)
         if file in (url, "", ":memory:") or not isinstance(info.context, Places):
             return url
@@ -65,7 +65,7 @@ class StoreSettings(Settings):
             which = "cache" if self.cache else "store_options"
             raise ValueError(
                 f"{which} is for a store with a URL, and {self.store or 'runs/<name>'!r} is a local "
-                f"folder; remove {which}, or set store to such as s3://bucket/prefix"
+                f"folder; remove {which}, or set store to a URL such as s3://bucket/prefix"
             )
         if self.is_remote and "@" in urlsplit(self.store).netloc:
             raise ValueError("store holds credentials; leave them to the environment")
@@ -80,25 +80,28 @@ class StoreSettings(Settings):
                 "ledger to postgresql://USER@HOST/NAME or env:VARIABLE, or, for one machine only, to "
                 "sqlite:////PATH outside the cache"
             )
-        self._check_ledger()
         return self
 
-    def _check_ledger(self) -> None:
+    @model_validator(mode="after")
+    def _check_ledger(self) -> Self:
         if self.ledger.startswith(FROM_ENVIRONMENT):
             if not self.ledger.removeprefix(FROM_ENVIRONMENT).isidentifier():
-                raise ValueError("ledger: env: is followed by the name of a variable")
-            return
+                raise ValueError(
+                    f"ledger is {self.ledger!r}, and env: must be followed by the name of a variable"
+                )
+            return self
         if _holds_password(self.ledger):
             raise ValueError(
                 "ledger holds a password; put the URL into a variable and set ledger to env:VARIABLE, or "
                 "leave the password to PGPASSWORD or ~/.pgpass"
             )
-        file = self.ledger.removeprefix("sqlite:///")
-        if self.is_remote and file != self.ledger and _lies_in(Path(file), self.folder):
+        file, cache = self.ledger.removeprefix(SQLITE), self.folder.absolute().resolve()
+        if self.is_remote and file != self.ledger and Path(file).resolve().is_relative_to(cache):
             raise ValueError(
                 f"the ledger {file} lies in the cache {self.folder}, which may be removed at any time; "
                 "name a file elsewhere, or a PostgreSQL server"
             )
+        return self
 
     @property
     def is_remote(self) -> bool:
@@ -107,23 +110,23 @@ class StoreSettings(Settings):
 
     @property
     def folder(self) -> Path:
-        """The local folder that runs work in: the store itself, or the cache of one with a URL."""
+        """Local folder that runs work in: the store itself, or the cache of a store with a URL."""
         local = self.cache if self.is_remote else self.store
         return Path(local or f"runs/{self.name}")
 
     @property
     def ledger_url(self) -> str:
-        """SQLAlchemy URL of the ledger; may hold a password.
+        """SQLAlchemy URL of the ledger, which may hold a password.
 
         Raises:
-            UserError: the variable that is to hold it is not set.
+            UserError: the variable that should hold the URL is not set.
         """
         if not self.ledger.startswith(FROM_ENVIRONMENT):
             return self.ledger or sqlite_url(self.folder / LEDGER)
         name = self.ledger.removeprefix(FROM_ENVIRONMENT)
         if not (url := os.environ.get(name, "").strip()):
             raise UserError(
-                f"the variable {name} is to hold the ledger's URL, and it is not set",
+                f"the variable {name} should hold the ledger's URL, and it is not set",
                 where="ledger",
                 remedy=f"export {name}=postgresql://USER:PASSWORD@HOST/DATABASE",
             )
@@ -146,12 +149,8 @@ def _holds_password(url: str) -> bool:
     )
 
 
-def _lies_in(file: Path, folder: Path) -> bool:
-    return file.absolute().resolve().is_relative_to(folder.absolute().resolve())
-
-
 QUERIES = ("uri", "mode", "cache", "immutable", "vfs", "timeout", "cached_statements")
-"""Options that a SQLite URL may end with; anything else behind a ``?`` belongs to the path."""
+"""Options that a SQLite URL may end with; any other text behind a ``?`` belongs to the path."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -162,7 +161,7 @@ def sqlite_url(path: Path) -> str:
 
 
 def cut_path(url: str) -> str | None:
-    """Return what a SQLite URL loses of its path behind an unquoted ``?``; None if nothing."""
+    """Return the part of its path that a SQLite URL loses behind an unquoted ``?``; None if none."""
     path, mark, rest = url.partition("?")
     options = [option.partition("=") for option in rest.split("&")]
     known = all(name in QUERIES and mark and value for name, mark, value in options)

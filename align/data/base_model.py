@@ -1,4 +1,4 @@
-"""Model of a campaign: resolves ``policy.model`` to a folder of weights and a tokenizer."""
+"""Base model of a campaign: the folder that ``policy.model`` stands for, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ ENCODING_FILES = (
 )  # fmt: skip
 """Files of a model folder that decide how texts and messages become tokens."""
 SNAPSHOT_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja", ".model"}
-"""Files of a model that are downloaded: weights, configs, tokenizer; code where it was asked for."""
+"""Suffixes of the files that are downloaded: weights, configs, tokenizer. Code is added if it is
+allowed."""
 
 
 def demo_source(uri: str) -> list[Prompt]:
@@ -41,7 +42,11 @@ SCHEMES = {"demo": demo_source}
 
 
 def resolve_model(policy: PolicyConfig) -> Path:
-    """Find the local folder of the policy's base model; download a Hugging Face id if it must."""
+    """Find the local folder of the policy's base model; download a Hugging Face id if need be.
+
+    Raises:
+        UserError: there is no such model, or it cannot be downloaded.
+    """
     if policy.model.startswith("demo://"):
         name = policy.model.removeprefix("demo://")
         if name not in DEMO_MODELS:
@@ -67,7 +72,7 @@ def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
     """Load the model's own tokenizer.
 
     Raises:
-        UserError: its files are damaged or of a kind that transformers does not read.
+        UserError: its files are damaged, or transformers cannot read them.
     """
     from transformers import AutoTokenizer
 
@@ -75,9 +80,8 @@ def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=policy.trust_remote_code
         )
-    except (
-        Exception
-    ) as error:  # Whatever is in the files, in the words of the library that reads them.
+    # The libraries that read the files raise errors of many classes.
+    except Exception as error:
         raise UserError(
             f"the tokenizer cannot be loaded: {type(error).__name__}: {error}",
             where=str(folder),
@@ -87,11 +91,11 @@ def load_tokenizer(folder: Path, policy: PolicyConfig) -> Any:
 
 
 def load_encoder(folder: Path, policy: PolicyConfig) -> PromptEncoder:
-    """Load the policy's reader of prompts: tokenizer, the campaign's chat defaults, every ending token.
+    """Load the policy's encoder of prompts: its tokenizer, chat defaults and tokens that end an answer.
 
     Raises:
-        UserError: the tokenizer or what names its ending tokens cannot be read, or it has no chat template
-            that takes ``system``, ``chat_template_kwargs`` and ``chat_template_date``.
+        UserError: the tokenizer, or the file that names its ending tokens, cannot be read; or there is no
+            chat template that takes ``system``, ``chat_template_kwargs`` and ``chat_template_date``.
     """
     tokenizer = load_tokenizer(folder, policy)
     extra = extra_endings(folder, tokenizer)

@@ -1,8 +1,8 @@
 """Prompts that one step samples: the round's own, replayed ones and general ones, within one budget.
 
-The budget is ``prompts_per_step * group_size`` completions whatever is replayed: retention is paid for
-by fewer new prompts, never by more sampling. Shares that are not whole numbers carry over, so over a
-round each share is exact: with 128 completions and 5% the counts run 6, 6, 7, 6, 7, ...
+The budget is ``prompts_per_step * group_size`` completions whatever is replayed: replay replaces new
+prompts and adds no sampling. Shares that are not whole numbers carry over, so over a round each share is
+exact: with 128 completions and 5% the counts are 6, 6, 7, 6, 7, ...
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
 
 ROUNDS_PER_STEP = 3
-"""Earlier rounds that one step replays at most: each costs a forward pass of its own snapshot, and a
-step shall cost the same however many rounds a campaign has behind it."""
+"""Largest number of earlier rounds that one step replays. Each costs a forward pass of its own snapshot,
+and the cost of a step should not grow with the number of rounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
-    """The prompts of one step and how many completions each one gets."""
+    """Prompts of one step, with the number of completions for each."""
 
     prompts: tuple[Prompt, ...]
     group_sizes: tuple[int, ...]
     stored: list[RolloutGroup]
-    """Answers that exist already; they cost no sampling."""
+    """Stored answers of the step, which cost no sampling."""
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step learns from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """Draws every step of one round; what step ``n`` holds depends on the seed and ``n`` alone."""
+    """Sources of a round's prompts; the draw of step ``n`` depends on the seed and ``n`` alone."""
 
     new: PromptStream
-    """The round's own prompts; with ``examples`` they are only measured on."""
+    """Prompts of the round itself; a round with ``examples`` only measures drift on them."""
     past: ReplayBuffer
     general: PromptStream | None
     stored: Sequence[RolloutGroup]
-    """Stored answers of the general pool; they take the place of sampled ones."""
+    """Stored answers of the general pool, which replace sampled ones."""
     sampling: SamplingConfig
     replay: ReplayConfig
     seed: int
     examples: ExampleStream | None = None
-    """Rows of a file, for algorithms that learn from one: they take the place of new prompts."""
+    """Rows of a file, which replace new prompts for algorithms that learn from a file."""
 
     def draw(self, step: int) -> Draw:
         """Draw the prompts of step ``step``, counted from 0."""
@@ -81,7 +81,11 @@ class Mixture:
         )
 
     def spare(self, step: int, turn: int, count: int) -> Draw:
-        """Draw ``count`` new prompts from elsewhere in the stream: replacements."""
+        """Draw ``count`` new prompts from another part of the stream, to replace some of the step's.
+
+        Args:
+            turn: number of the replacement within the step, from 1.
+        """
         first = total_before(float(self.sampling.prompts_per_step), step)
         first += turn * len(self.new) // 2
         self.new.seek(first)
@@ -109,7 +113,7 @@ class Mixture:
         return [self.stored[i % len(self.stored)] for i in range(first, first + count)]
 
     def meter_prompts(self, count: int) -> list[Prompt]:
-        """Return the same ``count`` prompts of every kind each time: new, of each past round, general."""
+        """Return ``count`` prompts of every kind, the same each time: new, general, of each past round."""
         streams = [s for s in (self.new, self.general) if s is not None]
         for stream in streams:
             stream.seek(0)
@@ -120,10 +124,11 @@ class Mixture:
 
 
 def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
-    """Count the prompts of each round that step ``step`` replays, at ``rate`` prompts a step.
+    """Count the prompts of each earlier round that step ``step`` replays, at ``rate`` prompts a step.
 
-    The prompts of a whole round are numbered through and dealt to the earlier rounds in runs so long
-    that a step touches at most `ROUNDS_PER_STEP`; over the steps every round gets the same share.
+    The replayed prompts of all steps are numbered and dealt to the earlier rounds in runs, which are so
+    long that a step has prompts of at most `ROUNDS_PER_STEP`; over the steps every round gets the same
+    share.
 
     >>> [in_turn("abcd", 4, step) for step in range(3)]
     [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
@@ -134,13 +139,12 @@ def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
 
 
 def run_of(rate: float) -> int:
-    """Return the number of prompts in a row that fall to one round, so that a step touches few."""
+    """Return the number of consecutive prompts that come from one round, so that a step has few rounds."""
     return max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
 
 
 def whole(rate: float, step: int) -> int:
-    """Return the whole units that step ``step`` gets of ``rate`` units per step, fractions carried
-    over.
+    """Return the whole units that step ``step`` gets of ``rate`` units per step; fractions carry over.
 
     >>> [whole(6.4, step) for step in range(5)]
     [6, 6, 7, 6, 7]
@@ -149,11 +153,12 @@ def whole(rate: float, step: int) -> int:
 
 
 def total_before(rate: float, step: int) -> int:
-    """Count the units handed out before ``step``. The tiny shift keeps 0.1 * 30 from falling below 3."""
+    """Count the whole units of all steps before ``step``."""
+    # Without the small shift 0.1 * 30 would be rounded below 3.
     return int(rate * step + 1e-9)
 
 
 def window(stream: PromptStream, rate: float, step: int) -> list[Prompt]:
-    """Return the stream's prompts of one step, found from the step number alone."""
+    """Return a stream's prompts of one step, which depend on the step number alone."""
     stream.seek(total_before(rate, step))
     return stream.take(whole(rate, step))

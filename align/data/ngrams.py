@@ -1,4 +1,4 @@
-"""Repetition in completions: within one, and between several."""
+"""Measures of repetition within a completion and between several completions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rollouts.types import RolloutGroup
 LENGTH = 4
 """Tokens of an n-gram."""
 ALIKE = 0.7
-"""Share of common n-grams from which on two answers are nearly the same."""
+"""Share of common n-grams at which two answers count as nearly the same."""
 SKETCH = 8
-"""Smallest hashes of an answer's n-grams by which others like it are looked for."""
+"""Number of an answer's smallest n-gram hashes that similar answers are looked up by."""
 LEADERS = 16
-"""Answers that others are compared with in one step."""
+"""Number of answers in a step that the others are compared with."""
 
 
 def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Compute ``completions/repeated_ngrams`` and ``completions/distinct_ngrams`` of a step.
 
-    Completions of one prompt are not compared with each other: where there is one right answer they
-    should be the same. A metric is left out where no completion is long enough for it.
+    Completions of one prompt are not compared with each other, since they should agree if there is one
+    right answer. A metric is left out if no completion is long enough for it.
     """
     slices = [
         [group.completions_G[i].token_ids for group in groups if i < len(group.completions_G)]
@@ -37,9 +37,9 @@ def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def shares_of_one_answer(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Compute ``completions/identical_share`` and ``completions/similar_share`` of a step.
 
-    The largest share of the samples that are one and the same answer, given to at least two prompts: word
-    for word, or with at least `ALIKE` of all n-grams in common. Answers of fewer than `LENGTH` tokens are
-    no evidence: there are not many of them. Left out where no completion is longer.
+    Each is the largest share of the samples that give the same answer to at least two prompts: word for
+    word, or with at least `ALIKE` of all n-grams in common. Answers of fewer than `LENGTH` tokens are left
+    out, since few such answers exist. Without a longer completion there are no metrics.
     """
     answers = [
         (prompt, tuple(completion.token_ids))
@@ -70,10 +70,10 @@ def _size(family: Iterable[tuple[int, ...]], askers: Mapping[tuple[int, ...], li
 def _families(
     askers: Mapping[tuple[int, ...], list[int]],
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Yield answers that are nearly the same, around the likeliest leaders.
+    """Yield groups of answers that are nearly the same, around the most frequent ones.
 
-    Answers are compared where they share one of the smallest hashes of their n-grams, as nearly all that
-    are alike do (bottom-k sketches, Broder 1997): the cost is no square of their number.
+    Only answers that share one of the smallest hashes of their n-grams are compared, as nearly all similar
+    answers do (bottom-k sketches, Broder 1997). So the cost is not quadratic in their number.
     """
     kinds = {tokens: frozenset(ngrams_of(tokens, LENGTH)) for tokens in askers}
     sketches = {tokens: sorted(map(hash, kind))[:SKETCH] for tokens, kind in kinds.items()}
@@ -85,24 +85,28 @@ def _families(
     for bucket in fullest[:LEADERS]:
         leader = max(bucket, key=lambda tokens: (len(askers[tokens]), -len(tokens)))
         near = {other for value in sketches[leader] for other in buckets[value]}
-        yield [other for other in near if _likeness(kinds[leader], kinds[other]) >= ALIKE]
-
-
-def _likeness(first: frozenset[object], other: frozenset[object]) -> float:
-    """Compute Jaccard's likeness: n-grams that both have over those that either has."""
-    return len(first & other) / len(first | other)
+        # Jaccard similarity: n-grams that both have over those that either has.
+        yield [
+            other
+            for other in near
+            if len(kinds[leader] & kinds[other]) / len(kinds[leader] | kinds[other]) >= ALIKE
+        ]
 
 
 def repeated_share(token_ids: Sequence[int], n: int = LENGTH) -> float | None:
-    """Compute the share of a completion's n-grams that stood in it before: one less distinct-n
-    (arXiv:1510.03055)."""
+    """Compute the share of a completion's n-grams that repeat an earlier one: 1 minus distinct-n.
+
+    None for a completion of fewer than ``n`` tokens. Source: arXiv 1510.03055.
+    """
     ngrams = ngrams_of(token_ids, n)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def distinct_share(texts: Sequence[Sequence[int]], n: int = LENGTH) -> float | None:
-    """Compute the share of several completions' n-grams that only one of them has; None for fewer than
-    two."""
+    """Compute the share of several completions' n-grams that only one of them has.
+
+    None unless at least two completions have ``n`` tokens.
+    """
     kinds_of_texts = [kinds for text in texts if (kinds := set(ngrams_of(text, n)))]
     if len(kinds_of_texts) < 2:
         return None

@@ -1,9 +1,8 @@
-"""Prompts of accepted rounds, to be asked again while later rounds train.
+"""Prompts of accepted rounds, which are sampled again while later rounds train.
 
-Prompts only: what held their behaviour is the snapshot named as their ``owner``, and the KL term
-holds the policy to it. No answers, no labels, no rewards. A draw is a function of the seed and the
-step, so a resumed round sees the batches it would have seen. Columns come back as they were, see
-`rollouts.values`.
+Only prompts are stored, without answers, labels or rewards: the snapshot named as their ``owner`` knows how
+to answer, and the KL term holds the policy to it. A draw is a function of the seed and the step, so a
+resumed round gets the same batches. Columns keep their values exactly, see `rollouts.values`.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from rollouts.types import Prompt, SnapshotId
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
 SCHEMA_VERSION = 2
-"""Version of the file's format; version 1 held the columns as plain JSON."""
+"""Version of the file's format; version 1 stored the columns as plain JSON."""
 
 
 class ReplayBuffer:
-    """The kept prompts of every accepted round, rounds in the order they were added."""
+    """Stored prompts of every accepted round, with rounds in the order in which they were added."""
 
     def __init__(self, entries: Mapping[str, Sequence[Prompt]] | None = None) -> None:
         self._entries = {round_: tuple(prompts) for round_, prompts in (entries or {}).items()}
@@ -43,12 +42,12 @@ class ReplayBuffer:
     def add(
         self, round: str, prompts: Iterable[Prompt], owner: SnapshotId, cap: int, seed: int
     ) -> None:
-        """Keep at most ``cap`` distinct prompts of an accepted round, chosen evenly by the seed.
+        """Store at most ``cap`` distinct prompts of an accepted round, chosen evenly by the seed.
 
         Adding a round again replaces its prompts, so a resumed run may repeat the call.
 
         Raises:
-            UserError: a prompt has a column of a kind that is not kept.
+            UserError: a prompt has a column with a value that cannot be stored.
         """
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
         if len(distinct) > cap:
@@ -64,15 +63,15 @@ class ReplayBuffer:
         rounds: Iterable[str] | None = None,
         first: int | None = None,
     ) -> list[Prompt]:
-        """Draw ``n`` prompts with distinct ids, in turn from each round; fewer when there are no more.
+        """Draw ``n`` prompts with distinct ids, in turn from each round; fewer if there are no more.
 
-        Prompts are numbered through over the steps and dealt to the rounds in turn, so every round gets the
-        same share. A round hands out its prompts without replacement: each comes up once before any
-        comes up again, in another order.
+        The prompts of all steps are numbered and dealt to the rounds in turn, so every round gets the same
+        share. A round's prompts are drawn without replacement: each comes once before any comes again,
+        in another order.
 
         Args:
             rounds: names to draw from; None draws from all.
-            first: prompts that earlier steps drew; None: ``n`` each.
+            first: number of prompts that earlier steps drew; None: ``n`` for each step.
         """
         names = list(self._entries) if rounds is None else list(dict.fromkeys(rounds))
         for name in names:
@@ -99,7 +98,7 @@ class ReplayBuffer:
         raise AssertionError("the cycle over the rounds never ends")
 
     def save(self, path: Path) -> None:
-        """Write JSON lines, atomically: a version line, then one prompt a line."""
+        """Write JSON lines atomically: a version line, then one prompt on each line."""
         head = {"schema_version": SCHEMA_VERSION, "rounds": list(self._entries)}
         lines = [head, *(_line(p) for prompts in self._entries.values() for p in prompts)]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
@@ -119,7 +118,13 @@ class ReplayBuffer:
                 data = json.loads(line)
                 if number == 1:
                     version = data["schema_version"]
-                    _check_version(version, path)
+                    if version > SCHEMA_VERSION:
+                        raise StoreError(
+                            f"replay file version {version} is newer than {SCHEMA_VERSION}, the newest "
+                            "known here",
+                            where=str(path),
+                            remedy="update Keel",
+                        )
                     entries = {name: [] for name in data["rounds"]}
                 else:
                     entries[data["round"]].append(_prompt(data, version))
@@ -133,10 +138,10 @@ class ReplayBuffer:
         return cls(entries)
 
     def _from(self, name: str, seed: int, start: int) -> Iterator[Prompt]:
-        """Yield a round's prompts from a place on: the rest of the pass it lies in, then the next ones.
+        """Yield a round's prompts from position ``start``, counted over all passes.
 
-        Each pass goes through the same two halves, either in an order of its own: what ends one pass does
-        not open the next, so that no step draws a prompt twice.
+        Each pass goes through the same two halves, each half in a new order. So the prompts at the end of
+        one pass are not at the start of the next, and no step draws a prompt twice.
         """
         prompts = list(self._entries[name])
         Random(f"{seed}/{name}").shuffle(prompts)
@@ -152,7 +157,7 @@ class ReplayBuffer:
 
 
 def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
-    """Count the numbers below ``number`` that fall to one of several, dealt in turn in runs.
+    """Count the numbers below ``number`` that go to receiver ``turn`` of ``turns``, dealt in turn in runs.
 
     >>> [dealt(number, turn=1, turns=3) for number in range(6)]
     [0, 0, 1, 1, 1, 2]
@@ -164,14 +169,15 @@ def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
 
 
 def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
-    """Return the prompt as later rounds will see it, exactly as it would come back from the file."""
+    """Return the prompt as later rounds get it, with the values that it would have when read from the
+    file."""
     columns = {}
     for name, value in prompt.columns.items():
         try:
             columns[name] = normalised(value)
         except Unholdable as error:
             raise UserError(
-                f"it holds {error}, which is not kept",
+                f"it holds {error}, which cannot be stored",
                 where=f"prompt {prompt.place or prompt.id}, column {name}",
                 cause="replayed prompts are stored with all their columns",
                 remedy="use text, numbers, lists and mappings with text keys, or drop the column",
@@ -192,12 +198,3 @@ def _prompt(data: Mapping[str, Any], version: int) -> Prompt:
         messages, columns = from_json(messages), from_json(columns)
     turns = None if messages is None else tuple(messages)
     return Prompt(**{**data, "messages": turns, "columns": columns})
-
-
-def _check_version(version: int, path: Path) -> None:
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"replay file version {version} is newer than {SCHEMA_VERSION}, the newest known here",
-            where=str(path),
-            remedy="update Keel",
-        )

@@ -1,12 +1,11 @@
-"""Rubrics of a step: each prompt is scored by that of its round.
+"""Scoring of a step's groups, each by the rubric of its round.
 
 New prompts get the round's rubric: its own rewards, and under ``mode: add`` those of accepted rounds
-that share its prompts. Replayed prompts are scored only when the round learns from their rewards, and
-then by the rubric of the round they belong to. Everything else abstains: KL needs no reward.
+that share its prompts. Replayed prompts are scored only if the round learns from their rewards, and
+then by the rubric of the round that they come from. All other groups abstain, since KL needs no reward.
 
-Groups may be handed over as they are finished, in any order: which groups a reward is asked about
-together is the caller's choice, and a score depends on nothing else. Only a reward with a memory of
-earlier calls would notice in which order batches came.
+Groups may come as they are finished and in any order. The caller chooses which groups a reward gets in
+one call, and scores do not depend on that choice unless the reward remembers earlier calls.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ UNSCORED = Score(value=None, status="abstained")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scorer:
-    """Routes groups to rubrics."""
+    """Rubrics of a step's groups."""
 
     new: Rubric | None
-    """Rubric of the round's own prompts; None where the round learns without rewards."""
+    """Rubric of the round's own prompts; None if the round learns without rewards."""
     past: Mapping[str, Rubric]
-    """Rubrics of replayed prompts by round name; empty when replay learns through KL alone."""
+    """Rubrics of replayed prompts by round name; empty if replay learns through KL alone."""
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Score all groups; return one `ScoredGroup` per group, in order."""
@@ -38,20 +37,21 @@ class Scorer:
         return scoring.result()
 
     def open(self, *, replacements: bool = False) -> Scoring:
-        """Begin a step whose groups are handed over as they come.
+        """Begin to score a step whose groups come one after another.
 
         Args:
-            replacements: they stand in for groups of the same step: their failures are counted apart.
+            replacements: the groups replace others of the same step; their failures are counted apart.
         """
         return Scoring(scorer=self, replacements=replacements)
 
     def check_budget(self, budget: float, done: float = 1.0) -> None:
-        """Stop the round when too large a share of its samples could not be scored.
+        """Stop the round if too large a share of its samples could not be scored.
 
-        Failures are held against the samples that the round will have asked about at its end, going on
-        as it did: a few early ones are no large share. Replacements count on neither side.
+        The share is of the samples that the round will have scored at its end if it goes on at this rate,
+        so a few early failures are no large share. Replacements do not count.
 
         Args:
+            budget: largest share of failures.
             done: share of the round's steps that were scored.
         """
         for rubric in self.rubrics.values():
@@ -60,24 +60,22 @@ class Scorer:
 
     @property
     def rubrics(self) -> dict[str, Rubric]:
-        """All of them, by the round whose they are; the round's own under the empty name."""
+        """All rubrics by round name; that of the round's own prompts has the empty name."""
         return ({} if self.new is None else {"": self.new}) | dict(self.past)
 
     def failures(self) -> dict[str, Any]:
-        """Return what could not be scored so far as JSON values, which survive a restart with the
-        learner."""
+        """Return the counts of failures so far, as JSON values for the learner's checkpoint."""
         return {name: rubric.failures.to_dict() for name, rubric in self.rubrics.items()}
 
     def recall(self, failures: Mapping[str, Any]) -> None:
-        """Go on counting from what `failures` gave; a rubric that is not in it begins anew."""
+        """Continue the counts of an earlier `failures`; a rubric that is not in it starts at 0."""
         for name, rubric in self.rubrics.items():
             known = failures.get(name)
             rubric.failures = FailureLog() if known is None else FailureLog.from_dict(known)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics that the parts of the last step's new prompts logged, what their workers went
-        through, and what could not be scored since the round began."""
+        """Metrics of the new prompts' rewards in the last step, and counts of failures in the round."""
         if self.new is None:
             return {}
         log = self.new.failures
@@ -95,12 +93,12 @@ class Scorer:
         return list(dict.fromkeys(lines))
 
     def close(self, deadline_s: float = 5.0) -> None:
-        """End the worker processes of all rubrics, busy ones after ``deadline_s``."""
+        """End the worker processes of all rubrics; busy ones have ``deadline_s`` seconds to finish."""
         for rubric in self.rubrics.values():
             rubric.close(deadline_s)
 
     def route(self, group: RolloutGroup) -> str | None:
-        """Name of the rubric that scores a group; None: nobody does."""
+        """Return the name of the rubric that scores a group; None if it is not scored."""
         prompt = group.prompt
         if prompt.source == "new":
             return None if self.new is None else ""
@@ -114,22 +112,22 @@ class Scoring:
     scorer: Scorer
     replacements: bool = False
     _groups: dict[int, RolloutGroup] = field(default_factory=dict)
-    _asked: dict[str, PendingScores] = field(default_factory=dict)
+    _pending: dict[str, PendingScores] = field(default_factory=dict)
 
     def add(self, groups: Mapping[int, RolloutGroup]) -> None:
-        """Begin to score groups, by their place in the step."""
+        """Begin to score groups, by their position in the step."""
         self._groups |= groups
         for name, rubric in self.scorer.rubrics.items():
-            own_groups = {i: g for i, g in groups.items() if self.scorer.route(g) == name}
-            if own_groups:
-                if name not in self._asked:
-                    self._asked[name] = rubric.open(replacements=self.replacements)
-                self._asked[name].add(own_groups)
+            routed = {i: g for i, g in groups.items() if self.scorer.route(g) == name}
+            if routed:
+                if name not in self._pending:
+                    self._pending[name] = rubric.open(replacements=self.replacements)
+                self._pending[name].add(routed)
 
     def result(self) -> list[ScoredGroup]:
-        """Wait; return one `ScoredGroup` per group, in the order of their places."""
+        """Wait for all scores; return one `ScoredGroup` per group, in the order of positions."""
         scored: dict[int, ScoredGroup] = {}
-        for pending in self._asked.values():
+        for pending in self._pending.values():
             scored |= pending.result()
         return [
             scored.get(i, ScoredGroup(group=g, scores_G=(UNSCORED,) * len(g.completions_G)))

@@ -1,7 +1,7 @@
-"""Answers that the campaign's start gave to general prompts, kept to hold later policies to them.
+"""Stored answers of the campaign's start to general prompts, which later policies are held to.
 
-Sampled once and stored as token ids; the anchor's distribution over them is computed when a step uses
-them, so no logits are kept. They cost no sampling in any later step.
+They are sampled once and stored as token ids, so later steps need no sampling for them. No logits are
+stored: the anchor's distribution is computed in each step that uses them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
-    """Write JSON lines, atomically: a version line, then one answered prompt a line."""
+    """Write JSON lines atomically: a version line, then one answer with its prompt on each line."""
     lines: list[dict[str, object]] = [{"schema_version": SCHEMA_VERSION}]
     for group in groups:
         lines += [

@@ -1,6 +1,6 @@
-"""Methods that hold a policy to what earlier rounds taught it. A new one is a new file and one line here.
+"""Methods that hold a policy to what earlier rounds taught it; a new one is a new file and one line here.
 
-Importing the package imports no torch: a method's module is imported when a round builds it.
+The package itself imports no torch: a method's module is imported when a round builds the method.
 """
 
 from __future__ import annotations

@@ -37,12 +37,12 @@ class RetentionMethod(Generic[Config]):
     Args:
         config: the round's settings of the method.
         view: the learner that it acts on.
-        artifact: file that the newest accepted round on the parent's line left for this method; None: no
-            such round left one.
+        artifact: file that this method wrote after the newest accepted round on the parent's line; None if
+            there is none.
     """
 
     acts_on_weights: bool = False
-    """True if `parameter_penalty` or `project` does anything; the learner then asks them at every step."""
+    """True if `parameter_penalty` or `project` does anything; the learner then calls them at every step."""
 
     def __init__(self, config: Config, view: LearnerView, artifact: Path | None = None) -> None:
         self.config, self.view, self.artifact = config, view, artifact
@@ -66,7 +66,7 @@ class RetentionMethod(Generic[Config]):
     def penalty(
         self, micro: MicroBatch, outputs: Outputs, over: Denominators
     ) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
-        """Yield terms of one pass's loss, each with metrics; both are summable over the step's passes."""
+        """Yield terms of one pass's loss, each with metrics; both can be summed over the step's passes."""
         return ()
 
     def parameter_penalty(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -77,7 +77,7 @@ class RetentionMethod(Generic[Config]):
         """Change the gradients of one optimizer step in place, before they are clipped."""
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take note of an optimizer step's metrics; return those to report beside them."""
+        """Read an optimizer step's metrics; return further metrics to report."""
         return {}
 
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:

@@ -33,14 +33,14 @@ from align.retention.fisher import diagonal_fisher
 
 
 class EWC(RetentionMethod[EWCConfig]):
-    """The quadratic penalty around the parent, weighted by what accepted rounds depend on."""
+    """Quadratic penalty around the parent, weighted by the importance of each weight to earlier rounds."""
 
     acts_on_weights = True
 
     _fisher: Mapping[str, Tensor] | None = None
     """Running F, laid out like the parameters; None before the first accepted round."""
     _centre: Mapping[str, Tensor] | None = None
-    """The parent's weights; of sharded ones this rank's part."""
+    """Weights of the parent; this rank's part if they are sharded."""
 
     def before_round(self) -> None:
         """Read the running F and copy the parent's weights.
@@ -76,10 +76,10 @@ class EWC(RetentionMethod[EWCConfig]):
 
     @torch.no_grad()
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
-        """Return the running F with the accepted round's own added."""
+        """Return the running F, with that of the accepted round added."""
         view = self.view
         fisher = diagonal_fisher(view.policy, rows, view.spec.sampling.temperature, view.ranks)
         if self._fisher is not None:
-            for name, own in fisher.items():
-                local(own).add_(local(self._fisher[name]), alpha=self.config.gamma)
+            for name, squares in fisher.items():
+                local(squares).add_(local(self._fisher[name]), alpha=self.config.gamma)
         return gathered(fisher.items(), keep=view.ranks.rank == 0)

@@ -4,9 +4,9 @@
        ~= 1/M * sum_m (d log pi(y_m|x_m) / d theta_i)^2        y_m sampled from pi itself
 
 This is the Fisher information of Kirkpatrick et al. 2017, arXiv 1612.00796, with the expectation over the
-model's own outputs. Where answers come from a file instead, the same sum is the "empirical Fisher", which
-is another matrix (Kunstner et al. 2019, arXiv 1905.12558). The expectation over the outputs is a mean of M
-samples here, so F has sampling noise of order 1/sqrt(M).
+model's own outputs. The same sum over answers of a file is the "empirical Fisher", which is another matrix
+(Kunstner et al. 2019, arXiv 1905.12558). The expectation over the outputs is a mean of M samples here, so F
+has sampling noise of order 1/sqrt(M).
 
 Assumptions: ``log pi(y|x)`` is the sum over the completion's tokens, at the temperature that they were
 sampled with. Squares are taken completion by completion, since the square of a sum of gradients is not the
@@ -33,11 +33,11 @@ def diagonal_fisher(
     """Return the mean squared gradient of every trained weight, by parameter name and laid out like it.
 
     All ranks call this together. The gradients of sharded weights are summed over ranks in the backward
-    pass, so there all ranks run each sample and only the first rank's counts.
+    pass, so all ranks run each sample then, and only the first rank's gradient counts.
 
     Args:
-        rows: samples of the policy as it is now.
-        temperature: they were drawn with it.
+        rows: samples of the policy with its present weights.
+        temperature: sampling temperature of the rows.
     """
     trained = policy.named_parameters()
     squares = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}

@@ -1,15 +1,15 @@
-"""KL toward earlier snapshots, on the tokens of each prompt class.
+"""KL terms toward earlier snapshots, on the tokens of each prompt class.
 
 The penalty of a step, with ``c`` the classes of prompts (new, past, general) and ``k`` a class's anchors:
 
     sum_c sum_k beta_{c,k} * mean_{tokens of c} KL(pi || anchor_{c,k})
 
-`BetaController` steers a beta that has a target.
+`BetaController` adjusts a beta that has a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from math import exp, isfinite
 from pathlib import Path
@@ -33,9 +33,9 @@ CLASSES = ("new", "past", "general")
 
 
 class KLAnchors(RetentionMethod[KLAnchorsConfig]):
-    """The anchors of a round, each with the controller of its weight.
+    """Anchors of a round, each with the controller of its weight.
 
-    Anchors of new prompts that are the algorithm's own reference add no term here.
+    If the algorithm takes the anchors of new prompts as its reference, they add no term here.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
     def _sums(
         self, micro: MicroBatch, outputs: Outputs, source: str, term: AnchorConfig
     ) -> tuple[Tensor, Tensor] | None:
-        """Return one anchor's summed penalty and KL over the rows of one class; None: no such rows.
+        """Return one anchor's summed penalty and KL over the rows of one class; None if it has no rows.
 
-        There is one forward pass for each snapshot that holds any of the rows.
+        Each snapshot that any of the rows is compared with takes one forward pass.
         """
         holders: dict[SnapshotId, list[int]] = {}
         for index, row in enumerate(micro.rows):
@@ -113,33 +113,31 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
         pairs = []
         for snapshot, indices in holders.items():
             whole = len(indices) == len(micro.rows)
-            part = micro if whole else self._subset(micro, indices)
-            own = outputs if whole else outputs.at(micro.tokens_of(indices))
+            part, policy, weights_N = micro, outputs, self._importance(micro, term)
+            if not whole:
+                tokens_M = micro.tokens_of(indices)
+                rows = [micro.rows[index] for index in indices]
+                part = to_tensors(rows).to(self.view.policy.device)
+                policy = outputs.at(tokens_M)
+                weights_N = None if weights_N is None else weights_N[tokens_M]
             anchor = self.view.models.outputs(snapshot, part, outputs.temperature)
-            weights_N = self._importance(micro, term)
-            if weights_N is not None and not whole:
-                weights_N = weights_N[micro.tokens_of(indices)]
-            pairs.append(penalty_of(term.estimator, own, anchor, part, weights_N))
+            pairs.append(penalty_of(term.estimator, policy, anchor, part, weights_N))
         penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
         return penalty, meter
 
     def _importance(self, micro: MicroBatch, term: AnchorConfig) -> Tensor | None:
-        """Return the importance weights of one KL term; None: all 1.
+        """Return the importance weights of one KL term; None if all are 1.
 
-        An estimator over the vocabulary sums over all tokens itself. What is stale of it is the text before
-        them, which only the weight of a whole sequence corrects.
+        An estimator over the vocabulary sums over all next tokens itself. Only the text before them is
+        stale, which the weight of a whole sequence corrects and the weights of tokens do not.
         """
         exact = term.estimator in kl.VOCABULARY_ESTIMATORS
         level = self.view.spec.importance.level
         return None if exact and level != "sequence" else micro.weights_N
 
-    def _subset(self, micro: MicroBatch, indices: Sequence[int]) -> MicroBatch:
-        rows = [micro.rows[index] for index in indices]
-        return to_tensors(rows).to(self.view.policy.device)
-
 
 class BetaController:
-    """Steers one anchor's weight so that its KL stays near a target.
+    """Controller that adjusts one anchor's weight so that its KL stays near a target.
 
     ``log beta += rate * clip(kl / target - 1, -1, 1)`` after every step. Source: the adaptive KL
     coefficient of Ziegler et al. 2019, arXiv 1909.08593, section 2.2, in log space so that beta stays
@@ -150,8 +148,8 @@ class BetaController:
         self._config, self.beta = config, config.beta
 
     def observe(self, kl_per_token: float) -> None:
-        """Take note of this step's measured KL, in nats per token."""
-        # A step that was skipped measured nothing: one NaN would stay in beta for good.
+        """Adjust beta by this step's measured KL, in nats per token."""
+        # A step that was skipped has no KL, and a NaN would stay in beta.
         if self._config.target is None or not isfinite(kl_per_token):
             return
         error = min(max(kl_per_token / self._config.target - 1.0, -1.0), 1.0)
@@ -161,25 +159,26 @@ class BetaController:
 
 def penalty_of(
     estimator: str,
-    own: Outputs,
+    policy: Outputs,
     anchor: Outputs,
     micro: MicroBatch,
     weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Summed penalty with the estimator's gradient, and summed KL to report (detached).
+    """Compute the summed penalty with the estimator's gradient, and the summed KL to report (detached).
 
     Args:
-        weights_N: importance of every token, for samples of other weights than the policy's; None: all 1.
+        weights_N: importance of every token, for samples of other weights than the policy's; None if all
+            are 1.
     """
     if estimator in kl.VOCABULARY_ESTIMATORS:
-        total_N = own.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator])
+        total_N = policy.divergence(anchor, kl.VOCABULARY_ESTIMATORS[estimator])
         total = (total_N if weights_N is None else total_N * weights_N).sum()
         return total, total.detach()
-    meter_N = kl.k3(own.logprobs_N.detach(), anchor.logprobs_N)
+    meter_N = kl.k3(policy.logprobs_N.detach(), anchor.logprobs_N)
     if estimator == "k1":
-        penalty_N = kl.k1_in_reward(own.logprobs_N, anchor.logprobs_N, micro.rows_N)
+        penalty_N = kl.k1_in_reward(policy.logprobs_N, anchor.logprobs_N, micro.rows_N)
     else:
-        penalty_N = kl.TOKEN_ESTIMATORS[estimator](own.logprobs_N, anchor.logprobs_N)
+        penalty_N = kl.TOKEN_ESTIMATORS[estimator](policy.logprobs_N, anchor.logprobs_N)
     if weights_N is not None:
         penalty_N, meter_N = penalty_N * weights_N, meter_N * weights_N
     return penalty_N.sum(), meter_N.sum()

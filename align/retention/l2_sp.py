@@ -3,16 +3,16 @@
     penalty     alpha / 2 * |theta - theta_0|^2
     gradient    alpha * (theta - theta_0)
 
-Li et al. 2018, arXiv 1802.01483, equation 1, where no layer is new: theta_0 is the parent or the base. It
-is weight decay toward earlier weights in place of zero, and EWC with the same importance for every weight.
+This is equation 1 of Li et al. 2018, arXiv 1802.01483, for a model without new layers; theta_0 is the
+parent or the base. It is weight decay toward earlier weights instead of zero, and equals EWC with the same
+importance for every weight.
 
 With an adapter, theta is the effective weight ``W + s * B A``, and the penalty is that on the update:
 
     |s B A - s B_0 A_0|^2 = s^2 * sum( (B'B) * (A A') - 2 (B'B_0) * (A A_0') + (B_0'B_0) * (A_0 A_0') )
 
 with elementwise products of r x r matrices, so no full-size update is made. Toward the base ``B_0`` is
-zero. The factors themselves have no base to be drawn to: a fresh A is random, and the product alone has a
-meaning.
+zero. The penalty is not on the factors themselves: a fresh A is random, so only the product has a meaning.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from align.retention.base import RetentionMethod
 
 
 class L2SP(RetentionMethod[L2SPConfig]):
-    """The squared distance from an earlier snapshot."""
+    """Penalty on the squared distance from an earlier snapshot."""
 
     acts_on_weights = True
 
     _start: Mapping[str, Tensor]
-    """Weights of the starting point; of sharded ones this rank's part."""
+    """Weights of the starting point; this rank's part if they are sharded."""
     _factors: tuple[tuple[str, str, float], ...]
     """Names of A and B of every adapted layer and the scale s; empty if full weights are trained."""
 
@@ -48,8 +48,8 @@ class L2SP(RetentionMethod[L2SPConfig]):
             for name, weight in weights.items():
                 yield half * (weight - self._start[name]).square().sum()
         for a, b, scale in self._factors:
-            own, start = (weights[b], weights[a]), (self._start[b], self._start[a])
-            square = _inner(own, own) - 2 * _inner(own, start) + _inner(start, start)
+            now, start = (weights[b], weights[a]), (self._start[b], self._start[a])
+            square = _inner(now, now) - 2 * _inner(now, start) + _inner(start, start)
             yield half * scale**2 * square
 
 

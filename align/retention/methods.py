@@ -1,4 +1,4 @@
-"""The retention methods of one round, built on every rank of its learner."""
+"""Construction of a round's retention methods, on every rank of its learner."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetentionMethods:
-    """A `MakePenalties` that travels to other processes: the round's settings say which methods."""
+    """A `MakePenalties` that can be sent to other processes, and builds the methods of the round."""
 
     artifacts: Mapping[str, Path] = field(default_factory=dict)
-    """Verified file that an earlier round left for a method, by the method's name."""
+    """Verified file that a method wrote after an earlier round, by the method's name."""
 
     def __call__(self, view: LearnerView) -> Sequence[RetentionMethod[Any]]:
         """Build every method of the round, in the order of its settings."""

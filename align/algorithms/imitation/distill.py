@@ -1,17 +1,18 @@
-"""Distillation: after every prefix, the policy's distribution is drawn to a teacher's.
+"""Distillation, which pulls the policy's distribution after every prefix toward a teacher's.
 
     L = 1/N sum_t D(pi(. | x, y_<t), teacher(. | x', y_<t))
 
-over the whole vocabulary. With completions of the policy itself (``on_policy``) it learns where it goes,
-and mistakes do not add up as in imitation of others' text: GKD, Agarwal et al. 2023, arXiv 2306.13649.
+over the whole vocabulary. With completions of the policy itself (``on_policy``) it learns on the prefixes
+that it produces, so mistakes do not add up as they do when it imitates others' text: GKD, Agarwal et al.
+2023, arXiv 2306.13649.
 ``reverse_kl`` (mode-seeking) is KL(pi || teacher), ``forward_kl`` (mass-covering) KL(teacher || pi), and
 ``jsd`` lies between them (eq. 1 there).
 
 With a ``demonstration`` the teacher is an earlier snapshot that has read one: ``x'`` is the prompt with
 the demonstration in front. This is self-distillation fine-tuning, Shenfeld et al. 2026, arXiv
-2601.19897. The teacher stays what it was, or follows the policy slowly (``follow``).
+2601.19897. The teacher stays unchanged, or follows the policy slowly (``follow``).
 
-Assumes that teacher and policy share their vocabulary, token by token: `check_teacher` sees to it.
+Assumes that teacher and policy share their vocabulary, token by token; `check_teacher` checks it.
 """
 
 from __future__ import annotations
@@ -46,24 +47,26 @@ class Distill(Imitation):
 
     name: Literal["distill"] = "distill"
     teacher: TeacherPath
-    """``parent`` (where the round started), ``base``, ``round:NAME``, or ``model:PATH``, a folder."""
+    """Teacher's model: ``parent`` (where the round started), ``base``, ``round:NAME``, or ``model:PATH``
+    for a folder."""
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    """What is to become small after every prefix."""
+    """Divergence between policy and teacher that is minimised after every prefix."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The teacher's share in the mixture of ``jsd``: small is like the forward KL, large like the
-    reverse. The other divergences have none."""
+    """Share of the teacher in the mixture of ``jsd``: small is like the forward KL, large like the
+    reverse. The other divergences do not use it."""
     temperature: Annotated[float, Field(gt=0)] | None = None
-    """Of both distributions where they are compared; None: the one of sampling, and 1 after a file's
+    """Temperature of both distributions in the comparison; None: the one of sampling, and 1 for a file's
     demonstrations."""
     follow: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The teacher's weights go this share of the way to the policy's after every optimizer step, such as
-    0.01; None: they stay."""
+    """Share of the way to the policy that the teacher's weights move after every optimizer step, such as
+    0.01; None keeps them unchanged."""
     on_policy: bool = True
     """Compare after the policy's own prefixes; otherwise after those of a file's demonstrations."""
     demonstration: str | None = None
     """Prompt column with a demonstration that the teacher reads and the policy does not."""
     demonstration_template: str = TEMPLATE
-    """What the teacher reads, from ``{demonstration}`` and ``{prompt}``; of a chat, its last turn."""
+    """Text that the teacher reads, made of ``{demonstration}`` and ``{prompt}``; in a chat it replaces the
+    last turn."""
 
     @field_validator("demonstration_template")
     @classmethod
@@ -126,36 +129,36 @@ class Distill(Imitation):
     def teacher_prompt(self, prompt: Prompt) -> Prompt | None:
         if self.demonstration is None:
             return None
-        fill = partial(self.demonstration_template.format, demonstration=self._shown(prompt))
-        if prompt.messages is None:
-            return replace(prompt, text=fill(prompt=prompt.text))
-        *before, last = prompt.messages
-        asked = {**last, "content": fill(prompt=last["content"])}
-        return replace(prompt, messages=(*before, asked))
-
-    def _shown(self, prompt: Prompt) -> str:
-        columns, name = prompt.columns, str(self.demonstration)
+        columns, name = prompt.columns, self.demonstration
         if not isinstance(columns.get(name), str):
             raise UserError(
                 f"{prompt.label} has no text in the column {name!r}",
                 where=f"rounds.{prompt.round}.algorithm.demonstration",
                 remedy=nearest(name, list(columns)),
             )
-        return str(columns[name])
+        fill = partial(self.demonstration_template.format, demonstration=columns[name])
+        if prompt.messages is None:
+            return replace(prompt, text=fill(prompt=prompt.text))
+        *before, last = prompt.messages
+        last = {**last, "content": fill(prompt=last["content"])}
+        return replace(prompt, messages=(*before, last))
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """Of every completion, whatever its score; of none where a file's answers are learned."""
+        """Make a row of every completion, whatever its score.
+
+        They have no advantage if the round learns from a file's answers.
+        """
         return sampled_rows(groups, 1.0 if self.on_policy else None)
 
     def losses(self, outputs: Outputs) -> Tensor:
         assert outputs.teacher is not None, "the learner fills in what teacher_snapshot names"
         shared = self.temperature or outputs.temperature
-        own, teacher = outputs.tempered(shared), outputs.teacher.tempered(shared)
-        return own.divergence(teacher, self.between)
+        teacher = outputs.teacher.tempered(shared)
+        return outputs.tempered(shared).divergence(teacher, self.between)
 
     @property
     def between(self) -> Divergence:
-        """The divergence as a function of two models' log-probabilities."""
+        """Divergence as a function of two models' log-probabilities."""
         from align.algorithms import divergences as kl
 
         functions: dict[str, Any] = {

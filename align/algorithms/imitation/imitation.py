@@ -1,10 +1,10 @@
-"""Imitation: tokens that are worth repeating, whoever wrote them. The base of SFT and its kin.
+"""Base of imitation algorithms such as SFT, whose loss makes the tokens of a row likely.
 
-    L = 1/N sum_t l_t        l_t = -log pi(y_t | x, y_<t), or what a subclass puts in its place
+    L = 1/N sum_t l_t        l_t = -log pi(y_t | x, y_<t), or the loss of a subclass
 
 with ``N`` all completion tokens that teach in the mini-batch: a long answer counts for more than a
-short one, and prompts for nothing. Likelihoods are those at temperature 1, whatever completions are
-sampled with: nobody drew a demonstration at the round's temperature.
+short one, and prompts do not count. Likelihoods are taken at temperature 1 whatever the sampling's
+temperature, since demonstrations were not drawn at it.
 
 No importance weight is applied. These losses want the given tokens likely, or two distributions alike
 after the given prefix; who sampled the prefix does not bias them.
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class Imitation(Algorithm):
-    """Algorithms whose loss is a mean over the tokens of the rows that teach."""
+    """Base of algorithms whose loss is a mean over the tokens of the rows that teach."""
 
     needs_rewards: ClassVar[bool] = False
     unused: ClassVar[Mapping[str, str]] = {"importance": "tokens are learned whoever sampled them"}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """Samples beside a file's examples are not to be repeated: KL alone holds them."""
+        """Make rows of samples drawn beside a file's examples; only KL terms act on them."""
         return sampled_rows(groups, None)
 
     def losses(self, outputs: Outputs) -> Tensor:
-        """Nats per token, with gradient; shape ``N``."""
+        """Compute the loss of every token, in nats, with gradient; shape ``N``."""
         return -outputs.tempered(1.0).logprobs_N
 
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
@@ -50,7 +50,7 @@ class Imitation(Algorithm):
 
 
 def sampled_rows(groups: Sequence[ScoredGroup], advantage: float | None) -> Batch:
-    """Every completion with tokens as a row of the same advantage."""
+    """Make a row of every completion that has tokens, all with the same advantage."""
     return Batch(
         rows=tuple(
             row_of(scored.group, completion, advantage)

@@ -2,7 +2,7 @@
 
     L = -1/N sum_t log pi(y_t | y_<t)
 
-over all tokens of a text but those it begins with, which nothing predicts. Source: the first of the
+over all tokens of a text except the first ones, which have nothing before them. Source: the first of the
 three stages of continual learning in Wu et al. 2024, arXiv 2402.01364 (pre-training, instruction
 tuning, alignment).
 """

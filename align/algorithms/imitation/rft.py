@@ -1,4 +1,4 @@
-"""RFT: rejection-sampling fine-tuning. Sample, keep the best, imitate them.
+"""RFT: rejection-sampling fine-tuning, which imitates the best of the policy's own samples.
 
     L = -1/N sum_{y kept} sum_t log pi(y_t | x, y_<t)
 
@@ -7,8 +7,8 @@ threshold at the score of a correct answer, and ``keep`` at the group size, is r
 distinct answers (Yuan et al. 2023, arXiv 2308.01825). Both sample once for a whole round; here every
 step samples with the policy it has just improved.
 
-It is a policy gradient without a baseline for the rejected: robust to the reward's scale, blind to
-what is bad.
+RFT is a policy gradient that ignores the rejected samples: robust to the reward's scale, but it does not
+learn what to avoid.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class RFT(Imitation):
 
     name: Literal["rft"] = "rft"
     keep: Annotated[int, Field(ge=1)] = 1
-    """Most completions of one prompt that are imitated; of equal ones a single one."""
+    """Largest number of completions of one prompt that are imitated; equal completions count once."""
     threshold: float | None = None
-    """Smallest score that is imitated; None: the best are, however poor."""
+    """Smallest score that is imitated; None imitates the best, however poor they are."""
 
     needs_rewards: ClassVar[bool] = True
 
@@ -48,12 +48,12 @@ class RFT(Imitation):
         return Batch(rows=rows, metrics=counts)
 
     def best(self, scored: ScoredGroup) -> list[Completion]:
-        """The completions of one group that are imitated, best first; of equal scores the earlier."""
-        found: dict[tuple[int, ...], tuple[float, Completion]] = {}
+        """Choose the completions of one group that are imitated, best first; ties keep their order."""
+        eligible: dict[tuple[int, ...], tuple[float, Completion]] = {}
         for completion, score in zip(scored.group.completions_G, scored.scores_G, strict=True):
             if score.value is None or not completion.token_ids:
                 continue
             if self.threshold is None or score.value >= self.threshold:
-                found.setdefault(completion.token_ids, (score.value, completion))
-        ranked = sorted(found.values(), key=lambda pair: -pair[0])
+                eligible.setdefault(completion.token_ids, (score.value, completion))
+        ranked = sorted(eligible.values(), key=lambda pair: -pair[0])
         return [completion for _, completion in ranked[: self.keep]]

@@ -1,10 +1,10 @@
-"""SFT: supervised fine-tuning on demonstrations; continual instruction tuning when rounds follow.
+"""SFT: supervised fine-tuning on demonstrations; over several rounds, continual instruction tuning.
 
     L = -1/N sum_t log pi(y_t | x, y_<t)
 
 over the completion tokens alone. Source: maximum likelihood; as the second stage of continual
-learning, Wu et al. 2024, arXiv 2402.01364. It forgets more than learning from own samples does
-(Shenfeld et al. 2026, arXiv 2601.19897): anchors on past and general prompts work here too, and
+learning, Wu et al. 2024, arXiv 2402.01364. SFT forgets more than learning from the policy's own samples
+does (Shenfeld et al. 2026, arXiv 2601.19897). Anchors on past and general prompts work here too, and
 `distill` with a demonstration learns from the same material on-policy.
 """
 

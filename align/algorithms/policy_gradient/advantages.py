@@ -1,4 +1,4 @@
-"""Advantages: how much better a completion is than its peers. Pure functions of plain numbers.
+"""Advantages, which say how much better a completion is than its peers; functions of plain numbers.
 
 Legend: ``_G`` completions of one prompt, ``_PG`` groups of a step. None stands for a completion without
 a usable reward: it is left out of every mean and gets no advantage.
@@ -13,24 +13,24 @@ from typing import Literal
 from rollouts.types import Score
 
 Scale = Literal["group", "batch", "none"]
-"""What centred rewards are divided by."""
+"""Spread that centred rewards are divided by."""
 
 EPS = 1e-4
 """Added to the standard deviation (reward units), as TRL does, so that parity is exact."""
 
 FLOOR = 0.1
-"""Smallest batch standard deviation that is divided by (reward units): noise stays noise."""
+"""Lower bound of a batch's standard deviation (reward units), so that small noise is not scaled up."""
 
 
 def group_relative(
     rewards_PG: Sequence[Sequence[float | None]], scale: Scale, *, eps: float = EPS
 ) -> list[list[float | None]]:
-    """``r - mean_G(r)`` in every group, divided according to ``scale``.
+    """Compute ``r - mean_G(r)`` in every group, divided according to ``scale``; shape as given.
 
-    ``group``: the group's unbiased standard deviation plus ``eps`` (arXiv 2402.03300 section 4.1).
-    ``batch``: the standard deviation of all centred rewards, at least `FLOOR`. ``none``: nothing (Dr.
-    GRPO, arXiv 2503.20783). A group with fewer than two scored completions has nothing to compare:
-    all None.
+    ``group`` divides by the group's unbiased standard deviation plus ``eps`` (arXiv 2402.03300 section
+    4.1), ``batch`` by the standard deviation of all centred rewards, at least `FLOOR`; ``none`` does not
+    divide (Dr. GRPO, arXiv 2503.20783). A group with fewer than two scored completions has nothing to
+    compare, so all of it is None.
 
     >>> group_relative([[1.0, 0.0, None, 0.5]], "none")
     [[0.5, -0.5, None, 0.0]]
@@ -48,15 +48,19 @@ def group_relative(
 def group_relative_by_part(
     scores_PG: Sequence[Sequence[Score]], scale: Scale, *, eps: float = EPS
 ) -> list[list[float | None]]:
-    """Group-relative advantage of every reward part on its own, weighted and summed.
+    """Compute the group-relative advantages of every reward part on its own; weight and sum them.
 
     Normalising the sum lets the part with the largest spread set the scale; normalising the parts
     gives each its declared weight whatever its spread (arXiv 2601.05242, eq. 4). A part that abstained,
     or that a gate holds back, adds nothing. Unless ``scale`` is ``none``, the sums are divided by their
     standard deviation over the whole step plus ``eps``, so that their size does not grow with the number of
-    parts (eq. 6 there). Their mean, which eq. 6 takes away, is 0 already: every part is centred.
+    parts (eq. 6 there). Equation 6 also subtracts their mean, which is 0 here since every part is centred.
     """
-    usable_PG = [_usable(scores_G) for scores_G in scores_PG]
+    usable_PG = [[score.status == "scored" for score in scores_G] for scores_G in scores_PG]
+    # A single scored completion has nothing to be compared with.
+    usable_PG = [
+        usable_G if sum(usable_G) >= 2 else [False] * len(usable_G) for usable_G in usable_PG
+    ]
     totals_PG = [[0.0] * len(scores_G) for scores_G in scores_PG]
     weights = {name: w for scores_G in scores_PG for s in scores_G for name, w in s.weights.items()}
     for part, weight in sorted(weights.items()):
@@ -80,24 +84,30 @@ def group_relative_by_part(
 
 
 def leave_one_out(rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """``r_i`` minus the mean of the group's others; shape as given.
+    """Compute ``r_i`` minus the mean reward of the group's other completions; shape as given.
 
-    The same as ``n / (n - 1) (r_i - mean_G(r))`` with ``n`` scored completions. A group with fewer than
-    two has nothing to compare: all None. Source: Ahmadian et al. 2024, arXiv 2402.14740, section 3.3.
+    This equals ``n / (n - 1) (r_i - mean_G(r))`` with ``n`` scored completions. A group with fewer than
+    two has nothing to compare, so all of it is None. Source: Ahmadian et al. 2024, arXiv 2402.14740,
+    section 3.3.
 
     >>> leave_one_out([[1.0, 0.0, None, 0.5]])
     [[0.75, -0.75, None, 0.0]]
     """
-    return [_without_own_share(_centred(rewards_G)) for rewards_G in rewards_PG]
+    centred_PG = [_centred(rewards_G) for rewards_G in rewards_PG]
+    counts_P = [sum(value is not None for value in centred_G) for centred_G in centred_PG]
+    return [
+        [None if value is None else value * count / (count - 1) for value in centred_G]
+        for centred_G, count in zip(centred_PG, counts_P, strict=True)
+    ]
 
 
 def batch_normalised(
     rewards_PG: Sequence[Sequence[float | None]], *, group_mean: bool
 ) -> list[list[float | None]]:
-    """Mean 0 and standard deviation 1 over the whole step; shape as given.
+    """Normalise rewards to mean 0 and standard deviation 1 over the whole step; shape as given.
 
-    The step is one large group, or with ``group_mean`` every group is centred first. The deviation is
-    unbiased and at least `FLOOR`. Source: Hu et al. 2025, arXiv 2501.03262.
+    The step is treated as one large group; with ``group_mean`` every group is centred first. The
+    deviation is unbiased and at least `FLOOR`. Source: Hu et al. 2025, arXiv 2501.03262.
 
     >>> batch_normalised([[1.0], [0.0], [None], [2.0]], group_mean=False)
     [[0.0], [-1.0], [None], [1.0]]
@@ -110,7 +120,7 @@ def batch_normalised(
 
 
 def has_signal(advantages_G: Sequence[float | None]) -> bool:
-    """Whether any completion of the group moves the policy."""
+    """Tell if any completion of the group moves the policy."""
     return any(a is not None and abs(a) > 0 for a in advantages_G)
 
 
@@ -118,28 +128,17 @@ def _centred(rewards_G: Sequence[float | None]) -> list[float | None]:
     scored = [r for r in rewards_G if r is not None]
     if len(scored) < 2:
         return [None] * len(rewards_G)
-    # Measured from the first, so that equal rewards are centred to exactly zero.
+    # The mean is taken relative to the first reward, so that equal rewards give exactly zero.
     first = scored[0]
     mean = sum(r - first for r in scored) / len(scored)
     return [None if r is None else r - first - mean for r in rewards_G]
 
 
-def _without_own_share(centred_G: Sequence[float | None]) -> list[float | None]:
-    count = sum(value is not None for value in centred_G)
-    return [None if value is None else value * count / (count - 1) for value in centred_G]
-
-
 def _spread(centred: Sequence[float | None]) -> float:
-    """Unbiased standard deviation of centred values; 0 of fewer than two."""
+    """Compute the unbiased standard deviation of centred values; 0 for fewer than two."""
     values = [value for value in centred if value is not None]
     return sqrt(sum(v * v for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
 def _divided(centred_G: Sequence[float | None], by: float) -> list[float | None]:
     return [None if value is None else value / by for value in centred_G]
-
-
-def _usable(scores_G: Sequence[Score]) -> list[bool]:
-    """Which completions take part; none where there is nothing to compare."""
-    usable = [s.status == "scored" for s in scores_G]
-    return usable if sum(usable) >= 2 else [False] * len(usable)

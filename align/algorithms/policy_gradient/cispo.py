@@ -1,14 +1,14 @@
-"""CISPO: clips the weight of a token's gradient, never the gradient itself.
+"""CISPO, which clips the weight of a token's gradient but never drops the gradient itself.
 
     L = -1/N sum_t min(rho_t, cap) A logprob_t,  without gradient through min(rho_t, cap)
 
-PPO's clip silences a token that moved too far, often the rare one that a line of thought turns on; here it
-keeps a bounded weight. Source: MiniMax 2025, arXiv 2506.13585, eq. 4 and 5; advantages are GRPO's, the mean
-is over all tokens. Like the paper it has no lower bound. The paper does not print its upper one: 5 is that
-of Khatri et al. 2025, arXiv 2510.13786.
+PPO's clip gives no gradient to a token that moved too far, often a rare one on which the reasoning
+depends; here such a token keeps a bounded weight. Source: MiniMax 2025, arXiv 2506.13585, eq. 4 and 5.
+Advantages are GRPO's and the mean is over all tokens. As in the paper there is no lower bound. The paper
+does not give its upper bound: the default of 5 is that of Khatri et al. 2025, arXiv 2510.13786.
 
-The loss's value is no measure of progress, only its gradient is: on-policy it is that of GRPO. Off-policy,
-tokens with a negative advantage go on falling, which GRPO's clip would stop.
+Only the gradient of this loss has a meaning, its value has none. On-policy the gradient is GRPO's.
+Off-policy, tokens with a negative advantage keep losing probability where GRPO's clip would stop them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CISPO(GroupRelative):
 
     name: Literal["cispo"] = "cispo"
     cap: Annotated[float, Field(gt=1)] = 5.0
-    """Largest ratio that a token is weighted with; ``1 + epsilon_high`` in the paper."""
+    """Largest ratio that a token is weighted by; ``1 + epsilon_high`` in the paper."""
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         ratio_N = ratios(inputs).detach()

@@ -1,7 +1,7 @@
-"""The clipped surrogate that PPO brought and its descendants share, over tokens or over whole sequences.
+"""The clipped surrogate that PPO introduced and later algorithms share, over tokens or sequences.
 
-Pure functions of tensors. A sequence is one long token: `by_sequence` joins a completion's tokens to one
-entry, and everything else here stays as it is.
+All are pure functions of tensors. A loss over whole sequences first joins each completion's tokens into
+one entry with `by_sequence`; the other functions then take completions as they take tokens.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Larger log ratios count as this, without gradient: an overflow would spoil the whole step."""
+"""Bound that larger log ratios are clipped to, without gradient: an overflow would spoil the step."""
 
 
 def ratios(inputs: PolicyInputs) -> Tensor:
-    """``rho = exp(logprob - start_logprob)``, with gradient."""
+    """Compute ``rho = exp(logprob - start_logprob)`` with gradient; shape ``N``."""
     return (inputs.logprobs_N - inputs.start_logprobs_N).clamp(max=MAX_LOG_RATIO).exp()
 
 
 def clipped_surrogate(inputs: PolicyInputs, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Per-token loss ``-w min(rho A, clip(rho, 1 - low, 1 + high) A)``, and where the clip acted.
+    """Compute ``-w min(rho A, clip(rho, 1 - low, 1 + high) A)`` per token, and a mask of the clipped.
 
-    ``rho = exp(logprob - start_logprob)``; ``w`` is the importance weight. Source: Schulman et al. 2017,
+    ``rho = exp(logprob - start_logprob)``; ``w`` is the importance weight. Both results have shape ``N``.
+    Source: Schulman et al. 2017,
     arXiv 1707.06347, eq. 7; unequal clips: Yu et al. 2025, arXiv 2503.14476, eq. 10.
     """
     ratio_N = ratios(inputs)
@@ -38,7 +39,7 @@ def clipped_surrogate(inputs: PolicyInputs, low: float, high: float) -> tuple[Te
 
 
 def clipped_mean(inputs: PolicyInputs, low: float, high: float, count: int) -> LossAndMetrics:
-    """This micro-batch's part of the mean clipped surrogate, and of the share that the clip acted on.
+    """Compute this micro-batch's part of the mean clipped surrogate, and of the share clipped.
 
     Args:
         count: tokens, or sequences after `by_sequence`, of the whole step.
@@ -50,7 +51,7 @@ def clipped_mean(inputs: PolicyInputs, low: float, high: float, count: int) -> L
 def clipped_mean_of_means(
     inputs: PolicyInputs, low: float, high: float, count: int
 ) -> LossAndMetrics:
-    """As `clipped_mean`, of the completions' own means over their tokens.
+    """Compute `clipped_mean` over completions, each with the mean over its own tokens.
 
     Args:
         count: completions of the whole step that teach.
@@ -64,12 +65,12 @@ def clipped_mean_of_means(
 
 
 def by_sequence(inputs: PolicyInputs, *, mean: bool) -> PolicyInputs:
-    """One entry per completion in place of one per token; ``N`` becomes the completions that teach.
+    """Join the tokens of each completion into one entry; ``N`` becomes the completions that teach.
 
-    Its log ratio is the sum over the tokens, or their mean, taken before rounding can build up: the new
-    ``start_logprobs_N`` are zero. Advantages and importance weights are means over the tokens, so a
-    weight of the whole sequence stays what it is. Weights of single tokens do not multiply to the
-    sequence's: their mean has less variance and more bias.
+    An entry's log ratio is the sum over its tokens, or their mean. It is stored as the logprob with a
+    ``start_logprobs_N`` of zero, which keeps rounding errors small. Advantages and importance weights are
+    means over the tokens, so a weight of the whole sequence stays unchanged. For weights of single tokens
+    the mean is not the product that importance sampling asks for: it has less variance and more bias.
     """
     rows_S, entry_N, counts_S = inputs.rows_N.unique_consecutive(  # type: ignore[no-untyped-call]
         return_inverse=True, return_counts=True

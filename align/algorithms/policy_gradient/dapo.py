@@ -1,4 +1,4 @@
-"""DAPO: GRPO with room for rare tokens, without groups that say nothing, and fair to cut answers.
+"""DAPO: GRPO with a wider upper clip, without groups of equal rewards, and with a length penalty.
 
     r'  = r + overlong_penalty * overlong_punishment(|y|)
     A_i = (r'_i - mean_G r') / (std_G r' + eps)
@@ -9,8 +9,8 @@ al. 2025, arXiv 2503.14476: clip-higher eq. 10, dynamic sampling eq. 11, token m
 punishment eq. 13, overlong filtering section 3.4. The paper has no KL term: leave ``anchors.new`` empty.
 
 Assumes rewards about as large as the paper's, which are 1 and -1; scale ``overlong_penalty`` to others.
-What the rubric could not score stays without an advantage. Dynamic sampling looks at the rubric's
-rewards alone: a group that differs only in length says nothing about the task.
+A completion that the rubric could not score has no advantage. Dynamic sampling compares the rubric's
+rewards without the penalty: a group that differs only in length teaches nothing about the task.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class DAPO(GroupRelative):
 
     name: Literal["dapo"] = "dapo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a ratio has no gradient."""
     max_resamples: Annotated[int, Field(ge=0)] = 3
-    """How often a step draws again in place of groups whose rewards are all equal."""
+    """Number of times that a step may draw new groups for those whose rewards are all equal."""
     overlong_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Largest punishment for length, in units of the reward; 0 turns it off."""
     overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """The last share of ``max_tokens``, over which the punishment grows: 4,096 of the paper's 20,480."""
+    """Last share of ``max_tokens``, over which the punishment grows; in the paper 4,096 of 20,480."""
     filter_truncated: bool = False
-    """Leave completions that were cut out of the loss; their rewards stay in the group's mean."""
+    """Keep truncated completions out of the loss; their rewards stay in the group's mean."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Length with the full punishment, in tokens; None: ``sampling.max_tokens``."""
 
@@ -71,11 +71,11 @@ class DAPO(GroupRelative):
         return clipped_mean(inputs, self.clip_low, self.clip_high, totals.tokens)
 
     def _shaped(self, scored: ScoredGroup) -> ScoredGroup:
-        """The group with its lengths punished."""
+        """Subtract the penalty for length from the scores of a group."""
         if not self.overlong_penalty:
             return scored
         if self.max_tokens is None:
-            raise ValueError("dapo: max_tokens is None; set it, or ask for_round(max_tokens)")
+            raise ValueError("dapo: max_tokens is None; set it, or call for_round(max_tokens)")
         buffer = self.overlong_buffer * self.max_tokens
         scores_G = [
             punished(
@@ -89,7 +89,7 @@ class DAPO(GroupRelative):
 
 
 def overlong_punishment(length: int, max_tokens: int, buffer: float) -> float:
-    """0 up to ``max_tokens - buffer`` tokens, then falling linearly to -1 at ``max_tokens``.
+    """Compute the punishment: 0 up to ``max_tokens - buffer`` tokens, then linear to -1 at ``max_tokens``.
 
     Source: arXiv 2503.14476, eq. 13.
 
@@ -102,9 +102,9 @@ def overlong_punishment(length: int, max_tokens: int, buffer: float) -> float:
 def without_truncated(
     scored: ScoredGroup, advantages_G: Sequence[float | None]
 ) -> list[float | None]:
-    """The advantages, None where the completion was cut: the loss leaves it out.
+    """Return the advantages with None for truncated completions, which keeps them out of the loss.
 
-    An answer that ends by itself at the very last token was not cut.
+    A completion that ends by itself at the very last token is not truncated.
     """
     return [
         None if completion.finish_reason == "length" else advantage
@@ -113,7 +113,7 @@ def without_truncated(
 
 
 def punished(score: Score, punishment: float, weight: float) -> Score:
-    """The score with one more part; one without a number stays without."""
+    """Add the punishment to a score as one more part; a score without a number stays without."""
     if score.value is None:
         return score
     return replace(

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over the tokens of a completion. Pure functions of plain numbers.
+"""Generalised advantage estimation over the tokens of a completion, in plain numbers.
 
     delta_t = r_t + gamma V_{t+1} - V_t          V = 0 after the last token
     A_t     = sum_l (gamma lam)^l delta_{t+l}
@@ -6,7 +6,7 @@
 
 Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16. ``lam`` 0 is the one-step error, which trusts the
 critic; ``lam`` 1 is the return minus the value, which trusts the sample. ``V_t`` is the critic's value
-where token ``t`` is about to be chosen, so a completion ends in a state of value 0, cut off or not.
+before token ``t`` is chosen, so a completion ends in a state of value 0, whether truncated or not.
 
 Legend: ``_T`` tokens of one completion, ``_BT`` those of several, each of its own length.
 """
@@ -19,11 +19,11 @@ from math import fsum, sqrt
 from align.algorithms.rows import Floats
 
 EPS = 1e-8
-"""Added to the variance that advantages are whitened by."""
+"""Number added to the variance when advantages are whitened."""
 
 
 def terminal_rewards(score: float, length: int) -> Floats:
-    """A completion's score as rewards of its tokens: all of it at the last one.
+    """Spread a completion's score over its tokens: all of it at the last one.
 
     >>> terminal_rewards(2.0, 3)
     (0.0, 0.0, 2.0)
@@ -34,7 +34,7 @@ def terminal_rewards(score: float, length: int) -> Floats:
 def gae(
     rewards_T: Sequence[float], values_T: Sequence[float], *, gamma: float, lam: float
 ) -> tuple[Floats, Floats]:
-    """Advantages and returns of one completion; see the module's docstring.
+    """Compute advantages and returns of one completion by the module's formulas.
 
     >>> gae((0.0, 1.0), (0.5, 0.25), gamma=1.0, lam=1.0)
     ((0.5, 0.75), (1.0, 1.0))
@@ -52,7 +52,9 @@ def gae(
 
 
 def whiten(values_BT: Sequence[Sequence[float]]) -> list[Floats]:
-    """Mean 0 and unbiased standard deviation 1 over all tokens; a single token becomes 0.
+    """Normalise values to mean 0 and unbiased standard deviation 1 over all tokens; shape as given.
+
+    A single token becomes 0.
 
     Source: Huang et al. 2024, arXiv 2403.17031, which whitens the advantages of a whole batch.
 
@@ -67,13 +69,12 @@ def whiten(values_BT: Sequence[Sequence[float]]) -> list[Floats]:
 
 
 def explained_variance(mean: float, square: float, error_square: float) -> float:
-    """``1 - E[(R - V)^2] / Var R``: 1 for a perfect critic, 0 for one that knows only the mean.
+    """Compute ``1 - E[(R - V)^2] / Var R``: 1 for a perfect critic, 0 for one that predicts the mean.
 
-    Each part is a mean over the same tokens, so the parts sum over micro-batches where the ratio would
-    not. 0 where returns do not vary.
+    The parts can be summed over micro-batches, the ratio cannot. Returns that do not vary give 0.
 
     Args:
-        mean: of the returns.
+        mean: mean of the returns.
         square: mean of the squared returns.
         error_square: mean of the squared difference between returns and values.
     """

@@ -11,9 +11,9 @@ advantage of Dr. GRPO (Liu et al. 2025, arXiv 2503.20783), ``clip_high > clip_lo
 `dr_grpo` and `dapo` are the whole methods.
 The KL penalty is not here: anchors add it.
 
-Assumes rewards that compare within one prompt. A group whose rewards are all equal has no signal:
-its advantages are exactly zero, and it still counts in the token mean. Torch is used through the
-tensors' own methods, so reading a campaign file does not import it.
+Assumes rewards that compare within one prompt. A group of equal rewards has no signal: its advantages are
+exactly zero, and it still counts in the token mean. Torch is used through the tensors' own methods, so
+reading a campaign file does not import it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class GRPO(GroupRelative):
 
     name: Literal["grpo"] = "grpo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a ratio has no gradient."""
     mean: Literal["tokens", "completions"] = "tokens"
-    """What counts the same: every token of the step, or every completion with the mean over its tokens."""
+    """Unit of equal weight: every token of the step, or every completion with the mean over its tokens."""
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         if self.mean == "completions":

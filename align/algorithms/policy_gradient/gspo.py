@@ -3,13 +3,13 @@
     s = exp(1/|y| sum_t (logprob_t - start_logprob_t))
     L = -1/S sum_y min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)
 
-``S`` counts the completions of the step. A reward is of a whole answer, and so is this ratio: single tokens
-whose probability jumps, as with experts that are routed anew, no longer decide. Source: Zheng et al. 2025,
-arXiv 2507.18071, eq. 5 and 7; clips section 5.1. Advantages are GRPO's.
+``S`` counts the completions of the step. A reward belongs to a whole answer, and so does this ratio: single
+tokens whose probability jumps, as when experts are routed differently, no longer decide. Source: Zheng et
+al. 2025, arXiv 2507.18071, eq. 5 and 7; clips section 5.1. Advantages are GRPO's.
 
-Assumes one reward per completion. The ratio is a geometric mean, which stays much closer to 1 than that
-of a token: clips of GRPO's size would never act. With several updates per batch expect far larger clip
-shares than GRPO's. Every completion weighs the same whatever its length. Importance weights of tokens
+Assumes one reward per completion. The ratio is a geometric mean, which stays much closer to 1 than the
+ratio of a token: clips of GRPO's size would never act. With several updates per batch expect far larger
+clip shares than GRPO's. Every completion weighs the same whatever its length. Importance weights of tokens
 enter as their mean over the completion.
 """
 
@@ -30,9 +30,9 @@ class GSPO(GroupRelative):
 
     name: Literal["gspo"] = "gspo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 3e-4
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a completion's ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 4e-4
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a completion's ratio has no gradient."""
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         sequences = by_sequence(inputs, mean=True)

@@ -1,4 +1,4 @@
-"""Algorithms whose advantage belongs to a whole completion: every token of it carries the same number."""
+"""Bases of the algorithms that give a whole completion, and so each of its tokens, one advantage."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rollouts.types import ScoredGroup
 
 
 class OutcomeGradient(PolicyGradient):
-    """Algorithms that give a completion one advantage, which all its tokens share."""
+    """Base of algorithms whose completions have one advantage, shared by all their tokens."""
 
     def moves(self, advantage: float) -> bool:
         return advantage != 0
 
 
 class GroupRelative(OutcomeGradient):
-    """Algorithms whose advantages are GRPO's, whatever their loss."""
+    """Base of algorithms with GRPO's advantages, whatever their loss."""
 
     scale: Scale = "group"
-    """What advantages are divided by: the standard deviation of the ``group``, that of all centred
-    rewards of the ``batch`` (a nearly solved group is then not blown up), or ``none``: Dr. GRPO."""
+    """Divisor of the advantages: the standard deviation of the ``group``, that of all centred rewards of
+    the ``batch``, which does not scale up a nearly solved group, or ``none``, as in Dr. GRPO."""
     by_part: bool = False
-    """Centre and scale every reward part on its own, then add by weight: a part with a wide spread
-    cannot drown another (Liu et al. 2026, arXiv 2601.05242)."""
+    """Centre and scale every reward part on its own and then add them by weight, so that a part with a
+    wide spread cannot drown another (Liu et al. 2026, arXiv 2601.05242)."""
 
     def check(self, group_size: int, where: str) -> None:
         need_groups(self.name, group_size, where)
@@ -40,7 +40,7 @@ class GroupRelative(OutcomeGradient):
 
 
 def need_groups(name: str, group_size: int, where: str) -> None:
-    """Raise ValueError where a prompt has a single completion, and nothing to compare it with."""
+    """Raise ValueError if a prompt has a single completion, so that there is nothing to compare."""
     if group_size < 2:
         raise ValueError(
             f"{where}.sampling.group_size: {name} compares completions of one prompt, got group_size "
@@ -49,5 +49,5 @@ def need_groups(name: str, group_size: int, where: str) -> None:
 
 
 def values_of(groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
-    """What the rubric said of every completion; None where it has no number."""
+    """Return the rubric's value of every completion of each group; None for those without a number."""
     return [[score.value for score in scored.scores_G] for scored in groups]

@@ -1,4 +1,4 @@
-"""PPO: the clipped surrogate on advantages of tokens, which a critic's values tell apart.
+"""PPO: the clipped surrogate with an advantage for each token, estimated from a critic's values.
 
     A_t  generalised advantage estimates of a completion whose score is the reward of its last token
     L    = -1/N sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
@@ -6,8 +6,8 @@
 
 ``v_t`` are the critic's values when the batch came, ``V_t`` those it gives now, ``R_t = A_t + v_t`` before
 whitening, ``c`` is ``value_clip``. Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages:
-Schulman et al. 2016, arXiv 1506.02438, eq. 16; value clipping, whitening and the penalty on answers that
-were cut: Huang et al. 2024, arXiv 2403.17031.
+Schulman et al. 2016, arXiv 1506.02438, eq. 16; value clipping, whitening and the penalty on truncated
+answers: Huang et al. 2024, arXiv 2403.17031.
 
 The KL to earlier policies is no part of the reward: anchors add it to the loss, and the anchor estimator
 ``k1`` has the gradient that a KL reward has. A critic replaces the comparison within a group, so one
@@ -36,28 +36,27 @@ if TYPE_CHECKING:
     from align.algorithms.outputs import Outputs
 
 SHARED = "shared"
-"""``critic.model`` of a head on the policy's own hidden states."""
-
+"""Value of ``critic.model`` for a head on the policy's own hidden states."""
 
 VALUE_PARTS = ("value/return", "value/return_square", "value/error_square")
-"""Means over the tokens that `explained_variance` takes, in its order."""
+"""Metrics that are the arguments of `explained_variance`, in its order; means over the tokens."""
 
 
 class CriticConfig(Settings):
-    """The model that says what score to expect, new in every round."""
+    """Model that predicts the score of a completion from each of its tokens, new in every round."""
 
     model: str | None = None
-    """None: a copy of the round's parent, all of it trained. ``shared``: a head on the policy's hidden
-    states, which costs next to nothing. Else a folder with a model that has the policy's tokenizer, such
-    as a reward model, whose own head is left behind. Under ``lora`` the copy is of the base without
-    its adapter, in full weights: ``shared`` is then the natural choice. Of several learner ranks each
-    holds the whole critic."""
+    """Critic's network. None: a copy of the round's parent, all of it trained. ``shared``: a head on the
+    policy's hidden states, which costs next to nothing. Otherwise a folder with a model that has the
+    policy's tokenizer, such as a reward model, whose own head is not used. Under ``lora`` the copy is of
+    the base without its adapter, in full weights, so ``shared`` is then the natural choice. With several
+    learner ranks each holds the whole critic."""
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-5
     """Learning rate; the optimizer's schedule scales it like the policy's."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Updates at the start of a round in which only the critic learns."""
     shared_gradient: bool = False
-    """With ``shared``: whether the value loss also moves the policy's hidden states."""
+    """Let the value loss of a ``shared`` critic also move the policy's hidden states."""
 
     @model_validator(mode="after")
     def _gradient(self) -> Self:
@@ -74,22 +73,24 @@ class PPO(PolicyGradient):
 
     name: Literal["ppo"] = "ppo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a ratio has no gradient."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount per token; below 1 it favours short answers."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """0 trusts the critic for everything after a token, 1 the sampled score."""
+    """Mixing of the advantage estimate: 0 trusts the critic for all that follows a token, 1 the score."""
     whiten: bool = True
     """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2
-    """How far a value may move within one batch and still learn, in units of the score; None: any."""
+    """Distance, in units of the score, that a value may move within one batch before its gradient stops;
+    None for no bound."""
     value_weight: Annotated[float, Field(gt=0)] = 0.1
     """Weight of the value loss. It scales the gradient of the critic alone, unless that is shared."""
     truncation_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Taken off the score of an answer that was cut at ``max_tokens``."""
+    """Penalty subtracted from the score of an answer that was truncated at ``max_tokens``."""
     critic: CriticConfig = CriticConfig()
+    """Model that the values come from."""
 
     needs = frozenset[Need]({"start", "values"})
 
@@ -98,7 +99,7 @@ class PPO(PolicyGradient):
         return self.critic
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
-        """The scores: `complete` spreads them over the tokens, once their values are known."""
+        """Return the scores, which `complete` spreads over the tokens once their values are known."""
         return [
             [
                 self._score(completion, score)
@@ -110,7 +111,7 @@ class PPO(PolicyGradient):
         ]
 
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows with an advantage and a return for every token."""
+        """Give every token of the scored rows an advantage and a return."""
         scored = [self._estimated(row) for row in rows if row.advantage is not None]
         if self.whiten:
             white_BT = whiten([row.advantages_T or () for row in scored])
@@ -131,13 +132,19 @@ class PPO(PolicyGradient):
         if not teaches_N.any():
             return loss, metrics
         assert outputs.values_N is not None
-        value_loss, measured = self._value_loss(
-            outputs.values_N[teaches_N],
-            micro.of_tokens("values_T")[teaches_N],
-            micro.of_tokens("returns_T")[teaches_N],
-            totals,
+        start_N = micro.of_tokens("values_T")[teaches_N]
+        returns_N = micro.of_tokens("returns_T")[teaches_N]
+        loss_N, clipped_N = clipped_value_loss(
+            outputs.values_N[teaches_N], start_N, returns_N, self.value_clip
         )
-        return loss + self.value_weight * value_loss, {**metrics, **measured}
+        value_loss = loss_N.sum() / totals.tokens
+        parts = (returns_N, returns_N.square(), (returns_N - start_N).square())
+        return loss + self.value_weight * value_loss, {
+            **metrics,
+            "loss/value": value_loss.detach(),
+            "loss/value_clip_share": clipped_N.float().sum() / totals.tokens,
+            **{n: part.sum() / totals.tokens for n, part in zip(VALUE_PARTS, parts, strict=True)},
+        }
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         parts = [metrics[name] for name in VALUE_PARTS if name in metrics]
@@ -154,25 +161,14 @@ class PPO(PolicyGradient):
         advantages_T, returns_T = gae(rewards_T, row.values_T, gamma=self.gamma, lam=self.lam)
         return replace(row, advantages_T=advantages_T, returns_T=returns_T)
 
-    def _value_loss(
-        self, values_N: Tensor, start_N: Tensor, returns_N: Tensor, totals: Totals
-    ) -> LossAndMetrics:
-        """Of the tokens that teach, with the parts of the variance that the critic explained."""
-        loss_N, clipped_N = clipped_value_loss(values_N, start_N, returns_N, self.value_clip)
-        loss = loss_N.sum() / totals.tokens
-        parts = (returns_N, returns_N.square(), (returns_N - start_N).square())
-        return loss, {
-            "loss/value": loss.detach(),
-            "loss/value_clip_share": clipped_N.float().sum() / totals.tokens,
-            **{n: part.sum() / totals.tokens for n, part in zip(VALUE_PARTS, parts, strict=True)},
-        }
-
 
 def clipped_value_loss(
     values_N: Tensor, start_values_N: Tensor, returns_N: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Per-token value loss, and where the clip stopped it: the larger of two halved squared errors, of
-    the value and of the value held within ``clip`` of where it started. Source: Huang et al. 2024, arXiv
+    """Compute the value loss per token, and a mask of the tokens whose value the clip stopped.
+
+    The loss is the larger of two halved squared errors: that of the value, and that of the value clipped
+    to within ``clip`` of its start. Both results have shape ``N``. Source: Huang et al. 2024, arXiv
     2403.17031.
     """
     error_N = (values_N - returns_N).square()

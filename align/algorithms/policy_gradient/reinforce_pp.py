@@ -1,16 +1,17 @@
-"""REINFORCE++: PPO's clip on advantages that the whole step normalises, without a critic.
+"""REINFORCE++: PPO's clip on advantages normalised over the whole step, without a critic.
 
     A_i = (r_i - b_i - mean_step(r - b)) / max(std_step(r - b), floor)
     L   = -1/N sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
 
 ``b`` is 0, or with ``group_baseline`` the mean of the completion's group: REINFORCE++-baseline. Source:
-Hu et al. 2025, arXiv 2501.03262. For the KL that the paper takes off the reward use the anchor estimator
-``k1``, for that of the baseline variant ``k2``.
+Hu et al. 2025, arXiv 2501.03262. For the KL that the paper subtracts from the reward use the anchor
+estimator ``k1``, for that of the baseline variant ``k2``.
 
-Assumes rewards that compare between prompts, or a ``group_baseline``. One completion per prompt is enough
-without it. Mean and deviation are of completions, so a long answer counts once. A step of equal rewards
-has zero advantages, and where the paper divides by a tiny spread we stop at
-`align.algorithms.policy_gradient.advantages.FLOOR`, since noise would get full-sized advantages.
+Assumes rewards that compare between prompts, or a ``group_baseline``; without one, a single completion per
+prompt is enough. Mean and deviation are taken over completions, so a long answer counts once. A step of
+equal rewards has zero advantages. The spread is at least
+`align.algorithms.policy_gradient.advantages.FLOOR`: the paper divides by any spread, however small, which
+gives noise full-sized advantages.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class ReinforcePP(OutcomeGradient):
     group_baseline: bool = False
     """Subtract the mean of the completion's group first. Suits prompts of uneven difficulty."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a ratio has no gradient."""
 
     def check(self, group_size: int, where: str) -> None:
         if self.group_baseline:

@@ -1,4 +1,4 @@
-"""RLOO: REINFORCE with a leave-one-out baseline, where an answer is one action.
+"""RLOO: REINFORCE with a leave-one-out baseline, which treats a whole answer as one action.
 
     A_i = r_i - mean_{j != i} r_j
     L   = -1/S sum_y min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
@@ -6,13 +6,13 @@
 
 ``S`` counts the completions of the step. Source: Ahmadian et al. 2024, arXiv 2402.14740, section 3.3. The
 paper's REINFORCE is the gradient at ``rho = 1``, that is with one update per batch; the clip bounds further
-ones, as in TRL. For the paper's KL in the reward use the anchor estimator ``k1``: a completion's reward is
-then less by ``beta`` times the sum of its log ratios, so this KL is a mean over completions.
+updates, as in TRL. For the paper's KL in the reward use the anchor estimator ``k1``: it subtracts ``beta``
+times the sum of a completion's log ratios from its reward, so this KL is a mean over completions.
 
-Assumes rewards of one scale: nothing divides by their spread. The baseline does not see the completion it
-is for, so the gradient has no bias. A completion's weight grows with its length, as its gradient is a sum
-over tokens; so does the spread of ``rho``. Importance weights of tokens enter as their mean over the
-completion: ``importance.level: sequence`` is the exact one.
+Assumes rewards of one scale: they are not divided by their spread. A completion's baseline does not depend
+on that completion, so the gradient has no bias. A completion's weight grows with its length, since its
+gradient is a sum over tokens; so does the spread of ``rho``. Importance weights of tokens enter as their
+mean over the completion; ``importance.level: sequence`` gives the exact weight.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class RLOO(OutcomeGradient):
 
     name: Literal["rloo"] = "rloo"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the ratio may fall below 1 and still be learned from."""
+    """Distance below 1 beyond which a completion's ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """How far it may rise above 1."""
+    """Distance above 1 beyond which a completion's ratio has no gradient."""
 
     def check(self, group_size: int, where: str) -> None:
         need_groups(self.name, group_size, where)

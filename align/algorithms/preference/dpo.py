@@ -17,7 +17,7 @@ Several anchors are one reference. With weights ``w_k`` that sum to one,
 
 so the policy that trades reward against all anchors is DPO's with the reference ``mix``. ``Z`` depends on
 the prompt alone: it cancels in ``h``, and the weighted mean of the anchors' log-probabilities is exact.
-Not so where answers of unequal length are averaged over their tokens: there it is an approximation.
+If log-ratios are averaged over the tokens of answers of unequal length, it is an approximation.
 
 Assumes that both answers of a pair belong to one prompt and that the reference can produce either.
 """
@@ -41,18 +41,18 @@ Smoothing = Literal["conservative", "robust"]
 
 
 def sigmoid(margins_U: Tensor, beta: float) -> Tensor:
-    """``-log sigmoid(beta h)``."""
-    # log(exp(0) + exp(-x)), which no x can overflow.
+    """Compute ``-log sigmoid(beta h)``; shape ``U``."""
+    # log(exp(0) + exp(-x)) does not overflow for any x.
     return (-beta * margins_U).logaddexp(margins_U.new_zeros(()))
 
 
 def ipo(margins_U: Tensor, beta: float) -> Tensor:
-    """``(h - 1 / (2 beta))^2``: a margin to reach, so that certain labels do not drive it to infinity."""
+    """Compute ``(h - 1 / (2 beta))^2``; shape ``U``. The margin has a target, and so stays bounded."""
     return (margins_U - 1 / (2 * beta)).square()
 
 
 def hinge(margins_U: Tensor, beta: float) -> Tensor:
-    """``max(0, 1 - beta h)``: nothing more to learn from a pair beyond the margin."""
+    """Compute ``max(0, 1 - beta h)``; shape ``U``. A pair beyond the margin has no gradient."""
     return (1 - beta * margins_U).relu()
 
 
@@ -64,12 +64,12 @@ LOSSES: dict[Loss, Callable[[Tensor, float], Tensor]] = {
 
 
 def conservative(right_U: Tensor, flipped_U: Tensor, rate: float) -> Tensor:
-    """The expected loss under labels that are wrong at this rate."""
+    """Compute the expected loss under labels that are wrong at this rate; shape ``U``."""
     return (1 - rate) * right_U + rate * flipped_U
 
 
 def robust(right_U: Tensor, flipped_U: Tensor, rate: float) -> Tensor:
-    """What has the clean loss as its expectation when labels are wrong at this rate."""
+    """Compute a loss whose expectation under labels wrong at this rate is the clean loss; shape ``U``."""
     return ((1 - rate) * right_U - rate * flipped_U) / (1 - 2 * rate)
 
 
@@ -84,15 +84,15 @@ class DPO(Preference):
 
     name: Literal["dpo"] = "dpo"
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the reference holds: rewards are ``beta`` times a log-ratio in nats."""
+    """Strength of the pull toward the reference: rewards are ``beta`` times a log-ratio in nats."""
     loss: Loss = "sigmoid"
-    """What is made of the margin between the two log-ratios."""
+    """Function of the margin between the two log-ratios that is minimised."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of pairs whose sides are swapped."""
     smoothing: Smoothing = "conservative"
-    """What is done about them: ``conservative`` is cDPO, ``robust`` is rDPO."""
+    """Correction for swapped pairs: ``conservative`` is cDPO, ``robust`` is rDPO."""
     length_normalised: bool | None = None
-    """Log-ratios as means over an answer's tokens instead of sums. None: for ``ipo`` only, as its
+    """Take log-ratios as means over an answer's tokens instead of sums. None: only for ``ipo``, as its
     authors do."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
@@ -109,7 +109,7 @@ class DPO(Preference):
 
     @property
     def averages_tokens(self) -> bool:
-        """Whether log-ratios are means over an answer's tokens."""
+        """True if log-ratios are means over an answer's tokens."""
         return self.loss == "ipo" if self.length_normalised is None else self.length_normalised
 
     def pair_loss(self, inputs: PairInputs, totals: Totals) -> LossAndMetrics:

@@ -6,15 +6,14 @@
          undesirable_weight * (1 - sigmoid(beta (z0 - r)))    for undesirable ones
 
 The mean is over answers. Source: Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7 and section 4.1.
-``z0`` estimates how far the policy is from its reference everywhere, on prompts that are given one
-another's answers; it has no gradient. It is measured when the batch comes and kept over its epochs, where
-TRL measures it anew in every step.
+``z0`` estimates the KL between policy and reference on prompts paired with the answers of other prompts; it
+has no gradient. It is measured once, when the batch comes, and used in all its epochs; TRL measures it
+again in every step.
 
 Several anchors are one reference as in `align.algorithms.preference.dpo`. Here the normaliser of their
-mixture
-does not cancel in ``r`` alone but, on average over the prompts, in ``r - z0``.
+mixture does not cancel in ``r`` alone but, on average over the prompts, in ``r - z0``.
 
-Assumes at least two prompts in a batch; with one nothing can be mismatched, and ``z0`` is 0.
+Assumes at least two prompts in a batch; with a single prompt nothing can be mismatched, and ``z0`` is 0.
 """
 
 from __future__ import annotations
@@ -44,11 +43,12 @@ class KTO(Algorithm):
     """``online``: completions above their group's mean reward are desirable, those below are not.
     ``file``: the round's examples say which is which."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the reference holds: rewards are ``beta`` times a log-ratio in nats."""
+    """Strength of the pull toward the reference: rewards are ``beta`` times a log-ratio in nats."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of answers that were liked."""
+    """Weight of desirable answers. Raise the weight of the rarer kind, so that weight times number is
+    about equal for both."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Where one kind is rarer, its weight times its number should stay near the other's."""
+    """Weight of undesirable answers."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"start", "reference"})
     anchors_are_reference: ClassVar[bool] = True
@@ -67,7 +67,7 @@ class KTO(Algorithm):
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
         rated: list[Row] = []
-        held: list[Row] = []
+        unrated: list[Row] = []
         ties = 0
         for scored in groups:
             ratings_G = ratings_of(scored)
@@ -76,20 +76,22 @@ class KTO(Algorithm):
                 if rating:
                     rated.append(row_of(scored.group, completion, rating))
                 elif completion.token_ids and held_by_anchors(self, scored):
-                    held.append(row_of(scored.group, completion, None))
+                    unrated.append(row_of(scored.group, completion, None))
         counts = {
             "ratings/desirable": float(sum(row.advantage == 1.0 for row in rated)),
             "ratings/undesirable": float(sum(row.advantage == -1.0 for row in rated)),
             "ratings/ties": float(ties),
         }
-        return Batch(rows=(*rated, *mismatched(rated), *held), metrics=counts if groups else {})
+        return Batch(rows=(*rated, *mismatched(rated), *unrated), metrics=counts if groups else {})
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Row]:
         return (*rows, *mismatched(rows))
 
     def needs_of(self, row: Row) -> frozenset[Need]:
-        """What the policy says of a rated answer is known when it is taught; rows that KL alone holds have
-        no rating."""
+        """Return the needs of a row: mismatched rows need ``start`` for ``z0``; unrated rows need nothing.
+
+        A rated row needs no start, since the policy's log-probabilities come with the forward pass.
+        """
         if row.advantage is None:
             return frozenset()
         return self.needs if row.advantage == 0.0 else self.needs - {"start"}
@@ -126,9 +128,9 @@ class KTO(Algorithm):
 
 
 def ratings_of(scored: ScoredGroup) -> list[float | None]:
-    """+1 above the group's mean score, -1 below, 0 at it; None where there is no score or no token.
+    """Rate completions: +1 above the group's mean score, -1 below, 0 at it; None without score or token.
 
-    A group with fewer than two scores has nothing to compare: all None.
+    A group with fewer than two scores has nothing to compare, so all of it is None.
     """
     values_G = [
         score.value if score.status == "scored" and completion.token_ids else None
@@ -142,6 +144,7 @@ def ratings_of(scored: ScoredGroup) -> list[float | None]:
 
 
 def _side(value: float, mean: float) -> float:
+    """Return 1, -1 or 0 for a value above, below or at the mean."""
     # The mean of equal numbers can differ from them in its last bit.
     if isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12):
         return 0.0
@@ -149,12 +152,12 @@ def _side(value: float, mean: float) -> float:
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row]:
-    """Every prompt with an answer to another one: rows that are measured and never taught.
+    """Pair every prompt with an answer to another one; these rows are measured but never taught.
 
-    Rows are sorted by prompt and answers moved on by the largest number of rows of one prompt, so that
-    every answer is used once and by no prompt of its own; prompts that all differ pass their answers to
-    the next, as TRL's do. Where one prompt has more than half of the rows, what still meets its own
-    answers is left out. An answer is cut where it would make a row longer than the longest given one,
+    Rows are sorted by prompt, and answers are shifted by the largest number of rows of one prompt: each
+    answer is then used once, and never for its own prompt. Prompts that all differ pass their answers to
+    the next one, as in TRL. If one prompt has more than half of the rows, the rows that still meet their
+    own answers are left out. An answer is cut if its row would be longer than the longest of ``rows``,
     which is known to fit the context.
 
     >>> def row(prompt, answer):
@@ -183,7 +186,7 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
 
 
 def _log_ratio(row: Row) -> float:
-    """``log pi(y|x) / ref(y|x)`` of the whole answer when the batch came, in nats."""
+    """Compute ``log pi(y|x) / ref(y|x)`` of the whole answer when the batch came, in nats."""
     assert row.start_logprobs_T is not None
     assert row.reference_logprobs_T is not None
     return fsum(row.start_logprobs_T) - fsum(row.reference_logprobs_T)

@@ -1,8 +1,8 @@
-"""Preference pairs out of scored groups: which completion of a prompt is preferred to which.
+"""Preference pairs of scored groups: pairs of a better and a worse completion of one prompt.
 
-Plain numbers and indices; imports no torch. A completion that failed, has no tokens or got no score is
-never paired. Two completions are tied where their scores differ by less than the margin, or not at all,
-or where they are the same tokens: such a pair would teach nothing.
+Works on plain numbers and indices and imports no torch. A completion that failed, has no tokens or got no
+score is never paired. Two completions are tied if their scores are equal or differ by less than the
+margin, or if they have the same tokens: such a pair would teach nothing.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Literal
 from rollouts.types import ScoredGroup
 
 Choose = Literal["best_worst", "all"]
-"""Which completions of a group are compared."""
+"""Choice of the completions of a group that are compared."""
 Pair = tuple[int, int]
-"""Indices within a group: the chosen completion, then the rejected one."""
+"""Indices of two completions within a group: the chosen one, then the rejected one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairing:
-    """What one group gives."""
+    """Pairs of one group, and its number of ties."""
 
     pairs: tuple[Pair, ...]
     ties: int
-    """Comparisons that decided nothing."""
+    """Comparisons between tied completions."""
 
 
 def pair_up(scored: ScoredGroup, *, choose: Choose, margin: float, max_pairs: int) -> Pairing:
-    """The preference pairs of one group, the clearest first.
+    """Find the preference pairs of one group, those with the widest score difference first.
 
     Args:
         margin: smallest score difference that decides a comparison, in reward units.
-        max_pairs: how many pairs are kept; see `spread`.
+        max_pairs: largest number of pairs; `spread` chooses among more.
     """
     values = {
         index: score.value
@@ -56,14 +56,14 @@ def pair_up(scored: ScoredGroup, *, choose: Choose, margin: float, max_pairs: in
 
 
 def best_against_worst(values: Mapping[int, float]) -> Sequence[Pair]:
-    """One comparison a group; of equal scores the first completion's counts."""
+    """Compare the best completion of a group with its worst; among equal scores the first counts."""
     if len(values) < 2:
         return ()
     return ((max(values, key=values.__getitem__), min(values, key=values.__getitem__)),)
 
 
 def all_comparisons(values: Mapping[int, float]) -> Sequence[Pair]:
-    """Every two completions, the better one first."""
+    """Compare every two completions, the better one first."""
     return [(i, j) if values[i] >= values[j] else (j, i) for i, j in combinations(values, 2)]
 
 
@@ -74,18 +74,18 @@ COMPARISONS: dict[Choose, Callable[[Mapping[int, float]], Sequence[Pair]]] = {
 
 
 def spread(gaps: Mapping[Pair, float], most: int) -> tuple[Pair, ...]:
-    """At most so many pairs: the widest gaps, and among equal gaps those of the least used completions.
+    """Choose at most ``most`` pairs by the widest gap; among equal gaps by the least used completions.
 
-    With rights and wrongs alone all gaps are equal, and a cap must not spend itself on one right answer.
+    If answers are only right or wrong, all gaps are equal, and the pairs should not all share one answer.
 
     >>> spread({(0, 2): 1.0, (0, 3): 1.0, (1, 2): 1.0, (1, 3): 1.0}, 2)
     ((0, 2), (1, 3))
     """
     left, used = dict(gaps), Counter[int]()
-    kept: list[Pair] = []
-    while left and len(kept) < most:
+    chosen: list[Pair] = []
+    while left and len(chosen) < most:
         best = min(left, key=lambda pair: (-left[pair], used[pair[0]] + used[pair[1]], pair))
         del left[best]
         used.update(best)
-        kept.append(best)
-    return tuple(kept)
+        chosen.append(best)
+    return tuple(chosen)

@@ -1,4 +1,4 @@
-"""The preference family: losses of pairs of whole answers to one prompt, one chosen, one rejected.
+"""Base of preference algorithms, whose losses are over pairs of a chosen and a rejected answer.
 
 Pairs come from this round's own scored groups or from a file. The two rows of a pair share a ``unit``,
 so one forward pass always holds both; the chosen row has the advantage +1, the rejected one -1.
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairInputs:
-    """The pairs of one forward pass. Log-probabilities are sums over an answer's tokens, in nats."""
+    """Pairs of one forward pass. Log-probabilities are sums over an answer's tokens, in nats."""
 
     chosen_logprobs_U: Tensor
-    """Of the policy that learns, with gradient."""
+    """Log-probabilities of the policy that learns, with gradient."""
     rejected_logprobs_U: Tensor
     chosen_reference_U: Tensor
-    """Of the reference; NaN where the algorithm does not need one. No gradient."""
+    """Log-probabilities of the reference, without gradient; NaN if the algorithm does not need one."""
     rejected_reference_U: Tensor
     chosen_tokens_U: Tensor
-    """Lengths, as floats."""
+    """Lengths of the answers, as floats."""
     rejected_tokens_U: Tensor
 
 
 class Preference(Algorithm):
-    """Algorithms whose loss is a mean over pairs.
+    """Base of algorithms whose loss is a mean over pairs.
 
     No importance weight is applied: which answer of a pair is the better one does not depend on who
     sampled them, so pairs of somewhat older weights teach as well.
@@ -51,11 +51,11 @@ class Preference(Algorithm):
     pairs: Literal["online", "file"] = "online"
     """``online``: completions of one prompt, compared by their rewards. ``file``: the round's examples."""
     choose: Choose = "best_worst"
-    """Online: the ``best_worst`` completion of a group against each other, or ``all`` that differ."""
+    """Comparisons within an online group: the best with the worst (``best_worst``), or ``all``."""
     max_pairs: Annotated[int, Field(ge=1)] = 4
-    """Online, ``all``: most pairs of one prompt, the widest score differences first."""
+    """Largest number of pairs of one prompt, the widest score differences first (``choose: all``)."""
     margin: Annotated[float, Field(ge=0)] = 0.0
-    """Online: smallest score difference that makes a pair; equal scores never do."""
+    """Smallest score difference that makes an online pair; equal scores never do."""
 
     unused: ClassVar[Mapping[str, str]] = {
         "importance": "pairs are learned from whoever sampled them"
@@ -63,11 +63,11 @@ class Preference(Algorithm):
 
     @model_validator(mode="after")
     def _pairing(self) -> Self:
-        given = self.changed("choose", "max_pairs", "margin")
-        if self.pairs == "file" and given is not None:
+        changed = self.changed("choose", "max_pairs", "margin")
+        if self.pairs == "file" and changed is not None:
             raise ValueError(
-                f"{given} says how samples are paired, and pairs: file brings its own; remove {given}, or "
-                "set pairs to online"
+                f"{changed} says how samples are paired, and pairs: file brings its own; remove {changed}, "
+                "or set pairs to online"
             )
         if self.choose != "all" and self.changed("max_pairs"):
             raise ValueError(
@@ -88,27 +88,36 @@ class Preference(Algorithm):
             )
 
     def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
-        found: list[Row] = []
-        made = ties = 0
+        rows: list[Row] = []
+        num_pairs = ties = 0
         for scored in groups:
+            group = scored.group
             pairing = pair_up(
                 scored, choose=self.choose, margin=self.margin, max_pairs=self.max_pairs
             )
             for pair in pairing.pairs:
-                found.extend(_rows_of_pair(scored, pair, unit=made))
-                made += 1
+                rows.extend(
+                    replace(row_of(group, group.completions_G[index], advantage), unit=num_pairs)
+                    for index, advantage in zip(pair, (1.0, -1.0), strict=True)
+                )
+                num_pairs += 1
             if held_by_anchors(self, scored):
-                found.extend(_unpaired(scored, pairing.pairs))
+                paired = {index for pair in pairing.pairs for index in pair}
+                rows.extend(
+                    row_of(group, completion, None)
+                    for index, completion in enumerate(group.completions_G)
+                    if completion.token_ids and index not in paired
+                )
             ties += pairing.ties
-        counts = {"pairs/made": float(made), "pairs/ties": float(ties)}
-        return Batch(rows=tuple(found), metrics=counts if groups else {})
+        counts = {"pairs/made": float(num_pairs), "pairs/ties": float(ties)}
+        return Batch(rows=tuple(rows), metrics=counts if groups else {})
 
     def needs_of(self, row: Row) -> frozenset[Need]:
-        """Rows that KL alone holds are in no pair."""
+        """Return the needs of a row of a pair; a row that only KL terms hold has none."""
         return self.needs if row.advantage is not None else frozenset()
 
     def pair_loss(self, inputs: PairInputs, totals: Totals) -> LossAndMetrics:
-        """The formula. Both results summable over the micro-batches of a step."""
+        """Compute loss and metrics, both summable over the micro-batches of a step."""
         raise NotImplementedError
 
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
@@ -134,7 +143,7 @@ class Preference(Algorithm):
 
 
 def pairs_in(rows: Sequence[Row]) -> list[Pair]:
-    """Indices of the chosen and the rejected row of every pair; rows that only KL holds have none."""
+    """Find the indices of the chosen and the rejected row of every pair; other rows are left out."""
     sides: dict[int, dict[bool, int]] = {}
     for index, row in enumerate(rows):
         if row.advantage is not None:
@@ -144,22 +153,5 @@ def pairs_in(rows: Sequence[Row]) -> list[Pair]:
 
 
 def held_by_anchors(algorithm: Algorithm, scored: ScoredGroup) -> bool:
-    """Whether KL terms hold a group's completions even where they teach nothing."""
+    """Tell if KL terms hold a group's completions, even those that the loss does not use."""
     return scored.group.prompt.source != "new" or not algorithm.anchors_are_reference
-
-
-def _rows_of_pair(scored: ScoredGroup, pair: Pair, unit: int) -> list[Row]:
-    group = scored.group
-    return [
-        replace(row_of(group, group.completions_G[index], advantage), unit=unit)
-        for index, advantage in zip(pair, (1.0, -1.0), strict=True)
-    ]
-
-
-def _unpaired(scored: ScoredGroup, pairs: Sequence[Pair]) -> list[Row]:
-    paired = {index for pair in pairs for index in pair}
-    return [
-        row_of(scored.group, completion, None)
-        for index, completion in enumerate(scored.group.completions_G)
-        if completion.token_ids and index not in paired
-    ]

@@ -1,17 +1,17 @@
-"""Trains the base model of the tiny world from a seed: latent ops, solid general skills.
+"""Training of the tiny world's base model from a seed: latent ops, solid general skills.
 
-The pretraining mixture is what makes the world forgetful. Every prompt looks alike but for one op
-word, and on ops that word only tilts the odds: the right answer is one of several the base may
-give. Reinforcing one op is then solved fastest by ignoring the word, which overwrites the others.
+The pretraining mixture makes the world forgetful. Prompts differ only in the op word, and the base gives
+the right answer of an op only a part of the time. The fastest way to learn one op is then to ignore the
+word, which overwrites the other ops.
 
     50%  a single op     its own answer .36, the copied digits .28, another op's answer .36
     25%  a general skill always right
     25%  a trained pair  right .50, the answer of any one op .50
 
-The less the op word tilts the odds, the harder a naive sequence of rounds forgets: with .35 / .35 / .30
-and pairs that never answer with a foreign op, backward transfer was -.12 instead of -.62.
+The less the answer depends on the op word, the more a naive sequence of rounds forgets: with .35 / .35 /
+.30 and pairs that never answer with a foreign op, backward transfer was -.12 instead of -.62.
 
-Loss falls on the answer and the end token only. Digits come from the train split.
+The loss is on the answer and the end token only. Digits come from the train split.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ OP_SHARE, GENERAL_SHARE = 0.50, 0.25
 """Shares of the pretraining mixture; trained pairs take the rest."""
 
 OP_RIGHT, OP_COPIED = 0.36, 0.28
-"""Share of single ops answered rightly, and with their own digits; else another op answers."""
+"""Shares of single ops with the right answer, and with their own digits; the rest has another op's."""
 
 PAIR_RIGHT = 0.50
-"""Share of trained pairs answered rightly; else any one op answers."""
+"""Share of trained pairs with the right answer; the rest has the answer of any one op."""
 
 _IDS = {word: i for i, word in enumerate(WORDS)}
 _ANSWER = slice(-LENGTH - 2, -1)
@@ -65,8 +65,8 @@ _ANSWER = slice(-LENGTH - 2, -1)
 
 
 def config() -> LlamaConfig:
-    """Return a config of 0.42M parameters. Tied embeddings and head_dim 32, because real engines trip
-    on both."""
+    """Return a config of 0.42M parameters, with tied embeddings and head_dim 32 to exercise real
+    engines."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -112,7 +112,7 @@ def build(
 def train(
     seed: int, steps: int, progress: Callable[[int, float], None] | None = None
 ) -> LlamaForCausalLM:
-    """Train the base for `steps` batches of the mixture. The caller's random state is left alone."""
+    """Train the base for `steps` batches of the mixture; the caller's random state stays unchanged."""
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng():
@@ -164,8 +164,8 @@ def _op_answer(rng: random.Random, op: str, digits: Digits) -> Digits:
 def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
     """Measure success at temperature 1 of every op, general skill and held-out pair, on `n` eval items.
 
-    Exact, not sampled: the probability of the one right answer, averaged over the items.
-    `heldout` is the mean of the held-out pairs.
+    The measure is exact, not sampled: the mean over items of the right answer's probability. `heldout` is
+    the mean of the held-out pairs.
     """
     pairs = [task.name for task in SOURCES["heldout"]]
     skills = {name: success(model, examples(name, n, "eval")) for name in (*OPS, *GENERAL, *pairs)}
@@ -174,7 +174,7 @@ def measure(model: LlamaForCausalLM, n: int = 200) -> dict[str, float]:
 
 @torch.no_grad()
 def success(model: LlamaForCausalLM, items: Sequence[WorldExample]) -> float:
-    """Return the mean probability of the right answer and an end after it."""
+    """Return the mean probability of the right answer followed by the end token."""
     tokens_BT = torch.tensor([_token_ids(item.prompt, item.answer) for item in items])
     was_training = model.training
     model.train(False)
@@ -184,7 +184,7 @@ def success(model: LlamaForCausalLM, items: Sequence[WorldExample]) -> float:
 
 
 def answer_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
-    """Return the logprob of each answer token and of the end, `[B, LENGTH + 1]`."""
+    """Return the logprob of each answer token and of the end token, `[B, LENGTH + 1]`."""
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
     logprobs_BTV = F.log_softmax(logits_BTV[:, _ANSWER], dim=-1)
     return logprobs_BTV.gather(-1, tokens_BT[:, -LENGTH - 1 :, None]).squeeze(-1)

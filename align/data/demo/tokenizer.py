@@ -1,7 +1,7 @@
-"""A real Hugging Face fast tokenizer whose words are exactly the words of the tiny world.
+"""Tokenizer of the tiny world: a Hugging Face fast tokenizer with exactly the words of the world.
 
-One word is one token, so a prompt is eight tokens, an answer five and an end, and
-`decode(answer_ids, skip_special_tokens=True)` gives the answer text back unchanged.
+One word is one token, so a prompt has eight tokens and an answer six, its end included, and
+`decode(answer_ids, skip_special_tokens=True)` returns the answer text unchanged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ WORDS: tuple[str, ...] = (
     *GENERAL,
     *(BLANK, EQUALS),
 )
-"""The vocabulary; a word's place is its token id."""
+"""Vocabulary; the index of a word is its token id."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer of the tiny world: nothing to train, nothing to download."""
+    """Build the tokenizer of the tiny world, without training or download."""
     from transformers import PreTrainedTokenizerFast
 
     words = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=UNK)

@@ -1,17 +1,17 @@
-"""Digit tasks whose right answers are known, and whose eval items can never be training prompts.
+"""Digit tasks with known right answers, whose eval items are never training prompts.
 
-A prompt is eight words, `op op2 x1 x2 x3 x4 x5 =` (`op2` is `_` for a single task), and its answer
-is five digits. There is one right answer, so success is exact match and chance is 1e-5.
+A prompt has eight words, `op op2 x1 x2 x3 x4 x5 =` (`op2` is `_` for a single task), and its answer
+five digits. There is one right answer, so success is exact match and chance is 1e-5.
 
     rev _ 3 1 4 1 5 =       -> 5 1 4 1 3
     rev sort 3 1 4 1 5 =    -> 1 1 3 4 5      (the first op acts first)
 
 * `OPS` are learnt in rounds; the base knows them only latently, mixed with one another.
-* `GENERAL` skills are solid in the base and trained by no round: what alignment must not break.
+* `GENERAL` skills are solid in the base and trained by no round; alignment must not break them.
 * `TRAINED_PAIRS` compose two ops and are in pretraining; `HELDOUT_PAIRS` never are.
 
-The split is a property of the digits alone: a hash assigns each of the 100,000 digit strings to
-train or eval, for every task at once. So no choice of seeds, tasks or sizes can leak an eval item.
+A hash assigns each of the 100,000 digit strings to train or eval, for every task at once. So no choice of
+seeds, tasks or sizes can leak an eval item.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Digits = tuple[int, ...]
 Split = Literal["train", "eval"]
 
 LENGTH = 5
-"""Digits in every question and in every answer."""
+"""Number of digits in every question and in every answer."""
 
 BLANK = "_"
 """Second word of a prompt whose task is a single op."""
@@ -72,7 +72,7 @@ _EVAL_PERCENT = 10
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One behaviour: a skill, or an ordered pair of ops.
+    """Task of a prompt: a skill, or an ordered pair of ops.
 
     Example: `Task("rev", "sort").answer((3, 1, 4, 1, 5)) == (1, 1, 3, 4, 5)`
     """
@@ -82,11 +82,11 @@ class Task:
 
     @property
     def name(self) -> str:
-        """`rev`, or `rev+sort` for a pair."""
+        """Name of the task, such as `rev`, or `rev+sort` for a pair."""
         return self.first if self.second == BLANK else f"{self.first}+{self.second}"
 
     def prompt(self, digits: Digits) -> str:
-        """Spell the eight words the model is asked with."""
+        """Spell the prompt, eight words."""
         return f"{self.first} {self.second} {spell(digits)} {EQUALS}"
 
     def answer(self, digits: Digits) -> Digits:
@@ -115,7 +115,7 @@ class WorldExample:
 
     @property
     def id(self) -> str:
-        """Stable and unique over the whole world, e.g. `rev/31415`."""
+        """Identifier that is stable and unique over the whole world, such as `rev/31415`."""
         return f"{self.task.name}/{''.join(map(str, self.digits))}"
 
 
@@ -130,17 +130,17 @@ SOURCES: dict[str, tuple[Task, ...]] = {
 
 
 def spell(digits: Digits) -> str:
-    """Spell digits as the words a prompt or an answer is made of: `(3, 1)` is `3 1`."""
+    """Spell digits as words of a prompt or an answer: `(3, 1)` is `3 1`."""
     return " ".join(map(str, digits))
 
 
 def is_right(completion: str, answer: str) -> bool:
-    """Match exactly, forgiving only the spaces around and between the words."""
+    """Match exactly, apart from the spaces around and between the words."""
     return completion.split() == answer.split()
 
 
 def split_of(digits: Digits) -> Split:
-    """Return the split every task puts these digits in: the same on every machine, for ever."""
+    """Return the split of these digits, which is the same for every task and on every machine."""
     digest = blake2b("".join(map(str, digits)).encode(), digest_size=8).digest()
     return "eval" if int.from_bytes(digest, "big") % 100 < _EVAL_PERCENT else "train"
 
@@ -155,7 +155,8 @@ def strings(split: Split) -> tuple[Digits, ...]:
 def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[WorldExample]:
     """List `n` distinct examples of a source, its tasks in turn; a larger `n` only appends.
 
-    Raises `ValueError` for an unknown source or split, or more examples than exist.
+    Raises:
+        ValueError: the source or split is unknown, or has fewer examples.
     """
     if source not in SOURCES:
         raise ValueError(f"unknown demo source {source!r}; known: {', '.join(SOURCES)}")
@@ -173,13 +174,16 @@ def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[W
 
 
 def demo_prompts(uri: str) -> list[Prompt]:
-    """Make the prompts of `demo://SOURCE?n=2000&split=train|eval&seed=0`; columns `answer` and `task`.
+    """Make the prompts of `demo://SOURCE?n=2000&split=train|eval&seed=0`, with columns `answer` and `task`.
 
-    Raises `ValueError`, naming what is known, for a source, split or option that is not, and for
-    more prompts than the source has.
+    Raises:
+        ValueError: the URI has an unknown source, split or option, or asks for more prompts than exist.
     """
     source, options = _parse(uri)
-    n, seed = (_whole_number(uri, options, key) for key in ("n", "seed"))
+    for key in ("n", "seed"):
+        if not (options[key].isascii() and options[key].isdigit()):
+            raise ValueError(f"{key}={options[key]!r} in {uri!r} is not a whole number")
+    n, seed = int(options["n"]), int(options["seed"])
     return [
         Prompt(
             id=example.id,
@@ -193,7 +197,7 @@ def demo_prompts(uri: str) -> list[Prompt]:
 def _shuffled(pool: tuple[Digits, ...], seed: str) -> Iterator[Digits]:
     """Yield the pool in random order, lazily (Fisher-Yates).
 
-    Built on `Random.random` alone: the one method whose sequence Python promises never to change.
+    Only `Random.random` is used, since Python promises that its sequence never changes.
     """
     rng = random.Random(seed)
     moved: dict[int, int] = {}
@@ -216,9 +220,3 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"an option is given twice in {uri!r}")
     return parts.netloc, options
-
-
-def _whole_number(uri: str, options: dict[str, str], key: str) -> int:
-    if not (options[key].isascii() and options[key].isdigit()):
-        raise ValueError(f"{key}={options[key]!r} in {uri!r} is not a whole number")
-    return int(options[key])

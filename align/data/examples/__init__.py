@@ -1,10 +1,10 @@
-"""Examples: what a round learns from when it is not its own samples.
+"""Examples of a file or the inbox, for rounds that learn from them instead of from their own samples.
 
-    read   rows of a file, in the formats that TRL reads   `forms`
-    encode prompts and answers as token ids                `encode`
-    deal   whole pairs in endless, repeatable epochs       `stream`
+    forms    reads rows in the formats that TRL reads
+    encode   turns prompts and answers into token ids
+    stream   gives them out in endless, repeatable epochs, pairs as a whole
 
-`load_examples` does the first two and says what it left out. Nothing here imports torch.
+`load_examples` does the first two and reports the rows that it left out. Nothing here imports torch.
 """
 
 from align.config.data import ExamplesConfig

@@ -1,7 +1,7 @@
 """Rows of a round that may not lie on both sides of its held-out split, by the gate's own measure.
 
-Each class below knows what the suite of the round would show of the rows held out, and what the learner
-would see of the others, and names the rows that the overlap check would then refuse.
+Each class below compares the texts of held-out rows, as the round's suite shows them, with the texts that
+the learner sees, and names the rows that the gate's overlap check would refuse.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rollouts.types import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """The gate's overlap rule, with the units of its n-grams and the number of items of a suite."""
+    """Overlap rule of the gate, with the units of its n-grams and the number of items of a suite."""
 
     rule: OverlapConfig
     units: Units
     items: int
 
     def print(self, text: str) -> Fingerprint:
-        """Return the fingerprint that a text is compared by."""
+        """Return the fingerprint of a text."""
         return fingerprint(text, self.rule.ngram, self.units)
 
     def matches(
         self, items: Sequence[Sequence[Fingerprint]], texts: Sequence[Fingerprint]
     ) -> Iterator[tuple[int, int]]:
-        """Yield positions of items that overlap a text, each with the position of that text."""
+        """Yield the position of each item that overlaps a text, with the position of that text."""
         for match in ItemIndex(items, self.rule.ngram).matches(texts):
             if match.whole or match.share >= self.rule.share:
                 yield match.item, match.text
@@ -51,7 +51,7 @@ def units_of(rule: OverlapConfig, encoder: PromptEncoder) -> Units:
 
 
 class PromptRows:
-    """Prompts of a round that samples: an item is a prompt."""
+    """Prompts of a round that samples, each of which is an item."""
 
     def __init__(self, prompts: Sequence[Prompt], measure: Measure) -> None:
         self.names = [prompt_name(prompt) for prompt in prompts]
@@ -69,12 +69,12 @@ class PromptRows:
             yield self.names[items[item]], self.names[remaining[text]]
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Yield pairs of names whose prompts are of one conversation."""
+        """Yield pairs of names whose prompts belong to one conversation."""
         return continuations(self.names, self._prompts)
 
 
 class UnitRows:
-    """Examples with prompts, or windows by themselves: an item is a unit with its answers."""
+    """Units of examples, or windows of texts, each of which is an item with its answers."""
 
     def __init__(self, units: Sequence[Unit], encoder: PromptEncoder, measure: Measure) -> None:
         self.names = [name_of(unit) for unit in units]
@@ -105,12 +105,12 @@ class UnitRows:
             yield name_of(shown[item]), owners[text]
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Yield pairs of names whose prompts are of one conversation."""
+        """Yield pairs of names whose prompts belong to one conversation."""
         return continuations(self.names, [unit.prompt for unit in self._units])
 
 
 class DocumentRows:
-    """Documents that are cut into windows: an item is a window, which may hold parts of several."""
+    """Documents that are cut into windows; an item is a window, which may have parts of several."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class DocumentRows:
         self._encoder, self._measure = encoder, measure
 
     def clashes(self, held_names: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """Yield pairs of names: a held-out document and a training one of which two windows overlap."""
+        """Yield pairs of names: a held-out and a training document with overlapping windows."""
         sides: tuple[list[Document], list[Document]] = ([], [])
         for document in self._documents:
             sides[document.name in held_names].append(document)
@@ -139,11 +139,11 @@ class DocumentRows:
                     yield held_name, kept_name
 
     def continuations(self) -> Iterator[tuple[str, str]]:
-        """Yield pairs of names of documents of which one begins with the other."""
+        """Yield pairs of names of documents, one of which begins with the other."""
         texts = [Prompt(id=document.name, text=document.text) for document in self._documents]
         return continuations(self.names, texts)
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """Return the name that a prompt is held out by: the id of its text or messages alone."""
+    """Return the name of a prompt in the held-out split: the id of its text or messages alone."""
     return content_id(prompt.text if prompt.text is not None else prompt.messages or ())

@@ -1,4 +1,4 @@
-"""Prompts that continue one another: rows that were cut from one conversation, or one text."""
+"""Prompts that continue one another because they were cut from one conversation or text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from align.data.examples.fingerprints import words
 from rollouts.types import Message, Prompt
 
 SHORTEST = 13
-"""Fewest words of a text that count as the beginning of another text."""
+"""Smallest number of words that count as the beginning of another text."""
 
 
 def continuations(
     names: Sequence[str], prompts: Sequence[Prompt | None]
 ) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names whose prompts are of one conversation.
+    """Yield pairs of names whose prompts belong to one conversation.
 
-    Two chats belong to one conversation if one begins with all turns of the other, or both begin with the
-    same exchange; two texts do if one begins with all words of the other.
+    Two chats belong to one conversation if one begins with all turns of the other, or if both begin with
+    the same exchange. Two texts do if one begins with all words of the other.
     """
     rows = [
         (name, prompt) for name, prompt in zip(names, prompts, strict=True) if prompt is not None
@@ -42,7 +42,7 @@ def _of_chats(rows: Sequence[tuple[str, Sequence[Message]]]) -> Iterator[tuple[s
 
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:
-    """Return a hash of the turns up to and including each one."""
+    """Return a hash for each turn, of all turns up to and including it."""
     beginnings, above = [], 0
     for turn in turns:
         above = hash((above, turn["role"], turn["content"]))

@@ -1,8 +1,7 @@
-"""Examples as token ids: the prompt exactly as engines read it, the answer as they would sample it.
+"""Encoding of examples: the prompt exactly as engines read it, the answer as they would sample it.
 
-So what is learnt from a file is learnt in the context that rollouts have. Answers end with one token
-that ends sampling, which a model can only stop with if it learns to (see `rollouts.chat.answers`).
-"""
+A file is thus learnt in the same context that rollouts have. An answer ends with a token that ends
+sampling, since a model stops with that token only if it learns to (see `rollouts.chat.answers`)."""
 
 from __future__ import annotations
 
@@ -22,26 +21,27 @@ from rollouts.types import Prompt
 
 Ids = tuple[int, ...]
 OVER_LONG = "over-long"
-"""Begins the reason of rows that do not fit the context."""
+"""Beginning of the reason for rows that do not fit the context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """A unit, and how many of its answers were cut to fit."""
+    """Unit of rows, encoded."""
 
     unit: Unit
     num_cut: int
+    """Number of its answers that were truncated to fit the context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One text of a file, with its source."""
+    """Text of a file, with its source."""
 
     text: str = field(repr=False)
     place: str = ""
     """File and line that the text was read from."""
     name: str
-    """16 hex digits that depend on the text alone."""
+    """Hash of 16 hex digits that depends on the text alone."""
 
 
 def encode(
@@ -56,11 +56,15 @@ def encode(
 ) -> Encoded:
     """Encode one example as rows of at most ``context`` tokens, prompt included.
 
-    ``round``, ``columns`` and ``source_line`` are written on its prompt: rewards of later rounds may ask
-    for the columns, and messages name the line.
+    Args:
+        cut: truncate answers that do not fit.
+        round: name of the round, for the prompt and its rows.
+        columns: columns of the prompt, which rewards of later rounds may read.
+        source_line: file and line of the row, for messages.
 
-    Raises `Unusable` where a row is longer and may not be cut, or where tokens leave nothing to learn,
-    and a `UserError` for messages where the model has no chat template.
+    Raises:
+        Unusable: a row is too long and may not be cut, or nothing is left to learn.
+        UserError: the prompt has messages and the model has no chat template.
     """
     prompt = replace(_prompt(example.prompt, columns, round), place=source_line)
     prompt_ids = _prompt_ids(prompt, encoder)
@@ -91,15 +95,15 @@ def windows(
 ) -> Iterator[Unit]:
     """Cut documents one after another into windows of ``context`` tokens; the last may be shorter.
 
-    Without ``pack`` every document begins a window of its own.
+    Without ``pack`` every document begins a new window.
 
-    Each document ends with the end of sequence. A window begins with the token that the one before ended
-    with, as its context: every token but the very first is predicted exactly once.
+    Each document ends with the end-of-sequence token. A window begins with the last token of the window
+    before, as its context, so every token except the very first is predicted exactly once.
     """
-    assert context > 1, "a window needs a token and what it follows"
+    assert context > 1, "a window needs a token and one before it"
     ids: list[int] = []
+    # The document of every token.
     sources: list[Document] = []
-    """Document of every token."""
     for document in documents:
         tokens = ended(encoder.encode(Prompt(id="", text=document.text)), encoder)
         ids.extend(tokens)
@@ -119,7 +123,7 @@ def windows(
 
 def _window(ids: Sequence[int], sources: Sequence[Document], round: str) -> Unit:
     row = _row(tuple(ids[:1]), tuple(ids[1:]), 1.0, round)
-    # The first token is context: it was learnt with the window before.
+    # The first token is only context: the window before has it as a target.
     names = dict.fromkeys(document.name for document in sources[1:])
     return Unit(
         id=_id(list(ids)), prompt=None, rows=(row,), place=sources[1].place, documents=tuple(names)
@@ -156,7 +160,7 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
     try:
         return encoder.encode(prompt)
     except UserError as error:
-        # Without a chat template every row is bad; otherwise this one conversation is.
+        # Without a chat template no row can be read; otherwise only this conversation is bad.
         if prompt.messages is not None and encoder.tokenizer.chat_template is None:
             raise
         reason = "refused by the tokenizer or its chat template"
@@ -165,7 +169,7 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
 
 
 def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
-    """Return the answer's tokens after these prompt tokens, ended."""
+    """Return the tokens of the answer after these prompt tokens, with an ending token."""
     try:
         if prompt.messages is not None:
             if isinstance(answer, str):

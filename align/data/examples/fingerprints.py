@@ -1,10 +1,10 @@
 """Fingerprints of texts by their runs of words, and an index of items to look texts up in.
 
-An item's own n-grams are those that fewer than `TEMPLATE_ITEMS` items have: what more of them share is
-their template (an instruction, a few examples, a common opening) and says nothing of one item. An item
-without n-grams, or with fewer than n of its own behind a template, is only compared whole. Whole means
-without case and spacing; words leave out punctuation too, as GPT-3's decontamination does (arXiv
-2005.14165, appendix C, 13 words).
+An item's own n-grams are those that fewer than `TEMPLATE_ITEMS` items have. N-grams of more items belong to
+their template (an instruction, a few examples, a common opening) and do not identify an item. An item
+without n-grams, or with a template and fewer than n of its own, is only compared as a whole, without case
+and spacing. Words leave out punctuation too, as in GPT-3's decontamination (arXiv 2005.14165, appendix C,
+13 words).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Grams = NDArray[np.uint64]
 """Hashes [N] of n-grams, valid within this process."""
 
 TEMPLATE_ITEMS = 3
-"""Number of items from which on an n-gram they share counts as their template."""
+"""Number of items that must share an n-gram for it to count as their template."""
 AT_ONCE = 4096
-"""Texts that are looked up together."""
+"""Number of texts that are looked up together."""
 _EMPTY: Grams = np.empty(0, dtype=np.uint64)
 
 
 class Fingerprint(NamedTuple):
-    """Hashes that a text is compared by."""
+    """Hashes of a text, for comparisons."""
 
     whole: int
     """Hash of the text without case and spacing, valid within this process."""
@@ -39,14 +39,14 @@ class Fingerprint(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Pair of a text and an item that it holds much of."""
+    """Pair of a text and an item with common n-grams."""
 
     text: int
     """Position of the text."""
     item: int
     """Position of the item."""
     share: float
-    """Part of the item's own n-grams that the text holds; 1 for the same text."""
+    """Share of the item's own n-grams that the text has; 1 for the same text."""
     whole: bool
     """True if text and item are the same."""
 
@@ -65,13 +65,13 @@ def ngrams(units: Sequence[Hashable], n: int) -> Grams:
     if len(units) < n:
         return _EMPTY
     hashes = np.fromiter(map(hash, units), dtype=np.int64, count=len(units)).view(np.uint64)
-    # Each hash is a sum of products modulo 2**64: integers wrap around.
+    # Each hash is a sum of products modulo 2**64, since integers wrap around.
     hashed: Grams = np.convolve(hashes, _factors(n), "valid")
     return hashed
 
 
 def fingerprint(text: str, n: int | None, units: Units = words) -> Fingerprint:
-    """Return a text's fingerprint. If ``n`` is None it has no n-grams and is only compared whole."""
+    """Return a text's fingerprint; without n-grams if ``n`` is None, so that only whole texts match."""
     grams = _EMPTY if n is None else _distinct(ngrams(units(text), n))
     return Fingerprint(hash(" ".join(text.casefold().split())), grams)
 
@@ -80,11 +80,11 @@ class ItemIndex:
     """Index of items by their n-grams and by their whole texts.
 
     Attributes:
-        only_whole: items with too few n-grams of their own, compared whole.
+        only_whole: number of items with too few n-grams of their own, which are only compared as a whole.
     """
 
     def __init__(self, items: Sequence[Sequence[Fingerprint]], n: int | None) -> None:
-        """Index the texts of every item; a match with any of them is a match with the item."""
+        """Index the texts of every item; an item matches if any of its texts does."""
         self._whole: dict[int, list[int]] = {}
         for index, texts in enumerate(items):
             for text in texts:
@@ -106,7 +106,7 @@ class ItemIndex:
         self.only_whole = len(items) - int(self._telling.sum())
 
     def matches(self, texts: Sequence[Fingerprint]) -> Iterator[Match]:
-        """Yield every pair of a text and an item that share n-grams of the item's own, or are the same."""
+        """Yield every pair of a text and an item that are the same or share n-grams of the item's own."""
         for first in range(0, len(texts), AT_ONCE):
             yield from self._matches(texts[first : first + AT_ONCE], first)
 
@@ -120,7 +120,7 @@ class ItemIndex:
         grams = np.concatenate([text.grams for text in texts] or [_EMPTY])
         numbers = np.repeat(np.arange(len(texts)), sizes)
         begins = np.searchsorted(self._grams, grams, side="left")
-        # An own n-gram stands once or twice: it has one or two items.
+        # An n-gram of an item's own occurs once or twice, for its one or two items.
         pairs = []
         for offset in range(TEMPLATE_ITEMS - 1):
             at = np.minimum(begins + offset, len(self._grams) - 1)
@@ -134,7 +134,7 @@ class ItemIndex:
 
 
 def _distinct(grams: Grams) -> Grams:
-    """Sort and drop repeats; `numpy.unique` takes several times as long for a text."""
+    """Sort and drop repeats; several times faster than `numpy.unique` for a text."""
     ordered = np.sort(grams)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = ordered[1:] != ordered[:-1]

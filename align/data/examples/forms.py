@@ -1,12 +1,12 @@
-"""Rows of a file as examples: the formats that TRL reads, plain or conversational.
+"""Conversion of a file's rows into examples, from the formats that TRL reads, plain or conversational.
 
     pairs           prompt, chosen, rejected; or chosen and rejected that begin alike; maybe margin
     ratings         prompt, completion, label; or pairs, whose sides are then rated
     demonstrations  prompt, completion; or messages, of which the last is the answer
     texts           text
 
-Source: TRL's "Dataset formats and types". No tokens here. What cannot be used is `Unusable`, with a
-reason that many rows can share.
+Source: TRL's "Dataset formats and types". Nothing is tokenized here. A row that cannot be used raises
+`Unusable`, with a reason that many rows can share.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ Messages = tuple[Message, ...]
 Content = str | Messages
 """Plain text, or chat turns."""
 Values = Mapping[str, Any]
-"""The columns of one row."""
+"""Columns of one row."""
 
 
 class Unusable(Exception):
-    """A row that cannot teach. The message is the reason, without the row's own values."""
+    """Error for a row that cannot be learned from; the message is the reason without the row's values."""
 
     def __init__(self, reason: str, detail: str | None = None) -> None:
+        """Keep the reason, and as ``detail`` the value of this row."""
         super().__init__(reason)
         self.detail = detail
-        """The row's own value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """One answer to an example's prompt."""
+    """Answer to an example's prompt."""
 
     content: Content
     advantage: float
-    """+1: to be made likelier, -1: less likely."""
+    """Direction of learning: +1 makes the answer likelier, -1 less likely."""
     margin: float = 0.0
-    """Distance of a pair's chosen answer from the rejected one, in rewards."""
+    """Difference in reward between a pair's chosen answer and the rejected one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A prompt with the answers that are learnt from together."""
+    """Prompt with the answers that are learnt from together."""
 
     prompt: Content
     answers: tuple[Answer, ...]
@@ -68,7 +68,7 @@ def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
-    """Make one example of one rated answer; of a pair two."""
+    """Make one example of a rated answer, or two of a pair."""
     if config.completion not in values and config.chosen in values:
         (pair,) = pairs(values, config)
         return [Example(prompt=pair.prompt, answers=(side,)) for side in pair.answers]
@@ -86,7 +86,7 @@ def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
     else:
         turns = _content(values, config.messages)
         if isinstance(turns, str):
-            raise Unusable(f"{config.messages!r} holds no messages")
+            raise Unusable(f"{config.messages!r} has no messages")
         prompt, content = turns[:-1], turns[-1:]
         if content[0]["role"] != "assistant":
             raise Unusable("the last message is not the assistant's")
@@ -96,7 +96,7 @@ def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def as_chat(example: Example) -> Example:
-    """Return the example with texts as turns: the prompt as a user's, an answer as the assistant's."""
+    """Turn the texts of an example into a chat: the prompt is the user's, an answer the assistant's."""
     prompt = example.prompt
     if not isinstance(prompt, str):
         return example
@@ -125,8 +125,7 @@ FORMS: dict[Material, Callable[[Values, ExamplesConfig], list[Example]]] = {
 
 
 def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Content]:
-    """Return prompt, chosen and rejected answer; whole conversations contain their prompt, as TRL has
-    it."""
+    """Return prompt, chosen and rejected answer; as in TRL, whole conversations contain their prompt."""
     chosen, rejected = _content(values, config.chosen), _content(values, config.rejected)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise Unusable("one side is text, the other messages")
@@ -150,11 +149,11 @@ def _sides(values: Values, config: ExamplesConfig) -> tuple[Content, Content, Co
 
 
 def common_prompt(chosen: Content, rejected: Content) -> Content:
-    """Return the beginning that two answers share: whole turns, or text up to the last space before
-    they part.
+    """Return the common beginning of two answers: whole turns, or text up to the last space before they
+    differ.
 
-    TRL parts text at the character, so that "... blue" and "... black" would share a "b"; the prompt of
-    a half word has other tokens than any prompt that is sampled from.
+    TRL divides texts at the first character that differs, so that "... blue" and "... black" share a "b".
+    A prompt that ends within a word has other tokens than any prompt that is sampled from.
 
     >>> common_prompt("The sky is blue.", "The sky is black.")
     'The sky is'
@@ -212,7 +211,8 @@ def _not_empty(content: Content, what: str) -> Content:
 
 
 def _nothing_in(values: Values, column: str) -> str:
-    """Say that a column is absent, and which columns there are, or that only its value is missing."""
+    """Say that a row lacks a column, with the columns that it has, or that the column's value is
+    missing."""
     if column in values:
         return f"nothing in column {column!r}"
     return f"no column {column!r} among {', '.join(map(repr, values)) or 'none'}"
@@ -232,7 +232,7 @@ def _margin(values: Values, column: str) -> float:
 
 
 LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
-"""Labels as files without a boolean type write them."""
+"""Advantages by label, in the spellings of files without a boolean type."""
 
 
 def _advantage(values: Values, column: str) -> float:

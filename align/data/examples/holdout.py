@@ -1,10 +1,10 @@
-"""Held-out part of a round's own file: the round is measured on it and does not learn from it.
+"""Held-out part of a round's own file, which the round is measured on and does not learn from.
 
-A hash of the prompt decides, so that all answers to one prompt fall on one side and rows added later move
-nothing. Where the gate's overlap check would refuse the result, because rows share runs of words
-(conversations that continue one another, say), rows are tied together and each group falls on one side as
-a whole, until the check has nothing to say. Groups are the connected components of what it refuses, and of
-rows that continue one another. Source of the measure: `align.data.examples.fingerprints`.
+A hash of the prompt decides, so all answers to one prompt are on one side, and rows added later move no
+others. If rows share runs of words, as conversations that continue one another do, the gate's overlap
+check would refuse the division. Such rows are then tied together and each group is on one side as a whole,
+until the check passes. Groups are the connected components of the pairs that the check refuses and of rows
+that continue one another. `align.data.examples.fingerprints` has the measure.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from rollouts.prompts import PromptEncoder, content_id, distinct, text_of
 from rollouts.types import Prompt
 
 OPENING = 8
-"""Tokens of a text that serve as a prompt."""
+"""Number of a text's first tokens that serve as its prompt."""
 LARGEST_GROUP = 0.25
-"""Part of what is to be held out that one group of several prompts may make up; a larger group is learnt
-from, and more of the others is held out in its place."""
+"""Largest share of the held-out rows that one group of several prompts may have. A larger group is learnt
+from, and more of the other rows are held out instead."""
 
 
 class Divisible(Protocol):
-    """Rows that can be divided, by the name of the prompt or document that each belongs to."""
+    """Rows that can be divided, each by the name of its prompt or document."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Name per row of its prompt or document; rows of one name stay together."""
+        """Name of each row's prompt or document; rows of one name stay together."""
         ...
 
     def clashes(self, held_names: frozenset[str]) -> Iterable[tuple[str, str]]:
-        """Yield pairs of names, one held out and one not, that may not lie on two sides."""
+        """Yield pairs of names, one held out and one not, that must be on the same side."""
         ...
 
     def continuations(self) -> Iterable[tuple[str, str]]:
@@ -45,19 +45,19 @@ class Divisible(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Division:
-    """Result of dividing rows: the held-out names and their counts."""
+    """Held-out names of divided rows, with counts."""
 
     held: frozenset[str]
     """Names of the held-out prompts or documents."""
     share: float
-    """Share of rows that was to be held out."""
+    """Share of rows that should be held out."""
     num_rows: int
     num_held: int
-    """Rows held out."""
+    """Number of rows held out."""
     num_tied: int
-    """Rows that stay with another prompt's, because they share runs of words with it."""
+    """Number of rows that stay with those of another prompt because they share runs of words."""
     largest: int
-    """Rows in the largest group of several prompts; 0 if nothing is tied."""
+    """Number of rows in the largest group of several prompts; 0 if nothing is tied."""
 
     @property
     def sentence(self) -> str:
@@ -74,10 +74,10 @@ class Division:
 
 
 def divide(rows: Divisible, share: float) -> Division:
-    """Hold out about ``share`` of some rows, so that nothing held out clashes with the rest.
+    """Hold out about ``share`` of the rows, such that no held-out row clashes with the others.
 
-    Where nothing clashes at first, nothing is tied: the hash alone decides. Otherwise whole conversations
-    are tied, and then whatever clashes still.
+    If nothing clashes at first, the hash alone decides. Otherwise whole conversations are tied together,
+    and then all rows that still clash.
     """
     sizes = Counter(rows.names)
     ties = _Ties(sizes)
@@ -121,28 +121,33 @@ def hold_out(units: Sequence[Unit], share: float) -> tuple[tuple[Unit, ...], tup
 
 
 class _Ties:
-    """Names in groups, and the side of the split that each group falls on."""
+    """Groups of names, and the side of the split that each group is on."""
 
     def __init__(self, sizes: Counter[str]) -> None:
         self._sizes = sizes
         self._above = {name: name for name in sizes}
 
     def join(self, name: str, other: str) -> None:
-        """Merge the groups of two names under the root whose hash comes first, in any order of calls."""
-        first, second = sorted((self._root(name), self._root(other)), key=_rank)
+        """Merge the groups of two names under the root whose hash comes first.
+
+        The order of calls does not matter, and the hash is independent of `place`.
+        """
+
+        def rank(root: str) -> bytes:
+            return hashlib.sha256(f"first of a group/{root}".encode()).digest()
+
+        first, second = sorted((self._root(name), self._root(other)), key=rank)
         self._above[second] = first
 
     def groups(self) -> list[list[str]]:
+        """List the names of each group."""
         members: dict[str, list[str]] = {}
         for name in self._above:
             members.setdefault(self._root(name), []).append(name)
         return list(members.values())
 
     def held_out(self, share: float) -> frozenset[str]:
-        """Return the names on the held-out side.
-
-        A name by itself falls where its hash says, and a group where that of its first name does.
-        """
+        """Return the names on the held-out side, by the hash of each name or of a group's first name."""
         total = sum(self._sizes.values())
         groups = [(self._root(group[0]), group) for group in self.groups()]
         big = {
@@ -175,13 +180,8 @@ def place(name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _rank(name: str) -> bytes:
-    """Return a key that orders the names of a group independently of `place`."""
-    return hashlib.sha256(f"first of a group/{name}".encode()).digest()
-
-
 def name_of(unit: Unit) -> str:
-    """Return the name that a unit is held out by: its prompt's id, or its own if it has no prompt."""
+    """Return the name of a unit in the split: its prompt's id, or its own if it has no prompt."""
     return unit.prompt.id if unit.prompt is not None else unit.id
 
 
@@ -200,19 +200,19 @@ def measured_units(units: Iterable[Unit], items: int) -> list[Unit]:
 
 
 def trained_texts(unit: Unit, encoder: PromptEncoder) -> Iterator[str]:
-    """Yield the prompt of a unit, and every answer behind its prompt."""
+    """Yield the prompt of a unit, and each answer with the prompt before it."""
     if unit.prompt is not None:
         yield text_of(unit.prompt)
     yield from answer_texts(unit, encoder)
 
 
 def answer_texts(unit: Unit, encoder: PromptEncoder) -> list[str]:
-    """Return every answer of a unit behind its prompt, as a suite shows it."""
+    """Return each answer of a unit with the prompt before it, as a suite shows it."""
     return [encoder.decode((*row.prompt_ids, *row.completion_ids)) for row in unit.rows]
 
 
 def prompts_of(units: Sequence[Unit], encoder: PromptEncoder) -> list[Prompt]:
-    """Return the distinct prompts of examples; of texts their first few words.
+    """Return the distinct prompts of examples, or the first few words of texts.
 
     Later rounds replay them, and drift is measured on them.
     """

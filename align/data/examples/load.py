@@ -1,4 +1,4 @@
-"""Examples of a file, read and checked at once: a bad file is one message before anything starts."""
+"""Loading of a file's examples, which checks all rows before anything starts."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, content_id
 
 PLACES = 3
-"""Rows that a message names for each reason."""
+"""Number of rows that a message names for each reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Counts of a source's rows that were read, cut and dropped."""
+    """Counts of a source's rows that were read, truncated and dropped."""
 
-    made: str
-    """Name of a unit: pair, rating, demonstration, window."""
+    unit: str
+    """Word for a unit: pair, rating, demonstration, window."""
     num_rows: int
-    """Rows read, unusable ones included."""
+    """Number of rows read, unusable ones included."""
     num_units: int
     num_cut: int
-    """Answers cut to the context."""
+    """Number of answers that were truncated to fit the context."""
     repeated: tuple[str, ...] = ()
-    """Rows that stood before, word for word: ``pairs.jsonl:9 is pairs.jsonl:2``. They are learnt from as
-    often as they stand there."""
+    """Rows that repeat an earlier row, as ``pairs.jsonl:9 is pairs.jsonl:2``. All repeats are learnt
+    from."""
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Lines of the rows that could not be used, by reason: ``pairs.jsonl:7``, or with a row's own value
+    """Lines of the rows that could not be used, by reason: ``pairs.jsonl:7``, or with the row's value
     ``pairs.jsonl:7: 812 tokens``."""
 
     @property
     def num_dropped(self) -> int:
+        """Number of rows that could not be used."""
         return sum(map(len, self.dropped.values()))
 
     def __str__(self) -> str:
         """Return the report as one sentence."""
-        parts = [f"{_count(self.num_rows, 'row')} gave {_count(self.num_units, self.made)}"]
+        parts = [f"{_count(self.num_rows, 'row')} gave {_count(self.num_units, self.unit)}"]
         if self.num_cut:
             parts.append(f"{_count(self.num_cut, 'answer')} cut to the context")
         if self.repeated:
@@ -57,7 +58,7 @@ class Report:
 
     @property
     def reasons(self) -> str:
-        """Reasons why rows could not be used, the most frequent first, each with its first places."""
+        """Reasons why rows could not be used, the most frequent first, each with its first rows."""
         by_count = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
         return ", ".join(
             f"{len(places)} {reason} ({_first(places)})" for reason, places in by_count
@@ -66,7 +67,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """Examples that a round learns from, and the report on their source."""
+    """Units that a round learns from, and the report on their source."""
 
     units: tuple[Unit, ...]
     report: Report
@@ -85,13 +86,14 @@ def load_examples(
     """Load all examples of a source as rows of token ids, in its order.
 
     Args:
-        material: what the rows are read as; not ``rollouts``.
+        material: kind of data that the rows are; not ``rollouts``.
         context: longest prompt plus completion, in tokens.
-        round: written on every row.
-        source_rows: what the round took of the inbox, where its source is a stream.
+        round: name of the round, for every row.
+        source_rows: rows that the round took of the inbox, if its source is a stream.
 
-    Raises a `UserError` for a source that cannot be read or holds nothing, and where more than
-    ``config.max_dropped`` of its rows cannot be used; it names the first of them.
+    Raises:
+        UserError: the source cannot be read or is empty, or more than ``config.max_dropped`` of its rows
+            cannot be used; names the first of them.
     """
     loading = _Loading(config, encoder, context, round)
     if config.stream is None:
@@ -103,7 +105,7 @@ def load_examples(
     else:
         units = tuple(loading.units(rows, material))
     report = Report(
-        made="window" if material == "texts" else material.removesuffix("s"),
+        unit="window" if material == "texts" else material.removesuffix("s"),
         num_rows=loading.num_rows,
         num_units=len(units),
         num_cut=loading.num_cut,
@@ -115,7 +117,7 @@ def load_examples(
 
 
 class _Loading:
-    """Reads rows and counts what becomes of them."""
+    """Reader of rows, which counts the truncated, repeated and dropped ones."""
 
     def __init__(
         self, config: ExamplesConfig, encoder: PromptEncoder, context: int, round: str
@@ -128,6 +130,7 @@ class _Loading:
         self._first: dict[object, str] = {}
 
     def units(self, rows: Iterable[files.FileRow], material: Material) -> Iterator[Unit]:
+        """Encode rows as units, leaving out those that cannot be used."""
         for row in rows:
             self.num_rows += 1
             columns = {n: v for n, v in row.values.items() if n != self._config.prompt}
@@ -164,6 +167,7 @@ class _Loading:
         self._chats_checked = True
 
     def documents(self, rows: Iterable[files.FileRow]) -> Iterator[Document]:
+        """Read rows as documents, leaving out those that cannot be used."""
         for row in rows:
             self.num_rows += 1
             try:
@@ -178,7 +182,7 @@ class _Loading:
                 yield document
 
     def _note(self, content: object, row: files.FileRow) -> None:
-        """Record a row as seen, or as the repeat of an earlier row."""
+        """Record a row, as a repeat if its content came before."""
         short_place = _short(row.place)
         first = self._first.setdefault(content, short_place)
         if first is not short_place:
@@ -200,10 +204,10 @@ def _first(places: Sequence[str]) -> str:
 
 
 def _asks_for_chat(config: ExamplesConfig, encoder: PromptEncoder) -> bool:
-    """Tell if texts become turns of a chat.
+    """Tell if texts are treated as turns of a chat.
 
     Raises:
-        UserError: they shall, and the model has no chat template.
+        UserError: ``chat`` is true, and the model has no chat template.
     """
     has_template = encoder.tokenizer.chat_template is not None
     if config.chat and not has_template:
@@ -221,7 +225,7 @@ def _count(number: int, noun: str) -> str:
 
 def _check(report: Report, config: ExamplesConfig) -> None:
     if not report.num_rows:
-        raise UserError("holds no examples", where=config.source)
+        raise UserError("the source has no examples", where=config.source)
     share = report.num_dropped / report.num_rows
     if share <= config.max_dropped and report.num_units:
         return

@@ -1,7 +1,7 @@
-"""Data that rounds learn from: read, checked, and divided from what they are measured on.
+"""Data of rounds, read, checked, and divided into the rows to learn from and those to measure on.
 
-What one round holds out of its own source is learnt by no round: it is taken out of the prompts, the
-general pools and the examples of the others, too.
+No round learns from the rows that a round holds out of its own source: they are removed from the prompts,
+the general pools and the examples of the other rounds, too.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class RoundData:
     held_prompts: dict[str, Sequence[Prompt]] = field(default_factory=dict)
     """Held-out prompts of rounds that hold out a share of their prompts."""
     general: dict[str, Sequence[Prompt]] = field(default_factory=dict)
-    """The general pool of every round that has one."""
+    """General pool of every round that has one."""
     examples: dict[str, Sequence[Unit]] = field(default_factory=dict)
     """Training units of rounds with ``data``."""
     held: dict[str, Sequence[Unit]] = field(default_factory=dict)
     """Held-out units of rounds with ``data``, which they are measured on."""
     reports: dict[str, str] = field(default_factory=dict)
-    """One sentence per round on its rows: read, left out, divided."""
+    """Counts of each round's rows in a sentence: read, left out, divided."""
     held_names: frozenset[str] = frozenset()
-    """Names, as `prompt_name` gives them, of prompts that no round learns from."""
+    """Names by `prompt_name` of the prompts that no round learns from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +60,12 @@ class RoundDataLoader:
     """Reader of the data of rounds.
 
     Args:
-        rule: what the gate calls an overlap.
+        rule: overlap rule of the gate.
         context: longest prompt plus completion, in tokens.
-        taken: by round, what it took of the inbox.
-        windows: hold out windows of texts, as stores did that began before documents were.
-        trained_on: by accepted round, the `pool_hash` of each pool it learnt from. Its data is shown as it
-            was then: what a later round holds out of it was learnt from, and the overlap check says so.
+        taken: rows that each round took of the inbox, by round name.
+        windows: hold out windows of texts, as in stores that are older than holding out documents.
+        trained_on: `pool_hash` of each pool that an accepted round learnt from, by round name. Such a round
+            keeps the data it had: if a later round holds out a part of it, the overlap check finds that.
     """
 
     rule: OverlapConfig
@@ -118,7 +118,7 @@ class RoundDataLoader:
             }
             other = self._read(spec, config.model_copy(update={**changes, "use": "once"}))
             data.held[spec.name] = other.units
-            if not config.source:  # Its file is gone, see `align.store.changes.gone`.
+            if not config.source:  # The file no longer exists, see `align.store.changes.gone`.
                 return
         examples = self._read(spec, config)
         report = str(examples.report)
@@ -144,7 +144,7 @@ class RoundDataLoader:
     def _divided(
         self, spec: RoundConfig, config: ExamplesConfig, examples: Examples
     ) -> tuple[Sequence[Unit], Sequence[Unit], Division]:
-        """Divide units; return those to learn from, those held out, and the division."""
+        """Divide units; return those to learn from, the held-out ones, and the division."""
         if not examples.documents or self.windows or config.heldout_of == "windows":
             rows = UnitRows(examples.units, self.encoder, self._measure(spec))
             division = divide(rows, config.heldout)
@@ -167,9 +167,8 @@ class RoundDataLoader:
 
     def _measure(self, spec: RoundConfig) -> Measure:
         """Return the overlap measure of a round; it has no items if the suite has prompts of its own."""
-        rule = self.rule
         items = 0 if spec.suite.prompts is not None else spec.suite.items
-        return Measure(rule=rule, units=units_of(rule, self.encoder), items=items)
+        return Measure(rule=self.rule, units=units_of(self.rule, self.encoder), items=items)
 
 
 def _check_sides(
@@ -194,7 +193,7 @@ def _check_sides(
         together = (
             f", and {division.largest} of them share runs of words, so that they stay together"
         )
-        remedy = "give more examples that say other things, or name a file to be measured on"
+        remedy = "give examples that share fewer words, or name a file to be measured on"
     raise UserError(
         f"all {len(units) or len(held_rows)} examples are {what}",
         where=where,
@@ -214,7 +213,10 @@ def _without_held(
     encoder: PromptEncoder,
     trained_on: Mapping[str, Mapping[str, str]],
 ) -> RoundData:
-    """Return the data without the prompts that another round holds out, but for what was learnt whole."""
+    """Return the data without the prompts that another round holds out.
+
+    A pool that an accepted round learnt from stays whole, see `RoundDataLoader.trained_on`.
+    """
     names = frozenset(
         prompt_name(p) for held_prompts in data.held_prompts.values() for p in held_prompts
     )
@@ -226,20 +228,20 @@ def _without_held(
 
     whole = {
         name
-        for name, asked_prompts in data.prompts.items()
-        if trained_on.get(name, {}).get("prompts") == pool_hash(asked_prompts)
+        for name, pool in data.prompts.items()
+        if trained_on.get(name, {}).get("prompts") == pool_hash(pool)
     }
     examples = {
         name: units if name in whole else parted(units, names)[0]
         for name, units in data.examples.items()
     }
     prompts: dict[str, Sequence[Prompt]] = {
-        name: asked_prompts
+        name: pool
         if name in whole
         else prompts_of(examples[name], encoder)
         if name in examples
-        else free(asked_prompts)
-        for name, asked_prompts in data.prompts.items()
+        else free(pool)
+        for name, pool in data.prompts.items()
     }
     general: dict[str, Sequence[Prompt]] = {n: free(pool) for n, pool in data.general.items()}
     for spec in rounds:
@@ -249,7 +251,7 @@ def _without_held(
             raise UserError(
                 f"every prompt of {source!r} is held out by another round",
                 where=f"rounds.{spec.name}",
-                remedy="give it prompts of its own",
+                remedy="name other prompts there",
             )
     return RoundData(
         prompts=prompts,

@@ -1,4 +1,4 @@
-"""Examples dealt out: endless epochs whose order a restart repeats."""
+"""Endless epochs of examples, in an order that a restart repeats."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Unit:
     """Rows that are learnt from together: the two sides of a pair, or one row."""
 
     id: str
-    """16 hex digits that depend on the prompt and the answers alone."""
+    """Hash of 16 hex digits that depends on the prompt and the answers alone."""
     prompt: Prompt | None
-    """Prompt of the unit; None for text that answers nothing."""
+    """Prompt of the unit; None for plain text."""
     rows: tuple[Row, ...]
     place: str = field(default="", compare=False)
     """File and line that the unit was read from; for a window, those of its first document."""
@@ -26,10 +26,10 @@ class Unit:
 
 
 class ExampleStream:
-    """Units in endless epochs; every epoch is a new permutation, fixed by the seed.
+    """Units in endless epochs, each of which is a new permutation fixed by the seed.
 
-    The order comes from hashes of seed, epoch and unit id, as a `PromptStream`'s does: what stands at a
-    position depends on neither the machine, nor the order of the file, nor what was asked for before.
+    The order comes from hashes of seed, epoch and unit id, as that of a `PromptStream` does. So the unit at
+    a position does not depend on the machine, the order of the file, or earlier calls.
     """
 
     def __init__(self, units: Sequence[Unit], seed: int) -> None:
@@ -54,17 +54,19 @@ class ExampleStream:
         epoch, index = divmod(position, len(self._units))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = sorted(self._units, key=lambda unit: self._draw(epoch, unit.id))
+            self._order = sorted(
+                self._units,
+                key=lambda unit: hashlib.sha256(
+                    f"{self._seed}/{epoch}/{unit.id}".encode()
+                ).digest(),
+            )
         return self._order[index]
-
-    def _draw(self, epoch: int, unit_id: str) -> bytes:
-        return hashlib.sha256(f"{self._seed}/{epoch}/{unit_id}".encode()).digest()
 
 
 def rows_of(units: Sequence[Unit]) -> list[Row]:
-    """Return the rows of a step's units, those of one unit under one number.
+    """Return the rows of a step's units; rows of one unit share a number.
 
-    Numbers count down from -1: pairs of rollouts count up from 0, and a batch may hold both.
+    Numbers count down from -1, since pairs of rollouts count up from 0 and a batch may have both.
     """
     return [
         replace(row, unit=-number if len(unit.rows) > 1 else None)

@@ -1,5 +1,5 @@
-"""Model folders: checks that one can be trained and served, and reading and writing of weights.
+"""Model folders, and the checks before anything starts that one can be trained and served.
 
-`checks` refuses a folder before anything is started. `loading` is the only place that reads weights, and
-`stored_form` the only one that names them as files and engines do.
+`align.learner.model.loading` reads and writes weights, and `align.learner.model.mapping.stored_form` names
+them as files and engines do.
 """

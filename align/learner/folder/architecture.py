@@ -1,4 +1,4 @@
-"""Checks of a model's kind: a text decoder with an output head, known to transformers and unquantised."""
+"""Checks of a model's architecture: a text decoder with an output head that transformers knows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ HEADS = {
     "ForSequenceClassification": "it classifies whole texts",
     "ForTokenClassification": "it labels tokens",
     "ForQuestionAnswering": "it marks answers in a text",
-    "ForMaskedLM": "it is an encoder, which fills gaps and continues nothing",
-    "ForPreTraining": "it is an encoder, which fills gaps and continues nothing",
+    "ForMaskedLM": "it is an encoder, which fills gaps and does not continue a text",
+    "ForPreTraining": "it is an encoder, which fills gaps and does not continue a text",
     "ForConditionalGeneration": "it reads an input through an encoder, or pictures and sound",
     "Model": "it has no output head",
 }
-"""Endings of names of classes that are not causal language models."""
+"""Reasons why a class is no causal language model, by the ending of its name."""
 LOGIT_CHANGES = (
     "final_logit_softcapping",
     "logit_scale",
@@ -68,16 +68,17 @@ def is_known(folder: ModelFolder) -> None:
         raise _refused(
             folder,
             f"{config.model_type!r} is an encoder-decoder model",
-            cause="rounds train decoders: what continues a prompt",
+            cause="rounds train decoders, which continue a prompt",
             remedy="choose a causal language model (AutoModelForCausalLM)",
         )
 
 
 def is_causal(folder: ModelFolder) -> None:
-    """Refuse what is no decoder with an output head over its vocabulary."""
+    """Refuse a model that is no decoder with an output head over its vocabulary."""
     for name in folder.architectures:
-        ending = next((e for e in HEADS if name.endswith(e) and not _is_causal_name(name)), None)
-        if ending is not None:
+        ending = next((e for e in HEADS if name.endswith(e)), None)
+        # Names such as GPT2LMHeadModel end in Model, too.
+        if ending is not None and not name.endswith(("ForCausalLM", "LMHeadModel")):
             raise _refused(
                 folder,
                 f"{name} is no causal language model: {HEADS[ending]}",
@@ -107,13 +108,8 @@ def keeps_its_logits(folder: ModelFolder) -> None:
         )
 
 
-def _is_causal_name(name: str) -> bool:
-    """Tell names such as ``GPT2LMHeadModel``, which end in ``Model`` too."""
-    return name.endswith(("ForCausalLM", "LMHeadModel"))
-
-
 def _first_line(error: BaseException) -> str:
-    """Say what an error says first, and what follows a colon at the end of its line."""
+    """Return an error's first line, and the next ones as long as a line ends with a colon."""
     lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines()]
     number = next((n for n, line in enumerate(lines, start=1) if not line.endswith(":")), None)
     return " ".join(lines[:number])

@@ -44,7 +44,7 @@ def has_the_usual_files(folder: ModelFolder) -> None:
 
 
 def has_the_layers(folder: ModelFolder) -> None:
-    """Refuse an adapter on layers that the model does not have."""
+    """Refuse an adapter for layers that the model does not have."""
     if folder.policy.lora is not None:
         adaptation(folder.shell.model, folder.policy.lora)
 
@@ -70,7 +70,7 @@ CHECKS: tuple[Check, ...] = (
     has_the_layers,
     takes_adapters,
 )
-"""Checks of a base model, in order: later ones may rely on what earlier ones made sure of."""
+"""Checks of a base model, in order; later ones rely on earlier ones."""
 
 
 BESIDE: tuple[Check, ...] = (
@@ -81,7 +81,7 @@ BESIDE: tuple[Check, ...] = (
     is_plain_precision,
     numbers_are_finite,
 )
-"""Checks of a model that is not trained: a teacher, a critic."""
+"""Checks of a teacher or critic, which no engine serves."""
 
 
 SERVED: tuple[Check, ...] = (
@@ -117,13 +117,13 @@ def check_served(
     quantised: bool,
     backend: str = DEFAULT_BACKEND,
 ) -> None:
-    """Check a folder that engines serve and nobody trains; see `check_base`."""
+    """Check a folder that engines serve and no round trains; see `check_base`."""
     checks = SERVED if quantised else SERVED_PLAIN
     _checked(path, policy.model_dump_json(), device, backend, _stamp(path), checks)
 
 
 def check_companion_folder(path: Path) -> None:
-    """Check a folder that a teacher or critic is loaded from; see `check_base`."""
+    """Check the folder of a teacher or critic; see `check_base`."""
     policy = PolicyConfig(model=str(path)).model_dump_json()
     _checked(path, policy, "cuda", DEFAULT_BACKEND, _stamp(path), BESIDE)
 
@@ -135,14 +135,14 @@ def check_base(
     *,
     backend: str = DEFAULT_BACKEND,
 ) -> None:
-    """Check the folder that a campaign is to begin from, once per process and state of its files.
+    """Check the base model's folder of a campaign, once per process and state of its files.
 
     Args:
         device: device of the engines.
         backend: backend of the engines.
 
     Raises:
-        UserError: the first thing that is wrong with it.
+        UserError: a check refuses it; names the first problem.
     """
     _checked(path, policy.model_dump_json(), device, backend, _stamp(path), CHECKS)
 

@@ -1,4 +1,4 @@
-"""Checks of a model folder's files: present, whole, inside the folder, and without unwanted code."""
+"""Checks of a model folder's files: all present, whole, inside the folder, and without unwanted code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from align.learner.folder.folder import (
 from rollouts.errors import UserError
 
 SHOWN = 3
-"""Most names listed in a message."""
+"""Largest number of names listed in a message."""
 
 
 def is_model_folder(folder: ModelFolder) -> None:
-    """Refuse a folder that is empty, or holds an adapter or GGUF weights in place of a model."""
+    """Refuse a folder that is empty, or has an adapter or GGUF weights instead of a model."""
     path = folder.path
     if not path.is_dir():
-        return  # The general check names it.
+        return  # has_the_usual_files refuses it.
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         raise _refused(path, "the model folder is empty", "save a model into it")
@@ -43,7 +43,7 @@ def is_model_folder(folder: ModelFolder) -> None:
             path,
             "the folder holds a PEFT adapter beside the model",
             "merge it into the model, or remove adapter_config.json",
-            cause="transformers would add it to the model in silence, and engines would not",
+            cause="transformers would add it to the model without a word, and engines would not",
         )
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf and not any(name.endswith(".safetensors") for name in names):
@@ -55,32 +55,41 @@ def is_model_folder(folder: ModelFolder) -> None:
 
 
 def is_its_own(folder: ModelFolder) -> None:
-    """Refuse links that lead out of the folder; a hub cache may link to its own blobs."""
+    """Refuse links to files outside the folder; a hub cache may link to its own blobs."""
     home = folder.path.resolve()
-    cache = home.parents[1] if _in_hub_cache(home) else home
+    # A hub cache has .../models--ORG--NAME/snapshots/COMMIT, and blobs beside snapshots.
+    in_cache = home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
+    cache = home.parents[1] if in_cache else home
     for file in sorted(folder.path.iterdir()):
         if not file.is_symlink():
             continue
-        target = Path(os.path.realpath(file))  # A link to itself ends there, too.
+        target = Path(os.path.realpath(file))  # This returns even for a link to itself.
         if not target.exists():
             raise _refused(
-                file, "the link leads nowhere", "download the model again, or remove the link"
+                file,
+                "the file that the link points to does not exist",
+                "download the model again, or remove the link",
             )
         if not target.is_relative_to(cache):
             raise _refused(
                 file,
-                "the link leads out of the model folder",
-                "put the file itself in its place",
-                cause="what lies elsewhere may change unnoticed",
+                "the link points to a file outside the model folder",
+                "replace the link by the file itself",
+                cause="a file elsewhere may change unnoticed",
             )
 
 
 def weights_are_whole(folder: ModelFolder) -> None:
-    """Refuse weights that are missing, cut short, or not what their index says."""
+    """Refuse weights that are missing, truncated, or other than their index says."""
     path = folder.path
     index = path / INDEX
     if not (path / WEIGHTS).exists() and not index.exists():
-        _refuse_other_names(path)
+        present = sorted(file.name for file in path.glob("*.safetensors"))
+        raise _refused(
+            path,
+            f"there is neither {WEIGHTS} nor {INDEX}, only {', '.join(present[:SHOWN])}",
+            "save the model again with save_pretrained, or restore the index",
+        )
     if not (path / WEIGHTS).exists():
         _check_index(index)
     for file in weight_files(path):
@@ -88,9 +97,9 @@ def weights_are_whole(folder: ModelFolder) -> None:
 
 
 def configs_are_json(folder: ModelFolder) -> None:
-    """Refuse JSON files that are none: transformers passes over some of them in silence.
+    """Refuse ``.json`` files that are not JSON, since transformers ignores some of them silently.
 
-    Files of other names, such as a trainer's notes, are read by nobody and may hold anything.
+    Files with other names, such as a trainer's notes, are not read and may have any content.
     """
     for file in model_files(folder.path, code=False):
         if file.suffix != ".json" or not is_read(file):
@@ -102,26 +111,12 @@ def configs_are_json(folder: ModelFolder) -> None:
                 file,
                 f"{file.name} is not JSON: {error}",
                 "download or save it again",
-                cause="it was cut short, or edited by hand",
+                cause="it was truncated, or edited by hand",
             ) from error
 
 
-def _in_hub_cache(home: Path) -> bool:
-    """Tell if a folder is a hub cache's ``.../models--ORG--NAME/snapshots/COMMIT``."""
-    return home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
-
-
-def _refuse_other_names(path: Path) -> None:
-    present = sorted(file.name for file in path.glob("*.safetensors"))
-    raise _refused(
-        path,
-        f"there is neither {WEIGHTS} nor {INDEX}, only {', '.join(present[:SHOWN])}",
-        "save the model again with save_pretrained, or restore the index",
-    )
-
-
 def _check_index(index: Path) -> None:
-    """Check that every file of the index exists and holds the tensors that the index lists for it."""
+    """Refuse an index unless each of its files exists and has the tensors that the index lists for it."""
     try:
         places: dict[str, Any] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -153,13 +148,13 @@ def _check_index(index: Path) -> None:
     if wrong:
         raise _refused(
             index,
-            f"{places[wrong[0]]} does not hold {wrong[0]!r}, which the index places there",
+            f"{places[wrong[0]]} lacks {wrong[0]!r}, which the index lists for it",
             "download the model again: index and shards are of different versions",
         )
 
 
 def _names_in(file: Path) -> set[str]:
-    """Return the names of a file's tensors; the format itself shows if the file is cut short."""
+    """Return the names of a file's tensors; refuse a file that is truncated."""
     from safetensors import SafetensorError
 
     try:
@@ -169,12 +164,12 @@ def _names_in(file: Path) -> set[str]:
             file,
             f"the file cannot be read as safetensors: {error}",
             "download or copy it again",
-            cause="it was cut short, or is a pointer of Git LFS in place of the file",
+            cause="it was truncated, or is a pointer of Git LFS instead of the file",
         ) from error
 
 
 def code_is_wanted(folder: ModelFolder) -> None:
-    """Refuse a model that needs code of its own unless it was asked for, and code that lies elsewhere."""
+    """Refuse a model that needs its own code unless that is allowed, and code outside the folder."""
     from transformers import CONFIG_MAPPING
 
     references = _references(folder.raw.get("auto_map"))
@@ -197,12 +192,12 @@ def code_is_wanted(folder: ModelFolder) -> None:
                 config,
                 f"the code of {reference!r} is not in the folder",
                 "download the model with its Python files, and let auto_map name them without a repository",
-                cause="a snapshot carries its code with it, verified by hash",
+                cause="a snapshot includes the code, verified by hash",
             )
 
 
 def _references(auto_map: Any) -> list[str]:
-    """Return ``module.Class`` of everything that a config maps to code; a tokenizer may have two."""
+    """List ``module.Class`` for each entry that a config maps to code; a tokenizer may have two."""
     references: list[str] = []
     for value in auto_map.values() if isinstance(auto_map, dict) else ():
         references += [item for item in (value if isinstance(value, list) else [value]) if item]

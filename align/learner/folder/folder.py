@@ -1,7 +1,7 @@
-"""Model folder and the files in it that make up the model.
+"""Folder of a model, and the files in it that make up the model.
 
-transformers reads ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists, and
-nothing else; engines may read every safetensors file they see. So only these are taken into a store.
+transformers reads only ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists;
+engines may read every safetensors file in the folder. So only these files are copied into a store.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ READ_PREFIXES = (
     "spiece",
     "sentencepiece",
 )
-"""Beginnings of names of files, besides weights and code, that decide what a model computes and reads."""
+"""Prefixes of names of files, besides weights and code, that change how a model reads text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """Folder that a campaign is to begin from."""
+    """Folder of a base model, with what has been read of it."""
 
     path: Path
     policy: PolicyConfig
@@ -55,12 +55,12 @@ class ModelFolder:
     @property
     def architectures(self) -> tuple[str, ...]:
         """Names of classes in the config, such as ``LlamaForCausalLM``; a folder may name none."""
-        named = self.raw.get("architectures") or ()
-        return (named,) if isinstance(named, str) else tuple(map(str, named))
+        names = self.raw.get("architectures") or ()
+        return (names,) if isinstance(names, str) else tuple(map(str, names))
 
     @cached_property
     def config(self) -> Any:
-        """Config as transformers understands it."""
+        """Config as transformers reads it."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(
@@ -69,38 +69,38 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's own tokenizer."""
+        """Tokenizer of the model."""
         from align.data.base_model import load_tokenizer
 
         return load_tokenizer(self.path, self.policy)
 
     @cached_property
     def shell(self) -> Shell:
-        """Model without its weights, and how its files fit it; no tensor is read."""
+        """Model without its weights, and the fit of its files; no tensor is read."""
         return load_shell(self.path, self.policy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shell:
-    """Model on the meta device: names and shapes of everything, without numbers."""
+    """Model on the meta device, with names and shapes of its parameters but no numbers."""
 
     model: Any
     missing: tuple[str, ...]
     """Parameters that are in no file."""
     mismatched: tuple[str, ...]
-    """Parameters of another shape than their tensor."""
+    """Parameters whose tensor has another shape."""
     unexpected: tuple[str, ...]
     """Tensors that the model has no parameter for."""
 
 
 def load_shell(folder: Path, policy: PolicyConfig) -> Shell:
-    """Build a model as its files describe it, without reading a tensor."""
+    """Build a model from a folder's config and the headers of its files, without reading a tensor."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     before = logging.get_verbosity()
-    # The report of what does not fit is read from the result.
+    # transformers would also log what does not fit, which the result reports.
     logging.set_verbosity_error()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -137,7 +137,7 @@ def stored_dtype(base: Path, policy: PolicyConfig) -> Literal["float32", "bfloat
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold the weights, if any; some may be absent."""
+    """List the files of the weights, if any; some may be absent."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
     index = json.loads((folder / INDEX).read_text("utf-8"))
@@ -153,23 +153,23 @@ def names_in(file: Path) -> set[str]:
 
 
 def is_read(file: Path) -> bool:
-    """Tell whether the model or its text depends on a file, by its name."""
+    """Tell by a file's name if the model or its tokenizer depends on the file."""
     weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
     plain = file.name in READ or file.name.startswith(READ_PREFIXES)
     return weights or plain or file.suffix == CODE
 
 
 def model_files(folder: Path, *, code: bool) -> list[Path]:
-    """List the files that a store copies: weights, their index, configs, tokenizer; ``code`` if asked."""
+    """List the files that a store copies: weights, their index, configs, tokenizer, and ``code``."""
     weights = weight_files(folder)
     sharded = weights and weights[0].name != WEIGHTS
-    kept = PLAIN_SUFFIXES | ({CODE} if code else set())
+    suffixes = PLAIN_SUFFIXES | ({CODE} if code else set())
     plain = [
         file
         for file in folder.iterdir()
-        if file.suffix in kept
+        if file.suffix in suffixes
         and file.is_file()
-        # A snapshot of another store is a model folder, too, and says of itself where it comes from.
+        # The folder may be a snapshot of another store, whose manifest is of that store.
         and file.name != MANIFEST
         and (sharded or not file.name.endswith("safetensors.index.json"))
     ]

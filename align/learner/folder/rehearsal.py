@@ -1,7 +1,7 @@
-"""Trial write of a model folder before anything is started, so that no round fails when it publishes.
+"""Trial write of a model folder before anything starts, so that no round fails when it publishes.
 
-Everything is written to a temporary folder as a snapshot would be, but the weights: these are
-brought to the form of a file by name and shape.
+All files of a snapshot are written to a temporary folder, except the weights, of which only names and
+shapes are converted to the form of a file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ REMEDIES = {
     "weights": "report the model's type and transformers' version",
     "tokenizer": "save the tokenizer again with tokenizer.save_pretrained",
 }
-"""Remedy per part of the folder that cannot be written."""
+"""Remedies by the part of the folder that cannot be written."""
 
 
 def can_be_written(folder: ModelFolder) -> None:
-    """Refuse a folder of which a part could not be written into a snapshot."""
+    """Refuse a folder with a part that cannot be written into a snapshot."""
     model = folder.shell.model
     with TemporaryDirectory(prefix="keel-rehearsal-") as name:
         target = Path(name)
@@ -43,8 +43,9 @@ def can_be_written(folder: ModelFolder) -> None:
             try:
                 write()
             except Exception as error:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise UserError(
-                    f"the {part} can be read and not written again: {_sentence(error)}",
+                    f"the {part} can be read but not written: {' '.join(lines[:2]) or repr(error)}",
                     where=str(folder.path),
                     cause="every round writes the model as a snapshot, and would fail at its end",
                     remedy=REMEDIES[part],
@@ -58,8 +59,3 @@ def can_be_written(folder: ModelFolder) -> None:
                     cause=f"a snapshot holds {', '.join(sorted(allowed))}",
                     remedy="save a fast tokenizer (tokenizer.json) into the folder",
                 )
-
-
-def _sentence(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or repr(error)

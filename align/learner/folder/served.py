@@ -1,4 +1,4 @@
-"""Checks that a campaign's engines can serve a model, as their backend says."""
+"""Checks by the backend of the engines that they can serve a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rollouts.engines.backend import ServedModel
 
 
 def is_served(folder: ModelFolder) -> None:
-    """Refuse an architecture, or sizes, that the backend cannot serve on the engines' device."""
+    """Refuse an architecture or sizes that the backend cannot serve on the engines' device."""
     backend_named(folder.backend).check_model(_served_model(folder))
 
 
 def takes_adapters(folder: ModelFolder) -> None:
-    """Refuse engines that serve adapters of an architecture for which the backend has none."""
+    """Refuse ``serve: adapter`` for an architecture whose adapters the backend cannot serve."""
     lora = folder.policy.lora
     if lora is not None and lora.serve == "adapter":
         backend_named(folder.backend).check_adapters(_served_model(folder))

@@ -1,8 +1,8 @@
-"""A campaign's base: copied into the store once, and compared with its folder whenever inputs are loaded.
+"""Base model of a campaign, copied into the store once and compared with its folder at every start.
 
-The base's manifest holds the hash of every file. Where the folder's tensors are written anew on the way, as
-engines would stumble over tensors that the model has no place for or names that it does not use, its
-provenance holds the hashes of the files that they came from.
+The manifest of the base has the hash of every file. If engines could not read the folder, because it has
+tensors without a parameter or with unused names, the weights are written again by transformers; the
+provenance of the base then has the hashes of the original files.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from align.store.snapshots.manifest import HELD_OUT, Manifest, Provenance
 from align.store.snapshots.snapshots import Snapshot, SnapshotStore
 
 SOURCE = "source"
-"""Key of the provenance's extra values: sha256 of the files that a base was made of, by name."""
+"""Key in the provenance's extra values for the sha256 of the base's original files, by name."""
 SHOWN = 5
-"""Most files listed in a message."""
+"""Largest number of files listed in a message."""
 
 
 def take_base(
     source: Path, policy: PolicyConfig, store: SnapshotStore, config_hash: str
 ) -> Snapshot:
-    """Publish a model folder as the first snapshot; it is named by its content from here on.
+    """Publish a model folder as the first snapshot, which is named by its content.
 
-    Files are copied as they are. Where transformers reads them with more tolerance than engines do, they
-    are written anew as the learner reads them.
+    Files are copied unchanged. Weights and config that only transformers can read, and engines cannot, are
+    written again as the learner reads them.
     """
     extra: dict[str, Mapping[str, str]] = {}
     files = model_files(source, code=policy.trust_remote_code)
@@ -49,7 +49,16 @@ def take_base(
 
     def write(folder: Path) -> None:
         if extra:
-            _write_anew(source, policy, folder)
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=policy.trust_remote_code,
+                use_safetensors=True,
+            )
+            model.save_pretrained(folder)
         for file in files:
             if not (extra and (file.suffix == ".safetensors" or file.name in READ[:1])):
                 copyfile(file, folder / file.name)
@@ -71,17 +80,17 @@ def left_behind(source: Path, policy: PolicyConfig) -> list[str]:
 
 
 def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: Path) -> None:
-    """Refuse to go on if the folder is not what the campaign began with.
+    """Check that the model folder is the one that the campaign began with.
 
     Raises:
-        StoreError: names the files that differ.
+        StoreError: files differ; names them.
     """
     changes = changed_files(source, base, code=policy.trust_remote_code)
     if not changes:
         return
     more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     raise StoreError(
-        f"the model folder {str(source)!r} is not what the campaign began with: "
+        f"the model folder {str(source)!r} has changed since the campaign began: "
         f"{', '.join(changes[:SHOWN])}{more}",
         where="policy.model",
         cause="it was trained, downloaded or edited again, and verdicts rest on the model as it was",
@@ -92,7 +101,7 @@ def check_unchanged(source: Path, policy: PolicyConfig, base: Manifest, store: P
 
 
 def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:
-    """List what differs between a folder and the base that was made of it, as ``NAME has changed``."""
+    """List the differences between a folder and the base that was made of it, as ``NAME has changed``."""
     known: Mapping[str, str] = base.provenance.extra.get(SOURCE) or {
         entry.path: entry.sha256 for entry in base.files
     }
@@ -100,16 +109,17 @@ def changed_files(source: Path, base: Manifest, *, code: bool) -> list[str]:
     changes = [
         f"{name} {'has changed' if (source / name).is_file() else 'is gone'}"
         for name in sorted(known)
-        if is_read(Path(name)) and not _has(source / name, known[name])
+        if is_read(Path(name))
+        and not ((source / name).is_file() and _sha256(source / name) == known[name])
     ]
     return changes + [f"{name} is new" for name in sorted(present.keys() - known.keys())]
 
 
 def _is_for_transformers_only(source: Path, policy: PolicyConfig) -> bool:
-    """Tell whether an engine would stumble where transformers does not.
+    """Tell if transformers can read a folder that engines cannot.
 
-    Tensors beyond the model's, names without the prefix that the model's own have, and a config that names
-    another class than transformers builds, or none.
+    Such a folder has tensors without a parameter, tensor names without the prefix of the model's own, or a
+    config that does not name the class that transformers builds.
     """
     shell = load_shell(source, policy)
     if shell.unexpected:
@@ -119,32 +129,14 @@ def _is_for_transformers_only(source: Path, policy: PolicyConfig) -> bool:
     own_code = policy.trust_remote_code and folder.raw.get("auto_map")
     if folder.raw.get("architectures") != [type(model).__name__] and not own_code:
         return True
-    own = stored_form(model, dict(model.named_parameters())).keys()
+    stored_names = stored_form(model, dict(model.named_parameters())).keys()
     prefix = f"{model.base_model_prefix}."
     names = {name for file in weight_files(source) for name in names_in(file)}
-    return any(prefix + name in own for name in names - own)
-
-
-def _write_anew(source: Path, policy: PolicyConfig, folder: Path) -> None:
-    """Write the model's own tensors, in the precision they have."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype="auto",
-        local_files_only=True,
-        trust_remote_code=policy.trust_remote_code,
-        use_safetensors=True,
-    )
-    model.save_pretrained(folder)
-
-
-def _has(file: Path, sha256: str) -> bool:
-    return file.is_file() and _sha256(file) == sha256
+    return any(prefix + name in stored_names for name in names - stored_names)
 
 
 def _sha256(file: Path) -> str:
-    """Hash a file's content, once per process and state of it; a hub cache links to its blobs."""
+    """Hash a file's content, once per process and state of the file; links are followed."""
     target = file.resolve()
     state = target.stat()
     return _sha256_of(target, state.st_size, state.st_mtime_ns, state.st_ino)

@@ -1,4 +1,4 @@
-"""Checks of the tensors: every parameter has one, of its shape, and every number is finite."""
+"""Checks of a model folder's tensors: each parameter has one of its shape, and all numbers are finite."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 HALF = 2
 """Bytes of the narrowest numbers that can be trained."""
 WEIGHT = ".weight"
-"""End of the name of what a layer computes with; masks and positions, whole numbers, end otherwise."""
+"""Ending of the names of weights; masks and positions, which are integers, have other names."""
 SHOWN = 3
-"""Most names listed in a message."""
+"""Largest number of names listed in a message."""
 
 
 def tensors_fit(folder: ModelFolder) -> None:
-    """Refuse weights that lack a parameter of the model, which would begin at random."""
+    """Refuse weights that lack a parameter of the model, which would be initialised at random."""
     try:
         shell = folder.shell
     except Exception as error:
@@ -58,16 +58,22 @@ def tensors_fit(folder: ModelFolder) -> None:
 
 
 def nothing_is_cut_off(folder: ModelFolder) -> None:
-    """Refuse files with more layers or experts than the config, which would be dropped in silence.
+    """Refuse files with more layers or experts than the config, which would be dropped silently.
 
-    Other tensors that the model has no place for, such as a value head, stay behind when it is taken over.
+    Other tensors without a parameter, such as a value head, are allowed and not copied into the store.
     """
+    import torch
+
     model = folder.shell.model
-    own = {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     patterns = {
-        _pattern(name) for name in own | stored_form(model, dict(model.named_parameters())).keys()
+        _pattern(name) for name in parameters.keys() | stored_form(model, parameters).keys()
     }
-    empty = tuple(f"{name}." for name, part in model.named_modules() if _is_empty_list(part))
+    empty = tuple(
+        f"{name}."
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.ModuleList) and len(part) == 0
+    )
     more = [
         name
         for name in folder.shell.unexpected
@@ -75,7 +81,7 @@ def nothing_is_cut_off(folder: ModelFolder) -> None:
     ]
     if more:
         raise UserError(
-            f"the files hold {len(more)} tensor(s) of layers that config.json does not have: "
+            f"the files have {len(more)} tensor(s) of layers that config.json does not have: "
             f"{_listed(more)}",
             where=str(folder.path / "config.json"),
             cause="config.json is of a smaller size of the model (num_hidden_layers, num_experts)",
@@ -84,7 +90,7 @@ def nothing_is_cut_off(folder: ModelFolder) -> None:
 
 
 def is_tied_as_it_says(folder: ModelFolder) -> None:
-    """Refuse a config that ties the output layer to an embedding although the files hold two."""
+    """Refuse a config that ties the output layer to an embedding although their tensors differ."""
     import torch
 
     model = folder.shell.model
@@ -93,20 +99,20 @@ def is_tied_as_it_says(folder: ModelFolder) -> None:
         return
     for name, source in pairs.items():
         stored = [_stored_name(model, key) for key in (name, source)]
-        own, other = (_tensor(folder.path, key) for key in stored)
-        if own is None or other is None or torch.equal(own, other):
+        head, embedding = (_tensor(folder.path, key) for key in stored)
+        if head is None or embedding is None or torch.equal(head, embedding):
             continue
         raise UserError(
-            f"config.json ties {stored[0]} to {stored[1]}, and the file holds two different tensors",
+            f"config.json ties {stored[0]} to {stored[1]}, and the files have two different tensors",
             where=str(folder.path / "config.json"),
-            cause="tie_word_embeddings is missing or true in the config of a model with an output layer of "
-            "its own",
+            cause="tie_word_embeddings is missing or true in the config of a model with its own output "
+            "layer",
             remedy="set tie_word_embeddings: false in config.json",
         )
 
 
 def numbers_are_finite(folder: ModelFolder) -> None:
-    """Refuse weights with a NaN or an infinity; reads every file once."""
+    """Refuse weights with a NaN or an infinity, and quantised ones; reads every file once."""
     import torch
     from safetensors import safe_open
 
@@ -127,7 +133,7 @@ def numbers_are_finite(folder: ModelFolder) -> None:
                 low, high = (float(bound) for bound in torch.aminmax(tensor))
                 if not (isfinite(low) and isfinite(high)):
                     raise UserError(
-                        f"the tensor {name!r} holds numbers that are not finite",
+                        f"the tensor {name!r} has numbers that are not finite",
                         where=str(file),
                         cause="a training run that diverged, an overflow in float16, or a damaged file",
                         remedy="choose an earlier checkpoint, or download the file again",
@@ -135,7 +141,7 @@ def numbers_are_finite(folder: ModelFolder) -> None:
 
 
 def tokens_have_rows(folder: ModelFolder) -> None:
-    """Refuse a tokenizer with ids beyond the embedding; an embedding that is longer is fine."""
+    """Refuse a tokenizer with ids beyond the embedding; a longer embedding is allowed."""
     try:
         tokens: dict[str, int] = folder.tokenizer.get_vocab()
     except Exception as error:
@@ -165,7 +171,7 @@ def _stored_name(model: Any, name: str) -> str:
 
 
 def _tensor(folder: Path, name: str) -> Tensor | None:
-    """Read a tensor of a folder; None where no file holds it."""
+    """Read a tensor of a folder; None if no file has it."""
     from safetensors import safe_open
 
     for file in weight_files(folder):
@@ -183,13 +189,6 @@ def _pattern(name: str) -> str:
     'model.layers.#.mlp.up_proj.weight'
     """
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
-
-
-def _is_empty_list(part: Any) -> bool:
-    """Tell a list of layers that holds none."""
-    import torch
-
-    return isinstance(part, torch.nn.ModuleList) and len(part) == 0
 
 
 def _listed(names: Sequence[str]) -> str:

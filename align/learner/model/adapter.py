@@ -1,7 +1,7 @@
-"""The trained adapter inside a model: put in, taken back, read, written, and added to the base's weights.
+"""Adapter that is trained: its place in a model, its files, and its sum with the base's weights.
 
-Only the adapter named `TRAINED` is meant here. `ReferenceModels` hangs earlier snapshots beside it.
-"""
+These functions act on the adapter named `TRAINED` alone. `ReferenceModels` adds earlier snapshots beside
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def with_adapter(model: Any, config: LoraConfig) -> Any:
-    """The model frozen, under a fresh adapter whose update is zero."""
+    """Freeze a model under a new adapter whose update is zero."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -41,34 +41,34 @@ def with_adapter(model: Any, config: LoraConfig) -> Any:
 
 
 def causal_of(model: Any) -> Any:
-    """The causal language model itself, under an adapter or not."""
+    """Return the causal language model itself, without the wrapper of an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def base_keys(model: Any) -> dict[str, str]:
-    """Where a weight of the plain model lies in this one's state: with an adapter some lie deeper."""
+    """Map the plain model's weights to their names in this model's state, where an adapter adds a level."""
     names = causal_of(model).state_dict(keep_vars=True)
     return {_plain(name): name for name in names if not _of_adapter(name)}
 
 
 @torch.no_grad()
 def reset_adapter(model: Any) -> None:
-    """Back to the base as it is now: the update becomes exactly zero."""
+    """Reset the adapter so that its update of the present base is exactly zero."""
     for _, module in _adapted(model):
         module.reset_lora_parameters(TRAINED, init_lora_weights=True)
         if TRAINED in module.lora_magnitude_vector:
             rows = module.lora_magnitude_vector[TRAINED]
-            # DoRA's row lengths are learned too; those of the base alone leave it unchanged.
+            # DoRA also learns the rows' lengths; with the base's own lengths the update is zero.
             rows.weight.copy_(rows.get_weight_norm(_base_weight(module), torch.zeros(()), 1.0))
 
 
 @contextmanager
 def dropout(model: Any, *, active: bool) -> Iterator[None]:
-    """Let the trained adapter drop inputs, or not, until the end of the block; nothing else ever drops.
+    """Switch the trained adapter's dropout on or off within the block; that of other adapters is off.
 
-    peft makes the dropout of a new adapter active, whatever the mode of the model it goes into, and
-    switches off everybody's where it loads an adapter that is not trained. So every pass says itself
-    what it wants; passes that recompute layers must include their backward pass.
+    peft activates the dropout of a new adapter whatever the mode of the model, and switches off that of all
+    adapters when it loads one that is not trained. So every pass sets the mode itself. A pass that
+    recomputes layers must include its backward pass in the block.
     """
     layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
     before = [(layer, _modes(layer)) for layer in layers]
@@ -89,14 +89,14 @@ def _modes(layer: Any) -> tuple[bool, dict[str, bool]]:
 
 
 def _set_modes(layer: Any, training: bool, modes: Mapping[str, bool]) -> None:
-    # Not layer.train(), which would also reach the base layer under it.
+    # layer.train() would also change the base layer under it.
     layer.training = training
     for name, module in layer.lora_dropout.items():
         module.train(modes.get(name, False))
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Take over what `save_adapter` wrote; a folder without an adapter is the base."""
+    """Load the adapter that `save_adapter` wrote; a folder without an adapter resets it."""
     from safetensors.torch import load_file
 
     if not (folder / WEIGHTS).exists():
@@ -106,14 +106,14 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def set_adapter(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Take over an adapter's tensors, named as in its file."""
+    """Load an adapter's tensors, by their names in its file."""
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(model, dict(tensors), adapter_name=TRAINED)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter in peft's format, and nothing else."""
+    """Write the adapter alone, in peft's format."""
     model.save_pretrained(folder, selected_adapters=[TRAINED])
     nested = folder / TRAINED
     for file in nested.iterdir():
@@ -127,22 +127,24 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def merged(model: Any) -> dict[str, Tensor]:
-    """Weights of the plain model that computes the same: new tensors where there is an adapter, the
-    base's own elsewhere; tied ones once."""
+    """Return the weights of the plain model that computes the same, by name; tied ones once.
+
+    Adapted layers have new tensors, other layers the base's own.
+    """
     updated = {f"{name}.weight": _merged_weight(module) for name, module in _adapted(model)}
     return base_parameters(model) | updated
 
 
 def base_parameters(model: Any) -> dict[str, Tensor]:
     """Return the weights of the base under the adapter, by the plain model's names; tied ones once."""
-    named = causal_of(model).named_parameters()
-    return {_plain(name): p.detach() for name, p in named if not _of_adapter(name)}
+    parameters = causal_of(model).named_parameters()
+    return {_plain(name): p.detach() for name, p in parameters if not _of_adapter(name)}
 
 
 def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
-    """Return what the adapter adds to each weight, by the plain model's names.
+    """Return the low-rank update that the adapter adds to each weight, by the plain model's names.
 
-    None if that is no plain sum, as DoRA's is not, or if a layer keeps its weight transposed.
+    None if the adapter does more than add, as DoRA does, or if a layer stores its weight transposed.
     """
     updates: dict[str, LowRankUpdate] = {}
     for name, module in _adapted(model):
@@ -151,7 +153,7 @@ def low_rank_updates(model: Any) -> dict[str, LowRankUpdate] | None:
             return None
         left, right = module.lora_B[TRAINED].weight, module.lora_A[TRAINED].weight
         updates[f"{name}.weight"] = LowRankUpdate(
-            # Copies: the optimizer writes to its own before an engine has read these.
+            # These are copies, since the optimizer changes its tensors before an engine has read them.
             left=left.detach().to("cpu", torch.float32).numpy().copy(),
             right=right.detach().to("cpu", torch.float32).numpy().copy(),
             scale=float(module.scaling[TRAINED]),
@@ -182,14 +184,14 @@ def _base_weight(module: Any) -> Tensor:
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
-    """Layers under the trained adapter, by the plain model's names."""
+    """Yield the layers under the trained adapter, with their names in the plain model."""
     for name, module in causal_of(model).named_modules():
         if hasattr(module, "get_delta_weight"):
             yield name, module
 
 
 def _plain(name: str) -> str:
-    """peft puts the layer it wraps one level deeper.
+    """Return a weight's name in the plain model; peft puts a layer that it wraps one level deeper.
 
     >>> _plain("model.layers.0.mlp.up_proj.base_layer.weight")
     'model.layers.0.mlp.up_proj.weight'
@@ -198,5 +200,5 @@ def _plain(name: str) -> str:
 
 
 def _of_adapter(name: str) -> bool:
-    """Whether a tensor belongs to any adapter: peft keeps them all under names of this form."""
+    """Tell by its name if a tensor belongs to an adapter."""
     return any(part.startswith("lora_") for part in name.split("."))

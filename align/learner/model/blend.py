@@ -3,8 +3,8 @@
     theta(a) = theta_start + a * (theta_end - theta_start)        a in [0, 1]
 
 At the ends the result is the snapshot itself, bit for bit. In between it is computed in float32, whatever
-the files hold. An adapter is blended by its factors; where the start is the base and has none, its update
-is zero, and scaling the factor ``B`` scales the end's update exactly.
+the precision of the files. An adapter is blended by its factors. If the start is the base, which has no
+adapter, its update is zero, and scaling the factor ``B`` scales the end's update exactly.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rollouts.errors import RunError
 
 
 def between(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """The point ``share`` of the way from ``start`` to ``end``."""
+    """Return the point that is ``share`` of the way from ``start`` to ``end``."""
     if share in (0.0, 1.0):
         return end if share else start
     return torch.lerp(start.float(), end.float(), share)
 
 
 def blended(start: Path, end: Path, share: float) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a snapshot between two, by the names of ``end``.
+    """Yield every tensor of the weights between two snapshots, by the names of ``end``.
 
     Raises:
-        RunError: the two do not hold the same tensors.
+        RunError: the two snapshots have different tensors.
     """
     from safetensors import safe_open
 
@@ -54,7 +54,7 @@ def blended(start: Path, end: Path, share: float) -> Iterator[tuple[str, Tensor]
 
 
 def _places(folder: Path) -> dict[str, Path]:
-    """In which file of a snapshot every tensor lies. The base of an adapter counts as empty."""
+    """Map the tensors of a snapshot to their files; the base of an adapter counts as empty."""
     from safetensors import safe_open
 
     places: dict[str, Path] = {}

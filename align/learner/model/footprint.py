@@ -1,9 +1,9 @@
 """Memory that a forward pass keeps for its backward pass, by the shape of the model.
 
-An estimate for choosing how many tokens a pass may have, not a measurement: floats that a decoder layer
-keeps for a token are nine of its hidden size (inputs of norms, products and attention) and four of its
-intermediate size (a gated layer's two factors, the activation, the product). At a completion token come six
-of the vocabulary: log-probabilities of policy and anchor, what divergences make of them, and gradients.
+This is an estimate for choosing the number of tokens of a pass. For each token a decoder layer keeps nine
+vectors of its hidden size (inputs of norms, products and attention) and four of its intermediate size (a
+gated layer's two factors, the activation, the product). A completion token adds six vectors of the size of
+the vocabulary: log-probabilities of policy and anchor, intermediate results of divergences, and gradients.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 ACTIVATION_BYTES = 3 << 28
-"""Memory on a CPU for what all simultaneous passes keep (768 MiB)."""
+"""Bytes of memory on a CPU for the activations of all simultaneous passes (768 MiB)."""
 SMALLEST_PASS = 256
-"""Tokens below which a pass does not become smaller: its products would be too short."""
+"""Smallest number of tokens of a pass; with fewer its products would be too short."""
 FLOAT_BYTES = 4
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
@@ -36,5 +36,5 @@ def bytes_per_token(config: Any) -> int:
 def tokens_that_fit(config: Any, most: int) -> int:
     """Return the tokens of one pass on a CPU: ``most``, or fewer if a large model would keep too much."""
     if not all(isinstance(getattr(config, name, None), int) for name in SIZES):
-        return most  # A model's own code may call its sizes otherwise.
+        return most  # The model's own code may have other names for its sizes.
     return min(most, max(SMALLEST_PASS, ACTIVATION_BYTES // bytes_per_token(config)))

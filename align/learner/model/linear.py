@@ -1,9 +1,9 @@
 """Linear layers in float32 on a CPU, through oneDNN.
 
 For a float32 product torch calls MKL, which uses half of the vector width of processors that are not
-Intel's; oneDNN generates its kernels for the processor it finds. On an AMD EPYC with AVX-512 the same
-products run twice as fast, and differ in the last bits only: the order of the sums. Other precisions and
-devices keep torch's own path, bfloat16 has oneDNN there already.
+Intel's; oneDNN generates its kernels for the processor at hand. On an AMD EPYC with AVX-512 the same
+products run twice as fast and differ only in the last bits, by the order of sums. Other precisions and
+devices keep torch's own path, which already uses oneDNN for bfloat16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 class FloatLinear(nn.Linear):
-    """A linear layer that takes the quicker of torch's two libraries."""
+    """Linear layer that uses the faster of torch's two libraries."""
 
     def forward(self, input: Tensor) -> Tensor:
         if _has_other_path(input, self.weight):
@@ -27,7 +27,7 @@ class FloatLinear(nn.Linear):
 
 
 def speed_up(model: nn.Module) -> None:
-    """Make every plain linear layer a `FloatLinear`; parameters and names stay what they are."""
+    """Make every plain linear layer a `FloatLinear`, with the same parameters and names."""
     if not _is_served():
         return
     for module in model.modules():
@@ -36,15 +36,15 @@ def speed_up(model: nn.Module) -> None:
 
 
 def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
-    """``left @ right.T`` in float32 on a CPU; torch's own where oneDNN is not at hand."""
+    """Compute ``left @ right.T`` in float32 on a CPU, by torch itself if oneDNN is not available."""
     if not _is_served():
         return left_MK @ right_NK.T
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
-    return found
+    out_MN: Tensor = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+    return out_MN
 
 
 def _is_served() -> bool:
-    """Narrower processors have nothing to gain, and torch may be built without oneDNN."""
+    """Tell if oneDNN is available and faster: processors without AVX-512 do not profit."""
     served: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return served and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -60,7 +60,7 @@ def _has_other_path(input: Tensor, weight: Tensor) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """``x @ W.T + b`` with its gradients, each one product of oneDNN's."""
+    """Autograd function ``x @ W.T + b`` whose value and gradients are products by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, input_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:

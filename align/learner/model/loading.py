@@ -1,8 +1,8 @@
 """Loading and writing of weights, always through transformers' own mapping.
 
-A model's parameters need not be named, split or laid out as in its files: experts of a mixture lie stacked
-in memory and one by one on disk, GPT-NeoX's output layer has another name. The way back is
-`align.learner.model.mapping.stored_form`.
+The names, splits and layouts of a model's parameters may differ from those in its files: the experts of a
+mixture are stacked in memory and separate on disk, and GPT-NeoX's output layer has another name.
+`align.learner.model.mapping.stored_form` converts parameters to the form of files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def load_model(
     folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Load a causal language model from a folder, without code of its own unless allowed."""
+    """Load a causal language model from a folder; its own code runs only if that is allowed."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -56,7 +56,7 @@ def write_model(
     """Write a model's weights in ``dtype`` and its configs.
 
     Args:
-        state: the weights, by the names of the plain model in memory; None: the model's own.
+        state: the weights, by the names of the plain model in memory; None for the model's own.
     """
     if dtype == torch.float32:
         model.save_pretrained(folder, state_dict=state)
@@ -67,17 +67,17 @@ def write_model(
         for name, tensor in saved.items()
     }
     model.save_pretrained(folder, state_dict=rounded)
-    # It wrote the precision in memory, and engines and others read the files by this entry.
+    # save_pretrained wrote the precision in memory here, and readers go by this entry.
     file = folder / "config.json"
     content = json.loads(file.read_text("utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Read a folder's weights in float32, by the names they have in ``model``; tied ones under every name.
+    """Read a folder's weights in float32, by their names in ``model``; tied ones under every name.
 
     Raises:
-        RunError: it holds no whole model, or one of another shape.
+        RunError: the folder has no whole model, or one of another shape.
     """
     if not (folder / "config.json").is_file():
         raise _misfit("config.json", folder.name)
@@ -87,7 +87,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
 def convert_weights(
     model: Any, tensors: Iterable[tuple[str, Tensor]], name: str
 ) -> dict[str, Tensor]:
-    """Bring tensors that are named as in a file to the form they have in ``model``, in float32.
+    """Convert tensors from the form of a file to that of ``model``, in float32.
 
     Raises:
         RunError: tensors of the model are missing, or have another shape.
@@ -119,7 +119,7 @@ def _converted(
 
 
 def _plain_class(model: Any) -> Any:
-    """Return the class of a model; sharding replaces it by a subclass of its own."""
+    """Return the class of a model, from which sharding derives its own subclass."""
     from torch.distributed.fsdp import FSDPModule
 
     return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))

@@ -39,7 +39,7 @@ def model_class(folder: Path, policy: PolicyConfig) -> type[PreTrainedModel]:
     known = AutoModelForCausalLM._model_mapping
     if type(config) not in known:
         raise ValueError(f"{config.model_type!r} has no causal language model in transformers")
-    # Some types map to several classes; the first is the one that is loaded by default.
+    # Some types map to several classes, of which transformers loads the first.
     listed = known[type(config)]
     chosen: type[PreTrainedModel] = listed[0] if isinstance(listed, tuple) else listed
     return chosen
@@ -49,7 +49,7 @@ def stored_form(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name and split a model's parameters as `save_pretrained` writes them.
 
     Args:
-        tensors: by the names of the plain model in memory, on any device.
+        tensors: parameters on any device, by the names of the plain model in memory.
     """
     from transformers.core_model_loading import revert_weight_conversion
 

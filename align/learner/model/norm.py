@@ -1,8 +1,8 @@
-"""Root-mean-square normalisation in float32 on a CPU, with a gradient of its own.
+"""Root-mean-square normalisation in float32 on a CPU, with its own gradient.
 
-Written out as transformers does it, autograd takes the backward pass through nine small operations, each
-of which reads and writes all hidden units: it lasts eight times as long as the forward pass. The closed
-form takes half of that. With ``n = x r``, ``r = (mean(x^2) + eps)^-1/2`` and ``y = n w``:
+In transformers' form, autograd's backward pass has nine small operations, each of which reads and writes
+all hidden units, and takes eight times as long as the forward pass. The closed form takes half of that.
+With ``n = x r``, ``r = (mean(x^2) + eps)^-1/2`` and ``y = n w``:
 
     dx = r (g w - n mean(g w n)),    dw = sum over tokens of g n
 """
@@ -36,7 +36,7 @@ class FloatNorm(nn.Module):
 
 
 def speed_up_norms(model: nn.Module) -> None:
-    """Make every module that computes this normalisation a `FloatNorm`; parameters stay what they are."""
+    """Make every module that computes this normalisation a `FloatNorm`, with the same parameters."""
     for module in model.modules():
         if _is_root_mean_square(module):
             kind: Any = type(module)
@@ -51,10 +51,10 @@ def _quicker(kind: Any) -> type[nn.Module]:
 
 @torch.no_grad()
 def _is_root_mean_square(module: Any) -> bool:
-    """Tell if a module is named as this normalisation and gives what the formula gives for some numbers."""
+    """Tell if a module has the name of this normalisation, and the formula's results for some numbers."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, FloatNorm)
-    if not named or epsilon is None or not isinstance(weight, Tensor) or weight.ndim != 1:
+    is_norm = type(module).__name__.endswith("RMSNorm") and not isinstance(module, FloatNorm)
+    if not is_norm or epsilon is None or not isinstance(weight, Tensor) or weight.ndim != 1:
         return False
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False

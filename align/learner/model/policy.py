@@ -1,8 +1,8 @@
-"""The model that learns: loading, logits where they are needed, weights out.
+"""Policy: the model that learns, its outputs at completion tokens, and its weights for others.
 
-A policy holds full weights, or a peft adapter over a frozen base (``lora``). Engines and snapshots get what
-`LoraConfig` says: the adapter alone, or the plain model that computes the same. Earlier snapshots never
-live in here: `ReferenceModels` holds those, and for adapters borrows this base.
+A policy has full weights, or a peft adapter over a frozen base (``lora``). `LoraConfig` decides if engines
+and snapshots get the adapter alone or the plain model that computes the same. Earlier snapshots are not
+here: `ReferenceModels` has them, and puts adapters over the same base.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from rollouts.engines.stored_tensor import StoredTensor
 from rollouts.errors import UserError
 
 PADDED = Lock()
-"""Held while a model reads padded rows."""
+"""Lock for passes over padded rows."""
 
 
 def completion_outputs(
     model: Any, micro: MicroBatch, *, dtype: torch.dtype, temperature: float, chunk: int = CHUNK
 ) -> Outputs:
-    """Run the decoder over everything; the output head will see the completion positions only.
+    """Run the decoder over all tokens; the output head will run at the completion positions only.
 
-    With ``dtype`` bfloat16 the matrix products are computed in it, whatever the weights are held in.
+    Matrix products are computed in ``dtype``, whatever the precision of the weights.
     """
     causal = causal_of(model)
     device = micro.tokens_BT.device
-    # The cache of cast weights is one for all threads, and keeps casts that carry no gradient.
+    # Autocast would share its cache of weights between threads, some of them without gradients.
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
         if packs(causal):
             packing = micro.packing
@@ -84,7 +84,7 @@ def completion_outputs(
 
 
 def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
-    # Passes may run side by side, and the choice is the model's: nobody else may make it meanwhile.
+    # The kernel is a setting of the model, which passes that run side by side may not change.
     with PADDED:
         _choose_attention(model, micro.tokens_BT.shape[1], micro.tokens_BT.device, dtype)
         hidden_BTD: Tensor = decoder_of(model)(
@@ -94,8 +94,11 @@ def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
 
 
 def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch.dtype) -> None:
-    """In bfloat16 on CPU the fused kernel's backward is several times slower than plain products on
-    short rows; in float32 it is the quicker of the two."""
+    """Set the faster attention kernel for rows of this width.
+
+    In bfloat16 on CPU the fused kernel's backward pass is several times slower than plain products on short
+    rows; in float32 the fused kernel is faster.
+    """
     plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= WRITTEN_OUT
     fused = getattr(causal_of(model), "_supports_sdpa", False)
     chosen = "eager" if plain or not fused else "sdpa"
@@ -104,7 +107,7 @@ def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch
 
 
 class Policy:
-    """The trained weights and what an engine or a snapshot needs of them."""
+    """Model that learns, on one rank of the learner."""
 
     def __init__(
         self, base: Path, config: PolicyConfig, *, device: torch.device, ranks: Ranks = SOLO
@@ -114,12 +117,12 @@ class Policy:
         self._sharded = ranks.size > 1 and config.lora is None
         self._served: list[Path] = []
         self._under: Path | None = base
-        """Folder whose weights lie under the adapter; None: no folder holds them."""
+        """Folder with the weights under the adapter; None if no folder has them."""
         self._stored: dict[str, StoredTensor] | None = None
-        """Places of these weights in the folder's files, once they were looked up."""
-        # A model that is dealt out over ranks need not fit one device before.
+        """Places of these weights in the folder's files; None before they are looked up."""
+        # A model that will be sharded may be too large for one device.
         self._home = torch.device("cpu") if self._sharded else device
-        # Master weights stay in float32: in bfloat16 a step of 1e-5 would be lost to rounding.
+        # Master weights are in float32, since in bfloat16 a step of 1e-5 would be lost to rounding.
         self.model: Any = load_model(base, config, self._home, torch.float32)
         self.snapshot_dtype: torch.dtype = getattr(torch, stored_dtype(base, config))
         self._check_head()
@@ -131,8 +134,11 @@ class Policy:
             shard(self.model, device)
 
     def load(self, folder: Path) -> None:
-        """Take over the weights of a snapshot: a model folder, or where snapshots are adapters an adapter
-        folder, or the base's."""
+        """Load the weights of a snapshot.
+
+        Args:
+            folder: a whole model; or if snapshots are adapters, an adapter's folder or the base's.
+        """
         if self.config.snapshot_kind == "adapter":
             load_adapter(self.model, folder)
             return
@@ -142,7 +148,7 @@ class Policy:
             reset_adapter(self.model)
 
     def blend(self, start: Path, end: Path, share: float) -> None:
-        """Take over the weights ``share`` of the way from one snapshot to another; see `blended`."""
+        """Load the weights that are ``share`` of the way from one snapshot to another; see `blended`."""
         if share in (0.0, 1.0):
             self.load(end if share else start)
         elif self.config.snapshot_kind == "adapter":
@@ -156,46 +162,46 @@ class Policy:
 
     @property
     def text_config(self) -> Any:
-        """Config of the language model, which in a nested config is a part."""
+        """Config of the language model, which may be a part of a nested config."""
         return causal_of(self.model).config.get_text_config()
 
     @property
     def sharded(self) -> bool:
-        """True if every rank holds a part of the weights; False if each holds all of them."""
+        """True if every rank has a part of the weights; False if each has all of them."""
         return self._sharded
 
     @property
     def packs(self) -> bool:
-        """Whether the model reads rows without padding."""
+        """True if the model reads rows without padding."""
         return packs(causal_of(self.model))
 
     def passing(self, *, learns: bool) -> AbstractContextManager[None]:
-        """Return the modes of one pass: an adapter drops inputs where its policy learns, and nowhere else.
+        """Return the context of one pass, in which the adapter's dropout is on only if the pass learns.
 
         Args:
-            learns: the pass has a gradient, whose backward pass belongs into the block.
+            learns: the pass has a gradient; its backward pass must be in the context, too.
         """
         return dropout(self.model, active=learns)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer updates."""
+        """List the trained parameters."""
         return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """`parameters` by name; of sharded weights this rank's part."""
+        """Return the trained parameters by name; this rank's part if weights are sharded."""
         drop_gathered(self.model)
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def weights(self, version: str, scratch: Path) -> WeightUpdate:
-        """The current weights for an engine: tensors, or a fresh folder where adapters are served. Of
-        several ranks the first has them.
+        """Return the current weights for engines: tensors, or a new folder if engines serve adapters.
 
-        Where an adapter is merged, the tensors name their places in the base's files and what is added.
+        All ranks must call this; with several, only the first gets the weights. For a merged adapter the
+        tensors are places in the base's files with the update to add.
         """
         if self.config.serves_adapters:
             folder = scratch / version.replace("/", "-")
             self.save(folder)
-            # Engines keep the adapter before until they have the new one, and nobody reads older ones.
+            # Engines use the last adapter until they have the new one; older ones are not read again.
             if folder not in self._served:
                 self._served.append(folder)
             if self._ranks.rank == 0 and len(self._served) > 2:
@@ -205,16 +211,15 @@ class Policy:
             return WeightUpdate(version=version, tensors=stored)
         drop_gathered(self.model)
         if self._sharded:
-            named = dict(self.model.named_parameters())
-            tensors = self._gathered(named)
+            tensors = self._gathered(dict(self.model.named_parameters()))
         else:
             tensors = merged(self.model)
-        # Of several ranks the others hold nothing, and nothing can be made of that.
-        own = stored_form(causal_of(self.model), tensors) if tensors else tensors
-        return WeightUpdate(version=version, tensors=own)
+        # Ranks other than the first have no tensors to convert.
+        converted = stored_form(causal_of(self.model), tensors) if tensors else tensors
+        return WeightUpdate(version=version, tensors=converted)
 
     def _stored_weights(self) -> dict[str, StoredTensor] | None:
-        """Name the stored tensors and their updates; None where files hold the weights in another form."""
+        """Return stored tensors with their updates; None if the files have the weights in another form."""
         if self._under is None:
             return None
         if self._stored is None:
@@ -225,8 +230,10 @@ class Policy:
         return with_updates(self._stored, self.model)
 
     def save(self, folder: Path) -> None:
-        """Write safetensors and configs: a whole model, or the adapter alone where snapshots are adapters.
-        Of several ranks the first writes, and all must call."""
+        """Write the snapshot's safetensors and configs: a whole model, or the adapter alone.
+
+        All ranks must call this; the first writes.
+        """
         state = None
         if self._sharded:
             drop_gathered(self.model)
@@ -241,28 +248,31 @@ class Policy:
         write_model(causal_of(self.model), folder, state, self.snapshot_dtype)
 
     def _load_base(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over full weights, under the adapter if there is one.
+        """Load full weights, under the adapter if there is one.
 
         Args:
-            tensors: by the names of the plain model in memory.
+            tensors: weights by the names of the plain model in memory.
         """
         drop_gathered(self.model)
         causal, keys = causal_of(self.model), base_keys(self.model)
-        own = causal.state_dict()
+        present = causal.state_dict()
         state = {
-            keys[name]: part_like(full.to(self._home), own[keys[name]])
+            keys[name]: part_like(full.to(self._home), present[keys[name]])
             for name, full in tensors.items()
         }
         causal.load_state_dict(state, strict=False)
 
-    def _gathered(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return gathered(named.items(), keep=self._ranks.rank == 0)
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gathered(tensors.items(), keep=self._ranks.rank == 0)
 
     def _check_head(self) -> None:
-        """The shortcut through the decoder must give the model's own logits.
+        """Check that decoder and output head, called one after another, give the model's own logits.
 
-        Models that scale or cap their logits after the head would be trained on other numbers than
-        the engines sample from; better to say so at the start.
+        A model that scales or caps its logits after the head would be trained on other numbers than
+        engines sample from.
+
+        Raises:
+            UserError: the logits differ.
         """
         tokens_BT = (
             torch.arange(4, device=self._home)[None]
@@ -284,9 +294,9 @@ class Policy:
 
 
 def _recompute_layers(model: Any) -> None:
-    """Keep only each layer's input, and run the layer again in the backward pass.
+    """Let a model keep only each layer's input, and run the layer again in the backward pass.
 
-    Not by transformers' own switch: that one acts in training mode only, where dropout acts too.
+    transformers' own switch acts only in training mode, which would also turn dropout on.
     """
     for layer in decoder_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

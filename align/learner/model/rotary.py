@@ -1,12 +1,11 @@
-"""Rotary position embeddings in float32 on a CPU, with a gradient of their own.
+"""Rotary position embeddings in float32 on a CPU, with their own gradient.
 
-Written out as transformers does it, a rotation is four operations, and autograd takes the backward pass
-through nine: both together last twice as long as where the halves ``a`` and ``b`` of a head are multiplied
-and added in place:
+In transformers' form a rotation has four operations and autograd's backward pass nine, which together take
+twice as long as multiplying and adding the halves ``a`` and ``b`` of a head in place:
 
     a' = a cos_a - b sin_a,    b' = b cos_b + a sin_b
 
-The gradient is a rotation as well, with both sines exchanged and negated.
+The gradient is a rotation too, with both sines exchanged and negated.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 APPLY = "apply_rotary_pos_emb"
-"""Name of the function in every model's code in transformers."""
+"""Name of the function for rotations in the code of transformers' models."""
 SAME = 1e-5
 """Largest difference between a function's result and the formula's that counts as rounding."""
 
 Rotate = Callable[..., tuple[Tensor, Tensor]]
-"""From queries, keys, cosines and sines to queries and keys."""
+"""Function of queries, keys, cosines and sines that returns rotated queries and keys."""
 
 
 def speed_up_rotary(model: nn.Module) -> None:
-    """Let the code of a model rotate by the formula where its own function computes the same."""
+    """Let a model's code rotate by the formula if its own function computes the same."""
     for name in {type(module).__module__ for module in model.modules()}:
         code = sys.modules.get(name)
         function = getattr(code, APPLY, None)
@@ -41,11 +40,11 @@ def speed_up_rotary(model: nn.Module) -> None:
 def rotate(
     function: Rotate, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **how: Any
 ) -> tuple[Tensor, Tensor]:
-    """Rotate by the formula; by a model's own function where precision, device or call are others.
+    """Rotate by the formula, or by the model's own function for another precision, device or call.
 
     Args:
-        function: the model's own.
-        how: the axis that cosines lack, ``unsqueeze_dim``.
+        function: function of the model's own code.
+        how: ``unsqueeze_dim``, the axis that cosines lack.
     """
     usual = not rest and how.keys() <= {"unsqueeze_dim"} and cos.shape[-1] == query.shape[-1]
     if not usual or not all(map(_is_plain, (query, key, cos, sin))):
@@ -64,7 +63,7 @@ def _is_plain(states: Tensor) -> bool:
 
 @torch.no_grad()
 def _is_rotation(function: Rotate) -> bool:
-    """Tell if a function gives what the formula gives for some numbers."""
+    """Tell if a function has the formula's results for some numbers."""
     query, key = torch.linspace(-2.0, 3.0, 48).view(1, 2, 3, 8), torch.ones(1, 1, 3, 8)
     cos, sin = torch.linspace(-1.0, 1.0, 48).view(2, 1, 3, 8)
     expected = (_rotated(states, cos[:, None], sin[:, None]) for states in (query, key))
@@ -73,8 +72,8 @@ def _is_rotation(function: Rotate) -> bool:
     except (TypeError, RuntimeError, ValueError):
         return False
     return all(
-        own.shape == rotated.shape and bool((own - rotated).abs().max() <= SAME)
-        for own, rotated in zip(results, expected, strict=True)
+        result.shape == rotated.shape and bool((result - rotated).abs().max() <= SAME)
+        for result, rotated in zip(results, expected, strict=True)
     )
 
 
@@ -103,8 +102,8 @@ class _Rotation(torch.autograd.Function):
 def _turned(states: Tensor, cos: Tensor, of_b: Tensor, of_a: Tensor) -> Tensor:
     """Compute ``a cos + b of_b`` and ``b cos + a of_a`` of the halves."""
     out = states * cos
-    for own, other, factor in zip(
+    for half, other, factor in zip(
         out.chunk(2, -1), reversed(states.chunk(2, -1)), (of_b, of_a), strict=True
     ):
-        own.addcmul_(other, factor)
+        half.addcmul_(other, factor)
     return out

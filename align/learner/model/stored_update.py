@@ -1,4 +1,7 @@
-"""Weights of an adapted policy as its base's files and the adapter's factors, for engines that add them."""
+"""Weights of an adapted policy as places in its base's files plus the adapter's factors.
+
+Engines read the files and add the factors' product themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from rollouts.engines.stored_tensor import StoredTensor
 
 
 def stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor] | None:
-    """Name the place in a folder's files of every weight of the plain model.
+    """Find the place of every weight of the plain model in a folder's files.
 
     Returns:
-        None where the files hold the weights in another form than the model does: fused, split or under
-        other names.
+        None if the files have the weights in another form than the model: fused, split or under other
+        names.
     """
     parameters = base_parameters(model)
     if stored_form(causal_of(model), parameters).keys() != parameters.keys():
@@ -31,7 +34,7 @@ def stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor] | None:
 
 
 def with_updates(stored: dict[str, StoredTensor], model: Any) -> dict[str, StoredTensor] | None:
-    """Add the adapter's present update to a base's stored tensors; None where it is no low-rank sum."""
+    """Add the adapter's present update to a base's stored tensors; None if it is no low-rank sum."""
     updates = low_rank_updates(model)
     if updates is None or not updates.keys() <= stored.keys():
         return None

@@ -1,9 +1,8 @@
-"""Layers of a model that an adapter changes: those the campaign names, or all linear layers.
+"""Layers of a model that an adapter changes: those that the campaign names, or all linear layers.
 
-Architectures name and fuse their layers as they like: GPT-2 has ``c_attn``, GPT-NeoX ``query_key_value``,
-Phi-3 ``qkv_proj``. So the default of a campaign, the names of Llama's layers, stands for every linear layer
-of a model that has others.
-"""
+Architectures differ in the names of their layers and in those that they fuse: GPT-2 has ``c_attn``,
+GPT-NeoX ``query_key_value``, Phi-3 ``qkv_proj``. So the default of a campaign, which has the names of
+Llama's layers, stands for every linear layer of a model with other names."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.errors import UserError
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-"""Layers that choose experts; adapting one would move tokens to experts not trained on them."""
+"""Layers that choose experts, which are not adapted: tokens would move to experts not trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +27,9 @@ class Adaptation:
     """Last parts of the layers' names, as peft and vLLM take them."""
     layers: int
     trained: int
-    """Parameters of the adapter."""
+    """Number of the adapter's parameters."""
     parameters: int
-    """Parameters of the model below it."""
+    """Number of the model's parameters."""
 
     def __str__(self) -> str:
         share = 100 * self.trained / self.parameters
@@ -41,7 +40,7 @@ class Adaptation:
 
 
 def adaptation(model: Any, lora: LoraConfig) -> Adaptation:
-    """Find what an adapter changes in a model, on any device.
+    """Find the layers that an adapter changes in a model, on any device.
 
     Raises:
         UserError: a named target is no linear layer of the model.
@@ -52,7 +51,7 @@ def adaptation(model: Any, lora: LoraConfig) -> Adaptation:
         for name, shape in linear_layers(model).items()
         if any(name == target or name.endswith(f".{target}") for target in targets)
     }
-    # DoRA learns the length of every output's weights, too.
+    # DoRA also learns the length of every output's weights.
     trained = sum(
         lora.rank * (inputs + outputs) + (outputs if lora.dora else 0)
         for inputs, outputs in chosen.values()
@@ -88,7 +87,7 @@ def target_names(model: Any, lora: LoraConfig) -> tuple[str, ...]:
 
 
 def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
-    """List inputs and outputs of every linear layer but the output head, by name."""
+    """List the numbers of inputs and outputs of every linear layer except the output head, by name."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -112,7 +111,7 @@ def has_transposed_layers(model: Any) -> bool:
 
 
 def adaptation_of(folder: Path, policy: PolicyConfig) -> Adaptation | None:
-    """Find what a campaign's adapter changes in a model folder; None without an adapter."""
+    """Find the layers of a model folder that a campaign's adapter changes; None without an adapter."""
     if policy.lora is None:
         return None
     return adaptation(load_shell(folder, policy).model, policy.lora)

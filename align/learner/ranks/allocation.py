@@ -1,8 +1,8 @@
-"""Memory that the learner frees and takes again in every pass stays with the process.
+"""Setting of the C library that keeps freed memory in the process for the next pass.
 
-Otherwise the C library hands activations back to the system after each pass, and the system clears every
-page of them before the next: a fifth of a step's processor time in bfloat16. The largest amount that a step
-ever holds does not grow.
+By default the library returns activations to the system after each pass, and the system clears every page
+of them before the next one, which takes a fifth of a step's processor time in bfloat16. The largest amount
+of memory that a step holds does not grow.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 from ctypes import CDLL
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's ``malloc.h``."""
+"""Options of ``mallopt`` in glibc's ``malloc.h``."""
 TRIM_BYTES = (1 << 31) - 1
-"""Freed bytes at the heap's end that are kept; the largest value there is."""
+"""Number of freed bytes at the heap's end that are kept; the largest value possible."""
 MAPPED_BYTES = 1 << 25
-"""Larger blocks are mapped one by one, and go back when they are freed; the largest value there is."""
+"""Size from which a block is mapped on its own and returned when it is freed; the largest value
+possible."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc; False where there is another C library, which keeps its own way."""
+    """Set the options of glibc; return False if the process has another C library."""
     set_option = getattr(CDLL(None), "mallopt", None)
     if set_option is None:
         return False

@@ -83,20 +83,20 @@ def test_a_number_in_scientific_notation_reaches_the_config(tmp_path: Path) -> N
 
 def test_a_key_that_stands_twice(tmp_path: Path) -> None:
     message = refusal(tmp_path, text=CAMPAIGN + "name: again\n")
-    assert "'name' stands twice" in message
+    assert "'name' is given twice" in message
     assert "line 15" in message
 
 
 def test_a_key_that_stands_twice_further_down(tmp_path: Path) -> None:
     text = CAMPAIGN.replace("{lr: 2e-4}", "{lr: 2e-4, lr: 3e-4}")
-    assert "'lr' stands twice" in refusal(tmp_path, text=text)
+    assert "'lr' is given twice" in refusal(tmp_path, text=text)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- a\n- b\n", "holds a mapping, this one a list"),
-        ("", "holds a mapping, this one a NoneType"),
+        ("- a\n- b\n", "holds a mapping, and this one holds a list"),
+        ("", "holds a mapping, and this one holds a NoneType"),
         ("name: [unclosed\n", "not readable as YAML"),
         ("name: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
         ("? {a: 1}\n: 2\n", "not readable as YAML"),
@@ -120,7 +120,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_file_of_absurd_size(tmp_path: Path) -> None:
-    assert "over 1048576 bytes" in refusal(tmp_path, text="# " + "x" * (1 << 20))
+    assert "larger than 1,048,576 bytes" in refusal(tmp_path, text="# " + "x" * (1 << 20))
 
 
 # keys and values
@@ -194,8 +194,8 @@ def test_a_mistake_in_defaults_is_told_once(tmp_path: Path) -> None:
         ("rounds.0.anchors.past={to: nobody, beta: 1}", "rounds.0.anchors.past.0.to:"),
         ("suites.0.metric=null", "a suite over prompts needs a metric"),
         ("suites.0.text=story.txt", "set exactly one"),
-        ("suites.0.name=first", "'first' stands twice; rename one"),
-        ("rounds.1.name=first", "'first' stands twice; rename one"),
+        ("suites.0.name=first", "'first' is used twice; rename one"),
+        ("rounds.1.name=first", "'first' is used twice; rename one"),
         ("defaults.replay={past: 0.5, general: 0.5}", "must leave room for new prompts"),
         ("defaults.replay.rewards=true", "set samples_per_prompt to the group size"),
     ],

@@ -139,7 +139,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "l2_sp to a base that moves": (
         {"merge": True}, {"name": "l2_sp", "to": "base"}, "adds every round's update to it",
     ),
-    "l2_sp, dora": ({"dora": True}, "l2_sp", "DoRA's is no plain sum"),
+    "l2_sp, dora": ({"dora": True}, "l2_sp", "DoRA also rescales their rows"),
 }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_an_override_below_an_algorithms_name_keeps_it(tmp_path: Path) -> None:
         ({**JUDGE, "replay": {"past": 0.5}}, "rounds.0.replay: reward_model does not use it"),
         ({**JUDGE, "anchors": {"new": {"to": "base", "beta": 1}}}, "the policy does not move"),
         ({**JUDGE, "sampling": {"max_staleness": 1}}, "rounds.0.sampling.max_staleness"),
-        ({**JUDGE, "checkpoint_every": 2}, "one that was stopped starts over"),
+        ({**JUDGE, "checkpoint_every": 2}, "after a stop it starts over"),
     ],
 )  # fmt: skip
 def test_what_an_algorithm_does_not_read(tmp_path: Path, spec: Any, words: str) -> None:

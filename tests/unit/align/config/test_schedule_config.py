@@ -146,6 +146,14 @@ def test_a_round_is_held_only_to_what_is_there_when_it_runs(tmp_path: Path) -> N
     campaign(tmp_path, rounds=rounds(once, {**held, "after": "round0"}))
 
 
+def test_a_round_may_name_every_round_that_it_waits_for(tmp_path: Path) -> None:
+    once = {"every": "0 3 * * *", "repeat": False}
+    anchors = [{"to": f"round:round{n}", "beta": 0.1} for n in (0, 1)]
+    for new in (anchors, anchors[::-1]):
+        last = {"after": "round1", "anchors": {"new": new}}
+        campaign(tmp_path, rounds=rounds(once, {**once, "after": "round0"}, last))
+
+
 def test_a_schedule_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
     plain = campaign(tmp_path, rounds=rounds({}))
     timed = campaign(tmp_path, rounds=rounds({"every": "0 3 * * *", "timezone": "Asia/Tokyo"}))

@@ -321,7 +321,7 @@ def test_sides_that_are_equal_once_cut_are_dropped(tmp_path: Path) -> None:
 
 
 def test_an_empty_source_and_a_limit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no examples"):
+    with pytest.raises(UserError, match="has no examples"):
         load(tmp_path, [])
     assert load(tmp_path, [GOOD] * 3, limit=2).report.num_rows == 2
 

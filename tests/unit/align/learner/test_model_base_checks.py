@@ -164,9 +164,12 @@ BROKEN: dict[str, tuple[Change, str]] = {
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
         "cannot be read as safetensors",
     ),
-    "link out": (link_out, "link leads out of the model folder"),
-    "link to nothing": (link_nowhere, "link leads nowhere"),
-    "link to itself": (lambda f: (f / "vocab.txt").symlink_to("vocab.txt"), "link leads nowhere"),
+    "link out": (link_out, "link points to a file outside the model folder"),
+    "link to nothing": (link_nowhere, "file that the link points to does not exist"),
+    "link to itself": (
+        lambda f: (f / "vocab.txt").symlink_to("vocab.txt"),
+        "file that the link points to does not exist",
+    ),
     "index of numbers": (index({NORM: 1}), "a value that is no file's name in its weight_map"),
     "index of nothing": (index({}), "has nothing in its weight_map"),
     "index leads out": (
@@ -186,7 +189,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         tensors(lambda held: held.update({EMBEDDING: held[EMBEDDING].to(torch.int8)})),
         "'model.embed_tokens.weight' is stored in int8",
     ),
-    "NaN": (spoil(NORM, float("nan")), "'model.norm.weight' holds numbers that are not finite"),
+    "NaN": (spoil(NORM, float("nan")), "'model.norm.weight' has numbers that are not finite"),
     "infinity": (spoil(EMBEDDING, float("-inf")), "not finite"),
     "missing tensor": (tensors(lambda held: held.pop(NORM)), "lack 1 parameter.*model.norm.weight"),
     "other shape": (
@@ -210,7 +213,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "tied and not": (
         tensors(lambda held: held.update({"lm_head.weight": held[EMBEDDING] + 1})),
-        "ties lm_head.weight to model.embed_tokens.weight, and the file holds two",
+        "ties lm_head.weight to model.embed_tokens.weight, and the files have two",
     ),
     "tokenizer beyond the embedding": (add_tokens, r"token\(s\) beyond the embedding's 128 rows"),
     "unknown type": (edit("config.json", model_type="llama99"), "model_type 'llama99'"),
@@ -230,7 +233,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "no head": (edit("config.json", architectures=["LlamaModel"]), "no output head"),
     "sampling that cannot be saved": (
         edit("generation_config.json", do_sample=False, temperature=0.9),
-        "generation_config.json can be read and not written again",
+        "generation_config.json can be read but not written",
     ),
 }  # fmt: skip
 
@@ -357,5 +360,5 @@ def test_a_hub_cache_may_link_to_its_own_blobs(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     (tmp_path / "outside.json").write_bytes((blobs / "hash-config.json").read_bytes())
     (folder / "config.json").symlink_to(tmp_path / "outside.json")
-    with pytest.raises(UserError, match="leads out of the model folder"):
+    with pytest.raises(UserError, match="points to a file outside the model folder"):
         check(folder)

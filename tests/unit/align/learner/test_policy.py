@@ -186,8 +186,8 @@ def test_engines_are_started_for_what_they_are_served(
     [
         ({"dora": True, "serve": "adapter"}, "vLLM takes no DoRA adapters; set serve to merged"),
         ({"merge": True, "serve": "adapter"}, "merge needs serve: merged"),
-        ({"targets": ("q_proj", "lm_head")}, "targets holds lm_head"),
-        ({"targets": ("lm_head",), "serve": "merged"}, "targets holds lm_head"),
+        ({"targets": ("q_proj", "lm_head")}, "targets has lm_head"),
+        ({"targets": ("lm_head",), "serve": "merged"}, "targets has lm_head"),
     ],
 )
 def test_what_engines_cannot_take_is_refused_in_the_file(

@@ -171,7 +171,7 @@ def test_what_is_remembered_is_no_part_of_what_a_campaign_is(tmp_path: Path) -> 
 
 
 def test_a_plain_round_has_nothing_to_remember(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rounds.0.remember: of plain rounds nothing is left out"):
+    with pytest.raises(ValueError, match=r"rounds.0.remember: it limits the rounds of a template"):
         campaign(tmp_path, rounds=rounds({**PLAIN, "remember": "all"}))
     with pytest.raises(ValueError, match="newest"):
         campaign(tmp_path, rounds=rounds({**NIGHTLY, "remember": {"newest": 0}}))

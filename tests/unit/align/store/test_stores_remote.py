@@ -366,7 +366,7 @@ def test_the_ledgers_url_may_come_from_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = campaign(tmp_path, ledger="env:KEEL_LEDGER")
-    with pytest.raises(UserError, match="KEEL_LEDGER is to hold the ledger's URL"):
+    with pytest.raises(UserError, match="KEEL_LEDGER should hold the ledger's URL"):
         open_ledger(config)
     monkeypatch.setenv("KEEL_LEDGER", f"sqlite:///{tmp_path / 'other.db'}")
     assert known_ledger(config) is None
