@@ -4,8 +4,9 @@ as often as `keel gate plan` had said, to two points.
 200 candidates are made by plain TRL runs on the digits model, with planted true losses of 0, 1 and 3 points
 (`benchmarks.candidates`), where the margin is 3 points: the hardest loss to keep out. Each is judged by
 `align.judge` with one engine, whose weights are exchanged, on items of its own draw; the incumbent answers
-the same ones. Beside the share that was accepted, whose error 200 candidates leave at some points, stands
-the expected share: the exact chance of every candidate over all draws of items, by the same test.
+the same ones. Beside the share that was accepted, whose error 200 verdicts leave at some points, stands the
+expected share: the exact chance of every candidate over all draws of items, by the same test. With
+``--draws 3`` every candidate is judged on three draws, which narrows what chance does.
 
 What is finished stays in the work folder, and a second call goes on from there. Ends with 1 if the claim
 does not hold, and with 3 if a time limit came before the end.
@@ -46,6 +47,8 @@ APART = 0.02
 """Largest distance of the expected share of accepted candidates from the planned one."""
 SURE = 0.01
 """Error of the bound on what chance does to a share of so many candidates."""
+DRAWS_APART = 100_000
+"""Distance of the seeds of two draws for one candidate."""
 UNFINISHED = 3
 
 
@@ -71,6 +74,7 @@ def main() -> int:
     prepare()
     options = parser("Acceptance of candidates with a known loss, beside alpha and the plan.")
     options.add_argument("--candidates", type=int, default=200)
+    options.add_argument("--draws", type=int, default=1, help="draws of items for each candidate")
     options.add_argument("--items", type=int, default=ITEMS)
     options.add_argument("--work", type=Path, help="folder to keep candidates and verdicts in")
     options.add_argument("--limit-s", type=float, default=math.inf, help="stop after so long")
@@ -81,7 +85,7 @@ def main() -> int:
     with _folder(args.work) as work:
         try:
             candidates = make(work, args.candidates, clock)
-            accepted = judge_all(candidates, args.items, work, clock)
+            accepted = judge_all(candidates, args.draws, args.items, work, clock)
         except OutOfTime:
             done = len(list(work.glob("candidates/*/truth.json")))
             judged = len(list(work.glob(f"verdicts-{args.items}/*.json")))
@@ -122,31 +126,44 @@ def make(work: Path, count: int, clock: Clock) -> list[Candidate]:
 
 
 def judge_all(
-    candidates: Sequence[Candidate], items: int, work: Path, clock: Clock
-) -> dict[int, bool]:
-    """Judge all candidates that the folder has no verdict on; by number, true if accepted."""
+    candidates: Sequence[Candidate], draws: int, items: int, work: Path, clock: Clock
+) -> dict[int, list[bool]]:
+    """Judge what the folder has no verdict on; by number, one verdict per draw, true if accepted."""
     from launch.cluster.engines import engine_starter
 
     folder = work / f"verdicts-{items}"
     folder.mkdir(exist_ok=True)
-    missing = [c for c in candidates if not (folder / f"{c.number:03}.json").exists()]
+
+    def file_of(candidate: Candidate, draw: int) -> Path:
+        return folder / (f"{candidate.number:03}" + (f"-{draw}" if draw else "") + ".json")
+
+    every = [(candidate, draw) for draw in range(draws) for candidate in candidates]
+    missing = [
+        (candidate, draw) for candidate, draw in every if not file_of(candidate, draw).exists()
+    ]
     if missing:
         with engine_starter(None, Silent()) as start, SwappedEngine(start) as swapped:
-            for candidate in missing:
+            for candidate, draw in missing:
                 clock.check()
-                judgement = judged(candidate, items, swapped)
-                said = json.dumps(judgement, default=str)
-                (folder / f"{candidate.number:03}.json").write_text(said)
-    verdicts = [json.loads((folder / f"{c.number:03}.json").read_text()) for c in candidates]
-    return {c.number: v["accepted"] for c, v in zip(candidates, verdicts, strict=True)}
+                seed = candidate.number + draw * DRAWS_APART
+                judgement = judged(candidate, seed, items, swapped)
+                file_of(candidate, draw).write_text(json.dumps(judgement, default=str))
+    accepted: dict[int, list[bool]] = {candidate.number: [] for candidate in candidates}
+    for candidate, draw in every:
+        accepted[candidate.number].append(
+            json.loads(file_of(candidate, draw).read_text())["accepted"]
+        )
+    return accepted
 
 
-def judged(candidate: Candidate, items: int, start_engine: StartEngine) -> Mapping[str, Any]:
+def judged(
+    candidate: Candidate, seed: int, items: int, start_engine: StartEngine
+) -> Mapping[str, Any]:
     """Judge a candidate on its own draw of items, as ``keel judge --json`` does."""
     from align.judge.judge import judge, opened_case
     from align.judge.models import Named, open_model
 
-    file = suites(items, candidate.number)
+    file = suites(items, seed)
     names = ((str(candidate.folder), "CANDIDATE"), ("demo://digits", "--against"))
     ours, theirs = (open_model(Named(name=name, where=where, file=file)) for name, where in names)
     root = Path(tempfile.mkdtemp(prefix="keel-judge-"))
@@ -230,21 +247,26 @@ class Lent:
 
 
 def level(
-    planted: float, candidates: Sequence[Candidate], accepted: Mapping[int, bool], items: int
+    planted: float,
+    candidates: Sequence[Candidate],
+    accepted: Mapping[int, Sequence[bool]],
+    items: int,
 ) -> dict[str, Any]:
     """Put together what was planned, what is expected and what was measured at one planted loss."""
     own = [c for c in candidates if c.planted == planted]
-    passed = sum(accepted[c.number] for c in own)
+    passed = sum(sum(accepted[c.number]) for c in own)
+    verdicts = sum(len(accepted[c.number]) for c in own)
     change = math.fsum(c.change for c in own) / len(own)
     return {
         "planted": planted,
         "candidates": len(own),
+        "verdicts": verdicts,
         "loss": [min(c.loss for c in own), max(c.loss for c in own)],
         "change": change,
         "planned": planned(planted, change, items),
         "expected": math.fsum(chance(c.lost, c.won, c.prompts, items) for c in own) / len(own),
         "accepted": passed,
-        "interval": exact_interval(passed, len(own), SURE / 2),
+        "interval": exact_interval(passed, verdicts, SURE / 2),
     }
 
 
@@ -304,13 +326,14 @@ def report(levels: Sequence[Mapping[str, Any]]) -> None:
         [
             f"{100 * figures['planted']:g} points",
             str(figures["candidates"]),
+            str(figures["verdicts"]),
             f"{100 * figures['loss'][0]:.2f} to {100 * figures['loss'][1]:.2f}",
             f"{100 * figures['change']:.1f}%",
             f"{100 * figures['planned']:.1f}%"
             if figures["planted"] < MARGIN
             else f"≤ {100 * ALPHA:g}%",
             f"{100 * figures['expected']:.1f}%",
-            f"{figures['accepted']} ({100 * figures['accepted'] / figures['candidates']:.1f}%)",
+            f"{figures['accepted']} ({100 * figures['accepted'] / figures['verdicts']:.1f}%)",
             f"{100 * figures['interval'][0]:.1f} to {100 * figures['interval'][1]:.1f}%",
             verdict(holds(figures)),
         ]
@@ -318,7 +341,7 @@ def report(levels: Sequence[Mapping[str, Any]]) -> None:
     ]
     show(
         f"Candidates made by TRL, accepted by keel judge: margin {100 * MARGIN:g} points, alpha {ALPHA:g}",
-        ["planted loss", "candidates", "true loss", "items that change", "planned", "expected",
+        ["planted loss", "candidates", "verdicts", "true loss", "items that change", "planned", "expected",
          "accepted", "by chance", ""],
         rows,
         f"Expected is within {100 * APART:g} points of planned; what was accepted agrees with it but for "
