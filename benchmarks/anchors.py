@@ -39,6 +39,7 @@ class Bench:
     """A setting with its engines and learner, and a mixture for every number of snapshots."""
 
     learner: Any
+    training: Any
     pool: Any
     encoder: Any
     rubric: Any
@@ -67,7 +68,7 @@ class Bench:
         scored = Scorer(new=self.rubric, past={}).score(groups)
         batch = build_batch(scored, self.spec.algorithm, replay_rewards=False)
         before, update_cpu = time.perf_counter(), time.process_time()
-        self.learner.update(batch)
+        self.training.update(batch)
         update_s, update_cpu_s = time.perf_counter() - before, time.process_time() - update_cpu
         self.pool.sync(self.learner.weights("now"))
         return {
@@ -198,7 +199,7 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     }
     pool = EnginePool(VLLMConfig(model=str(made.model)))
     learner = Learner(made.model, policy, folder_of=folders.__getitem__, scratch=folder)
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=10**6,
@@ -208,6 +209,7 @@ def _bench(made: Setting, args: argparse.Namespace, folder: Path) -> Iterator[Be
     pool.sync(learner.weights("now"))
     yield Bench(
         learner=learner,
+        training=training,
         pool=pool,
         encoder=PromptEncoder(load_tokenizer(made.model, policy)),
         rubric=build_rubric([RewardConfig(name=made.reward)]),

@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def end_with_guard() -> None:
-    """Have this process killed when its parent ends."""
+    """Ask the kernel to kill this process when its parent ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -69,9 +69,9 @@ def wait(ended: int, starter: int) -> None:
 
 
 def end_all(command: int, grace_s: float) -> int:
-    """End all processes below this one, asked first, then killed; return how the command ended."""
+    """End all processes below this one by a signal, later by SIGKILL; return how the command ended."""
     status, until, number = 0, time.monotonic() + grace_s, signal.SIGTERM
-    asked: set[int] = set()
+    signalled: set[int] = set()
     while True:
         try:
             reaped, reported = os.waitpid(-1, os.WNOHANG)
@@ -83,9 +83,9 @@ def end_all(command: int, grace_s: float) -> int:
             continue
         if time.monotonic() >= until:
             number = signal.SIGKILL
-            asked.clear()
-        fresh = [pid for pid in below(os.getpid()) if pid not in asked]
-        asked.update(fresh)
+            signalled.clear()
+        fresh = [pid for pid in below(os.getpid()) if pid not in signalled]
+        signalled.update(fresh)
         for pid in fresh:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

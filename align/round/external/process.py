@@ -1,4 +1,4 @@
-"""A command under a guard: with a small environment, a deadline, and one end for all.
+"""Commands under a guard: with a small environment, a deadline, and one end for all.
 
 Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started. Where this
 process is killed, so that it can end nothing, the guard does: see `align.round.external.guard`.
@@ -55,8 +55,8 @@ class Command:
     def environment(self) -> dict[str, str]:
         """Return all variables of the command."""
         names = (*SEEN, *ALSO_SEEN, *self.granted)
-        seen = {name: os.environ[name] for name in names if name in os.environ}
-        return {**seen, **self.variables}
+        inherited = {name: os.environ[name] for name in names if name in os.environ}
+        return {**inherited, **self.variables}
 
 
 def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> None:
@@ -110,7 +110,7 @@ def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[],
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Have the guard end all that is left, and wait for it."""
+    """End all that is left, by way of the guard, and wait for it."""
     assert process.stdin is not None, "the pipe to the guard"
     process.stdin.close()
     try:
