@@ -38,6 +38,7 @@ class Bench:
     """Engines and learner of a setting, with a mixture for every number of snapshots."""
 
     learner: Any
+    training: Any
     pool: Any
     encoder: Any
     rubric: Any
@@ -66,7 +67,7 @@ class Bench:
         scored = Scorer(new=self.rubric, past={}).score(groups)
         batch = build_batch(scored, self.spec.algorithm, replay_rewards=False)
         before, update_cpu = time.perf_counter(), time.process_time()
-        self.learner.update(batch)
+        self.training.update(batch)
         update_s, update_cpu_s = time.perf_counter() - before, time.process_time() - update_cpu
         self.pool.sync(self.learner.weights("now"))
         return {
@@ -197,7 +198,7 @@ def _bench(setting: Setting, args: argparse.Namespace, folder: Path) -> Iterator
     }
     pool = EnginePool(VLLMConfig(model=str(setting.model)))
     learner = Learner(setting.model, policy, folder_of=folders.__getitem__, scratch=folder)
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=10**6,
@@ -207,6 +208,7 @@ def _bench(setting: Setting, args: argparse.Namespace, folder: Path) -> Iterator
     pool.sync(learner.weights("now"))
     yield Bench(
         learner=learner,
+        training=training,
         pool=pool,
         encoder=PromptEncoder(load_tokenizer(setting.model, policy)),
         rubric=build_rubric([RewardConfig(name=setting.reward)]),

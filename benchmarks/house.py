@@ -134,25 +134,17 @@ class Call:
 
 
 COMMAND_TO_LOSS = (
-    Call(path="launch/cli.py", function="main", calls="app"),
-    Call(path="launch/cli.py", function="run", calls="run_shown"),
-    Call(path="launch/cluster/running.py", function="run_shown", calls="run_campaign"),
-    Call(path="align/campaign.py", function="run_campaign", calls="run_one"),
-    Call(path="align/campaign.py", function="run_one", calls="runner_of"),
-    Call(path="align/round/round.py", function="run_round", calls="attempt"),
-    Call(path="align/round/round.py", function="attempt", calls="train"),
+    Call(path="launch/cli.py", function="run", calls="run_campaign"),
+    Call(path="align/campaign.py", function="run_campaign", calls="runner_of"),
+    Call(path="align/round/round.py", function="run_round", calls="train"),
     Call(path="align/round/round.py", function="train", calls="update"),
-    Call(path="align/learner/learner.py", function="Learner.update", calls="_step_on"),
-    Call(path="align/learner/learner.py", function="Learner._step_on", calls="_learn"),
-    Call(path="align/learner/learner.py", function="Learner._learn", calls="measure"),
-    Call(path="align/learner/objective.py", function="Objective.measure", calls="objective"),
+    Call(path="align/learner/training.py", function="Training.update", calls="_step_on"),
+    Call(path="align/learner/training.py", function="Training._step_on", calls="measure"),
+    Call(path="align/learner/training.py", function="Objective.measure", calls="objective"),
     Call(path="align/algorithms/base.py", function="PolicyGradient.objective", calls="loss"),
-    Call(
-        path="align/algorithms/policy_gradient/grpo.py", function="GRPO.loss", calls="clipped_mean"
-    ),
-    Call(path="align/algorithms/policy_gradient/clipping.py", function="clipped_mean", calls=""),
+    Call(path="align/algorithms/policy_gradient/grpo.py", function="GRPO.loss", calls=""),
 )
-"""Functions from ``keel run`` to the formula of GRPO, in the order in which each calls the next."""
+"""Functions from ``keel run`` to the loss of GRPO, in the order in which each calls the next."""
 
 
 def read_sources(root: Path, packages: Sequence[str] = PACKAGES) -> list[Source]:

@@ -20,13 +20,14 @@ PRODUCTS = 8
 
 
 def main() -> None:
-    """Build the learner and obey."""
+    """Begin the training and obey."""
     prepare()
     options = task(__doc__)
     options.add_argument("--micro-batch-tokens", type=int, default=0, help="0: the learner's own")
     chosen = options.parse_args()
 
-    learner, batch = build_learner(chosen), build_batch(chosen)
+    training, batch = begin_training(chosen), build_batch(chosen)
+    learner = training.learner
     told: dict[str, Any] = {"parameters": sum(p.numel() for p in learner.policy.parameters())}
     for count in orders():
         taken = []
@@ -34,15 +35,18 @@ def main() -> None:
             # TRL's trainers ask their reference in every step: so must ours, as if the rows were new.
             learner.reference_cache.clear()
             start = now()
-            metrics = learner.update(batch)
+            metrics = training.update(batch)
             taken.append(since(start))
             told.setdefault("grad_norm", metrics["grad_norm"])
         answer(taken, matmul_flops=matmul_rate(learner.policy.dtype, learner.device), **told)
 
 
-def build_learner(chosen: argparse.Namespace) -> Any:
-    """A learner in a round of the algorithm. Where TRL has a KL term ours has the same: `k2` has the
-    gradient of its GRPO's, and `k1` is a KL in the reward, as in its RLOO."""
+def begin_training(chosen: argparse.Namespace) -> Any:
+    """A round of the algorithm on a learner of its own.
+
+    Where TRL has a KL term ours has the same: `k2` has the gradient of its GRPO's, and `k1` is a KL in the
+    reward, as in its RLOO.
+    """
     from align.config.campaign import (
         AnchorConfig,
         AnchorsConfig,
@@ -79,14 +83,13 @@ def build_learner(chosen: argparse.Namespace) -> Any:
             new=() if chosen.algorithm == "sft" else (anchor,), past=(), general=()
         ),
     )
-    learner.begin(
+    return learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=10**6,
         seed=0,
         penalties=RetentionMethods(),
     )
-    return learner
 
 
 def build_batch(chosen: argparse.Namespace) -> Any:

@@ -56,7 +56,7 @@ def _alone(side: Any, number: int, parts: dict[str, list[float]]) -> None:
     groups = side.ask(10**6 + number, number).groups()
     sampled = time.perf_counter()
     batch = build_batch(side.rubric.score(groups), side.spec.algorithm, replay_rewards=False)
-    side.learner.update(batch)
+    side.training.update(batch)
     parts["sample"].append(sampled - started)
     parts["learn"].append(time.perf_counter() - sampled)
 

@@ -51,6 +51,7 @@ class Ours:
     """Our side of the comparison, ready for steps."""
 
     learner: Any
+    training: Any
     pool: Any
     stream: Any
     encoder: Any
@@ -76,7 +77,7 @@ class Ours:
         batch = build_batch(scored, self.spec.algorithm, replay_rewards=False)
         expected = sizes.budget * sizes.max_tokens
         assert batch.totals.tokens == expected, "both sides must do the same work"
-        metrics = self.learner.update(batch)
+        metrics = self.training.update(batch)
         compared = metrics["parity/max_abs_diff"] > 0
         assert compared or sizes.max_staleness, "no token was compared with its engine's"
         clock.append(time.perf_counter())
@@ -155,7 +156,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         )
         pool = EnginePool(engines, num_engines=args.engines, in_flight=args.in_flight)
         learner = Learner(model, policy, folder_of=lambda _: model, scratch=Path(scratch))
-        learner.begin(
+        training = learner.begin(
             spec,
             References(base="base", parent="base"),
             num_steps=10**6,
@@ -166,6 +167,7 @@ def ours(model: Path, args: argparse.Namespace) -> Iterator[Ours]:
         pool.sync(learner.weights("step/0"))
         yield Ours(
             learner=learner,
+            training=training,
             pool=pool,
             stream=PromptStream([Prompt(id=text, text=text) for text in texts], seed=0),
             encoder=PromptEncoder(load_tokenizer(model, policy)),

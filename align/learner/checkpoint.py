@@ -1,4 +1,4 @@
-"""Checkpoints inside a round: everything the learner needs to go on as if it had never stopped.
+"""Checkpoints inside a round: all that a training needs to go on as if it had never stopped.
 
     folder/step-00000012/checkpoint.json      which round and step, counters, sha256 of the other files
     folder/step-00000012/rank-0.safetensors   trained weights, moments and generator state of one rank
@@ -29,16 +29,16 @@ from align.store.durable import sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
 
 if TYPE_CHECKING:
-    from align.learner.learner import Learner
+    from align.learner.training import Training
 
 WEIGHTS, CRITIC, TEACHER = "weights/", "critic/", "teacher/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
-"""What a tensor of a rank's file belongs to."""
+"""Prefixes of the names in a rank's file, by what a tensor belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What stands beside the tensors."""
+    """Manifest of a checkpoint, which stands beside its tensors."""
 
     step: int
     """Updates that are done; the next one has this index."""
@@ -46,7 +46,7 @@ class Checkpoint:
     """Config hash, parent and the like: a checkpoint of anything else is refused."""
     ranks: int
     counters: Mapping[str, Any]
-    """Of the learner: optimizer steps, skipped steps, steered betas."""
+    """Counters of the training: optimizer steps, skipped steps, steered betas."""
     files: Mapping[str, str]
     """sha256 of each file, by name."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The folder of the last complete checkpoint; None before the first."""
+    """Return the folder of the last complete checkpoint; None before the first."""
     return next(reversed(checkpoints_in(folder).values()), None)
 
 
 def save_checkpoint(
-    learner: Learner,
+    training: Training,
     folder: Path,
     step: int,
     *,
@@ -69,58 +69,61 @@ def save_checkpoint(
     """Write a checkpoint and remove the ones before it. All ranks call this together."""
     from safetensors.torch import save_file
 
-    ranks, staging = learner.ranks, folder / STAGING
+    ranks, staging = training.learner.ranks, folder / STAGING
     if ranks.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     ranks.exchange(None)
     path = staging / file_of(ranks.rank)
-    save_file(_tensors(learner), path)
+    save_file(_tensors(training), path)
     sync(path)
     files = ranks.exchange((path.name, _sha256(path)))
     if ranks.rank == 0:
-        made = Checkpoint(
+        counters: dict[str, Any] = {"steps": training.steps, "skipped": training.skipped}
+        for penalty in training.penalties:
+            counters |= penalty.counters()
+        manifest = Checkpoint(
             step=step,
             identity=dict(identity),
             ranks=ranks.size,
-            counters=_counters(learner),
+            counters=counters,
             files=dict(files),
             extra=dict(extra or {}),
         )
-        (staging / CHECKPOINT).write_text(json.dumps(asdict(made), indent=1, sort_keys=True))
+        (staging / CHECKPOINT).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True))
         sync(staging / CHECKPOINT)
         _publish(staging, checkpoint_at(folder, step))
 
 
 def restore_checkpoint(
-    learner: Learner, folder: Path, *, identity: Mapping[str, str]
+    training: Training, folder: Path, *, identity: Mapping[str, str]
 ) -> Checkpoint | None:
-    """Continue from the newest checkpoint after `Learner.begin`; None where there is none.
+    """Continue a training that has just begun from the newest checkpoint; None where there is none.
 
     All ranks call this together, and none of them changes anything before all have read and verified
     their part.
 
     Raises:
         SnapshotError: it is torn, of another round or configuration, or of another number of ranks; the
-            learner is as it was.
+            training is as it was.
     """
     path = newest_checkpoint(folder)
     if path is None:
         return None
     problem: SnapshotError | None = None
     try:
-        found, tensors = _read(learner, path, identity)
+        checkpoint, tensors = _read(training, path, identity)
     except SnapshotError as error:
         problem = error
-    for refused in learner.ranks.exchange(problem):
+    for refused in training.learner.ranks.exchange(problem):
         if refused is not None:
             raise refused
-    _apply(learner, tensors, found.counters)
-    return found
+    _apply(training, tensors, checkpoint.counters)
+    return checkpoint
 
 
 def file_of(rank: int) -> str:
-    """Name of one rank's file."""
+    """Return the name of one rank's file."""
     return f"rank-{rank}.safetensors"
 
 
@@ -136,17 +139,18 @@ def _publish(staging: Path, final: Path) -> None:
 
 
 def _read(
-    learner: Learner, path: Path, identity: Mapping[str, str]
+    training: Training, path: Path, identity: Mapping[str, str]
 ) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """This rank's part, verified against the manifest and against the learner."""
+    """Read this rank's part, verified against the manifest and against the training."""
     from safetensors.torch import load_file
 
     try:
-        found = Checkpoint(**json.loads((path / CHECKPOINT).read_text()))
+        checkpoint = Checkpoint(**json.loads((path / CHECKPOINT).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise _torn(path / CHECKPOINT, str(error)) from error
-    wanted = {**identity, "ranks": str(learner.ranks.size)}
-    saved = {**found.identity, "ranks": str(found.ranks)}
+    ranks = training.learner.ranks
+    wanted = {**identity, "ranks": str(ranks.size)}
+    saved = {**checkpoint.identity, "ranks": str(checkpoint.ranks)}
     if other := [name for name in wanted | saved if wanted.get(name) != saved.get(name)]:
         raise SnapshotError(
             f"the checkpoint is of another {other[0]}: {saved.get(other[0])!r}, not "
@@ -155,13 +159,13 @@ def _read(
             cause="the campaign or the production snapshot changed since it was written",
             remedy="remove the folder: the round then starts from its parent",
         )
-    file = path / file_of(learner.ranks.rank)
-    if not file.is_file() or found.files.get(file.name) != _sha256(file):
+    file = path / file_of(ranks.rank)
+    if not file.is_file() or checkpoint.files.get(file.name) != _sha256(file):
         raise _torn(file, "its bytes are not those that were written")
     tensors = load_file(file)
-    if misfit := _misfit(learner, tensors):
+    if misfit := _misfit(training, tensors):
         raise _torn(file, f"{misfit} does not fit the learner")
-    return found, tensors
+    return checkpoint, tensors
 
 
 def _torn(path: Path, cause: str) -> SnapshotError:
@@ -173,83 +177,78 @@ def _torn(path: Path, cause: str) -> SnapshotError:
     )
 
 
-def _misfit(learner: Learner, tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is missing, too many, or of another shape."""
-    held = {**_held(learner), **_generators(learner)}
-    expected = {name: tensor.shape for name, tensor in held.items()}
-    found = {name: t.shape for name, t in tensors.items() if not name.startswith(MOMENTS)}
-    trained = [local(parameter).shape for parameter in _optimized(learner)]
-    for name in tensors.keys() - found.keys():
+def _misfit(training: Training, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that is missing, too many, or of another shape."""
+    state = {**_weights(training), **_generators(training.learner.device)}
+    expected = {name: tensor.shape for name, tensor in state.items()}
+    shapes = {name: t.shape for name, t in tensors.items() if not name.startswith(MOMENTS)}
+    trained = [local(parameter).shape for parameter in _optimized(training)]
+    for name in tensors.keys() - shapes.keys():
         index = int(name.split("/")[1])
         expected[name] = trained[index] if index < len(trained) else torch.Size([0])
-        found[name] = tensors[name].shape or expected[name]
-    other = [name for name in expected | found if expected.get(name) != found.get(name)]
+        shapes[name] = tensors[name].shape or expected[name]
+    other = [name for name in expected | shapes if expected.get(name) != shapes.get(name)]
     return other[0] if other else None
 
 
-def _tensors(learner: Learner) -> dict[str, Tensor]:
-    """Everything of this rank that changes while it learns."""
-    found = _held(learner)
-    for index, parameter in enumerate(_optimized(learner)):
-        for key, value in learner._optimizer.state[parameter].items():
-            found[f"{MOMENTS}{index}/{key}"] = local(value)
-    found |= _generators(learner)
-    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """Collect everything of this rank that changes while it learns."""
+    tensors = _weights(training)
+    for index, parameter in enumerate(_optimized(training)):
+        for key, value in training.optimizer.state[parameter].items():
+            tensors[f"{MOMENTS}{index}/{key}"] = local(value)
+    tensors |= _generators(training.learner.device)
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _held(learner: Learner) -> dict[str, Tensor]:
-    """This rank's part of what is trained, by name."""
-    policy, critic = learner.policy.named_parameters(), learner.critic
-    found = {f"{WEIGHTS}{name}": local(parameter) for name, parameter in policy.items()}
+def _weights(training: Training) -> dict[str, Tensor]:
+    """Collect this rank's part of what is trained, by name."""
+    policy, critic = training.learner.policy.named_parameters(), training.critic
+    weights = {f"{WEIGHTS}{name}": local(parameter) for name, parameter in policy.items()}
     if critic is not None:
-        found |= {f"{CRITIC}{name}": tensor for name, tensor in critic.named_tensors().items()}
-    if (teacher := learner.slow_teacher) is not None:
-        found |= {f"{TEACHER}{name}": tensor for name, tensor in teacher.named_tensors().items()}
-    return found
+        weights |= {f"{CRITIC}{name}": tensor for name, tensor in critic.named_tensors().items()}
+    if (teacher := training.objective.slow_teacher) is not None:
+        weights |= {f"{TEACHER}{name}": tensor for name, tensor in teacher.named_tensors().items()}
+    return weights
 
 
-def _generators(learner: Learner) -> dict[str, Tensor]:
-    found = {f"{GENERATOR}cpu": torch.get_rng_state()}
-    if learner.device.type == "cuda":
-        found[f"{GENERATOR}cuda"] = torch.cuda.get_rng_state(learner.device)
-    return found
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    states = {f"{GENERATOR}cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{GENERATOR}cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
-def _optimized(learner: Learner) -> list[nn.Parameter]:
-    """In the optimizer's order, which is that of its construction."""
-    return [parameter for group in learner._optimizer.param_groups for parameter in group["params"]]
-
-
-def _counters(learner: Learner) -> dict[str, Any]:
-    counters: dict[str, Any] = {"steps": learner._steps, "skipped": learner._skipped}
-    for penalty in learner.penalties:
-        counters |= penalty.counters()
-    return counters
+def _optimized(training: Training) -> list[nn.Parameter]:
+    """List the trained parameters in the optimizer's order, which is that of its construction."""
+    groups = training.optimizer.param_groups
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 @torch.no_grad()
-def _apply(learner: Learner, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-    """Into the learner's own tensors: the optimizer holds on to these."""
-    for name, own in _held(learner).items():
-        own.copy_(tensors[name])
-    trained = _optimized(learner)
-    learner._optimizer.state.clear()
+def _apply(training: Training, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+    """Copy a checkpoint into the training's own tensors: the optimizer holds on to these."""
+    learner = training.learner
+    for name, weight in _weights(training).items():
+        weight.copy_(tensors[name])
+    trained = _optimized(training)
+    training.optimizer.state.clear()
     for name, tensor in tensors.items():
         if name.startswith(MOMENTS):
             _, index, key = name.split("/", 2)
             parameter = trained[int(index)]
-            learner._optimizer.state[parameter][key] = _moment(parameter, tensor)
-    for penalty in learner.penalties:
+            training.optimizer.state[parameter][key] = _moment(parameter, tensor)
+    for penalty in training.penalties:
         penalty.resume(counters)
-    learner._steps, learner._skipped = counters["steps"], counters["skipped"]
-    learner._version = None
+    training.steps, training.skipped = counters["steps"], counters["skipped"]
+    learner.fresh = False
     torch.set_rng_state(tensors[f"{GENERATOR}cpu"])
     if learner.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[f"{GENERATOR}cuda"], learner.device)
 
 
 def _moment(parameter: nn.Parameter, saved: Tensor) -> Tensor:
-    """A moment on its parameter's device and sharded like it; a step count, a scalar, stays as it is."""
+    """Lay out a moment like its parameter; a step count, which is a scalar, stays as it is."""
     if not saved.dim():
         return saved.clone()
     moment = torch.zeros_like(parameter)

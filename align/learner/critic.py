@@ -36,7 +36,7 @@ class Critic:
         nn.init.zeros_(head.bias)
 
     def values(self, micro: MicroBatch, outputs: Outputs) -> Tensor:
-        """Value of each completion token, before it is chosen; shape ``N``.
+        """Return the value of each completion token, before it is chosen; shape ``N``.
 
         Args:
             outputs: the policy's over the same rows.
@@ -46,26 +46,26 @@ class Critic:
         return values_N1[:, 0]
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer updates besides the policy's."""
+        """List the weights that the optimizer updates besides the policy's."""
         return [parameter for _, parameter in self._named_parameters()]
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All weights by name: the critic's part of the training state."""
+        """Return all weights by name: the critic's part of the training state."""
         return {name: parameter.detach() for name, parameter in self._named_parameters()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over `named_tensors` of a critic of the same kind, in place: the optimizer keeps its hold
         on the weights. Raises RunError where names differ."""
-        own = self.named_tensors()
-        if other := sorted(own.keys() ^ tensors.keys()):
+        weights = self.named_tensors()
+        if other := sorted(weights.keys() ^ tensors.keys()):
             raise RunError(
                 f"the weights do not fit the critic: {other[0]!r} is on one side only",
                 where="critic",
                 cause="they are of another model, or of a head on other hidden states",
                 remedy="continue with the critic.model that they were written with",
             )
-        for name, tensor in own.items():
+        for name, tensor in weights.items():
             tensor.copy_(tensors[name])
 
     def save(self, folder: Path) -> None:
@@ -85,8 +85,8 @@ class Critic:
 
     def _hidden(self, micro: MicroBatch, outputs: Outputs) -> Tensor:
         if self._body is not None:
-            own = completion_outputs(self._body, micro, dtype=self._dtype, temperature=1.0)
-            return own.hidden_ND
+            body = completion_outputs(self._body, micro, dtype=self._dtype, temperature=1.0)
+            return body.hidden_ND
         return outputs.hidden_ND if self._shared_gradient else outputs.hidden_ND.detach()
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -98,7 +98,7 @@ class Critic:
 
 
 def make_critic(config: CriticConfig, policy: Policy, parent: Path) -> Critic:
-    """A fresh critic of a policy.
+    """Make a fresh critic of a policy.
 
     Args:
         parent: folder of the model that the round starts from, with full weights.

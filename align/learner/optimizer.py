@@ -1,15 +1,17 @@
-"""The optimizer of a round, and its learning rates over the steps: one schedule, a peak for each group."""
+"""Optimizer of a round: its learning rates over the steps, clipping, and penalties on the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import cos, pi
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from align.config.campaign import OptimizerConfig
+from align.learner.penalty import Penalty
+from align.learner.ranks.sharding import local, whole
 
 PEAK = "initial_lr"
 """Key of a group's peak learning rate, as torch's own schedules name it."""
@@ -19,8 +21,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1.0 + cos(pi * progress)) / 2.0,
     "constant": lambda progress: 1.0,
 }
-"""How high the learning rate still stands between its peak (1) and its end (0), by the share of the fall
-that is done. The cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts."""
+"""Heights of the learning rate between its peak (1) and its end (0), by the share of the fall that is done.
+The cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts."""
 
 
 def make_optimizer(
@@ -34,30 +36,25 @@ def make_optimizer(
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=_lie_on_cpu(trained) or None,
+        fused=all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in trained) or None,
     )
-
-
-def _lie_on_cpu(parameters: Sequence[nn.Parameter]) -> bool:
-    """Tell if parameters lie on a CPU and whole."""
-    return all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in parameters)
 
 
 def add_group(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], lr: float
 ) -> None:
-    """More parameters, with a peak learning rate of their own."""
+    """Add parameters with a peak learning rate of their own."""
     optimizer.add_param_group({"params": list(parameters), PEAK: lr})
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Every group's learning rate as a share of its peak."""
+    """Set every group's learning rate to a share of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group[PEAK] * share
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up to ``lr``, then the schedule's fall to ``final_lr * lr`` at the last step.
+    """Return the rate of a step: linear warm-up to ``lr``, then the schedule's fall to ``final_lr * lr``.
 
     >>> chosen = OptimizerConfig(lr=0.1, warmup_steps=1, final_lr=0.5)
     >>> [round(learning_rate(chosen, step, 5), 4) for step in range(5)]
@@ -71,3 +68,43 @@ def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> floa
     fallen = max(0.0, progress - optimizer.decay_from) / (1.0 - optimizer.decay_from)
     height = SCHEDULES[optimizer.schedule](fallen)
     return optimizer.lr * warm * (optimizer.final_lr + height * (1.0 - optimizer.final_lr))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Clip gradients that are summed over the ranks; return their norm before."""
+    clipped = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in clipped if p.grad is not None])
+    if (before := float(whole(norm))) > max_norm:
+        torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, norm)
+    return before
+
+
+def penalize_weights(
+    penalties: Sequence[Penalty], trained: Mapping[str, nn.Parameter], device: torch.device
+) -> dict[str, float]:
+    """Add the gradients of penalties on the weights themselves; return this rank's value of each penalty.
+
+    Every rank adds them to gradients that were summed over the ranks before: to its own part of sharded
+    weights, and to all of those that every rank has.
+    """
+    acting = [penalty for penalty in penalties if penalty.acts_on_weights]
+    if not acting:
+        return {}
+    weights: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in trained.items():
+        assert parameter.grad is not None, "every step begins with zeros"
+        gradients[name] = local(parameter.grad)
+        weights[name] = local(parameter).detach().requires_grad_()
+        # The backward pass of a term adds to the parameter's own gradient in place.
+        weights[name].grad = gradients[name]
+    values: dict[str, float] = {}
+    for penalty in acting:
+        total = torch.zeros((), device=device)
+        for term in penalty.parameter_penalty(weights):
+            term.backward()  # type: ignore[no-untyped-call]
+            total += term.detach()
+        values[f"retention/{penalty.name}"] = float(total)
+    for penalty in acting:
+        penalty.project(gradients)
+    return values

@@ -108,8 +108,3 @@ class Penalty(Protocol):
 
 MakePenalties = Callable[[LearnerView], Sequence[Penalty]]
 """Builds the penalties of a round on one rank. It travels to other processes, so it can be pickled."""
-
-
-def no_penalties(view: LearnerView) -> Sequence[Penalty]:
-    """Build nothing: the round is held to no earlier snapshot."""
-    return ()

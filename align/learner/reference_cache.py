@@ -18,12 +18,12 @@ from rollouts.types import SnapshotId
 MAX_TOKENS = 1 << 24
 """Tokens whose logprobs are kept (128 MiB); beyond them the least recently used go."""
 
-Mixture = tuple[tuple[SnapshotId, float], ...]
+ReferenceWeights = tuple[tuple[SnapshotId, float], ...]
 """Snapshots whose logprobs are averaged, and their shares."""
 
 
 class ReferenceCache:
-    """What references say of rows from files. Every rank keeps the same."""
+    """Logprobs of rows from files under their references. Every rank keeps the same."""
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens, self._tokens = max_tokens, 0
@@ -32,15 +32,15 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def recall(self, row: Row, reference: Mixture, temperature: float) -> Row | None:
-        """The row with its reference logprobs; None where they have to be computed."""
+    def recall(self, row: Row, reference: ReferenceWeights, temperature: float) -> Row | None:
+        """Return the row with its reference logprobs; None where they have to be computed."""
         key = _key(row, reference, temperature)
         if row.policy != DATA or key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return replace(row, reference_logprobs_T=tuple(self._kept[key]))
 
-    def keep(self, rows: Iterable[Row], reference: Mixture, temperature: float) -> None:
+    def keep(self, rows: Iterable[Row], reference: ReferenceWeights, temperature: float) -> None:
         """Remember what was computed for rows."""
         for row in rows:
             if row.policy != DATA or row.reference_logprobs_T is None:
@@ -57,8 +57,8 @@ class ReferenceCache:
         self._tokens = 0
 
 
-def _key(row: Row, reference: Mixture, temperature: float) -> bytes:
-    made = blake2b(repr((reference, temperature)).encode(), digest_size=16)
+def _key(row: Row, reference: ReferenceWeights, temperature: float) -> bytes:
+    digest = blake2b(repr((reference, temperature)).encode(), digest_size=16)
     for ids in (row.prompt_ids, row.completion_ids):
-        made.update(array("q", (len(ids), *ids)).tobytes())
-    return made.digest()
+        digest.update(array("q", (len(ids), *ids)).tobytes())
+    return digest.digest()

@@ -47,17 +47,17 @@ class References:
     rounds: Mapping[str, SnapshotId] = field(default_factory=dict)
     """Accepted rounds by name."""
     toward: Toward | None = None
-    """Where the policy begins; None: at the parent."""
+    """Point that the policy begins at; None: the parent."""
 
     def resolve(self, to: str, row: Row) -> SnapshotId:
-        """The snapshot that ``to`` means for this row; a model folder stands for itself."""
+        """Return the snapshot that ``to`` means for this row; a model folder stands for itself."""
         if to == "owner":
             assert row.owner is not None, "a past prompt without an owner reached the learner"
             return row.owner
         return self.named(to)
 
     def named(self, to: str) -> SnapshotId:
-        """As `resolve`, for what is the same snapshot for every row."""
+        """Return the snapshot that ``to`` means where it is the same for every row; see `resolve`."""
         if to.startswith("round:"):
             return self.rounds[to.removeprefix("round:")]
         if to.startswith(MODEL):
@@ -80,7 +80,7 @@ class ReferenceModels:
 
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
-        """What the snapshot says at the completion tokens, without gradient."""
+        """Run the snapshot over the completion tokens, without gradient."""
         if self._policy.config.snapshot_kind == "adapter" and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
         return completion_outputs(
@@ -88,15 +88,17 @@ class ReferenceModels:
         )
 
     def hold(self, snapshots: Iterable[SnapshotId]) -> bool:
-        """Load full-weight snapshots now, so that no pass does it beside another: transformers changes
-        the process's default dtype meanwhile. Whether all are in memory then."""
+        """Load full-weight snapshots now; tell if all are in memory then.
+
+        No pass may load one beside another: transformers changes the process's default dtype meanwhile.
+        """
         wanted = sorted(set(snapshots))
         for snapshot in wanted:
             self._model(snapshot)
         return all(snapshot in self._models for snapshot in wanted)
 
     def copy(self, snapshot: SnapshotId) -> Any:
-        """A model of its own with the snapshot's full weights, in float32."""
+        """Load another model with the snapshot's full weights, in float32."""
         folder = self._folder(snapshot)
         return load_model(folder, self._policy.config, self._policy.device, torch.float32)
 

@@ -24,8 +24,9 @@ from align.algorithms.rows import Batch, Row, units_of
 from align.config.campaign import PolicyConfig, RoundSettings
 from align.errors import NonFiniteError
 from align.learner.batching import micro_batches
-from align.learner.learner import MAX_SKIPPED_STEPS, MICRO_BATCH_TOKENS, Metrics
+from align.learner.learner import MICRO_BATCH_TOKENS
 from align.learner.optimizer import learning_rate, make_optimizer, set_learning_rates
+from align.learner.training import MAX_SKIPPED_STEPS, Metrics
 from rewards.library.reward_model import sequence_scores, set_padding
 from rollouts.chat.endings import generation_endings
 
@@ -54,8 +55,9 @@ class RewardLearner:
         self._dtype: torch.dtype = getattr(torch, policy.dtype)
         torch.manual_seed(seed)
         self.model = fresh_model(start, policy).to(self.device)
-        own = self.model.config.get_text_config().pad_token_id
-        set_padding(self.model, (tokenizer.pad_token_id, own, tokenizer.eos_token_id))
+        model_padding = self.model.config.get_text_config().pad_token_id
+        paddings = (tokenizer.pad_token_id, model_padding, tokenizer.eos_token_id)
+        set_padding(self.model, paddings)
         # Its snapshot has no generation config, and scores answers up to the same ends.
         if ends := generation_endings(start):
             self.model.config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
@@ -73,8 +75,10 @@ class RewardLearner:
         return {name: fmean(step[name] for step in steps) for name in steps[0]}
 
     def loss(self, rows: Sequence[Row], num_pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and summable metrics of whole pairs in one forward pass; a chosen row's ``margin`` is its
-        pair's."""
+        """Return loss and summable metrics of whole pairs in one forward pass.
+
+        The ``margin`` of a chosen row is its pair's.
+        """
         chosen, rejected = [list(side) for side in zip(*pairs_in(rows), strict=True)]
         scores_B = self._scores(rows)
         chosen_U, rejected_U = scores_B[chosen], scores_B[rejected]
@@ -84,21 +88,21 @@ class RewardLearner:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[float]:
-        """Reward of each row, in the given order.
+        """Return the reward of each row, in the order of the rows.
 
         Raises:
             NonFiniteError: one of them is no number.
         """
-        found: dict[int | None, float] = {}
+        rewards: dict[int | None, float] = {}
         numbered = [replace(row, unit=index) for index, row in enumerate(rows)]
         for micro in micro_batches(numbered, self._micro_batch_tokens):
             scores = self._scores(micro.rows).tolist()
-            found |= {row.unit: score for row, score in zip(micro.rows, scores, strict=True)}
-        if not all(map(isfinite, found.values())):
+            rewards |= {row.unit: score for row, score in zip(micro.rows, scores, strict=True)}
+        if not all(map(isfinite, rewards.values())):
             raise NonFiniteError(
                 "the reward model gives rewards that are not finite", where="learner"
             )
-        return [found[index] for index in range(len(rows))]
+        return [rewards[index] for index in range(len(rows))]
 
     def calibrate(self, scores: Sequence[float]) -> None:
         """Write mean and standard deviation of these rewards into the model's config."""
@@ -118,7 +122,7 @@ class RewardLearner:
             return sequence_scores(self.model, [(*r.prompt_ids, *r.completion_ids) for r in rows])
 
     def _step_on(self, rows: Sequence[Row]) -> Metrics:
-        """One optimizer step."""
+        """Take one optimizer step on whole pairs; return its metrics."""
         self._optimizer.zero_grad()
         sums: defaultdict[str, float] = defaultdict(float)
         num_pairs = len(units_of(rows))
@@ -130,7 +134,7 @@ class RewardLearner:
         return {**sums, **self._step()}
 
     def _step(self) -> Metrics:
-        """The optimizer step, unless the gradient is not finite: then nothing moves, and it is counted."""
+        """Move the weights, unless the gradient is not finite: then nothing moves, and it is counted."""
         norm = float(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._chosen.max_grad_norm)
         )
@@ -153,7 +157,7 @@ class RewardLearner:
 
 
 def fresh_model(folder: Path, policy: PolicyConfig) -> Any:
-    """The decoder of a causal language model under a new head, its master weights in float32."""
+    """Load the decoder of a causal language model under a new head, its master weights in float32."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
@@ -172,7 +176,7 @@ def fresh_model(folder: Path, policy: PolicyConfig) -> Any:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """That the head is new is no news here."""
+    """Keep transformers from warning that the head is new, which is meant."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

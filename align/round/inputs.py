@@ -1,4 +1,4 @@
-"""Everything a campaign reads, loaded and checked before anything is started or written."""
+"""Inputs of a campaign: everything that it reads, loaded and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
-from align.store.stored_base import StoredBase, stored_base
+from align.store.stored_base import stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
@@ -43,11 +43,11 @@ class Inputs:
     """The general pool of every round that has one."""
     suites: Sequence[Suite]
     examples: Mapping[str, Sequence[Unit]]
-    """Of every round that learns from a file: what it may learn from."""
+    """Units that each round may learn from, where it learns from a file."""
     reward_models: frozenset[str]
     """Rounds that make no policy."""
     reports: Mapping[str, str]
-    """What became of these rounds' files: rows read, cut and left out."""
+    """Sentences about the rows of these rounds' files: read, cut and left out."""
     awaited: frozenset[str]
     """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
     held_names: frozenset[str] = frozenset()
@@ -55,7 +55,7 @@ class Inputs:
 
     @property
     def policy_suites(self) -> list[Suite]:
-        """What policies are measured on: not the held-out pairs of reward models."""
+        """Suites that policies are measured on: not the held-out pairs of reward models."""
         return [suite for suite in self.suites if suite.target_of not in self.reward_models]
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Inputs:
             suite.close()
 
     def data_hashes(self, round_name: str) -> dict[str, str]:
-        """sha256 of what a round draws from, for its snapshot's provenance."""
+        """Hash what a round draws from by sha256, for its snapshot's provenance."""
         pools: dict[str, Sequence[Prompt | Unit]] = {
             "prompts": self.prompts[round_name],
             "general": self.general.get(round_name, ()),
@@ -74,32 +74,32 @@ class Inputs:
 
 
 def load_inputs(
-    config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]] | None = None
+    config: CampaignConfig, inbox_rows: Mapping[str, Sequence[FileRow]] | None = None
 ) -> Inputs:
     """Load and check; raises `UserError` for the first thing that cannot be used.
 
     Args:
-        taken: by round, what it took of the inbox. Rounds that read a stream and are not in it are
+        inbox_rows: by round, what it took of the inbox. Rounds that read a stream and are not in it are
             awaited: their data is checked when they begin.
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
-    base = _unchanged_base(config, model)
+    if (base := stored_base(config)) is not None:
+        check_unchanged(model, config.policy, base.manifest, config.folder)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
     for index, spec in enumerate(config.rounds):
         spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)
     context = context_of(model, config)
-    awaited = _awaited(config, taken := taken or {})
+    awaited = _awaited(config, inbox_rows := inbox_rows or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
-    rule = config.gate.overlap
     data = RoundDataLoader(
-        rule=rule,
+        rule=config.gate.overlap,
         encoder=encoder,
         context=context - 1,
-        taken=taken,
+        taken=inbox_rows,
         windows=base is not None and base.holds_out_windows,
         trained_on={} if base is None else base.trained_on,
     ).load(known)
@@ -135,14 +135,6 @@ def load_inputs(
     )
 
 
-def _unchanged_base(config: CampaignConfig, model: Path) -> StoredBase | None:
-    """Return the base in the store, once there is one; check the model's folder against it."""
-    base = stored_base(config)
-    if base is not None:
-        check_unchanged(model, config.policy, base.manifest, config.folder)
-    return base
-
-
 def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:
     """Return the encoder of prompts, after a check that the chat template shows the system message."""
     encoder = load_encoder(folder, config.policy)
@@ -153,28 +145,29 @@ def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:
 
 
 def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
-    """What scores a round's samples, and what only watches them, by the name of the round."""
-    found = []
+    """Build what scores a round's samples, and what only watches them, each with the round's name."""
+    rubrics = []
     for index, spec in enumerate(config.rounds):
         if spec.rewards and spec.algorithm.material == "rollouts":
-            found.append((spec.name, build_rubric(spec.rewards, f"rounds.{index}.rewards")))
+            rubrics.append((spec.name, build_rubric(spec.rewards, f"rounds.{index}.rewards")))
         if spec.gold:
-            found.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
-    return found
+            rubrics.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
+    return rubrics
 
 
-def _awaited(config: CampaignConfig, taken: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:
+def _awaited(config: CampaignConfig, inbox_rows: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:
+    """Name the rounds that read a stream and have taken nothing of it yet."""
     return frozenset(
         spec.name
         for spec in config.rounds
-        if spec.data is not None and spec.data.stream is not None and spec.name not in taken
+        if spec.data is not None and spec.data.stream is not None and spec.name not in inbox_rows
     )
 
 
 def _check_fit(
     spec: RoundConfig, pools: Sequence[Sequence[Prompt]], encoder: PromptEncoder, context: int
 ) -> None:
-    """Whether every prompt, and what a teacher reads in its place, leaves room for a completion."""
+    """Check that every prompt, and what a teacher reads instead, leaves room for a completion."""
     for pool in pools:
         check_conversations(encoder, pool, f"round {spec.name!r}")
         check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
@@ -191,23 +184,23 @@ def context_of(model: Path, config: CampaignConfig) -> int:
         UserError: the configured one is longer than the model's, or the model has none.
     """
     sizes = sizes_of(model, trust_remote_code=config.policy.trust_remote_code)
-    own = sizes.context
-    if own is not None and own < 1:
+    limit = sizes.context
+    if limit is not None and limit < 1:
         raise UserError(
-            f"the model's config says that it reads {own} tokens",
+            f"the model's config says that it reads {limit} tokens",
             where=str(model / "config.json"),
             cause="max_position_embeddings or its like is damaged",
             remedy="restore the config.json that the weights were saved with",
         )
     chosen = config.rollouts.max_model_len
-    if chosen is not None and own is not None and chosen > own and not sizes.stretched:
+    if chosen is not None and limit is not None and chosen > limit and not sizes.stretched:
         raise UserError(
-            f"engines are to read {chosen} tokens, and the model was made for {own}",
+            f"engines are to read {chosen} tokens, and the model was made for {limit}",
             where="rollouts.max_model_len",
             cause="its positions end there (max_position_embeddings or its like in config.json)",
-            remedy=f"set it to {own} or less, or leave it out",
+            remedy=f"set it to {limit} or less, or leave it out",
         )
-    return chosen or min(own or LONGEST_CONTEXT, LONGEST_CONTEXT)
+    return chosen or min(limit or LONGEST_CONTEXT, LONGEST_CONTEXT)
 
 
 def only_of(inputs: Inputs, view: CampaignConfig) -> Inputs:

@@ -1,4 +1,4 @@
-"""What a round reports of itself: rollout statistics, drift from earlier snapshots, and the probe.
+"""Meters of a round: rollout statistics, drift from earlier snapshots, and the parity probe.
 
 Drift is the mean full-vocabulary KL per token, policy against snapshot, on the policy's own samples:
 ``K_new`` from the parent on this round's prompts, ``K_old(k)`` from the owner on round k's prompts,
@@ -17,26 +17,26 @@ from align.algorithms.rows import Batch, Row, row_of
 from align.errors import ParityError, RunError
 from align.round.times.clock import phase
 from rollouts.collect import collect
-from rollouts.engines.protocol import ScoreRequest, SyncReport
-from rollouts.types import Prompt, Sampling, ScoredGroup
+from rollouts.engines.protocol import RolloutEngine, ScoreRequest
+from rollouts.prompts import PromptEncoder
+from rollouts.types import Prompt, Sampling, ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
-    from align.data.mixture import Mixture
-    from align.learner.references import References
-    from align.round.session import Parts
+    from align.learner.learner import Learner
+    from align.learner.ranks.group import GroupTraining, LearnerGroup
+    from align.learner.training import Training
+    from align.round.plan import RoundPlan
 
 METER_PROMPTS = 8
 """Prompts of each kind that one drift measurement samples."""
 
 
-def rollout_metrics(
-    scored: Sequence[ScoredGroup], batch: Batch, sync: SyncReport | None
-) -> dict[str, float]:
-    """Rewards, their parts, and how much of the batch carries a signal; of samples, where there are any."""
-    metrics = {
-        "sync/seconds": sync.seconds if sync else 0.0,
-        **{f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()},
-    }
+def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch) -> dict[str, float]:
+    """Measure rewards, their parts, and how much of the batch carries a signal.
+
+    Without samples only the tokens of the batch are counted.
+    """
+    metrics = {f"batch/{source}_tokens": float(n) for source, n in batch.class_tokens.items()}
     for source, group in ((s.group.prompt.source, s.group) for s in scored):
         name = f"rollouts/{source}"
         metrics[name] = metrics.get(name, 0.0) + len(group.completions_G)
@@ -64,31 +64,29 @@ def rollout_metrics(
 
 @phase("drift meters")
 def measure_drift(
-    mixture: Mixture,
-    references: References,
-    sampling: Sampling,
-    parts: Parts,
-    *,
-    seed: int,
-    policy: str,
+    plan: RoundPlan,
+    engine: RolloutEngine,
+    encoder: PromptEncoder,
+    training: Training | GroupTraining,
+    version: WeightVersion,
 ) -> dict[str, float]:
-    """K_new, K_old of every earlier round, and K_gen; see the module's docstring.
+    """Measure K_new, K_old of every earlier round, and K_gen; see the module's docstring.
 
     Where the engines hold the learner's weights these samples also prove it: with ``max_staleness`` those
     that are learnt from come a step too late to be compared.
 
     Args:
-        policy: version of the weights that the engines hold.
+        version: version of the weights that the engines hold.
     """
-    prompts = mixture.meter_prompts(METER_PROMPTS)
+    prompts, references = plan.mixture.meter_prompts(METER_PROMPTS), plan.references
     groups = collect(
-        parts.engine,
+        engine,
         prompts,
         [1] * len(prompts),
-        parts.inputs.encoder,
-        sampling,
-        seed=seed,
-        policy=policy,
+        encoder,
+        plan.sampling,
+        seed=plan.seed,
+        policy=version,
     )
     rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for group in groups:
@@ -100,26 +98,33 @@ def measure_drift(
         }[prompt.source]
         rows[name, anchor] += [row_of(group, c, None) for c in group.completions_G if c.token_ids]
     return {
-        f"drift/{name}": parts.learner.divergence(held, anchor)
-        for (name, anchor), held in rows.items()
-        if held
+        f"drift/{name}": training.divergence(meter_rows, anchor)
+        for (name, anchor), meter_rows in rows.items()
+        if meter_rows
     }
 
 
 @phase("parity probe")
-def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
-    """Return the largest logprob difference between every engine and the learner on fresh samples, measured
-    as by `align.learner.objective.gap_of`.
+def probe(
+    engine: RolloutEngine,
+    encoder: PromptEncoder,
+    learner: Learner | LearnerGroup,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+) -> float:
+    """Return the largest logprob difference between every engine and the learner on fresh samples.
+
+    It is measured as by `align.learner.training.gap_of`.
 
     Raises:
         ParityError: above the tolerance; the candidate must not be measured by such engines.
     """
     sampling = Sampling(max_tokens=max_tokens)
     groups = collect(
-        parts.engine,
+        engine,
         prompts,
         [1] * len(prompts),
-        parts.inputs.encoder,
+        encoder,
         sampling,
         seed=0,
         policy="probe",
@@ -130,18 +135,18 @@ def probe(parts: Parts, prompts: Sequence[Prompt], max_tokens: int) -> float:
     requests = [
         ScoreRequest(prompt_ids=r.prompt_ids, completion_ids=r.completion_ids) for r in rows
     ]
-    pairs = zip(parts.engine.score(requests), parts.learner.completion_logprobs(rows), strict=True)
+    pairs = zip(engine.score(requests), learner.completion_logprobs(rows), strict=True)
     gaps = [
         abs(a - b) / max(1.0, abs(a))
-        for theirs, ours in pairs
-        for a, b in zip(theirs, ours, strict=True)
+        for engine_logprobs_T, learner_logprobs_T in pairs
+        for a, b in zip(engine_logprobs_T, learner_logprobs_T, strict=True)
     ]
     # A NaN would lose every comparison with a number, and the probe would pass.
     gap = inf if any(map(isnan, gaps)) else max(gaps)
-    if not gap <= parts.learner.tolerance:
+    if not gap <= learner.tolerance:
         raise ParityError(
             f"engine and learner disagree by {gap:.3g} nats after the last sync, tolerance "
-            f"{parts.learner.tolerance:g}",
+            f"{learner.tolerance:g}",
             where="parity probe",
             cause="an engine holds other weights than the learner",
             remedy="run again; if it stays, report the model and engine version",
@@ -155,5 +160,5 @@ def _varies(group: ScoredGroup) -> bool:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean, or 0 of nothing: metrics stay finite numbers."""
+    """Return the mean, or 0 of nothing: metrics stay finite numbers."""
     return float(sum(values)) / len(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""What a round is told before it starts, and what it leaves behind."""
+"""Plan of a round before it starts, and the outcome that it leaves behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
 from align.learner.references import References
 from align.store.repairs import Origin, RepairStep
-from rollouts.types import SnapshotId
+from rollouts.types import Sampling, SnapshotId, WeightVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +31,13 @@ class RoundPlan:
     """Verified file that the newest accepted round on the parent's line left for a retention method, by
     the method's name."""
     origin: Origin | None = None
-    """How the repair ladder makes another candidate of the round; None: this is the round itself."""
-    held: ReplayBuffer | None = None
-    """Prompts of all that the gate looks at, too, for repairs to ask for; None: of what is replayed."""
+    """Repair that makes another candidate of the round; None: this is the round itself."""
+    repair_prompts: ReplayBuffer | None = None
+    """Prompts that repairs may ask for, of all rounds that the gate looks at; None: of what is replayed."""
 
     @property
     def parent(self) -> SnapshotId:
+        """Snapshot that the round starts from."""
         return self.references.parent
 
     @property
@@ -50,6 +51,16 @@ class RoundPlan:
         repair = f"-{self.origin.label}" if self.origin else ""
         return f"{self.index:02d}-{self.spec.name}.{self.attempt}{repair}"
 
+    @property
+    def sampling(self) -> Sampling:
+        """Sampling of the round's completions."""
+        settings = self.spec.sampling
+        return Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+
+    def version(self, step: int) -> WeightVersion:
+        """Name the weights after ``step`` learner steps."""
+        return f"{self.run}/{step}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundOutcome:
@@ -60,4 +71,4 @@ class RoundOutcome:
     look: int
     """Number of the decision in the campaign."""
     repairs: tuple[RepairStep, ...] = ()
-    """Every candidate of the round, where the gate refused the first and others were tried."""
+    """Records of every candidate, if the gate refused the first and others were tried."""

@@ -1,4 +1,4 @@
-"""Every sample of a step as a row: what was asked and answered, what each reward said, what was learned.
+"""Table of a step's samples: what was asked and answered, what each reward said, what was learned.
 
     rounds/<index>-<name>/attempt-<n>/rollouts/step-0000.parquet
     rounds/<index>-<name>/attempt-<n>/<repair>/rollouts/step-0000.parquet
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from align.algorithms.rows import Batch
     from align.config.campaign import CampaignConfig
     from align.round.plan import RoundPlan
-    from align.round.session import Parts
+    from align.round.session import Session
 
 Keep = int | Literal["all", "none"]
-"""How many steps of a round stay on disk, the last ones."""
+"""Number of a round's last steps that stay on disk."""
 FIXED = {
     "group": "int64", "sample": "int64", "prompt_id": "string", "source": "string", "owner": "string",
     "round": "string", "prompt": "string", "completion": "string", "tokens": "int64",
@@ -44,7 +44,7 @@ FIXED = {
 }  # fmt: skip
 """Columns that every table has, by type."""
 ORDERS = {"reward": "value", "length": "tokens", "advantage": "advantage"}
-"""What rows can be sorted by besides the parts, and the column behind it."""
+"""Words that rows can be sorted by besides the parts, and the column behind each."""
 
 Record = dict[str, Any]
 """One row, by column."""
@@ -52,19 +52,19 @@ Record = dict[str, Any]
 
 @phase("records")
 def keep_rollouts(
-    plan: RoundPlan, parts: Parts, step: int, scored: Sequence[ScoredGroup], batch: Batch
+    plan: RoundPlan, session: Session, step: int, scored: Sequence[ScoredGroup], batch: Batch
 ) -> None:
     """Write the table of a step, and remove those of steps that are no longer kept."""
-    keep = parts.config.keep_rollouts
+    keep = session.config.keep_rollouts
     if keep == "none" or not scored:
         return
-    folder = parts.run_folder(plan)
+    folder = session.run_folder(plan)
     save_records(folder.table(step), records_of(scored, batch.rows))
     prune(folder, keep)
 
 
 def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[Record]:
-    """One record per completion, failed ones included.
+    """Make one record per completion, failed ones included.
 
     Args:
         rows: what the learner was given; the advantages are read from them. Rows that repeat another's
@@ -74,19 +74,21 @@ def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[
     for row in rows:
         advantages[row.prompt_ids, row.completion_ids].append(row.advantage)
     records = []
-    for place, group in enumerate(scored):
+    for index, group in enumerate(scored):
         pairs = zip(group.group.completions_G, group.scores_G, strict=True)
         for sample, (completion, score) in enumerate(pairs):
-            found = advantages.get((group.group.prompt_ids, completion.token_ids))
+            matching = advantages.get((group.group.prompt_ids, completion.token_ids))
             records.append(
                 {
-                    "group": place,
+                    "group": index,
                     "sample": sample,
-                    **_of_prompt(group.group.prompt),
-                    **_of_completion(completion, group.group.policy),
-                    **_of_score(score),
-                    "advantage": found.popleft() if found else None,
-                    **_of_parts(score),
+                    **_prompt_columns(group.group.prompt),
+                    **_completion_columns(completion, group.group.policy),
+                    "status": score.status,
+                    "value": score.value,
+                    "detail": score.detail,
+                    "advantage": matching.popleft() if matching else None,
+                    **_part_columns(score),
                 }
             )
     return records
@@ -105,7 +107,7 @@ def save_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def load_records(path: Path) -> list[Record]:
-    """What `save_records` wrote.
+    """Load what `save_records` wrote.
 
     Raises:
         RunError: the file is damaged.
@@ -114,12 +116,12 @@ def load_records(path: Path) -> list[Record]:
     import pyarrow.parquet as pq
 
     try:
-        found: list[Record] = pq.ParquetFile(path).read().to_pylist()
+        records: list[Record] = pq.ParquetFile(path).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"the rollouts cannot be read: {error}", where=str(path), remedy="delete the file"
         ) from error
-    return found
+    return records
 
 
 def prune(folder: RunFolder, keep: Keep) -> None:
@@ -143,12 +145,12 @@ def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:
     lost: dict[Path, int] = {}
     for path in tables_below(folder) if prompts else ():
         records = load_records(path)
-        kept = [record for record in records if record["prompt_id"] not in prompts]
-        if len(kept) == len(records):
+        rest = [record for record in records if record["prompt_id"] not in prompts]
+        if len(rest) == len(records):
             continue
-        lost[path] = len(records) - len(kept)
-        if kept:
-            save_records(path, kept)
+        lost[path] = len(records) - len(rest)
+        if rest:
+            save_records(path, rest)
         else:
             path.unlink()
     return lost
@@ -157,7 +159,7 @@ def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:
 def find_table(
     config: CampaignConfig, round_name: str, step: int | None, repair: str = ""
 ) -> tuple[int, Path]:
-    """The table of a step of a round, of the latest attempt that has it, and the step's number.
+    """Find the table of a step in the round's latest attempt that has it; return the step and the path.
 
     Args:
         step: None: the last one there is.
@@ -197,7 +199,7 @@ def find_table(
 
 
 def repairs_with_tables(config: CampaignConfig, round_name: str) -> list[str]:
-    """Labels of the repairs of a round that sampled; those that only mix weights did not.
+    """List the labels of a round's repairs that sampled; those that only mix weights did not.
 
     Raises:
         UserError: there is no such round.
@@ -217,8 +219,9 @@ def _round_folder(config: CampaignConfig, round_name: str) -> RoundFolder:
 
 
 def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[Record]:
-    """Records by ``reward``, ``length``, ``advantage`` or a part, the largest first; those without a
-    number come last either way.
+    """Sort records by ``reward``, ``length``, ``advantage`` or a part, the largest first.
+
+    Those without a number come last either way.
 
     Raises:
         UserError: there is no such part.
@@ -237,7 +240,7 @@ def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[
     return [*sorted(numbered, key=lambda record: record[column], reverse=not worst), *rest]
 
 
-def _of_prompt(prompt: Prompt) -> Record:
+def _prompt_columns(prompt: Prompt) -> Record:
     messages = [dict(message) for message in prompt.messages or ()]
     return {
         "prompt_id": prompt.id,
@@ -248,7 +251,7 @@ def _of_prompt(prompt: Prompt) -> Record:
     }
 
 
-def _of_completion(completion: Completion, policy: str) -> Record:
+def _completion_columns(completion: Completion, policy: str) -> Record:
     versions = dict.fromkeys(span.version for span in completion.weight_versions)
     return {
         "completion": completion.text,
@@ -258,22 +261,18 @@ def _of_completion(completion: Completion, policy: str) -> Record:
     }
 
 
-def _of_score(score: Score) -> Record:
-    return {"status": score.status, "value": score.value, "detail": score.detail}
-
-
-def _of_parts(score: Score) -> Record:
+def _part_columns(score: Score) -> Record:
     terms = score.terms if score.status == "scored" else {}
-    found: Record = {}
+    record: Record = {}
     for name, value in score.parts.items():
-        found[f"reward/{name}"] = value
-        found[f"term/{name}"] = terms.get(name)
-        found[f"why/{name}"] = score.failures.get(name)
-    return found | {f"extra/{name}": value for name, value in score.extras.items()}
+        record[f"reward/{name}"] = value
+        record[f"term/{name}"] = terms.get(name)
+        record[f"why/{name}"] = score.failures.get(name)
+    return record | {f"extra/{name}": value for name, value in score.extras.items()}
 
 
 def _column(name: str, values: Sequence[Any]) -> pa.Array:
-    """Numbers and texts as they are; anything else that a reward may log as JSON."""
+    """Make a column of numbers or texts; anything else that a reward may log becomes JSON."""
     import pyarrow as pa
 
     kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
@@ -302,12 +301,13 @@ def _text(value: Any) -> str:
 
 
 def _valid(text: str) -> str:
-    """Half a surrogate pair is no Unicode, and parquet refuses it."""
+    """Replace half surrogate pairs: they are no Unicode, and parquet refuses them."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _ranges(steps: Sequence[int]) -> str:
-    """
+    """Write step numbers as ranges.
+
     >>> _ranges([0, 1, 2, 5])
     '0 to 2, 5'
     """

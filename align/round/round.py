@@ -4,32 +4,32 @@ This is the file to read first. A round starts from its parent snapshot, takes `
 on its own rollouts, publishes the result as an immutable candidate, measures it on every suite and
 commits a verdict. Nothing is undone on a rejection: production never moved.
 
-    rollouts.take -> build_batch -> learner.update -> rollouts.sync             (every step)
-    store.publish -> evaluate -> decide                (once, and for every repair that is tried)
+    rollouts.take -> build_batch -> training.update -> rollouts.sync             (every step)
+    snapshots.publish -> evaluate -> decide            (once, and for every repair that is tried)
     ledger.commit_round                                                          (once)
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
-from align.round.artifacts import keep_artifacts, penalties_of
 from align.round.measurement.measuring import measure_until_decided
 from align.round.meters import measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
-from align.round.repair.ladder import climb
+from align.round.records.artifacts import keep_artifacts, penalties_of
+from align.round.records.checkpoints import keep_checkpoint, resume
+from align.round.records.replay import remember
+from align.round.repair.ladder import repair
 from align.round.rollout_table import keep_rollouts
 from align.round.sampler import StepSampler
-from align.round.session import Parts
+from align.round.session import Session
 from align.round.times.clock import phase
 from align.round.watch.watch import RoundWatch
 from align.store.repairs import with_repairs
 from rollouts.types import SnapshotId
 
 
-def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
+def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
     """Train a candidate, put it before the gate, and where it lost something try to repair it.
 
     Raises:
@@ -37,124 +37,126 @@ def run_round(plan: RoundPlan, parts: Parts) -> RoundOutcome:
         ParityError: an engine did not sample from the learner's weights.
         NonFiniteError: the learner could not take a finite step several times in a row.
     """
-    first = attempt(plan, parts)
-    outcome = climb(plan, first, partial(attempt, parts=parts), parts.observer.note)
-    parts.remember(plan, outcome.candidate)
+
+    def attempt(candidate_plan: RoundPlan, *, before: int = 0) -> RoundOutcome:
+        objections = train(candidate_plan, session)
+        candidate = publish(candidate_plan, session)
+        return judge(candidate_plan, session, candidate, before, objections)
+
+    outcome = repair(plan, attempt(plan), attempt, session.observer.note)
+    remember(plan, session, outcome.candidate)
     if outcome.verdict.accepted:
-        keep_artifacts(plan, parts, outcome)
-    commit(plan, parts, outcome)
+        keep_artifacts(plan, session, outcome)
+    commit(plan, session, outcome)
     return outcome
 
 
-def attempt(plan: RoundPlan, parts: Parts, before: int = 0) -> RoundOutcome:
-    """Train a candidate and ask the gate, which judged ``before`` others in this round."""
-    objections = train(plan, parts)
-    return gated(plan, parts, publish(plan, parts), before, objections)
-
-
-def gated(
-    plan: RoundPlan,
-    parts: Parts,
-    candidate: SnapshotId,
-    before: int = 0,
-    objections: tuple[str, ...] = (),
-) -> RoundOutcome:
-    """Measure a candidate, whose weights the engines hold, and ask the gate."""
-    parts.ledger.enter_gating(plan.index, plan.attempt, candidate)
-    target, look = plan.spec.name, parts.evidence.looks() + before + 1
-    items, compared = measure_until_decided(parts, candidate, plan.title, target, plan.parent, look)
-    with phase("judging"):
-        verdict = parts.evidence.judge(
-            target, candidate, plan.parent, parts.suites(), look, objections, items, compared
-        )
-    return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
-
-
-def train(plan: RoundPlan, parts: Parts) -> tuple[str, ...]:
-    """The learner steps of a round, and what the watch holds against them.
+def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
+    """Take the learner steps of a round; return what the watch holds against them.
 
     The engines hold the learner's weights before and after.
     """
-    spec, learner = plan.spec, parts.learner
+    spec, encoder = plan.spec, session.inputs.encoder
     with phase("start-up"):
-        learner.begin(
-            spec,
-            plan.references,
-            num_steps=spec.steps,
-            seed=plan.seed,
-            penalties=penalties_of(plan),
+        training = session.begin(plan, penalties_of(plan))
+        rollouts = StepSampler(
+            plan=plan,
+            engine=session.engine,
+            weights=session.learner.weights,
+            encoder=encoder,
+            note=session.observer.note,
         )
-        rollouts = StepSampler(plan=plan, parts=parts, version=partial(version, plan))
-        first = parts.resume(plan, rollouts)
+        first = resume(plan, session, training, rollouts)
     rollouts.start(first)
-    watch = RoundWatch(plan=plan, parts=parts)
+    watch = RoundWatch(plan=plan, session=session)
     watch.start(first)
-    for step in range(first, spec.steps):
-        scored = rollouts.take(step)
-        plan.scorer.check_budget(spec.failed_budget, done=(step + 1) / spec.steps)
+    for index in range(first, spec.steps):
+        step = rollouts.take(index)
+        plan.scorer.check_budget(spec.failed_budget, done=(index + 1) / spec.steps)
         batch = build_batch(
-            scored,
+            step.scored,
             spec.algorithm,
             replay_rewards=spec.replay.rewards,
-            examples=rollouts.examples,
+            examples=step.examples,
         )
-        batch = with_teacher_prompts(
-            batch, [s.group for s in scored], spec.algorithm, parts.inputs.encoder.encode
-        )
-        keep_rollouts(plan, parts, step, scored, batch)
+        groups = [scored.group for scored in step.scored]
+        batch = with_teacher_prompts(batch, groups, spec.algorithm, encoder.encode)
+        keep_rollouts(plan, session, index, step.scored, batch)
         with phase("learning"):
-            metrics = learner.update(batch)
-        sync = rollouts.sync(step + 1)
-        parts.checkpoint(plan, step + 1, rollouts)
-        if step % spec.meter_every == 0 or step == spec.steps - 1:
+            metrics = training.update(batch)
+        sync_metrics = rollouts.sync(index + 1)
+        keep_checkpoint(plan, session, training, index + 1, rollouts)
+        if index % spec.meter_every == 0 or index == spec.steps - 1:
             metrics |= measure_drift(
-                plan.mixture,
-                plan.references,
-                rollouts.sampling,
-                parts,
-                seed=plan.seed,
-                policy=rollouts.held,
+                plan, session.engine, encoder, training, rollouts.engine_version
             )
-        metrics |= rollout_metrics(scored, batch, sync) | rollouts.metrics | plan.scorer.metrics
-        parts.log(plan, step, watch.seen(step, scored, metrics))
+        metrics |= rollout_metrics(step.scored, batch)
+        metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
+        session.log(plan, index, watch.observe(index, step.scored, metrics))
     return watch.finish()
 
 
 @phase("publishing")
-def publish(plan: RoundPlan, parts: Parts) -> SnapshotId:
+def publish(plan: RoundPlan, session: Session) -> SnapshotId:
     """Prove that the engines hold the final weights, then make them a snapshot.
 
     A snapshot in lower precision is read back, so that what is measured is what was published.
     """
-    policy = parts.config.policy
-    prompts = plan.mixture.meter_prompts(parts.config.rollouts.probe_sequences)
-    probe(parts, prompts, plan.spec.sampling.max_tokens)
-    parts.keep_critic(plan)
-    snapshot = parts.store.publish(
-        parts.write_snapshot, parts.provenance(plan), code=policy.trust_remote_code
+    policy = session.config.policy
+    prove(plan, session)
+    if session.training is not None and session.training.critic is not None:
+        # No snapshot holds the critic.
+        session.training.critic.save(session.run_folder(plan).critic)
+    snapshot = session.store.snapshots.publish(
+        session.write_snapshot, session.provenance(plan), code=policy.trust_remote_code
     )
-    parts.ledger.record_snapshot(snapshot)
+    session.ledger.record_snapshot(snapshot)
     if policy.may_round:
-        with phase("weight sync"):
-            parts.learner.load(snapshot.id)
-            parts.engine.sync(parts.learner.weights(f"{plan.run}/published"))
-        probe(parts, prompts, plan.spec.sampling.max_tokens)
+        session.hold(snapshot.id, f"{plan.run}/published")
+        prove(plan, session)
     return snapshot.id
 
 
-def commit(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None:
-    """The verdict becomes final, and production moves if it was accepted."""
+def prove(plan: RoundPlan, session: Session) -> None:
+    """Compare engines and learner on fresh samples of the round's prompts; see `probe`."""
+    prompts = plan.mixture.meter_prompts(session.config.rollouts.probe_sequences)
+    max_tokens = plan.spec.sampling.max_tokens
+    probe(session.engine, session.inputs.encoder, session.learner, prompts, max_tokens)
+
+
+def judge(
+    plan: RoundPlan,
+    session: Session,
+    candidate: SnapshotId,
+    before: int = 0,
+    objections: tuple[str, ...] = (),
+) -> RoundOutcome:
+    """Measure a candidate, whose weights the engines hold, and ask the gate.
+
+    Args:
+        before: candidates of the round that the gate has judged already.
+        objections: sentences that keep the candidate out, whatever its suites say.
+    """
+    session.ledger.enter_gating(plan.index, plan.attempt, candidate)
+    target, look = plan.spec.name, session.evidence.looks() + before + 1
+    items, compared = measure_until_decided(
+        session, candidate, plan.title, target, plan.parent, look
+    )
+    with phase("judging"):
+        verdict = session.evidence.judge(
+            target, candidate, plan.parent, session.suites(), look, objections, items, compared
+        )
+    return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
+
+
+def commit(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
+    """Make the verdict final; production moves if the candidate was accepted."""
     # A repair may have been judged since.
-    parts.ledger.enter_gating(plan.index, plan.attempt, outcome.candidate)
-    parts.ledger.commit_round(
+    session.ledger.enter_gating(plan.index, plan.attempt, outcome.candidate)
+    session.ledger.commit_round(
         plan.index,
         plan.attempt,
         "accepted" if outcome.verdict.accepted else "rejected",
         outcome.candidate,
         with_repairs(outcome.verdict.to_dict(), outcome.repairs),
     )
-
-
-def version(plan: RoundPlan, step: int) -> str:
-    """Name of the weights after ``step`` learner steps."""
-    return f"{plan.run}/{step}"

@@ -26,13 +26,33 @@ from align.data.mixture import Draw
 from align.data.scorer import Scoring
 from align.round.times.clock import phase
 from rollouts.collect import PendingRollouts, Sampler, begin
-from rollouts.engines.protocol import InFlightEngine, ReplacingEngine, SyncReport
+from rollouts.engines.protocol import (
+    InFlightEngine,
+    ReplacingEngine,
+    RolloutEngine,
+    SyncReport,
+    WeightUpdate,
+)
 from rollouts.engines.recorded import Recorded, from_json, to_json
-from rollouts.types import Sampling, ScoredGroup
+from rollouts.prompts import PromptEncoder
+from rollouts.types import ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
     from align.round.plan import RoundPlan
-    from align.round.session import Parts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Everything that a learner step is taken on, and what it took to get it."""
+
+    scored: Sequence[ScoredGroup]
+    examples: Sequence[Row]
+    """Rows of a file that the step learns from."""
+    metrics: Mapping[str, float]
+    """Staleness in learner steps, groups that were replaced, and the seconds that the step waited for
+    samples and for rewards."""
+    version: WeightVersion
+    """Version of the weights that the step's prompts were asked of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +61,7 @@ class PendingStep:
 
     draw: Draw
     pending: PendingRollouts
-    held: int
+    engine_step: int
     """Learner steps behind the weights that sample them."""
 
 
@@ -50,73 +70,96 @@ class StepSampler:
     """Rollouts of one round, step after step."""
 
     plan: RoundPlan
-    parts: Parts
-    version: Callable[[int], str]
-    """Name of the weights after so many learner steps."""
-    examples: list[Row] = field(default_factory=list)
-    """Rows of a file that the step taken last learns from."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Metrics of the last step: its staleness in learner steps, groups and engines that were replaced, and
-    the seconds it waited for samples and for rewards."""
-    _held: int = 0
+    engine: RolloutEngine
+    weights: Callable[[WeightVersion], WeightUpdate]
+    """Gives the learner's weights for the engines, under a version."""
+    encoder: PromptEncoder
+    note: Callable[[str], None]
+    """Takes a line for a person."""
+    _engine_step: int = 0
     """Learner steps behind the weights that the engines hold."""
     _pending: dict[int, PendingStep] = field(default_factory=dict)
-    _replaced: int = 0
-    """Engines whose replacement has been told."""
+    _metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the step that is being taken."""
+    _num_replaced: int = 0
+    """Number of engine replacements already reported."""
+
+    @property
+    def engine_version(self) -> WeightVersion:
+        """Version of the weights that the engines hold."""
+        return self.plan.version(self._engine_step)
 
     def under_way(self) -> dict[str, Any]:
-        """What is sampled ahead, waited for: JSON values for `recall`."""
-        told = {}
-        for step, asked in self._pending.items():
-            results = asked.pending.ticket()
-            pending = replace(asked.pending, ticket=partial(list, results))
-            self._pending[step] = replace(asked, pending=pending)
-            told[str(step)] = {"held": asked.held, "results": to_json(results)}
-        return told
+        """Wait for what is sampled ahead; return it as JSON values for `recall`."""
+        sampled = {}
+        for step, pending_step in self._pending.items():
+            results = pending_step.pending.ticket()
+            pending = replace(pending_step.pending, ticket=partial(list, results))
+            self._pending[step] = replace(pending_step, pending=pending)
+            sampled[str(step)] = {"held": pending_step.engine_step, "results": to_json(results)}
+        return sampled
 
-    def recall(self, told: Mapping[str, Any]) -> None:
+    def recall(self, sampled: Mapping[str, Any]) -> None:
         """Learn from what an earlier attempt had sampled ahead, and do not ask again.
 
         With ``max_staleness`` above 1 engines may have held older weights than those they get now: the
         steps after these are fresher than they would have been.
         """
-        for step, one in told.items():
-            recorded = Recorded(from_json(one["results"]))
-            self._pending[int(step)] = self._ask(int(step), engine=recorded, held=one["held"])
+        for step, entry in sampled.items():
+            recorded = Recorded(from_json(entry["results"]))
+            self._pending[int(step)] = self._ask(
+                int(step), engine=recorded, engine_step=entry["held"]
+            )
 
     @phase("weight sync")
     def start(self, step: int) -> None:
         """Hand the learner's weights to the engines before the first step."""
-        self._held, self._replaced = step, len(self._replacements())
-        self.parts.engine.sync(self.parts.learner.weights(self.version(step)))
+        self._engine_step, self._num_replaced = step, len(self._replacements())
+        self.engine.sync(self.weights(self.engine_version))
 
     @phase("sampling")
-    def take(self, step: int) -> list[ScoredGroup]:
-        """Scored groups of step ``step``; the next step's are begun where they may be stale."""
-        asked = self._pending.pop(step) if step in self._pending else self._ask(step)
-        self.examples = asked.draw.examples
-        self.metrics = {"staleness/steps": float(step - asked.held)}
-        scoring = self._begin_scoring(asked)
+    def take(self, step: int) -> Step:
+        """Wait for the scored groups of a step; those of the next are begun where they may be stale."""
+        asked_before = self._pending.pop(step, None)
+        pending = self._ask(step) if asked_before is None else asked_before
+        self._metrics = {"staleness/steps": float(step - pending.engine_step)}
+        scoring = self._begin_scoring(pending)
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
         scored = self._refilled(self._result(scoring), step)
         if self.plan.spec.sampling.in_flight:
-            self.metrics["staleness/tokens_fresher"] = fresher_share(scored)
-        return scored
+            self._metrics["staleness/tokens_fresher"] = fresher_share(scored)
+        return Step(
+            scored=scored,
+            examples=pending.draw.examples,
+            metrics=self._metrics,
+            version=self.plan.version(pending.engine_step),
+        )
 
     @phase("weight sync")
-    def sync(self, step: int) -> SyncReport | None:
-        """Hand over the weights after ``step`` learner steps; None where the engines may keep theirs."""
+    def sync(self, step: int) -> dict[str, float]:
+        """Hand over the weights after ``step`` learner steps, unless the engines may keep theirs.
+
+        Returns:
+            Seconds that it took, and engines that were replaced since the last time.
+        """
         report = self._hand_over(step)
-        self._tell_replacements()
-        return report
+        reasons = self._replacements()
+        num_new = len(reasons) - self._num_replaced
+        for reason in reasons[self._num_replaced :]:
+            self.note(f"{self.plan.spec.name}: replaced {reason}")
+        self._num_replaced = len(reasons)
+        return {
+            "sync/seconds": report.seconds if report else 0.0,
+            "engines/replaced": float(num_new),
+        }
 
     def _hand_over(self, step: int) -> SyncReport | None:
-        behind = step - self._held
+        behind = step - self._engine_step
         if behind < self.plan.spec.sampling.max_staleness and step < self.plan.spec.steps:
             return None
-        self._held = step
-        engine, weights = self.parts.engine, self.parts.learner.weights(self.version(step))
+        self._engine_step = step
+        engine, weights = self.engine, self.weights(self.engine_version)
         # An engine that samples within `submit` has nothing under way.
         if (
             self._pending
@@ -127,17 +170,8 @@ class StepSampler:
         return engine.sync(weights)
 
     def _replacements(self) -> Sequence[str]:
-        """Why engines were replaced so far; empty for an engine that stands alone."""
-        engine = self.parts.engine
-        return engine.replaced if isinstance(engine, ReplacingEngine) else ()
-
-    def _tell_replacements(self) -> None:
-        """Count the engines that were replaced in this step, and say why."""
-        told = self._replacements()
-        for reason in told[self._replaced :]:
-            self.parts.observer.note(f"{self.plan.spec.name}: replaced {reason}")
-        self.metrics["engines/replaced"] = float(len(told) - self._replaced)
-        self._replaced = len(told)
+        """Return why engines were replaced so far; empty for an engine that stands alone."""
+        return self.engine.replaced if isinstance(self.engine, ReplacingEngine) else ()
 
     def _ask(
         self,
@@ -146,29 +180,36 @@ class StepSampler:
         count: int = 0,
         *,
         engine: Sampler | None = None,
-        held: int | None = None,
+        engine_step: int | None = None,
     ) -> PendingStep:
-        held = self._held if held is None else held
+        """Ask for the completions of a step.
+
+        Args:
+            turn: 0 for the step's own prompts; above it ``count`` prompts that replace some of them.
+            engine: asked instead of the round's.
+            engine_step: learner steps behind the weights that ``engine`` holds; None: as the round's.
+        """
+        engine_step = self._engine_step if engine_step is None else engine_step
         mixture = self.plan.mixture
         draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
         pending = begin(
-            engine or self.parts.engine,
+            engine or self.engine,
             draw.prompts,
             draw.group_sizes,
-            self.parts.inputs.encoder,
-            self.sampling,
+            self.encoder,
+            self.plan.sampling,
             seed=self.plan.seed + step + turn * self.plan.spec.steps,
-            policy=self.version(held),
+            policy=self.plan.version(engine_step),
         )
-        return PendingStep(draw=draw, pending=pending, held=held)
+        return PendingStep(draw=draw, pending=pending, engine_step=engine_step)
 
-    def _begin_scoring(self, asked: PendingStep, *, replacements: bool = False) -> Scoring:
+    def _begin_scoring(self, step: PendingStep, *, replacements: bool = False) -> Scoring:
         """Hand groups over to the rewards as the engines finish them."""
         scoring = self.plan.scorer.open(replacements=replacements)
         with self._timed("time/sampling_s"):
-            for groups in asked.pending.arriving():
+            for groups in step.pending.arriving():
                 scoring.add(groups)
-        scoring.add(dict(enumerate(asked.draw.stored, start=len(asked.draw.prompts))))
+        scoring.add(dict(enumerate(step.draw.stored, start=len(step.draw.prompts))))
         return scoring
 
     @phase("scoring")
@@ -182,20 +223,10 @@ class StepSampler:
         """Add the seconds that the step waits in the block to one of its metrics."""
         began = perf_counter()
         yield
-        self.metrics[name] = self.metrics.get(name, 0.0) + perf_counter() - began
-
-    @property
-    def held(self) -> str:
-        """Version of the weights that the engines hold."""
-        return self.version(self._held)
-
-    @property
-    def sampling(self) -> Sampling:
-        chosen = self.plan.spec.sampling
-        return Sampling(max_tokens=chosen.max_tokens, temperature=chosen.temperature)
+        self._metrics[name] = self._metrics.get(name, 0.0) + perf_counter() - began
 
     def _refilled(self, scored: list[ScoredGroup], step: int) -> list[ScoredGroup]:
-        """With groups of fresh prompts in place of broken ones, and of those that teach nothing."""
+        """Replace broken groups, and those that teach nothing, by groups of fresh prompts."""
         algorithm, repairs = self.plan.spec.algorithm, self.plan.spec.sampling.repairs
         counts = {"groups/repaired": 0.0, "groups/resampled": 0.0}
         for turn in range(1, max(algorithm.resamples, repairs) + 1):
@@ -220,18 +251,18 @@ class StepSampler:
             for i, better in zip([*broken, *poor], spare, strict=False):
                 scored[i] = better
                 counts["groups/repaired" if i in broken else "groups/resampled"] += 1
-        self.metrics |= counts
+        self._metrics |= counts
         return scored
 
     def _is_broken(self, scored: ScoredGroup) -> bool:
-        """Too few completions were scored to compare them; rewards or engines failed on the rest."""
+        """Tell if failures of rewards or engines left too few scored completions to compare them."""
         failed = any(score.status == "failed" for score in scored.scores_G)
         usable = sum(score.status == "scored" for score in scored.scores_G)
         return failed and usable < min(2, len(scored.scores_G))
 
 
 def fresher_share(scored: Iterable[ScoredGroup]) -> float:
-    """Share of the sampled tokens whose weights came after those that their group was asked of."""
+    """Return the share of sampled tokens whose weights came after those that their group was asked of."""
     tokens = {True: 0, False: 0}
     for group in (s.group for s in scored):
         for span in (span for c in group.completions_G for span in c.weight_versions):
@@ -239,5 +270,5 @@ def fresher_share(scored: Iterable[ScoredGroup]) -> float:
     return tokens[True] / max(sum(tokens.values()), 1)
 
 
-def _new(scored: list[ScoredGroup]) -> list[int]:
+def _new(scored: Sequence[ScoredGroup]) -> list[int]:
     return [i for i, s in enumerate(scored) if s.group.prompt.source == "new"]

@@ -48,21 +48,16 @@ def spent(steps: Iterable[Mapping[str, float]]) -> Spent:
     rows = list(steps)
     tokens = [_split(step, "batch/{}_tokens") for step in rows]
     rollouts = [_split(step, "rollouts/{}") for step in rows]
-    seconds = [
-        _divided(step.get("time/update_s", 0.0), split)
-        for step, split in zip(rows, tokens, strict=True)
-    ]
+    seconds = []
+    for step, split in zip(rows, tokens, strict=True):
+        amount, share = step.get("time/update_s", 0.0), split.share or 0.0
+        seconds.append(Split(new=amount * (1.0 - share), retention=amount * share))
     return Spent(rollouts=_sum(rollouts), tokens=_sum(tokens), seconds=_sum(seconds))
 
 
 def _split(step: Mapping[str, float], name: str) -> Split:
     retained = math.fsum(step.get(name.format(source), 0.0) for source in RETENTION)
     return Split(new=step.get(name.format(NEW), 0.0), retention=retained)
-
-
-def _divided(amount: float, by: Split) -> Split:
-    share = by.share or 0.0
-    return Split(new=amount * (1.0 - share), retention=amount * share)
 
 
 def _sum(splits: Iterable[Split]) -> Split:

@@ -1,7 +1,9 @@
-"""Run of what is due of a campaign, with a live display, engines on a cluster, and a report at the end."""
+"""Surroundings of a run: a live display, trackers, engines on a cluster, and a report at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
     from align.gate.evidence import Evidence
+    from align.round.session import Observer, StartEngine
 
 Address = Annotated[
     str | None,
@@ -23,14 +26,18 @@ Wait = Annotated[
 Strict = Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a round.")]
 
 
-def run_shown(
+@contextmanager
+def watched(
     config: CampaignConfig, *, address: str | None, insecure: bool, wait_s: float
-) -> Evidence:
-    """Run the campaign's rounds that are due, and print what came of it."""
-    from align.campaign import run_campaign
+) -> Iterator[tuple[StartEngine, Observer]]:
+    """Check that a campaign can run here, then yield what starts its engines and what shows its progress.
+
+    Raises:
+        UserError: the campaign or the machine cannot be used; nothing was changed.
+    """
     from align.report.forecast.machine import check_machine
     from align.report.progress import LiveProgress
-    from align.report.tables import print_report, report_console
+    from align.report.tables import report_console
     from align.report.trackers import open_tracker
     from align.report.trackers.observer import TrackedObserver
     from align.store.changes.settle import settle
@@ -38,13 +45,17 @@ def run_shown(
 
     settle(config).check()
     check_machine(config, address)
-    console = report_console()
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]
     with (
-        LiveProgress(console) as progress,
+        LiveProgress(report_console()) as progress,
         TrackedObserver(progress, trackers) as observer,
         engine_starter(address, observer, insecure=insecure, wait_s=wait_s) as start_engine,
     ):
-        evidence = run_campaign(config, start_engine=start_engine, observer=observer)
-    print_report(evidence, config.folder, console)
-    return evidence
+        yield start_engine, observer
+
+
+def show_report(evidence: Evidence) -> None:
+    """Print what came of a run."""
+    from align.report.tables import print_report, report_console
+
+    print_report(evidence, evidence.folder, report_console())

@@ -231,16 +231,20 @@ def _run(
     """Run what was claimed; a live runner of the store is left alone."""
     if not due:
         raise typer.Exit(NOTHING_DUE)
+    from align.campaign import run_campaign
     from align.errors import StoreBusy
-    from launch.cluster.running import run_shown
+    from launch.cluster.running import show_report, watched
 
     # As an interrupt does: the round is written down as stopped, and everything it started ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        evidence = run_shown(config, address=address, insecure=insecure, wait_s=wait_s)
+        with watched(config, address=address, insecure=insecure, wait_s=wait_s) as watch:
+            start_engine, observer = watch
+            evidence = run_campaign(config, start_engine=start_engine, observer=observer)
     except StoreBusy as busy:
         typer.echo(f"left to the runner that is there: {busy.what}")
         raise typer.Exit(NOTHING_DUE) from None
+    show_report(evidence)
     names = {claimed.round for claimed in due}
     refused = [r for r in evidence.ledger.rounds() if r.state == "rejected" and r.name in names]
     if strict and refused:

@@ -27,6 +27,7 @@ from align.config.campaign import (
 )
 from align.learner.learner import TOLERANCE, Learner
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from benchmarks.common import write_model
 from rollouts.engines.protocol import SampleRequest
@@ -59,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "3M", "3M")
 
 
-def make(model: Path, algorithm: Any, *, lr: float = 1e-4, **policy: Any) -> Learner:
+def make(model: Path, algorithm: Any, *, lr: float = 1e-4, **policy: Any) -> Training:
     learner = Learner(
         model,
         PolicyConfig(model=str(model), **policy),
@@ -72,21 +73,23 @@ def make(model: Path, algorithm: Any, *, lr: float = 1e-4, **policy: Any) -> Lea
         optimizer=OptimizerConfig(lr=lr),
         anchors=AnchorsConfig(new=(anchor,), past=(), general=()),
     )
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=10,
         seed=0,
         penalties=RetentionMethods(),
     )
-    return learner
+    return training
 
 
-def gradient(learner: Learner, rows: tuple[Row, ...]) -> tuple[float, torch.Tensor]:
+def gradient(training: Training, rows: tuple[Row, ...]) -> tuple[float, torch.Tensor]:
     """Loss and gradient of one update, before the optimizer moves anything."""
-    learner._step = dict  # type: ignore[method-assign]
-    metrics = learner.update(Batch(rows=tuple(learner._spec.algorithm.examples(rows))))
-    parts = [p.grad.flatten().cpu() for p in learner.policy.parameters() if p.grad is not None]
+    training._optimize = dict  # type: ignore[method-assign]
+    metrics = training.update(Batch(rows=tuple(training.spec.algorithm.examples(rows))))
+    parts = [
+        p.grad.flatten().cpu() for p in training.learner.policy.parameters() if p.grad is not None
+    ]
     return metrics["loss/policy"], torch.cat(parts)
 
 
@@ -99,11 +102,11 @@ def test_a_gradient_is_the_one_of_a_cpu(
     model: Path, monkeypatch: pytest.MonkeyPatch, algorithm: Any
 ) -> None:
     here = make(model, algorithm)
-    assert here.device.type == "cuda"
+    assert here.learner.device.type == "cuda"
     loss, found = gradient(here, PAIRS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     there = make(model, algorithm)
-    assert there.device.type == "cpu"
+    assert there.learner.device.type == "cpu"
     expected_loss, expected = gradient(there, PAIRS)
     assert loss == pytest.approx(expected_loss, abs=1e-4)
     largest = expected.abs().max().item()
@@ -112,16 +115,16 @@ def test_a_gradient_is_the_one_of_a_cpu(
 
 
 def test_the_weights_move_and_come_back_from_a_snapshot(model: Path, tmp_path: Path) -> None:
-    learner = make(model, "sft", lr=1e-3)
-    before = learner.completion_logprobs(list(PAIRS))
+    training = make(model, "sft", lr=1e-3)
+    before = training.learner.completion_logprobs(list(PAIRS))
     for _ in range(3):
-        learner.update(Batch(rows=PAIRS[::2]))
-    after = learner.completion_logprobs(list(PAIRS))
+        training.update(Batch(rows=PAIRS[::2]))
+    after = training.learner.completion_logprobs(list(PAIRS))
     assert sum(after[0]) > sum(before[0]) + 0.1
-    learner.save(tmp_path / "snapshot")
-    learner.policy.load(model)
-    learner.policy.load(tmp_path / "snapshot")
-    again = learner.completion_logprobs(list(PAIRS))
+    training.learner.save(tmp_path / "snapshot")
+    training.learner.policy.load(model)
+    training.learner.policy.load(tmp_path / "snapshot")
+    again = training.learner.completion_logprobs(list(PAIRS))
     assert again[0] == pytest.approx(after[0], abs=1e-5)
 
 
@@ -137,12 +140,12 @@ def test_engine_and_learner_agree_in_bfloat16_after_every_sync(model: Path) -> N
     )
     with connect(num_engines=1):
         pool = EnginePool(config, start_deadline_s=START_S)
-        learner = make(model, "grpo", lr=1e-2, dtype="bfloat16")
+        training = make(model, "grpo", lr=1e-2, dtype="bfloat16")
         request = SampleRequest(
             id="a", prompt_ids=(3, 4, 5), n=8, sampling=Sampling(max_tokens=16), seed=0
         )
         for number in range(3):
-            pool.sync(learner.weights(f"step/{number}"))
+            pool.sync(training.learner.weights(f"step/{number}"))
             (result,) = pool.generate([request])
             rows = [
                 replace(
@@ -156,7 +159,7 @@ def test_engine_and_learner_agree_in_bfloat16_after_every_sync(model: Path) -> N
                 )
                 for index, completion in enumerate(result.completions)
             ]
-            gap = learner.update(Batch(rows=tuple(rows)))["parity/max_abs_diff"]
+            gap = training.update(Batch(rows=tuple(rows)))["parity/max_abs_diff"]
             assert 0.0 < gap <= TOLERANCE["bfloat16"]
         pool.close()
 

@@ -27,9 +27,11 @@ from align.config.campaign import (
 )
 from align.config.learning import EWCConfig, L2SPConfig
 from align.errors import SnapshotError
+from align.learner.critic import Critic
 from align.learner.learner import Learner
-from align.learner.ranks.group import LearnerGroup
+from align.learner.ranks.group import GroupTraining, LearnerGroup
 from align.learner.references import References, Toward
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from rollouts.engines.weight_transfer import from_host
 from rollouts.errors import RunError
@@ -107,12 +109,13 @@ def begin(
     kind: str,
     spec: RoundSettings = SPEC,
     methods: RetentionMethods = RetentionMethods(),  # noqa: B008  (frozen)
-) -> None:
+) -> Training | GroupTraining:
     references = References(base="base", parent="base")
-    learner.begin(spec, references, num_steps=len(BATCHES), seed=3, penalties=methods)
+    training = learner.begin(spec, references, num_steps=len(BATCHES), seed=3, penalties=methods)
     if kind == "full":
         # The first batch then counts as sampled with these weights, so the parity meter runs.
         learner.weights("")
+    return training
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -169,16 +172,16 @@ def test_two_ranks_learn_what_one_does(
 ) -> None:
     kind, spec, batches = lesson(case, save_model(tmp_path / "teacher", seed=1))
     one, two = alone(base, tmp_path, kind), groups(kind)
-    begin(one, kind, spec), begin(two, kind, spec)
+    first, second = begin(one, kind, spec), begin(two, kind, spec)
     rows = list(BATCHES[0].rows)
     for batch in batches:
-        expected, found = one.update(batch), two.update(batch)
+        expected, found = first.update(batch), second.update(batch)
         assert found.keys() == expected.keys()
         for name in expected.keys() - {"time/update_s"}:
             assert found[name] == pytest.approx(expected[name], abs=1e-4, rel=1e-4), name
         assert expected["grad_norm"] > 1e-2
-        drift = one.divergence(rows, "base")
-        assert two.divergence(rows, "base") == pytest.approx(drift, rel=1e-3, abs=1e-5)
+        drift = first.divergence(rows, "base")
+        assert second.divergence(rows, "base") == pytest.approx(drift, rel=1e-3, abs=1e-5)
     for ours, theirs in zip(
         one.completion_logprobs(rows), two.completion_logprobs(rows), strict=True
     ):
@@ -196,18 +199,18 @@ def test_two_ranks_learn_what_one_does(
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
-    assert (two.critic is None) == (one.critic is None) == (spec is not PPO)
-    if one.critic is not None and two.critic is not None:
-        two.critic.save(tmp_path / "critic")
+    assert (second.critic is None) == (first.critic is None) == (spec is not PPO)
+    if isinstance(first.critic, Critic) and second.critic is not None:
+        second.critic.save(tmp_path / "critic")
         theirs = tensors(tmp_path / "critic")
-        assert theirs.keys() == one.critic.named_tensors().keys()
+        assert theirs.keys() == first.critic.named_tensors().keys()
         assert theirs["head.weight"].any()
-        for name, tensor in one.critic.named_tensors().items():
+        for name, tensor in first.critic.named_tensors().items():
             torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
     if kind == "lora":
         assert tensors(Path(two.weights("r/1").adapter)).keys() == ours.keys()
     two.load("base")
-    assert two.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
+    assert second.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("spec", [SPEC, PPO], ids=["grpo", "ppo"])
@@ -215,31 +218,30 @@ def test_a_checkpoint_of_two_ranks_goes_on_exactly(
     groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, spec: RoundSettings
 ) -> None:
     group = groups("full")
-    begin(group, "full", spec)
+    training = begin(group, "full", spec)
     for batch in BATCHES[:3]:
-        group.update(batch)
-    group.checkpoint(tmp_path / "kept", 3, identity=IDENTITY)
-    expected = [group.update(batch) for batch in BATCHES[3:]]
+        training.update(batch)
+    training.checkpoint(tmp_path / "kept", 3, identity=IDENTITY)
+    expected = [training.update(batch) for batch in BATCHES[3:]]
     group.save(tmp_path / "straight")
-    if group.critic is not None:
-        group.critic.save(tmp_path / "straight")
+    if training.critic is not None:
+        training.critic.save(tmp_path / "straight")
 
-    begin(group, "full", spec)
+    training = begin(group, "full", spec)
     with pytest.raises(SnapshotError, match="another parent"):
-        group.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
-    found = group.restore(tmp_path / "kept", identity=IDENTITY)
+        training.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
+    found = training.restore(tmp_path / "kept", identity=IDENTITY)
     assert found is not None and found.step == 3
     for batch, metrics in zip(BATCHES[3:], expected, strict=True):
-        assert {**group.update(batch), "time/update_s": 0} == {**metrics, "time/update_s": 0}
+        assert {**training.update(batch), "time/update_s": 0} == {**metrics, "time/update_s": 0}
     group.save(tmp_path / "resumed")
-    if group.critic is not None:
-        group.critic.save(tmp_path / "resumed")
+    if training.critic is not None:
+        training.critic.save(tmp_path / "resumed")
     ours, theirs = tensors(tmp_path / "straight"), tensors(tmp_path / "resumed")
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
     assert ("head.weight" in ours) == (spec is PPO)
 
-    one = alone(base, tmp_path, "full")
-    begin(one, "full", spec)
+    one = begin(alone(base, tmp_path, "full"), "full", spec)
     with pytest.raises(SnapshotError, match="another ranks: '2', not '1'"):
         one.restore(tmp_path / "kept", identity=IDENTITY)
 
@@ -266,24 +268,24 @@ def test_a_killed_rank_is_named_and_nothing_is_left(
     groups: Callable[[str], LearnerGroup],
 ) -> None:
     group = groups("full")
-    begin(group, "full")
+    training = begin(group, "full")
     os.kill(group.pids[1], signal.SIGKILL)
     with pytest.raises(RunError, match="rank 1 died"):
-        group.update(BATCHES[0])
+        training.update(BATCHES[0])
     assert_gone(group.pids)
     with pytest.raises(RunError, match="closed"):
-        group.update(BATCHES[0])
+        training.update(BATCHES[0])
     group.close()
 
 
 def test_a_rank_that_does_not_answer_is_named(groups: Callable[[str], LearnerGroup]) -> None:
     group = groups("lora")
-    begin(group, "lora")
+    training = begin(group, "lora")
     # The other rank's answer must come in time, on a busy machine too.
     group._deadline_s = patient(6)
     os.kill(group.pids[1], signal.SIGSTOP)
     with pytest.raises(RunError, match=f"rank 1 did not answer within {patient(6):g} s"):
-        group.divergence(list(BATCHES[0].rows), "base")
+        training.divergence(list(BATCHES[0].rows), "base")
     assert_gone(group.pids)
 
 
@@ -313,12 +315,12 @@ def test_two_ranks_are_held_by_weights_as_one_is(
     one, two = alone(base, tmp_path, kind), groups(kind)
     metrics: dict[str, list[dict[str, float]]] = {"one": [], "two": []}
     for name, learner in (("one", one), ("two", two)):
-        begin(learner, kind, spec)
-        learner.update(BATCHES[0])
-        learner.write_artifacts(tmp_path / name, BATCHES[1].rows)
+        training = begin(learner, kind, spec)
+        training.update(BATCHES[0])
+        training.write_artifacts(tmp_path / name, BATCHES[1].rows)
         earlier = RetentionMethods(artifacts={"ewc": tmp_path / "one" / "ewc.safetensors"})
-        begin(learner, kind, spec, earlier)
-        metrics[name] = [learner.update(batch) for batch in BATCHES[:3]]
+        training = begin(learner, kind, spec, earlier)
+        metrics[name] = [training.update(batch) for batch in BATCHES[:3]]
     ours, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert theirs.keys() == ours.keys() and any(tensor.any() for tensor in ours.values())
     for name, tensor in ours.items():

@@ -78,15 +78,15 @@ def learner_step(
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="teacher", parent="policy"),
         num_steps=5,
         seed=0,
         penalties=RetentionMethods(),
     )
-    learner._step = dict  # type: ignore[method-assign]
-    metrics = learner.update(Batch(rows=ROWS))
+    training._optimize = dict  # type: ignore[method-assign]
+    metrics = training.update(Batch(rows=ROWS))
     return metrics["loss/policy"], gradient(learner.policy.model)
 
 

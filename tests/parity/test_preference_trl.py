@@ -72,15 +72,15 @@ def ours(
         anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=()),
         optimizer=OptimizerConfig(micro_batch_tokens=16),
     )
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="other", parent="base"),
         num_steps=5,
         seed=0,
         penalties=RetentionMethods(),
     )
-    learner._step = dict  # type: ignore[method-assign]
-    metrics = learner.update(Batch(rows=tuple(rows)))
+    training._optimize = dict  # type: ignore[method-assign]
+    metrics = training.update(Batch(rows=tuple(rows)))
     return metrics, gradient(learner.policy.model)
 
 

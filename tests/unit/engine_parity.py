@@ -20,8 +20,9 @@ from align.config.campaign import (
     RoundSettings,
     SamplingConfig,
 )
-from align.learner.learner import TOLERANCE, Learner, Metrics
+from align.learner.learner import TOLERANCE, Learner
 from align.learner.references import References
+from align.learner.training import Metrics
 from align.retention.methods import RetentionMethods
 from rollouts.engines.protocol import RolloutEngine, SampleRequest
 from rollouts.types import Sampling
@@ -118,14 +119,16 @@ def check_parity(
         sampling=SamplingConfig(temperature=temperature),
     )
     references = References(base="base", parent="base")
-    learner.begin(spec, references, num_steps=SYNCS + 1, seed=0, penalties=RetentionMethods())
+    training = learner.begin(
+        spec, references, num_steps=SYNCS + 1, seed=0, penalties=RetentionMethods()
+    )
     steps: list[Metrics] = []
     for sync in range(SYNCS + 1):
         version = f"{scratch.name}/{sync}"
         engine.sync(learner.weights(version))
         rows = sampled(engine, version, temperature)
         before = learner.completion_logprobs(rows)
-        steps.append(learner.update(Batch(rows=tuple(rows))))
+        steps.append(training.update(Batch(rows=tuple(rows))))
         moved = [
             abs(a - b)
             for olds, news in zip(before, learner.completion_logprobs(rows), strict=True)

@@ -1,6 +1,7 @@
 """Several ranks as one learner: a Ray actor each, in step through torch.distributed.
 
-Driven like a `Learner`. What a caller may rely on:
+A `LearnerGroup` is driven like a `Learner`, and its `GroupTraining` like a `Training`. A caller may rely on
+three things:
 
 * every wait has a deadline, and a rank that dies or misses it is named in the error;
 * after an error that all ranks report alike, such as a parity error, the group still works; after any
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.config.campaign import PolicyConfig, RoundSettings
 from rollouts.engines.protocol import WeightUpdate
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
     from align.learner.penalty import MakePenalties
     from align.learner.references import References
 
+Part = Literal["rank", "learner", "training"]
+"""Object of a rank that a call goes to; the training is the one that was begun last."""
 HOST = "127.0.0.1"
 WHERE = "learner ranks"
 GRACE_S = 5.0
-"""How long the other ranks may take to report after one has failed: the cause is often not the first."""
+"""Seconds that other ranks may take to report after one has failed: the first is often not the cause."""
 
 
 class RankActor:
@@ -51,15 +54,16 @@ class RankActor:
         self._rank, self._size, self._deadline = rank, size, timedelta(seconds=deadline_s)
         self._folders: dict[SnapshotId, Path] = {}
         self._learner: Any = None
+        self._training: Any = None
         self._store: Any = None
 
     def open_store(self) -> int:
-        """Open the meeting point of all ranks; its port, which nobody else can have taken."""
+        """Open the meeting point of all ranks; return its port, which nobody else can have taken."""
         self._store = self._meet(0)
         return int(self._store.port)
 
     def start(self, port: int, base: Path, config: PolicyConfig, **options: Any) -> int:
-        """Join the others and build the learner; the id of the process it lives in."""
+        """Join the others and build the learner; return the id of the process it lives in."""
         import torch
 
         from align.learner.learner import Learner
@@ -82,12 +86,25 @@ class RankActor:
         )
         return os.getpid()
 
-    def call(self, folders: Mapping[SnapshotId, Path], method: str, *args: Any, **told: Any) -> Any:
-        """A method of the learner; only the first rank's result travels."""
+    def begin(self, *args: Any, **options: Any) -> None:
+        """Begin a round; the training before is let go of first."""
+        self._training = None
+        self._training = self._learner.begin(*args, **options)
+
+    def call(
+        self,
+        folders: Mapping[SnapshotId, Path],
+        part: Part,
+        method: str,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Call a method; only the first rank's result travels, weights as arrays in host memory."""
         from rollouts.engines.weight_transfer import to_host
 
         self._folders.update(folders)
-        result = getattr(self._learner, method)(*args, **told)
+        parts = {"rank": self, "learner": self._learner, "training": self._training}
+        result = getattr(parts[part], method)(*args, **options)
         if self._rank > 0:
             return None
         if isinstance(result, WeightUpdate) and result.tensors is not None:
@@ -96,8 +113,8 @@ class RankActor:
         return result
 
     def save_critic(self, folder: Path) -> None:
-        """Write the critic; asked of one rank, since each holds it whole."""
-        self._learner.critic.save(folder)
+        """Write the critic; one rank is asked, since each holds it whole."""
+        self._training.critic.save(folder)
 
     def _meet(self, port: int) -> Any:
         import torch
@@ -114,13 +131,47 @@ class RankActor:
 
 @dataclass(frozen=True, slots=True)
 class GroupCritic:
-    """The critic of several ranks, as seen from outside."""
+    """Critic of several ranks, as seen from outside."""
 
     group: LearnerGroup
 
     def save(self, folder: Path) -> None:
         """See `Critic.save`; the first rank writes."""
-        self.group._save_critic(folder.absolute())
+        self.group.save_critic(folder.absolute())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupTraining:
+    """Training of several ranks, as seen from outside. It ends when the group begins another."""
+
+    learner: LearnerGroup
+    critic: GroupCritic | None
+    """Critic of the round's algorithm; None where it has none."""
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """See `Training.update`. Every rank gets the whole batch and makes its share of the passes."""
+        owners = {row.owner for row in batch.rows if row.owner is not None}
+        metrics: dict[str, float] = self.learner.call("training", owners, "update", batch)
+        return metrics
+
+    def divergence(self, rows: Sequence[Row], snapshot: SnapshotId) -> float:
+        """See `Training.divergence`."""
+        return float(self.learner.call("training", [snapshot], "divergence", list(rows), snapshot))
+
+    def write_artifacts(self, folder: Path, rows: Sequence[Row]) -> None:
+        """See `Training.write_artifacts`; the first rank writes."""
+        self.learner.call("training", (), "write_artifacts", folder.absolute(), rows)
+
+    def checkpoint(self, folder: Path, step: int, **records: Any) -> None:
+        """See `Training.checkpoint`; every rank writes its own part."""
+        self.learner.call("training", (), "checkpoint", folder.absolute(), step, **records)
+
+    def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
+        """See `Training.restore`."""
+        checkpoint: Checkpoint | None = self.learner.call(
+            "training", (), "restore", folder.absolute(), identity=identity
+        )
+        return checkpoint
 
 
 class LearnerGroup:
@@ -162,8 +213,6 @@ class LearnerGroup:
         self._actors: list[Any] = []
         self.pids: list[int] = []
         """Process id of each rank."""
-        self.critic: GroupCritic | None = None
-        """Of the round that was begun last; None where its algorithm has none."""
         try:
             self._launch(config, start_deadline_s)
             port = self._wait([self._actors[0].open_store.remote()], start_deadline_s, "start")[0]
@@ -184,55 +233,35 @@ class LearnerGroup:
         num_steps: int,
         seed: int,
         penalties: MakePenalties,
-    ) -> None:
+    ) -> GroupTraining:
         """See `Learner.begin`; every rank builds penalties of its own."""
-        named = [references.base, references.parent, *references.rounds.values()]
+        snapshots = [references.base, references.parent, *references.rounds.values()]
         if references.toward is not None:
-            named.append(references.toward.snapshot)
+            snapshots.append(references.toward.snapshot)
         options = {"num_steps": num_steps, "seed": seed, "penalties": penalties}
-        self._call(named, "begin", spec, references, **options)
-        self.critic = None if spec.algorithm.critic_config is None else GroupCritic(self)
+        self.call("rank", snapshots, "begin", spec, references, **options)
+        has_critic = spec.algorithm.critic_config is not None
+        return GroupTraining(learner=self, critic=GroupCritic(self) if has_critic else None)
 
     def load(self, snapshot: SnapshotId) -> None:
         """See `Learner.load`."""
-        self._call([snapshot], "load", snapshot)
+        self.call("learner", [snapshot], "load", snapshot)
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`; the first rank writes."""
-        self._call((), "save", folder.absolute())
+        self.call("learner", (), "save", folder.absolute())
 
     def weights(self, version: str) -> WeightUpdate:
         """See `Learner.weights`; the tensors are arrays in host memory."""
-        update: WeightUpdate = self._call((), "weights", version)
+        update: WeightUpdate = self.call("learner", (), "weights", version)
         return update
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """See `Learner.update`. Every rank gets the whole batch and makes its share of the passes."""
-        owners = {row.owner for row in batch.rows if row.owner is not None}
-        metrics: dict[str, float] = self._call(owners, "update", batch)
-        return metrics
-
-    def divergence(self, rows: list[Row], snapshot: SnapshotId) -> float:
-        """See `Learner.divergence`."""
-        return float(self._call([snapshot], "divergence", rows, snapshot))
-
-    def completion_logprobs(self, rows: list[Row]) -> list[tuple[float, ...]]:
+    def completion_logprobs(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """See `Learner.completion_logprobs`."""
-        logprobs: list[tuple[float, ...]] = self._call((), "completion_logprobs", rows)
+        logprobs: list[tuple[float, ...]] = self.call(
+            "learner", (), "completion_logprobs", list(rows)
+        )
         return logprobs
-
-    def write_artifacts(self, folder: Path, rows: Sequence[Row]) -> None:
-        """See `Learner.write_artifacts`; the first rank writes."""
-        self._call((), "write_artifacts", folder.absolute(), rows)
-
-    def checkpoint(self, folder: Path, step: int, **told: Any) -> None:
-        """See `Learner.checkpoint`; every rank writes its own part."""
-        self._call((), "checkpoint", folder.absolute(), step, **told)
-
-    def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
-        """See `Learner.restore`."""
-        found: Checkpoint | None = self._call((), "restore", folder.absolute(), identity=identity)
-        return found
 
     def close(self) -> None:
         """Kill every rank, whatever it is doing; safe to call twice."""
@@ -248,7 +277,8 @@ class LearnerGroup:
         if room is not None:
             room.release()
 
-    def _save_critic(self, folder: Path) -> None:
+    def save_critic(self, folder: Path) -> None:
+        """Write the critic of the training that was begun last, on the first rank."""
         if not self._actors:
             raise RunError("the learner's ranks are closed", where=WHERE)
         self._wait(
@@ -259,13 +289,13 @@ class LearnerGroup:
         """Reserve room for all ranks on one machine, and start an actor in each place."""
         import ray
 
-        one = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
-        self._room = Room([one] * config.ranks, strategy="STRICT_PACK")
+        bundle = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
+        self._room = Room([bundle] * config.ranks, strategy="STRICT_PACK")
         if not self._room.wait(deadline_s):
             raise RunError(
                 f"no machine had room for {config.ranks} ranks within {deadline_s:g} s",
                 where=WHERE,
-                cause=f"each needs {told(one)}, all on one machine, besides what the engines take",
+                cause=f"each needs {told(bundle)}, all on one machine, besides what the engines take",
                 remedy="lower policy.ranks or rollouts.engines, or use a larger machine",
             )
         loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -279,8 +309,19 @@ class LearnerGroup:
             actor = ray.remote(RankActor).options(**options)
             self._actors.append(actor.remote(rank, config.ranks, self._deadline_s))
 
-    def _call(self, snapshots: Iterable[SnapshotId], method: str, *args: Any, **told: Any) -> Any:
-        """One method on all ranks; the first rank's result."""
+    def call(
+        self,
+        part: Part,
+        snapshots: Iterable[SnapshotId],
+        method: str,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Call a method on all ranks; return the first rank's result.
+
+        Args:
+            snapshots: those that the call reads, so that ranks know their folders.
+        """
         import ray
 
         if not self._actors:
@@ -289,11 +330,13 @@ class LearnerGroup:
             if snapshot not in self._folders:
                 self._folders[snapshot] = self._folder_of(snapshot).absolute()
         shared = [ray.put(argument) for argument in args]
-        calls = [a.call.remote(self._folders, method, *shared, **told) for a in self._actors]
+        calls = [
+            a.call.remote(self._folders, part, method, *shared, **options) for a in self._actors
+        ]
         return self._wait(calls, self._deadline_s, method)[0]
 
     def _wait(self, calls: list[Any], deadline_s: float, what: str) -> list[Any]:
-        """Results by rank. One rank's failure is reported at once: the others may wait for it in vain."""
+        """Return results by rank. A failure is reported at once: other ranks may wait for it in vain."""
         import ray
 
         results: dict[int, Any] = {}
@@ -313,14 +356,14 @@ class LearnerGroup:
                 deadline = min(deadline, time.monotonic() + GRACE_S)
         if len(results) == len(calls):
             return [results[rank] for rank in range(len(calls))]
-        alike = len(failures) == len(calls) and all(map(_told, failures.values()))
+        alike = len(failures) == len(calls) and all(map(_error_for_people, failures.values()))
         if not alike:
             self.close()
         raise _failure(failures, sorted(waiting.values()), deadline_s, what)
 
 
-def _told(error: Exception) -> KeelError | None:
-    """What a rank raised, where it is meant for people."""
+def _error_for_people(error: Exception) -> KeelError | None:
+    """Return what a rank raised, where it is meant for people."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, KeelError) else None
 
@@ -328,7 +371,7 @@ def _told(error: Exception) -> KeelError | None:
 def _failure(
     failures: Mapping[int, Exception], silent: list[int], deadline_s: float, what: str
 ) -> KeelError:
-    """The error for the rank that is to blame: a dead one before one that complains about its peers."""
+    """Return the error of the rank to blame: a dead one before one that complains about its peers."""
     import ray
 
     if not failures:
@@ -346,8 +389,8 @@ def _failure(
             cause=reason_of(error),
             remedy="look for memory pressure on its machine, then run again",
         )
-    told = [found for _, error in sorted(failures.items()) if (found := _told(error)) is not None]
-    if told:
-        return told[0]
+    for _, failure in sorted(failures.items()):
+        if (readable := _error_for_people(failure)) is not None:
+            return readable
     rank, error = min(failures.items())
     return RunError(f"rank {rank} failed", where=f"{WHERE}, {what}", cause=reason_of(error))

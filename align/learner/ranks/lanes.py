@@ -46,7 +46,7 @@ class Lanes:
     def each(
         self, work: Callable[[int, T], R], items: Sequence[T], sizes: Sequence[int]
     ) -> list[R]:
-        """``work(lane, item)`` for every item; results in the items' order.
+        """Call ``work(lane, item)`` for every item; return the results in the items' order.
 
         The first error ends the call once every lane has stopped.
         """
@@ -61,8 +61,8 @@ class Lanes:
         tasks = [self._pool.submit(take, lane) for lane in range(self.count)]
         wait(tasks)
         torch.set_num_threads(self._threads)
-        found = dict(pair for task in tasks for pair in task.result())
-        return [found[index] for index in range(len(items))]
+        results = dict(pair for task in tasks for pair in task.result())
+        return [results[index] for index in range(len(items))]
 
 
 def _prepare(threads: int) -> None:
@@ -77,7 +77,7 @@ def _prepare(threads: int) -> None:
 
 
 class Gradients:
-    """What all lanes add to the gradients of some parameters. Begins with zeros."""
+    """Gradients of some parameters, which all lanes add to. They begin with zeros."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lanes: int) -> None:
         self._parameters = list(parameters)
@@ -92,24 +92,24 @@ class Gradients:
             # Sharded parameters sum theirs over the ranks in hooks of this call.
             loss.backward()  # type: ignore[no-untyped-call]
             return
-        own = self._lanes[lane]
-        if own is None:
-            own = self._lanes[lane] = [torch.zeros_like(p) for p in self._parameters]
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for total, gradient in zip(own, found, strict=True):
+        totals = self._lanes[lane]
+        if totals is None:
+            totals = self._lanes[lane] = [torch.zeros_like(p) for p in self._parameters]
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for total, gradient in zip(totals, gradients, strict=True):
             if gradient is not None:
                 total.add_(gradient)
 
     def collect(self) -> None:
-        """Add every lane's to the parameters' own, lane after lane."""
+        """Add every lane's gradients to those of the parameters, lane after lane."""
         first, *others = self._lanes
-        for own in others:
-            for total, gradient in zip(first or (), own or (), strict=False):
+        for gradients in others:
+            for total, gradient in zip(first or (), gradients or (), strict=False):
                 total.add_(gradient)
 
 
 def lanes_for(num_parameters: int, threads: int) -> int:
-    """How many lanes a model's trained parameters leave room for.
+    """Return the number of lanes that a model's trained parameters leave room for.
 
     >>> lanes_for(3_000_000, threads=2), lanes_for(500_000_000, threads=2)
     (2, 1)
@@ -118,7 +118,7 @@ def lanes_for(num_parameters: int, threads: int) -> int:
 
 
 def dealt_evenly(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices for each hand, the largest first, each to the hand that has least.
+    """Deal indices to hands, the largest size first, each to the hand that has least.
 
     Source: the longest-processing-time rule of Graham 1969, doi 10.1137/0117039; the fullest hand has at
     most 4/3 of what the best deal would give it.
@@ -127,9 +127,9 @@ def dealt_evenly(sizes: Sequence[int], hands: int) -> list[list[int]]:
     [[1], [2, 0, 3]]
     """
     dealt: list[list[int]] = [[] for _ in range(hands)]
-    held = [0] * hands
+    totals = [0] * hands
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        least = held.index(min(held))
+        least = totals.index(min(totals))
         dealt[least].append(index)
-        held[least] += sizes[index]
+        totals[least] += sizes[index]
     return dealt

@@ -1,4 +1,4 @@
-"""What one rank of the learner knows of the others: whose turn a pass is, and what all found together.
+"""One rank of the learner among others: whose turn a pass is, and the sums over all of them.
 
 Every rank holds the whole batch and makes every `size`-th forward pass. Denominators are the batch's own,
 so losses, metrics and gradients are *summed* over ranks, and one rank alone is the trivial case.
@@ -26,30 +26,30 @@ class Ranks:
     size: int = 1
 
     def deal(self, count: int) -> list[tuple[int, bool]]:
-        """The passes that this rank makes out of ``count``; see `dealt`."""
+        """Return the passes that this rank makes out of ``count``; see `dealt`."""
         return dealt(count, self.rank, self.size)
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Everything that all ranks made of what they were dealt, in its first order."""
+        """Return everything that all ranks made of what they were dealt, in its first order."""
         return in_turn(self.exchange(list(items)))
 
     def sum(self, parts: Mapping[str, float]) -> dict[str, float]:
-        """Sums by name over all ranks; the same on each, whoever has a name."""
+        """Return the sums by name over all ranks; the same on each, whoever has a name."""
         return summed(self.exchange(dict(parts)))
 
     def max(self, value: float) -> float:
-        """The largest of all ranks' values."""
+        """Return the largest of all ranks' values."""
         return max(self.exchange(value))
 
     def exchange(self, value: T) -> list[T]:
-        """What every rank gives, by rank. Nobody goes on before all have come here."""
+        """Return the values of all ranks, by rank. Nobody goes on before all have come here."""
         if self.size == 1:
             return [value]
         from torch import distributed
 
-        found: list[T] = [value] * self.size
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[T] = [value] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of parameters that every rank holds whole; those of sharded ones are summed
@@ -74,7 +74,7 @@ SOLO = Ranks()
 
 
 def dealt(count: int, rank: int, size: int) -> list[tuple[int, bool]]:
-    """Index of each pass that a rank makes, in turn, and whether it counts.
+    """Return the index of each pass that a rank makes, in turn, and whether it counts.
 
     Sharded weights are gathered in every pass, which needs all ranks, so all make the same number: who
     has none left repeats the first, and it counts for nothing.
@@ -87,7 +87,7 @@ def dealt(count: int, rank: int, size: int) -> list[tuple[int, bool]]:
 
 
 def in_turn(hands: Sequence[Sequence[T]]) -> list[T]:
-    """The items of all hands in the order in which they were dealt.
+    """Return the items of all hands in the order in which they were dealt.
 
     >>> in_turn([["a", "c", "e"], ["b", "d"]])
     ['a', 'b', 'c', 'd', 'e']
@@ -97,7 +97,7 @@ def in_turn(hands: Sequence[Sequence[T]]) -> list[T]:
 
 
 def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sums by name, in order of first appearance.
+    """Return sums by name, in order of first appearance.
 
     >>> summed([{"loss": 1.0}, {"loss": 2.0, "kl": 0.5}])
     {'loss': 3.0, 'kl': 0.5}

@@ -39,13 +39,13 @@ def shard(model: Any, device: torch.device) -> None:
 
 
 def decoder_of(model: Any) -> Callable[..., Any]:
-    """What runs the decoder of a causal language model, sharded or not."""
-    found: Callable[..., Any] = getattr(model, ENTRY, None) or model.get_decoder()
-    return found
+    """Return what runs the decoder of a causal language model, sharded or not."""
+    decoder: Callable[..., Any] = getattr(model, ENTRY, None) or model.get_decoder()
+    return decoder
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers of a transformers model, whatever it calls them."""
+    """List the layers of a transformers model, whatever it calls them."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     decoder = model.get_decoder()
@@ -62,32 +62,37 @@ def drop_gathered(model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor. Of a sharded one all ranks must ask together."""
+    """Return the full tensor. Of a sharded one all ranks must ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part, sharing its memory; a tensor that is not sharded is its own part."""
+    """Return this rank's part, sharing its memory; a tensor that is not sharded is its own part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(full: Tensor, own: Tensor | None) -> Tensor:
-    """This rank's part of a full tensor that all ranks have, laid out as ``own``; no communication."""
-    if not isinstance(own, DTensor):
+def part_like(full: Tensor, like: Tensor | None) -> Tensor:
+    """Return this rank's part of a full tensor that all ranks have, laid out as ``like``.
+
+    It needs no communication.
+    """
+    if not isinstance(like, DTensor):
         return full
-    return distribute_tensor(full, own.device_mesh, own.placements, src_data_rank=None)
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors by name, on the host, tied ones once. All ranks take part, and only those that
-    ``keep`` them ever hold more than one."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in named:
-        if id(tensor) in seen:
+def gathered(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """Return whole tensors by name, on the host, tied ones once.
+
+    All ranks take part, and only those that ``keep`` them ever hold more than one.
+    """
+    whole_tensors: dict[str, Tensor] = {}
+    ids: set[int] = set()
+    for name, tensor in tensors:
+        if id(tensor) in ids:
             continue
-        seen.add(id(tensor))
+        ids.add(id(tensor))
         full = whole(tensor.detach())
         if keep:
-            found[name] = full.cpu()
-    return found
+            whole_tensors[name] = full.cpu()
+    return whole_tensors

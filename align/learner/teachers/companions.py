@@ -1,4 +1,4 @@
-"""What a teacher or critic has to share with the policy: what every token id means."""
+"""Checks that a teacher or critic shares with the policy what every token id means."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_companion(policy_folder: Path, folder: Path, *, what: str, where: str)
             cause=error.cause,
             remedy=error.remedy,
         ) from error
-    own, other = tokens_of(policy_folder, where), tokens_of(folder, where)
-    if differing := sorted(own.items() ^ other.items()):
+    expected, tokens = tokens_of(policy_folder, where), tokens_of(folder, where)
+    if differing := sorted(expected.items() ^ tokens.items()):
         token, number = differing[0]
         raise UserError(
             f"the {what} has another tokenizer than the policy: only one of them has the token "
@@ -46,8 +46,11 @@ def check_companion(policy_folder: Path, folder: Path, *, what: str, where: str)
 
 
 def tokens_of(folder: Path, where: str) -> dict[str, int]:
-    """Token to id. Not the file's bytes: the same tokenizer is written differently by each version of
-    its library, and how ids become text again does not change what is learned."""
+    """Return the id of every token of a folder's tokenizer.
+
+    The file's bytes would say less: each version of its library writes the same tokenizer differently, and
+    how ids become text again does not change what is learned.
+    """
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""A teacher that moves after the policy, slowly.
+"""Teacher that moves after the policy, slowly.
 
     teacher <- teacher + follow * (policy - teacher)      after every optimizer step
 
@@ -21,7 +21,7 @@ from align.learner.model.policy import Policy, completion_outputs
 
 
 class SlowTeacher:
-    """Full weights in float32: in bfloat16 a small step would be lost to rounding.
+    """Moving average of a policy's full weights, in float32: bfloat16 would round small steps away.
 
     Args:
         model: where it begins; of the policy's architecture.
@@ -33,7 +33,7 @@ class SlowTeacher:
 
     @torch.no_grad()
     def outputs(self, micro: MicroBatch, temperature: float) -> Outputs:
-        """What it says at the completion tokens."""
+        """Run the teacher over the completion tokens."""
         return completion_outputs(
             self._model, micro, dtype=self._policy.dtype, temperature=temperature
         )
@@ -42,9 +42,9 @@ class SlowTeacher:
     def move(self) -> None:
         """Go one step after the policy."""
         learned = self._policy.named_parameters()
-        for name, own in self._model.named_parameters():
-            own.lerp_(learned[name], self._follow)
+        for name, weight in self._model.named_parameters():
+            weight.lerp_(learned[name], self._follow)
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All weights by name: the teacher's part of the training state."""
-        return {name: own.detach() for name, own in self._model.named_parameters()}
+        """Return all weights by name: the teacher's part of the training state."""
+        return {name: weight.detach() for name, weight in self._model.named_parameters()}

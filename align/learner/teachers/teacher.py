@@ -1,4 +1,4 @@
-"""What a round with a teacher needs besides its weights: the same vocabulary, and prompts of its own."""
+"""Needs of a round with a teacher besides its weights: the same vocabulary, and prompts of its own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None
         where: the key that names the teacher.
     """
     check_companion(policy_folder, teacher_folder, what="teacher", where=where)
-    own, other = (text_config(folder) for folder in (policy_folder, teacher_folder))
-    sizes = setting(own, "vocab_size"), setting(other, "vocab_size")
+    policy, teacher = (text_config(folder) for folder in (policy_folder, teacher_folder))
+    sizes = setting(policy, "vocab_size"), setting(teacher, "vocab_size")
     if sizes[0] != sizes[1]:
         raise UserError(
             f"the teacher's vocabulary has {sizes[1]} entries and the policy's {sizes[0]}",
@@ -37,7 +37,7 @@ def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None
             cause="it is of another model family, or pads its output layer to another size",
             remedy="choose a teacher whose config.json has the policy's vocab_size",
         )
-    if changes := [key for key in LOGIT_CHANGES if setting(other, key) not in (None, 1, 1.0)]:
+    if changes := [key for key in LOGIT_CHANGES if setting(teacher, key) not in (None, 1, 1.0)]:
         raise UserError(
             f"the teacher changes its logits after the output head ({changes[0]})",
             where=where,
@@ -52,12 +52,12 @@ def with_teacher_prompts(
     algorithm: Algorithm,
     encode: Callable[[Prompt], tuple[int, ...]],
 ) -> Batch:
-    """The batch with `Row.teacher_prompt_ids` where the algorithm's teacher reads another prompt.
+    """Add `Row.teacher_prompt_ids` to a batch where the algorithm's teacher reads another prompt.
 
     A prompt's tokens tell which one it is: those of a round are distinct.
 
     Args:
-        groups: what the batch's rows were sampled in.
+        groups: groups that the batch's rows were sampled in.
     """
     taught = {row.prompt_ids for row in batch.rows if row.advantage is not None}
     shown = {

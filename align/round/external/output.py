@@ -1,4 +1,4 @@
-"""The folder that a command wrote: checked as a base is, and against the policy that it is to replace."""
+"""Checks of the folder that a command wrote: as a base's, and against the policy that it is to replace."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def files_of(output: Path, base: Path, policy: PolicyConfig, backend: str) -> li
             remedy=error.remedy
             or "write a model of the parent's architecture with save_pretrained",
         ) from error
-    own = [file for file in model_files(output, code=False) if not _is_text(file)]
-    return [file for file in own if file.suffix in (".safetensors", ".json")]
+    files = [file for file in model_files(output, code=False) if not _is_text(file)]
+    return [file for file in files if file.suffix in (".safetensors", ".json")]
 
 
 def _is_text(file: Path) -> bool:
     """Tell files of the tokenizer, which stay the campaign's, and notes of a trainer."""
-    kept = ("config.json", "generation_config.json", "model.safetensors.index.json")
-    return file.suffix != ".safetensors" and file.name not in kept
+    of_model = ("config.json", "generation_config.json", "model.safetensors.index.json")
+    return file.suffix != ".safetensors" and file.name not in of_model
 
 
 def _shapes(folder: Path, policy: PolicyConfig) -> Shapes:
@@ -61,11 +61,12 @@ def _shapes(folder: Path, policy: PolicyConfig) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
-def _check_shapes(own: Shapes, other: Shapes, output: Path) -> None:
+def _check_shapes(shapes: Shapes, expected: Shapes, output: Path) -> None:
     """Refuse a model of another architecture or size."""
-    if own == other:
+    names = shapes.keys() | expected.keys()
+    differing = sorted(name for name in names if shapes.get(name) != expected.get(name))
+    if not differing:
         return
-    differing = sorted(n for n in own.keys() | other.keys() if own.get(n) != other.get(n))
     raise RunError(
         f"{len(differing)} of its parameters are not those of the policy: {', '.join(differing[:SHOWN])}",
         where=str(output),
@@ -78,8 +79,8 @@ def _check_tokens(output: Path, base: Path) -> None:
     """Refuse a tokenizer that gives other ids: prompts are read with the campaign's."""
     if not (base / "tokenizer.json").is_file():
         return
-    own, other = (tokens_of(folder, str(folder)) for folder in (output, base))
-    if differing := sorted(own.items() ^ other.items()):
+    tokens, expected = (tokens_of(folder, str(folder)) for folder in (output, base))
+    if differing := sorted(tokens.items() ^ expected.items()):
         raise RunError(
             f"it has another tokenizer than the campaign: {differing[0][0]!r} is in one of them only",
             where=str(output),
@@ -96,8 +97,7 @@ def _check_adapter(output: Path, base: Path, policy: PolicyConfig) -> None:
             where=str(output),
             remedy="write the adapter with save_pretrained, or set policy.lora.merge for whole models",
         )
-    own, other = _adapter_shapes(output), _policy_shapes(base, policy)
-    _check_shapes(own, other, output)
+    _check_shapes(_adapter_shapes(output), _policy_shapes(base, policy), output)
     _check_finite(output / ADAPTER_FILES[1])
     config = _config_of(output / ADAPTER_FILES[0])
     for key, value in _scale(policy).items():

@@ -54,8 +54,8 @@ class Command:
     def environment(self) -> dict[str, str]:
         """Return all variables of the command."""
         names = (*SEEN, *ALSO_SEEN, *self.granted)
-        seen = {name: os.environ[name] for name in names if name in os.environ}
-        return {**seen, **self.variables}
+        inherited = {name: os.environ[name] for name in names if name in os.environ}
+        return {**inherited, **self.variables}
 
 
 def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> None:

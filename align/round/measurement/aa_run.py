@@ -1,4 +1,4 @@
-"""``keel gate aa``: measure what is production twice, and keep both for planning."""
+"""Measurement of production twice, kept for planning: ``keel gate aa``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.gate.statistics.noise import NoiseFloor, noise_floor, save_repeats
 from align.gate.suites.suite import Suite
 from align.round.inputs import load_inputs
 from align.round.measurement.measuring import make_needed, teller
-from align.round.session import Observer, StartEngine, open_memory, open_parts, seed_of
+from align.round.session import Observer, StartEngine, claim_store, open_session, seed_of
 from align.store.changes.settle import settle
 from rollouts.errors import UserError, nearest
 
@@ -39,26 +39,27 @@ def measure_noise(
     config = settled.config
     inputs = load_inputs(view_of_due(config, settled.ledger))
     with (
-        open_memory(settled, inputs, observer.note) as memory,
-        open_parts(config, inputs, memory, start_engine=start_engine, observer=observer) as parts,
+        claim_store(settled, inputs, observer.note) as claim,
+        open_session(claim, inputs, start_engine=start_engine, observer=observer) as session,
     ):
-        suites = _chosen(parts.suites(), names)
-        make_needed(parts, suites)
-        production = parts.ledger.alias("production") or parts.base
-        parts.learner.load(production)
-        parts.engine.sync(parts.learner.weights("production"))
+        suites = _chosen(session.suites(), names)
+        make_needed(session, suites)
+        production = session.ledger.alias("production") or session.base
+        session.hold(production, "production")
 
         def measured(run: int) -> dict[str, ItemResults]:
             observer.note(f"measuring {production[:16]}, run {run} of 2")
-            parts.beat()
+            claim.beat()
             seed = seed_of(config.seed, f"aa/{run}")
-            tell = teller(parts, f"run {run}")
-            return evaluate(parts.engine, suites, inputs.encoder, production, seed=seed, tell=tell)
+            tell = teller(session, f"run {run}")
+            return evaluate(
+                session.engine, suites, inputs.encoder, production, seed=seed, tell=tell
+            )
 
         first, second = measured(1), measured(2)
         for suite in suites:
-            paths = save_repeats(memory.evidence.store.paths, first[suite.name], second[suite.name])
-            memory.evidence.files.record(paths)
+            paths = save_repeats(session.store.paths, first[suite.name], second[suite.name])
+            session.store.files.record(paths)
         return [noise_floor(first[s.name], second[s.name], s.scale) for s in suites]
 
 

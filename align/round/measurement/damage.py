@@ -70,7 +70,7 @@ class Survey:
         return tuple(entry for entry in self.damaged if entry.suite is not None)
 
     def lines(self) -> Iterator[str]:
-        """To be read by a person."""
+        """Describe the state to a person."""
         if self.adopted:
             yield (
                 f"{self.adopted} files of a version that recorded no hashes: their hashes are recorded as "
@@ -125,20 +125,20 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
 
 def adopt(evidence: Evidence) -> int:
     """Record the hashes of files that have none and are what the ledger says of them; return how many."""
-    found = [
+    sound = [
         evidence.folder / record.path
         for record in evidence.ledger.evaluations()
         if record.sha256 is None and not _fault_unhashed(evidence.folder / record.path, record)
     ]
     hashes = evidence.files.hashes()
-    found += [
+    sound += [
         path
         for pattern, load in LOADERS.items()
         for path in sorted(evidence.folder.glob(pattern))
         if path.relative_to(evidence.folder).as_posix() not in hashes and _loads(load, path)
     ]
-    evidence.files.record(found, FIRST_READ)
-    return len(found)
+    evidence.files.record(sound, FIRST_READ)
+    return len(sound)
 
 
 def _loads(load: Callable[[Path], object], path: Path) -> bool:

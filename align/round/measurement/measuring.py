@@ -19,7 +19,7 @@ from align.gate.sealed import is_due, openings
 from align.gate.suites.looks import looks
 from align.gate.suites.suite import Suite
 from align.round.measurement.damage import Damaged
-from align.round.session import MeasuringObserver, Parts
+from align.round.session import MeasuringObserver, Session
 from align.round.times.clock import measured, phase
 from rollouts.types import SnapshotId
 
@@ -28,55 +28,56 @@ BEAT_EVERY_S = 60.0
 
 
 def measure(
-    parts: Parts,
+    session: Session,
     snapshot: SnapshotId,
     name: str,
     suites: Sequence[Suite] | None = None,
     items: Mapping[str, int] | None = None,
 ) -> dict[str, ItemResults]:
-    """Every suite not yet measured, on the weights the engines hold now: the snapshot's.
+    """Measure the weights that the engines hold, the snapshot's, on every suite that they were not yet.
 
     Args:
-        name: of the snapshot, for people who watch.
+        name: name of the snapshot for people who watch.
         suites: those to measure; None: those that are due.
         items: by suite, the number of its first items that are needed; where it is not named, all.
     """
-    due = parts.suites() if suites is None else suites
-    missing = parts.evidence.missing(snapshot, due, items)
-    found = {suite.name: _stored(parts, snapshot, suite) for suite in missing}
+    due = session.suites() if suites is None else suites
+    missing = session.evidence.missing(snapshot, due, items)
+    stored = {suite.name: _stored_results(session, snapshot, suite) for suite in missing}
     wanted = {s.name: s.first((items or {}).get(s.name, len(s.item_ids))) for s in missing}
-    rest = {suite.name: rest_of(wanted[suite.name], found[suite.name]) for suite in missing}
-    asked = [part for part in rest.values() if part is not None]
-    fresh = _evaluated(parts, asked, snapshot, name)
-    results = {
-        suite.name: joined(
-            wanted[suite.name], [*_one(fresh, suite.name), *found[suite.name]], suite.hash
-        )
-        if found[suite.name] or wanted[suite.name] is not suite
-        else fresh[suite.name]
-        for suite in missing
-    }
+    rest = {suite.name: rest_of(wanted[suite.name], stored[suite.name]) for suite in missing}
+    unmeasured = [part for part in rest.values() if part is not None]
+    fresh = _evaluated(session, unmeasured, snapshot, name)
+    results: dict[str, ItemResults] = {}
     for suite in missing:
-        part = results[suite.name]
-        if len(part.values) == len(suite.item_ids) and "scored" not in part.statuses:
-            raise no_value(suite.name, len(part.values), ["its metric failed or abstained on all"])
-        if sentence := suite.side_sentence(part):
-            parts.observer.note(f"{name} on {part.suite}: {sentence}")
+        part, earlier_parts = wanted[suite.name], stored[suite.name]
+        if not earlier_parts and part is suite:
+            results[suite.name] = fresh[suite.name]
+            continue
+        new_parts = [fresh[suite.name]] if suite.name in fresh else []
+        results[suite.name] = joined(part, [*new_parts, *earlier_parts], suite.hash)
+    for suite in missing:
+        measured_items = results[suite.name]
+        num_items = len(measured_items.values)
+        if num_items == len(suite.item_ids) and "scored" not in measured_items.statuses:
+            raise no_value(suite.name, num_items, ["its metric failed or abstained on all"])
+        if sentence := suite.side_sentence(measured_items):
+            session.observer.note(f"{name} on {measured_items.suite}: {sentence}")
     return results
 
 
 @phase("measuring")
 def _evaluated(
-    parts: Parts, suites: Sequence[Suite], snapshot: SnapshotId, name: str
+    session: Session, suites: Sequence[Suite], snapshot: SnapshotId, name: str
 ) -> dict[str, ItemResults]:
     """Evaluate the snapshot that the engines hold, and count the seconds of every suite."""
     fresh = evaluate(
-        parts.engine,
+        session.engine,
         suites,
-        parts.inputs.encoder,
+        session.inputs.encoder,
         snapshot,
-        seed=parts.config.seed,
-        tell=teller(parts, name),
+        seed=session.config.seed,
+        tell=teller(session, name),
     )
     for suite, results in fresh.items():
         measured(suite, results.seconds or 0.0)
@@ -84,7 +85,7 @@ def _evaluated(
 
 
 def measure_until_decided(
-    parts: Parts, candidate: SnapshotId, name: str, target: str, parent: SnapshotId, look: int
+    session: Session, candidate: SnapshotId, name: str, target: str, parent: SnapshotId, look: int
 ) -> tuple[dict[str, dict[SnapshotId, int]], dict[str, dict[Against, SnapshotId]]]:
     """Measure a candidate, whose weights the engines hold, on every suite that is due.
 
@@ -92,7 +93,7 @@ def measure_until_decided(
     items can change nothing. The other suites go on: the report says of each what was kept or lost.
 
     Args:
-        name: of the candidate, for people who watch.
+        name: name of the candidate for people who watch.
         target: its round.
         look: number of the decision.
 
@@ -100,35 +101,35 @@ def measure_until_decided(
         By suite that may stop early and comparator, the number of first items that decide; and by suite
         the comparators, chosen before the first look, so that none drops out by what it shows.
     """
-    suites, evidence = parts.suites(), parts.evidence
-    early = {suite.name: suite for suite in deciding(parts, target, suites)}
+    suites, evidence = session.suites(), session.evidence
+    early = {suite.name: suite for suite in deciding(session, target, suites)}
     whole = [suite for suite in suites if suite.name not in early]
-    evidence.save(candidate, measure(parts, candidate, name, whole))
+    evidence.save(candidate, measure(session, candidate, name, whole))
     compared = evidence.comparator_snapshots(target, list(early.values()), parent)
     alpha, ends = evidence.level_at(look), {n: suite_looks(suite) for n, suite in early.items()}
     undecided = {n: set(snapshots.values()) for n, snapshots in compared.items()}
     items: dict[str, dict[SnapshotId, int]] = {n: {} for n in early}
     holding = candidate
     for number in range(max(map(len, ends.values()), default=0)):
-        asked = {n: ends[n][number] for n, snapshots in undecided.items() if snapshots}
-        for n, count in asked.items():
+        counts = {n: ends[n][number] for n, snapshots in undecided.items() if snapshots}
+        for n, count in counts.items():
             items[n] |= dict.fromkeys(undecided[n], count)
         for snapshot, names in measured_by(candidate, undecided).items():
             those = [early[n] for n in names]
-            if evidence.missing(snapshot, those, asked):
+            if evidence.missing(snapshot, those, counts):
                 title = name if snapshot == candidate else snapshot[:16]
                 if snapshot != holding:
-                    _hold(parts, snapshot, title)
+                    session.hold(snapshot, title)
                 holding = snapshot
-                evidence.save(snapshot, measure(parts, snapshot, title, those, asked))
-        for n in asked:
+                evidence.save(snapshot, measure(session, snapshot, title, those, counts))
+        for n in counts:
             undecided[n] = evidence.open_against(
                 early[n], target, candidate, compared[n], alpha, items[n]
             )
         if not any(undecided.values()):
             break
     if holding != candidate:
-        _hold(parts, candidate, name)
+        session.hold(candidate, name)
     return items, compared
 
 
@@ -148,9 +149,9 @@ def measured_by(
     return by_snapshot
 
 
-def deciding(parts: Parts, target: str, suites: Sequence[Suite]) -> list[Suite]:
+def deciding(session: Session, target: str, suites: Sequence[Suite]) -> list[Suite]:
     """Return the suites that may stop early and decide on round ``target``; others are measured whole."""
-    role = parts.evidence.role_in(target)
+    role = session.evidence.role_in(target)
     return [s for s in suites if s.early is not None and role(s.rule) != "shown"]
 
 
@@ -159,22 +160,22 @@ def suite_looks(suite: Suite) -> list[int]:
     return looks(suite.name, suite.item_ids, suite.item_clusters)
 
 
-def teller(parts: Parts, name: str) -> Tell:
+def teller(session: Session, name: str) -> Tell:
     """Return a listener that tells the observer, if it wants to know, and the ledger that work goes on."""
     beaten = monotonic()
 
     def tell(progress: SuiteProgress) -> None:
         nonlocal beaten
-        if isinstance(parts.observer, MeasuringObserver):
-            parts.observer.on_measuring(name, progress)
+        if isinstance(session.observer, MeasuringObserver):
+            session.observer.on_measuring(name, progress)
         if monotonic() - beaten >= BEAT_EVERY_S:
-            parts.beat()
+            session.claim.beat()
             beaten = monotonic()
 
     return tell
 
 
-def measure_known(parts: Parts, target: str) -> None:
+def measure_known(session: Session, target: str) -> None:
     """Evaluate what verdicts compare with: the start, and every accepted snapshot, on every suite.
 
     The start is row 0 of the matrix and the gate's fixed anchor. Accepted snapshots were measured in
@@ -184,93 +185,82 @@ def measure_known(parts: Parts, target: str) -> None:
     Args:
         target: the round that is due.
     """
-    suites = parts.suites()
-    make_needed(parts, suites)
-    needed = parts.evidence.comparators(suites)
+    suites = session.suites()
+    make_needed(session, suites)
+    needed = session.evidence.comparators(suites)
     _measure_accepted(
-        parts,
+        session,
         lambda snapshot: [s for s in suites if snapshot in needed[s.name]],
         # Of a suite that may stop early, a candidate asks for what it needs of them.
-        {s.name: suite_looks(s)[0] for s in deciding(parts, target, suites)},
+        {s.name: suite_looks(s)[0] for s in deciding(session, target, suites)},
     )
 
 
-def measure_again(parts: Parts, damaged: Sequence[Damaged]) -> None:
+def measure_again(session: Session, damaged: Sequence[Damaged]) -> None:
     """Evaluate snapshots on the suites whose stored results were lost or changed, on as many items."""
     by_snapshot: dict[SnapshotId, dict[str, Damaged]] = {}
     for entry in damaged:
         by_snapshot.setdefault(entry.record.snapshot, {})[entry.record.suite_hash] = entry
-    names = {snapshot: name for name, snapshot in parts.evidence.accepted("policy").items()}
+    names = {snapshot: name for name, snapshot in session.evidence.accepted("policy").items()}
     for snapshot, entries in by_snapshot.items():
-        name = "base" if snapshot == parts.base else names.get(snapshot, snapshot[:16])
+        name = "base" if snapshot == session.base else names.get(snapshot, snapshot[:16])
         suites = [entry.suite for entry in entries.values() if entry.suite is not None]
-        parts.observer.note(f"measuring {name} again on {', '.join(s.name for s in suites)}")
-        make_needed(parts, suites)
-        _hold(parts, snapshot, name)
+        session.observer.note(f"measuring {name} again on {', '.join(s.name for s in suites)}")
+        make_needed(session, suites)
+        session.hold(snapshot, name)
         for suite in suites:  # One by one: a rotating suite may be among them several times.
             part = suite.first(entries[suite.hash].record.n)
-            fresh = _evaluated(parts, [part], snapshot, name)
+            fresh = _evaluated(session, [part], snapshot, name)
             entry = entries[suite.hash]
             items = replace(fresh[suite.name], suite_hash=suite.hash)
-            parts.evidence.replace(entry.record, items, entry.fault)
+            session.evidence.replace(entry.record, items, entry.fault)
 
 
-def open_sealed(parts: Parts) -> None:
+def open_sealed(session: Session) -> None:
     """Measure sealed suites that are due to be opened, and say what they show."""
-    sealed = [s for s in parts.inputs.policy_suites if s.role == "sealed"]
-    due = [s for s in sealed if is_due(parts.evidence, s.name)]
+    sealed = [s for s in session.inputs.policy_suites if s.role == "sealed"]
+    due = [s for s in sealed if is_due(session.evidence, s.name)]
     if not due:
         return
-    _measure_accepted(parts, lambda _: due)
+    _measure_accepted(session, lambda _: due)
     names = {suite.name for suite in due}
-    latest = {one.suite: one for one in openings(parts.evidence) if one.suite in names}
+    latest = {o.suite: o for o in openings(session.evidence) if o.suite in names}
     for opening in latest.values():
-        parts.observer.note(opening.sentence)
+        session.observer.note(opening.sentence)
 
 
 @phase("measuring")
-def make_needed(parts: Parts, suites: Sequence[Suite]) -> None:
+def make_needed(session: Session, suites: Sequence[Suite]) -> None:
     """Make what other snapshots have to say before any is measured on the suites, once each."""
     for suite in suites:
         for needed in suite.needs:
-            if not parts.is_lost(needed.path):
+            if not session.is_lost(needed.path):
                 continue
-            parts.observer.note(needed.note)
-            _hold(parts, needed.snapshot, needed.snapshot_name)
-            needed.write(parts.engine, parts.inputs.encoder, parts.config.seed)
-            parts.evidence.files.record([needed.path])
+            session.observer.note(needed.note)
+            session.hold(needed.snapshot, needed.snapshot_name)
+            needed.write(session.engine, session.inputs.encoder, session.config.seed)
+            session.store.files.record([needed.path])
 
 
 def _measure_accepted(
-    parts: Parts,
-    asked: Callable[[SnapshotId], Sequence[Suite]],
+    session: Session,
+    suites_for: Callable[[SnapshotId], Sequence[Suite]],
     items: Mapping[str, int] | None = None,
 ) -> None:
-    for name, snapshot in {"base": parts.base, **parts.evidence.accepted("policy")}.items():
-        missing = parts.evidence.missing(snapshot, asked(snapshot), items)
+    for name, snapshot in {"base": session.base, **session.evidence.accepted("policy")}.items():
+        missing = session.evidence.missing(snapshot, suites_for(snapshot), items)
         if not missing:
             continue
-        parts.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
-        _hold(parts, snapshot, name)
-        parts.evidence.save(snapshot, measure(parts, snapshot, name, missing, items))
+        session.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
+        session.hold(snapshot, name)
+        session.evidence.save(snapshot, measure(session, snapshot, name, missing, items))
 
 
-@phase("weight sync")
-def _hold(parts: Parts, snapshot: SnapshotId, name: str) -> None:
-    """Give the engines a snapshot's weights."""
-    parts.learner.load(snapshot)
-    parts.engine.sync(parts.learner.weights(name))
-
-
-def _stored(parts: Parts, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
-    """What is on record of a suite's items: its first, or those of a rotating suite from other rounds."""
-    evidence = parts.evidence
+def _stored_results(session: Session, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
+    """Load the results on record of a suite's items: its first, or a rotating suite's from other rounds."""
+    evidence = session.evidence
     return [
-        load_with_texts(evidence.locate(snapshot, found))
-        for found in (suite.hash, *earlier(suite, evidence.due_index()))
-        if evidence.ledger.find_evaluation(snapshot, found) is not None
+        load_with_texts(evidence.locate(snapshot, suite_hash))
+        for suite_hash in (suite.hash, *earlier(suite, evidence.due_index()))
+        if evidence.ledger.find_evaluation(snapshot, suite_hash) is not None
     ]
-
-
-def _one(results: Mapping[str, ItemResults], name: str) -> list[ItemResults]:
-    return [results[name]] if name in results else []

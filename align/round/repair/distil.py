@@ -38,7 +38,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     if chosen is None or tried:
         return None
     rounds = lost_rounds(failed.verdict)
-    buffer = plan.mixture.past if plan.held is None else plan.held
+    buffer = plan.mixture.past if plan.repair_prompts is None else plan.repair_prompts
     past = ReplayBuffer({n: p for n, p in buffer.entries.items() if n in rounds})
     general = lost_capability(failed.verdict) and plan.mixture.general is not None
     if not len(past) and not general:

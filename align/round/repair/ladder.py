@@ -1,12 +1,12 @@
-"""The repair ladder: what is tried, in which order, before a candidate that lost something is given up.
+"""Repairs in the order in which they are tried before a candidate that lost something is given up.
 
     interpolate  ->  distil  ->  rerun  ->  reject
 
-A rung is a pure function: from the round's plan, the failed candidate and what the rung tried so far it
-gives the plan of another try, or None. A try is trained, published, probed, measured and judged exactly
-as the round itself, and its decision is a look of the campaign. The ladder ends with the first rung of
-which a candidate passed the gate and kept enough of the gain. Since a plan follows from stored results
-alone, a run that was killed on the ladder climbs it again to the same place.
+A step of the ladder is a pure function: from the round's plan, the failed candidate and what the step tried
+so far it gives the plan of another try, or None. A try is trained, published, probed, measured and judged
+exactly as the round itself, and its decision is a look of the campaign. The ladder ends with the first step
+of which a candidate passed the gate and kept enough of the gain. Since a plan follows from stored results
+alone, a run that was killed on the ladder comes to the same place again.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence["Tried"]], "RoundPlan | None"]
 
-RUNGS: dict[RungName, NextPlan] = {
+STEPS: dict[RungName, NextPlan] = {
     "interpolate": interpolate.next_plan,
     "distil": distil.next_plan,
     "rerun": rerun.next_plan,
 }
-"""Rungs from the cheapest to the dearest."""
+"""Steps of the ladder from the cheapest to the dearest."""
 
 
 class Attempt(Protocol):
-    """Makes the candidate of a plan and asks the gate."""
+    """Function that makes the candidate of a plan and asks the gate."""
 
-    def __call__(self, plan: RoundPlan, *, before: int) -> RoundOutcome:
+    def __call__(self, candidate_plan: RoundPlan, *, before: int) -> RoundOutcome:
         """Make another candidate, of whose round the gate has judged ``before`` candidates already."""
         ...
 
@@ -85,10 +85,10 @@ class Tried:
         )
 
 
-def climb(
+def repair(
     plan: RoundPlan, failed: RoundOutcome, attempt: Attempt, note: Callable[[str], None]
 ) -> RoundOutcome:
-    """Return the best candidate of the ladder that passed, or the failed one; with all that was tried.
+    """Return the best repair that passed, or the failed candidate; with all that was tried.
 
     A candidate that the gate accepted comes back as it is.
     """
@@ -100,7 +100,16 @@ def climb(
         note(f"{plan.spec.name}: {tries[-1].step.sentence}")
     if not tries:
         return failed
-    return replace(best(tries) or failed, repairs=(_first(failed), *(each.step for each in tries)))
+    first = RepairStep(
+        rung="round",
+        told="the round itself",
+        candidate=failed.candidate,
+        look=failed.look,
+        outcome=failed.verdict.outcome,
+        kept=1.0,
+        reasons=failed.verdict.reasons,
+    )
+    return replace(best(tries) or failed, repairs=(first, *(each.step for each in tries)))
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> RoundPlan | None:
@@ -112,11 +121,11 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> 
     verdict = failed.verdict
     if verdict.accepted or verdict.inputs.objections or not lost(verdict) or not gained(verdict):
         return None
-    for rung, propose in RUNGS.items():
-        same_rung = [each for each in tries if each.origin.rung == rung]
-        if (proposed := propose(plan, failed, same_rung)) is not None:
+    for name, propose in STEPS.items():
+        same_step = [each for each in tries if each.origin.rung == name]
+        if (proposed := propose(plan, failed, same_step)) is not None:
             return proposed
-        if any(each.passed for each in same_rung):
+        if any(each.passed for each in same_step):
             return None
     return None
 
@@ -130,19 +139,6 @@ def tried(plan: RoundPlan, failed: RoundOutcome, outcome: RoundOutcome, seconds:
         kept=gain(outcome.verdict) / gain(failed.verdict),
         keep=plan.spec.repair.keep,
         seconds=seconds,
-    )
-
-
-def _first(failed: RoundOutcome) -> RepairStep:
-    """Make the entry of the round itself in its record."""
-    return RepairStep(
-        rung="round",
-        told="the round itself",
-        candidate=failed.candidate,
-        look=failed.look,
-        outcome=failed.verdict.outcome,
-        kept=1.0,
-        reasons=failed.verdict.reasons,
     )
 
 

@@ -113,7 +113,7 @@ class PhaseClock:
 
     @contextmanager
     def running(self) -> Iterator[PhaseClock]:
-        """Be the clock that `phase` counts on, within the block."""
+        """Make this the clock that `phase` counts on, within the block."""
         token = _CLOCK.set(self)
         try:
             yield self

@@ -77,9 +77,9 @@ class WatchRecord:
 
     def remarks(self) -> list[str]:
         """List those of `lines` that are held against nobody."""
-        return [line for line in self.lines() if not any(s in line for s in self._held())]
+        return [line for line in self.lines() if not any(s in line for s in self._objected())]
 
-    def _held(self) -> list[str]:
+    def _objected(self) -> list[str]:
         """List the sentences behind the objections."""
         sentences = [signal.sentence for signal in self.signals] + [
             objection.sentence for objection in self.after

@@ -24,11 +24,11 @@ from rewards.trial.canaries import asks_a_model, try_canaries
 from rollouts.collect import collect
 from rollouts.errors import RunError
 from rollouts.prompts import PromptStream
-from rollouts.types import RolloutGroup, Sampling, ScoredGroup
+from rollouts.types import RolloutGroup, ScoredGroup
 
 if TYPE_CHECKING:
     from align.round.plan import RoundPlan
-    from align.round.session import Parts
+    from align.round.session import Session
 
 
 class RewardFooled(RunError):
@@ -40,7 +40,7 @@ class RoundWatch:
     """One candidate's steps, from the first to the last."""
 
     plan: RoundPlan
-    parts: Parts
+    session: Session
     record: WatchRecord = field(default_factory=WatchRecord)
     _gold: Rubric | None = None
     _signals: dict[str, Signal] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class RoundWatch:
         Raises:
             RewardFooled: a reward falls for a canary, and the gate does not only observe.
         """
-        self._gold = _gold_rubric(self.plan, self.parts)
+        self._gold = _gold_rubric(self.plan, self.session)
         if first:
             self._remember(first)
             return
@@ -63,7 +63,7 @@ class RoundWatch:
         before = self._canaries("before")
         self.record = replace(self.record, before=before)
         refused = [canary for canary in before if canary.refused]
-        if refused and self.parts.config.gate.mode == "enforce":
+        if refused and self.session.config.gate.mode == "enforce":
             self._save()
             raise RewardFooled(
                 refused[0].sentence,
@@ -73,7 +73,7 @@ class RoundWatch:
             )
 
     @phase("watching")
-    def seen(
+    def observe(
         self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]
     ) -> dict[str, float]:
         """Return the metrics of a step with those of the watch; warn when a detector first speaks."""
@@ -100,7 +100,7 @@ class RoundWatch:
     def _remember(self, first: int) -> None:
         """Read the steps before ``first`` of earlier attempts; their detectors speak again."""
         repair = self.plan.origin.label if self.plan.origin else ""
-        paths = self.parts.evidence.store.paths
+        paths = self.session.store.paths
         earlier = paths.round(self.plan.index, self.plan.spec.name).steps(repair)
         self._steps = [_read({**m, "step": float(n)}) for n, m in earlier.items() if n < first]
         self._hear(first_signals(self._steps, self.plan.spec.hacking).values())
@@ -111,7 +111,7 @@ class RoundWatch:
         for signal in fresh:
             self._signals[signal.name] = signal
             rejects = signal.name in self.plan.spec.hacking.gating
-            self.parts.observer.note(
+            self.session.observer.note(
                 f"{self.plan.spec.name} step {signal.step + 1}: {signal.sentence} "
                 f"({signal.name}{', which rejects the round' if rejects else ''})"
             )
@@ -126,7 +126,7 @@ class RoundWatch:
         ]
         fooled = [canary.sentence for canary in self.record.after if canary.refused]
         self.record = replace(self.record, signals=signals, objections=(*rejecting, *fooled))
-        self.record.save(self.parts.run_folder(self.plan).path)
+        self.record.save(self.session.run_folder(self.plan).path)
 
     def _canaries(self, when: str) -> tuple[CanaryRecord, ...]:
         """Put canaries before the round's rewards, beside answers of the weights that the engines hold;
@@ -154,7 +154,7 @@ class RoundWatch:
         names = tuple(name for rubric in doubted for name in rubric.weights)
         self.record = replace(self.record, canaries_tried=names)
         fooled = sum(record.refused for record in records)
-        self.parts.observer.note(
+        self.session.observer.note(
             f"{self.plan.spec.name}: canaries {when} the round, before {', '.join(names)}: "
             f"{fooled or 'none'} fallen for"
         )
@@ -167,7 +167,7 @@ class RoundWatch:
             return
         known = {
             reward.part or reward.name.rpartition(":")[2]: reward
-            for spec in self.parts.config.rounds[: self.plan.index + 1]
+            for spec in self.session.config.rounds[: self.plan.index + 1]
             for reward in spec.rewards
         }
         for part in rubric.parts:
@@ -177,15 +177,15 @@ class RoundWatch:
 
     def _answers(self) -> list[RolloutGroup]:
         """Sample one answer to each of some prompts of the round."""
-        spec, inputs = self.plan.spec, self.parts.inputs
+        spec, inputs = self.plan.spec, self.session.inputs
         stream = PromptStream(inputs.prompts[spec.name], self.plan.seed)
         prompts = stream.take(spec.hacking.canary_prompts)
         return collect(
-            self.parts.engine,
+            self.session.engine,
             prompts,
             [1] * len(prompts),
             inputs.encoder,
-            Sampling(max_tokens=spec.sampling.max_tokens, temperature=spec.sampling.temperature),
+            self.plan.sampling,
             seed=self.plan.seed,
             policy="canaries",
         )
@@ -228,15 +228,15 @@ def _values(scored: Sequence[ScoredGroup]) -> list[float]:
     return [s.value for group in scored for s in group.scores_G if s.value is not None]
 
 
-def _gold_rubric(plan: RoundPlan, parts: Parts) -> Rubric | None:
+def _gold_rubric(plan: RoundPlan, session: Session) -> Rubric | None:
     if not plan.spec.gold:
         return None
-    models = parts.evidence.accepted("reward_model")
+    models = session.evidence.accepted("reward_model")
     rubric = build_rubric(
-        resolved(plan.spec.gold, models, parts.folder_of), f"rounds.{plan.index}.gold"
+        resolved(plan.spec.gold, models, session.folder_of), f"rounds.{plan.index}.gold"
     )
     for line in rubric.isolation_lines():
-        parts.observer.note(f"{plan.spec.name}: gold {line}")
+        session.observer.note(f"{plan.spec.name}: gold {line}")
     return rubric
 
 

@@ -105,11 +105,11 @@ def test_from_itself_there_is_nothing_to_learn(
     models: dict[str, Path], tmp_path: Path, divergence: Any
 ) -> None:
     """Unless it reads more than the policy does."""
-    learner = make(models, tmp_path, settings(algorithm=of(divergence)))
+    training = make(models, tmp_path, settings(algorithm=of(divergence)))
     same = Batch(rows=tuple(replace(r, teacher_prompt_ids=None) for r in ROWS))
-    assert gradients(learner, Batch(rows=ROWS)).abs().max().item() > 1e-2
-    assert gradients(learner, same).abs().max().item() < 1e-6
-    assert learner.update(same)["loss/policy"] == pytest.approx(0.0, abs=1e-6)
+    assert gradients(training, Batch(rows=ROWS)).abs().max().item() > 1e-2
+    assert gradients(training, same).abs().max().item() < 1e-6
+    assert training.update(same)["loss/policy"] == pytest.approx(0.0, abs=1e-6)
 
 
 ROWS = (
@@ -169,11 +169,11 @@ def test_a_model_folder_teaches(
         algorithm=of("forward_kl", teacher=f"model:{models['other']}"),
         optimizer=OptimizerConfig(lr=1e-2),
     )
-    learner = make(models, tmp_path, spec, lora=lora)
+    training = make(models, tmp_path, spec, lora=lora)
     rows = Batch(rows=tuple(replace(r, teacher_prompt_ids=None) for r in ROWS))
-    start = learner.update(rows)["loss/policy"]
+    start = training.update(rows)["loss/policy"]
     for _ in range(10):
-        metrics = learner.update(rows)
+        metrics = training.update(rows)
     assert start > 0.1
     assert metrics["loss/policy"] < 0.7 * start
 

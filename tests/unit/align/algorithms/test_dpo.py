@@ -27,6 +27,7 @@ from align.config.campaign import (
 from align.learner.batching import build_batch
 from align.learner.learner import Learner
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from rollouts.types import ScoredGroup
 from tests.unit.align.algorithms.test_pairs import group
@@ -70,7 +71,7 @@ def learner_for(
     algorithm: DPO,
     anchors: tuple[AnchorConfig, ...] = (AnchorConfig(to="base", beta=1.0),),
     **optimizer: Any,
-) -> Learner:
+) -> Training:
     """The policy starts at ``base``; the campaign's base is ``other``."""
     learner = Learner(
         models["base"],
@@ -85,15 +86,15 @@ def learner_for(
         optimizer=OptimizerConfig(**optimizer),
     )
     references = References(base="other", parent="base", rounds={"third": "third"})
-    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
-    return learner
+    training = learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
+    return training
 
 
-def gradient(learner: Learner, rows: tuple[Row, ...]) -> tuple[torch.Tensor, dict[str, float]]:
+def gradient(training: Training, rows: tuple[Row, ...]) -> tuple[torch.Tensor, dict[str, float]]:
     """Gradient and metrics of one update, before the optimizer moves anything."""
-    learner._step = dict  # type: ignore[method-assign]
-    metrics = learner.update(Batch(rows=rows))
-    flat = [p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None]
+    training._optimize = dict  # type: ignore[method-assign]
+    metrics = training.update(Batch(rows=rows))
+    flat = [p.grad.flatten() for p in training.learner.policy.parameters() if p.grad is not None]
     return torch.cat(flat), metrics
 
 
@@ -204,16 +205,16 @@ def test_the_normaliser_of_several_anchors_cancels() -> None:
 def test_two_anchors_through_the_learner(models: dict[str, Path], tmp_path: Path) -> None:
     """Weights 1 and 3, against sums of log-probabilities that each model gives on its own."""
     anchors = (AnchorConfig(to="base", beta=0.5), AnchorConfig(to="round:third", beta=1.5))
-    learner = learner_for(models, tmp_path, DPO(beta=BETA), anchors)
+    training = learner_for(models, tmp_path, DPO(beta=BETA), anchors)
 
     def sums(snapshot: str) -> list[float]:
-        learner.load(snapshot)
-        return [sum(values) for values in learner.completion_logprobs(list(PAIRS))]
+        training.learner.load(snapshot)
+        return [sum(values) for values in training.learner.completion_logprobs(list(PAIRS))]
 
     other, third, own = sums("other"), sums("third"), sums("base")
     ratios = [p - 0.25 * a - 0.75 * b for p, a, b in zip(own, other, third, strict=True)]
     margins = [BETA * (c - r) for c, r in zip(ratios[::2], ratios[1::2], strict=True)]
-    _, metrics = gradient(learner, PAIRS)
+    _, metrics = gradient(training, PAIRS)
     assert metrics["loss/policy"] == pytest.approx(sum(log(1 + exp(-m)) for m in margins) / 3)
     assert metrics["pairs/margin"] == pytest.approx(sum(margins) / 3, rel=1e-4)
     assert not any(name.startswith("kl/") for name in metrics)
@@ -245,10 +246,10 @@ def test_swapping_the_sides_turns_the_gradient_at_zero_margin(
 
 
 def test_training_widens_the_margin(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = learner_for(models, tmp_path, DPO(beta=BETA), (), lr=1e-3)
-    first = learner.update(Batch(rows=PAIRS))
+    training = learner_for(models, tmp_path, DPO(beta=BETA), (), lr=1e-3)
+    first = training.update(Batch(rows=PAIRS))
     for _ in range(4):
-        last = learner.update(Batch(rows=PAIRS))
+        last = training.update(Batch(rows=PAIRS))
     assert first["pairs/margin"] == pytest.approx(0.0, abs=1e-5)
     assert last["pairs/margin"] > 0.1
     assert last["pairs/accuracy"] == pytest.approx(1.0)

@@ -127,12 +127,12 @@ def test_split_padding_and_order_do_not_matter(
 
 def test_demonstrations_become_likelier(models: dict[str, Path], tmp_path: Path) -> None:
     optimizer = OptimizerConfig(lr=3e-3, epochs=2)
-    learner = make(models, tmp_path, settings(algorithm=SFT(), optimizer=optimizer))
+    training = make(models, tmp_path, settings(algorithm=SFT(), optimizer=optimizer))
     rows = list(DEMONSTRATIONS)
-    first = learner.update(Batch(rows=DEMONSTRATIONS))["loss/policy"]
+    first = training.update(Batch(rows=DEMONSTRATIONS))["loss/policy"]
     for _ in range(4):
-        last = learner.update(Batch(rows=DEMONSTRATIONS))["loss/policy"]
-    own = [value for logprobs in learner.completion_logprobs(rows) for value in logprobs]
+        last = training.update(Batch(rows=DEMONSTRATIONS))["loss/policy"]
+    own = [value for logprobs in training.learner.completion_logprobs(rows) for value in logprobs]
     assert -sum(own) / 9 < last < 0.7 * first
 
 
@@ -206,12 +206,12 @@ def test_nothing_that_is_dropped_is_better(
 
 def test_a_step_that_keeps_nothing_moves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
     algorithm = RFT(threshold=2.0)
-    learner = make(models, tmp_path, settings(algorithm=algorithm))
-    before = [p.detach().clone() for p in learner.policy.parameters()]
-    metrics = learner.update(build_batch([GROUP], algorithm, replay_rewards=False))
+    training = make(models, tmp_path, settings(algorithm=algorithm))
+    before = [p.detach().clone() for p in training.learner.policy.parameters()]
+    metrics = training.update(build_batch([GROUP], algorithm, replay_rewards=False))
     assert metrics["rft/kept"] == 0.0
     assert metrics["parity/max_abs_diff"] == 0.0
-    for old, new in zip(before, learner.policy.parameters(), strict=True):
+    for old, new in zip(before, training.learner.policy.parameters(), strict=True):
         assert torch.equal(old, new)
 
 

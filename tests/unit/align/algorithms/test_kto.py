@@ -64,15 +64,15 @@ def update(
         anchors=AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=()),
         optimizer=OptimizerConfig(**optimizer),
     )
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="other", parent="base"),
         num_steps=5,
         seed=0,
         penalties=RetentionMethods(),
     )
-    learner._step = dict  # type: ignore[method-assign]
-    metrics = learner.update(Batch(rows=rows))
+    training._optimize = dict  # type: ignore[method-assign]
+    metrics = training.update(Batch(rows=rows))
     flat = [p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None]
     return torch.cat(flat), metrics
 

@@ -16,7 +16,7 @@ from align.config.file import load_campaign
 from align.data.demo import BASE_MODEL
 from align.errors import StoreError
 from align.round.inputs import load_inputs
-from align.round.session import open_memory
+from align.round.session import claim_store
 from align.store.changes.settle import settle
 from launch.cli import main
 from rollouts.errors import UserError
@@ -271,7 +271,7 @@ def test_a_round_on_a_file_needs_held_out_prompts(tmp_path: Path) -> None:
 
 def begin(config: CampaignConfig) -> None:
     """What a first run leaves behind that stopped before its first round."""
-    with open_memory(settle(config), load_inputs(config)):
+    with claim_store(settle(config), load_inputs(config)):
         pass
 
 

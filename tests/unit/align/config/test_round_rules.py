@@ -161,9 +161,9 @@ def test_weights_are_reported_where_they_are_used(
     tmp_path: Path, algorithm: str, weighs: bool
 ) -> None:
     models = {"base": save_model(tmp_path / "base")}
-    learner = make(models, tmp_path, settings(algorithm=ALGORITHMS[algorithm]()))
+    training = make(models, tmp_path, settings(algorithm=ALGORITHMS[algorithm]()))
     older = [replace(row((1, 2), (3, 4), 1.0), policy="older"), replace(row(), policy="older")]
-    metrics = learner.update(Batch(rows=tuple(older)))
+    metrics = training.update(Batch(rows=tuple(older)))
     assert ("importance/mean_abs_shift" in metrics) is weighs
 
 

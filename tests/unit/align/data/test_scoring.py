@@ -82,9 +82,13 @@ def taken(
     plan: Any = SimpleNamespace(
         spec=spec, seed=3, scorer=Scorer(new=rubric, past={}),
         mixture=SimpleNamespace(draw=lambda step: draw, spare=lambda *_: draw),
+        sampling=Sampling(max_tokens=spec.sampling.max_tokens), version=str,
     )  # fmt: skip
-    parts: Any = SimpleNamespace(engine=engine, inputs=SimpleNamespace(encoder=encoder()))
-    return StepSampler(plan=plan, parts=parts, version=str).take(0), plan
+    weights: Any = None
+    sampler = StepSampler(
+        plan=plan, engine=engine, weights=weights, encoder=encoder(), note=[].append
+    )
+    return list(sampler.take(0).scored), plan
 
 
 def part(function: Callable[..., Any]) -> RewardPart:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.campaign import load_replay, run_campaign
+from align.campaign import run_campaign
 from align.round.inputs import load_inputs
+from align.round.records.replay import load_replay
 from tests.unit.campaigns import Starter, Watcher, campaign
 
 

@@ -12,6 +12,7 @@ import torch
 from align.algorithms.rows import Batch
 from align.config.campaign import AnchorConfig, AnchorsConfig, LoraConfig, PolicyConfig
 from align.learner.learner import Learner
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from tests.unit.align.learner.test_learner import REFERENCES, ROWS, gradients, settings
 from tests.unit.tiny import save_model
@@ -29,7 +30,7 @@ def models(tmp_path: Path) -> dict[str, Path]:
 
 def begun(
     models: dict[str, Path], tmp_path: Path, anchored: bool = False, **policy: Any
-) -> Learner:
+) -> Training:
     """A learner whose adapter has moved: at first its update is zero, and dropping changes nothing."""
     learner = Learner(
         models["base"],
@@ -38,7 +39,9 @@ def begun(
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(settings(), REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods())
+    training = learner.begin(
+        settings(), REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods()
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in learner.policy.parameters():
@@ -46,26 +49,28 @@ def begun(
     learner.policy.save(tmp_path / "first")
     models["other"] = tmp_path / "first"
     if anchored:
-        learner.begin(
+        training = learner.begin(
             settings(anchors=HELD), REFERENCES, num_steps=5, seed=1, penalties=RetentionMethods()
         )
-    return learner
+    return training
 
 
-def dropouts(learner: Learner) -> Iterator[torch.nn.Module]:
-    yield from (m for m in learner.policy.model.modules() if isinstance(m, torch.nn.Dropout))
+def dropouts(training: Training) -> Iterator[torch.nn.Module]:
+    yield from (
+        m for m in training.learner.policy.model.modules() if isinstance(m, torch.nn.Dropout)
+    )
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_meters_and_probes_do_not_drop(models: dict[str, Path], tmp_path: Path, dora: bool) -> None:
     """From the first on: peft makes dropout active in a model that does not train."""
-    learner = begun(models, tmp_path, lora=LORA.model_copy(update={"dora": dora}))
-    assert list(dropouts(learner))
-    assert learner.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
-    told = learner.completion_logprobs(LEARNT)
-    learner.update(Batch(rows=tuple(LEARNT)))
-    learner.load("other")
-    assert learner.completion_logprobs(LEARNT) == told
+    training = begun(models, tmp_path, lora=LORA.model_copy(update={"dora": dora}))
+    assert list(dropouts(training))
+    assert training.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
+    told = training.learner.completion_logprobs(LEARNT)
+    training.update(Batch(rows=tuple(LEARNT)))
+    training.learner.load("other")
+    assert training.learner.completion_logprobs(LEARNT) == told
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -74,33 +79,33 @@ def test_updates_drop_before_and_after_an_anchor_was_asked(
 ) -> None:
     """Loading an anchor's adapter switches every module of the model to evaluation."""
     lora = LORA.model_copy(update={"dora": dora})
-    learner = begun(models, tmp_path, lora=lora, anchored=True)
+    training = begun(models, tmp_path, lora=lora, anchored=True)
     plain = begun(models, tmp_path, lora=lora.model_copy(update={"dropout": 0.0}), anchored=True)
     for _ in range(2):  # The second time the anchor is there already.
-        learner.load("other")
-        plain.load("other")
-        dropped, whole = (gradients(one, Batch(rows=ROWS)) for one in (learner, plain))
-        again = gradients(learner, Batch(rows=ROWS))
+        training.learner.load("other")
+        plain.learner.load("other")
+        dropped, whole = (gradients(one, Batch(rows=ROWS)) for one in (training, plain))
+        again = gradients(training, Batch(rows=ROWS))
         assert not torch.allclose(dropped, again, rtol=1e-3)
         assert not torch.allclose(dropped, whole, rtol=1e-3)
         # What is measured beside it is as steady as ever.
-        assert learner.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
+        assert training.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_anchor_says_what_its_snapshot_says(models: dict[str, Path], tmp_path: Path) -> None:
     """Asked in the middle of an update, with the policy's own dropout at work."""
-    learner = begun(models, tmp_path, anchored=True)
+    training = begun(models, tmp_path, anchored=True)
     plain = begun(models, tmp_path, lora=LORA.model_copy(update={"dropout": 0.0}), anchored=True)
     said: dict[int, list[torch.Tensor]] = {0: [], 1: []}
-    for index, one in enumerate((learner, plain)):
-        whole = one.anchors.outputs
+    for index, one in enumerate((training, plain)):
+        whole = one.learner.anchors.outputs
 
         def outputs(*args: Any, whole: Any = whole, index: int = index) -> Any:
             result = whole(*args)
             said[index].append(result.logprobs_N)
             return result
 
-        one.anchors.outputs = outputs  # type: ignore[method-assign, assignment]
+        one.learner.anchors.outputs = outputs  # type: ignore[method-assign, assignment]
         one.update(Batch(rows=ROWS))
     assert len(said[0]) == len(said[1]) > 0
     for own, other in zip(said[0], said[1], strict=True):
@@ -117,29 +122,29 @@ def test_recomputed_layers_drop_the_same_inputs(
         for chosen in (False, True)
     )
     found = []
-    for learner in (kept, recomputed):
+    for training in (kept, recomputed):
         torch.manual_seed(5)
-        found.append(gradients(learner, Batch(rows=ROWS)))
+        found.append(gradients(training, Batch(rows=ROWS)))
     torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_models_own_dropout_never_acts(models: dict[str, Path], tmp_path: Path) -> None:
     """Engines have none, so what the base was pretrained with stays off: only adapters drop."""
-    learner = begun(models, tmp_path, anchored=True)
+    training = begun(models, tmp_path, anchored=True)
     seen: list[bool] = []
-    for name, module in learner.policy.model.named_modules():
+    for name, module in training.learner.policy.model.named_modules():
         if "lora" not in name and not hasattr(module, "lora_dropout"):
             module.register_forward_hook(lambda m, *_: seen.append(m.training))
-    learner.update(Batch(rows=ROWS))
+    training.update(Batch(rows=ROWS))
     assert seen
     assert not any(seen)
 
 
 def test_modes_are_as_they_were_after_a_pass(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = begun(models, tmp_path, anchored=True)
+    training = begun(models, tmp_path, anchored=True)
     for active in (True, False):
-        for module in dropouts(learner):
+        for module in dropouts(training):
             module.train(active)
-        learner.completion_logprobs(LEARNT)
-        learner.divergence(LEARNT, "base")
-        assert {module.training for module in dropouts(learner)} == {active}
+        training.learner.completion_logprobs(LEARNT)
+        training.divergence(LEARNT, "base")
+        assert {module.training for module in dropouts(training)} == {active}

@@ -26,6 +26,7 @@ from align.learner.checkpoint import file_of, newest_checkpoint
 from align.learner.learner import Learner
 from align.learner.ranks.sharding import decoder_layers
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from align.store.run_folder import CHECKPOINT
 from tests.unit.tiny import row, save_model
@@ -58,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"base": save_model(root / "base", 0), "other": save_model(root / "other", 1)}
 
 
-def begun(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy: Any) -> Learner:
+def begun(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy: Any) -> Training:
     learner = Learner(
         models["base"],
         PolicyConfig(model="tiny", **policy),
@@ -66,23 +67,23 @@ def begun(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=6,
         seed=5,
         penalties=RetentionMethods(),
     )
-    return learner
+    return training
 
 
-def trained(learner: Learner) -> list[torch.Tensor]:
-    critic = learner.critic.parameters() if learner.critic else []
-    return [p.detach().clone() for p in (*learner.policy.parameters(), *critic)]
+def trained(training: Training) -> list[torch.Tensor]:
+    critic = training.critic.parameters() if training.critic else []
+    return [p.detach().clone() for p in (*training.learner.policy.parameters(), *critic)]
 
 
-def betas(learner: Learner) -> list[float]:
-    return [beta for betas in learner.penalties[0].counters()["betas"].values() for beta in betas]
+def betas(training: Training) -> list[float]:
+    return [beta for betas in training.penalties[0].counters()["betas"].values() for beta in betas]
 
 
 def pair(unit: int) -> list[Row]:
@@ -115,10 +116,12 @@ CASES: dict[str, tuple[RoundSettings, Sequence[Batch], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def stepped(learner: Learner, batch: Batch) -> dict[str, float]:
+def stepped(training: Training, batch: Batch) -> dict[str, float]:
     """One step, as a round takes it: engines first get the weights. Without what it cost."""
-    learner.weights("held")
-    return {name: value for name, value in learner.update(batch).items() if name != "time/update_s"}
+    training.learner.weights("held")
+    return {
+        name: value for name, value in training.update(batch).items() if name != "time/update_s"
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -156,11 +159,11 @@ def test_what_a_file_s_rows_were_told_comes_from_a_cache(
 ) -> None:
     """So that the case above compares a warm cache with a cold one."""
     spec, batches, policy = CASES["dpo"]
-    learner = begun(models, tmp_path, spec, **policy)
+    training = begun(models, tmp_path, spec, **policy)
     for batch in batches[:3]:
-        learner.update(batch)
-    assert len(learner.reference_cache) == 18
-    assert len(begun(models, tmp_path, spec, **policy).reference_cache) == 0
+        training.update(batch)
+    assert len(training.learner.reference_cache) == 18
+    assert len(begun(models, tmp_path, spec, **policy).learner.reference_cache) == 0
 
 
 def test_without_the_checkpoint_the_rest_differs(models: dict[str, Path], tmp_path: Path) -> None:
@@ -168,8 +171,8 @@ def test_without_the_checkpoint_the_rest_differs(models: dict[str, Path], tmp_pa
     straight, fresh = (begun(models, tmp_path, SPEC) for _ in range(2))
     for batch in BATCHES[:3]:
         straight.update(batch)
-    straight.save(tmp_path / "weights")
-    fresh.policy.load(tmp_path / "weights")
+    straight.learner.save(tmp_path / "weights")
+    fresh.learner.policy.load(tmp_path / "weights")
     for batch in BATCHES[3:]:
         straight.update(batch), fresh.update(batch)
     pairs = zip(trained(straight), trained(fresh), strict=True)
@@ -177,26 +180,26 @@ def test_without_the_checkpoint_the_rest_differs(models: dict[str, Path], tmp_pa
 
 
 def test_only_the_newest_is_kept(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = begun(models, tmp_path, SPEC)
+    training = begun(models, tmp_path, SPEC)
     folder = tmp_path / "kept"
-    assert learner.restore(folder, identity=IDENTITY) is None
+    assert training.restore(folder, identity=IDENTITY) is None
     for step in (2, 4, 4):
-        learner.checkpoint(folder, step, identity=IDENTITY)
+        training.checkpoint(folder, step, identity=IDENTITY)
     assert [path.name for path in folder.iterdir()] == ["step-00000004"]
     assert {path.name for path in (folder / "step-00000004").iterdir()} == {CHECKPOINT, file_of(0)}
 
 
 def test_a_checkpoint_of_something_else_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = begun(models, tmp_path, SPEC)
-    learner.checkpoint(tmp_path / "kept", 1, identity=IDENTITY)
+    training = begun(models, tmp_path, SPEC)
+    training.checkpoint(tmp_path / "kept", 1, identity=IDENTITY)
     with pytest.raises(SnapshotError, match="another parent: 'base', not 'other'"):
-        learner.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
+        training.restore(tmp_path / "kept", identity={**IDENTITY, "parent": "other"})
     with pytest.raises(SnapshotError, match="another round: None, not 'rev'"):
-        learner.restore(tmp_path / "kept", identity={**IDENTITY, "round": "rev"})
+        training.restore(tmp_path / "kept", identity={**IDENTITY, "round": "rev"})
     manifest = next((tmp_path / "kept").glob(f"*/{CHECKPOINT}"))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "ranks": 2}))
     with pytest.raises(SnapshotError, match="another ranks: '2', not '1'"):
-        learner.restore(tmp_path / "kept", identity=IDENTITY)
+        training.restore(tmp_path / "kept", identity=IDENTITY)
 
 
 def cut(path: Path) -> None:
@@ -214,36 +217,36 @@ def flip(path: Path) -> None:
 def test_a_torn_checkpoint_changes_nothing(
     models: dict[str, Path], tmp_path: Path, damage: Any, name: str
 ) -> None:
-    learner = begun(models, tmp_path, SPEC)
-    learner.update(BATCHES[0])
-    learner.checkpoint(tmp_path / "kept", 1, identity=IDENTITY)
-    learner.update(BATCHES[1])
-    before, counters = trained(learner), (learner._steps, betas(learner))
+    training = begun(models, tmp_path, SPEC)
+    training.update(BATCHES[0])
+    training.checkpoint(tmp_path / "kept", 1, identity=IDENTITY)
+    training.update(BATCHES[1])
+    before, counters = trained(training), (training.steps, betas(training))
     damage(next((tmp_path / "kept").glob(f"*/{name}")))
     with pytest.raises(SnapshotError, match=name.replace(".", r"\.")):
-        learner.restore(tmp_path / "kept", identity=IDENTITY)
-    assert all(torch.equal(a, b) for a, b in zip(before, trained(learner), strict=True))
-    assert counters == (learner._steps, betas(learner))
+        training.restore(tmp_path / "kept", identity=IDENTITY)
+    assert all(torch.equal(a, b) for a, b in zip(before, trained(training), strict=True))
+    assert counters == (training.steps, betas(training))
 
 
 def test_a_checkpoint_of_another_shape_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     small = begun(models, tmp_path, SPEC, lora=LoraConfig(rank=2))
     small.checkpoint(tmp_path / "kept", 1, identity=IDENTITY)
     for other in (LoraConfig(rank=4), None):
-        learner = begun(models, tmp_path, SPEC, lora=other)
+        training = begun(models, tmp_path, SPEC, lora=other)
         with pytest.raises(SnapshotError, match="cannot be read"):
-            learner.restore(tmp_path / "kept", identity=IDENTITY)
+            training.restore(tmp_path / "kept", identity=IDENTITY)
 
 
 def test_what_was_being_written_is_never_read(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = begun(models, tmp_path, SPEC)
+    training = begun(models, tmp_path, SPEC)
     folder = tmp_path / "kept"
-    learner.checkpoint(folder, 1, identity=IDENTITY)
+    training.checkpoint(folder, 1, identity=IDENTITY)
     newest = newest_checkpoint(folder)
     assert newest is not None
     newest.rename(folder / "staging")
-    assert learner.restore(folder, identity=IDENTITY) is None
-    learner.checkpoint(folder, 2, identity=IDENTITY)
+    assert training.restore(folder, identity=IDENTITY) is None
+    training.checkpoint(folder, 2, identity=IDENTITY)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
 
 
@@ -257,11 +260,11 @@ def test_gradient_checkpointing_changes_no_gradient(
         begun(models, tmp_path, spec, gradient_checkpointing=on, lora=lora) for on in (False, True)
     )
     runs = []
-    for learner in (plain, lean):
-        attention = decoder_layers(learner.policy.model)[0].self_attn
+    for training in (plain, lean):
+        attention = decoder_layers(training.learner.policy.model)[0].self_attn
         calls: list[int] = []
         attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        learner.update(Batch(rows=BATCHES[0].rows[:3]))
+        training.update(Batch(rows=BATCHES[0].rows[:3]))
         runs.append(len(calls))
     assert runs[1] == 2 * runs[0] > 0
     for own, other in zip(trained(plain), trained(lean), strict=True):

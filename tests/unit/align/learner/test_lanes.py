@@ -27,6 +27,7 @@ from align.learner.batching import cost, even_passes, passes
 from align.learner.learner import Learner
 from align.learner.ranks.lanes import Gradients, Lanes, dealt_evenly, lanes_for
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from tests.patience import patient
 from tests.unit.tiny import row, save_model
@@ -54,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 def make(
     models: dict[str, Path], tmp_path: Path, threads: int, name: str = "grpo", **policy: Any
-) -> Learner:
+) -> Training:
     spec = RoundSettings(
         algorithm=algorithm_from({"name": name}),
         anchors=AnchorsConfig(
@@ -72,34 +73,34 @@ def make(
         tolerance=1e9,
     )
     references = References(base="base", parent="base", rounds={"first": "other"})
-    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
-    return learner
+    training = learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
+    return training
 
 
-def weights(learner: Learner) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in learner.policy.parameters()])
+def weights(training: Training) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in training.learner.policy.parameters()])
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
 def test_two_lanes_take_the_step_of_one(models: dict[str, Path], tmp_path: Path, name: str) -> None:
-    learners = [make(models, tmp_path, threads, name) for threads in (1, 2)]
-    assert [learner.lanes.count for learner in learners] == [1, 2]
+    trainings = [make(models, tmp_path, threads, name) for threads in (1, 2)]
+    assert [training.learner.lanes.count for training in trainings] == [1, 2]
     for _ in range(2):
-        one, two = (learner.update(Batch(rows=ROWS + HELD)) for learner in learners)
+        one, two = (training.update(Batch(rows=ROWS + HELD)) for training in trainings)
         for metric in one.keys() - {"time/update_s"}:
             assert two[metric] == pytest.approx(one[metric], rel=1e-4, abs=1e-6), metric
     start = weights(make(models, tmp_path, 1, name))
-    one, two = map(weights, learners)
+    one, two = map(weights, trainings)
     assert (one - two).norm() <= 1e-3 * (one - start).norm()
 
 
 def test_gradients_of_lanes_are_those_of_one(models: dict[str, Path], tmp_path: Path) -> None:
     found = []
     for threads in (1, 2):
-        learner = make(models, tmp_path, threads)
-        learner._step = dict  # type: ignore[method-assign]
-        learner.update(Batch(rows=ROWS + HELD))
-        grads = [p.grad for p in learner.policy.parameters() if p.grad is not None]
+        training = make(models, tmp_path, threads)
+        training._optimize = dict  # type: ignore[method-assign]
+        training.update(Batch(rows=ROWS + HELD))
+        grads = [p.grad for p in training.learner.policy.parameters() if p.grad is not None]
         found.append(torch.cat([g.flatten() for g in grads]))
     assert (found[0] - found[1]).norm() <= 1e-6 * found[0].norm()
 
@@ -107,10 +108,10 @@ def test_gradients_of_lanes_are_those_of_one(models: dict[str, Path], tmp_path: 
 def test_lanes_make_the_same_bits_in_every_run(models: dict[str, Path], tmp_path: Path) -> None:
     runs = []
     for _ in range(3):
-        learner = make(models, tmp_path, 2)
+        training = make(models, tmp_path, 2)
         for _ in range(3):
-            learner.update(Batch(rows=ROWS + HELD))
-        runs.append(weights(learner))
+            training.update(Batch(rows=ROWS + HELD))
+        runs.append(weights(training))
     assert all(torch.equal(runs[0], other) for other in runs[1:])
 
 
@@ -125,32 +126,32 @@ def test_anchors_are_loaded_before_passes_run_side_by_side(
         return real(folder, *rest)
 
     monkeypatch.setattr(references_module, "load_model", load)
-    learner = make(models, tmp_path, 2, dtype="bfloat16")
-    learner.update(Batch(rows=ROWS + HELD))
+    training = make(models, tmp_path, 2, dtype="bfloat16")
+    training.update(Batch(rows=ROWS + HELD))
     assert sorted(loaded) == [("base", True), ("other", True)]
 
 
 def test_one_lane_where_anchors_do_not_stay_in_memory(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = make(models, tmp_path, 2)
-    learner.anchors._cache_bytes = 1
+    training = make(models, tmp_path, 2)
+    training.learner.anchors._cache_bytes = 1
     threads = set()
-    real = learner._objective.anchors.outputs
+    real = training.objective.anchors.outputs
 
     def outputs(*args: Any) -> Any:
         threads.add(threading.current_thread() is threading.main_thread())
         return real(*args)
 
-    monkeypatch.setattr(learner.anchors, "outputs", outputs)
-    learner.update(Batch(rows=ROWS + HELD))
+    monkeypatch.setattr(training.learner.anchors, "outputs", outputs)
+    training.update(Batch(rows=ROWS + HELD))
     assert threads == {True}
 
 
 def test_no_lanes_where_passes_would_disturb_each_other(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert make(models, tmp_path, 2, lora=LoraConfig(rank=2)).lanes.count == 1
+    assert make(models, tmp_path, 2, lora=LoraConfig(rank=2)).learner.lanes.count == 1
 
 
 def test_items_are_in_their_order_and_lanes_in_threads_of_their_own() -> None:

@@ -23,9 +23,9 @@ from align.config.campaign import (
 from align.errors import NonFiniteError, ParityError
 from align.learner.batching import to_tensors
 from align.learner.learner import TOLERANCE, Learner
-from align.learner.objective import gap_of
-from align.learner.optimizer import learning_rate
+from align.learner.optimizer import clip_gradients, learning_rate
 from align.learner.references import References
+from align.learner.training import Training, gap_of
 from align.retention.kl_anchors import BetaController
 from align.retention.methods import RetentionMethods
 from tests.unit.tiny import VOCABULARY, row, save_model
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"base": save_model(root / "base", 0), "other": save_model(root / "other", 1)}
 
 
-def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy: Any) -> Learner:
+def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy: Any) -> Training:
     learner = Learner(
         models["base"],
         PolicyConfig(model="tiny", **policy),
@@ -47,8 +47,8 @@ def make(models: dict[str, Path], tmp_path: Path, spec: RoundSettings, **policy:
         scratch=tmp_path,
         tolerance=1e9,
     )
-    learner.begin(spec, REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods())
-    return learner
+    training = learner.begin(spec, REFERENCES, num_steps=5, seed=0, penalties=RetentionMethods())
+    return training
 
 
 def settings(**changes: Any) -> RoundSettings:
@@ -66,12 +66,14 @@ ROWS = (
 )
 
 
-def gradients(learner: Learner, batch: Batch) -> torch.Tensor:
+def gradients(training: Training, batch: Batch) -> torch.Tensor:
     """Gradient of one update, before the optimizer moves anything."""
-    step, learner._step = learner._step, lambda: {}  # type: ignore[method-assign]
-    learner.update(batch)
-    learner._step = step  # type: ignore[method-assign]
-    return torch.cat([p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None])
+    step, training._optimize = training._optimize, lambda: {}  # type: ignore[method-assign]
+    training.update(batch)
+    training._optimize = step  # type: ignore[method-assign]
+    return torch.cat(
+        [p.grad.flatten() for p in training.learner.policy.parameters() if p.grad is not None]
+    )
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -79,12 +81,12 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def doubled(learner: Learner) -> Learner:
+def doubled(training: Training) -> Training:
     """With the policy and its anchors in float64."""
-    learner.anchors.hold(["base", "other"])
-    for model in (learner.policy.model, *learner.anchors._models.values()):
+    training.learner.anchors.hold(["base", "other"])
+    for model in (training.learner.policy.model, *training.learner.anchors._models.values()):
         model.double()
-    return learner
+    return training
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_a_split_costs_rounding_and_nothing_else(
 
 def split_and_not(
     models: dict[str, Path], tmp_path: Path, estimator: Any
-) -> tuple[Learner, Learner]:
+) -> tuple[Training, Training]:
     """One pass over everything, and several over a row or two each; under anchors of all classes."""
     anchors = AnchorsConfig(
         new=(AnchorConfig(to="parent", beta=0.1, estimator=estimator),),
@@ -146,8 +148,8 @@ def test_update_by_the_definition(models: dict[str, Path], tmp_path: Path) -> No
     from transformers import AutoModelForCausalLM
 
     anchors = AnchorsConfig(new=(), past=(AnchorConfig(to="owner", beta=3.0),), general=())
-    learner = make(models, tmp_path, settings(anchors=anchors))
-    found = gradients(learner, Batch(rows=ROWS))
+    training = make(models, tmp_path, settings(anchors=anchors))
+    found = gradients(training, Batch(rows=ROWS))
 
     policy = AutoModelForCausalLM.from_pretrained(models["base"])
     owner = AutoModelForCausalLM.from_pretrained(models["other"])
@@ -170,41 +172,41 @@ def test_update_by_the_definition(models: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_zero_advantage_moves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = make(models, tmp_path, settings())
+    training = make(models, tmp_path, settings())
     flat = Batch(rows=(row(advantage=0.0), row((7,), (8, 9), 0.0)))
-    assert gradients(learner, flat).abs().max().item() == 0.0
+    assert gradients(training, flat).abs().max().item() == 0.0
 
 
 def test_gradient_raises_what_had_a_positive_advantage(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    learner = make(models, tmp_path, settings(optimizer=OptimizerConfig(lr=1e-3)))
+    training = make(models, tmp_path, settings(optimizer=OptimizerConfig(lr=1e-3)))
     good, bad = row((1, 2, 3), (4, 5), 1.0), row((1, 2, 3), (8, 9), -1.0)
-    before = learner.completion_logprobs([good, bad])
-    learner.update(Batch(rows=(good, bad)))
-    after = learner.completion_logprobs([good, bad])
+    before = training.learner.completion_logprobs([good, bad])
+    training.update(Batch(rows=(good, bad)))
+    after = training.learner.completion_logprobs([good, bad])
     assert sum(after[0]) > sum(before[0])
     assert sum(after[1]) < sum(before[1])
 
 
 def test_parity_is_checked_on_every_token(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = make(models, tmp_path, settings())
+    training = make(models, tmp_path, settings())
     honest = row()
-    (logprobs,) = learner.completion_logprobs([honest])
+    (logprobs,) = training.learner.completion_logprobs([honest])
     exact = Row(
         **{
             **{f: getattr(honest, f) for f in honest.__slots__},
             "sampler_logprobs_T": tuple(logprobs),
         }
     )
-    learner.tolerance = 1e-4
-    assert learner.update(Batch(rows=(exact,)))["parity/max_abs_diff"] < 1e-5
+    training.learner.tolerance = 1e-4
+    assert training.update(Batch(rows=(exact,)))["parity/max_abs_diff"] < 1e-5
     stale = Row(
         **{**{f: getattr(honest, f) for f in honest.__slots__}, "sampler_logprobs_T": (-1.0, -1.0)}
     )
-    learner.weights("")
+    training.learner.weights("")
     with pytest.raises(ParityError, match="disagree"):
-        learner.update(Batch(rows=(stale,)))
+        training.update(Batch(rows=(stale,)))
 
 
 @pytest.mark.parametrize(
@@ -224,48 +226,44 @@ def test_logprobs_of_unlikely_tokens_may_differ_in_proportion(
 def test_a_gradient_that_is_not_finite_moves_nothing_and_fails_in_the_end(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    learner = make(models, tmp_path, settings())
-    before = [p.detach().clone() for p in learner.policy.parameters()]
+    training = make(models, tmp_path, settings())
+    before = [p.detach().clone() for p in training.learner.policy.parameters()]
     broken = Batch(rows=(row(advantage=float("inf")),))
-    assert learner.update(broken)["steps_skipped"] == 1.0
-    for old, new in zip(before, learner.policy.parameters(), strict=True):
+    assert training.update(broken)["steps_skipped"] == 1.0
+    for old, new in zip(before, training.learner.policy.parameters(), strict=True):
         assert torch.equal(old, new)
-    learner.update(broken)
+    training.update(broken)
     with pytest.raises(NonFiniteError):
-        learner.update(broken)
+        training.update(broken)
 
 
 @pytest.mark.parametrize(
     ("largest", "expected"), [(2.5, [1.5, 2.0]), (5.0, [3.0, 4.0]), (9.0, [3.0, 4.0])]
 )
-def test_gradients_are_clipped_by_hand(
-    models: dict[str, Path], tmp_path: Path, largest: float, expected: list[float]
-) -> None:
+def test_gradients_are_clipped_by_hand(largest: float, expected: list[float]) -> None:
     """The norm of ``(3, 4)`` is 5, and what is shorter than the limit keeps its length."""
-    chosen = OptimizerConfig(lr=0.1, max_grad_norm=largest)
-    learner = make(models, tmp_path, settings(optimizer=chosen))
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
-    assert learner._clip([weight, torch.nn.Parameter(torch.zeros(1))]) == 5.0
+    assert clip_gradients([weight, torch.nn.Parameter(torch.zeros(1))], largest) == 5.0
     torch.testing.assert_close(weight.grad, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_divergence_is_zero_from_itself(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = make(models, tmp_path, settings())
-    assert learner.divergence(list(ROWS), "base") == pytest.approx(0.0, abs=1e-6)
-    assert learner.divergence(list(ROWS), "other") > 0.1
+    training = make(models, tmp_path, settings())
+    assert training.divergence(list(ROWS), "base") == pytest.approx(0.0, abs=1e-6)
+    assert training.divergence(list(ROWS), "other") > 0.1
 
 
 def test_kl_toward_an_anchor_pulls_there(models: dict[str, Path], tmp_path: Path) -> None:
     anchors = AnchorsConfig(new=(AnchorConfig(to="round:first", beta=1.0),), past=(), general=())
-    learner = make(models, tmp_path, settings(anchors=anchors, optimizer=OptimizerConfig(lr=3e-3)))
+    training = make(models, tmp_path, settings(anchors=anchors, optimizer=OptimizerConfig(lr=3e-3)))
     flat = Batch(
         rows=tuple(row((i,), (i + 1, i + 2, i + 3), 0.0) for i in range(1, VOCABULARY - 3))
     )
-    start = learner.divergence(list(flat.rows), "other")
+    start = training.divergence(list(flat.rows), "other")
     for _ in range(10):
-        metrics = learner.update(flat)
-    assert learner.divergence(list(flat.rows), "other") < 0.5 * start
+        metrics = training.update(flat)
+    assert training.divergence(list(flat.rows), "other") < 0.5 * start
     assert metrics["kl/new/round:first"] > 0
 
 
@@ -274,26 +272,30 @@ def test_lora_starts_at_the_base_and_its_snapshot_is_an_anchor(
 ) -> None:
     lora = LoraConfig(rank=4, alpha=8.0)
     fast = settings(optimizer=OptimizerConfig(lr=1e-2))
-    learner = make(models, tmp_path, fast, lora=lora)
+    training = make(models, tmp_path, fast, lora=lora)
     rows = [r for r in ROWS if r.advantage is not None]
-    assert learner.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
+    assert training.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
     for _ in range(5):
-        learner.update(Batch(rows=ROWS))
-    learner.policy.save(tmp_path / "adapter")
+        training.update(Batch(rows=ROWS))
+    training.learner.policy.save(tmp_path / "adapter")
     assert {f.name for f in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
     models = {**models, "trained": tmp_path / "adapter"}
-    learner._folder_of = learner.anchors._folder_of = lambda snapshot: models[snapshot]
-    assert learner.divergence(rows, "base") > 1e-3
-    assert learner.divergence(rows, "trained") == pytest.approx(0.0, abs=1e-6)
-    trained = learner.completion_logprobs(rows)
-    learner.load("base")
-    assert learner.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
-    learner.load("trained")
-    for again, before in zip(learner.completion_logprobs(rows), trained, strict=True):
+    training.learner._folder_of = training.learner.anchors._folder_of = lambda snapshot: models[
+        snapshot
+    ]
+    assert training.divergence(rows, "base") > 1e-3
+    assert training.divergence(rows, "trained") == pytest.approx(0.0, abs=1e-6)
+    trained = training.learner.completion_logprobs(rows)
+    training.learner.load("base")
+    assert training.divergence(rows, "base") == pytest.approx(0.0, abs=1e-6)
+    training.learner.load("trained")
+    for again, before in zip(training.learner.completion_logprobs(rows), trained, strict=True):
         assert again == pytest.approx(before, abs=1e-6)
-    assert all("lora" in n for n, p in learner.policy.model.named_parameters() if p.requires_grad)
+    assert all(
+        "lora" in n for n, p in training.learner.policy.model.named_parameters() if p.requires_grad
+    )
 
 
 def test_beta_is_steered_toward_the_target() -> None:
@@ -313,8 +315,8 @@ def test_rows_without_signal_are_measured_and_leave_the_gradient_alone(
 ) -> None:
     rows = (*ROWS, row((1, 6), (7, 8, 9), 0.0), row((9,), (3,), 0.0))
     anchors = AnchorsConfig(new=(), past=(AnchorConfig(to="owner", beta=3.0),), general=())
-    learner = make(models, tmp_path, settings(anchors=anchors))
-    lean, metrics = gradients(learner, Batch(rows=rows)), learner.update(Batch(rows=rows))
+    training = make(models, tmp_path, settings(anchors=anchors))
+    lean, metrics = gradients(training, Batch(rows=rows)), training.update(Batch(rows=rows))
     monkeypatch.setattr(GRPO, "moves", lambda *_: True)
     whole = make(models, tmp_path, settings(anchors=anchors))
     expected, others = gradients(whole, Batch(rows=rows)), whole.update(Batch(rows=rows))
@@ -334,19 +336,19 @@ def test_stored_answers_are_no_parity_evidence(models: dict[str, Path], tmp_path
     anchors = AnchorsConfig(
         new=(), past=(), general=(AnchorConfig(to="base", beta=1.0, estimator="forward"),)
     )
-    learner = make(models, tmp_path, settings(anchors=anchors))
-    learner.tolerance = 1e-4
+    training = make(models, tmp_path, settings(anchors=anchors))
+    training.learner.tolerance = 1e-4
     stored = Row(
         prompt_ids=(1,), completion_ids=(2, 3), sampler_logprobs_T=(-9.0, -9.0), advantage=None,
         source="general", owner=None, round=None, policy="somebody else",
     )  # fmt: skip
-    metrics = learner.update(Batch(rows=(stored,)))
+    metrics = training.update(Batch(rows=(stored,)))
     assert metrics["parity/max_abs_diff"] == 0.0
     assert metrics["kl/general/base"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_adapters_that_no_engine_reads_are_removed(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = make(models, tmp_path, settings(), lora=LoraConfig(rank=2))
+    training = make(models, tmp_path, settings(), lora=LoraConfig(rank=2))
     for version in ("r/0", "r/1", "r/1", "r/2", "r/3"):
-        assert Path(str(learner.weights(version).adapter)).is_dir()
+        assert Path(str(training.learner.weights(version).adapter)).is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r-2", "r-3"]

@@ -13,7 +13,7 @@ import pytest
 from align.config.campaign import CampaignConfig
 from align.errors import StoreError
 from align.round.inputs import load_inputs
-from align.round.session import open_memory
+from align.round.session import claim_store
 from align.store.changes.settle import settle
 from align.store.durable import digest_of
 from align.store.stored_base import stored_base
@@ -48,8 +48,8 @@ def begun(tmp_path: Path, **policy: Any) -> CampaignConfig:
     """A campaign whose store holds its base."""
     save_folder(tmp_path / "model")
     config = campaign(tmp_path, **policy)
-    with open_memory(settle(config), load_inputs(config)) as memory:
-        memory.confirm_base()
+    with claim_store(settle(config), load_inputs(config)) as claim:
+        claim.confirm_base()
     return config
 
 
@@ -106,8 +106,8 @@ def test_a_hub_cache_is_compared_through_its_links(tmp_path: Path) -> None:
         file.rename(blobs / file.name)
         file.symlink_to(blobs / file.name)
     config = campaign(tmp_path, model=str(model))
-    with open_memory(settle(config), load_inputs(config)) as memory:
-        memory.confirm_base()
+    with claim_store(settle(config), load_inputs(config)) as claim:
+        claim.confirm_base()
     load_inputs(config).close()
     (blobs / "config.json").write_text((blobs / "config.json").read_text() + "\n")
     with pytest.raises(StoreError, match=r"config\.json has changed"):
@@ -125,7 +125,7 @@ def test_a_folder_is_hashed_once_per_state(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("align.learner.folder.source.digest_of", counted)
     for _ in range(2):
         inputs = load_inputs(config)
-        with open_memory(settle(config), inputs):
+        with claim_store(settle(config), inputs):
             inputs.close()
     assert "model.safetensors" in hashed
     assert len(hashed) == len(set(hashed))
@@ -196,13 +196,13 @@ def test_a_store_from_before_keeps_the_hashes_it_holds(
     assert all(suite.encoding for suite in inputs.suites)
     inputs.close()
     (older,) = [replace(suite, engine={}, **known) for suite in inputs.suites]
-    with open_memory(settle(config), inputs) as memory:
-        memory.ledger.record_evaluation(
-            memory.base, older.name, older.hash, "evaluations/x.parquet", n=8, mean=0.5
+    with claim_store(settle(config), inputs) as claim:
+        claim.ledger.record_evaluation(
+            claim.base, older.name, older.hash, "evaluations/x.parquet", n=8, mean=0.5
         )
-        assert memory.evidence.missing(memory.base, inputs.suites)
+        assert claim.evidence.missing(claim.base, inputs.suites)
     again = load_inputs(config)
     assert [suite.hash for suite in again.suites] == [older.hash]
-    with open_memory(settle(config), again) as memory:
-        assert memory.evidence.missing(memory.base, again.suites) == []
+    with claim_store(settle(config), again) as claim:
+        assert claim.evidence.missing(claim.base, again.suites) == []
     again.close()

@@ -24,10 +24,10 @@ from align.config.campaign import (
     SamplingConfig,
 )
 from align.errors import ParityError
-from align.learner.batching import to_tensors
+from align.learner.batching import Denominators, to_tensors
 from align.learner.learner import Learner
-from align.learner.objective import Denominators
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.kl_anchors import BetaController
 from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def make(
     models: dict[str, Path], tmp_path: Path, spec: RoundSettings, *, tolerance: float = 1e9
-) -> Learner:
+) -> Training:
     learner = Learner(
         models["base"],
         PolicyConfig(model="tiny"),
@@ -56,8 +56,8 @@ def make(
         tolerance=tolerance,
     )
     references = References(base="other", parent="base", rounds={"last": "base"})
-    learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
-    return learner
+    training = learner.begin(spec, references, num_steps=5, seed=0, penalties=RetentionMethods())
+    return training
 
 
 def settings(algorithm: dict[str, Any], *anchors: str, **changes: Any) -> RoundSettings:
@@ -72,19 +72,19 @@ def test_a_snapshot_that_two_anchors_name_counts_twice(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     spec = settings({"name": "dpo", "pairs": "file"}, "parent", "round:last", "base")
-    learner = make(models, tmp_path, spec)
-    assert learner._objective.reference_of(PAIRS[0]) == (("base", 2 / 3), ("other", 1 / 3))
+    training = make(models, tmp_path, spec)
+    assert training.objective.reference_of(PAIRS[0]) == (("base", 2 / 3), ("other", 1 / 3))
 
 
 def test_rows_keep_their_order_whatever_is_known_of_them(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Or a round that goes on without the cache would deal out other mini-batches."""
-    learner = make(models, tmp_path, settings({"name": "dpo", "pairs": "file"}, "base"))
-    fresh = learner._prepared(PAIRS)
-    learner.reference_cache.clear()
-    learner._prepared(PAIRS[4:])
-    for found in (fresh, learner._prepared(PAIRS)):
+    training = make(models, tmp_path, settings({"name": "dpo", "pairs": "file"}, "base"))
+    fresh = training._completed(PAIRS)
+    training.learner.reference_cache.clear()
+    training._completed(PAIRS[4:])
+    for found in (fresh, training._completed(PAIRS)):
         assert [r.completion_ids for r in found] == [r.completion_ids for r in PAIRS]
         assert all(r.reference_logprobs_T for r in found)
 
@@ -98,16 +98,16 @@ def test_rows_of_a_file_teach_at_temperature_1(
     losses = []
     for temperature in (1.0, 0.5):
         sampling = SamplingConfig(temperature=temperature)
-        learner = make(models, tmp_path, settings(algorithm, "base", sampling=sampling))
-        examples = learner._spec.algorithm.examples(PAIRS)
-        losses.append(learner.update(Batch(rows=tuple(examples)))["loss/policy"])
+        training = make(models, tmp_path, settings(algorithm, "base", sampling=sampling))
+        examples = training.spec.algorithm.examples(PAIRS)
+        losses.append(training.update(Batch(rows=tuple(examples)))["loss/policy"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def sampled(learner: Learner, rows: tuple[Row, ...], version: str) -> list[Row]:
+def sampled(training: Training, rows: tuple[Row, ...], version: str) -> list[Row]:
     """As engines would return them that hold the learner's weights."""
-    learner.weights(version)
-    logprobs = learner.completion_logprobs(list(rows))
+    training.learner.weights(version)
+    logprobs = training.learner.completion_logprobs(list(rows))
     return [
         replace(one, policy=version, sampler_logprobs_T=found)
         for one, found in zip(rows, logprobs, strict=True)
@@ -125,21 +125,21 @@ def test_every_token_is_compared_before_the_first_of_several_steps(
     spec = settings({"name": "grpo"}, optimizer=optimizer)
     rows = tuple(replace(r, unit=None) for r in PAIRS)
     for place in range(len(rows)):
-        learner = make(models, tmp_path, spec, tolerance=1e-4)
-        given = sampled(learner, rows, "r/0")
+        training = make(models, tmp_path, spec, tolerance=1e-4)
+        given = sampled(training, rows, "r/0")
         given[place] = wrong(given[place])
         with pytest.raises(ParityError):
-            learner.update(Batch(rows=tuple(given)))
+            training.update(Batch(rows=tuple(given)))
 
 
 def test_samples_of_the_drift_meter_prove_the_sync(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = make(models, tmp_path, settings({"name": "grpo"}), tolerance=1e-4)
-    given = sampled(learner, PAIRS, "r/3")
-    assert learner.divergence(given, "other") > 0
+    training = make(models, tmp_path, settings({"name": "grpo"}), tolerance=1e-4)
+    given = sampled(training, PAIRS, "r/3")
+    assert training.divergence(given, "other") > 0
     with pytest.raises(ParityError, match="disagree"):
-        learner.divergence([*given[:-1], wrong(given[-1])], "other")
+        training.divergence([*given[:-1], wrong(given[-1])], "other")
     # Of older weights nothing can be said.
-    learner.divergence([replace(wrong(one), policy="r/2") for one in given], "other")
+    training.divergence([replace(wrong(one), policy="r/2") for one in given], "other")
 
 
 def test_a_step_that_measured_nothing_does_not_steer() -> None:
@@ -155,10 +155,10 @@ def distilling(**changes: Any) -> RoundSettings:
     return settings(algorithm, optimizer=OptimizerConfig(lr=1e-2))
 
 
-def parts(learner: Learner) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    assert learner.slow_teacher is not None
-    policy = learner.policy.named_parameters()
-    teacher = learner.slow_teacher.named_tensors()
+def parts(training: Training) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    assert training.objective.slow_teacher is not None
+    policy = training.learner.policy.named_parameters()
+    teacher = training.objective.slow_teacher.named_tensors()
     assert policy.keys() == teacher.keys()
     return [p.detach().clone() for p in policy.values()], [t.clone() for t in teacher.values()]
 
@@ -166,17 +166,17 @@ def parts(learner: Learner) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def test_a_slow_teacher_goes_a_share_of_the_way_after_every_step(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    learner = make(models, tmp_path, distilling(follow=0.25))
+    training = make(models, tmp_path, distilling(follow=0.25))
     rows = tuple(replace(r, unit=None, advantage=1.0) for r in PAIRS)
-    _, before = parts(learner)
-    first = learner.update(Batch(rows=rows))["loss/policy"]
-    policy, after = parts(learner)
+    _, before = parts(training)
+    first = training.update(Batch(rows=rows))["loss/policy"]
+    policy, after = parts(training)
     for old, new, learned in zip(before, after, policy, strict=True):
         torch.testing.assert_close(new, old + 0.25 * (learned - old))
     fixed = make(models, tmp_path, distilling())
     assert fixed.update(Batch(rows=rows))["loss/policy"] == pytest.approx(first, rel=1e-6)
-    assert fixed.slow_teacher is None
-    slow, still = (one.update(Batch(rows=rows))["loss/policy"] for one in (learner, fixed))
+    assert fixed.objective.slow_teacher is None
+    slow, still = (one.update(Batch(rows=rows))["loss/policy"] for one in (training, fixed))
     assert slow != pytest.approx(still, rel=1e-3)
 
 
@@ -259,12 +259,12 @@ def test_kl_terms_weigh_samples_of_older_weights(
     spec = anchored(estimator, importance=ImportanceConfig(level=level))  # type: ignore[arg-type]
     found: dict[bool, tuple[float, float]] = {}
     for stale in (False, True):
-        learner = make(models, tmp_path, spec)
-        (held,) = sampled(learner, (row(advantage=None, source="past", owner="other"),), "r/0")
+        training = make(models, tmp_path, spec)
+        (held,) = sampled(training, (row(advantage=None, source="past", owner="other"),), "r/0")
         older = tuple(value + log(2) for value in held.sampler_logprobs_T)
         held = replace(held, stale=stale, policy="r/-1", sampler_logprobs_T=older)
         over = Denominators.of(Batch(rows=(held,)))
-        measured = learner._objective.measure(to_tensors([held]), over, None)
+        measured = training.objective.measure(to_tensors([held]), over, None)
         found[stale] = float(measured.loss.detach()), float(measured.metrics["kl/past/base"])
     assert found[True] == pytest.approx([factor * value for value in found[False]], rel=1e-5)
 
@@ -273,15 +273,15 @@ def test_rows_without_a_start_are_weighed_by_the_policy_as_it_is(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     """With several updates a step, rows that teach have logprobs of its beginning, and held rows none."""
-    learner = make(models, tmp_path, anchored("k2"))
+    training = make(models, tmp_path, anchored("k2"))
     held, teaches = sampled(
-        learner, (row(advantage=None, source="past", owner="other"), row(advantage=1.0)), "r/0"
+        training, (row(advantage=None, source="past", owner="other"), row(advantage=1.0)), "r/0"
     )
     rows = [
         replace(held, stale=True),
         replace(teaches, stale=True, start_logprobs_T=teaches.sampler_logprobs_T),
     ]
-    measured = learner._objective.measure(
+    measured = training.objective.measure(
         to_tensors(rows), Denominators.of(Batch(rows=tuple(rows))), None
     )
     assert measured.metrics["kl/past/base"].isfinite() and measured.metrics["kl/past/base"] > 0
@@ -302,7 +302,7 @@ def test_the_kl_in_the_reward_of_rloo_is_a_mean_over_completions(
     ]
     losses = []
     for name in ("rloo", "grpo"):
-        learner = make(models, tmp_path, anchored(estimator, name, source))
+        training = make(models, tmp_path, anchored(estimator, name, source))
         over = Denominators.of(Batch(rows=tuple(rows)))
-        losses.append(float(learner._objective.measure(to_tensors(rows), over, None).loss.detach()))
+        losses.append(float(training.objective.measure(to_tensors(rows), over, None).loss.detach()))
     assert losses[0] == pytest.approx(factor * losses[1], rel=1e-5)

@@ -244,7 +244,7 @@ def test_anchors_of_merged_rounds_are_whole_models(models: dict[str, Path], tmp_
     )
     anchors = AnchorsConfig(new=(AnchorConfig(to="base", beta=0.1),), past=(), general=())
     spec = RoundSettings(anchors=anchors, optimizer=OptimizerConfig(lr=1e-2))
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=3,
@@ -252,15 +252,15 @@ def test_anchors_of_merged_rounds_are_whole_models(models: dict[str, Path], tmp_
         penalties=RetentionMethods(),
     )
     for _ in range(3):
-        learner.update(Batch(rows=ROWS))
-    drift = learner.divergence(list(ROWS), "base")
+        training.update(Batch(rows=ROWS))
+    drift = training.divergence(list(ROWS), "base")
     assert drift > 1e-3
     learner.save(tmp_path / "first")
     folders["first"] = tmp_path / "first"
     references = References(base="base", parent="first", rounds={"first": "first"})
-    learner.begin(spec, references, num_steps=3, seed=0, penalties=RetentionMethods())
-    assert learner.divergence(list(ROWS), "first") == pytest.approx(0.0, abs=1e-6)
-    assert learner.divergence(list(ROWS), "base") == pytest.approx(drift, rel=1e-3)
-    metrics = learner.update(Batch(rows=ROWS))
+    training = learner.begin(spec, references, num_steps=3, seed=0, penalties=RetentionMethods())
+    assert training.divergence(list(ROWS), "first") == pytest.approx(0.0, abs=1e-6)
+    assert training.divergence(list(ROWS), "base") == pytest.approx(drift, rel=1e-3)
+    metrics = training.update(Batch(rows=ROWS))
     assert metrics["kl/new/base"] == pytest.approx(drift, rel=1e-3)
     assert all("lora" in name for name in learner.policy.named_parameters())

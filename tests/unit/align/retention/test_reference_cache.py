@@ -14,6 +14,7 @@ from align.config.campaign import AnchorConfig, AnchorsConfig, PolicyConfig, Rou
 from align.learner.learner import Learner
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 
@@ -65,14 +66,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asking(
     base: Path, scratch: Path, name: str, source: dict[str, Any]
-) -> tuple[Learner, list[int]]:
+) -> tuple[Training, list[int]]:
     """A learner, and how many rows each pass over a frozen snapshot had."""
     learner = Learner(
         base, PolicyConfig(model="tiny"), folder_of=lambda _: base, scratch=scratch, tolerance=1e9
     )
     anchors = AnchorsConfig(new=(AnchorConfig(to="base", beta=1.0),), past=(), general=())
     spec = RoundSettings(algorithm=algorithm_from({"name": name, **source}), anchors=anchors)
-    learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent="base"),
         num_steps=5,
@@ -87,7 +88,7 @@ def asking(
         return outputs(snapshot, micro, temperature)
 
     learner.anchors.outputs = counted  # type: ignore[method-assign]
-    return learner, asked
+    return training, asked
 
 
 PAIR = tuple(
@@ -97,19 +98,19 @@ PAIR = tuple(
 
 
 def test_a_pair_that_comes_again_asks_no_reference(base: Path, tmp_path: Path) -> None:
-    learner, asked = asking(base, tmp_path, "dpo", {"pairs": "file"})
-    first = learner.update(Batch(rows=PAIR))
-    again = learner.update(Batch(rows=PAIR))
+    training, asked = asking(base, tmp_path, "dpo", {"pairs": "file"})
+    first = training.update(Batch(rows=PAIR))
+    again = training.update(Batch(rows=PAIR))
     assert asked == [2]
     # The policy has moved, the reference has not.
     assert first["pairs/margin"] == pytest.approx(0.0, abs=1e-5)
     assert again["pairs/margin"] > 1e-5
     other = replace(PAIR[1], completion_ids=(6, 7), sampler_logprobs_T=())
-    learner.update(Batch(rows=(PAIR[0], other)))
+    training.update(Batch(rows=(PAIR[0], other)))
     assert asked == [2, 1]
 
 
 def test_rows_that_kl_alone_holds_have_no_reference(base: Path, tmp_path: Path) -> None:
-    learner, asked = asking(base, tmp_path, "dpo", {"pairs": "file"})
-    learner.update(Batch(rows=(*PAIR, row((7,), (8, 9), None, "general"))))
+    training, asked = asking(base, tmp_path, "dpo", {"pairs": "file"})
+    training.update(Batch(rows=(*PAIR, row((7,), (8, 9), None, "general"))))
     assert asked == [2]

@@ -24,6 +24,7 @@ from align.errors import SnapshotError
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO
 from align.learner.references import References
+from align.learner.training import Training
 from align.retention import METHODS
 from align.retention.base import RetentionMethod
 from align.retention.ewc import EWC
@@ -55,7 +56,7 @@ def begun(
     artifacts: Mapping[str, Path] | None = None,
     parent: str = "base",
     **policy: Any,
-) -> Learner:
+) -> Training:
     learner = Learner(
         models["base"],
         PolicyConfig(model="tiny", **policy),
@@ -63,8 +64,7 @@ def begun(
         scratch=folder,
         tolerance=1e9,
     )
-    again(learner, *methods, artifacts=artifacts, parent=parent)
-    return learner
+    return again(learner, *methods, artifacts=artifacts, parent=parent)
 
 
 def again(
@@ -72,11 +72,11 @@ def again(
     *methods: RetentionConfig,
     artifacts: Mapping[str, Path] | None = None,
     parent: str = "base",
-) -> None:
+) -> Training:
     spec = RoundSettings(
         anchors=NO_ANCHORS, retention=methods, optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=1e9)
     )
-    learner.begin(
+    return learner.begin(
         spec,
         References(base="base", parent=parent),
         num_steps=6,
@@ -85,22 +85,22 @@ def again(
     )
 
 
-def write_fisher(learner: Learner, path: Path, value: float) -> Path:
+def write_fisher(training: Training, path: Path, value: float) -> Path:
     """The same importance for every trained weight."""
     from safetensors.torch import save_file
 
-    named = learner.policy.named_parameters()
+    named = training.learner.policy.named_parameters()
     save_file({name: torch.full_like(p, value).detach() for name, p in named.items()}, path)
     return path
 
 
-def trained(learner: Learner) -> dict[str, Tensor]:
-    return {n: p.detach().clone() for n, p in learner.policy.named_parameters().items()}
+def trained(training: Training) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in training.learner.policy.named_parameters().items()}
 
 
-def shift(learner: Learner, by: float) -> tuple[str, Tensor]:
+def shift(training: Training, by: float) -> tuple[str, Tensor]:
     """Move one weight of the policy; returns its name and the tensor it is in."""
-    name, parameter = next(iter(learner.policy.named_parameters().items()))
+    name, parameter = next(iter(training.learner.policy.named_parameters().items()))
     with torch.no_grad():
         parameter.view(-1)[3] += by
     return name, parameter
@@ -160,8 +160,8 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_sample(
     models: dict[str, Path], tmp_path: Path, policy: str
 ) -> None:
     """Against the model's own logits, at a temperature of 0.7."""
-    learner = begun(models, tmp_path, **POLICIES[policy])
-    model, named = learner.policy.model, learner.policy.named_parameters()
+    training = begun(models, tmp_path, **POLICIES[policy])
+    model, named = training.learner.policy.model, training.learner.policy.named_parameters()
     if policy == "lora":
         with torch.no_grad():
             for name, parameter in named.items():
@@ -177,7 +177,7 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_sample(
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is not None:
                 expected[name] += gradient.square() / len(ROWS)
-    actual = diagonal_fisher(learner.policy, ROWS, 0.7, SOLO)
+    actual = diagonal_fisher(training.learner.policy, ROWS, 0.7, SOLO)
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=1e-3, atol=1e-6)
@@ -188,14 +188,14 @@ def test_the_running_fisher_decays_by_gamma(models: dict[str, Path], tmp_path: P
     from safetensors.torch import load_file
 
     config = EWCConfig(strength=1.0, gamma=0.5)
-    learner = begun(models, tmp_path, config)
-    learner.write_artifacts(tmp_path / "first", ROWS)
+    training = begun(models, tmp_path, config)
+    training.write_artifacts(tmp_path / "first", ROWS)
     own = load_file(tmp_path / "first" / "ewc.safetensors")
-    earlier = write_fisher(learner, tmp_path / "earlier.safetensors", 8.0)
-    again(learner, config, artifacts={"ewc": earlier})
-    learner.write_artifacts(tmp_path / "second", ROWS)
+    earlier = write_fisher(training, tmp_path / "earlier.safetensors", 8.0)
+    training = again(training.learner, config, artifacts={"ewc": earlier})
+    training.write_artifacts(tmp_path / "second", ROWS)
     actual = load_file(tmp_path / "second" / "ewc.safetensors")
-    assert actual.keys() == own.keys() == trained(learner).keys()
+    assert actual.keys() == own.keys() == trained(training).keys()
     for name, tensor in actual.items():
         torch.testing.assert_close(tensor, 0.5 * torch.full_like(tensor, 8.0) + own[name])
 
@@ -208,16 +208,18 @@ def test_a_learner_steps_along_the_penalty_of_ewc(
     models: dict[str, Path], tmp_path: Path, policy: str
 ) -> None:
     """One weight is moved by 0.5 and nothing else teaches: |gradient| = lambda F 0.5, and back it goes."""
-    learner = begun(models, tmp_path, **POLICIES[policy])
-    fisher = write_fisher(learner, tmp_path / "ewc.safetensors", 2.0)
-    again(learner, EWCConfig(strength=3.0), artifacts={"ewc": fisher})
-    metrics = learner.update(Batch(rows=STILL))
+    training = begun(models, tmp_path, **POLICIES[policy])
+    fisher = write_fisher(training, tmp_path / "ewc.safetensors", 2.0)
+    training = again(training.learner, EWCConfig(strength=3.0), artifacts={"ewc": fisher})
+    metrics = training.update(Batch(rows=STILL))
     assert (metrics["grad_norm"], metrics["retention/ewc"]) == (0.0, 0.0)
-    before = float(shift(learner, 0.5)[1].detach().view(-1)[3])
-    metrics = learner.update(Batch(rows=STILL))
+    before = float(shift(training, 0.5)[1].detach().view(-1)[3])
+    metrics = training.update(Batch(rows=STILL))
     assert metrics["grad_norm"] == pytest.approx(3 * 2 * 0.5, rel=1e-4)
     assert metrics["retention/ewc"] == pytest.approx(3 / 2 * 2 * 0.25, rel=1e-4)
-    after = float(next(iter(learner.policy.named_parameters().values())).detach().view(-1)[3])
+    after = float(
+        next(iter(training.learner.policy.named_parameters().values())).detach().view(-1)[3]
+    )
     assert before - 1.1e-3 < after < before - 1e-4
 
 
@@ -226,11 +228,11 @@ def test_a_learner_steps_along_the_penalty_of_l2_sp(
     models: dict[str, Path], tmp_path: Path, to: str
 ) -> None:
     """The round starts at another model: its distance from the base is that of the two files."""
-    learner = begun(models, tmp_path, L2SPConfig(alpha=2.0, to=to), parent="other")  # type: ignore[arg-type]
-    shift(learner, 0.5)
-    here, metrics = trained(learner), learner.update(Batch(rows=STILL))
-    learner.load(to if to == "base" else "other")
-    there = trained(learner)
+    training = begun(models, tmp_path, L2SPConfig(alpha=2.0, to=to), parent="other")  # type: ignore[arg-type]
+    shift(training, 0.5)
+    here, metrics = trained(training), training.update(Batch(rows=STILL))
+    training.learner.load(to if to == "base" else "other")
+    there = trained(training)
     square = sum(float((here[name] - there[name]).square().sum()) for name in here)
     assert metrics["retention/l2_sp"] == pytest.approx(square, rel=1e-4)
     assert metrics["grad_norm"] == pytest.approx(2 * square**0.5, rel=1e-4)
@@ -241,31 +243,31 @@ def test_an_adapter_is_drawn_to_the_base_by_its_update_alone(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Factors A of a fresh adapter are random, and cost nothing while B is zero."""
-    learner = begun(models, tmp_path, L2SPConfig(alpha=2.0, to="base"), lora=LORA)
-    metrics = learner.update(Batch(rows=STILL))
+    training = begun(models, tmp_path, L2SPConfig(alpha=2.0, to="base"), lora=LORA)
+    metrics = training.update(Batch(rows=STILL))
     assert (metrics["retention/l2_sp"], metrics["grad_norm"]) == (0.0, 0.0)
     with torch.no_grad():
-        for name, parameter in learner.policy.named_parameters().items():
+        for name, parameter in training.learner.policy.named_parameters().items():
             parameter.add_(0.1 if "lora_B" in name else 0.0)
     square = sum(
         float(module.get_delta_weight("policy").detach().square().sum())
-        for module in learner.policy.model.modules()
+        for module in training.learner.policy.model.modules()
         if hasattr(module, "get_delta_weight")
     )
     assert square > 0
-    assert learner.update(Batch(rows=STILL))["retention/l2_sp"] == pytest.approx(square, rel=1e-4)
+    assert training.update(Batch(rows=STILL))["retention/l2_sp"] == pytest.approx(square, rel=1e-4)
 
 
 def test_a_penalty_holds_weights_near_their_centre(models: dict[str, Path], tmp_path: Path) -> None:
     distances = []
     for strength in (1e-6, 1e3):
-        learner = begun(models, tmp_path)
-        fisher = write_fisher(learner, tmp_path / "ewc.safetensors", 1.0)
-        again(learner, EWCConfig(strength=strength), artifacts={"ewc": fisher})
-        start = trained(learner)
+        training = begun(models, tmp_path)
+        fisher = write_fisher(training, tmp_path / "ewc.safetensors", 1.0)
+        training = again(training.learner, EWCConfig(strength=strength), artifacts={"ewc": fisher})
+        start = trained(training)
         for _ in range(5):
-            learner.update(Batch(rows=ROWS))
-        end = trained(learner)
+            training.update(Batch(rows=ROWS))
+        end = trained(training)
         distances.append(sum(float((end[n] - start[n]).square().sum()) for n in start))
     assert distances[1] < distances[0] / 4
 
@@ -276,17 +278,17 @@ def test_the_centre_is_the_parent_wherever_the_policy_begins(
     """A repair begins at the failed candidate, and is held to the parent."""
     from align.learner.references import Toward
 
-    learner = begun(models, tmp_path)
+    training = begun(models, tmp_path)
     spec = RoundSettings(anchors=NO_ANCHORS, retention=(L2SPConfig(alpha=2.0),))
     toward = Toward(snapshot="other", share=1.0)
-    learner.begin(
+    training = training.learner.begin(
         spec, References(base="base", parent="base", toward=toward), num_steps=2, seed=1,
         penalties=RetentionMethods(),
     )  # fmt: skip
-    here = trained(learner)
-    metrics = learner.update(Batch(rows=STILL))
-    learner.load("base")
-    there = trained(learner)
+    here = trained(training)
+    metrics = training.update(Batch(rows=STILL))
+    training.learner.load("base")
+    there = trained(training)
     square = sum(float((here[name] - there[name]).square().sum()) for name in here)
     assert metrics["retention/l2_sp"] == pytest.approx(square, rel=1e-4)
 
@@ -299,11 +301,11 @@ def test_a_round_goes_on_from_a_checkpoint_bit_for_bit(
     identity = {"config": "abc"}
     method = {"ewc": EWCConfig(strength=50.0), "l2_sp": L2SPConfig(alpha=0.5)}[name]
 
-    def fresh() -> Learner:
-        learner = begun(models, tmp_path, **POLICIES[policy])
-        fisher = write_fisher(learner, tmp_path / "ewc.safetensors", 2.0)
-        again(learner, method, artifacts={"ewc": fisher})
-        return learner
+    def fresh() -> Training:
+        training = begun(models, tmp_path, **POLICIES[policy])
+        fisher = write_fisher(training, tmp_path / "ewc.safetensors", 2.0)
+        training = again(training.learner, method, artifacts={"ewc": fisher})
+        return training
 
     straight = fresh()
     for _ in range(2):
@@ -323,8 +325,8 @@ def test_a_round_goes_on_from_a_checkpoint_bit_for_bit(
 
 
 def test_a_fisher_of_other_weights_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    learner = begun(models, tmp_path, lora=LoraConfig(rank=4, alpha=4.0))
-    fisher = write_fisher(learner, tmp_path / "ewc.safetensors", 1.0)
+    training = begun(models, tmp_path, lora=LoraConfig(rank=4, alpha=4.0))
+    fisher = write_fisher(training, tmp_path / "ewc.safetensors", 1.0)
     with pytest.raises(SnapshotError, match=r"does not fit the policy.*lora_A"):
         begun(models, tmp_path, EWCConfig(strength=1.0), artifacts={"ewc": fisher}, lora=LORA)
 
@@ -345,12 +347,12 @@ def test_a_method_may_change_the_gradients_of_a_step(
             name = next(iter(weights))
             yield 6.0 * weights[name].view(-1)[0]
 
-    learner = begun(models, tmp_path)
-    learner.begin(
+    training = begun(models, tmp_path)
+    training = training.learner.begin(
         RoundSettings(anchors=NO_ANCHORS), References(base="base", parent="base"), num_steps=1,
         seed=0, penalties=lambda view: [Halved(RetentionConfig(name="halved"), view)],
     )  # fmt: skip
-    assert learner.update(Batch(rows=STILL))["grad_norm"] == pytest.approx(3.0)
+    assert training.update(Batch(rows=STILL))["grad_norm"] == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("name", METHODS)

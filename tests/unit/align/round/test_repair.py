@@ -22,7 +22,7 @@ from align.gate.verdict import Verdict, VerdictInputs
 from align.learner.references import References, Toward
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.repair.interpolate import Point, next_share
-from align.round.repair.ladder import climb
+from align.round.repair.ladder import repair
 from align.round.repair.rerun import careful
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt
@@ -151,7 +151,7 @@ class Gate:
         return replace(answer, candidate=f"made by {plan.origin.label}", look=3 + before)
 
     def climbed(self, plan: RoundPlan, failed: RoundOutcome) -> RoundOutcome:
-        return climb(plan, failed, self, self.notes.append)
+        return repair(plan, failed, self, self.notes.append)
 
     @property
     def tried(self) -> list[str]:
@@ -262,7 +262,9 @@ def test_distillation_asks_for_what_was_lost_and_keeps_what_was_gained() -> None
 def test_distillation_can_ask_for_a_loss_that_was_looked_at_and_not_replayed() -> None:
     gate, began = Gate(), plan(repair={"distil": True})
     only_two = ReplayBuffer({"two": began.mixture.past.entries["two"]})
-    began = replace(began, mixture=replace(began.mixture, past=only_two), held=began.mixture.past)
+    began = replace(
+        began, mixture=replace(began.mixture, past=only_two), repair_prompts=began.mixture.past
+    )
     gate.climbed(began, FAILED)
     (made,) = gate.plans
     assert list(made.mixture.past.entries) == ["one"]

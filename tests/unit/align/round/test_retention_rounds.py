@@ -210,8 +210,8 @@ def test_a_campaign_under_l2_sp(tmp_path: Path, to: str, policy: dict[str, Any])
 
 def test_a_repaired_round_keeps_the_fisher_of_what_was_accepted(tmp_path: Path) -> None:
     """The last candidate that was tried need not be the one that is kept."""
-    from align.round import artifacts
     from align.round.plan import RoundOutcome
+    from align.round.records import artifacts
     from align.store.repairs import RepairStep
 
     config = campaign(tmp_path / "plain", rounds=rounds({"name": "first", "retention": [EWC]}))
@@ -221,13 +221,13 @@ def test_a_repaired_round_keeps_the_fisher_of_what_was_accepted(tmp_path: Path) 
     repaired = campaign(tmp_path / "repaired", rounds=rounds({"name": "first", "retention": [EWC]}))
     real = artifacts.keep_artifacts
 
-    def after_repairs(plan: Any, parts: Any, outcome: RoundOutcome) -> None:
-        parts.learner.load(parts.base)
+    def after_repairs(plan: Any, session: Any, outcome: RoundOutcome) -> None:
+        session.learner.load(session.base)
         step = RepairStep(
             rung="round", told="", candidate=outcome.candidate, look=1, outcome="accepted", kept=1.0,
             reasons=(),
         )  # fmt: skip
-        real(plan, parts, RoundOutcome(
+        real(plan, session, RoundOutcome(
             candidate=outcome.candidate, verdict=outcome.verdict, look=1, repairs=(step,),
         ))  # fmt: skip
 

@@ -121,9 +121,9 @@ class Round:
         self.evidence = Evidence(store=Store(folder, self.ledger), config=config)
         self.steps: list[Mapping[str, float]] = []
         learn, held = hold_out(given, 0.3)
-        self.parts: Any = SimpleNamespace(
-            store=self.store, ledger=self.ledger, evidence=self.evidence, base=start.id,
-            config=config,
+        self.session: Any = SimpleNamespace(
+            store=SimpleNamespace(snapshots=self.store), ledger=self.ledger,
+            evidence=self.evidence, base=start.id, config=config,
             inputs=SimpleNamespace(
                 encoder=SimpleNamespace(tokenizer=TOKENIZER), suites=[suite_of(held)]
             ),
@@ -142,7 +142,7 @@ class Round:
         )  # fmt: skip
 
     def run(self) -> Any:
-        return run_reward_round(self.plan, self.parts)
+        return run_reward_round(self.plan, self.session)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_the_snapshot_is_a_reward_that_scores_text(accepted: tuple[Round, Any]) 
     good, bad = reward_model(["4 2"] * 2, ["7 7 3 7", "1 1 3 1"], model=str(snapshot.path))
     assert good > bad + 0.5
     config = load_scorer(snapshot.path).model.config
-    (suite,) = round.parts.inputs.suites
+    (suite,) = round.session.inputs.suites
     held = load_scorer(snapshot.path).scores([(*p, *c) for p, c in suite.sequences], batch_size=8)
     expected = (fmean(held), pstdev(held))
     assert (config.reward_mean, config.reward_std) == pytest.approx(expected, rel=1e-4)
@@ -232,12 +232,12 @@ def test_a_round_over_an_adapter_begins_from_the_base(base: Path, tmp_path: Path
         Provenance(kind="adapter"),
     )
     round.plan.parent, round.plan.spec.steps = adapter.id, 1
-    assert start_of(round.plan, round.parts) == round.store.open(round.base).path
+    assert start_of(round.plan, round.session) == round.store.open(round.base).path
 
 
 def test_a_suite_of_prompts_does_not_measure_a_reward_model(base: Path, tmp_path: Path) -> None:
     round = Round(tmp_path, base, units(40))
-    round.parts.inputs.suites = [
+    round.session.inputs.suites = [
         AnswerSuite(name="taste", role="gate", margin=0.05, budget=0.1, target_of="taste")
     ]
     with pytest.raises(UserError, match="measured on held-out pairs"):

@@ -18,6 +18,7 @@ from align.data.replay import ReplayBuffer
 from align.errors import EvidenceError, ParityError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.wall_time import attempt_seconds, wall_time
+from align.round import round as round_module
 from align.store.paths import StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from rewards.failures import RewardFailure
@@ -297,11 +298,11 @@ def test_a_runner_that_died_at_any_point_after_training_is_made_up_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Killed, it writes nothing down either: the round stays running or gating in the ledger."""
-    from align.round.session import Parts
     from align.store.ledger.ledger import Ledger
 
     config = with_a_third(copied, tmp_path)
-    owner = {"publish": SnapshotStore, "save": Evidence, "remember": Parts}.get(place, Ledger)
+    owners = {"publish": SnapshotStore, "save": Evidence, "remember": round_module}
+    owner = owners.get(place, Ledger)
 
     def die(*_: Any, **__: Any) -> None:
         raise MemoryError("killed")
@@ -512,7 +513,7 @@ def test_completions_that_are_lost_are_left_out(tmp_path: Path) -> None:
 
 
 def test_files_that_share_prompts_are_owned_prompt_by_prompt() -> None:
-    from align.campaign import owned_prompts
+    from align.round.planning import owned_prompts
     from rollouts.types import Prompt
 
     def asked(*texts: str) -> list[Prompt]:
@@ -531,8 +532,8 @@ def test_files_that_share_prompts_are_owned_prompt_by_prompt() -> None:
 
 def test_the_last_of_rounds_with_the_same_prompts_owns_them() -> None:
     """Its snapshot has all their behaviours; an earlier owner would undo the later rounds."""
-    from align.campaign import owners
     from align.config.campaign import RoundConfig
+    from align.round.planning import owners
 
     def spec(name: str, prompts: str) -> RoundConfig:
         return RoundConfig.model_validate(

@@ -46,7 +46,8 @@ class Nights(Watcher):
 
     def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         self.replayed[plan.spec.name] = tuple(plan.mixture.past.entries)
-        self.held[plan.spec.name] = set(plan.held.entries if plan.held else ())
+        prompts = plan.repair_prompts
+        self.held[plan.spec.name] = set(prompts.entries if prompts else ())
         super().on_step(plan, step, metrics)
 
 

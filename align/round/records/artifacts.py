@@ -18,14 +18,14 @@ from align.retention.methods import RetentionMethods
 from align.round.session import seed_of
 from rollouts.collect import collect
 from rollouts.errors import RunError
-from rollouts.types import Sampling, SnapshotId
+from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
     from align.config.learning import RetentionConfig
     from align.gate.evidence import Evidence
     from align.round.plan import RoundOutcome, RoundPlan
-    from align.round.session import Parts
+    from align.round.session import Session
 
 LOST = "restore the file from a backup, or take the method out of the rounds to come"
 """Remedy for an artifact that was changed or removed: the samples it was made of are not kept."""
@@ -81,29 +81,24 @@ def keeping(spec: RoundConfig) -> list[RetentionConfig]:
     return [method for method in spec.retention if learns and method.keeps_artifact]
 
 
-def keep_artifacts(plan: RoundPlan, parts: Parts, outcome: RoundOutcome) -> None:
+def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
     """Write what the round's methods keep of its accepted policy, and record the hashes."""
     if not keeping(plan.spec):
         return
-    if outcome.repairs:
+    training = session.training
+    if outcome.repairs or training is None:
         # The learner holds the candidate that was tried last, which need not be the accepted one.
-        parts.learner.begin(
-            plan.spec,
-            plan.references,
-            num_steps=plan.spec.steps,
-            seed=plan.seed,
-            penalties=penalties_of(plan),
-        )
-        parts.learner.load(outcome.candidate)
-    parts.engine.sync(parts.learner.weights(f"{plan.run}/accepted"))
-    attempt = parts.evidence.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
+        training = session.begin(plan, penalties_of(plan))
+        session.learner.load(outcome.candidate)
+    session.engine.sync(session.learner.weights(f"{plan.run}/accepted"))
+    attempt = session.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
     folder = attempt.artifacts
     rmtree(folder, ignore_errors=True)
-    parts.learner.write_artifacts(folder, _samples(plan, parts, outcome.candidate))
-    parts.evidence.files.record(sorted(folder.glob("*.safetensors")))
+    training.write_artifacts(folder, _samples(plan, session, outcome.candidate))
+    session.store.files.record(sorted(folder.glob("*.safetensors")))
 
 
-def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
+def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[Row]:
     """Draw as many completions of the round's prompts as the method that asks for most.
 
     Raises:
@@ -115,14 +110,11 @@ def _samples(plan: RoundPlan, parts: Parts, candidate: SnapshotId) -> list[Row]:
     prompts = stream.take(min(wanted, len(stream)))
     sizes = [wanted // len(prompts) + (i < wanted % len(prompts)) for i in range(len(prompts))]
     groups = collect(
-        parts.engine,
+        session.engine,
         prompts,
         sizes,
-        parts.inputs.encoder,
-        Sampling(
-            max_tokens=plan.spec.sampling.max_tokens,
-            temperature=plan.spec.sampling.temperature,
-        ),
+        session.inputs.encoder,
+        plan.sampling,
         seed=seed_of(plan.seed, "artifacts"),
         policy=candidate,
     )

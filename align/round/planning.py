@@ -1,0 +1,171 @@
+"""Planning of a round: what it samples, what scores it, and which earlier snapshots it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from align.config.campaign import RewardConfig, RoundConfig
+from align.data.examples.clashes import prompt_name
+from align.data.examples.stream import ExampleStream
+from align.data.mixture import Mixture
+from align.data.replay import ReplayBuffer
+from align.data.scorer import Scorer
+from align.learner.references import References
+from align.round.plan import RoundPlan
+from align.round.records.artifacts import earlier_artifacts, first_lines
+from align.round.records.replay import load_replay, require_replay, stored_answers
+from align.round.reward_models import resolved
+from align.round.session import Session, seed_of
+from align.round.times.clock import phase
+from rewards.rubric import Rubric, build_rubric
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt, SnapshotId
+
+
+@contextmanager
+def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[RoundPlan]:
+    """Begin an attempt at a round and yield its plan; the block runs it.
+
+    A failure is written down before it travels on. A committed round has nothing to go on with, and nor
+    have its repairs: their checkpoints are removed.
+    """
+    ledger, note = session.ledger, session.observer.note
+    if (report := session.inputs.reports.get(spec.name)) is not None:
+        note(f"{spec.name}: {report}")
+    parent = ledger.alias("production") or session.base
+    attempt = ledger.begin_round(index, spec.name, parent)
+    session.clock.restart()
+    plan = plan_round(index, attempt, spec, parent, session)
+    if (lookback := session.evidence.look_back(spec.name, "gate")).left_out:
+        note(f"{spec.name}: {lookback.sentence}")
+    for line in first_lines(spec, plan.artifacts):
+        note(line)
+    for line in plan.scorer.isolation_lines():
+        note(f"{spec.name}: {line}")
+    try:
+        yield plan
+    except BaseException as error:
+        ledger.commit_round(index, attempt, "failed", None, {"error": str(error) or repr(error)})
+        raise
+    finally:
+        session.training = None
+        session.keep_times(index, spec.name, attempt)
+        plan.scorer.close()
+    session.store.forget_checkpoints(index, spec.name)
+
+
+@phase("start-up")
+def plan_round(
+    index: int, attempt: int, spec: RoundConfig, parent: SnapshotId, session: Session
+) -> RoundPlan:
+    """Fix what the round samples, what scores it and what it is held to."""
+    evidence, inputs = session.evidence, session.inputs
+    accepted = evidence.accepted("policy")
+    retired = evidence.retired((*accepted, spec.name))
+    rounds = {s.name: s for s in session.config.rounds if s.name in accepted.keys() - retired}
+    shared = {name for name, earlier in rounds.items() if earlier.asks == spec.asks}
+    owning = owners(rounds, shared)
+    replayed = evidence.look_back(spec.name, "replay", owning).kept
+    looked_at = evidence.look_back(spec.name, "gate").kept
+    needed = [name for name in owning if name in replayed or name in looked_at]
+    for name in needed:
+        require_replay(rounds[name], accepted[name], session)
+    buffer = load_replay(session.store.paths, [accepted[name] for name in needed])
+    asks = {name: inputs.prompts.get(name, ()) for name in rounds if name not in shared}
+    repair_prompts = ReplayBuffer(owned_prompts(buffer.entries, asks, inputs.prompts[spec.name]))
+    seed = seed_of(session.config.seed, spec.name)
+    general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
+    algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
+    spec = spec.model_copy(update={"algorithm": algorithm})
+    return RoundPlan(
+        index=index,
+        attempt=attempt,
+        spec=spec,
+        references=References(base=session.base, parent=parent, rounds=accepted),
+        mixture=Mixture(
+            new=PromptStream(inputs.prompts[spec.name], seed),
+            past=ReplayBuffer(
+                {
+                    name: [p for p in prompts if prompt_name(p) not in inputs.held_names]
+                    for name, prompts in repair_prompts.entries.items()
+                    if name in replayed
+                }
+            ),
+            general=None if general is None else PromptStream(general, seed),
+            stored=stored_answers(spec, session),
+            sampling=spec.sampling,
+            replay=spec.replay,
+            seed=seed,
+            examples=None if examples is None else ExampleStream(examples, seed),
+        ),
+        scorer=scorer_of(spec, rounds, shared, replayed, session),
+        seed=seed,
+        artifacts=earlier_artifacts(spec, parent, evidence),
+        repair_prompts=repair_prompts,
+    )
+
+
+def owners(rounds: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
+    """List earlier rounds whose prompts are replayed, each held to its own snapshot.
+
+    Prompts that this round asks itself are not: the old behaviour would forbid the new one. Of rounds
+    that shared their prompts only the last owns them, since its snapshot has all their behaviours.
+    """
+    last = {spec.asks: name for name, spec in rounds.items() if name not in shared}
+    return [name for name in rounds if name in last.values()]
+
+
+def owned_prompts(
+    entries: Mapping[str, Sequence[Prompt]],
+    asks: Mapping[str, Sequence[Prompt]],
+    new: Sequence[Prompt],
+) -> dict[str, list[Prompt]]:
+    """Leave every prompt to the last round that asked it; return the kept prompts of each round.
+
+    Files may share some of their prompts. Held to the snapshot of an earlier round as well, a shared one
+    would forbid what the later round taught of it; so would one that the coming round asks itself.
+
+    Args:
+        entries: kept prompts of accepted rounds.
+        asks: all prompts of accepted rounds, oldest first.
+        new: prompts of the coming round.
+    """
+    later = set(map(prompt_name, new))
+    owned: dict[str, list[Prompt]] = {}
+    for name in reversed(list(asks)):
+        prompts = entries.get(name, ())
+        if name in entries:
+            owned[name] = [prompt for prompt in prompts if prompt_name(prompt) not in later]
+        later |= set(map(prompt_name, (*asks[name], *prompts)))
+    return {name: owned[name] for name in entries}
+
+
+def scorer_of(
+    spec: RoundConfig,
+    rounds: Mapping[str, RoundConfig],
+    shared: set[str],
+    replayed: Sequence[str],
+    session: Session,
+) -> Scorer:
+    """Build the round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts.
+
+    Args:
+        rounds: accepted rounds by name.
+        shared: those that ask the same prompts.
+        replayed: earlier rounds whose prompts come up, and their rewards where those are learned from.
+    """
+    retained = [rounds[n] for n in rounds if n in shared] if spec.mode == "add" else []
+    rewards: list[RewardConfig] = []
+    for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
+        if reward not in rewards:
+            rewards.append(reward)
+    models = session.evidence.accepted("reward_model")
+
+    def rubric(configs: Sequence[RewardConfig]) -> Rubric:
+        return build_rubric(resolved(configs, models, session.folder_of))
+
+    past = {
+        n: rubric(rounds[n].rewards) for n in replayed if rounds[n].rewards and spec.replay.rewards
+    }
+    return Scorer(new=rubric(rewards) if rewards else None, past=past)

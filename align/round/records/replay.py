@@ -1,0 +1,119 @@
+"""Prompts that later rounds replay, and stored answers of the general pool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from align.data.replay import ReplayBuffer
+from align.data.stored_answers import load_answers, save_answers
+from align.round.session import seed_of
+from align.round.times.clock import phase
+from align.store.paths import StorePaths
+from align.store.stored_files import fault_of
+from rollouts.collect import collect
+from rollouts.prompts import PromptStream
+from rollouts.types import Prompt, RolloutGroup, Sampling, SnapshotId
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+    from align.round.plan import RoundPlan
+    from align.round.session import Session
+
+
+def remember(plan: RoundPlan, session: Session, candidate: SnapshotId) -> None:
+    """Write the prompts that later rounds will replay, should the candidate be accepted.
+
+    They are written before the verdict is committed: an accepted round always has its buffer.
+    """
+    path = session.store.paths.replay(candidate)
+    _buffer_of(plan.spec, candidate, session).save(path)
+    session.keep_times(plan.index, plan.spec.name, plan.attempt)
+    session.store.files.record([path])
+
+
+def require_replay(spec: RoundConfig, candidate: SnapshotId, session: Session) -> None:
+    """Check the kept prompts of an accepted round; make the file again if it was lost or changed.
+
+    They follow from the round's data and seed, so the same bytes come out while the data is the same.
+
+    Raises:
+        EvidenceError: other bytes come out: the data has changed as well.
+    """
+    path, files = session.store.paths.replay(candidate), session.store.files
+    fault = files.fault_of(path)
+    if not fault:
+        return
+    if spec.name in session.inputs.prompts:
+        again = path.with_name(f".{path.name}.again")
+        _buffer_of(spec, candidate, session).save(again)
+        if fault_of(again, files.hash_of(path)) is None:
+            os.replace(again, path)
+            session.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
+            files.record([path], f"made again: the file {fault}")
+        again.unlink(missing_ok=True)
+    files.check(
+        path,
+        remedy="restore it from a backup: it does not follow from the round's data as it is now",
+    )
+
+
+def load_replay(paths: StorePaths, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
+    """Load the kept prompts of accepted rounds.
+
+    Args:
+        paths: paths of the store.
+        accepted: snapshots that own the prompts.
+    """
+    entries: dict[str, Sequence[Prompt]] = {}
+    for candidate in accepted:
+        entries |= ReplayBuffer.load(paths.replay(candidate)).entries
+    return ReplayBuffer(entries)
+
+
+@phase("sampling")
+def stored_answers(spec: RoundConfig, session: Session) -> list[RolloutGroup]:
+    """Load the start's own answers to the general pool, sampled when a round first asks for them."""
+    general = session.inputs.general.get(spec.name)
+    if general is None or spec.replay.general_answers != "stored":
+        return []
+    sampling = Sampling(
+        max_tokens=spec.replay.general_tokens or spec.sampling.max_tokens,
+        temperature=spec.sampling.temperature,
+    )
+    seed, size = seed_of(session.config.seed, "general"), spec.replay.buffer
+    content = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, size])
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    path = session.store.paths.general_answers(name)
+    if session.is_lost(path):
+        session.hold(session.base, "base")
+        prompts = PromptStream(general, seed).take(size)
+        groups = collect(
+            session.engine,
+            prompts,
+            [1] * len(prompts),
+            session.inputs.encoder,
+            sampling,
+            seed,
+            policy=session.base,
+        )
+        save_answers(path, groups)
+        session.store.files.record([path])
+    return load_answers(path)
+
+
+def _buffer_of(spec: RoundConfig, candidate: SnapshotId, session: Session) -> ReplayBuffer:
+    """Draw the prompts of a round that its candidate will own."""
+    buffer = ReplayBuffer()
+    buffer.add(
+        spec.name,
+        session.inputs.prompts[spec.name],
+        owner=candidate,
+        cap=spec.replay.buffer,
+        seed=seed_of(session.config.seed, spec.name),
+    )
+    return buffer
