@@ -101,7 +101,7 @@ def curve(steps: Steps, name: str) -> Curve:
 
 
 def thinned(curve: Curve, points: int) -> Curve:
-    """Reduce a curve to the lowest and the highest point of every stretch, so that no peak is lost.
+    """Shorten a curve to the lowest and the highest point of every stretch, so that no peak is lost.
 
     >>> thinned(Curve(name="a", x=(1, 2, 3, 4, 5, 6), y=(0, 9, 1, 1, 2, 0)), 4).y
     (0, 9, 2, 0)

@@ -124,7 +124,7 @@ def bar_of(x: float, score: float, check: Check) -> Bar:
 def retention_panels(
     matrix: ScoreMatrix, most: int = MAX_RETENTION, judged: Judged | None = None
 ) -> tuple[Panel, ...]:
-    """Plan a chart of every suite: its score after each accepted round, with rejected candidates beside the line."""
+    """Plan a chart of every suite: scores after accepted rounds, rejected candidates beside the line."""
     judged = judged or {}
     names = tuple(row.name for row in matrix.rows)
     changes: list[tuple[float, Panel]] = []
