@@ -24,7 +24,7 @@ Env = Annotated[
 
 @kubernetes_app.callback()
 def _group() -> None:
-    """Manifests for Kubernetes."""
+    """Write manifests for Kubernetes."""
 
 
 @kubernetes_app.command("render")
@@ -56,9 +56,8 @@ def render(
     """Print the manifests of a campaign for kubectl apply -f -."""
     file = load(campaign, overrides)
     from launch.cluster.jobs.jobs import files_named
-    from launch.kubernetes.render import NOTES, Target
+    from launch.kubernetes.render import NOTES, Target, to_yaml
     from launch.kubernetes.render import render as manifests_of
-    from launch.kubernetes.stream import to_yaml
 
     text = _with_overrides(file.raw) if overrides else campaign.read_text()
     target = Target(
@@ -77,8 +76,8 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    named = files_named(file.raw, campaign.parent)
-    manifests = manifests_of(file.config, text, target, files=named)
+    files = files_named(file.raw, campaign.parent)
+    manifests = manifests_of(file.config, text, target, files=files)
     if as_json:
         print_json(manifests)
         return

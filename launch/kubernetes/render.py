@@ -345,3 +345,23 @@ def _environment(names: Sequence[str], secret: str) -> list[Manifest]:
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
         for name in names
     ]
+
+
+def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
+    """Join manifests to a stream for ``kubectl apply -f -``, with the notes as comments at its top."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines as they are."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
+    head = "".join(f"# {line}\n" for line in notes.splitlines())
+    return head + "---\n".join(
+        yaml.dump(dict(manifest), Dumper=Dumper, sort_keys=False, width=1000)
+        for manifest in manifests
+    )

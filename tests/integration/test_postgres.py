@@ -17,15 +17,6 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import event
-from tests.unit.align.store.test_claims import (  # noqa: F401
-    test_a_claim_is_released_by_an_exception,
-    test_a_killed_process_is_taken_over_at_once,
-    test_a_replaced_runner_does_not_release_its_successors_claim,
-    test_a_reused_pid_is_not_the_owner,
-    test_a_second_claim_is_refused_while_the_first_lives,
-    test_another_host_is_trusted_until_its_heartbeat_expires,
-    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
-)
 
 from align.errors import RunError, StaleAttempt, StoreError
 from align.report.forecast.forecast import forecast
@@ -54,6 +45,15 @@ from tests.unit.align.schedule.test_inbox import (  # noqa: F401
     test_what_waits,
 )
 from tests.unit.align.store.test_inbox_machine import InboxMachine
+from tests.unit.align.store.test_leases import (  # noqa: F401
+    test_a_killed_process_is_taken_over_at_once,
+    test_a_lease_is_released_by_an_exception,
+    test_a_replaced_runner_does_not_release_its_successors_lease,
+    test_a_reused_pid_is_not_the_owner,
+    test_a_second_lease_is_refused_while_the_first_lives,
+    test_another_host_is_trusted_until_its_heartbeat_expires,
+    test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
+)
 from tests.unit.align.store.test_ledger import (  # noqa: F401
     test_a_failed_attempt_stays_on_record_and_the_next_one_is_numbered,
     test_a_new_campaign_has_planned_rounds,

@@ -1,1 +1,1 @@
-"""What a campaign would do next and what it would take, without doing any of it."""
+"""Forecasts of a campaign: what it would do next and take, without doing any of it."""

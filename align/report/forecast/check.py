@@ -1,4 +1,4 @@
-"""``keel config check``: finds everything that a run would refuse, without starting or writing anything."""
+"""``keel config check``: everything that a run would refuse, without starting or writing anything."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def held_weights(config: CampaignConfig, model: Path) -> list[str]:
         return []
     memory = max(learner_memory(model, config.policy, s).retention for s in config.rounds)
     disk = max(artifact_bytes(model, config.policy, spec) for spec in config.rounds)
-    kept = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
-    return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{kept}"]
+    stored = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
+    return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{stored}"]
 
 
 def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
@@ -133,11 +133,11 @@ WHOLE = ("lora", "ranks", "gradient_checkpointing")
 
 
 def notes_of(config: CampaignConfig) -> Iterator[str]:
-    """One line for each."""
+    """Yield a line on settings that some of the rounds have no use for."""
     judges = [spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"]
-    given = [f"policy.{name}" for name in WHOLE if config.policy.changed(name)]
-    if judges and given:
+    unused = [f"policy.{name}" for name in WHOLE if config.policy.changed(name)]
+    if judges and unused:
         yield (
             f"reward models ({', '.join(judges)}) learn all their weights in one process: "
-            f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not apply to them"
+            f"{', '.join(unused)} {'does' if len(unused) == 1 else 'do'} not apply to them"
         )

@@ -1,4 +1,4 @@
-"""How much of a campaign one page holds, so that fifty rounds stay below two megabytes."""
+"""Limits on what one page holds of a campaign, so that fifty rounds stay below two megabytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Self
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of one round, but where something else is said. What matters most is never what is left out."""
+    """Largest numbers of things on a page, for one round unless stated; what matters most stays."""
 
     points: int
-    """Of one curve."""
+    """Points of one curve."""
     curves: int
-    """Of one chart."""
+    """Curves of one chart."""
     repair_charts: int
-    """Of the steps that made an accepted repair."""
+    """Charts of the steps that made an accepted repair."""
     checks: int
     """Rows of the verdict's table; those furthest inside their margin are left out first."""
     suites: int
@@ -29,7 +29,7 @@ class Limits:
     metrics: int
     """Rows of the table of all metrics."""
     reasons: int
-    """Of the verdict; so many remarks, too."""
+    """Reasons of the verdict, and as many remarks."""
     text: int
     """Bytes of one prompt or answer on the page."""
     forests: int
@@ -95,7 +95,7 @@ class Limits:
 
 
 def cut(text: object, most: int) -> str | None:
-    """As much of a text as takes ``most`` bytes in HTML; what is cut is cut visibly.
+    """Cut a text visibly to ``most`` bytes of HTML.
 
     >>> cut("<abc>", 6), cut(None, 6)
     ('<ab […]', None)
@@ -104,5 +104,5 @@ def cut(text: object, most: int) -> str | None:
         return None
     whole = str(text)
     sizes = accumulate(len(escape(c).encode("utf-8", "replace")) for c in whole[: most + 1])
-    kept = sum(size <= most for size in sizes)
-    return whole if kept == len(whole) else f"{whole[:kept]} […]"
+    fitting = sum(size <= most for size in sizes)
+    return whole if fitting == len(whole) else f"{whole[:fitting]} […]"

@@ -24,7 +24,7 @@ class Seal:
 
     @property
     def state(self) -> str:
-        """In words, as its last opening left it."""
+        """State of the suite in words, as its last opening left it."""
         if not self.openings:
             return "not opened yet"
         last = self.openings[-1]
@@ -32,19 +32,23 @@ class Seal:
 
 
 def seals_of(evidence: Evidence) -> tuple[Seal, ...]:
-    """Every sealed suite of the campaign file. Openings whose results are gone are left out."""
+    """Return every sealed suite of the campaign file; openings whose results are gone are left out."""
     try:
         opened = openings(evidence)
     except KeelError:
         opened = []
     accepted = len(evidence.accepted("policy"))
+    by_suite = {
+        spec.name: tuple(opening for opening in opened if opening.suite == spec.name)
+        for spec in evidence.config.suites
+    }
     return tuple(
         Seal(
             suite=spec.name,
             every=spec.every,
             budget=evidence.config.gate.budget_of(spec),
-            openings=(own := tuple(one for one in opened if one.suite == spec.name)),
-            accepted_to_go=max(0, spec.every * (len(own) + 1) - accepted),
+            openings=by_suite[spec.name],
+            accepted_to_go=max(0, spec.every * (len(by_suite[spec.name]) + 1) - accepted),
         )
         for spec in evidence.config.suites
         if spec.role == "sealed" and spec.every

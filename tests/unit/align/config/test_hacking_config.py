@@ -13,7 +13,7 @@ from align.config.campaign import CampaignConfig
 from align.config.file import CampaignFile, load_campaign
 from align.config.watch import HackingConfig, HackingThresholds
 from align.report.settings import resolved_lines
-from align.store.stored_config import as_read
+from align.store.changes.earlier_versions import as_read
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
 

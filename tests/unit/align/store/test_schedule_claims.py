@@ -17,7 +17,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.store.ledger.due_rounds import claimed_rounds
 from align.store.ledger.expand import expand, expanded
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.reservations import settle
+from align.store.ledger.reservations import consume
 from align.store.ledger.tables.core import rounds as table
 from rollouts.errors import UserError
 from tests.patience import patient
@@ -140,7 +140,7 @@ def test_rounds_that_read_rows_again_count_from_their_own_last_claim(
                 assert inbox.reserve(name, "taste", use=use) is not None
                 verdict(ledger, name, len(ledger.rounds()))
                 with ledger.database.write() as connection:
-                    settle(connection, name, "accepted", START.isoformat())
+                    consume(connection, name, "accepted", START.isoformat())
         return found
 
     assert due(0, 1, 2) == []
@@ -151,7 +151,7 @@ def test_rounds_that_read_rows_again_count_from_their_own_last_claim(
     inbox.reserve("fed-1", "taste")
     verdict(ledger, "fed-1", len(ledger.rounds()))
     with ledger.database.write() as connection:
-        settle(connection, "fed-1", "accepted", START.isoformat())
+        consume(connection, "fed-1", "accepted", START.isoformat())
     assert inbox.waiting("taste").count == 0
     assert due(10, 11) == []
     assert due(12, 13, 14) == ["fed-2", "again-3"]
@@ -261,7 +261,7 @@ def test_a_renamed_template_waits_for_the_round_that_fell_due_under_the_old_name
     inbox.reserve("fed-1", "taste")
     verdict(ledger, "fed-1", 0)
     with ledger.database.write() as connection:
-        settle(connection, "fed-1", "accepted", START.isoformat())
+        consume(connection, "fed-1", "accepted", START.isoformat())
     assert not renamed.claim(START).due
     inbox.add("taste", [feedback(n) for n in range(5, 10)])
     assert [due.round for due in renamed.claim(START).due] == ["renamed-1"]

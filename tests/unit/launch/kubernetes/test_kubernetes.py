@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from align.config.campaign import CampaignConfig
 from launch.cli import app
-from launch.kubernetes.render import Kind, Target, render
+from launch.kubernetes.render import ManifestKind, Target, render
 from rollouts.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "data" / "kubernetes"
@@ -31,7 +31,7 @@ rollouts:
 rounds:
   - {name: reverse, prompts: demo://rev, rewards: [exact_match], steps: 2}
 """
-OPTIONS: dict[Kind, list[str]] = {
+OPTIONS: dict[ManifestKind, list[str]] = {
     "rayjob": ["--gpus", "--env", "JUDGE_API_KEY", "--namespace", "research"],
     "raycronjob": ["--schedule", "0 3 * * *", "--time-zone", "Europe/Berlin"],
     "cronjob": ["--schedule", "*/10 * * * *", "--gpus", "--env", "JUDGE_API_KEY"],
@@ -42,7 +42,7 @@ def campaign(ranks: int = 1) -> str:
     return CAMPAIGN.replace("RANKS", str(ranks))
 
 
-def rendered(folder: Path, kind: Kind, *options: str, ranks: int = 1) -> str:
+def rendered(folder: Path, kind: ManifestKind, *options: str, ranks: int = 1) -> str:
     path = folder / "nightly.yaml"
     path.write_text(campaign(ranks))
     words = ["k8s", "render", str(path), "--kind", kind, "--image", "registry.example/keel:1"]
@@ -51,12 +51,14 @@ def rendered(folder: Path, kind: Kind, *options: str, ranks: int = 1) -> str:
     return run.stdout
 
 
-def manifests(folder: Path, kind: Kind, *options: str, ranks: int = 1) -> list[dict[str, Any]]:
+def manifests(
+    folder: Path, kind: ManifestKind, *options: str, ranks: int = 1
+) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(rendered(folder, kind, *options, ranks=ranks)))
 
 
 @pytest.mark.parametrize("kind", list(OPTIONS))
-def test_golden(tmp_path: Path, kind: Kind) -> None:
+def test_golden(tmp_path: Path, kind: ManifestKind) -> None:
     text = rendered(tmp_path, kind, *OPTIONS[kind], ranks=2 if kind == "rayjob" else 1)
     golden = GOLDEN / f"{kind}.yaml"
     if os.environ.get("KEEL_WRITE_GOLDEN"):
