@@ -1,1 +1,1 @@
-"""What people look at: live progress and the tables at the end."""
+"""Output for people: live progress, tables, pages, cards and forecasts."""

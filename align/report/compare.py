@@ -54,25 +54,25 @@ class ComparedCampaigns:
     """Mean of the campaigns' starts by suite."""
     groups: tuple[ComparedGroup, ...]
     answers: Mapping[str, ReportAnswer]
-    """By campaign: what is production, and what was kept out and why."""
+    """Sentences by campaign on what is production, and what was kept out and why."""
 
 
-def compare(named: Sequence[tuple[str, Evidence]]) -> ComparedCampaigns:
+def compare(campaigns: Sequence[tuple[str, Evidence]]) -> ComparedCampaigns:
     """Compare campaigns by what production scores.
 
     Args:
-        named: the campaigns, each under the name it is to be shown by.
+        campaigns: campaigns, each with the name that it is shown by.
     """
     grouped: dict[str, list[tuple[str, Evidence]]] = {}
-    for name, evidence in named:
+    for name, evidence in campaigns:
         grouped.setdefault(_kind(evidence), []).append((name, evidence))
-    measured = [scores_of(e, _production(e)) for _, e in named]
+    measured = [scores_of(e, _production(e)) for _, e in campaigns]
     suites = tuple(dict.fromkeys(suite for scores in measured for suite in scores))
     return ComparedCampaigns(
         suites=suites,
-        base=_spreads([scores_of(e, e.base) for _, e in named], suites),
+        base=_spreads([scores_of(e, e.base) for _, e in campaigns], suites),
         groups=tuple(_group(members, suites) for members in grouped.values()),
-        answers={name: answer_of(evidence) for name, evidence in named},
+        answers={name: answer_of(evidence) for name, evidence in campaigns},
     )
 
 

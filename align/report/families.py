@@ -19,11 +19,11 @@ GUARDED: dict[What, str] = {
     "failure": "answers with a score",
     "zero_tolerance": "items that must not fail",
 }
-"""What a check compares besides the mean."""
+"""Words for the quantity of a check, empty for the mean."""
 
 
 def families_of(config: CampaignConfig) -> dict[str, Family]:
-    """Family of every suite, those of rounds included."""
+    """Return the family of every suite, those of rounds included."""
     return {spec.name: spec.family for spec in config.suites} | {
         round.name: round.suite.family for round in config.rounds
     }
@@ -32,7 +32,7 @@ def families_of(config: CampaignConfig) -> dict[str, Family]:
 def by_family(
     matrix: ScoreMatrix, families: Mapping[str, Family]
 ) -> list[tuple[Family, ScoreMatrix]]:
-    """The columns of each family that has any, as a matrix of their own: no mean is over two families."""
+    """Return a matrix of the columns of each family: no mean is over two families."""
     parts = []
     for family in ORDER:
         columns = [
@@ -51,13 +51,13 @@ def by_family(
 
 
 def passed_lines(checks: Iterable[Check]) -> Iterator[str]:
-    """How many retention checks passed, family by family, and how many of those compare rates."""
-    held = [check for check in checks if check.role == "retention"]
-    present = [family for family in ORDER if any(check.family == family for check in held)]
+    """Count the retention checks that passed, family by family, and those of them that compare rates."""
+    guarded = [check for check in checks if check.role == "retention"]
+    present = [family for family in ORDER if any(check.family == family for check in guarded)]
     for family in present or [ORDER[0]]:
-        own = [check for check in held if check.family == family]
-        passed = [check for check in own if check.outcome == "passed"]
+        of_family = [check for check in guarded if check.family == family]
+        passed = [check for check in of_family if check.outcome == "passed"]
         which = f"{family}: " if len(present) > 1 else ""
         rates = sum(check.what in RATES for check in passed)
         label = f" ({rates} of them on answers that are cut or have no score)" if rates else ""
-        yield f"{which}{len(passed)} of {len(own)} retention checks passed{label}"
+        yield f"{which}{len(passed)} of {len(of_family)} retention checks passed{label}"

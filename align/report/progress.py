@@ -71,7 +71,7 @@ class LiveProgress:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Print a remark on its own line."""
         self._last_line = perf_counter()
         self._bar.console.print(f"[{self._last_line - self._started:6.1f}s] {text}", markup=False)
 

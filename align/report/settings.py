@@ -11,12 +11,12 @@ from align.config.file import CampaignFile
 
 
 def stated_yaml(file: CampaignFile) -> str:
-    """The file's own values with overrides applied, as YAML."""
+    """Return the file's own values with overrides applied, as YAML."""
     return yaml.safe_dump(file.raw, sort_keys=False).rstrip()
 
 
 def resolved_lines(file: CampaignFile) -> list[str]:
-    """Every setting as ``key: value  # origin``; origins: --set, file, defaults, built-in."""
+    """List every setting as ``key: value  # origin``; origins: --set, file, defaults, built-in."""
     leaves = list(_leaves(file.config.model_dump(mode="json")))
     width = max(len(f"{key}: {value}") for key, value in leaves)
     return [f"{f'{key}: {value}':<{width}}  # {_origin(file, key)}" for key, value in leaves]
@@ -39,7 +39,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _origin(file: CampaignFile, key: str) -> str:
     steps = key.split(".")
-    if any(key == own or key.startswith(f"{own}.") for own in file.overridden):
+    if any(key == overridden or key.startswith(f"{overridden}.") for overridden in file.overridden):
         return "--set"
     if _stated(file.raw, steps):
         return "file"
@@ -49,7 +49,7 @@ def _origin(file: CampaignFile, key: str) -> str:
 
 
 def _stated(value: Any, steps: list[str]) -> bool:
-    """Whether the raw file says something at this path, or a short form above it."""
+    """Tell if the raw file has a value at this path, or a short form above it."""
     for step in steps:
         if isinstance(value, dict) and step in value:
             value = value[step]

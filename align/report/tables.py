@@ -35,7 +35,7 @@ STYLES = {
 
 
 def campaign_report(evidence: Evidence, folder: Path) -> Group:
-    """Everything a newcomer wants to know after a run."""
+    """Compose the report after a run, with all that a newcomer wants to know."""
     parts = by_family(evidence.matrix(), families_of(evidence.config))
     tables: list[RenderableType] = []
     for family, matrix in parts:
@@ -55,7 +55,7 @@ def answer_first(evidence: Evidence) -> Iterator[Text]:
 
 
 def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
-    """Rows: snapshots in order; columns: suites. An empty cell was never measured."""
+    """Make the table of snapshots in order (rows) by suites (columns). An empty cell was never measured."""
     which = f"{family} suite" if family else "suite"
     table = Table(title=f"Score of every snapshot on every {which}", title_justify="left")
     table.add_column("after round")
@@ -69,7 +69,7 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
 
 
 def metrics_line(matrix: ScoreMatrix) -> Text:
-    """The summary numbers of continual learning over the accepted rounds."""
+    """Summarise the accepted rounds by the numbers of continual learning."""
     values = summary_numbers(matrix).items()
     shown = [f"{name} {value:+.3f}" for name, value in values if value is not None]
     return Text("   ".join(shown) + "\n" if shown else "")
@@ -99,7 +99,7 @@ def _amended(entry: Amendment) -> Text:
 
 
 def sealed_lines(evidence: Evidence) -> Iterator[Text]:
-    """What sealed suites showed at their openings, and the moves of production that people made."""
+    """List the results of sealed suites at their openings, and the moves of production that people made."""
     for opening in openings(evidence):
         yield Text(opening.sentence, style="red" if opening.outcome == "lost" else "")
     names = {record.candidate: record.name for record in evidence.committed()}
@@ -108,7 +108,7 @@ def sealed_lines(evidence: Evidence) -> Iterator[Text]:
 
 
 def baseline_lines(evidence: Evidence) -> Iterator[Text]:
-    """Human acts that moved what budgets count from."""
+    """List the human acts that moved the snapshot that budgets count from."""
     for move in baseline_moves(evidence.ledger):
         yield Text(
             f"budgets count from {move.snapshot[:16]} since {move.time[:10]}: {move.reason}",
@@ -117,14 +117,15 @@ def baseline_lines(evidence: Evidence) -> Iterator[Text]:
 
 
 def outcome_of(verdict: Verdict) -> str:
-    """The outcome in words; an observing gate accepts what it would have refused, and says so."""
+    """Put an outcome into words; an observing gate accepts what it would have refused, and says so."""
     words = verdict.outcome.replace("_", " ")
     observed = verdict.accepted and verdict.outcome != "accepted"
     return f"accepted by an observing gate (would be: {words})" if observed else words
 
 
 def summary(verdict: Verdict) -> Iterator[str]:
-    """The target's sentence, the first failed check of every other suite, and how many passed."""
+    """Summarise a verdict: the target's sentence, the first failed check of every other suite, and a
+    count."""
     yield from (check.sentence for check in verdict.checks if check.role == "target")
     others = [check for check in verdict.checks if check.role == "retention"]
     failed = {check.suite: check for check in reversed(others) if check.outcome != "passed"}
@@ -147,7 +148,7 @@ def places(evidence: Evidence, folder: Path) -> Text:
 
 
 def report_console() -> Console:
-    """Standard output; a pipe or a log file gets lines wide enough for the table."""
+    """Open standard output; a pipe or a log file gets lines wide enough for the table."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 

@@ -49,7 +49,7 @@ class ReportAnswer:
 
     @property
     def sentence(self) -> str:
-        """What is production."""
+        """Sentence on what is production."""
         return f"Production is {self.words}."
 
     @property

@@ -9,7 +9,7 @@ from align.gate.statistics.significance import tango_noninferiority
 
 
 def would_change(check: Check) -> str:
-    """What would have turned a check, in words.
+    """Describe in words what would have turned a check.
 
     For pass/fail items the count of items that would have had to go the other way; for scores the
     distance of the interval's lower end from what was demanded.
@@ -42,14 +42,14 @@ def would_change(check: Check) -> str:
 
 
 def _counted(check: Check) -> bool:
-    """Decided by the counts alone: not by scores or clusters, nor by pairs in which a tie is a half."""
+    """Tell if the counts alone decide: not scores or clusters, nor pairs in which a tie is a half."""
     if check.test != "tango":
         return False
     return tango_noninferiority(check.lost, check.won, check.n, check.allowed).p == check.p
 
 
 def _items_to_turn(check: Check) -> int | None:
-    """Fewest items whose other answer turns the check; None where none would do."""
+    """Find the fewest items whose other answer turns the check; None if none would."""
     passed = check.outcome == "passed"
 
     def passes(turned: int) -> bool:
@@ -64,7 +64,7 @@ def _items_to_turn(check: Check) -> int | None:
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int | None:
-    """Smallest of 1 .. most from which a monotone condition holds."""
+    """Find the smallest of 1 .. most from which a monotone condition holds."""
     if most < 1 or not holds(most):
         return None
     low, high = 1, most

@@ -42,7 +42,7 @@ class ChangedItem:
     before: float
     after: float
     prompt: str | None
-    """None where its source is not at hand."""
+    """Text of the prompt; None if its source is not at hand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class Compared:
     budget_used: float | None
     """Share of the suite's budget against the baseline; None against other snapshots."""
     would_change: str
-    """What would have turned this one check."""
+    """Sentence on what would have turned this check."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +66,9 @@ class SuiteStory:
     family: Family
     role: Role
     comparisons: tuple[Compared, ...]
-    """Of the mean with every snapshot."""
+    """Comparisons of the mean with every snapshot."""
     strict: tuple[Compared, ...]
-    """Of what else is asked: answers cut or without a score, items that must not fail."""
+    """Checks of other demands: answers cut or without a score, items that must not fail."""
     lost: tuple[ChangedItem, ...]
     """Against the first comparator; the largest losses first."""
     won: tuple[ChangedItem, ...]
@@ -89,10 +89,10 @@ class Explanation:
     """Number of this decision in its campaign."""
     campaign_rounds: int
     alpha: float
-    """Of the whole campaign."""
+    """Alpha of the whole campaign."""
     alpha_here: float
     alpha_spent: float
-    """By this decision and those before it; of a window, by those in it."""
+    """Alpha spent by this decision and those before it; for a window, by those in it."""
     suites: tuple[SuiteStory, ...]
     anchors: tuple[BaselineMove, ...] = ()
     """Human acts that moved the baseline before the decision, oldest first."""
@@ -104,7 +104,7 @@ class Explanation:
     noticed: tuple[str, ...] = ()
     """Other such signs, which decided nothing."""
     spending: Spending = "campaign"
-    """Which decisions share alpha."""
+    """Set of decisions that share alpha."""
     left_out: tuple[str, ...] = ()
     """Earlier rounds of templates that were not looked at."""
     production: str = ""
@@ -114,7 +114,7 @@ class Explanation:
     table: tuple[VerdictRow, ...] = ()
 
     def lines(self, items: int = 3) -> Iterator[str]:
-        """To be read by a person.
+        """Yield the explanation line by line, for a person.
 
         Args:
             items: most items shown as lost, and as won, of a suite.
@@ -130,9 +130,11 @@ class Explanation:
                 f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
                 f"{listed(self.left_out)}."
             )
-        yield from (f"Candidate of decision {one.look}: {one.sentence}." for one in self.repairs)
-        yield from (f"Rejected whatever its suites say: {one}." for one in self.objections)
-        yield from (f"Noticed, {one}." for one in self.noticed)
+        yield from (f"Candidate of decision {step.look}: {step.sentence}." for step in self.repairs)
+        yield from (
+            f"Rejected whatever its suites say: {sentence}." for sentence in self.objections
+        )
+        yield from (f"Noticed, {sentence}." for sentence in self.noticed)
         for move in self.anchors:
             yield (
                 f"Budgets count from snapshot {move.snapshot[:16]} since {move.time[:10]}: "
@@ -150,14 +152,14 @@ class Explanation:
 
 
 def explain(evidence: Evidence, name: str) -> Explanation:
-    """Why a round was accepted or not.
+    """Explain why a round was accepted or not.
 
     Raises:
         UserError: there is no such round, or no decision on it yet.
         RunError: stored results are missing or damaged.
     """
     record = record_of(evidence, name)
-    committed = [one.name for one in evidence.committed()]
+    committed = [decided.name for decided in evidence.committed()]
     if name not in committed:
         raise UserError(
             f"round {name!r} is {record.state} and has no verdict",
@@ -199,7 +201,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
 
 
 def prompt_texts(config: CampaignConfig, suite: str) -> dict[str, str]:
-    """Prompts of a suite by id, from files and schemes; empty where that would be costly or fails."""
+    """Load the prompts of a suite by id, from files and schemes; empty if that would be costly or fails."""
     from align.data.base_model import SCHEMES
     from rollouts.prompts import load_prompts
 
@@ -217,7 +219,7 @@ def prompt_texts(config: CampaignConfig, suite: str) -> dict[str, str]:
 
 
 def _source(config: CampaignConfig, suite: str) -> tuple[PromptsConfig | None, int]:
-    """Where the items of a suite come from; for a demo round, what its eval split is taken from."""
+    """Return the source of a suite's items; for a demo round, the source of its eval split."""
     for spec in config.suites:
         if spec.name == suite:
             return spec.prompts or spec.calibration, spec.items
@@ -282,18 +284,18 @@ def _candidate(evidence: Evidence, verdict: Verdict, rule: SuiteRule) -> ItemRes
 def _comparator(
     evidence: Evidence, verdict: Verdict, check: Check, candidate: ItemResults
 ) -> ItemResults:
-    """Results of the other snapshot; a reward model is compared with rules that have none."""
+    """Load the other snapshot's results; a reward model is compared with rules that have none."""
     if check.snapshot == "chance":
         return replace(candidate, values=(TIE,) * len(candidate.values))
     if check.snapshot == "length":
         rule = verdict.inputs.suites[1]
-        found = _candidate(evidence, verdict, rule)
-        return replace(found, suite=candidate.suite, suite_hash=candidate.suite_hash)
+        results = _candidate(evidence, verdict, rule)
+        return replace(results, suite=candidate.suite, suite_hash=candidate.suite_hash)
     return ItemResults.load(evidence.locate(check.snapshot, candidate.suite_hash))
 
 
 def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
-    """By guarded suite, Holm's p that the candidate is worse than its parent by anything at all."""
+    """Compute Holm's p by guarded suite that the candidate is worse than its parent at all."""
     rules = {rule.name: rule for rule in verdict.inputs.suites}
     p_values: dict[str, float] = {}
     for check in verdict.checks:
@@ -309,18 +311,22 @@ def _alarms(evidence: Evidence, verdict: Verdict) -> dict[str, float]:
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
-def _spent(told: Explanation) -> str:
-    here, spent = f"alpha {told.alpha_here:.3g}", f"{told.alpha_spent:.3g} of {told.alpha:g}"
-    if told.spending == "window":
-        return f"Decision {told.look}, at {here}: any {told.campaign_rounds} in a row share {told.alpha:g}."
-    if told.spending == "forever":
-        return f"Decision {told.look} of any number, at {here}: {spent} is spent."
-    return f"Decision {told.look} of {told.campaign_rounds} declared, each at {here}: {spent} is spent."
+def _spent(explanation: Explanation) -> str:
+    look, rounds, alpha = explanation.look, explanation.campaign_rounds, explanation.alpha
+    here, spent = (
+        f"alpha {explanation.alpha_here:.3g}",
+        f"{explanation.alpha_spent:.3g} of {alpha:g}",
+    )
+    if explanation.spending == "window":
+        return f"Decision {look}, at {here}: any {rounds} in a row share {alpha:g}."
+    if explanation.spending == "forever":
+        return f"Decision {look} of any number, at {here}: {spent} is spent."
+    return f"Decision {look} of {rounds} declared, each at {here}: {spent} is spent."
 
 
-def _decision(told: Explanation) -> str:
-    words = told.outcome.replace("_", " ")
-    if told.accepted and told.outcome != "accepted":
+def _decision(explanation: Explanation) -> str:
+    words = explanation.outcome.replace("_", " ")
+    if explanation.accepted and explanation.outcome != "accepted":
         return f"accepted, because the gate only observes; the evidence says {words}"
     return words
 
@@ -339,17 +345,17 @@ def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
     yield f"{story.suite} ({ROLES[story.role]})"
     if story.beside:
         yield f"  {story.beside}"
-    for one in story.comparisons:
-        yield f"  {one.check.sentence.partition(': ')[2]}"
-        if one.budget_used is not None:
-            yield f"    {100 * one.budget_used:.0f}% of its budget against the start is used"
+    for compared in story.comparisons:
+        yield f"  {compared.check.sentence.partition(': ')[2]}"
+        if compared.budget_used is not None:
+            yield f"    {100 * compared.budget_used:.0f}% of its budget against the start is used"
         if story.role != "shown":
-            yield f"    {one.would_change}"
-        yield f"    lost and won equally likely: p = {one.chance:.3g}"
-    for one in story.strict:
-        if one.check.outcome != "passed" or one.check.what == "zero_tolerance":
-            yield f"  {one.check.sentence.partition(': ')[2]}"
-            yield f"    {one.would_change}"
+            yield f"    {compared.would_change}"
+        yield f"    lost and won equally likely: p = {compared.chance:.3g}"
+    for compared in story.strict:
+        if compared.check.outcome != "passed" or compared.check.what == "zero_tolerance":
+            yield f"  {compared.check.sentence.partition(': ')[2]}"
+            yield f"    {compared.would_change}"
     if story.alarm is not None and story.alarm <= ALARM:
         yield f"  worse than the parent, whatever the margin: p = {story.alarm:.2g} over all suites"
     for word, changed in (("lost", story.lost), ("won", story.won)):
@@ -365,6 +371,6 @@ def _item_lines(word: str, changed: Sequence[ChangedItem], items: int) -> Iterat
 
 
 def _short(text: Any, most: int = 70) -> str:
-    """One line that a terminal can show, whatever is in the prompt."""
+    """Shorten a text to one line that a terminal can show."""
     line = "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -53,7 +53,7 @@ def default_line(config: CampaignConfig) -> str:
 
 
 def ends(encoder: PromptEncoder, config: CampaignConfig) -> list[int]:
-    """Tokens that end an answer, and those of stop texts that are one special token: they have no text."""
+    """List the tokens that end an answer, with stop texts that are one special token and have no text."""
     sampling = served_sampling(config) or AnswerSampling()
     stops = encoder.ended(sampling.sampling(1)).stop_token_ids
     return list(dict.fromkeys((*encoder.eos_ids, *stops)))

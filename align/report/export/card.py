@@ -1,4 +1,4 @@
-"""The model card of an exported snapshot: where it comes from, what the gate said, and what is not known.
+"""Model card of an exported snapshot: its origin, its verdict, and what is not known.
 
 Everything is read from the ledger, the manifests and the campaign. Text of others is escaped: a card is
 Markdown, and Markdown may hold HTML.
@@ -45,7 +45,7 @@ class Ancestor:
     snapshot: SnapshotId
     manifest: Manifest
     record: RoundRecord | None
-    """The attempt that made it; None for the start."""
+    """Attempt that made the snapshot; None for the start."""
     spec: RoundConfig | None
 
 
@@ -56,7 +56,7 @@ def model_card(
     merged: bool,
     licences: Sequence[tuple[str, str]],
 ) -> str:
-    """The whole README.md.
+    """Write the whole ``README.md``.
 
     Args:
         line: the ancestors in order, the exported snapshot last.
@@ -81,7 +81,7 @@ def model_card(
 
 
 def is_accepted(ancestor: Ancestor) -> bool:
-    """The start counts as accepted."""
+    """Tell if the gate accepted a snapshot; the start counts as accepted."""
     if ancestor.record is None:
         return ancestor.manifest.provenance.round is None
     return ancestor.record.state == "accepted"
@@ -93,7 +93,7 @@ def _front_matter(
     merged: bool,
     licences: Sequence[tuple[str, str]],
 ) -> str:
-    """What a model hub reads."""
+    """Write the front matter, which model hubs read."""
     adapter = line[-1].manifest.provenance.kind == "adapter" and not merged
     known = dict(licences)
     fields: dict[str, Any] = {
@@ -107,13 +107,13 @@ def _front_matter(
 
 
 def base_name(evidence: Evidence) -> str:
-    """The base as the campaign names it; of a folder only the last part, which names no machine."""
+    """Return the base's name in the campaign; for a folder only its last part."""
     model = evidence.config.policy.model
     return Path(model).name if Path(model).is_dir() or model.startswith(("/", ".", "~")) else model
 
 
-def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
-    provenance = own.manifest.provenance
+def _head(evidence: Evidence, ancestor: Ancestor, merged: bool) -> str:
+    provenance = ancestor.manifest.provenance
     what = {
         "model": "a language model",
         "adapter": "an adapter, merged into its base" if merged else "a peft adapter",
@@ -121,26 +121,26 @@ def _head(evidence: Evidence, own: Ancestor, merged: bool) -> str:
     }[provenance.kind]
     name = provenance.round or "base"
     lines = [f"# {_text(evidence.config.name)}: {_text(name)}", ""]
-    if not is_accepted(own):
-        state = own.record.state if own.record else "unknown"
+    if not is_accepted(ancestor):
+        state = ancestor.record.state if ancestor.record else "unknown"
         lines += [
             f"> **This snapshot was not accepted (state: {state}).** The gate did not let it into "
             "production; it was exported by force.",
             "",
         ]
     lines.append(
-        f"Snapshot `{own.snapshot}` of the campaign {_text(evidence.config.name)}: {what}, from the base "
-        f"{_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
+        f"Snapshot `{ancestor.snapshot}` of the campaign {_text(evidence.config.name)}: {what}, from the "
+        f"base {_text(base_name(evidence))}. Made by Keel; this card follows from its ledger."
     )
     return "\n".join(lines)
 
 
-def _in_short(evidence: Evidence, own: Ancestor) -> str:
+def _in_short(evidence: Evidence, ancestor: Ancestor) -> str:
     """Say what is production and why this snapshot is not, with the verdict in one table."""
     production = evidence.ledger.alias("production") or evidence.base
-    this = "This snapshot" if own.snapshot == production else "Not this snapshot"
+    this = "This snapshot" if ancestor.snapshot == production else "Not this snapshot"
     lines = f"{this} is production: {_text(evidence.production_words())}.\n"
-    record = own.record
+    record = ancestor.record
     if record is None or record.state not in ("accepted", "rejected"):
         return lines
     verdict = Verdict.from_dict(record.report or {})
@@ -149,9 +149,9 @@ def _in_short(evidence: Evidence, own: Ancestor) -> str:
     return f"{lines}\n{_table(HEAD, (row.cells for row in verdict_rows(verdict)))}"
 
 
-def _asked(evidence: Evidence, own: Ancestor) -> str:
+def _asked(evidence: Evidence, ancestor: Ancestor) -> str:
     """List chat defaults that it was trained and measured with, and how answers are sampled by default."""
-    if own.manifest.provenance.kind == "reward":
+    if ancestor.manifest.provenance.kind == "reward":
         return ""
     policy = evidence.config.policy
     lines = []
@@ -195,9 +195,9 @@ def _outcome(ancestor: Ancestor) -> str:
     return ", ".join(filter(None, (outcome, repaired_by(repairs_of(record.report)))))
 
 
-def _gate(own: Ancestor) -> str:
-    """Every check of the snapshot's own verdict, the reasons first."""
-    record = own.record
+def _gate(ancestor: Ancestor) -> str:
+    """List every check of the snapshot's own verdict, with the reasons first."""
+    record = ancestor.record
     if record is None:
         return "The start of a campaign meets no gate."
     if record.state not in ("accepted", "rejected"):
@@ -206,28 +206,28 @@ def _gate(own: Ancestor) -> str:
     reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
     alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
     tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks)))
-    tried = "".join(f"- {_text(one.sentence)}\n" for one in repairs_of(record.report))
+    tried = "".join(f"- {_text(step.sentence)}\n" for step in repairs_of(record.report))
     repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
     return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
 
 
 def _families(checks: Sequence[Check]) -> Iterator[str]:
-    """One table per family: a gain in one makes up for nothing in another."""
-    own = [check for check in checks if check.what not in RATES]
-    present = [family for family in ORDER if any(check.family == family for check in own)]
+    """Yield a table for each family, since a gain in one makes up for nothing in another."""
+    means = [check for check in checks if check.what not in RATES]
+    present = [family for family in ORDER if any(check.family == family for check in means)]
     for family in present:
         head = f"### Family {family}\n\n" if len(present) > 1 else ""
-        yield head + _checks(check for check in own if check.family == family)
+        yield head + _checks(check for check in means if check.family == family)
 
 
 def _rates(checks: Sequence[Check]) -> Iterator[str]:
-    """Shares of answers that are not cut, and of those with a score: no measure of what was learned."""
-    own = [check for check in checks if check.what in RATES]
-    failed = [check for check in own if check.outcome != "passed"]
-    shown = own if len(own) <= FEW else failed
-    if own:
+    """Yield the shares of answers that are not cut and of those that have a score."""
+    rates = [check for check in checks if check.what in RATES]
+    failed = [check for check in rates if check.outcome != "passed"]
+    shown = rates if len(rates) <= FEW else failed
+    if rates:
         table = _checks(shown) if shown else ""
-        rest = f"{len(own) - len(shown)} comparisons passed.\n" if len(own) > len(shown) else ""
+        rest = f"{len(rates) - len(shown)} comparisons passed.\n" if len(rates) > len(shown) else ""
         yield (
             "### Answers that were cut or have no score\n\n"
             "Shares of the answers to a suite, held to margins of their own: where they fall, its mean "
@@ -263,14 +263,14 @@ def _checks(checks: Iterable[Check]) -> str:
 
 
 def _part(check: Check) -> str:
-    """What a row is about: its role, or the share of answers that it compares."""
+    """Name the role of a check, or the share of answers that it compares."""
     if check.what in RATES:
         return GUARDED[check.what]
     return ", ".join(filter(None, (check.role, GUARDED[check.what])))
 
 
 def _seals(evidence: Evidence) -> str:
-    """What suites that nobody looks at say of the campaign; empty where there are none."""
+    """List the states of sealed suites; empty if there are none."""
     rows = [
         (seal.suite, f"after every {seal.every} accepted rounds", seal.state)
         for seal in seals_of(evidence)
@@ -279,12 +279,12 @@ def _seals(evidence: Evidence) -> str:
 
 
 def _noticed(evidence: Evidence, line: Sequence[Ancestor]) -> str:
-    """What detectors and canaries said of the rounds of the lineage."""
+    """List the signals of detectors and canaries in the rounds of the lineage."""
     rows = [
-        (ancestor.record.name, said)
+        (ancestor.record.name, sentence)
         for ancestor in line
         if ancestor.record is not None
-        for said in watch_of(evidence, ancestor.record).lines()
+        for sentence in watch_of(evidence, ancestor.record).lines()
     ]
     return _table(("round", "noticed"), rows) if rows else "None was noticed."
 
@@ -295,7 +295,7 @@ def _acts(evidence: Evidence) -> str:
 
 
 def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
-    """Per round of the lineage: rewards, where its prompts came from, and their hashes."""
+    """List the rewards of each round of the lineage, the sources of its prompts, and their hashes."""
     reservations = reservations_by_round(evidence.ledger.database)
     names = [ancestor.record.name for ancestor in line if ancestor.record is not None]
     read = "".join(
@@ -318,16 +318,16 @@ def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:
 
 
 def source_name(source: str) -> str:
-    """A source without the folders of a machine."""
+    """Return a source without the folders of a machine."""
     return (
         source if "://" in source or not source.startswith(("/", "~", ".")) else Path(source).name
     )
 
 
-def _hashes(own: Ancestor) -> str:
-    provenance = own.manifest.provenance
+def _hashes(ancestor: Ancestor) -> str:
+    provenance = ancestor.manifest.provenance
     files = _table(("file of the snapshot", "bytes", "sha256"), (
-        (entry.path, f"{entry.size:,}", entry.sha256) for entry in own.manifest.files
+        (entry.path, f"{entry.size:,}", entry.sha256) for entry in ancestor.manifest.files
     ))  # fmt: skip
     versions = ", ".join(f"{name} {v}" for name, v in sorted(provenance.versions.items()))
     seeds = ", ".join(f"{name} {seed}" for name, seed in sorted(provenance.seeds.items()))
@@ -340,7 +340,7 @@ def _hashes(own: Ancestor) -> str:
 
 
 def _section(title: str, body: str) -> str:
-    """Nothing where there is nothing to say."""
+    """Write a section, or nothing without a body."""
     return f"\n## {title}\n\n{body.rstrip()}" if body else ""
 
 
@@ -355,7 +355,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Nothing of it is markup: no HTML, no links, no column, one line."""
+    """Escape a text, so that nothing of it is markup: no HTML, no links, no column, one line."""
     plain = escape(" ".join(text.split()), quote=False)
     for sign in "\\`*[]|":
         plain = plain.replace(sign, f"\\{sign}")

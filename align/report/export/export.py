@@ -54,15 +54,15 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
     _require_free(folder)
     store = evidence.store.snapshots
     line = list(_ancestors(evidence, store, find(evidence, which)))[::-1]
-    own = line[-1]
-    if not is_accepted(own) and not force:
-        state = own.record.state if own.record else "unknown"
+    exported = line[-1]
+    if not is_accepted(exported) and not force:
+        state = exported.record.state if exported.record else "unknown"
         raise UserError(
             f"{which!r} names a snapshot that was not accepted (state: {state})",
             where="SNAPSHOT",
             remedy="export production, or add --force: the card will say that it was not accepted",
         )
-    snapshot = store.open(own.snapshot)
+    snapshot = store.open(exported.snapshot)
     if merge and snapshot.kind != "adapter":
         raise UserError(
             f"{which!r} is no adapter but a whole model, so there is nothing to merge",
@@ -91,12 +91,12 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
 
 
 def find(evidence: Evidence, which: str) -> SnapshotId:
-    """The snapshot that a person means."""
+    """Find the snapshot that a name, an alias or the beginning of an id stands for."""
     records = [r for r in evidence.ledger.attempts() if r.candidate is not None]
     by_round = {r.name: r.candidate for r in records if r.candidate}
-    named = {"base": evidence.base, "production": evidence.ledger.alias("production")} | by_round
-    if (found := named.get(which)) is not None:
-        return found
+    by_name = {"base": evidence.base, "production": evidence.ledger.alias("production")} | by_round
+    if (snapshot := by_name.get(which)) is not None:
+        return snapshot
     known = {evidence.base, *by_round.values(), *(r.candidate for r in records if r.candidate)}
     matches = [id for id in known if len(which) >= SHORTEST_ID and id.startswith(which)]
     if len(matches) == 1:
@@ -105,24 +105,24 @@ def find(evidence: Evidence, which: str) -> SnapshotId:
     raise UserError(
         f"round {which!r} has no snapshot yet" if planned else f"there is no snapshot {which!r}",
         where="SNAPSHOT",
-        remedy=nearest(which, list(named)) or "name a round, production, base or a snapshot id",
+        remedy=nearest(which, list(by_name)) or "name a round, production, base or a snapshot id",
     )
 
 
 def _ancestors(
     evidence: Evidence, store: SnapshotStore, snapshot: SnapshotId
 ) -> Iterator[Ancestor]:
-    """The snapshot, its parent, and so on to the start."""
-    made: dict[SnapshotId, RoundRecord] = {}
+    """List the snapshot, its parent, and so on to the start."""
+    by_snapshot: dict[SnapshotId, RoundRecord] = {}
     for record in evidence.ledger.attempts():
         # Attempts that ended in the same bytes share a snapshot; one that was accepted speaks for it.
-        if record.candidate and (record.candidate not in made or record.state == "accepted"):
-            made[record.candidate] = record
+        if record.candidate and (record.candidate not in by_snapshot or record.state == "accepted"):
+            by_snapshot[record.candidate] = record
     specs = {spec.name: spec for spec in evidence.config.rounds}
     at: SnapshotId | None = snapshot
     while at is not None:
         manifest = store.open(at).manifest
-        record_of = made.get(at)
+        record_of = by_snapshot.get(at)
         yield Ancestor(
             snapshot=at,
             manifest=manifest,
@@ -144,7 +144,7 @@ def _require_free(folder: Path) -> None:
 
 
 def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
-    """The snapshot's own files; an adapter names its base as the campaign does."""
+    """Copy the snapshot's files; an adapter gets the base's name in the campaign."""
     for entry in snapshot.manifest.files:
         (staged / entry.path).parent.mkdir(parents=True, exist_ok=True)
         copyfile(snapshot.path / entry.path, staged / entry.path)
@@ -155,7 +155,7 @@ def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
 
 
 def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: bool) -> None:
-    """Base plus update as full weights, in the base's own precision, and the adapter's tokenizer."""
+    """Write base plus update as full weights, in the base's precision, with the adapter's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -167,7 +167,7 @@ def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: b
 
 
 def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:
-    """What the card of the base says; of data nothing is recorded."""
+    """List the licences that the base's card states; those of data are not recorded."""
     yield "base model", licence_of(Path(config.policy.model))
     sources: Sequence[str] = [source_name(stated(spec.asks.source)) for spec in config.rounds]
     for source in dict.fromkeys(sources):
@@ -175,12 +175,12 @@ def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:
 
 
 def licence_of(model: Path) -> str:
-    """``license`` in the front matter of a local model's card."""
+    """Read ``license`` in the front matter of a local model's card."""
     try:
         text = (model / CARD).read_text()
         if not text.startswith("---\n"):
             return UNKNOWN
-        found = yaml.safe_load(text[4 : text.index("\n---", 3)])
-        return str(found["license"])
+        front_matter = yaml.safe_load(text[4 : text.index("\n---", 3)])
+        return str(front_matter["license"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return UNKNOWN

@@ -1,1 +1,1 @@
-"""What a campaign would do next and what it would take, without doing any of it."""
+"""Forecast of a campaign's next steps and their cost, without doing any of them."""

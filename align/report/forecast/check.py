@@ -89,8 +89,8 @@ def held_weights(config: CampaignConfig, model: Path) -> list[str]:
         return []
     memory = max(learner_memory(model, config.policy, s).retention for s in config.rounds)
     disk = max(artifact_bytes(model, config.policy, spec) for spec in config.rounds)
-    kept = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
-    return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{kept}"]
+    stored = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
+    return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{stored}"]
 
 
 def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:

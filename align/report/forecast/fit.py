@@ -90,14 +90,16 @@ def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:
         return None
     layers = text.get("num_hidden_layers") or text.get("n_layer")
     heads = text.get("num_attention_heads") or text.get("n_head")
-    kept = text.get("num_key_value_heads") or heads
+    kv_heads = text.get("num_key_value_heads") or heads
     width = text.get("hidden_size") or text.get("n_embd")
-    known = [size for size in (layers, heads, kept, width) if isinstance(size, int) and size > 0]
+    known = [
+        size for size in (layers, heads, kv_heads, width) if isinstance(size, int) and size > 0
+    ]
     if len(known) < 4:
         return None
-    layers, heads, kept, width = known
+    layers, heads, kv_heads, width = known
     head = text.get("head_dim") or width // heads
-    return 2 * layers * kept * head * dtype if isinstance(head, int) else None
+    return 2 * layers * kv_heads * head * dtype if isinstance(head, int) else None
 
 
 def fit_lines(model: Path, context: int, config: CampaignConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What `run_campaign` would do now: rounds that are due, what each samples, and what all of it takes.
+"""Forecast of what `run_campaign` would do now: due rounds, their samples, and their memory and disk.
 
 Read from the campaign file, its inputs and a copy of the ledger. What is due is claimed there, so that the
 rounds it would become are forecast like all others; nothing is started, claimed or written elsewhere.
@@ -45,43 +45,43 @@ from rollouts.machine.memory import available_memory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundForecast:
-    """One round: done, or what it would take."""
+    """Forecast of one round; a decided round has nothing left."""
 
     name: str
     state: Literal["accepted", "rejected", "skipped", "resumes", "due", "unclaimed"]
     """``unclaimed``: due, and a round of the campaign once ``keel schedule tick`` claims it."""
     algorithm: str
     steps: int
-    """Learner steps that are left."""
+    """Number of learner steps that are left."""
     from_step: int
-    """Where a round that was stopped goes on."""
+    """Step from which a round that was stopped resumes."""
     new: float
-    """Prompts of a step that are the round's own, or units of its file; a mean."""
+    """Mean number of a step's prompts that are the round's own, or of units of its file."""
     past: float
-    """And those of earlier rounds."""
+    """Mean number of a step's prompts from earlier rounds."""
     general: float
     completions: int
-    """Sampled by the steps that are left."""
+    """Number of completions that the remaining steps sample."""
     tokens: int
-    """Sampled at most: every completion as long as it may be."""
+    """Largest number of sampled tokens, with every completion of the largest length."""
     measured: int
-    """Completions that the gate asks of the candidate."""
+    """Number of the candidate's completions that the gate measures."""
     memory: LearnerMemory | None
-    """Of each rank; None: the round is done."""
+    """Memory of each rank; None for a round that is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disk:
-    """Of the store, in bytes; rollout tables and results of suites are small beside the weights."""
+    """Bytes that the store takes; rollout tables and results of suites are small beside the weights."""
 
     base: int
-    """The model that is copied in when a campaign begins."""
+    """Bytes of the base model, which is copied when a campaign begins."""
     snapshots: int
-    """Candidates of the rounds to come, kept whatever the verdict; repairs not counted."""
+    """Bytes of the candidates of coming rounds, kept whatever the verdict; repairs not counted."""
     checkpoint: int
-    """Of the round under way."""
+    """Bytes of the open round's checkpoint."""
     artifacts: int
-    """What retention methods leave of accepted rounds, were all to come accepted."""
+    """Bytes of retention artifacts if all coming rounds are accepted."""
     free: int
 
     @property
@@ -91,7 +91,7 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a run would do."""
+    """Forecast of a run."""
 
     campaign: str
     store: str
@@ -106,7 +106,7 @@ class Forecast:
     machine: tuple[str, ...]
     """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
     reports: Mapping[str, str]
-    """What became of the files of rounds that learn from one: rows read, cut and left out."""
+    """Sentence per round that learns from a file: rows read, cut and left out."""
     engine: int
     """Bytes of one engine on a CPU."""
     available: int
@@ -117,19 +117,19 @@ class Forecast:
 
     @property
     def to_run(self) -> tuple[RoundForecast, ...]:
-        return tuple(one for one in self.rounds if one.memory is not None)
+        return tuple(round for round in self.rounds if round.memory is not None)
 
 
 def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
-    """Raises `UserError` as `run_campaign` would, for inputs that cannot be used."""
+    """Forecast the run; raise `UserError` for inputs that `run_campaign` would refuse."""
     with ledger_copy(config) as ledger:
-        found = Dues(ledger.database, config).claim(now or datetime.now(UTC))
+        dues = Dues(ledger.database, config).claim(now or datetime.now(UTC))
         records = ledger.rounds()
         settled = settle(config, ledger, where=ledger_place(config))
         settled.check()
         chosen = settled.config
         view = view_of_due(chosen, ledger)
-        unclaimed = {due.round for due in found.due if not due.claimed}
+        unclaimed = {due.round for due in dues.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
         inputs = load_checked(view, claims)
         try:
@@ -159,8 +159,8 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         began=bool(records),
         rounds=tuple(rounds),
         amendments=settled.comparison.sentences,
-        claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in found.due if not d.claimed),
-        waits=tuple(f"{w.schedule}: {w.why}" for w in found.waits),
+        claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in dues.due if not d.claimed),
+        waits=tuple(f"{w.schedule}: {w.why}" for w in dues.waits),
         machine=(
             *_adapted(inputs.model, config),
             *auto_lines(config, chosen),
@@ -243,7 +243,7 @@ def _coming(
 
 
 def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
-    """New, past and general prompts of one step, as `Mixture.draw` deals them, in the mean.
+    """Return the mean numbers of new, past and general prompts of a step, as `Mixture.draw` deals them.
 
     Args:
         before: earlier rounds that made a policy.
@@ -262,5 +262,5 @@ def _measured(suites: Sequence[Suite]) -> int:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the closest above it that exists."""
+    """Return the folder, or the closest one above it that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""What people did to a campaign by hand, read from the logs that only grow."""
+"""Acts of people on a campaign, read from the logs that only grow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _anchors(evidence: Evidence) -> Iterator[Act]:
 
 
 def _purges(evidence: Evidence) -> Iterator[Act]:
-    """Without the hash of the person's key: short keys are guessed from it, and reports travel."""
+    """List purges without the hash of the person's key: short keys are guessed from it, and reports
+    travel."""
     for purge in purges(evidence.ledger):
         read = f"; read before by {', '.join(purge.rounds)}" if purge.rounds else ""
         yield Act(

@@ -1,4 +1,4 @@
-"""What is on record of every round: its states and times, what its steps measured, how two of them differ.
+"""Record of every round: its states and times, its metrics, and the differences of two rounds.
 
 Read from the ledger, the campaign file and ``metrics.jsonl`` alone; nothing is loaded or run.
 """
@@ -31,13 +31,13 @@ class RoundEntry:
     """A round as its latest attempt stands."""
 
     index: int | None
-    """None: the campaign never had it, it was skipped before."""
+    """Index in the ledger; None for a round that was skipped before the campaign planned it."""
     name: str
     attempt: int
-    """0 before the first."""
+    """Number of the latest attempt; 0 before the first."""
     state: str
     verdict: str | None
-    """What the evidence says, also where the gate only observes; None before a decision."""
+    """Outcome of the evidence, even if the gate only observes; None before a decision."""
     parent: SnapshotId | None
     candidate: SnapshotId | None
     started: str | None
@@ -63,7 +63,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemChanges:
-    """How many items of a suite two snapshots differ on; a difference of means hides what cancels."""
+    """Numbers of a suite's items that two snapshots differ on; a difference of means hides what cancels."""
 
     suite: str
     n: int
@@ -75,18 +75,18 @@ class ItemChanges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundDetail:
-    """All that a round left behind, shortened."""
+    """Details of a round, shortened."""
 
     entry: RoundEntry
     steps: int
-    """Learner steps on record."""
+    """Number of learner steps on record."""
     tokens: Mapping[str, int]
-    """Learnt from or held, by where the prompts are from: new ones, and retention's past and general."""
+    """Tokens by the class of their prompts: new, past and general."""
     metrics: tuple[Metric, ...]
     reasons: tuple[str, ...]
-    """What kept the candidate out."""
+    """Reasons that kept the candidate out."""
     spent: Spent | None = None
-    """On what is new and on retention; None before the first step."""
+    """Effort on new prompts and on retention; None before the first step."""
     changed: tuple[ItemChanges, ...] = ()
     """Items that the candidate lost and won against its parent, suite by suite."""
     repairs: tuple[RepairStep, ...] = ()
@@ -95,7 +95,7 @@ class RoundDetail:
     """Signs that the reward was gamed."""
 
     def named(self, prefix: str) -> tuple[Metric, ...]:
-        """Metrics of one family, such as ``reward/`` or ``drift/``."""
+        """Select the metrics of one family, such as ``reward/`` or ``drift/``."""
         return tuple(metric for metric in self.metrics if metric.name.startswith(prefix))
 
 
@@ -121,7 +121,7 @@ class ScoreChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundDiff:
-    """How two rounds differ: what they were told, and what came of it."""
+    """Differences of two rounds in their settings and their scores."""
 
     one: str
     other: str
@@ -145,7 +145,7 @@ def entries(evidence: Evidence) -> list[RoundEntry]:
 
 
 def record_of(evidence: Evidence, name: str) -> RoundRecord:
-    """The latest attempt at a round.
+    """Return the latest attempt at a round.
 
     Raises:
         UserError: there is no such round; names the nearest one.
@@ -160,7 +160,7 @@ def record_of(evidence: Evidence, name: str) -> RoundRecord:
 
 
 def detail(evidence: Evidence, name: str) -> RoundDetail:
-    """What a round left behind."""
+    """Collect the details of a round."""
     record = record_of(evidence, name)
     steps = evidence.store.paths.round(record.index, record.name).steps()
     metrics = summaries(steps.values())
@@ -180,13 +180,13 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
 
 
 def reasons_of(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
-    """What kept the candidate out, or who skipped the round and why."""
-    told = [one.sentence for one in skips(evidence.ledger) if one.round == record.name]
-    return (*(record.report or {}).get("reasons", ()), *told)
+    """List the reasons that kept the candidate out, and who skipped the round and why."""
+    sentences = [skip.sentence for skip in skips(evidence.ledger) if skip.round == record.name]
+    return (*(record.report or {}).get("reasons", ()), *sentences)
 
 
 def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
-    """Of every suite that parent and candidate were measured on as it was then; not of sealed ones."""
+    """Count the changed items of each suite that parent and candidate share; sealed suites are left out."""
     if record.parent is None or record.candidate is None:
         return
     before = {e.suite_hash: e for e in evidence.ledger.evaluations(record.parent)}
@@ -194,31 +194,31 @@ def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
         if after.suite_hash not in before or after.suite in sealed_names(evidence.config):
             continue
         paths = map(evidence.checked, (before[after.suite_hash], after))
-        found = transitions(*in_common(*(ItemResults.load(path) for path in paths)))
+        changes = transitions(*in_common(*(ItemResults.load(path) for path in paths)))
         yield ItemChanges(
             suite=after.suite,
-            n=found.n,
-            lost=found.lost,
-            won=found.won,
-            lost_share=found.lost_share,
-            won_share=found.won_share,
+            n=changes.n,
+            lost=changes.lost,
+            won=changes.won,
+            lost_share=changes.lost_share,
+            won_share=changes.won_share,
         )
 
 
 def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
-    """What was noticed of a round's latest attempt; of its first candidate, where others were tried."""
+    """Load the watch record of a round's latest attempt; of its first candidate if others were tried."""
     folder = evidence.store.paths.attempt(record.index, record.name, record.attempt)
     return WatchRecord.load(folder.path)
 
 
 def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
-    """Settings and scores of ``other`` beside those of ``one``."""
+    """Compare settings and scores of ``other`` with those of ``one``."""
     rounds = [record_of(evidence, name) for name in (one, other)]
     settings = [dict(_leaves(_spec(evidence.config, name))) for name in (one, other)]
     keys = dict.fromkeys([*settings[0], *settings[1]])
     sealed = sealed_names(evidence.config)
-    found = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
-    means = {(e.snapshot, e.suite): e.mean for e in found}
+    evaluations = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
+    means = {(e.snapshot, e.suite): e.mean for e in evaluations}
     scores = (
         _score_change(suite, *(means.get((record.candidate or "", suite)) for record in rounds))
         for suite in dict.fromkeys(suite for _, suite in means)
@@ -236,12 +236,12 @@ def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
 
 
 def sealed_names(config: CampaignConfig) -> frozenset[str]:
-    """Suites that nobody looks at."""
+    """Return the names of sealed suites."""
     return frozenset(suite.name for suite in config.suites if suite.role == "sealed")
 
 
 def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
-    """Every metric over the steps that have it, by name."""
+    """Summarise every metric over the steps that have it, by name."""
     series: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.items():
@@ -291,7 +291,7 @@ def _latest(attempts: Iterable[RoundRecord]) -> list[RoundRecord]:
 
 
 def _never(name: str, sentence: str) -> RoundEntry:
-    """Of a round that was skipped before the campaign had planned it."""
+    """Make the entry of a round that was skipped before the campaign had planned it."""
     return RoundEntry(
         index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None, candidate=None,
         started=None, ended=None, seconds=None, skipped=sentence,
@@ -299,9 +299,9 @@ def _never(name: str, sentence: str) -> RoundEntry:
 
 
 def _spec(config: CampaignConfig, name: str) -> dict[str, Any]:
-    """Settings of a round; none where the campaign file no longer has it."""
-    found = (spec for spec in config.rounds if spec.name == name)
-    return next((spec.model_dump(mode="json") for spec in found), {})
+    """Return the settings of a round; empty if the campaign file no longer has it."""
+    specs = (spec for spec in config.rounds if spec.name == name)
+    return next((spec.model_dump(mode="json") for spec in specs), {})
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ class Seal:
 
     @property
     def state(self) -> str:
-        """In words, as its last opening left it."""
+        """State in words after the last opening."""
         if not self.openings:
             return "not opened yet"
         last = self.openings[-1]
@@ -32,7 +32,7 @@ class Seal:
 
 
 def seals_of(evidence: Evidence) -> tuple[Seal, ...]:
-    """Every sealed suite of the campaign file. Openings whose results are gone are left out."""
+    """List every sealed suite of the campaign file. Openings whose results are gone are left out."""
     try:
         opened = openings(evidence)
     except KeelError:
@@ -43,8 +43,8 @@ def seals_of(evidence: Evidence) -> tuple[Seal, ...]:
             suite=spec.name,
             every=spec.every,
             budget=evidence.config.gate.budget_of(spec),
-            openings=(own := tuple(one for one in opened if one.suite == spec.name)),
-            accepted_to_go=max(0, spec.every * (len(own) + 1) - accepted),
+            openings=(past := tuple(opening for opening in opened if opening.suite == spec.name)),
+            accepted_to_go=max(0, spec.every * (len(past) + 1) - accepted),
         )
         for spec in evidence.config.suites
         if spec.role == "sealed" and spec.every

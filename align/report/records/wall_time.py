@@ -61,7 +61,7 @@ class Part:
 
     @property
     def meaning(self) -> str:
-        """What is done in it; empty for a suite."""
+        """Work that is done in the part; empty for a suite."""
         return MEANINGS.get(self.name, "")
 
 
@@ -87,10 +87,10 @@ class WallTime:
         """The whole and its parts, the longest first."""
         if not self.seconds:
             return ""
-        named = sorted(self.parts, key=lambda part: -part.seconds)
-        large = [part for part in named if part.seconds >= SMALL * self.seconds]
+        ordered = sorted(self.parts, key=lambda part: -part.seconds)
+        large = [part for part in ordered if part.seconds >= SMALL * self.seconds]
         words = [f"{took(part.seconds)} {part.name}{self._suites(part)}" for part in large]
-        rest = math.fsum(part.seconds for part in named[len(large) :])
+        rest = math.fsum(part.seconds for part in ordered[len(large) :])
         if rest >= 0.05:
             words.append(f"{took(rest)} in smaller parts")
         return f"{took(self.seconds)}: {', '.join(words)}"
@@ -180,8 +180,8 @@ def _from_steps(evidence: Evidence, attempt: RoundRecord, folder: RunFolder) -> 
 
 
 def _candidates(attempt: RoundRecord) -> Iterable[str]:
-    own = (attempt.candidate, *(step.candidate for step in repairs_of(attempt.report)))
-    return dict.fromkeys(candidate for candidate in own if candidate)
+    candidates = (attempt.candidate, *(step.candidate for step in repairs_of(attempt.report)))
+    return dict.fromkeys(candidate for candidate in candidates if candidate)
 
 
 def _ordered(seconds: Mapping[str, float]) -> Iterator[Part]:
