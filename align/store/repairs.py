@@ -82,12 +82,12 @@ def with_repairs(report: Mapping[str, Any], steps: tuple[RepairStep, ...]) -> di
 
 
 def accepted_repair(steps: Sequence[RepairStep]) -> RepairStep | None:
-    """The repair that took the failed candidate's place; None where nothing had to be or could be."""
+    """Return the repair that replaced the failed candidate; None if there was none."""
     return next((step for step in steps if step.accepted and step.rung != "round"), None)
 
 
 def repaired_by(steps: Sequence[RepairStep]) -> str:
-    """For a person, such as ``repaired by distillation, 15 steps (92% of the target gain kept)``."""
+    """Describe the repair, such as ``repaired by distillation, 15 steps (92% of the target gain kept)``."""
     step = accepted_repair(steps)
     if step is None:
         return ""

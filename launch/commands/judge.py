@@ -109,7 +109,7 @@ def judge(
         (candidate, "CANDIDATE", api_key_env),
         (against, "--against", against_api_key_env),
     )
-    ours, theirs = (
+    candidate_model, incumbent_model = (
         open_model(
             Named(
                 name=name, where=where, file=file, base=base, tokenizer=tokenizer, api_key_env=key
@@ -118,10 +118,10 @@ def judge(
         for name, where, key in names
     )
     if runs_here(address):
-        ours.check_machine()
-        theirs.check_machine()
+        candidate_model.check_machine()
+        incumbent_model.check_machine()
     root = cache or default_root()
-    with opened_case(file, ours, theirs, root=root, target=target) as case:
+    with opened_case(file, candidate_model, incumbent_model, root=root, target=target) as case:
         _say(case, remarks, dry_run=dry_run)
         if dry_run:
             return

@@ -24,7 +24,7 @@ Env = Annotated[
 
 @kubernetes_app.callback()
 def _group() -> None:
-    """Manifests for Kubernetes."""
+    """Write manifests for Kubernetes."""
 
 
 @kubernetes_app.command("render")
@@ -77,8 +77,8 @@ def render(
         deadline_s=deadline_s,
         retries=retries,
     )
-    named = files_named(file.raw, campaign.parent)
-    manifests = manifests_of(file.config, text, target, files=named)
+    campaign_files = files_named(file.raw, campaign.parent)
+    manifests = manifests_of(file.config, text, target, files=campaign_files)
     if as_json:
         print_json(manifests)
         return

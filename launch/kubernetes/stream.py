@@ -7,7 +7,7 @@ from typing import Any
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
-    """One stream that ``kubectl apply -f -`` takes, with the notes as comments at its top."""
+    """Write manifests as one stream for ``kubectl apply -f -``, with the notes as comments at its top."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -21,5 +21,6 @@ def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:
     Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     head = "".join(f"# {line}\n" for line in notes.splitlines())
     return head + "---\n".join(
-        yaml.dump(dict(one), Dumper=Dumper, sort_keys=False, width=1000) for one in manifests
+        yaml.dump(dict(manifest), Dumper=Dumper, sort_keys=False, width=1000)
+        for manifest in manifests
     )

@@ -133,11 +133,11 @@ WHOLE = ("lora", "ranks", "gradient_checkpointing")
 
 
 def notes_of(config: CampaignConfig) -> Iterator[str]:
-    """One line for each."""
+    """Yield a line for each note."""
     judges = [spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"]
-    given = [f"policy.{name}" for name in WHOLE if config.policy.changed(name)]
-    if judges and given:
+    settings = [f"policy.{name}" for name in WHOLE if config.policy.changed(name)]
+    if judges and settings:
         yield (
             f"reward models ({', '.join(judges)}) learn all their weights in one process: "
-            f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not apply to them"
+            f"{', '.join(settings)} {'does' if len(settings) == 1 else 'do'} not apply to them"
         )

@@ -44,7 +44,7 @@ class Bar:
     low: float
     high: float
     allowed: tuple[float, float] | None
-    """From the bound up to the comparator's score; None where a gain was demanded, or
+    """Scores from the bound up to the comparator's; None where a gain was demanded, or
     nothing was."""
 
 
@@ -55,7 +55,7 @@ class Panel:
     title: str
     unit: str
     over: str
-    """What x counts."""
+    """Unit of x."""
     curves: tuple[Curve, ...]
     hollow: tuple[tuple[float, float], ...] = ()
     """Points beside the curves, such as rejected snapshots."""
@@ -70,16 +70,16 @@ class Panel:
 
 
 def panels(steps: Steps, limits: Limits) -> tuple[Panel, ...]:
-    """The charts of one round; what never left 0 is no curve, and an empty panel is left out."""
+    """Make the charts of a round; curves that stay at 0 and empty panels are left out."""
     if not limits.curves:
         return ()
     names = sorted({name for metrics in steps.values() for name in metrics})
-    found = []
+    panels_of_round = []
     for title, unit, pattern in PANELS:
         curves = [curve(steps, name) for name in names if re.match(pattern, name)]
         moving = sorted((c for c in curves if any(c.y)), key=lambda c: -abs(c.y[-1]))
         if moving:
-            found.append(
+            panels_of_round.append(
                 Panel(
                     title=title,
                     unit=unit,
@@ -88,17 +88,17 @@ def panels(steps: Steps, limits: Limits) -> tuple[Panel, ...]:
                     left_out=max(0, len(moving) - limits.curves),
                 )
             )
-    return tuple(found)
+    return tuple(panels_of_round)
 
 
 def curve(steps: Steps, name: str) -> Curve:
-    """One metric over the steps that have it."""
+    """Make the curve of a metric over the steps that have it."""
     present = [(step + 1, metrics[name]) for step, metrics in steps.items() if name in metrics]
     return Curve(name=name, x=tuple(x for x, _ in present), y=tuple(y for _, y in present))
 
 
 def thinned(curve: Curve, points: int) -> Curve:
-    """At most ``points`` points: the lowest and the highest of every stretch, so that no peak is lost.
+    """Thin a curve to at most ``points`` points, keeping the lowest and the highest of every stretch.
 
     >>> thinned(Curve(name="a", x=(1, 2, 3, 4, 5, 6), y=(0, 9, 1, 1, 2, 0)), 4).y
     (0, 9, 2, 0)
@@ -106,11 +106,11 @@ def thinned(curve: Curve, points: int) -> Curve:
     if len(curve.y) <= points:
         return curve
     stretches = max(1, points // 2)
-    kept: set[int] = set()
+    chosen: set[int] = set()
     for i in range(stretches):
         stretch = range(i * len(curve.y) // stretches, (i + 1) * len(curve.y) // stretches)
-        kept |= {min(stretch, key=curve.y.__getitem__), max(stretch, key=curve.y.__getitem__)}
-    order = sorted(kept)
+        chosen |= {min(stretch, key=curve.y.__getitem__), max(stretch, key=curve.y.__getitem__)}
+    order = sorted(chosen)
     return Curve(
         name=curve.name,
         x=tuple(curve.x[i] for i in order),
@@ -148,7 +148,7 @@ VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", BAND_COLOUR: "var(--band)"}
     colour: f"var(--c{i})" for i, colour in enumerate(LINES, start=1)
 }
 USUAL = ("fill:none", f"fill:{INK}", "font-size:8px")
-"""What the page's own style sheet says of every drawing."""
+"""Attributes that the page's own style sheet sets for every drawing."""
 DROPPED = {"metadata", "defs", "style", "title", "desc"}
 KEPT = {"d", "x", "y", "viewBox"}
 
@@ -176,7 +176,7 @@ class Chart:
 
 @lru_cache(maxsize=2048)
 def draw(panel: Panel) -> Chart:
-    """The chart of a panel. A page that is made again draws only what changed."""
+    """Draw the chart of a panel; a page that is made again draws only the charts that changed."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -269,7 +269,7 @@ def shortened(name: str, most: int) -> str:
 
 
 def _plain(axes: Any) -> None:
-    """Two thin axes, horizontal lines, no tick marks: only what carries information."""
+    """Reduce a plot to two thin axes and horizontal lines, without tick marks."""
     from matplotlib.ticker import MaxNLocator
 
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -282,7 +282,7 @@ def _plain(axes: Any) -> None:
 
 
 def _stripped(svg: str) -> str:
-    """A drawing that is a part of a page: no namespaces, no ids, the page's colours."""
+    """Turn a drawing into a part of a page: no namespaces, no ids, the page's colours."""
     root = _slim(ElementTree.fromstring(svg))
     root.set("aria-hidden", "true")
     text = ElementTree.tostring(root, encoding="unicode")
@@ -292,7 +292,7 @@ def _stripped(svg: str) -> str:
 
 
 def _slim(element: ElementTree.Element) -> ElementTree.Element:
-    """The element without what does not show; numbers to a tenth of a point."""
+    """Return the element without what does not show; numbers to a tenth of a point."""
     plain = ElementTree.Element(element.tag.rpartition("}")[2])
     for name, value in element.attrib.items():
         if name in KEPT:
@@ -313,14 +313,14 @@ def _slim(element: ElementTree.Element) -> ElementTree.Element:
 
 def _short(value: str) -> str:
     rounded = re.sub(
-        r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value
+        r"-?\d+\.\d+", lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), value
     )
     return re.sub(r"\s*([A-Za-z])\s+(?=[-\d])", r"\1", re.sub(r"\s+", " ", rounded)).strip()
 
 
 def _style(style: str) -> str:
-    """What differs from the page's own style for drawings."""
+    """Return the attributes that differ from the page's own style for drawings."""
     parts = dict(part.strip().split(":", 1) for part in style.split(";") if ":" in part)
     wanted = ("fill", "stroke", "stroke-width", "stroke-dasharray", "text-anchor", "font-size")
-    found = [f"{name}:{_short(parts[name])}" for name in wanted if name in parts]
-    return ";".join(one for one in found if one not in USUAL)
+    declarations = [f"{name}:{_short(parts[name])}" for name in wanted if name in parts]
+    return ";".join(declaration for declaration in declarations if declaration not in USUAL)

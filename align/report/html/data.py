@@ -66,12 +66,12 @@ class CampaignView:
 
     @property
     def total(self) -> Spent:
-        """By the learner steps of all rounds."""
-        found = [round.cost.spent for round in self.rounds]
+        """Effort of the learner steps of all rounds."""
+        spent = [round.cost.spent for round in self.rounds]
         return Spent(
-            rollouts=_summed([one.rollouts for one in found]),
-            tokens=_summed([one.tokens for one in found]),
-            seconds=_summed([one.seconds for one in found]),
+            rollouts=_summed([effort.rollouts for effort in spent]),
+            tokens=_summed([effort.tokens for effort in spent]),
+            seconds=_summed([effort.seconds for effort in spent]),
         )
 
     @property
@@ -132,25 +132,25 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
 
 
 def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]:
-    """Drift over the whole campaign: learner steps of all rounds one after the other."""
+    """Make the panels of drift over the campaign: learner steps of all rounds one after another."""
     curves: dict[str, list[tuple[float, float]]] = {}
     done = 0
     for round in rounds:
         steps = evidence.store.paths.round(round.index, round.name).steps()
         for step, metrics in steps.items():
             old = [v for name, v in metrics.items() if name.startswith("drift/K_old/")]
-            found = {
+            meters = {
                 "K_new, from the parent": metrics.get("drift/K_new"),
                 "K_old, the largest": max(old, default=None),
                 "K_gen, from the base": metrics.get("drift/K_gen"),
             }
-            for name, value in found.items():
+            for name, value in meters.items():
                 if value is not None:
                     curves.setdefault(name, []).append((done + step + 1, value))
         done += round.steps_done
     if not curves:
         return ()
-    made = [
+    drawn = [
         Curve(name=name, x=tuple(x for x, _ in points), y=tuple(y for _, y in points))
         for name, points in curves.items()
     ]
@@ -159,7 +159,7 @@ def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]
             title="Drift over the campaign",
             unit="nats per token",
             over="learner steps of all rounds",
-            curves=tuple(thinned(one, 400) for one in made),
+            curves=tuple(thinned(curve, 400) for curve in drawn),
         ),
     )
 
@@ -188,8 +188,8 @@ def _summed(splits: Sequence[Split]) -> Split:
 
 
 def _kind(evidence: Evidence, snapshot: SnapshotId) -> str | None:
-    found = manifest_of(evidence, snapshot)
-    return found.provenance.kind if found else None
+    manifest = manifest_of(evidence, snapshot)
+    return manifest.provenance.kind if manifest else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,10 +202,10 @@ class Node:
     attempt: int
     snapshot: SnapshotId | None
     kind: str | None
-    """Of the snapshot: model, adapter or reward."""
+    """Kind of the snapshot: model, adapter or reward."""
     production: bool = False
     repaired: str = ""
-    """How, where the first candidate was refused and another took its place."""
+    """Words for the repair that replaced the first candidate; empty if there was none."""
     sides: tuple[tuple[Node, ...], ...] = ()
     """Lines that left from here and that production did not follow."""
 
@@ -216,7 +216,7 @@ def lineage(
     production: SnapshotId | None,
     kind_of: Callable[[SnapshotId], str | None],
 ) -> tuple[Node, ...]:
-    """The line from the start to the newest accepted policy; everything else hangs on its sides."""
+    """Build the line from the start to the newest accepted policy; other snapshots hang on its sides."""
     children: defaultdict[SnapshotId, list[Node]] = defaultdict(list)
     for record in attempts:
         if record.parent is not None:
@@ -243,7 +243,7 @@ def lineage(
 
 
 def _line(first: Node, children: defaultdict[SnapshotId, list[Node]]) -> tuple[Node, ...]:
-    """A node, and as long as there is one the accepted policy that came of it."""
+    """Yield a node, and then the accepted policies that followed from it."""
     nodes: list[Node] = []
     node: Node | None = first
     while node is not None:

@@ -138,18 +138,18 @@ def _rows(index: int, name: str, verdict: Verdict) -> Iterator[ForestRow]:
 
 
 def _forest(suite: str, rows: Sequence[ForestRow], unit: str, limits: Limits) -> Forest:
-    kept = rows
+    shown = rows
     if len(rows) > limits.forest_rows:
         order = sorted(range(len(rows)), key=lambda i: (not _failed(rows[i]), -i))
-        kept = [rows[i] for i in sorted(order[: limits.forest_rows])]
-    scale = scale_of([row.check for row in kept])
+        shown = [rows[i] for i in sorted(order[: limits.forest_rows])]
+    scale = scale_of([row.check for row in shown])
     return Forest(
         suite=suite,
         family=rows[0].check.family,
         unit="points" if scale.factor == 100.0 else unit or "score",
         scale=scale,
-        rows=tuple(kept),
-        left_out=len(rows) - len(kept),
+        rows=tuple(shown),
+        left_out=len(rows) - len(shown),
     )
 
 

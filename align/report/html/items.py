@@ -58,10 +58,10 @@ class ComparedResults:
     candidate: Path
     comparator: Path
     changes: tuple[Change, ...]
-    """Of all items, the largest losses first."""
+    """Changes of all items, the largest losses first."""
 
     def items(self, changes: Sequence[Change], text: int) -> tuple[ComparedItem, ...]:
-        """These with prompt and answers, each of at most ``text`` bytes."""
+        """List the changed items with prompt and answers, each of at most ``text`` bytes."""
         ids = {id for _, id, _, _ in changes}
         after_texts, before_texts = (
             _texts(path, ids, text) for path in (self.candidate, self.comparator)
@@ -81,20 +81,24 @@ class ComparedResults:
 
 
 def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[SuiteChanges, ...]:
-    """What changed on the suites that matter most to a verdict: those that failed come first, then the
-    target, then the largest losses."""
+    """List the changed items of the suites that matter most to a verdict.
+
+    Failed suites come first, then the target, then those with the largest losses.
+    """
     worst: dict[str, Check] = {}
     for check in sorted(verdict.checks, key=_matters):
         worst.setdefault(check.suite, check)
-    found = (_changes(evidence, verdict, check, limits) for check in worst.values())
-    changed = (one for one in found if one is not None and (one.num_lost or one.num_won))
+    by_suite = (_changes(evidence, verdict, check, limits) for check in worst.values())
+    changed = (
+        suite for suite in by_suite if suite is not None and (suite.num_lost or suite.num_won)
+    )
     return tuple(islice(changed, limits.suites))
 
 
 def pair_of(
     evidence: Evidence, verdict: Verdict, suite: str, comparator: SnapshotId
 ) -> ComparedResults | None:
-    """None where results are gone, or the comparator is a rule and no snapshot."""
+    """Load the results of candidate and comparator; None if they are gone, or the comparator is a rule."""
     hashes = {rule.name: rule.hash for rule in verdict.inputs.suites}
     candidate = verdict.inputs.candidate.get(suite)
     if candidate is None:
@@ -110,10 +114,10 @@ def pair_between(
         paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
         results = in_common(*(ItemResults.load(path) for path in paths))
         values = zip(results[0].item_ids, *paired(*results), strict=True)
-        found = sorted((after - before, id, before, after) for id, after, before in values)
+        changes = sorted((after - before, id, before, after) for id, after, before in values)
     except KeelError:
         return None
-    return ComparedResults(candidate=paths[0], comparator=paths[1], changes=tuple(found))
+    return ComparedResults(candidate=paths[0], comparator=paths[1], changes=tuple(changes))
 
 
 def _matters(check: Check) -> tuple[bool, bool, bool, float]:
@@ -146,7 +150,7 @@ def _changes(
 
 
 def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str | None, str | None]]:
-    """Prompt and answer by item, of a file that has them."""
+    """Read prompt and answer by item, of a file that has them."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -161,7 +165,7 @@ def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str |
 
 
 def samples_of(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[ComparedItem, ...]:
-    """Items of the round's own suite under its parent and under its candidate.
+    """Choose items of the round's own suite, under its parent and under its candidate.
 
     They are drawn by a hash of their ids: no page shows the flattering ones, and every page of a suite
     shows the same. None where results are gone or hold no answers.
@@ -220,12 +224,12 @@ def _of_steps(tables: Mapping[int, Path], limits: Limits) -> Iterator[SaidAt]:
             continue
         scored = sorted((r for r in records if r["value"] is not None), key=lambda r: -r["value"])
         if scored:
-            said = tuple(_said(record, limits.text) for record in spread(scored, limits.samples))
-            yield SaidAt(step=step + 1, said=said)
+            answers = tuple(_said(record, limits.text) for record in spread(scored, limits.samples))
+            yield SaidAt(step=step + 1, said=answers)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """The first, the last, and others evenly between; of one only the middle.
+    """Choose the first, the last, and others evenly between; of one only the middle.
 
     >>> spread([{"n": n} for n in range(5)], 3)
     [{'n': 0}, {'n': 2}, {'n': 4}]
@@ -234,7 +238,7 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
     if count == 1:
         return [records[last // 2]]
     places = dict.fromkeys(round(last * i / (count - 1)) for i in range(count))
-    return [records[place] for place in places]
+    return [records[index] for index in places]
 
 
 def _said(record: Record, text: int) -> Said:

@@ -1,4 +1,4 @@
-"""How much of a campaign one page holds, so that fifty rounds stay below two megabytes."""
+"""Limits of a page's content, by which a page of fifty rounds stays below two megabytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Self
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of one round, but where something else is said. What matters most is never what is left out."""
+    """Limits of a round's part of the page, unless a field says otherwise. The least important is left
+    out."""
 
     points: int
-    """Of one curve."""
+    """Points of one curve."""
     curves: int
-    """Of one chart."""
+    """Curves of one chart."""
     repair_charts: int
-    """Of the steps that made an accepted repair."""
+    """Charts of the steps that made an accepted repair."""
     checks: int
     """Rows of the verdict's table; those furthest inside their margin are left out first."""
     suites: int
@@ -29,7 +30,7 @@ class Limits:
     metrics: int
     """Rows of the table of all metrics."""
     reasons: int
-    """Of the verdict; so many remarks, too."""
+    """Reasons of the verdict, and remarks."""
     text: int
     """Bytes of one prompt or answer on the page."""
     forests: int
@@ -95,7 +96,7 @@ class Limits:
 
 
 def cut(text: object, most: int) -> str | None:
-    """As much of a text as takes ``most`` bytes in HTML; what is cut is cut visibly.
+    """Cut a text to ``most`` bytes of HTML, with a mark where it is cut.
 
     >>> cut("<abc>", 6), cut(None, 6)
     ('<ab […]', None)
@@ -104,5 +105,5 @@ def cut(text: object, most: int) -> str | None:
         return None
     whole = str(text)
     sizes = accumulate(len(escape(c).encode("utf-8", "replace")) for c in whole[: most + 1])
-    kept = sum(size <= most for size in sizes)
-    return whole if kept == len(whole) else f"{whole[:kept]} […]"
+    length = sum(size <= most for size in sizes)
+    return whole if length == len(whole) else f"{whole[:length]} […]"

@@ -19,12 +19,12 @@ from align.report.records.wall_time import MEANINGS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ID_LENGTH = 64
-"""Of a snapshot; what is shorter names a rule, such as the longer answer."""
+"""Characters of a snapshot's id; a shorter name is a rule's, such as the longer answer."""
 MINUTE, HOUR = 60.0, 3600.0
 
 
 def render(evidence: Evidence, *, refresh_s: int | None = None) -> str:
-    """A campaign's store as one self-contained HTML page.
+    """Render a campaign's store as one self-contained HTML page.
 
     Args:
         refresh_s: seconds after which a browser is to load the page again; None: never.
@@ -33,7 +33,7 @@ def render(evidence: Evidence, *, refresh_s: int | None = None) -> str:
 
 
 def page_of(view: CampaignView, *, refresh_s: int | None = None) -> str:
-    """The page of what was collected: equal views give equal pages."""
+    """Render the page of a view; equal views give equal pages."""
     template = _environment().get_template("page.html")
     return template.render(view=view, refresh_s=refresh_s)
 
@@ -70,18 +70,18 @@ def _environment() -> Environment:
 
 
 def _style() -> Markup:
-    """The style sheet, which is ours and holds nothing of a campaign."""
+    """Read the style sheet, which has nothing of a campaign."""
     return Markup((TEMPLATES / "page.css").read_text())
 
 
 def drawn(panel: Panel) -> tuple[Chart, Markup]:
-    """A panel's chart, and its drawing as markup."""
+    """Return a panel's chart, and its drawing as markup."""
     chart = draw(panel)
     return chart, Markup(chart.svg)
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, a true minus; empty where nothing was measured.
+    """Format a number with three significant digits and a true minus; empty where nothing was measured.
 
     >>> [number(v) for v in (None, 0.0, -0.12345, 1234.5, 12.0, 0.00001)]
     ['', '0', '−0.123', '1,234', '12.0', '1e−05']
@@ -97,31 +97,32 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """`number` with a plus where there is one."""
+    """Format as `number` does, with a plus for positive values."""
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
 
 
 def amount(value: float, check: Check) -> str:
-    """A difference in the unit of its test: points of items for pass/fail, else the metric's own."""
+    """Format a difference in the unit of its test: points of items for pass/fail, else the metric's own."""
     if check.test not in IN_POINTS:
         return signed(value)
     return (f"{value * 100:+.1f} pt" if value else "0 pt").replace("-", "−")
 
 
 def against(check: Check) -> str:
-    """Whom a candidate was compared with: snapshots by their part, or the name of a rule."""
+    """Name the comparators of a check: snapshots by their part, or the name of a rule."""
     if len(check.snapshot) < ID_LENGTH:
         return f"the rule {check.snapshot!r}"
     return ", ".join((check.against, *check.also))
 
 
 def guarded(check: Check) -> str:
-    """What a check compares; empty for the mean."""
+    """Name the quantity of a check; empty for the mean."""
     return GUARDED[check.what]
 
 
 def share(value: float | None) -> str:
-    """
+    """Format a share in percent; empty where nothing was measured.
+
     >>> share(0.123), share(None)
     ('12%', '')
     """
@@ -129,7 +130,7 @@ def share(value: float | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration for people.
+    """Format a duration for people.
 
     >>> [span(s) for s in (0.0, 4.25, 42.4, 130.0, 7260.0)]
     ['0 s', '4.2 s', '42 s', '2 min 10 s', '2 h 1 min']
@@ -144,7 +145,7 @@ def span(seconds: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A score with three decimals, so that a column of them can be compared; empty for none.
+    """Format a score with three decimals, so that a column of them can be compared; empty for none.
 
     >>> score(0.0667), score(-2.5), score(1234.5), score(None)
     ('0.067', '−2.500', '1,234', '')
@@ -155,7 +156,7 @@ def score(value: float | None) -> str:
 
 
 def change(value: float | None) -> str:
-    """`score` with a plus where there is one; what rounds to nothing has no sign.
+    """Format as `score` does, with a plus for positive values; a value that rounds to 0 has no sign.
 
     >>> change(0.0667), change(-0.0004), change(0.0)
     ('+0.067', '0.000', '0.000')
@@ -167,5 +168,5 @@ def change(value: float | None) -> str:
 
 
 def minus(text: str) -> str:
-    """A text of numbers with true minus signs."""
+    """Replace the hyphens of a text of numbers by true minus signs."""
     return text.replace("-", "−")

@@ -32,14 +32,14 @@ from rollouts.types import SnapshotId
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What was spent on a round."""
+    """Time and effort spent on a round."""
 
     seconds: float
     """Wall clock of all attempts, from their beginning to their verdict."""
     repair_seconds: float
-    """Of them, in repairs."""
+    """Seconds of these that repairs took."""
     spent: Spent
-    """By the round's own learner steps."""
+    """Effort of the round's own learner steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class RoundView:
     algorithm: str
     rewards: tuple[str, ...]
     feedback: str
-    """What it read of the preference inbox; empty where it reads none."""
+    """Rows that the round read of the preference inbox; empty if it reads none."""
     steps_done: int
     steps: int
     outcome: str | None
@@ -95,7 +95,7 @@ class RoundView:
     said: tuple[SaidAt, ...]
     panels: tuple[Panel, ...]
     repair_panels: tuple[Panel, ...]
-    """Of the learner steps that made the accepted repair."""
+    """Charts of the learner steps that made the accepted repair."""
     ranges: tuple[Metric, ...]
     ranges_left_out: int
     signals: Signals
@@ -113,7 +113,7 @@ def round_view(
     now: datetime,
     limits: Limits,
 ) -> RoundView:
-    """Everything about one round.
+    """Collect everything about one round.
 
     Args:
         record: its latest attempt.
@@ -121,7 +121,7 @@ def round_view(
         reservations: what rounds read of the inbox, by round.
     """
     spec = next((spec for spec in evidence.config.rounds if spec.name == record.name), None)
-    own = [a for a in attempts if a.index == record.index and a.attempt > 0]
+    own_attempts = [a for a in attempts if a.index == record.index and a.attempt > 0]
     folder = evidence.store.paths.round(record.index, record.name)
     steps = folder.steps()
     committed = record.state in ("accepted", "rejected")
@@ -136,7 +136,7 @@ def round_view(
         name=record.name,
         is_full=limits.checks > 0,
         state=record.state,
-        attempts=len(own),
+        attempts=len(own_attempts),
         algorithm=spec.algorithm.name if spec else "unknown",
         rewards=_rewards(spec),
         feedback=reservations[record.name].sentence if record.name in reservations else "",
@@ -159,8 +159,8 @@ def round_view(
         ranges=tuple(ranges[: limits.metrics]),
         ranges_left_out=max(0, len(ranges) - limits.metrics),
         signals=signals_of(steps, watch_of(evidence, record), limits.reasons),
-        cost=_cost(own, repairs, steps, now),
-        time=wall_time(evidence, own, now),
+        cost=_cost(own_attempts, repairs, steps, now),
+        time=wall_time(evidence, own_attempts, now),
         candidate=record.candidate,
         manifest=manifest_of(evidence, record.candidate),
     )
@@ -204,7 +204,7 @@ def _axis(check: Check) -> tuple[str, bool]:
 
 
 def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | None:
-    """What a snapshot says of itself; None where its folder is gone or damaged."""
+    """Read the manifest of a snapshot; None if its folder is gone or damaged."""
     try:
         return evidence.store.snapshots.manifest(snapshot or "-")
     except (OSError, KeelError):
@@ -212,18 +212,18 @@ def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | N
 
 
 def _unjudged(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
-    """What ended a round that has no verdict."""
+    """Say what ended a round that has no verdict."""
     error = (record.report or {}).get("error") if record.state in ("failed", "skipped") else None
-    told = reasons_of(evidence, record)
-    return (cut(error, 2000) or "", *told) if error else told
+    reasons = reasons_of(evidence, record)
+    return (cut(error, 2000) or "", *reasons) if error else reasons
 
 
 def _repair_panels(
     folder: RoundFolder, repairs: Sequence[RepairStep], limits: Limits
 ) -> tuple[Panel, ...]:
     step = accepted_repair(repairs)
-    found = panels(folder.steps(step.rung), limits) if step and limits.repair_charts else ()
-    return found[: limits.repair_charts]
+    drawn = panels(folder.steps(step.rung), limits) if step and limits.repair_charts else ()
+    return drawn[: limits.repair_charts]
 
 
 def _cost(
@@ -246,9 +246,9 @@ GROWTH = 1.5
 COLLAPSE = 0.5
 """Share of its first entropy that a policy has left."""
 SHARE = 0.2
-"""Of completions that were cut, or of rewards that failed."""
+"""Share of completions that were cut, or of rewards that failed."""
 STALE = 0.5
-"""Of groups whose rewards are all equal: they teach nothing."""
+"""Share of groups whose rewards are all equal, and so teach nothing."""
 PARTS_APART = 0.1
 """Fall of one part of the reward, as a share of its first value, while the whole rose."""
 
@@ -258,21 +258,21 @@ class Signals:
     """The meters at the end of a round, None where there were none, and what to look at."""
 
     k_new: float | None
-    """From the parent on new prompts, in nats per token; so are the next two."""
+    """Drift from the parent on new prompts, in nats per token; the next two have the same unit."""
     k_old: float | None
-    """From the owners on earlier rounds' prompts, the largest."""
+    """Largest drift from the owners on earlier rounds' prompts."""
     k_gen: float | None
     entropy: tuple[float, float] | None
-    """At the first step and at the last; so are the next two."""
+    """Entropy at the first step and at the last; the next two are such pairs, too."""
     tokens: tuple[float, float] | None
     cut: tuple[float, float] | None
     remarks: tuple[str, ...]
     noticed: tuple[str, ...] = ()
-    """What the round's own watch said, with the step of each."""
+    """Signals of the round's own watch, with the step of each."""
 
 
 def signals_of(steps: Steps, watch: WatchRecord | None = None, most: int = 40) -> Signals:
-    """The signals of one round, with at most so many remarks."""
+    """Collect the signals of one round, with at most ``most`` remarks."""
     old = {
         name for metrics in steps.values() for name in metrics if name.startswith("drift/K_old/")
     }

@@ -41,7 +41,7 @@ class HeatRow:
 
 
 def margins_of(config: CampaignConfig) -> dict[str, float]:
-    """The margin of every suite: what the colours are measured by."""
+    """Return the margin of every suite, which is the unit of the colours."""
     rounds = {spec.name: spec.suite.margin for spec in config.rounds}
     return rounds | {suite.name: suite.margin for suite in config.suites}
 
@@ -49,7 +49,7 @@ def margins_of(config: CampaignConfig) -> dict[str, float]:
 def heat_rows(
     matrix: ScoreMatrix, margins: Mapping[str, float], production: str | None = None
 ) -> tuple[HeatRow, ...]:
-    """Scores with the strength of their colour: a suite's largest change, or two margins, is 1.
+    """List scores with the strength of their colour: a suite's largest change, or two margins, is 1.
 
     Args:
         production: name of the row that is production.
@@ -66,12 +66,12 @@ def heat_rows(
     ]
 
     def cell(row: str, j: int, score: float | None) -> Cell:
-        first, own = start[j], matrix.suites[j] == row
+        first, is_own = start[j], matrix.suites[j] == row
         if score is None or first is None:
-            return Cell(score=score, change=None, strength=0.0, own=own)
+            return Cell(score=score, change=None, strength=0.0, own=is_own)
         change = score - first
         strength = change / scales[j] if scales[j] else 0.0
-        return Cell(score=score, change=change, strength=strength, own=own)
+        return Cell(score=score, change=change, strength=strength, own=is_own)
 
     return tuple(
         HeatRow(
@@ -124,18 +124,19 @@ def bar_of(x: float, score: float, check: Check) -> Bar:
 def retention_panels(
     matrix: ScoreMatrix, most: int = MAX_RETENTION, judged: Judged | None = None
 ) -> tuple[Panel, ...]:
-    """One chart per suite: its score after every accepted round, rejected candidates beside the line."""
+    """Make a chart for each suite: its score after every accepted round, with rejected candidates
+    beside."""
     judged = judged or {}
     names = tuple(row.name for row in matrix.rows)
-    found: list[tuple[float, Panel]] = []
+    ranked: list[tuple[float, Panel]] = []
     for j, suite in enumerate(matrix.suites):
         points = [
             (float(i), score, row)
             for i, row in enumerate(matrix.rows)
             if (score := row.scores[j]) is not None
         ]
-        kept = [(x, y) for x, y, row in points if row.accepted]
-        if len(points) < 2 or not kept:
+        accepted = [(x, y) for x, y, row in points if row.accepted]
+        if len(points) < 2 or not accepted:
             continue
         learnt = [i for i, row in enumerate(matrix.rows) if row.name == suite]
         panel = Panel(
@@ -149,15 +150,19 @@ def retention_panels(
                 if x > 0 and (check := judged.get((row.name, suite))) is not None
             ),
             curves=(
-                Curve(name="accepted", x=tuple(x for x, _ in kept), y=tuple(y for _, y in kept)),
+                Curve(
+                    name="accepted",
+                    x=tuple(x for x, _ in accepted),
+                    y=tuple(y for _, y in accepted),
+                ),
             ),
             hollow=tuple((x, y) for x, y, row in points if not row.accepted),
             since=float(learnt[0]) if learnt else None,
         )
-        found.append((kept[-1][1] - max(y for _, y in kept), panel))
-    if len(found) > most:
-        found = sorted(found, key=lambda pair: pair[0])[:most]
-    return tuple(panel for _, panel in found)
+        ranked.append((accepted[-1][1] - max(y for _, y in accepted), panel))
+    if len(ranked) > most:
+        ranked = sorted(ranked, key=lambda pair: pair[0])[:most]
+    return tuple(panel for _, panel in ranked)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +171,7 @@ class Column:
 
     name: str
     notes: tuple[str, ...]
-    """What a reader must know to read its scores, such as ``win rate against base``."""
+    """Notes that a reader needs for its scores, such as ``win rate against base``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +182,7 @@ class Number:
     meaning: str
     value: float
     is_change: bool
-    """Of scores; shown with its sign."""
+    """True for a change of scores, which is shown with its sign."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +193,7 @@ class FamilyView:
     columns: tuple[Column, ...]
     heat: tuple[HeatRow, ...]
     numbers: tuple[Number, ...]
-    """Those that could be formed."""
+    """Summary numbers that could be formed."""
     retention: tuple[Panel, ...]
     rows_left_out: int
     """Older rows, after the start, that the matrix has no room for."""
@@ -202,7 +207,7 @@ def family_views(
     production: str | None = None,
     limits: Limits | None = None,
 ) -> tuple[FamilyView, ...]:
-    """One view per family that has suites.
+    """Make a view for each family that has suites.
 
     Args:
         verdicts: by name of the round.
@@ -218,12 +223,12 @@ def family_views(
             family=family,
             columns=tuple(Column(name=s, notes=notes.get(s, ())) for s in shown.suites),
             heat=heat_rows(shown, margins, production),
-            rows_left_out=len(own.rows) - len(shown.rows),
-            columns_left_out=len(own.suites) - len(shown.suites),
-            numbers=tuple(_numbers(own)),
-            retention=retention_panels(own, MAX_RETENTION // len(parts), judged),
+            rows_left_out=len(part.rows) - len(shown.rows),
+            columns_left_out=len(part.suites) - len(shown.suites),
+            numbers=tuple(_numbers(part)),
+            retention=retention_panels(part, MAX_RETENTION // len(parts), judged),
         )
-        for family, own, shown in ((f, own, cropped(own, limits)) for f, own in parts)
+        for family, part, shown in ((f, part, cropped(part, limits)) for f, part in parts)
     )
 
 
@@ -234,9 +239,9 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
         rows = (rows[0], *rows[1 - limits.rows :])
     if len(suites) > limits.columns:
         first = limits.columns // 4
-        kept = (*suites[:first], *suites[first - limits.columns :])
-        rows = tuple(replace(row, scores=tuple(row.scores[j] for j in kept)) for row in rows)
-        return replace(matrix, rows=rows, suites=tuple(matrix.suites[j] for j in kept))
+        columns = (*suites[:first], *suites[first - limits.columns :])
+        rows = tuple(replace(row, scores=tuple(row.scores[j] for j in columns)) for row in rows)
+        return replace(matrix, rows=rows, suites=tuple(matrix.suites[j] for j in columns))
     return replace(matrix, rows=rows)
 
 

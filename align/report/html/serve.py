@@ -17,7 +17,7 @@ from rollouts.errors import KeelError, UserError
 
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 10.0
-"""For a browser to say what it wants, and to take what it is given."""
+"""Seconds for a browser to send its request, and to read the answer."""
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -59,7 +59,7 @@ class Server(ThreadingHTTPServer):
 
 
 def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
-    """A server bound to loopback; ``serve_forever`` runs it, ``server_port`` is where it listens.
+    """Make a server bound to loopback; ``serve_forever`` runs it, ``server_port`` is its port.
 
     Args:
         port: 0 takes a free one.
@@ -89,7 +89,7 @@ def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Requests are no news."""
+            """Log nothing for a request."""
 
     try:
         return Server((LOOPBACK, port), Handler)
@@ -102,7 +102,7 @@ def server(page: Callable[[], str], port: int, refresh_s: int) -> HTTPServer:
 
 
 def _waiting(error: KeelError, refresh_s: int) -> str:
-    """Shown while there is nothing to report, such as before the first round."""
+    """Return the page that is shown before there is anything to report."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Keel report</title>'
         f'<meta name="color-scheme" content="light dark">'

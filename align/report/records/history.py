@@ -211,10 +211,10 @@ def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
     return WatchRecord.load(folder.path)
 
 
-def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
-    """Compare settings and scores of ``other`` with those of ``one``."""
-    rounds = [record_of(evidence, name) for name in (one, other)]
-    settings = [dict(_leaves(_spec(evidence.config, name))) for name in (one, other)]
+def diff(evidence: Evidence, earlier: str, other: str) -> RoundDiff:
+    """Compare settings and scores of ``other`` with those of ``earlier``."""
+    rounds = [record_of(evidence, name) for name in (earlier, other)]
+    settings = [dict(_leaves(_spec(evidence.config, name))) for name in (earlier, other)]
     keys = dict.fromkeys([*settings[0], *settings[1]])
     sealed = sealed_names(evidence.config)
     evaluations = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
@@ -224,7 +224,7 @@ def diff(evidence: Evidence, one: str, other: str) -> RoundDiff:
         for suite in dict.fromkeys(suite for _, suite in means)
     )
     return RoundDiff(
-        one=one,
+        one=earlier,
         other=other,
         config=tuple(
             Change(key=key, one=settings[0].get(key), other=settings[1].get(key))
@@ -260,9 +260,9 @@ def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
     )
 
 
-def _score_change(suite: str, one: float | None, other: float | None) -> ScoreChange:
-    difference = None if one is None or other is None else other - one
-    return ScoreChange(suite=suite, one=one, other=other, difference=difference)
+def _score_change(suite: str, earlier: float | None, other: float | None) -> ScoreChange:
+    difference = None if earlier is None or other is None else other - earlier
+    return ScoreChange(suite=suite, one=earlier, other=other, difference=difference)
 
 
 def _entry(record: RoundRecord) -> RoundEntry:

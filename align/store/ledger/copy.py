@@ -49,7 +49,7 @@ LEFT_OUT = (inbox_requests.name, inbox_rows.name)
 
 @contextmanager
 def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
-    """The ledger as it is, or an empty one where there is none yet; gone when the block ends."""
+    """Yield a copy of the ledger, empty if there is none yet; it is gone when the block ends."""
     with TemporaryDirectory(prefix="keel-plan-") as folder:
         url = sqlite_url(Path(folder) / "ledger.db")
         with _reading(config) as source:
@@ -60,7 +60,7 @@ def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
 
 @contextmanager
 def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
-    """One consistent view of the ledger; None where there is none."""
+    """Open one consistent view of the ledger; None if there is none."""
     url = make_url(config.ledger_url)
     if url.get_backend_name() != "sqlite":
         ledger = known_ledger(config)
@@ -93,7 +93,8 @@ def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
 
 @contextmanager
 def _file(path: Path) -> Iterator[Connection]:
-    """A transaction that reads a ledger as it stands: `Database` would give an old one its new tables."""
+    """Open a transaction on a ledger without changing it: `Database` would give an old one its new
+    tables."""
     writers = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
     # Where nobody can write, neither can the files be made that keep readers and writers apart.
     options = "mode=rw" if writers else "mode=ro&immutable=1"
@@ -111,7 +112,7 @@ def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
 
 
 def _copy(source: Connection, url: str) -> None:
-    """Rows without the rules that guard them: the order in which they came is not the copy's."""
+    """Copy all rows, without the triggers that guard them."""
     known = set(inspect(source).get_table_names())
     tables = [t for t in metadata.sorted_tables if t.name in known]
     plain = MetaData()
@@ -120,15 +121,15 @@ def _copy(source: Connection, url: str) -> None:
     with create_engine(url, poolclass=NullPool).begin() as target:
         plain.create_all(target)
         for table in (t for t in tables if t.name not in LEFT_OUT):
-            found = source.execute(select(table), execution_options={"yield_per": ROWS_AT_ONCE})
-            for rows in found.mappings().partitions():
+            results = source.execute(select(table), execution_options={"yield_per": ROWS_AT_ONCE})
+            for rows in results.mappings().partitions():
                 target.execute(insert(table), [dict(row) for row in rows])
         if inbox_rows.name in known:
             _stand_in(source, target)
 
 
 def _stand_in(source: Connection, target: Connection) -> None:
-    """Rows of the inbox to be counted in the place of those that wait, made where they are needed."""
+    """Make rows that stand for the inbox's waiting ones, as far as they are needed for counting."""
     streams = select(inbox_streams.c.stream, inbox_streams.c.watermark)
     for stream, watermark in source.execute(streams).all():
         count = select(func.count(), func.min(inbox_rows.c.received))
