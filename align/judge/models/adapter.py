@@ -22,7 +22,7 @@ from align.judge.models.local import LocalModel, find_folder, quantised_by, serv
 from align.learner.folder.folder import is_read, load_shell
 from align.round.session import StartEngine
 from rollouts.engines.protocol import RolloutEngine
-from rollouts.errors import UserError
+from rollouts.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -118,7 +118,7 @@ def write_merged(model: AdapterModel, target: Path) -> None:
         merged = added.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the adapter cannot be added to {str(model.folder)!r}: {_first_line(error)}",
+            f"the adapter cannot be added to {str(model.folder)!r}: {first_line(error)}",
             where=str(model.adapter),
             cause="it was trained over another base, or by a newer peft",
             remedy="name its base with --base",
@@ -214,7 +214,3 @@ def _module_of(name: str) -> str:
     parts = name.split(".")
     end = next((i for i, part in enumerate(parts) if part.startswith("lora_")), len(parts) - 1)
     return ".".join(part for part in parts[:end] if part not in WRAPPERS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
