@@ -58,7 +58,7 @@ def dropouts(learner: Learner) -> Iterator[torch.nn.Module]:
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_meters_and_probes_do_not_drop(models: dict[str, Path], tmp_path: Path, dora: bool) -> None:
-    """From the first on: peft makes dropout active in a model that does not train."""
+    """Dropout is off from the first pass on, although peft activates it in a model that does not train."""
     learner = begun(models, tmp_path, lora=LORA.model_copy(update={"dora": dora}))
     assert list(dropouts(learner))
     assert learner.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
