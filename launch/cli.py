@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -219,18 +219,14 @@ def demo_smollm(
     typer.echo(f"{folder}: {num_parameters:,} parameters in float32")
 
 
-def _fail(error: KeelError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_code)
-
-
 def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""
     try:
         app()
     except KeelError as error:
-        _fail(error)
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
     except SystemExit as end:
         # Typer turns an interrupt into an exit with this code, without a word.
         if end.code == INTERRUPTED:

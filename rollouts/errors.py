@@ -69,6 +69,11 @@ def _rebuild(
     return kind(what, where=where, cause=cause, remedy=remedy)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; of an error without one its name and arguments."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return a remedy for a misspelt name: the nearest known one, or the whole list.
 

@@ -93,7 +93,8 @@ def told_apart(prompts: Iterable[Prompt]) -> list[Prompt]:
     ids: dict[str, dict[str, str]] = {}
     renamed = []
     for prompt in prompts:
-        columns = _columns_id(prompt.columns)
+        text = json.dumps(to_json(prompt.columns), sort_keys=True, default=str)
+        columns = hashlib.sha256(text.encode()).hexdigest()
         variants = ids.setdefault(prompt.id, {})
         other = hashlib.sha256(f"{prompt.id}/{columns}".encode()).hexdigest()[:16]
         new_id = variants.setdefault(columns, other if variants else prompt.id)
@@ -119,12 +120,6 @@ def repeated(prompts: Sequence[Prompt]) -> str:
 def listed(labels: Sequence[str]) -> str:
     """Join the first few of many places in a file."""
     return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
-
-
-def _columns_id(columns: Mapping[str, Any]) -> str:
-    """Return a digest of a row's other columns, whatever their order."""
-    text = json.dumps(to_json(columns), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_of(prompt: Prompt) -> str:
@@ -420,8 +415,10 @@ class PromptStream:
         epoch, index = divmod(position, len(self._prompts))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = sorted(self._prompts, key=lambda prompt: self._draw(epoch, prompt.id))
+            self._order = sorted(
+                self._prompts,
+                key=lambda prompt: hashlib.sha256(
+                    f"{self._seed}/{epoch}/{prompt.id}".encode()
+                ).digest(),
+            )
         return self._order[index]
-
-    def _draw(self, epoch: int, prompt_id: str) -> bytes:
-        return hashlib.sha256(f"{self._seed}/{epoch}/{prompt_id}".encode()).digest()

@@ -1,4 +1,4 @@
-"""What every test relies on: no network, no telemetry, one thread, and the same examples each run.
+"""Setup of every test: no network, no telemetry, one thread, and the same examples each run.
 
 Set before anything heavy is imported, because these are read once. A value from outside wins.
 """

@@ -34,7 +34,7 @@ def measured() -> float:
 
 @cache
 def slowness() -> float:
-    """How many times slower than the reference this machine is, at least 1."""
+    """Measure how many times slower than the reference this machine is, at least 1."""
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{measured():.2f}"
     return float(os.environ[VARIABLE])

@@ -103,7 +103,7 @@ class SuiteDemands(AnswerSampling):
 
 
 class HarnessConfig(Settings):
-    """Which task of a local folder, on which data, and which of its numbers counts."""
+    """Task of lm-evaluation-harness in a local folder, its data, and the metric that counts."""
 
     task: Annotated[str, Field(min_length=1)]
     """Name of one task, as ``task:`` in its YAML file."""
@@ -156,41 +156,42 @@ class CalibrationConfig(PromptsConfig):
 
 
 Spending = Literal["campaign", "window", "forever"]
-"""Which decisions share alpha: see `align.gate.statistics.alpha`."""
+"""Set of decisions that share alpha, see `align.gate.statistics.alpha`."""
 Stopping = Literal["fixed", "sequential"]
 """Items of a candidate that are measured: all, or as many as it takes to decide
 (`align.gate.statistics.betting`).
 """
 SuiteRole = Literal["gate", "watch", "sealed"]
-"""What a suite has to say: it decides, it is shown, or nobody looks at it for a while."""
+"""Role of a suite in a verdict: it decides, it is only shown, or it is sealed for a while."""
 
 
 class RotationConfig(Settings):
     """Items that change from round to round, so that no choice is fitted to them."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Of the items, those that change at all; the others stay for the whole campaign."""
+    """Share of the items that change at all; the others stay for the whole campaign."""
     bridge: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of those, the share that is kept from one round to the next."""
+    """Share of the changing items that stay from one round to the next."""
 
 
 class OverlapConfig(Settings):
-    """When an item counts as trained on, besides being a training prompt itself."""
+    """Rule by which an item counts as trained on, even if it is no training prompt itself."""
 
     ngram: Annotated[int, Field(ge=2)] | None = 13
     """Words, or tokens, of the runs that are looked for; None: only whole prompts are."""
     unit: Literal["words", "tokens"] = "words"
     """``tokens`` with an ``ngram`` of 8 or so, where texts are short."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of an item's runs: with so many in one training text it is refused. Runs that several items of
-    the suite have are its template and not counted; an item without runs of its own is compared whole."""
+    """Share of an item's runs in one training text at which the item is refused. Runs that several items of
+    the suite have are its template and do not count; an item without other runs is compared whole."""
 
 
 class RoundSuiteConfig(SuiteDemands):
     """The suite an accepted round leaves behind: its own reward on held-out prompts."""
 
     prompts: Prompts | None = None
-    """None: the ``eval`` split of a demo source. Files need their own held-out prompts."""
+    """Prompts of the suite; None takes the ``eval`` split of a demo source. Files need their own held-out
+    prompts."""
     items: Annotated[int, Field(ge=1)] = 1500
     """Prompts used, of those held out."""
     margin: Annotated[float, Field(gt=0)] = 0.05
@@ -198,7 +199,7 @@ class RoundSuiteConfig(SuiteDemands):
     budget: Annotated[float, Field(gt=0)] | None = None
     """Largest loss over the whole campaign against this round's own snapshot; None: twice the margin."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """None: as in training."""
+    """Longest answer, in tokens; None: as in training."""
     pairs: Literal["implicit_reward", "likelihood"] = "implicit_reward"
     """The score of held-out pairs: log ratios to the round's reference, which DPO and its kin raise, or
     mean logprobs per token, which they may lower for both answers; these are shown beside. Losses
@@ -234,7 +235,7 @@ class SuiteConfig(SuiteDemands):
     budget: Annotated[float, Field(gt=0)] | None = None
     """Largest loss against the campaign's start; None takes ``gate.total_budget``."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """None takes ``defaults.sampling.max_tokens``, and of a harness task its own."""
+    """Longest answer, in tokens; None takes ``defaults.sampling.max_tokens``, or a harness task's own."""
     role: SuiteRole = "gate"
     """``watch``: measured and shown, never decides. ``sealed``: measured, and neither shown nor deciding;
     opened after every so many accepted rounds, to propose going back if what it measures was lost."""

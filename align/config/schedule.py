@@ -182,10 +182,10 @@ def check_schedules(rounds: Sequence[RoundConfig], suites: Iterable[str]) -> Non
                 "round; remove remember, or make the round a template with every, when, manual or repeat"
             )
         for _, _, name in spec.named_rounds():
-            named = by_name.get(name)
-            if named is None or not named.scheduled:
+            target = by_name.get(name)
+            if target is None or not target.scheduled:
                 continue
-            if named.repeats:
+            if target.repeats:
                 raise ValueError(
                     f"{where}: round:{name} names a template, which is many rounds; use parent, base or "
                     "owner"

@@ -40,8 +40,8 @@ class Measurements:
             results = load_with_texts(file)
         except (OSError, UnicodeDecodeError, RunError):
             return None
-        own = (results.suite, results.suite_hash, results.snapshot)
-        return results if own == (suite.name, suite.hash, self.snapshot) else None
+        key = (results.suite, results.suite_hash, results.snapshot)
+        return results if key == (suite.name, suite.hash, self.snapshot) else None
 
     def save(self, suite: Suite, results: ItemResults) -> None:
         """Keep results; a reader sees them whole or not at all."""

@@ -1,4 +1,4 @@
-"""From two models and a file of suites to a verdict, by the gate's own suites, pairing and statistics.
+"""Comparison of two models on a file of suites, by the gate's own suites, pairing and statistics.
 
     open the models -> load the suites for each -> measure the incumbent -> the candidate -> decide
 
@@ -91,19 +91,21 @@ def opened_case(
             remedy=nearest(target, known),
         )
     with TemporaryDirectory(prefix="keel-judge-") as scratch:
-        kept = incumbent.settings is not None
-        answers = (measurements_of(root, incumbent).folder if kept else Path(scratch)).absolute()
-        ours, left_out = _loaded(candidate, incumbent, answers, target)
-        theirs, _ = _loaded(incumbent, incumbent, answers, target)
+        is_cached = incumbent.settings is not None
+        answers = (
+            measurements_of(root, incumbent).folder if is_cached else Path(scratch)
+        ).absolute()
+        candidate_suites, left_out = _loaded(candidate, incumbent, answers, target)
+        incumbent_suites, _ = _loaded(incumbent, incumbent, answers, target)
         case = Case(
             file=file,
             candidate=candidate,
             incumbent=incumbent,
-            candidate_suites=ours,
-            incumbent_suites=theirs,
+            candidate_suites=candidate_suites,
+            incumbent_suites=incumbent_suites,
             target=target,
             root=root,
-            planned=plan_gate(file.campaign(file.policy), None, suites=ours),
+            planned=plan_gate(file.campaign(file.policy), None, suites=candidate_suites),
             notes=(
                 *candidate.notes,
                 *incumbent.notes,
@@ -179,21 +181,21 @@ def _comparable(suite: Suite, target: str | None) -> Suite:
 
     Tokenizer and precision belong to the model here; its id and its engine settings name them.
     """
-    own = suite.name if suite.name == target else None
-    return replace(suite, encoding=None, engine={}, target_of=own)
+    target_name = suite.name if suite.name == target else None
+    return replace(suite, encoding=None, engine={}, target_of=target_name)
 
 
 def _check_paired(case: Case) -> None:
     """Refuse suites that the two models read differently."""
     if not case.candidate_suites:
         raise UserError("no suite is left to measure", where="--suites")
-    for own, other in zip(case.candidate_suites, case.incumbent_suites, strict=True):
-        if own.hash == other.hash:
+    for suite, other in zip(case.candidate_suites, case.incumbent_suites, strict=True):
+        if suite.hash == other.hash:
             continue
         raise UserError(
-            f"{case.candidate.name} and {case.incumbent.name} cut the items of suite {own.name!r} into "
+            f"{case.candidate.name} and {case.incumbent.name} cut the items of suite {suite.name!r} into "
             "different tokens, so their log-likelihoods per token cannot be compared",
-            where=f"suite {own.name!r}",
+            where=f"suite {suite.name!r}",
             cause="their tokenizers differ",
             remedy="remove the suite, or replace it by one that samples answers",
         )
@@ -207,8 +209,8 @@ def _measured(
     observer: Observer,
 ) -> tuple[dict[str, ItemResults], tuple[str, ...]]:
     """Return a model's results by suite, and the names of suites whose results were on record."""
-    kept = measurements_of(case.root, model) if model.settings is not None else None
-    results = {s.name: stored for s in suites if kept and (stored := kept.load(s)) is not None}
+    cache = measurements_of(case.root, model) if model.settings is not None else None
+    results = {s.name: stored for s in suites if cache and (stored := cache.load(s)) is not None}
     reused = tuple(results)
     if reused:
         observer.note(f"{model.name}: on record for {', '.join(reused)}")
@@ -228,8 +230,8 @@ def _measured(
                 encoder = model.encoder_of(suite)
                 measured = evaluate(engine, [suite], encoder, model.id, case.file.seed, tell)
                 results[suite.name] = measured[suite.name]
-                if kept is not None:
-                    kept.save(suite, measured[suite.name])
+                if cache is not None:
+                    cache.save(suite, measured[suite.name])
     return {suite.name: results[suite.name] for suite in suites}, reused
 
 

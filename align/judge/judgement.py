@@ -29,7 +29,7 @@ class ModelRecord:
     """One of the two models."""
 
     name: str
-    """As it was given."""
+    """Name of the model as the user wrote it."""
     id: str
     """Name of its content; of an endpoint, of its address."""
     reused: tuple[str, ...]
@@ -57,7 +57,7 @@ class Judgement:
     incumbent: ModelRecord
     verdict: Verdict
     candidate_results: Mapping[str, ItemResults]
-    """By suite."""
+    """Results of the candidate by suite."""
     incumbent_results: Mapping[str, ItemResults]
     chance: float
     """Chance of an equal candidate to be accepted, as planned before anything was measured."""
@@ -72,15 +72,15 @@ class Judgement:
     @property
     def headline(self) -> str:
         """The verdict in one line."""
-        said = {
+        words = {
             "accepted": "accepted",
             "rejected": "rejected",
             "void": "rejected: it failed on too many items to be judged",
             "too_few_items": "too few items to tell",
         }[self.verdict.outcome]
         if self.verdict.accepted and self.verdict.outcome != "accepted":
-            said = f"accepted, since the gate only observes; else {said}"
-        return f"{self.candidate.name} against {self.incumbent.name}: {said}"
+            words = f"accepted, since the gate only observes; else {words}"
+        return f"{self.candidate.name} against {self.incumbent.name}: {words}"
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def title_of(check: Check) -> str:
 
 
 def _lost(after: ItemResults, before: ItemResults, most: int) -> Iterator[LostItem]:
-    places = {item: place for place, item in enumerate(before.item_ids)}
+    places = {item: index for index, item in enumerate(before.item_ids)}
     losses = sorted(
         (after.values[i] - before.values[places[item]], i)
         for i, item in enumerate(after.item_ids)
@@ -189,5 +189,5 @@ def _lost(after: ItemResults, before: ItemResults, most: int) -> Iterator[LostIt
         )
 
 
-def _at(texts: tuple[str, ...], place: int) -> str:
-    return texts[place] if texts else ""
+def _at(texts: tuple[str, ...], index: int) -> str:
+    return texts[index] if texts else ""

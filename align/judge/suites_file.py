@@ -46,8 +46,8 @@ class SuitesFile(Settings):
     gate: Annotated[GateConfig, AfterValidator(_measuring_few), Field(validate_default=True)] = (
         GateConfig()
     )
-    """What decides. Of suites with too few items it only warns, unless ``underpowered: refuse`` is stated:
-    one candidate costs little, and they show a large loss all the same."""
+    """Settings of the decision. Suites with too few items only give a warning, unless ``underpowered:
+    refuse`` is stated: one candidate costs little, and they show a large loss all the same."""
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every item's sampling; both models get the same, so that items are paired."""

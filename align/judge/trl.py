@@ -78,13 +78,13 @@ class JudgeProcess:
 
     def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         # A trainer's own launcher would make the judge one of its ranks.
-        own = {k: v for k, v in os.environ.items() if k not in RANKS}
-        return subprocess.run(command, capture_output=True, text=True, env=own, check=False)
+        environment = {k: v for k, v in os.environ.items() if k not in RANKS}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     def _error(self, done: subprocess.CompletedProcess[str], what: str) -> RunError | UserError:
-        said = done.stderr.strip()[-2000:]
+        stderr = done.stderr.strip()[-2000:]
         kind = UserError if done.returncode == UserError.exit_code else RunError
-        return kind(f"keel judge could not judge {what}", cause=said or None)
+        return kind(f"keel judge could not judge {what}", cause=stderr or None)
 
 
 RANKS = frozenset(

@@ -86,7 +86,7 @@ class Dues:
             for waiting in due_now.waits:
                 if waiting.passed:
                     this = due_since.c.schedule == waiting.schedule
-                    connection.execute(update(due_since).where(this).values(since=_iso(now)))
+                    connection.execute(update(due_since).where(this).values(since=iso(now)))
         return due_now
 
     def ask(self, name: str, now: datetime) -> Due:
@@ -176,7 +176,7 @@ class Dues:
         known = {row.schedule: row.clock if moment_of(row.since) <= now else None for row in rows}
         for schedule in self._schedules:
             clock = f"{schedule.settings.every} {schedule.settings.timezone}"
-            values = {"clock": clock, "since": _iso(now)}
+            values = {"clock": clock, "since": iso(now)}
             if schedule.settings.every is None or known.get(schedule.name) == clock:
                 continue
             if schedule.name in known:
@@ -200,7 +200,7 @@ class Dues:
                 reason=due.reason,
                 newest=waiting.newest,
                 watermark=waiting.watermark,
-                claimed=_iso(now),
+                claimed=iso(now),
             )
         )
 
@@ -265,7 +265,7 @@ def pass_over(connection: Connection, schedule: str, key: str, round: str, now: 
         return True
     why = {"who": "keel", "reason": "nothing was left in the inbox for it"}
     spent = {"schedule": schedule, "due_key": key, "round": round}
-    connection.execute(insert(due_skips).values(**spent, **why, time=_iso(now)))
+    connection.execute(insert(due_skips).values(**spent, **why, time=iso(now)))
     release(connection, round)
     return True
 
@@ -319,5 +319,6 @@ def _check_rows(schedule: Schedule, due: Due, arrivals: Mapping[str, Arrivals]) 
         )
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
+    """Spell a moment as the ledger stores it: ISO 8601 in UTC, to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")

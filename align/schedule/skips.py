@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from align.config.campaign import CampaignConfig
 from align.errors import StaleAttempt
-from align.schedule.claims import Dues, skips_of
+from align.schedule.claims import Dues, iso, skips_of
 from align.schedule.due import AT_ONCE, Due, History, Skip, Tick
 from align.store.ledger.campaign_row import INTERRUPTED
 from align.store.ledger.ledger import Ledger
@@ -57,11 +57,12 @@ def skip_round(
                 remedy="stop its run, then skip it again",
             )
         dues.keep_claimed(connection, due, now)
-        _end_attempt(connection, due, now)
+        ended = {"state": "failed", "report": json.dumps(INTERRUPTED), "ended": iso(now)}
+        connection.execute(update(rounds).where(_under_way(due)).values(ended))
         release(connection, due.round)
         values = {"who": who, "reason": reason.strip()}
         key = {"schedule": due.schedule, "due_key": due.key, "round": due.round}
-        connection.execute(insert(due_skips).values(**key, **values, time=_iso(now)))
+        connection.execute(insert(due_skips).values(**key, **values, time=iso(now)))
         return skips_of(connection)[-1]
 
 
@@ -98,14 +99,5 @@ def _begun(connection: Connection, due: Due) -> bool:
     return connection.scalar(query) is not None
 
 
-def _end_attempt(connection: Connection, due: Due, now: datetime) -> None:
-    ended = {"state": "failed", "report": json.dumps(INTERRUPTED), "ended": _iso(now)}
-    connection.execute(update(rounds).where(_under_way(due)).values(ended))
-
-
 def _under_way(due: Due) -> ColumnElement[bool]:
     return and_(rounds.c.name == due.round, rounds.c.state.in_(("running", "gating")))
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")

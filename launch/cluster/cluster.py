@@ -180,7 +180,7 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
         raise UserError(
             f"no cluster answers at {options['address']!r}",
             where="--address",
-            cause=_first_line(error),
+            cause=next(iter(str(error).splitlines()), type(error).__name__),
             remedy="`ray start --head` starts one on this host; without --address Keel starts its own",
         ) from error
     except Exception as error:  # Ray raises a dozen unrelated types here.
@@ -199,10 +199,6 @@ def _connected(options: Mapping[str, object]) -> object:
     import ray
 
     return ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -> None:

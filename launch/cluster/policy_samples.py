@@ -45,7 +45,7 @@ def sample_policy(
     spec = _engine_of(folder, seed)
     encoder = load_encoder(folder, policy)
     longest = max(len(encoder.encode(prompt)) for prompt in prompts)
-    context = min(longest + sampling.max_tokens, _context(folder))
+    context = min(longest + sampling.max_tokens, sizes_of(folder).context or 2**20)
     check_lengths(prompts, encoder, sampling.max_tokens, context, "--policy")
     groups = _sampled(replace(spec, max_model_len=context), prompts, group_size, encoder, sampling)
     samples = [
@@ -99,8 +99,3 @@ def _sampled(
             return collect(pool, prompts, sizes, encoder, sampling, spec.seed, policy=name)
         finally:
             pool.close()
-
-
-def _context(folder: Path) -> int:
-    """Return the longest context a model was made for, in tokens."""
-    return sizes_of(folder).context or 2**20

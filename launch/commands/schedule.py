@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from getpass import getuser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,6 +89,7 @@ def schedule_skip(
     """Pass over what is due of a schedule, this time; what it would have read waits for the next one."""
     config = load(campaign, overrides).config
     from align.schedule.skips import skip_round
+    from align.store.ledger.amendments import user_name
     from align.store.store import known_ledger
 
     ledger = known_ledger(config)
@@ -99,7 +99,7 @@ def schedule_skip(
             where="ROUND",
             remedy="keel schedule next shows what falls due when",
         )
-    done = skip_round(ledger, config, round_name, who=_user(), reason=reason, now=_now())
+    done = skip_round(ledger, config, round_name, who=user_name(), reason=reason, now=_now())
     if as_json:
         print_json(done)
         return
@@ -287,14 +287,6 @@ def _checked(
         check_address(address, os.environ, insecure=insecure)
     check_due(config, ledger, due)
     return ledger
-
-
-def _user() -> str:
-    """Name of the person at the terminal; a user id where it has none."""
-    try:
-        return getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _now() -> datetime:

@@ -42,7 +42,7 @@ pytestmark = [
 ]
 
 SHARE = 0.3
-"""Of the card's memory for an engine; the learner is beside it."""
+"""Share of the card's memory for an engine; the learner uses the same card."""
 START_S = patient(600.0)
 """An engine compiles its model when it starts."""
 PAIRS = tuple(

@@ -1,4 +1,4 @@
-"""What the integration tests share: one small Ray cluster and one tiny tied model."""
+"""Shared parts of the integration tests: one small Ray cluster and one tiny tied model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def travels_by_value(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[None]:
-    """What a test file defines reaches actors by value: they cannot import it."""
+    """Send the definitions of a test file to actors by value, since they cannot import it."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(request.module)

@@ -47,7 +47,7 @@ AGENT_PORTS = (
 
 
 def why_not() -> str | None:
-    """Why machines cannot be made here; None: they can."""
+    """Say why machines cannot be made here; None if they can."""
     try:
         probe = subprocess.run(
             [*ISOLATED, "ip", "link", "add", "probe", "type", "veth"],

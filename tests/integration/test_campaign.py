@@ -33,7 +33,7 @@ RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 LOOK_S = 0.25
 """Between two looks at all processes; they take what a small machine needs to get on."""
 PATIENCE_S = patient(240.0)
-"""How long a busy machine may take to reach the next landmark."""
+"""Seconds that a busy machine may take to reach the next landmark."""
 
 
 def write_campaign(folder: Path, **changes: Any) -> Path:

@@ -69,7 +69,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
     },
 }
-"""Of ``long`` exactly the nines are cut off, of ``worked`` the first examples; ``read`` needs windows."""
+"""Tasks: of ``long`` exactly the nines are cut off, of ``worked`` the first examples; ``read`` needs
+windows."""
 CUT = {"long": ITEMS, "worked": 3 * ITEMS}
 """Requests that lose their beginning."""
 
@@ -144,7 +145,7 @@ def by_lm_eval(folder: Path, name: str, lm: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, reference: Any) -> dict[str, Any]:
-    """What lm_eval says of its own model, by task."""
+    """Measure lm_eval's own model, by task."""
     return {name: by_lm_eval(folder, name, reference) for name in TASKS}
 
 

@@ -28,7 +28,7 @@ from rollouts.errors import UserError
 from tests.patience import patient
 
 START_S = patient(240.0)
-"""How long a busy machine may take to start the server."""
+"""Seconds that a busy machine may take to start the server."""
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 )

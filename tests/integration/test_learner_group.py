@@ -154,7 +154,7 @@ def of_a_file(spec: RoundSettings, batch: Batch) -> Batch:
 
 
 def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch]]:
-    """What kind of ranks, what they learn by, and from what."""
+    """Parameters of a test: the kind of ranks, their algorithm, and its data."""
     if case in FILES:
         spec = SPEC.model_copy(update={"algorithm": algorithm_from(FILES[case])})
         return "full", spec, [of_a_file(spec, batch) for batch in BATCHES]

@@ -131,7 +131,7 @@ def ask(client: httpx.Client, prompts: Any, **more: Any) -> tuple[list[str], str
 
 
 def num_preferred(client: httpx.Client) -> int:
-    """Of Monday's prompts, those that are answered as people preferred."""
+    """Count Monday's prompts that are answered as people preferred."""
     texts, _ = ask(client, [row["prompt"] for row in ROWS])
     return sum(text == row["chosen"] for text, row in zip(texts, ROWS, strict=True))
 
@@ -203,7 +203,7 @@ def as_documented(campaign: Path, client: httpx.Client) -> None:
 
 
 def accepted(campaign: Path) -> str:
-    """What production is after the one round, which has used every row."""
+    """Return production after the one round, which has used every row."""
     evidence = evidence_of(campaign)
     (record,) = evidence.ledger.rounds()
     assert (record.name, record.state) == ("nightly-1", "accepted")

@@ -117,8 +117,8 @@ def tokens_of(results):
 
 
 def test_weights_that_fail_to_load_in_the_middle_cost_an_engine_and_no_sample(pool_of, tmp_path):
-    """What was finished is of the old weights; the rest is asked again of the new ones. Nothing of it is
-    to blame, so it is asked together: one by one, each request would be a batch of its own."""
+    """Finished completions have the old weights; the others are sampled again with the new ones. None of
+    them is to blame, so it is asked together: one by one, each request would be a batch of its own."""
     pool, requests = pool_of(), asked(2, LENGTH, LENGTH)
     (tmp_path / "r-2").write_text("1")
     ticket = halted(pool, tmp_path, requests)

@@ -1,4 +1,4 @@
-"""What falls due becomes a round once, on a real PostgreSQL server as on a file."""
+"""A due round is claimed once, on a real PostgreSQL server as on a file."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def settings(model: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ended(settings: list[str]) -> str:
-    """What `keel run` prints of the campaign that the other tests look at."""
+    """Run the campaign that the other tests look at; return the output of `keel run`."""
     return keel("run", str(CAMPAIGN), *settings)
 
 

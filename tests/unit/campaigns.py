@@ -90,5 +90,5 @@ class Starter:
 
 
 def no_engine(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
-    """For campaigns that must not come so far."""
+    """Fail: for campaigns that must not start an engine."""
     raise AssertionError("an engine was started")

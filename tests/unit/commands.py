@@ -1,4 +1,4 @@
-"""What Markdown shows: its fenced blocks, and the commands in them held against the command line."""
+"""Fenced blocks of Markdown, and their commands, compared with the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FENCE = re.compile(
     flags=re.MULTILINE | re.DOTALL,
 )
 SHELL_ENDS = ("|", ">", "&", "&&", ";")
-"""What ends a command's own words."""
+"""Words that end a command."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class Block:
     """One fenced block."""
 
     kind: str
-    """Its language, such as ``sh``."""
+    """Language of the block, such as ``sh``."""
     title: str | None
     """The file that a reader saves it as."""
     text: str

@@ -32,7 +32,7 @@ CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
-"""By snapshot and suite."""
+"""Values by snapshot and suite."""
 
 
 def right(share: int, *, first: int = 0) -> list[float]:

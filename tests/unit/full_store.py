@@ -116,7 +116,7 @@ def metrics(text: str, names: Iterable[str] = ()) -> list[dict[str, float]]:
 
 
 def _leave(evidence: Evidence, index: int, name: str, text: str) -> None:
-    """What the attempt of a round writes beside the ledger."""
+    """Write the files of a round's attempt beside the ledger."""
     path = write_steps(evidence, index, 1, metrics(text)).parent
     (path / "distil").mkdir()
     lines = (json.dumps({"step": i, **step}) for i, step in enumerate(metrics(text)))

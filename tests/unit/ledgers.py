@@ -17,7 +17,7 @@ from align.store.snapshots.manifest import Manifest, Provenance
 from align.store.snapshots.snapshots import Snapshot
 
 RAM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-"""Where tests with very many durable writes put them; None is the usual place."""
+"""Folder for tests with very many durable writes; None for the usual place."""
 
 SERVER: str | None = None
 """A PostgreSQL server that the ledgers lie on, each in a schema of its own; None: files."""

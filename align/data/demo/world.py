@@ -134,11 +134,6 @@ def spell(digits: Digits) -> str:
     return " ".join(map(str, digits))
 
 
-def is_right(completion: str, answer: str) -> bool:
-    """Match exactly, apart from the spaces around and between the words."""
-    return completion.split() == answer.split()
-
-
 def split_of(digits: Digits) -> Split:
     """Return the split of these digits, which is the same for every task and on every machine."""
     digest = blake2b("".join(map(str, digits)).encode(), digest_size=8).digest()

@@ -102,24 +102,6 @@ def divide(rows: Divisible, share: float) -> Division:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Alone:
-    """Divisible rows without clashes."""
-
-    names: Sequence[str]
-
-    def clashes(self, held_names: frozenset[str]) -> Iterable[tuple[str, str]]:
-        return ()
-
-    def continuations(self) -> Iterable[tuple[str, str]]:
-        return ()
-
-
-def hold_out(units: Sequence[Unit], share: float) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
-    """Divide units by the hash of their prompt alone; return those to learn from and the held-out ones."""
-    return parted(units, divide(_Alone([name_of(unit) for unit in units]), share).held)
-
-
 class _Ties:
     """Groups of names, and the side of the split that each group is on."""
 

@@ -47,7 +47,7 @@ def passed_line(judgement: Judgement) -> str | None:
 
 
 def _row(judgement: Judgement, check: Check) -> JudgementRow:
-    own, other = (
+    candidate, other = (
         results[check.suite]
         for results in (judgement.candidate_results, judgement.incumbent_results)
     )
@@ -60,7 +60,7 @@ def _row(judgement: Judgement, check: Check) -> JudgementRow:
             check.suite if is_mean else f"{check.suite}: {title_of(check)}",
             f"{check.n:,}",
             f"{other.mean:.4g}" if is_mean else "",
-            f"{own.mean:.4g}" if is_mean else "",
+            f"{candidate.mean:.4g}" if is_mean else "",
             f"{'+' if check.difference > 0 else ''}{check.amount(check.difference)}",
             f"{low} to {high}",
             demand or check.amount(check.margin),

@@ -17,12 +17,12 @@ KINDS = (
 __all__ = ["KINDS", "JudgedModel", "Named", "open_model"]
 
 
-def open_model(named: Named) -> JudgedModel:
+def open_model(argument: Named) -> JudgedModel:
     """Find a model and check all that can be known of it before an engine starts.
 
     Raises:
         UserError: there is no such model, or engines could not serve it.
     """
-    open_ = next(open_ for fits, open_ in KINDS if fits(named.name))
-    with named_in(named.where):
-        return open_(named)
+    open_ = next(open_ for fits, open_ in KINDS if fits(argument.name))
+    with named_in(argument.where):
+        return open_(argument)

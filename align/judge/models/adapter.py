@@ -22,7 +22,7 @@ from align.judge.models.local import LocalModel, find_folder, quantised_by, serv
 from align.learner.folder.folder import is_read, load_shell
 from align.round.session import StartEngine
 from rollouts.engines.protocol import RolloutEngine
-from rollouts.errors import UserError
+from rollouts.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -65,31 +65,31 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def open_adapter(named: Named, folder: Path, base: Path | None) -> AdapterModel:
+def open_adapter(argument: Named, folder: Path, base: Path | None) -> AdapterModel:
     """Open an adapter over the base that is given, that the command line names, or that the adapter names.
 
     Raises:
         UserError: no such base, a quantised one, pickled weights, or a base that engines cannot serve.
     """
     _require_weights(folder)
-    below = base or _base_of(named, folder)
+    below = base or _base_of(argument, folder)
     if method := quantised_by(below):
         raise UserError(
             f"the adapter's base {str(below)!r} is quantised ({method}), and nothing can be added to it",
             where=str(folder),
             remedy="name the folder of the base before it was quantised with --base",
         )
-    policy = served_policy(named.file, below)
+    policy = served_policy(argument.file, below)
     _check_names(folder, load_shell(below, policy).model)
     files = [file for file in folder.iterdir() if file.name in (CONFIG, WEIGHTS) or is_read(file)]
     return AdapterModel(
-        name=named.name,
+        name=argument.name,
         folder=below,
         adapter=folder,
-        file=named.file,
+        file=argument.file,
         policy=policy,
         id=combined(digest_of_model(below, code=policy.trust_remote_code), digest_of_files(files)),
-        notes=(f"{named.name}: an adapter over {below}, added to it for the measurement",),
+        notes=(f"{argument.name}: an adapter over {below}, added to it for the measurement",),
     )
 
 
@@ -118,7 +118,7 @@ def write_merged(model: AdapterModel, target: Path) -> None:
         merged = added.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the adapter cannot be added to {str(model.folder)!r}: {_first_line(error)}",
+            f"the adapter cannot be added to {str(model.folder)!r}: {first_line(error)}",
             where=str(model.adapter),
             cause="it was trained over another base, or by a newer peft",
             remedy="name its base with --base",
@@ -128,30 +128,30 @@ def write_merged(model: AdapterModel, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _base_of(named: Named, folder: Path) -> Path:
+def _base_of(argument: Named, folder: Path) -> Path:
     """Return the folder of an adapter's base."""
     try:
-        said = json.loads((folder / CONFIG).read_text("utf-8"))[NAMES_BASE]
+        base = json.loads((folder / CONFIG).read_text("utf-8"))[NAMES_BASE]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
             f"{CONFIG} cannot be read, or has no {NAMES_BASE}: {error!r}",
             where=str(folder / CONFIG),
             remedy="save the adapter again",
         ) from error
-    if named.base is None and not said:
+    if argument.base is None and not base:
         raise UserError(
             "the adapter does not say which base it belongs to",
             where=str(folder / CONFIG),
             remedy="name it with --base",
         )
-    beside = folder / str(said)
-    chosen = named.base or (str(beside) if beside.is_dir() else str(said))
+    beside = folder / str(base)
+    chosen = argument.base or (str(beside) if beside.is_dir() else str(base))
     try:
-        return find_folder(chosen, named.file.policy)
+        return find_folder(chosen, argument.file.policy)
     except UserError as error:
         raise UserError(
             f"the adapter's base {chosen!r}: {error.what}",
-            where="--base" if named.base else str(folder / CONFIG),
+            where="--base" if argument.base else str(folder / CONFIG),
             cause=error.cause,
             remedy="name the folder or hub id of its base with --base",
         ) from error
@@ -212,9 +212,5 @@ def _module_of(name: str) -> str:
     'lm_head'
     """
     parts = name.split(".")
-    own = next((i for i, part in enumerate(parts) if part.startswith("lora_")), len(parts) - 1)
-    return ".".join(part for part in parts[:own] if part not in WRAPPERS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    end = next((i for i, part in enumerate(parts) if part.startswith("lora_")), len(parts) - 1)
+    return ".".join(part for part in parts[:end] if part not in WRAPPERS)

@@ -80,9 +80,13 @@ class JudgedModel(Protocol):
 
 @contextmanager
 def named_in(where: str) -> Iterator[None]:
-    """Prefix the place in every `UserError` with the argument that names the model."""
+    """Name the model's argument at the beginning of the place in every `UserError`."""
     try:
         yield
     except UserError as error:
-        place = where if error.where in (None, where, "policy.model") else f"{where}: {error.where}"
-        raise UserError(error.what, where=place, cause=error.cause, remedy=error.remedy) from error
+        location = (
+            where if error.where in (None, where, "policy.model") else f"{where}: {error.where}"
+        )
+        raise UserError(
+            error.what, where=location, cause=error.cause, remedy=error.remedy
+        ) from error

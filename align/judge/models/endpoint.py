@@ -129,7 +129,7 @@ class EndpointModel:
         assert self.tokens is not None, "the check before"
         ids = suite.probe(self.tokens)
         try:
-            theirs = self.engine.tokens_of(ids)
+            endpoint_ids = self.engine.tokens_of(ids)
         except NoPromptLogprobs as error:
             raise UserError(
                 f"suite {suite.name!r} needs the logprobs of given texts: {error.what}",
@@ -140,11 +140,11 @@ class EndpointModel:
             ) from error
         except EndpointError as error:
             raise _unreachable(self.name, error) from error
-        if _letters(self.tokens.decode(ids)) not in _letters("".join(theirs)):
+        if _letters(self.tokens.decode(ids)) not in _letters("".join(endpoint_ids)):
             raise UserError(
                 "the tokenizer is not the one of the endpoint's model: the same token ids are other words",
                 where="--tokenizer",
-                cause=f"{self.tokens.decode(ids)[:40]!r} here, {''.join(theirs)[:40]!r} there",
+                cause=f"{self.tokens.decode(ids)[:40]!r} here, {''.join(endpoint_ids)[:40]!r} there",
                 remedy="name the folder or hub id of the model that is served",
             )
 
@@ -154,33 +154,33 @@ def is_endpoint(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def open_endpoint(named: Named) -> EndpointModel:
+def open_endpoint(argument: Named) -> EndpointModel:
     """Open an endpoint, after a check that it answers and has the model.
 
     Raises:
         UserError: nobody answers there, the key is refused, or there is no such model.
     """
-    address, _, model = named.name.partition(SIGN)
+    address, _, model = argument.name.partition(SIGN)
     client = EndpointClient(
         base_url=address,
-        api_key_env=named.api_key_env,
-        deadline_s=named.file.rollouts.deadline_s,
+        api_key_env=argument.api_key_env,
+        deadline_s=argument.file.rollouts.deadline_s,
     )
     model = _model_of(client, model)
-    policy, tokens = named.file.policy, None
-    if named.tokenizer is not None:
+    policy, tokens = argument.file.policy, None
+    if argument.tokenizer is not None:
         from align.judge.models.local import find_folder
 
-        tokens = load_encoder(find_folder(named.tokenizer, policy), policy)
+        tokens = load_encoder(find_folder(argument.tokenizer, policy), policy)
     chat = {"chat_template_kwargs": policy.chat_template_kwargs}
     return EndpointModel(
-        name=named.name,
-        file=named.file,
+        name=argument.name,
+        file=argument.file,
         engine=EndpointEngine(
             client=client,
             model=model,
             tokenizer=None if tokens is None else tokens.tokenizer,
-            concurrency=min(64, named.file.rollouts.max_num_seqs),
+            concurrency=min(64, argument.file.rollouts.max_num_seqs),
             extra=chat if policy.chat_template_kwargs else {},
         ),
         words=TextEncoder(policy.system),

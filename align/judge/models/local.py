@@ -103,16 +103,16 @@ class LocalModel:
             engine.close()
 
 
-def open_local(named: Named) -> LocalModel:
+def open_local(argument: Named) -> LocalModel:
     """Open a folder, an adapter's folder, ``demo://digits`` or a hub id; ``ID@COMMIT`` fixes its version.
 
     Raises:
         UserError: there is none, or engines cannot serve it.
     """
-    return open_folder(named, find_folder(named.name, named.file.policy))
+    return open_folder(argument, find_folder(argument.name, argument.file.policy))
 
 
-def open_folder(named: Named, folder: Path, base: Path | None = None) -> LocalModel:
+def open_folder(argument: Named, folder: Path, base: Path | None = None) -> LocalModel:
     """Open a folder that was found, whole or an adapter's.
 
     Args:
@@ -121,16 +121,18 @@ def open_folder(named: Named, folder: Path, base: Path | None = None) -> LocalMo
     from align.judge.models.adapter import is_adapter, open_adapter
 
     if is_adapter(folder):
-        return open_adapter(named, folder, base)
-    policy = served_policy(named.file, folder)
+        return open_adapter(argument, folder, base)
+    policy = served_policy(argument.file, folder)
     method = quantised_by(folder)
     return LocalModel(
-        name=named.name,
+        name=argument.name,
         folder=folder,
-        file=named.file,
+        file=argument.file,
         policy=policy,
         id=digest_of_model(folder, code=policy.trust_remote_code),
-        notes=() if method is None else (f"{named.name}: quantised ({method}), in {policy.dtype}",),
+        notes=()
+        if method is None
+        else (f"{argument.name}: quantised ({method}), in {policy.dtype}",),
     )
 
 

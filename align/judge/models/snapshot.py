@@ -34,21 +34,21 @@ def is_snapshot(name: str) -> bool:
     return bool(sign and store and path.exists()) or StorePaths(path).ledger.is_file()
 
 
-def open_snapshot(named: Named) -> LocalModel:
+def open_snapshot(argument: Named) -> LocalModel:
     """Open a snapshot by the name of its round, ``production``, ``base``, or its id or the id's beginning.
 
     Raises:
         UserError: no store there, or no such snapshot in it.
         SnapshotError: the snapshot is damaged.
     """
-    store, sign, which = named.name.rpartition(SIGN)
-    path = Path(store if sign else named.name).expanduser()
+    store, sign, which = argument.name.rpartition(SIGN)
+    path = Path(store if sign else argument.name).expanduser()
     evidence = _evidence(path)
     snapshots = evidence.store.snapshots
     snapshot = snapshots.open(find(evidence, which if sign else PRODUCTION))
     base = snapshot.manifest.provenance.base
     below = snapshots.open(base).path if snapshot.kind == "adapter" and base else None
-    return open_folder(named, snapshot.path, below)
+    return open_folder(argument, snapshot.path, below)
 
 
 def _evidence(path: Path) -> Evidence:

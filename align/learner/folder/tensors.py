@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.learner.folder.folder import ModelFolder, weight_files
 from align.learner.model.mapping import stored_form
-from rollouts.errors import UserError
+from rollouts.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def tensors_fit(folder: ModelFolder) -> None:
         shell = folder.shell
     except Exception as error:
         raise UserError(
-            f"transformers cannot build the model: {_first_line(error)}",
+            f"transformers cannot build the model: {first_line(error)}",
             where=str(folder.path),
             cause="config.json and the weights are of different models, or the config is damaged",
             remedy="save the model again with save_pretrained",
@@ -146,7 +146,7 @@ def tokens_have_rows(folder: ModelFolder) -> None:
         tokens: dict[str, int] = folder.tokenizer.get_vocab()
     except Exception as error:
         raise UserError(
-            f"the tokenizer cannot be read: {_first_line(error)}",
+            f"the tokenizer cannot be read: {first_line(error)}",
             where=str(folder.path),
             remedy="call tokenizer.save_pretrained on the folder again",
         ) from error
@@ -193,7 +193,3 @@ def _pattern(name: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

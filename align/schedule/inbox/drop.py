@@ -21,7 +21,6 @@ from pathlib import Path
 from time import monotonic, sleep, time_ns
 
 from align.schedule.inbox.inbox import Inbox
-from align.schedule.inbox.numbering import Receipt
 from align.schedule.inbox.rows import USER, Feedback, StreamForm, form_of
 from align.store.durable import write_atomic
 from align.store.paths import InboxPaths
@@ -78,7 +77,17 @@ def add_file(inbox: Inbox, form: StreamForm, file: Path, *, user_column: str = U
     if _stamp(file) != before:
         remedy = "write it under another name, and rename it when it is complete"
         raise UserError("is still being written", where=str(file), remedy=remedy)
-    return _intake(name, form.stream, rows, inbox.add(form.stream, rows))
+    receipt = inbox.add(form.stream, rows)
+    reasons = {row.source: row.reason for row in rows if row.reason is not None}
+    return Intake(
+        file=name,
+        stream=form.stream,
+        stored=receipt.count("stored"),
+        duplicates=receipt.count("duplicate"),
+        quarantined=receipt.count("quarantined"),
+        conflicts=receipt.count("conflict"),
+        reasons=dict(list(reasons.items())[:REASONS]),
+    )
 
 
 def sweep(
@@ -164,19 +173,6 @@ def _rows(form: StreamForm, file: Path, name: str, user_column: str) -> list[Fee
         ]
     except RecursionError as error:
         raise UserError("a row is nested too deeply", where=str(file)) from error
-
-
-def _intake(file: str, stream: str, rows: list[Feedback], receipt: Receipt) -> Intake:
-    reasons = {row.source: row.reason for row in rows if row.reason is not None}
-    return Intake(
-        file=file,
-        stream=stream,
-        stored=receipt.count("stored"),
-        duplicates=receipt.count("duplicate"),
-        quarantined=receipt.count("quarantined"),
-        conflicts=receipt.count("conflict"),
-        reasons=dict(list(reasons.items())[:REASONS]),
-    )
 
 
 def _complete(drop: Path) -> list[tuple[Path, Stamp]]:

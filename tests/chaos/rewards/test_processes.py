@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def gone(pid: int, within_s: float = 10.0) -> bool:
-    """Whether a process has ended, or does in time."""
+    """Tell if a process has ended, or does so in time."""
     until = time.monotonic() + patient(within_s)
     while psutil.pid_exists(pid):
         if time.monotonic() > until:

@@ -99,7 +99,7 @@ def spring(completions: list[str]) -> list[float]:
 
 
 def odd(completions: list[str]) -> Any:
-    """What is no list of numbers."""
+    """Return something that is no list of numbers."""
     values = {
         "nan": math.nan, "inf": math.inf, "str": "1.0", "list": [1.0], "none": None, "huge": 10**400,
     }  # fmt: skip

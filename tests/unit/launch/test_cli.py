@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
     ids=" ".join,
 )
 def test_help_imports_little(arguments: list[str]) -> None:
-    """What makes help quick, whatever the machine: benchmarks/front_door.py has the seconds."""
+    """Few imports make help fast on any machine: benchmarks/front_door.py has the seconds."""
     modules = loaded_by(arguments)
     assert packages(modules) <= SHOWN_WITH
     assert {name for name in modules if name.startswith("rollouts.")} == {"rollouts.errors"}

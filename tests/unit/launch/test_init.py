@@ -53,7 +53,7 @@ def init(*arguments: str) -> str:
 
 
 def check(file: str) -> None:
-    """As ``keel config check``, and an equal candidate passes more often than not."""
+    """Check the campaign as ``keel config check`` does; an equal candidate passes more often than not."""
     ran = CliRunner().invoke(app, ["config", "check", file])
     assert ran.exit_code == 0, (ran.output, ran.exception)
     assert "valid" in ran.stdout
@@ -99,7 +99,7 @@ def test_ones_own_prompts_and_reward() -> None:
 
 
 def test_paths_are_restated_from_the_files_folder() -> None:
-    """What was given is from the current folder, what is written from the file's."""
+    """Paths are given from the current folder and written from the file's."""
     write_prompts("data/mine.jsonl")
     Path("deep/er").mkdir(parents=True)
     init(
@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_written_after_all_is_told(monkeypatch: pytest.Mon
 
 
 def test_a_reward_that_raises_is_told(folder: Path) -> None:
-    """As the check tells it, which calls every reward on a row."""
+    """The message is that of the check, which calls every reward on a row."""
     write_prompts("data.jsonl")
     Path("broken.py").write_text("def f(completions, answer): raise ValueError('no such luck')\n")
     with pytest.raises(UserError, match="no such luck"):

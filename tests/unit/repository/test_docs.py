@@ -56,9 +56,9 @@ ONLY_PARSED = {
 """They listen, train, need a cluster, or ask the machine."""
 ONLY_PARSED_WITH = {"--address", "--api-key-env", "--crds", "--watch", "--policy"}
 MEANT = {"ROUND": lambda: "first", "OTHER": lambda: "second", "SNAPSHOT": lambda: newest_snapshot()}
-"""What a reader puts in the place of a word."""
+"""Replacements that a reader makes for the guide's placeholders."""
 THEIR_OWN = re.compile("No such file|reads '.*', which does not exist|there is no folder 'path/to")
-"""Why inputs cannot be loaded that a reader has and the guide has not."""
+"""Inputs that a reader has and the guide has not, with the reason."""
 
 FINISHED: dict[str, Any] = {
     "name": "campaign",
@@ -102,7 +102,7 @@ def newest_snapshot() -> str:
 
 
 def run(words: list[str]) -> str:
-    """What a command prints in this process and folder; of some only the words are read."""
+    """Run a command in this process and folder, or only read its words; return its output."""
     words = [MEANT[word]() if word in MEANT else word for word in words]
     assert_parses(words)
     if command_of(words)[0] in ONLY_PARSED or ONLY_PARSED_WITH & set(words):
@@ -139,7 +139,7 @@ def test_a_reader_can_do_what_a_page_says(
 
 
 def check_inputs(block: Block, folder: Path) -> None:
-    """What a run would check before it starts: that sources exist, and that prompts fit the model."""
+    """Check the inputs as a run does before it starts: sources exist, and prompts fit the model."""
     if block.title is None:
         config = CampaignConfig.model_validate(completed(yaml.safe_load(block.text)))
     elif "rounds" not in yaml.safe_load(block.text):
@@ -200,7 +200,8 @@ def test_most_commands_are_run_not_only_parsed() -> None:
 
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_commands_of_others_are_spelt_as_they_take_them(name: str) -> None:
-    """What bash can read; subcommands and options of `ray`; extras of our own package; our own files."""
+    """Words are what bash reads; subcommands and options are those of `ray`, of our extras and our own
+    files."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]

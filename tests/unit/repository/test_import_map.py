@@ -1,4 +1,4 @@
-"""Who may import whom, where heavy packages may be imported, and how long files may be.
+"""Rules on imports between packages, on heavy packages, and on the length of files and functions.
 
 The map: launch -> align -> rewards -> rollouts. A failure names file:line and the rule. Read from
 the syntax tree, so nothing is imported and a broken module is found too.

@@ -1,4 +1,4 @@
-"""What the README shows is what there is: its campaign, its reward, its commands and its files."""
+"""The README's campaign, reward, commands and files exist and work."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ FORWARD = 0.25 * log(0.25 / 0.5) + 0.75 * log(0.75 / 0.5)
 JSD = 0.2 * (0.25 * log(0.25 / 0.45) + 0.75 * log(0.75 / 0.55)) + 0.8 * (
     0.5 * log(0.5 / 0.45) + 0.5 * log(0.5 / 0.55)
 )
-"""At beta 0.2 the mixture is 0.45 and 0.55."""
+"""Jensen-Shannon divergence at beta 0.2, where the mixture is 0.45 and 0.55."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def of(divergence: Any, **fields: Any) -> Distill:
     [(of("reverse_kl"), REVERSE), (of("forward_kl"), FORWARD), (of("jsd", beta=0.2), JSD)],
 )
 def test_loss_by_hand(algorithm: Distill, expected: float) -> None:
-    """Of the token that teaches, over the six of the whole mini-batch."""
+    """The loss is that of the token that teaches, over the six of the whole mini-batch."""
     micro = to_tensors([row((1,), (0,)), row((1,), (1,), None)])
     outputs = said([OWN, [0.9, 0.1]], [0, 1])
     outputs.teacher = said([TEACHER, [0.2, 0.8]], [0, 1])
@@ -65,7 +65,7 @@ def test_loss_by_hand(algorithm: Distill, expected: float) -> None:
 
 
 def test_both_are_compared_at_one_temperature() -> None:
-    """At 0.5 a probability counts by its square: 1/2, 1/2 against 1/10, 9/10."""
+    """A temperature of 0.5 squares probabilities: 1/2, 1/2 against 1/10, 9/10."""
     micro = to_tensors([row((1,), (0,))])
     expected = 0.5 * log(0.5 / 0.1) + 0.5 * log(0.5 / 0.9)
     totals = Totals(tokens=1, sequences=1, units=1)

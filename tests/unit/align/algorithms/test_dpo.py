@@ -260,7 +260,7 @@ def advantages(batch: Batch) -> list[tuple[str, list[float | None]]]:
 
 
 def test_rows_of_scored_groups() -> None:
-    """Of new prompts only pairs are kept; what past prompts say is held by KL, paired or not."""
+    """New prompts keep only pairs; completions of past prompts are held by KL, paired or not."""
     groups = [group(1.0, 0.5, 0.0), group(0.5, 0.5), group(0.0, 0.5, None, 1.0, source="past")]
     batch = DPO().rows(groups)
     assert advantages(batch) == [

@@ -110,7 +110,8 @@ def test_several_anchors_are_one_geometric_mixture() -> None:
 
 @given(st.integers(0, 10_000))
 def test_forward_is_the_other_direction(seed: int) -> None:
-    """Its value is the likelihood lost on the anchor's own text; its gradient pulls the policy there."""
+    """The forward KL is the likelihood lost on the anchor's own text; its gradient pulls the policy
+    there."""
     logits, anchor_V = distributions(seed)
     logits.requires_grad_(True)
     own_V = logits.log_softmax(-1)

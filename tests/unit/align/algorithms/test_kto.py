@@ -99,7 +99,7 @@ def test_equal_scores_rate_nothing(value: float, count: int) -> None:
 
 
 def test_prompts_pass_their_answers_on() -> None:
-    """With one row of each prompt, as TRL does: the first gets the last one's answer."""
+    """Prompts that all differ pass their answers on as in TRL: the first gets the last one's answer."""
     found = mismatched(RATED)
     assert [r.prompt_ids for r in found] == [r.prompt_ids for r in RATED]
     answers = [r.completion_ids for r in RATED]

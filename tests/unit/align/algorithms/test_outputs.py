@@ -35,12 +35,12 @@ BETWEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 CHOSEN = torch.tensor([0, 2, 3, 8])
 
 Measure = Callable[[Outputs, Outputs], Tensor]
-"""From the outputs of the model that learns and of another one to nats per token."""
+"""Function of the outputs of the model that learns and of another one, to nats per token."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """In float64, so that the order of a decoder's own sums does not blur the comparison."""
+    """Build models in float64, so that the order of a decoder's own sums does not blur the comparison."""
     return _models(tmp_path_factory.mktemp("models"), torch.float64)
 
 
@@ -116,7 +116,7 @@ def test_divergence_where_only_one_side_is_in_pieces(
 
 @pytest.mark.parametrize("chunk", [VOCABULARY, len(CHOSEN) * VOCABULARY])
 def test_some_tokens_in_pieces(models: tuple[Any, Any], chunk: int) -> None:
-    """With the larger of the chunks the chosen tokens fit and the whole did not."""
+    """The chosen tokens fit into the larger chunk, and the whole does not."""
 
     def measure(own: Outputs, other: Outputs) -> Tensor:
         return own.at(CHOSEN).divergence(other.at(CHOSEN), kl.full) + own.at(CHOSEN).logprobs_N
@@ -243,7 +243,8 @@ def test_nothing_is_larger_than_a_chunk(tokens: int, chunk: int) -> None:
 
 @pytest.mark.parametrize(("chunk", "tables"), [(CHUNK, 2.0), (100, 0.0), (450, 0.0)])
 def test_pieces_keep_no_table_for_the_backward_pass(chunk: int, tables: float) -> None:
-    """At once, each term keeps a table of tokens by vocabulary; in pieces none outlives its piece."""
+    """Each term keeps a table of tokens by vocabulary if computed at once; in pieces none outlives its
+    piece."""
     kept = []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which completions of a group become a pair, by hand and by property."""
+"""Pairs of a group's completions, by hand and by property."""
 
 from __future__ import annotations
 

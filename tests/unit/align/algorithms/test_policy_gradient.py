@@ -70,7 +70,7 @@ def joined(parts: list[PolicyInputs]) -> PolicyInputs:
 
 
 def gradients(parts: list[PolicyInputs]) -> list[Tensor]:
-    """What the last backward pass left at each completion, which is cleared."""
+    """Return the gradient of the last backward pass at each completion, and clear it."""
     found = []
     for part in parts:
         assert part.logprobs_N.grad is not None

@@ -55,7 +55,7 @@ def kl_gradient(models: dict[str, Path]) -> torch.Tensor:
 def test_without_advantages_the_anchors_alone_pull(
     models: dict[str, Path], tmp_path: Path, name: str, mini_batches: int
 ) -> None:
-    """With a second mini-batch the ratio to the start is computed and not one by definition."""
+    """A second mini-batch computes the ratio to the start, which is then not 1 by definition."""
     spec = settings(anchors=ANCHORS, algorithm=algorithm_from(name).for_round(8))
     spec = spec.model_copy(
         update={"optimizer": spec.optimizer.model_copy(update={"mini_batches": mini_batches})}

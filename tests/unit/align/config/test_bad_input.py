@@ -270,7 +270,7 @@ def test_a_round_on_a_file_needs_held_out_prompts(tmp_path: Path) -> None:
 
 
 def begin(config: CampaignConfig) -> None:
-    """What a first run leaves behind that stopped before its first round."""
+    """Make the store of a first run that stopped before its first round."""
     with claim_store(settle(config), load_inputs(config)):
         pass
 

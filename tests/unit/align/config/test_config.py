@@ -212,7 +212,8 @@ def test_a_missing_key(tmp_path: Path) -> None:
 
 
 def test_a_problem_is_told_once(tmp_path: Path) -> None:
-    """Not again as a list of rounds that is too short for want of a valid one, with all of it."""
+    """The message does not repeat the problem as a list of rounds that is too short without the valid
+    one."""
     message = refusal(
         tmp_path, "rounds=[{name: only, prompts: 'demo://rev', rewards: [exact_match]}]"
     )

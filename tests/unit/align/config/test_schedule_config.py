@@ -1,4 +1,4 @@
-"""What a campaign file may say about time, and what it is told where it is wrong."""
+"""Schedules in campaign files, and the messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FED: dict[str, Any] = {
 
 
 def wrong(folder: Path, *specs: dict[str, Any]) -> str:
-    """What a campaign of these rounds is told."""
+    """Return the message for a campaign of these rounds."""
     with pytest.raises(ValidationError) as raised:
         campaign(folder, rounds=rounds(*specs))
     return str(raised.value)
@@ -169,7 +169,7 @@ def test_the_hash_of_the_first_rounds_stays_when_others_follow(tmp_path: Path) -
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_round_that_ships_can_be_claimed(file: Path) -> None:
-    """What a claim keeps of a round is the round."""
+    """A claim of a round keeps the round."""
     from align.config.campaign import RoundConfig
     from align.schedule.claims import stated
 

@@ -127,7 +127,7 @@ def test_a_template_names_columns_and_nothing_else(template: str) -> None:
 
 
 def test_conversational_pairs_go_through_the_chat_template(tmp_path: Path) -> None:
-    """What the template writes behind the end is not learnt: nobody ever samples it."""
+    """Text that the template writes behind the end is not learnt, since nobody ever samples it."""
     asked, chosen, rejected = said("user", "a"), said("assistant", "b"), said("assistant", "c")
     records = [
         {"prompt": [asked], "chosen": [chosen], "rejected": [rejected]},

@@ -1,4 +1,4 @@
-"""What a round holds out of its own file: nothing that the gate's overlap check would refuse."""
+"""Held-out part of a round's own file, which the gate's overlap check would not refuse."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_overlap_check_finds_nothing_in_any_division(
 @settings(deadline=None)
 @given(st.lists(st.text("xyz", min_size=1, max_size=9), min_size=1, max_size=60, unique=True))
 def test_what_shares_nothing_falls_where_its_hash_says(texts: list[str]) -> None:
-    """As in stores of any age: the division of a file whose rows are apart never changed."""
+    """The division of a file without shared runs is the same in stores of any age."""
     division = divided(texts, 0.3)
     assert division.held == {content_id(t) for t in texts if place(content_id(t)) < 0.3}
     assert (division.num_tied, division.largest) == (0, 0)
@@ -180,7 +180,7 @@ def test_no_other_round_and_no_pool_learns_from_what_is_held_out(tmp_path: Path)
 
 
 def test_what_an_accepted_round_learnt_whole_cannot_be_held_out_later(tmp_path: Path) -> None:
-    """Its prompts are shown as it learnt them, and the overlap check sees them."""
+    """Prompts of an accepted round stay as it learnt them, and the overlap check sees them."""
     source = jsonl(tmp_path / "p.jsonl", digits(100))
     other = jsonl(tmp_path / "q.jsonl", [{"prompt": "x y z", "answer": "1"}])
     usual = {"rewards": ["exact_match"], "steps": 1}

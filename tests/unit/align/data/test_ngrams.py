@@ -1,4 +1,4 @@
-"""How much completions repeat, by hand."""
+"""Repetition of completions, by hand."""
 
 from __future__ import annotations
 

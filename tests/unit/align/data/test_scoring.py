@@ -71,7 +71,7 @@ def prompts(count: int) -> list[Prompt]:
 def taken(
     engine: Any, rubric: Rubric, count: int, **sampling: Any
 ) -> tuple[list[ScoredGroup], Any]:
-    """What a step sampler makes of one step with ``count`` groups of two."""
+    """Score one step with ``count`` groups of two through a step sampler."""
     spec = RoundConfig.model_validate(
         {
             "name": "r", "prompts": "demo://rev", "rewards": ["exact_match"], "steps": 1,
@@ -117,7 +117,7 @@ def test_groups_are_scored_while_others_are_sampled() -> None:
 def test_worker_processes_score_while_others_are_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above with two workers that leave a file for every group they were asked about."""
+    """Worker processes leave a file for every group that they were asked about."""
     monkeypatch.chdir(tmp_path)
     Path("marks.py").write_text(
         "from pathlib import Path\n"

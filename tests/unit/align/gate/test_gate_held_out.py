@@ -1,4 +1,4 @@
-"""What an accepted round leaves behind is measured on prompts that are never replayed."""
+"""An accepted round's suite is measured on prompts that are never replayed."""
 
 from __future__ import annotations
 

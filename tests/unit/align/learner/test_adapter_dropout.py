@@ -63,14 +63,14 @@ def dropouts(training: Training) -> Iterator[torch.nn.Module]:
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_meters_and_probes_do_not_drop(models: dict[str, Path], tmp_path: Path, dora: bool) -> None:
-    """From the first on: peft makes dropout active in a model that does not train."""
+    """Dropout is off from the first pass on, although peft activates it in a model that does not train."""
     training = begun(models, tmp_path, lora=LORA.model_copy(update={"dora": dora}))
     assert list(dropouts(training))
     assert training.divergence(LEARNT, "other") == pytest.approx(0.0, abs=1e-6)
-    told = training.learner.completion_logprobs(LEARNT)
+    logprobs = training.learner.completion_logprobs(LEARNT)
     training.update(Batch(rows=tuple(LEARNT)))
     training.learner.load("other")
-    assert training.learner.completion_logprobs(LEARNT) == told
+    assert training.learner.completion_logprobs(LEARNT) == logprobs
 
 
 @pytest.mark.parametrize("dora", [False, True])

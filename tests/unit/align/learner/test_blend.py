@@ -111,7 +111,7 @@ def test_over_the_base_an_adapters_update_is_scaled(tmp_path: Path) -> None:
 
 
 def test_whole_models_under_a_fresh_adapter(tmp_path: Path) -> None:
-    """With ``merge`` a snapshot is a model: its weights are blended, and the adapter adds nothing."""
+    """A snapshot with ``merge`` is a model: its weights are blended, and the adapter adds nothing."""
     lora = {"rank": 2, "alpha": 4.0, "serve": "merged", "merge": True}
     base = save_model(tmp_path / "base")
     one = policy(base, lora=lora)

@@ -16,7 +16,7 @@ from tests.unit.align.learner.test_learner import ROWS, make, models, settings
 __all__ = ["models"]
 
 LARGE = 0.25
-"""From here on bfloat16 has steps of 2^-9 or more: what is smaller than half of one is lost."""
+"""Number from which bfloat16 has steps of 2^-9 or more; a change below half of one is lost."""
 
 
 def begun(models: dict[str, Path], tmp_path: Path, lr: float, **policy: object) -> Training:

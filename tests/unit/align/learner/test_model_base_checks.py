@@ -153,7 +153,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "config is no JSON": (lambda f: (f / "config.json").write_text("{,"), "is not JSON"),
     "no tokenizer": (remove("tokenizer.json"), "no tokenizer"),
     "missing shard": (lose_shard, r"names 1 file\(s\) that are not there: model-00002"),
-    "index of another version": (misplace, "which the index places there"),
+    "index of another version": (misplace, "which the index lists for it"),
     "no index": (lose_index, "neither model.safetensors nor model.safetensors.index.json"),
     "index is no JSON": (
         lambda f: [lose_index(f), (f / "model.safetensors.index.json").write_text("{")],
@@ -198,11 +198,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "fewer layers than the files": (
         edit("config.json", num_hidden_layers=1),
-        r"hold 9 tensor\(s\) of layers that config.json does not have: model.layers.1",
+        r"have 9 tensor\(s\) of layers that config.json does not have: model.layers.1",
     ),
     "no layers at all": (
         edit("config.json", num_hidden_layers=0),
-        r"hold 18 tensor\(s\) of layers that config.json does not have",
+        r"have 18 tensor\(s\) of layers that config.json does not have",
     ),
     "a size that is text": (
         edit("config.json", vocab_size="128"), "Validation error for field 'vocab_size': .*'128'",

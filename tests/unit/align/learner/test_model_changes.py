@@ -190,7 +190,7 @@ def test_a_suite_stays_the_same_where_engines_compute_the_same(tmp_path: Path) -
 def test_a_store_from_before_keeps_the_hashes_it_holds(
     tmp_path: Path, known: dict[str, None]
 ) -> None:
-    """What was measured under a hash that covers less is found again, and nothing measured twice."""
+    """Results under a hash that covers less are reused, and nothing is measured twice."""
     config = begun(tmp_path)
     inputs = load_inputs(config)
     assert all(suite.encoding for suite in inputs.suites)

@@ -25,7 +25,7 @@ NAMED: dict[str, Callable[[str], dict[str, Any]]] = {
     "teacher": lambda folder: {"name": "distill", "teacher": f"model:{folder}"},
     "critic.model": lambda folder: {"name": "ppo", "critic": {"model": folder}},
 }
-"""By the key of a model beside the policy, an algorithm that has one."""
+"""Algorithms that have a model beside the policy, by the model's key."""
 
 
 def refusal(config: CampaignConfig) -> str:

@@ -31,7 +31,7 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
 
 def logits(folder: Path) -> Tensor:
-    """What transformers computes with a folder."""
+    """Compute the logits of a folder with transformers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -154,7 +154,7 @@ def take(tmp_path: Path, source: Path, **policy: Any) -> Snapshot:
 
 
 def test_tensors_and_files_beyond_the_model_stay_behind(tmp_path: Path) -> None:
-    """What engines would stumble over is not taken, and a change of the folder is noticed all the same."""
+    """Tensors that engines cannot read are not copied, and a change of the folder is still noticed."""
     source = save_folder(tmp_path / "model")
     held = load_file(source / "model.safetensors")
     save_file(
@@ -188,7 +188,7 @@ def test_the_base_names_the_class_that_is_trained(tmp_path: Path, named: Any) ->
 
 
 def test_names_without_the_prefix_of_the_model(tmp_path: Path) -> None:
-    """As saved from the model without its head; engines know the names of the whole one."""
+    """The folder was saved from the model without its head; engines know the names of the whole model."""
     source = save_folder(tmp_path / "model")
     held = load_file(source / "model.safetensors")
     bare = {name.removeprefix("model."): tensor for name, tensor in held.items()}
@@ -281,7 +281,7 @@ def test_code_that_lies_elsewhere_is_refused(tmp_path: Path, remote: Path) -> No
 def test_snapshots_in_a_precision_of_choice(
     tmp_path: Path, dtype: str, stored: torch.dtype, expected: torch.dtype
 ) -> None:
-    """What the gate measured is what was published: the engines hold the snapshot's own numbers."""
+    """The gate measured the published weights: the engines have the snapshot's own numbers."""
     folder = digits(tmp_path / "model")
     held = load_file(folder / "model.safetensors")
     save_file(

@@ -65,7 +65,7 @@ def test_the_same_numbers_and_gradients(code: Any, plain: Any) -> None:
 
 
 def test_a_quarter_turn_by_hand(plain: Any) -> None:
-    """By 90 degrees ``(a, b)`` becomes ``(-b, a)``, and a gradient turns back."""
+    """A turn by 90 degrees makes ``(-b, a)`` of ``(a, b)``, and a gradient turns back."""
     plain(modeling_llama)
     speed_up_rotary(part_of(modeling_llama))
     query = torch.tensor([[[[3.0, 4.0]]]], requires_grad=True)

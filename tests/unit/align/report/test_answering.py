@@ -1,4 +1,4 @@
-"""What is served and exported answers as the gate measured, not as the base's generation config asks."""
+"""Served and exported snapshots answer as the gate measured, not as the base's generation config asks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HALF = {"temperature": 0.5, "top_p": 0.9}
 
 
 def saved(content: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """What is left after transformers has read and written it."""
+    """Return the settings that are left after transformers has read and written them."""
     from transformers import GenerationConfig
 
     (tmp_path / "generation_config.json").write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""What a run would do, against what it then does; and that asking changes nothing."""
+"""Forecasts of runs, compared with the runs; a forecast changes nothing."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_due_round_is_not_nothing(tmp_path: Path) -> None:
 
 
 def test_a_copy_holds_what_can_be_counted(tmp_path: Path) -> None:
-    """Of the inbox how much waits, and nothing that people wrote."""
+    """The copy has the number of waiting rows, and nothing that people wrote."""
     config = with_feedback(tmp_path)
     original = Inbox(open_ledger(config).database)
     for watermark, waiting in ((0, 25), (20, 5), (25, 0)):
@@ -283,7 +283,7 @@ def test_memory_of_full_weights(tmp_path: Path) -> None:
 
 
 def test_memory_of_an_adapter(tmp_path: Path) -> None:
-    """As many parameters as peft makes, over a frozen base."""
+    """The adapter has as many parameters as peft makes, over a frozen base."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

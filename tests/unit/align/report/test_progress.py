@@ -1,4 +1,5 @@
-"""What people see while a campaign runs: how far the measuring is, and where a step's seconds went."""
+"""Progress that people see while a campaign runs: the state of measuring, and the parts of a step's
+time."""
 
 from __future__ import annotations
 

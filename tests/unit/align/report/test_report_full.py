@@ -183,7 +183,7 @@ def test_a_campaign_without_any_of_it_stays_plain(tmp_path: Path) -> None:
 
 
 def test_four_accepted_rounds_have_a_page(tmp_path: Path) -> None:
-    """Of many rounds only the last one and those that went wrong are open."""
+    """Only the last one of many rounds, and those that went wrong, are open."""
     store = made(tmp_path, *({f"round{i}": 50} for i in range(4)))
     page = Page(page_of(collect(store, NOW)))
     rounds = [a for tag, a in page.elements if tag == "details" and a.get("class") == "round"]

@@ -1,4 +1,4 @@
-"""What references said of rows from files is asked once."""
+"""References' logprobs of rows from files are computed once."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from align.config.campaign import (
     SamplingConfig,
 )
 from align.data.demo.tokenizer import build_tokenizer
-from align.data.examples.holdout import hold_out
+from align.data.examples.holdout import divide, name_of, parted
 from align.data.examples.stream import ExampleStream, Unit
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
@@ -120,7 +120,8 @@ class Round:
         config: Any = SimpleNamespace(policy=PolicyConfig(model="tiny"), gate=GateConfig(**gate))
         self.evidence = Evidence(store=Store(folder, self.ledger), config=config)
         self.steps: list[Mapping[str, float]] = []
-        learn, held = hold_out(given, 0.3)
+        rows: Any = SimpleNamespace(names=[name_of(unit) for unit in given], clashes=lambda _: ())
+        learn, held = parted(given, divide(rows, 0.3).held)
         self.session: Any = SimpleNamespace(
             store=SimpleNamespace(snapshots=self.store), ledger=self.ledger,
             evidence=self.evidence, base=start.id, config=config,

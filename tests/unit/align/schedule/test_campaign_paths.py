@@ -124,7 +124,7 @@ def test_every_path_starts_from_the_file(
 def test_a_campaign_means_the_same_from_everywhere(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a store records, and compares a campaign with, names no folder of a machine."""
+    """Records of a store, and what a campaign is compared by, name no folder of a machine."""
     contents = []
     for folder in (home, tmp_path, home / "data"):
         monkeypatch.chdir(folder)

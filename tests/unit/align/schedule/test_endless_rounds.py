@@ -24,7 +24,7 @@ from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 from tests.unit.schedules import START
 
 TASKS = ("rev", "inc", "sort", "rotl")
-"""What each night's pairs are about."""
+"""Topic of each night's pairs."""
 NIGHTS = len(TASKS)
 TEMPLATE: dict[str, Any] = {
     **FED,

@@ -1,4 +1,4 @@
-"""What is due: worked by hand, across changes of the clock, and for any order of events."""
+"""Due rounds, worked by hand across changes of the clock, and for any order of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who reads a stream: one round at a time, also when its schedule was renamed or its rows are gone."""
+"""A stream has one reading round at a time, also if its schedule was renamed or its rows are gone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_round_whose_schedule_is_gone_is_still_due() -> None:
 
 
 def test_a_stream_has_one_reader_at_a_time() -> None:
-    """Of schedules that were renamed, of a file that was not checked, of plain rounds beside a template."""
+    """Schedules were renamed, a file was not checked, or plain rounds stand beside a template."""
     when = {"new_pairs": 10}
     one, two = (schedule(name, stream="taste", when=when) for name in ("one", "two"))
     plain = schedule("plain", stream="taste")

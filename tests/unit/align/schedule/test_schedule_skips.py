@@ -67,7 +67,7 @@ def test_what_nobody_has_claimed_yet(tmp_path: Path) -> None:
 
 
 def test_rows_stay_unused(tmp_path: Path) -> None:
-    """Those of a round that had taken them, too."""
+    """Rows of a round that had taken them stay unused, too."""
     ledger, config = opened(tmp_path, FED)
     inbox, dues = Inbox(ledger.database, clock=START.timestamp), Dues(ledger.database, config)
     inbox.add("taste", [feedback(n) for n in range(5)])

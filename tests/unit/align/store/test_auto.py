@@ -1,4 +1,4 @@
-"""What ``auto`` becomes: by the machine where a store begins, by the store where it goes on."""
+"""Choice for ``auto``: by the machine on which a store begins, and later by the store."""
 
 from __future__ import annotations
 

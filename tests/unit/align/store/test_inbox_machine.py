@@ -95,7 +95,7 @@ class InboxMachine(RuleBasedStateMachine):
         self.read = found
 
     def readable(self, use: str) -> list[int]:
-        """What a round that begins now may read."""
+        """Return the rows that a round may read if it begins now."""
         if use == "once":
             return self.waiting
         everything = [n for n in range(1, self.newest + 1) if n not in self.aside]

@@ -1,4 +1,4 @@
-"""What a round looks back on: bounded, the same whenever asked, fair, and never without the newest."""
+"""Earlier rounds that a round looks at: bounded, reproducible, fair, and always with the newest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_plain_rounds_and_the_newest_stay_and_the_rest_is_bounded(
 
 @given(st.integers(8, 60), st.text(max_size=5))
 def test_one_more_round_brings_no_other_back(count: int, draw: str) -> None:
-    """What a run has loaded before a round was accepted is enough for the rounds after it."""
+    """Data that a run loaded before a round was accepted is enough for the rounds after it."""
     of = nights(count + 1, template())
     before, after = (look_back(list(of)[:n], of, draw) for n in (count, count + 1))
     assert set(after.kept) <= {*before.kept, f"nightly-{count + 1}"}

@@ -1,4 +1,4 @@
-"""What cannot run is not claimed, and what was claimed and cannot run says which round it is."""
+"""A round that cannot run is not claimed, and the message for a claimed one names it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def left_in(root: Path) -> list[str]:
 
 
 def unlock(folder: Path) -> None:
-    """What someone who edits a snapshot by hand does first."""
+    """Make a snapshot writable, as someone who edits it by hand does first."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
 

@@ -1,4 +1,4 @@
-"""What is decided before Ray starts: addresses, secrets, the token file, the deadline."""
+"""Decisions before Ray starts: addresses, secrets, the token file, the deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a campaign fits on a cluster: sums by hand, and what is said where it does not."""
+"""Fit of a campaign on a cluster: sums by hand, and the messages."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_does_not_fit_and_why(
 
 
 def test_the_ranks_go_where_they_leave_most_room() -> None:
-    """On the large node they would leave room for no engine that needs four CPUs."""
+    """The ranks do not go to the large node, where they would leave no room for an engine of four CPUs."""
     nodes = [node("large", CPU=4), node("small", CPU=2)]
     assert problems(nodes, [ranks(2, CPU=1), engines(1, CPU=4)]) == []
 

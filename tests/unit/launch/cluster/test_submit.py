@@ -1,4 +1,4 @@
-"""What a job is told, what it is never told, and what it finds on the cluster. No cluster is asked."""
+"""Settings that a job gets, secrets that it never gets, and its files. No cluster is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How answers are sampled that are measured: bounds and stop texts for suites, none in training."""
+"""Sampling of measured answers: bounds and stop texts for suites, none in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine says it holds after a load that did not go through; vLLM itself is away."""
+"""Version that an engine reports after a load that failed; vLLM itself is replaced."""
 
 from __future__ import annotations
 

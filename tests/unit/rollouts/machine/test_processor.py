@@ -1,4 +1,4 @@
-"""Which processors multiply in bfloat16, read from what the kernel says of them."""
+"""Detection of processors with bfloat16 products, from the kernel's description."""
 
 from __future__ import annotations
 

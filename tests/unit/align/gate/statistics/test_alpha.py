@@ -1,4 +1,4 @@
-"""How alpha is spread over decisions, of campaigns that end and of those that do not."""
+"""Spread of alpha over decisions, of campaigns that end and of those that do not."""
 
 from __future__ import annotations
 
