@@ -124,7 +124,7 @@ class HarnessConfig(Settings):
     """Let the task's files run code, as ``!function`` and ``unsafe_code`` do. Read them first."""
 
 
-Spending = Literal["campaign", "window", "forever"]
+Spending = Literal["campaign", "recycle", "window", "forever"]
 """Which decisions share alpha: see `align.gate.statistics.alpha`."""
 Stopping = Literal["fixed", "sequential"]
 """Items of a candidate that are measured: all, or as many as it takes to decide
@@ -270,12 +270,18 @@ class GateConfig(Settings):
     """Rounds that alpha is spread over. Declared, because looking more often costs certainty."""
     spending: Spending | None = None
     """Which decisions share alpha. ``campaign``: the declared rounds; later ones are stricter and exceed
-    it. ``window``: any ``campaign_rounds`` in a row, without end. ``forever``: all there will ever be, so
-    that they get stricter fast. None: ``window`` with rounds of a template, else ``campaign``."""
+    it. ``recycle``: the same, and what a decision that accepted was allowed passes on to the next; of all
+    together, none lets a loss through with a chance above alpha. ``window``: any ``campaign_rounds`` in a
+    row, without end. ``forever``: all there will ever be, so that they get stricter fast. None: ``window``
+    with rounds of a template, else ``recycle`` where suites stop early and ``campaign`` where they do
+    not."""
     stopping: Stopping = "fixed"
     """``sequential``: a suite of pass/fail items, of scores with a known range or of pairs is measured in
     batches, in random order, and no further once it is decided against every comparator. ``fixed``: all
     items of every suite are measured."""
+    max_looks: Annotated[int, Field(ge=1)] = 24
+    """Batches that a suite which may stop early is measured in, at most. After each the gate looks at it,
+    and engines that switch between snapshots load weights: fewer looks save loads, more save items."""
     total_budget: Annotated[float, Field(gt=0)] | None = None
     """Largest loss of a suite against the campaign's start, whatever the number of rounds. None: twice the
     suite's margin, since after ten rounds more than four times as many answers differ from the start's as

@@ -117,7 +117,8 @@ class Parts:
         rounds = self.evidence.accepted("policy")
         rivalled = with_comparators(known, self.base, parent, rounds, self.folder)
         suites = with_references(rivalled, self.evidence)
-        return [STOPPING[self.config.gate.stopping](suite) for suite in suites]
+        gate = self.config.gate
+        return [STOPPING[gate.stopping](suite, gate.max_looks) for suite in suites]
 
     def folder_of(self, snapshot: SnapshotId) -> Path:
         """Where a snapshot lies; its bytes are verified."""

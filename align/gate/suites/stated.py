@@ -25,6 +25,7 @@ from align.gate.statistics.comparison import (
 )
 from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
 from align.gate.suites.demands import GRADED_METRICS, USUAL_RATE_MARGIN, metric_range
+from align.gate.suites.looks import LOOKS, num_looks
 from align.gate.suites.suites import Kind, Suite
 from align.store.lookback import Template
 
@@ -65,6 +66,8 @@ class StatedSuite:
     """Rounds between the start, which a budget counts from, and the last candidate."""
     stops: bool = False
     """True if the suite may stop early."""
+    max_looks: int = LOOKS
+    """Batches that a suite which may stop early is measured in, at most."""
     clusters: int | None = None
     """Independent clusters of the items; None if every item counts by itself or clusters are not known."""
 
@@ -170,7 +173,12 @@ class StatedSuite:
         width = self.width or USUAL_WIDTH
         # What is lost has changed, at least.
         variances = self.variances(max(variance, loss * width))
-        return early_power(n, variances, margins, alpha, width, loss)
+        return early_power(n, variances, margins, alpha, width, loss, self.looks(n))
+
+    def looks(self, n: int) -> int:
+        """Return how often ``n`` items are looked at: once if the suite does not stop early."""
+        units = n if self.clusters is None else min(n, self.clusters)
+        return num_looks(units, self.max_looks) if self.stops else 1
 
     def expected(self, n: int, variance: float, alpha: float) -> int:
         """Return the items that are measured of an equal candidate; all where the suite does not stop."""
@@ -255,7 +263,8 @@ def stated_suites(
                 round, f"rounds.{index}.suite", max(1, snapshots), guards, sequential
             )
             behind = config.gate.campaign_rounds if templates else max(1, later)
-            yield replace(stated, rounds=rounds, behind=behind).counted(known.get(round.name))
+            stated = replace(stated, rounds=rounds, behind=behind, max_looks=config.gate.max_looks)
+            yield stated.counted(known.get(round.name))
 
 
 def _behind(
@@ -289,6 +298,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
         and spec.role == "gate"
         and known is not None
         and not (spec.text or spec.harness or spec.against or spec.rotate or spec.zero_tolerance),
+        max_looks=config.gate.max_looks,
         tokens_per_item=generated if spec.text is None else spec.window,
     )
 

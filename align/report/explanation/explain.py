@@ -179,7 +179,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         alpha_here=verdict.checks[0].alpha,
         alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending)
         if verdict.inputs.level is None
-        else math.fsum(evidence.levels()[:look]),
+        else math.fsum(decision.own for decision in evidence.decisions()[:look]),
         anchors=tuple(
             move
             for move in anchor_moves(evidence.ledger)
@@ -312,6 +312,12 @@ def _spent(told: Explanation) -> str:
     here, spent = f"alpha {told.alpha_here:.3g}", f"{told.alpha_spent:.3g} of {told.alpha:g}"
     if told.spending == "window":
         return f"Decision {told.look}, at {here}: any {told.campaign_rounds} in a row share {told.alpha:g}."
+    if told.spending == "recycle":
+        passed_on = f"; {here} passes on to the next" if told.outcome == "accepted" else ""
+        return (
+            f"Decision {told.look} of {told.campaign_rounds} declared, at {here}: {spent} was given out"
+            f"{passed_on}."
+        )
     if told.spending == "forever":
         return f"Decision {told.look} of any number, at {here}: {spent} is spent."
     return f"Decision {told.look} of {told.campaign_rounds} declared, each at {here}: {spent} is spent."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
 from align.report.html.charts.curves import Panel
@@ -40,6 +40,8 @@ class Number:
     value: float
     is_change: bool
     """Of scores; shown with its sign."""
+    on_fewer: bool = False
+    """True if it compares means of one suite over different numbers of items."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,8 @@ class FamilyView:
     family: Family
     columns: tuple[Column, ...]
     heat: tuple[HeatRow, ...]
+    on_fewer: str
+    """Sentence about means over fewer items than others of their column; empty if there are none."""
     numbers: tuple[Number, ...]
     """Those that could be formed."""
     retention: tuple[Panel, ...]
@@ -80,6 +84,7 @@ def family_views(
             family=family,
             columns=tuple(Column(name=s, notes=notes.get(s, ())) for s in shown.suites),
             heat=heat_rows(shown, margins, production),
+            on_fewer=ON_FEWER_WORDS if any(any(own.on_fewer(r)) for r in own.rows) else "",
             rows_left_out=len(own.rows) - len(shown.rows),
             columns_left_out=len(own.suites) - len(shown.suites),
             numbers=tuple(_numbers(own)),
@@ -94,12 +99,11 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
     rows, suites = matrix.rows, range(len(matrix.suites))
     if len(rows) > limits.rows:
         rows = (rows[0], *rows[1 - limits.rows :])
+    shown = replace(matrix, rows=rows)
     if len(suites) > limits.columns:
         first = limits.columns // 4
-        kept = (*suites[:first], *suites[first - limits.columns :])
-        rows = tuple(replace(row, scores=tuple(row.scores[j] for j in kept)) for row in rows)
-        return replace(matrix, rows=rows, suites=tuple(matrix.suites[j] for j in kept))
-    return replace(matrix, rows=rows)
+        return shown.select((*suites[:first], *suites[first - limits.columns :]))
+    return shown
 
 
 def _notes(config: CampaignConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -132,4 +136,10 @@ def _numbers(matrix: ScoreMatrix) -> Iterator[Number]:
          matrix.forward_transfer(), True),
     ):  # fmt: skip
         if value is not None:
-            yield Number(name=name, meaning=meaning, value=value, is_change=is_change)
+            yield Number(
+                name=name,
+                meaning=meaning,
+                value=value,
+                is_change=is_change,
+                on_fewer=matrix.uneven,
+            )

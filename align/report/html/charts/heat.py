@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from align.config.campaign import CampaignConfig
 from align.gate.checks import Against, Check
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.verdict import Verdict
 from align.report.html.charts.curves import Bar, Curve, Panel
 
@@ -24,6 +24,8 @@ class Cell:
     strength: float
     own: bool
     """The suite of the row's own round."""
+    items: int | None = None
+    """Number of items behind the score, where it is below that of others in its column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,20 +63,21 @@ def heat_rows(
         for j, suite in enumerate(matrix.suites)
     ]
 
-    def cell(row: str, j: int, score: float | None) -> Cell:
-        first, own = start[j], matrix.suites[j] == row
+    def cell(row: MatrixRow, j: int) -> Cell:
+        first, score, own = start[j], row.scores[j], matrix.suites[j] == row.name
+        items = row.items[j] if matrix.on_fewer(row)[j] else None
         if score is None or first is None:
-            return Cell(score=score, change=None, strength=0.0, own=own)
+            return Cell(score=score, change=None, strength=0.0, own=own, items=items)
         change = score - first
         strength = change / scales[j] if scales[j] else 0.0
-        return Cell(score=score, change=change, strength=strength, own=own)
+        return Cell(score=score, change=change, strength=strength, own=own, items=items)
 
     return tuple(
         HeatRow(
             name=row.name,
             accepted=row.accepted,
             production=row.accepted and row.name == production,
-            cells=tuple(cell(row.name, j, score) for j, score in enumerate(row.scores)),
+            cells=tuple(cell(row, j) for j in range(len(row.scores))),
         )
         for row in matrix.rows
     )
