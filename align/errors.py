@@ -2,8 +2,9 @@
 
     KeelError                   rollouts.errors: described for the person who has to act on it
     ├── UserError               the input is wrong; exits 2, no traceback
-    │   └── StoreError          the store belongs to another campaign, config or version of Keel
-    │       └── StoreBusy       another live process runs this store
+    │   ├── StoreError          the store belongs to another campaign, config or version of Keel
+    │   │   └── StoreBusy       another live process runs this store
+    │   └── ArtifactError       what a round to come rests on was changed or is gone, before anything began
     └── RunError                the input was fine and something failed on the way; exits 1
         ├── EvidenceError       a stored file is not the one that was written, or is gone; names it
         ├── SnapshotError       a snapshot is corrupt, incomplete or missing; names the file
@@ -20,6 +21,7 @@ from __future__ import annotations
 from rollouts.errors import KeelError, RunError, UserError
 
 __all__ = [
+    "ArtifactError",
     "EvidenceError",
     "KeelError",
     "NonFiniteError",
@@ -43,6 +45,10 @@ class StoreBusy(StoreError):
 
 class EvidenceError(RunError):
     """A stored file that a verdict or a round rests on was changed or is gone. ``where`` names it."""
+
+
+class ArtifactError(UserError, EvidenceError):
+    """An artifact that a round to come goes on from was changed or is gone; nothing was started."""
 
 
 class SnapshotError(RunError):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from align.config.gate import GateConfig
+from align.gate.statistics.alpha import Decision, recycled_level, spent_by
 from align.gate.statistics.betting import Wager, is_hopeless, wager
-from align.gate.suites.looks import LOOKS, early_of
+from align.gate.suites.looks import early_of, num_looks
 from benchmarks.levels import ALPHAS, CASES, Case, most_by_chance
 
 Right = NDArray[np.bool_]
@@ -72,47 +73,57 @@ class Design:
     """Items of each suite."""
     margins: Mapping[str, float]
     """By comparator: parent, best, start."""
-    alpha: float
+    gate: GateConfig
     suites: int = 6
-    rounds: int = 10
+    sound: int = 0
+    """Rounds whose candidates are equal, before any change."""
     accuracy: float = 0.6
     changed: float = 0.12
     """Share of items that an equal candidate answers differently from its parent."""
 
 
 def campaign(random: np.random.Generator, design: Design, change: float = 0.0) -> dict[str, float]:
-    """Draw one campaign; return the rounds accepted and the items measured per snapshot and suite.
+    """Draw one campaign; return the rounds accepted, those of them with a change, and the items measured
+    per snapshot and suite.
 
     Args:
-        change: true difference of every candidate to its parent, on the first suite.
+        change: true difference of a candidate to its parent, on the first suite.
     """
-    shape = (design.suites, design.items)
+    shape, rounds = (design.suites, design.items), design.gate.campaign_rounds
     answers = [random.random(shape) < design.accuracy]
-    ends = [design.items * (look + 1) // LOOKS for look in range(LOOKS)]
+    count = num_looks(design.items, design.gate.max_looks)
+    ends = [design.items * (look + 1) // count for look in range(count)]
     measured = [np.full(design.suites, ends[0])]
     judged: list[NDArray[np.int_]] = []
-    parent, best, accepted = 0, [0] * design.suites, 0
-    for number in range(1, design.rounds + 1):
-        answers.append(_next(random, answers[parent], design, change))
+    decisions: list[Decision] = []
+    parent, best = 0, [0] * design.suites
+    for number in range(1, rounds + 1):
+        own = change if number > design.sound else 0.0
+        answers.append(_next(random, answers[parent], design, own))
         measured.append(np.zeros(design.suites, dtype=int))
-        passed = True
+        decision, passed = recycled_level(design.gate, decisions), True
         for suite in range(design.suites):
             for who, snapshot in (("parent", parent), ("best", best[suite]), ("start", 0)):
                 differences = answers[number][suite].astype(float) - answers[snapshot][suite]
-                won, items = _decide(differences, design.margins[who], design.alpha, ends)
+                won, items = _decide(differences, design.margins[who], decision.level, ends)
                 passed &= won
                 for measured_of in (measured[number], measured[snapshot]):
                     measured_of[suite] = max(measured_of[suite], items)
+        decisions.append(decision._replace(accepted=passed))
         if not passed:
             continue
-        accepted, parent = accepted + 1, number
+        parent = number
         judged.append(measured[number].copy())
         for suite in range(design.suites):
             common = min(int(items[suite]) for items in judged)
             means = [answers[s][suite][:common].mean() for s in (best[suite], number)]
             best[suite] = number if means[1] > means[0] else best[suite]
     total = float(np.sum(measured))
-    return {"rounds": accepted, "items": total / design.suites / (design.rounds + 1)}
+    return {
+        "rounds": sum(decision.accepted for decision in decisions),
+        "changed": sum(decision.accepted for decision in decisions[design.sound :]),
+        "items": total / design.suites / (rounds + 1),
+    }
 
 
 def _next(random: np.random.Generator, parent: Right, design: Design, change: float) -> Right:
@@ -149,21 +160,22 @@ def _decide(
     return False, ends[high]
 
 
-@cache
-def same_suites(items: int, margin: float, budget: float, alpha: float) -> Design:
-    """Return campaigns with one margin and one budget."""
-    return Design(
-        items=items, margins={"parent": margin, "best": budget, "start": budget}, alpha=alpha
-    )
+def same_suites(
+    items: int, margin: float, budget: float, *, alpha: float, rounds: int, sound: int = 0
+) -> Design:
+    """Return campaigns with one margin and one budget, whose gate stops early by its defaults."""
+    gate = GateConfig(alpha=alpha, campaign_rounds=rounds, stopping="sequential")
+    margins = {"parent": margin, "best": budget, "start": budget}
+    return Design(items=items, margins=margins, gate=spent_by(gate, endless=False), sound=sound)
 
 
 def campaigns(
     random: np.random.Generator, design: Design, times: int, change: float = 0.0
 ) -> dict[str, float]:
-    """Return the means of several campaigns, and the share that accepted any candidate."""
+    """Return the means of several campaigns, and the share that accepted any candidate with the change."""
     drawn = [campaign(random, design, change) for _ in range(times)]
     return {
-        "rounds": float(np.mean([one["rounds"] for one in drawn])),
-        "items": float(np.mean([one["items"] for one in drawn])),
-        "any": float(np.mean([one["rounds"] > 0 for one in drawn])),
+        "rounds": float(np.mean([figures["rounds"] for figures in drawn])),
+        "items": float(np.mean([figures["items"] for figures in drawn])),
+        "any": float(np.mean([figures["changed"] > 0 for figures in drawn])),
     }

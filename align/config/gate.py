@@ -155,7 +155,7 @@ class CalibrationConfig(PromptsConfig):
         return self
 
 
-Spending = Literal["campaign", "window", "forever"]
+Spending = Literal["campaign", "recycle", "window", "forever"]
 """Set of decisions that share alpha, see `align.gate.statistics.alpha`."""
 Stopping = Literal["fixed", "sequential"]
 """Items of a candidate that are measured: all, or as many as it takes to decide
@@ -323,13 +323,18 @@ class GateConfig(Settings):
     """Number of rounds that alpha is spread over; more decisions leave less alpha for each."""
     spending: Spending | None = None
     """Decisions that share alpha. ``campaign``: those of the declared rounds; later rounds are stricter and
-    exceed it. ``window``: those of any ``campaign_rounds`` rounds in a row, without end. ``forever``: all
-    decisions without end, so that they get stricter fast. None: ``window`` with rounds of a template, else
-    ``campaign``."""
+    exceed it. ``recycle``: the same, and what a decision that accepted was allowed passes on to the next;
+    of all together, none lets a loss through with a chance above alpha. ``window``: those of any
+    ``campaign_rounds`` rounds in a row, without end. ``forever``: all decisions without end, so that they
+    get stricter fast. None: ``window`` with rounds of a template, else ``recycle`` where suites stop early
+    and ``campaign`` where they do not."""
     stopping: Stopping = "fixed"
     """``sequential``: a suite of pass/fail items, of scores with a known range or of pairs is measured in
     batches, in random order, and no further once it is decided against every comparator. ``fixed``: all
     items of every suite are measured."""
+    max_looks: Annotated[int, Field(ge=1)] = 24
+    """Batches that a suite which may stop early is measured in, at most. After each the gate looks at it,
+    and engines that switch between snapshots load weights: fewer looks save loads, more save items."""
     total_budget: Annotated[float, Field(gt=0)] | None = None
     """Largest loss of a suite against the campaign's start, whatever the number of rounds. None: twice the
     suite's margin, since after ten rounds more than four times as many answers differ from the start's as

@@ -16,7 +16,7 @@ from align.gate.checks import Against, Items, Role
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import decide_pairs
-from align.gate.statistics.alpha import amended_level, spent_by
+from align.gate.statistics.alpha import Decision, amended_level, recycled_level, spent_by
 from align.gate.suites.looks import first, looks
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
@@ -167,32 +167,44 @@ class Evidence:
         """Decisions taken so far: one a round, or one for every candidate that it put forward."""
         return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
 
-    def levels(self) -> list[float]:
-        """Return the error that every decision so far was taken at, in order."""
-        errors: list[float] = []
+    def decisions(self) -> list[Decision]:
+        """Return every decision so far, in order, with the error that it was allowed."""
+        taken: list[Decision] = []
         for record in self._judged():
-            inputs = Verdict.from_dict(record.report or {}).inputs
-            looks = [repair.look for repair in repairs_of(record.report)] or [inputs.looks]
-            declared = inputs.gate.campaign_rounds
-            errors += [level_of(inputs.gate, max(n, declared), inputs.level) for n in looks]
-        return errors
+            verdict = Verdict.from_dict(record.report or {})
+            inputs, accepted = verdict.inputs, verdict.outcome == "accepted"
+            tried = repairs_of(record.report)
+            looks = [repair.look for repair in tried] or [inputs.looks]
+            outcomes = [accepted and repair.candidate == record.candidate for repair in tried]
+            for look, outcome in zip(looks, outcomes or [accepted], strict=True):
+                level = level_of(inputs.gate, max(look, inputs.gate.campaign_rounds), inputs.level)
+                decision = Decision(level, outcome)
+                if inputs.gate.spending == "recycle":
+                    decision = recycled_level(inputs.gate, taken)._replace(accepted=outcome)
+                taken.append(decision)
+        return taken
 
     def _judged(self) -> list[RoundRecord]:
         """Return the committed rounds whose report is a verdict of this gate."""
         return [r for r in self.committed() if "inputs" in (r.report or {})]
 
     def amended_level(self, look: int) -> float | None:
-        """Return the error of a decision to come if alpha was amended after earlier ones.
+        """Return the error of a decision to come if it depends on those before it: alpha is recycled, or
+        was amended after some of them.
 
         None: the rule of `align.gate.statistics.alpha` says it, since all decisions were taken by the same
         settings.
         """
-        gate = self.gate
+        gate, decisions = self.gate, self.decisions()
+        if gate.spending == "recycle":
+            while len(decisions) < look - 1:  # Candidates of the same round that were refused.
+                decisions.append(recycled_level(gate, decisions))
+            return recycled_level(gate, decisions[: look - 1]).level
         stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged()]
         if all(_spends_alike(gate, stored_gate) for stored_gate in stored):
             return None
-        spent = self.levels()
-        while len(spent) < look - 1:  # Candidates of the same round that were refused.
+        spent = [decision.own for decision in decisions]
+        while len(spent) < look - 1:
             spent.append(amended_level(gate, spent, len(spent) + 1))
         return amended_level(gate, spent, look)
 
@@ -319,7 +331,9 @@ class Evidence:
 
         A verdict that names no items was drawn from all, and every accepted snapshot was measured on them.
         """
-        counts = dict.fromkeys(snapshots, looks(suite.name, suite.item_ids, suite.item_clusters)[0])
+        assert suite.early is not None
+        ends = looks(suite.name, suite.item_ids, suite.item_clusters, suite.early.looks)
+        counts = dict.fromkeys(snapshots, ends[0])
         accepted: list[int] = []
         for record in self._judged():
             inputs = Verdict.from_dict(record.report or {}).inputs
@@ -449,7 +463,7 @@ class Evidence:
 
     def matrix(self) -> ScoreMatrix:
         """Mean score of every measured snapshot on every suite; unseen cells stay empty."""
-        means = {(e.snapshot, e.suite): e.mean for e in self.ledger.evaluations()}
+        records = {(e.snapshot, e.suite): e for e in self.ledger.evaluations()}
         names = tuple(
             dict.fromkeys(
                 [s.name for s in self.config.suites if s.role != "sealed"]
@@ -462,14 +476,18 @@ class Evidence:
             for r in self.committed()
             if self._makes(r.name) == "policy"
         ]
+        cells = {
+            name: [records.get((snapshot, suite)) for suite in names] for name, snapshot, _ in rows
+        }
         return ScoreMatrix(
             rows=tuple(
                 MatrixRow(
                     name=name,
                     accepted=accepted,
-                    scores=tuple(means.get((snapshot, suite)) for suite in names),
+                    scores=tuple(None if e is None else e.mean for e in cells[name]),
+                    items=tuple(None if e is None else e.n for e in cells[name]),
                 )
-                for name, snapshot, accepted in rows
+                for name, _, accepted in rows
             ),
             suites=names,
             retired=self.retired([name for name, _, accepted in rows if accepted]),

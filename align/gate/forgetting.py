@@ -16,9 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.gate.measurement.evaluate import ItemResults, paired
+
+ON_FEWER = "*"
+"""Mark of a mean over fewer items than others that it stands beside."""
+ON_FEWER_WORDS = (
+    "over fewer items than others of its column, since the suite stopped early: verdicts compare the same "
+    "items, these means do not"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +38,13 @@ class MatrixRow:
     """The base counts as accepted."""
     scores: tuple[float | None, ...]
     """Mean on every suite, in the matrix's order; None where it was not measured."""
+    items: tuple[int | None, ...] = ()
+    """Number of items behind every mean; empty where nobody counted."""
+
+    def select(self, columns: Sequence[int]) -> MatrixRow:
+        """Return the row with some of its columns."""
+        items = tuple(self.items[j] for j in columns) if self.items else ()
+        return replace(self, scores=tuple(self.scores[j] for j in columns), items=items)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +58,40 @@ class ScoreMatrix:
 
     def __post_init__(self) -> None:
         for row in self.rows:
-            if len(row.scores) != len(self.suites):
+            if {len(row.scores), len(row.items) or len(self.suites)} != {len(self.suites)}:
                 raise ValueError(f"row {row.name!r} needs {len(self.suites)} cells")
+
+    def select(self, columns: Sequence[int]) -> ScoreMatrix:
+        """Return the matrix of some of its columns."""
+        return replace(
+            self,
+            suites=tuple(self.suites[j] for j in columns),
+            rows=tuple(row.select(columns) for row in self.rows),
+        )
+
+    @property
+    def most_items(self) -> tuple[int, ...]:
+        """Largest number of items behind a mean, by suite; 0 where nobody counted."""
+        return tuple(
+            max((row.items[j] or 0 for row in self.rows if row.items), default=0)
+            for j in range(len(self.suites))
+        )
+
+    def on_fewer(self, row: MatrixRow) -> tuple[bool, ...]:
+        """Tell by suite if the row's mean is over fewer items than another of its column, as where a suite
+        stopped early: a difference between the two is not one of the same items.
+        """
+        if not row.items:
+            return (False,) * len(self.suites)
+        return tuple(
+            n is not None and n < most for n, most in zip(row.items, self.most_items, strict=True)
+        )
+
+    @property
+    def uneven(self) -> bool:
+        """True if the summary numbers compare means of one task over different numbers of items."""
+        columns = [self.suites.index(task) for _, task in self.tasks]
+        return any(self.on_fewer(row)[j] for row in self.path for j in columns)
 
     @property
     def path(self) -> tuple[MatrixRow, ...]:

@@ -74,7 +74,8 @@ class VerdictInputs:
     left_out: tuple[str, ...] = ()
     """Earlier accepted rounds of templates that were not looked at this time."""
     level: float | None = None
-    """Error of this decision if alpha was amended after earlier ones; None: as `alpha_at` says."""
+    """Error of this decision if alpha is recycled, or was amended after earlier ones; None: as `alpha_at`
+    says."""
     decided_by: int = FIRST_RULE
     """Number of the rule in `align.gate.statistics.rules` by which snapshots were compared."""
     items: Mapping[str, Items] = field(default_factory=dict)
@@ -368,11 +369,18 @@ def _reasons(
     reasons = [c.sentence for c in checks if c.role != "shown" and c.outcome != "passed"]
     if gate.mode == "observe" and outcome != "accepted":
         reasons.append("accepted all the same: the gate only observes")
-    if level is not None:
+    undeclared = looks > gate.campaign_rounds
+    if gate.spending == "recycle":
+        if undeclared and level is not None and level <= gate.alpha / looks:
+            reasons.append(
+                f"decision {looks} of {gate.campaign_rounds} declared, after a rejection: nothing is left "
+                f"of alpha, and {level:.3g} exceeds it"
+            )
+    elif level is not None:
         reasons.append(
             f"alpha was amended after earlier decisions, and what they took stays spent: {level:.3g} here"
         )
-    elif looks > gate.campaign_rounds and gate.spending in (None, "campaign"):
+    elif undeclared and gate.spending in (None, "campaign"):
         reasons.append(
             f"decision {looks} of {gate.campaign_rounds} declared: alpha is spread over {looks}"
         )

@@ -107,6 +107,7 @@ def opened_case(
             root=root,
             planned=plan_gate(file.campaign(file.policy), None, suites=candidate_suites),
             notes=(
+                *file.notes,
                 *candidate.notes,
                 *incumbent.notes,
                 *(f"suite {name!r} is left out: {why}" for name, why in file.left_out.items()),

@@ -27,6 +27,12 @@ WHAT = "suites"
 UNNAMED = "?"
 """Model of a file that names none."""
 
+MEASURED_WHOLE = (
+    "gate.stopping: sequential is for rounds of a campaign; here every item of both models is measured, "
+    "one model after the other, and decided by the tests of whole suites (as with gate.stopping: fixed)"
+)
+"""Remark on a file whose campaigns stop early."""
+
 
 def _of_any_model(value: Any) -> Any:
     """Return settings of a policy that leave the model open, and the precision to the machine."""
@@ -67,6 +73,11 @@ class SuitesFile(Settings):
     ) -> tuple[SuiteConfig, ...]:
         gate: GateConfig | None = info.data.get("gate")
         return suites if gate is None else gate.fitted(suites)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on settings that mean something else than in a campaign."""
+        return (MEASURED_WHOLE,) if self.gate.stopping == "sequential" else ()
 
     @property
     def left_out(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
@@ -41,12 +40,7 @@ def by_family(
             if families.get(suite, "general") == family
         ]
         if columns:
-            suites = tuple(matrix.suites[column] for column in columns)
-            rows = tuple(
-                replace(row, scores=tuple(row.scores[column] for column in columns))
-                for row in matrix.rows
-            )
-            parts.append((family, replace(matrix, suites=suites, rows=rows)))
+            parts.append((family, matrix.select(columns)))
     return parts
 
 

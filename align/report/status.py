@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
 from align.gate.measurement.results import measured_figures
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
@@ -31,6 +31,8 @@ class SnapshotScores:
     """Mean score by suite."""
     figures: Mapping[str, Mapping[str, float]]
     """Further figures by suite and name, such as an accuracy, where a suite has any."""
+    items: Mapping[str, int | None]
+    """Number of items behind each mean; below that of other rows where a suite stopped early."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,17 @@ class RoundStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OnFewer:
+    """Means over fewer items than others of their column, since a suite stopped early."""
+
+    why: str
+    cells: tuple[tuple[str, str], ...]
+    """Round and suite of every such mean."""
+    summary: bool
+    """True if the summary numbers compare them with others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CampaignStatus:
     """Current state of a campaign."""
 
@@ -56,6 +69,8 @@ class CampaignStatus:
     """Decisions taken so far, repairs counted."""
     summary: Mapping[str, float | None]
     """Summary numbers of continual learning over accepted rounds: AP, AIA, LA, BWT, FM, FWT."""
+    on_fewer: OnFewer | None
+    """Means over fewer items than others of their column; None if there are none."""
     matrix: tuple[SnapshotScores, ...]
     rounds: tuple[RoundStatus, ...]
     amendments: tuple[Amendment, ...]
@@ -72,6 +87,7 @@ def status_of(evidence: Evidence) -> CampaignStatus:
         production=evidence.ledger.alias("production") or evidence.base,
         decisions=evidence.looks(),
         summary=summary_numbers(matrix),
+        on_fewer=_on_fewer(matrix),
         matrix=tuple(_rows(evidence, matrix)),
         rounds=tuple(
             RoundStatus(
@@ -109,14 +125,28 @@ def summary_numbers(matrix: ScoreMatrix) -> dict[str, float | None]:
 
 
 def plain(status: CampaignStatus) -> dict[str, Any]:
-    """Return the status in JSON values; a round's entry is merged with its scores."""
+    """Return the status in JSON values: a round's entry merged with its scores, ``on_fewer`` only where
+    there are such means.
+    """
     from dataclasses import asdict
 
     values = asdict(status)
+    if status.on_fewer is None:
+        del values["on_fewer"]
     values["rounds"] = [
         {**round_values.pop("entry"), **round_values} for round_values in values["rounds"]
     ]
     return values
+
+
+def _on_fewer(matrix: ScoreMatrix) -> OnFewer | None:
+    cells = tuple(
+        (row.name, suite)
+        for row in matrix.rows
+        for suite, fewer in zip(matrix.suites, matrix.on_fewer(row), strict=True)
+        if fewer
+    )
+    return OnFewer(why=ON_FEWER_WORDS, cells=cells, summary=matrix.uneven) if cells else None
 
 
 def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
@@ -132,6 +162,7 @@ def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
             accepted=row.accepted,
             scores=dict(zip(matrix.suites, row.scores, strict=True)),
             figures=figures_of(evidence, snapshot),
+            items=dict(zip(matrix.suites, row.items, strict=True)),
         )
         for row, snapshot in zip(matrix.rows, snapshots, strict=True)
     ]

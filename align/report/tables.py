@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import ON_FEWER, ON_FEWER_WORDS, ScoreMatrix
 from align.gate.sealed import openings
 from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
@@ -63,15 +63,21 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
         table.add_column(suite, justify="right")
     for row in matrix.rows:
         label = row.name if row.accepted else f"{row.name} (rejected)"
-        cells = ["" if score is None else f"{score:.3f}" for score in row.scores]
+        cells = [
+            "" if score is None else f"{score:.3f}{ON_FEWER if fewer else ''}"
+            for score, fewer in zip(row.scores, matrix.on_fewer(row), strict=True)
+        ]
         table.add_row(label, *cells, style=None if row.accepted else "dim")
+    if any(any(matrix.on_fewer(row)) for row in matrix.rows):
+        table.caption, table.caption_justify = f"{ON_FEWER} {ON_FEWER_WORDS}", "left"
     return table
 
 
 def metrics_line(matrix: ScoreMatrix) -> Text:
     """Write the summary numbers of continual learning over the accepted rounds."""
     values = summary_numbers(matrix).items()
-    shown = [f"{name} {value:+.3f}" for name, value in values if value is not None]
+    mark = ON_FEWER if matrix.uneven else ""
+    shown = [f"{name} {value:+.3f}{mark}" for name, value in values if value is not None]
     return Text("   ".join(shown) + "\n" if shown else "")
 
 

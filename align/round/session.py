@@ -220,7 +220,8 @@ class Session:
         shown = [s.at(due) for s in self.inputs.policy_suites if s.role != "sealed"]
         scored = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
         suites = compared(scored, known_snapshots(self.evidence, scored))
-        return [STOPPING[self.config.gate.stopping](suite) for suite in suites]
+        gate = self.config.gate
+        return [STOPPING[gate.stopping](suite, gate.max_looks) for suite in suites]
 
     def checkpoint_folder(self, plan: RoundPlan) -> Path:
         """Return the folder that the attempts of a round share; each of its repairs has its own."""

@@ -97,16 +97,16 @@ def submit(
         ship=not installed,
     )
     leaks.check_no_secrets(spec.entrypoint, files.values(), os.environ)
-    jobs = _open(address, insecure=insecure_cluster)
+    client = _open(address, insecure=insecure_cluster)
     name = job_id or f"{config.name}-{secrets.token_hex(4)}"
-    jobs.submit(spec, name)
+    client.submit(spec, name)
     if as_json and not follow:
         print_json({"id": name, "entrypoint": spec.entrypoint, "files": list(files)})
         return
     hint = f"keel jobs logs {name} --address {jobs_address.shown(address)} --follow"
     typer.echo(f"submitted {name}; its log: {hint}", err=True)
     if follow:
-        _follow(jobs, name, timeout, address)
+        _follow(client, name, timeout, address)
 
 
 @jobs_app.command("list")
@@ -127,13 +127,13 @@ def jobs_status(
     job: JobId, address: Address, insecure_cluster: Insecure = False, as_json: AsJson = False
 ) -> None:
     """Show one job."""
-    known = _open(address, insecure=insecure_cluster).get(job)
+    status = _open(address, insecure=insecure_cluster).get(job)
     if as_json:
-        print_json(known)
+        print_json(status)
         return
-    typer.echo(_line(known))
-    if known.message:
-        typer.echo(f"  {known.message}")
+    typer.echo(_line(status))
+    if status.message:
+        typer.echo(f"  {status.message}")
 
 
 @jobs_app.command("logs")
@@ -145,11 +145,11 @@ def jobs_logs(
     insecure_cluster: Insecure = False,
 ) -> None:
     """Print what a job has printed."""
-    jobs = _open(address, insecure=insecure_cluster)
+    client = _open(address, insecure=insecure_cluster)
     if follow:
-        _follow(jobs, job, timeout, address)
+        _follow(client, job, timeout, address)
     else:
-        typer.echo(jobs.logs(job), nl=False)
+        typer.echo(client.logs(job), nl=False)
 
 
 @jobs_app.command("stop")
@@ -161,11 +161,11 @@ def jobs_stop(
     as_json: AsJson = False,
 ) -> None:
     """End a job; its finished rounds are kept, and submitting it again goes on from there."""
-    stopped = _open(address, insecure=insecure_cluster).stop(job, timeout)
+    status = _open(address, insecure=insecure_cluster).stop(job, timeout)
     if as_json:
-        print_json(stopped)
+        print_json(status)
     else:
-        typer.echo(_line(stopped))
+        typer.echo(_line(status))
 
 
 def _open(address: str, *, insecure: bool) -> Jobs:

@@ -201,7 +201,8 @@ def _cost(tokens: int, is_complete: bool, price: float | None) -> str:
 def stopping_lines(planned: GatePlan) -> list[str]:
     """Return a line on every suite that may stop early: the items that are expected to be measured."""
     return [
-        f"{suite.suite} stops after about {suite.expected:,} of {suite.n:,} items"
+        f"{suite.suite} stops after about {suite.expected:,} of {suite.n:,} items, and is looked at up to "
+        f"{suite.looks} times"
         for suite in planned.suites
         if suite.expected < suite.n
     ]
@@ -222,10 +223,18 @@ def _plan_table(planned: GatePlan) -> Table:
     return table
 
 
-def _whose_cost(planned: GatePlan) -> str:
-    """Begin the sentence on tokens, which are expected ones where suites may stop early."""
-    stops = any(suite.expected < suite.n for suite in planned.suites)
-    return "an equal candidate costs about" if stops else "a candidate costs at most"
+def cost_sentence(planned: GatePlan, price: float | None) -> str:
+    """Say what a candidate costs to measure: the most, and what is expected where suites may stop early."""
+    most = f"a candidate costs at most {_cost(*planned.tokens(whole=True), price)}"
+    stopping = [suite for suite in planned.suites if suite.expected < suite.n]
+    if not stopping:
+        return most
+    looks = max(suite.looks for suite in stopping)
+    return (
+        f"an equal candidate is expected to cost {_cost(*planned.tokens(), price)}; {most}, in up to "
+        f"{looks} looks (gate.max_looks); in each, engines load the weights of the candidate and of every "
+        "snapshot that it is not decided against at most once, and measure these as far as it needs"
+    )
 
 
 def _whom(planned: GatePlan) -> str:
@@ -272,7 +281,7 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
         ),
         f"{_whom(planned)} in the last round passes every suite with a chance of "
         f"{planned.all_pass:.2f}, were they independent",
-        f"{_whose_cost(planned)} {_cost(*planned.tokens(), price)}{took}; with the items for all, "
+        f"{cost_sentence(planned, price)}{took}; with the items for all, "
         f"{_cost(*planned.tokens(enough=True), price)}",
         f"change: of candidates against their parents in {measured} decided rounds"
         if measured

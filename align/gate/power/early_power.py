@@ -41,6 +41,7 @@ def early_power(
     alpha: float,
     reach: float = 1.0,
     loss: float = 0.0,
+    looks: int = BLOCKS,
 ) -> EarlyPower:
     """Return the chances and the cost of a candidate.
 
@@ -50,6 +51,7 @@ def early_power(
         margins: by comparator.
         reach: largest size of one difference.
         loss: true loss of the candidate; 0: it is equal.
+        looks: batches that the suite is measured in; a bet that is won in between ends with the batch.
     """
     margin, variance = (np.array(column)[:, None] for column in (margins, variances))
     wanted, size = -math.log(alpha), n / BLOCKS
@@ -71,6 +73,8 @@ def early_power(
         hit = open_ & (wealth >= wanted)
         stops[hit] = (block + 1) * size
         open_ &= ~hit
+    batch = n / looks
+    stops = np.minimum(np.ceil(stops / batch - 1e-9) * batch, n)
     each = tuple((1.0 - open_.mean(axis=1)).tolist())
     return EarlyPower(each, float((~open_).all(axis=0).mean()), float(stops.max(axis=0).mean()))
 

@@ -99,6 +99,8 @@ class SuitePlan:
     """Items at which `joint` suffices in the same sense, at the configured margin."""
     expected: int
     """Items measured of an equal candidate in the last round: below ``n`` if the suite may stop early."""
+    looks: int
+    """Batches that the items are measured in, at most; 1 if the suite is measured whole."""
     rate_margin: float | None
     """Largest rise of answers cut or without a score; None: not tested."""
     clusters: int | None
@@ -150,18 +152,19 @@ class GatePlan:
     recalls: Mapping[str, Lookback] = field(default_factory=dict)
     """By the round of a template that is decided on next: what it looks at."""
 
-    def tokens(self, *, enough: bool = False) -> tuple[int, bool]:
+    def tokens(self, *, enough: bool = False, whole: bool = False) -> tuple[int, bool]:
         """Return the tokens of measuring one candidate on all suites, and whether all are known.
 
         Args:
             enough: with the items at which all suites pass together; else with those that are expected to
                 be measured.
+            whole: with all items of every suite, the most that a candidate takes.
         """
         each = [
             None
             if suite.tokens is None
             else suite.tokens
-            * (suite.enough if enough and suite.guards else suite.expected)
+            * (suite.n if whole else suite.enough if enough and suite.guards else suite.expected)
             // suite.n
             for suite in self.suites
         ]
@@ -308,6 +311,7 @@ def _plan(
         smallest=stated.smallest(n, variance, alpha, level.wanted, pass_fail=whole),
         enough=stated.enough(variance, alpha, level.wanted, pass_fail=whole),
         expected=stated.expected(n, variance, alpha),
+        looks=stated.looks(n),
         rate_margin=stated.rate_margin(stated.margin),
         clusters=stated.clusters,
         clusters_needed=stated.fewest_clusters(stated.margin, alpha),

@@ -4,6 +4,13 @@
 
     campaign   alpha / max(t, T). T decisions keep alpha together. Looking on is possible, ever stricter,
                and exceeds it: t decisions by about alpha ln(t / T), without bound.
+    recycle    alpha / T and what the decision before it was allowed, if that accepted: ten that accept are
+               taken at alpha / 10, 2 alpha / 10, ..., alpha, and the first after a rejection at alpha / 10
+               again. The chance that any of T decisions accepts a loss is at most alpha: an acceptance
+               either lets a loss through, which is the error itself, or was no test of a loss and spent
+               nothing (the fallback procedure: Wiens 2003, Pharmaceutical Statistics 2; Bretz et al. 2009,
+               Statistics in Medicine 28). After T decisions what was passed on remains, and else they
+               exceed alpha as in ``campaign``.
     window     alpha / T, always. Any T decisions in a row keep alpha, whatever was before: how often a loss
                slips through stays the same, and so does what items can show. How much slips through in
                all is for the budgets against fixed anchors to bound.
@@ -20,15 +27,37 @@ exceed alpha.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from align.config.gate import GateConfig, Spending
+
+
+class Decision(NamedTuple):
+    """A decision that was taken."""
+
+    level: float
+    """Error that it was allowed."""
+    accepted: bool
+    passed_on: float = 0.0
+    """Part of the level that the decision before it had passed on."""
+
+    @property
+    def own(self) -> float:
+        """Part of the level that no earlier decision had."""
+        return self.level - self.passed_on
+
+
+NOTHING = 1e-9
+"""Share of alpha below which nothing is left: the rest is rounding."""
 
 
 def alpha_at(
     alpha: float, campaign_rounds: int, look: int, spending: Spending | None = None
 ) -> float:
     """Error that the ``look``-th decision may make; None spends as ``campaign``.
+
+    Of ``recycle`` it is what a decision after a rejection gets, see `recycled_level`.
 
     >>> [round(alpha_at(0.05, 10, look, "forever"), 6) for look in (1, 10, 11, 300)]
     [0.0025, 0.0025, 0.002273, 3e-06]
@@ -55,6 +84,35 @@ def alpha_spent(
     first = max(1, looks - campaign_rounds + 1) if spending == "window" else 1
     shares = (alpha_at(alpha, campaign_rounds, t, spending) for t in range(first, looks + 1))
     return math.fsum(shares)
+
+
+def recycled_level(gate: GateConfig, decisions: Iterable[Decision]) -> Decision:
+    """Return the next decision of a gate that recycles alpha, with its level; not accepted yet.
+
+    Rejections spend their level. What is left over, and was not passed on, is shared by the declared
+    decisions to come; so alpha and ``campaign_rounds`` may be amended on the way.
+
+    Args:
+        decisions: those before it, in order, by whatever rule they were taken.
+
+    >>> gate = GateConfig(alpha=0.08, campaign_rounds=4)
+    >>> decisions: list[Decision] = []
+    >>> for accepted in (True, True, False, True):
+    ...     decisions.append(recycled_level(gate, decisions)._replace(accepted=accepted))
+    >>> [round(decision.level, 9) for decision in decisions]
+    [0.02, 0.04, 0.06, 0.02]
+    """
+    spent, passed_on, number = 0.0, 0.0, 0
+    for decision in decisions:
+        number += 1
+        passed_on = decision.level if decision.accepted else 0.0
+        spent += 0.0 if decision.accepted else decision.level
+    left = gate.campaign_rounds - number
+    share = max(0.0, gate.alpha - spent - passed_on) / left if left > 0 else 0.0
+    passed_on = max(0.0, min(passed_on, gate.alpha - spent))
+    if passed_on + share > gate.alpha * NOTHING:
+        return Decision(passed_on + share, False, passed_on)
+    return Decision(gate.alpha / max(number + 1, gate.campaign_rounds), False)
 
 
 def amended_level(gate: GateConfig, spent: Sequence[float], look: int) -> float:
@@ -89,9 +147,13 @@ def _rest(alpha: float, campaign_rounds: int, done: int, spending: Spending | No
 
 
 def spent_by(gate: GateConfig, *, endless: bool) -> GateConfig:
-    """The gate with its way of spending, where the file leaves it to the kind of campaign."""
-    if gate.spending is None and endless:
+    """Return the gate with its way of spending, where the file leaves it to the kind of campaign."""
+    if gate.spending is not None:
+        return gate
+    if endless:
         return gate.model_copy(update={"spending": "window"})
+    if gate.stopping == "sequential":
+        return gate.model_copy(update={"spending": "recycle"})
     return gate
 
 
@@ -99,9 +161,15 @@ def spending_sentence(gate: GateConfig, look: int, level: float | None = None) -
     """Say which error the ``look``-th decision may make, and what that keeps.
 
     Args:
-        level: where alpha was amended after decisions; None: the rule says it.
+        level: where alpha was amended after decisions, or is recycled; None: the rule says it.
     """
     rounds = gate.campaign_rounds
+    if gate.spending == "recycle":
+        here = alpha_at(gate.alpha, rounds, look) if level is None else level
+        return (
+            f"alpha {gate.alpha:g} over {max(look, rounds)} decisions: {here:.3g} for number {look}; what "
+            "one that accepts was allowed passes on to the next"
+        )
     if level is not None:
         shared = f"alpha {gate.alpha:g} over {rounds} decisions"
         return f"{shared}, amended after {look - 1}: {level:.3g} for the next"

@@ -15,7 +15,7 @@ from align.config.gate import Stopping
 from align.gate.measurement.results import ItemResults, paired
 from align.gate.statistics.betting import is_hopeless, lower_end, wager
 from align.gate.statistics.comparison import UNBOUNDED, Comparison, moments
-from align.gate.suites.looks import Early, early_of
+from align.gate.suites.looks import LOOKS, Early, early_of
 from align.gate.suites.scale import UNIT, ScoreScale
 from align.gate.suites.suite import Suite
 
@@ -30,15 +30,15 @@ def may_stop(suite: Suite) -> bool:
     return suite.known_range is not None and not whole and suite.role == "gate"
 
 
-def stopping(suite: Suite) -> Suite:
+def stopping(suite: Suite, max_looks: int = LOOKS) -> Suite:
     """Return the suite with leave to stop early, if it can."""
     if not may_stop(suite):
         return suite
-    return replace(suite, early=early_of(suite.item_ids, suite.item_clusters))
+    return replace(suite, early=early_of(suite.item_ids, suite.item_clusters, max_looks))
 
 
-STOPPING: Mapping[Stopping, Callable[[Suite], Suite]] = {
-    "fixed": lambda suite: suite,
+STOPPING: Mapping[Stopping, Callable[[Suite, int], Suite]] = {
+    "fixed": lambda suite, max_looks: suite,
     "sequential": stopping,
 }
 """Ways to measure a suite, as ``gate.stopping`` names them."""

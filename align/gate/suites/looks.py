@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from align.gate.measurement.results import ItemResults
 
 LOOKS = 48
-"""Looks at a large suite, evenly spread: each costs little more than to hand the engines another batch."""
+"""Looks at a large suite, where neither a setting nor a stored verdict says how many."""
 FEWEST = 32
 """Independent items, or clusters, between two looks at least."""
 
@@ -29,18 +29,21 @@ class Early:
     """Independent clusters of items; as many as items where every item counts by itself."""
     largest: int = 1
     """Items of the largest cluster."""
+    looks: int = LOOKS
+    """Batches that it is measured in, at most."""
 
 
-def early_of(ids: Sequence[str], clusters: Sequence[str]) -> Early:
+def early_of(ids: Sequence[str], clusters: Sequence[str], looks: int = LOOKS) -> Early:
     """Return the size of a suite with these items; empty ``clusters``: every item counts by itself.
 
-    >>> early_of(["a", "b", "c"], ["x", "y", "x"])
-    Early(items=3, units=2, largest=2)
+    >>> early_of(["a", "b", "c"], ["x", "y", "x"], looks=24)
+    Early(items=3, units=2, largest=2, looks=24)
     """
     sizes: dict[str, int] = {}
     for label in clusters or ids:
         sizes[label] = sizes.get(label, 0) + 1
-    return Early(items=len(ids), units=len(sizes), largest=max(sizes.values(), default=1))
+    largest = max(sizes.values(), default=1)
+    return Early(items=len(ids), units=len(sizes), largest=largest, looks=looks)
 
 
 def in_order(suite: str, ids: Sequence[str], clusters: Sequence[str] = ()) -> list[int]:
@@ -54,8 +57,19 @@ def in_order(suite: str, ids: Sequence[str], clusters: Sequence[str] = ()) -> li
     return sorted(range(len(ids)), key=keys.__getitem__)
 
 
-def looks(suite: str, ids: Sequence[str], clusters: Sequence[str] = ()) -> list[int]:
-    """Return the numbers of items at which a suite is looked at; the last is all of them.
+def num_looks(units: int, most: int) -> int:
+    """Return how often a suite of so many independent units is looked at.
+
+    >>> num_looks(12_000, 24), num_looks(100, 24), num_looks(10, 24)
+    (24, 3, 1)
+    """
+    return max(1, min(most, units // FEWEST))
+
+
+def looks(
+    suite: str, ids: Sequence[str], clusters: Sequence[str] = (), most: int = LOOKS
+) -> list[int]:
+    """Return the numbers of items at which a suite is looked at, evenly spread; the last is all of them.
 
     >>> looks("s", [str(i) for i in range(100)])
     [33, 66, 100]
@@ -67,7 +81,7 @@ def looks(suite: str, ids: Sequence[str], clusters: Sequence[str] = ()) -> list[
         for place in range(len(order))
         if place + 1 == len(order) or labels[order[place]] != labels[order[place + 1]]
     ]
-    count = max(1, min(LOOKS, len(ends) // FEWEST))
+    count = num_looks(len(ends), most)
     return [ends[len(ends) * (index + 1) // count - 1] for index in range(count)]
 
 

@@ -26,6 +26,7 @@ from align.gate.statistics.comparison import (
 from align.gate.statistics.significance import critical_value, joint_power, normal_quantile, power
 from align.gate.suites.demands import USUAL_RATE_MARGIN
 from align.gate.suites.kinds import KINDS, kind_of_round
+from align.gate.suites.looks import LOOKS, num_looks
 from align.gate.suites.scale import ScoreScale
 from align.gate.suites.suite import Suite
 from align.store.lookback import Template
@@ -71,6 +72,8 @@ class StatedSuite:
     """Rounds between the start, which a budget counts from, and the last candidate."""
     stops: bool = False
     """True if the suite may stop early."""
+    max_looks: int = LOOKS
+    """Batches that a suite which may stop early is measured in, at most."""
     clusters: int | None = None
     """Independent clusters of the items; None if every item counts by itself or clusters are not known."""
 
@@ -176,7 +179,12 @@ class StatedSuite:
         width = self.width or USUAL_WIDTH
         # What is lost has changed, at least.
         variances = self.variances(max(variance, loss * width))
-        return early_power(n, variances, margins, alpha, width, loss)
+        return early_power(n, variances, margins, alpha, width, loss, self.looks(n))
+
+    def looks(self, n: int) -> int:
+        """Return how often ``n`` items are looked at: once if the suite does not stop early."""
+        units = n if self.clusters is None else min(n, self.clusters)
+        return num_looks(units, self.max_looks) if self.stops else 1
 
     def expected(self, n: int, variance: float, alpha: float) -> int:
         """Return the items that are measured of an equal candidate; all where the suite does not stop."""
@@ -261,7 +269,8 @@ def stated_suites(
                 round, f"rounds.{index}.suite", max(1, snapshots), guards, sequential
             )
             behind = config.gate.campaign_rounds if templates else max(1, later)
-            yield replace(stated, rounds=rounds, behind=behind).counted(known.get(round.name))
+            stated = replace(stated, rounds=rounds, behind=behind, max_looks=config.gate.max_looks)
+            yield stated.counted(known.get(round.name))
 
 
 def _behind(
@@ -297,6 +306,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
         and spec.role == "gate"
         and (known or kind.scale.range) is not None
         and not (kind.whole or spec.rotate or spec.zero_tolerance),
+        max_looks=config.gate.max_looks,
         tokens_per_item=kind.stated_tokens(spec, max_tokens),
     )
 

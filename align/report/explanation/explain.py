@@ -180,7 +180,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         alpha_here=verdict.checks[0].alpha,
         alpha_spent=alpha_spent(gate.alpha, gate.campaign_rounds, look, gate.spending)
         if verdict.inputs.level is None
-        else math.fsum(evidence.levels()[:look]),
+        else math.fsum(decision.own for decision in evidence.decisions()[:look]),
         anchors=tuple(
             move
             for move in baseline_moves(evidence.ledger)
@@ -317,6 +317,9 @@ def _spent(decision: Explanation) -> str:
     )
     if decision.spending == "window":
         return f"Decision {look}, at {here}: any {rounds} in a row share {decision.alpha:g}."
+    if decision.spending == "recycle":
+        passed_on = f"; {here} passes on to the next" if decision.outcome == "accepted" else ""
+        return f"Decision {look} of {rounds} declared, at {here}: {spent} was given out{passed_on}."
     if decision.spending == "forever":
         return f"Decision {look} of any number, at {here}: {spent} is spent."
     return f"Decision {look} of {rounds} declared, each at {here}: {spent} is spent."

@@ -205,7 +205,7 @@ def _gate(exported: Ancestor) -> str:
     verdict = Verdict.from_dict(record.report or {})
     reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
     alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
-    tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks)))
+    tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks), *_early(verdict)))
     tried = "".join(f"- {_text(repair.sentence)}\n" for repair in repairs_of(record.report))
     repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
     return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
@@ -218,6 +218,24 @@ def _families(checks: Sequence[Check]) -> Iterator[str]:
     for family in present:
         head = f"### Family {family}\n\n" if len(present) > 1 else ""
         yield head + _checks(check for check in values if check.family == family)
+
+
+def _early(verdict: Verdict) -> Iterator[str]:
+    """Yield a paragraph on suites that were decided on their first items, whose means are over fewer than
+    those of other snapshots.
+    """
+    sizes = {rule.name: rule.early.items for rule in verdict.inputs.suites if rule.early}
+    lines = [
+        f"- {_text(suite)}: {max(items.values()):,} of {sizes[suite]:,} items\n"
+        for suite, items in verdict.inputs.items.items()
+        if max(items.values()) < sizes[suite]
+    ]
+    if lines:
+        yield (
+            "### Suites that stopped early\n\nEvery difference is of the same items for both sides. A mean "
+            "of this snapshot is over the items below, and one of another snapshot may be over more.\n\n"
+            + "".join(lines)
+        )
 
 
 def _rates(checks: Sequence[Check]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
+from align.round.records.artifacts import check_stored_artifacts
 from align.round.inputs import Inputs, load_inputs
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
@@ -55,6 +56,7 @@ def check_campaign(
         whole = with_pins(config.model_copy(update={"rounds": plain}), settled.pins)
         gone = (*dropped_lines(config, ledger.database), *gone_lines(whole.rounds, closed))
         whole = whole.model_copy(update={"rounds": without_gone(whole.rounds, closed)})
+        check_stored_artifacts(whole, ledger)
         inputs = load_inputs(whole)
         planned = foresee(whole, inputs.suites, ledger)
     try:

@@ -30,6 +30,7 @@ from align.learner.folder.sizes import (
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.fit import check_kv_cache, fit_lines
 from align.report.forecast.machine import runs_here
+from align.round.records.artifacts import check_stored_artifacts
 from align.round.inputs import Inputs
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
@@ -128,6 +129,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         settled = settle(config, ledger, where=ledger_place(config))
         settled.check()
         chosen = settled.config
+        check_stored_artifacts(chosen, ledger)
         view = view_of_due(chosen, ledger)
         unclaimed = {due.round for due in dues.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
 from align.gate.checks import Against, Check
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import ON_FEWER_WORDS, MatrixRow, ScoreMatrix
 from align.gate.suites.kinds import KINDS
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
@@ -28,6 +28,8 @@ class Cell:
     strength: float
     own: bool
     """The suite of the row's own round."""
+    items: int | None = None
+    """Number of items behind the score, where it is below that of others in its column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,20 +67,21 @@ def heat_rows(
         for j, suite in enumerate(matrix.suites)
     ]
 
-    def cell(row: str, j: int, score: float | None) -> Cell:
-        first, is_own = start[j], matrix.suites[j] == row
+    def cell(row: MatrixRow, j: int) -> Cell:
+        first, score, is_own = start[j], row.scores[j], matrix.suites[j] == row.name
+        items = row.items[j] if matrix.on_fewer(row)[j] else None
         if score is None or first is None:
-            return Cell(score=score, change=None, strength=0.0, own=is_own)
+            return Cell(score=score, change=None, strength=0.0, own=is_own, items=items)
         change = score - first
         strength = change / scales[j] if scales[j] else 0.0
-        return Cell(score=score, change=change, strength=strength, own=is_own)
+        return Cell(score=score, change=change, strength=strength, own=is_own, items=items)
 
     return tuple(
         HeatRow(
             name=row.name,
             accepted=row.accepted,
             production=row.accepted and row.name == production,
-            cells=tuple(cell(row.name, j, score) for j, score in enumerate(row.scores)),
+            cells=tuple(cell(row, j) for j in range(len(row.scores))),
         )
         for row in matrix.rows
     )
@@ -182,6 +185,8 @@ class Number:
     value: float
     is_change: bool
     """True for a change of scores, which is shown with its sign."""
+    on_fewer: bool = False
+    """True if it compares means of one suite over different numbers of items."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +196,8 @@ class FamilyView:
     family: Family
     columns: tuple[Column, ...]
     heat: tuple[HeatRow, ...]
+    on_fewer: str
+    """Sentence about means over fewer items than others of their column; empty if there are none."""
     numbers: tuple[Number, ...]
     """Summary numbers that could be formed."""
     retention: tuple[Panel, ...]
@@ -222,6 +229,7 @@ def family_views(
             family=family,
             columns=tuple(Column(name=s, notes=notes.get(s, ())) for s in shown.suites),
             heat=heat_rows(shown, margins, production),
+            on_fewer=ON_FEWER_WORDS if any(any(whole.on_fewer(r)) for r in whole.rows) else "",
             rows_left_out=len(whole.rows) - len(shown.rows),
             columns_left_out=len(whole.suites) - len(shown.suites),
             numbers=tuple(_numbers(whole)),
@@ -236,12 +244,11 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
     rows, suites = matrix.rows, range(len(matrix.suites))
     if len(rows) > limits.rows:
         rows = (rows[0], *rows[1 - limits.rows :])
+    shown = replace(matrix, rows=rows)
     if len(suites) > limits.columns:
         first = limits.columns // 4
-        chosen = (*suites[:first], *suites[first - limits.columns :])
-        rows = tuple(replace(row, scores=tuple(row.scores[j] for j in chosen)) for row in rows)
-        return replace(matrix, rows=rows, suites=tuple(matrix.suites[j] for j in chosen))
-    return replace(matrix, rows=rows)
+        return shown.select((*suites[:first], *suites[first - limits.columns :]))
+    return shown
 
 
 def _notes(config: CampaignConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -270,4 +277,10 @@ def _numbers(matrix: ScoreMatrix) -> Iterator[Number]:
          matrix.forward_transfer(), True),
     ):  # fmt: skip
         if value is not None:
-            yield Number(name=name, meaning=meaning, value=value, is_change=is_change)
+            yield Number(
+                name=name,
+                meaning=meaning,
+                value=value,
+                is_change=is_change,
+                on_fewer=matrix.uneven,
+            )

@@ -114,7 +114,7 @@ def measure_until_decided(
         counts = {n: ends[n][number] for n, snapshots in undecided.items() if snapshots}
         for n, count in counts.items():
             items[n] |= dict.fromkeys(undecided[n], count)
-        for snapshot, names in measured_by(candidate, undecided).items():
+        for snapshot, names in measured_by(candidate, undecided, holding).items():
             those = [early[n] for n in names]
             if evidence.missing(snapshot, those, counts):
                 title = name if snapshot == candidate else snapshot[:16]
@@ -134,19 +134,21 @@ def measure_until_decided(
 
 
 def measured_by(
-    candidate: SnapshotId, undecided: Mapping[str, Collection[SnapshotId]]
+    candidate: SnapshotId,
+    undecided: Mapping[str, Collection[SnapshotId]],
+    holding: SnapshotId | None = None,
 ) -> dict[SnapshotId, list[str]]:
-    """Return the suites that each snapshot has to be measured on, the candidate first.
+    """Return the suites that each snapshot has to be measured on: first of the one whose weights the
+    engines hold, then of the candidate.
 
-    >>> measured_by("c", {"a": ["p"], "b": [], "d": ["p", "s"]})
-    {'c': ['a', 'd'], 'p': ['a', 'd'], 's': ['d']}
+    >>> measured_by("c", {"a": ["p"], "b": [], "d": ["p", "s"]}, holding="s")
+    {'s': ['d'], 'c': ['a', 'd'], 'p': ['a', 'd']}
     """
-    by_snapshot: dict[SnapshotId, list[str]] = {
-        candidate: [n for n, left in undecided.items() if left]
+    snapshots = {candidate}.union(*undecided.values())
+    return {
+        snapshot: [n for n, left in undecided.items() if left and snapshot in {candidate, *left}]
+        for snapshot in sorted(snapshots, key=lambda s: (s != holding, s != candidate, s))
     }
-    for snapshot in sorted(set().union(*undecided.values()) - {candidate}):
-        by_snapshot[snapshot] = [n for n, left in undecided.items() if snapshot in left]
-    return by_snapshot
 
 
 def deciding(session: Session, target: str, suites: Sequence[Suite]) -> list[Suite]:
@@ -156,8 +158,9 @@ def deciding(session: Session, target: str, suites: Sequence[Suite]) -> list[Sui
 
 
 def suite_looks(suite: Suite) -> list[int]:
-    """Return the numbers of items at which a suite is looked at."""
-    return looks(suite.name, suite.item_ids, suite.item_clusters)
+    """Return the numbers of items at which a suite that may stop early is looked at."""
+    assert suite.early is not None
+    return looks(suite.name, suite.item_ids, suite.item_clusters, suite.early.looks)
 
 
 def teller(session: Session, name: str) -> Tell:

@@ -14,16 +14,19 @@ from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from align.algorithms.rows import Row, row_of
+from align.errors import ArtifactError, EvidenceError
+from align.gate.evidence import Evidence
 from align.retention.methods import RetentionMethods
 from align.round.session import seed_of
+from align.store.ledger.ledger import Ledger
+from align.store.store import Store
 from rollouts.collect import collect
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
-    from align.config.campaign import RoundConfig
+    from align.config.campaign import CampaignConfig, RoundConfig
     from align.config.learning import RetentionConfig
-    from align.gate.evidence import Evidence
     from align.round.plan import RoundOutcome, RoundPlan
     from align.round.session import Session
 
@@ -53,16 +56,43 @@ def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, evidence: Evidence)
 
 
 def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
-    """Check what rounds would go on from now, before engines start for them.
+    """Check what rounds would go on from now, before anything starts for them.
 
     Raises:
-        EvidenceError: a file is missing, or was changed.
+        ArtifactError: a file is missing, or was changed.
     """
     parent = evidence.ledger.alias("production")
     if parent is None:
         return
     for spec in specs:
-        earlier_artifacts(spec, parent, evidence)
+        try:
+            earlier_artifacts(spec, parent, evidence)
+        except EvidenceError as error:
+            raise ArtifactError(
+                f"round {spec.name!r} goes on from what retention kept of an accepted round, and "
+                f"{error.what}",
+                where=error.where,
+                cause=error.cause,
+                remedy=error.remedy,
+            ) from error
+
+
+def check_stored_artifacts(config: CampaignConfig, ledger: Ledger) -> None:
+    """Check what all rounds without a verdict would go on from, for a command that starts nothing.
+
+    The files of a store with a URL may not be here yet; a run fetches and checks them.
+
+    Args:
+        ledger: of the store, or a copy of it.
+
+    Raises:
+        ArtifactError: a file is missing, or was changed.
+    """
+    if config.is_remote:
+        return
+    closed = ledger.closed()
+    evidence = Evidence(store=Store(config.folder, ledger), config=config)
+    check_artifacts((spec for spec in config.rounds if spec.name not in closed), evidence)
 
 
 def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[str]:

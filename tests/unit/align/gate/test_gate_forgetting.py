@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from align.gate.forgetting import (
@@ -33,6 +35,26 @@ FULL = ScoreMatrix(
         row("inc", 0.8, 0.5, 0.6, 0.4),
     ),
 )
+
+
+def test_means_over_fewer_items_are_marked() -> None:
+    """Of sort 60 and 100 of 100 items, of rev 100 of 100; general is no task."""
+    counts = {"base": (50, 100, 60, 100), "rev": (100, 100, 60, 100)}
+    rows = tuple(replace(r, items=counts.get(r.name, (100,) * 4)) for r in FULL.rows)
+    matrix = replace(FULL, rows=rows)
+    assert matrix.most_items == (100,) * 4
+    assert matrix.on_fewer(rows[0]) == (True, False, True, False)
+    assert matrix.on_fewer(rows[3]) == (False,) * 4
+    assert matrix.uneven
+    assert not matrix.select([0, 1, 3]).uneven
+    assert matrix.select([2]).rows[0].items == (60,)
+    assert not FULL.uneven
+    assert FULL.on_fewer(FULL.rows[0]) == (False,) * 4
+
+
+def test_counts_of_another_matrix_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs 4 cells"):
+        replace(FULL, rows=(replace(FULL.rows[0], items=(1, 2)),))
 
 
 def test_metrics_by_hand() -> None:

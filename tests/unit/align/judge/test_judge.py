@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from align.gate.measurement.evaluate import ItemResults
+from align.judge.suites_file import MEASURED_WHOLE
 from tests.unit.align.judge.judging import changed_model, copied_model, judged, write_suites
 from tests.unit.campaigns import Starter
 
@@ -21,6 +22,17 @@ def test_a_copy_of_the_incumbent_is_accepted(tmp_path: Path) -> None:
     (check,) = [c for c in judgement.verdict.checks if c.what == "value"]
     assert (check.lost, check.won, check.n, check.alpha) == (0, 0, 200, 0.05)
     assert judgement.candidate.id == judgement.incumbent.id
+
+
+def test_a_file_that_stops_early_is_measured_whole_and_says_so(tmp_path: Path) -> None:
+    early = {"campaign_rounds": 1, "stopping": "sequential"}
+    suites = write_suites(tmp_path, gate=early)
+    judgement = judged(copied_model(tmp_path / "copy"), BASE, suites, tmp_path / "cache")
+    (check,) = [c for c in judgement.verdict.checks if c.what == "value"]
+    assert (check.test, check.n) == ("tango", 200)
+    assert MEASURED_WHOLE in judgement.notes
+    plain = judged(BASE, BASE, write_suites(tmp_path), tmp_path / "cache")
+    assert MEASURED_WHOLE not in plain.notes
 
 
 def test_a_damaged_model_is_rejected(tmp_path: Path) -> None:

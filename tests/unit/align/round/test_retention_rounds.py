@@ -12,7 +12,9 @@ from torch import Tensor
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
-from align.errors import EvidenceError
+from align.errors import ArtifactError, EvidenceError
+from align.report.forecast.check import check_campaign
+from align.report.forecast.forecast import forecast
 from align.store.snapshots.snapshots import SnapshotStore
 from tests.unit.align.round.test_algorithm_adapters import Adapters
 from tests.unit.align.round.test_round import Ran
@@ -172,6 +174,12 @@ def test_a_damaged_artifact_stops_the_next_round(ewc: Ran, tmp_path: Path, damag
     with pytest.raises(EvidenceError, match=r"the file (was changed|is missing)") as error:
         run(config)
     assert str(path) in str(error.value) and "backup" in str(error.value)
+    for command in (run, check_campaign, forecast):
+        with pytest.raises(
+            ArtifactError, match=r"round 'third' goes on from .*the file"
+        ) as refusal:
+            command(config)
+        assert (refusal.value.exit_code, refusal.value.where) == (2, str(path))
     assert [r.state for r in ewc.evidence.ledger.rounds()] == ["accepted", "accepted"]
 
 

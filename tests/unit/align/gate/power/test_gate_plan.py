@@ -226,6 +226,29 @@ def test_costs_are_told_in_dollars_where_tokens_have_a_price(
     assert "$" not in keel("gate", "plan", path)[1]
 
 
+@pytest.mark.parametrize(("max_looks", "looks"), [(24, 6), (3, 3), (1, 1)])
+def test_where_suites_stop_early_the_plan_says_looks_expected_and_most(
+    folder: Path, max_looks: int, looks: int
+) -> None:
+    """200 items have room for 6 looks of 32."""
+    path = str(campaign_file(folder))
+    early = ["gate.stopping=sequential", f"gate.max_looks={max_looks}", "gate.underpowered=warn"]
+    options = [part for value in early for part in ("--set", value)]
+    plan = json.loads(keel("gate", "plan", path, "--json", *options)[1])
+    general = plan["suites"][0]
+    assert general["looks"] == looks
+    assert general["expected"] <= general["n"] == N
+    assert max_looks > 1 or general["expected"] == N
+    code, out, error = keel("gate", "plan", path, *options)
+    assert code == 0, error
+    text = " ".join(out.split())
+    most = sum(suite["tokens"] for suite in plan["suites"])
+    assert f"a candidate costs at most {most:,} tokens" in text
+    assert ("expected to cost" in text) == (max_looks > 1)
+    assert (f"in up to {looks} looks" in text) == (max_looks > 1)
+    assert "what one that accepts was allowed passes on to the next" in text
+
+
 @pytest.mark.parametrize(
     "extra",
     [

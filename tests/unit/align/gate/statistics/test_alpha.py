@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from align.config.campaign import GateConfig
 from align.config.gate import Spending
 from align.gate.statistics.alpha import (
+    Decision,
     alpha_at,
     alpha_spent,
     amended_level,
+    recycled_level,
     spending_sentence,
     spent_by,
 )
@@ -70,6 +73,9 @@ def test_a_later_decision_is_never_laxer(rounds: int, look: int) -> None:
 def test_rounds_without_end_spend_by_the_window_unless_the_file_says_how() -> None:
     assert spent_by(GateConfig(), endless=True).spending == "window"
     assert spent_by(GateConfig(), endless=False) == GateConfig()
+    early = GateConfig(stopping="sequential")
+    assert spent_by(early, endless=False).spending == "recycle"
+    assert spent_by(early, endless=True).spending == "window"
     stated = GateConfig(spending="forever")
     assert spent_by(stated, endless=True) == stated
 
@@ -142,3 +148,81 @@ def test_a_window_counts_what_the_decisions_in_it_took() -> None:
     # Three decisions at .022 are in the window: .014 is left, where the rule says .02.
     assert amended_level(gate, [0.05, 0.022, 0.022, 0.022], 5) == pytest.approx(0.014)
     assert amended_level(gate, [0.05, 0.01, 0.01, 0.01], 5) == pytest.approx(0.02)
+
+
+# alpha that acceptances pass on
+
+
+def levels(gate: GateConfig, outcomes: Sequence[bool]) -> list[float]:
+    """Return the levels of decisions with these outcomes, and of the one that follows."""
+    decisions: list[Decision] = []
+    for accepted in outcomes:
+        decisions.append(recycled_level(gate, decisions)._replace(accepted=accepted))
+    return [decision.level for decision in (*decisions, recycled_level(gate, decisions))]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "wanted"),
+    [
+        ([], [0.02]),
+        ([True, True, True], [0.02, 0.04, 0.06, 0.08]),
+        ([False, False, False], [0.02, 0.02, 0.02, 0.02]),
+        ([True, False, True], [0.02, 0.04, 0.02, 0.04]),
+        ([True, True, True, True], [0.02, 0.04, 0.06, 0.08, 0.08]),  # passed on, undeclared or not
+        ([True, True, True, False], [0.02, 0.04, 0.06, 0.08, 0.016]),  # nothing left: alpha / 5
+    ],
+)
+def test_an_acceptance_passes_its_level_on(outcomes: list[bool], wanted: list[float]) -> None:
+    gate = GateConfig(alpha=0.08, campaign_rounds=4)
+    assert levels(gate, outcomes) == pytest.approx(wanted)
+
+
+def chance_of_an_error(
+    gate: GateConfig, losing: Sequence[bool], power: float, past: tuple[Decision, ...] = ()
+) -> float:
+    """Return the exact chance to accept a losing candidate, where each passes with its decision's level."""
+    if len(past) == len(losing):
+        return 0.0
+    decision = recycled_level(gate, past)
+    follow = [
+        chance_of_an_error(gate, losing, power, (*past, decision._replace(accepted=accepted)))
+        for accepted in (True, False)
+    ]
+    if losing[len(past)]:
+        return decision.level + (1.0 - decision.level) * follow[1]
+    return power * follow[0] + (1.0 - power) * follow[1]
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=7),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.floats(0.01, 0.4),
+)
+def test_whatever_the_candidates_are_alpha_is_kept_over_all_decisions(
+    losing: list[bool], power: float, alpha: float
+) -> None:
+    gate = GateConfig(alpha=alpha, campaign_rounds=len(losing))
+    assert chance_of_an_error(gate, losing, power) <= alpha * (1 + 1e-9)
+
+
+def test_alpha_is_used_up_where_every_other_candidate_passes() -> None:
+    """Nine equal candidates that pass leave all of alpha to the tenth."""
+    gate = GateConfig(alpha=0.05, campaign_rounds=10)
+    assert chance_of_an_error(gate, [False] * 9 + [True], 1.0) == pytest.approx(0.05)
+
+
+def test_amended_settings_share_what_rejections_left() -> None:
+    """.08 over 4: .02 spent, then .02 accepted. With 6 declared .04 is left for four, and .02 passes on."""
+    decisions = [Decision(0.02, False), Decision(0.02, True)]
+    more = recycled_level(GateConfig(alpha=0.08, campaign_rounds=6), decisions)
+    assert (more.level, more.own) == pytest.approx((0.03, 0.01))
+    less = recycled_level(GateConfig(alpha=0.03, campaign_rounds=6), decisions)
+    assert less.level == pytest.approx(0.01)
+
+
+def test_a_sentence_says_that_alpha_passes_on() -> None:
+    gate = GateConfig(spending="recycle", campaign_rounds=4, alpha=0.08)
+    assert spending_sentence(gate, 3, 0.06) == (
+        "alpha 0.08 over 4 decisions: 0.06 for number 3; what one that accepts was allowed passes on to "
+        "the next"
+    )

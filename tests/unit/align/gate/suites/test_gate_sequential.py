@@ -330,6 +330,8 @@ def test_a_campaign_stops_early_and_a_crash_between_looks_changes_nothing(
     verdicts = {name: outcome.verdict for name, outcome in watcher.verdicts.items()}
     n = {e.snapshot: e.n for e in evidence.ledger.evaluations() if e.suite == "general"}
     assert min(n.values()) < 160
+    assert [d.level for d in evidence.decisions()] == [v.inputs.level for v in verdicts.values()]
+    assert {v.inputs.gate.spending for v in verdicts.values()} == {"recycle"}
     for name, verdict in verdicts.items():
         assert max(verdict.inputs.items["general"].values()) <= n[watcher.verdicts[name].candidate]
         again, recorded = evidence.recompute(name)
