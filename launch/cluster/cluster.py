@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launch.cluster.local_ray.folder import latest_logs, ray_folder, sessions_folder
 from launch.cluster.local_ray.start import start_patiently
@@ -115,6 +116,7 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
+    sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
         with _actor_environment(keep):
             info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
@@ -123,12 +125,19 @@ def connect(
         yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
     finally:
         ray.shutdown()
+        _restore_sigterm(sigterm_before)
 
 
 def _end_on_sigterm() -> None:
     """Make SIGTERM end the run in order: Ray's own handler prints a stack and leaves at once."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
+
+
+def _restore_sigterm(handler: Any) -> None:
+    """Give SIGTERM back to the program that this run was a part of, such as a notebook."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _local_options(
