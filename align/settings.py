@@ -102,15 +102,15 @@ class Places:
     """Texts given by ``--set``, whose paths start from the current folder."""
     notes: list[str] = field(default_factory=list, compare=False)
     """Remarks for the user, each once."""
-    given: Mapping[str, str] = field(default_factory=dict)
+    code_paths: Mapping[str, str] = field(default_factory=dict)
     """Paths of modules that were written for functions given as objects, by the name of their file."""
 
     def input(self, text: str) -> str:
         """Return the path of what a campaign reads; a hub's id or an address stays as it is."""
         if not is_relative(text):
             return text
-        if text in self.given:
-            return StatedPath(self.given[text], text)
+        if text in self.code_paths:
+            return StatedPath(self.code_paths[text], text)
         path = self._below(text)
         if os.path.exists(path):
             return StatedPath(path, text)

@@ -47,16 +47,16 @@ def build_campaign(settings: Mapping[str, Any], folder: Path) -> Validated[Campa
         UserError: the settings are not valid, or two functions of one name differ.
     """
     values = raw_of(settings)
-    given = written_code(values)
-    return validated(CampaignConfig, as_stated(values, folder), folder / "campaign", given=given)
+    paths = written_code(values)
+    stated = as_stated(values, folder)
+    return validated(CampaignConfig, stated, folder / "campaign", code_paths=paths)
 
 
 def raw_of(value: Any) -> Any:
     """Return what a campaign file would state for an object: no more than was given to it."""
     if isinstance(value, Algorithm):
-        own = type(value)
-        registered = next((name for name, kind in ALGORITHMS.items() if kind is own), None)
-        name = registered or GivenName.of(own, "algorithm")
+        registered = (name for name, kind in ALGORITHMS.items() if kind is type(value))
+        name = next(registered, None) or GivenName.of(type(value), "algorithm")
         return {**_stated_fields(value), "name": name}
     if isinstance(value, BaseModel):
         return _stated_fields(value)

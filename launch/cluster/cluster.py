@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from launch.cluster.local_ray.folder import latest_logs, ray_folder, sessions_folder
 from launch.cluster.local_ray.start import start_patiently
@@ -116,16 +115,15 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    sigterm_before = signal.getsignal(signal.SIGTERM)
-    try:
-        with _actor_environment(keep):
-            info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
-        _end_on_sigterm()
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
-    finally:
-        ray.shutdown()
-        _restore_sigterm(sigterm_before)
+    with _sigterm_given_back():
+        try:
+            with _actor_environment(keep):
+                info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
+            _end_on_sigterm()
+            cpus = int(ray.cluster_resources().get("CPU", 0))
+            yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
+        finally:
+            ray.shutdown()
 
 
 def _end_on_sigterm() -> None:
@@ -134,10 +132,15 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
 
 
-def _restore_sigterm(handler: Any) -> None:
-    """Give SIGTERM back to the program that this run was a part of, such as a notebook."""
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+@contextmanager
+def _sigterm_given_back() -> Iterator[None]:
+    """Leave SIGTERM as the program had it that runs the block, such as a notebook."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _local_options(
