@@ -16,10 +16,9 @@ from align.gate.verdict import Verdict
 from align.report.explanation.explain import explain
 from align.report.records.history import entries, record_of
 from align.report.status import summary_numbers
+from align.store.changes.earlier_versions import as_then
 from align.store.ledger.amendments import stored_content
-from align.store.run_folder import steps_of
 from align.store.store import known_ledger
-from align.store.stored_config import as_then
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -139,7 +138,7 @@ class StoredCampaign:
 
         evidence = self.evidence
         record = record_of(evidence, round)
-        steps = steps_of(evidence.folder / "rounds" / f"{record.index:02d}-{record.name}", repair)
+        steps = evidence.store.paths.round(record.index, record.name).steps(repair)
         return DataFrame([*steps.values()], Index([*steps], name="step", dtype=int))
 
     def items(self, round: str, suite: str) -> DataFrame:
