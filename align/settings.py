@@ -8,6 +8,7 @@ hands `Places` to the validation; without one, as in Python, paths are relative 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,11 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
+
+from rewards.signatures.given import GivenCode, reference_to
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -55,6 +60,26 @@ class StatedPath(str):
         return StatedPath, (str(self), self.stated)
 
 
+class GivenName(str):
+    """Name of a function or class that was given as an object, until a campaign has written its code."""
+
+    code: GivenCode | None
+    """Module that is written for the object; None if it has one of its own."""
+
+    @classmethod
+    def of(cls, target: Any, noun: str = "reward") -> GivenName:
+        """Return the name of an object.
+
+        Raises:
+            UserError: no other process could load it.
+        """
+        reference = reference_to(target, noun)
+        code = None if isinstance(reference, str) else reference
+        name = cls(f"{code.file}:{code.name}" if code else reference)
+        name.code = code
+        return name
+
+
 def stated(value: Any) -> Any:
     """Return a value with the paths in it as the campaign file states them: the same in every folder."""
     match value:
@@ -77,11 +102,15 @@ class Places:
     """Texts given by ``--set``, whose paths start from the current folder."""
     notes: list[str] = field(default_factory=list, compare=False)
     """Remarks for the user, each once."""
+    code_paths: Mapping[str, str] = field(default_factory=dict)
+    """Paths of modules that were written for functions given as objects, by the name of their file."""
 
     def input(self, text: str) -> str:
         """Return the path of what a campaign reads; a hub's id or an address stays as it is."""
         if not is_relative(text):
             return text
+        if text in self.code_paths:
+            return StatedPath(self.code_paths[text], text)
         path = self._below(text)
         if os.path.exists(path):
             return StatedPath(path, text)
@@ -131,8 +160,13 @@ def _as_input(text: str, info: ValidationInfo) -> str:
     return info.context.input(text) if isinstance(info.context, Places) else text
 
 
-def _as_function(text: str, info: ValidationInfo) -> str:
-    """Return ``file.py:function`` with the file's path; other names as they are."""
+def _as_function(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> str:
+    """Return ``file.py:function`` with the file's path, the name of an object; other names as they are."""
+    if isinstance(value, GivenName):
+        return value
+    if callable(value):
+        return GivenName.of(value)
+    text: str = validate(value)
     file, colon, function = text.rpartition(":")
     if not (isinstance(info.context, Places) and colon and file.endswith(".py")):
         return text
@@ -166,8 +200,8 @@ _AS_STATED = PlainSerializer(stated, when_used="json")
 
 InputPath = Annotated[str, AfterValidator(_as_input), _AS_STATED]
 """A file or folder that the campaign reads, an address such as ``demo://rev``, or a hub's id."""
-FunctionPath = Annotated[str, AfterValidator(_as_function), _AS_STATED]
-"""A registered name, ``package.module:function`` or ``file.py:function``."""
+FunctionPath = Annotated[str, WrapValidator(_as_function), _AS_STATED]
+"""A registered name, ``package.module:function`` or ``file.py:function``; in Python also an object."""
 TeacherPath = Annotated[
     str,
     Field(pattern=r"^(parent|base|round:.+|model:.+)$"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import align
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig, RoundSettings
 from align.config.learning import RETENTION, RetentionConfig
@@ -30,6 +32,8 @@ from launch.cli import app
 from rewards.registry import REWARDS
 from rewards.signatures.info import read_info
 
+DOCS = Path(__file__).parent
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Called by the site builder: add the generated pages."""
@@ -37,6 +41,9 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, page in PAGES.items():
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
+    for notebook in sorted(DOCS.rglob("*.ipynb")):
+        name = notebook.relative_to(DOCS).with_suffix(".md").as_posix()
+        files.append(File.generated(config, name, content=notebook_page(notebook)))
     return files
 
 
@@ -56,6 +63,95 @@ def _mathml(found: re.Match[str]) -> str:
     if found["tag"] == "span":
         return str(convert(unescape(found["latex"]), "inline"))
     return f'<div class="equation">{convert(unescape(found["latex"]), "block")}</div>'
+
+
+def notebook_page(notebook: Path) -> str:
+    """A notebook as a page: its texts, its code, and a link to the notebook itself."""
+    cells = [
+        "".join(cell["source"])
+        if cell["cell_type"] == "markdown"
+        else f"```python\n{''.join(cell['source'])}\n```"
+        for cell in json.loads(notebook.read_text())["cells"]
+    ]
+    title, *others = cells
+    return "\n\n".join((title, f"[The notebook]({notebook.name})", *others)) + "\n"
+
+
+def python_page() -> str:
+    """Every public name of ``import align``, with what its docstrings say."""
+    sections = ["# Python", "Names of `import align`. A name is loaded when it is first used."]
+    for title, names in PYTHON_NAMES.items():
+        sections += [f"## {title}", *(_python_name(name) for name in names)]
+    listed = {name for names in PYTHON_NAMES.values() for name in names}
+    settings = sorted(set(align.__all__) - listed)
+    sections += [
+        "## Settings",
+        "Keyword arguments are the keys of the block: see [the campaign file](campaign.md). "
+        + ", ".join(f"`{name}`" for name in settings),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+PYTHON_NAMES = {
+    "Campaigns": ("Campaign", "load_campaign", "Reward", "run"),
+    "Results": ("StoredCampaign", "open_store"),
+    "Events": ("NoteEvent", "StepEvent", "MeasuringEvent", "VerdictEvent", "Event"),
+    "Errors": ("KeelError", "UserError", "RunError"),
+}
+"""Public names by section; all others are settings."""
+
+
+def _python_name(name: str) -> str:
+    """A public name: signature, docstring, fields, and the methods of its own."""
+    value = getattr(align, name)
+    if not inspect.isclass(value) and not inspect.isfunction(value):
+        kinds = ", ".join(f"`{kind.__name__}`" for kind in get_args(value))
+        return f"### `{name}`\n\nAny of {kinds}."
+    is_error = inspect.isclass(value) and issubclass(value, Exception)
+    parts = [f"### `{name}`", "" if is_error else _signature(name, value), _verbatim(value)]
+    if inspect.isclass(value):
+        parts += [_method(value, method) for method in vars(value) if method[0] != "_"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _method(owner: type, name: str) -> str:
+    """A method or property of a class; nothing for other attributes, which the class describes."""
+    value = inspect.getattr_static(owner, name)
+    if isinstance(value, property):
+        return f"#### `{name}`\n\n{_verbatim(value)}"
+    if not inspect.isfunction(value) and not isinstance(value, classmethod):
+        return ""
+    function = getattr(owner, name)
+    return f"#### `{name}`\n\n{_signature(name, function)}\n\n{_verbatim(function)}"
+
+
+class _Annotation(str):
+    """An annotation as it stands in the code, without quotes."""
+
+    __repr__ = str.__str__
+
+
+def _signature(name: str, function: Any) -> str:
+    """The call of a function as code, without ``self``."""
+    signature = inspect.signature(function)
+    parameters = [
+        each.replace(annotation=_Annotation(each.annotation))
+        for each in signature.parameters.values()
+        if each.name != "self"
+    ]
+    answer = "" if inspect.isclass(function) else f" -> {signature.return_annotation}"
+    return f"```python\n{name}{inspect.Signature(parameters)}{answer}\n```"
+
+
+def _verbatim(value: Any) -> str:
+    """A docstring; its sections become lists."""
+    text, *sections = re.split(r"\n\n(?=\w+:\n)", inspect.getdoc(value) or "")
+    parts = [text]
+    for section in sections:
+        title, _, entries = section.partition("\n")
+        lines = re.sub(r"\n {8}", " ", entries)
+        parts += [title, re.sub(r"^ {4}(\*{0,2}\w+): ", r"- `\1`: ", lines, flags=re.MULTILINE)]
+    return "\n\n".join(parts).replace("``", "`")
 
 
 def campaign_page() -> str:
@@ -135,6 +231,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "algorithms": algorithms_page,
     "rewards": rewards_page,
     "commands": commands_page,
+    "python": python_page,
 }
 
 

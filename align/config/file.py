@@ -7,7 +7,7 @@ errors, and nothing in a file can run code. An invalid file gives one message th
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -113,17 +113,20 @@ def validated(
     path: Path,
     overrides: Sequence[str] = (),
     what: str = CAMPAIGN,
+    code_paths: Mapping[str, str] | None = None,
 ) -> Validated[Model]:
     """Apply the overrides to the content of a file and validate it.
 
     Args:
         what: word for such a file in messages.
+        code_paths: paths of modules that were written for functions, see `Places`.
 
     Raises:
         UserError: the content is invalid; lists the problems, with the nearest key for a misspelt one.
     """
     overridden = tuple(respelt_key(_apply(raw, override)) for override in overrides)
-    places = Places(folder=path.parent, overrides=frozenset(_override_texts(overrides)))
+    texts = frozenset(_override_texts(overrides))
+    places = Places(folder=path.parent, overrides=texts, code_paths=code_paths or {})
     for note in respelt(raw):
         places.remark(note)
     try:

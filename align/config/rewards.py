@@ -12,8 +12,9 @@ from rewards.normalise import COMPARING, Normalise
 
 
 def _named(value: Any) -> Any:
-    """Expand ``exact_match``, which is short for ``{name: exact_match}``."""
-    return {"name": value} if isinstance(value, str) else value
+    """Expand ``exact_match`` or a function, which is short for ``{name: exact_match}``."""
+    is_short = isinstance(value, str) or callable(value)
+    return {"name": value} if is_short else value
 
 
 class RewardGate(Settings):

@@ -115,20 +115,32 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    try:
-        with _actor_environment(keep):
-            info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
-        _end_on_sigterm()
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
-    finally:
-        ray.shutdown()
+    with _sigterm_given_back():
+        try:
+            with _actor_environment(keep):
+                info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
+            _end_on_sigterm()
+            cpus = int(ray.cluster_resources().get("CPU", 0))
+            yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
+        finally:
+            ray.shutdown()
 
 
 def _end_on_sigterm() -> None:
     """Make SIGTERM end the run in order: Ray's own handler prints a stack and leaves at once."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
+
+
+@contextmanager
+def _sigterm_given_back() -> Iterator[None]:
+    """Leave SIGTERM as the program had it that runs the block, such as a notebook."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _local_options(

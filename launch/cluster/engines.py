@@ -80,6 +80,17 @@ def engine_starter(
         yield start
 
 
+@contextmanager
+def in_process_starter(observer: Observer) -> Iterator[StartEngine]:
+    """Yield a function that starts a campaign's one engine in this process, without a cluster."""
+
+    def start(config: CampaignConfig, model: Path, context: int) -> RolloutEngine:
+        observer.note(f"starting 1 {config.rollouts.backend} engine in this process")
+        return engine_spec(config, model, context).start()
+
+    yield start
+
+
 def custom_of(demands: Sequence[Demand]) -> dict[str, float]:
     """Sum the resources of other names than Ray's own that a cluster of one node needs."""
     total: dict[str, float] = {}

@@ -50,6 +50,8 @@ class EngineSpec(ABC):
     """Python program that imports what the backend needs and prints its version."""
     remedy: ClassVar[str]
     """Next step where the package is not installed."""
+    shares_process: ClassVar[bool] = False
+    """True if an engine may run in the learner's own process."""
 
     model: str
     """A folder as written by ``save_pretrained``, or a Hugging Face id."""

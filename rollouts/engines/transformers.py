@@ -45,6 +45,7 @@ class TransformersConfig(EngineSpec):
         "from transformers import AutoModelForCausalLM, __version__; print(__version__)"
     )
     remedy: ClassVar[str] = "pip install transformers"
+    shares_process: ClassVar[bool] = True
 
     def environment(self, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """Return variables of the engine's process."""

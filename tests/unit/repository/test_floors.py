@@ -28,6 +28,7 @@ FLOORS = (
     ("campaign",),
     ("report",),
     ("judge",),
+    ("api",),
 )
 """Rooms and loose modules of ``align``, from the ground up."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,1 @@
+"""Keel for programs and notebooks: what ``import align`` offers, behind lazy names."""
