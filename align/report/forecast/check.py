@@ -13,8 +13,8 @@ from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
-from align.round.records.artifacts import check_stored_artifacts
 from align.round.inputs import Inputs, load_inputs
+from align.round.records.artifacts import check_stored_artifacts
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
 from align.store.changes.settle import settle, with_pins
