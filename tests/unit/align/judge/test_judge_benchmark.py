@@ -52,13 +52,13 @@ def candidates(loss: float, count: int) -> list[Candidate]:
 )  # fmt: skip
 def test_what_fails_the_benchmark(loss: float, share: float, fine: bool) -> None:
     own = candidates(loss, 100)
-    accepted = {c.number: c.number < 100 * share for c in own}
+    accepted = {c.number: [c.number < 100 * share] for c in own}
     assert holds(level(loss, own, accepted, 600)) is fine
 
 
 def test_a_plan_that_is_off_fails_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     own = candidates(0.0, 10)
-    accepted = {c.number: c.number < 8 for c in own}
+    accepted = {c.number: [c.number < 8] for c in own}
     assert holds(level(0.0, own, accepted, 600))
     monkeypatch.setattr(benchmark, "planned", lambda *_: 0.8)
     assert not holds(level(0.0, own, accepted, 600))
