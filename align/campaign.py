@@ -83,8 +83,8 @@ def runner_of(spec: RoundConfig) -> Callable[[RoundPlan, Session], RoundOutcome]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Campaign:
-    """A campaign that runs: its claimed store, the inputs of its rounds, and the rounds that are due."""
+class OpenCampaign:
+    """Campaign that runs: its claimed store, the inputs of its rounds, and the rounds that are due."""
 
     claim: StoreClaim
     inputs: Inputs
@@ -139,7 +139,7 @@ class Campaign:
 
 
 @contextmanager
-def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterator[Campaign]:
+def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterator[OpenCampaign]:
     """Settle a campaign file with its store, load and check its inputs, and claim the store.
 
     Args:
@@ -173,7 +173,7 @@ def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterat
             if spec.name in indices and not starved(config, ledger, spec, note)
         ]
         save_overlaps(config.folder, [s.overlap for s in inputs.suites if s.overlap])
-        yield Campaign(
+        yield OpenCampaign(
             claim=claim,
             inputs=inputs,
             note=note,

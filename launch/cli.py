@@ -14,7 +14,7 @@ import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.cluster.commands import add_commands as add_submit_commands
-from launch.cluster.running import show_report, watched
+from launch.cluster.running import observed, show_report
 from launch.commands.alias import add_commands as add_alias_commands
 from launch.commands.campaign import campaign_app
 from launch.commands.compare import add_commands as add_compare_commands
@@ -119,7 +119,7 @@ def run(
         typer.echo(line)
     from align.campaign import run_campaign
 
-    with watched(file.config, address=address, insecure=insecure_cluster, wait_s=wait) as watch:
+    with observed(file.config, address=address, insecure=insecure_cluster, wait_s=wait) as watch:
         start_engine, observer = watch
         evidence = run_campaign(file.config, start_engine=start_engine, observer=observer)
     show_report(evidence)

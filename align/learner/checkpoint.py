@@ -18,22 +18,33 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from align.errors import SnapshotError
+from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
 from align.store.durable import sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
 
-if TYPE_CHECKING:
-    from align.learner.training import Training
-
 WEIGHTS, CRITIC, TEACHER = "weights/", "critic/", "teacher/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
 """Prefixes of the names in a rank's file, by what a tensor belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """State of a training on one rank, besides the generators of its process."""
+
+    weights: Mapping[str, Tensor]
+    """This rank's part of what is trained, by a name with one of the prefixes above."""
+    optimizer: torch.optim.Optimizer
+    counters: Mapping[str, Any]
+    """JSON values that change from step to step."""
+    ranks: Ranks
+    device: torch.device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +70,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    training: Training,
+    state: TrainingState,
     folder: Path,
     step: int,
     *,
@@ -69,24 +80,21 @@ def save_checkpoint(
     """Write a checkpoint and remove the ones before it. All ranks call this together."""
     from safetensors.torch import save_file
 
-    ranks, staging = training.learner.ranks, folder / STAGING
+    ranks, staging = state.ranks, folder / STAGING
     if ranks.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     ranks.exchange(None)
     path = staging / file_of(ranks.rank)
-    save_file(_tensors(training), path)
+    save_file(_tensors(state), path)
     sync(path)
     files = ranks.exchange((path.name, _sha256(path)))
     if ranks.rank == 0:
-        counters: dict[str, Any] = {"steps": training.steps, "skipped": training.skipped}
-        for penalty in training.penalties:
-            counters |= penalty.counters()
         manifest = Checkpoint(
             step=step,
             identity=dict(identity),
             ranks=ranks.size,
-            counters=counters,
+            counters=dict(state.counters),
             files=dict(files),
             extra=dict(extra or {}),
         )
@@ -96,29 +104,29 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    training: Training, folder: Path, *, identity: Mapping[str, str]
+    state: TrainingState, folder: Path, *, identity: Mapping[str, str]
 ) -> Checkpoint | None:
-    """Continue a training that has just begun from the newest checkpoint; None where there is none.
+    """Copy the newest checkpoint into the weights and the optimizer; return it, or None if there is none.
 
-    All ranks call this together, and none of them changes anything before all have read and verified
-    their part.
+    The counters are the caller's to take over. All ranks call this together, and none of them changes
+    anything before all have read and verified their part.
 
     Raises:
         SnapshotError: it is torn, of another round or configuration, or of another number of ranks; the
-            training is as it was.
+            state is as it was.
     """
     path = newest_checkpoint(folder)
     if path is None:
         return None
     problem: SnapshotError | None = None
     try:
-        checkpoint, tensors = _read(training, path, identity)
+        checkpoint, tensors = _read(state, path, identity)
     except SnapshotError as error:
         problem = error
-    for refused in training.learner.ranks.exchange(problem):
+    for refused in state.ranks.exchange(problem):
         if refused is not None:
             raise refused
-    _apply(training, tensors, checkpoint.counters)
+    _apply(state, tensors)
     return checkpoint
 
 
@@ -139,16 +147,16 @@ def _publish(staging: Path, final: Path) -> None:
 
 
 def _read(
-    training: Training, path: Path, identity: Mapping[str, str]
+    state: TrainingState, path: Path, identity: Mapping[str, str]
 ) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Read this rank's part, verified against the manifest and against the training."""
+    """Read this rank's part, verified against the manifest and against the state."""
     from safetensors.torch import load_file
 
     try:
         checkpoint = Checkpoint(**json.loads((path / CHECKPOINT).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise _torn(path / CHECKPOINT, str(error)) from error
-    ranks = training.learner.ranks
+    ranks = state.ranks
     wanted = {**identity, "ranks": str(ranks.size)}
     saved = {**checkpoint.identity, "ranks": str(checkpoint.ranks)}
     if other := [name for name in wanted | saved if wanted.get(name) != saved.get(name)]:
@@ -163,7 +171,7 @@ def _read(
     if not file.is_file() or checkpoint.files.get(file.name) != _sha256(file):
         raise _torn(file, "its bytes are not those that were written")
     tensors = load_file(file)
-    if misfit := _misfit(training, tensors):
+    if misfit := _misfit(state, tensors):
         raise _torn(file, f"{misfit} does not fit the learner")
     return checkpoint, tensors
 
@@ -177,12 +185,12 @@ def _torn(path: Path, cause: str) -> SnapshotError:
     )
 
 
-def _misfit(training: Training, tensors: Mapping[str, Tensor]) -> str | None:
+def _misfit(state: TrainingState, tensors: Mapping[str, Tensor]) -> str | None:
     """Name the first tensor that is missing, too many, or of another shape."""
-    state = {**_weights(training), **_generators(training.learner.device)}
-    expected = {name: tensor.shape for name, tensor in state.items()}
+    current = {**state.weights, **_generators(state.device)}
+    expected = {name: tensor.shape for name, tensor in current.items()}
     shapes = {name: t.shape for name, t in tensors.items() if not name.startswith(MOMENTS)}
-    trained = [local(parameter).shape for parameter in _optimized(training)]
+    trained = [local(parameter).shape for parameter in _optimized(state)]
     for name in tensors.keys() - shapes.keys():
         index = int(name.split("/")[1])
         expected[name] = trained[index] if index < len(trained) else torch.Size([0])
@@ -191,25 +199,14 @@ def _misfit(training: Training, tensors: Mapping[str, Tensor]) -> str | None:
     return other[0] if other else None
 
 
-def _tensors(training: Training) -> dict[str, Tensor]:
-    """Collect everything of this rank that changes while it learns."""
-    tensors = _weights(training)
-    for index, parameter in enumerate(_optimized(training)):
-        for key, value in training.optimizer.state[parameter].items():
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Collect all tensors of this rank that change while it learns."""
+    tensors = dict(state.weights)
+    for index, parameter in enumerate(_optimized(state)):
+        for key, value in state.optimizer.state[parameter].items():
             tensors[f"{MOMENTS}{index}/{key}"] = local(value)
-    tensors |= _generators(training.learner.device)
+    tensors |= _generators(state.device)
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _weights(training: Training) -> dict[str, Tensor]:
-    """Collect this rank's part of what is trained, by name."""
-    policy, critic = training.learner.policy.named_parameters(), training.critic
-    weights = {f"{WEIGHTS}{name}": local(parameter) for name, parameter in policy.items()}
-    if critic is not None:
-        weights |= {f"{CRITIC}{name}": tensor for name, tensor in critic.named_tensors().items()}
-    if (teacher := training.objective.slow_teacher) is not None:
-        weights |= {f"{TEACHER}{name}": tensor for name, tensor in teacher.named_tensors().items()}
-    return weights
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
@@ -219,32 +216,27 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def _optimized(training: Training) -> list[nn.Parameter]:
+def _optimized(state: TrainingState) -> list[nn.Parameter]:
     """List the trained parameters in the optimizer's order, which is that of its construction."""
-    groups = training.optimizer.param_groups
+    groups = state.optimizer.param_groups
     return [parameter for group in groups for parameter in group["params"]]
 
 
 @torch.no_grad()
-def _apply(training: Training, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-    """Copy a checkpoint into the training's own tensors: the optimizer holds on to these."""
-    learner = training.learner
-    for name, weight in _weights(training).items():
+def _apply(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint into the tensors of the state: the optimizer holds on to these."""
+    for name, weight in state.weights.items():
         weight.copy_(tensors[name])
-    trained = _optimized(training)
-    training.optimizer.state.clear()
+    trained = _optimized(state)
+    state.optimizer.state.clear()
     for name, tensor in tensors.items():
         if name.startswith(MOMENTS):
             _, index, key = name.split("/", 2)
             parameter = trained[int(index)]
-            training.optimizer.state[parameter][key] = _moment(parameter, tensor)
-    for penalty in training.penalties:
-        penalty.resume(counters)
-    training.steps, training.skipped = counters["steps"], counters["skipped"]
-    learner.fresh = False
+            state.optimizer.state[parameter][key] = _moment(parameter, tensor)
     torch.set_rng_state(tensors[f"{GENERATOR}cpu"])
-    if learner.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors[f"{GENERATOR}cuda"], learner.device)
+    if state.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"{GENERATOR}cuda"], state.device)
 
 
 def _moment(parameter: nn.Parameter, saved: Tensor) -> Tensor:

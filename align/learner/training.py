@@ -39,7 +39,15 @@ from align.learner.batching import (
     even_passes,
     to_tensors,
 )
-from align.learner.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
+from align.learner.checkpoint import (
+    CRITIC,
+    TEACHER,
+    WEIGHTS,
+    Checkpoint,
+    TrainingState,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from align.learner.critic import Critic
 from align.learner.model.policy import Policy, completion_outputs
 from align.learner.optimizer import (
@@ -50,6 +58,7 @@ from align.learner.optimizer import (
 )
 from align.learner.penalty import Penalty
 from align.learner.ranks.lanes import Gradients, Lanes
+from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceWeights
 from align.learner.references import ReferenceModels, References
 from align.learner.teachers.slow_teacher import SlowTeacher
@@ -471,11 +480,41 @@ class Training:
 
     def checkpoint(self, folder: Path, step: int, **records: Any) -> None:
         """Write down the state after ``step`` updates; see `save_checkpoint`."""
-        save_checkpoint(self, folder, step, **records)
+        save_checkpoint(self.state(), folder, step, **records)
 
     def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
-        """Continue from a checkpoint; see `restore_checkpoint`."""
-        return restore_checkpoint(self, folder, identity=identity)
+        """Continue from the newest checkpoint; return it, or None if there is none.
+
+        Raises:
+            SnapshotError: see `restore_checkpoint`; the training is as it was.
+        """
+        checkpoint = restore_checkpoint(self.state(), folder, identity=identity)
+        if checkpoint is not None:
+            for penalty in self.penalties:
+                penalty.resume(checkpoint.counters)
+            self.steps = checkpoint.counters["steps"]
+            self.skipped = checkpoint.counters["skipped"]
+            self.learner.fresh = False
+        return checkpoint
+
+    def state(self) -> TrainingState:
+        """Return everything that changes while this rank learns, for checkpoints."""
+        policy, teacher = self.learner.policy, self.objective.slow_teacher
+        weights = {f"{WEIGHTS}{n}": local(p) for n, p in policy.named_parameters().items()}
+        if self.critic is not None:
+            weights |= {f"{CRITIC}{n}": t for n, t in self.critic.named_tensors().items()}
+        if teacher is not None:
+            weights |= {f"{TEACHER}{n}": t for n, t in teacher.named_tensors().items()}
+        counters: dict[str, Any] = {"steps": self.steps, "skipped": self.skipped}
+        for penalty in self.penalties:
+            counters |= penalty.counters()
+        return TrainingState(
+            weights=weights,
+            optimizer=self.optimizer,
+            counters=counters,
+            ranks=self.learner.ranks,
+            device=self.learner.device,
+        )
 
     @property
     def _version(self) -> str | None:

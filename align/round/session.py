@@ -107,7 +107,7 @@ def claim_store(
         note: told what was amended.
     """
     config, stated = settled.config, settled.stated
-    store = open_store(config)
+    store = open_store(config, settled.ledger)
     ledger = store.ledger
     with ledger.lease() as lease:
         amended = ledger.open_campaign(

@@ -27,7 +27,7 @@ Strict = Annotated[bool, typer.Option(help="Exit 3 when the gate rejected a roun
 
 
 @contextmanager
-def watched(
+def observed(
     config: CampaignConfig, *, address: str | None, insecure: bool, wait_s: float
 ) -> Iterator[tuple[StartEngine, Observer]]:
     """Check that a campaign can run here, then yield what starts its engines and what shows its progress.

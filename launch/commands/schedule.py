@@ -233,12 +233,12 @@ def _run(
         raise typer.Exit(NOTHING_DUE)
     from align.campaign import run_campaign
     from align.errors import StoreBusy
-    from launch.cluster.running import show_report, watched
+    from launch.cluster.running import observed, show_report
 
     # As an interrupt does: the round is written down as stopped, and everything it started ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with watched(config, address=address, insecure=insecure, wait_s=wait_s) as watch:
+        with observed(config, address=address, insecure=insecure, wait_s=wait_s) as watch:
             start_engine, observer = watch
             evidence = run_campaign(config, start_engine=start_engine, observer=observer)
     except StoreBusy as busy:

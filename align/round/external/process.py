@@ -1,4 +1,4 @@
-"""A command under a watchdog: with a small environment, a deadline, and one end for all.
+"""Commands under a watchdog: with a small environment, a deadline, and one end for all.
 
 Whatever ends the wait (its exit, the deadline, an interrupt) ends everything that it started. Where this
 process is killed, so that it can end nothing, the watchdog does: see `rollouts.machine.watchdog`.
@@ -109,7 +109,7 @@ def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[],
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Have the watchdog end all that is left, and wait for it."""
+    """End all that is left, by way of the watchdog, and wait for it."""
     assert process.stdin is not None, "the pipe to the watchdog"
     process.stdin.close()
     try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
     from align.config.repair import DistilConfig
     from align.round.plan import RoundOutcome, RoundPlan
-    from align.round.repair.ladder import Tried
+    from align.round.repair.tried import Tried
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> RoundPlan | None:

@@ -22,7 +22,7 @@ from align.store.repairs import Origin
 
 if TYPE_CHECKING:
     from align.round.plan import RoundOutcome, RoundPlan
-    from align.round.repair.ladder import Tried
+    from align.round.repair.tried import Tried
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,18 +12,19 @@ alone, a run that was killed on the ladder comes to the same place again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from align.round.repair import distil, interpolate, rerun
 from align.round.repair.damage import gain, gained, lost
-from align.store.repairs import Origin, RepairStep, RungName
+from align.round.repair.tried import Tried
+from align.store.repairs import RepairStep, RungName
 
 if TYPE_CHECKING:
     from align.round.plan import RoundOutcome, RoundPlan
 
-NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence["Tried"]], "RoundPlan | None"]
+NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence[Tried]], "RoundPlan | None"]
 
 STEPS: dict[RungName, NextPlan] = {
     "interpolate": interpolate.next_plan,
@@ -39,50 +40,6 @@ class Attempt(Protocol):
     def __call__(self, candidate_plan: RoundPlan, *, before: int) -> RoundOutcome:
         """Make another candidate, of whose round the gate has judged ``before`` candidates already."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tried:
-    """A repaired candidate and what the gate said of it."""
-
-    origin: Origin
-    outcome: RoundOutcome
-    kept: float
-    """Gain at the target, as a share of the failed candidate's."""
-    keep: float
-    """The share that it must keep."""
-    seconds: float
-
-    @property
-    def lost(self) -> bool:
-        """Something that must be retained was not shown to be."""
-        return bool(lost(self.outcome.verdict))
-
-    @property
-    def gained(self) -> bool:
-        """The target was shown to be better, and by enough of what it was."""
-        return gained(self.outcome.verdict) and self.kept >= self.keep
-
-    @property
-    def passed(self) -> bool:
-        """True if it can take the failed candidate's place."""
-        return self.outcome.verdict.accepted and self.gained
-
-    @property
-    def step(self) -> RepairStep:
-        """Entry of the try in the round's record."""
-        verdict = self.outcome.verdict
-        little = verdict.accepted and not self.gained
-        return RepairStep(
-            rung=self.origin.rung,
-            told=self.origin.told,
-            candidate=self.outcome.candidate,
-            look=self.outcome.look,
-            outcome="too_little_kept" if little else verdict.outcome,
-            kept=self.kept,
-            reasons=verdict.reasons,
-            seconds=self.seconds,
-        )
 
 
 def repair(

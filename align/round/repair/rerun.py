@@ -11,7 +11,7 @@ from align.store.repairs import Origin
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
     from align.round.plan import RoundOutcome, RoundPlan
-    from align.round.repair.ladder import Tried
+    from align.round.repair.tried import Tried
 
 MOST_REPLAY = 0.9
 """Share of a step's completions that replay may take at most: something new has to be left."""
