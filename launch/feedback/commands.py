@@ -218,12 +218,6 @@ def feedback_serve(
     )
 
 
-def _ledger(config: CampaignConfig) -> Ledger:
-    from align.store.store import open_ledger
-
-    return open_ledger(config)
-
-
 def _known_ledger(config: CampaignConfig) -> Ledger | None:
     """Open the ledger to look at; make none."""
     from align.store.store import known_ledger
@@ -232,7 +226,10 @@ def _known_ledger(config: CampaignConfig) -> Ledger | None:
 
 
 def _inbox(config: CampaignConfig) -> Inbox:
-    return _of(_ledger(config))
+    """Open the inbox; make it if there is none."""
+    from align.store.store import open_ledger
+
+    return _of(open_ledger(config))
 
 
 def _known_inbox(config: CampaignConfig) -> Inbox:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from align.config.campaign import RoundConfig
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
@@ -138,7 +137,10 @@ def round_view(
         state=record.state,
         attempts=len(begun),
         algorithm=spec.algorithm.name if spec else "unknown",
-        rewards=_rewards(spec),
+        rewards=tuple(
+            f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name
+            for r in (spec.rewards if spec else ())
+        ),
         feedback=reservations[record.name].sentence if record.name in reservations else "",
         steps_done=max(steps, default=-1) + 1,
         steps=spec.steps if spec else len(steps),
@@ -235,11 +237,6 @@ def _cost(
         repair_seconds=math.fsum(step.seconds or 0.0 for step in repairs),
         spent=spent(steps.values()),
     )
-
-
-def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
-    rewards = spec.rewards if spec else ()
-    return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
 
 
 GROWTH = 1.5
