@@ -137,10 +137,7 @@ def round_view(
         state=record.state,
         attempts=len(begun),
         algorithm=spec.algorithm.name if spec else "unknown",
-        rewards=tuple(
-            f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name
-            for r in (spec.rewards if spec else ())
-        ),
+        rewards=_rewards(spec),
         feedback=reservations[record.name].sentence if record.name in reservations else "",
         steps_done=max(steps, default=-1) + 1,
         steps=spec.steps if spec else len(steps),
@@ -227,6 +224,12 @@ def _repair_panels(
     if step is None:
         return ()
     return panels(folder.steps(step.rung), limits)[: limits.repair_charts]
+
+
+def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
+    """Name the rewards of a round, with their weights unless they are 1."""
+    rewards = spec.rewards if spec else ()
+    return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
 
 
 def _cost(
