@@ -203,13 +203,10 @@ def _word(text: str) -> str:
 
 def _from_file(file: Path, text: str) -> str:
     """Restate a path given from the current folder as one from the campaign's."""
-    if "://" in text or text.startswith(("/", "~")) or not _is_path(text):
+    is_path = text.startswith((".", "runs/")) or os.path.exists(text)
+    if "://" in text or text.startswith(("/", "~")) or not is_path:
         return text
     return os.path.relpath(text, file.absolute().parent)
-
-
-def _is_path(text: str) -> bool:
-    return text.startswith(".") or os.path.exists(text) or text.startswith("runs/")
 
 
 def _function(file: Path, reward: str) -> str:

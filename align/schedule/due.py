@@ -371,7 +371,7 @@ def _by_arrivals(
     why = f"{fresh} of {when.new_pairs} new rows in {stream}"
     if patience is not None and now >= patience and fresh < when.new_pairs:
         stamped = f"is stamped {_spell(arrivals.oldest)}, when a clock was ahead"
-        waited = f"has waited {spell_duration(_seconds(now - waits_since))}"
+        waited = f"has waited {spell_duration(timedelta(seconds=int((now - waits_since).total_seconds())))}"
         why += f", the first {stamped if ahead else waited}"
     elif fresh < when.new_pairs:
         at = None if patience is None else max(patience, earliest)
@@ -387,10 +387,6 @@ def _by_arrivals(
 def _due(schedule: Schedule, history: History, key: str, reason: str) -> Due:
     name = round_name(schedule, history)
     return Due(schedule=schedule.name, key=key, round=name, reason=reason)
-
-
-def _seconds(value: timedelta) -> timedelta:
-    return timedelta(seconds=int(value.total_seconds()))
 
 
 def _spell(moment: datetime) -> str:

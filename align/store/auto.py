@@ -8,7 +8,7 @@ without a GPU that joins a cluster with some states ``policy.dtype`` and ``polic
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from sqlalchemy import select
@@ -20,7 +20,9 @@ from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags, quickest_dtype
 
-ADAPTER_BEFORE_AUTO = "adapter"
+ServedAs = Literal["adapter", "merged"]
+
+ADAPTER_BEFORE_AUTO: ServedAs = "adapter"
 """Way of serving adapters in stores of versions that recorded no choice."""
 
 
@@ -39,7 +41,11 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
     stored = _stored_policy(ledger)
     in_flight = any(spec.sampling.in_flight for spec in config.rounds)
     dtype = stored.get("dtype") or quickest_dtype(resolve_device("auto"))
-    serve = _stored_serve(stored) or ("merged" if in_flight else _quickest_serve())
+    quickest: ServedAs = (
+        "adapter" if resolve_device("auto") == "cuda" and not in_flight else "merged"
+    )
+    lora = stored.get("lora")
+    serve = quickest if lora is None else lora.get("serve", ADAPTER_BEFORE_AUTO)
     resolved = policy.without_auto(dtype, serve)
     if resolved.serves_adapters and in_flight:
         raise UserError(
@@ -82,15 +88,6 @@ def _reason(dtype: str, device: str, speed: Literal["native", "emulated", "none"
     preferred = "bfloat16" if speed == "native" else "float32"
     why = f"this processor {has} instructions for bfloat16"
     return why if dtype == preferred else f"as the store began, though {why}"
-
-
-def _quickest_serve() -> Literal["adapter", "merged"]:
-    return "adapter" if resolve_device("auto") == "cuda" else "merged"
-
-
-def _stored_serve(policy: Mapping[str, Any]) -> Literal["adapter", "merged"] | None:
-    lora = policy.get("lora")
-    return None if lora is None else lora.get("serve", ADAPTER_BEFORE_AUTO)
 
 
 def _stored_policy(ledger: Ledger | None) -> dict[str, Any]:

@@ -136,7 +136,11 @@ class StorePaths:
 
     def stored_prompts(self) -> list[Path]:
         """List the files of kept prompts that exist."""
-        return [path for path in self.replay_buffers.glob("*.jsonl") if not _has_answers(path)]
+        return [
+            path
+            for path in self.replay_buffers.glob("*.jsonl")
+            if not path.name.startswith("answers-")
+        ]
 
     def changing(self) -> Iterator[Path]:
         """Yield the files that exist and change while a round runs: the ledger's, and those of metrics."""
@@ -192,7 +196,3 @@ def remedy_of(path: str) -> str:
     if "/aa/" in path:
         return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
     return "it is made again from its round's data when a round needs it"
-
-
-def _has_answers(path: Path) -> bool:
-    return path.name.startswith("answers-")

@@ -63,8 +63,10 @@ class StoredFiles:
         self.mirror.push()
         for path in paths:
             sync(path)
-        for folder in {parent for path in paths for parent in self._parents(path)}:
-            sync(folder)
+        folders = {folder for path in paths for folder in path.parents}
+        for folder in folders:
+            if folder.is_relative_to(self.folder):
+                sync(folder)
         rows = [
             {
                 "path": self._name(path),
@@ -107,10 +109,6 @@ class StoredFiles:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-    def _parents(self, path: Path) -> list[Path]:
-        """Return the folders from the store down to the file's own."""
-        return [folder for folder in path.parents if folder.is_relative_to(self.folder)]
 
 
 def fault_of(path: Path, sha256: str | None) -> str | None:

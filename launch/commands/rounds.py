@@ -149,7 +149,10 @@ def _detail_lines(record: RoundDetail) -> list[str]:
         parts = ", ".join(f"{count:,} {source}" for source, count in record.tokens.items())
         lines.append(f"  tokens learnt from: {parts}")
     lines += _spending(record.spent) if record.spent else ()
-    lines += [f"  {repair.sentence}{_took(repair.seconds)}" for repair in record.repairs]
+    lines += [
+        f"  {repair.sentence}" + ("" if repair.seconds is None else f", {repair.seconds:.0f} s")
+        for repair in record.repairs
+    ]
     lines += [f"  {reason}" for reason in record.reasons]
     return lines + [f"  noticed, {line}" for line in record.watch.remarks()]
 
@@ -175,10 +178,6 @@ def _changed(record: RoundDetail) -> tuple[list[str], list[list[str]]]:
         for c in record.changed
     ]  # fmt: skip
     return columns, rows
-
-
-def _took(seconds: float | None) -> str:
-    return "" if seconds is None else f", {seconds:.0f} s"
 
 
 def _metrics(title: str, metrics: tuple[Metric, ...]) -> None:

@@ -71,7 +71,12 @@ def schedule_run_now(
 ) -> None:
     """Run a scheduled round now, whatever its schedule says; one that fell due before goes on instead."""
     config = load(campaign, overrides).config
-    due = _claim_now(config, name, address, insecure_cluster)
+    from align.schedule.claims import Dues
+
+    dues, now = Dues(_swept(config).database, config), _now()
+    if not (claimed := dues.ask(name, now)).claimed:
+        _checked(config, [claimed], address, insecure_cluster)
+    due = dues.claim_now(name, now)
     typer.echo(f"{due.round}: {due.reason}")
     _run(config, [due], address, insecure_cluster, wait, strict)
 
@@ -249,15 +254,6 @@ def _run(
     refused = [r for r in evidence.ledger.rounds() if r.state == "rejected" and r.name in names]
     if strict and refused:
         raise typer.Exit(REJECTED)
-
-
-def _claim_now(config: CampaignConfig, name: str, address: str | None, insecure: bool) -> Due:
-    from align.schedule.claims import Dues
-
-    dues, now = Dues(_swept(config).database, config), _now()
-    if not (claimed := dues.ask(name, now)).claimed:
-        _checked(config, [claimed], address, insecure)
-    return dues.claim_now(name, now)
 
 
 def _swept(config: CampaignConfig) -> Ledger:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -133,7 +134,8 @@ def feedback_show(
     for row in rows:
         state = row.state if row.reason is None else f"{row.state}: {row.reason}"
         typer.echo(f"{row.number} {row.kind or '?'} {row.received[:19]} {row.source} ({state})")
-        typer.echo(f"    {_short(row.payload)}")
+        text = dumps(row.payload, ensure_ascii=True)
+        typer.echo(f"    {text if len(text) <= 160 else f'{text[:157]}...'}")
 
 
 @feedback_app.command("quarantine")
@@ -218,12 +220,6 @@ def feedback_serve(
     )
 
 
-def _ledger(config: CampaignConfig) -> Ledger:
-    from align.store.store import open_ledger
-
-    return open_ledger(config)
-
-
 def _known_ledger(config: CampaignConfig) -> Ledger | None:
     """Open the ledger to look at; make none."""
     from align.store.store import known_ledger
@@ -232,7 +228,10 @@ def _known_ledger(config: CampaignConfig) -> Ledger | None:
 
 
 def _inbox(config: CampaignConfig) -> Inbox:
-    return _of(_ledger(config))
+    """Open the inbox; make it if there is none."""
+    from align.store.store import open_ledger
+
+    return _of(open_ledger(config))
 
 
 def _known_inbox(config: CampaignConfig) -> Inbox:
@@ -269,10 +268,3 @@ def _stream(config: CampaignConfig, stream: str | None) -> str:
         if stream is not None and any(counts.stream == stream for counts in arrived):
             return stream
         raise
-
-
-def _short(payload: Any) -> str:
-    from json import dumps
-
-    text = dumps(payload, ensure_ascii=True)
-    return text if len(text) <= 160 else f"{text[:157]}..."

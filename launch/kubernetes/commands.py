@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,11 +55,14 @@ def render(
 ) -> None:
     """Print the manifests of a campaign for kubectl apply -f -."""
     file = load(campaign, overrides)
+    import yaml
+
     from launch.cluster.jobs.jobs import files_named
     from launch.kubernetes.render import NOTES, Target, to_yaml
     from launch.kubernetes.render import render as manifests_of
 
-    text = _with_overrides(file.raw) if overrides else campaign.read_text()
+    # An override belongs to the campaign that runs there, so it stands in the file.
+    text = yaml.safe_dump(file.raw, sort_keys=False) if overrides else campaign.read_text()
     target = Target(
         kind=kind,
         image=image,
@@ -83,13 +86,6 @@ def render(
         return
     typer.echo(to_yaml(manifests, NOTES[kind]), nl=False)
     typer.echo(NOTES[kind], err=True)
-
-
-def _with_overrides(raw: dict[str, Any]) -> str:
-    """Write a campaign anew: an override belongs to the one that runs there, so it stands in the file."""
-    import yaml
-
-    return yaml.safe_dump(raw, sort_keys=False)
 
 
 @kubernetes_app.command("check", hidden=True, context_settings={"ignore_unknown_options": True})

@@ -25,7 +25,7 @@ from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
-    import uvicorn
+    pass
 
 KEEP_ALIVE_S = 75
 MAX_CONNECTIONS = 1024
@@ -147,7 +147,9 @@ async def run(
                 timeout_graceful_shutdown=int(pace.drain_s),
             )
         )
-        _hand_signals_to(server)
+        # uvicorn raises the signal that ended it once more, for handlers that were set before its own.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.handle_exit)
         answering = asyncio.create_task(server.serve(sockets=[listening]))
         following = asyncio.create_task(follower.run())
         try:
@@ -160,10 +162,3 @@ async def run(
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             await follower.close()
-
-
-def _hand_signals_to(server: uvicorn.Server) -> None:
-    """Keep uvicorn from raising the signal that ended it once more, which is meant for earlier
-    handlers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)

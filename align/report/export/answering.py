@@ -47,7 +47,12 @@ def default_line(config: CampaignConfig) -> str:
             "a request that names no sampling is answered at temperature 1, the policy's own distribution: "
             f"{why}; set serving to choose"
         )
-    stated = ", ".join(f"{name} {_shown(value)}" for name, value in _stated(sampling))
+    stated = ", ".join(
+        f"{name} {value:g}"
+        if isinstance(value, int | float)
+        else f"{name} {json.dumps(list(value))}"
+        for name, value in _stated(sampling)
+    )
     source = "serving says" if config.serving is not None else "the gate measured"
     return f"a request that names no sampling is answered as {source}: {stated}"
 
@@ -150,7 +155,3 @@ def _stated(sampling: AnswerSampling) -> Iterator[tuple[str, Any]]:
     for name, field in AnswerSampling.model_fields.items():
         if name != "temperature" and getattr(sampling, name) != field.get_default():
             yield name, getattr(sampling, name)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else json.dumps(list(value))

@@ -63,6 +63,7 @@ def model_card(
         merged: an adapter was merged into the base.
         licences: what and under which licence, as far as known.
     """
+    acts = [(act.time[:16], act.what, act.reason) for act in acts_of(evidence)]
     parts = (
         _front_matter(evidence, line, merged, licences),
         _head(evidence, line[-1], merged),
@@ -73,7 +74,7 @@ def model_card(
         _section("Sealed suites", _seals(evidence)),
         _section("Signs of reward hacking", _noticed(evidence, line)),
         _section("Rewards and data", _data(evidence, line)),
-        _section("Acts of people", _acts(evidence)),
+        _section("Acts of people", _table(("UTC", "what", "reason"), acts) if acts else ""),
         _section("Licences", _table(("what", "licence"), licences)),
         _section("Hashes and versions", _hashes(line[-1])),
     )
@@ -305,11 +306,6 @@ def _noticed(evidence: Evidence, line: Sequence[Ancestor]) -> str:
         for remark in watch_of(evidence, ancestor.record).lines()
     ]
     return _table(("round", "noticed"), rows) if rows else "None was noticed."
-
-
-def _acts(evidence: Evidence) -> str:
-    rows = [(act.time[:16], act.what, act.reason) for act in acts_of(evidence)]
-    return _table(("UTC", "what", "reason"), rows) if rows else ""
 
 
 def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:

@@ -141,6 +141,8 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
             names = {item.name for item in rounds if item.memory is not None}
             coming = len(names)
+            folder = config.folder.absolute()
+            present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=coming * snapshot_bytes(inputs.model, config.policy),
@@ -150,7 +152,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                     for spec in chosen.rounds
                     if spec.name in names
                 ),
-                free=shutil.disk_usage(_nearest(config.folder)).free,
+                free=shutil.disk_usage(present).free,
             )
             gate = foresee(view, inputs.suites, ledger)
         finally:
@@ -261,8 +263,3 @@ def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
 
 def _measured(suites: Sequence[Suite]) -> int:
     return sum(suite.num_answers for suite in suites if suite.role != "sealed")
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder, or the closest one above it that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -60,18 +60,15 @@ def _environment() -> Environment:
         "span": span,
         "words": lambda text: str(text).replace("_", " "),
     }
-    environment.globals |= {"draw": drawn, "scale_of": scale_of, "style": _style()}
+    # The style sheet holds nothing of a campaign, so it needs no escape.
+    style = Markup((TEMPLATES / "page.css").read_text())
+    environment.globals |= {"draw": drawn, "scale_of": scale_of, "style": style}
     environment.globals |= {
         "meanings": MEANINGS,
         "seconds_of": lambda rounds, name: math.fsum(round.time.of(name) for round in rounds),
         "before_of": lambda rounds: math.fsum(p.seconds for r in rounds for p in r.time.before),
     }
     return environment
-
-
-def _style() -> Markup:
-    """Read the style sheet, which holds nothing of a campaign and so needs no escape."""
-    return Markup((TEMPLATES / "page.css").read_text())
 
 
 def drawn(panel: Panel) -> tuple[Chart, Markup]:

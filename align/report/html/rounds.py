@@ -227,6 +227,12 @@ def _repair_panels(
     return panels(folder.steps(step.rung), limits)[: limits.repair_charts]
 
 
+def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
+    """Name the rewards of a round, with their weights unless they are 1."""
+    rewards = spec.rewards if spec else ()
+    return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
+
+
 def _cost(
     attempts: Sequence[RoundRecord], repairs: Sequence[RepairStep], steps: Steps, now: datetime
 ) -> Cost:
@@ -235,11 +241,6 @@ def _cost(
         repair_seconds=math.fsum(step.seconds or 0.0 for step in repairs),
         spent=spent(steps.values()),
     )
-
-
-def _rewards(spec: RoundConfig | None) -> tuple[str, ...]:
-    rewards = spec.rewards if spec else ()
-    return tuple(f"{r.name} × {r.weight:g}" if r.weight != 1.0 else r.name for r in rewards)
 
 
 GROWTH = 1.5

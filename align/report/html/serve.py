@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -40,15 +40,12 @@ class LivePage:
 
     def __call__(self) -> str:
         with self._lock:  # Charts are drawn with settings that all threads share.
-            stamp = tuple(self._files())
+            stamp = tuple(map(_stamp, StorePaths(self._config.folder).changing()))
             # A ledger elsewhere leaves no trace here when it changes.
             if self._made is None or self._made[0] != stamp or self._config.ledger:
                 page = render(stored_evidence(self._config), refresh_s=self._refresh_s)
                 self._made = (stamp, page)
             return self._made[1]
-
-    def _files(self) -> Iterator[tuple[str, int, int]]:
-        return map(_stamp, StorePaths(self._config.folder).changing())
 
 
 class Server(ThreadingHTTPServer):

@@ -214,7 +214,8 @@ def watch_of(evidence: Evidence, record: RoundRecord) -> WatchRecord:
 def diff(evidence: Evidence, first: str, second: str) -> RoundDiff:
     """Compare settings and scores of two rounds."""
     rounds = [record_of(evidence, name) for name in (first, second)]
-    settings = [dict(_leaves(_spec(evidence.config, name))) for name in (first, second)]
+    specs = {s.name: s.model_dump(mode="json") for s in evidence.config.rounds}
+    settings = [dict(_leaves(specs.get(name, {}))) for name in (first, second)]
     keys = dict.fromkeys([*settings[0], *settings[1]])
     sealed = sealed_names(evidence.config)
     records = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
@@ -296,12 +297,6 @@ def _never(name: str, sentence: str) -> RoundEntry:
         index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None, candidate=None,
         started=None, ended=None, seconds=None, skipped=sentence,
     )  # fmt: skip
-
-
-def _spec(config: CampaignConfig, name: str) -> dict[str, Any]:
-    """Return the settings of a round; none if the campaign file no longer has it."""
-    specs = (spec for spec in config.rounds if spec.name == name)
-    return next((spec.model_dump(mode="json") for spec in specs), {})
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

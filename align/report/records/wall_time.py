@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -172,16 +172,12 @@ def _from_steps(evidence: Evidence, attempt: RoundRecord, folder: RunFolder) -> 
             for name, value in step.items():
                 if name in STEP_METRICS:
                     seconds[STEP_METRICS[name]] += value
-    for snapshot in _candidates(attempt):
+    repairs = (step.candidate for step in repairs_of(attempt.report))
+    for snapshot in dict.fromkeys(filter(None, (attempt.candidate, *repairs))):
         for record in evidence.ledger.evaluations(snapshot):
             took_s = measured_seconds(evidence.folder / record.path)
             seconds[f"{MEASURING}{record.suite}"] += took_s or 0.0
     return dict(seconds)
-
-
-def _candidates(attempt: RoundRecord) -> Iterable[str]:
-    repairs = (step.candidate for step in repairs_of(attempt.report))
-    return dict.fromkeys(snapshot for snapshot in (attempt.candidate, *repairs) if snapshot)
 
 
 def _ordered(seconds: Mapping[str, float]) -> Iterator[Part]:

@@ -121,15 +121,15 @@ def purges(ledger: Ledger) -> list[Purge]:
     """List every purge on record, oldest first."""
     with ledger.database.read() as connection:
         records = connection.execute(select(inbox_purges).order_by(inbox_purges.c.seq)).all()
-    return [_purge(row) for row in records]
-
-
-def _purge(row: Any) -> Purge:
-    report: dict[str, Any] = json.loads(row.report)
-    plain: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in report.items()
-    }
-    return Purge(user_sha256=row.user_sha256, time=row.time, **plain)
+    reports: list[dict[str, Any]] = [json.loads(row.report) for row in records]
+    return [
+        Purge(
+            user_sha256=row.user_sha256,
+            time=row.time,
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in report.items()},
+        )
+        for row, report in zip(records, reports, strict=True)
+    ]
 
 
 def _rows(connection: Connection, user: str) -> list[StoredRow]:

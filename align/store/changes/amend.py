@@ -8,7 +8,6 @@ from align.store.changes.settle import settle
 from align.store.database.database import Database
 from align.store.ledger.amendments import Drop, drop_round, dropped_for_good, drops_of, user_name
 from align.store.ledger.campaign_row import committed_in
-from align.store.ledger.ledger import Ledger
 from align.store.store import begun_ledger, known_ledger, open_store
 from rollouts.errors import UserError
 
@@ -74,7 +73,10 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
             where="ROUND",
             remedy="take the round out of the campaign file",
         )
-    if name in (spec.name for spec in config.rounds) and not _has_place(ledger, name):
+    with ledger.database.read() as connection:
+        known = {slot.name for slot in committed_in(connection).slots}
+    known |= dropped_for_good(ledger.database)
+    if name in (spec.name for spec in config.rounds) and name not in known:
         amend(config, reason=reason)  # The file alone knows it: it gets a place, to be given up.
     store = open_store(config, ledger)
     with ledger.lease("keel rounds drop"):
@@ -82,10 +84,3 @@ def drop(config: CampaignConfig, name: str, *, reason: str) -> Drop:
         store.forget_checkpoints(dropped.index, name)
         store.snapshots.clean()
     return dropped
-
-
-def _has_place(ledger: Ledger, name: str) -> bool:
-    """Tell whether the ledger knows a round."""
-    with ledger.database.read() as connection:
-        slots = committed_in(connection).slots
-    return any(slot.name == name for slot in slots) or name in dropped_for_good(ledger.database)

@@ -100,7 +100,8 @@ def compared(
     committed = committed_in(connection)
     row = connection.execute(select(campaigns)).one_or_none()
     if row is None:
-        return compare({**new, "rounds": []}, new, committed, _names(new))
+        added = frozenset(spec["name"] for spec in new.get("rounds", []))
+        return compare({**new, "rounds": []}, new, committed, added)
     if row.name != name:
         raise StoreError(
             f"this store holds the campaign {row.name!r}, not {name!r}",
@@ -183,10 +184,6 @@ def refused(name: str, refusals: Collection[Refusal], where: str) -> StoreError:
         remedy="restore the old values, or set store to another folder; what no verdict rests on "
         "(rounds to come, further suites, margins, defaults) may change",
     )
-
-
-def _names(content: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(spec["name"] for spec in content.get("rounds", []))
 
 
 def _decisions(connection: Connection) -> int:

@@ -98,16 +98,14 @@ def _file(path: Path) -> Iterator[Connection]:
     # Where nobody can write, neither can the files be made that keep readers and writers apart.
     options = "mode=rw" if writers else "mode=ro&immutable=1"
     file = f"file:{quote(str(path.absolute()))}?{options}"
-    connect = partial(sqlite3.connect, file, uri=True, check_same_thread=False)
+    # Without an isolation level the driver begins no transaction of its own.
+    connect = partial(
+        sqlite3.connect, file, uri=True, check_same_thread=False, isolation_level=None
+    )
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
-    event.listen(engine, "connect", _leave_transactions_to_us)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     with engine.begin() as connection:
         yield connection
-
-
-def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None
 
 
 def _copy(source: Connection, url: str) -> None:

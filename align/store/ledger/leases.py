@@ -12,7 +12,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 from sqlalchemy import delete, insert, select, update
@@ -107,16 +107,12 @@ def leased(database: Database, owner: str, clock: Callable[[], float]) -> Iterat
         if holder is not None and holder.alive(clock()):
             raise _busy(holder, database.where)
         connection.execute(delete(leases))
-        connection.execute(insert(leases).values(id=1, **_values(own_holder)))
+        connection.execute(insert(leases).values(id=1, **asdict(own_holder)))
     lease = Lease(database, token, clock)
     try:
         yield lease
     finally:
         lease.release()
-
-
-def _values(holder: Holder) -> dict[str, object]:
-    return {name: getattr(holder, name) for name in Holder.__dataclass_fields__}
 
 
 def _busy(holder: Holder, where: str) -> StoreBusy:

@@ -227,6 +227,7 @@ class Ledger:
         """
         with self._database.write() as connection:
             row = _owned(connection, index, attempt)
+            kind = select(snapshots.c.kind).where(snapshots.c.id == row.candidate)
             allowed = ("running", "gating") if verdict == "failed" else ("gating",)
             if verdict not in ("accepted", "rejected", "failed") or row.state not in allowed:
                 raise ValueError(f"round {row.name!r} is {row.state} and cannot become {verdict!r}")
@@ -236,7 +237,7 @@ class Ledger:
             consume(connection, row.name, verdict, self._now())
             if verdict == "accepted":
                 self._check_production(connection, row.parent, f"round {row.name!r}")
-            if verdict == "accepted" and _kind(connection, row.candidate) != "reward":
+            if verdict == "accepted" and connection.scalar(kind) != "reward":
                 reason = f"round {row.name!r} was accepted"
                 self._move(connection, PRODUCTION, row.parent, row.candidate, index, reason)
 
@@ -449,10 +450,6 @@ def _owned(connection: Connection, index: int, attempt: int) -> Row[Any]:
 def _alias(connection: Connection, name: str) -> SnapshotId | None:
     moves = select(alias_moves.c.target).where(alias_moves.c.alias == name)
     return connection.scalar(moves.order_by(alias_moves.c.seq.desc()).limit(1))
-
-
-def _kind(connection: Connection, snapshot: SnapshotId) -> str | None:
-    return connection.scalar(select(snapshots.c.kind).where(snapshots.c.id == snapshot))
 
 
 def _evaluation(snapshot: SnapshotId, suite_hash: str) -> Select[Any]:

@@ -200,8 +200,8 @@ def test_the_old_name_of_the_command_works_and_says_the_new_one(tmp_path: Path) 
     path = str(campaign_file(tmp_path))
     new, old = keel("gate", "baseline", path), keel("gate", "anchor", path)
     assert (old[0], old[1]) == (new[0], new[1])
-    assert "keel gate baseline" in old[2]
-    assert new[2] == ""
+    assert "note: keel gate anchor is keel gate baseline now" in old[2]
+    assert "note:" not in new[2]
 
 
 def test_a_campaign_without_a_store_has_no_baseline(tmp_path: Path) -> None:

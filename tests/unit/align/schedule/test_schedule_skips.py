@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = campaign(tmp_path, rounds=rounds({}, manual))
     run_campaign(config, start_engine=Starter(), observer=Watcher())
     Dues(Ledger(config.ledger_url).database, config).claim_now("special", START)
-    monkeypatch.setattr("launch.commands.schedule.getuser", lambda: "ada")
+    monkeypatch.setattr("align.store.ledger.amendments.getuser", lambda: "ada")
     words = ["schedule", "skip", str(file), "special", "--reason", "bad [data]"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0
