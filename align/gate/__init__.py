@@ -1,1 +1,1 @@
-"""Whether a candidate becomes production, decided from paired items with a stated error rate."""
+"""Gate that decides if a candidate becomes production, from paired items with a stated error rate."""

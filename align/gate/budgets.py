@@ -30,21 +30,21 @@ def check_budgets(
     production = evidence.ledger.alias("production") or evidence.base
     enforced = evidence.config.gate.mode == "enforce"
     early = {s.name: s.early.items for s in suites if s.early is not None}
-    for found in budget_checks(evidence, round.name, production, suites):
-        if found.outcome == "passed":
+    for shortfall in budget_checks(evidence, round.name, production, suites):
+        if shortfall.outcome == "passed":
             continue
-        used = f"{found.amount(-found.difference)} of {found.amount(found.margin)}"
-        if -found.difference >= found.margin and enforced and _is_certain(found, early):
+        used = f"{shortfall.amount(-shortfall.difference)} of {shortfall.amount(shortfall.margin)}"
+        if -shortfall.difference >= shortfall.margin and enforced and _is_certain(shortfall, early):
             raise UserError(
-                f"the budget of suite {found.suite!r} is spent: production has lost {used} against "
-                f"the anchor {found.snapshot[:16]}",
+                f"the budget of suite {shortfall.suite!r} is spent: production has lost {used} against "
+                f"the anchor {shortfall.snapshot[:16]}",
                 where=f"round {round.name!r}",
                 cause="earlier rounds lost a little each, or an observing gate let them through",
                 remedy="a person may accept this loss with keel gate baseline CAMPAIGN SNAPSHOT --reason "
                 "TEXT; else go back to an earlier snapshot, or let the gate only observe",
             )
         note(
-            f"{round.name}: {found.suite} has used {used} of its budget; a candidate equal to "
+            f"{round.name}: {shortfall.suite} has used {used} of its budget; a candidate equal to "
             f"production would not pass"
         )
 
@@ -52,21 +52,21 @@ def check_budgets(
 def budget_checks(
     evidence: Evidence, target: str, production: SnapshotId, suites: Sequence[Suite]
 ) -> list[Check]:
-    """Production against the anchor, on every suite that guards the round and whose anchor it is not."""
+    """Check production against the baseline, on every suite that guards the round."""
     gate, accepted = evidence.gate, tuple(evidence.accepted("policy"))
     retired = evidence.retired((*accepted, target))
     look = evidence.looks() + 1
     alpha = level_of(gate, look, evidence.amended_level(look))
     guards = [s for s in suites if role_of(s.rule, target, accepted, retired) == "retention"]
     now = evidence.load(production, guards)
-    found = []
+    checks = []
     for suite in guards:
         _require_share(suite, all(value in (0.0, 1.0) for value in now[suite.name].values))
         anchor = evidence.baseline(suite.name)
         if anchor != production:
             start = evidence.load(anchor, [suite])[suite.name]
             start, latest = in_common(start, now[suite.name])
-            found.append(
+            checks.append(
                 check(
                     suite.rule,
                     latest,
@@ -77,20 +77,20 @@ def budget_checks(
                     alpha=alpha,
                 )
             )
-    return found
+    return checks
 
 
-def _is_certain(found: Check, early: Mapping[str, int]) -> bool:
+def _is_certain(check: Check, early: Mapping[str, int]) -> bool:
     """Tell if a loss is that of a whole suite, or is significant.
 
     Args:
         early: by suite that may stop early, the number of all its items.
     """
-    return found.n >= early.get(found.suite, 0) or found.interval[1] < 0.0
+    return check.n >= early.get(check.suite, 0) or check.interval[1] < 0.0
 
 
 def _require_share(suite: Suite, pass_fail: bool) -> None:
-    """Of a metric whose range nobody stated, the values themselves say that a margin is too wide."""
+    """Refuse a margin that is too wide for the values, for a metric whose range is not stated."""
     if suite.scale.of_metric and pass_fail and not 0 < suite.margin <= suite.budget < 1:
         raise UserError(
             f"suite {suite.name!r} has a margin of {suite.margin:g} and a budget of {suite.budget:g}, "

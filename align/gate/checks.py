@@ -34,8 +34,8 @@ Outcome = Literal["passed", "regressed", "not_improved", "too_few_items", "void"
 IN_POINTS: tuple[Test, ...] = ("tango", "betting", "exact")
 """Tests of shares of items, which a person reads in points."""
 MAX_FAILED_SHARE = 0.01
-"""Of items. A comparator's failures count as worst too, and would make any candidate pass; with so many
-of its own a candidate was not measured at all."""
+"""Largest share of items that a snapshot may fail on. A comparator's failures count as worst too, and would
+make any candidate pass; a candidate with more failures was not measured at all."""
 
 
 INSIDE = "worse, by less than the margin; not shown to be within it"
@@ -49,8 +49,8 @@ class Check:
     suite: str
     family: Family = "general"
     what: What = "value"
-    """What is compared: the mean, the share of answers not cut, that of answers with a score, or the
-    items that must not fail."""
+    """Quantity that is compared: the mean, the share of answers not cut, that of answers with a score, or
+    the items that must not fail."""
     role: Role
     """``shown`` never decides."""
     against: Against
@@ -66,7 +66,7 @@ class Check:
     difference: float
     """Mean over items: shares of items for pass/fail, else units of the metric."""
     interval: tuple[float, float]
-    """Of the difference, two-sided, coverage 1 - 2 alpha."""
+    """Two-sided interval of the difference, with coverage 1 - 2 alpha."""
     margin: float
     """Loss that is still allowed; for a target the gain that must be exceeded."""
     p: float
@@ -77,7 +77,7 @@ class Check:
     clusters: int | None = None
     """Independent clusters that the items come in; None: every item counts by itself."""
     items: tuple[str, ...] = ()
-    """Of a list that must not fail: the items that did."""
+    """Items of a list that must not fail which failed."""
     needed: int | None = None
     """Items that would do, at the spread and the loss measured here; None unless there are too few, or the
     loss is inside the margin."""
@@ -103,7 +103,7 @@ class Check:
         return INSIDE if self.is_inside else self.outcome.replace("_", " ")
 
     def amount(self, value: float) -> str:
-        """A difference as a person reads it: points for pass/fail, else units of the metric."""
+        """Format a difference for a person: points for pass/fail, else units of the metric."""
         return f"{100 * value:.1f}" if self.test in IN_POINTS else f"{value:.3g}"
 
 
@@ -141,7 +141,7 @@ def check(
     result = compare_items(candidate, comparator, score_scale(rule), allowed, alpha)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
-    found = Check(
+    checked = Check(
         suite=rule.name,
         family=rule.demands.family,
         what=what,
@@ -164,9 +164,9 @@ def check(
         outcome=outcome,
         sentence="",
     )
-    if outcome == "too_few_items" or found.is_inside:
-        found = replace(found, needed=_needed(result, allowed, alpha))
-    return replace(found, sentence=_sentence(found, score_scale(rule).unit))
+    if outcome == "too_few_items" or checked.is_inside:
+        checked = replace(checked, needed=_needed(result, allowed, alpha))
+    return replace(checked, sentence=_sentence(checked, score_scale(rule).unit))
 
 
 def _measured_first(
@@ -205,7 +205,8 @@ def _outcome(result: Comparison, role: Role, margin: float, alpha: float) -> Out
 
 
 def _needed(result: Comparison, allowed: float, alpha: float) -> int:
-    """Items that would show it with power 0.8, were the true difference the measured one.
+    """Return the number of items that would show it with power 0.8, were the true difference the measured
+    one.
 
     Stored verdicts hold this number, so it is by the variance of the difference alone, as it ever was.
     """
@@ -221,33 +222,33 @@ SUBJECTS = {
     "truncation": " of answers that end by themselves",
     "failure": " of answers with a score",
 }
-"""What is lost or gained."""
+"""Words for the quantity that is lost or gained."""
 
 
-def _sentence(found: Check, value_unit: str) -> str:
-    unit = "points" if found.test in IN_POINTS else value_unit or "of reward"
-    if found.difference == 0:
-        change = f"no change{SUBJECTS[found.what]}"
+def _sentence(check: Check, value_unit: str) -> str:
+    unit = "points" if check.test in IN_POINTS else value_unit or "of reward"
+    if check.difference == 0:
+        change = f"no change{SUBJECTS[check.what]}"
     else:
-        verb = "lost" if found.difference < 0 else "gained"
-        change = f"{found.amount(abs(found.difference))} {unit}{SUBJECTS[found.what]} {verb}"
-    names = (found.against, *found.also)
+        verb = "lost" if check.difference < 0 else "gained"
+        change = f"{check.amount(abs(check.difference))} {unit}{SUBJECTS[check.what]} {verb}"
+    names = (check.against, *check.also)
     whom = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    counts = f"{found.lost} lost, {found.won} won of {found.n}"
-    if found.clusters is not None:
-        counts += f" in {found.clusters} clusters"
-    if found.failed:
-        counts += f", {found.failed} failed"
-    span = f"interval {found.amount(found.interval[0])} to {found.amount(found.interval[1])}"
-    demand = "must gain more than" if found.role == "target" else "margin"
-    ending = found.words
-    if found.is_inside:
-        ending += f", about {found.needed} items would show it"
-    elif found.needed is not None:
-        ending += f" to tell, about {found.needed} needed"
-    if found.outcome == "void":
+    counts = f"{check.lost} lost, {check.won} won of {check.n}"
+    if check.clusters is not None:
+        counts += f" in {check.clusters} clusters"
+    if check.failed:
+        counts += f", {check.failed} failed"
+    span = f"interval {check.amount(check.interval[0])} to {check.amount(check.interval[1])}"
+    demand = "must gain more than" if check.role == "target" else "margin"
+    ending = check.words
+    if check.is_inside:
+        ending += f", about {check.needed} items would show it"
+    elif check.needed is not None:
+        ending += f" to tell, about {check.needed} needed"
+    if check.outcome == "void":
         ending += f", more than {100 * MAX_FAILED_SHARE:.0f}% failed"
     return (
-        f"{found.suite}: {change} against {whom} ({counts}; {span}), "
-        f"{demand} {found.amount(found.margin)}: {ending}"
+        f"{check.suite}: {change} against {whom} ({counts}; {span}), "
+        f"{demand} {check.amount(check.margin)}: {ending}"
     )

@@ -1,4 +1,4 @@
-"""Whether a suite's items were trained on: compared whole, and by the runs of words they share.
+"""Comparison of a suite's items with the training data, as whole texts and by common runs of words.
 
 An item is refused where its text is a training text, or where one training text holds at least a
 `share` of the item's own n-grams; `align.data.examples.fingerprints` says which are its own.
@@ -42,7 +42,7 @@ class Trained(NamedTuple):
 
     text: str
     place: str
-    """Where, in words: ``the training prompts of round 'a'``."""
+    """Source of the text in words: ``the training prompts of round 'a'``."""
     at: str = ""
     """File and line, ``prompts.jsonl:7``; empty if the text was not read from a file."""
 
@@ -61,10 +61,10 @@ class Hit:
     """An item beside the training text it has most in common with."""
 
     item: str
-    """Its text."""
+    """Text of the item."""
     place: str
     share: float
-    """Of the item's own n-grams; 1 for the same text."""
+    """Share of the item's own n-grams; 1 for the same text."""
     whole: bool
     """The texts are the same."""
     at: str = ""
@@ -81,7 +81,7 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlap:
-    """What a suite has in common with everything that is trained on."""
+    """Overlap of a suite with everything that is trained on."""
 
     suite: str
     items: int
@@ -168,8 +168,8 @@ def forbid(overlap: Overlap) -> None:
     """
     if not overlap.refused:
         return
-    place = overlap.refused[0].place
-    there = [hit for hit in overlap.refused if hit.place == place]
+    source = overlap.refused[0].place
+    there = [hit for hit in overlap.refused if hit.place == source]
     shown = ", ".join(hit.shown for hit in there[:SHOWN])
     runs = [hit for hit in there if not hit.whole]
     how = (
@@ -179,7 +179,7 @@ def forbid(overlap: Overlap) -> None:
         else ""
     )
     raise UserError(
-        f"suite {overlap.suite!r} shares {len(there)} of its {overlap.items} items with {place}; "
+        f"suite {overlap.suite!r} shares {len(there)} of its {overlap.items} items with {source}; "
         f"the first: {shown}",
         where=overlap.suite,
         cause=f"{how}an item that was trained on measures memory, not the behaviour",

@@ -1,4 +1,4 @@
-"""Whether a reward model may reward: right about more held-out pairs than two rules that know nothing.
+"""Gate of reward models, which must be right about more held-out pairs than two rules that know nothing.
 
     length    the longer answer is the better one; a pair of equal lengths is worth one half
     chance    half of all pairs
@@ -35,7 +35,7 @@ TIE = 0.5
 
 
 def pair_rules(suite: PairSuite) -> tuple[SuiteRule, SuiteRule]:
-    """The suite as the model is measured on it, and as the length rule is."""
+    """Return the suite as the model is measured on it, and as the length rule is."""
     digest = hashlib.sha256(f"{suite.hash}/length".encode()).hexdigest()
     return suite.rule, replace(suite.rule, name=f"{suite.name}.length", hash=digest)
 
@@ -43,7 +43,7 @@ def pair_rules(suite: PairSuite) -> tuple[SuiteRule, SuiteRule]:
 def measure_pairs(
     suite: PairSuite, snapshot: SnapshotId, scores: Sequence[float]
 ) -> dict[str, ItemResults]:
-    """Per pair whether the model is right, and what the length rule gets; by name of `pair_rules`.
+    """Measure per pair if the model is right, and the length rule's result; by name of `pair_rules`.
 
     Args:
         suite: of pairs; ``sequences`` are better, worse, better, ...
@@ -80,7 +80,7 @@ def pair_inputs(
     looks: int,
     level: float | None = None,
 ) -> VerdictInputs:
-    """Everything that `decide_pairs` follows from.
+    """Collect everything that `decide_pairs` follows from.
 
     Args:
         looks: this decision's number in the campaign.
@@ -104,7 +104,7 @@ def pair_inputs(
 
 
 def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str | Path]) -> Verdict:
-    """The verdict on a reward model; the same again whenever it is drawn.
+    """Decide on a reward model; the same inputs give the same verdict.
 
     Args:
         locate: path of the results of (snapshot, suite hash).
@@ -112,12 +112,12 @@ def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str 
     Raises:
         RunError: a file is missing, damaged, or holds results of something else.
     """
-    own, length = (_load(rule, inputs.candidate[rule.name], locate) for rule in inputs.suites)
+    model, length = (_load(rule, inputs.candidate[rule.name], locate) for rule in inputs.suites)
     gate = inputs.gate
     alpha = level_of(gate, inputs.looks, inputs.level)
-    length = replace(length, suite=own.suite, suite_hash=own.suite_hash)
-    coin = replace(own, values=(TIE,) * len(own.values))
-    checks = (check_rule(own, length, "length", alpha), check_rule(own, coin, "chance", alpha))
+    length = replace(length, suite=model.suite, suite_hash=model.suite_hash)
+    coin = replace(model, values=(TIE,) * len(model.values))
+    checks = (check_rule(model, length, "length", alpha), check_rule(model, coin, "chance", alpha))
     outcomes = {check.outcome for check in checks}
     outcome: Literal["accepted", "rejected", "too_few_items"] = (
         "accepted"
@@ -139,9 +139,9 @@ def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str 
     )
 
 
-def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -> Check:
+def check_rule(model: ItemResults, other: ItemResults, rule: Rule, alpha: float) -> Check:
     """Test that the model is right about more pairs than a rule is."""
-    after, before = paired(own, other)
+    after, before = paired(model, other)
     n = len(after)
     differences = [a - b for a, b in zip(after, before, strict=True)]
     # Against chance every pair differs by one half; counted whole, they are the sign test's.
@@ -160,7 +160,7 @@ def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -
         p=tango_noninferiority(down, up, n, 0.0).p,
         variance=math.fsum((d - difference) ** 2 for d in differences) / max(1, n - 1),
     )
-    compared = of_clusters(compared, differences, own.clusters, 0.0, alpha, reach=1.0)
+    compared = of_clusters(compared, differences, model.clusters, 0.0, alpha, reach=1.0)
     outcome: Outcome = (
         "passed"
         if compared.enough and compared.p <= alpha
@@ -173,7 +173,7 @@ def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -
         usual = items_needed(compared.variance, difference, alpha, pass_fail=False)
         needed = max(n + 1, usual, compared.fewest)
     check = Check(
-        suite=own.suite,
+        suite=model.suite,
         role="target",
         # The fixed anchor of a reward model is a rule; no snapshot stands behind it.
         against="start",
@@ -187,22 +187,22 @@ def check_rule(own: ItemResults, other: ItemResults, rule: Rule, alpha: float) -
         margin=0.0,
         p=compared.p,
         alpha=alpha,
-        clusters=len(set(own.clusters)) or None,
+        clusters=len(set(model.clusters)) or None,
         needed=needed,
         outcome=outcome,
         sentence="",
     )
-    return replace(check, sentence=_sentence(check, own.mean, other.mean, rule))
+    return replace(check, sentence=_sentence(check, model.mean, other.mean, rule))
 
 
-def _sentence(check: Check, own: float, other: float, rule: Rule) -> str:
+def _sentence(check: Check, accuracy: float, other: float, rule: Rule) -> str:
     what = "choosing the longer answer is right about" if rule == "length" else "chance is"
     low, high = (100 * end for end in check.interval)
     ending = check.outcome.replace("_", " ")
     if check.needed is not None:
         ending += f" to tell, about {check.needed} needed"
     return (
-        f"{check.suite}: right about {100 * own:.1f}% of {check.n} held-out pairs, {what} "
+        f"{check.suite}: right about {100 * accuracy:.1f}% of {check.n} held-out pairs, {what} "
         f"{100 * other:.1f}% (difference {low:.1f} to {high:.1f} points), must be better: {ending}"
     )
 

@@ -75,7 +75,7 @@ def tolerance_checks(
     comparators: Mapping[Against, ItemResults],
     alpha: float,
 ) -> Iterator[Check]:
-    """Whether an item on the list fails that passed under a comparator; one check per snapshot."""
+    """Check, per snapshot, if an item on the list fails that passed under a comparator."""
     if not rule.demands.zero_tolerance:
         return
     for results, names in _distinct(comparators):
@@ -89,22 +89,22 @@ def _tolerance(
     names: tuple[Against, ...],
     alpha: float,
 ) -> Check:
-    """No test: one item is enough. The bound says how much a list of this length can promise.
+    """Check a list without a test, since one item is enough; the bound is what such a list can promise.
 
     The rate is that of items lost among those that passed before; its upper bound is Clopper and
     Pearson's, wrong with a chance of at most ``alpha``.
     """
     after, before = paired(candidate, comparator)
     listed = rule.demands.zero_tolerance
-    held = [
+    guarded = [
         (item, now >= PASSES)
         for item, now, was in zip(candidate.item_ids, after, before, strict=True)
         if was >= PASSES and (listed == "all" or item in listed)
     ]
-    lost = tuple(item for item, passes in held if not passes)
-    n = len(held)
+    lost = tuple(item for item, passes in guarded if not passes)
+    n = len(guarded)
     low, high = exact_interval(len(lost), n, alpha) if n else (0.0, 1.0)
-    found = Check(
+    check = Check(
         suite=rule.name,
         family=rule.demands.family,
         what="zero_tolerance",
@@ -126,26 +126,26 @@ def _tolerance(
         outcome="regressed" if lost else "passed",
         sentence="",
     )
-    return replace(found, sentence=_sentence(found, high))
+    return replace(check, sentence=_sentence(check, high))
 
 
 SHOWN = 5
 """Lost items that a sentence names; the check has them all."""
 
 
-def _sentence(found: Check, bound: float) -> str:
-    whom = " and ".join((found.against, *found.also))
-    named = ", ".join(repr(item) for item in found.items[:SHOWN])
-    more = f" and {len(found.items) - SHOWN} more" if len(found.items) > SHOWN else ""
-    which = f" ({named}{more})" if named else ""
+def _sentence(check: Check, bound: float) -> str:
+    whom = " and ".join((check.against, *check.also))
+    names = ", ".join(repr(item) for item in check.items[:SHOWN])
+    more = f" and {len(check.items) - SHOWN} more" if len(check.items) > SHOWN else ""
+    which = f" ({names}{more})" if names else ""
     return (
-        f"{found.suite}: of {found.n} items that must not fail and passed under {whom}, {found.lost} "
-        f"fail{which}; at most {100 * bound:.1f}% of such items are lost: {found.outcome}"
+        f"{check.suite}: of {check.n} items that must not fail and passed under {whom}, {check.lost} "
+        f"fail{which}; at most {100 * bound:.1f}% of such items are lost: {check.outcome}"
     )
 
 
 def _usable(results: ItemResults, what: What) -> ItemResults:
-    """1 where an answer ended by itself, or has a score; a failure of the engine is both."""
+    """Return 1 for an answer that ended by itself, or has a score; a failure of the engine is both."""
     good = (
         [finish == "stop" for finish in results.finishes]
         if what == "truncation"

@@ -76,8 +76,8 @@ def verdict_rows(verdict: Verdict) -> list[VerdictRow]:
     ]
     rows.sort(key=lambda row: ORDER.index(row.group))
     if folded is not None:
-        place = next((i for i, r in enumerate(rows) if r.group == "decides nothing"), len(rows))
-        rows.insert(place, folded)
+        index = next((i for i, r in enumerate(rows) if r.group == "decides nothing"), len(rows))
+        rows.insert(index, folded)
     return rows
 
 

@@ -1,1 +1,1 @@
-"""What the gate can tell before it decides: margins, items, power and cost."""
+"""Plans of what the gate can tell: margins, items, power and cost."""

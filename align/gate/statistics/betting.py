@@ -53,7 +53,7 @@ class Wager(NamedTuple):
     lacking: float
     """Logarithm of what the wealth must still be multiplied by; 0 once it was large enough."""
     variance: float
-    """Of one unit's difference, as the next bet takes it."""
+    """Variance of one unit's difference that the next bet uses."""
     units: int = 0
     """Units after which the bet was won; those seen, if it was not."""
 
@@ -114,9 +114,9 @@ def wager(
         if _rounded(math.exp(-most)) <= alpha:
             return Wager(most, 0.0, (prior + spread) / (PRIOR_UNITS + end), end)
         size = float(items[:end].sum()) / end
-    seen = len(totals)
-    variance = (prior + spread) / (PRIOR_UNITS + seen)
-    return Wager(most, max(TINY, wanted - wealth), variance, seen)
+    num_units = len(totals)
+    variance = (prior + spread) / (PRIOR_UNITS + num_units)
+    return Wager(most, max(TINY, wanted - wealth), variance, num_units)
 
 
 def is_hopeless(state: Wager, margin: float, left: int) -> bool:

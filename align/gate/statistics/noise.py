@@ -25,7 +25,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseFloor:
-    """What two measurements of one snapshot differ in, on one suite."""
+    """Differences between two measurements of one snapshot on one suite."""
 
     suite: str
     snapshot: SnapshotId
@@ -33,7 +33,7 @@ class NoiseFloor:
     lost: int
     won: int
     variance: float
-    """Of one item's difference; for pass/fail items the discordance."""
+    """Variance of one item's difference; for pass/fail items the discordance."""
     pass_fail: bool
     largest: float | None
     """Upper end of the exact interval of the share of items that change; None for scores."""
@@ -43,7 +43,7 @@ class NoiseFloor:
     chance: float
     """McNemar's p that losing and winning are equally likely: a small one says the runs were not alike."""
     tokens: int | None
-    """Of one measurement; so ``seconds``."""
+    """Tokens of one measurement; ``seconds`` is, too."""
     seconds: float | None
 
 
@@ -56,7 +56,7 @@ def save_repeats(store: StorePaths, first: ItemResults, second: ItemResults) -> 
 
 
 def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults] | None:
-    """The two measurements of the latest production that has them, unharmed."""
+    """Load the two measurements of the latest production that has them, undamaged."""
     moves = evidence.ledger.alias_moves()
     for snapshot in dict.fromkeys(move.target for move in reversed(moves)):
         paths = evidence.store.paths.repeats(snapshot, suite)
@@ -67,42 +67,40 @@ def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults
 
 
 def noise_floor(first: ItemResults, second: ItemResults, scale: ScoreScale) -> NoiseFloor:
-    """What two measurements of one snapshot differ in."""
-    found = compare(second, first, scale, 0.0, ALPHA)
-    pass_fail = found.test == "tango"
-    changed = found.lost + found.won
+    """Compute the differences between two measurements of one snapshot."""
+    result = compare(second, first, scale, 0.0, ALPHA)
+    pass_fail = result.test == "tango"
+    changed = result.lost + result.won
     seconds = [results.seconds for results in (first, second) if results.seconds is not None]
     return NoiseFloor(
         suite=first.suite,
         snapshot=first.snapshot,
-        n=found.n,
-        lost=found.lost,
-        won=found.won,
-        variance=found.variance,
+        n=result.n,
+        lost=result.lost,
+        won=result.won,
+        variance=result.variance,
         pass_fail=pass_fail,
-        largest=exact_interval(changed, found.n, ALPHA)[1] if pass_fail else None,
-        difference=found.difference,
-        interval=found.interval,
-        chance=mcnemar_exact(found.lost, found.won),
+        largest=exact_interval(changed, result.n, ALPHA)[1] if pass_fail else None,
+        difference=result.difference,
+        interval=result.interval,
+        chance=mcnemar_exact(result.lost, result.won),
         tokens=first.tokens,
         seconds=sum(seconds) / len(seconds) if seconds else None,
     )
 
 
 def noise_lines(floors: list[NoiseFloor]) -> Iterator[str]:
-    """To be read by a person."""
-    for one in floors:
-        if one.pass_fail:
-            changed = 100 * (one.lost + one.won) / one.n
-            spread = (
-                f"{changed:.1f}% of {one.n} items change (at most {100 * (one.largest or 0):.1f}%)"
-            )
-            low, high = (f"{100 * end:+.1f}" for end in one.interval)
-            mean = f"{100 * one.difference:+.1f} points ({low} to {high})"
+    """Yield lines about the noise of each suite, for a person."""
+    for floor in floors:
+        if floor.pass_fail:
+            changed = 100 * (floor.lost + floor.won) / floor.n
+            spread = f"{changed:.1f}% of {floor.n} items change (at most {100 * (floor.largest or 0):.1f}%)"
+            low, high = (f"{100 * end:+.1f}" for end in floor.interval)
+            mean = f"{100 * floor.difference:+.1f} points ({low} to {high})"
         else:
-            spread = f"sd {one.variance**0.5:.3g} over {one.n} items"
-            low, high = (f"{end:+.3g}" for end in one.interval)
-            mean = f"{one.difference:+.3g} ({low} to {high})"
-        yield f"{one.suite}: {spread}; mean {mean}"
-        if one.chance < ALPHA / max(1, len(floors)):
-            yield f"  the two runs are not alike, p = {one.chance:.2g}: something else changed"
+            spread = f"sd {floor.variance**0.5:.3g} over {floor.n} items"
+            low, high = (f"{end:+.3g}" for end in floor.interval)
+            mean = f"{floor.difference:+.3g} ({low} to {high})"
+        yield f"{floor.suite}: {spread}; mean {mean}"
+        if floor.chance < ALPHA / max(1, len(floors)):
+            yield f"  the two runs are not alike, p = {floor.chance:.2g}: something else changed"

@@ -13,7 +13,6 @@ from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
-from align.round.artifacts import check_stored_artifacts
 from align.round.inputs import Inputs, load_inputs
 from align.round.records.artifacts import check_stored_artifacts
 from align.store.changes.amend import dropped_lines

@@ -30,7 +30,6 @@ from align.learner.folder.sizes import (
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.fit import check_kv_cache, fit_lines
 from align.report.forecast.machine import runs_here
-from align.round.artifacts import check_stored_artifacts
 from align.round.inputs import Inputs
 from align.round.records.artifacts import check_stored_artifacts
 from align.schedule.checked import load_checked, open_claims
