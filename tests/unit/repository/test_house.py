@@ -225,8 +225,6 @@ NOT_YET_CLEAN = {
     "align/algorithms/micro_batch.py",
     "align/gate",
     "align/learner/batching.py",
-    "align/learner/folder",
-    "align/learner/model",
     "align/learner/packing.py",
 }
 """Folders and files whose sentences and names are still to be written anew. An entry goes when its part is
