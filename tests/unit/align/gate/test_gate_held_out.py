@@ -7,6 +7,7 @@ from pathlib import Path
 from align.campaign import run_campaign
 from align.round.inputs import load_inputs
 from align.round.records.replay import load_replay
+from align.store.paths import StorePaths
 from tests.unit.campaigns import Starter, Watcher, campaign
 
 
@@ -18,7 +19,7 @@ def test_suites_of_earlier_rounds_are_made_by_themselves_and_share_nothing_with_
     evidence = run_campaign(config, start_engine=Starter(), observer=watcher)
     accepted = evidence.accepted("policy")
     assert list(accepted) == ["first", "second"]
-    replayed = load_replay(config.folder, list(accepted.values())).entries
+    replayed = load_replay(StorePaths(config.folder), list(accepted.values())).entries
     suites = {suite.name: suite for suite in load_inputs(config).suites}
     for name in accepted:
         assert suites[name].target_of == name
