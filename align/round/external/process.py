@@ -109,7 +109,7 @@ def _wait(process: subprocess.Popen[bytes], command: Command, beat: Callable[[],
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Have the watchdog end all that is left, and wait for it."""
+    """Let the watchdog end all that is left, and wait for it."""
     assert process.stdin is not None, "the pipe to the watchdog"
     process.stdin.close()
     try:
