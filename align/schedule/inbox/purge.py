@@ -121,15 +121,12 @@ def purges(ledger: Ledger) -> list[Purge]:
     """List every purge on record, oldest first."""
     with ledger.database.read() as connection:
         records = connection.execute(select(inbox_purges).order_by(inbox_purges.c.seq)).all()
-    reports: list[dict[str, Any]] = [json.loads(row.report) for row in records]
-    return [
-        Purge(
-            user_sha256=row.user_sha256,
-            time=row.time,
-            **{name: tuple(v) if isinstance(v, list) else v for name, v in report.items()},
-        )
-        for row, report in zip(records, reports, strict=True)
-    ]
+    done: list[Purge] = []
+    for row in records:
+        report: dict[str, Any] = json.loads(row.report)
+        lists = {name: tuple(value) for name, value in report.items() if isinstance(value, list)}
+        done.append(Purge(user_sha256=row.user_sha256, time=row.time, **{**report, **lists}))
+    return done
 
 
 def _rows(connection: Connection, user: str) -> list[StoredRow]:
