@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from align.config.data import Prompts, PromptsConfig, sourced
-from align.config.rewards import Reward
+from align.config.rewards import Reward, RewardConfig
 from align.settings import InputPath, Name, Settings
 from rollouts.types import Sampling
 
@@ -245,6 +245,21 @@ class SuiteConfig(SuiteDemands):
     """Measure every round on partly other items of a larger source."""
     against: Annotated[str, Field(pattern=r"^(base|parent|round:.+)$")] | None = None
     """Win rate: the metric compares each answer with that snapshot's, in both orders; a tie is half."""
+
+    @property
+    def metrics(self) -> tuple[RewardConfig, ...]:
+        """Rewards that score its answers; empty for kinds without."""
+        return () if self.metric is None else (self.metric,)
+
+    @property
+    def prompt_source(self) -> PromptsConfig | None:
+        """Source that its items' prompts are read from; None for items of another make."""
+        return self.prompts or self.calibration
+
+    @property
+    def renders_chats(self) -> bool:
+        """True if the model's chat template is asked for by the task, not by the prompts."""
+        return self.harness is not None and self.harness.chat_template
 
     @property
     def source(self) -> str:

@@ -148,7 +148,7 @@ def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:
         budget=budget,
         target_of=None,
         hash=measured.suite_hash,
-        value_range=kind.stated_range(spec, () if spec.metric is None else (spec.metric,)),
+        value_range=kind.stated_range(spec, spec.metrics),
     )
 
 

@@ -24,13 +24,14 @@ def instrument_notes(
     others: dict[tuple[str, str, str], list[str]] = {}
     for name, results in comparators:
         for suite in sorted(candidate.keys() & results.keys()):
-            own, other = candidate[suite].measured_by, results[suite].measured_by
-            if own and other and own != other:
-                others.setdefault((name, words_of(own), words_of(other)), []).append(suite)
-    for (name, ours, theirs), suites in others.items():
+            engine, other = candidate[suite].measured_by, results[suite].measured_by
+            if engine and other and engine != other:
+                others.setdefault((name, words_of(engine), words_of(other)), []).append(suite)
+    for (name, candidates_engine, comparators_engine), suites in others.items():
+        where = ", ".join(suites)
         yield (
-            f"note: {name} was measured by {theirs} on {', '.join(suites)}, and the candidate by {ours}: "
-            "what differs between these counts as a change"
+            f"note: {name} was measured by {comparators_engine} on {where}, and the candidate by "
+            f"{candidates_engine}: what differs between these counts as a change"
         )
 
 

@@ -16,14 +16,14 @@ from align.gate.suites.suite import Suite
 
 
 def earlier(suite: Suite, index: int) -> Iterator[str]:
-    """Hashes of what rounds before this one were measured on, the newest first."""
+    """Yield the hashes of what rounds before this one were measured on, the newest first."""
     if suite.rotates:
         for before in range(index - 1, -1, -1):
             yield suite.at(before).hash
 
 
 def rest_of(suite: Suite, stored: Sequence[ItemResults]) -> Suite | None:
-    """The part of a suite that none of the stored results has; None: there is nothing left to measure."""
+    """Return the part of a suite that no stored results have; None: nothing is left to measure."""
     known = {item for results in stored for item in results.item_ids}
     places = [i for i, item in enumerate(suite.item_ids) if item not in known]
     if not places:
@@ -36,18 +36,18 @@ def rest_of(suite: Suite, stored: Sequence[ItemResults]) -> Suite | None:
 def joined(
     suite: Suite, parts: Sequence[ItemResults], suite_hash: str | None = None
 ) -> ItemResults:
-    """One result of a suite from results that have its items between them; the first has priority.
+    """Join results that have a suite's items between them; the first has priority.
 
     Args:
         suite_hash: that of the whole where ``suite`` is its first part; None: the suite's.
     """
     source: dict[str, tuple[ItemResults, int]] = {}
     for part in parts:
-        for place, item in enumerate(part.item_ids):
-            source.setdefault(item, (part, place))
+        for index, item in enumerate(part.item_ids):
+            source.setdefault(item, (part, index))
     chosen = [source[item] for item in suite.item_ids]
     columns: dict[str, Any] = {
-        field.name: tuple(getattr(part, field.name)[place] for part, place in chosen)
+        field.name: tuple(getattr(part, field.name)[index] for part, index in chosen)
         if all(_has_column(part, field.name) for part, _ in chosen)
         else ()
         for field in fields(ItemResults)
@@ -64,7 +64,7 @@ def joined(
 
 
 def load_with_texts(path: Path) -> ItemResults:
-    """Stored results with the prompts and answers beside them, where the file has any."""
+    """Read stored results with the prompts and answers beside them, where the file has any."""
     import pyarrow.parquet as pq
 
     results = ItemResults.load(path)

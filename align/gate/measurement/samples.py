@@ -20,7 +20,7 @@ FINISHES: tuple[FinishReason, ...] = ("failed", "length", "stop")
 
 
 def checked(score: Score, value_range: tuple[float, float] | None) -> Score:
-    """The score, or a failure where its value cannot be averaged.
+    """Return the score, or a failure where its value cannot be averaged.
 
     Raises:
         ValueError: the value lies outside the range that the metric promises.
@@ -36,10 +36,10 @@ def checked(score: Score, value_range: tuple[float, float] | None) -> Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemScore:
-    """What one item got."""
+    """Score of one item."""
 
     value: float | None
-    """None where no completion has a score."""
+    """Mean over its completions; None where none has a score."""
     status: Status
     """The worst of its completions' statuses."""
     detail: str | None
@@ -50,24 +50,26 @@ class ItemScore:
 def merged(
     scored: Sequence[ScoredGroup], value_range: tuple[float, float] | None
 ) -> list[ItemScore]:
-    """One score per item: the mean over its completions, of which one without a score counts as the worst
-    of the suite.
+    """Return one score per item: the mean over its completions.
+
+    A completion without a score counts as the worst of the suite.
 
     Raises:
         ValueError: a value lies outside the range that the metric promises; the item is named.
     """
-    groups = [(one.group, _checked(one, value_range)) for one in scored]
+    groups = [(group.group, _checked(group, value_range)) for group in scored]
     values = [score.value for _, scores_G in groups for score in scores_G]
     worst = min((0.0, *(value for value in values if value is not None)))
     return [_item(group.completions_G, scores_G, worst) for group, scores_G in groups]
 
 
-def _checked(one: ScoredGroup, value_range: tuple[float, float] | None) -> list[Score]:
+def _checked(scored: ScoredGroup, value_range: tuple[float, float] | None) -> list[Score]:
     try:
-        return [checked(score, value_range) for score in one.scores_G]
+        return [checked(score, value_range) for score in scored.scores_G]
     except ValueError as error:
-        where = f" ({one.group.prompt.place})" if one.group.prompt.place else ""
-        raise ValueError(f"item {one.group.prompt.id!r}{where} got {error}") from None
+        prompt = scored.group.prompt
+        where = f" ({prompt.place})" if prompt.place else ""
+        raise ValueError(f"item {prompt.id!r}{where} got {error}") from None
 
 
 def _item(

@@ -1,4 +1,4 @@
-"""What a suite asks of a candidate besides its mean: a part of the suite's rule, stored with verdicts."""
+"""Demands of a suite besides its mean: a part of the suite's rule, stored with verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.gate.suites.suite import Suite
 
 USUAL_RATE_MARGIN = 0.05
-"""Of truncation and of failures, where the range of the metric is not known."""
+"""Margin of truncation and of failures, where the range of the metric is not known."""
 MOST_OF_A_RATE = 0.99
 """Largest budget of a rate: a rise by the whole range is none that a test could exclude."""
 
@@ -42,7 +42,7 @@ class Demands:
 
 
 def with_demands(config: CampaignConfig, suite: Suite) -> Suite:
-    """A suite with what the campaign file asks of it.
+    """Return a suite with the demands that the campaign file makes of it.
 
     Raises:
         UserError: a margin does not fit the metric's range, or an item or a column does not exist.

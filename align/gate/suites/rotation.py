@@ -1,4 +1,4 @@
-"""Which items of a pool a round is measured on, where a share of a suite rotates.
+"""Choice of the items of a pool that a round is measured on, where a share of a suite rotates.
 
 A suite has places. The first ``1 - share`` of them keep their item for the whole campaign; each of the
 others has a queue of its own, and every round a share ``1 - bridge`` of them moves on to its next item,
@@ -29,13 +29,13 @@ class Rotation:
     num_items: int
     """Places: items of every round."""
     share: float
-    """Of the places, those whose items change at all."""
+    """Share of the places whose items change at all."""
     bridge: float
-    """Of those, the share that keeps its item from one round to the next."""
+    """Share of those that keeps its item from one round to the next."""
 
     @property
     def num_rotating(self) -> int:
-        """At least one."""
+        """Number of places whose items change at all; at least one."""
         return max(1, round(self.share * self.num_items))
 
     @property
@@ -44,21 +44,21 @@ class Rotation:
         return max(1, round((1.0 - self.bridge) * self.num_rotating))
 
     def items(self, index: int) -> tuple[Prompt, ...]:
-        """The items of the round with this index, place by place.
+        """Return the items of the round with this index, place by place.
 
         A place that is through with its queue begins again.
         """
         num_fixed, num_places = self.num_items - self.num_rotating, self.num_rotating
         moves, rest = index * self.num_renewed, self.pool[num_fixed:]
         rotating = []
-        for place in range(num_places):
-            queue = rest[place::num_places]
-            done = max(0, math.ceil((moves - place) / num_places))
+        for position in range(num_places):
+            queue = rest[position::num_places]
+            done = max(0, math.ceil((moves - position) / num_places))
             rotating.append(queue[done % len(queue)])
         return (*self.pool[:num_fixed], *rotating)
 
     def bridged(self, index: int) -> frozenset[str]:
-        """Ids of the rotating items that this round has in common with the one before."""
+        """Return the ids of the rotating items that this round shares with the one before."""
         if index == 0:
             return frozenset()
         start = self.num_items - self.num_rotating
@@ -69,7 +69,7 @@ class Rotation:
 def rotation_of(
     prompts: Iterable[Prompt], num_items: int, share: float, bridge: float, seed: str
 ) -> Rotation:
-    """A rotation through these prompts in an order that the seed alone decides."""
+    """Return a rotation through these prompts in an order that the seed alone decides."""
 
     def rank(prompt: Prompt) -> bytes:
         return sha256(f"{seed}/{prompt.id}".encode()).digest()
@@ -79,13 +79,13 @@ def rotation_of(
 
 
 def prompts_wanted(num_items: int, share: float, bridge: float, rounds: int) -> int:
-    """Distinct prompts with which no item comes up again after it was left, over so many rounds."""
+    """Count the distinct prompts with which no item comes up again after it was left."""
     sizes = Rotation(pool=(), num_items=num_items, share=share, bridge=bridge)
     return num_items + max(sizes.num_rotating, sizes.num_renewed * (rounds - 1))
 
 
 def check_pool(rotation: Rotation, suite: str, where: str) -> None:
-    """Whether there is anything to rotate through.
+    """Check that there is anything to rotate through.
 
     Raises:
         UserError: the pool cannot renew its places even once.

@@ -1,4 +1,4 @@
-"""Whether the rows of a suite's file can be its items; names the first lines that cannot."""
+"""Check of the rows of a suite's file as its items; names the first lines that cannot be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_rows(
 
     Args:
         needed: columns that the metric takes.
-        reads: whether the metric takes a column, needed or not.
+        reads: tells if the metric takes a column, needed or not.
 
     Raises:
         UserError: rows without such a column, or rows that the metric cannot tell apart: an item counts

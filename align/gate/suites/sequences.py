@@ -47,7 +47,7 @@ BLANK_LINES = re.compile(r"\n\s*\n")
 def windows_of(
     token_ids: Sequence[int], window: int, bos: int | None = None
 ) -> tuple[tuple[int, ...], ...]:
-    """Non-overlapping windows of ``window`` tokens, each opened by ``bos`` where there is one.
+    """Cut non-overlapping windows of ``window`` tokens, each opened by ``bos`` where there is one.
 
     The remainder is left out: shorter windows would be noisier items.
 
@@ -64,7 +64,7 @@ def windows_of(
 
 
 def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Sequences:
-    """At most ``items`` windows of a text file, each predicted from its first token."""
+    """Read at most ``items`` windows of a text file, each predicted from its first token."""
     path = Path(spec.text or "")
     try:
         text = path.read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def document_starts(text: str, end_of_text: str | None = None) -> Iterator[int]:
 def example_sequences(
     examples: Sequence[Unit], items: int, where: str, cluster: str | None = None
 ) -> Sequences:
-    """Answers of at most ``items`` held-out examples; of a pair the better one first.
+    """Return the answers of at most ``items`` held-out examples; of a pair the better one first.
 
     Args:
         cluster: column of what examples have in common; None: their prompt, of texts their document.

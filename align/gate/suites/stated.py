@@ -284,8 +284,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
     kind = KINDS[spec.source]
     max_tokens = spec.max_tokens or config.defaults.sampling.max_tokens
     budget = config.gate.budget_of(spec)
-    metric = () if spec.metric is None else (spec.metric,)
-    known = kind.stated_range(spec, metric)
+    known = kind.stated_range(spec, spec.metrics)
     return StatedSuite(
         name=spec.name,
         family=spec.family,
@@ -299,7 +298,7 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
         budget=budget,
         rate_margins=(spec.truncation_margin, spec.failure_margin),
         width=known[1] - known[0] if known else None,
-        graded=_graded(spec, kind.scale, [reward.name for reward in metric]),
+        graded=_graded(spec, kind.scale, [reward.name for reward in spec.metrics]),
         snapshots=snapshots,
         guards=int(spec.role == "gate"),
         stops=config.gate.stopping == "sequential"

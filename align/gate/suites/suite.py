@@ -258,8 +258,8 @@ class Suite(ABC):
 
     def part(self, places: Sequence[int]) -> Suite:
         """Return the suite with only the items at these places, each with its seed in the whole."""
-        own = self.positions
-        positions = tuple(places) if own is None else tuple(own[i] for i in places)
+        whole = self.positions
+        positions = tuple(places) if whole is None else tuple(whole[i] for i in places)
         return replace(self, positions=positions, **self.chosen(places))
 
     def first(self, count: int) -> Suite:

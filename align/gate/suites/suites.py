@@ -73,8 +73,8 @@ def build_suites(
         if held_units is not None and spec.suite.prompts is None:
             suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
-            own = data.held_prompts.get(spec.name) if data else None
-            suites.append(AnswerSuite.of_round(spec, index, schemes, own))
+            held_prompts = data.held_prompts.get(spec.name) if data else None
+            suites.append(AnswerSuite.of_round(spec, index, schemes, held_prompts))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)

@@ -1,4 +1,4 @@
-"""How often a snapshot's answers beat another snapshot's: suites with ``against``.
+"""Comparison of a snapshot's answers with another snapshot's: suites with ``against``.
 
 Every item is answered by both, the comparator once and for all. A metric that takes the column
 ``reference`` (a pairwise judge, a preference model) is asked in both orders; any other (a reward model, a
@@ -30,28 +30,33 @@ ROUND = "round:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duel:
-    """Whom a suite's answers are compared with."""
+    """The snapshot that a suite's answers are compared with."""
 
     against: str
     """``base``, ``parent`` or ``round:NAME``."""
     comparator: SnapshotId | None = None
     """The snapshot that this is by now; None before it is known."""
     answers: Path | None = None
-    """Where the comparator's answers are kept."""
+    """File of the comparator's answers."""
 
     def score(self, groups: Sequence[RolloutGroup], rubric: Rubric) -> list[ScoredGroup]:
-        """Every completion against the comparator's one answer to its prompt."""
+        """Score every completion against the comparator's one answer to its prompt."""
         if self.answers is None:
             raise ValueError(f"there is nothing to compare with: {self.against} is not known yet")
         rivals = load_answers(self.answers)
         pairs = [
-            Pair(prompt=group.prompt, said=said, rival=rivals.get(group.prompt.id), group=group)
+            Pair(
+                prompt=group.prompt,
+                answer=completion,
+                rival=rivals.get(group.prompt.id),
+                group=group,
+            )
             for group in groups
-            for said in group.completions_G
+            for completion in group.completions_G
         ]
-        asked = [pair for pair in pairs if pair.is_question]
-        found = iter(_judge(asked, rubric))
-        scores = iter([next(found) if pair.is_question else pair.unasked for pair in pairs])
+        questions = [pair for pair in pairs if pair.is_question]
+        judged = iter(_judge(questions, rubric))
+        scores = iter([next(judged) if pair.is_question else pair.unasked for pair in pairs])
         return [
             ScoredGroup(group=g, scores_G=tuple(next(scores) for _ in g.completions_G))
             for g in groups
@@ -63,40 +68,40 @@ class Pair:
     """Two answers to one prompt."""
 
     prompt: Prompt
-    said: Completion
+    answer: Completion
     rival: str | None
     """The comparator's; None where it has none."""
     group: RolloutGroup
-    """That ``said`` is from."""
+    """Group that the answer is from."""
 
     @property
     def is_question(self) -> bool:
         """Both are there, and not the same."""
-        return self.said.finish_reason != "failed" and self.rival not in (None, self.said.text)
+        return self.answer.finish_reason != "failed" and self.rival not in (None, self.answer.text)
 
     @property
     def unasked(self) -> Score:
-        """Of what is no question: a tie of the same words, or an answer that is not there."""
-        if self.rival is None or self.said.finish_reason == "failed":
+        """Score of a pair that is no question: a tie of the same words, or a missing answer."""
+        if self.rival is None or self.answer.finish_reason == "failed":
             whose = "the comparator's" if self.rival is None else "its"
             return Score(value=None, status="failed", detail=f"{whose} rollout failed")
         return Score(value=0.5, status="scored")
 
     def straight(self, pairwise: bool) -> RolloutGroup:
-        """The answer alone, or with the rival as its reference."""
-        return self._shown(self.said, self.rival if pairwise else None)
+        """Show the answer alone, or with the rival as its reference."""
+        return self._shown(self.answer, self.rival if pairwise else None)
 
     def swapped(self, pairwise: bool) -> RolloutGroup:
-        """The rival alone, or with the answer as its reference. Metrics read its text, not its tokens."""
-        rival = replace(self.said, text=self.rival or "", token_ids=(), logprobs_T=())
-        return self._shown(rival, self.said.text if pairwise else None)
+        """Show the rival alone, or with the answer as its reference. Metrics read texts, not tokens."""
+        rival = replace(self.answer, text=self.rival or "", token_ids=(), logprobs_T=())
+        return self._shown(rival, self.answer.text if pairwise else None)
 
-    def _shown(self, said: Completion, reference: str | None) -> RolloutGroup:
+    def _shown(self, answer: Completion, reference: str | None) -> RolloutGroup:
         columns = dict(self.prompt.columns)
         if reference is not None:
             columns[REFERENCE] = reference
         prompt = replace(self.prompt, columns=columns)
-        return replace(self.group, prompt=prompt, completions_G=(said,))
+        return replace(self.group, prompt=prompt, completions_G=(answer,))
 
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
@@ -106,7 +111,7 @@ def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
 
 
 def load_answers(path: Path) -> dict[str, str | None]:
-    """Answers by item.
+    """Read answers by item.
 
     Raises:
         StoreError: the file is missing or damaged.
@@ -122,17 +127,17 @@ def load_answers(path: Path) -> dict[str, str | None]:
         ) from error
 
 
-def win(ours: float, theirs: float) -> float:
-    """1 for the larger, 0.5 for a tie, else 0.
+def win(value: float, rival: float) -> float:
+    """Return 1 for the larger, 0.5 for a tie, else 0.
 
     >>> win(2.0, 1.0), win(1.0, 1.0), win(0.0, 1.0)
     (1.0, 0.5, 0.0)
     """
-    return 0.5 if ours == theirs else float(ours > theirs)
+    return 0.5 if value == rival else float(value > rival)
 
 
 def _judge(pairs: Sequence[Pair], rubric: Rubric) -> list[Score]:
-    """What each pair is worth to its first answer."""
+    """Return what each pair is worth to its first answer."""
     from rewards.signatures.signature import required_columns
 
     if not pairs:
@@ -140,20 +145,20 @@ def _judge(pairs: Sequence[Pair], rubric: Rubric) -> list[Score]:
     pairwise = any(REFERENCE in required_columns(part) for part in rubric.parts)
     orders = [pair.straight(pairwise) for pair in pairs]
     orders += [pair.swapped(pairwise) for pair in pairs]
-    scores = [one.scores_G[0] for one in rubric.score(orders)]
+    scores = [scored.scores_G[0] for scored in rubric.score(orders)]
     both = zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)
-    return [_outcome(ours, theirs, pairwise) for ours, theirs in both]
+    return [_outcome(first, second, pairwise) for first, second in both]
 
 
-def _outcome(ours: Score, theirs: Score, pairwise: bool) -> Score:
-    """Both orders as one value; what one of them lacks, the pair lacks."""
-    if ours.value is None or theirs.value is None:
-        lacking = ours if ours.value is None else theirs
+def _outcome(first: Score, second: Score, pairwise: bool) -> Score:
+    """Merge both orders into one value; what one of them lacks, the pair lacks."""
+    if first.value is None or second.value is None:
+        lacking = first if first.value is None else second
         return Score(value=None, status=lacking.status, detail=lacking.detail)
     if pairwise:  # Each is already a comparison, seen from the answer it was asked about.
-        value = (win(ours.value, 0.5) + win(0.5, theirs.value)) / 2.0
+        value = (win(first.value, 0.5) + win(0.5, second.value)) / 2.0
     else:
-        value = win(ours.value, theirs.value)
+        value = win(first.value, second.value)
     return Score(value=value, status="scored")
 
 

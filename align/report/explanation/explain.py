@@ -220,7 +220,7 @@ def _source(config: CampaignConfig, suite: str) -> tuple[PromptsConfig | None, i
     """Return the source of a suite's items and their number; of a demo round, that of its eval split."""
     for spec in config.suites:
         if spec.name == suite:
-            return spec.prompts or spec.calibration, spec.items
+            return spec.prompt_source, spec.items
     for round in config.rounds:
         if round.name == suite and round.suite.prompts is not None:
             return round.suite.prompts, round.suite.items

@@ -101,7 +101,7 @@ def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
     stated = [name for name in names if getattr(config.policy, name) not in (None, {})]
     pools = (*inputs.prompts.values(), *inputs.general.values(), *(s.pool for s in inputs.suites))
     chats = any(prompt.messages for pool in pools for prompt in pool)
-    chats = chats or any(s.harness and s.harness.chat_template for s in config.suites)
+    chats = chats or any(suite.renders_chats for suite in config.suites)
     if not stated or chats or inputs.awaited:
         return []
     return [

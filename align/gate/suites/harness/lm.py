@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
 
 MAX_GEN_TOKS = 256
-"""Of a task that does not say, as in `HFLM`."""
+"""Longest answer of a task that does not say, as in `HFLM`."""
 KNOWN_OPTIONS = frozenset({"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks"})
 FINISHES: tuple[FinishReason, ...] = ("failed", "length", "stop")
 """The worst first."""
 
 
 class TextModel:
-    """How texts become tokens: all that is known of a model before an engine holds it."""
+    """The tokenizer of a model and its context: all that is known before an engine holds it."""
 
     def __init__(self, encoder: PromptEncoder, context: int | None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class TextModel:
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What a text without anything before it is conditioned on."""
+        """Token that a text without anything before it is conditioned on."""
         bos: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -56,14 +56,14 @@ class TextModel:
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids with what the tokenizer puts around them, unless the text begins with it."""
+        """Return token ids with what the tokenizer puts around them, unless the text begins with it."""
         if add_special_tokens is None and self._opened(string, self._prefix):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, verbose=False, **options))
 
     def encode_context(self, context: str) -> list[int]:
-        """Token ids of what an answer is generated after, before truncation."""
+        """Return the token ids that an answer is generated after, before truncation."""
         options = {}
         if self._opened(context, self.tokenizer.bos_token):
             options = {"add_special_tokens": False}
@@ -75,7 +75,7 @@ class TextModel:
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The turns as text; an answer that is begun for the model stays open."""
+        """Render the turns as text; an answer that is begun for the model stays open."""
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -118,40 +118,42 @@ class EngineModel(TextModel):
         self.num_tokens = 0
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each cut before the first of its stop texts."""
-        asked = [
-            self._sample_request(number, one.args[0], one.args[1])
-            for number, one in enumerate(requests)
+        """Sample answers, each cut before the first of its stop texts."""
+        prepared = [
+            self._sample_request(number, request.args[0], request.args[1])
+            for number, request in enumerate(requests)
         ]
-        texts = []
-        for one, (_, until), completion in zip(requests, asked, self._said(asked), strict=True):
+        texts, completions = [], self._completed(prepared)
+        for request, (_, until), completion in zip(requests, prepared, completions, strict=True):
             self.num_tokens += len(completion.token_ids)
-            said = self.tok_decode(completion.token_ids)
-            text = cut(said, until)
-            self._note(one.doc_id, completion, stopped=text != said)
+            whole = self.tok_decode(completion.token_ids)
+            text = cut(whole, until)
+            self._note(request.doc_id, completion, stopped=text != whole)
             texts.append(text)
         return texts
 
-    def _said(self, asked: Sequence[tuple[SampleRequest, list[str]]]) -> list[Completion]:
-        """What the engine says to each, up to an end that is one in the decoded text too.
+    def _completed(self, prepared: Sequence[tuple[SampleRequest, list[str]]]) -> list[Completion]:
+        """Return the engine's answers, each up to an end that is one in the decoded text too.
 
         An engine sees a completion in its context, where its first word may have a space before it
         that decoding the completion alone does not give: it can stop at " 7" where the answer is "7".
         """
-        if not asked:
+        if not prepared:
             return []
-        results = self._engine.generate([request for request, _ in asked])
-        said = [result.completions[0] for result in results]
+        results = self._engine.generate([request for request, _ in prepared])
+        completions = [result.completions[0] for result in results]
         early = [
-            place
-            for place, (completion, (request, until)) in enumerate(zip(said, asked, strict=True))
+            index
+            for index, (completion, (request, until)) in enumerate(
+                zip(completions, prepared, strict=True)
+            )
             if len(completion.token_ids) < request.sampling.max_tokens
             and self._stopped_early(completion, until)
         ]
-        rest = [_rest(asked[place][0], said[place]) for place in early]
-        for place, result in zip(early, self._engine.generate(rest) if rest else [], strict=True):
-            said[place] = _joined(said[place], result.completions[0])
-        return said
+        rest = [_rest(prepared[index][0], completions[index]) for index in early]
+        for index, result in zip(early, self._engine.generate(rest) if rest else [], strict=True):
+            completions[index] = _joined(completions[index], result.completions[0])
+        return completions
 
     def _stopped_early(self, completion: Completion, until: Sequence[str]) -> bool:
         ids = completion.token_ids
@@ -167,28 +169,28 @@ class EngineModel(TextModel):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Logprob of whole texts in nats: every token once, in windows of ``max_length`` tokens."""
+        """Score whole texts in nats: every token once, in windows of ``max_length`` tokens."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows = [
             [
                 make_disjoint_window(window)
                 for window in get_rolling_token_windows(
-                    token_list=self.tok_encode(one.args[0]),
+                    token_list=self.tok_encode(request.args[0]),
                     prefix_token=self.prefix_token_id,
                     max_seq_len=self.max_length,
                     context_len=1,
                 )
             ]
-            for one in requests
+            for request in requests
         ]
-        sums = iter(self._sums([window for some in windows for window in some]))
-        return [math.fsum(next(sums) for _ in some) for some in windows]
+        sums = iter(self._sums([window for of_text in windows for window in of_text]))
+        return [math.fsum(next(sums) for _ in of_text) for of_text in windows]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Logprob of every continuation, and whether greedy decoding gives it."""
+        """Score every continuation, and tell if greedy decoding gives it."""
         pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
         sums = self._sums(pairs)
         chosen = self._chosen(pairs) if self._greedy else [False] * len(pairs)
@@ -204,10 +206,12 @@ class EngineModel(TextModel):
             for context, continuation in pairs
         ]
         self.num_tokens += sum(len(request.completion_ids) for request in requests)
-        return [math.fsum(found) for found in self._engine.score(requests)] if requests else []
+        return (
+            [math.fsum(logprobs) for logprobs in self._engine.score(requests)] if requests else []
+        )
 
     def _chosen(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether each continuation is what the model says; every context is asked once.
+        """Tell of each continuation if it is what the model says; every context is asked once.
 
         Greedy decoding ends with an end-of-sequence token: what follows one is never chosen.
         """
@@ -220,28 +224,28 @@ class EngineModel(TextModel):
             for number, (key, n) in enumerate(longest.items())
         ]
         results = self._engine.generate(requests) if requests else []
-        said = {
+        greedy = {
             request.prompt_ids: result.completions[0].token_ids
             for request, result in zip(requests, results, strict=True)
         }
-        self.num_tokens += sum(len(token_ids) for token_ids in said.values())
-        return [said[tuple(context)][: len(rest)] == tuple(rest) for context, rest in pairs]
+        self.num_tokens += sum(len(token_ids) for token_ids in greedy.values())
+        return [greedy[tuple(context)][: len(rest)] == tuple(rest) for context, rest in pairs]
 
     def _sample_request(
         self, number: int, context: str, options: dict[str, Any]
     ) -> tuple[SampleRequest, list[str]]:
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-        asked: dict[str, Any] = dict(normalize_gen_kwargs(options, MAX_GEN_TOKS))
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(options, MAX_GEN_TOKS))
         eos = self.eot_token_id
         until = handle_stop_sequences(
-            list(asked["until"]), eos=None if eos is None else str(self.tokenizer.decode([eos]))
+            list(settings["until"]), eos=None if eos is None else str(self.tokenizer.decode([eos]))
         )
         sampling = Sampling(
-            max_tokens=asked["max_gen_toks"],
-            temperature=float(asked.get("temperature", 1.0)) if asked["do_sample"] else 0.0,
-            top_p=float(asked.get("top_p", 1.0)),
-            top_k=int(asked.get("top_k", -1)),
+            max_tokens=settings["max_gen_toks"],
+            temperature=float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0,
+            top_p=float(settings.get("top_p", 1.0)),
+            top_k=int(settings.get("top_k", -1)),
             stop_texts=tuple(until),
         )
         room = self.max_length - sampling.max_tokens
@@ -269,13 +273,13 @@ class EngineModel(TextModel):
         self.finishes[doc_id] = min(finish, self.finishes.get(doc_id, "stop"), key=FINISHES.index)
 
 
-def _rest(request: SampleRequest, said: Completion) -> SampleRequest:
-    """The request for what follows, however it is worded."""
-    left = request.sampling.max_tokens - len(said.token_ids)
+def _rest(request: SampleRequest, begun: Completion) -> SampleRequest:
+    """Return the request for what follows, however it is worded."""
+    left = request.sampling.max_tokens - len(begun.token_ids)
     return replace(
         request,
         id=f"{request.id}/rest",
-        prompt_ids=(*request.prompt_ids, *said.token_ids),
+        prompt_ids=(*request.prompt_ids, *begun.token_ids),
         sampling=replace(request.sampling, max_tokens=left, stop_texts=()),
     )
 
@@ -291,7 +295,7 @@ def _joined(first: Completion, rest: Completion) -> Completion:
 def engine_lm(
     engine: RolloutEngine, encoder: PromptEncoder, context: int | None, **rest: Any
 ) -> Any:
-    """An engine as an ``lm_eval.api.model.LM``, for `lm_eval.simple_evaluate` or a suite.
+    """Return an engine as an ``lm_eval.api.model.LM``, for `lm_eval.simple_evaluate` or a suite.
 
     Args:
         context: prompt plus completion that the engine holds, in tokens; None: any.

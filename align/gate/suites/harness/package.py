@@ -16,7 +16,7 @@ from rollouts.errors import UserError
 
 
 def require_lm_eval(where: str) -> ModuleType:
-    """The package.
+    """Import the package.
 
     Raises:
         UserError: it is not installed.
@@ -34,13 +34,13 @@ def require_lm_eval(where: str) -> ModuleType:
 
 
 def lm_eval_version() -> str:
-    """Two versions may word the same task differently."""
+    """Return the version of the package: two versions may word the same task differently."""
     return version("lm_eval")
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the progress bars and hints that lm_eval and datasets write while a task is loaded."""
+    """Hide the progress bars and hints that lm_eval and datasets write while a task is loaded."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -53,22 +53,22 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def harmless_templates() -> Iterator[None]:
-    """With Jinja's sandbox around the templates of task files.
+    """Put Jinja's sandbox around the templates of task files.
 
     lm_eval renders them without one, so ``doc_to_text`` could call anything that Python can reach.
     """
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
-    own = utils.env
+    plain = utils.env
     sandbox = SandboxedEnvironment(
-        loader=own.loader,
-        undefined=own.undefined,
-        keep_trailing_newline=own.keep_trailing_newline,
+        loader=plain.loader,
+        undefined=plain.undefined,
+        keep_trailing_newline=plain.keep_trailing_newline,
     )
-    sandbox.filters.update(own.filters)
+    sandbox.filters.update(plain.filters)
     utils.env = sandbox
     try:
         yield
     finally:
-        utils.env = own
+        utils.env = plain

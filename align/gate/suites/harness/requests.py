@@ -1,4 +1,4 @@
-"""What a task will ask of a model, checked before an engine is started for it."""
+"""Requests of a task to a model, checked before an engine is started for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollouts.errors import UserError
 
 
 def check_requests(instances: Iterable[Any], model: TextModel, where: str) -> int:
-    """How many requests are longer than the context and lose their beginning.
+    """Count the requests that are longer than the context and lose their beginning.
 
     Raises:
         UserError: a request that no truncation makes fit, or that asks for what engines cannot do.
@@ -38,18 +38,18 @@ def _is_cut(instance: Any, model: TextModel, where: str) -> bool:
 def _context_is_cut(context: str, options: dict[str, Any], model: TextModel, where: str) -> bool:
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    asked = normalize_gen_kwargs(options, MAX_GEN_TOKS)
-    unknown = sorted(asked.keys() - KNOWN_OPTIONS)
+    settings = normalize_gen_kwargs(options, MAX_GEN_TOKS)
+    unknown = sorted(settings.keys() - KNOWN_OPTIONS)
     if unknown:
         raise UserError(
             f"the task samples with {', '.join(unknown)}, which engines do not know",
             where=where,
             remedy=f"remove it from generation_kwargs; known: {', '.join(sorted(KNOWN_OPTIONS))}",
         )
-    room = model.max_length - int(asked["max_gen_toks"])
+    room = model.max_length - int(settings["max_gen_toks"])
     if room < 1:
         raise UserError(
-            f"the task generates up to {asked['max_gen_toks']} tokens, and of the engines' context "
+            f"the task generates up to {settings['max_gen_toks']} tokens, and of the engines' context "
             f"{model.max_length} can be used",
             where=where,
             remedy="set max_tokens of the suite, or raise rollouts.max_model_len",

@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent / "tasks"
 def load_harness(
     suite: SuiteConfig, where: str, encoder: PromptEncoder, context: int | None
 ) -> HarnessTask:
-    """The suite's task with its items.
+    """Load the suite's task with its items.
 
     Args:
         where: the suite in the campaign file.
@@ -53,7 +53,7 @@ def load_harness(
 
 
 def find_task(spec: HarnessConfig, where: str) -> Path:
-    """The file of a task below ``include_path``."""
+    """Find the file of a task below ``include_path``."""
     from lm_eval.tasks import TaskManager
 
     folder = SHIPPED if spec.include_path is None else Path(spec.include_path).expanduser()
@@ -85,7 +85,7 @@ def find_task(spec: HarnessConfig, where: str) -> Path:
 
 
 def _unreadable(folder: Path) -> str | None:
-    """lm_eval passes over files that it cannot read; here the first is named."""
+    """Name the first file that cannot be read; lm_eval passes over those."""
     for path in sorted(folder.rglob("*.yaml")):
         try:
             read_task_file(path, {}, str(folder))
@@ -95,16 +95,16 @@ def _unreadable(folder: Path) -> str | None:
 
 
 def _forbid_fetched_metrics(file: TaskFile, where: str) -> None:
-    """lm_eval looks up what it does not know on the Hugging Face hub."""
+    """Refuse metrics that lm_eval does not know, and would look up on the Hugging Face hub."""
     from lm_eval.api.registry import metric_registry
 
     if file.config.get("process_results"):
         return
-    for one in file.config.get("metric_list") or ():
-        name = one.get("metric")
+    for metric in file.config.get("metric_list") or ():
+        name = metric.get("metric")
         if isinstance(name, Function):
             continue
-        if one.get("hf_evaluate") or name not in metric_registry:
+        if metric.get("hf_evaluate") or name not in metric_registry:
             raise UserError(
                 f"the metric {name!r} is fetched from the network",
                 where=where,
@@ -114,7 +114,7 @@ def _forbid_fetched_metrics(file: TaskFile, where: str) -> None:
 
 
 def _load(file: TaskFile, changes: dict[str, Any], where: str) -> Any:
-    """The task object, its data read."""
+    """Return the task object, its data read."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
 
 FEWSHOT_SEED = 1234
-"""Of the worked examples, as `lm_eval.simple_evaluate` draws them."""
+"""Seed of the worked examples, as `lm_eval.simple_evaluate` draws them."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class HarnessTask:
     @property
     def scores(self) -> bool:
         """True if the task asks for log-likelihoods of given texts."""
-        return any(one.request_type != "generate_until" for one in self.task.instances)
+        return any(request.request_type != "generate_until" for request in self.task.instances)
 
     @property
     def unit(self) -> str:
@@ -79,7 +79,7 @@ class HarnessTask:
         seed: int,
         value_range: tuple[float, float] | None = None,
     ) -> tuple[list[ItemScore], int]:
-        """The items' values under the weights the engine holds, and the tokens that took.
+        """Return the items' values under the weights the engine holds, and the tokens that took.
 
         Raises:
             RunError: the task has no such metric after all, or a value lies outside its range.
@@ -92,19 +92,19 @@ class HarnessTask:
 
     @property
     def _asks_greedy(self) -> bool:
-        """Whether anything reads if a continuation is the greedy one."""
+        """True if anything reads whether a continuation is the greedy one."""
         custom = callable(self.task.config.process_results)
         return custom or self.task.OUTPUT_TYPE == "loglikelihood" or self.metric == "exact_match"
 
     def _ask(self, lm: EngineModel) -> None:
-        """Every request, as often as the task repeats it."""
+        """Send every request, as often as the task repeats it."""
         by_type: dict[str, list[Any]] = {}
         for instance in self.task.instances:
             instance.resps, instance.filtered_resps = [], {}
             by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
-        for request_type, asked in by_type.items():
-            answers = getattr(lm, request_type)(asked, disable_tqdm=True)
-            for instance, answer in zip(asked, answers, strict=True):
+        for request_type, instances in by_type.items():
+            answers = getattr(lm, request_type)(instances, disable_tqdm=True)
+            for instance, answer in zip(instances, answers, strict=True):
                 instance.resps.append(answer)
 
     def _score(
@@ -112,20 +112,20 @@ class HarnessTask:
     ) -> ItemScore:
         finish = lm.finishes.get(item.instances[0].doc_id, "stop")
         if finish == "failed":
-            found = Score(value=None, status="failed", detail="an engine gave no answer")
+            score = Score(value=None, status="failed", detail="an engine gave no answer")
         else:
-            found = self._value(item)
+            score = self._value(item)
         try:
-            found = checked(found, value_range)
+            score = checked(score, value_range)
         except ValueError as error:
             raise RunError(
                 f"a value of {self.metric} cannot be right: item {item.prompt.id!r} got {error}",
                 remedy="state the range of its values in the suite",
             ) from error
         return ItemScore(
-            value=found.value,
-            status=found.status,
-            detail=found.detail,
+            value=score.value,
+            status=score.status,
+            detail=score.detail,
             completion=Completion(
                 token_ids=(), logprobs_T=(), text=_answer(item), finish_reason=finish
             ),
@@ -134,16 +134,16 @@ class HarnessTask:
     def _value(self, item: HarnessItem) -> Score:
         answers = [instance.filtered_resps[self.filter] for instance in item.instances]
         try:
-            said = self.task.process_results(item.doc, answers)
+            values = self.task.process_results(item.doc, answers)
         except Exception as error:  # A task's own code: what it cannot judge counts as failed.
             return Score(value=None, status="failed", detail=f"{type(error).__name__}: {error}")
-        if self.metric not in said:
+        if self.metric not in values:
             raise RunError(
                 f"the task gives no {self.metric!r} for its items",
-                remedy=nearest(self.metric, [str(name) for name in said]),
+                remedy=nearest(self.metric, [str(name) for name in values]),
             )
         better = self.task.higher_is_better().get(self.metric) is not False
-        value = item_value(self.metric, said[self.metric], higher_is_better=better)
+        value = item_value(self.metric, values[self.metric], higher_is_better=better)
         return Score(value=value, status="abstained" if value is None else "scored")
 
 
@@ -156,7 +156,7 @@ def build_task(
     context: int | None,
     where: str,
 ) -> HarnessTask:
-    """A loaded task with its requests.
+    """Build the requests of a loaded task.
 
     Args:
         task: `lm_eval.api.task.Task`.
@@ -180,7 +180,7 @@ def build_task(
         roles = ("user", "assistant", "user") if task.config.num_fewshot else ("user",)
         prompt = Prompt(id=spec.task, messages=probe_turns(roles))
         check_conversations(encoder, [prompt], f"{where}.harness.chat_template")
-    found = _items(task, spec, items, model)
+    built = _items(task, spec, items, model)
     num_cut = check_requests(task.instances, model, where)
     if num_cut:
         logger.warning(
@@ -189,14 +189,14 @@ def build_task(
         )  # fmt: skip
     content = {
         **file.identity,
-        "asked": [[item.doc, [one.args for one in item.instances]] for item in found],
+        "asked": [[item.doc, [request.args for request in item.instances]] for item in built],
         "metric": [metric, filter],
         "lm_eval": lm_eval_version(),
         "max_length": model.max_length if num_cut else None,
     }
     return HarnessTask(
         task=task,
-        items=found,
+        items=built,
         metric=metric,
         filter=filter,
         context=context,
@@ -224,7 +224,7 @@ def _metric(task: Any, spec: HarnessConfig, where: str) -> str:
 
 
 def _filter(file: TaskFile, spec: HarnessConfig, where: str) -> str:
-    known = [str(one["name"]) for one in file.config.get("filter_list") or ()] or ["none"]
+    known = [str(filter["name"]) for filter in file.config.get("filter_list") or ()] or ["none"]
     if spec.filter is not None and spec.filter not in known:
         raise UserError(
             f"the task {spec.task!r} has no filter {spec.filter!r}",
@@ -237,7 +237,7 @@ def _filter(file: TaskFile, spec: HarnessConfig, where: str) -> str:
 def _items(
     task: Any, spec: HarnessConfig, number: int, model: TextModel
 ) -> tuple[HarnessItem, ...]:
-    """The first documents with their requests."""
+    """Return the first documents with their requests."""
     with quietly(), harmless_templates():
         task.set_fewshot_seed(FEWSHOT_SEED)
         task.build_all_requests(
@@ -251,13 +251,13 @@ def _items(
 
 
 def _distinct(task: Any) -> tuple[HarnessItem, ...]:
-    """Every document once: a repeated one would pretend to be more evidence."""
+    """Return every document once: a repeated one would pretend to be more evidence."""
     by_doc: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_doc.setdefault(instance.doc_id, []).append(instance)
     items: dict[str, HarnessItem] = {}
     for instances in by_doc.values():
-        instances.sort(key=lambda one: one.idx)
+        instances.sort(key=lambda instance: instance.idx)
         doc = instances[0].doc
         name = item_id(doc, instances[0].arguments[0])
         columns = doc if isinstance(doc, Mapping) else {}
@@ -270,7 +270,7 @@ def _distinct(task: Any) -> tuple[HarnessItem, ...]:
 
 
 def item_id(doc: Any, prompt: str) -> str:
-    """The first half of lm_eval's ``doc_hash`` and ``prompt_hash`` of logged samples, 16 digits each."""
+    """Return the first 16 digits of lm_eval's ``doc_hash`` and ``prompt_hash`` of logged samples."""
     from lm_eval.utils import hash_string
 
     return f"{hash_string(_json(doc, indent=2))[:16]}-{hash_string(str(prompt))[:16]}"
@@ -283,18 +283,18 @@ def _json(value: Any, **options: Any) -> str:
 
 
 def _text(task: Any, doc: Any, instances: Sequence[Any]) -> str:
-    """What the document asks; of a text that is only scored, the text."""
-    said = task.doc_to_text(doc)
-    if isinstance(said, str) and said.strip():
-        return said
-    return "\n".join(dict.fromkeys(str(one.args[0]) for one in instances))
+    """Return the words of a document; of a text that is only scored, the text."""
+    words = task.doc_to_text(doc)
+    if isinstance(words, str) and words.strip():
+        return words
+    return "\n".join(dict.fromkeys(str(instance.args[0]) for instance in instances))
 
 
 def _answer(item: HarnessItem) -> str:
-    """What the model said, or the choice it holds most likely."""
+    """Return the model's answer, or the choice it holds most likely."""
     first = item.instances[0]
     if first.request_type == "generate_until":
         return str(first.resps[0])
     if first.request_type == "loglikelihood":
-        return str(max(item.instances, key=lambda one: one.resps[0][0]).args[1])
+        return str(max(item.instances, key=lambda instance: instance.resps[0][0]).args[1])
     return ""

@@ -21,11 +21,11 @@ CODE_KEYS = ("class", "unsafe_code", "custom_dataset")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Function:
-    """What ``!function name`` stands for, not imported."""
+    """The function that ``!function name`` stands for, not imported."""
 
     name: str
     file: Path | None
-    """Where it lies beside the task; None: in an installed package."""
+    """File that it lies in beside the task; None: in an installed package."""
 
     def __str__(self) -> str:
         return f"!function {self.name}"
@@ -44,7 +44,7 @@ class TaskFile:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides a value besides the items themselves: not where the data lies."""
+        """Everything that decides a value besides the items themselves: not where the data lies."""
         places = {"dataset_path", "dataset_name", "dataset_kwargs", "metadata", "tag", "task_alias"}
         files = {f.file for f in self.functions if f.file is not None}
         return {
@@ -66,7 +66,7 @@ def read_task_file(path: Path, changes: Mapping[str, Any], where: str) -> TaskFi
 
 
 def changes_of(spec: HarnessConfig, max_tokens: int | None) -> dict[str, Any]:
-    """What a suite changes in a task's configuration."""
+    """Return the keys that a suite changes in a task's configuration."""
     changes: dict[str, Any] = {}
     if spec.num_fewshot is not None:
         changes["num_fewshot"] = spec.num_fewshot
@@ -83,21 +83,21 @@ def changes_of(spec: HarnessConfig, max_tokens: int | None) -> dict[str, Any]:
 
 
 def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with keys replaced; of ``generation_kwargs`` only those named."""
+    """Return the configuration with keys replaced; of ``generation_kwargs`` only those named."""
     merged = {**config, **changes}
     if "generation_kwargs" in changes:
-        own = dict(config.get("generation_kwargs") or {})
-        merged["generation_kwargs"] = {**own, **changes["generation_kwargs"]}
+        before = dict(config.get("generation_kwargs") or {})
+        merged["generation_kwargs"] = {**before, **changes["generation_kwargs"]}
     return merged
 
 
 def forbid_code(task: TaskFile, where: str) -> None:
-    """Raises a `UserError` for a task that runs code of its own."""
-    named = [str(function) for function in task.functions]
-    named += [key for key in CODE_KEYS if task.config.get(key)]
-    if named:
+    """Raise a `UserError` for a task that runs code of its own."""
+    names = [str(function) for function in task.functions]
+    names += [key for key in CODE_KEYS if task.config.get(key)]
+    if names:
         raise UserError(
-            f"the task {task.config.get('task')!r} runs code: {', '.join(dict.fromkeys(named))}",
+            f"the task {task.config.get('task')!r} runs code: {', '.join(dict.fromkeys(names))}",
             where=where,
             cause=str(task.path),
             remedy="read that code, then set harness.allow_code: true",
@@ -105,7 +105,7 @@ def forbid_code(task: TaskFile, where: str) -> None:
 
 
 def forbid_network(task: TaskFile, where: str) -> None:
-    """Raises a `UserError` for a task whose data is not on this machine, or not there at all."""
+    """Raise a `UserError` for a task whose data is not on this machine, or not there at all."""
     if isinstance(task.config.get("custom_dataset"), Function):
         return
     source = task.config.get("dataset_path")
@@ -145,7 +145,7 @@ def _paths(data_files: Any) -> list[str]:
     if isinstance(data_files, str):
         return [data_files]
     if isinstance(data_files, Mapping):
-        return [path for some in data_files.values() for path in _paths(some)]
+        return [path for files in data_files.values() for path in _paths(files)]
     return [str(path) for path in data_files]
 
 
@@ -190,8 +190,8 @@ def _functions(value: Any) -> Iterator[Function]:
     if isinstance(value, Function):
         yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _functions(one)
+        for entry in value.values():
+            yield from _functions(entry)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _functions(one)
+        for entry in value:
+            yield from _functions(entry)

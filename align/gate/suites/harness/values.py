@@ -18,8 +18,8 @@ WHOLE = frozenset({"f1", "mcc", "brier_score", "likelihood", "bleu", "chrf", "te
 """Metrics that have a value only for all items together."""
 
 
-def item_value(metric: str, said: Any, *, higher_is_better: bool) -> float | None:
-    """An item's value, or None where the metric has none.
+def item_value(metric: str, measured: Any, *, higher_is_better: bool) -> float | None:
+    """Return an item's value, or None where the metric has none.
 
     A log-likelihood is in nats: of the whole answer for ``perplexity``, per word or byte for
     ``word_perplexity`` and ``byte_perplexity``; ``bits_per_byte`` is its negative. A list, as of IFEval's
@@ -33,22 +33,22 @@ def item_value(metric: str, said: Any, *, higher_is_better: bool) -> float | Non
     Raises:
         TypeError: what the metric says is no number.
     """
-    if said is None:
+    if measured is None:
         return None
     if metric in LIKELIHOODS:
-        return _likelihood(metric, said)
-    if isinstance(said, list | tuple):
-        if not said:
+        return _likelihood(metric, measured)
+    if isinstance(measured, list | tuple):
+        if not measured:
             return None
-        value = math.fsum(map(float, said)) / len(said)
+        value = math.fsum(map(float, measured)) / len(measured)
     else:
-        value = float(said)
+        value = float(measured)
     return value if higher_is_better else -value
 
 
-def _likelihood(metric: str, said: Any) -> float:
-    if isinstance(said, list | tuple):
-        logprob, weight = said
+def _likelihood(metric: str, measured: Any) -> float:
+    if isinstance(measured, list | tuple):
+        logprob, weight = measured
         per = float(logprob) / float(weight)
         return per / math.log(2) if metric == "bits_per_byte" else per
-    return float(said)
+    return float(measured)

@@ -88,24 +88,24 @@ class AnswerSuite(PromptSuite):
         Raises:
             UserError: there are no prompts to measure it on, or too few.
         """
-        own, where = spec.suite, f"rounds.{index}.suite.prompts"
+        settings, where = spec.suite, f"rounds.{index}.suite.prompts"
         source = None
         if held_prompts is not None:
             where = f"rounds.{index}.prompts.heldout"
             prompts = _held_items(spec, held_prompts, where)
         else:
             source = _held_source(spec, where)
-            prompts = read_items(spec.name, source, own.items, schemes, spec.name, where)
+            prompts = read_items(spec.name, source, settings.items, schemes, spec.name, where)
         suite = cls(
             name=spec.name,
             role="gate",
-            margin=own.margin,
-            budget=own.budget if own.budget is not None else 2 * own.margin,
+            margin=settings.margin,
+            budget=settings.budget if settings.budget is not None else 2 * settings.margin,
             target_of=spec.name,
             prompts=prompts,
             metric=spec.rewards,
-            sampling=own.sampling(own.max_tokens or spec.sampling.max_tokens),
-            samples=own.samples,
+            sampling=settings.sampling(settings.max_tokens or spec.sampling.max_tokens),
+            samples=settings.samples,
         )
         return suite.with_rubric(source, f"rounds.{index}.rewards", where)
 
@@ -276,18 +276,18 @@ def _items_of(spec: SuiteConfig, source: PromptsConfig, entry: SuiteEntry) -> di
 
 
 def _held_source(spec: RoundConfig, where: str) -> PromptsConfig:
-    """Return the source that a round is measured on, where it holds none of its own prompts out."""
-    own = spec.suite
-    if own.prompts is not None:
-        return eval_split(own.prompts, own.items, forced=False)
+    """Return the source that a round is measured on, where it holds none of its suite prompts out."""
+    suite = spec.suite
+    if suite.prompts is not None:
+        return eval_split(suite.prompts, suite.items, forced=False)
     if spec.prompts is not None and is_demo(spec.prompts.source):
-        return eval_split(spec.prompts, own.items, forced=True)
+        return eval_split(spec.prompts, suite.items, forced=True)
     raise UserError(
         f"round {spec.name!r} trains on {spec.asks.source!r} and has no prompts to be measured on",
         where=where,
-        cause="only demo:// sources come with an eval split of their own",
+        cause="only demo:// sources come with an eval split of their suite",
         remedy="hold a share of them out of training, prompts: {source: ..., heldout: 0.1}, or keep at "
-        f"least {own.items} of its prompts out of training yourself and name them in {where}",
+        f"least {suite.items} of its prompts out of training yourself and name them in {where}",
     )
 
 

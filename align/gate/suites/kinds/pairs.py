@@ -50,11 +50,11 @@ class PairSuite(SequenceSuite):
     @classmethod
     def of_examples(cls, spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Self:
         """Make the suite of a round that learns from pairs, from those that it never sees."""
-        own = spec.suite
+        suite = spec.suite
         return cls.of_sequences(
             spec,
-            example_sequences(examples, own.items, f"rounds.{index}.data", own.cluster),
-            implicit=own.pairs == "implicit_reward" and spec.algorithm.anchors_are_reference,
+            example_sequences(examples, suite.items, f"rounds.{index}.data", suite.cluster),
+            implicit=suite.pairs == "implicit_reward" and spec.algorithm.anchors_are_reference,
             anchors=tuple(shares(spec).items()),
         )
 
@@ -66,8 +66,8 @@ class PairSuite(SequenceSuite):
         rules = [
             f"{name} is right about {100 * share:.1f}%" for name, share in results.beside.items()
         ]
-        own = f"right about {100 * results.mean:.1f}% of {len(results.values)} pairs"
-        return f"{own}; {', '.join(rules)}"
+        rate = f"right about {100 * results.mean:.1f}% of {len(results.values)} pairs"
+        return f"{rate}; {', '.join(rules)}"
 
     @property
     def needs(self) -> Sequence[NeededFile]:
@@ -100,7 +100,7 @@ class PairSuite(SequenceSuite):
         if parent is None:
             return None
         snapshots = {"parent": parent, "base": known.base}
-        snapshots |= {f"round:{name}": made for name, made in known.ever_accepted.items()}
+        snapshots |= {f"round:{name}": candidate for name, candidate in known.ever_accepted.items()}
         if not all(name in snapshots for name, _ in self.anchors):
             return None
         weights = tuple((snapshots[name], share) for name, share in self.anchors)
@@ -143,9 +143,9 @@ class PairSuite(SequenceSuite):
         if reference.is_only(snapshot):  # What rounding makes of no difference is no preference.
             return ties(len(sums) // 2)
         whole = reference.logprobs()
-        places = range(len(whole) // 2) if self.positions is None else self.positions
-        references = [value for place in places for value in whole[2 * place : 2 * place + 2]]
-        return wins([own - ref for own, ref in zip(sums, references, strict=True)])
+        positions = range(len(whole) // 2) if self.positions is None else self.positions
+        references = [value for index in positions for value in whole[2 * index : 2 * index + 2]]
+        return wins([total - ref for total, ref in zip(sums, references, strict=True)])
 
     def _write_logprobs(
         self, path: Path, engine: RolloutEngine, encoder: PromptEncoder, seed: int

@@ -36,20 +36,20 @@ class SequenceSuite(Suite, ABC):
     @classmethod
     def of_examples(cls, spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Self:
         """Make the suite of a round that learns from a file: the examples that it never sees."""
-        own = spec.suite
+        suite = spec.suite
         return cls.of_sequences(
-            spec, example_sequences(examples, own.items, f"rounds.{index}.data", own.cluster)
+            spec, example_sequences(examples, suite.items, f"rounds.{index}.data", suite.cluster)
         )
 
     @classmethod
     def of_sequences(cls, spec: RoundConfig, sequences: Sequences, **fields: Any) -> Self:
         """Make the suite of a round from the sequences of its examples."""
-        own = spec.suite
+        suite = spec.suite
         return cls(
             name=spec.name,
             role="gate",
-            margin=own.margin,
-            budget=own.budget if own.budget is not None else 2 * own.margin,
+            margin=suite.margin,
+            budget=suite.budget if suite.budget is not None else 2 * suite.margin,
             target_of=spec.name,
             **sequences,
             **fields,

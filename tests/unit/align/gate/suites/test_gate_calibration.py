@@ -168,7 +168,7 @@ def test_a_likelihood_that_all_choices_share_does_not_matter(tmp_path: Path) -> 
 
 
 def test_figures_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
-    facts = suite(tmp_path)
+    facts = suite(tmp_path, bins=1)
     whole = measured(facts, (0.9, 0.05, 0.05), (0.8, 0.2), (0.4, 0.3, 0.3))
     part, rest = facts.part([0, 2]), facts.part([1])
     first = measured(part, (0.9, 0.05, 0.05), (0.4, 0.3, 0.3))
@@ -351,10 +351,8 @@ def test_a_choice_of_a_chat_is_the_assistants_turn_without_its_end(tmp_path: Pat
     rows = [{"prompt": "a", "choices": ["b c", "d"], "answer": 0}]
     chat = suite(tmp_path, rows, encoder, chat=True, system="be brief")
     question = chat.questions[0]
-    words = ("be", "brief"), ("a",)
-    shown = " ".join(str(IDS[word]) for group in words for word in group).split()
-    assert set(map(int, shown)) <= set(question.prompt_ids)
-    assert question.prompt_ids[-2:] == (IDS["<|im_start|>"], IDS["assistant"])
+    words = "<|im_start|> system be brief <|im_end|> <|im_start|> user a <|im_end|> <|im_start|> assistant"
+    assert question.prompt_ids == tuple(IDS[word] for word in words.split())
     assert question.choice_ids == ((IDS["b"], IDS["c"]), (IDS["d"],))
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
     same = suite(tmp_path, [{**rows[0], "prompt": messages}], encoder)

@@ -57,6 +57,18 @@ def harness(folder: Path, name: str, task: dict[str, Any], **settings: Any) -> d
     }  # fmt: skip
 
 
+def calibration(folder: Path) -> dict[str, Any]:
+    """Write multiple-choice items to a file and return a suite of them."""
+    rows = [
+        {"prompt": f"max _ {i} {i % 7} =", "choices": ["1", "2 3", f"{i % 3 + 4}"], "answer": i % 3}
+        for i in range(40)
+    ]
+    path = folder / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": str(path), "normalise": "tokens", "bins": 5}
+    return {"name": "facts", "calibration": source, "items": 40}
+
+
 def unit(number: int, sides: int) -> Unit:
     """Return an example with one or two answers, two of them to each prompt."""
     prompt = Prompt(id=f"prompt {number // 2}", text=f"{number // 2}", columns={"source": "a"})
@@ -112,6 +124,7 @@ def golden_campaign(folder: Path) -> CampaignConfig:
                 folder, "perplexity", {**TASK, **rolling, "metric_list": [{"metric": "word_perplexity"}]},
                 margin=0.3, budget=0.6, role="watch",
             ),
+            calibration(folder),
         ],
     )  # fmt: skip
 
@@ -161,7 +174,7 @@ def engine_of(suite: Suite, right: float, slope: float) -> ScriptedEngine:
             for index, token in enumerate(completion_ids)
         ]
 
-    if suite.prompts and "answer" in suite.prompts[0].columns:
+    if suite.num_answers and "answer" in suite.prompts[0].columns:
         engine = answering(suite, right)
         engine._scorer = score
         return engine
@@ -209,14 +222,21 @@ def goldens() -> dict[str, Any]:
                 "asked": digest([after.prompts, after.answers, after.clusters]),
             }
         for number in (1, 2):
-            verdict = decide(
-                target="reverse", candidate=measured["candidate"], parent=measured["parent"],
-                start=measured["parent"], best=measured["parent"], suites=suites,
-                gate=config.gate, accepted_rounds=("implicit", "likely", "shown"),
-                decided_by=number,
-            )  # fmt: skip
-            numbers[f"verdict by rule {number}"] = digest(verdict._numbers())
-            numbers[f"sentences by rule {number}"] = [check.sentence for check in verdict.checks]
+            for name, those in (
+                (f"rule {number}", [s for s in suites if s.name != "facts"]),
+                (
+                    f"rule {number}, calibration",
+                    [s for s in suites if s.name in ("facts", "reverse")],
+                ),
+            ):
+                verdict = decide(
+                    target="reverse", candidate=measured["candidate"], parent=measured["parent"],
+                    start=measured["parent"], best=measured["parent"], suites=those,
+                    gate=config.gate, accepted_rounds=("implicit", "likely", "shown"),
+                    decided_by=number,
+                )  # fmt: skip
+                numbers[f"verdict by {name}"] = digest(verdict._numbers())
+                numbers[f"sentences by {name}"] = [check.sentence for check in verdict.checks]
         return numbers
 
 
