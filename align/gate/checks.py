@@ -138,8 +138,7 @@ def check(
     _require_sound(rule, comparator, against)
     allowed = -margin if role == "target" else margin
     compare_items = compare_of(rule, decided_by, with_interval=with_interval)
-    scale = score_scale(rule)
-    result = compare_items(candidate, comparator, scale, allowed, alpha)
+    result = compare_items(candidate, comparator, score_scale(rule), allowed, alpha)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
     found = Check(
@@ -167,7 +166,7 @@ def check(
     )
     if outcome == "too_few_items" or found.is_inside:
         found = replace(found, needed=_needed(result, allowed, alpha))
-    return replace(found, sentence=_sentence(found, scale.unit))
+    return replace(found, sentence=_sentence(found, score_scale(rule).unit))
 
 
 def _measured_first(

@@ -54,7 +54,7 @@ LENGTHS: Mapping[LengthUnit, Callable[[str, Ids], int]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class ChoiceItem:
     """One item: its prompt's tokens and its choices."""
 
     prompt_ids: Ids
@@ -98,7 +98,7 @@ class CalibrationSuite(PromptSuite):
     scale: ClassVar[ScoreScale] = ScoreScale(range=BRIER, graded=True, unit="of Brier score")
     has_figures: ClassVar[bool] = True
 
-    questions: tuple[Question, ...] = ()
+    choice_items: tuple[ChoiceItem, ...] = ()
     """The items as tokens, in the order of ``prompts``."""
     normalise: LengthUnit = "none"
     """Length that a choice's log-likelihood is divided by."""
@@ -120,7 +120,7 @@ class CalibrationSuite(PromptSuite):
             margin=spec.margin,
             budget=entry.config.gate.budget_of(spec),
             prompts=prompts,
-            questions=tuple(question_of(prompt, source, entry.encoder) for prompt in prompts),
+            choice_items=tuple(choice_item_of(prompt, source, entry.encoder) for prompt in prompts),
             normalise=source.normalise,
             bins=source.bins,
         )
@@ -153,8 +153,8 @@ class CalibrationSuite(PromptSuite):
     def content(self) -> Mapping[str, Any]:
         """Return the items, the right choices, and the length that choices are compared by."""
         items = [
-            [prompt.id, rendered(prompt), question.choices, question.right]
-            for prompt, question in zip(self.prompts, self.questions, strict=True)
+            [prompt.id, rendered(prompt), item.choices, item.right]
+            for prompt, item in zip(self.prompts, self.choice_items, strict=True)
         ]
         return {"items": items, "normalise": self.normalise}
 
@@ -162,14 +162,14 @@ class CalibrationSuite(PromptSuite):
         """Return the items at some places."""
         return {
             "prompts": tuple(self.prompts[i] for i in places),
-            "questions": tuple(self.questions[i] for i in places),
+            "choice_items": tuple(self.choice_items[i] for i in places),
         }
 
     def check_fit(self, encoder: PromptEncoder, max_model_len: int) -> None:
         """Raise UserError for an item that the context cannot hold with its longest choice."""
-        for prompt, question in zip(self.prompts, self.questions, strict=True):
+        for prompt, item in zip(self.prompts, self.choice_items, strict=True):
             # An engine scores a choice by generating one token after it.
-            needed = len(question.prompt_ids) + max(map(len, question.choice_ids)) + 1
+            needed = len(item.prompt_ids) + max(map(len, item.choice_ids)) + 1
             if needed > max_model_len:
                 raise UserError(
                     f"suite {self.name!r}: the prompt and its longest choice take {needed} tokens, the "
@@ -180,23 +180,23 @@ class CalibrationSuite(PromptSuite):
 
     def probe(self, encoder: PromptEncoder) -> Ids:
         """Return the first item with its first choice."""
-        return (*self.questions[0].prompt_ids, *self.questions[0].choice_ids[0])
+        return (*self.choice_items[0].prompt_ids, *self.choice_items[0].choice_ids[0])
 
     def measure(
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
     ) -> ItemResults:
         """Score every choice of every item."""
-        requests = [request for question in self.questions for request in question.requests]
+        requests = [request for item in self.choice_items for request in item.requests]
         sums = map(math.fsum, engine.score(requests))
         probabilities = [
-            question.probabilities(list(islice(sums, len(question.choices))), self.normalise)
-            for question in self.questions
+            item.probabilities(list(islice(sums, len(item.choices))), self.normalise)
+            for item in self.choice_items
         ]
-        scores = list(map(_item_score, self.questions, probabilities))
+        scores = list(map(_item_score, self.choice_items, probabilities))
         tokens = sum(len(request.completion_ids) for request in requests)
         results = replace(
             self.results(snapshot, scores, tokens, self.shown),
-            probabilities=tuple(map(_right_first, self.questions, probabilities)),
+            probabilities=tuple(map(_right_first, self.choice_items, probabilities)),
         )
         return replace(results, beside=self.beside(results, [results]))
 
@@ -244,7 +244,7 @@ def brier(probabilities: Sequence[float], right: int) -> float:
     return math.fsum((p - (k == right)) ** 2 for k, p in enumerate(probabilities))
 
 
-def question_of(prompt: Prompt, source: CalibrationConfig, encoder: PromptEncoder) -> Question:
+def choice_item_of(prompt: Prompt, source: CalibrationConfig, encoder: PromptEncoder) -> ChoiceItem:
     """Return an item as tokens.
 
     Raises:
@@ -262,7 +262,7 @@ def question_of(prompt: Prompt, source: CalibrationConfig, encoder: PromptEncode
                 f"{choices[second]!r}",
                 "give the item choices that differ by more than blanks",
             )
-    return Question(prompt_ids=prompt_ids, choices=choices, choice_ids=choice_ids, right=right)
+    return ChoiceItem(prompt_ids=prompt_ids, choices=choices, choice_ids=choice_ids, right=right)
 
 
 def _choices_of(prompt: Prompt, source: CalibrationConfig) -> tuple[str, ...]:
@@ -351,23 +351,23 @@ def _unusable(prompt: Prompt, what: str, remedy: str) -> UserError:
     return UserError(what, where=prompt.label, remedy=remedy)
 
 
-def _item_score(question: Question, probabilities: Sequence[float] | None) -> ItemScore:
+def _item_score(item: ChoiceItem, probabilities: Sequence[float] | None) -> ItemScore:
     """Return the value of an item, with its likeliest choice for people to look at."""
     if probabilities is None:
         failed = Completion.failed("no choice has a probability")
         return ItemScore(value=None, status="failed", detail=failed.detail, completion=failed)
     likeliest = max(range(len(probabilities)), key=probabilities.__getitem__)
-    text = f"{question.choices[likeliest]} ({100 * probabilities[likeliest]:.0f}%)"
+    text = f"{item.choices[likeliest]} ({100 * probabilities[likeliest]:.0f}%)"
     return ItemScore(
-        value=0.0 - brier(probabilities, question.right),
+        value=0.0 - brier(probabilities, item.right),
         status="scored",
         detail=None,
         completion=Completion(token_ids=(), logprobs_T=(), text=text, finish_reason="stop"),
     )
 
 
-def _right_first(question: Question, probabilities: Sequence[float] | None) -> tuple[float, ...]:
+def _right_first(item: ChoiceItem, probabilities: Sequence[float] | None) -> tuple[float, ...]:
     if probabilities is None:
         return ()
-    right = question.right
+    right = item.right
     return (probabilities[right], *probabilities[:right], *probabilities[right + 1 :])

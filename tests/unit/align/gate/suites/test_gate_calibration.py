@@ -68,9 +68,9 @@ def suite(
 def engine(suite: CalibrationSuite, *items: Sequence[float]) -> ScriptedEngine:
     """Return an engine under which the choices of every item have these likelihoods."""
     known = {
-        (question.prompt_ids, ids): math.log(likelihood) if likelihood else -math.inf
-        for question, item in zip(suite.questions, items, strict=True)
-        for ids, likelihood in zip(question.choice_ids, item, strict=True)
+        (item.prompt_ids, ids): math.log(likelihood) if likelihood else -math.inf
+        for item, likelihoods in zip(suite.choice_items, items, strict=True)
+        for ids, likelihood in zip(item.choice_ids, likelihoods, strict=True)
     }
 
     def score(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> Sequence[float]:
@@ -137,7 +137,7 @@ def test_choices_are_compared_by_their_length(
     tmp_path: Path, normalise: str, lengths: tuple[int, ...]
 ) -> None:
     facts = suite(tmp_path, ROWS[:1], normalise=normalise)
-    assert [len(ids) for ids in facts.questions[0].choice_ids] == [2, 2, 1]
+    assert [len(ids) for ids in facts.choice_items[0].choice_ids] == [2, 2, 1]
     weights = [p ** (1 / length) for p, length in zip((0.2, 0.1, 0.1), lengths, strict=True)]
     results = measured(facts, (0.2, 0.1, 0.1))
     assert results.probabilities[0] == pytest.approx([w / sum(weights) for w in weights])
@@ -285,9 +285,9 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
 
 
 def test_other_columns_can_be_named(tmp_path: Path) -> None:
-    rows = [{"question": "rev _ 1 =", "options": ["1", "2"], "label": 1}]
-    facts = suite(tmp_path, rows, column="question", choices="options", answer="label")
-    assert facts.questions[0].right == 1
+    rows = [{"item": "rev _ 1 =", "options": ["1", "2"], "label": 1}]
+    facts = suite(tmp_path, rows, column="item", choices="options", answer="label")
+    assert facts.choice_items[0].right == 1
 
 
 def test_rows_that_come_twice_and_files_that_are_too_short_are_refused(tmp_path: Path) -> None:
@@ -350,15 +350,15 @@ def test_a_choice_of_a_chat_is_the_assistants_turn_without_its_end(tmp_path: Pat
     encoder = PromptEncoder(build())
     rows = [{"prompt": "a", "choices": ["b c", "d"], "answer": 0}]
     chat = suite(tmp_path, rows, encoder, chat=True, system="be brief")
-    question = chat.questions[0]
+    item = chat.choice_items[0]
     words = "<|im_start|> system be brief <|im_end|> <|im_start|> user a <|im_end|> <|im_start|> assistant"
-    assert question.prompt_ids == tuple(IDS[word] for word in words.split())
-    assert question.choice_ids == ((IDS["b"], IDS["c"]), (IDS["d"],))
+    assert item.prompt_ids == tuple(IDS[word] for word in words.split())
+    assert item.choice_ids == ((IDS["b"], IDS["c"]), (IDS["d"],))
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
     same = suite(tmp_path, [{**rows[0], "prompt": messages}], encoder)
-    assert same.questions == chat.questions
+    assert same.choice_items == chat.choice_items
     plain = suite(tmp_path, rows, encoder)
-    assert plain.questions[0].prompt_ids == (IDS["a"],)
+    assert plain.choice_items[0].prompt_ids == (IDS["a"],)
     with pytest.raises(UserError, match="choice 1 has no tokens") as caught:
         suite(tmp_path, [{**rows[0], "choices": ["b", ""]}], encoder, chat=True)
     assert caught.value.where == f"{tmp_path / 'facts.jsonl'}:1"
