@@ -77,9 +77,9 @@ def looks(
     labels = clusters or ids
     order = in_order(suite, ids, clusters)
     ends = [
-        place + 1
-        for place in range(len(order))
-        if place + 1 == len(order) or labels[order[place]] != labels[order[place + 1]]
+        end
+        for end in range(1, len(order) + 1)
+        if end == len(order) or labels[order[end - 1]] != labels[order[end]]
     ]
     count = num_looks(len(ends), most)
     return [ends[len(ends) * (index + 1) // count - 1] for index in range(count)]
@@ -89,19 +89,19 @@ def first(results: ItemResults, count: int) -> ItemResults:
     """Return the first ``count`` items of some results, in the order of measuring."""
     order = in_order(results.suite, results.item_ids, results.clusters)[:count]
     columns: dict[str, Any] = {
-        field.name: tuple(value[place] for place in order)
+        field.name: tuple(value[index] for index in order)
         for field in fields(results)
         if isinstance(value := getattr(results, field.name), tuple) and value
     }
     return replace(results, **columns)
 
 
-def in_common(one: ItemResults, other: ItemResults) -> tuple[ItemResults, ItemResults]:
+def in_common(results: ItemResults, other: ItemResults) -> tuple[ItemResults, ItemResults]:
     """Return two snapshots' results on the items that both have; unchanged where they have as many.
 
     Results of a suite that stops early hold its first items, so the fewer are among the more.
     """
-    count = min(len(one.values), len(other.values))
-    if len(one.values) == len(other.values):
-        return one, other
-    return first(one, count), first(other, count)
+    count = min(len(results.values), len(other.values))
+    if len(results.values) == len(other.values):
+        return results, other
+    return first(results, count), first(other, count)

@@ -236,8 +236,8 @@ class StatedSuite:
             return usual
         # (g - min_gain) sqrt(n / g) = deviates, a quadratic in sqrt(g).
         half = 0.5 * deviates / math.sqrt(n)
-        own = (half + math.sqrt(half * half + min_gain)) ** 2
-        return own if own <= 1.0 else math.inf
+        gain = (half + math.sqrt(half * half + min_gain)) ** 2
+        return gain if gain <= 1.0 else math.inf
 
 
 def stated_suites(
@@ -313,31 +313,31 @@ def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: 
 def _of_round(
     spec: RoundConfig, where: str, snapshots: int, guards: int, sequential: bool
 ) -> StatedSuite:
-    own, kind = spec.suite, kind_of_round(spec)
-    items = own.items
+    suite, kind = spec.suite, kind_of_round(spec)
+    items = suite.items
     if not kind.answers and spec.data is not None and spec.when is not None:
         # What a round waits for before it takes its rows from the inbox.
         items = max(1, min(items, int(spec.when.new_pairs * spec.data.heldout)))
-    budget = own.budget if own.budget is not None else 2 * own.margin
-    known = kind.stated_range(own, spec.rewards)
+    budget = suite.budget if suite.budget is not None else 2 * suite.margin
+    known = kind.stated_range(suite, spec.rewards)
     return StatedSuite(
         name=spec.name,
-        family=own.family,
+        family=suite.family,
         role="round",
         where=where,
         scale=kind.scale,
         answers=kind.answers,
         items=items,
-        margin=own.margin,
-        best_margin=own.best_margin or budget,
+        margin=suite.margin,
+        best_margin=suite.best_margin or budget,
         budget=budget,
-        rate_margins=(own.truncation_margin, own.failure_margin),
+        rate_margins=(suite.truncation_margin, suite.failure_margin),
         width=known[1] - known[0] if known else None,
-        graded=_graded(own, kind.scale, [reward.name for reward in spec.rewards]),
+        graded=_graded(suite, kind.scale, [reward.name for reward in spec.rewards]),
         snapshots=snapshots,
         guards=guards,
-        stops=sequential and (known or kind.scale.range) is not None and not own.zero_tolerance,
-        tokens_per_item=own.max_tokens or spec.sampling.max_tokens if kind.answers else None,
+        stops=sequential and (known or kind.scale.range) is not None and not suite.zero_tolerance,
+        tokens_per_item=suite.max_tokens or spec.sampling.max_tokens if kind.answers else None,
     )
 
 
