@@ -42,10 +42,6 @@ def normalised(
     return NORMALISATIONS[kind](values_G, bounds)
 
 
-def _none(values_G: Sequence[float], _: Bounds | None) -> list[float]:
-    return list(values_G)
-
-
 def _zscore(values_G: Sequence[float], _: Bounds | None) -> list[float]:
     if len(values_G) < 2 or min(values_G) == max(values_G):
         return [0.0] * len(values_G)
@@ -70,7 +66,7 @@ def _clip(values_G: Sequence[float], bounds: Bounds | None) -> list[float]:
 
 
 NORMALISATIONS: Mapping[Normalise, Callable[[Sequence[float], Bounds | None], list[float]]] = {
-    "none": _none,
+    "none": lambda values_G, _: list(values_G),
     "zscore": _zscore,
     "rank": _rank,
     "clip": _clip,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart
@@ -217,10 +217,12 @@ def describe(name: str) -> RewardInfo:
         UserError: there is no such reward, or it cannot be imported.
     """
     reward = find_reward(name)
+    spec = reward.imported(None)
     try:
-        return read_info(name, reward.origin, reward.imported(None).function)
+        info = read_info(name, reward.origin, spec.function)
     except (TypeError, ValueError) as error:
         raise UserError(f"reward {name!r} has no readable signature", cause=str(error)) from error
+    return replace(info, range=spec.range, asks_a_model=spec.asks_a_model)
 
 
 def known_rewards() -> list[RewardInfo]:

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -306,15 +306,15 @@ class PromptEncoder:
         """
         text = self.rendered(turns, opened=opened, tools=tools)
         if calls_or_tools(turns, tools):
-            lost = left_out(turns, tools, partial(self._reread, opened=opened))
-            if lost is not None:
+
+            def render(turns: Sequence[Message], tools: Sequence[Any]) -> str:
+                return self.rendered(turns, opened=opened, tools=tools)
+
+            if (lost := left_out(turns, tools, render)) is not None:
                 raise TemplateRefusal(f"it leaves out {lost}")
         # A template writes its own bos, or none.
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return tuple(int(token) for token in ids)
-
-    def _reread(self, turns: Sequence[Message], tools: Sequence[Any], *, opened: bool) -> str:
-        return self.rendered(turns, opened=opened, tools=tools)
 
     def rendered(self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()) -> str:
         """Return the text that `render` tokenizes."""

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,6 @@ def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterat
         ) from error
 
 
-def _tsv(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
-    return _csv(source, stream, delimiter="\t")
-
-
 def _parquet(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -282,7 +279,7 @@ TEXTS: dict[str, Callable[[str, io.BufferedReader], Iterator[FileRow]]] = {
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": partial(_csv, delimiter="\t"),
 }
 READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[FileRow]]] = {
     **TEXTS,

@@ -40,10 +40,6 @@ class ValueKind(NamedTuple):
     read: Callable[[str], Any]
 
 
-def _read_duration(text: str) -> timedelta:
-    return timedelta(microseconds=int(text))
-
-
 # A datetime is a date too, so it stands before it.
 KINDS: dict[str, ValueKind] = {
     "bytes": ValueKind(bytes, lambda value: b64encode(value).decode(), b64decode),
@@ -51,7 +47,11 @@ KINDS: dict[str, ValueKind] = {
     "datetime": ValueKind(datetime, datetime.isoformat, datetime.fromisoformat),
     "date": ValueKind(date, date.isoformat, date.fromisoformat),
     "time": ValueKind(time, time.isoformat, time.fromisoformat),
-    "duration": ValueKind(timedelta, lambda value: str(value // MICROSECOND), _read_duration),
+    "duration": ValueKind(
+        timedelta,
+        lambda value: str(value // MICROSECOND),
+        lambda text: timedelta(microseconds=int(text)),
+    ),
     "uuid": ValueKind(UUID, str, UUID),
 }
 

@@ -160,6 +160,8 @@ def _info_lines(info: RewardInfo) -> list[str]:
         "options:" if options else "options: none",
         *options,
         f"columns it needs: {columns}" + ("; takes any other" if info.anything else ""),
+        *([] if info.range is None else ["values: {:g} to {:g}".format(*info.range)]),
+        *(["asks a model"] if info.asks_a_model else []),
     ]
 
 

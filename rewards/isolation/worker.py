@@ -54,7 +54,7 @@ class Answering:
         from rewards.registry import load_reward
 
         name, options = plan["reward"], plan["options"]
-        function = load_reward(name, options, plan["where"]) if name else _no_reward
+        function = load_reward(name, options, plan["where"]) if name else _abstain
         self._part = RewardPart(name=name, weight=1.0, function=function, options=options)
         self._sample_deadline_s: float | None = plan["sample_deadline_s"]
         self._async = is_async(function)
@@ -144,5 +144,5 @@ def pack_error(error: KeelError) -> dict[str, Any]:
     return {"what": error.what, "where": error.where, "cause": error.cause, "remedy": error.remedy}
 
 
-def _no_reward(completions: Sequence[str]) -> list[None]:
+def _abstain(completions: Sequence[str]) -> list[None]:
     return [None] * len(completions)

@@ -47,6 +47,10 @@ class RewardInfo:
     anything: bool = False
     """True if the reward takes any further column or option."""
     asynchronous: bool = False
+    range: tuple[float, float] | None = None
+    """Smallest and largest value; None where they are not known."""
+    asks_a_model: bool = False
+    """True if the value is known to be a model's opinion."""
     problem: str | None = None
     """Reason why the reward cannot be used; nothing else but name and origin is known then."""
 
@@ -85,19 +89,14 @@ def _named(function: RewardFunction) -> Mapping[str, Parameter]:
 
 
 def _option(parameter: Parameter) -> OptionInfo:
-    kind = parameter.annotation
-    written = "Any" if kind is Parameter.empty else kind if isinstance(kind, str) else _spelt(kind)
+    kind = "Any" if parameter.annotation is Parameter.empty else parameter.annotation
     required = parameter.default is Parameter.empty
     return OptionInfo(
         name=parameter.name,
-        type=written,
+        type=kind.__name__ if isinstance(kind, type) else str(kind),
         default=None if required else _default(parameter.default),
         required=required,
     )
-
-
-def _spelt(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _default(value: Any) -> Any:

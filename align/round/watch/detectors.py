@@ -114,7 +114,7 @@ def kl_without_reward(metrics: Sequence[Metrics], settings: HackingConfig) -> Si
     arXiv:2210.10760); the slopes of the first and the second half of the steps are compared.
     """
     limits = settings.thresholds
-    name = _kl_name(metrics)
+    name = min((key for m in metrics for key in m if key.startswith(KL)), default=DRIFT)
     both = _measured(metrics, name, PROXY)
     if len(both) < 2 * settings.window:
         return None
@@ -320,10 +320,6 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
         return linear_regression(x, y).slope
     except StatisticsError:
         return None
-
-
-def _kl_name(metrics: Sequence[Metrics]) -> str:
-    return min((key for m in metrics for key in m if key.startswith(KL)), default=DRIFT)
 
 
 def _step(metrics: Sequence[Metrics]) -> int:

@@ -38,6 +38,7 @@ def description() -> str:
 
 @cache
 def _found() -> tuple[Provider | None, tuple[str, ...]]:
+    """Return the first provider that a worker starts under, else None and the reasons."""
     candidates: tuple[Provider, ...] = ("namespaces", "bwrap")
     reasons = []
     for candidate in candidates:
@@ -45,19 +46,16 @@ def _found() -> tuple[Provider | None, tuple[str, ...]]:
             reasons.append("bwrap: not installed")
             continue
         try:
-            Worker(_nothing(candidate)).end()
+            plan = Plan(
+                reward=None, options={}, where=None, folder="/", memory_gib=None,
+                sample_deadline_s=None, provider=candidate, visible=visible(None, Path("/")),
+            )  # fmt: skip
+            Worker(plan).end()
         except WorkerEnded as ended:
             reasons.append(f"{candidate}: {ended.failure.reason}")
         else:
             return candidate, ()
     return None, tuple(reasons)
-
-
-def _nothing(candidate: Provider) -> Plan:
-    return Plan(
-        reward=None, options={}, where=None, folder="/", memory_gib=None, sample_deadline_s=None,
-        provider=candidate, visible=visible(None, Path("/")),
-    )  # fmt: skip
 
 
 def visible(reward: str | None, folder: Path) -> tuple[str, ...]:

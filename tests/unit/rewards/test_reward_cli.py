@@ -89,7 +89,8 @@ def test_show_names_options_columns_and_isolation(keel: Keel) -> None:
     assert code == 0
     assert "pattern: " in out and "full: bool = " in out
     assert "reward regex_match: process" in out
-    assert "columns it needs: answer" in keel("show", "exact_match")[1]
+    assert "columns it needs: answer\nvalues: 0 to 1\n" in keel("show", "exact_match")[1]
+    assert "asks a model" in keel("show", "llm_judge")[1]
     found = json.loads(keel("show", "exact_match", "--json")[1])
     assert (found["reward"]["columns"], found["isolation"]["level"]) == (["answer"], "inline")
 
