@@ -1,9 +1,10 @@
-"""Python files that hold a campaign's rewards and metrics, by content."""
+"""Python files and modules that hold a campaign's rewards and metrics, by content."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, RewardConfig
@@ -16,14 +17,34 @@ SHOWN = 12
 
 
 def code_of(config: CampaignConfig) -> dict[str, str]:
-    """Return the sha256 of every file with a reward or metric, by its name in the campaign file."""
+    """Return the sha256 of every file or module of a reward or metric, by its name in the campaign."""
     files: dict[str, str] = {}
     for reward in _rewards(config):
         stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
-        path = Path(reward.name.rpartition(":")[0])
-        if path.suffix == ".py" and path.is_file():
+        location = reward.name.rpartition(":")[0]
+        path = Path(location) if location.endswith(".py") else _module_file(location)
+        if path is not None and path.is_file():
             files[stated.rpartition(":")[0]] = hashlib.sha256(path.read_bytes()).hexdigest()
     return files
+
+
+def _module_file(name: str) -> Path | None:
+    """Return the file of ``pkg.mod`` without importing it; None if there is none, as for a shipped name."""
+    outermost, *below = name.split(".")
+    try:
+        spec = find_spec(outermost) if outermost else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not below:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        stem = Path(folder, *below)
+        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
 
 
 def record_code(config: CampaignConfig, ledger: Ledger, who: str) -> list[str]:

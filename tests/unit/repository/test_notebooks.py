@@ -1,4 +1,4 @@
-"""Notebooks of the guide: each is run from its first cell to its last, as a reader would."""
+"""Notebooks and scripts of the guide: each is run from its first line to its last, as a reader would."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.patience import patient
+from tests.unit.commands import blocks
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
@@ -34,9 +35,15 @@ def code_of(notebook: Path) -> list[str]:
 
 def run_cells(cells: list[str], folder: Path) -> Any:
     """Run cells in a process of their own; return what the last one prints as JSON."""
+    printed = python(["-c", KERNEL], folder, json.dumps(cells))
+    return json.loads(printed.splitlines()[-1])
+
+
+def python(words: list[str], folder: Path, text: str = "") -> str:
+    """Run Python in a process of its own and in a folder; return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", KERNEL],
-        input=json.dumps(cells),
+        [sys.executable, *words],
+        input=text,
         cwd=folder,
         env={
             **os.environ,
@@ -49,7 +56,7 @@ def run_cells(cells: list[str], folder: Path) -> Any:
         timeout=patient(240),
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 SEEN = """
@@ -77,3 +84,13 @@ def test_notebooks_are_kept_without_what_they_printed() -> None:
     for notebook in NOTEBOOKS:
         for cell in json.loads(notebook.read_text())["cells"]:
             assert not cell.get("outputs") and cell.get("execution_count") is None, cell["id"]
+
+
+def test_the_script_of_the_guide_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "use-from-python.md").read_text()
+    (script,) = [block for block in blocks(page) if block.title is not None]
+    (tmp_path / str(script.title)).write_text(script.text)
+    printed = python([str(script.title)], tmp_path)
+    assert "reward polite: process (1 worker" in printed
+    assert "polite step 2/2" in printed
+    assert "polite: accepted" in printed

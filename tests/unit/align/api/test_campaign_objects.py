@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,26 @@ def test_a_function_alone_is_a_reward_and_a_metric(given: Any) -> None:
 
 def test_a_function_of_a_module_keeps_its_name() -> None:
     assert reward_of(with_reward(long)) == f"{__name__}:long"
+
+
+@pytest.mark.parametrize(
+    "file", ["my_package/scores.py", "my_package/scores/__init__.py", "mine.py"]
+)
+def test_the_code_of_a_module_is_on_record_without_importing_it(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "my_package").mkdir(exist_ok=True)
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    path.write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = "mine" if file == "mine.py" else "my_package.scores"
+    config = with_reward(f"{module}:polite").config
+    before = code_of(config)
+    assert before == {module: hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.write_text("raise RuntimeError('changed')\n")
+    assert code_of(config).keys() == {module} and code_of(config) != before
 
 
 def test_a_function_of_a_file_is_stated_from_the_folder(
