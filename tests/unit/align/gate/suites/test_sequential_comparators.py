@@ -17,6 +17,7 @@ from align.gate.evidence import Evidence
 from align.gate.statistics.sequential import stopping
 from align.gate.suites.looks import first, in_order, looks
 from align.gate.suites.suites import Suite, build_suites
+from align.report.explanation.explain import explain
 from rollouts.errors import UserError
 from tests.unit.decided import VALUES, N, decided, raw
 from tests.unit.ledgers import BASE, FIRST, SECOND
@@ -152,3 +153,24 @@ def test_a_budget_is_spent_by_what_is_certain(
         return
     check_budgets(*arguments)
     assert len(notes) == 1 and notes[0].startswith("second: general has used")
+
+
+def test_a_story_is_of_the_items_that_a_check_was_drawn_from(tmp_path: Path) -> None:
+    """The parent has all 200 items, the candidate 100; against the parent it stopped after 66."""
+    evidence = decided(tmp_path, rounds=1)
+    suites = early_of(evidence)
+    compared = evidence.comparator_snapshots("second", suites, FIRST.id)
+    items = {name: dict.fromkeys(of.values(), 66) for name, of in compared.items()}
+    items["general"][BASE.id] = 100
+    cut(evidence, SECOND.id, 100)
+    verdict = evidence.judge("second", SECOND.id, FIRST.id, suites, items=items, compared=compared)
+    ledger = evidence.ledger
+    attempt = ledger.begin_round(1, "second", FIRST.id)
+    ledger.enter_gating(1, attempt, SECOND.id)
+    ledger.commit_round(1, attempt, "rejected", SECOND.id, verdict.to_dict())
+    story = next(story for story in explain(evidence, "second").suites if story.suite == "general")
+    checks = [compared.check for compared in story.comparisons]
+    assert {check.snapshot: check.n for check in checks} == {FIRST.id: 66, BASE.id: 100}
+    against_parent = next(check for check in checks if check.snapshot == FIRST.id)
+    assert len(story.lost) == against_parent.lost > 0
+    assert story.alarm is not None
