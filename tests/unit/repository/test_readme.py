@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from align.config.campaign import CampaignConfig
+from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.commands import assert_parses, blocks, keel_words, shell_lines
 
 ROOT = Path(__file__).parents[3]
@@ -34,12 +36,23 @@ def test_the_campaign_is_valid() -> None:
 def test_the_reward_works(tmp_path: Path) -> None:
     from rewards.registry import load_reward
 
-    (text,) = [text for kind, text in BLOCKS if kind == "python"]
+    (text,) = [text for kind, text in BLOCKS if kind == "python" and "def polite" in text]
     (tmp_path / "polite.py").write_text(text)
     polite = load_reward(f"{tmp_path / 'polite.py'}:polite")
     assert polite(
         completions=["yes please", "no"], prompts=["", ""], completion_ids=[[1], [1]]
     ) == [1.0, 0.0]
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text,) = [text for kind, text in BLOCKS if kind == "python" and "import align" in text]
+    changes = {"rounds": rounds({"name": "sort"}), "rollouts": {"backend": "transformers"}}
+    (tmp_path / "campaign.yaml").write_text(json.dumps(raw_campaign(tmp_path, **changes)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "README.md", "exec"), {})
+    assert "sort" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [w for w in map(keel_words, SHELL) if w], ids=" ".join)
