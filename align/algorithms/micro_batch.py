@@ -38,11 +38,11 @@ class Packing:
     """Stored token of each place in `again`."""
 
     def to(self, device: torch.device) -> Packing:
-        """The same packing on another device."""
-        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the same packing on another device."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: part.to(device) if isinstance(part, Tensor) else part
-            for name, part in held.items()
+            for name, part in parts.items()
         }
         return Packing(**moved)
 

@@ -1,4 +1,4 @@
-"""What is known about every snapshot: per-item results on disk, and verdicts drawn from them alone.
+"""Evidence about every snapshot: per-item results on disk, and verdicts drawn from them alone.
 
 Files lie under ``evaluations/<snapshot>/<suite>.parquet``; the ledger names them. A verdict reads the
 files, never memory, so it can be recomputed at any later time and comes out the same.
@@ -62,13 +62,13 @@ class Evidence:
 
     @property
     def gate(self) -> GateConfig:
-        """What decides: the campaign's gate, with alpha spent as suits rounds that end or do not."""
+        """Settings of the gate, with the way of spending alpha that suits rounds that end or do not."""
         return spent_by(self.config.gate, endless=bool(nights_of(self.ledger.database)))
 
     def look_back(
         self, round: str, purpose: Purpose, earlier: Sequence[str] | None = None
     ) -> Lookback:
-        """Which earlier rounds a round looks back on, and which it leaves out.
+        """Choose the earlier rounds that a round looks back on, and those that it leaves out.
 
         Args:
             earlier: the rounds in question, in order; None: all that are accepted.
@@ -83,7 +83,7 @@ class Evidence:
         suites: Sequence[Suite],
         items: Mapping[str, int] | None = None,
     ) -> list[Suite]:
-        """Suites, as they stand now, that were not measured on the snapshot, or on too few items.
+        """Return the suites that were not measured on the snapshot as they stand now, or on too few items.
 
         Args:
             items: by suite, the number of its first items that are needed; where it is not named, all.
@@ -127,11 +127,11 @@ class Evidence:
             (self.folder / before.path).unlink(missing_ok=True)
 
     def load(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> dict[str, ItemResults]:
-        """Stored results of a snapshot."""
+        """Load the stored results of a snapshot."""
         return {s.name: ItemResults.load(self.locate(snapshot, s.hash)) for s in suites}
 
     def locate(self, snapshot: SnapshotId, suite_hash: str) -> Path:
-        """File of the results of one snapshot on one suite."""
+        """Return the file of the results of one snapshot on one suite."""
         record = self.ledger.find_evaluation(snapshot, suite_hash)
         if record is None:
             raise UserError(
@@ -164,12 +164,12 @@ class Evidence:
         self.ledger.replace_evaluation(record.snapshot, record.suite_hash, n, items.mean)
 
     def looks(self) -> int:
-        """Decisions taken so far: one a round, or one for every candidate that it put forward."""
+        """Count the decisions so far: one a round, or one for every candidate that it put forward."""
         return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
 
     def decisions(self) -> list[Decision]:
         """Return every decision so far, in order, with the error that it was allowed."""
-        taken: list[Decision] = []
+        decisions: list[Decision] = []
         for record in self._judged():
             verdict = Verdict.from_dict(record.report or {})
             inputs, accepted = verdict.inputs, verdict.outcome == "accepted"
@@ -180,9 +180,9 @@ class Evidence:
                 level = level_of(inputs.gate, max(look, inputs.gate.campaign_rounds), inputs.level)
                 decision = Decision(level, outcome)
                 if inputs.gate.spending == "recycle":
-                    decision = recycled_level(inputs.gate, taken)._replace(accepted=outcome)
-                taken.append(decision)
-        return taken
+                    decision = recycled_level(inputs.gate, decisions)._replace(accepted=outcome)
+                decisions.append(decision)
+        return decisions
 
     def _judged(self) -> list[RoundRecord]:
         """Return the committed rounds whose report is a verdict of this gate."""
@@ -214,7 +214,7 @@ class Evidence:
         for record in self.committed():
             tried = repairs_of(record.report)
             if record.name == name:
-                chosen = (one.look for one in tried if one.candidate == record.candidate)
+                chosen = (repair.look for repair in tried if repair.candidate == record.candidate)
                 return next(chosen, looks + 1)
             looks += len(tried) or 1
         raise ValueError(f"round {name!r} has no verdict")
@@ -230,7 +230,7 @@ class Evidence:
         items: Mapping[str, Items] | None = None,
         compared: Mapping[str, Mapping[Against, SnapshotId]] | None = None,
     ) -> Verdict:
-        """The gate's verdict on a candidate of round ``target``.
+        """Return the gate's verdict on a candidate of round ``target``.
 
         Args:
             look: number of this decision in the campaign; None: the one after the last round's.
@@ -270,7 +270,7 @@ class Evidence:
         )
 
     def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
-        """By suite, the snapshots that have to be measured on it before a candidate is judged.
+        """Return the snapshots that have to be measured before a candidate is judged, by suite.
 
         The start and every accepted snapshot; of rounds of templates only production, the suite's anchor
         and what the last verdict on the suite called best. The best is sought among all that were measured,
@@ -291,7 +291,7 @@ class Evidence:
         }
 
     def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
-        """By suite, the first of the accepted snapshots with the highest mean on its items."""
+        """Yield every suite with the first accepted snapshot that has the highest mean on its items."""
         history = [self.base, *self.accepted("policy").values()]
         records = {(e.suite_hash, e.snapshot): e for e in self.ledger.evaluations()}
         needed = self.comparators(suites)
@@ -340,8 +340,8 @@ class Evidence:
             if suite.hash not in {rule.hash for rule in inputs.suites}:
                 continue
             items = inputs.items.get(suite.name) or dict.fromkeys(snapshots, len(suite.item_ids))
-            named = {inputs.candidate.get(suite.name, ""): max(items.values()), **items}
-            counts |= {s: max(n, named.get(s, 0)) for s, n in counts.items()}
+            counted = {inputs.candidate.get(suite.name, ""): max(items.values()), **items}
+            counts |= {s: max(n, counted.get(s, 0)) for s, n in counts.items()}
             if record.state == "accepted":
                 accepted.append(min(items.values()))
         return {s: min(n, self.measured(s, suite)) for s, n in counts.items()}, accepted
@@ -390,15 +390,18 @@ class Evidence:
         )
 
     def baseline(self, suite: str) -> SnapshotId:
-        """What a suite's budget counts from: the campaign's start, for a round's suite the snapshot of that
-        round, or the anchor that a person chose after it."""
+        """Return the snapshot that a suite's budget counts from.
+
+        It is the campaign's start, or for a round's suite the snapshot of that round. A baseline that a
+        person chose takes its place, if it is a later snapshot.
+        """
         accepted = self.accepted("policy")
-        own, chosen = accepted.get(suite, self.base), baseline_of(self.ledger)
+        usual, chosen = accepted.get(suite, self.base), baseline_of(self.ledger)
         order = [self.base, *accepted.values()]
-        return own if chosen is None or order.index(chosen) < order.index(own) else chosen
+        return usual if chosen is None or order.index(chosen) < order.index(usual) else chosen
 
     def recompute(self, name: str) -> tuple[Verdict, Verdict]:
-        """A finished round's verdict drawn again from the stored items, and the one on record."""
+        """Return a finished round's verdict, drawn again from the stored items, and the one on record."""
         reports = {r.name: r.report for r in self.committed()}
         report = reports.get(name)
         if report is None:
@@ -410,7 +413,7 @@ class Evidence:
         return decide_again(recorded.inputs, self.locate), recorded
 
     def accepted(self, makes: str) -> dict[str, SnapshotId]:
-        """Candidate of every accepted round that makes a policy, or a reward model; in order.
+        """Return the candidate of every accepted round that makes a policy, or a reward model; in order.
 
         Policies that production was moved back behind are not among them: their rounds count as
         rejected, until production is moved forward again.
@@ -443,7 +446,7 @@ class Evidence:
         return "policy" if spec is None else spec.algorithm.makes
 
     def retired(self, rounds: Sequence[str]) -> frozenset[str]:
-        """Of these rounds, those whose preference a later one with the same prompts has replaced."""
+        """Return those of these rounds whose preference a later one with the same prompts has replaced."""
         specs = [
             spec
             for spec in self.config.rounds
@@ -458,11 +461,11 @@ class Evidence:
         )
 
     def committed(self) -> list[RoundRecord]:
-        """Rounds with a verdict, in order."""
+        """List the rounds with a verdict, in order."""
         return [r for r in self.ledger.rounds() if r.state in ("accepted", "rejected")]
 
     def matrix(self) -> ScoreMatrix:
-        """Mean score of every measured snapshot on every suite; unseen cells stay empty."""
+        """Return the mean score of every measured snapshot on every suite; unseen cells stay empty."""
         records = {(e.snapshot, e.suite): e for e in self.ledger.evaluations()}
         names = tuple(
             dict.fromkeys(
@@ -530,7 +533,7 @@ def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
 
 
 def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig:
-    """An expanded campaign without what its rounds to come do not look back on."""
+    """Return an expanded campaign without the rounds that those to come do not look back on."""
     if ledger is None:
         return config
     evidence = Evidence(store=Store(config.folder, ledger), config=config)
@@ -539,7 +542,7 @@ def view_of_due(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfig
 
 
 def stored_evidence(config: CampaignConfig) -> Evidence:
-    """The evidence of a campaign that ran before."""
+    """Return the evidence of a campaign that ran before."""
     ledger = begun_ledger(config)
     if ledger is None:
         raise UserError(

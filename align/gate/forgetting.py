@@ -1,4 +1,4 @@
-"""What a sequence of rounds kept, learnt and lost: continual-learning metrics of a score matrix.
+"""Metrics of continual learning: what a sequence of rounds kept, learnt and lost, from a score matrix.
 
 Row ``i`` holds the means of one snapshot on every suite: the base, then every committed round.
 Metrics run over the *accepted path*: the base and the accepted rounds, whose suites are the tasks
@@ -105,22 +105,22 @@ class ScoreMatrix:
         return tuple((i, n) for i, n in names if n in self.suites and n not in self.retired)
 
     def average_performance(self) -> float | None:
-        """AP = 1/T sum_{j<=T} a[T][j]."""
+        """Compute AP = 1/T sum_{j<=T} a[T][j]."""
         last = len(self.path) - 1
         return _mean(self._a(last, task) for _, task in self.tasks)
 
     def average_incremental_accuracy(self) -> float | None:
-        """AIA = 1/T sum_{t<=T} AP_t, with AP_t = 1/t sum_{j<=t} a[t][j]."""
+        """Compute AIA = 1/T sum_{t<=T} AP_t, with AP_t = 1/t sum_{j<=t} a[t][j]."""
         return _mean(
             _mean(self._a(row, task) for i, task in self.tasks if i <= row) for row, _ in self.tasks
         )
 
     def learning_accuracy(self) -> float | None:
-        """LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
+        """Compute LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
         return _mean(self._a(i, task) for i, task in self.tasks)
 
     def backward_transfer(self) -> float | None:
-        """BWT = 1/(T-1) sum_{j<T} (a[T][j] - a[j][j]); below 0 is forgetting.
+        """Compute BWT = 1/(T-1) sum_{j<T} (a[T][j] - a[j][j]); below 0 is forgetting.
 
         GEM's denominator; TRACE divides the same sum by T.
         """
@@ -128,19 +128,19 @@ class ScoreMatrix:
         return _mean(_minus(self._a(last, task), self._a(i, task)) for i, task in self._earlier)
 
     def forgetting(self) -> float | None:
-        """FM = 1/(T-1) sum_{j<T} max_{j<=i<T} (a[i][j] - a[T][j]); above 0 is forgetting.
+        """Compute FM = 1/(T-1) sum_{j<T} max_{j<=i<T} (a[i][j] - a[T][j]); above 0 is forgetting.
 
         The best is taken over the rows that have the cell.
         """
         last = len(self.path) - 1
         terms = []
         for i, task in self._earlier:
-            seen = [a for row in range(i, last) if (a := self._a(row, task)) is not None]
-            terms.append(_minus(max(seen, default=None), self._a(last, task)))
+            scores = [a for row in range(i, last) if (a := self._a(row, task)) is not None]
+            terms.append(_minus(max(scores, default=None), self._a(last, task)))
         return _mean(terms)
 
     def forward_transfer(self) -> float | None:
-        """FWT_zero = 1/(T-1) sum_{j>=2} (a[j-1][j] - a[0][j]): gain on a task before its round.
+        """Compute FWT_zero = 1/(T-1) sum_{j>=2} (a[j-1][j] - a[0][j]): gains on tasks before their round.
 
         GEM's zero-shot form, with the campaign's base in place of a random initialisation.
         """
@@ -149,7 +149,7 @@ class ScoreMatrix:
         )
 
     def forward_gain(self, alone: Mapping[str, float]) -> float | None:
-        """FWT_gain = 1/(T-1) sum_{j>=2} (a[j][j] - alone[j]): what earlier rounds added to learning.
+        """Compute FWT_gain = 1/(T-1) sum_{j>=2} (a[j][j] - alone[j]): gains that earlier rounds brought.
 
         Args:
             alone: by task, its score where its round started from the base; tasks without are left out.
@@ -157,7 +157,7 @@ class ScoreMatrix:
         return _mean(_minus(self._a(i, task), alone.get(task)) for i, task in self.tasks if i > 1)
 
     def intransigence(self, joint: Mapping[str, float]) -> float | None:
-        """IM = 1/T sum_j (joint[j] - a[j][j]); above 0, the sequence learns less than a joint run.
+        """Compute IM = 1/T sum_j (joint[j] - a[j][j]); above 0 the sequence learns less than a joint run.
 
         Args:
             joint: by task, its score after one run on all tasks at an equal budget (RWalk, eq. 8).
@@ -171,7 +171,7 @@ class ScoreMatrix:
         return tuple((i, task) for i, task in self.tasks if i < last)
 
     def empty_cells(self) -> tuple[tuple[str, str], ...]:
-        """(round, task) of every cell on the accepted path that was not measured."""
+        """List (round, task) of every cell on the accepted path that was not measured."""
         tasks = [task for _, task in self.tasks]
         return tuple(
             (row.name, task)
@@ -204,7 +204,7 @@ class Transitions:
 
 
 def transitions(before: ItemResults, after: ItemResults) -> Transitions:
-    """Which items one snapshot lost and won against an earlier one, on the same suite.
+    """Find the items that one snapshot lost and won against an earlier one, on the same suite.
 
     Two evaluations of one snapshot give the noise floor: with greedy decoding it should be 0.
     """
@@ -219,7 +219,7 @@ def transitions(before: ItemResults, after: ItemResults) -> Transitions:
 def composition_gap(
     composed: Mapping[tuple[str, str], float], alone: Mapping[str, float]
 ) -> float | None:
-    """1/P sum_(j,k) (c[j,k] - a[j] a[k]): above what two independent skills would give.
+    """Compute 1/P sum_(j,k) (c[j,k] - a[j] a[k]), the gain over two independent skills.
 
     Args:
         composed: success on held-out pairs of skills from different rounds, never trained together.
@@ -231,20 +231,20 @@ def composition_gap(
 def relative_composition(
     composed: Mapping[tuple[str, str], float], joint: Mapping[tuple[str, str], float]
 ) -> float | None:
-    """C / C_joint, means over the pairs that both runs were measured on; 1 is what a joint run composes.
+    """Compute C / C_joint over the pairs that both runs were measured on; 1 is what a joint run composes.
 
     None where there is no common pair, or the joint run composes nothing.
     """
     common = composed.keys() & joint.keys()
-    mine = _mean(composed[pair] for pair in sorted(common))
-    theirs = _mean(joint[pair] for pair in sorted(common))
-    return mine / theirs if mine is not None and theirs else None
+    composes = _mean(composed[pair] for pair in sorted(common))
+    joint_composes = _mean(joint[pair] for pair in sorted(common))
+    return composes / joint_composes if composes is not None and joint_composes else None
 
 
 def rollouts_to_reach(
     curve: Sequence[tuple[float, float]], reference: float, share: float = 0.8
 ) -> float | None:
-    """N_80: rollouts until a score reaches ``share`` of what can be reached; None within this budget.
+    """Compute N_80: rollouts until a score reaches ``share`` of the reachable; None: not in this budget.
 
     Args:
         curve: (rollouts so far, score), in order.
@@ -265,7 +265,7 @@ def sample_efficiency(
     reference: float,
     share: float = 0.8,
 ) -> float | None:
-    """N_80 of a task in its round over N_80 of learning it from the base; above 1 is lost plasticity.
+    """Compute N_80 of a task in its round over N_80 from the base; above 1 is lost plasticity.
 
     Parameters are those of `rollouts_to_reach`; None where one of the two did not get there.
     """
@@ -279,6 +279,6 @@ def _minus(left: float | None, right: float | None) -> float | None:
 
 
 def _mean(terms: Iterable[float | None]) -> float | None:
-    """Mean of the terms that could be formed; None where none could."""
+    """Return the mean of the terms that could be formed; None where none could."""
     present = [term for term in terms if term is not None]
     return math.fsum(present) / len(present) if present else None

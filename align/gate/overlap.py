@@ -63,10 +63,11 @@ class Hit:
     item: str
     """Text of the item."""
     place: str
+    """Source of the training text, as `Trained.place` has it."""
     share: float
     """Share of the item's own n-grams; 1 for the same text."""
     whole: bool
-    """The texts are the same."""
+    """True if the texts are the same."""
     at: str = ""
     """File and line of the item."""
     in_: str = ""

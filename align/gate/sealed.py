@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
-    """What a sealed suite showed when it was opened."""
+    """Result of a sealed suite when it was opened."""
 
     suite: str
     round: str
@@ -70,7 +70,7 @@ class Opening:
 
 
 def openings(evidence: Evidence) -> list[Opening]:
-    """Every opening so far, suite by suite; an opening whose results are missing is not there yet."""
+    """List every opening so far, suite by suite; one whose results are missing is not there yet."""
     return [
         opening
         for spec in evidence.config.suites
@@ -80,7 +80,7 @@ def openings(evidence: Evidence) -> list[Opening]:
 
 
 def is_due(evidence: Evidence, suite: str) -> bool:
-    """A sealed suite is to be opened by now, and was not."""
+    """Tell if a sealed suite is to be opened by now, and was not."""
     (spec,) = (spec for spec in evidence.config.suites if spec.name == suite)
     if spec.every is None:
         return False
@@ -89,7 +89,7 @@ def is_due(evidence: Evidence, suite: str) -> bool:
 
 
 def any_due(evidence: Evidence) -> bool:
-    """Some sealed suite is to be opened by now, and was not."""
+    """Tell if some sealed suite is to be opened by now, and was not."""
     sealed = (spec.name for spec in evidence.config.suites if spec.role == "sealed")
     return any(is_due(evidence, name) for name in sealed)
 
@@ -118,7 +118,7 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
             decided_by=inputs[name].decided_by if name in inputs else CURRENT_RULE,
         )
 
-    found: list[Opening] = []
+    opened: list[Opening] = []
     for end in range(every, len(path), every):
         if not {snapshot for _, snapshot in path[: end + 1]} <= results.keys():
             break
@@ -128,14 +128,14 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
             checks.append(compare(end, snapshot, "last opening", path[end - every][1]))
         opening = Opening(suite=spec.name, round=name, snapshot=snapshot, checks=tuple(checks))
         if opening.outcome == "lost":
-            held = (
+            passing = (
                 earlier
                 for earlier, candidate in reversed(path[1:end])
                 if compare(end, candidate, "start", evidence.base).outcome == "passed"
             )
-            opening = replace(opening, back_to=next(held, None))
-        found.append(opening)
-    return found
+            opening = replace(opening, back_to=next(passing, None))
+        opened.append(opening)
+    return opened
 
 
 def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:

@@ -1,4 +1,4 @@
-"""Whether a candidate becomes production: better at its target, and not worse at anything else.
+"""Verdict on a candidate, which becomes production if it is better at its target and worse at nothing.
 
     target      the round's own suite: superior to the parent by more than ``gate.min_gain``
     retention   every gate suite and the suite of every earlier accepted round: non-inferior to the
@@ -43,7 +43,7 @@ from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
 Outcome = Literal["accepted", "rejected", "too_few_items", "void"]
-"""Of a decision; ``void``: the candidate failed on too many items to be judged."""
+"""Outcome of a decision; ``void``: the candidate failed on too many items to be judged."""
 NO_TARGET = ""
 """Target of a decision that no round asks for: nothing has to be gained."""
 Results = Mapping[str, ItemResults]
@@ -70,7 +70,7 @@ class VerdictInputs:
     best: Snapshots
     start: Snapshots
     objections: tuple[str, ...] = ()
-    """Of the round's watch: signs that the reward was gamed, which no suite can outweigh."""
+    """Objections of the round's watch: signs that the reward was gamed, which no suite can outweigh."""
     left_out: tuple[str, ...] = ()
     """Earlier accepted rounds of templates that were not looked at this time."""
     level: float | None = None
@@ -79,25 +79,25 @@ class VerdictInputs:
     decided_by: int = FIRST_RULE
     """Number of the rule in `align.gate.statistics.rules` by which snapshots were compared."""
     items: Mapping[str, Items] = field(default_factory=dict)
-    """By suite that may stop early and comparator, the number of first items that were compared; files may
+    """Number of first items that were compared, by comparator, of suites that may stop early; files may
     hold more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the gate said, why, and from what."""
+    """Decision of the gate, with its reasons and its inputs."""
 
     accepted: bool
-    """Whether the candidate becomes production; always true in ``observe`` mode."""
+    """True if the candidate becomes production; always in ``observe`` mode."""
     outcome: Outcome
-    """What the evidence says, whatever the mode."""
+    """Result of the evidence, whatever the mode."""
     checks: tuple[Check, ...]
     reasons: tuple[str, ...]
     """Sentences of what kept the candidate out; notes a reader needs come last."""
     inputs: VerdictInputs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives back an equal verdict."""
+        """Return plain JSON values; `from_dict` gives back an equal verdict."""
         plain: dict[str, Any] = _VERDICT.dump_python(self, mode="json")
         return plain
 
@@ -214,10 +214,10 @@ def open_against(
     }
     if failing:  # Of all items their share may be small enough to compare with.
         return {snapshot for snapshot, n in items.items() if n < rule.early.items}
-    named = {who: {rule.name: of} for who, of in comparators.items()}
+    compared = {who: {rule.name: of} for who, of in comparators.items()}
     checks = _suite_checks(
         {rule.name: candidate},
-        named,
+        compared,
         gate.min_gain,
         alpha,
         CURRENT_RULE,
@@ -231,8 +231,8 @@ def open_against(
 
 def _named(parent: Results, best: Results | None, start: Results | None) -> dict[Against, Results]:
     """Return the comparators that there are."""
-    named: dict[Against, Results | None] = {"parent": parent, "best": best, "start": start}
-    return {name: results for name, results in named.items() if results is not None}
+    comparators: dict[Against, Results | None] = {"parent": parent, "best": best, "start": start}
+    return {name: results for name, results in comparators.items() if results is not None}
 
 
 def _rules(suites: Iterable[Suite | SuiteRule], target: str) -> tuple[SuiteRule, ...]:
@@ -252,7 +252,7 @@ def level_of(gate: GateConfig, looks: int, level: float | None) -> float:
 def decide_from_files(
     inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str | Path]
 ) -> Verdict:
-    """The same verdict again, from the inputs stored with it and the results on disk.
+    """Draw the same verdict again, from the inputs stored with it and the results on disk.
 
     Args:
         locate: path of the results of (snapshot, suite hash).
@@ -287,7 +287,7 @@ def decide_from_files(
 def role_of(
     rule: SuiteRule, target: str, accepted_rounds: Collection[str], retired: Collection[str] = ()
 ) -> Role:
-    """What a suite has to say in the decision on round ``target``."""
+    """Return the part of a suite in the decision on round ``target``."""
     if rule.target_of == target:
         return "target"
     if rule.role != "gate" or rule.name in retired:
@@ -307,7 +307,7 @@ def _suite_checks(
     items: Items | None = None,
     with_interval: bool = True,
 ) -> list[Check]:
-    """One check per distinct comparator; a snapshot that plays two parts is tested once."""
+    """Return one check per distinct comparator; a snapshot that plays two parts is tested once."""
     if role == "shown" and not (rule.name in candidate and rule.name in comparators["parent"]):
         return []
     measured = _need(candidate, rule, "the candidate")
@@ -339,13 +339,13 @@ def _suite_checks(
         checks += rate_checks(
             rule, measured, parent, alpha, start, decided_by, items, with_interval
         )
-        held: dict[Against, ItemResults] = {n: before[n] for n in before if n != "best"}
-        checks += tolerance_checks(rule, measured, held, alpha)
+        fixed: dict[Against, ItemResults] = {n: before[n] for n in before if n != "best"}
+        checks += tolerance_checks(rule, measured, fixed, alpha)
     return checks
 
 
 def margin_against(rule: SuiteRule, against: Against) -> float:
-    """Largest loss against a comparator, in units of the metric."""
+    """Return the largest loss against a comparator, in units of the metric."""
     best = rule.demands.best_margin
     return {
         "parent": rule.margin,
@@ -388,11 +388,11 @@ def _reasons(
 
 
 def _unseen(left_out: Sequence[str]) -> tuple[str, ...]:
-    """What the verdict says nothing about."""
+    """Name what the verdict says nothing about."""
     if not left_out:
         return ()
-    them = "round was" if len(left_out) == 1 else "rounds were"
-    return (f"{len(left_out)} earlier {them} not looked at this time: {listed(left_out)}",)
+    subject = "round was" if len(left_out) == 1 else "rounds were"
+    return (f"{len(left_out)} earlier {subject} not looked at this time: {listed(left_out)}",)
 
 
 def _snapshots(results: Results, rules: Iterable[SuiteRule]) -> dict[str, SnapshotId]:

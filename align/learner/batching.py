@@ -1,4 +1,4 @@
-"""From rows to tensors: forward passes padded on the right, split by a token budget.
+"""Tensors of rows: forward passes padded on the right, split by a token budget.
 
 Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order.
 Completion token ``n`` is predicted at the position before it; only those positions get logits, so
@@ -53,7 +53,7 @@ def build_batch(
     replay_rewards: bool,
     examples: Sequence[Row] = (),
 ) -> Batch:
-    """Rows of everything a step has: what the algorithm learns from, and what KL alone holds.
+    """Return the rows of everything a step has: what the algorithm learns from, and what KL alone holds.
 
     General prompts never teach, and past prompts only with ``replay_rewards``: by default KL alone
     retains them. Failed completions have no tokens and are left out.
@@ -62,40 +62,40 @@ def build_batch(
         examples: rows of a file, for algorithms that learn from one.
     """
     learning = {"new", "past"} if replay_rewards else {"new"}
-    given = list(groups)
-    taught = algorithm.rows([s for s in given if s.group.prompt.source in learning])
-    held = [
+    scored_groups = list(groups)
+    taught = algorithm.rows([s for s in scored_groups if s.group.prompt.source in learning])
+    untaught = [
         row_of(scored.group, completion, None)
-        for scored in given
+        for scored in scored_groups
         if scored.group.prompt.source not in learning
         for completion in scored.group.completions_G
         if completion.token_ids
     ]
-    rows = (*taught.rows, *algorithm.examples(examples), *held)
+    rows = (*taught.rows, *algorithm.examples(examples), *untaught)
     return Batch(rows=rows, metrics=taught.metrics)
 
 
 def micro_batches(
     rows: Sequence[Row], max_tokens: int, *, packed: bool = False
 ) -> Iterator[MicroBatch]:
-    """The rows of `passes`, as tensors."""
+    """Yield the rows of `passes`, as tensors."""
     return map(to_tensors, passes(rows, max_tokens, packed=packed))
 
 
 def even_passes(
     rows: Sequence[Row], max_tokens: int, lanes: int, *, packed: bool = False
 ) -> list[list[Row]]:
-    """`passes` that keep several lanes busy for the same time: smaller ones where that shortens the
-    longest lane."""
+    """Cut rows into `passes` that keep several lanes busy for the same time: smaller ones where that
+    shortens the longest lane."""
     budgets = [max_tokens * share // 4 for share in ((4,) if lanes == 1 else (4, 3, 2))]
     return min(
         (list(passes(rows, budget, packed=packed)) for budget in budgets),
-        key=lambda found: _longest(list(map(cost, found)), lanes),
+        key=lambda split: _longest(list(map(cost, split)), lanes),
     )
 
 
 def cost(rows: Sequence[Row]) -> int:
-    """How long a pass takes, in tokens: each has work to do that does not depend on them."""
+    """Estimate the cost of a pass in tokens; each also has work that does not depend on them."""
     return PASS_TOKENS + sum(row.num_tokens for row in rows)
 
 
@@ -137,7 +137,7 @@ def passes(rows: Sequence[Row], max_tokens: int, *, packed: bool = False) -> Ite
 
 
 def _shared(unit: Sequence[Row], packed: bool) -> tuple[int, ...]:
-    """The prompt that a unit may share with others."""
+    """Return the prompt that a unit may share with others."""
     return unit[0].prompt_ids if packed else ()
 
 
@@ -169,7 +169,7 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
 
 
 def as_teachers_read(micro: MicroBatch) -> MicroBatch:
-    """The same completions after the prompts that rows hold for their teacher."""
+    """Return the same completions after the prompts that rows hold for their teacher."""
     read = [
         row if row.teacher_prompt_ids is None else replace(row, prompt_ids=row.teacher_prompt_ids)
         for row in micro.rows
@@ -178,6 +178,6 @@ def as_teachers_read(micro: MicroBatch) -> MicroBatch:
 
 
 def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
-    """A flat column cut into the rows it belongs to."""
+    """Cut a flat column into the rows it belongs to."""
     counts = [len(row.completion_ids) for row in micro.rows]
     return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]

@@ -34,7 +34,7 @@ SAME = 0.02
 
 
 def pack(rows: Sequence[Row]) -> Packing:
-    """Rows in their order; neighbours share their prompt if it is the same.
+    """Pack rows in their order; neighbours share their prompt if it is the same.
 
     A row's last token predicts nothing and is left out.
     """
@@ -65,7 +65,7 @@ def pack(rows: Sequence[Row]) -> Packing:
 
 
 def _occurrences(laid_out: Tensor, size: int) -> dict[str, Tensor]:
-    """First and further places of each stored token."""
+    """Return the first and the further places of each stored token."""
     filled = (laid_out >= 0).nonzero()[:, 0]
     of = laid_out[filled]
     first_S = torch.full((size,), laid_out.numel()).scatter_reduce_(0, of, filled, "amin")
@@ -102,21 +102,21 @@ def use_packing(model: Any) -> bool:
 
 
 def packs(model: Any) -> bool:
-    """Whether a causal language model was found to read packed rows."""
+    """Tell if a causal language model was seen to read packed rows."""
     return bool(model.config._attn_implementation == PACKED)
 
 
 @torch.no_grad()
 def _tried(model: Any, *, packed: bool) -> Tensor:
-    """Hidden states of three rows, two of which share their prompt."""
+    """Compute the hidden states of three rows, two of which share their prompt."""
     size = model.config.get_text_config().vocab_size
     read = ((5, 2, 3, 4, 1, 3), (5, 2, 3, 7, 8), (6, 5, 2, 9))
     lines = [tuple(token % size for token in line) for line in read]
     device = model.get_input_embeddings().weight.device
     if not packed:
         alone = [torch.tensor([line[:-1]], device=device) for line in lines]
-        found = [model.get_decoder()(input_ids=ids, use_cache=False) for ids in alone]
-        return torch.cat([out.last_hidden_state[0, 2:] for out in found]).float()
+        outputs = [model.get_decoder()(input_ids=ids, use_cache=False) for ids in alone]
+        return torch.cat([out.last_hidden_state[0, 2:] for out in outputs]).float()
     rows = [
         Row(prompt_ids=line[:3], completion_ids=line[3:], advantage=None, source="new")
         for line in lines
@@ -126,7 +126,7 @@ def _tried(model: Any, *, packed: bool) -> Tensor:
 
 
 def hidden_states(decoder: Callable[..., Any], packing: Packing) -> Tensor:
-    """What a decoder makes of the stored tokens; shape ``S`` by hidden units."""
+    """Run the decoder over the stored tokens; return hidden states of shape ``S, H``."""
     out: Tensor = decoder(
         input_ids=packing.tokens_S[None],
         position_ids=packing.positions_S[None],
@@ -146,7 +146,7 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row, as transformers calls it; all of shape ``1, H, S, D``."""
+    """Compute causal attention within each row, as transformers calls it; all of shape ``1, H, S, D``."""
     if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -202,7 +202,7 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> T
 
 
 class _LayOut(torch.autograd.Function):
-    """From stored tokens to padded rows: ``S, ...`` to ``B * T, ...``."""
+    """Copy of stored tokens into padded rows: ``S, ...`` to ``B * T, ...``."""
 
     @staticmethod
     def forward(ctx: Any, stored: Tensor, packing: Packing) -> Tensor:
@@ -212,14 +212,14 @@ class _LayOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         packing: Packing = ctx.packing
-        found = grad.index_select(0, packing.first_S)
+        summed = grad.index_select(0, packing.first_S)
         if packing.again.numel():
-            found.index_add_(0, packing.again_of, grad.index_select(0, packing.again))
-        return found, None
+            summed.index_add_(0, packing.again_of, grad.index_select(0, packing.again))
+        return summed, None
 
 
 class _TakeBack(torch.autograd.Function):
-    """From padded rows to stored tokens: every token from its first place, as all of its places agree."""
+    """Copy of padded rows back into stored tokens, each from its first place, as all its places agree."""
 
     @staticmethod
     def forward(ctx: Any, laid_out: Tensor, packing: Packing) -> Tensor:

@@ -52,9 +52,12 @@ class GivenCode:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def save(self, folder: Path) -> Path:
-        """Write the module into a folder of its own content, once; return its path."""
+        """Write the module into a folder of its own content; return its path.
+
+        A file that is there and holds anything else, such as half of it, is replaced.
+        """
         path = folder / self.digest[:16] / self.file
-        if not path.is_file():
+        if not path.is_file() or path.read_bytes() != self.text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{self.file}.{id(self):x}")
             partial.write_text(self.text, encoding="utf-8")

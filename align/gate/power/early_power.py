@@ -23,10 +23,10 @@ STEPS = 12
 
 
 class EarlyPower(NamedTuple):
-    """What a suite that may stop early does with an equal candidate."""
+    """Chances and cost of a suite that may stop early, for an equal candidate."""
 
     each: tuple[float, ...]
-    """By comparator, the chance to pass."""
+    """Chance to pass, by comparator."""
     joint: float
     """Chance to pass against all."""
     items: float
@@ -60,11 +60,13 @@ def early_power(
     stops = np.full(wealth.shape, float(n))
     open_ = np.ones(wealth.shape, dtype=bool)
     for block in range(BLOCKS):
-        seen = block * size
+        measured = block * size
         assumed = PRIOR_UNITS * PRIOR_SHARE * reach**2
-        spread = (assumed + variance * seen) / (PRIOR_UNITS + seen)
+        spread = (assumed + variance * measured) / (PRIOR_UNITS + measured)
         lacking = np.maximum(0.0, wanted - wealth)
-        stake = np.maximum(KELLY * margin / spread, np.sqrt(2.0 * lacking / (spread * (n - seen))))
+        stake = np.maximum(
+            KELLY * margin / spread, np.sqrt(2.0 * lacking / (spread * (n - measured)))
+        )
         stake = np.minimum(stake, MOST / np.maximum(reach - margin, 1e-9))
         # log(1 + s x) up to its second moment, exact where nothing changes.
         gain = np.log1p(stake * (margin - loss))

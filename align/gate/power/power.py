@@ -1,4 +1,4 @@
-"""What the gate will be able to tell, before it decides: margins, items, power and cost of every suite.
+"""Power of a gate before it decides: margins, items, chances and cost of every suite.
 
 An equal candidate is assumed, whose answers differ from its parent's as much as earlier candidates' did:
 measured on the stored results of every decided round against its parent, and assumed where there are
@@ -46,10 +46,10 @@ ASSUMED_NATS = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """How much one item differs between a candidate and its parent."""
+    """Spread of one item's difference between a candidate and its parent."""
 
     variance: float
-    """Of one difference; for pass/fail items the share of discordant ones."""
+    """Variance of one difference; for pass/fail items the share of discordant ones."""
     pass_fail: bool
     rounds: int
     """Decided rounds it was measured on; 0: assumed, unless it is the noise."""
@@ -58,7 +58,7 @@ class Spread:
 
     @property
     def source(self) -> Literal["rounds", "A/A", "assumed"]:
-        """Where the variance is from."""
+        """Origin of the variance, in words."""
         if self.noise is not None and self.variance == self.noise:
             return "A/A"
         return "rounds" if self.rounds else "assumed"
@@ -66,7 +66,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuitePlan:
-    """What one suite can tell. Margins are in units of its metric."""
+    """Power of one suite. Margins are in units of its metric."""
 
     suite: str
     family: Family
@@ -80,9 +80,9 @@ class SuitePlan:
     margin: float
     spread: Spread
     testable: Mapping[float, float]
-    """By power, the smallest margin these items can show."""
+    """Smallest margin that these items can show, by power."""
     needed: Mapping[float, int]
-    """By power, items that can show the configured margin."""
+    """Items that can show the configured margin, by power."""
     power: float
     """Chance that a candidate, equal or with `GatePlan.loss`, passes this one check at the configured
     margin."""
@@ -115,13 +115,13 @@ class SuitePlan:
     guards: int
     """Suites like it that the last round must not lose; 0 if only shown or the last target."""
     rounds: int
-    """Of a template: earlier rounds with such a suite that a decision looks at, once there are so many.
+    """Number of earlier rounds of a template whose suites a decision looks at, once there are so many.
     0: it is no template, or one that remembers all."""
     tokens: int | None
-    """For measuring one snapshot: as it was counted last; else at most, generated or scored for a text;
-    None where it depends on a file's rows."""
+    """Tokens that measuring one snapshot takes, as last counted; before that the most that it can generate,
+    or score of a text. None where it depends on a file's rows."""
     seconds: float | None
-    """For measuring one snapshot, as it took last; None where it was never measured."""
+    """Seconds that measuring one snapshot took last; None where none was measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +133,7 @@ class GatePlan:
     looks: int
     """Decisions that share it; beyond the declared ones, the number of the next."""
     spending: str
-    """How it is spread over them, and what that comes to."""
+    """Way that alpha is spread over decisions, and what that comes to, in words."""
     alpha_per_look: float
     suites: tuple[SuitePlan, ...]
     all_pass: float
@@ -142,7 +142,7 @@ class GatePlan:
     all_undrifted: float
     """The same by `SuitePlan.undrifted`."""
     seconds: float | None
-    """For measuring one candidate on all suites, as it took on average; None where not known."""
+    """Seconds that measuring one candidate on all suites took on average; None where not known."""
     wanted: float = POWERS[0]
     """Chance to pass all checks of all suites for which `SuitePlan.enough` counts items."""
     loss: float = 0.0
@@ -150,7 +150,7 @@ class GatePlan:
     templates: tuple[Template, ...] = ()
     """Rounds without end, and what is remembered of them."""
     recalls: Mapping[str, Lookback] = field(default_factory=dict)
-    """By the round of a template that is decided on next: what it looks at."""
+    """Earlier rounds that the next round of each template looks at, by its name."""
 
     def tokens(self, *, enough: bool = False, whole: bool = False) -> tuple[int, bool]:
         """Return the tokens of measuring one candidate on all suites, and whether all are known.
@@ -178,7 +178,7 @@ def plan_gate(
     suites: Sequence[Suite] = (),
     loss: float = 0.0,
 ) -> GatePlan:
-    """What the gate of a campaign can tell.
+    """Compute the power of a campaign's gate.
 
     Args:
         evidence: of the store; None before the first run.
@@ -234,7 +234,7 @@ def plan_gate(
 
 
 def measuring_seconds(evidence: Evidence) -> float | None:
-    """Seconds from a candidate's publication to its first recorded result, on average.
+    """Return the mean seconds from a candidate's publication to its first recorded result.
 
     The file times of a store that was copied come after its records; those say nothing.
     """
@@ -341,11 +341,14 @@ def _was_measured(evidence: Evidence, suite: str) -> bool:
 def _repeats(
     evidence: Evidence, suite: str, judged: bool
 ) -> tuple[ItemResults, ItemResults] | None:
-    """Two measurements of one snapshot. Once candidates were judged, only those of what is production now:
-    what it has learnt since, it answers with less noise."""
-    found = repeats_of(evidence, suite)
-    if found is None or not judged or found[0].snapshot == evidence.ledger.alias("production"):
-        return found
+    """Load two measurements of one snapshot, where there are any.
+
+    Once candidates were judged, only those of the snapshot that is production now count: the answers to
+    what was learnt since have less noise.
+    """
+    repeats = repeats_of(evidence, suite)
+    if repeats is None or not judged or repeats[0].snapshot == evidence.ledger.alias("production"):
+        return repeats
     return None
 
 
@@ -358,25 +361,25 @@ def _tokens(stated: StatedSuite, n: int, last: ItemResults | None) -> int | None
 def _measured(
     evidence: Evidence, decided: list[RoundRecord], suite: str
 ) -> list[tuple[ItemResults, ItemResults]]:
-    """Results of (candidate, parent) on a suite, for every decided round that has both.
+    """Return the results of candidate and parent on a suite, for every decided round that has both.
 
     The round that was to change the suite says how much it changed, not how much an equal candidate
     would: it counts only where there is no other.
     """
     stored = [e for e in evidence.ledger.evaluations() if e.suite == suite]
     others = [record for record in decided if record.name != suite]
-    found = list(_pairs(evidence, others, stored))
-    return found or list(_pairs(evidence, decided, stored))
+    pairs = list(_pairs(evidence, others, stored))
+    return pairs or list(_pairs(evidence, decided, stored))
 
 
 def _pairs(
     evidence: Evidence, decided: list[RoundRecord], stored: list[EvaluationRecord]
 ) -> Iterator[tuple[ItemResults, ItemResults]]:
     paths: dict[SnapshotId | None, dict[str, Path]] = {}
-    for one in stored:
-        path = evidence.folder / one.path
-        if fault_of(path, one.sha256) is None:  # keel run measures the others again.
-            paths.setdefault(one.snapshot, {})[one.suite_hash] = path
+    for evaluation in stored:
+        path = evidence.folder / evaluation.path
+        if fault_of(path, evaluation.sha256) is None:  # keel run measures the others again.
+            paths.setdefault(evaluation.snapshot, {})[evaluation.suite_hash] = path
     for record in decided:
         parents = paths.get(record.parent, {})
         for suite_hash, path in paths.get(record.candidate, {}).items():
@@ -390,17 +393,17 @@ def _spread(
     repeats: tuple[ItemResults, ItemResults] | None,
     change: float,
 ) -> Spread:
-    """Mean over the rounds; of the kind of metric, where nothing was measured; at least the noise."""
+    """Return the mean spread over the rounds, at least the noise; a usual one where none was measured."""
     floor = noise_floor(*repeats, stated.scale) if repeats else None
     if pairs:
         variance = math.fsum(variance_of(after, before) for after, before in pairs) / len(pairs)
     else:
         variance = change if stated.scale.bounded else ASSUMED_NATS
-    seen = [after.is_pass_fail and before.is_pass_fail for after, before in pairs]
-    seen += [floor.pass_fail] if floor else []
+    kinds = [after.is_pass_fail and before.is_pass_fail for after, before in pairs]
+    kinds += [floor.pass_fail] if floor else []
     return Spread(
         variance=max(variance, floor.variance if floor else 0.0),
-        pass_fail=all(seen) if seen else stated.scale.bounded and not stated.graded,
+        pass_fail=all(kinds) if kinds else stated.scale.bounded and not stated.graded,
         rounds=len(pairs),
         noise=floor.variance if floor else None,
     )

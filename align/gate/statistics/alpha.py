@@ -1,4 +1,4 @@
-"""How alpha is spread over decisions: those of a campaign that ends, or of one that does not.
+"""Spending of alpha over decisions: those of a campaign that ends, or of one that does not.
 
 ``T`` rounds are declared, and the ``t``-th decision is taken at
 
@@ -55,9 +55,9 @@ NOTHING = 1e-9
 def alpha_at(
     alpha: float, campaign_rounds: int, look: int, spending: Spending | None = None
 ) -> float:
-    """Error that the ``look``-th decision may make; None spends as ``campaign``.
+    """Return the error that the ``look``-th decision may make; None spends as ``campaign``.
 
-    Of ``recycle`` it is what a decision after a rejection gets, see `recycled_level`.
+    Under ``recycle`` this is the level after a rejection; see `recycled_level`.
 
     >>> [round(alpha_at(0.05, 10, look, "forever"), 6) for look in (1, 10, 11, 300)]
     [0.0025, 0.0025, 0.002273, 3e-06]
@@ -76,7 +76,7 @@ def alpha_at(
 def alpha_spent(
     alpha: float, campaign_rounds: int, looks: int, spending: Spending | None = None
 ) -> float:
-    """Error that ``looks`` decisions may have made together, retries included; of a window, those in it.
+    """Return the error that ``looks`` decisions may have made together; of a window, those in it.
 
     >>> round(alpha_spent(0.05, campaign_rounds=10, looks=4), 6)
     0.02

@@ -73,7 +73,7 @@ def wager(
     sizes: Sequence[int] | None = None,
     largest: int = 1,
 ) -> Wager:
-    """Bet that the mean difference is above ``-margin``, block by block.
+    """Place a bet that the mean difference is above ``-margin``, block by block.
 
     Args:
         differences: in the order of measuring, one per independent unit; where units are clusters, the sum

@@ -46,7 +46,11 @@ def compare_by_t(
 def _scores(
     differences: Sequence[float], scale: ScoreScale, width: float, margin: float, alpha: float
 ) -> Comparison:
-    """``width``: of the range of all values seen."""
+    """Compare scores by a paired t test, or by Tango's where few of them changed.
+
+    Args:
+        width: width of the range of all values seen.
+    """
     n, lost, won, mean, variance = moments(differences)
     if scale.of_metric and lost + won < MIN_SCORED_ITEMS:
         span = max(1.0, width, 2.0 * abs(margin))
@@ -69,7 +73,7 @@ def _robust(
     margin: float,
     alpha: float,
 ) -> Comparison:
-    """The larger p and the wider interval of the test at hand and of the cluster-robust one."""
+    """Take the larger p and the wider interval of a test and its cluster-robust form."""
     if not clusters:
         return result
     groups = len(set(clusters))

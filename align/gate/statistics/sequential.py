@@ -67,9 +67,9 @@ def compare_by_bets(
     low, high = scale.range or UNIT
     reach = max(high, 0.0) - min(low, 0.0)
     totals, sizes = _units(differences, candidate.clusters)
-    seen = partial(wager, sizes=sizes, reach=reach, units=early.units, largest=early.largest)
+    bet = partial(wager, sizes=sizes, reach=reach, units=early.units, largest=early.largest)
     lower = partial(lower_end, sizes=sizes, reach=reach, units=early.units, largest=early.largest)
-    state = seen(totals, margin, alpha)
+    state = bet(totals, margin, alpha)
     n, lost, won, mean, variance = moments(differences)
     whole = candidate.is_pass_fail and comparator.is_pass_fail
     left = early.units - len(totals)

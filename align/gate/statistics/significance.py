@@ -49,17 +49,17 @@ class PairedT(NamedTuple):
 
 
 def normal_cdf(z: float) -> float:
-    """P(Z <= z) of the standard normal; its tail is exact far below 1e-16."""
+    """Compute P(Z <= z) of the standard normal; its tail is exact far below 1e-16."""
     return 0.5 * math.erfc(-z / math.sqrt(2.0))
 
 
 def normal_quantile(p: float) -> float:
-    """The z with P(Z <= z) = p, for 0 < p < 1."""
+    """Find the z with P(Z <= z) = p, for 0 < p < 1."""
     return _NORMAL.inv_cdf(p)
 
 
 def t_cdf(t: float, dof: float) -> float:
-    """P(T <= t) of Student's t with ``dof`` > 0 degrees of freedom."""
+    """Compute P(T <= t) of Student's t with ``dof`` > 0 degrees of freedom."""
     if math.isinf(t):
         return 0.0 if t < 0 else 1.0
     if t == 0.0:
@@ -72,14 +72,14 @@ def t_cdf(t: float, dof: float) -> float:
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:
-    """P(X <= x) of the beta distribution with parameters ``a``, ``b`` > 0."""
+    """Compute P(X <= x) of the beta distribution with parameters ``a``, ``b`` > 0."""
     if not 0.0 < x < 1.0:
         return 0.0 if x <= 0.0 else 1.0
     return _incomplete_beta(math.log(x), math.log1p(-x), a, b)
 
 
 def t_quantile(p: float, dof: float) -> float:
-    """The t with P(T <= t) = p, for 0 < p < 1."""
+    """Find the t with P(T <= t) = p, for 0 < p < 1."""
     if p > 0.5:
         return -t_quantile(1.0 - p, dof)
     if p == 0.5:
@@ -91,7 +91,7 @@ def t_quantile(p: float, dof: float) -> float:
 
 
 def tango_noninferiority(lost: float, won: float, n: int, margin: float) -> ScoreTest:
-    """Tango's score test that the candidate is worse by at least ``margin``, from paired pass/fail.
+    """Apply Tango's score test that the candidate is worse by at least ``margin``, to paired pass/fail.
 
     The variance is the one under the null (closed form for the constrained maximum likelihood), so
     the test keeps its level with few items: with none lost and none won it does not pass a small
@@ -114,7 +114,7 @@ def tango_noninferiority(lost: float, won: float, n: int, margin: float) -> Scor
 
 
 def tango_interval(lost: float, won: float, n: int, alpha: float) -> tuple[float, float]:
-    """Differences that neither one-sided test at level ``alpha`` rejects: coverage 1 - 2 alpha.
+    """Return the differences that neither one-sided test at ``alpha`` rejects: coverage 1 - 2 alpha.
 
     The lower end is above ``-margin`` exactly when the test with that margin rejects at ``alpha``.
     """
@@ -137,7 +137,7 @@ def paired_t_noninferiority(
     clusters: Sequence[Hashable] | None = None,
     alpha: float = 0.05,
 ) -> PairedT:
-    """Paired t test that the mean difference is at most ``-margin``, for scores.
+    """Apply a paired t test that the mean difference of scores is at most ``-margin``.
 
     Args:
         differences: one per item, at least two. Their order does not change a bit of the result.
@@ -172,7 +172,7 @@ def paired_t_noninferiority(
 
 
 def item_means(values: Sequence[float], items: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Mean of every item's repeated samples, in the order items first come.
+    """Return the mean of every item's repeated samples, in the order in which items first come.
 
     Repeats of one item are not more items: they are averaged before any test, which then counts each
     item once (Miller, arXiv 2411.00640, section 3.2).
@@ -183,11 +183,11 @@ def item_means(values: Sequence[float], items: Sequence[Hashable]) -> dict[Hasha
     samples: dict[Hashable, list[float]] = {}
     for item, value in zip(items, values, strict=True):
         samples.setdefault(item, []).append(value)
-    return {item: math.fsum(held) / len(held) for item, held in samples.items()}
+    return {item: math.fsum(repeats) / len(repeats) for item, repeats in samples.items()}
 
 
 def mcnemar_exact(lost: int, won: int) -> float:
-    """Two-sided exact p value that losing and winning an item are equally likely.
+    """Compute the exact two-sided p value that losing and winning an item are equally likely.
 
     >>> mcnemar_exact(1, 5)
     0.21875
@@ -198,7 +198,7 @@ def mcnemar_exact(lost: int, won: int) -> float:
 
 
 def exact_interval(failures: int, n: int, alpha: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a rate: each end is wrong with a chance of at most ``alpha``.
+    """Return Clopper and Pearson's interval of a rate: each end is wrong by chance ``alpha`` at most.
 
     For lists on which nothing may fail: with no failure seen the rate can still be as high as
     1 - alpha^(1/n). (Clopper and Pearson 1934, Biometrika 26.)
@@ -217,7 +217,7 @@ def exact_interval(failures: int, n: int, alpha: float) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values: those at most ``alpha`` are alarms, with one false among all by chance ``alpha``.
+    """Adjust p values: those up to ``alpha`` are alarms, with any false one among all by chance ``alpha``.
 
     For alarms only. A verdict that needs *every* check to pass asks for no correction. (Holm 1979,
     Scandinavian Journal of Statistics 6.)
@@ -243,7 +243,7 @@ def critical_value(
     margin: float = 0.0,
     loss: float = 0.0,
 ) -> float:
-    """Distance of a mean from its margin, in standard errors, from which on a test passes.
+    """Return the distance of a mean from its margin, in standard errors, from which on a test passes.
 
     Args:
         psi: variance of one difference.
@@ -267,7 +267,7 @@ def critical_value(
     ratio = math.sqrt(n * psi) / reach
 
     def spare(z: float) -> float:
-        """Alpha minus P(Z <= exponential) of a normal Z with mean ``z * ratio`` and deviation ``ratio``."""
+        """Compute alpha - P(Z <= exponential), Z normal with mean ``z * ratio``, deviation ``ratio``."""
         above = ratio - z
         density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
         beyond = (
@@ -290,7 +290,7 @@ def power(
     pass_fail: bool = True,
     reach: float = 0.0,
 ) -> float:
-    """Chance that a candidate is shown to lose less than ``margin`` on ``n`` items.
+    """Compute the chance that a candidate is shown to lose less than ``margin`` on ``n`` items.
 
     By the normal approximation that `smallest_margin` and `items_needed` invert, whose parameters
     these are. For Tango's test it is within two points of the exact chance from 20 changed items on.
@@ -367,9 +367,9 @@ def joint_power(
     step = 16.0 / _QUADRATURE
 
     def density(index: int) -> float:
-        own = index * step - 8.0
-        passed = math.prod(normal_cdf(room + own) for room in rooms)
-        return math.exp(-0.5 * own * own) / math.sqrt(2.0 * math.pi) * passed
+        common = index * step - 8.0
+        passed = math.prod(normal_cdf(room + common) for room in rooms)
+        return math.exp(-0.5 * common * common) / math.sqrt(2.0 * math.pi) * passed
 
     weights = (1 if i in (0, _QUADRATURE) else 4 if i % 2 else 2 for i in range(_QUADRATURE + 1))
     return math.fsum(w * density(i) for i, w in enumerate(weights)) * step / 3.0
@@ -384,7 +384,7 @@ def smallest_margin(
     pass_fail: bool = True,
     reach: float = 0.0,
 ) -> float:
-    """Smallest margin that ``n`` items can show with ``power`` for an equal candidate.
+    """Find the smallest margin that ``n`` items can show with ``power`` for an equal candidate.
 
     Args:
         psi: variance of one difference; for pass/fail items the share of discordant ones,
@@ -416,7 +416,7 @@ def items_needed(
     pass_fail: bool = True,
     reach: float = 0.0,
 ) -> int:
-    """Items that show ``margin`` with ``power`` for an equal candidate.
+    """Find the number of items that show ``margin`` with ``power`` for an equal candidate.
 
     Args:
         psi: variance of one difference; for pass/fail items the share of discordant ones.
@@ -475,14 +475,14 @@ def _tango_variance(lost: float, won: float, n: float, d: float) -> float:
 
 
 def _ratio(value: float, error: float) -> float:
-    """``value / error``, where an error of 0 leaves only the sign to go by."""
+    """Divide a value by its error; an error of 0 leaves only the sign to go by."""
     if error > 0.0:
         return value / error
     return 0.0 if value == 0.0 else math.copysign(math.inf, value)
 
 
 def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function crosses 0 between ``low`` and ``high``."""
+    """Find where a rising function crosses 0 between ``low`` and ``high``."""
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
         if rising(middle) < 0.0:
@@ -493,7 +493,7 @@ def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _incomplete_beta(log_x: float, log_rest: float, a: float, b: float) -> float:
-    """I_x(a, b), from the logarithms of x and of 1 - x."""
+    """Compute I_x(a, b) from the logarithms of x and of 1 - x."""
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     front = math.exp(a * log_x + b * log_rest - log_beta)
     x, rest = math.exp(log_x), math.exp(log_rest)
@@ -504,7 +504,7 @@ def _incomplete_beta(log_x: float, log_rest: float, a: float, b: float) -> float
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
-    """Continued fraction of the incomplete beta function, by Lentz's method (DLMF 8.17.22)."""
+    """Compute the continued fraction of the incomplete beta function, by Lentz's method (DLMF 8.17.22)."""
     c, d = 1.0, 1.0 / _nonzero(1.0 - (a + b) * x / (a + 1.0))
     value = d
     for m in range(1, 10_000):

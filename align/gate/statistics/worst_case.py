@@ -79,7 +79,7 @@ def worst_case_interval(
 
 
 def fewest_units(alpha: float, share: float = RARE) -> int:
-    """Units of which a damage that hits a ``share`` of all is seen at least once with chance 1 - alpha.
+    """Count the units among which a damage to a ``share`` of all shows at least once by chance 1 - alpha.
 
     >>> fewest_units(0.05), fewest_units(0.005)
     (59, 104)
@@ -90,7 +90,7 @@ def fewest_units(alpha: float, share: float = RARE) -> int:
 
 
 def simplex_tail(values: Vector) -> float:
-    """P(sum of W_i v_i <= 0) with even weights on the simplex, to ten digits.
+    """Compute P(sum of W_i v_i <= 0) with even weights on the simplex, to ten digits.
 
     The sum of the weights does not matter to the sign, so they are independent exponentials, and the
     probability is an integral of 1 / prod(1 - s v_i) along a line through its saddle point.

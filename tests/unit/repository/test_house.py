@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.house import (
     COMMAND_TO_LOSS,
     ROOT,
     Call,
+    Finding,
     Source,
     broken_calls,
     docstrings,
@@ -221,45 +223,18 @@ def test_a_list_says_where(what: str, lines: list[str]) -> None:
     assert listing(what, [source, Source.parse("b.py", "class A: _f(1)\n")]) == lines
 
 
-NOT_YET_CLEAN = {
-    "align/algorithms/micro_batch.py",
-    "align/gate",
-    "align/learner/batching.py",
-    "align/learner/packing.py",
-}
-"""Folders and files whose sentences and names are still to be written anew. An entry goes when its part is
-clean, and none is added."""
-
-
-def part_of(path: str) -> str:
-    """The entry of `NOT_YET_CLEAN` that a file falls under, else its own path."""
-    parts = path.split("/")
-    prefixes = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    return next((prefix for prefix in prefixes if prefix in NOT_YET_CLEAN), path)
-
-
 @cache
 def house() -> list[Source]:
     """Parse the four packages, once for all tests."""
     return read_sources(ROOT)
 
 
-@cache
-def unclean() -> list[tuple[str, str]]:
-    """Part and sentence of everything that is against the rules of sentences and names."""
-    rules = (fragments, verbless, empty_locals)
-    return [
-        (part_of(s.path), str(finding)) for s in house() for rule in rules for finding in rule(s)
-    ]
-
-
-def test_docstrings_are_sentences_and_locals_say_what_they_hold() -> None:
-    wrong = [line for part, line in unclean() if part not in NOT_YET_CLEAN]
+@pytest.mark.parametrize("rule", [fragments, verbless, empty_locals])
+def test_docstrings_are_sentences_and_locals_say_what_they_hold(
+    rule: Callable[[Source], list[Finding]],
+) -> None:
+    wrong = [str(finding) for source in house() for finding in rule(source)]
     assert not wrong, "\n" + "\n".join(wrong)
-
-
-def test_a_part_that_is_clean_is_no_longer_excused() -> None:
-    assert {part for part, _ in unclean()} >= NOT_YET_CLEAN
 
 
 def test_no_class_name_comes_twice() -> None:

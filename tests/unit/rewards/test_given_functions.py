@@ -219,3 +219,5 @@ def test_code_is_saved_once_for_each_content(tmp_path: Path) -> None:
     assert path.read_text() == "x = 1\n"
     assert code.save(tmp_path) == path != other.save(tmp_path)
     assert path.name == other.save(tmp_path).name == "f.py"
+    path.write_text("x =")
+    assert code.save(tmp_path).read_text() == "x = 1\n"
