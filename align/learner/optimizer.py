@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from align.config.campaign import OptimizerConfig
+from align.errors import NonFiniteError
 from align.learner.penalty import Penalty
 from align.learner.ranks.sharding import local, whole
 
 PEAK = "initial_lr"
 """Key of a group's peak learning rate, as torch's own schedules name it."""
+
+MAX_SKIPPED_STEPS = 3
+"""Non-finite steps in a row before the round fails."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
@@ -108,3 +112,19 @@ def penalize_weights(
     for penalty in acting:
         penalty.project(gradients)
     return values
+
+
+def count_skipped(skipped: int, lr: float) -> int:
+    """Return the number of steps in a row that were skipped, with one more whose gradient is not finite.
+
+    Raises:
+        NonFiniteError: there are `MAX_SKIPPED_STEPS` of them.
+    """
+    if skipped + 1 >= MAX_SKIPPED_STEPS:
+        raise NonFiniteError(
+            f"the gradient was not finite in {skipped + 1} steps in a row",
+            where="learner",
+            cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
+            remedy="lower optimizer.lr, or set policy.dtype to float32",
+        )
+    return skipped + 1

@@ -25,8 +25,13 @@ from align.config.campaign import PolicyConfig, RoundSettings
 from align.errors import NonFiniteError
 from align.learner.batching import micro_batches
 from align.learner.learner import MICRO_BATCH_TOKENS
-from align.learner.optimizer import learning_rate, make_optimizer, set_learning_rates
-from align.learner.training import MAX_SKIPPED_STEPS, Metrics
+from align.learner.optimizer import (
+    count_skipped,
+    learning_rate,
+    make_optimizer,
+    set_learning_rates,
+)
+from align.learner.training import Metrics
 from rewards.library.reward_model import sequence_scores, set_padding
 from rollouts.chat.endings import generation_endings
 
@@ -145,14 +150,7 @@ class RewardLearner:
             self._optimizer.step()
             self._skipped = 0
         else:
-            self._skipped += 1
-            if self._skipped >= MAX_SKIPPED_STEPS:
-                raise NonFiniteError(
-                    f"the gradient was not finite in {self._skipped} steps in a row",
-                    where="learner",
-                    cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
-                    remedy="lower optimizer.lr, or set policy.dtype to float32",
-                )
+            self._skipped = count_skipped(self._skipped, lr)
         return {"grad_norm": norm, "lr": lr, "steps_skipped": float(self._skipped > 0)}
 
 

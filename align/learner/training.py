@@ -30,7 +30,7 @@ from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.rows import Batch, Row
 from align.config.campaign import RoundSettings
-from align.errors import NonFiniteError, ParityError
+from align.errors import ParityError
 from align.learner.batching import (
     Denominators,
     as_teachers_read,
@@ -52,6 +52,7 @@ from align.learner.critic import Critic
 from align.learner.model.policy import Policy, completion_outputs
 from align.learner.optimizer import (
     clip_gradients,
+    count_skipped,
     learning_rate,
     penalize_weights,
     set_learning_rates,
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Metrics = dict[str, float]
-MAX_SKIPPED_STEPS = 3
-"""Non-finite steps in a row before the round fails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -392,14 +391,7 @@ class Training:
             if self.objective.slow_teacher is not None:
                 self.objective.slow_teacher.move()
         else:
-            self.skipped += 1
-            if self.skipped >= MAX_SKIPPED_STEPS:
-                raise NonFiniteError(
-                    f"the gradient was not finite in {self.skipped} steps in a row",
-                    where="learner",
-                    cause=f"a learning rate of {lr:g} that is too high, or a model that overflows",
-                    remedy="lower optimizer.lr, or set policy.dtype to float32",
-                )
+            self.skipped = count_skipped(self.skipped, lr)
         return {**norms, **values, "lr": lr, "steps_skipped": float(self.skipped > 0)}
 
     def _completed(self, rows: Sequence[Row]) -> Sequence[Row]:
