@@ -41,6 +41,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/model/blend.py",
     "align/learner/model/linear.py",
     "align/learner/model/loading.py",
+    "align/learner/model/low_rank.py",
     "align/learner/model/norm.py",
     "align/learner/model/policy.py",
     "align/learner/model/rotary.py",
