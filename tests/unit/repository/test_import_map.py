@@ -46,6 +46,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/model/policy.py",
     "align/learner/model/rotary.py",
     "align/learner/optimizer.py",
+    "align/learner/attention.py",
     "align/learner/packing.py",
     "align/learner/ranks/lanes.py",
     "align/learner/ranks/sharding.py",
