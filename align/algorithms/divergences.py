@@ -24,14 +24,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log, log1p
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+FEW = 1 << 18
+"""Numbers worked on at a time on a CPU (1 MiB), so that what is made of them stays in its cache."""
+
+
+def few_rows(*tensors_NV: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split tensors of equal shape into parts of a few rows; other devices than a CPU get them whole."""
+    rows, columns = len(tensors_NV[0]), tensors_NV[0][0:1].numel()
+    size = max(1, FEW // max(1, columns)) if tensors_NV[0].device.type == "cpu" else max(1, rows)
+    return list(zip(*(torch.split(tensor, size) for tensor in tensors_NV), strict=True))
 
 
 def full(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:
     """Compute the exact reverse KL per token, in nats; shape ``N``."""
-    return (logprobs_NV.exp() * (logprobs_NV - anchor_logprobs_NV)).sum(-1)
+    kl_N: Tensor = _ReverseKL.apply(logprobs_NV, anchor_logprobs_NV)  # type: ignore[no-untyped-call]
+    return kl_N
+
+
+class _ReverseKL(torch.autograd.Function):
+    """Autograd function ``sum_v p (log p - log q)``, which keeps its inputs and nothing else.
+
+    Its gradient is ``p (log p - log q + 1)`` by ``log p``, and ``-p`` by ``log q``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logprobs_NV: Tensor, other_NV: Tensor) -> Tensor:
+        ctx.save_for_backward(logprobs_NV, other_NV)
+        parts = few_rows(logprobs_NV, other_NV)
+        return torch.cat([(own - other).mul_(own.exp()).sum(-1) for own, other in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logprobs_NV, other_NV = ctx.saved_tensors
+        grad_NV = grad_N[:, None].expand_as(logprobs_NV)
+        own_grad, other_grad = (
+            torch.empty_like(logprobs_NV) if needed else None for needed in ctx.needs_input_grad
+        )
+        if own_grad is not None:
+            for out, own, other, grad in few_rows(own_grad, logprobs_NV, other_NV, grad_NV):
+                torch.sub(own, other, out=out).add_(1.0).mul_(own.exp()).mul_(grad)
+        if other_grad is not None:
+            for out, own, grad in few_rows(other_grad, logprobs_NV, grad_NV):
+                torch.exp(own, out=out).mul_(grad).neg_()
+        return own_grad, other_grad
 
 
 def forward(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ tokens stored without padding. Completion token ``n`` is predicted at the positi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +15,38 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """Queries of some rows and the keys that they read: ``R`` padded rows of ``T`` and of ``W``."""
+
+    queries_RT: Tensor
+    """Stored token of each query; any at padding."""
+    keys_RW: Tensor
+    """Stored token of each key; any at padding, which no query of a token reads."""
+    unread: Tensor
+    """Flat places of the queries that are padding."""
+    mask_RTW: Tensor
+    """Zeros, and minus infinity where a query does not read a key; one row where all have the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TilePlaces:
+    """Flat places in the tiles, one tile after the other, split for tensors whose heads lie apart."""
+
+    start_M: Tensor
+    """Place at which the row begins."""
+    column_M: Tensor
+    """Place within the row."""
+    width_M: Tensor
+    """Width of the row, in places."""
+
+    def by_head(self, heads: int) -> Tensor:
+        """Return the places in a tensor of rows, heads and columns; shape ``M, H`` made flat."""
+        head_H = torch.arange(heads, device=self.start_M.device)
+        start_MH = self.start_M[:, None] * heads + head_H * self.width_M[:, None]
+        return (start_MH + self.column_M[:, None]).flatten()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +58,10 @@ class Packing:
     """Position of each stored token in its own row."""
     where_N: Tensor
     """Index of the stored token that predicts each completion token, row after row."""
+    ends_E: Tensor
+    """The stored tokens that predict any, each once."""
+    of_end_N: Tensor
+    """Index in `ends_E` of the one that predicts each completion token."""
     shape: tuple[int, int]
     """Sizes ``B`` and ``T`` of the padded layout."""
     laid_out: Tensor
@@ -36,15 +72,33 @@ class Packing:
     """Further places of the tokens that several rows share."""
     again_of: Tensor
     """Stored token of each place in `again`."""
+    tiles: tuple[Tile, ...]
+    """Tiles of the completions, which read their prompt and themselves, and of the prompts, each once."""
+    query_S: TilePlaces
+    """Place of each stored token's one query."""
+    key_M: TilePlaces
+    """Places of all keys of the first stored token, then of the second, and so on."""
+    copies_S: Tensor
+    """Number of each stored token's keys."""
+    places_by_heads: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False)
+    """Cache of attention: the same places for given numbers of query heads and of key heads."""
 
     def to(self, device: torch.device) -> Packing:
-        """Return the same packing on another device."""
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: part.to(device) if isinstance(part, Tensor) else part
-            for name, part in parts.items()
-        }
-        return Packing(**moved)
+        """Return the packing on another device."""
+        moved: Packing = _moved(self, device)
+        return moved
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """Return tensors, and dataclasses and tuples of them, on another device; anything else as it is."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, Tile | TilePlaces | Packing):
+        names = [member.name for member in fields(part) if member.name != "places_by_heads"]
+        return type(part)(**{name: _moved(getattr(part, name), device) for name in names})
+    if isinstance(part, tuple):
+        return tuple(_moved(member, device) for member in part)
+    return part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from align.algorithms.divergences import few_rows
+
 CHUNK = 1 << 25
 """Largest number of log-probabilities in memory at once for one model, in floats (128 MiB)."""
 
@@ -118,13 +120,16 @@ class Outputs:
         low = self.dtype != torch.float32
         with torch.autocast(hidden_nD.device.type, self.dtype, enabled=low, cache_enabled=False):
             logits_nV = self.head(hidden_nD)
-        return (logits_nV.float() / self.temperature).log_softmax(-1)
+        logits_nV = logits_nV.float()
+        if self.temperature != 1.0:
+            logits_nV = logits_nV / self.temperature
+        return logits_nV.log_softmax(-1)
 
 
 def _token_outputs(logprobs_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
     own_n = logprobs_nV.gather(-1, targets_n[:, None])[:, 0]
     with torch.no_grad():
-        entropy_n = -(logprobs_nV.exp() * logprobs_nV).sum(-1)
+        entropy_n = torch.cat([-part.exp().mul_(part).sum(-1) for (part,) in few_rows(logprobs_nV)])
     return own_n, entropy_n
 
 

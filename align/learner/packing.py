@@ -1,9 +1,10 @@
 """Rows without padding: their tokens one after another, a prompt that several share only once.
 
 Everything in a decoder but attention treats tokens one by one, so it sees ``S`` stored tokens and nothing
-else. Attention alone lays them out as padded rows, in which shared prompts appear as often as they are
-read, and takes its result back. In exact arithmetic nothing changes; a group of eight answers of 64 tokens
-to a prompt of 16 has 17% fewer tokens to compute.
+else. Attention alone lays them out: in tiles of queries and the keys that they read, where every token asks
+once (`align.learner.attention`), or for the fused kernel as padded rows, in which shared prompts appear as
+often as they are read. In exact arithmetic nothing changes; a group of eight answers of 64 tokens to a
+prompt of 16 has 19% fewer tokens to compute.
 
 Legend: ``_S`` stored tokens, ``_B`` rows, ``_T`` positions of a padded row, ``_H`` heads,
 ``_D`` their size.
@@ -11,26 +12,31 @@ Legend: ``_S`` stored tokens, ``_B`` rows, ``_T`` positions of a padded row, ``_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from align.algorithms.micro_batch import Packing
+from align.algorithms.micro_batch import Packing, Tile, TilePlaces
 from align.algorithms.rows import Row
+from align.learner.attention import attend
 
 PACKED = "keel_packed"
 """Name of `packed_attention` among transformers' attention implementations."""
 WIDTH_STEP = 8
 """Unit of the padded rows' width, in tokens: attention over 80 places takes less time than over 79, by a
 quarter without a gradient, as all rows of its matrices begin at whole vectors."""
-WRITTEN_OUT = 256
-"""Longest row, in tokens, whose attention matrix is written out in bfloat16 on CPU."""
-WRITTEN_OUT_FLOAT = 128
-"""Longest row written out in float32 with a gradient; without one the fused kernel is quicker."""
+BLOCK = 64
+"""Queries of a tile: a block reads keys up to its own end, so that longer rows skip half of the matrix."""
+WRITTEN_OUT = 512
+"""Longest row, in tokens, whose attention is written out on a CPU; the fused kernel takes up to three times
+as long over it, and keeps less for the backward pass."""
 SAME = 0.02
 """Largest relative difference of hidden states that rounding to bfloat16 explains."""
+SAME_FLOAT = 1e-5
+"""The same for float32."""
 
 
 def pack(rows: Sequence[Row]) -> Packing:
@@ -41,27 +47,110 @@ def pack(rows: Sequence[Row]) -> Packing:
     tokens: list[int] = []
     positions: list[int] = []
     where: list[int] = []
-    places: list[list[int]] = []
-    prompt: range = range(0)
+    prompts: list[range] = []
+    shared: list[range] = []
+    answers: list[range] = []
     for index, row in enumerate(rows):
         if index == 0 or row.prompt_ids != rows[index - 1].prompt_ids:
-            prompt = range(len(tokens), len(tokens) + len(row.prompt_ids))
+            prompts.append(range(len(tokens), len(tokens) + len(row.prompt_ids)))
             tokens.extend(row.prompt_ids)
-            positions.extend(range(len(prompt)))
-        answer = range(len(tokens), len(tokens) + len(row.completion_ids) - 1)
+            positions.extend(range(len(row.prompt_ids)))
+        shared.append(prompts[-1])
+        answers.append(range(len(tokens), len(tokens) + len(row.completion_ids) - 1))
         tokens.extend(row.completion_ids[:-1])
-        positions.extend(range(len(prompt), len(prompt) + len(answer)))
-        where.extend([prompt[-1], *answer])
-        places.append([*prompt, *answer])
-    width = -(-max(map(len, places)) // WIDTH_STEP) * WIDTH_STEP
-    laid_out = torch.tensor([row + [-1] * (width - len(row)) for row in places]).flatten()
+        positions.extend(range(len(row.prompt_ids), len(row.prompt_ids) + len(answers[-1])))
+        where.extend([prompts[-1][-1], *answers[-1]])
+    places = [[*prompt, *answer] for prompt, answer in zip(shared, answers, strict=True)]
+    laid_out = _padded(places)
+    ends_E, of_end_N = torch.unique(torch.tensor(where), return_inverse=True)
     return Packing(
         tokens_S=torch.tensor(tokens),
         positions_S=torch.tensor(positions),
         where_N=torch.tensor(where),
-        shape=(len(rows), width),
-        **_occurrences(laid_out, len(tokens)),
+        ends_E=ends_E,
+        of_end_N=of_end_N,
+        shape=(len(rows), laid_out.shape[1]),
+        **_occurrences(laid_out.flatten(), len(tokens)),
+        **_tiled(laid_out, answers, prompts, [len(prompt) for prompt in shared]),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Stack rows of stored tokens, with -1 behind their ends; the width is a multiple of `WIDTH_STEP`."""
+    width = -(-max(1, *map(len, rows), 1) // WIDTH_STEP) * WIDTH_STEP
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
+
+
+def _tiled(
+    laid_out: Tensor, answers: Sequence[range], prompts: Sequence[range], before: Sequence[int]
+) -> dict[str, Any]:
+    """Return the fields of `Packing` that say how tiles of queries and keys hold the stored tokens.
+
+    Args:
+        laid_out: whole rows, the keys of the completions.
+        before: keys of each row that lie before its completion.
+    """
+    alone = _padded(prompts)
+    blocks = [
+        *_blocks(_padded(answers), laid_out, torch.tensor(before)),
+        *_blocks(alone, alone, torch.zeros(len(prompts), dtype=torch.long)),
+    ]
+    query_places, _ = _places([queries for queries, _, _ in blocks])
+    key_places, copies_S = _places([keys for _, keys, _ in blocks])
+    return {
+        "tiles": tuple(_tile(*block) for block in blocks),
+        "query_S": query_places,
+        "key_M": key_places,
+        "copies_S": copies_S,
+    }
+
+
+def _blocks(
+    queries_RT: Tensor, keys_RW: Tensor, before_R: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Cut rows of queries, each block with the keys up to its end and with the rows that reach into it."""
+    for begin in range(0, queries_RT.shape[1], BLOCK):
+        block_RT = queries_RT[:, begin : begin + BLOCK]
+        reach = block_RT[:, 0] >= 0
+        if not reach.any():
+            return
+        before = before_R[reach] + begin
+        width = int(before.max()) + block_RT.shape[1]
+        yield block_RT[reach], keys_RW[reach, :width], before
+
+
+def _tile(queries_RT: Tensor, keys_RW: Tensor, before_R: Tensor) -> Tile:
+    if bool((before_R == before_R[0]).all()):
+        before_R = before_R[:1]
+    position_RT = before_R[:, None] + torch.arange(queries_RT.shape[1])
+    later_RTW = torch.arange(keys_RW.shape[1]) > position_RT[..., None]
+    return Tile(
+        queries_RT=queries_RT.clamp(min=0),
+        keys_RW=keys_RW.clamp(min=0),
+        unread=(queries_RT.flatten() < 0).nonzero()[:, 0],
+        mask_RTW=torch.zeros(later_RTW.shape).masked_fill_(later_RTW, float("-inf")),
+    )
+
+
+def _places(tiles: Sequence[Tensor]) -> tuple[TilePlaces, Tensor]:
+    """Return the places of all stored tokens, in their order, and how many each has."""
+    starts, columns, widths = [], [], []
+    begin = 0
+    for tile in tiles:
+        rows, width = tile.shape
+        starts.append((begin + torch.arange(rows) * width).repeat_interleave(width))
+        columns.append(torch.arange(width).repeat(rows))
+        widths.append(torch.full((rows * width,), width))
+        begin += rows * width
+    stored = torch.cat([tile.flatten() for tile in tiles])
+    filled = (stored >= 0).nonzero()[:, 0]
+    order = filled[stored[filled].argsort(stable=True)]
+    places = TilePlaces(
+        start_M=torch.cat(starts)[order],
+        column_M=torch.cat(columns)[order],
+        width_M=torch.cat(widths)[order],
+    )
+    return places, torch.bincount(stored[filled])
 
 
 def _occurrences(laid_out: Tensor, size: int) -> dict[str, Tensor]:
@@ -98,7 +187,9 @@ def use_packing(model: Any) -> bool:
     same = (_tried(model, packed=True) - expected).norm() <= SAME * expected.norm()
     if not same:
         model.set_attn_implementation(before)
-    return bool(same)
+        return False
+    _shorten(model)
+    return True
 
 
 def packs(model: Any) -> bool:
@@ -122,18 +213,72 @@ def _tried(model: Any, *, packed: bool) -> Tensor:
         for line in lines
     ]
     packing = pack(rows).to(device)
-    return hidden_states(model.get_decoder(), packing)[packing.where_N].float()
+    return hidden_states(model.get_decoder(), packing).float()
+
+
+class LastLayer(nn.Module):
+    """Mixin for a decoder layer that adds attention, then a feed-forward part, each after a norm.
+
+    Tokens that predict nothing are done once the others have read their keys and values: in a model's last
+    layer they go no further.
+    """
+
+    def forward(self, hidden_states: Tensor, *rest: Any, **how: Any) -> Tensor:
+        """Return the layer's output; of a packing only for the tokens that predict."""
+        packing: Packing | None = how.get("packing")
+        if packing is None or rest:
+            out: Tensor = super().forward(hidden_states, *rest, **how)
+            return out
+        layer: Any = self
+        attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **how)[0]
+        ends = (hidden_states + attended).index_select(1, packing.ends_E)
+        ended: Tensor = ends + layer.mlp(layer.post_attention_layernorm(ends))
+        return ended
+
+
+@cache
+def _ending(kind: Any) -> type[nn.Module]:
+    """Return a subclass of both `LastLayer` and a layer's class; repeated calls give the same one."""
+    return type(kind.__name__, (LastLayer, kind), {"__module__": kind.__module__})
+
+
+def _shorten(model: Any) -> None:
+    """Make the last layer a `LastLayer` where it has its parts and computes the same with them."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    last: Any = layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
+    if last is None or isinstance(last, LastLayer) or not _has_plain_parts(last):
+        return
+    kind: Any = type(last)
+    whole = _tried(model, packed=True)
+    last.__class__ = _ending(kind)
+    exact = model.dtype == torch.float32
+    if (_tried(model, packed=True) - whole).norm() > (SAME_FLOAT if exact else SAME) * whole.norm():
+        last.__class__ = kind
+
+
+def _has_plain_parts(layer: nn.Module) -> bool:
+    """Tell if a layer has the parts of `LastLayer` and no other, and a feed-forward part of single tokens.
+
+    Experts are left alone: how many tokens one takes may depend on the others.
+    """
+    names = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+    parts = dict(layer.named_children())
+    if parts.keys() != names or list(layer.parameters(recurse=False)):
+        return False
+    own = [module for module in parts["mlp"].modules() if list(module.parameters(recurse=False))]
+    return 2 <= len(own) <= 3 and all(isinstance(module, nn.Linear) for module in own)
 
 
 def hidden_states(decoder: Callable[..., Any], packing: Packing) -> Tensor:
-    """Run the decoder over the stored tokens; return hidden states of shape ``S, H``."""
+    """Return what a decoder makes of the predicting tokens; shape ``N`` by hidden units."""
     out: Tensor = decoder(
         input_ids=packing.tokens_S[None],
         position_ids=packing.positions_S[None],
         packing=packing,
         use_cache=False,
     ).last_hidden_state
-    return out[0]
+    ended = out.shape[1] == len(packing.ends_E)
+    return out[0].index_select(0, packing.of_end_N if ended else packing.where_N)
 
 
 def packed_attention(
@@ -153,13 +298,14 @@ def packed_attention(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    # Rotary embeddings leave autocast in float32: the values alone have the precision of the products.
-    queries, keys, values = (
-        _lay_out(states.to(value.dtype), packing) for states in (query, key, value)
-    )
-    attend = _written_out if _is_short(value, packing.shape[1]) else _fused
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_BHTD = attend(queries, keys, values, scale)
+    # Rotary embeddings leave autocast in float32: the values alone have the precision of the products.
+    states = [states.to(value.dtype) for states in (query, key, value)]
+    if _is_short(value, packing.shape[1]):
+        query_SHD, key_SKD, value_SKD = (part[0].transpose(0, 1) for part in states)
+        return attend(query_SHD, key_SKD, value_SKD, packing, scale)[None], None
+    query_BHTD, key_BHTD, value_BHTD = (_lay_out(part, packing) for part in states)
+    out_BHTD = _fused(query_BHTD, key_BHTD, value_BHTD, scale)
     flat_BTHD = out_BHTD.transpose(1, 2).flatten(0, 1)
     flat: Tensor = _TakeBack.apply(flat_BTHD, packing)  # type: ignore[no-untyped-call]
     return flat[None], None
@@ -167,11 +313,7 @@ def packed_attention(
 
 def _is_short(value: Tensor, width: int) -> bool:
     """Tell if attention over rows of this width is quicker written out than fused."""
-    if value.device.type != "cpu":
-        return False
-    if value.dtype == torch.float32:
-        return value.requires_grad and width <= WRITTEN_OUT_FLOAT
-    return value.dtype == torch.bfloat16 and width <= WRITTEN_OUT
+    return value.device.type == "cpu" and width <= WRITTEN_OUT
 
 
 def _lay_out(states: Tensor, packing: Packing) -> Tensor:
@@ -184,21 +326,6 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         query, key, value, is_causal=True, scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
-
-
-def _written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Compute attention by matrix products.
-
-    On a CPU the fused kernel's backward is slower: in bfloat16 several times, in float32 by a fifth.
-    Query heads that share a key head are one long query.
-    """
-    (rows, heads, width, size), shared = query.shape, key.shape[1]
-    long = (query * scaling).reshape(rows * shared, -1, size)
-    flat_key, flat_value = (states.reshape(rows * shared, width, size) for states in (key, value))
-    future = torch.full((width, width), float("-inf"), dtype=query.dtype).triu_(1)
-    weights = torch.bmm(long, flat_key.transpose(1, 2)).view(-1, width, width).add_(future)
-    out = torch.bmm(weights.softmax(-1).view(len(long), -1, width), flat_value)
-    return out.view(rows, heads, width, size)
 
 
 class _LayOut(torch.autograd.Function):

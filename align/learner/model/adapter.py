@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align.config.campaign import LoraConfig
+from align.learner.model.low_rank import speed_up_adapter
 from align.learner.model.targets import has_transposed_layers, target_names
 from rollouts.engines.stored_tensor import LowRankUpdate
 
@@ -37,7 +38,9 @@ def with_adapter(model: Any, config: LoraConfig) -> Any:
         use_dora=config.dora,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, chosen, adapter_name=TRAINED)
+    adapted = get_peft_model(model, chosen, adapter_name=TRAINED)
+    speed_up_adapter(adapted)
+    return adapted
 
 
 def causal_of(model: Any) -> Any:

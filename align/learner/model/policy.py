@@ -38,7 +38,7 @@ from align.learner.model.blend import blended
 from align.learner.model.loading import convert_weights, load_model, read_weights, write_model
 from align.learner.model.mapping import stored_form
 from align.learner.model.stored_update import stored_tensors, with_updates
-from align.learner.packing import WRITTEN_OUT, hidden_states, packs
+from align.learner.packing import hidden_states, packs
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import (
     decoder_layers,
@@ -54,6 +54,8 @@ from rollouts.errors import UserError
 
 PADDED = Lock()
 """Lock for passes over padded rows."""
+WRITTEN_OUT = 256
+"""Longest padded row, in tokens, whose attention a model writes out itself in bfloat16 on a CPU."""
 
 
 def completion_outputs(
@@ -68,8 +70,7 @@ def completion_outputs(
     # Autocast would share its cache of weights between threads, some of them without gradients.
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
         if packs(causal):
-            packing = micro.packing
-            hidden_ND = hidden_states(decoder_of(causal), packing).index_select(0, packing.where_N)
+            hidden_ND = hidden_states(decoder_of(causal), micro.packing)
         else:
             hidden_ND = _padded_states(causal, micro, dtype)
     return Outputs(

@@ -15,6 +15,7 @@ from torch import Tensor
 from align.algorithms.rows import Row
 from align.config.campaign import PolicyConfig
 from align.learner import packing
+from align.learner.attention import attend
 from align.learner.batching import micro_batches, to_tensors
 from align.learner.model.loading import load_model
 from align.learner.model.policy import completion_outputs
@@ -103,13 +104,57 @@ def test_packed_rows_give_what_padded_rows_give(
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_products_written_out_are_the_fused_attention() -> None:
+def test_tiles_by_hand() -> None:
+    found = pack(SHARED)
+    answers, prompts = found.tiles
+    # The shared prompt asks once, its completions read it each.
+    assert answers.queries_RT.tolist() == [[3, 4, 5, *[0] * 5], [6, *[0] * 7], [12, *[0] * 7]]
+    assert answers.keys_RW[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+    assert answers.unread.tolist() == [*range(3, 8), *range(9, 16), *range(17, 24)]
+    read = (answers.mask_RTW == 0).sum(-1)
+    assert read[0, :3].tolist() == [4, 5, 6]
+    assert prompts.queries_RT[:, :3].tolist() == [[0, 1, 2], [7, 8, 0], [9, 10, 11]]
+    assert found.copies_S.tolist() == [3, 3, 3, 1, 1, 1, 1, 1, 1, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [(3, 5), (3, 1), (2, 4)],
+        [(9, 8)] * 4,
+        [(70, 140)] * 2,
+        [(150, 3), (1, 130), (40, 66), (130, 1)],
+        [(1, 1)],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_tiles_give_what_whole_rows_give(lines: list[tuple[int, int]], shared: int) -> None:
+    rows = [
+        row(tuple(range(prompt)), tuple(range(completion))) for prompt, completion in sorted(lines)
+    ]
+    packed = pack(rows)
+    tokens = len(packed.tokens_S)
     generator = torch.Generator().manual_seed(0)
-    sizes = ((3, 4, 9, 8), (3, 2, 9, 8), (3, 2, 9, 8))
-    states = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-    torch.testing.assert_close(
-        packing._written_out(*states, 0.3), packing._fused(*states, 0.3), atol=1e-12, rtol=1e-12
+    query, key, value = (
+        torch.randn(
+            (tokens, heads, 8), generator=generator, dtype=torch.float64, requires_grad=True
+        )
+        for heads in (4, shared, shared)
     )
+    tiled = attend(query, key, value, packed, 0.3)
+    laid = (
+        packing._lay_out(states.transpose(0, 1)[None], packed) for states in (query, key, value)
+    )
+    whole = packing._fused(*laid, 0.3).transpose(1, 2).flatten(0, 1)
+    expected = packing._TakeBack.apply(whole, packed)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(tiled, expected, atol=1e-12, rtol=1e-12)
+    direction = torch.randn(tiled.shape, generator=generator, dtype=torch.float64)
+    for own, other in zip(
+        torch.autograd.grad(tiled, (query, key, value), direction),
+        torch.autograd.grad(expected, (query, key, value), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other, atol=1e-12, rtol=1e-12)
 
 
 def test_bfloat16_is_as_near_as_rounding_lets_it(folder: Path, model: Any) -> None:
@@ -130,6 +175,9 @@ def test_bfloat16_is_as_near_as_rounding_lets_it(folder: Path, model: Any) -> No
         ("qwen3", {"head_dim": 8}, True),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, False),
         ("mistral", {"sliding_window": 4}, False),
+        ("gpt2", {"n_positions": 64, "n_embd": 32, "n_head": 4, "n_layer": 2}, True),
+        ("gpt_neox", {"rotary_pct": 0.5}, True),
+        ("bloom", {"n_head": 4, "n_layer": 2}, False),
     ],
 )  # fmt: skip
 def test_models_that_attend_otherwise_are_left_alone(
@@ -140,6 +188,44 @@ def test_models_that_attend_otherwise_are_left_alone(
     assert use_packing(model) is expected
     before = model.config._attn_implementation
     assert (before == packing.PACKED) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("llama", {}, True),
+        ("qwen2", {}, True),
+        ("qwen3", {"head_dim": 8}, True),
+        ("gpt_neox", {}, False),
+        ("granite", {"residual_multiplier": 0.9}, False),
+        ("olmo2", {}, False),
+        ("qwen3_moe", {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+          "moe_intermediate_size": 16}, False),
+    ],
+)  # fmt: skip
+def test_the_last_layer_is_shortened_where_it_computes_the_same(
+    tmp_path: Path, kind: str, changes: dict[str, Any], expected: bool
+) -> None:
+    model = load(save(tmp_path, kind, **changes))
+    assert isinstance(model.get_decoder().layers[-1], packing.LastLayer) is expected
+    (found_N, gradient), (expected_N, whole) = (
+        result(model, SHARED, packed=packed) for packed in (True, False)
+    )
+    torch.testing.assert_close(found_N, expected_N, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, whole, atol=1e-4, rtol=1e-3)
+
+
+def test_the_last_layer_hands_on_the_tokens_that_predict(model: Any) -> None:
+    packed = pack([row((1, 2, 3, 4), (5, 6)), row((1, 2, 3, 4), (7,))])
+    assert packed.ends_E.tolist() == [3, 4]
+    assert packed.of_end_N.tolist() == [0, 1, 0]
+    sizes: list[int] = []
+    handle = model.get_decoder().norm.register_forward_hook(
+        lambda module, inputs, out: sizes.append(out.shape[1])
+    )
+    assert packing.hidden_states(model.get_decoder(), packed).shape[0] == 3
+    handle.remove()
+    assert sizes == [2]
 
 
 def test_a_model_that_would_compute_something_else_is_left_alone(
