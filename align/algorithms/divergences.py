@@ -57,23 +57,23 @@ class _ReverseKL(torch.autograd.Function):
     def forward(ctx: Any, logprobs_NV: Tensor, other_NV: Tensor) -> Tensor:
         ctx.save_for_backward(logprobs_NV, other_NV)
         parts = few_rows(logprobs_NV, other_NV)
-        return torch.cat([(own - other).mul_(own.exp()).sum(-1) for own, other in parts])
+        return torch.cat([(policy - other).mul_(policy.exp()).sum(-1) for policy, other in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logprobs_NV, other_NV = ctx.saved_tensors
         grad_NV = grad_N[:, None].expand_as(logprobs_NV)
-        own_grad, other_grad = (
+        policy_grad, other_grad = (
             torch.empty_like(logprobs_NV) if needed else None for needed in ctx.needs_input_grad
         )
-        if own_grad is not None:
-            for out, own, other, grad in few_rows(own_grad, logprobs_NV, other_NV, grad_NV):
-                torch.sub(own, other, out=out).add_(1.0).mul_(own.exp()).mul_(grad)
+        if policy_grad is not None:
+            for out, policy, other, grad in few_rows(policy_grad, logprobs_NV, other_NV, grad_NV):
+                torch.sub(policy, other, out=out).add_(1.0).mul_(policy.exp()).mul_(grad)
         if other_grad is not None:
-            for out, own, grad in few_rows(other_grad, logprobs_NV, grad_NV):
-                torch.exp(own, out=out).mul_(grad).neg_()
-        return own_grad, other_grad
+            for out, policy, grad in few_rows(other_grad, logprobs_NV, grad_NV):
+                torch.exp(policy, out=out).mul_(grad).neg_()
+        return policy_grad, other_grad
 
 
 def forward(logprobs_NV: Tensor, anchor_logprobs_NV: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         places = HeadPlaces.of(packing, query_SHD.shape[1], key_SKD.shape[1])
         flat = [states.reshape(-1, states.shape[-1]) for states in (query_SHD, key_SKD, value_SKD)]
-        out, kept = [], []
+        out, saved = [], []
         # Half precision stays: autocast would take the softmax to float32 and back.
         with torch.autocast(query_SHD.device.type, enabled=False):
             for reads in places.reads:
@@ -139,20 +139,20 @@ class _Attention(torch.autograd.Function):
                 )
                 weights = reads.scores(query.mul_(scaling), key).softmax(-1)
                 out.append(torch.bmm(weights, value).view(-1, value.shape[-1]))
-                kept += [query, key, value, weights]
+                saved += [query, key, value, weights]
         ctx.places, ctx.scaling = places, scaling
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*saved)
         return torch.cat(out).index_select(0, places.out).view(*query_SHD.shape[:2], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_SHD: Tensor) -> tuple[Tensor | None, ...]:
         places: HeadPlaces = ctx.places
-        kept = iter(ctx.saved_tensors)
+        saved = iter(ctx.saved_tensors)
         flat = grad_SHD.reshape(-1, grad_SHD.shape[-1])
         queries, keys, values = [], [], []
         for reads in places.reads:
-            query, key, value, weights = (next(kept) for _ in range(4))
+            query, key, value, weights = (next(saved) for _ in range(4))
             grad = flat.index_select(0, reads.queries).index_fill_(0, reads.unread, 0.0)
             grad = grad.view(reads.shape[0], -1, flat.shape[-1])
             values.append(torch.bmm(weights.mT, grad).view(-1, value.shape[-1]))

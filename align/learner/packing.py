@@ -76,7 +76,7 @@ def pack(rows: Sequence[Row]) -> Packing:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Stack rows of stored tokens, with -1 behind their ends; the width is a multiple of `WIDTH_STEP`."""
+    """Return rows of tokens as a matrix, filled up with -1 to a multiple of `WIDTH_STEP`."""
     width = -(-max(1, *map(len, rows), 1) // WIDTH_STEP) * WIDTH_STEP
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
 
@@ -153,7 +153,7 @@ def _places(tiles: Sequence[Tensor]) -> tuple[TilePlaces, Tensor]:
     return places, torch.bincount(stored[filled])
 
 
-def _occurrences(laid_out: Tensor, size: int) -> dict[str, Tensor]:
+def _occurrences(laid_out: Tensor, size: int) -> dict[str, Any]:
     """Return the first and the further places of each stored token."""
     filled = (laid_out >= 0).nonzero()[:, 0]
     of = laid_out[filled]
@@ -168,9 +168,9 @@ def _occurrences(laid_out: Tensor, size: int) -> dict[str, Tensor]:
 
 
 def use_packing(model: Any) -> bool:
-    """Let a causal language model read packed rows if it computes the same then; whether it does.
+    """Let a causal language model read packed rows if it computes the same then; return True if it does.
 
-    It is tried out on a few tokens, which shows models that do more in attention than scaled products. A
+    A trial on a few tokens shows models that do more in attention than scaled products. A
     sliding window would not show there: models with one are left alone.
     """
     config = model.config.get_text_config()
@@ -265,8 +265,10 @@ def _has_plain_parts(layer: nn.Module) -> bool:
     parts = dict(layer.named_children())
     if parts.keys() != names or list(layer.parameters(recurse=False)):
         return False
-    own = [module for module in parts["mlp"].modules() if list(module.parameters(recurse=False))]
-    return 2 <= len(own) <= 3 and all(isinstance(module, nn.Linear) for module in own)
+    weighted = [
+        module for module in parts["mlp"].modules() if list(module.parameters(recurse=False))
+    ]
+    return 2 <= len(weighted) <= 3 and all(isinstance(module, nn.Linear) for module in weighted)
 
 
 def hidden_states(decoder: Callable[..., Any], packing: Packing) -> Tensor:

@@ -237,9 +237,11 @@ def test_kl_to_an_anchor_is_trls_kl_to_its_reference(
         models, tmp_path, AnchorsConfig(new=(anchor,), past=(), general=()), 10_000
     )
     assert their_kl > 0.1
-    assert metrics["kl/new/base"] == pytest.approx(their_kl, rel=1e-6)
+    # exp(-r) turns the rounding of log-probabilities, two of up to 16 nats with an ulp of 1e-6, into as
+    # large a relative difference.
+    assert metrics["kl/new/base"] == pytest.approx(their_kl, rel=3e-6)
     assert metrics["loss/policy"] + BETA * metrics["kl/new/base"] == pytest.approx(
-        theirs.item(), rel=1e-6
+        theirs.item(), rel=3e-6
     )
     same_gradient(ours, gradient(trainer.model))
 
