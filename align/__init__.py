@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from align.api.building import Reward
     from align.api.campaign import Campaign, load_campaign, run
     from align.api.events import Event, MeasuringEvent, NoteEvent, StepEvent, VerdictEvent
+    from align.api.policies import load_policy
     from align.api.stored import StoredCampaign, open_store
     from align.config.campaign import CampaignConfig, ReplayConfig, RoundConfig, RoundSettings
     from align.config.data import ExamplesConfig, PromptsConfig
@@ -39,6 +40,7 @@ _MODULES = {
     "align.api.building": ("Reward",),
     "align.api.campaign": ("Campaign", "load_campaign", "run"),
     "align.api.events": ("Event", "MeasuringEvent", "NoteEvent", "StepEvent", "VerdictEvent"),
+    "align.api.policies": ("load_policy",),
     "align.api.stored": ("StoredCampaign", "open_store"),
     "align.config.campaign": ("CampaignConfig", "ReplayConfig", "RoundConfig", "RoundSettings"),
     "align.config.data": ("ExamplesConfig", "PromptsConfig"),
@@ -95,6 +97,7 @@ __all__ = [
     "UserError",
     "VerdictEvent",
     "load_campaign",
+    "load_policy",
     "open_store",
     "run",
 ]

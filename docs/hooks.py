@@ -94,7 +94,7 @@ def python_page() -> str:
 
 PYTHON_NAMES = {
     "Campaigns": ("Campaign", "load_campaign", "Reward", "run"),
-    "Results": ("StoredCampaign", "open_store"),
+    "Results": ("StoredCampaign", "load_policy", "open_store"),
     "Events": ("NoteEvent", "StepEvent", "MeasuringEvent", "VerdictEvent", "Event"),
     "Errors": ("KeelError", "UserError", "RunError"),
 }

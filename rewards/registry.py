@@ -8,13 +8,16 @@ lead to a `RewardSpec`. Everything that can be known without data is checked her
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart
 from rewards.imports import import_reward
+from rewards.isolation.facts import ask_facts
 from rewards.isolation.levels import LEVELS, Level
 from rewards.library import (
     agreement,
@@ -35,7 +38,7 @@ from rewards.library.judge.pairwise import PairwiseJudge
 from rewards.library.judge.score import LLMJudge
 from rewards.plugins import load_plugin, origin, plugins
 from rewards.signatures.adapters import check_options, per_sample, takes_one_sample, with_set_up
-from rewards.signatures.info import SHIPPED, RewardInfo, read_info
+from rewards.signatures.info import SHIPPED, RewardInfo, packed, read_info, unpacked
 from rewards.signatures.signature import arguments, check_signature, required_columns
 from rollouts.errors import KeelError, UserError, nearest
 
@@ -43,17 +46,14 @@ Member = tuple[str, Mapping[str, Any]]
 """Name and options of a reward that another one is made of."""
 
 
-@dataclass(frozen=True, slots=True)
-class RewardSpec:
-    """A reward with every fact about it that is known before it is called.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardFacts:
+    """Facts about a reward that are known before it is called.
 
     Raises:
         ValueError: a fact cannot be.
     """
 
-    function: RewardFunction
-    """Function for batches or for one sample, or class with set-up."""
-    _: KW_ONLY
     range: tuple[float, float] | None = None
     """Smallest and largest value; None: unbounded, or dependent on options."""
     graded: bool = False
@@ -64,15 +64,24 @@ class RewardSpec:
     ``process``."""
     asks_a_model: bool = False
     """True if the value is a model's opinion, which can be talked round and costs a call."""
-    members: Callable[[Mapping[str, Any]], Sequence[Member]] | None = None
-    """Reader of the rewards that this one is made of, from its options. Their parts are then the first
-    argument of its class, by position. None: it is made of no others."""
 
     def __post_init__(self) -> None:
         if self.isolation not in LEVELS:
             raise ValueError(f"isolation {self.isolation!r} is not one of {', '.join(LEVELS)}")
         if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
             raise ValueError(f"range goes from the smallest to the largest value, got {self.range}")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec(RewardFacts):
+    """A reward with every fact about it."""
+
+    function: RewardFunction
+    """Function for batches or for one sample, or class with set-up."""
+    _: KW_ONLY
+    members: Callable[[Mapping[str, Any]], Sequence[Member]] | None = None
+    """Reader of the rewards that this one is made of, from its options. Their parts are then the first
+    argument of its class, by position. None: it is made of no others."""
 
 
 UNIT = (0.0, 1.0)
@@ -106,30 +115,105 @@ REWARDS: dict[str, RewardSpec] = {
 }
 
 
+_ANSWERS: dict[tuple[EntryPoint, str], Mapping[str, Any]] = {}
+"""Answers of distributions, by entry point and options."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedReward:
-    """Reward that a name leads to; a module or file of the campaign's own is not imported yet."""
+    """Reward that a name leads to; only code that ships with Keel is imported yet."""
 
     name: str
     origin: str
     """``keel``, a distribution with its version, or a module or file."""
-    spec: RewardSpec | None
-    """Facts; None for ``pkg.mod:name`` and ``file.py:name``, whose code is not imported to learn any."""
+    spec: RewardSpec | None = None
+    """Reward that ships with Keel; None for every other."""
+    point: EntryPoint | None = None
+    """Entry point of another distribution; None for a shipped reward and for a module or file."""
 
     @property
     def shipped(self) -> bool:
         """True for Keel's own code, which is trusted."""
         return self.origin == SHIPPED
 
+    def facts(self, where: str | None = None) -> RewardFacts | None:
+        """Return what is known of it; a distribution is asked in a process of its own.
+
+        None for ``pkg.mod:name`` and ``file.py:name``, whose code states no facts.
+
+        Raises:
+            UserError: the distribution cannot be imported, or does not answer in time.
+        """
+        if self.point is None:
+            return self.spec
+        facts = _asked(self, {}, where)["facts"]
+        limits = facts["range"]
+        return RewardFacts(**{**facts, "range": None if limits is None else tuple(limits)})
+
+    def members(self, options: Mapping[str, Any], where: str | None = None) -> list[Member]:
+        """Return the rewards that this one is made of with these options; none for most.
+
+        Raises:
+            UserError: the options name none, or as `facts`.
+        """
+        if self.point is not None:
+            return [(name, settings) for name, settings in _asked(self, options, where)["members"]]
+        reader = None if self.spec is None else self.spec.members
+        return [] if reader is None else list(reader(options))
+
     @property
     def level(self) -> Level:
-        """Level of isolation under ``auto``."""
-        stated = "inline" if self.spec is None else self.spec.isolation
-        return stated if self.shipped else max("process", stated, key=LEVELS.index)
+        """Level of isolation under ``auto``, without members."""
+        return self.level_with({})
+
+    def level_with(self, options: Mapping[str, Any], where: str | None = None) -> Level:
+        """Return the level of isolation under ``auto``: the strictest that it or one of its members needs.
+
+        Raises:
+            UserError: one member needs a sandbox, and another the network; or as `facts`.
+        """
+        facts = self.facts(where)
+        stated: Level = "inline" if facts is None else facts.isolation
+        alone = stated if self.shipped else max("process", stated, key=LEVELS.index)
+        try:
+            members = self.members(options, where) if options else []
+        except UserError:  # Whoever loads the reward says what is wrong.
+            return alone
+        joined = [(find_reward(name, where), settings) for name, settings in members]
+        levels = [member.level_with(settings, where) for member, settings in joined]
+        strictest = max((alone, *levels), key=LEVELS.index)
+        asking = [member.name for member, settings in joined if member.asks_a_model(settings)]
+        if strictest == "sandbox" and asking:
+            raise UserError(
+                f"reward {self.name!r} needs a sandbox, and {asking[0]!r} in it asks a model, which has no "
+                "network there",
+                where=where,
+                remedy="make them two parts of the rubric, or state isolation: process",
+            )
+        return strictest
+
+    def asks_a_model(self, options: Mapping[str, Any]) -> bool:
+        """Tell if it, or one of those that it is made of, is known to be a model's opinion.
+
+        Raises:
+            UserError: as `members`.
+        """
+        facts = self.facts()
+        if facts is not None and facts.asks_a_model:
+            return True
+        members = self.members(options) if options else []
+        return any(find_reward(name).asks_a_model(settings) for name, settings in members)
 
     def imported(self, where: str | None) -> RewardSpec:
-        """Return the facts; import the reward's code for them if need be."""
-        return self.spec or RewardSpec(import_reward(self.name, where))
+        """Return the reward with its facts; import its code into this process if need be."""
+        if self.spec is not None:
+            return self.spec
+        target = (
+            import_reward(self.name, where)
+            if self.point is None
+            else load_plugin(self.point, where)
+        )
+        return target if isinstance(target, RewardSpec) else RewardSpec(target)
 
     def load(self, options: Mapping[str, Any], where: str | None = None) -> RewardFunction:
         """Return the function that a rubric calls, adapted and checked; see `load_reward`."""
@@ -160,11 +244,11 @@ def find_reward(name: str, where: str | None = None) -> NamedReward:
         where: place in the campaign file, for errors.
 
     Raises:
-        UserError: there is no such reward, there are several, or a distribution cannot be imported.
+        UserError: there is no such reward, or there are several.
     """
     source, colon, _ = name.rpartition(":")
     if colon:
-        return NamedReward(name=name, origin=source, spec=None)
+        return NamedReward(name=name, origin=source)
     points = plugins()
     origins = [SHIPPED] if name in REWARDS else []
     origins += [origin(point) for point in points.get(name, ())]
@@ -182,10 +266,8 @@ def find_reward(name: str, where: str | None = None) -> NamedReward:
             remedy="uninstall one of them, or write pkg.mod:name",
         )
     spec = REWARDS.get(name)
-    if spec is None:
-        target = load_plugin(points[name][0], where)
-        spec = target if isinstance(target, RewardSpec) else RewardSpec(target)
-    return NamedReward(name=name, origin=origins[0], spec=spec)
+    point = points[name][0] if spec is None else None
+    return NamedReward(name=name, origin=origins[0], spec=spec, point=point)
 
 
 def load_reward(
@@ -199,13 +281,13 @@ def load_reward(
     return find_reward(name, where).load(options or {}, where)
 
 
-def facts_of(name: str) -> RewardSpec | None:
-    """Return what is known about a reward without code of the campaign's own; None: nothing is.
+def facts_of(name: str) -> RewardFacts | None:
+    """Return what is known about a reward without importing its code; None: nothing is.
 
     A name that leads nowhere has no facts either: `load_reward` says what is wrong with it.
     """
     try:
-        return find_reward(name).spec
+        return find_reward(name).facts()
     except UserError:
         return None
 
@@ -217,11 +299,45 @@ def describe(name: str) -> RewardInfo:
         UserError: there is no such reward, or it cannot be imported.
     """
     reward = find_reward(name)
-    spec = reward.imported(None)
+    if reward.spec is None:
+        return unpacked(_asked(reward, {}, None)["info"])
+    return _info(reward, reward.spec)
+
+
+def facts_here(name: str, options: Mapping[str, Any], where: str | None) -> dict[str, Any]:
+    """Describe a reward as JSON values; its code is imported into this process, so call it in a worker.
+
+    Raises:
+        UserError: it cannot be imported, or has no readable signature.
+    """
+    reward = find_reward(name, where)
+    spec = reward.imported(where)
+    members = [] if spec.members is None or not options else spec.members(options)
+    return {
+        "facts": {field.name: getattr(spec, field.name) for field in fields(RewardFacts)},
+        "members": [[member, dict(settings)] for member, settings in members],
+        "info": packed(_info(reward, spec)),
+    }
+
+
+def _asked(reward: NamedReward, options: Mapping[str, Any], where: str | None) -> Mapping[str, Any]:
+    """Return what `facts_here` says in a process of its own; of a distribution, asked once."""
+    point = reward.point
+    key = None if point is None else (point, json.dumps(options, sort_keys=True, default=repr))
+    if key is None:
+        return ask_facts(reward.name, options, where)
+    if key not in _ANSWERS:
+        _ANSWERS[key] = ask_facts(reward.name, options, where)
+    return _ANSWERS[key]
+
+
+def _info(reward: NamedReward, spec: RewardSpec) -> RewardInfo:
+    """Describe a reward whose code is imported."""
     try:
-        info = read_info(name, reward.origin, spec.function)
+        info = read_info(reward.name, reward.origin, spec.function)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reward {name!r} has no readable signature", cause=str(error)) from error
+        what = f"reward {reward.name!r} has no readable signature"
+        raise UserError(what, cause=str(error)) from error
     return replace(info, range=spec.range, asks_a_model=spec.asks_a_model)
 
 

@@ -77,7 +77,7 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
 def _function(spec: RewardLike, where: str) -> RewardFunction:
     """Load the function itself, or its stand-in where it runs in processes of its own."""
     reward = find_reward(spec.name, where)
-    isolation = isolation_of(spec, reward.level, where)
+    isolation = isolation_of(spec, reward.level_with(spec.options, where), where)
     if isolation.level == "inline":
         return reward.load(spec.options, where)
     return IsolatedReward(spec.name, spec.options, isolation, where)

@@ -103,7 +103,8 @@ def run(
     """Run the rounds of a campaign that are not finished yet; returns the campaign.
 
     An interrupt, or an exception that the observer raises, ends the run in order: finished rounds are kept,
-    and the next run goes on from there.
+    and the next run goes on from there. So does SIGTERM, as a ``SystemExit`` with code 143, unless the
+    program handles that signal itself.
 
     Args:
         observer: function that is called with every event, such as ``print``, or an object with any of the

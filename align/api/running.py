@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -40,7 +44,7 @@ def run_observed(
     check_machine(config, "local" if here else address)
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]
     try:
-        with TrackedObserver(events, trackers) as tracked:
+        with _ended_by_sigterm(), TrackedObserver(events, trackers) as tracked:
             starter = import_module(STARTERS)
             starting: AbstractContextManager[StartEngine] = (
                 starter.in_process_starter(tracked)
@@ -51,9 +55,23 @@ def run_observed(
             )
             with starting as start_engine:
                 run_campaign(config, start_engine=start_engine, observer=tracked)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         events.note(INTERRUPTED)
         raise
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM end the block in order by SystemExit, unless the program handles the signal itself."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def runs_in_process(config: CampaignConfig, wish: bool | None, address: str | None) -> bool:

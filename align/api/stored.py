@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.api.policies import policy_of
 from align.config.campaign import CampaignConfig
 from align.config.store import StoreSettings
 from align.gate.checks import Check
@@ -174,6 +175,19 @@ class StoredCampaign:
         }
         known = {name: values for name, values in columns.items() if values}
         return DataFrame(known, Index(results.item_ids, name="item"))
+
+    def load_policy(self, snapshot: str = "production", **options: Any) -> tuple[Any, Any]:
+        """Load a snapshot's transformers model, in evaluation mode, and its tokenizer.
+
+        Args:
+            snapshot: name of a round, ``production``, ``base``, or a snapshot's id or the id's beginning.
+            options: arguments of transformers' ``from_pretrained``, such as ``dtype`` and ``device_map``.
+
+        Raises:
+            UserError: there is no such snapshot, or it is a reward model.
+            RunError: the snapshot is damaged.
+        """
+        return policy_of(self.evidence, snapshot, options)
 
     def summary(self) -> Series[float]:
         """Return the summary numbers of continual learning over accepted rounds: AP, BWT, FM and others."""

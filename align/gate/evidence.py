@@ -124,7 +124,7 @@ class Evidence:
                 )
                 continue
             self.ledger.extend_evaluation(snapshot, items.suite_hash, paths[name], n, items.mean)
-            (self.folder / before.path).unlink(missing_ok=True)
+            self.store.withdraw([before.path])
 
     def load(self, snapshot: SnapshotId, suites: Sequence[Suite]) -> dict[str, ItemResults]:
         """Load the stored results of a snapshot."""

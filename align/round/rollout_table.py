@@ -60,7 +60,8 @@ def keep_rollouts(
         return
     folder = session.run_folder(plan)
     save_records(folder.table(step), records_of(scored, batch.rows))
-    prune(folder, keep)
+    store = session.store
+    store.withdraw(store.paths.relative(path) for path in prune(folder, keep))
 
 
 def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[Record]:
@@ -124,13 +125,15 @@ def load_records(path: Path) -> list[Record]:
     return records
 
 
-def prune(folder: RunFolder, keep: Keep) -> None:
-    """Remove all tables but those of the last ``keep`` steps."""
+def prune(folder: RunFolder, keep: Keep) -> list[Path]:
+    """Remove all tables but those of the last ``keep`` steps; return their paths."""
     if keep == "all":
-        return
+        return []
     tables = list(folder.tables().values())
-    for path in tables[: max(0, len(tables) - (0 if keep == "none" else keep))]:
+    removed = tables[: max(0, len(tables) - (0 if keep == "none" else keep))]
+    for path in removed:
         path.unlink(missing_ok=True)
+    return removed
 
 
 def forget_prompts(folder: Path, prompts: Collection[str]) -> dict[Path, int]:

@@ -122,6 +122,7 @@ def claim_store(
         for sentence in (*amended.sentences, *changed):
             note(f"the campaign file was amended: {sentence}")
         store.pull(checkpoints=True)
+        store.sweep()
         for slot in amended.vacated:
             store.forget_checkpoints(slot.index, slot.name)
         store.snapshots.clean()

@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.errors import RunError
 from align.store.durable import sync, write_atomic
-from align.store.paths import MIRRORED
+from align.store.paths import MIRRORED, StorePaths
 from align.store.remote import Remote
-from align.store.run_folder import CHECKPOINT, STAGING, is_of_checkpoint
+from align.store.run_folder import CHECKPOINT, is_of_checkpoint
 
 INDEX = ".mirror.json"
 TRIES = 3
@@ -49,22 +49,29 @@ class Mirror:
             return
         index = self._read_index()
         try:
-            for path in sorted(self._local(), key=lambda path: (path.endswith(CHECKPOINT), path)):
+            for path in sorted(
+                StorePaths(self._folder).mirrored(),
+                key=lambda path: (path.endswith(CHECKPOINT), path),
+            ):
                 known, stamp = index.get(path), _stamp(self._folder / path)
                 if known is None or known[1:] != stamp:
                     index[path] = (self.remote.upload(self._folder / path, path), *stamp)
         finally:
             self._write_index(index)
 
-    def pull(self, *, checkpoints: bool = False) -> None:
+    def pull(
+        self, *, checkpoints: bool = False, leave: Callable[[str], bool] = lambda path: False
+    ) -> None:
         """Copy here what others wrote since.
 
         Args:
             checkpoints: those, too: only who goes on with a round needs them.
+            leave: tells which paths nobody needs any more.
         """
         if self.remote is None:
             return
-        index, there = self._read_index(), self._there(checkpoints)
+        index = self._read_index()
+        there = {p: v for p, v in self._there(checkpoints).items() if not leave(p)}
         try:
             for path, version in sorted(there.items()):
                 known, local = index.get(path), self._folder / path
@@ -89,6 +96,23 @@ class Mirror:
         name = folder.relative_to(self._folder).as_posix()
         gone = [p for p in self.remote.versions(name) if not (self._folder / p).is_file()]
         self.remote.remove(gone)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of all files there below a folder, by path; empty without a remote."""
+        versions = {} if self.remote is None else self.remote.versions(folder)
+        return {path: int(version.rpartition("/")[2]) for path, version in versions.items()}
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files there; it does not matter whether they are there."""
+        if self.remote is None or not paths:
+            return
+        self.remote.remove(list(paths))
+        index, gone = self._read_index(), frozenset(paths)
+        self._write_index({path: entry for path, entry in index.items() if path not in gone})
+
+    def names(self) -> list[str]:
+        """List all files there; none without a remote."""
+        return [path for name in MIRRORED for path in self.sizes(name)]
 
     def _there(self, checkpoints: bool) -> dict[str, str]:
         """Return the versions of remote files by path, without checkpoints or with the completed ones."""
@@ -129,15 +153,6 @@ class Mirror:
             cause="the connection broke, or another machine is writing it",
             remedy="run again",
         )
-
-    def _local(self) -> Iterator[str]:
-        """Yield the paths of local files that are complete."""
-        for name in MIRRORED:
-            for path in (self._folder / name).rglob("*"):
-                inner = path.relative_to(self._folder)
-                hidden = any(part.startswith(".") for part in inner.parts)
-                if path.is_file() and not hidden and STAGING not in inner.parts:
-                    yield inner.as_posix()
 
     def _read_index(self) -> dict[str, Entry]:
         assert self.remote is not None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.store import LEDGER
-from align.store.run_folder import METRICS, RoundFolder, RunFolder
+from align.store.run_folder import METRICS, STAGING, RoundFolder, RunFolder
 from rollouts.types import SnapshotId
 
 DIGITS = 16
@@ -147,6 +147,15 @@ class StorePaths:
         attempts = "rounds/*/attempt-*"
         for pattern in (f"{LEDGER}*", f"{attempts}/{METRICS}", f"{attempts}/*/{METRICS}"):
             yield from sorted(self.folder.glob(pattern))
+
+    def mirrored(self) -> Iterator[str]:
+        """Yield the names of the complete files that a store with a URL keeps there too."""
+        for name in MIRRORED:
+            for path in (self.folder / name).rglob("*"):
+                inner = path.relative_to(self.folder)
+                hidden = any(part.startswith(".") for part in inner.parts)
+                if path.is_file() and not hidden and STAGING not in inner.parts:
+                    yield inner.as_posix()
 
     def relative(self, path: Path) -> str:
         """Return the name of a file in the ledger: its path from the store, with forward slashes."""

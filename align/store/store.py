@@ -7,7 +7,9 @@ empty cache, the same ledger and the same URL goes on where another one stopped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -22,7 +24,8 @@ from align.store.paths import StorePaths
 from align.store.remote import Remote
 from align.store.run_folder import CHECKPOINT, checkpoints_in
 from align.store.snapshots.snapshots import SnapshotStore
-from align.store.stored_files import StoredFiles, fault_of
+from align.store.stored_files import RUN_AGAIN, StoredFiles, fault_of
+from align.store.superseded import superseded_in
 
 
 class Store:
@@ -45,16 +48,55 @@ class Store:
         return self._mirror.remote is not None
 
     def pull(self, *, checkpoints: bool = False) -> None:
-        """Fetch the records that other machines wrote since.
+        """Fetch the records that other machines wrote since, without what the ledger no longer names.
 
         Args:
             checkpoints: fetch those of unfinished rounds too; only a run needs them.
         """
-        self._mirror.pull(checkpoints=checkpoints)
+        if self.is_remote:
+            self._mirror.pull(checkpoints=checkpoints, leave=superseded_in(self.ledger))
+
+    def sweep(self) -> None:
+        """Remove what the ledger no longer names, here and behind the URL. Hold the lease first."""
+        paths = {*self.paths.mirrored(), *self._mirror.names()}
+        self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
+
+    def withdraw(self, paths: Iterable[str]) -> None:
+        """Remove files here and behind the URL by their names in the ledger, which names them no longer."""
+        names = list(paths)
+        for name in names:
+            path = self.folder / name
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.removedirs(path.parent)
+        self._mirror.remove(names)
 
     def restored(self, path: str, sha256: str) -> bool:
         """Fetch one file again, by its name in the ledger; return True if it now has this hash."""
         return self._mirror.restore(path) and not fault_of(self.folder / path, sha256)
+
+    def checked(self, path: Path, remedy: str = RUN_AGAIN) -> Path:
+        """Return the path of a file whose bytes are those on record; fetch it again where it differs here.
+
+        Raises:
+            EvidenceError: the file is missing, or was changed.
+        """
+        if self.is_remote and self.files.fault_of(path):
+            self._mirror.restore(self.paths.relative(path))
+        return self.files.check(path, remedy)
+
+    def checked_unfetched(self, path: Path, remedy: str = RUN_AGAIN) -> Path:
+        """Return the path that `checked` would, without fetching: of a remote file only the size counts.
+
+        Raises:
+            EvidenceError: the file is missing, or was changed.
+        """
+        if self._mirror.remote is None or not self.files.fault_of(path):
+            return self.files.check(path, remedy)
+        name = self.paths.relative(path)
+        size = self._mirror.sizes(name.rpartition("/")[0]).get(name)
+        self.files.check_size(path, size, where=self._mirror.remote.place(name), remedy=remedy)
+        return path
 
     def keep_checkpoint(self, folder: Path) -> None:
         """Record the newest checkpoint in a folder; older ones were removed, and are removed everywhere."""
@@ -95,9 +137,19 @@ def open_store(config: StoreSettings, ledger: Ledger | None = None) -> Store:
         RunError: the store cannot be reached.
     """
     ledger = ledger or open_ledger(config)
+    if config.is_remote:
+        config.folder.mkdir(parents=True, exist_ok=True)
+    return store_to_read(config, ledger)
+
+
+def store_to_read(config: StoreSettings, ledger: Ledger) -> Store:
+    """Open the store of a ledger, or of a copy of it, without making any folder.
+
+    Raises:
+        KeelError: see `open_store`.
+    """
     if not config.is_remote:
         return Store(config.folder, ledger)
-    config.folder.mkdir(parents=True, exist_ok=True)
     remote = Remote(config.store, config.store_options)
     return Store(config.folder, ledger, Mirror(config.folder, remote))
 

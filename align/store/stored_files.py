@@ -107,6 +107,24 @@ class StoredFiles:
         """
         return checked(path, self.hash_of(path), remedy)
 
+    def check_size(self, path: Path, size: int | None, *, where: str, remedy: str) -> None:
+        """Check the size of a remote file against the one on record.
+
+        Args:
+            path: the file's place here; it does not have to exist.
+            size: its bytes; None: it is missing.
+            where: the file's place there, for errors.
+
+        Raises:
+            EvidenceError: they differ.
+        """
+        wanted = self.hashes()[self._name(path)].bytes
+        if size is None:
+            raise _lost(where, "is missing", remedy)
+        if size != wanted:
+            fault = f"was changed: it has {size} bytes, and {wanted} are on record"
+            raise _lost(where, fault, remedy)
+
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
@@ -137,10 +155,14 @@ def checked(path: Path, sha256: str | None, remedy: str = RUN_AGAIN) -> Path:
         EvidenceError: it is missing, or was changed.
     """
     if fault := fault_of(path, sha256):
-        raise EvidenceError(
-            f"the file {fault}",
-            where=str(path),
-            cause="somebody edited or removed it, or the disk lost it; nothing was read from it",
-            remedy=remedy,
-        )
+        raise _lost(str(path), fault, remedy)
     return path
+
+
+def _lost(where: str, fault: str, remedy: str) -> EvidenceError:
+    return EvidenceError(
+        f"the file {fault}",
+        where=where,
+        cause="somebody edited or removed it, or the disk lost it; nothing was read from it",
+        remedy=remedy,
+    )

@@ -61,6 +61,8 @@ class Plan:
     """Names of variables granted besides the harmless ones."""
     provider: Provider | None = None
     visible: tuple[str, ...] = ()
+    describe: bool = False
+    """True: the worker only says what the reward is, and ends."""
 
 
 class WorkerEnded(Exception):
@@ -117,7 +119,7 @@ class Worker:
 
     def _hello(self, plan: Plan) -> dict[str, Any]:
         until = time.monotonic() + START_S
-        words = ("reward", "options", "where", "folder", "sample_deadline_s")
+        words = ("reward", "options", "where", "folder", "sample_deadline_s", "describe")
         message = {word: getattr(plan, word) for word in words}
         try:
             self._channel.settimeout(START_S)

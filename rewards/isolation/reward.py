@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +48,10 @@ class IsolatedReward:
                     remedy="options of a reward in a process of its own are plain JSON values",
                 )
         folder = Path.cwd()
-        sandboxed = isolation.level == "sandbox"
+        names = tuple(_joined(name, options))
+        visible: dict[str, None] = {}
+        if isolation.level == "sandbox":
+            visible = dict.fromkeys(path for n in names for path in sandbox.visible(n, folder))
         plan = Plan(
             reward=name,
             options=dict(options),
@@ -57,11 +60,11 @@ class IsolatedReward:
             memory_gib=isolation.memory_gib,
             sample_deadline_s=isolation.sample_deadline_s,
             environment=isolation.environment,
-            provider=sandbox.provider(where) if sandboxed else None,
-            visible=sandbox.visible(name, folder) if sandboxed else (),
+            provider=sandbox.provider(where) if visible else None,
+            visible=tuple(visible),
         )
         self.isolation = isolation
-        self.pool = _pool(plan, isolation)
+        self.pool = _pool(plan, isolation, names)
         about = self.pool.about()
         self.__signature__ = _signature(about)
         self._takes = parameters(self)
@@ -117,8 +120,22 @@ class WorkerCall:
         return [next(extras) if failure is None else {} for failure in self.unsent]
 
 
-def _pool(plan: Plan, isolation: Isolation) -> Pool:
-    words = (plan.reward, plan.options, plan.folder, str(isolation), _content(plan))
+def _joined(name: str, options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of a reward and of all that it is made of."""
+    from rewards.registry import find_reward
+
+    yield name
+    try:
+        members = find_reward(name).members(options)
+    except UserError:  # A worker says what is wrong, when it loads the reward.
+        return
+    for member, settings in members:
+        yield from _joined(member, settings)
+
+
+def _pool(plan: Plan, isolation: Isolation, names: Iterable[str]) -> Pool:
+    files = [_content(Path(plan.folder), name) for name in names]
+    words = (plan.reward, plan.options, plan.folder, str(isolation), files)
     key = json.dumps(words, sort_keys=True)
     pool = _POOLS.get(key)
     if pool is None:
@@ -127,9 +144,9 @@ def _pool(plan: Plan, isolation: Isolation) -> Pool:
     return pool
 
 
-def _content(plan: Plan) -> str:
+def _content(folder: Path, name: str) -> str:
     """Hash the file of a reward, since a file that changed is another reward."""
-    file = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
+    file = folder / name.rpartition(":")[0]
     if file.suffix != ".py" or not file.is_file():
         return ""
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from inspect import Parameter
 from typing import Any
 
 from rewards.base import RewardFunction
 from rewards.call import is_async
+from rewards.isolation.protocol import holds
 from rewards.signatures.adapters import BATCHED
 from rewards.signatures.parameters import RESERVED, parameters
 
@@ -79,6 +80,28 @@ def read_info(name: str, origin: str, target: Any) -> RewardInfo:
         columns=tuple(k for k, p in inputs.items() if p.default is Parameter.empty),
         anything=parameters(called).anything,
         asynchronous=is_async(called),
+    )
+
+
+def packed(info: RewardInfo) -> dict[str, Any]:
+    """Return a description as JSON values; a default that is none becomes its text."""
+    content = asdict(info)
+    for option in content["options"]:
+        if not holds(option["default"]):
+            option["default"] = repr(option["default"])
+    return content
+
+
+def unpacked(content: Mapping[str, Any]) -> RewardInfo:
+    """Return the description that `packed` took apart."""
+    limits = content["range"]
+    return RewardInfo(
+        **{
+            **content,
+            "options": tuple(OptionInfo(**option) for option in content["options"]),
+            "columns": tuple(content["columns"]),
+            "range": None if limits is None else tuple(limits),
+        }
     )
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 from rewards.base import Sample
-from rewards.registry import facts_of
+from rewards.registry import find_reward
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup
 
@@ -177,14 +177,10 @@ def try_canaries(score: ScoreGroups, groups: Sequence[RolloutGroup]) -> list[Can
 
 def asks_a_model(name: str, options: Mapping[str, Any]) -> bool:
     """Tell if a reward, or one of those that it is made of, is known to be a model's opinion."""
-    spec = facts_of(name)
-    if spec is None or spec.members is None:
-        return spec is not None and spec.asks_a_model
     try:
-        members = spec.members(options)
+        return find_reward(name).asks_a_model(options)
     except UserError:  # Whoever loads the reward says what is wrong.
         return False
-    return any(asks_a_model(member, settings) for member, settings in members)
 
 
 def _suite(group: RolloutGroup) -> list[Canary]:

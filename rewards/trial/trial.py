@@ -182,7 +182,7 @@ def _too_late(outcomes: Sequence[PartOutcome]) -> bool:
 
 def _part(spec: TrialSpec) -> RewardPart:
     reward = find_reward(spec.name)
-    isolation = isolation_of(spec, reward.level)
+    isolation = isolation_of(spec, reward.level_with(spec.options))
     inline = isolation.level == "inline"
     if not inline and spec.deadline_s is None:
         isolation = replace(isolation, deadline_s=DEADLINE_S)

@@ -5,6 +5,7 @@ it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from rollouts.engines.stored_tensor import LowRankUpdate
 TRAINED = "policy"
 """Name of the adapter that learns."""
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
+"""Key of the adapter's config that names the model under it."""
 
 
 def with_adapter(model: Any, config: LoraConfig) -> Any:
@@ -116,7 +120,10 @@ def set_adapter(model: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter alone, in peft's format."""
+    """Write the adapter alone, in peft's format; the same adapter gives the same bytes everywhere.
+
+    The base is named as a neighbour of the adapter's folder, as snapshots of one store are.
+    """
     model.save_pretrained(folder, selected_adapters=[TRAINED])
     nested = folder / TRAINED
     for file in nested.iterdir():
@@ -126,6 +133,14 @@ def save_adapter(model: Any, folder: Path) -> None:
             file.unlink()
     nested.rmdir()
     (folder / "README.md").unlink(missing_ok=True)
+    # peft writes the base's absolute path, and sets in an order that every process draws anew.
+    stated = json.loads((folder / CONFIG).read_text())
+    settings = vars(model.peft_config[TRAINED])
+    names = [name for name, value in settings.items() if isinstance(value, set)]
+    stated |= {name: sorted(settings[name]) for name in names}
+    if stated[BASE]:
+        stated[BASE] = f"../{Path(stated[BASE]).name}"
+    (folder / CONFIG).write_text(json.dumps(stated, indent=2, sort_keys=True))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from align.gate.evidence import Evidence
 from align.retention.methods import RetentionMethods
 from align.round.session import seed_of
 from align.store.ledger.ledger import Ledger
-from align.store.store import Store
+from align.store.store import store_to_read
 from rollouts.collect import collect
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
@@ -41,22 +41,34 @@ def penalties_of(plan: RoundPlan) -> RetentionMethods:
     )
 
 
-def earlier_artifacts(spec: RoundConfig, parent: SnapshotId, evidence: Evidence) -> dict[str, Path]:
+def earlier_artifacts(
+    spec: RoundConfig, parent: SnapshotId, evidence: Evidence, *, fetch: bool = True
+) -> dict[str, Path]:
     """Return what each method of a round goes on from: the newest artifact on the parent's line, by method.
+
+    Args:
+        fetch: get files that a store with a URL has not here; else the URL is only asked for their sizes.
 
     Raises:
         EvidenceError: a file is missing, or was changed.
     """
+    store = evidence.store
+    check = store.checked if fetch else store.checked_unfetched
     artifacts: dict[str, Path] = {}
     for method in keeping(spec):
         path = _newest(method.name, parent, evidence)
         if path is not None:
-            artifacts[method.name] = evidence.files.check(path, remedy=LOST)
+            artifacts[method.name] = check(path, remedy=LOST)
     return artifacts
 
 
-def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
+def check_artifacts(
+    specs: Iterable[RoundConfig], evidence: Evidence, *, fetch: bool = True
+) -> None:
     """Check what rounds would go on from now, before anything starts for them.
+
+    Args:
+        fetch: see `earlier_artifacts`.
 
     Raises:
         ArtifactError: a file is missing, or was changed.
@@ -66,7 +78,7 @@ def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
         return
     for spec in specs:
         try:
-            earlier_artifacts(spec, parent, evidence)
+            earlier_artifacts(spec, parent, evidence, fetch=fetch)
         except EvidenceError as error:
             raise ArtifactError(
                 f"round {spec.name!r} goes on from what retention kept of an accepted round, and "
@@ -80,19 +92,20 @@ def check_artifacts(specs: Iterable[RoundConfig], evidence: Evidence) -> None:
 def check_stored_artifacts(config: CampaignConfig, ledger: Ledger) -> None:
     """Check what all rounds without a verdict would go on from, for a command that starts nothing.
 
-    The files of a store with a URL may not be here yet; a run fetches and checks them.
+    Files that a store with a URL has not here are not fetched: a file of the right size is left to the run.
 
     Args:
         ledger: of the store, or a copy of it.
 
     Raises:
         ArtifactError: a file is missing, or was changed.
+        KeelError: the store's URL cannot be used; it is only asked once the campaign has begun.
     """
-    if config.is_remote:
-        return
     closed = ledger.closed()
-    evidence = Evidence(store=Store(config.folder, ledger), config=config)
-    check_artifacts((spec for spec in config.rounds if spec.name not in closed), evidence)
+    coming = [spec for spec in config.rounds if spec.name not in closed and keeping(spec)]
+    if coming and ledger.alias("production") is not None:
+        evidence = Evidence(store=store_to_read(config, ledger), config=config)
+        check_artifacts(coming, evidence, fetch=False)
 
 
 def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[str]:

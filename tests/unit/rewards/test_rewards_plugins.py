@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from align.config.campaign import RewardConfig, SuiteConfig
 from align.gate.suites.demands import metric_range
+from rewards.isolation.levels import Level
 from rewards.registry import (
     REWARDS,
     describe,
@@ -16,8 +19,11 @@ from rewards.registry import (
     known_rewards,
     load_reward,
 )
+from rewards.rubric import build_rubric
 from rewards.trial.canaries import asks_a_model
 from rollouts.errors import UserError
+from rollouts.types import Completion, Prompt, RolloutGroup
+from tests.patience import patient
 
 
 @pytest.fixture
@@ -129,6 +135,97 @@ def test_facts_that_cannot_be_are_one_message(install, facts: str, cause: str) -
         load_reward("odd", where="rewards.0")
     assert cause in (caught.value.cause or "") and caught.value.where == "rewards.0"
     assert facts_of("odd") is None
+
+
+TRACES = (
+    "import os\n"
+    "SEEN = 'KEELT_SECRET' in os.environ\n"
+    "def f(completions):\n"
+    "    return [0.0 for _ in completions]\n"
+    "f.__doc__ = f'{os.getpid()} {SEEN}'\n"
+)
+
+
+def test_facts_of_a_distribution_come_from_a_process_without_secrets(
+    install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("keelt-traces", "traces = keelt_traces:f", TRACES)
+    monkeypatch.setenv("KEELT_SECRET", "hush")
+    assert facts_of("traces") is not None
+    assert find_reward("traces").level == "process"
+    pid, seen = describe("traces").doc.split()
+    assert (int(pid) != os.getpid(), seen) == (True, "False")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+    assert "traces" in {info.name for info in known_rewards()}
+    assert "keelt_traces" not in sys.modules, "it is imported by workers alone"
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import time; time.sleep(600)", "no answer within"),
+        ("import os; os._exit(3)", "exited with code 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import sys; sys.exit(4)", "SystemExit: 4"),
+    ],
+)
+def test_a_distribution_that_does_not_answer_is_one_message(
+    install, monkeypatch: pytest.MonkeyPatch, source: str, cause: str
+) -> None:
+    monkeypatch.setattr("rewards.isolation.process.START_S", patient(3.0))
+    name = f"keelt-dead-{len(source)}"
+    install(name, f"dead = {name.replace('-', '_')}:f", source)
+    with pytest.raises(UserError, match="'dead'") as caught:
+        find_reward("dead").level_with({}, "rewards.0")
+    assert cause in (caught.value.cause or "") and caught.value.where == "rewards.0"
+    assert facts_of("dead") is None
+
+
+def agreement(*members: str) -> Level:
+    return find_reward("agreement").level_with({"of": list(members)})
+
+
+def test_the_strictest_member_decides_the_isolation_of_an_agreement(install) -> None:
+    assert agreement("length", "exact_match") == "inline"
+    assert agreement("length", "regex_match") == "process"
+    assert agreement("mine.py:f", "length") == "process"
+    assert agreement("regex_match", "code_tests") == "sandbox"
+    inner = {"name": "agreement", "options": {"of": ["code_tests", "length"]}}
+    assert find_reward("agreement").level_with({"of": ["length", inner]}) == "sandbox"
+    assert find_reward("agreement").level_with({"of": 3}) == "inline", (
+        "loading it says what is wrong"
+    )
+    install("keelt-strict", "risk = keelt_strict:RISKY\nkind_of = keelt_strict:KIND", SPEC)
+    assert find_reward("kind_of").level_with({"all": ["length", "code_tests"]}) == "sandbox"
+    with pytest.raises(UserError, match="'llm_judge' in it asks a model"):
+        agreement("code_tests", "llm_judge")
+
+
+def test_an_agreement_runs_where_its_strictest_member_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import os\ndef pid(completions): return [float(os.getpid()) for _ in completions]\n"
+    )
+    reward = RewardConfig(name="agreement", options={"of": ["mine.py:pid", "mine.py:pid"]})
+    rubric = build_rubric([reward])
+    try:
+        assert rubric.isolation_lines()[0].startswith("reward agreement: process")
+        group = RolloutGroup(
+            prompt=Prompt(id="p", text="?", messages=None, columns={}),
+            prompt_ids=(1,),
+            completions_G=(
+                Completion(token_ids=(1,), logprobs_T=(0.0,), text="a", finish_reason="stop"),
+            ),
+            policy="p",
+            seed=0,
+        )
+        (scored,) = rubric.score([group])
+        assert scored.scores_G[0].value not in (None, float(os.getpid()))
+    finally:
+        rubric.close()
 
 
 def test_nothing_of_a_campaign_is_imported_to_learn_facts(

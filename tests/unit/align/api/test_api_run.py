@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pandas.testing import assert_frame_equal
 
@@ -183,6 +184,74 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (threading.active_count(), os.getcwd()) == (threads, folder)
     assert capfd.readouterr() == ("", ""), "a library prints nothing"
+
+
+class Ends(Stops):
+    """Observing object that ends the run as a service manager does."""
+
+    def on_step(self, event: align.StepEvent) -> None:
+        if event.step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("default_sigterm")
+def test_sigterm_ends_a_run_in_order_and_leaves_nothing_running(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, threads = children(), threading.active_count()
+    ends = Ends(0)
+    with pytest.raises(SystemExit) as ended:
+        campaign(tmp_path).run(ends)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert ends.notes[-1].startswith("interrupted: finished rounds are kept")
+    assert children() == before and threading.active_count() == threads
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert campaign(tmp_path).rounds()["state"]["first"] == "failed"
+    assert list(campaign(tmp_path).run().rounds()["state"]) == ["accepted", "accepted"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("default_sigterm")
+def test_a_program_that_handles_sigterm_keeps_its_handler(tmp_path: Path) -> None:
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    handler = signal.getsignal(signal.SIGTERM)
+    ran = campaign(tmp_path).run(Ends(0))
+    assert received == [signal.SIGTERM, signal.SIGTERM]
+    assert list(ran.rounds()["state"]) == ["accepted", "accepted"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def children() -> set[int]:
+    """Return the processes that this one has started and that still run."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "adapter"])
+def test_a_policy_is_loaded_as_transformers_has_it(tmp_path: Path, lora: Any) -> None:
+    import torch
+
+    policy = {"model": "demo://digits", **({"lora": lora} if lora else {})}
+    ran = campaign(tmp_path, policy=policy).run()
+    model, tokenizer = ran.load_policy("first", dtype=torch.float64)
+    base, _ = ran.load_policy("base", dtype=torch.float64)
+    again, _ = align.load_policy(f"{ran.config.folder}#first", dtype=torch.float64)
+    assert not model.training
+    ids = tokenizer("12", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = [each(input_ids=ids).logits for each in (model, again, base)]
+    assert logits[0].dtype == torch.float64
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2]), "the round has changed the policy"
+    with pytest.raises(align.UserError, match="no snapshot 'frist'"):
+        ran.load_policy("frist")
 
 
 def test_a_function_that_changed_is_noticed_when_the_run_goes_on(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[4]
 
 PUBLIC = {
     # a campaign, its run and its results
-    "Campaign", "Reward", "StoredCampaign", "load_campaign", "open_store", "run",
+    "Campaign", "Reward", "StoredCampaign", "load_campaign", "load_policy", "open_store",
+    "run",
     # events of a run, and errors
     "Event", "MeasuringEvent", "NoteEvent", "StepEvent", "VerdictEvent",
     "KeelError", "RunError", "UserError",

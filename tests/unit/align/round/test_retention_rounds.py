@@ -15,7 +15,9 @@ from align.config.campaign import CampaignConfig
 from align.errors import ArtifactError, EvidenceError
 from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
+from align.store.remote import Remote
 from align.store.snapshots.snapshots import SnapshotStore
+from align.store.store import open_store
 from tests.unit.align.round.test_algorithm_adapters import Adapters
 from tests.unit.align.round.test_round import Ran
 from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, raw_campaign, rounds
@@ -181,6 +183,66 @@ def test_a_damaged_artifact_stops_the_next_round(ewc: Ran, tmp_path: Path, damag
             command(config)
         assert (refusal.value.exit_code, refusal.value.where) == (2, str(path))
     assert [r.state for r in ewc.evidence.ledger.rounds()] == ["accepted", "accepted"]
+
+
+def harm(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1] if damage == "changed" else []))
+    if damage == "removed":
+        path.unlink()
+
+
+def third_round(ewc: Ran, folder: Path) -> tuple[CampaignConfig, Path]:
+    """The campaign with a third round to come, its store behind a URL; and the remote file it rests on."""
+    copytree(ewc.config.folder, folder / "far")
+    (folder / "far/ledger.db").rename(folder / "ledger.db")
+    specs = [spec.model_dump(mode="json") for spec in ewc.config.rounds]
+    third = {**specs[0], "name": "third", "prompts": "demo://sort?n=60", "steps": 1}
+    config = campaign_under(
+        folder,
+        ["kl_anchors", EWC],
+        rounds=[*specs, third],
+        store=f"file://{folder / 'far'}",
+        cache=str(folder / "cache"),
+        ledger=f"sqlite:///{folder / 'ledger.db'}",
+    )
+    return config, folder / "far" / artifact(config, 1, "second").relative_to(config.folder)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_every_command_names_an_artifact_that_a_url_has_lost(
+    ewc: Ran, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, remote_file = third_round(ewc, tmp_path)
+    harm(remote_file, damage)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Remote, "download", lambda *_: pytest.fail("only the list of files is asked for")
+        )
+        for command in (check_campaign, forecast):
+            with pytest.raises(
+                ArtifactError, match=r"round 'third' goes on from .*the file"
+            ) as refusal:
+                command(config)
+            said = str(refusal.value)
+            assert (refusal.value.exit_code, remote_file.name in said, "backup" in said) == (
+                2,
+                True,
+                True,
+            )
+    assert not (tmp_path / "cache").exists(), "they write nothing"
+    with pytest.raises(ArtifactError, match=r"round 'third' goes on from .*the file"):
+        run(config)
+
+
+def test_a_run_fetches_a_sound_artifact_in_place_of_one_that_was_changed_here(
+    ewc: Ran, tmp_path: Path
+) -> None:
+    config, _ = third_round(ewc, tmp_path)
+    open_store(config).pull()
+    harm(artifact(config, 1, "second"), "changed")
+    check_campaign(config)
+    assert [r.state for r in run(config).evidence.ledger.rounds()] == ["accepted"] * 3
 
 
 def test_a_round_without_the_method_is_stepped_over(ewc: Ran, tmp_path: Path) -> None:
