@@ -49,9 +49,9 @@ class IsolatedReward:
                 )
         folder = Path.cwd()
         names = tuple(_joined(name, options))
-        visible: dict[str, None] = {}
-        if isolation.level == "sandbox":
-            visible = dict.fromkeys(path for n in names for path in sandbox.visible(n, folder))
+        is_sandboxed = isolation.level == "sandbox"
+        sandboxed_names = names if is_sandboxed else ()
+        visible = (path for each in sandboxed_names for path in sandbox.visible(each, folder))
         plan = Plan(
             reward=name,
             options=dict(options),
@@ -60,8 +60,8 @@ class IsolatedReward:
             memory_gib=isolation.memory_gib,
             sample_deadline_s=isolation.sample_deadline_s,
             environment=isolation.environment,
-            provider=sandbox.provider(where) if visible else None,
-            visible=tuple(visible),
+            provider=sandbox.provider(where) if is_sandboxed else None,
+            visible=tuple(dict.fromkeys(visible)),
         )
         self.isolation = isolation
         self.pool = _pool(plan, isolation, names)
