@@ -113,10 +113,22 @@ def begin(
     """
     complete = encoder.ended(sampling)
     indices = range(len(prompts)) if positions is None else positions
-    requests = [
-        _request(prompt, size, position, encoder, complete, seed)
-        for position, prompt, size in zip(indices, prompts, group_sizes, strict=True)
-    ]
+    requests = []
+    for position, prompt, size in zip(indices, prompts, group_sizes, strict=True):
+        if size < 1:
+            raise ValueError(f"prompt {prompt.id!r}: group size {size} is not positive")
+        request_id = f"{seed}/{position}/{prompt.id}"
+        digest = hashlib.sha256(request_id.encode()).digest()
+        requests.append(
+            SampleRequest(
+                id=request_id,
+                prompt_ids=encoder.encode(prompt),
+                n=size,
+                sampling=complete,
+                # 31 bits: every sampler's generator takes a non-negative int32.
+                seed=int.from_bytes(digest[:4], "big") >> 1,
+            )
+        )
     ticket = engine.submit(requests) if requests else list
     return PendingRollouts(
         prompts=prompts,
@@ -167,23 +179,6 @@ def check_lengths(
             remedy="shorten or drop these prompts, lower sampling.max_tokens, "
             "or raise rollouts.max_model_len",
         )
-
-
-def _request(
-    prompt: Prompt, n: int, position: int, encoder: PromptEncoder, sampling: Sampling, seed: int
-) -> SampleRequest:
-    if n < 1:
-        raise ValueError(f"prompt {prompt.id!r}: group size {n} is not positive")
-    request_id = f"{seed}/{position}/{prompt.id}"
-    digest = hashlib.sha256(request_id.encode()).digest()
-    return SampleRequest(
-        id=request_id,
-        prompt_ids=encoder.encode(prompt),
-        n=n,
-        sampling=sampling,
-        # 31 bits: every sampler's generator takes a non-negative int32.
-        seed=int.from_bytes(digest[:4], "big") >> 1,
-    )
 
 
 def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str]) -> Completion:

@@ -66,7 +66,16 @@ def load_prompts(
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", config.source)
     if scheme is not None:
-        prompts_read = _from_scheme(config.source, scheme[1], schemes)[: config.limit]
+        if scheme[1] not in schemes:
+            raise UserError(
+                f"unknown kind of source {scheme[1]}://",
+                where=config.source,
+                remedy=nearest(scheme[1], list(schemes)),
+            )
+        try:
+            prompts_read = schemes[scheme[1]](config.source)[: config.limit]
+        except ValueError as error:
+            raise UserError(str(error), where=config.source) from error
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
         prompts_read = told_apart(_prompt(row, config.column) for row in rows)
@@ -136,17 +145,6 @@ def content_id(content: str | Sequence[Message]) -> str:
     """
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _from_scheme(uri: str, scheme: str, schemes: Mapping[str, Scheme]) -> list[Prompt]:
-    if scheme not in schemes:
-        raise UserError(
-            f"unknown kind of source {scheme}://", where=uri, remedy=nearest(scheme, list(schemes))
-        )
-    try:
-        return schemes[scheme](uri)
-    except ValueError as error:
-        raise UserError(str(error), where=uri) from error
 
 
 def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
@@ -247,7 +245,15 @@ class PromptEncoder:
 
     @cached_property
     def digest(self) -> str:
-        files = self._files_digest or hashlib.sha256(_content_of(self.tokenizer)).hexdigest()
+        files = self._files_digest
+        if not files:  # A tokenizer without files: its serialization, or if slow its vocabulary.
+            backend = getattr(self.tokenizer, "backend_tokenizer", None)
+            if backend is not None:
+                state = str(backend.to_str())
+            else:
+                vocabulary = [self.tokenizer.get_vocab(), str(self.tokenizer)]
+                state = json.dumps(vocabulary, sort_keys=True)
+            files = hashlib.sha256(state.encode()).hexdigest()
         content = json.dumps([files, self.tokenizer.chat_template, self.eos_ids], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -365,14 +371,6 @@ class PromptEncoder:
             ) from error
 
 
-def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """Return the content of a tokenizer without files: its serialization, or if slow its vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str()).encode()
-    return json.dumps([tokenizer.get_vocab(), str(tokenizer)], sort_keys=True).encode()
-
-
 class PromptStream:
     """Prompts in endless epochs; every epoch is a new permutation, fixed by the seed.
 
@@ -407,18 +405,16 @@ class PromptStream:
 
     def take(self, n: int) -> list[Prompt]:
         """Return the next ``n`` prompts."""
-        prompts = [self._at(position) for position in range(self._cursor, self._cursor + n)]
+        prompts = []
+        for position in range(self._cursor, self._cursor + n):
+            epoch, index = divmod(position, len(self._prompts))
+            if epoch != self._epoch:
+                prefix = f"{self._seed}/{epoch}/"
+                self._epoch = epoch
+                self._order = sorted(
+                    self._prompts,
+                    key=lambda prompt: hashlib.sha256(f"{prefix}{prompt.id}".encode()).digest(),
+                )
+            prompts.append(self._order[index])
         self._cursor += len(prompts)
         return prompts
-
-    def _at(self, position: int) -> Prompt:
-        epoch, index = divmod(position, len(self._prompts))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = sorted(
-                self._prompts,
-                key=lambda prompt: hashlib.sha256(
-                    f"{self._seed}/{epoch}/{prompt.id}".encode()
-                ).digest(),
-            )
-        return self._order[index]

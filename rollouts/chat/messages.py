@@ -90,13 +90,13 @@ def tools_of(columns: Mapping[str, Any]) -> list[Any]:
     if not value:
         return []
     plain = _without_none(value)
-    if not isinstance(plain, list) or not all(map(_is_function, plain)) or not _is_json(plain):
+    if not _names_functions(plain):
         raise BadMessages(
             f"column {TOOLS!r} is no list of functions",
             'write [{"type": "function", "function": {"name": ..., "parameters": ...}}], or give the '
             "column another name",
         )
-    return plain
+    return list(plain)
 
 
 def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _turn(message: Any, column: str) -> Message:
             raise BadMessages(
                 f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
             )
-        if not _are_calls(turn[CALLS]):
+        if not _names_functions(turn[CALLS]):
             raise BadMessages(
                 f"column {column!r} holds {CALLS} that are no list of calls",
                 'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
@@ -155,10 +155,6 @@ def _turn(message: Any, column: str) -> Message:
     return turn
 
 
-def _are_calls(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_function, value)) and _is_json(value)
-
-
 def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a call with its arguments as a mapping, as templates take them, even if given as JSON text."""
     inner = call.get("function", call)
@@ -172,19 +168,18 @@ def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": inner} if "function" in call else inner
 
 
-def _is_function(value: Any) -> bool:
-    """Tell if a value names a function, with ``type`` and ``function`` around it or without."""
-    inner = value.get("function", value) if isinstance(value, Mapping) else None
-    return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
-
-
-def _is_json(value: Any) -> bool:
-    """Tell if a value is JSON, as which chat templates write tools and calls."""
+def _names_functions(value: Any) -> bool:
+    """Tell if a value is a list of functions or calls, with ``type`` and ``function`` around them or
+    without, and JSON, as which chat templates write them."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return False
-    return True
+    functions = [
+        item.get("function", item) if isinstance(item, Mapping) else None
+        for item in (value if isinstance(value, list) else [None])
+    ]
+    return all(isinstance(f, Mapping) and isinstance(f.get("name"), str) for f in functions)
 
 
 def _without_none(value: Any) -> Any:

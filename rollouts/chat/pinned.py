@@ -9,7 +9,7 @@ system message of his own still decides.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,15 @@ def pinned(
     template: str, system: str | None, kwargs: Mapping[str, Any], today: date | None = None
 ) -> str:
     """Return the template behind its defaults; one that has them already is unchanged."""
-    front = "".join(_front(system, kwargs))
-    if today is not None:
-        front = _clock(template, today) + front
+    front = "" if today is None else _clock(template, today)
+    for name, value in kwargs.items():
+        front += f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif +%}}"
+    if system is not None:
+        turn = f"{{'role': 'system', 'content': {_literal(system)}}}"
+        lacks_one = "messages and messages[0]['role'] not in ['system', 'developer']"
+        front += (
+            f"{{%- if {lacks_one} %}}{{%- set messages = [{turn}] + messages %}}{{%- endif +%}}"
+        )
     return template if template.startswith(front) else front + template
 
 
@@ -93,15 +99,6 @@ def _parsed(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template).environment.parse(template)
-
-
-def _front(system: str | None, kwargs: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in kwargs.items():
-        yield f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif +%}}"
-    if system is not None:
-        turn = f"{{'role': 'system', 'content': {_literal(system)}}}"
-        first = "messages[0]['role'] not in ['system', 'developer']"
-        yield f"{{%- if messages and {first} %}}{{%- set messages = [{turn}] + messages %}}{{%- endif +%}}"
 
 
 def _clock(template: str, today: date) -> str:

@@ -168,20 +168,19 @@ def check_complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
 
 
 def register_host_backend() -> None:
-    """Make ``weight_transfer_config={"backend": "host"}`` known to vLLM in this process."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    """Make ``weight_transfer_config={"backend": "host"}`` known to vLLM in this process.
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, _host_engine_class())
-
-
-def _host_engine_class() -> type[Any]:
-    """Build the engine class, late because its base classes live in vllm."""
+    The engine's classes are made here because their bases live in vllm.
+    """
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
         WeightTransferUpdateInfo,
     )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
 
     @dataclass
     class HostInit(WeightTransferInitInfo):
@@ -219,7 +218,7 @@ def _host_engine_class() -> type[Any]:
         def shutdown(self) -> None:
             """Do nothing: an engine holds nothing between updates."""
 
-    return HostEngine
+    WeightTransferEngineFactory.register_engine(BACKEND, HostEngine)
 
 
 class Reload:
