@@ -116,13 +116,19 @@ class _PartCall:
     def outcomes(self) -> list[PartOutcome]:
         """Wait for workers; return the outcomes [B]."""
         if self._sent is not None:
-            self._answers = self._collect(self._sent)
+            self._answers = self._sent.result()
+            name, batch = self.part.name, self._sent.batch
+            for metric, value in batch.metrics():
+                self._logged.metric(name, metric, value)
+            for column, values in batch.extras().items():
+                self._logged.extra(name, column, values)
+            self._logged.work(name, batch.counts, batch.busy_s, len(batch.packed_B))
         answer = iter(self._answers)
         return [
             next(answer)
-            if name is None
-            else PartFailure.of(f"the prompt has no column {name!r}", "column")
-            for name in self._missing
+            if column is None
+            else PartFailure.of(f"the prompt has no column {column!r}", "column")
+            for column in self._missing
         ]
 
     def extras_B(self) -> list[dict[str, Any]]:
@@ -149,15 +155,6 @@ class _PartCall:
     def _extra(self, column: str, values: Sequence[Any]) -> None:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
-
-    def _collect(self, sent: WorkerCall) -> list[PartOutcome]:
-        name, outcomes, batch = self.part.name, sent.result(), sent.batch
-        for metric, value in batch.metrics():
-            self._logged.metric(name, metric, value)
-        for column, values in batch.extras().items():
-            self._logged.extra(name, column, values)
-        self._logged.work(name, batch.counts, batch.busy_s, len(batch.packed_B))
-        return outcomes
 
 
 async def _gather(calls: Sequence[_PartCall]) -> list[None]:

@@ -118,21 +118,17 @@ class WorkerCall:
 
 
 def _pool(plan: Plan, isolation: Isolation) -> Pool:
-    words = (plan.reward, plan.options, plan.folder, str(isolation), _content(plan))
+    file = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
+    content = ""  # A file that changed is another reward.
+    if file.suffix == ".py" and file.is_file():
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+    words = (plan.reward, plan.options, plan.folder, str(isolation), content)
     key = json.dumps(words, sort_keys=True)
     pool = _POOLS.get(key)
     if pool is None:
         pool = Pool(plan, workers=isolation.workers, deadline_s=isolation.deadline_s)
         _POOLS[key] = pool
     return pool
-
-
-def _content(plan: Plan) -> str:
-    """Hash the file of a reward, since a file that changed is another reward."""
-    file = Path(plan.folder) / (plan.reward or "").rpartition(":")[0]
-    if file.suffix != ".py" or not file.is_file():
-        return ""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _signature(about: Mapping[str, Any]) -> inspect.Signature:

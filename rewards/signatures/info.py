@@ -91,15 +91,12 @@ def _named(function: RewardFunction) -> Mapping[str, Parameter]:
 def _option(parameter: Parameter) -> OptionInfo:
     kind = "Any" if parameter.annotation is Parameter.empty else parameter.annotation
     required = parameter.default is Parameter.empty
+    default = None if required else parameter.default
+    if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+        default = {}  # A dataclass makes it anew for each instance.
     return OptionInfo(
         name=parameter.name,
         type=kind.__name__ if isinstance(kind, type) else str(kind),
-        default=None if required else _default(parameter.default),
+        default=default,
         required=required,
     )
-
-
-def _default(value: Any) -> Any:
-    """Return the default of an option; one that a dataclass makes anew for each instance is a
-    placeholder."""
-    return {} if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value

@@ -132,21 +132,18 @@ class Candidate:
         return guest.decode(self._ask(question), lambda number: StandIn(self, {"handle": number}))
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
-        reply = self._reply({"id": secrets.token_hex(8), **question})
-        if "error" in reply:
-            raise _raised(str(reply["error"]), str(reply.get("message")))
-        return reply.get("value")
-
-    def _reply(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        identifier = secrets.token_hex(8)
         try:
             self._channel.settimeout(self._left())
-            self._channel.sendall(json.dumps(question).encode() + b"\n")
+            self._channel.sendall(json.dumps({"id": identifier, **question}).encode() + b"\n")
             reply = json.loads(self._line())
         except (OSError, ValueError, RecursionError) as error:
             raise CandidateError(f"the candidate gave no answer: {error}") from error
-        if not isinstance(reply, dict) or reply.get("id") != question["id"]:
+        if not isinstance(reply, dict) or reply.get("id") != identifier:
             raise CandidateError("the candidate answered a question that was not asked")
-        return reply
+        if "error" in reply:
+            raise _raised(str(reply["error"]), str(reply.get("message")))
+        return reply.get("value")
 
     def _line(self) -> bytes:
         while b"\n" not in self._unread:

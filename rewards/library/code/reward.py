@@ -83,7 +83,13 @@ def run_tests(
     if programs:
         if len(programs) < len(tests):
             raise UserError("a row has either Python tests or input and output, not both")
-        return [_passes_program(code, test, limits) for test in programs]
+        passed = []
+        for test in programs:
+            if not {"input", "output"} <= set(test):
+                raise UserError(f"a test of a program has input and output, got {sorted(test)}")
+            printed = run_program(code, str(test["input"]), limits)
+            passed.append(printed is not None and printed.split() == str(test["output"]).split())
+        return passed
     try:
         candidate = Candidate(code, limits)
     except CandidateError:
@@ -103,10 +109,3 @@ def _passes(test: str, functions: Mapping[str, StandIn], entry_point: str | None
     except (Exception, SystemExit):  # a failed assert, or whatever a wrong value led to
         return False
     return True
-
-
-def _passes_program(code: str, test: Mapping[str, Any], limits: CandidateLimits) -> bool:
-    if not {"input", "output"} <= set(test):
-        raise UserError(f"a test of a program has input and output, got {sorted(test)}")
-    printed = run_program(code, str(test["input"]), limits)
-    return printed is not None and printed.split() == str(test["output"]).split()
