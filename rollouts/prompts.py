@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rollouts.chat.messages import (
     BadMessages,
+    calls_or_tools,
     check_asks,
     check_tools,
     check_turns,
+    left_out,
     tools_of,
     turns_of,
 )
-from rollouts.chat.tools import calls_or_tools, left_out
 from rollouts.errors import TemplateRefusal, UserError, nearest
 from rollouts.rows import FileRow, read_rows
 from rollouts.types import Message, Prompt, Sampling, Source
@@ -262,11 +263,26 @@ class PromptEncoder:
 
         Raises a `UserError` for messages that the model's chat template cannot render.
         """
-        if prompt.messages is not None:
-            ids = self._render(prompt)
-        else:
+        if prompt.messages is None:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
+            if not ids:
+                raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
+            return ids
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"{prompt.label} is a list of messages, but the model has no chat template",
+                remedy="use a text column, or a model whose tokenizer has a chat template",
+            )
+        try:
+            ids = self.render(prompt.messages, opened=True, tools=tools_of(prompt.columns))
+        except TemplateRefusal as error:
+            roles = ", ".join(turn["role"] for turn in prompt.messages)
+            raise UserError(
+                f"the chat template refuses {prompt.label} (roles: {roles})",
+                cause=str(error),
+                remedy="mend the row or take it out, or use a template that writes what it holds",
+            ) from error
         if not ids:
             raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
         return ids
@@ -352,23 +368,6 @@ class PromptEncoder:
                 begun = start > 0 and full[start - 1] == bos == bare[0]
                 return tuple(bare if begun else full[: start + len(bare)])
         return tuple(full)
-
-    def _render(self, prompt: Prompt) -> tuple[int, ...]:
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                f"{prompt.label} is a list of messages, but the model has no chat template",
-                remedy="use a text column, or a model whose tokenizer has a chat template",
-            )
-        try:
-            tools = tools_of(prompt.columns)
-            return self.render(prompt.messages or (), opened=True, tools=tools)
-        except TemplateRefusal as error:
-            roles = ", ".join(turn["role"] for turn in prompt.messages or ())
-            raise UserError(
-                f"the chat template refuses {prompt.label} (roles: {roles})",
-                cause=str(error),
-                remedy="mend the row or take it out, or use a template that writes what it holds",
-            ) from error
 
 
 class PromptStream:

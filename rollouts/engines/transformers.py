@@ -140,18 +140,26 @@ class TransformersEngine:
         Raises:
             WeightLoadError: weights that were deposited could not be loaded; only a `sync` helps.
         """
-        from rollouts.engines.decoding.completions import take_next
+        from rollouts.engines.decoding.completions import open_completions, take_next
         from rollouts.engines.decoding.queue import DecodingQueue
 
         self._open_mail()
-        opened = [self._opened(index, request) for index, request in enumerate(requests)]
-        if refused := [
-            (index, SampleResult(id=request.id, completions=(Completion.failed(each),) * request.n))
-            for index, (request, each) in enumerate(zip(requests, opened, strict=True))
-            if isinstance(each, str)
-        ]:
+        refused, open_by_request = [], {}
+        for index, request in enumerate(requests):
+            if reason := self._refusal(request.prompt_ids, request.prompt_ids):
+                failed = (Completion.failed(f"refused: {reason}"),) * request.n
+                refused.append((index, SampleResult(id=request.id, completions=failed)))
+                continue
+            room = self.max_model_len - len(request.prompt_ids)
+            open_by_request[index] = open_completions(
+                index,
+                request,
+                limit=min(request.sampling.max_tokens, room),
+                ends=self._stops.ends,
+                decode=self._stops.decode,
+            )
+        if refused:
             yield refused
-        open_by_request = {i: each for i, each in enumerate(opened) if not isinstance(each, str)}
         queue = DecodingQueue(
             (row for each in open_by_request.values() for row in each),
             lambda: self._kind(self._reader),
@@ -241,21 +249,6 @@ class TransformersEngine:
         self._version = update.version
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=1, load_s=seconds)
-
-    def _opened(self, index: int, request: SampleRequest) -> list[Any] | str:
-        """Open a request's completions, or say why it is refused."""
-        from rollouts.engines.decoding.completions import open_completions
-
-        if reason := self._refusal(request.prompt_ids, request.prompt_ids):
-            return f"refused: {reason}"
-        room = self.max_model_len - len(request.prompt_ids)
-        return open_completions(
-            index,
-            request,
-            limit=min(request.sampling.max_tokens, room),
-            ends=self._stops.ends,
-            decode=self._stops.decode,
-        )
 
     def _refusal(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str | None:
         """Return why tokens cannot be read and gone on with; None if they can."""
