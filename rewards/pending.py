@@ -48,9 +48,11 @@ class PartCalls:
         for call in self._calls:
             call.begin({} if clocks is None else clocks)
         waiting = [call for call in self._calls if call.is_async]
-        self._pending: Future[list[None]] | None = (
-            loop.submit(_gather(waiting)) if waiting else None
-        )
+
+        async def compute_all() -> None:
+            await asyncio.gather(*(call.compute_async() for call in waiting))
+
+        self._pending: Future[None] | None = loop.submit(compute_all()) if waiting else None
         for call in self._calls:
             call.compute()
 
@@ -155,10 +157,6 @@ class _PartCall:
     def _extra(self, column: str, values: Sequence[Any]) -> None:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
-
-
-async def _gather(calls: Sequence[_PartCall]) -> list[None]:
-    return await asyncio.gather(*(call.compute_async() for call in calls))
 
 
 class LoopThread:

@@ -54,11 +54,15 @@ def json_schema(
     given("json_schema", "schema", schema, "{type: object}")
     assert schema is not None
     validator = _validator(schema)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     scores = []
     for text in map(completion_text, completions):
         fenced = _FENCE.fullmatch(text.strip()) if fence else None
         try:
-            value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+            value = json.loads(fenced[1] if fenced else text, parse_constant=refuse)
         except (ValueError, RecursionError):
             scores.append(0.0)
         else:
@@ -84,7 +88,3 @@ def _validator(schema: Mapping[str, Any]) -> Any:
         ) from error
     # An empty registry keeps jsonschema from fetching what a schema refers to.
     return kind(schema, registry=referencing.Registry())
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")

@@ -33,18 +33,16 @@ def math_answer(
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     scores: list[float | None] = []
     for completion, right in zip(completions, answer, strict=True):
-        gold = None if right is None else _gold(math_verify, str(right))
+        text = "" if right is None else str(right)
+        # LaTeX is only read between delimiters.
+        boxed = text if "$" in text or "\\boxed" in text else f"\\boxed{{{text}}}"
+        gold = right is not None and (
+            math_verify.parse(boxed, parsing_timeout=None)
+            or math_verify.parse(text, parsing_timeout=None)
+        )
         if not gold:
             scores.append(None)
             continue
         parsed = math_verify.parse(completion_text(completion)[-last:], parsing_timeout=None)
         scores.append(float(math_verify.verify(gold, parsed, timeout_seconds=None)))
     return scores
-
-
-def _gold(library: Any, answer: str) -> list[Any]:
-    """Parse the dataset's answer, of which LaTeX is only read between delimiters."""
-    delimited = "$" in answer or "\\boxed" in answer
-    boxed = answer if delimited else f"\\boxed{{{answer}}}"
-    expressions: list[Any] = library.parse(boxed, parsing_timeout=None)
-    return expressions or list(library.parse(answer, parsing_timeout=None))

@@ -51,8 +51,12 @@ def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFu
 
     def calls(arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         shared = {name: arguments[name] for name in arguments if name in options or name in CONTEXT}
-        inputs = {singular.get(n, n): values for n, values in arguments.items() if n not in shared}
-        cells = {name: values for name, values in inputs.items() if name in parameters or anything}
+        names = [singular.get(name, name) for name in arguments if name not in shared]
+        cells = {
+            name: arguments[BATCHED.get(name, name)]
+            for name in names
+            if name in parameters or anything
+        }
         for row in zip(*cells.values(), strict=True):
             sample = dict(zip(cells, row, strict=True))
             yield {**shared, **sample, **{name: completion_text(sample[name]) for name in texts}}

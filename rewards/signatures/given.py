@@ -132,15 +132,12 @@ def _named(target: Any) -> str | None:
     path = Path(file)
     if "." not in module.__name__ and path.suffix == ".py" and path.name != "__init__.py":
         return f"{path.resolve()}:{name}"
-    return f"{module.__name__}:{name}" if _is_importable(module.__name__, path) else None
-
-
-def _is_importable(name: str, file: Path) -> bool:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return False
-    return spec is not None and spec.origin is not None and Path(spec.origin) == file
+    origin = None
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(module.__name__)
+        origin = None if spec is None else spec.origin
+    is_importable = origin is not None and Path(origin) == path
+    return f"{module.__name__}:{name}" if is_importable else None
 
 
 @dataclass(kw_only=True)
@@ -160,7 +157,11 @@ class _Module:
         source = source_of(inner)
         self._values[target.__name__] = target
         values = _globals(inner)
-        needed, hinted = _free_names(source)
+        # Names that it uses when it runs, and those that its annotations use too.
+        needed, hinted = (
+            set(_referenced(symtable.symtable(text, "given", "exec"), top=True))
+            for text in (HEAD + source, source)
+        )
         for name in sorted(needed - vars(builtins).keys() - {"__name__", "__file__"}):
             if name not in values:
                 raise self._refused(
@@ -297,15 +298,6 @@ def _class_source(target: type) -> str:
             if start <= first <= (node.end_lineno or start):
                 return "".join(lines[start - 1 : node.end_lineno])
     raise OSError(f"no class {target.__name__} in {functions[0].__code__.co_filename}")
-
-
-def _free_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the global names that a definition uses when it runs, and those its annotations use too."""
-
-    def used(text: str) -> set[str]:
-        return set(_referenced(symtable.symtable(text, "given", "exec"), top=True))
-
-    return used(HEAD + source), used(source)
 
 
 def _referenced(table: symtable.SymbolTable, *, top: bool = False) -> Iterator[str]:

@@ -19,8 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.base import ShownCompletion, completion_text
-from rewards.library.code.candidate import Candidate, CandidateError, CandidateLimits, StandIn
-from rewards.library.code.program import run_program
+from rewards.library.code.candidate import (
+    Candidate,
+    CandidateError,
+    CandidateLimits,
+    StandIn,
+    run_program,
+)
 from rewards.signatures.options import positive, whole_number
 from rollouts.errors import UserError
 
