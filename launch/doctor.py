@@ -80,7 +80,10 @@ def check_python(version: Sequence[int] = sys.version_info[:2]) -> CheckResult:
 
 def check_versions(lock: Path = LOCK, installed: Mapping[str, str] | None = None) -> CheckResult:
     """Compare the packages that matter with the versions that the tests ran with."""
-    have = _installed() if installed is None else installed
+    have = installed
+    if have is None:
+        pairs = ((each.metadata["Name"], each.version) for each in metadata.distributions())
+        have = {name.lower().replace("_", "-"): version for name, version in pairs if name}
     compared = (*MAIN_PINS, *(name for name in VLLM if name in have))
     missing = [name for name in MAIN_PINS if name not in have]
     if missing:
@@ -108,14 +111,6 @@ def read_lock(path: Path) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     pairs = [line.partition("==") for line in lines if "==" in line]
     return {name: version for name, _, version in pairs}
-
-
-def _installed() -> dict[str, str]:
-    return {
-        name.lower().replace("_", "-"): distribution.version
-        for distribution in metadata.distributions()
-        if (name := distribution.metadata["Name"])
-    }
 
 
 def _public(version: str) -> str:
@@ -172,7 +167,10 @@ def check_companions(search_path: Sequence[str] | None = None) -> CheckResult:
     """Check that torchvision, torchaudio and torchcodec are absent, or import."""
     path = list(sys.path) if search_path is None else list(search_path)
     importable = [name for name in COMPANIONS if PathFinder.find_spec(name, path) is not None]
-    tried = {name: _try_import(name, path) for name in importable}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    tried = {
+        name: _try_python(name, f"import {name}", remedy="", environ=environ) for name in importable
+    }
     broken = {name: result.detail for name, result in tried.items() if result.status != "ok"}
     if not broken:
         detail = (
@@ -185,11 +183,6 @@ def check_companions(search_path: Sequence[str] | None = None) -> CheckResult:
         detail="; ".join(f"{name} is installed and broken: {why}" for name, why in broken.items()),
         remedy=f"{sys.executable} -m pip uninstall -y {' '.join(broken)}",
     )
-
-
-def _try_import(name: str, path: Sequence[str]) -> CheckResult:
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
-    return _try_python(name, f"import {name}", remedy="", environ=environ)
 
 
 def check_backend(name: str) -> CheckResult:

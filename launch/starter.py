@@ -126,7 +126,18 @@ def _rounded_up(margin: float) -> float:
 
 def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
     """Compose the YAML of a campaign that lies in a file."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "campaign"
+    name = _slug(file.stem) or "campaign"
+    # A round is named after its first reward, or its algorithm.
+    lesson = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
+    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
+    engines = ""
+    if available and DEFAULT_BACKEND not in available:
+        reason = f"{DEFAULT_BACKEND} is not installed here"
+        engines = f"\nrollouts: {{backend: {available[0]}}}    # {reason}\n"
+    suite = f"margin: {sizes.margin:g}"
+    if wishes.rewards:  # Only sampled answers have rates of their own.
+        rate = f"{sizes.rate_margin:g}"
+        suite += f", truncation_margin: {rate}, failure_margin: {rate}"
     store = f"runs/{name}" if wishes.store is None else _from_file(file, wishes.store)
     tiny = wishes.model.startswith("demo://")
     return TEMPLATE.format(
@@ -134,64 +145,46 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         store=json.dumps(store),
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
-        engines=_engines(),
+        engines=engines,
         max_tokens=sizes.max_tokens,
-        suite=_suite(wishes, sizes),
-        round=_word(_round_name(wishes, name)),
+        suite=suite,
+        round=_word(_slug(lesson) or name),
         material=_material(file, wishes, chat=sizes.chat),
         steps=STEPS,
     )
 
 
-def _engines() -> str:
-    """Write the engines' backend where the default one is not installed and another is."""
-    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
-    if DEFAULT_BACKEND in available or not available:
-        return ""
-    return f"\nrollouts: {{backend: {available[0]}}}    # {DEFAULT_BACKEND} is not installed here\n"
-
-
 def _material(file: Path, wishes: Wishes, *, chat: bool) -> str:
     """Write the material of the round and its algorithm: prompts and rewards, or a file of examples."""
+    from align.algorithms import ALGORITHMS
+
     source = _from_file(file, wishes.source)
     stated = json.dumps(source)
     if "://" not in source:
         stated = (
             f"{{source: {stated}, heldout: {wishes.heldout:g}{', chat: true' if chat else ''}}}"
         )
-    lines = [f"algorithm: {_algorithm(wishes)}"]
     if wishes.rewards:
-        lines += [
-            f"prompts: {stated}",
-            f"rewards: [{', '.join(json.dumps(_function(file, r)) for r in wishes.rewards)}]",
-        ]
+        rewards = []
+        for reward in wishes.rewards:
+            path, colon, function = reward.rpartition(":")
+            is_file = colon and path.endswith(".py")
+            rewards.append(f"{_from_file(file, path)}:{function}" if is_file else reward)
+        listing = ", ".join(map(json.dumps, rewards))
+        lines = [f"algorithm: {wishes.algorithm}", f"prompts: {stated}", f"rewards: [{listing}]"]
     else:
-        lines.append(f"data: {stated}")
+        algorithm = wishes.algorithm
+        if algorithm in ALGORITHMS:
+            # One that could judge its own samples reads a file instead.
+            fields = ALGORITHMS[algorithm].model_fields
+            options = "".join(f", {name}: file" for name in ("pairs", "ratings") if name in fields)
+            algorithm = f"{{name: {algorithm}{options}}}"
+        lines = [f"algorithm: {algorithm}", f"data: {stated}"]
     return "\n    ".join(lines)
 
 
-def _suite(wishes: Wishes, sizes: Sizes) -> str:
-    """Write the margins of the round's suite; if answers are sampled, those of its rates too."""
-    rates = f", truncation_margin: {sizes.rate_margin:g}, failure_margin: {sizes.rate_margin:g}"
-    return f"margin: {sizes.margin:g}{rates if wishes.rewards else ''}"
-
-
-def _algorithm(wishes: Wishes) -> str:
-    """Name the algorithm; without a reward, one that could judge its own samples reads a file instead."""
-    from align.algorithms import ALGORITHMS
-
-    algorithm = ALGORITHMS.get(wishes.algorithm)
-    if algorithm is None or wishes.rewards:
-        return wishes.algorithm
-    from_file = [field for field in ("pairs", "ratings") if field in algorithm.model_fields]
-    options = "".join(f", {field}: file" for field in from_file)
-    return f"{{name: {wishes.algorithm}{options}}}"
-
-
-def _round_name(wishes: Wishes, campaign: str) -> str:
-    """Name a round after its first reward, or its algorithm; after the campaign if that leaves nothing."""
-    words = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
-    return re.sub(r"[^a-z0-9._-]+", "-", words.lower()).strip("-._") or campaign
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
 
 
 def _word(text: str) -> str:
@@ -207,12 +200,6 @@ def _from_file(file: Path, text: str) -> str:
     if "://" in text or text.startswith(("/", "~")) or not is_path:
         return text
     return os.path.relpath(text, file.absolute().parent)
-
-
-def _function(file: Path, reward: str) -> str:
-    """Restate ``file.py:function``; other names stay."""
-    path, colon, function = reward.rpartition(":")
-    return f"{_from_file(file, path)}:{function}" if colon and path.endswith(".py") else reward
 
 
 LORA = "lora: {rank: 16}       # an adapter; remove the line to train all weights"

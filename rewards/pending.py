@@ -48,9 +48,11 @@ class PartCalls:
         for call in self._calls:
             call.begin({} if clocks is None else clocks)
         waiting = [call for call in self._calls if call.is_async]
-        self._pending: Future[list[None]] | None = (
-            loop.submit(_gather(waiting)) if waiting else None
-        )
+
+        async def compute_all() -> None:
+            await asyncio.gather(*(call.compute_async() for call in waiting))
+
+        self._pending: Future[None] | None = loop.submit(compute_all()) if waiting else None
         for call in self._calls:
             call.compute()
 
@@ -116,13 +118,19 @@ class _PartCall:
     def outcomes(self) -> list[PartOutcome]:
         """Wait for workers; return the outcomes [B]."""
         if self._sent is not None:
-            self._answers = self._collect(self._sent)
+            self._answers = self._sent.result()
+            name, batch = self.part.name, self._sent.batch
+            for metric, value in batch.metrics():
+                self._logged.metric(name, metric, value)
+            for column, values in batch.extras().items():
+                self._logged.extra(name, column, values)
+            self._logged.work(name, batch.counts, batch.busy_s, len(batch.packed_B))
         answer = iter(self._answers)
         return [
             next(answer)
-            if name is None
-            else PartFailure.of(f"the prompt has no column {name!r}", "column")
-            for name in self._missing
+            if column is None
+            else PartFailure.of(f"the prompt has no column {column!r}", "column")
+            for column in self._missing
         ]
 
     def extras_B(self) -> list[dict[str, Any]]:
@@ -149,19 +157,6 @@ class _PartCall:
     def _extra(self, column: str, values: Sequence[Any]) -> None:
         self._logged.extra(self.part.name, column, values)
         self._columns[column].extend(values)
-
-    def _collect(self, sent: WorkerCall) -> list[PartOutcome]:
-        name, outcomes, batch = self.part.name, sent.result(), sent.batch
-        for metric, value in batch.metrics():
-            self._logged.metric(name, metric, value)
-        for column, values in batch.extras().items():
-            self._logged.extra(name, column, values)
-        self._logged.work(name, batch.counts, batch.busy_s, len(batch.packed_B))
-        return outcomes
-
-
-async def _gather(calls: Sequence[_PartCall]) -> list[None]:
-    return await asyncio.gather(*(call.compute_async() for call in calls))
 
 
 class LoopThread:

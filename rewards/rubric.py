@@ -51,7 +51,13 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
     parts: dict[str, RewardPart] = {}
     for index, spec in enumerate(specs):
         field = f"{where}.{index}"
-        function = _function(spec, field)
+        reward = find_reward(spec.name, field)
+        isolation = isolation_of(spec, reward.level_with(spec.options, field), field)
+        function: RewardFunction = (
+            reward.load(spec.options, field)
+            if isolation.level == "inline"
+            else IsolatedReward(spec.name, spec.options, isolation, field)
+        )
         name = spec.part or spec.name.rpartition(":")[2]
         if name in parts:
             raise UserError(
@@ -72,15 +78,6 @@ def build_rubric(specs: Sequence[RewardLike], where: str = "rewards") -> Rubric:
             gate=gate and Gate(at_least=gate.at_least, otherwise=gate.otherwise),
         )
     return Rubric(tuple(parts.values()))
-
-
-def _function(spec: RewardLike, where: str) -> RewardFunction:
-    """Load the function itself, or its stand-in where it runs in processes of its own."""
-    reward = find_reward(spec.name, where)
-    isolation = isolation_of(spec, reward.level_with(spec.options, where), where)
-    if isolation.level == "inline":
-        return reward.load(spec.options, where)
-    return IsolatedReward(spec.name, spec.options, isolation, where)
 
 
 class Rubric:

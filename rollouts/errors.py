@@ -11,6 +11,7 @@ errors of rounds, stores and gates. Errors stay picklable: they travel through R
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 
@@ -38,7 +39,8 @@ class KeelError(Exception):
         super().__init__(what)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.cause, self.remedy))
+        rebuild = partial(type(self), where=self.where, cause=self.cause, remedy=self.remedy)
+        return (rebuild, (self.what,))
 
     def __str__(self) -> str:
         lines = [self.what if self.where is None else f"{self.where}: {self.what}"]
@@ -61,12 +63,6 @@ class RunError(KeelError):
 
 class TemplateRefusal(Exception):
     """Chat turns that a chat template cannot render; the message is its own. Callers say whose turns."""
-
-
-def _rebuild(
-    kind: type[KeelError], what: str, where: str | None, cause: str | None, remedy: str | None
-) -> KeelError:
-    return kind(what, where=where, cause=cause, remedy=remedy)
 
 
 def first_line(error: BaseException) -> str:

@@ -39,11 +39,15 @@ def sizes_of(folder: Path, *, trust_remote_code: bool = False) -> ModelSizes:
     hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
     if head_dim is None and hidden and heads:
         head_dim = hidden // heads
+    scaling = setting(text, "rope_parameters") or setting(text, "rope_scaling")
+    rope_type: Any = "default"
+    if isinstance(scaling, dict):
+        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     return ModelSizes(
         context=_number(text, "max_position_embeddings"),
         vocabulary=_number(text, "vocab_size"),
         head_dim=head_dim,
-        stretched=_is_stretched(text),
+        stretched=rope_type != "default",
     )
 
 
@@ -66,13 +70,6 @@ def text_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def setting(config: Any, name: str) -> Any:
     """Read one value of a `text_config`; None where there is none."""
     return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
-
-
-def _is_stretched(config: Any) -> bool:
-    scaling = setting(config, "rope_parameters") or setting(config, "rope_scaling")
-    if not isinstance(scaling, dict):
-        return False
-    return scaling.get("rope_type", scaling.get("type", "default")) != "default"
 
 
 def _number(config: Any, name: str) -> int | None:

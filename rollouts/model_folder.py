@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rollouts.errors import UserError
 
@@ -31,18 +30,6 @@ def check_model_folder(path: str | Path) -> None:
             where="policy.model",
             remedy="give a folder written by save_pretrained, or a Hugging Face id",
         )
-    _read_config(folder)
-    _check_weights(folder)
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise UserError(
-            f"the model folder has no tokenizer (looked for {', '.join(_TOKENIZERS)})",
-            where=str(folder),
-            cause="the model was saved without its tokenizer",
-            remedy="call tokenizer.save_pretrained on the same folder",
-        )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
@@ -60,18 +47,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             "config.json does not hold an object", where=str(file), remedy="save the model again"
         )
-    return config
-
-
-def _check_weights(folder: Path) -> None:
-    if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        return
-    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
-    raise UserError(
-        "the model folder has no *.safetensors weights",
-        where=str(folder),
-        cause=f"its weights are pickled ({', '.join(pickled[:3])}), which can run code when read"
-        if pickled
-        else None,
-        remedy="save the model with save_pretrained(folder), which writes safetensors",
-    )
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+        names = ", ".join(pickled[:3])
+        raise UserError(
+            "the model folder has no *.safetensors weights",
+            where=str(folder),
+            cause=f"its weights are pickled ({names}), which can run code when read"
+            if names
+            else None,
+            remedy="save the model with save_pretrained(folder), which writes safetensors",
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(
+            f"the model folder has no tokenizer (looked for {', '.join(_TOKENIZERS)})",
+            where=str(folder),
+            cause="the model was saved without its tokenizer",
+            remedy="call tokenizer.save_pretrained on the same folder",
+        )

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rollouts.chat.messages import (
     BadMessages,
+    calls_or_tools,
     check_asks,
     check_tools,
     check_turns,
+    left_out,
     tools_of,
     turns_of,
 )
-from rollouts.chat.tools import calls_or_tools, left_out
 from rollouts.errors import TemplateRefusal, UserError, nearest
 from rollouts.rows import FileRow, read_rows
 from rollouts.types import Message, Prompt, Sampling, Source
@@ -66,7 +67,16 @@ def load_prompts(
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", config.source)
     if scheme is not None:
-        prompts_read = _from_scheme(config.source, scheme[1], schemes)[: config.limit]
+        if scheme[1] not in schemes:
+            raise UserError(
+                f"unknown kind of source {scheme[1]}://",
+                where=config.source,
+                remedy=nearest(scheme[1], list(schemes)),
+            )
+        try:
+            prompts_read = schemes[scheme[1]](config.source)[: config.limit]
+        except ValueError as error:
+            raise UserError(str(error), where=config.source) from error
     else:
         rows = islice(read_rows(config.source, config.split), config.limit)
         prompts_read = told_apart(_prompt(row, config.column) for row in rows)
@@ -136,17 +146,6 @@ def content_id(content: str | Sequence[Message]) -> str:
     """
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _from_scheme(uri: str, scheme: str, schemes: Mapping[str, Scheme]) -> list[Prompt]:
-    if scheme not in schemes:
-        raise UserError(
-            f"unknown kind of source {scheme}://", where=uri, remedy=nearest(scheme, list(schemes))
-        )
-    try:
-        return schemes[scheme](uri)
-    except ValueError as error:
-        raise UserError(str(error), where=uri) from error
 
 
 def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
@@ -247,7 +246,15 @@ class PromptEncoder:
 
     @cached_property
     def digest(self) -> str:
-        files = self._files_digest or hashlib.sha256(_content_of(self.tokenizer)).hexdigest()
+        files = self._files_digest
+        if not files:  # A tokenizer without files: its serialization, or if slow its vocabulary.
+            backend = getattr(self.tokenizer, "backend_tokenizer", None)
+            if backend is not None:
+                state = str(backend.to_str())
+            else:
+                vocabulary = [self.tokenizer.get_vocab(), str(self.tokenizer)]
+                state = json.dumps(vocabulary, sort_keys=True)
+            files = hashlib.sha256(state.encode()).hexdigest()
         content = json.dumps([files, self.tokenizer.chat_template, self.eos_ids], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -256,11 +263,26 @@ class PromptEncoder:
 
         Raises a `UserError` for messages that the model's chat template cannot render.
         """
-        if prompt.messages is not None:
-            ids = self._render(prompt)
-        else:
+        if prompt.messages is None:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
+            if not ids:
+                raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
+            return ids
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"{prompt.label} is a list of messages, but the model has no chat template",
+                remedy="use a text column, or a model whose tokenizer has a chat template",
+            )
+        try:
+            ids = self.render(prompt.messages, opened=True, tools=tools_of(prompt.columns))
+        except TemplateRefusal as error:
+            roles = ", ".join(turn["role"] for turn in prompt.messages)
+            raise UserError(
+                f"the chat template refuses {prompt.label} (roles: {roles})",
+                cause=str(error),
+                remedy="mend the row or take it out, or use a template that writes what it holds",
+            ) from error
         if not ids:
             raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
         return ids
@@ -347,31 +369,6 @@ class PromptEncoder:
                 return tuple(bare if begun else full[: start + len(bare)])
         return tuple(full)
 
-    def _render(self, prompt: Prompt) -> tuple[int, ...]:
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                f"{prompt.label} is a list of messages, but the model has no chat template",
-                remedy="use a text column, or a model whose tokenizer has a chat template",
-            )
-        try:
-            tools = tools_of(prompt.columns)
-            return self.render(prompt.messages or (), opened=True, tools=tools)
-        except TemplateRefusal as error:
-            roles = ", ".join(turn["role"] for turn in prompt.messages or ())
-            raise UserError(
-                f"the chat template refuses {prompt.label} (roles: {roles})",
-                cause=str(error),
-                remedy="mend the row or take it out, or use a template that writes what it holds",
-            ) from error
-
-
-def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """Return the content of a tokenizer without files: its serialization, or if slow its vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str()).encode()
-    return json.dumps([tokenizer.get_vocab(), str(tokenizer)], sort_keys=True).encode()
-
 
 class PromptStream:
     """Prompts in endless epochs; every epoch is a new permutation, fixed by the seed.
@@ -407,18 +404,16 @@ class PromptStream:
 
     def take(self, n: int) -> list[Prompt]:
         """Return the next ``n`` prompts."""
-        prompts = [self._at(position) for position in range(self._cursor, self._cursor + n)]
+        prompts = []
+        for position in range(self._cursor, self._cursor + n):
+            epoch, index = divmod(position, len(self._prompts))
+            if epoch != self._epoch:
+                prefix = f"{self._seed}/{epoch}/"
+                self._epoch = epoch
+                self._order = sorted(
+                    self._prompts,
+                    key=lambda prompt: hashlib.sha256(f"{prefix}{prompt.id}".encode()).digest(),
+                )
+            prompts.append(self._order[index])
         self._cursor += len(prompts)
         return prompts
-
-    def _at(self, position: int) -> Prompt:
-        epoch, index = divmod(position, len(self._prompts))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = sorted(
-                self._prompts,
-                key=lambda prompt: hashlib.sha256(
-                    f"{self._seed}/{epoch}/{prompt.id}".encode()
-                ).digest(),
-            )
-        return self._order[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from rollouts.errors import RunError, UserError
 from rollouts.machine.device import resolve_device
 from rollouts.model_config import sizes_of
 from rollouts.pool.pool import EnginePool
-from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt, RolloutGroup, Sampling
+from rollouts.types import Prompt, Sampling
 
 
 def sample_policy(
@@ -47,7 +47,11 @@ def sample_policy(
     longest = max(len(encoder.encode(prompt)) for prompt in prompts)
     context = min(longest + sampling.max_tokens, sizes_of(folder).context or 2**20)
     check_lengths(prompts, encoder, sampling.max_tokens, context, "--policy")
-    groups = _sampled(replace(spec, max_model_len=context), prompts, group_size, encoder, sampling)
+    sizes = [group_size] * len(prompts)
+    with connect(num_engines=1), closing(EnginePool(replace(spec, max_model_len=context))) as pool:
+        groups = collect(
+            pool, prompts, sizes, encoder, sampling, seed, policy=folder.resolve().name
+        )
     samples = [
         Sample(prompt=group.prompt, completion=completion)
         for group in groups
@@ -82,20 +86,3 @@ def _engine_of(folder: Path, seed: int) -> EngineSpec:
             return spec
     assert refusal is not None
     raise refusal
-
-
-def _sampled(
-    spec: EngineSpec,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    encoder: PromptEncoder,
-    sampling: Sampling,
-) -> list[RolloutGroup]:
-    name = Path(spec.model).name
-    sizes = [group_size] * len(prompts)
-    with connect(num_engines=1):
-        pool = EnginePool(spec)
-        try:
-            return collect(pool, prompts, sizes, encoder, sampling, spec.seed, policy=name)
-        finally:
-            pool.close()

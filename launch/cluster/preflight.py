@@ -93,11 +93,12 @@ def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
     single = next((demand for demand in demands if not demand.together), None)
     layouts = [list(rooms)]
     if group is not None:
-        layouts = [
-            [_less(room, group) if i == index else room for i, room in enumerate(rooms)]
-            for index, room_of_group in enumerate(rooms)
-            if _fits(room_of_group, group.bundle) >= group.count
-        ]
+        layouts = []
+        for index, room in enumerate(rooms):
+            if _fits(room, group.bundle) >= group.count:
+                group_total = {name: group.count * amount for name, amount in group.bundle.items()}
+                left = {name: amount - group_total.get(name, 0.0) for name, amount in room.items()}
+                layouts.append([*rooms[:index], left, *rooms[index + 1 :]])
     if not layouts:
         return [f"no single node has room for {group}"]
     if single is None:
@@ -115,12 +116,6 @@ def _fits(room: Bundle, bundle: Bundle) -> int:
         (math.floor(room.get(name, 0.0) / amount + 1e-4) for name, amount in bundle.items()),
         default=0,
     )
-
-
-def _less(room: Bundle, group: Demand) -> Bundle:
-    return {
-        name: amount - group.count * group.bundle.get(name, 0.0) for name, amount in room.items()
-    }
 
 
 def node_table(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> str:

@@ -11,7 +11,7 @@ from launch.arguments import Address, AsJson, CampaignPath, Insecure, Overrides,
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from align.gate.power.power import GatePlan, SuitePlan
+    from align.gate.power.power import GatePlan
 
 BaselineSnapshot = Annotated[
     str | None, typer.Argument(help="What budgets shall count from; an id or its first digits.")
@@ -219,7 +219,21 @@ def _plan_table(planned: GatePlan) -> Table:
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for suite in planned.suites:
-        table.add_row(*_plan_row(suite))
+        spread, whole = suite.spread, suite.spread.pass_fail
+        change = f"{100 * spread.variance:.1f}%" if whole else f"sd {spread.variance**0.5:.3g}"
+        margins = (suite.margin, *suite.testable.values())
+        table.add_row(
+            suite.suite if suite.role == "gate" else f"{suite.suite} ({suite.role})",
+            f"{suite.n:,}",
+            change if spread.source == "rounds" else f"{change} {spread.source}",
+            *(f"{100 * margin:.1f}%" if whole else f"{margin:.3g}" for margin in margins),
+            *(f"{needed:,}" for needed in suite.needed.values()),
+            f"{suite.power:.2f}",
+            f"{suite.joint:.2f}",
+            f"{suite.enough:,}" if suite.guards else "-",
+            "?" if suite.tokens is None else f"{suite.tokens:,}",
+            "?" if suite.seconds is None else f"{suite.seconds:.1f}",
+        )
     return table
 
 
@@ -239,29 +253,6 @@ def cost_sentence(planned: GatePlan, price: float | None) -> str:
 
 def _whom(planned: GatePlan) -> str:
     return f"a candidate that lost {planned.loss:g}" if planned.loss else "an equal candidate"
-
-
-def _plan_row(suite: SuitePlan) -> list[str]:
-    spread, whole = suite.spread, suite.spread.pass_fail
-
-    def amount(value: float) -> str:
-        return f"{100 * value:.1f}%" if whole else f"{value:.3g}"
-
-    name = suite.suite if suite.role == "gate" else f"{suite.suite} ({suite.role})"
-    change = f"{100 * spread.variance:.1f}%" if whole else f"sd {spread.variance**0.5:.3g}"
-    return [
-        name,
-        f"{suite.n:,}",
-        change if spread.source == "rounds" else f"{change} {spread.source}",
-        amount(suite.margin),
-        *map(amount, suite.testable.values()),
-        *(f"{needed:,}" for needed in suite.needed.values()),
-        f"{suite.power:.2f}",
-        f"{suite.joint:.2f}",
-        f"{suite.enough:,}" if suite.guards else "-",
-        "?" if suite.tokens is None else f"{suite.tokens:,}",
-        "?" if suite.seconds is None else f"{suite.seconds:.1f}",
-    ]
 
 
 def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:

@@ -12,7 +12,7 @@ from launch.commands.schedule import endless_lines
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
-    from align.report.forecast.forecast import Forecast, RoundForecast
+    from align.report.forecast.forecast import Forecast
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -61,29 +61,21 @@ def _print_rounds(campaign_forecast: Forecast) -> None:
                "measured", "learner")  # fmt: skip
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right")
-    for round_forecast in campaign_forecast.rounds:
-        table.add_row(*map(Text, _row(round_forecast)))
+    for forecast in campaign_forecast.rounds:
+        resumes = forecast.memory is not None and forecast.from_step
+        state = f"resumes at {forecast.from_step}" if resumes else forecast.state
+        cells = [forecast.name, state, forecast.algorithm]
+        if forecast.memory is None:
+            cells += [""] * 8
+        else:
+            cells.append(str(forecast.steps))
+            prompts = (forecast.new, forecast.past, forecast.general)
+            cells += [f"{round(count, 1):g}" for count in prompts]
+            sums = (forecast.completions, forecast.tokens, forecast.measured)
+            cells += [f"{count:,}" for count in sums]
+            cells.append(spelled(forecast.memory.total))
+        table.add_row(*map(Text, cells))
     report_console().print(table)
-
-
-def _row(forecast: RoundForecast) -> list[str]:
-    if forecast.memory is None:
-        return [forecast.name, forecast.state, forecast.algorithm, *[""] * 8]
-    state = f"resumes at {forecast.from_step}" if forecast.from_step else forecast.state
-    return [
-        forecast.name,
-        state,
-        forecast.algorithm,
-        str(forecast.steps),
-        *(
-            f"{count:g}"
-            for count in (round(n, 1) for n in (forecast.new, forecast.past, forecast.general))
-        ),
-        f"{forecast.completions:,}",
-        f"{forecast.tokens:,}",
-        f"{forecast.measured:,}",
-        spelled(forecast.memory.total),
-    ]
 
 
 def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> Iterator[str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from launch.arguments import CampaignPath, Overrides, load
-
-if TYPE_CHECKING:
-    from align.config.campaign import CampaignConfig
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -37,7 +34,15 @@ def report(
     """Write everything about a campaign as one HTML page that opens anywhere, also offline."""
     config = load(campaign, overrides).config
     if watch:
-        _watch(config, port, every)
+        from align.report.html.serve import LivePage, server
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with server(LivePage(config, every), port, every) as running:
+            try:
+                typer.echo(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)")
+                running.serve_forever()
+            except KeyboardInterrupt:
+                typer.echo("stopped")
         return
     from align.gate.evidence import stored_evidence
     from align.report.html import render
@@ -74,15 +79,3 @@ def export(
         typer.echo(
             f"  an adapter: load it over its base, {base}, or export a whole model with --merge"
         )
-
-
-def _watch(config: CampaignConfig, port: int, every: int) -> None:
-    from align.report.html.serve import LivePage, server
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with server(LivePage(config, every), port, every) as running:
-        try:
-            typer.echo(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)")
-            running.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("stopped")

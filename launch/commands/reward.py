@@ -11,7 +11,6 @@ from launch.arguments import AsJson, print_json
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:
-    from rewards.signatures.info import RewardInfo
     from rewards.trial.trial import Trial
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -55,7 +54,23 @@ def reward_show(spec: Spec, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"reward": info, "isolation": isolation})
         return
-    typer.echo("\n".join([*_info_lines(info), isolation.line(spec)]))
+    options = [
+        f"  {option.name}: {option.type}" + ("" if option.required else f" = {option.default!r}")
+        for option in info.options
+    ]
+    columns = ", ".join(info.columns) or "none"
+    lines = [
+        f"{info.name} ({info.origin}{', async' if info.asynchronous else ''})",
+        *([info.doc] if info.doc else []),
+        "",
+        "options:" if options else "options: none",
+        *options,
+        f"columns it needs: {columns}" + ("; takes any other" if info.anything else ""),
+        *([] if info.range is None else ["values: {:g} to {:g}".format(*info.range)]),
+        *(["asks a model"] if info.asks_a_model else []),
+        isolation.line(spec),
+    ]
+    typer.echo("\n".join(lines))
 
 
 @reward_app.command("new")
@@ -145,24 +160,6 @@ def _option(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"option {text!r} is not valid YAML", remedy="quote the value") from error
-
-
-def _info_lines(info: RewardInfo) -> list[str]:
-    options = [
-        f"  {option.name}: {option.type}" + ("" if option.required else f" = {option.default!r}")
-        for option in info.options
-    ]
-    columns = ", ".join(info.columns) or "none"
-    return [
-        f"{info.name} ({info.origin}{', async' if info.asynchronous else ''})",
-        *([info.doc] if info.doc else []),
-        "",
-        "options:" if options else "options: none",
-        *options,
-        f"columns it needs: {columns}" + ("; takes any other" if info.anything else ""),
-        *([] if info.range is None else ["values: {:g} to {:g}".format(*info.range)]),
-        *(["asks a model"] if info.asks_a_model else []),
-    ]
 
 
 def _trial_lines(trial: Trial) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,11 +9,8 @@ import typer
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from align.gate.evidence import Evidence
-    from align.report.records.history import Metric, RoundDetail, RoundEntry
-    from align.round.spending import Spent
+    from align.report.records.history import Metric, RoundDetail
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name of a round.")]
 
@@ -34,7 +30,20 @@ def rounds_list(
         print_json(rows)
         return
     columns = ["round", "state", "verdict", "attempt", "parent", "candidate", "started", "seconds"]
-    _print("Rounds", columns, [_entry_row(entry) for entry in rows])
+    cells = [
+        [
+            entry.name,
+            entry.state,
+            (entry.verdict or "").replace("_", " "),
+            str(entry.attempt or ""),
+            (entry.parent or "")[:12],
+            (entry.candidate or "")[:12],
+            (entry.started or "")[:19],
+            "" if entry.seconds is None else f"{entry.seconds:.0f}",
+        ]
+        for entry in rows
+    ]
+    _print("Rounds", columns, cells)
     for entry in rows:
         if entry.skipped:
             typer.echo(entry.skipped)
@@ -68,7 +77,12 @@ def rounds_show(
     if time.sentence:
         typer.echo(f"  wall time {time.sentence}")
     if record.changed:
-        _print("Items against the parent", *_changed(record))
+        columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
+        rows = [
+            [c.suite, str(c.n), f"{c.lost} ({c.lost_share:.1%})", f"{c.won} ({c.won_share:.1%})"]
+            for c in record.changed
+        ]
+        _print("Items against the parent", columns, rows)
     families = {"Reward and its parts": "reward/", "Drift, nats per token": "drift/"}
     for title, prefix in families.items():
         _metrics(title, record.named(prefix))
@@ -127,19 +141,6 @@ def _evidence(campaign: CampaignPath, overrides: list[str] | None) -> Evidence:
     return stored_evidence(config)
 
 
-def _entry_row(entry: RoundEntry) -> list[str]:
-    return [
-        entry.name,
-        entry.state,
-        (entry.verdict or "").replace("_", " "),
-        str(entry.attempt or ""),
-        (entry.parent or "")[:12],
-        (entry.candidate or "")[:12],
-        (entry.started or "")[:19],
-        "" if entry.seconds is None else f"{entry.seconds:.0f}",
-    ]
-
-
 def _detail_lines(record: RoundDetail) -> list[str]:
     entry = record.entry
     lines = [f"{entry.name}: {entry.state}, attempt {entry.attempt}, {record.steps} steps"]
@@ -148,36 +149,24 @@ def _detail_lines(record: RoundDetail) -> list[str]:
     if record.tokens:
         parts = ", ".join(f"{count:,} {source}" for source, count in record.tokens.items())
         lines.append(f"  tokens learnt from: {parts}")
-    lines += _spending(record.spent) if record.spent else ()
+    if (spent := record.spent) is not None:
+        splits = {
+            "rollouts": spent.rollouts,
+            "tokens": spent.tokens,
+            "seconds of updates": spent.seconds,
+        }
+        lines += [
+            f"  {name}: {split.new:,.0f} for what is new, {split.retention:,.0f} for retention "
+            f"({100 * split.share:.0f}%)"
+            for name, split in splits.items()
+            if split.share is not None
+        ]
     lines += [
         f"  {repair.sentence}" + ("" if repair.seconds is None else f", {repair.seconds:.0f} s")
         for repair in record.repairs
     ]
     lines += [f"  {reason}" for reason in record.reasons]
     return lines + [f"  noticed, {line}" for line in record.watch.remarks()]
-
-
-def _spending(spent: Spent) -> Iterator[str]:
-    """Yield what was spent on new behaviour and on retention."""
-    for name, split in (
-        ("rollouts", spent.rollouts),
-        ("tokens", spent.tokens),
-        ("seconds of updates", spent.seconds),
-    ):
-        if split.share is not None:
-            yield (
-                f"  {name}: {split.new:,.0f} for what is new, {split.retention:,.0f} for retention "
-                f"({100 * split.share:.0f}%)"
-            )
-
-
-def _changed(record: RoundDetail) -> tuple[list[str], list[list[str]]]:
-    columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
-    rows = [
-        [c.suite, str(c.n), f"{c.lost} ({100 * c.lost_share:.1f}%)", f"{c.won} ({100 * c.won_share:.1f}%)"]
-        for c in record.changed
-    ]  # fmt: skip
-    return columns, rows
 
 
 def _metrics(title: str, metrics: tuple[Metric, ...]) -> None:
@@ -197,21 +186,15 @@ def _word(value: Any) -> str:
 
 
 def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.table import Table
     from rich.text import Text
 
     from align.report.tables import report_console
 
-    table = _table(title, columns)
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         # Names and values are a person's own: nothing in them is markup.
         table.add_row(*map(Text, row))
     report_console().print(table)
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table

@@ -48,7 +48,10 @@ class Desk:
     async def feedback(self, request: Request) -> Response:
         """Store the usable rows of a request and say what is wrong with the others."""
         self._admit(request)
-        form = self._form(request.query_params.get("stream"))
+        try:
+            form = form_of(self.forms, request.query_params.get("stream"))
+        except UserError as error:
+            raise BadRequest(404, f"{error.what}; {error.remedy}") from error
         key = request.headers.get("idempotency-key")
         async with self._receiver.body(request) as body:
             parsed = parse(body, form, self._limits, key)
@@ -82,12 +85,6 @@ class Desk:
     def _admit(self, request: Request) -> None:
         if not is_bearer(request.headers.get("authorization"), self._token):
             raise BadRequest(401, "a bearer token is needed")
-
-    def _form(self, stream: str | None) -> StreamForm:
-        try:
-            return form_of(self.forms, stream)
-        except UserError as error:
-            raise BadRequest(404, f"{error.what}; {error.remedy}") from error
 
 
 def make_app(

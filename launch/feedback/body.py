@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic_core import from_json
 
@@ -55,7 +54,14 @@ def parse(body: bytes, form: StreamForm, limits: BodyLimits, key: str | None) ->
     Raises:
         BadRequest: no JSON, no rows, too many, or a key that cannot be one.
     """
-    rows = _rows(body)
+    try:
+        rows = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BadRequest(400, f"not valid JSON: {error}") from error
+    if isinstance(rows, dict):
+        rows = rows["rows"] if rows.keys() == {"rows"} else [rows]
+    if not isinstance(rows, list):
+        raise BadRequest(400, 'expected {"rows": [...]}, a list of rows, or one row')
     if len(rows) > limits.rows:
         raise BadRequest(413, f"{len(rows)} rows, at most {limits.rows} in one request")
     if not rows:
@@ -76,15 +82,3 @@ def parse(body: bytes, form: StreamForm, limits: BodyLimits, key: str | None) ->
     digest = "" if key is None else hashlib.sha256(form.stream.encode() + b"/" + body).hexdigest()
     submission = Submission(stream=form.stream, rows=tuple(usable), key=key, digest=digest)
     return Parsed(submission=submission, places=tuple(indices), rejected=tuple(rejected))
-
-
-def _rows(body: bytes) -> list[Any]:
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise BadRequest(400, f"not valid JSON: {error}") from error
-    if isinstance(value, dict):
-        value = value["rows"] if value.keys() == {"rows"} else [value]
-    if not isinstance(value, list):
-        raise BadRequest(400, 'expected {"rows": [...]}, a list of rows, or one row')
-    return value

@@ -107,12 +107,26 @@ def render(
         )
     _check(config, text, target)
     build = {"rayjob": _ray_job, "raycronjob": _ray_cron_job, "cronjob": _cron_job}
-    return [_config_map(config, text, target), build[target.kind](config, target)]
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(config, target, "-campaign"),
+        "data": {CONFIG_FILE: text},
+    }
+    return [config_map, build[target.kind](config, target)]
 
 
 def _check(config: CampaignConfig, text: str, target: Target) -> None:
+    """Refuse what the API server or a pod would refuse later."""
+    from align.clock import check_cron, check_timezone
+
     check_env(target.env)
-    _check_forms(target)
+    for field, (pattern, form) in FORMS.items():
+        value = getattr(target, field)
+        if re.fullmatch(pattern, value) is None:
+            raise UserError(
+                f"{value!r} cannot stand there, only {form}", where=f"--{field.replace('_', '-')}"
+            )
     if not config.folder.is_relative_to(target.mount):
         name = "cache" if config.is_remote else "store"
         raise UserError(
@@ -128,34 +142,19 @@ def _check(config: CampaignConfig, text: str, target: Target) -> None:
     if (target.kind == "rayjob") != (target.schedule is None):
         needs = "takes no" if target.kind == "rayjob" else "needs a"
         raise UserError(f"--kind {target.kind} {needs} --schedule", where="--schedule")
-    if target.schedule is not None:
-        _check_schedule(target.schedule, target.time_zone)
-
-
-def _check_forms(target: Target) -> None:
-    """Raise UserError for an option whose value the API server would refuse."""
-    for field, (pattern, form) in FORMS.items():
-        value = getattr(target, field)
-        if re.fullmatch(pattern, value) is None:
-            raise UserError(
-                f"{value!r} cannot stand there, only {form}", where=f"--{field.replace('_', '-')}"
-            )
-
-
-def _check_schedule(schedule: str, time_zone: str) -> None:
-    from align.clock import check_cron, check_timezone
-
+    if target.schedule is None:
+        return
     for option, check, value in (
-        ("--schedule", check_cron, schedule),
-        ("--time-zone", check_timezone, time_zone),
+        ("--schedule", check_cron, target.schedule),
+        ("--time-zone", check_timezone, target.time_zone),
     ):
         try:
             check(value)
         except ValueError as error:
             raise UserError(str(error), where=option) from None
-    if SUNDAY.search(schedule.split()[4]):
+    if SUNDAY.search(target.schedule.split()[4]):
         raise UserError(
-            f"{schedule!r} has a day 7; for Kubernetes Sunday is 0",
+            f"{target.schedule!r} has a day 7; for Kubernetes Sunday is 0",
             where="--schedule",
             remedy="write 0 for Sunday",
         )
@@ -171,15 +170,6 @@ def _metadata(config: CampaignConfig, target: Target, suffix: str = "") -> Manif
         "name": f"keel-{_name(config)}{suffix}",
         "namespace": target.namespace,
         "labels": {"app.kubernetes.io/name": "keel", "app.kubernetes.io/instance": _name(config)},
-    }
-
-
-def _config_map(config: CampaignConfig, text: str, target: Target) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(config, target, "-campaign"),
-        "data": {CONFIG_FILE: text},
     }
 
 
@@ -319,10 +309,14 @@ def _pod(
     secrets: bool = False,
 ) -> dict[str, Any]:
     """Render a pod of one container; only the driver's gets secrets."""
+    variables: list[Manifest] = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    for variable in target.env if secrets else ():
+        reference = {"secretKeyRef": {"name": target.env_secret, "key": variable}}
+        variables.append({"name": variable, "valueFrom": reference})
     container = {
         "name": name,
         "image": target.image,
-        "env": _environment(target.env if secrets else (), target.env_secret),
+        "env": variables,
         "resources": {"requests": dict(limits), "limits": dict(limits)},
         "volumeMounts": [
             {"name": "campaign", "mountPath": CONFIG_DIR, "readOnly": True},
@@ -337,14 +331,6 @@ def _pod(
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
     ]
     return {"containers": [container], "volumes": volumes}
-
-
-def _environment(names: Sequence[str], secret: str) -> list[Manifest]:
-    plain = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
-    return plain + [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
-        for name in names
-    ]
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from launch.feedback.body import BadRequest, BodyLimits
@@ -105,7 +105,11 @@ class Proxy:
             return
         request = Request(scope, receive)
         if request.url.path == HEALTH:
-            await self._health()(scope, receive, send)
+            # The answer says nothing but if requests are taken, so it needs no key.
+            now = self._route.now
+            is_alive = now is not None and now.alive()
+            health = JSONResponse({"status": "ok"}) if is_alive else _unavailable().response
+            await health(scope, receive, send)
             return
         try:
             self._admit(request)
@@ -132,13 +136,6 @@ class Proxy:
         if not path.startswith(PASSED) or "." in steps or ".." in steps or "//" in path:
             raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
 
-    def _health(self) -> Response:
-        """Answer if requests are taken; the answer says nothing else, so it needs no key."""
-        now = self._route.now
-        if now is None or not now.alive():
-            return _unavailable().response
-        return JSONResponse({"status": "ok"})
-
     async def _relay(self, request: Request, body: bytes, send: Send) -> None:
         """Ask the backend; ask again only where the connection was refused, so nothing was sent."""
         for again in range(CONNECT_TRIES):
@@ -153,9 +150,12 @@ class Proxy:
         raise _unavailable()
 
     async def _ask(self, backend: Backend, request: Request, body: bytes, send: Send) -> None:
+        query: bytes = request.scope["query_string"]
+        path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+        raw_path = path + b"?" + query if query else path
         request_to_backend = httpx.Request(
             request.method,
-            httpx.URL(backend.url).copy_with(raw_path=_raw_path(request.scope)),
+            httpx.URL(backend.url).copy_with(raw_path=raw_path),
             headers=[
                 *_passed(request.headers.raw, OURS),
                 (b"authorization", b"Bearer " + backend.key.encode()),
@@ -207,12 +207,6 @@ async def _left(receive: Receive) -> None:
 
 def _unavailable() -> Refused:
     return Refused(503, "no model is being served now; try again", AGAIN)
-
-
-def _raw_path(scope: Scope) -> bytes:
-    query: bytes = scope["query_string"]
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    return path + b"?" + query if query else path
 
 
 def _passed(headers: Iterable[tuple[bytes, bytes]], without: Iterable[bytes]) -> Headers:

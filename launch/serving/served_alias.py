@@ -90,15 +90,12 @@ class ServedAlias:
         if stored.kind == "model":
             return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
         base = self._store.open(self.evidence.base)
-        adapter = self._adapter(stored.path)
-        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
-
-    def _adapter(self, folder: Path) -> Adapter:
-        content = json.loads((folder / "adapter_config.json").read_text())
+        content = json.loads((stored.path / "adapter_config.json").read_text())
         lora = self.evidence.config.policy.lora
-        return Adapter(
-            folder=folder,
+        adapter = Adapter(
+            folder=stored.path,
             rank=content["r"],
             targets=tuple(content["target_modules"]),
             must_merge=content.get("use_dora", False) or (lora and lora.serve) == "merged",
         )
+        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)

@@ -84,7 +84,10 @@ class Swapper:
             if time.monotonic() - self._entered_at > SETTLED_S:
                 self._ended = 0
             if not serving.alive():
-                serving = await self._replace(serving)
+                self._notice(serving)
+                await self._end(serving)
+                self._count(serving.snapshot)
+                serving = await self._revive(serving.snapshot)
             elif self._pace.follow:
                 serving = await self._follow(serving)
 
@@ -161,13 +164,6 @@ class Swapper:
             return await self._revive(serving.snapshot)
         self._enter(backend)
         return backend
-
-    async def _replace(self, ended: Backend) -> Backend:
-        """Start a server in place of one that ended by itself, for what the alias names by now."""
-        self._notice(ended)
-        await self._end(ended)
-        self._count(ended.snapshot)
-        return await self._revive(ended.snapshot)
 
     async def _revive(self, last: SnapshotId) -> Backend:
         """Start a server where none is left: of what the alias names by now, or else of what ran

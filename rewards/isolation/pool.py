@@ -127,19 +127,16 @@ class _Crew:
     def about(self) -> Mapping[str, Any]:
         with self._lock:
             if self._about is None:
-                self._spare = self._first()
+                try:
+                    self._spare = Worker(self.plan)
+                except WorkerEnded as ended:
+                    raise RunError(
+                        f"no worker could be started for reward {self.plan.reward!r}",
+                        where=self.plan.where,
+                        cause=ended.failure.trace,
+                    ) from ended
                 self._about = self._spare.about
             return self._about
-
-    def _first(self) -> Worker:
-        try:
-            return Worker(self.plan)
-        except WorkerEnded as ended:
-            raise RunError(
-                f"no worker could be started for reward {self.plan.reward!r}",
-                where=self.plan.where,
-                cause=ended.failure.trace,
-            ) from ended
 
     def spare(self) -> Worker | None:
         """Return the worker that was started to ask about the reward, once."""
@@ -231,10 +228,13 @@ class _Lane:
             batch.fail(task.indices, PartFailure.of(reason, "deadline"))
             return
         try:
-            worker = self._ready(batch)
+            worker = self._worker or self._crew.spare() or Worker(self._crew.plan)
         except WorkerEnded as ended:
             batch.fail(task.indices, ended.failure)
             return
+        if self._lost:
+            batch.count("restarts")
+        self._worker, self._lost = worker, False
         left_s = max(batch.clock.left_s(), LAST_CHANCE_S)
         each_s = self._crew.plan.sample_deadline_s
         limit_s = left_s if each_s is not None else left_s / 2
@@ -258,14 +258,6 @@ class _Lane:
             batch.take(decided, answer, now - since)
             batch.decide(decided, answer.outcomes)
             at, since = at + len(decided), now
-
-    def _ready(self, batch: WorkerBatch) -> Worker:
-        if self._worker is None:
-            self._worker = self._crew.spare() or Worker(self._crew.plan)
-            if self._lost:
-                batch.count("restarts")
-            self._lost = False
-        return self._worker
 
     def _after_loss(
         self, task: _Task, batch: WorkerBatch, failure: PartFailure, allowed_s: float

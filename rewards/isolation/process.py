@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rewards.call import PartFailure
+from rewards.call import FailureKind, PartFailure
 from rewards.isolation.protocol import (
     LONGEST_TEXT,
     Malformed,
@@ -174,7 +175,23 @@ class Worker:
             return PartFailure.of(f"the worker's answer is malformed: {error}")
         if isinstance(error, TimeoutError):
             return PartFailure.of(f"no answer within {limit_s:.3g} s", "deadline")
-        return _ending(ended, output)
+        if ended.get("exit") == SETUP_FAILED:
+            last = output.splitlines()[-1] if output else "no reason given"
+            return PartFailure.of(f"the worker could not be confined: {last}", "crash")
+        if "closed" in ended:
+            return PartFailure.of("the worker closed its connection", "crash")
+        number = ended.get("signal")
+        if number == signal.SIGKILL:
+            reason = "the worker was killed by SIGKILL, most likely because memory ran out"
+        elif number is not None:
+            reason = f"the worker crashed with {signal.Signals(number).name}"
+        else:
+            reason = f"the worker exited with code {ended.get('exit', 'unknown')}"
+        # Keel's own frames stand below those of the reward.
+        printed = takewhile(lambda line: "/rewards/call.py" not in line, output.splitlines())
+        trace = "\n".join([reason, *printed])
+        kind: FailureKind = "killed" if number == signal.SIGKILL else "crash"
+        return PartFailure(reason=reason, trace=trace, kind=kind)
 
     def interrupt(self) -> None:
         """Wake the thread that waits for an answer; called from another thread."""
@@ -211,30 +228,3 @@ class Worker:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _ending(ended: Mapping[str, Any], output: str) -> PartFailure:
-    """Make the failure behind a process that is gone."""
-    if ended.get("exit") == SETUP_FAILED:
-        last = output.splitlines()[-1] if output else "no reason given"
-        return PartFailure.of(f"the worker could not be confined: {last}", "crash")
-    if "closed" in ended:
-        return PartFailure.of("the worker closed its connection", "crash")
-    number = ended.get("signal")
-    if number == signal.SIGKILL:
-        reason = "the worker was killed by SIGKILL, most likely because memory ran out"
-    elif number is not None:
-        reason = f"the worker crashed with {signal.Signals(number).name}"
-    else:
-        reason = f"the worker exited with code {ended.get('exit', 'unknown')}"
-    trace = f"{reason}\n{_theirs(output)}" if output else reason
-    return PartFailure(
-        reason=reason, trace=trace, kind="killed" if number == signal.SIGKILL else "crash"
-    )
-
-
-def _theirs(output: str) -> str:
-    """Return what a worker printed last, without Keel's own frames below those of the reward."""
-    lines = output.splitlines()
-    own_lines = [index for index, line in enumerate(lines) if "/rewards/call.py" in line]
-    return "\n".join(lines[: own_lines[0]] if own_lines else lines)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from rewards.base import RewardPart, Sample
+from rewards.base import RewardFunction, RewardPart, Sample
 from rewards.call import PartFailure, PartOutcome, call_part, call_part_async, is_async
 from rewards.isolation.protocol import (
     WorkerAnswer,
@@ -32,7 +32,10 @@ def serve(descriptor: int) -> None:
         os.chdir(plan["folder"])
         try:
             if plan["describe"]:
-                send_message(channel, {"ready": _facts(plan)})
+                from rewards.registry import facts_here
+
+                facts = facts_here(plan["reward"], plan["options"], plan["where"])
+                send_message(channel, {"ready": facts})
                 return
             answering = Answering(plan)
         except KeelError as error:
@@ -57,7 +60,11 @@ class Answering:
         from rewards.registry import load_reward
 
         name, options = plan["reward"], plan["options"]
-        function = load_reward(name, options, plan["where"]) if name else _abstain
+        function: RewardFunction = (
+            load_reward(name, options, plan["where"])
+            if name
+            else lambda completions: [None] * len(completions)
+        )
         self._part = RewardPart(name=name, weight=1.0, function=function, options=options)
         self._sample_deadline_s: float | None = plan["sample_deadline_s"]
         self._async = is_async(function)
@@ -79,22 +86,17 @@ class Answering:
         state = None if request["state"] is None else SimpleNamespace(**request["state"])
         single = self._sample_deadline_s is not None
         pieces = [[sample] for sample in samples_B] if single else [samples_B]
-        if self._loop is None:
-            return (self._call(piece, _Log(), state) for piece in pieces)
-        return self._answers_async(self._loop, pieces, state)
-
-    def _call(self, samples: Sequence[Sample], log: _Log, state: Any) -> WorkerAnswer:
-        with _anything_is_a_failure(samples) as outcomes:
-            outcomes[:] = call_part(self._part, samples, log.context(state))
-        return log.answer(outcomes)
-
-    def _answers_async(
-        self, loop: asyncio.AbstractEventLoop, pieces: Sequence[Sequence[Sample]], state: Any
-    ) -> Iterator[WorkerAnswer]:
-        """Run the pieces together and yield their answers in order."""
-        tasks = [loop.create_task(self._call_async(piece, _Log(), state)) for piece in pieces]
-        for task in tasks:
-            yield loop.run_until_complete(task)
+        if self._loop is not None:
+            # Pieces of an async reward run together; their answers keep their order.
+            calls = [self._call_async(piece, _Log(), state) for piece in pieces]
+            for task in [self._loop.create_task(call) for call in calls]:
+                yield self._loop.run_until_complete(task)
+            return
+        for piece in pieces:
+            log = _Log()
+            with _anything_is_a_failure(piece) as outcomes:
+                outcomes[:] = call_part(self._part, piece, log.context(state))
+            yield log.answer(outcomes)
 
     async def _call_async(self, samples: Sequence[Sample], log: _Log, state: Any) -> WorkerAnswer:
         limit = self._sample_deadline_s
@@ -145,13 +147,3 @@ def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[PartOutco
 def pack_error(error: KeelError) -> dict[str, Any]:
     """Pack an error for a person, to be raised again by the owner."""
     return {"what": error.what, "where": error.where, "cause": error.cause, "remedy": error.remedy}
-
-
-def _facts(plan: Mapping[str, Any]) -> dict[str, Any]:
-    from rewards.registry import facts_here
-
-    return facts_here(plan["reward"], plan["options"], plan["where"])
-
-
-def _abstain(completions: Sequence[str]) -> list[None]:
-    return [None] * len(completions)

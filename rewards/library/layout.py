@@ -54,7 +54,20 @@ def json_schema(
     given("json_schema", "schema", schema, "{type: object}")
     assert schema is not None
     validator = _validator(schema)
-    return [float(_fits(completion_text(c), validator, fence)) for c in completions]
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    scores = []
+    for text in map(completion_text, completions):
+        fenced = _FENCE.fullmatch(text.strip()) if fence else None
+        try:
+            value = json.loads(fenced[1] if fenced else text, parse_constant=refuse)
+        except (ValueError, RecursionError):
+            scores.append(0.0)
+        else:
+            scores.append(float(validator.is_valid(value)))
+    return scores
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
@@ -75,16 +88,3 @@ def _validator(schema: Mapping[str, Any]) -> Any:
         ) from error
     # An empty registry keeps jsonschema from fetching what a schema refers to.
     return kind(schema, registry=referencing.Registry())
-
-
-def _fits(text: str, validator: Any, fence: bool) -> bool:
-    fenced = _FENCE.fullmatch(text.strip()) if fence else None
-    try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    return bool(validator.is_valid(value))
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from rewards.base import ShownCompletion, completion_text
@@ -26,32 +25,24 @@ def math_answer(
     has no answer, or one that cannot be read.
     """
     whole_number("last", last)
-    library = _library()
-    scores: list[float | None] = []
-    for completion, right in zip(completions, answer, strict=True):
-        gold = None if right is None else _gold(library, str(right))
-        if not gold:
-            scores.append(None)
-            continue
-        parsed = library.parse(completion_text(completion)[-last:], parsing_timeout=None)
-        scores.append(float(library.verify(gold, parsed, timeout_seconds=None)))
-    return scores
-
-
-def _gold(library: Any, answer: str) -> list[Any]:
-    """Parse the dataset's answer, of which LaTeX is only read between delimiters."""
-    delimited = "$" in answer or "\\boxed" in answer
-    boxed = answer if delimited else f"\\boxed{{{answer}}}"
-    expressions: list[Any] = library.parse(boxed, parsing_timeout=None)
-    return expressions or list(library.parse(answer, parsing_timeout=None))
-
-
-@cache
-def _library() -> Any:
     try:
         import math_verify
     except ImportError as error:
         raise missing_package("math_answer", "math-verify", error, "rewards") from error
     # It warns at first use that its timeouts are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return math_verify
+    scores: list[float | None] = []
+    for completion, right in zip(completions, answer, strict=True):
+        text = "" if right is None else str(right)
+        # LaTeX is only read between delimiters.
+        boxed = text if "$" in text or "\\boxed" in text else f"\\boxed{{{text}}}"
+        gold = right is not None and (
+            math_verify.parse(boxed, parsing_timeout=None)
+            or math_verify.parse(text, parsing_timeout=None)
+        )
+        if not gold:
+            scores.append(None)
+            continue
+        parsed = math_verify.parse(completion_text(completion)[-last:], parsing_timeout=None)
+        scores.append(float(math_verify.verify(gold, parsed, timeout_seconds=None)))
+    return scores

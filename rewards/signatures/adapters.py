@@ -46,11 +46,16 @@ def per_sample(function: RewardFunction, options: Mapping[str, Any]) -> RewardFu
         if name in parameters and parameters[name].annotation in (str, "str")
     }
 
+    singular = {batched: name for name, batched in BATCHED.items()}
+    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+
     def calls(arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         shared = {name: arguments[name] for name in arguments if name in options or name in CONTEXT}
+        names = [singular.get(name, name) for name in arguments if name not in shared]
         cells = {
             name: arguments[BATCHED.get(name, name)]
-            for name in _cells(parameters, arguments, shared)
+            for name in names
+            if name in parameters or anything
         }
         for row in zip(*cells.values(), strict=True):
             sample = dict(zip(cells, row, strict=True))
@@ -118,16 +123,6 @@ def check_options(name: str, cls: type[Any], options: Mapping[str, Any], where: 
             where=where,
             remedy=f"add options: {{{missing[0]}: ...}}",
         )
-
-
-def _cells(
-    parameters: Mapping[str, Parameter], arguments: Mapping[str, Any], shared: Mapping[str, Any]
-) -> list[str]:
-    """List the arguments that differ from sample to sample, by the function's own names."""
-    singular = {batched: name for name, batched in BATCHED.items()}
-    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
-    names = [singular.get(name, name) for name in arguments if name not in shared]
-    return [name for name in names if name in parameters or anything]
 
 
 def _attempt(function: RewardFunction, call: Mapping[str, Any]) -> Any:

@@ -20,6 +20,7 @@ import symtable
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -75,7 +76,14 @@ def reference_to(target: Any, noun: str = "reward") -> str | GivenCode:
         UserError: it cannot be loaded by another process; says what stands in the way.
     """
     _refuse_live(target, noun)
-    return _named(target) or GivenCode(name=target.__name__, text=_written(target, noun))
+    if (name := _named(target)) is not None:
+        return name
+    module = _Module(root=f"the {noun} {target.__name__!r}")
+    module.define(target)
+    imports = [*dict.fromkeys(module.imports)]
+    parts = ["\n".join(imports), "\n".join(module.constants), *module.definitions]
+    text = HEAD + "\n" + "\n\n\n".join(part for part in parts if part) + "\n"
+    return GivenCode(name=target.__name__, text=text)
 
 
 def _refuse_live(target: Any, noun: str) -> None:
@@ -124,24 +132,12 @@ def _named(target: Any) -> str | None:
     path = Path(file)
     if "." not in module.__name__ and path.suffix == ".py" and path.name != "__init__.py":
         return f"{path.resolve()}:{name}"
-    return f"{module.__name__}:{name}" if _is_importable(module.__name__, path) else None
-
-
-def _is_importable(name: str, file: Path) -> bool:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return False
-    return spec is not None and spec.origin is not None and Path(spec.origin) == file
-
-
-def _written(target: Any, noun: str) -> str:
-    """Write a module that defines an object and all that its source uses."""
-    module = _Module(root=f"the {noun} {target.__name__!r}")
-    module.define(target)
-    imports = [*dict.fromkeys(module.imports)]
-    parts = ["\n".join(imports), "\n".join(module.constants), *module.definitions]
-    return HEAD + "\n" + "\n\n\n".join(part for part in parts if part) + "\n"
+    origin = None
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(module.__name__)
+        origin = None if spec is None else spec.origin
+    is_importable = origin is not None and Path(origin) == path
+    return f"{module.__name__}:{name}" if is_importable else None
 
 
 @dataclass(kw_only=True)
@@ -161,7 +157,11 @@ class _Module:
         source = source_of(inner)
         self._values[target.__name__] = target
         values = _globals(inner)
-        needed, hinted = _free_names(source)
+        # Names that it uses when it runs, and those that its annotations use too.
+        needed, hinted = (
+            set(_referenced(symtable.symtable(text, "given", "exec"), top=True))
+            for text in (HEAD + source, source)
+        )
         for name in sorted(needed - vars(builtins).keys() - {"__name__", "__file__"}):
             if name not in values:
                 raise self._refused(
@@ -171,7 +171,12 @@ class _Module:
                 )
             self._use(name, values[name], inner)
         for name in sorted((hinted - needed) & values.keys()):
-            self._use_if_possible(name, values[name], inner)
+            # Only an annotation names it: nothing fails without it.
+            before = (list(self.imports), list(self.constants), list(self.definitions))
+            try:
+                self._use(name, values[name], inner)
+            except UserError:
+                self.imports, self.constants, self.definitions = before
         self.definitions.append(source.rstrip())
 
     def _use(self, name: str, value: Any, user: Any) -> None:
@@ -184,9 +189,14 @@ class _Module:
                 name, "stands for two different values in what it calls", "rename one"
             )
         self._values[name] = value
+        is_code = isinstance(value, FunctionType | type)
         if isinstance(value, ModuleType):
-            self._import_module(name, value)
-        elif isinstance(value, FunctionType | type) and _is_own(value, user):
+            if value.__name__ == "__main__":
+                why = "is the running program itself"
+                raise self._refused(name, why, "import what it needs by name")
+            alias = "" if value.__name__ == name else f" as {name}"
+            self.imports.append(f"import {value.__name__}{alias}")
+        elif is_code and value.__module__ in (user.__module__, "__main__"):
             self._define_helper(name, value)
         elif (line := _import_line(name, value)) is not None:
             self.imports.append(line)
@@ -202,14 +212,6 @@ class _Module:
                 "make it inside the function, or in __init__ of a reward class, from plain options",
             )
 
-    def _use_if_possible(self, name: str, value: Any, user: Any) -> None:
-        """Add what only an annotation names; nothing fails without it."""
-        before = (list(self.imports), list(self.constants), list(self.definitions))
-        try:
-            self._use(name, value, user)
-        except UserError:
-            self.imports, self.constants, self.definitions = before
-
     def _define_helper(self, name: str, value: Any) -> None:
         if value.__name__ == "<lambda>":
             raise self._refused(name, "is a lambda", "write it as a function with def")
@@ -220,14 +222,6 @@ class _Module:
                 f"call {value.__name__!r} by its own",
             )
         self.define(value)
-
-    def _import_module(self, name: str, value: ModuleType) -> None:
-        if value.__name__ == "__main__":
-            raise self._refused(
-                name, "is the running program itself", "import what it needs by name"
-            )
-        same = value.__name__ == name
-        self.imports.append(f"import {name}" if same else f"import {value.__name__} as {name}")
 
     def _add_constant(self, name: str, value: Any) -> None:
         text = _spelt(value)
@@ -250,21 +244,16 @@ class _Module:
 def _globals(target: Any) -> dict[str, Any]:
     """Return what the free names in an object's source stand for; a closure's variables are among them."""
     if not isinstance(target, type):
-        cells = zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
-        return {**target.__globals__, **dict(_contents(cells))}
+        values = dict(target.__globals__)
+        for name, cell in zip(target.__code__.co_freevars, target.__closure__ or (), strict=True):
+            with suppress(ValueError):  # A variable that is assigned later on.
+                values[name] = cell.cell_contents
+        return values
     values = dict(vars(sys.modules.get(target.__module__, builtins)))
     for method in vars(target).values():
         if isinstance(method, FunctionType):
             values |= _globals(inspect.unwrap(method))
     return values
-
-
-def _contents(cells: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for name, cell in cells:
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # A variable that is assigned later on.
-            continue
 
 
 def source_of(target: Any) -> str:
@@ -311,26 +300,12 @@ def _class_source(target: type) -> str:
     raise OSError(f"no class {target.__name__} in {functions[0].__code__.co_filename}")
 
 
-def _free_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the global names that a definition uses when it runs, and those its annotations use too."""
-
-    def used(text: str) -> set[str]:
-        return set(_referenced(symtable.symtable(text, "given", "exec"), top=True))
-
-    return used(HEAD + source), used(source)
-
-
 def _referenced(table: symtable.SymbolTable, *, top: bool = False) -> Iterator[str]:
     for symbol in table.get_symbols():
         if symbol.is_referenced() and (symbol.is_global() or (top and not symbol.is_assigned())):
             yield symbol.get_name()
     for child in table.get_children():
         yield from _referenced(child)
-
-
-def _is_own(value: Any, user: Any) -> bool:
-    """Tell if a function or class was defined beside the one that uses it, or in the program itself."""
-    return value.__module__ in (user.__module__, "__main__")
 
 
 def _import_line(name: str, value: Any) -> str | None:

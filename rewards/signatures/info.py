@@ -66,17 +66,24 @@ def read_info(name: str, origin: str, target: Any) -> RewardInfo:
     hidden = {*RESERVED, *BATCHED, "self"}
     inputs = {k: p for k, p in _named(called).items() if k not in hidden}
     settings = _named(target) if isinstance(target, type) else inputs
+    options = []
+    for option, parameter in settings.items():
+        required = parameter.default is Parameter.empty
+        if required and not isinstance(target, type):
+            continue
+        kind = "Any" if parameter.annotation is Parameter.empty else parameter.annotation
+        default = None if required else parameter.default
+        if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+            default = {}  # A dataclass makes it anew for each instance.
+        type_name = kind.__name__ if isinstance(kind, type) else str(kind)
+        options.append(OptionInfo(name=option, type=type_name, default=default, required=required))
     doc = inspect.getdoc(target) or ""
     return RewardInfo(
         name=name,
         origin=origin,
         summary=" ".join(doc.split("\n\n")[0].split()),
         doc=doc,
-        options=tuple(
-            _option(p)
-            for p in settings.values()
-            if isinstance(target, type) or p.default is not Parameter.empty
-        ),
+        options=tuple(options),
         columns=tuple(k for k, p in inputs.items() if p.default is Parameter.empty),
         anything=parameters(called).anything,
         asynchronous=is_async(called),
@@ -109,20 +116,3 @@ def _named(function: RewardFunction) -> Mapping[str, Parameter]:
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind in kinds}
-
-
-def _option(parameter: Parameter) -> OptionInfo:
-    kind = "Any" if parameter.annotation is Parameter.empty else parameter.annotation
-    required = parameter.default is Parameter.empty
-    return OptionInfo(
-        name=parameter.name,
-        type=kind.__name__ if isinstance(kind, type) else str(kind),
-        default=None if required else _default(parameter.default),
-        required=required,
-    )
-
-
-def _default(value: Any) -> Any:
-    """Return the default of an option; one that a dataclass makes anew for each instance is a
-    placeholder."""
-    return {} if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value

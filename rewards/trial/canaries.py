@@ -8,9 +8,9 @@ the judge, half an answer, and an answer made long.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from statistics import median
 from typing import Any, Literal
 
@@ -149,7 +149,12 @@ def try_canaries(score: ScoreGroups, groups: Sequence[RolloutGroup]) -> list[Can
         One result per canary; none where no two scores differ.
     """
     answered = [g for g in groups if g.completions_G[0].finish_reason != "failed"]
-    suites = [_suite(group) for group in answered]
+    suites = []
+    for group in answered:
+        answer = group.completions_G[0]
+        is_cut = answer.finish_reason != "stop"
+        suite = canaries(group.prompt, answer.text)
+        suites.append([c for c in suite if not (is_cut and c.name == "truncated")])
     shown = [
         replace(
             group,
@@ -183,12 +188,6 @@ def asks_a_model(name: str, options: Mapping[str, Any]) -> bool:
         return False
 
 
-def _suite(group: RolloutGroup) -> list[Canary]:
-    answer = group.completions_G[0]
-    suite = canaries(group.prompt, answer.text)
-    return [c for c in suite if c.name != "truncated" or answer.finish_reason == "stop"]
-
-
 def _scores(score: ScoreFunction, samples_B: Sequence[Sample]) -> list[float | None]:
     """Score samples [B]; ask one sample at a time where one of them may have spoilt the call."""
     together = list(score(samples_B))
@@ -212,22 +211,18 @@ def threshold_of(real: Sequence[float], canary_scores: Sequence[CanaryScore]) ->
 
 def judge_canaries(canary_scores: Sequence[CanaryScore], threshold: float) -> list[CanaryResult]:
     """Summarise the scores of each canary. One without a score has fooled nobody."""
-    order = list(dict.fromkeys(canary.name for canary in canary_scores))
-    by_name = groupby(
-        sorted(canary_scores, key=lambda canary: order.index(canary.name)),
-        lambda canary: canary.name,
-    )
-    return [_result(name, list(scores), threshold) for name, scores in by_name]
-
-
-def _result(name: str, canary_scores: Sequence[CanaryScore], threshold: float) -> CanaryResult:
-    scored = [(canary.score, canary.bar) for canary in canary_scores if canary.score is not None]
-    return CanaryResult(
-        name=name,
-        score=max((score for score, _ in scored), default=None),
-        fooled=sum(score >= threshold if bar is None else score > bar for score, bar in scored),
-        prompts=len(canary_scores),
-    )
+    by_name: defaultdict[str, list[CanaryScore]] = defaultdict(list)
+    for canary in canary_scores:
+        by_name[canary.name].append(canary)
+    results = []
+    for name, tried in by_name.items():
+        scored = [(canary.score, canary.bar) for canary in tried if canary.score is not None]
+        fooled = [score >= threshold if bar is None else score > bar for score, bar in scored]
+        highest = max((score for score, _ in scored), default=None)
+        results.append(
+            CanaryResult(name=name, score=highest, fooled=sum(fooled), prompts=len(tried))
+        )
+    return results
 
 
 def _completion(text: str) -> Completion:

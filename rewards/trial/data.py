@@ -133,17 +133,16 @@ def _completions(row: FileRow) -> list[Completion]:
     ids = row.values.get("completion_ids") if single is not None else None
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise UserError("the column 'completion_ids' is no list of integers", where=row.place)
-    return [_completion(value, ids or (), row.place) for value in completions]
-
-
-def _completion(value: Any, ids: Sequence[int], where: str) -> Completion:
-    if _are_messages(value):
-        value = value[-1]["content"]
-    if not isinstance(value, str):
-        raise UserError("a completion is neither text nor messages", where=where)
-    return Completion(
-        token_ids=tuple(ids), logprobs_T=(0.0,) * len(ids), text=value, finish_reason="stop"
-    )
+    texts = [value[-1]["content"] if _are_messages(value) else value for value in completions]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("a completion is neither text nor messages", where=row.place)
+    tokens = tuple(ids or ())
+    return [
+        Completion(
+            token_ids=tokens, logprobs_T=(0.0,) * len(tokens), text=text, finish_reason="stop"
+        )
+        for text in texts
+    ]
 
 
 def _are_messages(value: Any) -> bool:

@@ -126,7 +126,7 @@ def try_reward(
         answers: list[list[PartOutcome]] = []
         for group in groups:
             answers.append(asker.ask(group))
-            if _too_late(answers[-1]):
+            if all(isinstance(o, PartFailure) and o.kind == "deadline" for o in answers[-1]):
                 break
         left, groups = len(groups) - len(answers), groups[: len(answers)]
         canaries = [] if left else _canaries(asker, groups, answers, threshold)
@@ -173,13 +173,6 @@ class _Asker:
         return [None if isinstance(o, PartFailure) else o for o in self.ask(samples_B)]
 
 
-def _too_late(outcomes: Sequence[PartOutcome]) -> bool:
-    """Tell if the deadline came before any answer of a group."""
-    return all(
-        isinstance(outcome, PartFailure) and outcome.kind == "deadline" for outcome in outcomes
-    )
-
-
 def _part(spec: TrialSpec) -> RewardPart:
     reward = find_reward(spec.name)
     isolation = isolation_of(spec, reward.level_with(spec.options))
@@ -212,20 +205,29 @@ def _trial(
         for group in answers
         if len(group) == (group_size or len(group)) and len(its := _scores(group)) > 1
     ]
+    later = list(zip(seconds, groups, strict=True))[1 if len(seconds) > 1 else 0 :]
+    each_s = [spent / len(group) for spent, group in later for _ in group]
+    part = rubric.parts[0]
+    lacks_ids = not any(sample.completion.token_ids for group in groups for sample in group)
+    notes: tuple[str, ...] = ()
+    if lacks_ids and "completion_ids" in part.takes.names:
+        notes = ("it is shown no token ids: give them in a column completion_ids if it reads them",)
     return Trial(
-        reward=rubric.parts[0].name,
+        reward=part.name,
         isolation=tuple(rubric.isolation_lines()),
         samples=len(outcomes),
         scored=len(scores),
         abstained=sum(outcome is None for outcome in outcomes),
         failed=len(failures),
         distribution=distribution(scores),
-        timing=_timing(seconds, [len(group) for group in groups]),
+        timing=Timing(
+            first_call_s=seconds[0], p50_s=percentile(each_s, 50), p99_s=percentile(each_s, 99)
+        ),
         failures=tuple(failure_classes(failures)),
         groups=len(comparable),
         zero_variance=sum(min(its) == max(its) for its in comparable),
         canaries=tuple(canaries),
-        notes=tuple(_notes(rubric.parts[0], groups)),
+        notes=notes,
     )
 
 
@@ -283,19 +285,6 @@ def failure_classes(failures: Sequence[PartFailure]) -> list[FailureClass]:
         FailureClass(kind=kind, count=len(its), trace=its[0].trace) for kind, its in kinds.items()
     ]
     return sorted(classes, key=lambda failure_class: -failure_class.count)
-
-
-def _timing(seconds: Sequence[float], sizes: Sequence[int]) -> Timing:
-    later = list(zip(seconds, sizes, strict=True))[1 if len(seconds) > 1 else 0 :]
-    each = [spent / size for spent, size in later for _ in range(size)]
-    return Timing(first_call_s=seconds[0], p50_s=percentile(each, 50), p99_s=percentile(each, 99))
-
-
-def _notes(part: RewardPart, groups: Sequence[Sequence[Sample]]) -> list[str]:
-    reads_ids = "completion_ids" in part.takes.names
-    if reads_ids and not any(sample.completion.token_ids for group in groups for sample in group):
-        return ["it is shown no token ids: give them in a column completion_ids if it reads them"]
-    return []
 
 
 def _scores(outcomes: Sequence[PartOutcome]) -> list[float]:

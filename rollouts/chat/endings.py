@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +62,26 @@ def generation_endings(folder: Path) -> tuple[int, ...]:
     file = folder / GENERATION_CONFIG
     if not file.is_file():
         file = folder / "config.json"
-    content = _read(file)
-    if file.name == "config.json":
-        text = content.get("text_config")
-        nested = text.get("eos_token_id") if isinstance(text, dict) else None
-        content = {"eos_token_id": content.get("eos_token_id", nested)}
-    return tuple(dict.fromkeys(_ids(content.get("eos_token_id"), file)))
+    if not file.is_file():
+        return ()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{file.name} is not JSON: {error}", where=str(file), remedy="save the model again"
+        ) from error
+    config: dict[str, Any] = content if isinstance(content, dict) else {}
+    text = config.get("text_config") if file.name == "config.json" else None
+    nested = text.get("eos_token_id") if isinstance(text, dict) else None
+    value = config.get("eos_token_id", nested)
+    ids = [token for token in (value if isinstance(value, list) else [value]) if token is not None]
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
+        raise UserError(
+            f"eos_token_id is {value!r}, and must be a token id or a list of them",
+            where=str(file),
+            remedy="write the ids of the tokens that end an answer, such as [2, 32000]",
+        )
+    return tuple(dict.fromkeys(ids))
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, known_ids: Collection[int] = ()) -> int | None:
@@ -95,28 +109,3 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, known_ids: Collection[int] = ()
     longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
     written = [special[text] for text in re.findall("|".join(longest_first), behind)]
     return next((token for token in written if token in known_ids), next(iter(written), None))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file.name} is not JSON: {error}", where=str(file), remedy="save the model again"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _ids(value: object, file: Path) -> Iterator[int]:
-    for token in value if isinstance(value, list) else [value]:
-        if token is None:
-            continue
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise UserError(
-                f"eos_token_id is {value!r}, and must be a token id or a list of them",
-                where=str(file),
-                remedy="write the ids of the tokens that end an answer, such as [2, 32000]",
-            )
-        yield token

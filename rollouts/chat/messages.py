@@ -9,9 +9,10 @@ None, which tables fill in, are left out at every depth.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rollouts.errors import TemplateRefusal
 from rollouts.types import Message
 
 TOOLS = "tools"
@@ -22,6 +23,10 @@ MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
 """Roles whose content may be empty: no instructions, or a call that returned nothing."""
 WAITING = ("assistant", "system", "developer")
 """Roles that no prompt ends with: the turn after them is not an answer."""
+
+Rendered = Callable[[Sequence[Message], Sequence[Any]], str]
+"""Function from chat turns and the functions that may be called to their text."""
+PROBE = "Keel reads what a tool returned"
 
 
 class BadMessages(ValueError):
@@ -38,7 +43,42 @@ def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
     Raises:
         BadMessages: a message without role or content, or with a value that no template takes.
     """
-    return tuple(_turn(message, column) for message in value)
+    turns: list[Message] = []
+    for message in value:
+        if not isinstance(message, Mapping):
+            raise BadMessages(f"column {column!r} holds the message {message!r:.200}", SHAPE)
+        turn: dict[str, Any] = _without_none(message)
+        if {"from", "value"} <= turn.keys():
+            raise BadMessages(
+                f"column {column!r} holds a message with 'from' and 'value' in place of role and content",
+                f"{SHAPE}; human is user and gpt is assistant",
+            )
+        if turn.get(CALLS):
+            turn.setdefault("content", "")
+            if turn.get("role") != "assistant":
+                raise BadMessages(
+                    f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
+                )
+            if not _names_functions(turn[CALLS]):
+                raise BadMessages(
+                    f"column {column!r} holds {CALLS} that are no list of calls",
+                    'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
+                )
+            turn[CALLS] = [_with_arguments(call) for call in turn[CALLS]]
+        if not {"role", "content"} <= turn.keys():
+            raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
+        if isinstance(turn["content"], list):
+            raise BadMessages(
+                f"column {column!r} holds a message whose content is a list of parts", SHAPE
+            )
+        for name, part in turn.items():
+            if name != CALLS and not isinstance(part, str):
+                raise BadMessages(
+                    f"column {column!r} holds a message whose {name} is a {type(part).__name__}",
+                    SHAPE,
+                )
+        turns.append(turn)
+    return tuple(turns)
 
 
 def check_turns(turns: Sequence[Message]) -> None:
@@ -90,13 +130,13 @@ def tools_of(columns: Mapping[str, Any]) -> list[Any]:
     if not value:
         return []
     plain = _without_none(value)
-    if not isinstance(plain, list) or not all(map(_is_function, plain)) or not _is_json(plain):
+    if not _names_functions(plain):
         raise BadMessages(
             f"column {TOOLS!r} is no list of functions",
             'write [{"type": "function", "function": {"name": ..., "parameters": ...}}], or give the '
             "column another name",
         )
-    return plain
+    return list(plain)
 
 
 def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) -> None:
@@ -120,43 +160,26 @@ def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) ->
         )
 
 
-def _turn(message: Any, column: str) -> Message:
-    if not isinstance(message, Mapping):
-        raise BadMessages(f"column {column!r} holds the message {message!r:.200}", SHAPE)
-    turn: dict[str, Any] = _without_none(message)
-    if {"from", "value"} <= turn.keys():
-        raise BadMessages(
-            f"column {column!r} holds a message with 'from' and 'value' in place of role and content",
-            f"{SHAPE}; human is user and gpt is assistant",
-        )
-    if turn.get(CALLS):
-        turn.setdefault("content", "")
-        if turn.get("role") != "assistant":
-            raise BadMessages(
-                f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
-            )
-        if not _are_calls(turn[CALLS]):
-            raise BadMessages(
-                f"column {column!r} holds {CALLS} that are no list of calls",
-                'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
-            )
-        turn[CALLS] = [_with_arguments(call) for call in turn[CALLS]]
-    if not {"role", "content"} <= turn.keys():
-        raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
-    if isinstance(turn["content"], list):
-        raise BadMessages(
-            f"column {column!r} holds a message whose content is a list of parts", SHAPE
-        )
-    for name, part in turn.items():
-        if name != CALLS and not isinstance(part, str):
-            raise BadMessages(
-                f"column {column!r} holds a message whose {name} is a {type(part).__name__}", SHAPE
-            )
-    return turn
+def left_out(turns: Sequence[Message], tools: Sequence[Any], rendered: Rendered) -> str | None:
+    """Name the tools, calls or results that do not reach the text; None if all do."""
+    whole = rendered(turns, tools)
+    if tools and _equal(whole, rendered, turns, ()):
+        return "the functions in the column 'tools'"
+    for index, turn in enumerate(turns):
+        if turn.get(CALLS):
+            bare = {name: part for name, part in turn.items() if name != CALLS}
+            if _equal(whole, rendered, [*turns[:index], bare, *turns[index + 1 :]], tools):
+                return f"the {CALLS} of message {index + 1}"
+        if turn["role"] == "tool" and turn["content"]:
+            other = {**turn, "content": PROBE}
+            if _equal(whole, rendered, [*turns[:index], other, *turns[index + 1 :]], tools):
+                return f"what a tool returned in message {index + 1}"
+    return None
 
 
-def _are_calls(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_function, value)) and _is_json(value)
+def calls_or_tools(turns: Sequence[Message], tools: Sequence[Any]) -> bool:
+    """Tell if a conversation has tools, calls or results."""
+    return bool(tools) or any(turn.get(CALLS) or turn["role"] == "tool" for turn in turns)
 
 
 def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,19 +195,18 @@ def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": inner} if "function" in call else inner
 
 
-def _is_function(value: Any) -> bool:
-    """Tell if a value names a function, with ``type`` and ``function`` around it or without."""
-    inner = value.get("function", value) if isinstance(value, Mapping) else None
-    return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
-
-
-def _is_json(value: Any) -> bool:
-    """Tell if a value is JSON, as which chat templates write tools and calls."""
+def _names_functions(value: Any) -> bool:
+    """Tell if a value is a list of functions or calls, with ``type`` and ``function`` around them or
+    without, and JSON, as which chat templates write them."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return False
-    return True
+    functions = [
+        item.get("function", item) if isinstance(item, Mapping) else None
+        for item in (value if isinstance(value, list) else [None])
+    ]
+    return all(isinstance(f, Mapping) and isinstance(f.get("name"), str) for f in functions)
 
 
 def _without_none(value: Any) -> Any:
@@ -193,3 +215,10 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_none(item) for item in value]
     return value
+
+
+def _equal(whole: str, rendered: Rendered, turns: Sequence[Message], tools: Sequence[Any]) -> bool:
+    try:
+        return rendered(turns, tools) == whole
+    except TemplateRefusal:
+        return False  # It minds what is missing.

@@ -9,7 +9,7 @@ system message of his own still decides.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,21 @@ def pin(
             where=f"{where}.{names[-1]}",
             remedy="remove it, or use a model whose tokenizer has a chat template",
         )
-    _check_names(template, kwargs, f"{where}.chat_template_kwargs")
+    templates = list(template.values()) if isinstance(template, dict) else [template]
+    readable = {name for each in templates for name in variables(each)} - RESERVED
+    for name in kwargs:
+        if name in RESERVED:
+            raise UserError(
+                f"{name!r} is set by the caller of a template, not by a campaign",
+                where=f"{where}.chat_template_kwargs",
+                remedy=f"remove it; this template reads {', '.join(sorted(readable)) or 'nothing else'}",
+            )
+        if name not in readable:
+            raise UserError(
+                f"the chat template reads no variable {name!r}, so it would change nothing",
+                where=f"{where}.chat_template_kwargs",
+                remedy=nearest(name, sorted(readable)) if readable else "remove it",
+            )
     if isinstance(template, dict):
         tokenizer.chat_template = {n: pinned(t, system, kwargs, today) for n, t in template.items()}
     else:
@@ -65,9 +79,15 @@ def pinned(
     template: str, system: str | None, kwargs: Mapping[str, Any], today: date | None = None
 ) -> str:
     """Return the template behind its defaults; one that has them already is unchanged."""
-    front = "".join(_front(system, kwargs))
-    if today is not None:
-        front = _clock(template, today) + front
+    front = "" if today is None else _clock(template, today)
+    for name, value in kwargs.items():
+        front += f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif +%}}"
+    if system is not None:
+        turn = f"{{'role': 'system', 'content': {_literal(system)}}}"
+        lacks_one = "messages and messages[0]['role'] not in ['system', 'developer']"
+        front += (
+            f"{{%- if {lacks_one} %}}{{%- set messages = [{turn}] + messages %}}{{%- endif +%}}"
+        )
     return template if template.startswith(front) else front + template
 
 
@@ -93,15 +113,6 @@ def _parsed(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template).environment.parse(template)
-
-
-def _front(system: str | None, kwargs: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in kwargs.items():
-        yield f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif +%}}"
-    if system is not None:
-        turn = f"{{'role': 'system', 'content': {_literal(system)}}}"
-        first = "messages[0]['role'] not in ['system', 'developer']"
-        yield f"{{%- if messages and {first} %}}{{%- set messages = [{turn}] + messages %}}{{%- endif +%}}"
 
 
 def _clock(template: str, today: date) -> str:
@@ -138,21 +149,3 @@ def _literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _check_names(template: Any, kwargs: Mapping[str, Any], where: str) -> None:
-    templates = list(template.values()) if isinstance(template, dict) else [template]
-    readable = {name for each in templates for name in variables(each)} - RESERVED
-    for name in kwargs:
-        if name in RESERVED:
-            raise UserError(
-                f"{name!r} is set by the caller of a template, not by a campaign",
-                where=where,
-                remedy=f"remove it; this template reads {', '.join(sorted(readable)) or 'nothing else'}",
-            )
-        if name not in readable:
-            raise UserError(
-                f"the chat template reads no variable {name!r}, so it would change nothing",
-                where=where,
-                remedy=nearest(name, sorted(readable)) if readable else "remove it",
-            )

@@ -30,10 +30,6 @@ Scorer = Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]]
 """(prompt ids, completion ids) -> one logprob per completion token."""
 
 
-def _flat_scores(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> Sequence[float]:
-    return [-1.0] * len(completion_ids)
-
-
 class ScriptedEngine:
     """A `RolloutEngine` whose i-th completion of a request is ``script(prompt_ids, seed + i)``.
 
@@ -45,7 +41,11 @@ class ScriptedEngine:
     """
 
     def __init__(
-        self, script: Script, *, scorer: Scorer = _flat_scores, eos_ids: Collection[int] = ()
+        self,
+        script: Script,
+        *,
+        scorer: Scorer = lambda prompt_ids, completion_ids: [-1.0] * len(completion_ids),
+        eos_ids: Collection[int] = (),
     ) -> None:
         self._script, self._scorer, self._eos_ids = script, scorer, frozenset(eos_ids)
         self._refused: dict[str, str] = {}

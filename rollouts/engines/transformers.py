@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
 from rollouts.engines.protocol import (
@@ -29,9 +29,6 @@ from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.memory import return_freed_memory
 from rollouts.types import Completion, WeightVersion
-
-if TYPE_CHECKING:
-    import torch
 
 MIB = 1 << 20
 
@@ -84,10 +81,11 @@ class TransformersEngine:
         device = resolve_device(config.device)
         if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
             config.check_folder(device)
+        usual_dtype = "float32" if device == "cpu" else "bfloat16"
         self._config = config
         self._model: Any = load_model(
             config.model,
-            _dtype(config, device),
+            getattr(torch, usual_dtype if config.dtype == "auto" else config.dtype),
             torch.device(device),
             trust_remote_code=config.trust_remote_code,
         )
@@ -100,7 +98,14 @@ class TransformersEngine:
         # Another thread may leave weights here; of two that nobody loaded the later one stays.
         self._mail: deque[WeightUpdate] = deque(maxlen=1)
         self._stops = _Stops(self._model, config)
-        self._check_capacity(self._capacity())
+        capacity = self._capacity()
+        if config.max_model_len is not None and capacity < config.max_model_len:
+            raise UserError(
+                f"the KV cache of an engine holds {capacity:,} tokens, and one sequence may have "
+                f"{config.max_model_len:,}",
+                where="rollouts.kv_cache_mb",
+                remedy="set rollouts.kv_cache_mb higher, or rollouts.max_model_len lower",
+            )
 
     @property
     def version(self) -> WeightVersion:
@@ -135,18 +140,26 @@ class TransformersEngine:
         Raises:
             WeightLoadError: weights that were deposited could not be loaded; only a `sync` helps.
         """
-        from rollouts.engines.decoding.completions import take_next
+        from rollouts.engines.decoding.completions import open_completions, take_next
         from rollouts.engines.decoding.queue import DecodingQueue
 
         self._open_mail()
-        opened = [self._opened(index, request) for index, request in enumerate(requests)]
-        if refused := [
-            (index, SampleResult(id=request.id, completions=(Completion.failed(each),) * request.n))
-            for index, (request, each) in enumerate(zip(requests, opened, strict=True))
-            if isinstance(each, str)
-        ]:
+        refused, open_by_request = [], {}
+        for index, request in enumerate(requests):
+            if reason := self._refusal(request.prompt_ids, request.prompt_ids):
+                failed = (Completion.failed(f"refused: {reason}"),) * request.n
+                refused.append((index, SampleResult(id=request.id, completions=failed)))
+                continue
+            room = self.max_model_len - len(request.prompt_ids)
+            open_by_request[index] = open_completions(
+                index,
+                request,
+                limit=min(request.sampling.max_tokens, room),
+                ends=self._stops.ends,
+                decode=self._stops.decode,
+            )
+        if refused:
             yield refused
-        open_by_request = {i: each for i, each in enumerate(opened) if not isinstance(each, str)}
         queue = DecodingQueue(
             (row for each in open_by_request.values() for row in each),
             lambda: self._kind(self._reader),
@@ -157,12 +170,10 @@ class TransformersEngine:
             has_new_weights = self._open_mail()
             take_next(queue.next_logits(reread=has_new_weights), queue.running, self._version)
             touched = {each.request for each in queue.pop_finished()}
-            if done := [
-                (index, _result(requests[index], open_by_request[index]))
-                for index in sorted(touched)
-                if all(each.finish for each in open_by_request[index])
-            ]:
-                yield done
+            ended = [i for i in sorted(touched) if all(each.finish for each in open_by_request[i])]
+            done = {i: tuple(each.completion() for each in open_by_request[i]) for i in ended}
+            if done:
+                yield [(i, SampleResult(id=requests[i].id, completions=done[i])) for i in done]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions at temperature 1.
@@ -221,7 +232,14 @@ class TransformersEngine:
         if update.tensors is not None and takes_adapters:
             raise ValueError("this engine was started for adapters and takes no full weights")
         if takes_adapters:
-            self._use_adapter(update.adapter)
+            from peft import PeftModel
+
+            self._whole = False
+            if self._adapted is not None:
+                self._adapted.unload()
+                self._adapted = None
+            if update.adapter is not None:
+                self._adapted = PeftModel.from_pretrained(self._model, update.adapter).eval()
         elif update.tensors is not None or not self._holds_base:
             self._holds_base = self._whole = False
             self._weights.load(update.tensors)
@@ -231,32 +249,6 @@ class TransformersEngine:
         self._version = update.version
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=1, load_s=seconds)
-
-    def _use_adapter(self, folder: str | None) -> None:
-        """Put an adapter over the base in place of the one before; None takes it off."""
-        from peft import PeftModel
-
-        self._whole = False
-        if self._adapted is not None:
-            self._adapted.unload()
-            self._adapted = None
-        if folder is not None:
-            self._adapted = PeftModel.from_pretrained(self._model, folder).eval()
-
-    def _opened(self, index: int, request: SampleRequest) -> list[Any] | str:
-        """Open a request's completions, or say why it is refused."""
-        from rollouts.engines.decoding.completions import open_completions
-
-        if reason := self._refusal(request.prompt_ids, request.prompt_ids):
-            return f"refused: {reason}"
-        room = self.max_model_len - len(request.prompt_ids)
-        return open_completions(
-            index,
-            request,
-            limit=min(request.sampling.max_tokens, room),
-            ends=self._stops.ends,
-            decode=self._stops.decode,
-        )
 
     def _refusal(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str | None:
         """Return why tokens cannot be read and gone on with; None if they can."""
@@ -284,16 +276,6 @@ class TransformersEngine:
         tokens: int = max(0, room) // (2 * int(self._token_bytes))
         return tokens
 
-    def _check_capacity(self, capacity: int) -> None:
-        if self._config.max_model_len is None or capacity >= self._config.max_model_len:
-            return
-        raise UserError(
-            f"the KV cache of an engine holds {capacity:,} tokens, and one sequence may have "
-            f"{self._config.max_model_len:,}",
-            where="rollouts.kv_cache_mb",
-            remedy="set rollouts.kv_cache_mb higher, or rollouts.max_model_len lower",
-        )
-
 
 class _Stops:
     """Tokens that end every completion, and the tokenizer where texts do."""
@@ -312,15 +294,3 @@ class _Stops:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of a completion's tokens, without special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def _dtype(config: TransformersConfig, device: Literal["cpu", "cuda"]) -> torch.dtype:
-    import torch
-
-    usual = "float32" if device == "cpu" else "bfloat16"
-    dtype: torch.dtype = getattr(torch, usual if config.dtype == "auto" else config.dtype)
-    return dtype
-
-
-def _result(request: SampleRequest, completions: Sequence[Any]) -> SampleResult:
-    return SampleResult(id=request.id, completions=tuple(each.completion() for each in completions))

@@ -243,13 +243,30 @@ class VLLMEngine:
         if update.tensors is not None and update.adapter is not None:
             raise ValueError("a weight update holds tensors or an adapter, not both")
         if update.adapter is not None:
-            self._load_adapter(update.adapter)
+            from vllm.lora.request import LoRARequest
+
+            if self._config.lora_rank is None:
+                raise ValueError("this engine was started for full weights and takes no adapters")
+            # A fresh id and name per version: vLLM serves what it cached under a known one.
+            self._adapters_seen += 1
+            number = self._adapters_seen
+            folder = str(Path(update.adapter).resolve())
+            adapter = LoRARequest(f"adapter-{number}", number, folder)
+            if not self._engine.add_lora(adapter):
+                raise ValueError(f"vLLM did not load the adapter in {update.adapter}")
+            self._use_adapter(adapter)
         elif self._config.lora_rank is not None:
             if update.tensors is not None:
                 raise ValueError("this engine was started for adapters and takes no full weights")
             self._use_adapter(None)
-        else:
-            self._load_tensors(update.tensors)
+        elif update.tensors is not None or not self._holds_base:
+            self._holds_base = self._whole = False
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"tensors": update.tensors}})
+            self._llm.finish_weight_update()
+            self._holds_base = update.tensors is None
+            # Layers are packed one by one: without it each leaves a gap of its size in the heap.
+            return_freed_memory()
         self._whole = bool(self._llm.reset_prefix_cache(reset_running_requests=running))
         if not self._whole:
             raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
@@ -262,30 +279,6 @@ class VLLMEngine:
         llm, self._llm, self._engine = self._llm, None, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
-
-    def _load_tensors(self, tensors: Mapping[str, Any] | None) -> None:
-        if tensors is None and self._holds_base:
-            return
-        self._holds_base, self._whole = False, False
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"tensors": tensors}})
-        self._llm.finish_weight_update()
-        self._holds_base = tensors is None
-        # Layers are packed one by one: without it each leaves a gap of its size in the heap.
-        return_freed_memory()
-
-    def _load_adapter(self, folder: str) -> None:
-        from vllm.lora.request import LoRARequest
-
-        if self._config.lora_rank is None:
-            raise ValueError("this engine was started for full weights and takes no adapters")
-        # A fresh id and name per version: vLLM serves what it cached under a known one.
-        self._adapters_seen += 1
-        number = self._adapters_seen
-        adapter = LoRARequest(f"adapter-{number}", number, str(Path(folder).resolve()))
-        if not self._engine.add_lora(adapter):
-            raise ValueError(f"vLLM did not load the adapter in {folder}")
-        self._use_adapter(adapter)
 
     def _use_adapter(self, adapter: LoRARequest | None) -> None:
         """Serve ``adapter`` from now on; the one before stays loaded for one more sync."""
@@ -352,6 +345,7 @@ def _result(request: SampleRequest, output: Any) -> SampleResult:
 
 
 def _start_vllm(config: VLLMConfig) -> Any:
+    """Import vllm in this process and build its ``LLM`` with the ``host`` backend for weights."""
     device = resolve_device(config.device)
     config.check_installed()
     if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
@@ -362,58 +356,47 @@ def _start_vllm(config: VLLMConfig) -> Any:
     logging.getLogger("vllm").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        llm = _build_llm(config, device)
+        from vllm import LLM
+
+        from rollouts.engines.weight_transfer import register_host_backend
+
+        register_host_backend()
+        llm = LLM(config.model, **_llm_arguments(config, device))
     llm.init_weight_transfer_engine({"init_info": {}})
     return llm
 
 
-def _build_llm(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> Any:
-    from vllm import LLM
+def _llm_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    from rollouts.engines.weight_transfer import BACKEND
 
-    from rollouts.engines.weight_transfer import BACKEND, register_host_backend
-
-    register_host_backend()
-    return LLM(
-        config.model,
-        trust_remote_code=config.trust_remote_code,
-        seed=config.seed,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        distributed_executor_backend="uni",
-        enable_prefix_caching=True,
-        logprobs_mode="processed_logprobs",
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        weight_transfer_config={"backend": BACKEND},
-        **_device_arguments(config, device),
-        **_lora_arguments(config),
-    )
-
-
-def _device_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "trust_remote_code": config.trust_remote_code,
+        "seed": config.seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "distributed_executor_backend": "uni",
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "weight_transfer_config": {"backend": BACKEND},
+    }
+    usual_dtype = "bfloat16" if device == "cuda" else "float32"
+    arguments["dtype"] = usual_dtype if config.dtype == "auto" else config.dtype
     if device == "cuda":
-        return {
-            "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    else:
+        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mb << 20}
+    if config.lora_rank is not None:
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": served_rank(config.lora_rank),
+            # Two: the adapter in use and the one before it.
+            "max_loras": 2,
+            "max_cpu_loras": 4,
+            "lora_target_modules": list(config.lora_targets),
         }
-    return {
-        "dtype": "float32" if config.dtype == "auto" else config.dtype,
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": config.kv_cache_mb << 20,
-    }
-
-
-def _lora_arguments(config: VLLMConfig) -> dict[str, Any]:
-    if config.lora_rank is None:
-        return {}
-    return {
-        "enable_lora": True,
-        "max_lora_rank": served_rank(config.lora_rank),
-        # Two: the adapter in use and the one before it.
-        "max_loras": 2,
-        "max_cpu_loras": 4,
-        "lora_target_modules": list(config.lora_targets),
-    }
+    return arguments
 
 
 def served_rank(rank: int) -> int:

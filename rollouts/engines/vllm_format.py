@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from rollouts.engines.protocol import SampleRequest, ScoreRequest
-from rollouts.types import Completion, FinishReason, Sampling, WeightSpan
+from rollouts.types import Completion, Sampling, WeightSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -54,22 +54,22 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
 def completions(output: Any, n: int) -> tuple[Completion, ...]:
     if output is None or isinstance(output, str):
         return (Completion.failed(output or "vLLM returned nothing"),) * n
-    return tuple(_completion(sample) for sample in output.outputs)
-
-
-def _completion(output: Any) -> Completion:
-    reason: FinishReason
-    if output.finish_reason not in ("stop", "length"):
-        return Completion.failed(f"vLLM ended the request with {output.finish_reason!r}")
-    reason = output.finish_reason
-    spans = output.weight_versions or ()
-    return Completion(
-        token_ids=tuple(output.token_ids),
-        logprobs_T=tuple(output.logprobs.logprobs),
-        text="",
-        finish_reason=reason,
-        weight_versions=tuple(WeightSpan(s.version, s.start, s.end) for s in spans),
-    )
+    samples = []
+    for sample in output.outputs:
+        if sample.finish_reason in ("stop", "length"):
+            spans = sample.weight_versions or ()
+            completion = Completion(
+                token_ids=tuple(sample.token_ids),
+                logprobs_T=tuple(sample.logprobs.logprobs),
+                text="",
+                finish_reason=sample.finish_reason,
+                weight_versions=tuple(WeightSpan(s.version, s.start, s.end) for s in spans),
+            )
+        else:
+            reason = f"vLLM ended the request with {sample.finish_reason!r}"
+            completion = Completion.failed(reason)
+        samples.append(completion)
+    return tuple(samples)
 
 
 def scores(request: ScoreRequest, output: Any) -> tuple[float, ...]:

@@ -29,8 +29,18 @@ def check_served(model: ServedModel) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers, or not on a CPU."""
     known = served_architectures()
     class_name = model.kind.__name__  # What a base's config names, whatever the folder's says.
-    if known and not any(name in known for name in (class_name, *model.own_architectures)):
-        _check_takes_attention(model)
+    is_listed = any(name in known for name in (class_name, *model.own_architectures))
+    if known and not (
+        is_listed or model.kind.is_backend_compatible() or model.kind._can_set_attn_implementation()
+    ):
+        raise UserError(
+            f"vLLM cannot serve {class_name}",
+            where=str(model.folder / "config.json"),
+            cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let "
+            "its attention be replaced, or has none",
+            remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX, or "
+            + OTHER_BACKEND,
+        )
     if model.device == "cpu":
         _check_cpu_kernels(model)
 
@@ -58,19 +68,6 @@ def check_head_dim(head_dim: int | None, folder: Path) -> None:
         cause=f"vLLM's CPU attention knows the head sizes {', '.join(map(str, CPU_HEAD_DIMS))}",
         remedy="use a model with one of these (head_dim, or hidden size / attention heads), run on a GPU, "
         f"or {OTHER_BACKEND}",
-    )
-
-
-def _check_takes_attention(model: ServedModel) -> None:
-    if model.kind.is_backend_compatible() or model.kind._can_set_attn_implementation():
-        return
-    raise UserError(
-        f"vLLM cannot serve {model.kind.__name__}",
-        where=str(model.folder / "config.json"),
-        cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let its "
-        "attention be replaced, or has none",
-        remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX, or "
-        + OTHER_BACKEND,
     )
 
 

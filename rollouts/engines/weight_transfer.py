@@ -45,7 +45,21 @@ def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor | StoredTensor]:
     CPU tensors that are contiguous are not copied, so the result must be used up (put into the
     object store) before the next optimizer step writes to them.
     """
-    return {name: _to_host(tensor) for name, tensor in tensors.items()}
+    host: dict[str, HostTensor | StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, HostTensor | StoredTensor):
+            host[name] = tensor
+        elif isinstance(tensor, np.ndarray):
+            host[name] = HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
+        else:
+            import torch
+
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            data = tensor.detach().to("cpu").contiguous()
+            if dtype in _BITS:
+                data = data.view(getattr(torch, _BITS[dtype]))
+            host[name] = HostTensor(data.numpy(), dtype)
+    return host
 
 
 def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -58,32 +72,18 @@ def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     with warnings.catch_warnings():
         # torch warns that writing to a read-only array is undefined; nobody here writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        pairs = [(name, _from_host(tensor, torch)) for name, tensor in tensors.items()]
+        pairs = []
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor | StoredTensor):
+                is_host = isinstance(tensor, HostTensor)
+                array, dtype = tensor if is_host else (tensor, str(tensor.dtype))
+                tensor = torch.from_numpy(array)
+                if dtype in _BITS:
+                    tensor = tensor.view(getattr(torch, dtype))
+            pairs.append((name, tensor))
     reader = StoredTensorReader()
     for name, tensor in pairs:
         yield name, reader.read(tensor) if isinstance(tensor, StoredTensor) else tensor
-
-
-def _to_host(tensor: Any) -> HostTensor | StoredTensor:
-    if isinstance(tensor, HostTensor | StoredTensor):
-        return tensor
-    if isinstance(tensor, np.ndarray):
-        return HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
-    import torch
-
-    name = str(tensor.dtype).removeprefix("torch.")
-    data = tensor.detach().to("cpu").contiguous()
-    if name in _BITS:
-        data = data.view(getattr(torch, _BITS[name]))
-    return HostTensor(data.numpy(), name)
-
-
-def _from_host(tensor: Any, torch: Any) -> torch.Tensor | StoredTensor:
-    if isinstance(tensor, torch.Tensor | StoredTensor):
-        return tensor
-    array, name = tensor if isinstance(tensor, HostTensor) else (tensor, str(tensor.dtype))
-    plain = torch.from_numpy(array)
-    return plain.view(getattr(torch, name)) if name in _BITS else plain  # type: ignore[no-any-return]
 
 
 def repack_tied_head(model: torch.nn.Module) -> None:
@@ -168,20 +168,19 @@ def check_complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
 
 
 def register_host_backend() -> None:
-    """Make ``weight_transfer_config={"backend": "host"}`` known to vLLM in this process."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    """Make ``weight_transfer_config={"backend": "host"}`` known to vLLM in this process.
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, _host_engine_class())
-
-
-def _host_engine_class() -> type[Any]:
-    """Build the engine class, late because its base classes live in vllm."""
+    The engine's classes are made here because their bases live in vllm.
+    """
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
         WeightTransferUpdateInfo,
     )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
 
     @dataclass
     class HostInit(WeightTransferInitInfo):
@@ -219,7 +218,7 @@ def _host_engine_class() -> type[Any]:
         def shutdown(self) -> None:
             """Do nothing: an engine holds nothing between updates."""
 
-    return HostEngine
+    WeightTransferEngineFactory.register_engine(BACKEND, HostEngine)
 
 
 class Reload:

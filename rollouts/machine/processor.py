@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +51,12 @@ def processor_flags(environ: Mapping[str, str] | None = None) -> frozenset[str]:
         flags = flags_in(CPUINFO.read_text())
     except OSError:
         flags = frozenset()
-    return usable(flags or _torch_flags(), environ)
+    if not flags:
+        with suppress(ImportError):
+            from torch.cpu import get_capabilities
+
+            flags = frozenset(name for name, has in get_capabilities().items() if has is True)
+    return usable(flags, environ)
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
@@ -95,12 +101,3 @@ def quickest_dtype(device: Literal["cpu", "cuda"], flags: frozenset[str] | None 
         return "bfloat16" if has else "float32"
     available = processor_flags() if flags is None else flags
     return "bfloat16" if bfloat16_by(available) == "native" else "float32"
-
-
-def _torch_flags() -> frozenset[str]:
-    """Return the flags that torch detects, for systems without ``/proc``."""
-    try:
-        from torch.cpu import get_capabilities
-    except ImportError:
-        return frozenset()
-    return frozenset(name for name, value in get_capabilities().items() if value is True)

@@ -153,9 +153,13 @@ class EnginePool:
         Several may be under way: what finds no idle engine begins when an earlier one is collected.
         Scoring and syncing finish them all first.
         """
+        import ray
+
         sequences = sum(request.n for request in requests)
         costs = [request.n * request.sampling.max_tokens for request in requests]
-        dispatch = self._dispatch(_sampling_verb(), requests, costs, sequences)
+        # Ray Client hands on no streams.
+        verb: Verb = "generate" if ray.util.client.ray.is_connected() else "stream"
+        dispatch = self._dispatch(verb, requests, costs, sequences)
         self._open.append(dispatch)
         dispatch.send()
         return _Ticket(pool=self, requests=requests, dispatch=dispatch)
@@ -244,8 +248,16 @@ class EnginePool:
             else:
                 call = slot.actor.deposit.options(concurrency_group=MAIL)
                 refs[call.remote(self._fleet.weights)] = slot
-        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
-        num_engines = sum(_has_taken(ref) for ref in refs if ref not in late)
+        on_time, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        num_engines = 0
+        for ref in on_time:
+            try:
+                ray.get(ref)
+                num_engines += 1
+            except ray.exceptions.RayTaskError as error:
+                raise refusal(error, "an engine could not take the weights") from error
+            except ray.exceptions.RayError:
+                pass  # It died, which its running call reports as well.
         for ref in late:
             refs[ref].end_actor()
         self._unsynced = None
@@ -373,14 +385,6 @@ def _check_scored(answers: Iterable[Any]) -> None:
             )
 
 
-def _sampling_verb() -> Verb:
-    """Return the actor's method that samples. Ray Client hands on no streams, so there it is
-    ``generate``."""
-    import ray
-
-    return "generate" if ray.util.client.ray.is_connected() else "stream"
-
-
 def _launch(
     config: EngineSpec,
     factory: EngineFactory | None,
@@ -408,20 +412,6 @@ def _launch(
         start_deadline_s=start_deadline_s,
         in_flight=in_flight,
     )
-
-
-def _has_taken(ref: Any) -> bool:
-    """Return True if an engine took a deposit; False if it died, which its running call reports as
-    well."""
-    import ray
-
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        raise refusal(error, "an engine could not take the weights") from error
-    except ray.exceptions.RayError:
-        return False
-    return True
 
 
 def _result(request: SampleRequest, answer: Any) -> SampleResult:

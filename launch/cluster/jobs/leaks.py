@@ -35,10 +35,16 @@ def check_no_secrets(command: str, files: Iterable[Path], environ: Mapping[str, 
         files: and folders with all that is below them.
     """
     secrets = secrets_of(environ)
-    for text in _spoken(command):
+    spoken = [command]
+    for word in shlex.split(command):
+        # Without its quotes, and what it says in YAML.
+        spoken += [word, *_scalars(word.partition("=")[2])]
+    for text in spoken:
         _refuse(_named_in(text, secrets), "the job's command")
-    for file in _every(files):
-        _refuse(_in_file(file, secrets), str(file))
+    for path in files:
+        for file in (path,) if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                _refuse(_in_file(file, secrets), str(file))
 
 
 def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
@@ -59,14 +65,6 @@ def spellings(secret: str) -> set[str]:
     quoted = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
     escaped = secret.replace("\\", "\\\\").replace("'", "\\'")
     return {secret, escaped, secret.replace("'", "''"), *quoted}
-
-
-def _spoken(command: str) -> Iterator[str]:
-    """Yield a command line, its words without their quotes, and what those say in YAML."""
-    yield command
-    for word in shlex.split(command):
-        yield word
-        yield from _scalars(word.partition("=")[2])
 
 
 def _in_file(file: Path, secrets: Mapping[str, str]) -> str | None:
@@ -98,11 +96,6 @@ def _scalars(text: str) -> Iterator[str]:
 
 def _named_in(text: str, secrets: Mapping[str, str]) -> str | None:
     return next((name for value, name in secrets.items() if value in text), None)
-
-
-def _every(files: Iterable[Path]) -> Iterator[Path]:
-    for path in files:
-        yield from (p for p in ((path,) if path.is_file() else path.rglob("*")) if p.is_file())
 
 
 def _refuse(name: str | None, where: str) -> None:

@@ -37,24 +37,19 @@ def tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: float) -> N
 
 
 async def _tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: float) -> None:
+    from aiohttp import ClientError
+
     start = 0
     while (wait_s := min(quiet_s, limit - time.monotonic())) > 0:
-        part = await _next(parts, wait_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                part = await anext(parts, None)
+        except (ClientError, OSError, RuntimeError, ValueError):  # Among them TimeoutError.
+            return
         if part is None:
             return
         log.write_rest(part, start)
         start += len(part)
-
-
-async def _next(parts: AsyncIterator[str], wait_s: float) -> str | None:
-    """Return the next part; None if the log ended, broke, or said nothing for so long."""
-    from aiohttp import ClientError
-
-    try:
-        async with asyncio.timeout(wait_s):
-            return await anext(parts, None)
-    except (ClientError, OSError, RuntimeError, ValueError):  # Among them TimeoutError.
-        return None
 
 
 NUM_LINES = 12

@@ -109,7 +109,9 @@ def confine(setup: Setup) -> None:
     checked(LIBC.umount2(b".", _DETACH), "umount the old root")
     os.chdir(setup.folder)
     become_nobody()
-    _drop_capabilities()
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    no_capabilities = (ctypes.c_uint32 * 6)()
+    checked(LIBC.capset(ctypes.byref(header), ctypes.byref(no_capabilities)), "capset")
 
 
 def become_nobody() -> None:
@@ -167,9 +169,3 @@ def _protect(target: str, flags: int) -> None:
         ctypes.byref(attributes), ctypes.c_size_t(ctypes.sizeof(attributes)),
     )  # fmt: skip
     checked(result, f"mount_setattr {target}")
-
-
-def _drop_capabilities() -> None:
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    checked(LIBC.capset(ctypes.byref(header), ctypes.byref(none)), "capset")

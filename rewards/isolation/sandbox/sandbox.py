@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -69,18 +70,12 @@ def visible(reward: str | None, folder: Path) -> tuple[str, ...]:
     origin = (points[0].value if points else reward or "").rpartition(":")[0]
     if origin.endswith(".py"):
         return (*folders, str((folder / origin).parent))
+    spec = None
     if origin:
-        folders += _package(origin.partition(".")[0])
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(origin.partition(".")[0])
+    if spec is not None and spec.submodule_search_locations is not None:
+        folders += map(str, spec.submodule_search_locations)
+    elif spec is not None and spec.origin and Path(spec.origin).exists():
+        folders.append(spec.origin)
     return tuple(folders)
-
-
-def _package(name: str) -> list[str]:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return []
-    if spec is None:
-        return []
-    if spec.submodule_search_locations is not None:
-        return [str(path) for path in spec.submodule_search_locations]
-    return [spec.origin] if spec.origin and Path(spec.origin).exists() else []

@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -132,21 +133,25 @@ class Candidate:
         return guest.decode(self._ask(question), lambda number: StandIn(self, {"handle": number}))
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
-        reply = self._reply({"id": secrets.token_hex(8), **question})
-        if "error" in reply:
-            raise _raised(str(reply["error"]), str(reply.get("message")))
-        return reply.get("value")
-
-    def _reply(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        identifier = secrets.token_hex(8)
         try:
             self._channel.settimeout(self._left())
-            self._channel.sendall(json.dumps(question).encode() + b"\n")
+            self._channel.sendall(json.dumps({"id": identifier, **question}).encode() + b"\n")
             reply = json.loads(self._line())
         except (OSError, ValueError, RecursionError) as error:
             raise CandidateError(f"the candidate gave no answer: {error}") from error
-        if not isinstance(reply, dict) or reply.get("id") != question["id"]:
+        if not isinstance(reply, dict) or reply.get("id") != identifier:
             raise CandidateError("the candidate answered a question that was not asked")
-        return reply
+        if "error" not in reply:
+            return reply.get("value")
+        # The built-in exception of that name, so that a test can expect it.
+        name, message = str(reply["error"]), str(reply.get("message"))
+        raised: Exception = CandidateError(f"{name}: {message}")
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            with suppress(TypeError):  # UnicodeDecodeError and its kind want more than a message
+                raised = kind(message)
+        raise raised
 
     def _line(self) -> bytes:
         while b"\n" not in self._unread:
@@ -193,10 +198,32 @@ def of_stand_in(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be handed to the candidate")
 
 
-def _raised(name: str, message: str) -> Exception:
-    """Make the built-in exception of that name, so that a test can expect it."""
-    kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with suppress(TypeError):  # UnicodeDecodeError and its kind want more than a message
-            return kind(message)
-    return CandidateError(f"{name}: {message}")
+def run_program(code: str, stdin: str, limits: CandidateLimits) -> str | None:
+    """Run ``code`` and return what it prints, at most 1 MiB; None when it does not end well in time.
+
+    Isolation is that of `Candidate`.
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        work = folder / "work"
+        work.mkdir()
+        (work / "program.py").write_text(code, encoding="utf-8")
+        (folder / "stdin").write_text(stdin, encoding="utf-8")
+        # A file instead of a pipe: the limit on file sizes then also ends what prints without end.
+        with (folder / "stdin").open("rb") as source, (folder / "stdout").open("wb") as printed:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guest.__file__, "program", *limits.arguments],
+                cwd=work, env=ENVIRONMENT, start_new_session=True, stdin=source, stdout=printed,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                code_of_exit = process.wait(limits.wall_s)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if code_of_exit != 0:
+            return None
+        return (folder / "stdout").read_text(encoding="utf-8", errors="replace")

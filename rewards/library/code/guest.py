@@ -60,8 +60,13 @@ def serve(channel: int) -> None:
     answer(channel, READY, lambda: None)
     names: dict[str, Any] = {"__name__": "__candidate__"}
     handles: list[Any] = []
-    question = json.loads(lines.readline())
-    answer(channel, question["id"], partial(_define, question["code"], names))
+    definition = json.loads(lines.readline())
+
+    def define() -> list[str]:
+        exec(compile(definition["code"], "candidate.py", "exec"), names)
+        return [name for name, value in names.items() if callable(value)]
+
+    answer(channel, definition["id"], define)
     for line in lines:
         question = json.loads(line)
         answer(channel, question["id"], partial(_call, question, names, handles))
@@ -95,11 +100,6 @@ def answer(channel: int, identifier: str, ask: Callable[[], Any]) -> None:
     data = line.encode() + b"\n"
     while data:
         data = data[os.write(channel, data) :]
-
-
-def _define(code: str, names: dict[str, Any]) -> Any:
-    exec(compile(code, "candidate.py", "exec"), names)
-    return [name for name, value in names.items() if callable(value)]
 
 
 def _call(request: dict[str, Any], names: dict[str, Any], handles: list[Any]) -> Any:

@@ -19,8 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.base import ShownCompletion, completion_text
-from rewards.library.code.candidate import Candidate, CandidateError, CandidateLimits, StandIn
-from rewards.library.code.program import run_program
+from rewards.library.code.candidate import (
+    Candidate,
+    CandidateError,
+    CandidateLimits,
+    StandIn,
+    run_program,
+)
 from rewards.signatures.options import positive, whole_number
 from rollouts.errors import UserError
 
@@ -83,7 +88,13 @@ def run_tests(
     if programs:
         if len(programs) < len(tests):
             raise UserError("a row has either Python tests or input and output, not both")
-        return [_passes_program(code, test, limits) for test in programs]
+        passed = []
+        for test in programs:
+            if not {"input", "output"} <= set(test):
+                raise UserError(f"a test of a program has input and output, got {sorted(test)}")
+            printed = run_program(code, str(test["input"]), limits)
+            passed.append(printed is not None and printed.split() == str(test["output"]).split())
+        return passed
     try:
         candidate = Candidate(code, limits)
     except CandidateError:
@@ -103,10 +114,3 @@ def _passes(test: str, functions: Mapping[str, StandIn], entry_point: str | None
     except (Exception, SystemExit):  # a failed assert, or whatever a wrong value led to
         return False
     return True
-
-
-def _passes_program(code: str, test: Mapping[str, Any], limits: CandidateLimits) -> bool:
-    if not {"input", "output"} <= set(test):
-        raise UserError(f"a test of a program has input and output, got {sorted(test)}")
-    printed = run_program(code, str(test["input"]), limits)
-    return printed is not None and printed.split() == str(test["output"]).split()

@@ -131,25 +131,22 @@ class Endpoint:
         }
         new = {q.key: q for q in questions if q.key not in answers}
         if new:
-            answers |= zip(new, await self._ask_new(list(new.values())), strict=True)
+            room = asyncio.Semaphore(self.concurrency)
+            key = _key(self.api_key_env)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            # trust_env is off: no proxy and no netrc that the campaign file does not show. The client
+            # lives as long as one batch, since each batch may come with an event loop of its own.
+            async with _httpx().AsyncClient(headers=headers, trust_env=False) as client:
+                tasks = [asyncio.create_task(self._one(client, room, q)) for q in new.values()]
+                try:
+                    answers |= zip(new, await asyncio.gather(*tasks), strict=True)
+                finally:
+                    for task in tasks:
+                        task.cancel()
         self.cache.update({key: a for key, a in answers.items() if isinstance(a, str)})
         while len(self.cache) > KEPT:
             self.cache.popitem(last=False)
         return [answers[question.key] for question in questions]
-
-    async def _ask_new(self, questions: Sequence[Question]) -> list[str | JudgeError]:
-        room = asyncio.Semaphore(self.concurrency)
-        key = _key(self.api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # trust_env is off: no proxy and no netrc that the campaign file does not show. The client
-        # lives as long as one batch, since each batch may come with an event loop of its own.
-        async with _httpx().AsyncClient(headers=headers, trust_env=False) as client:
-            tasks = [asyncio.create_task(self._one(client, room, q)) for q in questions]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
 
     async def _one(
         self, client: AsyncClient, room: asyncio.Semaphore, question: Question
@@ -192,7 +189,8 @@ class Endpoint:
                 problems.append(self._refusal(response))
                 if response.status_code < 500 and response.status_code not in AGAIN:
                     return None
-                wait_s = _retry_after(response)
+                retry_after = response.headers.get("retry-after", "")  # Some name a date.
+                wait_s = float(retry_after) if retry_after.isdigit() else 0.0
             if attempt < self.retries:
                 doubled = self.backoff_s * 2**attempt * self.pace.random.uniform(0.5, 1.0)
                 await asyncio.sleep(min(max(doubled, wait_s), LONGEST_PAUSE_S))
@@ -230,12 +228,6 @@ def _content(response: Response) -> str:
         return str(response.json()["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):
         return ""
-
-
-def _retry_after(response: Response) -> float:
-    """Return the seconds the server asks to wait; 0 where it names none, or a date."""
-    header = response.headers.get("retry-after", "")
-    return float(header) if header.isdigit() else 0.0
 
 
 def _key(variable: str | None) -> str | None:

@@ -49,7 +49,11 @@ class LLMJudge(Endpoint):
         questions = [self.question(p, c) for p, c in zip(prompts, completions, strict=True)]
         answers = await self.ask(questions)
         if log_extra is not None:
-            log_extra("reason", [_reason(answer) for answer in answers])
+            reasons = [
+                a if isinstance(a, JudgeError) else read_object(a).get("reason", "")
+                for a in answers
+            ]
+            log_extra("reason", list(map(str, reasons)))
         return [a if isinstance(a, JudgeError) else self.score(a) for a in answers]
 
     def question(self, prompt: str | Sequence[Message], completion: ShownCompletion) -> Question:
@@ -77,11 +81,3 @@ def verdict_schema(name: str, kind: dict[str, Any]) -> dict[str, Any]:
         "required": ["reason", name],
         "additionalProperties": False,
     }
-
-
-def _reason(answer: str | JudgeError) -> str:
-    return (
-        str(answer)
-        if isinstance(answer, JudgeError)
-        else str(read_object(answer).get("reason", ""))
-    )

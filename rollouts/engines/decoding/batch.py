@@ -123,10 +123,16 @@ def batch_kind(reader: ModelReader) -> tuple[type[CachedBatch] | type[RereadBatc
         The kind, and the bytes that it keeps for every token of a row.
     """
     probe = CachedBatch(reader)
+    batches: tuple[DecodingBatch, ...] = (probe, RereadBatch(reader))
+    vocabulary = reader.vocabulary
+    logprobs = []
     try:
-        agree = _largest_gap(probe, RereadBatch(reader)) <= AGREEMENT.get(
-            reader.model.dtype, ROUGH_AGREEMENT
-        )
+        for batch in batches:
+            batch.read([[t % vocabulary for t in row] for row in ([1, 2, 3, 4, 5], [6, 7])])
+            batch.step([1 % vocabulary, 2 % vocabulary])
+            logprobs.append(batch.step([3 % vocabulary, 4 % vocabulary]).float().log_softmax(-1))
+        largest_gap = float((logprobs[0] - logprobs[1]).abs().max())
+        agree = largest_gap <= AGREEMENT.get(reader.model.dtype, ROUGH_AGREEMENT)
         cached_bytes = cache_bytes(probe.cache)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
         agree = False  # The architecture has no cache that rows can be taken from.
@@ -140,15 +146,3 @@ def batch_kind(reader: ModelReader) -> tuple[type[CachedBatch] | type[RereadBatc
 def cache_bytes(cache: Any) -> int:
     """Count the bytes of the keys and values in a cache."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-
-def _largest_gap(cached: DecodingBatch, reread: DecodingBatch) -> float:
-    """Decode a long and a short row in both; return the largest difference of a last logprob."""
-    vocabulary = cached._reader.vocabulary  # type: ignore[attr-defined]
-    rows = [[t % vocabulary for t in row] for row in ([1, 2, 3, 4, 5], [6, 7])]
-    logprobs = []
-    for batch in (cached, reread):
-        batch.read(rows)
-        batch.step([1 % vocabulary, 2 % vocabulary])
-        logprobs.append(batch.step([3 % vocabulary, 4 % vocabulary]).float().log_softmax(-1))
-    return float((logprobs[0] - logprobs[1]).abs().max())

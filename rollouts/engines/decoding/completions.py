@@ -66,7 +66,8 @@ class OpenCompletion:
             self.spans[-1] = self.spans[-1]._replace(end=start + 1)
         else:
             self.spans.append(WeightSpan(version, start, start + 1))
-        if token in self.ends or self._has_stop_text():
+        text = "" if self.decode is None else self.decode(self.token_ids)
+        if token in self.ends or any(stop in text for stop in self.sampling.stop_texts):
             self.finish = "stop"
         elif start + 1 >= self.limit:
             self.finish = "length"
@@ -84,37 +85,29 @@ class OpenCompletion:
             weight_versions=tuple(self.spans),
         )
 
-    def _has_stop_text(self) -> bool:
-        if self.decode is None:
-            return False
-        text = self.decode(self.token_ids)
-        return any(stop in text for stop in self.sampling.stop_texts)
-
 
 def open_completions(
     index: int, request: SampleRequest, *, limit: int, ends: frozenset[int], decode: Decode | None
 ) -> list[OpenCompletion]:
     """Open the ``n`` completions of a request; their random numbers follow from its seed alone."""
     sampling = request.sampling
-    return [
-        OpenCompletion(
-            request=index,
-            prompt_ids=request.prompt_ids,
-            sampling=sampling,
-            limit=limit,
-            ends=ends | frozenset(sampling.stop_token_ids),
-            decode=decode if sampling.stop_texts else None,
-            uniforms=_uniforms(request.seed, number, limit),
+    opened = []
+    for number in range(request.n):
+        # A stream of its own for each completion: neighbouring seeds share nothing.
+        digest = blake2b(f"{request.seed}/{number}".encode(), digest_size=16).digest()
+        stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+        opened.append(
+            OpenCompletion(
+                request=index,
+                prompt_ids=request.prompt_ids,
+                sampling=sampling,
+                limit=limit,
+                ends=ends | frozenset(sampling.stop_token_ids),
+                decode=decode if sampling.stop_texts else None,
+                uniforms=stream.random(limit),
+            )
         )
-        for number in range(request.n)
-    ]
-
-
-def _uniforms(seed: int, number: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Draw the numbers of one completion from a stream of its own: neighbouring seeds share nothing."""
-    digest = blake2b(f"{seed}/{number}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
-    return generator.random(length)
+    return opened
 
 
 @torch.inference_mode()
@@ -122,19 +115,14 @@ def take_next(
     logits_BV: Tensor, completions: Sequence[OpenCompletion], version: WeightVersion
 ) -> None:
     """Draw the next token of every completion from its row of logits."""
-    rows = max(1, DRAWN_TOGETHER // logits_BV.shape[-1])
+    vocabulary, device = logits_BV.shape[-1], logits_BV.device
+    rows = max(1, DRAWN_TOGETHER // vocabulary)
     for start in range(0, len(completions), rows):
-        _take_next(logits_BV[start : start + rows], completions[start : start + rows], version)
-
-
-def _take_next(
-    logits_BV: Tensor, completions: Sequence[OpenCompletion], version: WeightVersion
-) -> None:
-    device = logits_BV.device
-    columns = SamplingColumns.of([c.sampling for c in completions], logits_BV.shape[-1], device)
-    uniform_B = torch.tensor([c.uniform for c in completions], dtype=torch.float64, device=device)
-    logprobs_BV = sampled_logprobs(logits_BV, columns)
-    drawn_B = draw(logprobs_BV, columns, uniform_B)
-    taken_B = logprobs_BV.gather(-1, drawn_B[:, None])[:, 0]
-    for each, token, logprob in zip(completions, drawn_B.tolist(), taken_B.tolist(), strict=True):
-        each.take(token, logprob, version)
+        part = completions[start : start + rows]
+        columns = SamplingColumns.of([c.sampling for c in part], vocabulary, device)
+        uniform_B = torch.tensor([c.uniform for c in part], dtype=torch.float64, device=device)
+        logprobs_BV = sampled_logprobs(logits_BV[start : start + rows], columns)
+        drawn_B = draw(logprobs_BV, columns, uniform_B)
+        taken_B = logprobs_BV.gather(-1, drawn_B[:, None])[:, 0]
+        for each, token, logprob in zip(part, drawn_B.tolist(), taken_B.tolist(), strict=True):
+            each.take(token, logprob, version)

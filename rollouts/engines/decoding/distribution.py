@@ -39,17 +39,13 @@ class SamplingColumns:
 
         top_k = [s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in samplings]
         return cls(
-            temperature_B=column([_temperature(s) for s in samplings]),
+            temperature_B=column(
+                [0.0 if t < GREEDY else max(t, COLDEST) for t in (s.temperature for s in samplings)]
+            ),
             min_p_B=column([s.min_p for s in samplings]),
             top_k_B=torch.tensor(top_k, device=device),
             top_p_B=column([s.top_p for s in samplings]),
         )
-
-
-def _temperature(sampling: Sampling) -> float:
-    if sampling.temperature < GREEDY:
-        return 0.0
-    return max(sampling.temperature, COLDEST)
 
 
 def sampled_logprobs(logits_BV: Tensor, columns: SamplingColumns) -> Tensor:

@@ -60,7 +60,12 @@ class DecodingQueue:
         Args:
             reread: what was read before counts no more, since the weights are others.
         """
-        self._make_room()
+        # Rows that were begun last wait again where the batch outgrows its memory.
+        lengths = [len(each.prompt_ids) + len(each.token_ids) for each in self._running]
+        fitting = max(1, self._max_tokens // max(1, max(lengths, default=0) + 1))
+        if len(self._running) > fitting:
+            self._waiting.extendleft(reversed(self._running[fitting:]))
+            self._keep(list(range(fitting)))
         if self._admit() or reread:
             # The cache before goes first: memory never has to hold two.
             self._batch = self._new_batch()
@@ -73,16 +78,6 @@ class DecodingQueue:
         if finished:
             self._keep([i for i, each in enumerate(self._running) if each.finish is None])
         return finished
-
-    def _make_room(self) -> None:
-        """Let the rows that were begun last wait again where the batch outgrows its memory."""
-        width = max(
-            (len(each.prompt_ids) + len(each.token_ids) for each in self._running), default=0
-        )
-        fitting = max(1, self._max_tokens // max(1, width + 1))
-        if len(self._running) > fitting:
-            self._waiting.extendleft(reversed(self._running[fitting:]))
-            self._keep(list(range(fitting)))
 
     def _admit(self) -> bool:
         """Begin waiting rows where half of the batch has left; False if none were begun."""

@@ -61,28 +61,16 @@ class ReplaceableWeights:
         if tensors is None:
             self._copy(self._converted(self._source, None))
             return
-        if self._has_the_names_of(tensors):
+        state = self._model.state_dict(keep_vars=True)
+        if tensors.keys() <= state.keys():  # Files name the tensors as the model does.
+            check_complete((name for name, _ in self._model.named_parameters()), tensors)
             same = unchanged(tensors, before)
             changed = {name: value for name, value in tensors.items() if name not in same}
-            state = self._model.state_dict(keep_vars=True)
             for name, tensor in from_host(changed):
                 _fill(state[name], tensor, name)
             self._loaded = remembered(tensors)
         else:
             self._copy(self._converted(None, dict(from_host(tensors))))
-
-    def _has_the_names_of(self, tensors: Mapping[str, Any]) -> bool:
-        """Tell if files name the model's tensors as the model does.
-
-        Raises:
-            ValueError: they do, and some are missing.
-        """
-        state = self._model.state_dict(keep_vars=True)
-        if not tensors.keys() <= state.keys():
-            return False
-        parameters = {name for name, _ in self._model.named_parameters()}
-        check_complete(parameters, tensors)
-        return True
 
     def _converted(self, source: str | None, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
         """Load a second model of the same class and return its state; files are mapped, not copied."""

@@ -22,7 +22,7 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.errors import RunError
-from rollouts.types import Completion, FinishReason, Sampling, WeightSpan
+from rollouts.types import Completion, FinishReason, WeightSpan
 
 FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
 """Endings of answers that can be used; others, such as ``content_filter``, are failures."""
@@ -79,7 +79,13 @@ class EndpointEngine:
         self, requests: Sequence[ScoreRequest]
     ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
         """Yield the results of `score` as they come."""
-        yield from self._each(self._scored, requests)
+
+        def logprobs(request: ScoreRequest) -> tuple[float, ...]:
+            ids = [*request.prompt_ids, *request.completion_ids]
+            values = self._echoed(ids)["token_logprobs"][len(request.prompt_ids) : len(ids)]
+            return tuple(float(value) for value in values)
+
+        yield from self._each(logprobs, requests)
 
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Refuse: nobody can load weights into a server of somebody else's."""
@@ -89,8 +95,14 @@ class EndpointEngine:
         """Do nothing: connections end with their requests."""
 
     def arrivals(self, requests: Sequence[SampleRequest]) -> Arrivals:
-        """Yield results as they come."""
-        yield from self._each(self._sampled, requests)
+        """Yield results as they come; each completion is a request: not every server gives several."""
+
+        def sample(request: SampleRequest) -> SampleResult:
+            seeds = [(request.seed + number) % SEEDS for number in range(request.n)]
+            completions = tuple(self._completed(request, seed) for seed in seeds)
+            return SampleResult(id=request.id, completions=completions)
+
+        yield from self._each(sample, requests)
 
     def _each(
         self, ask: Callable[[Request], Result], requests: Sequence[Request]
@@ -104,17 +116,26 @@ class EndpointEngine:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sampled(self, request: SampleRequest) -> SampleResult:
-        """Ask for each completion by itself, since not every server gives several."""
-        seeds = [(request.seed + number) % SEEDS for number in range(request.n)]
-        completions = tuple(self._completed(request, seed) for seed in seeds)
-        return SampleResult(id=request.id, completions=completions)
-
     def _completed(self, request: SampleRequest, seed: int) -> Completion:
         words = fields_of(request.prompt_ids)
         chat = words is not None and "messages" in words
         prompt = {"prompt": list(request.prompt_ids)} if words is None else words
-        body = {"model": self.model, **prompt, **_options(request.sampling, seed)}
+        sampling = request.sampling
+        unusual = {
+            "top_k": max(0, sampling.top_k),
+            "min_p": max(0.0, sampling.min_p),
+            "stop": list(sampling.stop_texts),
+            "stop_token_ids": list(sampling.stop_token_ids),
+        }
+        body = {
+            "model": self.model,
+            **prompt,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed,
+            **{name: value for name, value in unusual.items() if value},
+        }
         try:
             if chat:
                 answer = self.client.post("/chat/completions", {**body, **self.extra})
@@ -140,12 +161,6 @@ class EndpointEngine:
             weight_versions=(WeightSpan(self.model, 0, len(ids)),),
         )
 
-    def _scored(self, request: ScoreRequest) -> tuple[float, ...]:
-        ids = [*request.prompt_ids, *request.completion_ids]
-        answer = self._echoed(ids)
-        values = answer["token_logprobs"][len(request.prompt_ids) : len(ids)]
-        return tuple(float(value) for value in values)
-
     def tokens_of(self, ids: Sequence[int]) -> list[str]:
         """Return the texts of a prompt's tokens as the server's tokenizer has them.
 
@@ -161,7 +176,9 @@ class EndpointEngine:
         try:
             echoed = self.client.post("/completions", body)["choices"][0]["logprobs"]
             values = echoed["token_logprobs"][: len(ids)]
-            complete = len(values) == len(ids) and all(map(_is_number, values[1:]))
+            complete = len(values) == len(ids) and all(
+                isinstance(v, int | float) and not isinstance(v, bool) for v in values[1:]
+            )
             if complete and len(echoed["tokens"]) >= len(ids):
                 return dict(echoed)
         except EndpointError as error:
@@ -193,26 +210,3 @@ class _Ticket:
     def arrivals(self) -> Arrivals:
         """Yield every result once, as it comes."""
         return self.engine.arrivals(self.requests)
-
-
-def _options(sampling: Sampling, seed: int) -> dict[str, Any]:
-    """Return the fields of a request that say how to sample; unusual ones only where they are set."""
-    options: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": seed,
-    }
-    if sampling.top_k > 0:
-        options["top_k"] = sampling.top_k
-    if sampling.min_p > 0.0:
-        options["min_p"] = sampling.min_p
-    if sampling.stop_texts:
-        options["stop"] = list(sampling.stop_texts)
-    if sampling.stop_token_ids:
-        options["stop_token_ids"] = list(sampling.stop_token_ids)
-    return options
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
