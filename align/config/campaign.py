@@ -44,6 +44,7 @@ from align.config.rules import (
     check_anchors,
     check_dropout,
     check_heldout,
+    check_methods,
     check_retention,
     check_staleness,
     check_used,
@@ -294,6 +295,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         by_part = getattr(algorithm, "by_part", False)
         check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
         check_anchors(self)
+        check_methods(self)
         check_heldout(self)
         check_staleness(self)
         if "gold_apart" in self.hacking.gate and not self.gold:

@@ -185,6 +185,10 @@ class RetentionConfig(Settings):
     """True if the method stores tensors as large as the trained weights for later rounds."""
     weight_copies: ClassVar[int] = 0
     """Number of tensors as large as the trained weights that the method keeps in memory."""
+    checkpoint_copies: ClassVar[int] = 0
+    """Number of such tensors that a checkpoint of a round holds."""
+    changes_step: ClassVar[bool] = False
+    """True if the method changes the gradient or the optimizer's step; a round takes one such method."""
 
     @property
     def accept_samples(self) -> int:
@@ -224,6 +228,56 @@ class EWCConfig(RetentionConfig):
         return self.samples
 
 
+class MASConfig(RetentionConfig):
+    """Memory aware synapses, which keep weights near theirs that the policy's logits are sensitive to."""
+
+    name: Literal["mas"] = "mas"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the penalty in the loss: ``strength * sum_i Omega_i * (theta_i - theta*_i)^2``."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor on the earlier rounds' importance at each accepted round. 1 forgets none."""
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Number of completions of an accepted policy that the importance is estimated from, spread over the
+    round's prompts. Each costs one backward pass."""
+
+    keeps_artifact: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 2
+
+    @property
+    def accept_samples(self) -> int:
+        return self.samples
+
+
+class CPOMaskConfig(RetentionConfig):
+    """Mask of continual policy optimization: the weights that a round moved most are drawn to where it
+    left them."""
+
+    name: Literal["cpo_mask"] = "cpo_mask"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the penalty in the loss: ``strength`` times the mean absolute distance of each tensor's
+    masked weights, summed over tensors."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of each tensor's weights that an accepted round adds to the mask: those that it moved most."""
+
+    keeps_artifact: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 2
+
+
+class SIConfig(RetentionConfig):
+    """Synaptic intelligence, which keeps weights near theirs that made earlier rounds' losses fall."""
+
+    name: Literal["si"] = "si"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the penalty in the loss: ``strength * sum_i Omega_i * (theta_i - theta*_i)^2``."""
+    xi: Annotated[float, Field(gt=0)] = 1e-3
+    """Number added to a weight's squared way through a round, which bounds the importance of weights that
+    hardly moved. It has the scale of that way: with small learning rates take a smaller one."""
+
+    keeps_artifact: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 5
+    checkpoint_copies: ClassVar[int] = 1
+
+
 class L2SPConfig(RetentionConfig):
     """L2 penalty toward a starting point, with the same strength for every weight."""
 
@@ -239,7 +293,10 @@ class L2SPConfig(RetentionConfig):
 RETENTION: dict[str, type[RetentionConfig]] = {
     "kl_anchors": KLAnchorsConfig,
     "ewc": EWCConfig,
+    "mas": MASConfig,
+    "si": SIConfig,
     "l2_sp": L2SPConfig,
+    "cpo_mask": CPOMaskConfig,
 }
 """Settings of each retention method by name; `align.retention.METHODS` has the methods themselves."""
 

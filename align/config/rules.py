@@ -44,6 +44,17 @@ def check_anchors(spec: RoundConfig) -> None:
             )
 
 
+def check_methods(spec: RoundConfig) -> None:
+    """Refuse two methods that change the optimizer's step."""
+    changing = [method.name for method in spec.retention if method.changes_step]
+    if len(changing) > 1:
+        raise ValueError(
+            f"retention: {' and '.join(changing)} each change the optimizer's step, and what one of them "
+            f"ensures the other would undo; keep one of them. A penalty, such as kl_anchors, ewc or si, "
+            "goes with any of them"
+        )
+
+
 def check_heldout(spec: RoundConfig) -> None:
     """Refuse a held-out share of prompts that are not the round's own or not what it is measured on."""
     share = spec.prompts.heldout if spec.prompts else None

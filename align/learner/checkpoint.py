@@ -29,7 +29,7 @@ from align.learner.ranks.sharding import local
 from align.store.durable import sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
 
-WEIGHTS, CRITIC, TEACHER = "weights/", "critic/", "teacher/"
+WEIGHTS, CRITIC, TEACHER, RETENTION = "weights/", "critic/", "teacher/", "retention/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
 """Prefixes of the names in a rank's file, by what a tensor belongs to."""
 
@@ -39,7 +39,7 @@ class TrainingState:
     """State of a training on one rank, besides the generators of its process."""
 
     weights: Mapping[str, Tensor]
-    """This rank's part of what is trained, by a name with one of the prefixes above."""
+    """This rank's part of what changes with the steps, by a name with one of the prefixes above."""
     optimizer: torch.optim.Optimizer
     counters: Mapping[str, Any]
     """JSON values that change from step to step."""

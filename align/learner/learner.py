@@ -128,6 +128,7 @@ class Learner:
             policy=self.policy,
             ranks=self.ranks,
             weights_of=partial(self._weights_of, seed),
+            seed=seed,
         )
         penalties = make(view)
         for penalty in penalties:

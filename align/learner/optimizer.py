@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from align.config.campaign import OptimizerConfig
 from align.errors import NonFiniteError
-from align.learner.penalty import Penalty
+from align.learner.penalty import Penalty, WeightStep
 from align.learner.ranks.sharding import local, whole
 
 PEAK = "initial_lr"
@@ -102,6 +102,8 @@ def penalize_weights(
         weights[name] = local(parameter).detach().requires_grad_()
         # The backward pass of a term adds to the parameter's own gradient in place.
         weights[name].grad = gradients[name]
+    for penalty in acting:
+        penalty.after_backward(gradients)
     values: dict[str, float] = {}
     for penalty in acting:
         total = torch.zeros((), device=device)
@@ -112,6 +114,30 @@ def penalize_weights(
     for penalty in acting:
         penalty.project(gradients)
     return values
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    penalties: Sequence[Penalty],
+    trained: Mapping[str, nn.Parameter],
+) -> None:
+    """Take the optimizer's step; penalties may change it, and read what it has become."""
+    following = [penalty for penalty in penalties if penalty.follows_steps]
+    if not following:
+        optimizer.step()
+        return
+    before = {name: local(parameter).detach().clone() for name, parameter in trained.items()}
+    optimizer.step()
+    step = WeightStep(
+        before=before,
+        weights={name: local(parameter).detach() for name, parameter in trained.items()},
+        momenta={name: local(optimizer.state[p]["exp_avg"]) for name, p in trained.items()},
+    )
+    with torch.no_grad():
+        for penalty in following:
+            penalty.change_update(step)
+        for penalty in following:
+            penalty.after_update(step)
 
 
 def count_skipped(skipped: int, lr: float) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,20 @@ class LearnerView:
     weights_of: Callable[[SnapshotId], dict[str, Tensor]]
     """Copies of a snapshot's trained weights by parameter name; of sharded ones this rank's part. The
     policy then holds that snapshot, so only `Penalty.before_round` may call it."""
+    seed: int = 0
+    """Seed of the round, the same for every attempt and on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightStep:
+    """One step of the optimizer, by parameter name; of sharded weights this rank's part."""
+
+    before: Mapping[str, Tensor]
+    """Copies of the weights that the step started from."""
+    weights: Mapping[str, Tensor]
+    """Weights themselves, after the step; what is written into them stays."""
+    momenta: Mapping[str, Tensor]
+    """Running means of the gradients in the optimizer."""
 
 
 class Penalty(Protocol):
@@ -50,7 +65,17 @@ class Penalty(Protocol):
 
     @property
     def acts_on_weights(self) -> bool:
-        """True if `parameter_penalty` or `project` does anything."""
+        """True if `after_backward`, `parameter_penalty` or `project` does anything."""
+        ...
+
+    @property
+    def follows_steps(self) -> bool:
+        """True if `change_update` or `after_update` does anything: each step then copies the weights."""
+        ...
+
+    @property
+    def separates_replay(self) -> bool:
+        """True if `after_replay` takes the gradient of replayed rows, which then is no part of a step's."""
         ...
 
     def before_round(self) -> None:
@@ -71,6 +96,22 @@ class Penalty(Protocol):
         """Yield terms of one pass's loss, each with metrics; both are summable over the step's passes."""
         ...
 
+    def during_passes(self) -> AbstractContextManager[None]:
+        """Return the context of all passes of one optimizer step that have a gradient."""
+        ...
+
+    def after_replay(self, gradients: Mapping[str, Tensor]) -> None:
+        """Take the gradient of one step's replayed rows, summed over passes and ranks.
+
+        The tensors are zeroed afterwards, so what is kept has to be copied.
+        """
+        ...
+
+    def after_backward(self, gradients: Mapping[str, Tensor]) -> None:
+        """Read the gradient of one step's loss, summed over passes and ranks, before any penalty on the
+        weights is added."""
+        ...
+
     def parameter_penalty(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield scalar terms of one optimizer step's loss that depend on the weights alone.
 
@@ -83,6 +124,14 @@ class Penalty(Protocol):
 
     def project(self, gradients: Mapping[str, Tensor]) -> None:
         """Change the gradients of one optimizer step in place, before they are clipped."""
+        ...
+
+    def change_update(self, step: WeightStep) -> None:
+        """Change the weights that the optimizer has just stepped to, in place."""
+        ...
+
+    def after_update(self, step: WeightStep) -> None:
+        """Read what a step has become, once every method has changed it."""
         ...
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
@@ -103,6 +152,13 @@ class Penalty(Protocol):
 
     def resume(self, counters: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return this rank's tensors that change from step to step, by names of this method alone.
+
+        A checkpoint holds them, and is copied back into them.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite
@@ -41,6 +42,7 @@ from align.learner.batching import (
 )
 from align.learner.checkpoint import (
     CRITIC,
+    RETENTION,
     TEACHER,
     WEIGHTS,
     Checkpoint,
@@ -56,6 +58,7 @@ from align.learner.optimizer import (
     learning_rate,
     penalize_weights,
     set_learning_rates,
+    take_step,
 )
 from align.learner.penalty import Penalty
 from align.learner.ranks.lanes import Gradients, Lanes
@@ -319,7 +322,11 @@ class Training:
         still: list[Row] = []
         for row in batch.rows:
             (moving if self.objective.moves(row) else still).append(row)
-        passes = self._each_pass(moving, partial(measure, True), self._budget())
+        with ExitStack() as contexts:
+            for penalty in self.penalties:
+                contexts.enter_context(penalty.during_passes())
+            passes = self._replay_passes(moving, partial(measure, True), gradients)
+            passes += self._each_pass(moving, partial(measure, True), self._budget())
         passes += self._each_pass(still, partial(measure, False), self._budget())
         sums: defaultdict[str, float] = defaultdict(float)
         for _, pass_metrics in passes:
@@ -333,6 +340,29 @@ class Training:
         for penalty in self.penalties:
             metrics |= penalty.after_step(summed)
         return metrics
+
+    def _replay_passes(
+        self, rows: list[Row], work: Callable[[int, MicroBatch, bool], T], gradients: Gradients
+    ) -> list[T]:
+        """Take replayed rows out and pass them first, if a penalty asks for their gradient alone.
+
+        Returns:
+            Results of the passes, as `_each_pass` does; the policy's gradient is handed on and zeroed.
+        """
+        asking = [penalty for penalty in self.penalties if penalty.separates_replay]
+        if not asking:
+            return []
+        replayed = [row for row in rows if row.source != "new"]
+        rows[:] = [row for row in rows if row.source == "new"]
+        passes = self._each_pass(replayed, work, self._budget())
+        gradients.collect()
+        trained = self.learner.policy.named_parameters()
+        self.learner.ranks.add_gradients(trained.values())
+        parts = {name: local(p.grad) for name, p in trained.items() if p.grad is not None}
+        for penalty in asking:
+            penalty.after_replay(parts)
+        gradients.restart(trained.values())
+        return passes
 
     def _each_pass(
         self, rows: Sequence[Row], work: Callable[[int, MicroBatch, bool], T], budget: int
@@ -384,9 +414,10 @@ class Training:
         if all(isfinite(norm) for norm in norms.values()):
             if warming:
                 policy.model.zero_grad(set_to_none=True)
+                self.optimizer.step()
             else:
                 self.learner.fresh = False
-            self.optimizer.step()
+                take_step(self.optimizer, self.penalties, trained)
             self.skipped = 0
             if self.objective.slow_teacher is not None:
                 self.objective.slow_teacher.move()
@@ -500,6 +531,8 @@ class Training:
         counters: dict[str, Any] = {"steps": self.steps, "skipped": self.skipped}
         for penalty in self.penalties:
             counters |= penalty.counters()
+            prefix = f"{RETENTION}{penalty.name}/"
+            weights |= {f"{prefix}{name}": t for name, t in penalty.tensors().items()}
         return TrainingState(
             weights=weights,
             optimizer=self.optimizer,

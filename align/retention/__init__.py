@@ -6,8 +6,11 @@ The package itself imports no torch: a method's module is imported when a round 
 from __future__ import annotations
 
 METHODS: dict[str, str] = {
-    "kl_anchors": "align.retention.kl_anchors:KLAnchors",
-    "ewc": "align.retention.ewc:EWC",
-    "l2_sp": "align.retention.l2_sp:L2SP",
+    "kl_anchors": "align.retention.anchors.kl_anchors:KLAnchors",
+    "ewc": "align.retention.regularizers.ewc:EWC",
+    "mas": "align.retention.regularizers.mas:MAS",
+    "si": "align.retention.regularizers.si:SI",
+    "l2_sp": "align.retention.regularizers.l2_sp:L2SP",
+    "cpo_mask": "align.retention.regularizers.cpo:CPOMask",
 }
 """Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""

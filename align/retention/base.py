@@ -2,17 +2,27 @@
 
 A method belongs to one round and one rank of the learner, which calls its hooks at these times:
 
-    before_round                            once, before the policy takes its first weights
-    penalty, snapshots, moves               every forward pass
-    parameter_penalty, project, after_step  every optimizer step
-    counters, resume                        every checkpoint of a round
-    after_accept                            once the gate has accepted the round's policy
+    before_round                      once, before the policy takes its first weights
+    during_passes                     around the passes of an optimizer step that have a gradient
+    penalty, snapshots, moves         every forward pass
+    after_replay                      replayed rows are passed, if `separates_replay`
+    after_backward                    the gradient of the loss is whole
+    parameter_penalty                 penalties on the weights are added to it
+    project                           the gradient is whole, and will be clipped
+    change_update, then after_update  the optimizer has stepped, if `follows_steps`
+    after_step                        the step's metrics are known
+    counters, tensors, resume         every checkpoint of a round
+    after_accept                      once the gate has accepted the round's policy
+
+Two methods that change the step itself, by `project` or `change_update`, would each undo what the other
+ensures, so a round takes one of them: their settings say `changes_step`. Penalties go with all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
     from align.algorithms.outputs import Outputs
     from align.algorithms.rows import Row
     from align.learner.batching import Denominators
-    from align.learner.penalty import LearnerView
+    from align.learner.penalty import LearnerView, WeightStep
     from rollouts.types import SnapshotId
 
 Config = TypeVar("Config", bound=RetentionConfig)
@@ -42,7 +52,13 @@ class RetentionMethod(Generic[Config]):
     """
 
     acts_on_weights: bool = False
-    """True if `parameter_penalty` or `project` does anything; the learner then calls them at every step."""
+    """True if `after_backward`, `parameter_penalty` or `project` does anything; the learner then calls them
+    at every step."""
+    follows_steps: bool = False
+    """True if `change_update` or `after_update` does anything; the learner then copies the weights before
+    every step."""
+    separates_replay: bool = False
+    """True if `after_replay` takes the gradient of replayed rows, which then is no part of a step's."""
 
     def __init__(self, config: Config, view: LearnerView, artifact: Path | None = None) -> None:
         self.config, self.view, self.artifact = config, view, artifact
@@ -69,12 +85,28 @@ class RetentionMethod(Generic[Config]):
         """Yield terms of one pass's loss, each with metrics; both can be summed over the step's passes."""
         return ()
 
+    def during_passes(self) -> AbstractContextManager[None]:
+        """Return the context of all passes of one optimizer step that have a gradient."""
+        return nullcontext()
+
+    def after_replay(self, gradients: Mapping[str, Tensor]) -> None:
+        """Copy the gradient of one step's replayed rows, summed over passes and ranks."""
+
+    def after_backward(self, gradients: Mapping[str, Tensor]) -> None:
+        """Read the gradient of one step's loss, before any penalty on the weights is added."""
+
     def parameter_penalty(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield scalar terms of one step's loss over the weights; see `Penalty.parameter_penalty`."""
         return iter(())
 
     def project(self, gradients: Mapping[str, Tensor]) -> None:
         """Change the gradients of one optimizer step in place, before they are clipped."""
+
+    def change_update(self, step: WeightStep) -> None:
+        """Change the weights that the optimizer has just stepped to, in place."""
+
+    def after_update(self, step: WeightStep) -> None:
+        """Read what a step has become, once every method has changed it."""
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Read an optimizer step's metrics; return further metrics to report."""
@@ -96,3 +128,11 @@ class RetentionMethod(Generic[Config]):
 
     def resume(self, counters: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return this rank's tensors that change from step to step; a checkpoint is copied into them."""
+        return {}
+
+    def summed(self, **parts: float) -> dict[str, float]:
+        """Return sums over the elements of the weights, added up over ranks if each has a part of them."""
+        return self.view.ranks.sum(parts) if self.view.policy.sharded else parts

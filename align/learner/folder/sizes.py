@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -96,9 +96,11 @@ def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
     return BYTES[stored_dtype(model, policy)] * num_parameters(model)
 
 
-def checkpoint_bytes(model: Path, policy: PolicyConfig) -> int:
-    """Count the bytes of a round's newest checkpoint: trained weights and their moments."""
-    return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS)
+def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundConfig] = ()) -> int:
+    """Count the bytes of a round's newest checkpoint: trained weights, their moments, and what retention
+    methods follow; the largest of the rounds."""
+    copies = [sum(m.checkpoint_copies for m in s.retention) for s in specs if _takes_steps(s)]
+    return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS + max(copies, default=0))
 
 
 def artifact_bytes(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:

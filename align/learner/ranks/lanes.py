@@ -100,6 +100,15 @@ class Gradients:
             if gradient is not None:
                 total.add_(gradient)
 
+    def restart(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Set gradients of these parameters to zero after `collect`; those of others go on adding up."""
+        for gradients in self._lanes[1:]:
+            for gradient in gradients or ():
+                gradient.zero_()
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
     def collect(self) -> None:
         """Add every lane's gradients to those of the parameters, lane after lane."""
         first, *others = self._lanes

@@ -140,18 +140,15 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             planned = {name: index for index, name in settled.comparison.planned}
             rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
             names = {item.name for item in rounds if item.memory is not None}
+            learnt = [spec for spec in chosen.rounds if spec.name in names]
             coming = len(names)
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=coming * snapshot_bytes(inputs.model, config.policy),
-                checkpoint=checkpoint_bytes(inputs.model, config.policy) if coming else 0,
-                artifacts=sum(
-                    artifact_bytes(inputs.model, config.policy, spec)
-                    for spec in chosen.rounds
-                    if spec.name in names
-                ),
+                checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if coming else 0,
+                artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,
             )
             gate = foresee(view, inputs.suites, ledger)

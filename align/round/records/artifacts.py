@@ -148,6 +148,8 @@ def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[R
         RunError: no completion has a token.
     """
     wanted = max(method.accept_samples for method in keeping(plan.spec))
+    if not wanted:
+        return []
     stream = plan.mixture.new
     stream.seek(0)
     prompts = stream.take(min(wanted, len(stream)))

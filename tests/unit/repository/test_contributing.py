@@ -25,7 +25,8 @@ from align.config.file import load_campaign
 from align.config.learning import RETENTION
 from align.data.demo import BASE_MODEL
 from align.gate.suites.demands import metric_range
-from align.retention import METHODS, l2_sp
+from align.retention import METHODS
+from align.retention.regularizers import l2_sp
 from launch.cli import app
 from launch.cluster.engines import engine_spec
 from launch.doctor import check_backend
@@ -111,7 +112,7 @@ def test_the_retention_method_is_a_class_its_settings_and_two_lines(
 ) -> None:
     method, line, settings, settings_line = examples("A new retention method")
     config = run("example_settings", settings, vars(learning)).L1SPConfig
-    module = run("align.retention.l1_sp", method, {**vars(l2_sp), "L1SPConfig": config})
+    module = run("align.retention.regularizers.l1_sp", method, {**vars(l2_sp), "L1SPConfig": config})
     monkeypatch.setitem(METHODS, *next(iter(entries(line).items())))
     monkeypatch.setitem(RETENTION, *next(iter(entries(settings_line, L1SPConfig=config).items())))
 

@@ -26,7 +26,7 @@ from align.learner.learner import TOLERANCE, Learner
 from align.learner.optimizer import clip_gradients, learning_rate
 from align.learner.references import References
 from align.learner.training import Training, gap_of
-from align.retention.kl_anchors import BetaController
+from align.retention.anchors.kl_anchors import BetaController
 from align.retention.methods import RetentionMethods
 from tests.unit.tiny import VOCABULARY, row, save_model
 

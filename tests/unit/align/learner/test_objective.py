@@ -28,7 +28,7 @@ from align.learner.batching import Denominators, to_tensors
 from align.learner.learner import Learner
 from align.learner.references import References
 from align.learner.training import Training
-from align.retention.kl_anchors import BetaController
+from align.retention.anchors.kl_anchors import BetaController
 from align.retention.methods import RetentionMethods
 from tests.unit.tiny import row, save_model
 

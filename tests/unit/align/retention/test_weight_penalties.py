@@ -27,10 +27,10 @@ from align.learner.references import References
 from align.learner.training import Training
 from align.retention import METHODS
 from align.retention.base import RetentionMethod
-from align.retention.ewc import EWC
-from align.retention.fisher import diagonal_fisher
-from align.retention.l2_sp import L2SP
 from align.retention.methods import RetentionMethods, method_class
+from align.retention.regularizers.ewc import EWC
+from align.retention.regularizers.fisher import diagonal_fisher
+from align.retention.regularizers.l2_sp import L2SP
 from tests.unit.tiny import row, save_model
 
 NO_ANCHORS = AnchorsConfig(new=(), past=(), general=())
@@ -113,7 +113,7 @@ def test_the_gradient_of_ewc_is_lambda_times_fisher_times_distance() -> None:
     """Two weights: lambda = 3, F = (2, 0.5), theta - theta* = (0.5, -2)."""
     view: Any = SimpleNamespace()
     method = EWC(EWCConfig(strength=3.0), view)
-    method._fisher = {"w": torch.tensor([2.0, 0.5])}
+    method._importance = {"w": torch.tensor([2.0, 0.5])}
     method._centre = {"w": torch.tensor([1.0, 1.0])}
     weight = torch.tensor([1.5, -1.0], requires_grad=True)
     (term,) = method.parameter_penalty({"w": weight})

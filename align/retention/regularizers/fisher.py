@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.learner.batching import to_tensors
-from align.learner.model.policy import Policy, completion_outputs
+from align.learner.model.policy import Policy
 from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
+from align.retention.samples import laid_out, sample_gradients
 
 
 def diagonal_fisher(
@@ -32,31 +31,16 @@ def diagonal_fisher(
 ) -> Mapping[str, Tensor]:
     """Return the mean squared gradient of every trained weight, by parameter name and laid out like it.
 
-    All ranks call this together. The gradients of sharded weights are summed over ranks in the backward
-    pass, so all ranks run each sample then, and only the first rank's gradient counts.
+    All ranks call this together; see `sample_gradients`.
 
     Args:
         rows: samples of the policy with its present weights.
         temperature: sampling temperature of the rows.
     """
-    trained = policy.named_parameters()
-    squares = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
-    counts = ranks.rank == 0 or not policy.sharded
-    for row in rows:
-        micro = to_tensors([row]).to(policy.device)
-        for parameter in trained.values():
-            parameter.grad = None
-        with policy.passing(learns=False), torch.enable_grad():
-            outputs = completion_outputs(
-                policy.model, micro, dtype=policy.dtype, temperature=temperature
-            )
-            logprob = outputs.logprobs_N.sum()
-            (logprob if counts else logprob * 0.0).backward()  # type: ignore[no-untyped-call]
-        for name, parameter in trained.items():
-            if parameter.grad is not None:
-                gradient = local(parameter.grad)
-                local(squares[name]).addcmul_(gradient, gradient)
-    for name, parameter in trained.items():
-        parameter.grad = None
-        local(squares[name]).div_(len(rows))
+    squares = laid_out(policy)
+    for gradients in sample_gradients(policy, rows, temperature, ranks):
+        for name, gradient in gradients.items():
+            local(squares[name]).addcmul_(gradient, gradient)
+    for tensor in squares.values():
+        local(tensor).div_(len(rows))
     return squares

@@ -1,0 +1,1 @@
+"""Penalties on the trained weights, added to the loss of every optimizer step."""

@@ -1,0 +1,63 @@
+"""What every retention method ensures: exact resume, on full weights and adapters, after a first round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.algorithms.rows import Batch
+from align.config.learning import RETENTION, EWCConfig, RetentionConfig
+from tests.unit.align.retention.trainings import (
+    MIXED,
+    NEW,
+    POLICIES,
+    accepted,
+    begin,
+    learner_of,
+    save_models,
+    weights_of,
+)
+
+SETTINGS: dict[str, RetentionConfig] = {
+    name: EWCConfig(strength=50.0) if name == "ewc" else config()  # type: ignore[call-arg]
+    for name, config in RETENTION.items()
+    if name != "kl_anchors"
+}
+"""Settings of each method; `begin` sets the KL anchors."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_second_round_goes_on_from_a_checkpoint_bit_for_bit(
+    models: dict[str, Path], tmp_path: Path, policy: str, name: str
+) -> None:
+    """Weights, metrics and what the method keeps after acceptance, as if nothing had been stopped."""
+    first = begin(learner_of(models, tmp_path, policy), SETTINGS[name])
+    first.update(Batch(rows=NEW))
+    artifacts = accepted(first, tmp_path / "first", name)
+    identity = {"config": "abc"}
+    straight = begin(first.learner, SETTINGS[name], artifacts=artifacts)
+    for _ in range(2):
+        straight.update(MIXED)
+    straight.checkpoint(tmp_path / "kept", 2, identity=identity)
+    expected = [{**straight.update(MIXED), "time/update_s": 0.0} for _ in range(2)]
+    resumed = begin(learner_of(models, tmp_path, policy), SETTINGS[name], artifacts=artifacts)
+    checkpoint = resumed.restore(tmp_path / "kept", identity=identity)
+    assert checkpoint is not None and checkpoint.step == 2
+    assert [{**resumed.update(MIXED), "time/update_s": 0.0} for _ in range(2)] == expected
+    ours, theirs = weights_of(resumed), weights_of(straight)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    kept, again = (
+        accepted(training, tmp_path / label, name).get(name)
+        for label, training in (("straight", straight), ("resumed", resumed))
+    )
+    assert (kept is None) == (again is None) == (not SETTINGS[name].keeps_artifact)
+    if kept is not None and again is not None:
+        assert kept.read_bytes() == again.read_bytes()

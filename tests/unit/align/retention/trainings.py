@@ -1,0 +1,88 @@
+"""Trainings of a tiny policy under retention methods, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from align.algorithms.rows import Batch
+from align.config.campaign import (
+    AnchorsConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RoundSettings,
+)
+from align.config.learning import AnchorConfig, RetentionConfig
+from align.learner.learner import Learner
+from align.learner.references import References
+from align.learner.training import Training
+from align.retention.methods import RetentionMethods
+from tests.unit.tiny import row, save_model
+
+LORA = LoraConfig(rank=2, alpha=4.0)
+POLICIES: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": LORA}}
+NEW = (row((1, 2, 3), (4, 5, 6), 1.0), row((7, 2), (8, 9, 10), -1.0), row((3, 4), (5, 6), 0.5))
+"""Rows that teach."""
+PAST = (
+    row((9, 4), (2, 3, 1), None, "past", "base"),
+    row((6, 5, 1), (7, 8), None, "past", "base"),
+)
+"""Rows that an anchor holds."""
+MIXED = Batch(rows=(*NEW, *PAST))
+HELD = AnchorsConfig(new=(), past=(AnchorConfig(to="owner", beta=1.0),), general=())
+
+
+def save_models(folder: Path) -> dict[str, Path]:
+    """Save two models of the same shape; return their folders by name."""
+    return {
+        name: save_model(folder / name, seed=seed) for seed, name in enumerate(("base", "other"))
+    }
+
+
+def learner_of(models: Mapping[str, Path], folder: Path, policy: str) -> Learner:
+    """Load the base, in full or under an adapter."""
+    return Learner(
+        models["base"],
+        PolicyConfig(model="tiny", **POLICIES[policy]),
+        folder_of=lambda snapshot: models[snapshot],
+        scratch=folder,
+        tolerance=1e9,
+    )
+
+
+def begin(
+    learner: Learner,
+    *methods: RetentionConfig,
+    artifacts: Mapping[str, Path] | None = None,
+    parent: str = "base",
+    lr: float = 1e-3,
+    seed: int = 5,
+) -> Training:
+    """Begin a round of six steps under these methods."""
+    spec = RoundSettings(
+        anchors=HELD, retention=methods, optimizer=OptimizerConfig(lr=lr, max_grad_norm=1e9)
+    )
+    return learner.begin(
+        spec,
+        References(base="base", parent=parent),
+        num_steps=6,
+        seed=seed,
+        penalties=RetentionMethods(artifacts=artifacts or {}),
+    )
+
+
+def weights_of(training: Training) -> dict[str, Tensor]:
+    """Copy the trained weights."""
+    named = training.learner.policy.named_parameters()
+    return {name: parameter.detach().clone() for name, parameter in named.items()}
+
+
+def accepted(training: Training, folder: Path, name: str) -> dict[str, Path]:
+    """Write what a method keeps of the present policy; return it as artifacts of the next round."""
+    training.write_artifacts(folder, NEW)
+    path = folder / f"{name}.safetensors"
+    return {name: path} if path.exists() else {}

@@ -1,0 +1,44 @@
+"""Two whole rounds under each method that other tests do not run: stopped, gone on with, and accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.align.round.test_retention_rounds import LORA, campaign_under, run, weights
+from tests.unit.campaigns import Watcher
+
+FULL = {"model": "demo://digits"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "si": ({"name": "si", "strength": 1000.0}, FULL),
+    "si, lora": ({"name": "si", "strength": 1000.0}, LORA),
+    "mas": ({"name": "mas", "strength": 0.1, "samples": 4}, FULL),
+    "cpo_mask": ({"name": "cpo_mask", "strength": 1.0}, FULL),
+}
+"""Method and policy."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
+    case: str, tmp_path: Path
+) -> None:
+    """The second round is stopped between its two steps, after a checkpoint."""
+    method, policy = CASES[case]
+    straight = run(campaign_under(tmp_path / "straight", ["kl_anchors", method], policy=policy))
+    config = campaign_under(tmp_path / "stopped", ["kl_anchors", method], policy=policy)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        run(config, Watcher(("second", 0)))
+    ran = run(config)
+    assert any("goes on from step 1" in note for note in ran.watcher.notes)
+    assert [r.state for r in ran.evidence.ledger.rounds()] == ["accepted", "accepted"]
+    for name, candidate in straight.candidates.items():
+        ours, theirs = weights(ran, ran.candidates[name]), weights(straight, candidate)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    left = [sorted(r.config.folder.glob("rounds/**/artifacts/*")) for r in (straight, ran)]
+    assert [p.name for p in left[0]] == [p.name for p in left[1]]
+    for one, other in zip(*left, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert ran.evidence.files.hash_of(other) is not None
