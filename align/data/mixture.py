@@ -69,6 +69,9 @@ class Mixture:
             examples = rows_of(self.examples.at(total_before(rate, step), whole(rate, step)))
         else:
             new = window(self.new, budget * new_share / self.sampling.group_size, step)
+        stored_rate, n = budget * self.replay.general, len(self.stored)
+        first = total_before(stored_rate, step)
+        indices = range(first, first + whole(stored_rate, step)) if n else ()
         return Draw(
             prompts=(*new, *past, *general),
             group_sizes=(
@@ -76,7 +79,7 @@ class Mixture:
                 *[singles] * len(past),
                 *[1] * len(general),
             ),
-            stored=self._stored(budget * self.replay.general, step),
+            stored=[self.stored[index % n] for index in indices],
             examples=examples,
         )
 
@@ -106,11 +109,6 @@ class Mixture:
             for prompt in prompts:
                 drawn.setdefault(prompt.id, prompt)
         return list(drawn.values())
-
-    def _stored(self, rate: float, step: int) -> list[RolloutGroup]:
-        first = total_before(rate, step)
-        count = whole(rate, step) if self.stored else 0
-        return [self.stored[i % len(self.stored)] for i in range(first, first + count)]
 
     def meter_prompts(self, count: int) -> list[Prompt]:
         """Return ``count`` prompts of every kind, the same each time: new, general, of each past round."""

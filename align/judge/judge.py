@@ -174,16 +174,13 @@ def _loaded(
         if suite.name not in names
     ]
     rival = KnownSnapshots(base=incumbent.id, production=incumbent.id, store=StorePaths(answers))
-    return [_comparable(suite, target) for suite in compared(known, rival)], left_out
-
-
-def _comparable(suite: Suite, target: str | None) -> Suite:
-    """Return the suite with a hash that two models share if they are asked the same.
-
-    Tokenizer and precision belong to the model here; its id and its engine settings name them.
-    """
-    target_name = suite.name if suite.name == target else None
-    return replace(suite, encoding=None, engine={}, target_of=target_name)
+    # Two models share a suite's hash if they are asked the same: tokenizer and precision belong to the
+    # model here, and its id and its engine settings name them.
+    comparable = [
+        replace(s, encoding=None, engine={}, target_of=target if s.name == target else None)
+        for s in compared(known, rival)
+    ]
+    return comparable, left_out
 
 
 def _check_paired(case: Case) -> None:

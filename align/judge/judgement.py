@@ -107,7 +107,24 @@ class Judgement:
         """Yield at most ``most`` items per failed suite on which the candidate lost most."""
         failed = {c.suite for c in self.verdict.checks if c.outcome != "passed"}
         for suite in sorted(failed):
-            yield from _lost(self.candidate_results[suite], self.incumbent_results[suite], most)
+            after, before = self.candidate_results[suite], self.incumbent_results[suite]
+            places = {item: index for index, item in enumerate(before.item_ids)}
+            losses = sorted(
+                (after.values[i] - before.values[places[item]], i)
+                for i, item in enumerate(after.item_ids)
+                if after.values[i] < before.values[places[item]]
+            )
+            for _, i in losses[:most]:
+                j = places[after.item_ids[i]]
+                yield LostItem(
+                    suite=after.suite,
+                    item=after.item_ids[i],
+                    before=before.values[j],
+                    after=after.values[i],
+                    prompt=_at(after.prompts, i),
+                    incumbent_answer=_at(before.answers, j),
+                    candidate_answer=_at(after.answers, i),
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -167,26 +184,6 @@ def title_of(check: Check) -> str:
         "failure": "answers with a score",
         "zero_tolerance": "items that must not fail",
     }[check.what]
-
-
-def _lost(after: ItemResults, before: ItemResults, most: int) -> Iterator[LostItem]:
-    places = {item: index for index, item in enumerate(before.item_ids)}
-    losses = sorted(
-        (after.values[i] - before.values[places[item]], i)
-        for i, item in enumerate(after.item_ids)
-        if after.values[i] < before.values[places[item]]
-    )
-    for _, i in losses[:most]:
-        j = places[after.item_ids[i]]
-        yield LostItem(
-            suite=after.suite,
-            item=after.item_ids[i],
-            before=before.values[j],
-            after=after.values[i],
-            prompt=_at(after.prompts, i),
-            incumbent_answer=_at(before.answers, j),
-            candidate_answer=_at(after.answers, i),
-        )
 
 
 def _at(texts: tuple[str, ...], index: int) -> str:

@@ -136,7 +136,22 @@ def load_suites_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SuitesF
     raw = mapping_of(text, path, WHAT)
     if "rounds" in raw:
         campaign = load_campaign(path, overrides)
-        return _of_campaign(campaign.config, path), list(campaign.notes)
+        config = campaign.config
+        if not config.suites:
+            raise UserError(
+                "the campaign has no suites besides those of its rounds",
+                where=f"{path}: suites",
+                remedy="give it a list of suites, or name a file that has one",
+            )
+        suites_file = SuitesFile.model_construct(
+            suites=config.suites,
+            gate=_measuring_few(config.gate),
+            seed=config.seed,
+            policy=config.policy,
+            rollouts=config.rollouts,
+            defaults=config.defaults,
+        )
+        return suites_file, list(campaign.notes)
     file = validated(SuitesFile, raw, path, overrides, WHAT)
     return file.settings, list(file.notes)
 
@@ -155,20 +170,3 @@ def campaign_or_suites(
         return file.campaign(file.policy), notes
     campaign = load_campaign(path, overrides)
     return campaign.config, list(campaign.notes)
-
-
-def _of_campaign(config: CampaignConfig, path: Path) -> SuitesFile:
-    if not config.suites:
-        raise UserError(
-            "the campaign has no suites besides those of its rounds",
-            where=f"{path}: suites",
-            remedy="give it a list of suites, or name a file that has one",
-        )
-    return SuitesFile.model_construct(
-        suites=config.suites,
-        gate=_measuring_few(config.gate),
-        seed=config.seed,
-        policy=config.policy,
-        rollouts=config.rollouts,
-        defaults=config.defaults,
-    )

@@ -37,7 +37,17 @@ def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]
     production = evidence.ledger.alias("production")
     if production is None or production == evidence.base:
         return []
-    columns = [_drawn(evidence, suite, production, most) for suite in evidence.accepted("policy")]
+    from align.report.html.items import pair_between  # The page imports the tables that show this.
+
+    hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations(production)}
+    columns: list[list[Shown]] = []
+    for suite in evidence.accepted("policy"):
+        pair = pair_between(evidence, hashes.get(suite), production, evidence.base)
+        if pair is not None:
+            drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())
+            items = pair.items(drawn[:most], MOST_BYTES)
+            answered = [i for i in items if None not in (i.answer_before, i.answer_after)]
+            columns.append([Shown(suite=suite, item=item) for item in answered])
     turns = [shown[i] for i in range(most) for shown in columns if i < len(shown)]
     return turns[:most]
 
@@ -73,19 +83,3 @@ def prompt_words(prompt: str) -> str:
 
 def _line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def _drawn(evidence: Evidence, suite: str, production: str, most: int) -> list[Shown]:
-    from align.report.html.items import pair_between  # The page imports the tables that show this.
-
-    hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations(production)}
-    pair = pair_between(evidence, hashes.get(suite), production, evidence.base)
-    if pair is None:
-        return []
-    drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())
-    items = pair.items(drawn[:most], MOST_BYTES)
-    return [
-        Shown(suite=suite, item=item)
-        for item in items
-        if item.answer_before is not None and item.answer_after is not None
-    ]

@@ -65,40 +65,34 @@ def compare(campaigns: Sequence[tuple[str, Evidence]]) -> ComparedCampaigns:
     """
     grouped: dict[str, list[tuple[str, Evidence]]] = {}
     for name, evidence in campaigns:
-        grouped.setdefault(_kind(evidence), []).append((name, evidence))
-    measured = [scores_of(e, _production(e)) for _, e in campaigns]
-    suites = tuple(dict.fromkeys(suite for scores in measured for suite in scores))
+        content: dict[str, Any] = evidence.config.content()
+        shared = {key: value for key, value in content.items() if key not in UNSEEDED}
+        grouped.setdefault(json.dumps(shared, sort_keys=True), []).append((name, evidence))
+    scores = {
+        name: scores_of(evidence, evidence.ledger.alias("production") or evidence.base)
+        for name, evidence in campaigns
+    }
+    suites = tuple(dict.fromkeys(suite for measured in scores.values() for suite in measured))
+    groups = []
+    for members in grouped.values():
+        states = [[record.state for record in evidence.committed()] for _, evidence in members]
+        summaries = [summary_numbers(evidence.matrix()) for _, evidence in members]
+        groups.append(
+            ComparedGroup(
+                campaigns=tuple(name for name, _ in members),
+                seeds=tuple(evidence.config.seed for _, evidence in members),
+                accepted=_spread([float(each.count("accepted")) for each in states]),
+                rejected=_spread([float(each.count("rejected")) for each in states]),
+                scores=_spreads([scores[name] for name, _ in members], suites),
+                summary=_spreads(summaries, tuple(summaries[0])),
+            )
+        )
     return ComparedCampaigns(
         suites=suites,
         base=_spreads([scores_of(e, e.base) for _, e in campaigns], suites),
-        groups=tuple(_group(members, suites) for members in grouped.values()),
+        groups=tuple(groups),
         answers={name: answer_of(evidence) for name, evidence in campaigns},
     )
-
-
-def _group(members: Sequence[tuple[str, Evidence]], suites: Sequence[str]) -> ComparedGroup:
-    evidences = [evidence for _, evidence in members]
-    states = [[record.state for record in e.committed()] for e in evidences]
-    summaries = [summary_numbers(evidence.matrix()) for evidence in evidences]
-    return ComparedGroup(
-        campaigns=tuple(name for name, _ in members),
-        seeds=tuple(evidence.config.seed for evidence in evidences),
-        accepted=_spread([float(each.count("accepted")) for each in states]),
-        rejected=_spread([float(each.count("rejected")) for each in states]),
-        scores=_spreads([scores_of(e, _production(e)) for e in evidences], suites),
-        summary=_spreads(summaries, tuple(summaries[0])),
-    )
-
-
-def _kind(evidence: Evidence) -> str:
-    """Return the settings that campaigns of one group share, as a string to compare."""
-    content: dict[str, Any] = evidence.config.content()
-    shared = {key: value for key, value in content.items() if key not in UNSEEDED}
-    return json.dumps(shared, sort_keys=True)
-
-
-def _production(evidence: Evidence) -> str:
-    return evidence.ledger.alias("production") or evidence.base
 
 
 def _spreads(

@@ -19,7 +19,17 @@ def resolved_lines(file: CampaignFile) -> list[str]:
     """List every setting as ``key: value  # origin``; origins: --set, file, defaults, built-in."""
     leaves = list(_leaves(file.config.model_dump(mode="json")))
     width = max(len(f"{key}: {value}") for key, value in leaves)
-    return [f"{f'{key}: {value}':<{width}}  # {_origin(file, key)}" for key, value in leaves]
+    lines = []
+    for key, value in leaves:
+        steps, origin = key.split("."), "built-in"
+        if any(key == path or key.startswith(f"{path}.") for path in file.overridden):
+            origin = "--set"
+        elif _stated(file.raw, steps):
+            origin = "file"
+        elif steps[0] == "rounds" and _stated(file.raw, ["defaults", *steps[2:]]):
+            origin = "defaults"
+        lines.append(f"{f'{key}: {value}':<{width}}  # {origin}")
+    return lines
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -35,17 +45,6 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
     for key, child in nested:
         yield from _leaves(child, f"{path}.{key}" if path else str(key))
-
-
-def _origin(file: CampaignFile, key: str) -> str:
-    steps = key.split(".")
-    if any(key == path or key.startswith(f"{path}.") for path in file.overridden):
-        return "--set"
-    if _stated(file.raw, steps):
-        return "file"
-    if steps[0] == "rounds" and _stated(file.raw, ["defaults", *steps[2:]]):
-        return "defaults"
-    return "built-in"
 
 
 def _stated(value: Any, steps: list[str]) -> bool:

@@ -80,6 +80,12 @@ def status_of(evidence: Evidence) -> CampaignStatus:
     """Read the state of a campaign from its store."""
     matrix = evidence.matrix()
     records = {record.index: record for record in evidence.ledger.rounds()}
+    on_fewer = tuple(
+        (row.name, suite)
+        for row in matrix.rows
+        for suite, fewer in zip(matrix.suites, matrix.on_fewer(row), strict=True)
+        if fewer
+    )
     return CampaignStatus(
         campaign=evidence.config.name,
         seed=evidence.config.seed,
@@ -87,7 +93,9 @@ def status_of(evidence: Evidence) -> CampaignStatus:
         production=evidence.ledger.alias("production") or evidence.base,
         decisions=evidence.looks(),
         summary=summary_numbers(matrix),
-        on_fewer=_on_fewer(matrix),
+        on_fewer=OnFewer(why=ON_FEWER_WORDS, cells=on_fewer, summary=matrix.uneven)
+        if on_fewer
+        else None,
         matrix=tuple(_rows(evidence, matrix)),
         rounds=tuple(
             RoundStatus(
@@ -137,16 +145,6 @@ def plain(status: CampaignStatus) -> dict[str, Any]:
         {**round_values.pop("entry"), **round_values} for round_values in values["rounds"]
     ]
     return values
-
-
-def _on_fewer(matrix: ScoreMatrix) -> OnFewer | None:
-    cells = tuple(
-        (row.name, suite)
-        for row in matrix.rows
-        for suite, fewer in zip(matrix.suites, matrix.on_fewer(row), strict=True)
-        if fewer
-    )
-    return OnFewer(why=ON_FEWER_WORDS, cells=cells, summary=matrix.uneven) if cells else None
 
 
 def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:

@@ -77,8 +77,10 @@ class Dues:
             history = history_of(connection)
             arrivals = self._arrivals(history)
             due_now = tick(self._schedules, history, arrivals, now)
+            live = rounds.c.state.in_(("running", "gating"))
+            under_way = set(connection.scalars(select(rounds.c.name).where(live)))
             for claim in history.open:
-                if starved(claim, arrivals) and not _under_way(connection, claim.round):
+                if starved(claim, arrivals) and claim.round not in under_way:
                     pass_over(connection, claim.schedule, claim.key, claim.round, now)
             for due in due_now.due:
                 if not due.claimed and (checked is None or due.schedule in checked):
@@ -123,8 +125,7 @@ class Dues:
         due = asked(schedule, history, now)
         _check_rows(schedule, due, arrivals)
         if not due.claimed:
-            _check_turn(connection, due)
-            _check_reader(schedule, history)
+            _check_claimable(connection, schedule, due, history)
         return due, arrivals
 
     def keep_claimed(self, connection: Connection, due: Due, now: datetime) -> None:
@@ -270,11 +271,6 @@ def pass_over(connection: Connection, schedule: str, key: str, round: str, now: 
     return True
 
 
-def _under_way(connection: Connection, round: str) -> bool:
-    live = rounds.c.state.in_(("running", "gating"))
-    return connection.scalar(select(rounds.c.name).where(rounds.c.name == round, live)) is not None
-
-
 def used_up(spec: str) -> str | None:
     """Return the stream whose rows a round reads once, of what its claim holds."""
     data = json.loads(spec).get("data") or {}
@@ -283,8 +279,10 @@ def used_up(spec: str) -> str | None:
     return str(data["source"]).removeprefix(INBOX)
 
 
-def _check_turn(connection: Connection, due: Due) -> None:
-    """Refuse a round without repetition that has had its turn."""
+def _check_claimable(
+    connection: Connection, schedule: Schedule, due: Due, history: History
+) -> None:
+    """Refuse a round that has had its turn and does not repeat, or whose stream another round reads."""
     claimed = select(due_claims.c.round).where(due_claims.c.round == due.round)
     if connection.scalar(claimed) is not None:
         skipped = connection.scalar(select(due_skips.c.seq).where(due_skips.c.round == due.round))
@@ -293,10 +291,6 @@ def _check_turn(connection: Connection, due: Due) -> None:
             where="NAME",
             remedy=f"set repeat: true for {due.schedule!r}",
         )
-
-
-def _check_reader(schedule: Schedule, history: History) -> None:
-    """Refuse a round if the rows of its stream are another's."""
     for claim in history.open:
         if claim.stream is not None and claim.stream == schedule.uses_up:
             raise UserError(

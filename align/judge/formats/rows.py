@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from align.gate.checks import Check
 from align.judge.judgement import Judgement, title_of
 
 COLUMNS = (
@@ -33,8 +32,27 @@ class JudgementRow:
 def rows_of(judgement: Judgement) -> Iterator[JudgementRow]:
     """Yield one row per suite, and one more for each other check of it that did not pass."""
     for check in judgement.verdict.checks:
-        if check.what == "value" or check.outcome != "passed":
-            yield _row(judgement, check)
+        is_mean, decides = check.what == "value", check.role != "shown"
+        if not is_mean and check.outcome == "passed":
+            continue
+        candidate = judgement.candidate_results[check.suite]
+        incumbent = judgement.incumbent_results[check.suite]
+        demand = f"gain {check.amount(check.margin)}" if check.role == "target" else ""
+        low, high = map(check.amount, check.interval)
+        yield JudgementRow(
+            cells=(
+                check.suite if is_mean else f"{check.suite}: {title_of(check)}",
+                f"{check.n:,}",
+                f"{incumbent.mean:.4g}" if is_mean else "",
+                f"{candidate.mean:.4g}" if is_mean else "",
+                f"{'+' if check.difference > 0 else ''}{check.amount(check.difference)}",
+                f"{low} to {high}",
+                demand or check.amount(check.margin),
+                check.outcome.replace("_", " ") if decides else "shown only",
+            ),
+            outcome=check.outcome,
+            decides=decides,
+        )
 
 
 def passed_line(judgement: Judgement) -> str | None:
@@ -44,28 +62,3 @@ def passed_line(judgement: Judgement) -> str | None:
         return None
     titles = ", ".join(dict.fromkeys(title_of(check) for check in others))
     return f"{len(others)} other check{'s' if len(others) > 1 else ''} passed: {titles}"
-
-
-def _row(judgement: Judgement, check: Check) -> JudgementRow:
-    candidate, other = (
-        results[check.suite]
-        for results in (judgement.candidate_results, judgement.incumbent_results)
-    )
-    is_mean, decides = check.what == "value", check.role != "shown"
-    demand = f"gain {check.amount(check.margin)}" if check.role == "target" else ""
-    low, high = map(check.amount, check.interval)
-    outcome = check.outcome.replace("_", " ") if decides else "shown only"
-    return JudgementRow(
-        cells=(
-            check.suite if is_mean else f"{check.suite}: {title_of(check)}",
-            f"{check.n:,}",
-            f"{other.mean:.4g}" if is_mean else "",
-            f"{candidate.mean:.4g}" if is_mean else "",
-            f"{'+' if check.difference > 0 else ''}{check.amount(check.difference)}",
-            f"{low} to {high}",
-            demand or check.amount(check.margin),
-            outcome,
-        ),
-        outcome=check.outcome,
-        decides=decides,
-    )

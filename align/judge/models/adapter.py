@@ -71,7 +71,16 @@ def open_adapter(argument: Named, folder: Path, base: Path | None) -> AdapterMod
     Raises:
         UserError: no such base, a quantised one, pickled weights, or a base that engines cannot serve.
     """
-    _require_weights(folder)
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+        raise UserError(
+            f"the adapter has no {WEIGHTS}",
+            where=str(folder),
+            cause=f"its weights are pickled ({pickled[0]}), which can run code when read"
+            if pickled
+            else None,
+            remedy="save the adapter with save_pretrained, which writes safetensors",
+        )
     below = base or _base_of(argument, folder)
     if method := quantised_by(below):
         raise UserError(
@@ -155,20 +164,6 @@ def _base_of(argument: Named, folder: Path) -> Path:
             cause=error.cause,
             remedy="name the folder or hub id of its base with --base",
         ) from error
-
-
-def _require_weights(folder: Path) -> None:
-    if (folder / WEIGHTS).is_file():
-        return
-    pickled = sorted(file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt")))
-    raise UserError(
-        f"the adapter has no {WEIGHTS}",
-        where=str(folder),
-        cause=f"its weights are pickled ({pickled[0]}), which can run code when read"
-        if pickled
-        else None,
-        remedy="save the adapter with save_pretrained, which writes safetensors",
-    )
 
 
 def _tokenizer_folder(adapter: Path, base: Path) -> Path:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.config.campaign import CampaignConfig
 from align.data.base_model import SCHEMES, load_encoder
 from align.gate.suites.kinds import KINDS
 from align.gate.suites.suites import Suite, build_suites
@@ -68,7 +67,14 @@ class EndpointModel:
         # How long a context the server has, and how many tokens a prompt, is its own business.
         rollouts = self.file.rollouts.model_copy(update={"max_model_len": None})
         campaign = self.file.campaign(self.file.policy).model_copy(update={"rollouts": rollouts})
-        self._require_tokens(campaign)
+        needing = [s.name for s in campaign.suites if not KINDS[s.source].by_words]
+        if needing and self.tokens is None:
+            raise UserError(
+                f"suite {needing[0]!r} is about tokens, and the tokenizer of {self.name} is not known",
+                where=f"suite {needing[0]!r}",
+                cause="an endpoint takes and gives words",
+                remedy="name a folder or hub id that has it with --tokenizer, or remove the suite",
+            )
         suites = build_suites(campaign, SCHEMES, self.tokens or self.words)
         for suite in suites:
             if suite.answers and not suite.by_words:
@@ -92,16 +98,6 @@ class EndpointModel:
     def serve(self, start_engine: StartEngine) -> Iterator[RolloutEngine]:
         """Yield the engine that asks the server; nothing is started."""
         yield self.engine
-
-    def _require_tokens(self, campaign: CampaignConfig) -> None:
-        needing = [s.name for s in campaign.suites if not KINDS[s.source].by_words]
-        if needing and self.tokens is None:
-            raise UserError(
-                f"suite {needing[0]!r} is about tokens, and the tokenizer of {self.name} is not known",
-                where=f"suite {needing[0]!r}",
-                cause="an endpoint takes and gives words",
-                remedy="name a folder or hub id that has it with --tokenizer, or remove the suite",
-            )
 
     def _require_token_ids(self, suite: Suite) -> None:
         """Check with one item that the endpoint answers to token ids, by which a harness task asks."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from align.gate.evidence import Evidence
 from align.gate.summary import reason_of
 from align.gate.verdict import Verdict
-from align.report.records.history import RoundEntry, entries
+from align.report.records.history import entries
 from align.store.ledger.ledger import RoundRecord
 from rollouts.types import SnapshotId
 
@@ -62,29 +61,22 @@ def answer_of(evidence: Evidence) -> ReportAnswer:
     """Read from a campaign's store what is production and what was kept out."""
     production = evidence.ledger.alias("production") or evidence.base
     rounds = evidence.accepted("policy").items()
+    records = {record.index: record for record in evidence.ledger.rounds()}
+    kinds: dict[str, FindingKind] = {"failed": "failed", "accepted": "observed"}
+    kept_out = []
+    for entry in entries(evidence):
+        record = records.get(-1 if entry.index is None else entry.index)
+        if record is not None and not entry.skipped and (reason := _reason(record)):
+            kind = kinds.get(entry.state, "refused")
+            kept_out.append(
+                KeptOut(index=record.index, round=record.name, kind=kind, reason=reason)
+            )
     return ReportAnswer(
         production=production,
         round=next((name for name, snapshot in rounds if snapshot == production), None),
         words=evidence.production_words(),
-        kept_out=tuple(_kept_out(evidence)),
+        kept_out=tuple(kept_out),
     )
-
-
-def _kept_out(evidence: Evidence) -> Iterator[KeptOut]:
-    records = {record.index: record for record in evidence.ledger.rounds()}
-    for entry in entries(evidence):
-        record = records.get(-1 if entry.index is None else entry.index)
-        if record is None or entry.skipped:
-            continue
-        reason, kind = _reason(record), _kind(entry)
-        if reason:
-            yield KeptOut(index=record.index, round=record.name, kind=kind, reason=reason)
-
-
-def _kind(entry: RoundEntry) -> FindingKind:
-    if entry.state == "failed":
-        return "failed"
-    return "observed" if entry.state == "accepted" else "refused"
 
 
 def _reason(record: RoundRecord) -> str:

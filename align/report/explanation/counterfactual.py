@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
 
 from align.gate.checks import IN_POINTS, MAX_FAILED_SHARE, Check
 from align.gate.statistics.significance import tango_noninferiority
@@ -27,7 +27,12 @@ def would_change(check: Check) -> str:
         return (
             f"about {check.needed} items would show it, were the true difference the measured one"
         )
-    if _counted(check):
+    # Counts alone decided if they give the same p: no scores or clusters, no pairs with ties.
+    lost, won = check.lost, check.won
+    if (
+        check.test == "tango"
+        and tango_noninferiority(lost, won, check.n, check.allowed).p == check.p
+    ):
         turned = _items_to_turn(check)
         if turned is None:
             return "no other answers to these items would have turned it"
@@ -41,37 +46,21 @@ def would_change(check: Check) -> str:
     return f"it would have passed with a mean higher by {_amount(-slack, check)}{other}"
 
 
-def _counted(check: Check) -> bool:
-    """Tell if counts alone decided: no scores or clusters, and no pairs in which a tie is a half."""
-    if check.test != "tango":
-        return False
-    return tango_noninferiority(check.lost, check.won, check.n, check.allowed).p == check.p
-
-
 def _items_to_turn(check: Check) -> int | None:
     """Return the fewest items whose other answer turns the check; None if no number does."""
     passed = check.outcome == "passed"
 
-    def passes(turned: int) -> bool:
+    def turns(turned: int) -> bool:
         if passed:
             lost, won = check.lost + turned, min(check.won, check.n - check.lost - turned)
         else:
             lost, won = max(0, check.lost - turned), check.won + max(0, turned - check.lost)
-        return tango_noninferiority(lost, won, check.n, check.allowed).p <= check.alpha
+        return (tango_noninferiority(lost, won, check.n, check.allowed).p <= check.alpha) != passed
 
-    most = check.n - (check.lost if passed else check.won)
-    return _first(lambda turned: passes(turned) != passed, most)
-
-
-def _first(holds: Callable[[int], bool], most: int) -> int | None:
-    """Find the smallest of 1 .. most from which a monotone condition holds."""
-    if most < 1 or not holds(most):
-        return None
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
+    numbers = range(1, check.n - (check.lost if passed else check.won) + 1)
+    # The check turns at some number of items and stays turned at all larger ones.
+    first = bisect_left(numbers, True, key=turns)
+    return numbers[first] if first < len(numbers) else None
 
 
 def _amount(value: float, check: Check) -> str:

@@ -7,7 +7,7 @@ own files where they are at hand. It decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -119,7 +119,10 @@ class Explanation:
         Args:
             items: most items shown as lost, and as won, of a suite.
         """
-        yield f"{self.round}: {_decision(self)}."
+        words = self.outcome.replace("_", " ")
+        if self.accepted and self.outcome != "accepted":
+            words = f"accepted, because the gate only observes; the evidence says {words}"
+        yield f"{self.round}: {words}."
         yield f"Production is {self.production}. {_spent(self)}"
         if self.reason:
             yield f"Because {self.reason}."
@@ -325,13 +328,6 @@ def _spent(decision: Explanation) -> str:
     return f"Decision {look} of {rounds} declared, each at {here}: {spent} is spent."
 
 
-def _decision(decision: Explanation) -> str:
-    words = decision.outcome.replace("_", " ")
-    if decision.accepted and decision.outcome != "accepted":
-        return f"accepted, because the gate only observes; the evidence says {words}"
-    return words
-
-
 ALARM = 0.05
 """Largest p, over all guarded suites, that is worth a line."""
 
@@ -360,15 +356,11 @@ def _story_lines(story: SuiteStory, items: int) -> Iterator[str]:
     if story.alarm is not None and story.alarm <= ALARM:
         yield f"  worse than the parent, whatever the margin: p = {story.alarm:.2g} over all suites"
     for word, changed in (("lost", story.lost), ("won", story.won)):
-        yield from _item_lines(word, changed, items)
-
-
-def _item_lines(word: str, changed: Sequence[ChangedItem], items: int) -> Iterator[str]:
-    for item in changed[:items]:
-        text = "" if item.prompt is None else f"  {_short(item.prompt)}"
-        yield f"  {word} {_short(item.id)}  {item.before:.3g} -> {item.after:.3g}{text}"
-    if len(changed) > items > 0:
-        yield f"  {word}: {len(changed) - items} more"
+        for item in changed[:items]:
+            text = "" if item.prompt is None else f"  {_short(item.prompt)}"
+            yield f"  {word} {_short(item.id)}  {item.before:.3g} -> {item.after:.3g}{text}"
+        if len(changed) > items > 0:
+            yield f"  {word}: {len(changed) - items} more"
 
 
 def _short(text: Any, most: int = 70) -> str:

@@ -47,11 +47,16 @@ def default_line(config: CampaignConfig) -> str:
             "a request that names no sampling is answered at temperature 1, the policy's own distribution: "
             f"{why}; set serving to choose"
         )
+    values: dict[str, Any] = {"temperature": sampling.temperature} | {
+        name: getattr(sampling, name)
+        for name, field in AnswerSampling.model_fields.items()
+        if getattr(sampling, name) != field.get_default()
+    }
     stated = ", ".join(
         f"{name} {value:g}"
         if isinstance(value, int | float)
         else f"{name} {json.dumps(list(value))}"
-        for name, value in _stated(sampling)
+        for name, value in values.items()
     )
     source = "serving says" if config.serving is not None else "the gate measured"
     return f"a request that names no sampling is answered as {source}: {stated}"
@@ -148,10 +153,3 @@ def _ways(config: CampaignConfig) -> Iterator[AnswerSampling]:
     for spec in config.rounds:
         if spec.algorithm.makes == "policy" and (spec.prompts or spec.suite.prompts):
             yield AnswerSampling(**{name: getattr(spec.suite, name) for name in fields})
-
-
-def _stated(sampling: AnswerSampling) -> Iterator[tuple[str, Any]]:
-    yield "temperature", sampling.temperature
-    for name, field in AnswerSampling.model_fields.items():
-        if name != "temperature" and getattr(sampling, name) != field.get_default():
-            yield name, getattr(sampling, name)

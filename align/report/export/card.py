@@ -64,6 +64,18 @@ def model_card(
         licences: what and under which licence, as far as known.
     """
     acts = [(act.time[:16], act.what, act.reason) for act in acts_of(evidence)]
+    seals = [
+        (seal.suite, f"after every {seal.every} accepted rounds", seal.state)
+        for seal in seals_of(evidence)
+    ]
+    # What detectors and canaries reported of the rounds of the lineage.
+    remarks = [
+        (ancestor.record.name, remark)
+        for ancestor in line
+        if ancestor.record is not None
+        for remark in watch_of(evidence, ancestor.record).lines()
+    ]
+    noticed = _table(("round", "noticed"), remarks) if remarks else "None was noticed."
     parts = (
         _front_matter(evidence, line, merged, licences),
         _head(evidence, line[-1], merged),
@@ -71,8 +83,8 @@ def model_card(
         _section("How it is asked", _asked(evidence, line[-1])),
         _section("Lineage", _lineage(line)),
         _section("What the gate said", _gate(line[-1])),
-        _section("Sealed suites", _seals(evidence)),
-        _section("Signs of reward hacking", _noticed(evidence, line)),
+        _section("Sealed suites", _table(("suite", "opened", "state"), seals) if seals else ""),
+        _section("Signs of reward hacking", noticed),
         _section("Rewards and data", _data(evidence, line)),
         _section("Acts of people", _table(("UTC", "what", "reason"), acts) if acts else ""),
         _section("Licences", _table(("what", "licence"), licences)),
@@ -172,28 +184,18 @@ def _asked(evidence: Evidence, exported: Ancestor) -> str:
 
 
 def _lineage(line: Sequence[Ancestor]) -> str:
-    return _table(
-        ("round", "algorithm", "outcome", "snapshot"),
-        (
-            (
-                a.manifest.provenance.round or "base",
-                a.spec.algorithm.name if a.spec else "",
-                _outcome(a),
-                a.snapshot[:16],
-            )
-            for a in line
-        ),
-    )
-
-
-def _outcome(ancestor: Ancestor) -> str:
-    record = ancestor.record
-    if record is None:
-        return "start"
-    if record.state not in ("accepted", "rejected"):
-        return record.state
-    outcome = outcome_of(Verdict.from_dict(record.report or {}))
-    return ", ".join(filter(None, (outcome, repaired_by(repairs_of(record.report)))))
+    rows = []
+    for ancestor in line:
+        record, outcome = ancestor.record, "start"
+        if record is not None:
+            outcome = record.state
+        if record is not None and record.state in ("accepted", "rejected"):
+            words = outcome_of(Verdict.from_dict(record.report or {}))
+            outcome = ", ".join(filter(None, (words, repaired_by(repairs_of(record.report)))))
+        name = ancestor.manifest.provenance.round or "base"
+        algorithm = ancestor.spec.algorithm.name if ancestor.spec else ""
+        rows.append((name, algorithm, outcome, ancestor.snapshot[:16]))
+    return _table(("round", "algorithm", "outcome", "snapshot"), rows)
 
 
 def _gate(exported: Ancestor) -> str:
@@ -206,19 +208,18 @@ def _gate(exported: Ancestor) -> str:
     verdict = Verdict.from_dict(record.report or {})
     reasons = "".join(f"- {_text(reason)}\n" for reason in verdict.reasons)
     alpha = f"One-sided alpha per look: {verdict.checks[0].alpha:.4g}.\n" if verdict.checks else ""
-    tables = "\n".join((*_families(verdict.checks), *_rates(verdict.checks), *_early(verdict)))
+    # One table per family: a gain in one makes up for nothing in another.
+    values = [check for check in verdict.checks if check.what not in RATES]
+    present = [family for family in ORDER if any(check.family == family for check in values)]
+    families = [
+        f"### Family {family}\n\n" * (len(present) > 1)
+        + _checks(check for check in values if check.family == family)
+        for family in present
+    ]
+    tables = "\n".join((*families, *_rates(verdict.checks), *_early(verdict)))
     tried = "".join(f"- {_text(repair.sentence)}\n" for repair in repairs_of(record.report))
     repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
     return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
-
-
-def _families(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield one table per family: a gain in one makes up for nothing in another."""
-    values = [check for check in checks if check.what not in RATES]
-    present = [family for family in ORDER if any(check.family == family for check in values)]
-    for family in present:
-        head = f"### Family {family}\n\n" if len(present) > 1 else ""
-        yield head + _checks(check for check in values if check.family == family)
 
 
 def _early(verdict: Verdict) -> Iterator[str]:
@@ -268,7 +269,10 @@ def _checks(checks: Iterable[Check]) -> str:
     rows = (
         (
             check.suite,
-            _part(check),
+            # The role, or the share of answers that is compared.
+            GUARDED[check.what]
+            if check.what in RATES
+            else ", ".join(filter(None, (check.role, GUARDED[check.what]))),
             ", ".join((check.against, *check.also)),
             f"{check.difference:+.4g}",
             f"{check.interval[0]:+.4g} to {check.interval[1]:+.4g}",
@@ -279,33 +283,6 @@ def _checks(checks: Iterable[Check]) -> str:
         for check in checks
     )
     return _table(head, rows)
-
-
-def _part(check: Check) -> str:
-    """Name what a row is about: its role, or the share of answers that it compares."""
-    if check.what in RATES:
-        return GUARDED[check.what]
-    return ", ".join(filter(None, (check.role, GUARDED[check.what])))
-
-
-def _seals(evidence: Evidence) -> str:
-    """List sealed suites with their state; empty if there are none."""
-    rows = [
-        (seal.suite, f"after every {seal.every} accepted rounds", seal.state)
-        for seal in seals_of(evidence)
-    ]
-    return _table(("suite", "opened", "state"), rows) if rows else ""
-
-
-def _noticed(evidence: Evidence, line: Sequence[Ancestor]) -> str:
-    """List what detectors and canaries reported of the rounds of the lineage."""
-    rows = [
-        (ancestor.record.name, remark)
-        for ancestor in line
-        if ancestor.record is not None
-        for remark in watch_of(evidence, ancestor.record).lines()
-    ]
-    return _table(("round", "noticed"), rows) if rows else "None was noticed."
 
 
 def _data(evidence: Evidence, line: Sequence[Ancestor]) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import copyfile, rmtree
 
 import yaml
 
-from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.report.export.answering import prepare
 from align.report.export.card import (
@@ -69,7 +68,11 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
             where="--merge",
             remedy="leave --merge out",
         )
-    card = model_card(evidence, line, merged=merge, licences=list(_licences(evidence.config)))
+    # The licence that the base's card names; those of data are not recorded.
+    sources = [source_name(stated(spec.asks.source)) for spec in evidence.config.rounds]
+    licences = [("base model", licence_of(Path(evidence.config.policy.model)))]
+    licences += [(f"data {source}", UNKNOWN) for source in dict.fromkeys(sources)]
+    card = model_card(evidence, line, merged=merge, licences=licences)
     staged = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     try:
         staged.mkdir(parents=True)
@@ -164,14 +167,6 @@ def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: b
     merged.save_pretrained(staged)
     tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trusted)
     tokenizer.save_pretrained(staged)
-
-
-def _licences(config: CampaignConfig) -> Iterator[tuple[str, str]]:
-    """Yield the licence that the base's card names; those of data are not recorded."""
-    yield "base model", licence_of(Path(config.policy.model))
-    sources: Sequence[str] = [source_name(stated(spec.asks.source)) for spec in config.rounds]
-    for source in dict.fromkeys(sources):
-        yield f"data {source}", UNKNOWN
 
 
 def licence_of(model: Path) -> str:

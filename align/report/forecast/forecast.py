@@ -10,14 +10,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
 from align.gate.power.underpowered import foresee
-from align.gate.suites.suites import Suite
 from align.learner.folder.sizes import (
     LearnerMemory,
     artifact_bytes,
@@ -152,6 +150,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 free=shutil.disk_usage(present).free,
             )
             gate = foresee(view, inputs.suites, ledger)
+            adapted = adaptation_of(inputs.model, config.policy)
         finally:
             inputs.close()
     return Forecast(
@@ -163,7 +162,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         claims=tuple(f"{d.key} -> {d.round}: {d.reason}" for d in dues.due if not d.claimed),
         waits=tuple(f"{w.schedule}: {w.why}" for w in dues.waits),
         machine=(
-            *_adapted(inputs.model, config),
+            *([] if adapted is None else [str(adapted)]),
             *auto_lines(config, chosen),
             *(fit_lines(inputs.model, inputs.context, chosen) if runs_here(None) else ()),
         ),
@@ -173,12 +172,6 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         disk=disk,
         gate=gate,
     )
-
-
-def _adapted(model: Path, config: CampaignConfig) -> list[str]:
-    """Say what an adapter changes of the model; nothing where all weights are trained."""
-    adapted = adaptation_of(model, config.policy)
-    return [] if adapted is None else [str(adapted)]
 
 
 def _rounds(
@@ -199,7 +192,10 @@ def _rounds(
     for spec in config.rounds:
         state = states.get(spec.name)
         if state == "accepted" or state == "rejected" or state == "skipped":
-            yield _done(spec, state)
+            yield RoundForecast(
+                name=spec.name, state=state, algorithm=spec.algorithm.name, steps=0, from_step=0,
+                new=0.0, past=0.0, general=0.0, completions=0, tokens=0, measured=0, memory=None,
+            )  # fmt: skip
         else:
             folder = StorePaths(config.folder).round(places[spec.name], spec.name)
             first_step = max(checkpoints_in(folder.checkpoints()), default=0)
@@ -207,13 +203,6 @@ def _rounds(
             yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
         # A round that is still to come counts as accepted: that is what it is run for.
         asked_before += state not in ("rejected", "skipped") and spec.algorithm.makes == "policy"
-
-
-def _done(spec: RoundConfig, state: Literal["accepted", "rejected", "skipped"]) -> RoundForecast:
-    return RoundForecast(
-        name=spec.name, state=state, algorithm=spec.algorithm.name, steps=0, from_step=0, new=0.0,
-        past=0.0, general=0.0, completions=0, tokens=0, measured=0, memory=None,
-    )  # fmt: skip
 
 
 def _coming(
@@ -227,6 +216,7 @@ def _coming(
     if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         sampled = 0.0
     completions = round(steps * sampled)
+    answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
     return RoundForecast(
         name=spec.name,
         state="resumes" if from_step else "due",
@@ -238,7 +228,7 @@ def _coming(
         general=general,
         completions=completions,
         tokens=completions * spec.sampling.max_tokens,
-        measured=_measured(inputs.policy_suites) if spec.algorithm.makes == "policy" else 0,
+        measured=sum(answers) if spec.algorithm.makes == "policy" else 0,
         memory=learner_memory(inputs.model, config.policy, spec),
     )
 
@@ -256,7 +246,3 @@ def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
     rest = budget * (1.0 - past - general)
     per_unit = {"rollouts": spec.sampling.group_size, "pairs": 2}.get(spec.algorithm.material, 1)
     return rest / per_unit, budget * past / replay.samples_per_prompt, budget * general
-
-
-def _measured(suites: Sequence[Suite]) -> int:
-    return sum(suite.num_answers for suite in suites if suite.role != "sealed")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-from align.config.campaign import CampaignConfig, RewardConfig, RoundConfig
+from align.config.campaign import CampaignConfig
 from align.round.inputs import Inputs
 from rewards.rubric import build_rubric
 from rewards.trial.canaries import asks_a_model
@@ -34,9 +34,22 @@ def call_rewards(
         pool = inputs.prompts.get(spec.name, ())
         if spec.name in done or not pool or spec.algorithm.material != "rollouts":
             continue
-        for where, reward in _rewards(index, spec):
-            if not models and (why := _costly(reward)):
-                skipped.append(f"reward {reward.name} of round {spec.name} was not called: {why}")
+        rewards = [
+            (f"rounds.{index}.{field}.{position}", reward)
+            for field, listed in (("rewards", spec.rewards), ("gold", spec.gold))
+            for position, reward in enumerate(listed)
+        ]
+        for where, reward in rewards:
+            why = ""
+            if reward.environment:
+                why = f"it is given {', '.join(reward.environment)}"
+            if not models and asks_a_model(reward.name, reward.options):
+                why = "it asks a model"
+            if why and not models:
+                skipped.append(
+                    f"reward {reward.name} of round {spec.name} was not called: {why} "
+                    "(--call-models calls it)"
+                )
                 continue
             rubric = build_rubric([reward], where)
             try:
@@ -44,21 +57,3 @@ def call_rewards(
             finally:
                 rubric.close()
     return skipped
-
-
-def _rewards(index: int, spec: RoundConfig) -> Iterator[tuple[str, RewardConfig]]:
-    kinds: Sequence[tuple[str, Sequence[RewardConfig]]] = (
-        ("rewards", spec.rewards), ("gold", spec.gold),
-    )  # fmt: skip
-    for kind, rewards in kinds:
-        for position, reward in enumerate(rewards):
-            yield f"rounds.{index}.{kind}.{position}", reward
-
-
-def _costly(reward: RewardConfig) -> str | None:
-    """Return why a reward is only called on request; None if it is always called."""
-    if asks_a_model(reward.name, reward.options):
-        return "it asks a model (--call-models calls it)"
-    if reward.environment:
-        return f"it is given {', '.join(reward.environment)} (--call-models calls it)"
-    return None

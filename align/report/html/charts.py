@@ -150,6 +150,8 @@ DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
 VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", BAND_COLOUR: "var(--band)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(LINES, start=1)
 }
+SHOWN = ("fill", "stroke", "stroke-width", "stroke-dasharray", "text-anchor", "font-size")
+"""Parts of a style that a drawing keeps, in this order."""
 USUAL = ("fill:none", f"fill:{INK}", "font-size:8px")
 """Styles that the page's own sheet gives every drawing."""
 DROPPED = {"metadata", "defs", "style", "title", "desc"}
@@ -198,9 +200,7 @@ def draw(panel: Panel) -> Chart:
             _draw_hollow(axes, x, y, low, high)
         if panel.since is not None:
             axes.axvline(panel.since, color=INK, lw=0.6, ls=":", clip_on=False)
-        _plain(axes)
-        if panel.names:
-            _named(axes, panel.names)
+        _plain(axes, panel.names)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     keys = tuple(
@@ -250,15 +250,6 @@ def _draw_bar(axes: Any, bar: Bar, lowest: float, highest: float) -> None:
         axes.plot([bar.x - CAP, bar.x + CAP], [end, end], color=INK, lw=1, clip_on=False)
 
 
-def _named(axes: Any, names: Sequence[str]) -> None:
-    """Write names of rounds below the axis, as many and as much of each as there is room for."""
-    room = int(BOX[2] * WIDTH * 72 / CHARACTER)
-    every = max(1, math.ceil(len(names) * (FEWEST + 1) / room))
-    most = max(FEWEST, room * every // len(names) - 1)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xticks(range(0, len(names), every), [shortened(n, most) for n in names[::every]])
-
-
 def shortened(name: str, most: int) -> str:
     """Cut a name in its middle, so that a number at its end stays.
 
@@ -271,8 +262,11 @@ def shortened(name: str, most: int) -> str:
     return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
 
 
-def _plain(axes: Any) -> None:
-    """Leave of the axes only what carries information: horizontal lines and one thin axis."""
+def _plain(axes: Any, names: Sequence[str]) -> None:
+    """Leave of the axes only what carries information: horizontal lines and one thin axis.
+
+    Names of rounds stand below it, as many and as much of each as there is room for.
+    """
     from matplotlib.ticker import MaxNLocator
 
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -282,6 +276,12 @@ def _plain(axes: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y", color=GRID, lw=0.6, clip_on=False)
     axes.set_axisbelow(True)
+    if names:
+        room = int(BOX[2] * WIDTH * 72 / CHARACTER)
+        every = max(1, math.ceil(len(names) * (FEWEST + 1) / room))
+        most = max(FEWEST, room * every // len(names) - 1)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_xticks(range(0, len(names), every), [shortened(n, most) for n in names[::every]])
 
 
 def _stripped(svg: str) -> str:
@@ -300,8 +300,11 @@ def _slim(element: ElementTree.Element) -> ElementTree.Element:
     for name, value in element.attrib.items():
         if name in KEPT:
             plain.set(name, _short(value))
-        elif name == "style" and (style := _style(value)):
-            plain.set("style", style)
+        elif name == "style":
+            parts = dict(part.strip().split(":", 1) for part in value.split(";") if ":" in part)
+            styles = [f"{key}:{_short(parts[key])}" for key in SHOWN if key in parts]
+            if unusual := [style for style in styles if style not in USUAL]:
+                plain.set("style", ";".join(unusual))
     plain.text = (element.text or "").strip()
     for child in element:
         if child.tag.rpartition("}")[2] in DROPPED:
@@ -319,11 +322,3 @@ def _short(value: str) -> str:
         r"-?\d+\.\d+", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), value
     )
     return re.sub(r"\s*([A-Za-z])\s+(?=[-\d])", r"\1", re.sub(r"\s+", " ", rounded)).strip()
-
-
-def _style(style: str) -> str:
-    """Return the part of a style that differs from the page's own for drawings."""
-    parts = dict(part.strip().split(":", 1) for part in style.split(";") if ":" in part)
-    wanted = ("fill", "stroke", "stroke-width", "stroke-dasharray", "text-anchor", "font-size")
-    styles = [f"{name}:{_short(parts[name])}" for name in wanted if name in parts]
-    return ";".join(style for style in styles if style not in USUAL)

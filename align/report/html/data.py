@@ -102,13 +102,22 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
     verdicts = {name: verdict for _, name, verdict in committed}
     production = ledger.alias("production")
     records = ledger.rounds()
-    full = _full(records, limits.rounds)
+    # Half of the rounds that are shown in full may be old ones that were kept out.
+    kept_out = [r.index for r in records if r.state in ("rejected", "failed")]
+    kept_out = kept_out[-(limits.rounds // 2) :]
+    begun = [r.index for r in records if r.state != "planned" and r.index not in kept_out]
+    full = {*kept_out, *begun[-(limits.rounds - len(kept_out)) :]}
     rounds = tuple(
         round_view(
             evidence, r, attempts, reservations, now, limits if r.index in full else limits.brief()
         )
         for r in records
     )
+
+    def kind_of(snapshot: SnapshotId) -> str | None:
+        manifest = manifest_of(evidence, snapshot)
+        return manifest.provenance.kind if manifest else None
+
     return CampaignView(
         name=config.name,
         config_hash=config.hash(),
@@ -116,7 +125,7 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         base=evidence.base,
         production=production,
         families=family_views(evidence.matrix(), config, verdicts, answer.round or "base"),
-        lineage=lineage(evidence.base, attempts, production, lambda s: _kind(evidence, s)),
+        lineage=lineage(evidence.base, attempts, production, kind_of),
         drift=_drift(evidence, rounds),
         rounds=rounds,
         seals=seals_of(evidence),
@@ -164,13 +173,6 @@ def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]
     )
 
 
-def _full(records: Sequence[RoundRecord], most: int) -> set[int]:
-    """Return the rounds to show in full: half of them may be old ones that were kept out."""
-    kept_out = [r.index for r in records if r.state in ("rejected", "failed")][-(most // 2) :]
-    begun = [r.index for r in records if r.state != "planned" and r.index not in kept_out]
-    return {*kept_out, *begun[-(most - len(kept_out)) :]}
-
-
 def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     """Yield settings with their values; nested ones under both names."""
     for key, value in values.items():
@@ -185,11 +187,6 @@ def _summed(splits: Sequence[Split]) -> Split:
         new=math.fsum(split.new for split in splits),
         retention=math.fsum(split.retention for split in splits),
     )
-
-
-def _kind(evidence: Evidence, snapshot: SnapshotId) -> str | None:
-    manifest = manifest_of(evidence, snapshot)
-    return manifest.provenance.kind if manifest else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ of one suite can be compared by eye, since a unit is as long in all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from align.config.gate import Family
@@ -102,15 +102,32 @@ def forests_of(
     rows: dict[str, list[ForestRow]] = {}
     units: dict[str, str] = {}
     for index, name, verdict in verdicts:
-        for row in _rows(index, name, verdict):
-            rows.setdefault(row.check.suite, []).append(row)
-        units |= {rule.name: score_scale(rule).unit for rule in verdict.inputs.suites}
+        rules = {rule.name: rule for rule in verdict.inputs.suites}
+        for check in verdict.checks:
+            if check.what == "value":
+                words = row_of(check, rules[check.suite])
+                row = ForestRow(round=name, number=index + 1, check=check, words=words)
+                rows.setdefault(check.suite, []).append(row)
+        units |= {name: score_scale(rule).unit for name, rule in rules.items()}
     suites = sorted(rows, key=lambda suite: not any(map(_failed, rows[suite])))
-    shown = suites[: limits.forests]
-    return (
-        tuple(_forest(suite, rows[suite], units[suite], limits) for suite in shown),
-        len(suites) - len(shown),
-    )
+    forests = []
+    for suite in suites[: limits.forests]:
+        shown = rows[suite]
+        if len(shown) > limits.forest_rows:
+            order = sorted(range(len(shown)), key=lambda i: (not _failed(shown[i]), -i))
+            shown = [shown[i] for i in sorted(order[: limits.forest_rows])]
+        scale = scale_of([row.check for row in shown])
+        forests.append(
+            Forest(
+                suite=suite,
+                family=shown[0].check.family,
+                unit="points" if scale.factor == 100.0 else units[suite] or "score",
+                scale=scale,
+                rows=tuple(shown),
+                left_out=len(rows[suite]) - len(shown),
+            )
+        )
+    return tuple(forests), len(suites) - len(forests)
 
 
 def scale_of(checks: Sequence[Check]) -> Scale:
@@ -127,30 +144,6 @@ def scale_of(checks: Sequence[Check]) -> Scale:
     if most > 0:
         low, high = max(low, -most), min(high, most)
     return Scale(low=low, high=high, factor=100.0 if points else 1.0)
-
-
-def _rows(index: int, name: str, verdict: Verdict) -> Iterator[ForestRow]:
-    rules = {rule.name: rule for rule in verdict.inputs.suites}
-    for check in verdict.checks:
-        if check.what == "value":
-            words = row_of(check, rules[check.suite])
-            yield ForestRow(round=name, number=index + 1, check=check, words=words)
-
-
-def _forest(suite: str, rows: Sequence[ForestRow], unit: str, limits: Limits) -> Forest:
-    shown = rows
-    if len(rows) > limits.forest_rows:
-        order = sorted(range(len(rows)), key=lambda i: (not _failed(rows[i]), -i))
-        shown = [rows[i] for i in sorted(order[: limits.forest_rows])]
-    scale = scale_of([row.check for row in shown])
-    return Forest(
-        suite=suite,
-        family=rows[0].check.family,
-        unit="points" if scale.factor == 100.0 else unit or "score",
-        scale=scale,
-        rows=tuple(shown),
-        left_out=len(rows) - len(shown),
-    )
 
 
 def _failed(row: ForestRow) -> bool:

@@ -6,10 +6,9 @@ The files of results hold ids and values. A file that also has the columns ``ans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 
 from align.gate.checks import Check
@@ -84,11 +83,32 @@ def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[Suite
     """List what changed on the suites that matter most to a verdict: those that failed come first, then the
     target, then the largest losses."""
     worst: dict[str, Check] = {}
-    for check in sorted(verdict.checks, key=_matters):
+    for check in sorted(
+        verdict.checks,
+        key=lambda c: (c.role == "shown", c.outcome == "passed", c.role != "target", c.difference),
+    ):
         worst.setdefault(check.suite, check)
-    suites = (_changes(evidence, verdict, check, limits) for check in worst.values())
-    changed = (suite for suite in suites if suite and (suite.num_lost or suite.num_won))
-    return tuple(islice(changed, limits.suites))
+    changed: list[SuiteChanges] = []
+    for check in worst.values() if limits.suites else ():
+        pair = pair_of(evidence, verdict, check.suite, check.snapshot)
+        lost = [change for change in pair.changes if change[0] < 0] if pair else []
+        won = [change for change in reversed(pair.changes) if change[0] > 0] if pair else []
+        if pair and (lost or won):
+            shown_lost, shown_won = lost[: limits.items], won[: limits.items]
+            items = pair.items([*shown_lost, *shown_won], limits.text)
+            changed.append(
+                SuiteChanges(
+                    suite=check.suite,
+                    against=", ".join((check.against, *check.also)),
+                    lost=items[: len(shown_lost)],
+                    won=items[len(shown_lost) :],
+                    num_lost=len(lost),
+                    num_won=len(won),
+                )
+            )
+        if len(changed) == limits.suites:
+            break
+    return tuple(changed)
 
 
 def pair_of(
@@ -114,35 +134,6 @@ def pair_between(
     except KeelError:
         return None
     return ComparedResults(candidate=paths[0], comparator=paths[1], changes=tuple(differences))
-
-
-def _matters(check: Check) -> tuple[bool, bool, bool, float]:
-    return (
-        check.role == "shown",
-        check.outcome == "passed",
-        check.role != "target",
-        check.difference,
-    )
-
-
-def _changes(
-    evidence: Evidence, verdict: Verdict, check: Check, limits: Limits
-) -> SuiteChanges | None:
-    pair = pair_of(evidence, verdict, check.suite, check.snapshot)
-    if pair is None:
-        return None
-    lost = [change for change in pair.changes if change[0] < 0]
-    won = [change for change in reversed(pair.changes) if change[0] > 0]
-    shown_lost, shown_won = lost[: limits.items], won[: limits.items]
-    items = pair.items([*shown_lost, *shown_won], limits.text)
-    return SuiteChanges(
-        suite=check.suite,
-        against=", ".join((check.against, *check.also)),
-        lost=items[: len(shown_lost)],
-        won=items[len(shown_lost) :],
-        num_lost=len(lost),
-        num_won=len(won),
-    )
 
 
 def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str | None, str | None]]:
@@ -205,23 +196,19 @@ class SaidAt:
 
 def said_of(folder: RoundFolder, limits: Limits) -> tuple[SaidAt, ...]:
     """Read completions of the round's last attempt with tables; damaged tables are left out."""
-    for attempt in reversed(folder.attempts()) if limits.samples else ():
-        if tables := attempt.tables():
-            ends = dict.fromkeys((min(tables), max(tables)))
-            return tuple(_of_steps({step: tables[step] for step in ends}, limits))
-    return ()
-
-
-def _of_steps(tables: Mapping[int, Path], limits: Limits) -> Iterator[SaidAt]:
-    for step, path in tables.items():
+    attempts = reversed(folder.attempts()) if limits.samples else ()
+    tables = next(filter(None, (attempt.tables() for attempt in attempts)), {})
+    steps = []
+    for step in dict.fromkeys((min(tables), max(tables))) if tables else ():
         try:
-            records = [r for r in load_records(path) if r["source"] == "new"]
+            records = [r for r in load_records(tables[step]) if r["source"] == "new"]
         except (KeelError, KeyError):
             continue
         scored = sorted((r for r in records if r["value"] is not None), key=lambda r: -r["value"])
         if scored:
             shown = spread(scored, limits.samples)
-            yield SaidAt(step=step + 1, said=tuple(_said(r, limits.text) for r in shown))
+            steps.append(SaidAt(step=step + 1, said=tuple(_said(r, limits.text) for r in shown)))
+    return tuple(steps)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:

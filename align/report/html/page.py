@@ -34,11 +34,6 @@ def render(evidence: Evidence, *, refresh_s: int | None = None) -> str:
 
 def page_of(view: CampaignView, *, refresh_s: int | None = None) -> str:
     """Render the page of what was collected; equal views give equal pages."""
-    template = _environment().get_template("page.html")
-    return template.render(view=view, refresh_s=refresh_s)
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -68,7 +63,7 @@ def _environment() -> Environment:
         "seconds_of": lambda rounds, name: math.fsum(round.time.of(name) for round in rounds),
         "before_of": lambda rounds: math.fsum(p.seconds for r in rounds for p in r.time.before),
     }
-    return environment
+    return environment.get_template("page.html").render(view=view, refresh_s=refresh_s)
 
 
 def drawn(panel: Panel) -> tuple[Chart, Markup]:

@@ -127,7 +127,7 @@ def round_view(
     committed = record.state in ("accepted", "rejected")
     verdict = Verdict.from_dict(record.report or {}) if committed else None
     folded = folded_row(verdict) if verdict else None
-    checks = _unfolded(verdict, folded) if verdict else []
+    checks = check_views(verdict, folded) if verdict else []
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
     repairs = repairs_of(record.report) if committed else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
@@ -166,8 +166,12 @@ def round_view(
     )
 
 
-def check_views(verdict: Verdict) -> list[CheckView]:
-    """Return what was compared in the order of a verdict's table: what kept the candidate out first."""
+def check_views(verdict: Verdict, folded: VerdictRow | None) -> list[CheckView]:
+    """Return what was compared in the order of a verdict's table: what kept the candidate out first.
+
+    Args:
+        folded: row that stands for all comparisons of rates that passed, which are left out.
+    """
     budgets = {rule.name: rule.budget for rule in verdict.inputs.suites}
     rules = {rule.name: rule for rule in verdict.inputs.suites}
     scales = {
@@ -186,15 +190,7 @@ def check_views(verdict: Verdict) -> list[CheckView]:
             scale=scales[_axis(check)],
         )
         for check in sorted(verdict.checks, key=severity)
-    ]
-
-
-def _unfolded(verdict: Verdict, folded: VerdictRow | None) -> list[CheckView]:
-    """Return the checks that have a row of their own."""
-    return [
-        view
-        for view in check_views(verdict)
-        if folded is None or view.check.what not in RATES or view.check.outcome != "passed"
+        if folded is None or check.what not in RATES or check.outcome != "passed"
     ]
 
 

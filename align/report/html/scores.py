@@ -223,7 +223,15 @@ def family_views(
     limits = limits or Limits.of(len(config.rounds))
     judged = judged_by(verdicts or {})
     parts = by_family(matrix, families_of(config))
-    margins, notes = margins_of(config), dict(_notes(config))
+    margins = margins_of(config)
+    notes: dict[str, tuple[str, ...]] = {}
+    for suite in config.suites:
+        remarks = (
+            KINDS[suite.source].reading(suite),
+            "items rotate" if suite.rotate else "",
+            "watched only" if suite.role == "watch" else "",
+        )
+        notes[suite.name] = tuple(filter(None, remarks))
     return tuple(
         FamilyView(
             family=family,
@@ -249,16 +257,6 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
         first = limits.columns // 4
         return shown.select((*suites[:first], *suites[first - limits.columns :]))
     return shown
-
-
-def _notes(config: CampaignConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for suite in config.suites:
-        notes = [reading] if (reading := KINDS[suite.source].reading(suite)) else []
-        if suite.rotate:
-            notes.append("items rotate")
-        if suite.role == "watch":
-            notes.append("watched only")
-        yield suite.name, tuple(notes)
 
 
 def _numbers(matrix: ScoreMatrix) -> Iterator[Number]:

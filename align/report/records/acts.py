@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from align.gate.evidence import Evidence
@@ -31,68 +30,39 @@ def acts_of(evidence: Evidence) -> tuple[Act, ...]:
     These are moves of production and of the baseline, removals of a person's data, rounds that were
     skipped or dropped, and amendments of the campaign file.
     """
-    acts = (
-        *_moves(evidence), *_anchors(evidence), *_purges(evidence), *_skips(evidence),
-        *_amendments(evidence), *_drops(evidence),
-    )  # fmt: skip
-    return tuple(sorted(acts, key=lambda act: act.time))
-
-
-def _moves(evidence: Evidence) -> Iterator[Act]:
-    names = _names(evidence)
-    for move in by_hand(evidence.ledger):
-        what = f"production moved to {_named(names, move.target)}"
-        yield Act(time=move.time, what=what, reason=move.reason)
-
-
-def _anchors(evidence: Evidence) -> Iterator[Act]:
-    names = _names(evidence)
-    for move in baseline_moves(evidence.ledger):
-        what = f"total budgets count from {_named(names, move.snapshot)}"
-        yield Act(time=move.time, what=what, reason=move.reason)
-
-
-def _purges(evidence: Evidence) -> Iterator[Act]:
-    """Yield removals without the hash of the person's key, from which short keys can be guessed."""
-    for purge in purges(evidence.ledger):
-        read = f"; read before by {', '.join(purge.rounds)}" if purge.rounds else ""
-        yield Act(
-            time=purge.time,
-            what=f"a person's data was removed: {purge.num_rows} rows of feedback, "
-            f"{purge.num_replayed} replayed prompts{read}",
-            reason="",
-        )
-
-
-def _skips(evidence: Evidence) -> Iterator[Act]:
-    for skip in skips(evidence.ledger):
-        yield Act(
-            time=skip.time.isoformat(timespec="milliseconds"),
-            what=f"round {skip.round} was skipped by {skip.who} ({skip.schedule}/{skip.key})",
-            reason=skip.reason,
-        )
-
-
-def _amendments(evidence: Evidence) -> Iterator[Act]:
-    for entry in amendments_of(evidence.ledger):
-        what = f"the campaign file was amended by {entry.who or 'somebody'}: {'; '.join(entry.changes)}"
-        yield Act(time=entry.time, what=what, reason=entry.reason)
-
-
-def _drops(evidence: Evidence) -> Iterator[Act]:
-    for drop in drops_of(evidence.ledger.database):
-        what = f"round {drop.round} was dropped by {drop.who or 'somebody'}"
-        yield Act(time=drop.time, what=what, reason=drop.reason)
-
-
-def _names(evidence: Evidence) -> dict[SnapshotId, str]:
-    attempts = (r for r in evidence.ledger.attempts() if r.candidate)
-    return {evidence.base: "the base"} | {
+    ledger = evidence.ledger
+    names = {evidence.base: "the base"} | {
         record.candidate: f"the snapshot of round {record.name}"
-        for record in attempts
+        for record in ledger.attempts()
         if record.candidate
     }
 
+    def named(snapshot: SnapshotId) -> str:
+        return names.get(snapshot, f"snapshot {snapshot[:16]}")
 
-def _named(names: dict[SnapshotId, str], snapshot: SnapshotId) -> str:
-    return names.get(snapshot, f"snapshot {snapshot[:16]}")
+    acts = [
+        Act(time=move.time, what=f"production moved to {named(move.target)}", reason=move.reason)
+        for move in by_hand(ledger)
+    ]
+    for move in baseline_moves(ledger):
+        what = f"total budgets count from {named(move.snapshot)}"
+        acts.append(Act(time=move.time, what=what, reason=move.reason))
+    for purge in purges(ledger):
+        # Without the hash of the person's key, from which short keys can be guessed.
+        read = f"; read before by {', '.join(purge.rounds)}" if purge.rounds else ""
+        what = (
+            f"a person's data was removed: {purge.num_rows} rows of feedback, "
+            f"{purge.num_replayed} replayed prompts{read}"
+        )
+        acts.append(Act(time=purge.time, what=what, reason=""))
+    for skip in skips(ledger):
+        what = f"round {skip.round} was skipped by {skip.who} ({skip.schedule}/{skip.key})"
+        time = skip.time.isoformat(timespec="milliseconds")
+        acts.append(Act(time=time, what=what, reason=skip.reason))
+    for entry in amendments_of(ledger):
+        what = f"the campaign file was amended by {entry.who or 'somebody'}: {'; '.join(entry.changes)}"
+        acts.append(Act(time=entry.time, what=what, reason=entry.reason))
+    for drop in drops_of(ledger.database):
+        what = f"round {drop.round} was dropped by {drop.who or 'somebody'}"
+        acts.append(Act(time=drop.time, what=what, reason=drop.reason))
+    return tuple(sorted(acts, key=lambda act: act.time))

@@ -141,7 +141,14 @@ def entries(evidence: Evidence) -> list[RoundEntry]:
         replace(_entry(record), skipped=drops.get(record.index) or skipped.pop(record.name, None))
         for record in records
     ]
-    return [*recorded, *(_never(name, sentence) for name, sentence in skipped.items())]
+    never = [
+        RoundEntry(
+            index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None,
+            candidate=None, started=None, ended=None, seconds=None, skipped=sentence,
+        )
+        for name, sentence in skipped.items()
+    ]  # fmt: skip
+    return [*recorded, *never]
 
 
 def record_of(evidence: Evidence, name: str) -> RoundRecord:
@@ -220,10 +227,11 @@ def diff(evidence: Evidence, first: str, second: str) -> RoundDiff:
     sealed = sealed_names(evidence.config)
     records = [e for e in evidence.ledger.evaluations() if e.suite not in sealed]
     means = {(e.snapshot, e.suite): e.mean for e in records}
-    scores = (
-        _score_change(suite, *(means.get((record.candidate or "", suite)) for record in rounds))
+    candidates = [record.candidate or "" for record in rounds]
+    scores = {
+        suite: [means.get((candidate, suite)) for candidate in candidates]
         for suite in dict.fromkeys(suite for _, suite in means)
-    )
+    }
     return RoundDiff(
         one=first,
         other=second,
@@ -232,7 +240,16 @@ def diff(evidence: Evidence, first: str, second: str) -> RoundDiff:
             for key in keys
             if key != "name" and settings[0].get(key) != settings[1].get(key)
         ),
-        scores=tuple(s for s in scores if s.one is not None or s.other is not None),
+        scores=tuple(
+            ScoreChange(
+                suite=suite,
+                one=before,
+                other=after,
+                difference=None if before is None or after is None else after - before,
+            )
+            for suite, (before, after) in scores.items()
+            if before is not None or after is not None
+        ),
     )
 
 
@@ -261,11 +278,6 @@ def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
     )
 
 
-def _score_change(suite: str, first: float | None, second: float | None) -> ScoreChange:
-    difference = None if first is None or second is None else second - first
-    return ScoreChange(suite=suite, one=first, other=second, difference=difference)
-
-
 def _entry(record: RoundRecord) -> RoundEntry:
     seconds = None
     if record.started and record.ended:
@@ -289,14 +301,6 @@ def _latest(attempts: Iterable[RoundRecord]) -> list[RoundRecord]:
     """Return the latest attempt of every round, dropped ones included."""
     latest = {record.index: record for record in attempts}
     return [latest[index] for index in sorted(latest)]
-
-
-def _never(name: str, sentence: str) -> RoundEntry:
-    """Make the entry of a round that was skipped before the campaign had planned it."""
-    return RoundEntry(
-        index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None, candidate=None,
-        started=None, ended=None, seconds=None, skipped=sentence,
-    )  # fmt: skip
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

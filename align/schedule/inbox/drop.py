@@ -21,7 +21,7 @@ from pathlib import Path
 from time import monotonic, sleep, time_ns
 
 from align.schedule.inbox.inbox import Inbox
-from align.schedule.inbox.rows import USER, Feedback, StreamForm, form_of
+from align.schedule.inbox.rows import USER, StreamForm, form_of
 from align.store.durable import write_atomic
 from align.store.paths import InboxPaths
 from rollouts.errors import RunError, UserError
@@ -71,7 +71,15 @@ def add_file(inbox: Inbox, form: StreamForm, file: Path, *, user_column: str = U
         here = f"paths are relative to the current folder, {Path.cwd()}"
         raise UserError("cannot open the file: there is none", where=str(file), remedy=here)
     name = _plain(file.name)
-    rows = _rows(form, file, name, user_column)
+    try:
+        rows = [
+            form.judge(
+                row.values, name + row.place.removeprefix(str(file)), user_column=user_column
+            )
+            for row in read_rows(str(file), "train")
+        ]
+    except RecursionError as error:
+        raise UserError("a row is nested too deeply", where=str(file)) from error
     if not rows:
         raise UserError("holds no rows", where=str(file))
     if _stamp(file) != before:
@@ -161,18 +169,6 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _rows(form: StreamForm, file: Path, name: str, user_column: str) -> list[Feedback]:
-    try:
-        return [
-            form.judge(
-                row.values, name + row.place.removeprefix(str(file)), user_column=user_column
-            )
-            for row in read_rows(str(file), "train")
-        ]
-    except RecursionError as error:
-        raise UserError("a row is nested too deeply", where=str(file)) from error
 
 
 def _complete(drop: Path) -> list[tuple[Path, Stamp]]:

@@ -68,7 +68,11 @@ def number_rows(
             receipt = numberers[submission.stream].number(submission.rows)
             if submission.key:
                 answered[submission.key] = (submission.digest, receipt)
-                connection.execute(_request(submission, receipt, now))
+                answer = {"outcomes": receipt.outcomes, "numbers": receipt.numbers}
+                values = {"key": submission.key, "digest": submission.digest, "received": now}
+                connection.execute(
+                    insert(inbox_requests).values(**values, answer=json.dumps(answer))
+                )
         elif digest == submission.digest:
             receipt = replace(earlier, repeated=True)
         else:
@@ -164,13 +168,6 @@ def _answered(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[st
             receipt = Receipt(outcomes=tuple(answer["outcomes"]), numbers=tuple(answer["numbers"]))
             answers[row.key] = (row.digest, receipt)
     return answers
-
-
-def _request(submission: Submission, receipt: Receipt, now: str) -> Any:
-    answer = {name: getattr(receipt, name) for name in ("outcomes", "numbers")}
-    return insert(inbox_requests).values(
-        key=submission.key, digest=submission.digest, answer=json.dumps(answer), received=now
-    )
 
 
 def chunks(values: Sequence[Any]) -> Iterator[list[Any]]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -104,11 +104,16 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
         rollouts = forget_prompts(paths.rounds, prompts)
         store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
+        remains = list(left)  # And copies that cannot be reached from here.
+        if store.is_remote:
+            remains.append("the caches of this store on other machines, until they open it again")
+        if not _is_sqlite(ledger.database):
+            remains.append("the pages of the database server, until it vacuums inbox_rows")
         traces = _Found(
             num_replayed=replayed,
             num_rollouts=sum(rollouts.values()),
             files=tuple(files),
-            remains=(*left, *_elsewhere(store)),
+            remains=tuple(remains),
         )
         with ledger.database.write() as connection:
             done = _remove(connection, user, traces)
@@ -161,14 +166,6 @@ def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
         if sound:
             stored.record([file], "rewritten by keel feedback purge")
     return removed
-
-
-def _elsewhere(store: Store) -> Iterator[str]:
-    """Yield copies that cannot be reached from here."""
-    if store.is_remote:
-        yield "the caches of this store on other machines, until they open it again"
-    if not _is_sqlite(store.ledger.database):
-        yield "the pages of the database server, until it vacuums inbox_rows"
 
 
 def _fold_log(database: Database) -> bool:
