@@ -32,7 +32,10 @@ def serve(descriptor: int) -> None:
         os.chdir(plan["folder"])
         try:
             if plan["describe"]:
-                send_message(channel, {"ready": _facts(plan)})
+                from rewards.registry import facts_here
+
+                facts = facts_here(plan["reward"], plan["options"], plan["where"])
+                send_message(channel, {"ready": facts})
                 return
             answering = Answering(plan)
         except KeelError as error:
@@ -145,12 +148,6 @@ def _anything_is_a_failure(samples: Sequence[Sample]) -> Iterator[list[PartOutco
 def pack_error(error: KeelError) -> dict[str, Any]:
     """Pack an error for a person, to be raised again by the owner."""
     return {"what": error.what, "where": error.where, "cause": error.cause, "remedy": error.remedy}
-
-
-def _facts(plan: Mapping[str, Any]) -> dict[str, Any]:
-    from rewards.registry import facts_here
-
-    return facts_here(plan["reward"], plan["options"], plan["where"])
 
 
 def _abstain(completions: Sequence[str]) -> list[None]:
