@@ -7,15 +7,12 @@ without a GPU that joins a cluster with some states ``policy.dtype`` and ``polic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any, Literal
-
-from sqlalchemy import select
+from typing import Literal
 
 from align.config.campaign import CampaignConfig
+from align.store.ledger.amendments import stored_content
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.tables.core import campaigns
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags, quickest_dtype
@@ -38,7 +35,8 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
     policy = config.policy
     if policy.dtype != "auto" and (policy.lora is None or policy.lora.serve != "auto"):
         return config
-    stored = _stored_policy(ledger)
+    began = {} if ledger is None else stored_content(ledger.database).get("policy", {})
+    stored = {key: value for key, value in began.items() if value != "auto"}
     in_flight = any(spec.sampling.in_flight for spec in config.rounds)
     dtype = stored.get("dtype") or quickest_dtype(resolve_device("auto"))
     quickest: ServedAs = (
@@ -88,13 +86,3 @@ def _reason(dtype: str, device: str, speed: Literal["native", "emulated", "none"
     preferred = "bfloat16" if speed == "native" else "float32"
     why = f"this processor {has} instructions for bfloat16"
     return why if dtype == preferred else f"as the store began, though {why}"
-
-
-def _stored_policy(ledger: Ledger | None) -> dict[str, Any]:
-    """Return the policy that the store began with; empty before it began."""
-    if ledger is None:
-        return {}
-    with ledger.database.read() as connection:
-        content = connection.scalar(select(campaigns.c.config))
-    policy: dict[str, Any] = {} if content is None else json.loads(content).get("policy", {})
-    return {key: value for key, value in policy.items() if value != "auto"}

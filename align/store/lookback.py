@@ -89,16 +89,13 @@ def look_back(earlier: Sequence[str], templates: Mapping[str, Template], draw: s
     for template, names in by_template.items():
         if template.remember is not None:
             older = names[: -template.remember.newest]
-            left_out.update(_in_turn(older, draw)[template.remember.older :])
+            # By lot, and so that one more name moves no other.
+            older.sort(key=lambda name: sha256(f"{draw}/{name}".encode()).digest())
+            left_out.update(older[template.remember.older :])
     return Lookback(
         kept=tuple(name for name in earlier if name not in left_out),
         left_out=tuple(name for name in earlier if name in left_out),
     )
-
-
-def _in_turn(names: Sequence[str], draw: str) -> list[str]:
-    """Order names by lot, so that one more name moves no other."""
-    return sorted(names, key=lambda name: sha256(f"{draw}/{name}".encode()).digest())
 
 
 def listed(names: Sequence[str]) -> str:

@@ -70,8 +70,16 @@ class Mirror:
         """
         if self.remote is None:
             return
-        index = self._read_index()
-        there = {p: v for p, v in self._there(checkpoints).items() if not leave(p)}
+        index, files = self._read_index(), self.versions()
+        there = {
+            path: version
+            for path, version in files.items()
+            if not leave(path)
+            and (
+                not is_of_checkpoint(path)
+                or (checkpoints and f"{path.rpartition('/')[0]}/{CHECKPOINT}" in files)
+            )
+        }
         try:
             for path, version in sorted(there.items()):
                 known, local = index.get(path), self._folder / path
@@ -110,22 +118,10 @@ class Mirror:
         index, gone = self._read_index(), frozenset(paths)
         self._write_index({path: entry for path, entry in index.items() if path not in gone})
 
-    def names(self) -> list[str]:
-        """List all files there; none without a remote."""
-        return [path for name in MIRRORED for path in self.sizes(name)]
-
-    def _there(self, checkpoints: bool) -> dict[str, str]:
-        """Return the versions of remote files by path, without checkpoints or with the completed ones."""
-        assert self.remote is not None
-        files: dict[str, str] = {}
-        for name in MIRRORED:
-            files |= self.remote.versions(name)
-        return {
-            path: version
-            for path, version in files.items()
-            if not is_of_checkpoint(path)
-            or (checkpoints and f"{path.rpartition('/')[0]}/{CHECKPOINT}" in files)
-        }
+    def versions(self) -> dict[str, str]:
+        """Return the versions of all files there, by path; none without a remote."""
+        folders = () if self.remote is None else map(self.remote.versions, MIRRORED)
+        return {path: version for files in folders for path, version in files.items()}
 
     def _fetch(self, path: str, version: str | None) -> str | None:
         """Replace a file by the one there; returns its version, None where it has gone meanwhile."""

@@ -57,7 +57,11 @@ class Remote:
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url, **wanted)
             except ImportError as error:
-                raise _missing_package(self.url, protocol, error) from None
+                raise UserError(
+                    f"stores at {protocol}:// need a package that is not installed",
+                    where=self.url,
+                    remedy='pip install "keel-align[s3]"' if protocol in S3 else str(error),
+                ) from None
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"this store cannot be opened ({error})",
@@ -190,12 +194,3 @@ def _version(info: Mapping[str, Any]) -> str:
     # Some file systems give seconds where they list, and a date where they are asked for one file.
     plain = changing.timestamp() if isinstance(changing, datetime) else changing
     return f"{plain}/{info['size']}"
-
-
-def _missing_package(url: str, protocol: str, error: ImportError) -> UserError:
-    remedy = str(error)
-    if protocol in S3:
-        remedy = 'pip install "keel-align[s3]"'
-    return UserError(
-        f"stores at {protocol}:// need a package that is not installed", where=url, remedy=remedy
-    )

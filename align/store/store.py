@@ -58,7 +58,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what the ledger no longer names, here and behind the URL. Hold the lease first."""
-        paths = {*self.paths.mirrored(), *self._mirror.names()}
+        paths = {*self.paths.mirrored(), *self._mirror.versions()}
         self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
 
     def withdraw(self, paths: Iterable[str]) -> None:

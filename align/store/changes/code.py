@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from align.config.campaign import CampaignConfig, RewardConfig
+from align.config.campaign import CampaignConfig
 from align.settings import StatedPath
 from align.store.ledger.amendments import note_amendment, note_code
 from align.store.ledger.ledger import Ledger
@@ -19,7 +18,9 @@ SHOWN = 12
 def code_of(config: CampaignConfig) -> dict[str, str]:
     """Return the sha256 of every file or module of a reward or metric, by its name in the campaign."""
     files: dict[str, str] = {}
-    for reward in _rewards(config):
+    rewards = [reward for spec in config.rounds for reward in (*spec.rewards, *spec.gold)]
+    rewards += [suite.metric for suite in config.suites if suite.metric is not None]
+    for reward in rewards:
         stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
         location = reward.name.rpartition(":")[0]
         path = Path(location) if location.endswith(".py") else _module_file(location)
@@ -60,11 +61,3 @@ def record_code(config: CampaignConfig, ledger: Ledger, who: str) -> list[str]:
     if sentences:
         note_amendment(ledger, sentences, who=who)
     return sentences
-
-
-def _rewards(config: CampaignConfig) -> Iterator[RewardConfig]:
-    for spec in config.rounds:
-        yield from (*spec.rewards, *spec.gold)
-    for suite in config.suites:
-        if suite.metric is not None:
-            yield suite.metric

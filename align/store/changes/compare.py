@@ -65,7 +65,7 @@ def compare(
     for change in differences(dict(old), dict(new)):
         if change.path == ("rounds",) or (change.path[0] == "rounds" and change.path[1] in quiet):
             continue
-        if _follows_from_defaults(change, old, new) or _as_pinned(change, committed):
+        if _changes_nothing(change, old, new, committed):
             continue
         if (why := lock_of(change, committed)) is not None:
             refusals.append(Refusal(sentence=change.sentence, why=why))
@@ -74,7 +74,10 @@ def compare(
     refusals += _misplaced(names, committed)
     refusals += _renewed(new, old, committed)
     planned, vacated = _places(names, committed)
-    changes += _moved(old, names)
+    before = [spec["name"] for spec in old.get("rounds", []) if spec["name"] in names]
+    after = [name for name in names if name in before]
+    if before != after:
+        changes.append(ConfigChange(("rounds",), before, after, order=True))
     return CampaignComparison(
         changes=tuple(changes),
         refusals=tuple(refusals),
@@ -84,23 +87,19 @@ def compare(
     )
 
 
-def _follows_from_defaults(
-    change: ConfigChange, old: Mapping[str, Any], new: Mapping[str, Any]
+def _changes_nothing(
+    change: ConfigChange, old: Mapping[str, Any], new: Mapping[str, Any], committed: Committed
 ) -> bool:
-    """Tell if a round's setting differs only because it takes a default that differs."""
-    if change.path[0] != "rounds" or len(change.path) < 3:
+    """Tell if a setting is the one pinned for its round or suite anyway, or a default that differs."""
+    if change.order or len(change.path) < 3:
         return False
-    below = ("defaults", *change.path[2:])
-    if change.order or value_at(old, below) == value_at(new, below):
-        return False
-    return bool(change.old == value_at(old, below) and change.new == value_at(new, below))
-
-
-def _as_pinned(change: ConfigChange, committed: Committed) -> bool:
-    """Tell if a round or suite now states the value that is pinned for it anyway."""
-    if change.order or len(change.path) < 3 or change.path[1] not in committed.pins:
-        return False
-    return bool(value_at(committed.pins[change.path[1]], change.path[2:]) == change.new)
+    kind, name, *rest = change.path
+    if name in committed.pins and value_at(committed.pins[name], tuple(rest)) == change.new:
+        return True
+    below = ("defaults", *rest)
+    default, default_now = value_at(old, below), value_at(new, below)
+    takes_default = change.old == default and change.new == default_now
+    return bool(kind == "rounds" and default != default_now and takes_default)
 
 
 def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
@@ -160,15 +159,6 @@ def _places(names: Sequence[str], committed: Committed) -> tuple[list[tuple[int,
         planned.append((free, name))
         last, free = free, free + 1
     return planned, [s for s in committed.slots if s.name not in names_in_place and not s.decided]
-
-
-def _moved(old: Mapping[str, Any], names: Sequence[str]) -> Iterator[ConfigChange]:
-    """Report rounds that were in the file before and now stand in another order."""
-    known = [spec["name"] for spec in old.get("rounds", [])]
-    before = [name for name in known if name in names]
-    after = [name for name in names if name in known]
-    if before != after:
-        yield ConfigChange(("rounds",), before, after, order=True)
 
 
 def _pins(

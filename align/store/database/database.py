@@ -81,15 +81,22 @@ class Database:
                 remedy="set store to a folder that can be written",
             ) from error
         event.listen(self.engine, "connect", _configure)
-        event.listen(self.engine, "begin", _begin)
+
+        @event.listens_for(self.engine, "begin")
+        def begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def _prepare(self) -> None:
-        """Create the tables, or check that this version can read those that are there."""
+        """Create the tables, or check that this version can read those there are, and add newer ones."""
         try:
             with self.read() as connection:
                 fresh = not inspect(connection).has_table(store_schema.name)
             if fresh:
-                self._create()
+                with self.write() as connection:  # Another process may just have done so.
+                    if not inspect(connection).has_table(store_schema.name):
+                        metadata.create_all(connection, checkfirst=False)
+                        connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
             with self.read() as connection:
                 version = connection.execute(select(store_schema.c.version)).scalar_one()
         except DatabaseError as error:
@@ -105,17 +112,6 @@ class Database:
                 cause="a newer Keel wrote this store",
                 remedy="update Keel, or set store to another folder",
             )
-        self._add_new_tables()
-
-    def _create(self) -> None:
-        """Create the tables unless another process has just done so."""
-        with self.write() as connection:
-            if not inspect(connection).has_table(store_schema.name):
-                metadata.create_all(connection, checkfirst=False)
-                connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
-
-    def _add_new_tables(self) -> None:
-        """Give a store of an older version the tables that came later."""
         with self.read() as connection:
             known = set(inspect(connection).get_table_names())
         missing = [table for table in metadata.sorted_tables if table.name not in known]
@@ -201,44 +197,29 @@ def _engine(text: str) -> Engine:
     )
 
 
-def _is_no_interrupt(record: logging.LogRecord) -> bool:
-    """Tell whether a record is about something else than Ctrl-C.
-
-    SQLAlchemy reports one that comes while a connection is closed as an error, and raises it as well.
-    """
-    kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or not issubclass(kind, KeyboardInterrupt)
-
-
-# A filter acts in the logger of its own pool class alone.
-logging.getLogger(f"{NullPool.__module__}.{NullPool.__name__}").addFilter(_is_no_interrupt)
+# SQLAlchemy reports Ctrl-C that comes while a connection is closed as an error, and raises it as well. A
+# filter acts in the logger of its own pool class alone.
+logging.getLogger(f"{NullPool.__module__}.{NullPool.__name__}").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
+)
 
 
 def _configure(connection: Any, _record: Any) -> None:
     # The driver would begin transactions on its own, and later than asked.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-    _use_wal(connection)
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    # What a purge removes is overwritten, not only unlinked.
-    connection.execute("PRAGMA secure_delete = ON")
-
-
-def _use_wal(connection: Any) -> None:
-    """Switch to write-ahead logging. SQLite does not wait here, whatever the busy timeout says: of several
-    processes that open a fresh store at once, some find it locked for a moment."""
+    # SQLite does not wait here, whatever the busy timeout says: of several processes that open a fresh
+    # store at once, some find it locked for a moment.
     deadline = monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            return
+            break
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or monotonic() > deadline:
                 raise
             sleep(0.01)
-
-
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # What a purge removes is overwritten, not only unlinked.
+    connection.execute("PRAGMA secure_delete = ON")

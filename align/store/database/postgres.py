@@ -29,6 +29,10 @@ BEGIN_WRITE = (
 sees all that earlier writers committed, and nobody else writes."""
 
 
+BEGIN_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+"""First statement of a transaction that reads."""
+
+
 def is_postgres(url: URL) -> bool:
     return url.get_backend_name() in NAMES
 
@@ -52,14 +56,11 @@ def connect_arguments(url: URL) -> dict[str, Any]:
 
 def serialise_writers(engine: Engine) -> None:
     """Give reads one consistent view, and let transactions that write come one after the other."""
-    event.listen(engine, "begin", _begin)
 
-
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get("write", False):
-        connection.exec_driver_sql(BEGIN_WRITE)
-    else:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql(BEGIN_WRITE if writes else BEGIN_READ)
 
 
 def shown(url: URL) -> str:

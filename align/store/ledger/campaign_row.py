@@ -66,12 +66,14 @@ def open_campaign_row(
             insert(rounds).values(index=index, attempt=0, name=round_name, state="planned")
         )
     if comparison.changes:
+        decided = rounds.c.state.in_(("accepted", "rejected"))
+        count = select(func.count()).select_from(rounds).where(decided)
         connection.execute(
             insert(amendments).values(
                 who=who,
                 reason=reason.strip(),
                 changes=json.dumps(comparison.sentences),
-                decisions=_decisions(connection),
+                decisions=connection.scalar(count) or 0,
                 config_hash=config_hash,
                 time=now,
             )
@@ -184,8 +186,3 @@ def refused(name: str, refusals: Collection[Refusal], where: str) -> StoreError:
         remedy="restore the old values, or set store to another folder; what no verdict rests on "
         "(rounds to come, further suites, margins, defaults) may change",
     )
-
-
-def _decisions(connection: Connection) -> int:
-    decided = rounds.c.state.in_(("accepted", "rejected"))
-    return connection.scalar(select(func.count()).select_from(rounds).where(decided)) or 0

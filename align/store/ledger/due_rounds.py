@@ -43,31 +43,29 @@ def claimed_rounds(database: Database, places: Places | None = None) -> list[Cla
     query = select(due_claims).where(not_(never)).order_by(due_claims.c.seq)
     with database.read() as connection:
         records = connection.execute(query).all()
-    return [
-        ClaimedRound(
-            schedule=row.schedule,
-            key=row.due_key,
-            reason=row.reason,
-            claimed=moment_of(row.claimed),
-            spec=_as_read(row.round, row.spec, places),
+    claimed: list[ClaimedRound] = []
+    for row in records:
+        try:
+            spec = RoundConfig.model_validate(json.loads(row.spec), context=places)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise StoreError(
+                f"{key}: {first['msg']}, got {first['input']!r}",
+                where=f"round {row.round}, as it fell due",
+                cause="another version of Keel wrote it, and this one cannot read it",
+                remedy="go on with that version",
+            ) from None
+        claimed.append(
+            ClaimedRound(
+                schedule=row.schedule,
+                key=row.due_key,
+                reason=row.reason,
+                claimed=moment_of(row.claimed),
+                spec=spec,
+            )
         )
-        for row in records
-    ]
-
-
-def _as_read(name: str, spec: str, places: Places | None) -> RoundConfig:
-    """Restore a round as it was stated; settings that are new in this version have their default."""
-    try:
-        return RoundConfig.model_validate(json.loads(spec), context=places)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"{key}: {first['msg']}, got {first['input']!r}",
-            where=f"round {name}, as it fell due",
-            cause="another version of Keel wrote it, and this one cannot read it",
-            remedy="go on with that version",
-        ) from None
+    return claimed
 
 
 def moment_of(text: str) -> datetime:

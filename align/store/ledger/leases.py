@@ -105,7 +105,12 @@ def leased(database: Database, owner: str, clock: Callable[[], float]) -> Iterat
         row = connection.execute(select(*(c for c in leases.c if c.name != "id"))).one_or_none()
         holder = None if row is None else Holder(**row._mapping)
         if holder is not None and holder.alive(clock()):
-            raise _busy(holder, database.where)
+            raise StoreBusy(
+                f"{holder.owner} is already running on this store (process {holder.pid} on {holder.host})",
+                where=database.where,
+                remedy="wait for it or stop it; a runner on another host is taken over "
+                f"{EXPIRY_S / 60:.0f} minutes after its last sign of life",
+            )
         connection.execute(delete(leases))
         connection.execute(insert(leases).values(id=1, **asdict(own_holder)))
     lease = Lease(database, token, clock)
@@ -113,12 +118,3 @@ def leased(database: Database, owner: str, clock: Callable[[], float]) -> Iterat
         yield lease
     finally:
         lease.release()
-
-
-def _busy(holder: Holder, where: str) -> StoreBusy:
-    return StoreBusy(
-        f"{holder.owner} is already running on this store (process {holder.pid} on {holder.host})",
-        where=where,
-        remedy="wait for it or stop it; a runner on another host is taken over "
-        f"{EXPIRY_S / 60:.0f} minutes after its last sign of life",
-    )

@@ -130,7 +130,8 @@ class Ledger:
         """
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
-            records = [_round(row) for row in rows]
+            reports = [(row, row.report and json.loads(row.report)) for row in rows]
+            records = [RoundRecord(**{**row._mapping, "report": r}) for row, r in reports]
             skipped = set(connection.scalars(select(due_skips.c.round)))
             dropped = set(connection.scalars(select(round_drops.c.index)))
         last = {record.index: record.attempt for record in records}
@@ -420,11 +421,6 @@ class Ledger:
                 time=self._now(),
             )
         )
-
-
-def _round(row: Row[Any]) -> RoundRecord:
-    report = None if row.report is None else json.loads(row.report)
-    return RoundRecord(**{**row._mapping, "report": report})
 
 
 def _latest(connection: Connection, index: int) -> Row[Any]:

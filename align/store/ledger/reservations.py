@@ -100,8 +100,7 @@ def reserve(
     stream_counters = connection.execute(counters.with_for_update()).one_or_none()
     if stream_counters is None:
         return None
-    above = _above(connection, stream, use, stream_counters.watermark)
-    newest = _newest(connection, stream, above, stream_counters.newest, limit)
+    above, newest = _numbers(connection, stream_counters, use, limit)
     num_rows = connection.scalar(select(func.count()).where(ready(stream, above, newest))) or 0
     if not num_rows:
         return None
@@ -187,23 +186,19 @@ def ready(stream: str, above: int, newest: int | None = None) -> ColumnElement[b
     return wanted if newest is None else and_(wanted, inbox_rows.c.number <= newest)
 
 
-def _above(connection: Connection, stream: str, use: str, watermark: int) -> int:
-    if use == "once":
-        return watermark
-    if use == "all":
-        return 0
-    count = int(use.removeprefix("last:"))
-    numbers = select(inbox_rows.c.number).where(ready(stream, 0))
-    before = numbers.order_by(inbox_rows.c.number.desc()).offset(count).limit(1)
-    return connection.scalar(before) or 0
-
-
-def _newest(connection: Connection, stream: str, above: int, newest: int, limit: int | None) -> int:
-    if limit is None:
-        return newest
-    numbers = select(inbox_rows.c.number).where(ready(stream, above))
-    last = numbers.order_by(inbox_rows.c.number).offset(limit - 1).limit(1)
-    return connection.scalar(last) or newest
+def _numbers(connection: Connection, counters: Any, use: str, limit: int | None) -> tuple[int, int]:
+    """Choose the numbers of a stream's rows: those above the first and up to the second."""
+    above, newest = counters.watermark if use == "once" else 0, counters.newest
+    if use.startswith("last:"):
+        numbers = select(inbox_rows.c.number).where(ready(counters.stream, 0))
+        count = int(use.removeprefix("last:"))
+        before = numbers.order_by(inbox_rows.c.number.desc()).offset(count).limit(1)
+        above = connection.scalar(before) or 0
+    if limit is not None:
+        numbers = select(inbox_rows.c.number).where(ready(counters.stream, above))
+        last = numbers.order_by(inbox_rows.c.number).offset(limit - 1).limit(1)
+        newest = connection.scalar(last) or newest
+    return above, newest
 
 
 def _reservation(row: Any) -> Reservation:

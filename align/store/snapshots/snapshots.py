@@ -159,8 +159,12 @@ class SnapshotStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _install(self, staging: Path, manifest: Manifest) -> Snapshot:
-        """Move a complete folder to its name; whoever comes second finds the first one's."""
-        _settle(staging)
+        """Make a complete folder durable and name it; whoever comes second finds the first one's."""
+        for name in _files(staging):
+            (staging / name).chmod(0o444)
+            sync(staging / name)
+        for folder in (*_folders(staging), staging):  # They stay movable.
+            sync(folder)
         snapshot_id = hashlib.sha256((staging / MANIFEST).read_bytes()).hexdigest()
         target = self._snapshots / snapshot_id
         try:
@@ -259,15 +263,6 @@ def _folders(folder: Path) -> Iterator[Path]:
     """Yield all folders below, children before their parents."""
     for parent, names, _ in os.walk(folder, topdown=False):
         yield from (Path(parent, name) for name in names)
-
-
-def _settle(folder: Path) -> None:
-    """Make files read-only and durable, then the folders' entries. Folders stay movable."""
-    for name in _files(folder):
-        (folder / name).chmod(0o444)
-        sync(folder / name)
-    for path in (*_folders(folder), folder):
-        sync(path)
 
 
 def _stamp(folder: Path) -> Stamp:
