@@ -190,7 +190,15 @@ def _prompt(row: FileRow, column: str) -> Prompt:
     value = row.values[column]
     columns = {name: other for name, other in row.values.items() if name != column}
     try:
-        content = _content(value, column)
+        if not isinstance(value, str | list | tuple):
+            kind = type(value).__name__
+            raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
+        if not (value.strip() if isinstance(value, str) else value):
+            raise BadMessages(f"the prompt in column {column!r} is empty")
+        content = value if isinstance(value, str) else turns_of(value, column)
+        if not isinstance(content, str):
+            check_turns(content)
+            check_asks(content, column)
         name = content_id(content)
     except BadMessages as error:
         raise UserError(str(error), where=row.place, remedy=error.remedy) from error
@@ -199,21 +207,6 @@ def _prompt(row: FileRow, column: str) -> Prompt:
     if isinstance(content, str):
         return Prompt(id=name, text=content, columns=columns, place=row.place)
     return Prompt(id=name, messages=content, columns=columns, place=row.place)
-
-
-def _content(value: Any, column: str) -> str | tuple[Message, ...]:
-    """Return a prompt's text, or its chat turns."""
-    if not isinstance(value, str | list | tuple):
-        kind = type(value).__name__
-        raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
-    if not (value.strip() if isinstance(value, str) else value):
-        raise BadMessages(f"the prompt in column {column!r} is empty")
-    if isinstance(value, str):
-        return value
-    turns = turns_of(value, column)
-    check_turns(turns)
-    check_asks(turns, column)
-    return turns
 
 
 class PromptEncoder:

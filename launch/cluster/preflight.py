@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.config.campaign import CampaignConfig
@@ -66,25 +66,24 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
 
 def problems(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
     """Explain why the demands never fit on these nodes, however idle they are; empty when they do."""
-    reasons = [reason for demand in demands for reason in _too_big(nodes, demand)]
+    reasons = []
+    for demand in demands:
+        # One process, or one group that stays together, against the node that has most.
+        times = demand.count if demand.together else 1
+        whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
+        for name, amount in demand.bundle.items():
+            most = max((node.total.get(name, 0.0) for node in nodes), default=0.0)
+            if most == 0.0:
+                reasons.append(f"{whole} asks for {name}, which no node has")
+            elif amount * times > most:
+                asked_for = f"{amount * times:g} {name}"
+                reasons.append(f"{whole} asks for {asked_for}; the largest node has {most:g}")
     return reasons or _too_many([node.total for node in nodes], demands)
 
 
 def shortages(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
     """Explain why the demands do not fit at this moment, for what others have taken."""
     return _too_many([node.free for node in nodes], demands)
-
-
-def _too_big(nodes: Sequence[ClusterNode], demand: Demand) -> Iterable[str]:
-    """Compare one process, or one group that stays together, with the node that has most."""
-    times = demand.count if demand.together else 1
-    whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
-    for name, amount in demand.bundle.items():
-        most = max((node.total.get(name, 0.0) for node in nodes), default=0.0)
-        if most == 0.0:
-            yield f"{whole} asks for {name}, which no node has"
-        elif amount * times > most:
-            yield f"{whole} asks for {amount * times:g} {name}; the largest node has {most:g}"
 
 
 def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
@@ -163,28 +162,18 @@ def check_room(
         if not (reasons := lasting or shortages(nodes, demands)):
             return
         if time.monotonic() >= deadline:
-            raise _no_room(nodes, demands, reasons, busy=not lasting, waited_s=wait_s)
+            break
         if not waited:
             note(f"waiting up to {wait_s:g} s for room on the cluster: {'; '.join(reasons)}")
             waited = True
         sleep(RETRY_S)
-
-
-def _no_room(
-    nodes: Sequence[ClusterNode],
-    demands: Sequence[Demand],
-    reasons: Sequence[str],
-    *,
-    busy: bool,
-    waited_s: float,
-) -> UserError:
-    after = f" after {waited_s:g} s" if waited_s else ""
+    after = f" after {wait_s:g} s" if wait_s else ""
     demand_lines = "\n".join(f"    asked: {demand}" for demand in demands)
-    return UserError(
+    raise UserError(
         f"the campaign does not fit on the cluster{after}: {'; '.join(reasons)}\n"
         f"{demand_lines}\n{node_table(nodes, demands)}",
         where="--address",
-        cause="other work has taken the room" if busy else None,
+        cause=None if lasting else "other work has taken the room",
         remedy="lower rollouts.engines, policy.ranks or their resources, add nodes, or give nodes that "
         "are about to join and work that is about to end time with --wait SECONDS",
     )

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from align.gate.evidence import Evidence
     from align.round.session import Observer, StartEngine
 
-Address = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to join: host:port, or auto; without it, one of your own here."),
-]
 Insecure = Annotated[
     bool, typer.Option(help="Join a cluster on another host although it asks for no token.")
 ]

@@ -189,15 +189,12 @@ def _trial_lines(trial: Trial) -> list[str]:
     for failure in trial.failures:
         lines += [f"failures    {failure.count} {failure.kind}; the first:"]
         lines += [f"    {line}" for line in failure.trace.splitlines()]
-    return [*lines, *_canary_lines(trial), *(f"note        {note}" for note in trial.notes)]
-
-
-def _canary_lines(trial: Trial) -> list[str]:
-    if not trial.canaries:
-        return ["canaries    not judged: no two scores differ; name a --threshold"]
     fooled = [canary for canary in trial.canaries if not canary.passed]
     unscored = [canary.name for canary in trial.canaries if canary.score is None]
-    lines = [f"canaries    {len(trial.canaries)}, fooled by {len(fooled)}"]
+    if trial.canaries:
+        lines.append(f"canaries    {len(trial.canaries)}, fooled by {len(fooled)}")
+    else:
+        lines.append("canaries    not judged: no two scores differ; name a --threshold")
     if unscored:
         lines.append(f"    never scored: {', '.join(unscored)}")
     for canary in fooled:
@@ -205,7 +202,7 @@ def _canary_lines(trial: Trial) -> list[str]:
             f"    {canary.name}: on {canary.fooled} of {canary.prompts} prompts, "
             f"up to {canary.score:.4g}"
         )
-    return lines
+    return lines + [f"note        {note}" for note in trial.notes]
 
 
 def bars(counts: tuple[int, ...]) -> str:

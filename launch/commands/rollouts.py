@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -62,51 +62,40 @@ def rollouts_show(
     typer.echo(f"{which}, step {number}: {len(records)} samples, {states}")
     if others and not repair:
         typer.echo(f"its repairs sampled too: --repair {' or '.join(others)}")
-    table = _table(samples)
-    for record in samples:
-        table.add_row(*_cells(record, _parts(samples), None if full else SHOWN))
-    report_console().print(table)
+    report_console().print(_table(samples, None if full else SHOWN))
 
 
-def _parts(records: list[Record]) -> list[str]:
-    return [name for name in records[0] if name.startswith("reward/")]
-
-
-def _table(records: list[Record]) -> Table:
+def _table(records: list[Record], limit: int | None) -> Table:
+    """Format records as rows; what model and rewards wrote is text, never markup or a control sequence."""
     from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_lines=True)
-    parts = [name.partition("/")[2] for name in _parts(records)]
-    for name in ("reward", *parts, "advantage", "tokens"):
-        table.add_column(Text(name), justify="right")
-    for name in ("from", "prompt", "completion"):
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _cells(record: Record, parts: list[str], limit: int | None) -> list[Any]:
-    """Format one row; what the model and the rewards wrote is text, never markup or a control sequence."""
     from rich.text import Text
 
     from align.report.before_after import prompt_words
     from align.report.printable import printable
 
-    value = record["status"] if record["value"] is None else _number(record["value"])
-    tokens = f"{record['tokens']}" + (" (cut)" if record["finish"] == "length" else "")
-    answer = printable(record["completion"], limit)
-    if record["detail"]:
-        answer += f"\n[{printable(record['detail'], SHOWN)}]"
-    cells = [
-        value,
-        *(_number(record[name]) for name in parts),
-        _number(record["advantage"]),
-        tokens,
-        record["source"] if record["round"] is None else f"{record['source']} {record['round']}",
-        printable(prompt_words(record["prompt"]), limit),
-        answer,
-    ]
-    return [Text(cell) for cell in cells]
+    table = Table(show_lines=True)
+    parts = [name for name in records[0] if name.startswith("reward/")]
+    numbers = ("reward", *(name.partition("/")[2] for name in parts), "advantage", "tokens")
+    for name in numbers:
+        table.add_column(Text(name), justify="right")
+    for name in ("from", "prompt", "completion"):
+        table.add_column(name, overflow="fold")
+    for record in records:
+        answer = printable(record["completion"], limit)
+        if record["detail"]:
+            answer += f"\n[{printable(record['detail'], SHOWN)}]"
+        source, of_round = record["source"], record["round"]
+        cells = [
+            record["status"] if record["value"] is None else _number(record["value"]),
+            *(_number(record[name]) for name in parts),
+            _number(record["advantage"]),
+            f"{record['tokens']}" + (" (cut)" if record["finish"] == "length" else ""),
+            source if of_round is None else f"{source} {of_round}",
+            printable(prompt_words(record["prompt"]), limit),
+            answer,
+        ]
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def _number(value: float | None) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
-from launch.cluster.running import Address, Insecure, Strict, Wait
+from launch.arguments import Address, AsJson, CampaignPath, Overrides, load, print_json
+from launch.cluster.running import Insecure, Strict, Wait
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:

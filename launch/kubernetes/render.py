@@ -106,14 +106,24 @@ def render(
             remedy=f"put it on the volume and name it below {target.mount}",
         )
     _check(config, text, target)
-    build = {"rayjob": _ray_job, "raycronjob": _ray_cron_job, "cronjob": _cron_job}
+    api_version, kind, spec_of = {
+        "rayjob": ("ray.io/v1", "RayJob", _ray_job_spec),
+        "raycronjob": ("ray.io/v1", "RayCronJob", _ray_cron_job_spec),
+        "cronjob": ("batch/v1", "CronJob", _cron_job_spec),
+    }[target.kind]
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(config, target, "-campaign"),
         "data": {CONFIG_FILE: text},
     }
-    return [config_map, build[target.kind](config, target)]
+    job = {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": _metadata(config, target),
+        "spec": spec_of(config, target),
+    }
+    return [config_map, job]
 
 
 def _check(config: CampaignConfig, text: str, target: Target) -> None:
@@ -173,43 +183,13 @@ def _metadata(config: CampaignConfig, target: Target, suffix: str = "") -> Manif
     }
 
 
-def _ray_job(config: CampaignConfig, target: Target) -> Manifest:
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": _metadata(config, target),
-        "spec": _ray_job_spec(config, target),
-    }
-
-
-def _ray_cron_job(config: CampaignConfig, target: Target) -> Manifest:
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCronJob",
-        "metadata": _metadata(config, target),
-        "spec": {
-            "schedule": target.schedule,
-            "timeZone": target.time_zone,
-            "jobTemplate": _ray_job_spec(config, target),
-        },
-    }
+def _ray_cron_job_spec(config: CampaignConfig, target: Target) -> Manifest:
+    template = _ray_job_spec(config, target)
+    return {"schedule": target.schedule, "timeZone": target.time_zone, "jobTemplate": template}
 
 
 def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
-    words = ["keel", "run", f"{CONFIG_DIR}/{CONFIG_FILE}", "--address", "auto", "--wait", "600"]
-    return {
-        "entrypoint": shlex.join(words),
-        "submissionMode": "K8sJobMode",
-        "activeDeadlineSeconds": target.deadline_s,
-        # Every retry is a fresh cluster; the round goes on from its last checkpoint in the store.
-        "backoffLimit": target.retries,
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": 600,
-        "rayClusterSpec": _ray_cluster(config, target),
-    }
-
-
-def _ray_cluster(config: CampaignConfig, target: Target) -> Manifest:
+    """Render a driver and the Ray cluster that is made for it."""
     from importlib.metadata import version
 
     policy, engines = config.policy, config.rollouts
@@ -219,18 +199,28 @@ def _ray_cluster(config: CampaignConfig, target: Target) -> Manifest:
     groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
     if not alone:
         groups.append(_workers("learner", policy.resources, 1, policy.ranks, config, target))
+    head_pod = _pod("ray-head", _limits(head, 1, target), config, target, secrets=True)
+    words = ["keel", "run", f"{CONFIG_DIR}/{CONFIG_FILE}", "--address", "auto", "--wait", "600"]
     return {
-        "rayVersion": version("ray"),
-        # KubeRay 1.5.1 makes a token of its own from this, 1.6 takes one; it reaches every Ray container.
-        "authOptions": {"mode": "token", "secretName": target.token_secret},
-        "headGroupSpec": {
-            # Nothing but the driver runs there, so Ray has nothing to give away on it.
-            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
-            "template": {
-                "spec": _pod("ray-head", _limits(head, 1, target), config, target, secrets=True)
+        "entrypoint": shlex.join(words),
+        "submissionMode": "K8sJobMode",
+        "activeDeadlineSeconds": target.deadline_s,
+        # Every retry is a fresh cluster; the round goes on from its last checkpoint in the store.
+        "backoffLimit": target.retries,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "rayClusterSpec": {
+            "rayVersion": version("ray"),
+            # KubeRay 1.5.1 makes a token of its own from this, 1.6 takes one; it reaches every container
+            # of Ray.
+            "authOptions": {"mode": "token", "secretName": target.token_secret},
+            "headGroupSpec": {
+                # Nothing but the driver runs there, so Ray has nothing to give away on it.
+                "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+                "template": {"spec": head_pod},
             },
+            "workerGroupSpecs": groups,
         },
-        "workerGroupSpecs": groups,
     }
 
 
@@ -259,7 +249,7 @@ def _workers(
     }
 
 
-def _cron_job(config: CampaignConfig, target: Target) -> Manifest:
+def _cron_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     """Render a job of one pod, with a Ray cluster of its own for as long as a round takes."""
     policy, engines = config.policy, config.rollouts
     cpus = math.ceil(engines.engines * engines.resources.cpus + policy.ranks * policy.threads + 1)
@@ -270,25 +260,19 @@ def _cron_job(config: CampaignConfig, target: Target) -> Manifest:
     pod = _pod("keel", limits, config, target, secrets=True)
     tick = shlex.join(["keel", "schedule", "tick", f"{CONFIG_DIR}/{CONFIG_FILE}"])
     pod["containers"][0]["command"] = ["sh", "-c", f"{tick} || test $? -eq {NOTHING_DUE}"]
+    job = {
+        "activeDeadlineSeconds": target.deadline_s,
+        "backoffLimit": 0,  # The next tick is the retry.
+        "template": {"spec": {"restartPolicy": "Never", **pod}},
+    }
     return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": _metadata(config, target),
-        "spec": {
-            "schedule": target.schedule,
-            "timeZone": target.time_zone,
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": 300,
-            "successfulJobsHistoryLimit": 3,
-            "failedJobsHistoryLimit": 3,
-            "jobTemplate": {
-                "spec": {
-                    "activeDeadlineSeconds": target.deadline_s,
-                    "backoffLimit": 0,  # The next tick is the retry.
-                    "template": {"spec": {"restartPolicy": "Never", **pod}},
-                }
-            },
-        },
+        "schedule": target.schedule,
+        "timeZone": target.time_zone,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 300,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": job},
     }
 
 

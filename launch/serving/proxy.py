@@ -104,7 +104,8 @@ class Proxy:
                 await send({"type": "websocket.close"})
             return
         request = Request(scope, receive)
-        if request.url.path == HEALTH:
+        path, bearer = request.url.path, request.headers.get("authorization")
+        if path == HEALTH:
             # The answer says nothing but if requests are taken, so it needs no key.
             now = self._route.now
             is_alive = now is not None and now.alive()
@@ -112,10 +113,14 @@ class Proxy:
             await health(scope, receive, send)
             return
         try:
-            self._admit(request)
+            if self._key is not None and not is_bearer(bearer, self._key):
+                raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+            # A client library would resolve `..` after the check.
+            if not path.startswith(PASSED) or "//" in path or {".", ".."} & set(path.split("/")):
+                raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
             # The whole body: only what is complete can be sent again after a refused connection.
             async with self._receiver.body(request) as body:
-                body = with_stops(request.method, request.url.path, body, self._stops)
+                body = with_stops(request.method, path, body, self._stops)
                 await _while_connected(self._relay(request, body, send), receive)
         except Refused as refused:
             await refused.response(scope, receive, send)
@@ -126,15 +131,6 @@ class Proxy:
             await crowded.response(scope, receive, send)
         except ClientDisconnect:
             return
-
-    def _admit(self, request: Request) -> None:
-        path = request.url.path
-        if self._key is not None and not is_bearer(request.headers.get("authorization"), self._key):
-            raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
-        # A client library would resolve `..` after the check.
-        steps = path.split("/")
-        if not path.startswith(PASSED) or "." in steps or ".." in steps or "//" in path:
-            raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
 
     async def _relay(self, request: Request, body: bytes, send: Send) -> None:
         """Ask the backend; ask again only where the connection was refused, so nothing was sent."""
@@ -189,7 +185,12 @@ class Proxy:
 
 async def _while_connected(work: Any, receive: Receive) -> None:
     """Do the work unless the client leaves; then the backend's connection closes and it stops too."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
+
+    async def client_leaves() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(client_leaves())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -198,11 +199,6 @@ async def _while_connected(work: Any, receive: Receive) -> None:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _unavailable() -> Refused:

@@ -89,34 +89,31 @@ class Worker:
         os.chmod(self._folder, 0o755)  # a sandbox under root is another user
         with ExitStack() as undo:
             undo.callback(self._remove)
-            self._spawn(plan)
+            self._channel, worker_end = socket.socketpair()
+            self._control, keepers = socket.socketpair()
+            with worker_end, keepers:
+                setup = Setup(
+                    channel=worker_end.fileno(),
+                    control=keepers.fileno(),
+                    owner=os.getpid(),
+                    scratch=self._folder,
+                    folder=plan.folder,
+                    memory_bytes=None if plan.memory_gib is None else int(plan.memory_gib * 2**30),
+                    provider=plan.provider,
+                    visible=plan.visible,
+                )
+                self._keeper = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "rewards.isolation.keeper", setup.dump()],
+                    pass_fds=(setup.channel, setup.control),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment(Path(self._folder), plan.environment),
+                    start_new_session=True,
+                )
             undo.callback(self.end)
             self.about = self._hello(plan)
             undo.pop_all()
-
-    def _spawn(self, plan: Plan) -> None:
-        self._channel, worker_end = socket.socketpair()
-        self._control, keepers = socket.socketpair()
-        with worker_end, keepers:
-            setup = Setup(
-                channel=worker_end.fileno(),
-                control=keepers.fileno(),
-                owner=os.getpid(),
-                scratch=self._folder,
-                folder=plan.folder,
-                memory_bytes=None if plan.memory_gib is None else int(plan.memory_gib * 2**30),
-                provider=plan.provider,
-                visible=plan.visible,
-            )
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rewards.isolation.keeper", setup.dump()],
-                pass_fds=(setup.channel, setup.control),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment(Path(self._folder), plan.environment),
-                start_new_session=True,
-            )
 
     def _hello(self, plan: Plan) -> dict[str, Any]:
         until = time.monotonic() + START_S

@@ -126,9 +126,11 @@ def ask_canaries(
     for prompt, good in prompts:
         suite = canaries(prompt, good)
         texts = [canary.text for canary in suite] + ([good] if good else [])
-        scores = _scores(
-            score, [Sample(prompt=prompt, completion=_completion(text)) for text in texts]
-        )
+        samples = [Sample(prompt=prompt, completion=_completion(text)) for text in texts]
+        scores = list(score(samples))
+        if all(value is None for value in scores):
+            # One of the samples may have spoilt the call.
+            scores = [score([sample])[0] for sample in samples]
         answer_score = scores[-1] if good else None
         for canary, value in zip(suite, scores, strict=False):
             bar = answer_score if canary.bar == "answer" else None
@@ -186,14 +188,6 @@ def asks_a_model(name: str, options: Mapping[str, Any]) -> bool:
         return find_reward(name).asks_a_model(options)
     except UserError:  # Whoever loads the reward says what is wrong.
         return False
-
-
-def _scores(score: ScoreFunction, samples_B: Sequence[Sample]) -> list[float | None]:
-    """Score samples [B]; ask one sample at a time where one of them may have spoilt the call."""
-    together = list(score(samples_B))
-    if any(value is not None for value in together):
-        return together
-    return [score([sample])[0] for sample in samples_B]
 
 
 def threshold_of(real: Sequence[float], canary_scores: Sequence[CanaryScore]) -> float | None:

@@ -47,8 +47,20 @@ def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where
         return
     for (roles, _), (turns, tools) in orders.items():
         if not tools and all(role in SPOKEN for role in roles):
-            _check_turns(encoder, roles, where)
             turns = probe_turns(roles)
+            # Encoding says why it refuses these roles.
+            encoder.encode(Prompt(id="/".join(roles), messages=turns))
+            lost = [index for index, is_shown in enumerate(shown(encoder, turns)) if not is_shown]
+            if lost:
+                role = roles[lost[0]]
+                raise UserError(
+                    f"the chat template leaves out the {role} message, turn {lost[0] + 1} of "
+                    f"{len(roles)} ({', '.join(roles)})",
+                    where=where,
+                    cause="the template does not write turns of this role, or not there",
+                    remedy=f"take {role} messages out of the prompts (and out of policy.system), or use a "
+                    "template that writes them",
+                )
         check_dates(encoder, turns, where, tools)
 
 
@@ -146,18 +158,3 @@ def frozen(date: datetime) -> Iterator[None]:
         yield
     finally:
         chat_template_utils.datetime = real
-
-
-def _check_turns(encoder: PromptEncoder, roles: Roles, where: str) -> None:
-    turns = probe_turns(roles)
-    encoder.encode(Prompt(id="/".join(roles), messages=turns))  # Says why it refuses these roles.
-    for index, (role, is_shown) in enumerate(zip(roles, shown(encoder, turns), strict=True)):
-        if role in SPOKEN and not is_shown:
-            raise UserError(
-                f"the chat template leaves out the {role} message, turn {index + 1} of "
-                f"{len(roles)} ({', '.join(roles)})",
-                where=where,
-                cause="the template does not write turns of this role, or not there",
-                remedy=f"take {role} messages out of the prompts (and out of policy.system), or use a "
-                "template that writes them",
-            )

@@ -29,20 +29,39 @@ def check_served(model: ServedModel) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers, or not on a CPU."""
     known = served_architectures()
     class_name = model.kind.__name__  # What a base's config names, whatever the folder's says.
+    where = str(model.folder / "config.json")
     is_listed = any(name in known for name in (class_name, *model.own_architectures))
     if known and not (
         is_listed or model.kind.is_backend_compatible() or model.kind._can_set_attn_implementation()
     ):
         raise UserError(
             f"vLLM cannot serve {class_name}",
-            where=str(model.folder / "config.json"),
+            where=where,
             cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let "
             "its attention be replaced, or has none",
             remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX, or "
             + OTHER_BACKEND,
         )
-    if model.device == "cpu":
-        _check_cpu_kernels(model)
+    if model.device != "cpu":
+        return
+    if getattr(model.kind, "_is_stateful", False):
+        raise UserError(
+            f"{class_name} cannot be sampled on a CPU",
+            where=where,
+            cause="its layers carry a state along the text, and vLLM has kernels for them on GPUs only",
+            remedy=f"use a model of attention layers alone, run on a GPU, or {OTHER_BACKEND}",
+        )
+    sizes = sizes_of(model.folder, trust_remote_code=model.trust_remote_code)
+    check_head_dim(sizes.head_dim, model.folder)
+    text = model.config.get_text_config(decoder=True)
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+    if experts and text.hidden_size % ALIGNMENT:
+        raise UserError(
+            f"experts over a hidden size of {text.hidden_size} cannot be sampled on a CPU",
+            where=where,
+            cause=f"vLLM's CPU kernel for experts takes multiples of {ALIGNMENT}",
+            remedy=f"use another model, run on a GPU, or {OTHER_BACKEND}",
+        )
 
 
 def check_serves_adapters(model: ServedModel) -> None:
@@ -69,29 +88,6 @@ def check_head_dim(head_dim: int | None, folder: Path) -> None:
         remedy="use a model with one of these (head_dim, or hidden size / attention heads), run on a GPU, "
         f"or {OTHER_BACKEND}",
     )
-
-
-def _check_cpu_kernels(model: ServedModel) -> None:
-    """Refuse shapes and layers that vLLM supports on GPUs only."""
-    where = str(model.folder / "config.json")
-    if getattr(model.kind, "_is_stateful", False):
-        raise UserError(
-            f"{model.kind.__name__} cannot be sampled on a CPU",
-            where=where,
-            cause="its layers carry a state along the text, and vLLM has kernels for them on GPUs only",
-            remedy=f"use a model of attention layers alone, run on a GPU, or {OTHER_BACKEND}",
-        )
-    sizes = sizes_of(model.folder, trust_remote_code=model.trust_remote_code)
-    check_head_dim(sizes.head_dim, model.folder)
-    text = model.config.get_text_config(decoder=True)
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
-    if experts and text.hidden_size % ALIGNMENT:
-        raise UserError(
-            f"experts over a hidden size of {text.hidden_size} cannot be sampled on a CPU",
-            where=where,
-            cause=f"vLLM's CPU kernel for experts takes multiples of {ALIGNMENT}",
-            remedy=f"use another model, run on a GPU, or {OTHER_BACKEND}",
-        )
 
 
 @cache

@@ -7,6 +7,7 @@ their values are found on the cluster (`launch.cluster.jobs.entrypoint`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shlex
@@ -97,7 +98,18 @@ def working_files(campaign: Path, include: Sequence[Path], raw: Any) -> dict[str
     Args:
         raw: the campaign as it was read; a file that it names and that is not included is an error.
     """
-    files = {_name_in_job(path): path for path in (campaign, *include)}
+    here, files = Path.cwd().resolve(), {}
+    for path in (campaign, *include):
+        if not path.exists():
+            raise UserError("there is no such file", where=str(path))
+        there = path.resolve()
+        if not there.is_relative_to(here) or there == here:
+            raise UserError(
+                "not a file below this folder, so that the job would not find it under the same name",
+                where=str(path),
+                remedy="run keel submit in the folder that the campaign's paths start from",
+            )
+        files[there.relative_to(here).as_posix()] = path
     for key, file in files_named(raw, campaign.parent):
         if not any(file.is_relative_to(name) for name in files):
             raise UserError(
@@ -122,21 +134,6 @@ def files_named(raw: Any, folder: Path = Path()) -> list[tuple[str, Path]]:
         if is_relative(name) and Path(name).name not in ("", "..") and os.path.exists(path):
             files.append((key, path))
     return files
-
-
-def _name_in_job(path: Path) -> str:
-    """Return the path relative to the current folder, which names it in the job's working directory
-    too."""
-    if not path.exists():
-        raise UserError("there is no such file", where=str(path))
-    here, there = Path.cwd().resolve(), path.resolve()
-    if not there.is_relative_to(here) or there == here:
-        raise UserError(
-            "not a file below this folder, so that the job would not find it under the same name",
-            where=str(path),
-            remedy="run keel submit in the folder that the campaign's paths start from",
-        )
-    return there.relative_to(here).as_posix()
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -209,8 +206,13 @@ class Jobs:
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
         self._address, self._where = address, shown(address)
         # Ray lets these two overrule the address that it is given.
-        with self._asking(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-            self._client = Client(address)
+        overruling = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        before = {name: os.environ.pop(name) for name in overruling if name in os.environ}
+        try:
+            with self._asking():
+                self._client = Client(address)
+        finally:
+            os.environ.update(before)
 
     def submit(self, spec: JobSpec, submission_id: str) -> None:
         """Send the files and start the job."""
@@ -261,7 +263,7 @@ class Jobs:
         log = Log(write)
         self.get(submission_id)  # One that does not exist is not waited for.
         while True:
-            tail(self._client.tail_job_logs(submission_id), log, limit, QUIET_S)
+            asyncio.run(tail(self._client.tail_job_logs(submission_id), log, limit, QUIET_S))
             # In this order: of a job that has ended, the log is complete.
             job = self._insist(lambda: self.get(submission_id), limit)
             log.write_rest(self._insist(lambda: self.logs(submission_id), limit))
@@ -341,12 +343,3 @@ def _job(details: Any) -> Job:
         ended=None if details.end_time is None else details.end_time / 1000,
         message=details.message,
     )
-
-
-@contextmanager
-def _without(*names: str) -> Iterator[None]:
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)

@@ -27,16 +27,12 @@ class Log:
             self._written = start + len(text)
 
 
-def tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: float) -> None:
+async def tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: float) -> None:
     """Write what comes, from the log's start on, until it ends, breaks, or is silent for ``quiet_s``.
 
     Args:
         limit: when to stop in any case, in `time.monotonic`'s seconds.
     """
-    asyncio.run(_tail(parts, log, limit, quiet_s))
-
-
-async def _tail(parts: AsyncIterator[str], log: Log, limit: float, quiet_s: float) -> None:
     from aiohttp import ClientError
 
     start = 0

@@ -263,11 +263,10 @@ def test_markup_in_texts_is_only_text() -> None:
 
     from rich.console import Console
 
-    from launch.commands.rollouts import _cells, _parts, _table
+    from launch.commands.rollouts import _table
 
     records = records_of(scored(said("[bold]hi[/bold] [/]", 1)))
-    table = _table(records)
-    table.add_row(*_cells(records[0], _parts(records), None))
+    table = _table(records, None)
     console = Console(width=140, record=True, file=StringIO())
     console.print(table)
     assert "[bold]hi[/bold] [/]" in console.export_text()
