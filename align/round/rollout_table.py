@@ -24,7 +24,7 @@ from align.store.durable import write_atomic
 from align.store.paths import StorePaths
 from align.store.run_folder import RoundFolder, RunFolder, tables_below
 from rollouts.errors import RunError, UserError, nearest
-from rollouts.types import Completion, Prompt, Score, ScoredGroup
+from rollouts.types import Completion, RolloutGroup, Score, ScoredGroup
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,13 +83,8 @@ def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[
                 {
                     "group": index,
                     "sample": sample,
-                    **_prompt_columns(group.group.prompt),
-                    **_completion_columns(completion, group.group.policy),
-                    "status": score.status,
-                    "value": score.value,
-                    "detail": score.detail,
                     "advantage": matching.popleft() if matching else None,
-                    **_part_columns(score),
+                    **_columns(group.group, completion, score),
                 }
             )
     return records
@@ -243,30 +238,25 @@ def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[
     return [*sorted(numbered, key=lambda record: record[column], reverse=not worst), *rest]
 
 
-def _prompt_columns(prompt: Prompt) -> Record:
+def _columns(group: RolloutGroup, completion: Completion, score: Score) -> Record:
+    prompt = group.prompt
     messages = [dict(message) for message in prompt.messages or ()]
-    return {
+    versions = dict.fromkeys(span.version for span in completion.weight_versions)
+    record: Record = {
         "prompt_id": prompt.id,
         "source": prompt.source,
         "owner": prompt.owner,
         "round": prompt.round,
         "prompt": json.dumps(messages) if prompt.text is None else prompt.text,
-    }
-
-
-def _completion_columns(completion: Completion, policy: str) -> Record:
-    versions = dict.fromkeys(span.version for span in completion.weight_versions)
-    return {
         "completion": completion.text,
         "tokens": len(completion.token_ids),
         "finish": completion.finish_reason,
-        "version": " ".join(versions) or policy,
+        "version": " ".join(versions) or group.policy,
+        "status": score.status,
+        "value": score.value,
+        "detail": score.detail,
     }
-
-
-def _part_columns(score: Score) -> Record:
     terms = score.terms if score.status == "scored" else {}
-    record: Record = {}
     for name, value in score.parts.items():
         record[f"reward/{name}"] = value
         record[f"term/{name}"] = terms.get(name)
@@ -280,18 +270,18 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
     kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
     if name.startswith("extra/"):
-        present = [value for value in values if value is not None]
-        if not all(map(_is_number, present)):
+        # A column of floats holds what has a largest value: floats, and no larger integers.
+        numeric = [
+            type(v) is float or (type(v) is int and abs(v) <= sys.float_info.max)
+            for v in values
+            if v is not None
+        ]
+        if not all(numeric):
             kind = "string"
             values = [None if v is None else _text(v) for v in values]
     elif kind == "string":
         values = [None if v is None else _valid(v) for v in values]
     return pa.array(values, getattr(pa, kind)())
-
-
-def _is_number(value: Any) -> bool:
-    """Tell if a column of floats can hold a value; integers have no largest one, floats do."""
-    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _text(value: Any) -> str:

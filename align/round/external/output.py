@@ -46,14 +46,10 @@ def files_of(output: Path, base: Path, policy: PolicyConfig, backend: str) -> li
             remedy=error.remedy
             or "write a model of the parent's architecture with save_pretrained",
         ) from error
-    files = [file for file in model_files(output, code=False) if not _is_text(file)]
-    return [file for file in files if file.suffix in (".safetensors", ".json")]
-
-
-def _is_text(file: Path) -> bool:
-    """Tell files of the tokenizer, which stay the campaign's, and notes of a trainer."""
-    of_model = ("config.json", "generation_config.json", "model.safetensors.index.json")
-    return file.suffix != ".safetensors" and file.name not in of_model
+    # The tokenizer stays the campaign's, and notes of a trainer are not wanted.
+    configs = ("config.json", "generation_config.json", "model.safetensors.index.json")
+    files = model_files(output, code=False)
+    return [file for file in files if file.suffix == ".safetensors" or file.name in configs]
 
 
 def _shapes(folder: Path, policy: PolicyConfig) -> Shapes:
@@ -100,7 +96,17 @@ def _check_adapter(output: Path, base: Path, policy: PolicyConfig) -> None:
     _check_shapes(_adapter_shapes(output), _policy_shapes(base, policy), output)
     _check_finite(output / ADAPTER_FILES[1])
     config = _config_of(output / ADAPTER_FILES[0])
-    for key, value in _scale(policy).items():
+    lora = policy.lora
+    assert lora is not None, "the check of the snapshot's kind"
+    scale: dict[str, Any] = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.rslora,
+        "use_dora": lora.dora,
+        "alpha_pattern": {},
+        "rank_pattern": {},
+    }
+    for key, value in scale.items():
         written = config.get(key) or type(value)()
         if written != value:
             raise RunError(
@@ -133,19 +139,6 @@ def _check_finite(file: Path) -> None:
                 cause="the training diverged",
                 remedy="train with a lower learning rate; the round begins anew with the next keel run",
             )
-
-
-def _scale(policy: PolicyConfig) -> dict[str, Any]:
-    lora = policy.lora
-    assert lora is not None, "the check of the snapshot's kind"
-    return {
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "use_rslora": lora.rslora,
-        "use_dora": lora.dora,
-        "alpha_pattern": {},
-        "rank_pattern": {},
-    }
 
 
 def _adapter_shapes(output: Path) -> Shapes:

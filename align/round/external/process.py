@@ -82,9 +82,15 @@ def run_command(command: Command, beat: Callable[[], None] = lambda: None) -> No
             _wait(process, command, beat)
         finally:
             end(process)
-    if process.returncode != 0:
+    code = process.returncode
+    if code != 0:
+        ending = f"ended with exit code {code}"
+        if code == NOT_STARTED:
+            ending = "cannot be started"
+        elif code < 0:
+            ending = f"was ended by {signal.Signals(-code).name}"
         raise RunError(
-            f"the command {command.words[0]!r} {_ending(process.returncode)}",
+            f"the command {command.words[0]!r} {ending}",
             where=str(command.log),
             cause=_tail(command.log),
             remedy="mend it; the round begins anew with the next keel run",
@@ -119,14 +125,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     with suppress(ProcessLookupError):  # A watchdog that was killed itself leaves its group.
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _ending(code: int) -> str:
-    if code == NOT_STARTED:
-        return "cannot be started"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    return f"was ended by {signal.Signals(-code).name}"
 
 
 def _tail(log: Path) -> str | None:

@@ -19,7 +19,7 @@ from align.round.round import commit, judge, prove
 from align.round.session import Session
 from align.round.times.clock import phase
 from align.store.run_folder import RunFolder
-from rollouts.types import Prompt, SnapshotId
+from rollouts.types import SnapshotId
 
 
 def run_external_round(plan: RoundPlan, session: Session) -> RoundOutcome:
@@ -44,7 +44,13 @@ def train(plan: RoundPlan, session: Session) -> Path:
     folder = RunFolder(session.run_folder(plan).path.absolute())
     output, prompts, log = folder.output, folder.prompts, folder.command_log
     output.mkdir(parents=True, exist_ok=True)
-    prompts.write_text("".join(map(_line, session.inputs.prompts[plan.spec.name])), "utf-8")
+    rows = []
+    for prompt in session.inputs.prompts[plan.spec.name]:
+        # A row as in the file that the prompt may have come from.
+        content = [dict(m) for m in prompt.messages or ()] if prompt.text is None else prompt.text
+        row = {**prompt.columns, "prompt": content}
+        rows.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    prompts.write_text("".join(rows), "utf-8")
     variables = {
         "parent": str(session.folder_of(plan.parent).absolute()),
         "base": str(session.folder_of(session.base).absolute()),
@@ -53,10 +59,11 @@ def train(plan: RoundPlan, session: Session) -> Path:
         "prompts": str(prompts),
         "seed": str(plan.seed),
     }
-    words = algorithm.filled(variables)
+    words, home = algorithm.filled(variables), session.config.home.absolute()
+    program = str(home / words[0]) if "/" in words[0] else words[0]
     command = Command(
-        words=[_program(words[0], session.config.home), *words[1:]],
-        folder=session.config.home.absolute(),
+        words=[sys.executable if words[0] in PYTHON else program, *words[1:]],
+        folder=home,
         variables={f"KEEL_{name.upper()}": value for name, value in variables.items()},
         granted=algorithm.environment,
         log=log,
@@ -80,8 +87,10 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
     def write(folder: Path) -> None:
         for file in files:
             copyfile(file, folder / file.name)
-        if policy.snapshot_kind == "adapter":
-            _forget_path(folder / ADAPTER_FILES[0])
+        if policy.snapshot_kind == "adapter":  # Its config holds the base's path on this machine.
+            config = folder / ADAPTER_FILES[0]
+            content = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": None}
+            config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
         session.write_companions(folder)
 
     snapshot = session.store.snapshots.publish(
@@ -92,23 +101,3 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
     session.hold(snapshot.id, f"{plan.run}/external")
     prove(plan, session)
     return snapshot.id
-
-
-def _line(prompt: Prompt) -> str:
-    """Write a prompt as a row of the file that it may have come from."""
-    content = prompt.text if prompt.text is not None else [dict(m) for m in prompt.messages or ()]
-    row = {**prompt.columns, "prompt": content}
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
-
-
-def _program(word: str, home: Path) -> str:
-    """Return the program; ``python`` is this one, and a path starts from the campaign's folder."""
-    if word in PYTHON:
-        return sys.executable
-    return str((home / word).absolute()) if "/" in word else word
-
-
-def _forget_path(config: Path) -> None:
-    """Take the base's path on this machine out of an adapter's config."""
-    content = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": None}
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -42,8 +42,17 @@ def measure(
         items: by suite, the number of its first items that are needed; where it is not named, all.
     """
     due = session.suites() if suites is None else suites
-    missing = session.evidence.missing(snapshot, due, items)
-    stored = {suite.name: _stored_results(session, snapshot, suite) for suite in missing}
+    evidence = session.evidence
+    missing = evidence.missing(snapshot, due, items)
+    # A suite's first items may be on record, or a rotating suite's from other rounds.
+    stored = {
+        suite.name: [
+            load_with_texts(evidence.locate(snapshot, suite_hash))
+            for suite_hash in (suite.hash, *earlier(suite, evidence.due_index()))
+            if evidence.ledger.find_evaluation(snapshot, suite_hash) is not None
+        ]
+        for suite in missing
+    }
     wanted = {s.name: s.first((items or {}).get(s.name, len(s.item_ids))) for s in missing}
     rest = {suite.name: rest_of(wanted[suite.name], stored[suite.name]) for suite in missing}
     unmeasured = [part for part in rest.values() if part is not None]
@@ -257,13 +266,3 @@ def _measure_accepted(
         session.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
         session.hold(snapshot, name)
         session.evidence.save(snapshot, measure(session, snapshot, name, missing, items))
-
-
-def _stored_results(session: Session, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
-    """Load the results on record of a suite's items: its first, or a rotating suite's from other rounds."""
-    evidence = session.evidence
-    return [
-        load_with_texts(evidence.locate(snapshot, suite_hash))
-        for suite_hash in (suite.hash, *earlier(suite, evidence.due_index()))
-        if evidence.ledger.find_evaluation(snapshot, suite_hash) is not None
-    ]

@@ -77,18 +77,9 @@ class WatchRecord:
 
     def remarks(self) -> list[str]:
         """List those of `lines` that are held against nobody."""
-        return [line for line in self.lines() if not any(s in line for s in self._objected())]
-
-    def _objected(self) -> list[str]:
-        """List the sentences behind the objections."""
-        sentences = [signal.sentence for signal in self.signals] + [
-            objection.sentence for objection in self.after
-        ]
-        return [
-            sentence
-            for sentence in sentences
-            if any(sentence in objection for objection in self.objections)
-        ]
+        sentences = [*(s.sentence for s in self.signals), *(c.sentence for c in self.after)]
+        objected = [s for s in sentences if any(s in objection for objection in self.objections)]
+        return [line for line in self.lines() if not any(s in line for s in objected)]
 
     def lines(self) -> list[str]:
         """List everything in sentences, to be read by a person."""

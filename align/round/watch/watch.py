@@ -55,8 +55,12 @@ class RoundWatch:
             RewardFooled: a reward falls for a canary, and the gate does not only observe.
         """
         self._gold = _gold_rubric(self.plan, self.session)
-        if first:
-            self._remember(first)
+        if first:  # Detectors speak again about the steps of earlier attempts.
+            repair = self.plan.origin.label if self.plan.origin else ""
+            paths = self.session.store.paths
+            earlier = paths.round(self.plan.index, self.plan.spec.name).steps(repair)
+            self._steps = [_read({**m, "step": float(n)}) for n, m in earlier.items() if n < first]
+            self._hear(first_signals(self._steps, self.plan.spec.hacking).values())
             return
         if self.plan.origin is not None:
             return  # The round has asked already.
@@ -96,14 +100,6 @@ class RoundWatch:
         self.record = replace(self.record, after=after)
         self._save()
         return self.record.objections
-
-    def _remember(self, first: int) -> None:
-        """Read the steps before ``first`` of earlier attempts; their detectors speak again."""
-        repair = self.plan.origin.label if self.plan.origin else ""
-        paths = self.session.store.paths
-        earlier = paths.round(self.plan.index, self.plan.spec.name).steps(repair)
-        self._steps = [_read({**m, "step": float(n)}) for n, m in earlier.items() if n < first]
-        self._hear(first_signals(self._steps, self.plan.spec.hacking).values())
 
     def _hear(self, signals: Iterable[Signal]) -> None:
         """Warn of what is new, and write it down."""
