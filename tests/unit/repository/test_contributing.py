@@ -112,7 +112,9 @@ def test_the_retention_method_is_a_class_its_settings_and_two_lines(
 ) -> None:
     method, line, settings, settings_line = examples("A new retention method")
     config = run("example_settings", settings, vars(learning)).L1SPConfig
-    module = run("align.retention.regularizers.l1_sp", method, {**vars(l2_sp), "L1SPConfig": config})
+    module = run(
+        "align.retention.regularizers.l1_sp", method, {**vars(l2_sp), "L1SPConfig": config}
+    )
     monkeypatch.setitem(METHODS, *next(iter(entries(line).items())))
     monkeypatch.setitem(RETENTION, *next(iter(entries(settings_line, L1SPConfig=config).items())))
 
