@@ -9,7 +9,6 @@ from align.gate.checks import Check, check
 from align.gate.evidence import Evidence
 from align.gate.suites.looks import in_common
 from align.gate.suites.suite import Suite
-from align.gate.verdict import level_of, role_of
 from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
@@ -53,11 +52,8 @@ def budget_checks(
     evidence: Evidence, target: str, production: SnapshotId, suites: Sequence[Suite]
 ) -> list[Check]:
     """Check production against the baseline, on every suite that guards the round."""
-    gate, accepted = evidence.gate, tuple(evidence.accepted("policy"))
-    retired = evidence.retired((*accepted, target))
-    look = evidence.looks() + 1
-    alpha = level_of(gate, look, evidence.amended_level(look))
-    guards = [s for s in suites if role_of(s.rule, target, accepted, retired) == "retention"]
+    alpha, role = evidence.level_at(evidence.looks() + 1), evidence.role_in(target)
+    guards = [suite for suite in suites if role(suite.rule) == "retention"]
     now = evidence.load(production, guards)
     checks = []
     for suite in guards:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Required, TypedDict, Unpack
 
 from align.config.gate import Family
 from align.gate.measurement.evaluate import ItemResults
@@ -40,6 +40,19 @@ make any candidate pass; a candidate with more failures was not measured at all.
 
 INSIDE = "worse, by less than the margin; not shown to be within it"
 """The outcome of a loss that is no accident, and that may or may not be allowed."""
+
+
+class CheckOptions(TypedDict, total=False):
+    """Options that all checks of one decision on a suite share."""
+
+    alpha: Required[float]
+    """One-sided error of this one look."""
+    decided_by: int
+    """Number of the rule in `align.gate.statistics.rules`."""
+    items: Items | None
+    """Number of first items that are compared, by comparator, of a suite that stopped early."""
+    with_interval: bool
+    """False leaves out what a look at a suite that may stop early does not need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,28 +129,24 @@ def check(
     against: Against,
     also: Sequence[Against] = (),
     margin: float,
-    alpha: float,
     what: What = "value",
-    decided_by: int = CURRENT_RULE,
-    items: Items | None = None,
-    with_interval: bool = True,
+    **options: Unpack[CheckOptions],
 ) -> Check:
     """Compare two snapshots on one suite.
 
     Args:
         margin: loss that is still allowed; for ``role="target"`` the gain that must be exceeded.
-        alpha: one-sided error of this one look.
-        decided_by: number of the rule in `align.gate.statistics.rules`.
-        items: by comparator of a suite that stopped early, the number of its first items that are compared.
-        with_interval: False leaves out what a look at a suite that may stop early does not need.
 
     Raises:
         RunError: the two were measured on different items, or the comparator failed on too many.
     """
-    candidate, comparator = _measured_first(rule, candidate, comparator, items or {})
+    if rule.early is not None:
+        count = (options.get("items") or {}).get(comparator.snapshot, len(candidate.values))
+        candidate, comparator = first(candidate, count), first(comparator, count)
     _require_sound(rule, comparator, against)
-    allowed = -margin if role == "target" else margin
-    compare_items = compare_of(rule, decided_by, with_interval=with_interval)
+    allowed, alpha = -margin if role == "target" else margin, options["alpha"]
+    decided_by = options.get("decided_by", CURRENT_RULE)
+    compare_items = compare_of(rule, decided_by, with_interval=options.get("with_interval", True))
     result = compare_items(candidate, comparator, score_scale(rule), allowed, alpha)
     void = what == "value" and candidate.failed > MAX_FAILED_SHARE * len(candidate.values)
     outcome = "void" if void else _outcome(result, role, margin, alpha)
@@ -169,14 +178,14 @@ def check(
     return replace(checked, sentence=_sentence(checked, score_scale(rule).unit))
 
 
-def _measured_first(
-    rule: SuiteRule, candidate: ItemResults, comparator: ItemResults, items: Items
-) -> tuple[ItemResults, ItemResults]:
-    """Return the first items of a suite that may stop early, in the order of measuring; others whole."""
-    if rule.early is None:
-        return candidate, comparator
-    count = items.get(comparator.snapshot, len(candidate.values))
-    return first(candidate, count), first(comparator, count)
+def distinct(
+    comparators: Mapping[Against, ItemResults],
+) -> list[tuple[ItemResults, tuple[Against, ...]]]:
+    """Return every snapshot once, with the parts that it plays."""
+    names: dict[SnapshotId, list[Against]] = {}
+    for against, results in comparators.items():
+        names.setdefault(results.snapshot, []).append(against)
+    return [(comparators[parts[0]], tuple(parts)) for parts in names.values()]
 
 
 def _require_sound(rule: SuiteRule, comparator: ItemResults, against: Against) -> None:

@@ -12,14 +12,21 @@ from functools import partial
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, GateConfig
+from align.gate.case import Case, role_of
 from align.gate.checks import Against, Items, Role
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import decide_pairs
-from align.gate.statistics.alpha import Decision, amended_level, recycled_level, spent_by
+from align.gate.statistics.alpha import (
+    Decision,
+    amended_level,
+    level_of,
+    recycled_level,
+    spent_by,
+)
 from align.gate.suites.looks import first, looks
 from align.gate.suites.suites import Suite, SuiteRule
-from align.gate.verdict import Verdict, decide, decide_from_files, level_of, open_against, role_of
+from align.gate.verdict import Verdict, decide, decide_from_files, open_against
 from align.store.changes.gone import unmeasurable, without_gone
 from align.store.changes.settle import settle
 from align.store.ledger.baseline import baseline_of
@@ -177,7 +184,7 @@ class Evidence:
             looks = [repair.look for repair in tried] or [inputs.looks]
             outcomes = [accepted and repair.candidate == record.candidate for repair in tried]
             for look, outcome in zip(looks, outcomes or [accepted], strict=True):
-                level = level_of(inputs.gate, max(look, inputs.gate.campaign_rounds), inputs.level)
+                level = level_of(inputs.gate, look, inputs.level)
                 decision = Decision(level, outcome)
                 if inputs.gate.spending == "recycle":
                     decision = recycled_level(inputs.gate, decisions)._replace(accepted=outcome)
@@ -249,24 +256,27 @@ class Evidence:
         start = {
             s.name: compared.get(s.name, {}).get("start", self.baseline(s.name)) for s in suites
         }
+        look = look or self.looks() + 1
         return decide(
-            target=target,
-            candidate=self.load(candidate, suites),
-            parent=self.load(parent, suites),
-            start={s.name: self.load(start[s.name], [s])[s.name] for s in suites},
-            best={s.name: self.load(best[s.name], [s])[s.name] for s in suites},
-            suites=suites,
-            gate=self.gate,
-            looks=look or self.looks() + 1,
-            accepted_rounds=tuple(accepted),
-            retired=self.retired((*accepted, target)),
-            objections=objections,
-            left_out=(
-                *self.look_back(target, "gate").left_out,
-                *unmeasurable(self.config.rounds, tuple(accepted)),
-            ),
-            level=self.amended_level(look or self.looks() + 1),
-            items=items,
+            Case(
+                target=target,
+                candidate=self.load(candidate, suites),
+                parent=self.load(parent, suites),
+                start={s.name: self.load(start[s.name], [s])[s.name] for s in suites},
+                best={s.name: self.load(best[s.name], [s])[s.name] for s in suites},
+                suites=tuple(suite.rule for suite in suites),
+                gate=self.gate,
+                looks=look,
+                accepted_rounds=tuple(accepted),
+                retired=tuple(self.retired((*accepted, target))),
+                objections=tuple(objections),
+                left_out=(
+                    *self.look_back(target, "gate").left_out,
+                    *unmeasurable(self.config.rounds, tuple(accepted)),
+                ),
+                level=self.amended_level(look),
+                items=items or {},
+            )
         )
 
     def comparators(self, suites: Sequence[Suite]) -> dict[str, frozenset[SnapshotId]]:
@@ -366,8 +376,7 @@ class Evidence:
 
     def level_at(self, look: int) -> float:
         """Return the error that the decision with this number may make."""
-        gate = self.gate
-        return level_of(gate, max(look, gate.campaign_rounds), self.amended_level(look))
+        return level_of(self.gate, look, self.amended_level(look))
 
     def open_against(
         self,
@@ -379,14 +388,22 @@ class Evidence:
         items: Items,
     ) -> set[SnapshotId]:
         """Return the comparators against which more than these items could still make a candidate pass."""
+        accepted = tuple(self.accepted("policy"))
+        results = {who: self.load(snapshot, [suite]) for who, snapshot in compared.items()}
         return open_against(
-            suite.rule,
-            self.load(candidate, [suite])[suite.name],
-            {who: self.load(s, [suite])[suite.name] for who, s in compared.items()},
-            role=self.role_in(target)(suite.rule),
-            gate=self.gate,
-            alpha=alpha,
-            items=items,
+            Case(
+                target=target,
+                candidate=self.load(candidate, [suite]),
+                parent=results["parent"],
+                best=results.get("best"),
+                start=results.get("start"),
+                suites=(suite.rule,),
+                gate=self.gate,
+                accepted_rounds=accepted,
+                retired=tuple(self.retired((*accepted, target))),
+                level=alpha,
+                items={suite.name: items},
+            )
         )
 
     def baseline(self, suite: str) -> SnapshotId:

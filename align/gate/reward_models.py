@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import GateConfig
+from align.gate.case import Locate, VerdictInputs, load_results
 from align.gate.checks import Check, Outcome
 from align.gate.measurement.evaluate import ItemResults, paired
+from align.gate.statistics.alpha import level_of
 from align.gate.statistics.comparison import Comparison, of_clusters
 from align.gate.statistics.rules import CURRENT_RULE
 from align.gate.statistics.significance import items_needed, tango_interval, tango_noninferiority
 from align.gate.suites.kinds.pairs import PairSuite
 from align.gate.suites.suite import SuiteRule
-from align.gate.verdict import Verdict, VerdictInputs, level_of
-from rollouts.errors import RunError
+from align.gate.verdict import Verdict
 from rollouts.types import SnapshotId
 
 Rule = Literal["length", "chance"]
@@ -103,16 +103,17 @@ def pair_inputs(
     )
 
 
-def decide_pairs(inputs: VerdictInputs, locate: Callable[[SnapshotId, str], str | Path]) -> Verdict:
+def decide_pairs(inputs: VerdictInputs, locate: Locate) -> Verdict:
     """Decide on a reward model; the same inputs give the same verdict.
-
-    Args:
-        locate: path of the results of (snapshot, suite hash).
 
     Raises:
         RunError: a file is missing, damaged, or holds results of something else.
     """
-    model, length = (_load(rule, inputs.candidate[rule.name], locate) for rule in inputs.suites)
+    again = "restore the file from a backup, or run the round in a new store"
+    model, length = (
+        load_results(locate, rule.name, rule.hash, inputs.candidate[rule.name], remedy=again)
+        for rule in inputs.suites
+    )
     gate = inputs.gate
     alpha = level_of(gate, inputs.looks, inputs.level)
     length = replace(length, suite=model.suite, suite_hash=model.suite_hash)
@@ -205,18 +206,3 @@ def _sentence(check: Check, accuracy: float, other: float, rule: Rule) -> str:
         f"{check.suite}: right about {100 * accuracy:.1f}% of {check.n} held-out pairs, {what} "
         f"{100 * other:.1f}% (difference {low:.1f} to {high:.1f} points), must be better: {ending}"
     )
-
-
-def _load(
-    rule: SuiteRule, snapshot: SnapshotId, locate: Callable[[SnapshotId, str], str | Path]
-) -> ItemResults:
-    path = locate(snapshot, rule.hash)
-    results = ItemResults.load(path)
-    if (results.suite, results.suite_hash, results.snapshot) != (rule.name, rule.hash, snapshot):
-        raise RunError(
-            f"these are results of {results.snapshot} on {results.suite!r}, wanted {snapshot} on "
-            f"{rule.name!r}",
-            where=str(path),
-            remedy="restore the file from a backup, or run the round in a new store",
-        )
-    return results

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Unpack
 
-from align.gate.checks import Against, Check, Items, What, check
+from align.gate.checks import Against, Check, CheckOptions, What, check, distinct
 from align.gate.measurement.evaluate import ItemResults, paired
-from align.gate.statistics.rules import CURRENT_RULE
 from align.gate.statistics.significance import exact_interval
 from align.gate.suites.scale import UNIT
 from align.gate.suites.suite import SuiteRule
-from rollouts.types import SnapshotId
 
 PASSES = 1.0
 """Value from which on an item counts as passed."""
@@ -20,12 +19,8 @@ PASSES = 1.0
 def rate_checks(
     rule: SuiteRule,
     candidate: ItemResults,
-    parent: ItemResults,
-    alpha: float,
-    start: ItemResults | None = None,
-    decided_by: int = CURRENT_RULE,
-    items: Items | None = None,
-    with_interval: bool = True,
+    comparators: Mapping[Against, ItemResults],
+    **options: Unpack[CheckOptions],
 ) -> Iterator[Check]:
     """Test whether answers are cut, or left without a score, more often than a comparator's.
 
@@ -38,11 +33,10 @@ def rate_checks(
         ("truncation", {"parent": demands.truncation_margin, "start": demands.truncation_budget}),
         ("failure", {"parent": demands.failure_margin, "start": demands.failure_budget}),
     )
-    results: dict[Against, ItemResults | None] = {"parent": parent, "start": start}
     for what, margins in allowed:
         limits = {name: limit for name, limit in margins.items() if limit is not None}
-        compared = {n: measured for n in limits if (measured := results[n]) is not None}
-        for comparator, names in _distinct(compared):
+        compared = {name: comparators[name] for name in limits if name in comparators}
+        for comparator, names in distinct(compared):
             yield check(
                 replace(rule, value_range=UNIT),
                 _usable(candidate, what),
@@ -51,22 +45,9 @@ def rate_checks(
                 against=names[0],
                 also=names[1:],
                 margin=min(limits[name] for name in names),
-                alpha=alpha,
                 what=what,
-                decided_by=decided_by,
-                items=items,
-                with_interval=with_interval,
+                **options,
             )
-
-
-def _distinct(
-    comparators: Mapping[Against, ItemResults],
-) -> list[tuple[ItemResults, tuple[Against, ...]]]:
-    """Return every snapshot once, with the parts that it plays."""
-    names: dict[SnapshotId, list[Against]] = {}
-    for against, results in comparators.items():
-        names.setdefault(results.snapshot, []).append(against)
-    return [(comparators[parts[0]], tuple(parts)) for parts in names.values()]
 
 
 def tolerance_checks(
@@ -75,10 +56,13 @@ def tolerance_checks(
     comparators: Mapping[Against, ItemResults],
     alpha: float,
 ) -> Iterator[Check]:
-    """Check, per snapshot, if an item on the list fails that passed under a comparator."""
+    """Check, per snapshot but the best so far, if an item on the list fails that passed under it."""
     if not rule.demands.zero_tolerance:
         return
-    for results, names in _distinct(comparators):
+    fixed: dict[Against, ItemResults] = {
+        name: results for name, results in comparators.items() if name != "best"
+    }
+    for results, names in distinct(fixed):
         yield _tolerance(rule, candidate, results, names, alpha)
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from align.gate.case import NO_TARGET, Case
 from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.power.power import GatePlan, plan_gate
 from align.gate.power.underpowered import check_power
 from align.gate.suites.known import KnownSnapshots, compared
 from align.gate.suites.suites import Suite
-from align.gate.verdict import NO_TARGET, decide
+from align.gate.verdict import decide
 from align.judge.cache import measurements_of
 from align.judge.judgement import Judgement, ModelRecord
 from align.judge.models import JudgedModel
@@ -31,7 +32,7 @@ from rollouts.errors import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class JudgeCase:
     """A candidate, an incumbent, and the suites of each as its own tokenizer reads them."""
 
     file: SuitesFile
@@ -73,7 +74,7 @@ def opened_case(
     *,
     root: Path,
     target: str | None = None,
-) -> Iterator[Case]:
+) -> Iterator[JudgeCase]:
     """Load the suites for both models and check that these can be compared on them.
 
     Args:
@@ -97,7 +98,7 @@ def opened_case(
         ).absolute()
         candidate_suites, left_out = _loaded(candidate, incumbent, answers, target)
         incumbent_suites, _ = _loaded(incumbent, incumbent, answers, target)
-        case = Case(
+        case = JudgeCase(
             file=file,
             candidate=candidate,
             incumbent=incumbent,
@@ -121,7 +122,7 @@ def opened_case(
             case.close()
 
 
-def judge(case: Case, *, start_engine: StartEngine, observer: Observer) -> Judgement:
+def judge(case: JudgeCase, *, start_engine: StartEngine, observer: Observer) -> Judgement:
     """Measure both models, the incumbent only where that is not on record, and decide.
 
     Raises:
@@ -132,14 +133,14 @@ def judge(case: Case, *, start_engine: StartEngine, observer: Observer) -> Judge
     observer.note(f"measuring {case.candidate.name}, the candidate")
     after, known = _measured(case.candidate, case.candidate_suites, case, start_engine, observer)
     verdict = decide(
-        target=case.target or NO_TARGET,
-        candidate=after,
-        parent=before,
-        start=None,
-        best=None,
-        suites=case.candidate_suites,
-        gate=case.file.gate,
-        accepted_rounds=(),
+        Case(
+            target=case.target or NO_TARGET,
+            candidate=after,
+            parent=before,
+            suites=tuple(suite.rule for suite in case.candidate_suites),
+            gate=case.file.gate,
+            accepted_rounds=(),
+        )
     )
     return Judgement(
         candidate=ModelRecord(name=case.candidate.name, id=case.candidate.id, reused=known),
@@ -152,7 +153,7 @@ def judge(case: Case, *, start_engine: StartEngine, observer: Observer) -> Judge
     )
 
 
-def power_warnings(case: Case) -> list[str]:
+def power_warnings(case: JudgeCase) -> list[str]:
     """Return warnings for suites whose items cannot show what is asked of them.
 
     Raises:
@@ -183,7 +184,7 @@ def _loaded(
     return comparable, left_out
 
 
-def _check_paired(case: Case) -> None:
+def _check_paired(case: JudgeCase) -> None:
     """Refuse suites that the two models read differently."""
     if not case.candidate_suites:
         raise UserError("no suite is left to measure", where="--suites")
@@ -202,7 +203,7 @@ def _check_paired(case: Case) -> None:
 def _measured(
     model: JudgedModel,
     suites: Sequence[Suite],
-    case: Case,
+    case: JudgeCase,
     start_engine: StartEngine,
     observer: Observer,
 ) -> tuple[dict[str, ItemResults], tuple[str, ...]]:

@@ -12,7 +12,7 @@ import typer
 from launch.arguments import Address, AsJson, Insecure, Overrides, announce, print_json
 
 if TYPE_CHECKING:
-    from align.judge.judge import Case
+    from align.judge.judge import JudgeCase
     from align.judge.judgement import Judgement
     from align.round.session import Observer, StartEngine
 
@@ -134,7 +134,7 @@ def judge(
     raise typer.Exit(judgement.exit_code)
 
 
-def _say(case: Case, remarks: Sequence[str], *, dry_run: bool) -> None:
+def _say(case: JudgeCase, remarks: Sequence[str], *, dry_run: bool) -> None:
     """Print remarks, and what the suites can tell: to standard output where that is all."""
     from align.judge.judge import power_warnings
 
@@ -144,7 +144,7 @@ def _say(case: Case, remarks: Sequence[str], *, dry_run: bool) -> None:
         typer.echo(line, err=not dry_run)
 
 
-def _judged(case: Case, start_engine: StartEngine, observer: Observer) -> Judgement:
+def _judged(case: JudgeCase, start_engine: StartEngine, observer: Observer) -> Judgement:
     """Judge; a failure on the way has an exit code of its own, since 1 is a verdict."""
     from align.judge.judge import judge as judged
     from rollouts.errors import RunError

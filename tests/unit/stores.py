@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from align.config.campaign import CampaignConfig
+from align.gate.case import Case
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.demands import Demands
@@ -73,7 +74,7 @@ def made(
         ledger.record_snapshot(candidate)
         ledger.enter_gating(index, attempt, candidate.id)
         evidence.save(candidate.id, known[candidate.id])
-        verdict = decide(
+        case = Case(
             target=spec.name,
             candidate=known[candidate.id],
             parent=known[parent],
@@ -82,10 +83,11 @@ def made(
                 r.name: max((known[s][r.name] for s in (base.id, *accepted.values())), key=_mean)
                 for r in rules
             },
-            suites=[rule for rule in rules if rule.role != "sealed"],
+            suites=tuple(rule for rule in rules if rule.role != "sealed"),
             gate=config.gate,
             accepted_rounds=tuple(accepted),
         )
+        verdict = decide(case)
         state = "accepted" if verdict.accepted else "rejected"
         if verdict.accepted:
             accepted[spec.name] = candidate.id

@@ -20,14 +20,13 @@ from align.config.campaign import CampaignConfig, GateConfig
 from align.config.gate import Family
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
-from align.gate.statistics.alpha import spending_sentence, spent_by
+from align.gate.statistics.alpha import level_of, spending_sentence, spent_by
 from align.gate.statistics.comparison import variance_of
 from align.gate.statistics.noise import noise_floor, repeats_of
 from align.gate.statistics.significance import items_needed, power, smallest_margin
 from align.gate.suites.looks import in_common
 from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite
-from align.gate.verdict import level_of
 from align.store.ledger.ledger import EvaluationRecord, RoundRecord
 from align.store.lookback import Lookback, Template, nights_of, templates_in, upcoming
 from align.store.snapshots.manifest import MANIFEST

@@ -73,6 +73,18 @@ def alpha_at(
     return alpha * campaign_rounds / (2 * look * (look - 1))
 
 
+def level_of(gate: GateConfig, look: int, level: float | None) -> float:
+    """Return the error that a decision may make: ``level`` if it was fixed, else by the rule.
+
+    Args:
+        look: number of the decision; up to the declared rounds it is one of them.
+    """
+    look = max(look, gate.campaign_rounds)
+    return (
+        alpha_at(gate.alpha, gate.campaign_rounds, look, gate.spending) if level is None else level
+    )
+
+
 def alpha_spent(
     alpha: float, campaign_rounds: int, looks: int, spending: Spending | None = None
 ) -> float:

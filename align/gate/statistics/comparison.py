@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from align.gate.measurement.results import ItemResults, paired
 from align.gate.statistics.significance import (
-    paired_t_noninferiority,
+    clustered_mean,
     tango_interval,
     tango_noninferiority,
 )
@@ -131,7 +131,7 @@ def _cluster_variance(differences: Sequence[float], clusters: Sequence[Hashable]
     """Return the variance that independent items would have for the mean to be as uncertain as it is."""
     if len(set(clusters)) < 2:
         return 0.0
-    error = paired_t_noninferiority(differences, 0.0, clusters).error
+    _, error, _ = clustered_mean(differences, clusters)
     return len(differences) * error**2
 
 

@@ -1,4 +1,4 @@
-"""The tests behind a verdict: pure functions of counts and differences, with no scipy.
+"""The tests behind a verdict: pure functions of counts and differences.
 
     pass/fail items     tango_noninferiority, tango_interval; mcnemar_exact describes
     scores              `align.gate.statistics.worst_case`, after item_means where items were sampled
@@ -13,7 +13,9 @@ got right, ``won`` those that only the candidate did. One null hypothesis serves
 *the candidate is worse by at least ``margin``*. Rejecting it with a positive margin shows
 non-inferiority, with a margin of 0 superiority, with ``-gain`` superiority by more than ``gain``.
 
-It does not decide anything and knows no suites: `align.gate.verdict` does.
+It does not decide anything and knows no suites: `align.gate.verdict` does. The normal distribution is the
+standard library's, whose last bits most stored verdicts have; Student's t and the beta distribution are
+scipy's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ _NORMAL = NormalDist()
 _BISECTIONS = 80
 _QUADRATURE = 200
 """Intervals of Simpson's rule over 8 standard deviations either way: exact to 1e-9."""
-_TINY = 1e-300
 
 
 class ScoreTest(NamedTuple):
@@ -56,38 +57,6 @@ def normal_cdf(z: float) -> float:
 def normal_quantile(p: float) -> float:
     """Find the z with P(Z <= z) = p, for 0 < p < 1."""
     return _NORMAL.inv_cdf(p)
-
-
-def t_cdf(t: float, dof: float) -> float:
-    """Compute P(T <= t) of Student's t with ``dof`` > 0 degrees of freedom."""
-    if math.isinf(t):
-        return 0.0 if t < 0 else 1.0
-    if t == 0.0:
-        return 0.5
-    # Logarithms of dof / (dof + t^2) and of what is left to 1, neither by subtraction.
-    log_x = -math.log1p(t * t / dof)
-    log_rest = 2.0 * math.log(abs(t)) - math.log(dof + t * t)
-    tail = 0.5 * _incomplete_beta(log_x, log_rest, 0.5 * dof, 0.5)
-    return tail if t < 0 else 1.0 - tail
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """Compute P(X <= x) of the beta distribution with parameters ``a``, ``b`` > 0."""
-    if not 0.0 < x < 1.0:
-        return 0.0 if x <= 0.0 else 1.0
-    return _incomplete_beta(math.log(x), math.log1p(-x), a, b)
-
-
-def t_quantile(p: float, dof: float) -> float:
-    """Find the t with P(T <= t) = p, for 0 < p < 1."""
-    if p > 0.5:
-        return -t_quantile(1.0 - p, dof)
-    if p == 0.5:
-        return 0.0
-    low = -1.0
-    while t_cdf(low, dof) > p:
-        low *= 2.0
-    return _bisect(lambda t: t_cdf(t, dof) - p, low, 0.0)
 
 
 def tango_noninferiority(lost: float, won: float, n: int, margin: float) -> ScoreTest:
@@ -147,6 +116,23 @@ def paired_t_noninferiority(
 
     Where all differences are equal the standard error is 0 and the sign of mean + margin decides.
     """
+    from scipy.special import stdtr, stdtrit
+
+    mean, error, dof = clustered_mean(differences, clusters)
+    t = _ratio(mean + margin, error)
+    half = float(stdtrit(dof, 1.0 - alpha)) * error
+    p = float(stdtr(dof, -t))
+    return PairedT(t=t, p=p, dof=dof, interval=(mean - half, mean + half), error=error)
+
+
+def clustered_mean(
+    differences: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> tuple[float, float, int]:
+    """Return the mean of differences, its standard error, and that error's degrees of freedom.
+
+    Args:
+        clusters: a label per item where items come in families; None: every item is one.
+    """
     n = len(differences)
     labels: Sequence[Hashable] = range(n) if clusters is None else clusters
     if len(labels) != n:
@@ -159,16 +145,7 @@ def paired_t_noninferiority(
     if groups < 2:
         raise ValueError(f"a paired t test needs at least two independent items, got {groups}")
     squares = math.fsum(math.fsum(members) ** 2 for members in families.values())
-    error = math.sqrt(groups / (groups - 1) * squares) / n
-    t = _ratio(mean + margin, error)
-    half = t_quantile(1.0 - alpha, groups - 1) * error
-    return PairedT(
-        t=t,
-        p=t_cdf(-t, groups - 1),
-        dof=groups - 1,
-        interval=(mean - half, mean + half),
-        error=error,
-    )
+    return mean, math.sqrt(groups / (groups - 1) * squares) / n, groups - 1
 
 
 def item_means(values: Sequence[float], items: Sequence[Hashable]) -> dict[Hashable, float]:
@@ -208,11 +185,10 @@ def exact_interval(failures: int, n: int, alpha: float) -> tuple[float, float]:
     """
     if not 0 <= failures <= n or n < 1:
         raise ValueError(f"{failures} failures are no count out of {n}")
-    low, high = 0.0, 1.0
-    if failures > 0:
-        low = _bisect(lambda x: beta_cdf(x, failures, n - failures + 1) - alpha, 0.0, 1.0)
-    if failures < n:
-        high = _bisect(lambda x: beta_cdf(x, failures + 1, n - failures) - 1.0 + alpha, 0.0, 1.0)
+    from scipy.special import betainccinv, betaincinv
+
+    low = float(betaincinv(failures, n - failures + 1, alpha)) if failures > 0 else 0.0
+    high = float(betainccinv(failures + 1, n - failures, alpha)) if failures < n else 1.0
     return low, high
 
 
@@ -490,35 +466,3 @@ def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
         else:
             high = middle
     return 0.5 * (low + high)
-
-
-def _incomplete_beta(log_x: float, log_rest: float, a: float, b: float) -> float:
-    """Compute I_x(a, b) from the logarithms of x and of 1 - x."""
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    front = math.exp(a * log_x + b * log_rest - log_beta)
-    x, rest = math.exp(log_x), math.exp(log_rest)
-    # The fraction converges fast on one side of the mean of the beta distribution only.
-    if x < (a + 1.0) / (a + b + 2.0):
-        return front * _beta_fraction(a, b, x) / a
-    return 1.0 - front * _beta_fraction(b, a, rest) / b
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """Compute the continued fraction of the incomplete beta function, by Lentz's method (DLMF 8.17.22)."""
-    c, d = 1.0, 1.0 / _nonzero(1.0 - (a + b) * x / (a + 1.0))
-    value = d
-    for m in range(1, 10_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1.0 / _nonzero(1.0 + term * d)
-            c = _nonzero(1.0 + term / c)
-            step = c * d
-            value *= step
-        if abs(step - 1.0) < 1e-15:
-            return value
-    raise ArithmeticError(f"incomplete beta did not converge at a={a}, b={b}, x={x}")
-
-
-def _nonzero(value: float) -> float:
-    return value if abs(value) > _TINY else _TINY

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.campaign import GateConfig
+from align.gate.case import Case, role_of
 from align.gate.checks import Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.suites import SuiteRule
-from align.gate.verdict import Verdict, decide, decide_from_files, role_of
+from align.gate.verdict import Verdict, decide, decide_from_files
 from rollouts.errors import RunError
 
 N = 1500
@@ -82,12 +83,14 @@ def verdict(
         **rest,
     }
     return decide(
-        target=target,
-        candidate=candidate,
-        parent=parent,
-        start=parent if start is None else start,
-        best=parent if best is None else best,
-        **settings,
+        Case(
+            target=target,
+            candidate=candidate,
+            parent=parent,
+            start=parent if start is None else start,
+            best=parent if best is None else best,
+            **settings,
+        )
     )
 
 
@@ -448,7 +451,7 @@ def test_a_verdict_of_an_earlier_rule_is_drawn_by_it_again(tmp_path: Path) -> No
     new = {"general": results("general", "new", values), "sort": measured("new", sort=900)["sort"]}
     drawn = {"target": "sort", "candidate": new, "parent": before, "start": before, "best": before}
     settings = {"suites": (GENERAL, SORT), "gate": GATE, "accepted_rounds": ()}
-    given = decide(**drawn, **settings, decided_by=1)  # type: ignore[arg-type]
+    given = decide(Case(**drawn, **settings, decided_by=1))  # type: ignore[arg-type]
     assert {c.suite: c.test for c in given.checks} == {"general": "paired_t", "sort": "tango"}
     recorded = given.to_dict()
     del recorded["inputs"]["decided_by"]
@@ -462,7 +465,7 @@ def test_a_verdict_of_an_earlier_rule_is_drawn_by_it_again(tmp_path: Path) -> No
     )
     assert again == old == given
     assert given.accepted
-    now = decide(**drawn, **settings)  # type: ignore[arg-type]
+    now = decide(Case(**drawn, **settings))  # type: ignore[arg-type]
     assert (now.outcome, now.inputs.decided_by) == ("too_few_items", 2)
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig, GateConfig
+from align.gate.case import VerdictInputs
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.sealed import any_due, is_due, openings
 from align.gate.suites.looks import Early
 from align.gate.suites.suite import SuiteRule
-from align.gate.verdict import Verdict, VerdictInputs
+from align.gate.verdict import Verdict
 from align.report.records.history import diff
 from align.report.tables import sealed_lines
 from align.store.ledger.ledger import Ledger

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from align.config.campaign import GateConfig
-from align.gate.checks import Check, check
+from align.gate.case import Case
+from align.gate.checks import Against, Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.reward_models import check_rule
 from align.gate.statistics.significance import exact_interval
@@ -47,7 +48,7 @@ def cut(first: int, n: int = N) -> dict[str, Any]:
 
 
 def rates(new: ItemResults, old: ItemResults) -> dict[str, Check]:
-    return {found.what: found for found in rate_checks(rule(), new, old, alpha=0.05)}
+    return {found.what: found for found in rate_checks(rule(), new, {"parent": old}, alpha=0.05)}
 
 
 def test_answers_that_are_cut_are_a_loss_of_their_own() -> None:
@@ -94,23 +95,25 @@ def test_rates_that_creep_up_are_held_to_the_campaigns_budget(what: str) -> None
         failure_budget=0.08,
     )
     start, parent, new = creeping("start", 0), creeping("parent", 36), creeping("new", 48)
-    found = [
-        c for c in rate_checks(rule(demands=asked), new, parent, 0.05, start) if c.what == what
-    ]
+
+    def checks(candidate: ItemResults, parent: ItemResults) -> list[Check]:
+        compared: dict[Against, ItemResults] = {"parent": parent, "start": start}
+        rates = rate_checks(rule(demands=asked), candidate, compared, alpha=0.05)
+        return [check for check in rates if check.what == what]
+
+    found = checks(new, parent)
     assert [(c.against, c.margin, c.outcome) for c in found] == [
         ("parent", 0.06, "passed"),
         ("start", 0.08, "regressed"),
     ]
-    (once,) = [
-        c for c in rate_checks(rule(demands=asked), parent, start, 0.05, start) if c.what == what
-    ]
+    (once,) = checks(parent, start)
     assert (once.against, once.also, once.margin) == ("parent", ("start",), 0.06)
 
 
 def test_nothing_is_asked_of_verdicts_from_before() -> None:
     old, new = results("old", [1.0] * N), results("new", [1.0] * N, **cut(N))
     plain = rule(demands=Demands())
-    assert list(rate_checks(plain, new, old, 0.05)) == []
+    assert list(rate_checks(plain, new, {"parent": old}, alpha=0.05)) == []
     assert list(tolerance_checks(plain, new, {"parent": old}, 0.05)) == []
     assert margin_against(plain, "best") == plain.margin
     assert [margin_against(rule(), name) for name in ("parent", "best", "start")] == [
@@ -177,10 +180,11 @@ def verdict(new: ItemResults, old: ItemResults, **changes: Any) -> Verdict:
     low = replace(old, **gain, values=(0.0,) * N, statuses=("scored",) * N, finishes=("stop",) * N)
     high = replace(low, snapshot="new", values=(1.0,) * N)
     before, after = {"s": old, "t": low}, {"s": new, "t": high}
-    return decide(
+    case = Case(
         target="t", candidate=after, parent=before, start=before, best=before,
         suites=(rule(**changes), target), gate=GateConfig(campaign_rounds=1), accepted_rounds=(),
     )  # fmt: skip
+    return decide(case)
 
 
 def test_a_candidate_that_failed_on_too_many_items_is_void() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from align.config.campaign import GateConfig
+from align.gate.case import Case
 from align.gate.checks import INSIDE, Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.demands import Demands
@@ -64,10 +65,11 @@ def verdict(general: tuple[int, int], rates: Mapping[str, Any] | None = None) ->
         "general": results("general", "parent", range(0, N - won)),
         "other": results("other", "parent", range(0, 1050)),
     }
-    return decide(
-        target="r", candidate=after, parent=before, start=before, best=before, suites=rules,
+    case = Case(
+        target="r", candidate=after, parent=before, start=before, best=before, suites=tuple(rules),
         gate=GateConfig(alpha=0.005, campaign_rounds=1), accepted_rounds=(),
     )  # fmt: skip
+    return decide(case)
 
 
 # a loss inside the margin

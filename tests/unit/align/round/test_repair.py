@@ -16,9 +16,10 @@ from align.config.repair import DistilConfig, InterpolateConfig, RepairConfig
 from align.data.mixture import Mixture
 from align.data.replay import ReplayBuffer
 from align.data.scorer import Scorer
+from align.gate.case import VerdictInputs
 from align.gate.checks import Check, Role
 from align.gate.suites.suites import SuiteRule
-from align.gate.verdict import Verdict, VerdictInputs
+from align.gate.verdict import Verdict
 from align.learner.references import References, Toward
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.repair.interpolate import Point, next_share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from align.campaign import run_campaign
 from align.config.campaign import GateConfig
+from align.gate.case import Case
 from align.gate.checks import Against, Check, check
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, ItemStatus, evaluate
@@ -172,10 +174,18 @@ def test_a_gain_is_shown_early_and_no_gain_never() -> None:
 def opened(candidate: ItemResults, items: int, *others: ItemResults) -> set[str]:
     names: tuple[Against, ...] = ("parent", "best", "start")
     named = dict(zip(names, (PARENT, *others), strict=False))
-    given: dict[str, Any] = {"role": "retention", "gate": GATE, "alpha": 0.05}
-    return open_against(
-        rule(), candidate, named, items={of.snapshot: items for of in named.values()}, **given
-    )
+    return open_against(one_suite(candidate, named, {of.snapshot: items for of in named.values()}))
+
+
+def one_suite(
+    candidate: ItemResults, compared: Mapping[Against, ItemResults], items: Mapping[str, int]
+) -> Case:
+    """Return a case on one suite that may stop early, at an error of 0.05."""
+    comparators: dict[str, Any] = {who: {"general": of} for who, of in compared.items()}
+    return Case(
+        target="", candidate={"general": candidate}, suites=(rule(),), gate=GATE, level=0.05,
+        accepted_rounds=(), items={"general": items}, **comparators,
+    )  # fmt: skip
 
 
 def test_each_comparator_is_decided_by_itself() -> None:
@@ -205,8 +215,7 @@ def test_failures_among_the_first_items_decide_nothing() -> None:
         statuses[place] = "failed"
     failing = replace(PARENT, statuses=tuple(statuses), snapshot="failing")
     few: dict[Against, ItemResults] = {"parent": failing}
-    common: dict[str, Any] = {"role": "retention", "gate": GATE, "alpha": 0.05}
-    assert open_against(rule(), CANDIDATE, few, items={"failing": 64}, **common) == {"failing"}
+    assert open_against(one_suite(CANDIDATE, few, {"failing": 64})) == {"failing"}
     own = replace(CANDIDATE, statuses=tuple(statuses))
     assert compared(64, own).outcome == "void"
     assert compared(64, own).open
@@ -217,10 +226,10 @@ def decided(**changes: Any) -> Verdict:
     start = results("start", changed(BEFORE, 7))
     given: dict[str, Any] = {
         "target": "", "candidate": {"general": CANDIDATE}, "parent": {"general": PARENT},
-        "start": {"general": start}, "best": {"general": PARENT}, "suites": [rule()], "gate": GATE,
+        "start": {"general": start}, "best": {"general": PARENT}, "suites": (rule(),), "gate": GATE,
         "accepted_rounds": (), "items": {"general": {"parent": 600, "start": 800}},
     }  # fmt: skip
-    return decide(**(given | changes))
+    return decide(Case(**(given | changes)))
 
 
 def test_a_verdict_says_from_how_many_items_it_was_drawn() -> None:
@@ -234,7 +243,7 @@ def test_a_verdict_says_from_how_many_items_it_was_drawn() -> None:
 def test_who_is_called_best_does_not_matter_to_the_others() -> None:
     start, as_wide = results("start", changed(BEFORE, 7)), Demands(best_margin=0.1)
     found = [
-        decided(best={"general": best}, suites=[rule(demands=as_wide)]).checks
+        decided(best={"general": best}, suites=(rule(demands=as_wide),)).checks
         for best in (start, PARENT)
     ]
     values = [{c.snapshot: (c.n, c.p) for c in checks if c.what == "value"} for checks in found]
@@ -242,14 +251,14 @@ def test_who_is_called_best_does_not_matter_to_the_others() -> None:
 
 
 def test_a_verdict_of_old_names_no_items() -> None:
-    plain = decided(items=None, suites=[rule(early=None)]).to_dict()
+    plain = decided(items={}, suites=(rule(early=None),)).to_dict()
     del plain["inputs"]["items"]
     for suite in plain["inputs"]["suites"]:
         del suite["early"]
     for one in plain["checks"]:
         del one["open"]
     old = Verdict.from_dict(plain)
-    assert old.decides_as(decided(items=None, suites=[rule(early=None)]))
+    assert old.decides_as(decided(items={}, suites=(rule(early=None),)))
     assert old.inputs.decided_by == CURRENT_RULE
     assert {c.test for c in old.checks} == {"tango"}
 

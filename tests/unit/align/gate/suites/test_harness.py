@@ -18,6 +18,7 @@ from align.config.gate import GateConfig, SuiteConfig
 from align.config.policy import PolicyConfig
 from align.data.demo.tokenizer import build_tokenizer
 from align.data.demo.world import demo_prompts
+from align.gate.case import NO_TARGET, Case
 from align.gate.checks import check
 from align.gate.measurement.evaluate import ItemResults, evaluate
 from align.gate.suites.harness.lm import cut, engine_lm
@@ -26,7 +27,7 @@ from align.gate.suites.harness.task import HarnessTask
 from align.gate.suites.harness.values import item_value
 from align.gate.suites.suites import Suite, build_suites
 from align.gate.summary import verdict_rows
-from align.gate.verdict import NO_TARGET, decide
+from align.gate.verdict import decide
 from rollouts.engines.scripted import ScriptedEngine
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
@@ -530,9 +531,10 @@ def test_a_loss_of_likelihood_is_said_in_its_own_unit(
         suite.rule, after, before, role="retention", against="parent", margin=2.0, alpha=0.05
     )
     assert f"0.25 {unit} lost against parent" in compared.sentence
-    verdict = decide(
-        target=NO_TARGET, candidate={"reverse": after}, parent={"reverse": before}, start=None,
-        best=None, suites=[suite], gate=GateConfig(), accepted_rounds=(),
+    case = Case(
+        target=NO_TARGET, candidate={"reverse": after}, parent={"reverse": before},
+        suites=(suite.rule,), gate=GateConfig(), accepted_rounds=(),
     )  # fmt: skip
+    verdict = decide(case)
     changes = [row.change for row in verdict_rows(verdict) if row.suite == "reverse"]
     assert changes == ["-0.25" if unit == "of reward" else f"-0.25 {unit}"]
