@@ -42,7 +42,9 @@ from rollouts.types import SnapshotId
 Outcome = Literal["accepted", "rejected", "too_few_items", "void"]
 """Outcome of a decision; ``void``: the candidate failed on too many items to be judged."""
 ROUNDING = 1e-9
-"""Relative difference up to which two p values, or two intervals, are the same."""
+"""Relative difference up to which two p values, or two ends of an interval, are the same."""
+ZERO = 1e-12
+"""Difference up to which they are the same near zero, as small differences of large numbers are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +77,11 @@ class Verdict:
         """
         same = self._numbers() == other._numbers()
         return same and all(
-            math.isclose(check.p, its.p, rel_tol=ROUNDING)
-            and math.dist(check.interval, its.interval) <= ROUNDING * math.hypot(*its.interval)
-            for check, its in zip(self.checks, other.checks, strict=True)
+            math.isclose(number, theirs, rel_tol=ROUNDING, abs_tol=ZERO)
+            for check, their_check in zip(self.checks, other.checks, strict=True)
+            for number, theirs in zip(
+                (check.p, *check.interval), (their_check.p, *their_check.interval), strict=True
+            )
         )
 
     def _numbers(self) -> dict[str, Any]:
