@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from align.campaign import open_campaign
 from align.config.file import load_campaign
 from align.schedule.claims import Dues
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import stream_forms
+from align.store.database.database import Database
 from align.store.store import ledger_place, open_ledger
 from launch.cli import app
 from rollouts.errors import UserError
@@ -69,3 +71,19 @@ def test_the_place_of_a_ledger_shows_no_password(
     assert "db/keel" in place
     assert "secret" not in place and "hidden" not in place
     assert ledger_place(campaign(tmp_path)) == str(tmp_path / "store" / "ledger.db")
+
+
+def test_a_campaign_opens_its_ledger_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    config, open_database = campaign(tmp_path), Database.__init__
+
+    def counted(self: Database, url: str) -> None:
+        opened.append(url)
+        open_database(self, url)
+
+    monkeypatch.setattr(Database, "__init__", counted)
+    for state in ("fresh", "begun"):
+        opened.clear()
+        with open_campaign(config, lambda _: None) as running:
+            running.claim.confirm_base()
+        assert opened.count(config.ledger_url) == 1, state
