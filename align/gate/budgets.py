@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from align.config.campaign import RoundConfig
 from align.gate.checks import Check, check
@@ -33,7 +33,9 @@ def check_budgets(
         if shortfall.outcome == "passed":
             continue
         used = f"{shortfall.amount(-shortfall.difference)} of {shortfall.amount(shortfall.margin)}"
-        if -shortfall.difference >= shortfall.margin and enforced and _is_certain(shortfall, early):
+        is_spent = -shortfall.difference >= shortfall.margin
+        is_certain = shortfall.n >= early.get(shortfall.suite, 0) or shortfall.interval[1] < 0.0
+        if enforced and is_spent and is_certain:
             raise UserError(
                 f"the budget of suite {shortfall.suite!r} is spent: production has lost {used} against "
                 f"the anchor {shortfall.snapshot[:16]}",
@@ -74,15 +76,6 @@ def budget_checks(
                 )
             )
     return checks
-
-
-def _is_certain(check: Check, early: Mapping[str, int]) -> bool:
-    """Tell if a loss is that of a whole suite, or is significant.
-
-    Args:
-        early: by suite that may stop early, the number of all its items.
-    """
-    return check.n >= early.get(check.suite, 0) or check.interval[1] < 0.0
 
 
 def _require_share(suite: Suite, pass_fail: bool) -> None:

@@ -207,8 +207,8 @@ class Evidence:
             while len(decisions) < look - 1:  # Candidates of the same round that were refused.
                 decisions.append(recycled_level(gate, decisions))
             return recycled_level(gate, decisions[: look - 1]).level
-        stored = [Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged()]
-        if all(_spends_alike(gate, stored_gate) for stored_gate in stored):
+        gates = [gate, *(Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged())]
+        if len({(g.alpha, g.campaign_rounds, g.spending or "campaign") for g in gates}) == 1:
             return None
         spent = [decision.own for decision in decisions]
         while len(spent) < look - 1:
@@ -526,15 +526,6 @@ def _require_measured(
             )
     if unchosen := sorted(items.keys() - compared.keys()):
         raise ValueError(f"no comparators were chosen for {unchosen}, which were measured in looks")
-
-
-def _spends_alike(gate: GateConfig, other: GateConfig) -> bool:
-    """Tell if two gates share the same alpha in the same way."""
-    return (gate.alpha, gate.campaign_rounds, gate.spending or "campaign") == (
-        other.alpha,
-        other.campaign_rounds,
-        other.spending or "campaign",
-    )
 
 
 def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:

@@ -9,7 +9,7 @@ What is held in memory grows with the suites, not with what is trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,8 @@ def find_overlaps(
         for name, items in suites.items()
     }
     best: dict[str, dict[int, Hit]] = {name: {} for name in suites}
-    for batch in _batches(trained):
+    rest = iter(trained)
+    while batch := list(islice(rest, AT_ONCE)):
         prints = [fingerprint(text.text, n, units) for text in batch]
         for name, index in indexes.items():
             for match in index.matches(prints):
@@ -153,12 +154,6 @@ def _overlap(
             hits[i] for i in sorted(hits) if hits[i].whole or hits[i].share >= rule.share
         ),
     )
-
-
-def _batches(trained: Iterable[Trained]) -> Iterator[list[Trained]]:
-    rest = iter(trained)
-    while batch := list(islice(rest, AT_ONCE)):
-        yield batch
 
 
 def forbid(overlap: Overlap) -> None:

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from align.config.campaign import GateConfig, SuiteConfig
+from align.config.campaign import SuiteConfig
 from align.gate.checks import Against, Check, check
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.statistics.alpha import alpha_at
@@ -114,7 +114,10 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
             role="retention",
             against=against,
             margin=budget if against == "start" else spec.margin,
-            alpha=_alpha(then, every, end // every),
+            # Openings share an alpha of their own: as many as the rounds declared then can cause.
+            alpha=alpha_at(
+                then.alpha, math.ceil(then.campaign_rounds / every), end // every, then.spending
+            ),
             decided_by=inputs[name].decided_by if name in inputs else CURRENT_RULE,
         )
 
@@ -175,14 +178,3 @@ def _results(spec: SuiteConfig, evidence: Evidence) -> dict[SnapshotId, ItemResu
         for e in records
         if e.suite_hash == records[-1].suite_hash and e.n >= sizes.get(e.suite_hash, 0)
     }
-
-
-def _alpha(gate: GateConfig, every: int, number: int) -> float:
-    """Return the error of one opening: they have an alpha of their own, spread over as many as the declared
-    rounds can cause.
-
-    Args:
-        gate: the settings at that time.
-        number: the opening's among all, from 1; later ones do not change it.
-    """
-    return alpha_at(gate.alpha, math.ceil(gate.campaign_rounds / every), number, gate.spending)

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from align.gate.statistics.betting import BLOCKS, KELLY, MOST, PRIOR_SHARE, PRIOR_UNITS
 
@@ -55,7 +54,9 @@ def early_power(
     """
     margin, variance = (np.array(column)[:, None] for column in (margins, variances))
     wanted, size = -math.log(alpha), n / BLOCKS
-    noise = _noise(len(margins))
+    # Normals by comparator, path and block, correlated by one half: they share the candidate.
+    drawn = np.random.default_rng(0).standard_normal((len(margins) + 1, PATHS, BLOCKS))
+    noise = (drawn[1:] + drawn[:1]) / math.sqrt(2.0)
     wealth = np.zeros(noise.shape[:2])
     stops = np.full(wealth.shape, float(n))
     open_ = np.ones(wealth.shape, dtype=bool)
@@ -79,13 +80,6 @@ def early_power(
     stops = np.minimum(np.ceil(stops / batch - 1e-9) * batch, n)
     each = tuple((1.0 - open_.mean(axis=1)).tolist())
     return EarlyPower(each, float((~open_).all(axis=0).mean()), float(stops.max(axis=0).mean()))
-
-
-@lru_cache(maxsize=8)
-def _noise(comparators: int) -> NDArray[np.float64]:
-    """Draw normals by comparator, path and block, correlated by one half: they share the candidate."""
-    drawn = np.random.default_rng(0).standard_normal((comparators + 1, PATHS, BLOCKS))
-    return (drawn[1:] + drawn[:1]) / math.sqrt(2.0)
 
 
 def drifted(variance: float, rounds: int, width: float | None) -> float:

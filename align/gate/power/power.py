@@ -289,7 +289,8 @@ def _plan(
         role=stated.role,
         where=stated.where,
         n=n,
-        measured=evidence is not None and _was_measured(evidence, stated.name),
+        measured=evidence is not None
+        and any(record.suite == stated.name for record in evidence.ledger.evaluations()),
         margin=stated.margin,
         spread=spread,
         testable={
@@ -331,10 +332,6 @@ def _alone(
         return stated.early(n, variance, alpha, loss=loss).each[0]
     reach = stated.reach(n, variance, whole)
     return power(n, variance, stated.margin, alpha, loss=loss, pass_fail=whole, reach=reach)
-
-
-def _was_measured(evidence: Evidence, suite: str) -> bool:
-    return any(record.suite == suite for record in evidence.ledger.evaluations())
 
 
 def _repeats(

@@ -60,7 +60,11 @@ def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
         UserError: an equal candidate would fail more often than not, on a suite that nothing was measured
             on yet, and the campaign does not ask for a warning.
     """
-    short = [suite for suite in planned.suites if _is_short(suite)]
+    short = [
+        suite
+        for suite in planned.suites
+        if not suite.reachable or (suite.guards > 0 and suite.undrifted < LEAST_POWER)
+    ]
     together = not short and planned.all_undrifted < LEAST_POWER
     if together:
         short = sorted((s for s in planned.suites if s.guards), key=lambda s: s.undrifted)
@@ -87,10 +91,6 @@ def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
     if decides and any(not suite.measured for suite in short):
         raise error
     return [f"warning: {line}" for line in (what, f"what to do: {remedy}")]
-
-
-def _is_short(suite: SuitePlan) -> bool:
-    return not suite.reachable or (suite.guards > 0 and suite.undrifted < LEAST_POWER)
 
 
 def _state(suite: SuitePlan, alpha: float) -> str:

@@ -74,6 +74,9 @@ def compare_by_bets(
     whole = candidate.is_pass_fail and comparator.is_pass_fail
     left = early.units - len(totals)
     size = n / len(totals)
+    if not whole and len(totals) not in (1, n):
+        # That of one item which would leave the mean as uncertain as its clusters do.
+        variance = max(variance, math.fsum(total * total for total in totals) / n)
     over = state.lacking > 0.0 and is_hopeless(state, margin * size, left)
     return Comparison(
         test="betting" if whole else "betting_scores",
@@ -85,7 +88,7 @@ def compare_by_bets(
         if with_interval
         else UNBOUNDED,
         p=state.p,
-        variance=(lost + won) / n if whole else max(variance, _of_clusters(totals, n)),
+        variance=(lost + won) / n if whole else variance,
         reach=reach,
         open=state.lacking > 0.0 and left > 0 and not over,
     )
@@ -103,10 +106,3 @@ def _units(
     return [math.fsum(members) for members in families.values()], [
         len(members) for members in families.values()
     ]
-
-
-def _of_clusters(totals: Sequence[float], items: int) -> float:
-    """Return the variance of one item that would leave the mean as uncertain as its clusters do."""
-    if len(totals) in (1, items):
-        return 0.0
-    return math.fsum(total * total for total in totals) / items

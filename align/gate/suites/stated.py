@@ -253,9 +253,9 @@ def stated_suites(
     for index, spec in enumerate(config.suites):
         snapshots = min(3, max(1, 3 if templates else len(policies)))
         stated = _of_suite(config, spec, f"suites.{index}", snapshots)
-        yield replace(stated, behind=_behind(config, policies, templates)).counted(
-            known.get(spec.name)
-        )
+        # Rounds from the start to the last candidate; without end, those declared.
+        behind = config.gate.campaign_rounds if templates else max(1, len(policies))
+        yield replace(stated, behind=behind).counted(known.get(spec.name))
     for index, round in enumerate(config.rounds):
         if round.name in policies:
             template = templates.get(round.name)
@@ -271,13 +271,6 @@ def stated_suites(
             behind = config.gate.campaign_rounds if templates else max(1, later)
             stated = replace(stated, rounds=rounds, behind=behind, max_looks=config.gate.max_looks)
             yield stated.counted(known.get(round.name))
-
-
-def _behind(
-    config: CampaignConfig, policies: Sequence[str], templates: Mapping[str, Template]
-) -> int:
-    """Return the rounds from the start to the last candidate; without end, those declared."""
-    return config.gate.campaign_rounds if templates else max(1, len(policies))
 
 
 def _of_suite(config: CampaignConfig, spec: SuiteConfig, where: str, snapshots: int) -> StatedSuite:

@@ -106,8 +106,12 @@ class Pair:
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
     """Keep the first answer to every prompt, as text: one JSON line each, null for a failed one."""
-    lines = (json.dumps({"item": g.prompt.id, "answer": _said(g)}) for g in groups)
-    write_atomic(path, "".join(line + "\n" for line in lines).encode())
+    lines = []
+    for group in groups:
+        answer = group.completions_G[0]
+        text = None if answer.finish_reason == "failed" else answer.text
+        lines.append(json.dumps({"item": group.prompt.id, "answer": text}) + "\n")
+    write_atomic(path, "".join(lines).encode())
 
 
 def load_answers(path: Path) -> dict[str, str | None]:
@@ -160,8 +164,3 @@ def _outcome(first: Score, second: Score, pairwise: bool) -> Score:
     else:
         value = win(first.value, second.value)
     return Score(value=value, status="scored")
-
-
-def _said(group: RolloutGroup) -> str | None:
-    completion = group.completions_G[0]
-    return None if completion.finish_reason == "failed" else completion.text

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rollouts.collect import cut
@@ -152,7 +151,12 @@ class EngineModel(TextModel):
         ]
         rest = [_rest(prepared[index][0], completions[index]) for index in early]
         for index, result in zip(early, self._engine.generate(rest) if rest else [], strict=True):
-            completions[index] = _joined(completions[index], result.completions[0])
+            begun, ended = completions[index], result.completions[0]
+            completions[index] = replace(
+                ended,
+                token_ids=(*begun.token_ids, *ended.token_ids),
+                logprobs_T=(*begun.logprobs_T, *ended.logprobs_T),
+            )
         return completions
 
     def _stopped_early(self, completion: Completion, until: Sequence[str]) -> bool:
@@ -191,14 +195,13 @@ class EngineModel(TextModel):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Score every continuation, and tell if greedy decoding gives it."""
-        pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
+        pairs = []
+        for _, context, continuation in requests:
+            whole = (context + continuation)[-(self.max_length + 1) :]
+            pairs.append((whole[: len(whole) - len(continuation)], continuation))
         sums = self._sums(pairs)
         chosen = self._chosen(pairs) if self._greedy else [False] * len(pairs)
         return list(zip(sums, chosen, strict=True))
-
-    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        whole = (context + continuation)[-(self.max_length + 1) :]
-        return whole[: len(whole) - len(continuation)], continuation
 
     def _sums(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
         requests = [
@@ -284,14 +287,6 @@ def _rest(request: SampleRequest, begun: Completion) -> SampleRequest:
     )
 
 
-def _joined(first: Completion, rest: Completion) -> Completion:
-    return replace(
-        rest,
-        token_ids=(*first.token_ids, *rest.token_ids),
-        logprobs_T=(*first.logprobs_T, *rest.logprobs_T),
-    )
-
-
 def engine_lm(
     engine: RolloutEngine, encoder: PromptEncoder, context: int | None, **rest: Any
 ) -> Any:
@@ -302,14 +297,9 @@ def engine_lm(
         rest: ``seed`` of what is sampled; ``greedy=False`` leaves out whether a continuation is the
             greedy one, where no metric asks.
     """
-    return _lm_class()(engine, encoder, context, **rest)
-
-
-@cache
-def _lm_class() -> type[EngineModel]:
     from lm_eval.api.model import TemplateLM
 
     class EngineLM(EngineModel, TemplateLM):
         """`TemplateLM` splits contexts from continuations and asks for tokens."""
 
-    return EngineLM
+    return EngineLM(engine, encoder, context, **rest)

@@ -32,7 +32,16 @@ def _is_cut(instance: Any, model: TextModel, where: str) -> bool:
         )
     if instance.request_type == "loglikelihood_rolling":
         return False
-    return _pair_is_cut(instance.args[0], instance.args[1], model, where)
+    context, continuation = instance.args
+    alone = len(model.tok_encode(continuation, add_special_tokens=False))
+    if not 0 < alone <= model.max_length:
+        raise UserError(
+            f"the task scores an answer of {alone} tokens, and engines score 1 to {model.max_length}: "
+            f"{continuation[:60]!r}",
+            where=where,
+            remedy="drop the item with process_docs, or raise rollouts.max_model_len",
+        )
+    return len(model.tok_encode(context + continuation)) > model.max_length + 1
 
 
 def _context_is_cut(context: str, options: dict[str, Any], model: TextModel, where: str) -> bool:
@@ -55,15 +64,3 @@ def _context_is_cut(context: str, options: dict[str, Any], model: TextModel, whe
             remedy="set max_tokens of the suite, or raise rollouts.max_model_len",
         )
     return len(model.encode_context(context)) > room
-
-
-def _pair_is_cut(context: str, continuation: str, model: TextModel, where: str) -> bool:
-    alone = len(model.tok_encode(continuation, add_special_tokens=False))
-    if not 0 < alone <= model.max_length:
-        raise UserError(
-            f"the task scores an answer of {alone} tokens, and engines score 1 to {model.max_length}: "
-            f"{continuation[:60]!r}",
-            where=where,
-            remedy="drop the item with process_docs, or raise rollouts.max_model_len",
-        )
-    return len(model.tok_encode(context + continuation)) > model.max_length + 1

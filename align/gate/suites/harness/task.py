@@ -84,17 +84,16 @@ class HarnessTask:
         Raises:
             RunError: the task has no such metric after all, or a value lies outside its range.
         """
-        lm = engine_lm(engine, encoder, self.context, seed=seed, greedy=self._asks_greedy)
+        is_greedy_read = (
+            callable(self.task.config.process_results)
+            or self.task.OUTPUT_TYPE == "loglikelihood"
+            or self.metric == "exact_match"
+        )
+        lm = engine_lm(engine, encoder, self.context, seed=seed, greedy=is_greedy_read)
         with harmless_templates():
             self._ask(lm)
             self.task.apply_filters()
             return [self._score(item, lm, value_range) for item in self.items], lm.num_tokens
-
-    @property
-    def _asks_greedy(self) -> bool:
-        """True if anything reads whether a continuation is the greedy one."""
-        custom = callable(self.task.config.process_results)
-        return custom or self.task.OUTPUT_TYPE == "loglikelihood" or self.metric == "exact_match"
 
     def _ask(self, lm: EngineModel) -> None:
         """Send every request, as often as the task repeats it."""

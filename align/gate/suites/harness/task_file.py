@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -77,7 +77,12 @@ def changes_of(spec: HarnessConfig, max_tokens: int | None) -> dict[str, Any]:
         changes |= {
             "dataset_path": BUILDERS.get(Path(first).suffix, "json"),
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": _plain(spec.data_files)},
+            "dataset_kwargs": {
+                "data_files": {
+                    split: files if isinstance(files, str) else list(files)
+                    for split, files in spec.data_files.items()
+                }
+            },
         }
     return changes
 
@@ -147,13 +152,6 @@ def _paths(data_files: Any) -> list[str]:
     if isinstance(data_files, Mapping):
         return [path for files in data_files.values() for path in _paths(files)]
     return [str(path) for path in data_files]
-
-
-def _plain(data_files: Mapping[str, str | Sequence[str]]) -> dict[str, str | list[str]]:
-    return {
-        split: files if isinstance(files, str) else list(files)
-        for split, files in data_files.items()
-    }
 
 
 def _read(path: Path, where: str, including: tuple[Path, ...]) -> dict[str, Any]:

@@ -36,7 +36,11 @@ def item_value(metric: str, measured: Any, *, higher_is_better: bool) -> float |
     if measured is None:
         return None
     if metric in LIKELIHOODS:
-        return _likelihood(metric, measured)
+        if not isinstance(measured, list | tuple):
+            return float(measured)
+        logprob, weight = measured
+        per = float(logprob) / float(weight)
+        return per / math.log(2) if metric == "bits_per_byte" else per
     if isinstance(measured, list | tuple):
         if not measured:
             return None
@@ -44,11 +48,3 @@ def item_value(metric: str, measured: Any, *, higher_is_better: bool) -> float |
     else:
         value = float(measured)
     return value if higher_is_better else -value
-
-
-def _likelihood(metric: str, measured: Any) -> float:
-    if isinstance(measured, list | tuple):
-        logprob, weight = measured
-        per = float(logprob) / float(weight)
-        return per / math.log(2) if metric == "bits_per_byte" else per
-    return float(measured)
