@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from align.gate.measurement.evaluate import ItemResults, paired
 
@@ -47,9 +48,12 @@ class MatrixRow:
         return replace(self, scores=tuple(self.scores[j] for j in columns), items=items)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreMatrix:
-    """Rows in the order the rounds were committed, the base first; columns are suites."""
+    """Rows in the order the rounds were committed, the base first; columns are suites.
+
+    Sums over hundreds of rounds ask for its path and its tasks very often, which are found once.
+    """
 
     suites: tuple[str, ...]
     rows: tuple[MatrixRow, ...]
@@ -69,7 +73,7 @@ class ScoreMatrix:
             rows=tuple(row.select(columns) for row in self.rows),
         )
 
-    @property
+    @cached_property
     def most_items(self) -> tuple[int, ...]:
         """Largest number of items behind a mean, by suite; 0 where nobody counted."""
         return tuple(
@@ -90,19 +94,19 @@ class ScoreMatrix:
     @property
     def uneven(self) -> bool:
         """True if the summary numbers compare means of one task over different numbers of items."""
-        columns = [self.suites.index(task) for _, task in self.tasks]
-        return any(self.on_fewer(row)[j] for row in self.path for j in columns)
+        columns = [self._columns[task] for _, task in self.tasks]
+        return any(fewer[j] for row in self.path if (fewer := self.on_fewer(row)) for j in columns)
 
-    @property
+    @cached_property
     def path(self) -> tuple[MatrixRow, ...]:
         """The base and the accepted rounds."""
         return tuple(row for row in self.rows if row.accepted)
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[tuple[int, str], ...]:
         """Row on the path after which each task was learnt, and its suite."""
         names = enumerate((row.name for row in self.path[1:]), start=1)
-        return tuple((i, n) for i, n in names if n in self.suites and n not in self.retired)
+        return tuple((i, n) for i, n in names if n in self._columns and n not in self.retired)
 
     def average_performance(self) -> float | None:
         """Compute AP = 1/T sum_{j<=T} a[T][j]."""
@@ -181,7 +185,12 @@ class ScoreMatrix:
         )
 
     def _a(self, row: int, suite: str) -> float | None:
-        return self.path[row].scores[self.suites.index(suite)]
+        return self.path[row].scores[self._columns[suite]]
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        """Position of every suite; of a repeated name the first."""
+        return {suite: j for j, suite in reversed([*enumerate(self.suites)])}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,6 +70,8 @@ class Panel:
     """Intervals at some x."""
     names: tuple[str, ...] = ()
     """Names of x = 0, 1, 2, ..., which take the place of its numbers."""
+    stretch: int = 1
+    """Number of x that share one interval, and one point beside the curves, for want of room."""
 
 
 def panels(steps: Steps, limits: Limits) -> tuple[Panel, ...]:
@@ -103,13 +105,16 @@ def curve(steps: Steps, name: str) -> Curve:
 def thinned(curve: Curve, points: int) -> Curve:
     """Shorten a curve to the lowest and the highest point of every stretch, so that no peak is lost.
 
-    >>> thinned(Curve(name="a", x=(1, 2, 3, 4, 5, 6), y=(0, 9, 1, 1, 2, 0)), 4).y
-    (0, 9, 2, 0)
+    Its ends stay too, which the legend names, unless there is no room for four points.
+
+    >>> thinned(Curve(name="a", x=(1, 2, 3, 4, 5, 6, 7), y=(3, 9, 1, 0, 2, 8, 4)), 6).y
+    (3, 9, 1, 0, 8, 4)
     """
     if len(curve.y) <= points:
         return curve
-    stretches = max(1, points // 2)
-    chosen: set[int] = set()
+    ends = {0, len(curve.y) - 1} if points >= 4 else set()
+    stretches = max(1, (points - len(ends)) // 2)
+    chosen: set[int] = ends
     for i in range(stretches):
         stretch = range(i * len(curve.y) // stretches, (i + 1) * len(curve.y) // stretches)
         chosen |= {min(stretch, key=curve.y.__getitem__), max(stretch, key=curve.y.__getitem__)}
@@ -134,8 +139,9 @@ BAND, CAP = 0.7, 0.08
 """Widths of a band and of an interval's caps, in rounds."""
 FAR = 2.0
 """Heights of all curves and bands from which on a point beside them is too far away to be drawn."""
-CHARACTER, FEWEST = 4.1, 6
-"""Points that a character of a name takes, and fewest characters of a name."""
+CHARACTER, FEWEST, MOST = 4.1, 6, 12
+"""Points that a character of a name takes, fewest characters of a name where all names have room, and most
+where they have not and only some are written."""
 MARKED, DOT = 24, 4
 """Points of a curve up to which each gets a dot, and how thick that is."""
 SETTINGS: dict[Any, Any] = {
@@ -195,7 +201,7 @@ def draw(panel: Panel) -> Chart:
                 axes.plot([x, x], [y, y], color=colour, lw=DOT, clip_on=False)
         low, high = _shown(panel)
         for bar in panel.bars:
-            _draw_bar(axes, bar, low, high)
+            _draw_bar(axes, bar, low, high, panel.stretch)
         for x, y in panel.hollow:
             _draw_hollow(axes, x, y, low, high)
         if panel.since is not None:
@@ -236,10 +242,10 @@ def _draw_hollow(axes: Any, x: float, y: float, low: float, high: float) -> None
     axes.text(x, height, text, va=va, transform=where, **style)
 
 
-def _draw_bar(axes: Any, bar: Bar, lowest: float, highest: float) -> None:
+def _draw_bar(axes: Any, bar: Bar, lowest: float, highest: float, stretch: int) -> None:
     """Draw an interval with caps, and beside it the band that it has to stay above the foot of."""
     if bar.allowed is not None:
-        left, right = bar.x - BAND / 2, bar.x + BAND / 2
+        left, right = bar.x - BAND * stretch / 2, bar.x + BAND * stretch / 2
         foot, top = bar.allowed
         axes.fill([left, right, right, left], [foot, foot, top, top], color=BAND_COLOUR, lw=0)
         axes.plot([left, right], [foot, foot], color=LINES[1], lw=1.2, ls=(0, (2, 1)))
@@ -247,7 +253,8 @@ def _draw_bar(axes: Any, bar: Bar, lowest: float, highest: float) -> None:
         return
     axes.plot([bar.x, bar.x], [bar.low, bar.high], color=INK, lw=1, clip_on=False)
     for end in (bar.low, bar.high):
-        axes.plot([bar.x - CAP, bar.x + CAP], [end, end], color=INK, lw=1, clip_on=False)
+        cap = [bar.x - CAP * stretch, bar.x + CAP * stretch]
+        axes.plot(cap, [end, end], color=INK, lw=1, clip_on=False)
 
 
 def shortened(name: str, most: int) -> str:
@@ -278,8 +285,10 @@ def _plain(axes: Any, names: Sequence[str]) -> None:
     axes.set_axisbelow(True)
     if names:
         room = int(BOX[2] * WIDTH * 72 / CHARACTER)
-        every = max(1, math.ceil(len(names) * (FEWEST + 1) / room))
-        most = max(FEWEST, room * every // len(names) - 1)
+        every, most = 1, max(FEWEST, room // len(names) - 1)
+        if len(names) * (FEWEST + 1) > room:
+            most = min(MOST, max(map(len, names)))
+            every = math.ceil(len(names) * (most + 2) / room)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_xticks(range(0, len(names), every), [shortened(n, most) for n in names[::every]])
 

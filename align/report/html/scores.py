@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,13 @@ from align.gate.forgetting import ON_FEWER_WORDS, MatrixRow, ScoreMatrix
 from align.gate.suites.kinds import KINDS
 from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
-from align.report.html.charts import Bar, Curve, Panel
+from align.report.html.charts import Bar, Curve, Panel, thinned
 from align.report.html.limits import Limits
 
+MAX_ROUNDS = 40
+"""Rounds whose intervals and rejected candidates all have room on a chart of retention."""
+MAX_POINTS, MAX_MARKS = 120, 24
+"""Points of a curve of retention, and intervals and rejected candidates beside it if there are more."""
 MAX_RETENTION = 24
 """Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""
 
@@ -67,9 +72,9 @@ def heat_rows(
         for j, suite in enumerate(matrix.suites)
     ]
 
-    def cell(row: MatrixRow, j: int) -> Cell:
+    def cell(row: MatrixRow, j: int, on_fewer: bool) -> Cell:
         first, score, is_own = start[j], row.scores[j], matrix.suites[j] == row.name
-        items = row.items[j] if matrix.on_fewer(row)[j] else None
+        items = row.items[j] if on_fewer else None
         if score is None or first is None:
             return Cell(score=score, change=None, strength=0.0, own=is_own, items=items)
         change = score - first
@@ -81,7 +86,7 @@ def heat_rows(
             name=row.name,
             accepted=row.accepted,
             production=row.accepted and row.name == production,
-            cells=tuple(cell(row, j) for j in range(len(row.scores))),
+            cells=tuple(cell(row, j, fewer) for j, fewer in enumerate(matrix.on_fewer(row))),
         )
         for row in matrix.rows
     )
@@ -129,42 +134,58 @@ def retention_panels(
 ) -> tuple[Panel, ...]:
     """Plan a chart of every suite: scores after accepted rounds, rejected candidates beside the line."""
     judged = judged or {}
-    names = tuple(row.name for row in matrix.rows)
     changes: list[tuple[float, Panel]] = []
     for j, suite in enumerate(matrix.suites):
+        rows = matrix.rows
+        if len(rows) > MAX_ROUNDS:  # The axis has room only for those that measured the suite.
+            rows = tuple(row for row in rows if row.scores[j] is not None)
+        stretch = 1 if len(rows) <= MAX_ROUNDS else math.ceil(len(rows) / MAX_MARKS)
         points = [
             (float(i), score, row)
-            for i, row in enumerate(matrix.rows)
+            for i, row in enumerate(rows)
             if (score := row.scores[j]) is not None
         ]
         accepted = [(x, y) for x, y, row in points if row.accepted]
         if len(points) < 2 or not accepted:
             continue
-        learnt = [i for i, row in enumerate(matrix.rows) if row.name == suite]
+        learnt = [i for i, row in enumerate(rows) if row.name == suite]
+        bars = [
+            bar_of(x, y, check)
+            for x, y, row in points
+            if row is not matrix.rows[0] and (check := judged.get((row.name, suite))) is not None
+        ]
+        hollow = [(x, y) for x, y, row in points if not row.accepted]
+        # Of a stretch of rounds the interval nearest to its bound, and the lowest rejected score.
+        rooms = {b.x: b.low - b.allowed[0] if b.allowed else math.inf for b in bars}
+        barred, rejected = lowest(rooms, stretch), lowest(dict(hollow), stretch)
+        xs, ys = zip(*accepted, strict=True)
         panel = Panel(
             title=suite,
             unit="score",
-            over="rounds",
-            names=names,
-            bars=tuple(
-                bar_of(x, y, check)
-                for x, y, row in points
-                if x > 0 and (check := judged.get((row.name, suite))) is not None
-            ),
-            curves=(
-                Curve(
-                    name="accepted",
-                    x=tuple(x for x, _ in accepted),
-                    y=tuple(y for _, y in accepted),
-                ),
-            ),
-            hollow=tuple((x, y) for x, y, row in points if not row.accepted),
+            over="rounds" if len(rows) == len(matrix.rows) else "rounds that measured it",
+            names=tuple(row.name for row in rows),
+            bars=tuple(bar for bar in bars if bar.x in barred),
+            curves=(thinned(Curve(name="accepted", x=xs, y=ys), MAX_POINTS),),
+            hollow=tuple((x, y) for x, y in hollow if x in rejected),
+            stretch=stretch,
             since=float(learnt[0]) if learnt else None,
         )
         changes.append((accepted[-1][1] - max(y for _, y in accepted), panel))
     if len(changes) > most:
         changes = sorted(changes, key=lambda pair: pair[0])[:most]
     return tuple(panel for _, panel in changes)
+
+
+def lowest(values: Mapping[float, float], stretch: int) -> set[float]:
+    """Choose of every ``stretch`` places on an axis the one with the lowest value.
+
+    >>> lowest({0.0: 5.0, 1.0: 3.0, 2.0: 4.0}, 2)
+    {1.0, 2.0}
+    """
+    chosen: dict[int, float] = {}
+    for x in sorted(values, key=lambda x: -values[x]):
+        chosen[int(x) // stretch] = x
+    return set(chosen.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,15 +269,20 @@ def family_views(
 
 
 def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
-    """Return the part of a matrix there is room for: the start, the first suites, and what is newest."""
-    rows, suites = matrix.rows, range(len(matrix.suites))
+    """Return the part of a matrix there is room for: the start, the first suites, and what is newest.
+
+    Suites that no row of it measured are left out first.
+    """
+    rows, suites = matrix.rows, [*range(len(matrix.suites))]
     if len(rows) > limits.rows:
         rows = (rows[0], *rows[1 - limits.rows :])
     shown = replace(matrix, rows=rows)
     if len(suites) > limits.columns:
+        suites = [j for j in suites if any(row.scores[j] is not None for row in rows[1:])]
+    if len(suites) > limits.columns:
         first = limits.columns // 4
-        return shown.select((*suites[:first], *suites[first - limits.columns :]))
-    return shown
+        suites = [*suites[:first], *suites[first - limits.columns :]]
+    return shown if len(suites) == len(matrix.suites) else shown.select(suites)
 
 
 def _numbers(matrix: ScoreMatrix) -> Iterator[Number]:
