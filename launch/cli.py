@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.cluster.commands import add_commands as add_submit_commands
@@ -31,7 +32,7 @@ from launch.commands.schedule import schedule_app, waiting_lines
 from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
 from launch.serving.commands import add_commands as add_serve_commands
-from rollouts.errors import KeelError
+from rollouts.errors import KeelError, UserError
 
 INTERRUPTED = 130
 """128 plus the number of SIGINT, as shells have it."""
@@ -223,15 +224,23 @@ def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        from launch.usage import usage_error
+
+        # Without arguments the help was printed, and there is no message.
+        if error.format_message():
+            typer.echo(f"error: {usage_error(error)}", err=True)
+        sys.exit(UserError.exit_code)
+    except typer.Abort:
+        typer.echo("aborted", err=True)
+        sys.exit(1)
     except KeelError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        # Typer turns an interrupt into an exit with this code, without a word.
-        if end.code == INTERRUPTED:
-            typer.echo(
-                "interrupted: finished rounds are kept; the same command goes on from there",
-                err=True,
-            )
-        raise
+    if code == INTERRUPTED:
+        typer.echo(
+            "interrupted: finished rounds are kept; the same command goes on from there",
+            err=True,
+        )
+    sys.exit(code if isinstance(code, int) else 0)

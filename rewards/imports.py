@@ -29,7 +29,8 @@ def import_reward(name: str, where: str | None) -> Any:
             f"reward {name!r}: cannot import {origin!r}",
             where=where,
             cause=f"{type(error).__name__}: {error}",
-            remedy="write pkg.mod:function, or file.py:function relative to the current folder",
+            remedy="write pkg.mod:function, or file.py:function with the path from the campaign file's "
+            "folder (on a command line: from the current folder)",
         ) from error
     target: Any = getattr(module, attribute, None)
     if target is None:

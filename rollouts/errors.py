@@ -10,6 +10,8 @@ errors of rounds, stores and gates. Errors stay picklable: they travel through R
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -65,17 +67,43 @@ class TemplateRefusal(Exception):
     """Chat turns that a chat template cannot render; the message is its own. Callers say whose turns."""
 
 
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """Name a setting in front of the place that a `UserError` names, such as its file and line."""
+    try:
+        yield
+    except UserError as error:
+        file = error.where or ""
+        if not file.startswith(key):
+            error.where = f"{key}: {file}" if file else key
+        raise
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; of an error without one its name and arguments."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """Return a remedy for a misspelt name: the nearest known one, or the whole list.
 
     >>> nearest("exact_mach", ["exact_match", "length"])
     "did you mean 'exact_match'? Known: exact_match, length"
     """
     listing = "Known: " + ", ".join(sorted(known))
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean '{close[0]}'? {listing}" if close else listing
+    close = closest(name, known)
+    return f"did you mean {close!r}? {listing}" if close is not None else listing
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that a misspelt one is most like, whatever its case; None if none is.
+
+    >>> closest("GRPO", ["grpo", "ppo"]), closest("gsm8k", ["gsm8k_local", "ifeval"])
+    ('grpo', 'gsm8k_local')
+    """
+    folded = {word.casefold().replace("-", "_"): word for word in known}
+    word = name.casefold().replace("-", "_")
+    begun = [other for other in folded if len(word) > 2 and other.startswith(word)]
+    close = get_close_matches(word, folded, n=1) or begun
+    close = close or get_close_matches(word, folded, n=1, cutoff=0.5)
+    return folded[close[0]] if close else None

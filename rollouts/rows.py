@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -100,11 +101,11 @@ def _guarded(
         with _opened(path, packing) as stream:
             yield from reader(source, stream)
     except FileNotFoundError as error:
-        relative = f"the path is relative to the current folder, {Path.cwd()}"
         raise UserError(
             f"cannot open the file: {error.strerror or error}",
             where=source,
-            remedy="correct the path" if path.is_absolute() else relative,
+            cause=f"there is no {path.absolute()}; paths in a campaign file start from its folder",
+            remedy=_file_meant(path) or "correct the path",
         ) from error
     except OSError as error:
         raise UserError(
@@ -116,6 +117,13 @@ def _guarded(
         with _opened(path, packing) as stream:
             where = f"{source}{_undecodable(stream)}"
         raise UserError(f"not UTF-8: {error}", where=where, remedy="save it as UTF-8") from error
+
+
+def _file_meant(path: Path) -> str | None:
+    """Return advice to name the file of nearly this name in the same folder; None if there is none."""
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return f"did you mean {str(path.with_name(close[0]))!r}?" if close else None
 
 
 def _opened(path: Path, packing: str | None) -> io.BufferedReader:

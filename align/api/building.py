@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig
 from align.config.file import Validated, validated
+from align.config.messages.mistakes import mistakes_of
 from align.config.rewards import RewardConfig
 from align.settings import GivenName
 from rewards.signatures.given import GivenCode
@@ -31,9 +32,13 @@ def Reward(function: Any, **settings: Any) -> RewardConfig:
         settings: fields of `RewardConfig`, such as ``weight``, ``options`` and ``isolation``.
 
     Raises:
-        UserError: the function cannot be loaded by another process, as a lambda.
+        UserError: the function cannot be loaded by another process, as a lambda; or a setting is wrong.
     """
-    return RewardConfig(name=function, **settings)
+    try:
+        return RewardConfig(name=function, **settings)
+    except ValidationError as error:
+        mistakes = mistakes_of(error, RewardConfig, {"name": function, **settings})
+        raise UserError("; ".join(mistake.line for mistake in mistakes), where="Reward") from None
 
 
 def build_campaign(settings: Mapping[str, Any], folder: Path) -> Validated[CampaignConfig]:

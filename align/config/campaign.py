@@ -267,7 +267,13 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             )
         if material == "rollouts":
             if self.prompts is None:
-                raise ValueError(f"{algorithm.name} samples completions of prompts; set prompts")
+                has_file = self.data is not None and "pairs" in type(algorithm).model_fields
+                instead = (
+                    f", or algorithm: {{name: {algorithm.name}, pairs: file}}" if has_file else ""
+                )
+                raise ValueError(
+                    f"{algorithm.name} samples completions of prompts; set prompts{instead}"
+                )
             if self.data is not None:
                 raise ValueError(
                     f"{algorithm.name} learns from its own samples and would not read data; "
@@ -358,11 +364,15 @@ class CampaignConfig(StoreSettings):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        names = [r.name for r in self.rounds] + [s.name for s in self.suites]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(
-                f"rounds and suites share one name space, and {twice[0]!r} is used twice; rename one"
-            )
+        keys = [f"rounds.{index}" for index in range(len(self.rounds))]
+        keys += [f"suites.{index}" for index in range(len(self.suites))]
+        names = [spec.name for spec in self.rounds] + [suite.name for suite in self.suites]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(
+                    f"{keys[index]}.name: rounds and suites share one name space, and {name!r} is used "
+                    f"twice; rename one, this or {keys[names.index(name)]}"
+                )
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")

@@ -153,7 +153,13 @@ class ExamplesConfig(Settings):
     def _names_columns(cls, template: str | None) -> str | None:
         if template is None:
             return None
-        fields = [part for part in Formatter().parse(template) if part[1] is not None]
+        try:
+            fields = [part for part in Formatter().parse(template) if part[1] is not None]
+        except ValueError:
+            raise ValueError(
+                f"a brace of the template {template!r} has no partner; write '{{instruction}}' for a "
+                "column, and {{ for a brace"
+            ) from None
         names = columns_of(template)
         plain = all(not spec and conversion is None for _, _, spec, conversion in fields)
         if not (names and plain) or any(

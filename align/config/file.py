@@ -10,7 +10,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,17 +18,23 @@ from pydantic import BaseModel, ValidationError
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
 from align.config.learning import RetentionConfig, retention_class
+from align.config.messages.mistakes import Mistake, Narrowed, mistakes_of
+from align.config.messages.syntax import not_yaml
+from align.config.messages.written import Lines
 from align.config.store import SQLITE
 from align.config.watch import respelt, respelt_key
 from align.settings import Places
-from rollouts.errors import UserError, nearest
+from rollouts.errors import UserError, closest, nearest
 
 MAX_BYTES = 1 << 20
 """Largest file that is read; a larger one is a mistake or an attack on the parser."""
 MAX_SHOWN = 5
-"""Number of problems listed in one message."""
+"""Number of mistakes listed in one message."""
 CAMPAIGN = "campaign"
 """Word for a campaign's file in messages."""
+
+MERGE = "tag:yaml.org,2002:merge"
+"""Tag of the key ``<<``."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,6 +50,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "<< merges mappings in YAML 1.1 only", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
@@ -60,7 +70,10 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    re.compile(
+        r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
 
@@ -91,7 +104,7 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
 
 def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     """Validate a text as the campaign file at ``path``, which need not exist yet."""
-    file = validated(CampaignConfig, mapping_of(text, path), path, overrides)
+    file = validated(CampaignConfig, mapping_of(text, path), path, overrides, text=text)
     return CampaignFile(
         config=file.settings, raw=file.raw, overridden=file.overridden, notes=file.notes
     )
@@ -114,15 +127,17 @@ def validated(
     overrides: Sequence[str] = (),
     what: str = CAMPAIGN,
     code_paths: Mapping[str, str] | None = None,
+    text: str = "",
 ) -> Validated[Model]:
     """Apply the overrides to the content of a file and validate it.
 
     Args:
         what: word for such a file in messages.
         code_paths: paths of modules that were written for functions, see `Places`.
+        text: the file's text, for the lines of mistakes; empty for settings that come from no file.
 
     Raises:
-        UserError: the content is invalid; lists the problems, with the nearest key for a misspelt one.
+        UserError: the content is invalid; lists the mistakes, with the nearest key for a misspelt one.
     """
     overridden = tuple(respelt_key(_apply(raw, override)) for override in overrides)
     texts = frozenset(_override_texts(overrides))
@@ -132,7 +147,9 @@ def validated(
     try:
         settings = model.model_validate(raw, context=places)
     except ValidationError as error:
-        raise UserError(_describe(error, model, raw, places, what), where=str(path)) from None
+        mistakes = mistakes_of(error, model, raw, filled(raw), _narrowed(places))
+        lines = Lines(yaml.compose(text, Loader=_Loader) if text else None, overridden)
+        raise _not_valid(mistakes, lines, path, what) from None
     return Validated(settings=settings, raw=raw, overridden=overridden, notes=tuple(places.notes))
 
 
@@ -147,22 +164,45 @@ def read_text(path: Path, what: str = CAMPAIGN) -> str:
     Raises:
         UserError: the file is missing, too large, or not text.
     """
+    if path.is_dir():
+        raise UserError(
+            f"a folder, and no {what} file",
+            where=str(path),
+            remedy="give the path of a YAML file in it",
+        )
     if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = closest(path.name, beside)
         raise UserError(
             f"there is no such {what} file",
             where=str(path),
-            remedy="give the path of a YAML file; configs/ holds examples",
+            remedy=f"did you mean {str(path.with_name(close))!r}?"
+            if close
+            else "give the path of a YAML file; keel init FILE writes a campaign to start from",
         )
     if path.stat().st_size > MAX_BYTES:
         raise UserError(
             f"the {what} file is larger than {MAX_BYTES:,} bytes",
             where=str(path),
             cause="it is probably another file",
+            remedy="give the path of a YAML file",
         )
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the {what} file cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="give yourself the right to read it",
+        ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"not readable as YAML: byte {error.object[error.start]:#04x} is not UTF-8",
+            where=f"{path}:{line}",
+            cause="another encoding, or no text file",
+            remedy="save the file as UTF-8",
+        ) from None
 
 
 def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
@@ -174,12 +214,14 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
     try:
         raw = parse_value(text)
     except yaml.YAMLError as error:
-        raise UserError(f"not readable as YAML: {error}", where=str(path)) from None
+        raise not_yaml(error, path, text) from None
     if not isinstance(raw, dict):
+        content = {type(None): "nothing", list: "a list", str: "a text"}.get(type(raw), "a value")
         raise UserError(
-            f"a {what} file holds a mapping, and this one holds a {type(raw).__name__}",
+            f"a {what} file holds a mapping, and this one holds {content}",
             where=str(path),
-            remedy="start from configs/quickstart.yaml",
+            cause="a key needs a colon and a space after it" if isinstance(raw, str) else None,
+            remedy="keel init FILE writes a campaign to start from",
         )
     return raw
 
@@ -187,11 +229,13 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
 def _apply(raw: dict[str, Any], override: str) -> str:
     """Write one override into the raw values; return its key, with positions instead of names."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    key = key.strip()
+    if not equals or not key or "[" in key or "" in key.split("."):
         raise UserError(
             f"not of the form key.path=value: {override!r}",
             where="--set",
-            remedy="--set rounds.0.steps=10",
+            cause="entries of lists are named or numbered after a dot" if "[" in key else None,
+            remedy="write --set rounds.0.steps=10, say",
         )
     try:
         value = parse_value(text)
@@ -199,7 +243,7 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         raise UserError(
             f"the value of {key!r} is not YAML: {text!r}",
             where="--set",
-            cause=str(error),
+            cause=not_yaml(error, "--set", text).cause,
             remedy="put a text with special characters in double quotes",
         ) from None
     *above, last = key.split(".")
@@ -256,71 +300,32 @@ def _position(node: Any, step: str, key: str) -> Any:
     raise UserError(f"no entry {step!r} in {key!r}", where="--set", remedy=nearest(step, known))
 
 
-def _describe(
-    error: ValidationError, model: type[BaseModel], raw: dict[str, Any], places: Places, what: str
-) -> str:
-    """Describe each problem in one line: key, value, rule; a misspelt key gets the nearest known one."""
-    lines: list[str] = []
-    problems = error.errors(include_url=False)
-    inside = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
-    for problem in problems:
-        if problem["type"] == "too_short" and problem["loc"] in inside:
-            continue  # The list is too short only because an entry of it is invalid.
-        key = ".".join(str(part) for part in problem["loc"])
-        shared = re.sub(r"^rounds\.\d+\.", "defaults.", key)
-        if any(line.startswith(f"{shared}:") for line in lines):
-            continue
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, problem["loc"], raw, places)
-            lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
-        elif problem["type"] == "value_error":
-            text = str(problem["msg"]).removeprefix("Value error, ")
-            lines.append(f"{key}: {text}" if key else text)
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: is missing and has no default")
-        else:
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
-    more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
-    return "\n  ".join([f"the {what} is not valid", *lines[:MAX_SHOWN], *more])
+def _not_valid(mistakes: Sequence[Mistake], lines: Lines, path: Path, what: str) -> UserError:
+    """Return the error that lists mistakes, each with its line in the file."""
+    numbers = [lines.number(mistake.path, mistake.source) for mistake in mistakes]
+    if len(mistakes) == 1:
+        where = str(path) if numbers[0] is None else f"{path}:{numbers[0]}"
+        return UserError(f"the {what} is not valid\n  {mistakes[0].line}", where=where)
+    shown = [
+        mistake.line if number is None else f"{mistake.line} (line {number})"
+        for mistake, number in zip(mistakes[:MAX_SHOWN], numbers, strict=False)
+    ]
+    more = [f"... and {len(mistakes) - MAX_SHOWN} more"] if len(mistakes) > MAX_SHOWN else []
+    return UserError("\n  ".join([f"the {what} is not valid", *shown, *more]), where=str(path))
 
 
-def _known_keys(
-    root: type[BaseModel], location: tuple[int | str, ...], raw: dict[str, Any], places: Places
-) -> list[str]:
-    """List the fields of the model that has an unknown key.
+def _narrowed(places: Places) -> Narrowed:
+    """Return the function that finds the class of the algorithm or retention method that a value names."""
 
-    Args:
-        location: path of the unknown key.
-        raw: content of the file.
-    """
-    models: list[type[BaseModel]] = [root]
-    node: Any = filled(raw)
-    for part in location[:-1]:
-        fields = [
-            m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields
-        ]
-        if isinstance(node, list):
-            node = node[part] if isinstance(part, int) else None
-        elif not isinstance(node, dict):
-            node = None
-        elif isinstance(part, str):  # A mapping may stand for a list of one, and is then its entry.
-            node = node.get(part)
-        nested_models = [m for f in fields for m in _models_in(f.annotation)]
-        models = [_named(m, node, places) for m in nested_models or models]
-    return sorted(
-        {field.alias or name for model in models for name, field in model.model_fields.items()}
-    )
+    def narrowed(model: type[BaseModel], value: Any) -> type[BaseModel]:
+        if not isinstance(value, dict | str):
+            return model
+        name = value if isinstance(value, str) else value.get("name")
+        try:
+            if model is RetentionConfig:
+                return retention_class(name)
+            return algorithm_class(name, places) if model is Algorithm else model
+        except ValueError:
+            return model
 
-
-def _named(model: type[BaseModel], value: Any, places: Places) -> type[BaseModel]:
-    """Return the class of the algorithm or retention method that a value names; else the model."""
-    if model is RetentionConfig:
-        return retention_class(value["name"]) if isinstance(value, dict) else model
-    return algorithm_class(spelt_out(value)["name"], places) if model is Algorithm else model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+    return narrowed

@@ -310,8 +310,9 @@ class SuiteConfig(SuiteDemands):
     def _held_out(self) -> Self:
         if (self.role == "sealed") != (self.every is not None):
             raise ValueError(
-                f"role is {self.role} and every is {self.every}: a sealed suite says after how many "
-                "accepted rounds it is opened, and no other does; set role: sealed and every: 5, say"
+                f"role is {self.role} and every is {self.every or 'not set'}: a sealed suite says after "
+                "how many accepted rounds it is opened, and no other does; set role: sealed and every: 5, "
+                "say"
             )
         if self.rotate and (self.prompts is None or self.role == "sealed" or self.against):
             raise ValueError(

@@ -76,12 +76,13 @@ class RewardConfig(Settings):
     def _bounds(self) -> Self:
         if (self.normalise == "clip") != (self.bounds is not None):
             raise ValueError(
-                f"bounds belong to normalise: clip, got normalise {self.normalise!r} and bounds "
-                f"{self.bounds}; set both or neither"
+                f"bounds belong to normalise: clip, got normalise: {self.normalise} and "
+                f"{'no bounds' if self.bounds is None else f'bounds {list(self.bounds)}'}; set both or "
+                "neither"
             )
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise ValueError(
-                f"bounds go from the least to the largest value, got {self.bounds}; swap them"
+                f"bounds go from the least to the largest value, got {list(self.bounds)}; swap them"
             )
         return self
 

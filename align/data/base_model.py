@@ -10,6 +10,7 @@ from typing import Any
 from align.config.campaign import PolicyConfig
 from align.data.demo import BASE_MODEL
 from align.data.demo.world import demo_prompts
+from align.settings import stated
 from align.store.durable import digest_of
 from rollouts.chat.endings import extra_endings
 from rollouts.chat.pinned import pin
@@ -59,10 +60,12 @@ def resolve_model(policy: PolicyConfig) -> Path:
     folder = Path(policy.model).expanduser()
     if folder.is_dir():
         return folder
-    if policy.model.startswith((".", "/", "~")) or policy.model.count("/") != 1:
+    as_written = str(stated(policy.model))
+    if as_written.startswith((".", "/", "~")) or policy.model.count("/") != 1:
         raise UserError(
-            f"there is no folder {policy.model!r}",
+            f"there is no folder {as_written!r}",
             where="policy.model",
+            cause="paths in a campaign file start from its folder",
             remedy="give a folder in Hugging Face format, an id such as org/name, or demo://digits",
         )
     return _download(policy)

@@ -111,7 +111,7 @@ def reason_of(verdict: Verdict) -> str:
     units = {rule.name: score_scale(rule).unit for rule in verdict.inputs.suites}
     worst, *others = sorted(failed, key=_severity)
     suites = {check.suite for check in others} - {worst.suite}
-    more = f" (and {_counted(len(suites), 'other suite')})" if suites else ""
+    more = f" (and {counted(len(suites), 'other suite')})" if suites else ""
     return _reason(worst, _unit(worst, units.get(worst.suite, ""))) + more
 
 
@@ -174,13 +174,13 @@ def _folded(checks: Sequence[Check]) -> VerdictRow:
     lowest = min(check.difference for check in checks)
     return VerdictRow(
         group="held" if lowest >= 0 else "lost, but allowed",
-        suite=f"answers not cut, or with a score ({_counted(suites, 'suite')})",
+        suite=f"answers not cut, or with a score ({counted(suites, 'suite')})",
         against=row.against,
         change=row.change,
         interval=row.interval,
         bound=row.bound,
         items=row.items,
-        says=f"all {_counted(len(checks), 'comparison')} passed; closest: {closest.suite}",
+        says=f"all {counted(len(checks), 'comparison')} passed; closest: {closest.suite}",
     )
 
 
@@ -221,5 +221,6 @@ def _signed(check: Check, value: float) -> str:
     return f"{'+' if value > 0 else '-'}{text}"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, which has an s unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -152,7 +152,7 @@ def load_suites_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SuitesF
             defaults=config.defaults,
         )
         return suites_file, list(campaign.notes)
-    file = validated(SuitesFile, raw, path, overrides, WHAT)
+    file = validated(SuitesFile, raw, path, overrides, WHAT, text=text)
     return file.settings, list(file.notes)
 
 

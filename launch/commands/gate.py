@@ -256,6 +256,8 @@ def _whom(planned: GatePlan) -> str:
 
 
 def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
+    from align.gate.power.underpowered import NOTHING_TO_LOSE
+
     measured = max((suite.spread.rounds for suite in planned.suites), default=0)
     took = f", {planned.seconds:.0f} s until now" if planned.seconds is not None else ""
     return [
@@ -271,7 +273,9 @@ def _plan_notes(planned: GatePlan, price: float | None) -> list[str]:
             if lookback.left_out
         ),
         f"{_whom(planned)} in the last round passes every suite with a chance of "
-        f"{planned.all_pass:.2f}, were they independent",
+        f"{planned.all_pass:.2f}, were they independent"
+        if any(suite.guards for suite in planned.suites)
+        else NOTHING_TO_LOSE,
         f"{cost_sentence(planned, price)}{took}; with the items for all, "
         f"{_cost(*planned.tokens(enough=True), price)}",
         f"change: of candidates against their parents in {measured} decided rounds"

@@ -17,13 +17,14 @@ seeds, tasks or sizes can leak an eval item.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from typing import Literal, cast, get_args
 from urllib.parse import parse_qsl, urlsplit
 
+from rollouts.errors import closest
 from rollouts.types import Prompt
 
 Digits = tuple[int, ...]
@@ -154,15 +155,16 @@ def examples(source: str, n: int, split: str = "train", seed: int = 0) -> list[W
         ValueError: the source or split is unknown, or has fewer examples.
     """
     if source not in SOURCES:
-        raise ValueError(f"unknown demo source {source!r}; known: {', '.join(SOURCES)}")
+        raise ValueError(f"unknown demo source {source!r}; {_known(source, list(SOURCES))}")
     if split not in get_args(Split):
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
+        raise ValueError(f"unknown split {split!r}; {_known(split, get_args(Split))}")
     tasks = SOURCES[source]
     pool = strings(cast(Split, split))
     available = len(tasks) * len(pool)
     if not 1 <= n <= available:
         raise ValueError(
-            f"n={n}: demo://{source} has 1 to {available} prompts in its {split} split"
+            f"n={n}: demo://{source} has 1 to {available} prompts in its {split} split; lower n (in a "
+            "suite it is items)"
         )
     draws = [_shuffled(pool, f"{seed}/{task.name}/{split}") for task in tasks]
     return [WorldExample(tasks[i % len(tasks)], next(draws[i % len(tasks)])) for i in range(n)]
@@ -181,7 +183,7 @@ def demo_prompts(uri: str) -> list[Prompt]:
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     for key, value in pairs:
         if key not in options:
-            raise ValueError(f"unknown option {key!r} in {uri!r}; known: {', '.join(options)}")
+            raise ValueError(f"unknown option {key!r} in {uri!r}; {_known(key, list(options))}")
         options[key] = value
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"an option is given twice in {uri!r}")
@@ -210,3 +212,10 @@ def _shuffled(pool: tuple[Digits, ...], seed: str) -> Iterator[Digits]:
         j = i + int(rng.random() * (len(pool) - i))
         yield pool[moved.get(j, j)]
         moved[j] = moved.get(i, i)
+
+
+def _known(name: str, known: Sequence[str]) -> str:
+    """Return the known names, in their order, and the one that a misspelt name is most like."""
+    close = closest(name, known)
+    meant = "" if close is None else f"; did you mean {close!r}?"
+    return f"known: {', '.join(known)}{meant}"

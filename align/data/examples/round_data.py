@@ -25,7 +25,7 @@ from align.data.examples.encode import Document, windows
 from align.data.examples.holdout import Division, divide, parted, prompts_of
 from align.data.examples.load import Examples, load_examples
 from align.data.examples.stream import Unit
-from rollouts.errors import UserError
+from rollouts.errors import UserError, within
 from rollouts.prompts import PromptEncoder, load_prompts
 from rollouts.rows import FileRow
 from rollouts.types import Prompt
@@ -83,13 +83,17 @@ class RoundDataLoader:
         """
         data = RoundData()
         for spec in rounds:
+            where = f"rounds.{spec.name}"
             if spec.data is not None:
-                self._load_examples(spec, spec.data, data)
+                with within(f"{where}.data"):
+                    self._load_examples(spec, spec.data, data)
             elif spec.prompts is not None:
-                self._load_prompts(spec, data)
+                with within(f"{where}.prompts"):
+                    self._load_prompts(spec, data)
             pool = spec.replay.general_prompts
             if pool is not None:
-                data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
+                with within(f"{where}.replay.general_prompts"):
+                    data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
         return _without_held(data, rounds, self.encoder, self.trained_on)
 
     def _load_prompts(self, spec: RoundConfig, data: RoundData) -> None:

@@ -18,6 +18,12 @@ from align.store.ledger.ledger import Ledger
 from align.store.store import Store
 from rollouts.errors import UserError
 
+NOTHING_TO_LOSE = (
+    "no suite guards what was there before: the round is judged by its own gain alone; list suites of what "
+    "it must not lose"
+)
+"""Meaning of a plan without suites that a round could lose."""
+
 
 def foresee(config: CampaignConfig, suites: Sequence[Suite], ledger: Ledger | None) -> GatePlan:
     """Plan the gate for loaded suites, with the store's measurements if the campaign has begun here."""
@@ -47,6 +53,9 @@ def power_lines(planned: GatePlan) -> Iterator[str]:
         if suite.expected < suite.n:
             line += f"; stops after about {suite.expected:,}"
         yield line
+    if not any(suite.guards for suite in planned.suites):
+        yield f"  {NOTHING_TO_LOSE}"
+        return
     yield (
         "  an equal candidate of the last round passes all of them, against parent, best and start, with "
         f"a chance of {planned.all_pass:.2f}"
@@ -84,13 +93,21 @@ def check_power(planned: GatePlan, gate: GateConfig) -> list[str]:
         what,
         where=short[0].where,
         cause=f"{planned.spending}; {_change(short[0])}",
-        remedy=f"{remedy}; or declare fewer gate.campaign_rounds, state gate.assumed_change where fewer "
-        "answers change, or set gate.underpowered: warn",
+        remedy=f"{remedy}; or {', or '.join(_other_ways(short, gate))}",
     )
     decides = gate.mode == "enforce" and gate.underpowered == "refuse"
     if decides and any(not suite.measured for suite in short):
         raise error
     return [f"warning: {line}" for line in (what, f"what to do: {remedy}")]
+
+
+def _other_ways(short: Sequence[SuitePlan], gate: GateConfig) -> Iterator[str]:
+    """Yield what else gives suites more power, as far as the gate leaves room for it."""
+    if gate.campaign_rounds > 1:
+        yield f"declare fewer gate.campaign_rounds than {gate.campaign_rounds}"
+    if any(suite.spread.source == "assumed" for suite in short):
+        yield f"state a gate.assumed_change below {gate.assumed_change:g} where fewer answers change"
+    yield "set gate.underpowered: warn"
 
 
 def _state(suite: SuitePlan, alpha: float) -> str:

@@ -69,9 +69,11 @@ def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Seq
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(
-            f"the text {spec.text!r} of suite {spec.name!r} cannot be read: {error}",
+            f"the text {spec.text!r} of suite {spec.name!r} cannot be read: {reason}",
             where=f"{where}.text",
+            remedy="name a text file in UTF-8; its path starts from the campaign file's folder",
         ) from error
     token_ids = list(encoder.encode(Prompt(id=spec.name, text=text)))
     windows = windows_of(token_ids, spec.window, encoder.tokenizer.bos_token_id)[: spec.items]

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
+from align.config.messages.mistakes import mistakes_of
 from align.config.store import LEDGER, sqlite_url
 from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
@@ -73,7 +74,7 @@ def _evidence(path: Path) -> Evidence:
         raise UserError(
             "the store's campaign is not valid in this version of Keel",
             where=str(path),
-            cause=f"another version wrote it: {str(error).splitlines()[-1].strip()}",
+            cause=f"another version wrote it: {mistakes_of(error, CampaignConfig, stored)[0].line}",
             remedy="name the campaign's file in place of the store",
         ) from error
     return Evidence(store=Store(path, ledger), config=config)

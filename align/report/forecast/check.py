@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.config.campaign import CampaignConfig
 from align.gate.power.underpowered import check_power, foresee, power_lines
+from align.gate.summary import counted
 from align.learner.folder.sizes import MIB, artifact_bytes, learner_memory
 from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
@@ -66,7 +67,8 @@ def check_campaign(
         skipped = call_rewards(whole, inputs, closed, models=models, say=say)
         prompts = sum(len(pool) for pool in inputs.prompts.values())
         return Checked(
-            summary=f"{len(plain)} rounds, {len(inputs.suites)} suites, {prompts} prompts",
+            summary=f"{counted(len(plain), 'round')}, {counted(len(inputs.suites), 'suite')}, "
+            f"{counted(prompts, 'prompt')}",
             lines=(
                 *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import and_, not_, select
 
 from align.config.campaign import RoundConfig
+from align.config.messages.mistakes import mistakes_of
 from align.errors import StoreError
 from align.settings import Places
 from align.store.database.database import Database
@@ -46,12 +47,10 @@ def claimed_rounds(database: Database, places: Places | None = None) -> list[Cla
     claimed: list[ClaimedRound] = []
     for row in records:
         try:
-            spec = RoundConfig.model_validate(json.loads(row.spec), context=places)
+            spec = RoundConfig.model_validate(stated := json.loads(row.spec), context=places)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
             raise StoreError(
-                f"{key}: {first['msg']}, got {first['input']!r}",
+                mistakes_of(error, RoundConfig, stated)[0].line,
                 where=f"round {row.round}, as it fell due",
                 cause="another version of Keel wrote it, and this one cannot read it",
                 remedy="go on with that version",

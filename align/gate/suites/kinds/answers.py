@@ -20,7 +20,7 @@ from align.gate.suites.rows_check import check_rows
 from align.gate.suites.scale import Range, ScoreScale
 from align.gate.suites.suite import SuiteEntry, rendered
 from align.settings import stated
-from rollouts.errors import RunError, UserError
+from rollouts.errors import RunError, UserError, within
 from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup, SnapshotId
 
 if TYPE_CHECKING:
@@ -264,8 +264,10 @@ def _items_of(spec: SuiteConfig, source: PromptsConfig, entry: SuiteEntry) -> di
 
     wanted = prompts_wanted(spec.items, turn.share, turn.bridge, entry.config.gate.campaign_rounds)
     held_out = eval_split(source, wanted, forced=False)
+    with within(where):
+        pool = load_prompts(held_out, entry.schemes, None, "general")
     rotation = rotation_of(
-        load_prompts(held_out, entry.schemes, None, "general"),
+        pool,
         spec.items,
         turn.share,
         turn.bridge,

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 from align.config.data import PromptsConfig
 from align.gate.overlap import Item
 from align.gate.suites.suite import Suite, rendered
-from rollouts.errors import UserError
+from rollouts.errors import UserError, within
 from rollouts.prompts import text_of
 from rollouts.types import Prompt
 
@@ -96,7 +96,8 @@ def read_items(
     """
     from rollouts.prompts import load_prompts
 
-    read = load_prompts(prompts, schemes, round, "new" if round else "general")
+    with within(where):
+        read = load_prompts(prompts, schemes, round, "new" if round else "general")
     if len(read) < items:
         raise UserError(
             f"suite {name!r} asks for {items} items and {prompts.source!r} has {len(read)}",

@@ -59,7 +59,10 @@ def edit(name: str, **changes: Any) -> Callable[[Path], object]:
     ("override", "words"),
     [
         ("sed=1", "sed: unknown key; did you mean 'seed'?"),
-        ("rounds.0.steps=many", "rounds.0.steps: Input should be a valid integer"),
+        (
+            "rounds.0.steps=many",
+            "rounds.0.steps: expected a whole number of at least 1, got 'many'",
+        ),
         (
             "rounds.0.anchors.past={to: 'round:second', beta: 1}",
             "'round:second' names a round that comes later",

@@ -103,14 +103,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "another name": ([{"name": "ewcc"}], "no retention method 'ewcc'; did you mean 'ewc'"),
     "no name": ([{"to": "base"}], "write which one as name"),
     "no lambda": (["ewc"], "lambda: is missing"),
-    "a lambda of nothing": ([{**EWC, "lambda": 0}], "greater than 0, got 0"),
-    "a gamma above 1": ([{**EWC, "gamma": 1.5}], "less than or equal to 1, got 1.5"),
+    "a lambda of nothing": ([{**EWC, "lambda": 0}], "expected a number above 0, got 0"),
+    "a gamma above 1": ([{**EWC, "gamma": 1.5}], "at most 1, got 1.5"),
     "another key": ([{**EWC, "gama": 0.5}], "gama: unknown key; did you mean 'gamma'"),
     "a misspelt lambda": (
         [{"name": "ewc", "lamda": 5}],
         "lamda: unknown key; did you mean 'lambda'",
     ),
-    "another snapshot": ([{"name": "l2_sp", "to": "owner"}], "'parent' or 'base', got 'owner'"),
+    "another snapshot": (
+        [{"name": "l2_sp", "to": "owner"}],
+        "expected parent or base, got 'owner'",
+    ),
     "an entry twice": (["l2_sp", "l2_sp"], "lists 'l2_sp' twice"),
 }
 

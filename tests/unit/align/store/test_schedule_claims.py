@@ -332,5 +332,5 @@ def test_what_an_older_version_has_claimed(tmp_path: Path) -> None:
     assert claimed_rounds(ledger.database) == [claim]
     with ledger.database.write() as connection:
         connection.exec_driver_sql(edit.format("set", "gone", ", 1"))
-    with pytest.raises(StoreError, match="round asked-1, as it fell due: gone: Extra inputs"):
+    with pytest.raises(StoreError, match="round asked-1, as it fell due: gone: unknown key"):
         claimed_rounds(ledger.database)
