@@ -195,6 +195,11 @@ class RetentionConfig(Settings):
         """Number of completions of the accepted policy that the method needs."""
         return 0
 
+    @property
+    def artifact_copies(self) -> int:
+        """Number of tensors as large as the trained weights that an accepted round's artifact holds."""
+        return int(self.keeps_artifact)
+
 
 class KLAnchorsConfig(AnchorsConfig, RetentionConfig):
     """KL toward earlier snapshots, on each class of prompts; ``anchors`` is its short form."""
@@ -290,6 +295,105 @@ class L2SPConfig(RetentionConfig):
     weight_copies: ClassVar[int] = 1
 
 
+class AGEMConfig(RetentionConfig):
+    """Averaged gradient episodic memory: replayed rows constrain the gradient and are no part of it."""
+
+    name: Literal["agem"] = "agem"
+
+    weight_copies: ClassVar[int] = 1
+    changes_step: ClassVar[bool] = True
+
+
+class OGDConfig(RetentionConfig):
+    """Orthogonal gradient descent: steps leave the log-probability of earlier rounds' answers alone."""
+
+    name: Literal["ogd"] = "ogd"
+    samples: Annotated[int, Field(ge=1)] = 16
+    """Number of completions of an accepted policy whose gradients are kept as directions. Each costs one
+    backward pass, and a tensor as large as the trained weights."""
+    most: Annotated[int, Field(ge=1)] = 64
+    """Largest number of directions, over all rounds; beyond it the oldest are dropped."""
+
+    keeps_artifact: ClassVar[bool] = True
+    changes_step: ClassVar[bool] = True
+
+    @property
+    def accept_samples(self) -> int:
+        return self.samples
+
+    @property
+    def weight_copies(self) -> int:  # type: ignore[override]
+        return self.most + 2
+
+    @property
+    def artifact_copies(self) -> int:
+        return self.most
+
+    @model_validator(mode="after")
+    def _holds_a_round(self) -> Self:
+        if self.samples > self.most:
+            raise ValueError(
+                f"samples is {self.samples} and most is {self.most}: a round's own directions would push "
+                "each other out; raise most, or lower samples"
+            )
+        return self
+
+
+class GPMConfig(RetentionConfig):
+    """Gradient projection memory: steps leave layers' outputs alone on what earlier rounds read."""
+
+    name: Literal["gpm"] = "gpm"
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """Share of the squared length of a layer's inputs that its basis explains after an accepted round. More
+    protects more, and leaves less room to learn."""
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Number of completions of an accepted policy whose inputs are looked at; each costs a forward pass."""
+    others: Literal["rest", "train"] = "rest"
+    """Treatment of weights that are no linear layer's alone (embeddings, tied output heads, norms, biases)
+    once an earlier round has a basis: ``rest`` or ``train`` on as always."""
+
+    keeps_artifact: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 3
+    changes_step: ClassVar[bool] = True
+
+    @property
+    def accept_samples(self) -> int:
+        return self.samples
+
+
+class HFTConfig(RetentionConfig):
+    """Half fine-tuning: in every round a random half of each block's matrices rests."""
+
+    name: Literal["hft"] = "hft"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of each block's modules that rest."""
+
+    weight_copies: ClassVar[int] = 1
+    changes_step: ClassVar[bool] = True
+
+
+class MoFOConfig(RetentionConfig):
+    """Momentum-filtered optimizer: a step moves only the weights with the largest momentum."""
+
+    name: Literal["mofo"] = "mofo"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of each tensor's weights that a step moves."""
+
+    weight_copies: ClassVar[int] = 1
+    changes_step: ClassVar[bool] = True
+
+
+class MIGUConfig(RetentionConfig):
+    """Magnitude-based gradient updating: small outputs of a layer get no gradient."""
+
+    name: Literal["migu"] = "migu"
+    masked: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Share of each linear layer's outputs whose rows get no gradient in a step: those that are smallest on
+    its batch."""
+
+    changes_step: ClassVar[bool] = True
+
+
 RETENTION: dict[str, type[RetentionConfig]] = {
     "kl_anchors": KLAnchorsConfig,
     "ewc": EWCConfig,
@@ -297,6 +401,12 @@ RETENTION: dict[str, type[RetentionConfig]] = {
     "si": SIConfig,
     "l2_sp": L2SPConfig,
     "cpo_mask": CPOMaskConfig,
+    "agem": AGEMConfig,
+    "ogd": OGDConfig,
+    "gpm": GPMConfig,
+    "hft": HFTConfig,
+    "mofo": MoFOConfig,
+    "migu": MIGUConfig,
 }
 """Settings of each retention method by name; `align.retention.METHODS` has the methods themselves."""
 

@@ -53,6 +53,8 @@ def check_methods(spec: RoundConfig) -> None:
             f"ensures the other would undo; keep one of them. A penalty, such as kl_anchors, ewc or si, "
             "goes with any of them"
         )
+    if "agem" in changing:
+        _check_reference(spec)
 
 
 def check_heldout(spec: RoundConfig) -> None:
@@ -156,6 +158,20 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
                 f"{where}: l2_sp is held to the base, and policy.lora.merge adds every round's update to "
                 "it; set to: parent, or policy.lora.merge to false"
             )
+
+
+def _check_reference(spec: RoundConfig) -> None:
+    """Refuse A-GEM without replayed rows that have a loss, since nothing would constrain the step."""
+    replay, anchors = spec.replay, spec.anchors
+    past = replay.past > 0 and bool(replay.rewards or anchors.past)
+    general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
+    if not past and not general:
+        lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
+        raise ValueError(
+            f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
+            "replay.past above 0 and list kl_anchors beside agem (or set replay.rewards to true), or use "
+            "ogd or gpm, which need no replay"
+        )
 
 
 def _sampled(spec: RoundConfig, source: str) -> bool:

@@ -12,5 +12,11 @@ METHODS: dict[str, str] = {
     "si": "align.retention.regularizers.si:SI",
     "l2_sp": "align.retention.regularizers.l2_sp:L2SP",
     "cpo_mask": "align.retention.regularizers.cpo:CPOMask",
+    "agem": "align.retention.gradients.agem:AGEM",
+    "ogd": "align.retention.gradients.ogd:OGD",
+    "gpm": "align.retention.gradients.gpm:GPM",
+    "hft": "align.retention.masks.hft:HFT",
+    "mofo": "align.retention.masks.mofo:MoFO",
+    "migu": "align.retention.masks.migu:MIGU",
 }
 """Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""

@@ -105,7 +105,7 @@ def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundCon
 
 def artifact_bytes(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
     """Count the bytes of the artifacts that retention methods write after an accepted round."""
-    keeping = sum(m.keeps_artifact for m in spec.retention) if _takes_steps(spec) else 0
+    keeping = sum(m.artifact_copies for m in spec.retention) if _takes_steps(spec) else 0
     return keeping * FLOAT32 * num_trained(model, policy)
 
 

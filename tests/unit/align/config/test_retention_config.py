@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
-from align.config.learning import EWCConfig, L2SPConfig
+from align.config.learning import RETENTION, EWCConfig, L2SPConfig
 from align.learner.folder.sizes import artifact_bytes, learner_memory, num_trained
 from align.store.changes.earlier_versions import as_read
 from rollouts.errors import UserError
@@ -114,8 +115,44 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [{"name": "l2_sp", "to": "owner"}],
         "expected parent or base, got 'owner'",
     ),
+    "directions that push each other out": (
+        [{"name": "ogd", "samples": 9, "most": 4}],
+        "samples is 9 and most is 4",
+    ),
+    "a share of everything": ([{"name": "hft", "share": 1.0}], "less than 1, got 1.0"),
     "an entry twice": (["l2_sp", "l2_sp"], "lists 'l2_sp' twice"),
 }
+
+
+CHANGING = sorted(name for name, config in RETENTION.items() if config.changes_step)
+
+
+@pytest.mark.parametrize("pair", combinations(CHANGING, 2), ids="+".join)
+def test_two_methods_that_change_the_step_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(ValidationError, match="each change the optimizer's step") as error:
+        made({"retention": ["kl_anchors", *pair]})
+    assert all(name in str(error.value) for name in pair) and "keep one" in str(error.value)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_one_method_that_changes_the_step_goes_with_penalties(name: str) -> None:
+    chosen = ["kl_anchors", "si", "mas", "cpo_mask", EWC, "l2_sp", name]
+    assert names(made({"retention": chosen}))[-1] == name
+
+
+UNREPLAYED: dict[str, dict[str, Any]] = {
+    "no replay": {"retention": ["kl_anchors", "agem"], "replay": {"past": 0.0}},
+    "no loss": {"retention": ["agem"]},
+    "general prompts without a loss": {
+        "retention": [{"name": "kl_anchors", "past": [], "general": []}, "agem"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREPLAYED)
+def test_a_reference_gradient_of_nothing_is_refused(case: str) -> None:
+    with pytest.raises(ValidationError, match="agem compares the gradient with that of replayed"):
+        made(UNREPLAYED[case])
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -139,6 +176,11 @@ def test_anchors_beside_their_own_entry_are_refused() -> None:
 
 ADAPTERS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "ewc, merged": ({"merge": True}, EWC, "fresh adapter in every round"),
+    "si, merged": ({"merge": True}, "si", "fresh adapter in every round"),
+    "mas, merged": ({"merge": True}, "mas", "fresh adapter in every round"),
+    "cpo_mask, merged": ({"merge": True}, "cpo_mask", "fresh adapter in every round"),
+    "ogd, merged": ({"merge": True}, "ogd", "fresh adapter in every round"),
+    "gpm, merged": ({"merge": True}, "gpm", "fresh adapter in every round"),
     "l2_sp to a base that moves": (
         {"merge": True}, {"name": "l2_sp", "to": "base"}, "adds every round's update to it",
     ),

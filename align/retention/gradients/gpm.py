@@ -1,0 +1,154 @@
+"""Gradient projection memory: steps leave the outputs of layers alone on what earlier rounds read.
+
+    M       orthonormal basis (in, k) of the inputs of a linear layer over samples of accepted policies
+    g       <- g - g M M^T            before clipping
+    delta   <- delta - delta M M^T    after the optimizer
+
+Saha et al. 2021, arXiv 2103.09762, equations 6 to 9. A layer's gradient is a sum of outer products whose
+right sides are its inputs, so a step without a part along M changes no output on inputs in the span of M.
+After an accepted round the inputs R of its samples add the fewest further directions with which M explains
+a share `energy` of |R|^2; they are eigenvectors of the uncentred covariance of what M leaves of R.
+
+Adam scales each weight by itself, which turns a step out of the subspace, so that the step is projected
+once more; with the gradient alone the outputs would drift. The moments hold projected gradients only.
+Weights that are no linear layer's alone (embeddings, norms, biases) have no such basis, and rest from the
+second round on unless ``others`` says otherwise. Of an adapter A has the layer's input and B what A gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from align.algorithms.rows import Row
+from align.config.learning import GPMConfig
+from align.learner.batching import to_tensors
+from align.learner.model.policy import completion_outputs
+from align.learner.penalty import WeightStep
+from align.retention.activations import LinearWeight, linear_weights, watching
+from align.retention.artifact import misfit
+from align.retention.base import RetentionMethod
+
+
+class GPM(RetentionMethod[GPMConfig]):
+    """Projection of gradients and steps on what earlier rounds' inputs are orthogonal to."""
+
+    acts_on_weights = True
+    follows_steps = True
+
+    _layers: Mapping[str, LinearWeight]
+    _bases: Mapping[str, Tensor]
+    """Orthonormal basis of each matrix's earlier inputs, (in, k); none before the first accepted round."""
+    _removed: float = 0.0
+    """Share of the last gradient's length that was taken out."""
+
+    def before_round(self) -> None:
+        """Read the bases of earlier rounds.
+
+        Raises:
+            SnapshotError: they were made for other layers.
+        """
+        policy = self.view.policy
+        self._layers, self._bases = linear_weights(policy.model), {}
+        if self.artifact is None:
+            return
+        from safetensors.torch import load_file
+
+        stored, trained = load_file(self.artifact), policy.named_parameters()
+        for name in sorted(self._layers.keys() | stored.keys()):
+            layer = self._layers.get(name)
+            if layer is None or name not in stored:
+                raise misfit(self.artifact, name, self.name, "input bases")
+            if layer.rows(trained[name]).shape[1] != len(stored[name]):
+                raise misfit(self.artifact, name, self.name, "input bases")
+        self._bases = {name: basis.to(policy.device) for name, basis in stored.items()}
+
+    @torch.no_grad()
+    def project(self, gradients: Mapping[str, Tensor]) -> None:
+        if not self._bases:
+            return
+        before = sum(float(g.square().sum()) for g in gradients.values())
+        self._project(gradients)
+        after = sum(float(g.square().sum()) for g in gradients.values())
+        sums = self.summed(before=before, after=after)
+        left = sums["after"] / sums["before"] if sums["before"] > 0 else 1.0
+        self._removed = max(0.0, 1.0 - left) ** 0.5
+
+    def change_update(self, step: WeightStep) -> None:
+        if not self._bases:
+            return
+        moves = {name: step.weights[name] - before for name, before in step.before.items()}
+        self._project(moves)
+        for name, before in step.before.items():
+            torch.add(before, moves[name], out=step.weights[name])
+
+    def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        return {f"retention/{self.name}": self._removed}
+
+    @torch.no_grad()
+    def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """Return the bases, with the directions that the accepted policy's samples add."""
+        covariances = dict(self._covariances(rows))
+        if self.view.ranks.rank > 0:
+            return {}
+        return {
+            name: grown(self._bases.get(name), covariance, self.config.energy).float().cpu()
+            for name, covariance in covariances.items()
+        }
+
+    def _project(self, vectors: Mapping[str, Tensor]) -> None:
+        """Take out of tensors like the weights what lies along the bases, in place."""
+        for name, tensor in vectors.items():
+            basis = self._bases.get(name)
+            if basis is not None:
+                rows = self._layers[name].rows(tensor)
+                rows.sub_((rows @ basis) @ basis.T)
+            elif self.config.others == "rest":
+                tensor.zero_()
+
+    def _covariances(self, rows: Sequence[Row]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the sum of ``x x^T`` over the inputs of each matrix, in float64."""
+        policy = self.view.policy
+        sums: dict[str, Tensor] = {}
+
+        def see(name: str, inputs: Tensor, _: Tensor) -> None:
+            wide = inputs.double()
+            square = wide.T @ wide
+            sums[name] = sums[name] + square if name in sums else square
+
+        temperature = self.view.spec.sampling.temperature
+        for row in rows:
+            micro = to_tensors([row]).to(policy.device)
+            # Passes without a gradient are those of frozen snapshots, which are not shown.
+            with policy.passing(learns=False), torch.enable_grad(), watching(policy.model, see):
+                outputs = completion_outputs(
+                    policy.model, micro, dtype=policy.dtype, temperature=temperature
+                )
+                _ = outputs.logprobs_N
+        yield from sums.items()
+
+
+def grown(basis: Tensor | None, covariance: Tensor, energy: float) -> Tensor:
+    """Return a basis with the fewest further directions that explain a share of a covariance.
+
+    Args:
+        basis: orthonormal columns, (in, k); None for an empty one.
+        covariance: sum of ``x x^T`` over the inputs x, (in, in), in float64.
+        energy: share of its trace to explain.
+    """
+    total = float(covariance.trace())
+    old = covariance.new_zeros(len(covariance), 0) if basis is None else basis.to(covariance)
+    left = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    left -= old @ old.T
+    values, vectors = torch.linalg.eigh(left @ covariance @ left)
+    explained = float((old.T @ covariance @ old).trace())
+    chosen: list[Tensor] = []
+    for value, vector in zip(values.flip(0), vectors.T.flip(0), strict=True):
+        room = old.shape[1] + len(chosen) < len(covariance)
+        if explained >= energy * total or not room or float(value) <= 1e-12 * total:
+            break
+        explained += float(value)
+        chosen.append(vector)
+    return torch.cat([old, *(vector[:, None] for vector in chosen)], dim=1)

@@ -1,0 +1,1 @@
+"""Methods that let a round change a part of the weights only."""
