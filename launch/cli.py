@@ -224,7 +224,7 @@ def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="keel", standalone_mode=False)
     except TyperException as error:
         from launch.usage import usage_error
 
