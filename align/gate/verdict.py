@@ -77,10 +77,10 @@ class Verdict:
         """
         same = self._numbers() == other._numbers()
         return same and all(
-            math.isclose(number, theirs, rel_tol=ROUNDING, abs_tol=ZERO)
-            for check, their_check in zip(self.checks, other.checks, strict=True)
-            for number, theirs in zip(
-                (check.p, *check.interval), (their_check.p, *their_check.interval), strict=True
+            math.isclose(number, other_number, rel_tol=ROUNDING, abs_tol=ZERO)
+            for check, other_check in zip(self.checks, other.checks, strict=True)
+            for number, other_number in zip(
+                (check.p, *check.interval), (other_check.p, *other_check.interval), strict=True
             )
         )
 
