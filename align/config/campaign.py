@@ -43,6 +43,7 @@ from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,
     check_dropout,
+    check_following,
     check_heldout,
     check_methods,
     check_retention,
@@ -377,6 +378,7 @@ class CampaignConfig(StoreSettings):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")
             check_dropout(spec, index, self.policy)
+            check_following(spec, index, self.policy)
             check_retention(self.rounds, index, self.policy)
             if spec.repair.interpolate and self.policy.has_bare_dora:
                 raise ValueError(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from align.settings import Settings
 from rollouts.errors import nearest
@@ -114,6 +122,17 @@ class OptimizerConfig(Settings):
         return self
 
 
+class FollowConfig(Settings):
+    """Movement of an anchor after the policy: ``share`` of the way at every ``every``-th step."""
+
+    every: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps between two moves."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the way from the anchor to the policy that a move goes; 1 makes the anchor the policy."""
+    above: Annotated[float, Field(gt=0)] | None = None
+    """KL in nats per token beyond which the anchor moves at once; None: only with ``every``."""
+
+
 class AnchorConfig(Settings):
     """One KL term: ``beta`` times the mean per-token KL toward one earlier snapshot, in nats."""
 
@@ -131,6 +150,22 @@ class AnchorConfig(Settings):
     """Largest relative change of an adjusted beta in one step."""
     bounds: tuple[Weight, Weight] = (1e-4, 1e2)
     """Smallest and largest adjusted beta."""
+    follow: FollowConfig | None = None
+    """Movement of the anchor within the round, which begins at ``to``; None keeps it where it is."""
+
+    @property
+    def label(self) -> str:
+        """Name of the term in metrics, such as ``parent``, or ``parent~0.01/1`` for one that follows."""
+        follow = self.follow
+        return self.to if follow is None else f"{self.to}~{follow.share:g}/{follow.every}"
+
+    @model_serializer(mode="wrap")
+    def _without_follow(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an unset ``follow``: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if self.follow is None:
+            values.pop("follow", None)
+        return values
 
     @model_validator(mode="after")
     def _steered(self) -> Self:
@@ -143,6 +178,11 @@ class AnchorConfig(Settings):
             raise ValueError(
                 f"{setting} adjusts beta toward a target, and there is none; set target, or remove "
                 f"{setting}"
+            )
+        if self.follow is not None and self.to == "owner":
+            raise ValueError(
+                "follow moves one anchor, and owner stands for the snapshot of each prompt's own round; "
+                "set to: parent, or remove follow"
             )
         return self
 
@@ -166,7 +206,7 @@ class AnchorsConfig(Settings):
     @field_validator("new", "past", "general")
     @classmethod
     def _distinct(cls, anchors: tuple[AnchorConfig, ...]) -> tuple[AnchorConfig, ...]:
-        names = [anchor.to for anchor in anchors]
+        names = [anchor.label for anchor in anchors]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(
                 f"two anchors to {twice!r} would share one KL and its metrics; write one, with both betas "

@@ -31,7 +31,7 @@ def check_anchors(spec: RoundConfig) -> None:
             )
         reference = terms if source == "new" and spec.algorithm.anchors_are_reference else ()
         for term in reference:
-            if setting := term.changed("estimator", "target", "rate", "bounds"):
+            if setting := term.changed("estimator", "target", "rate", "bounds", "follow"):
                 raise ValueError(
                     f"{where}: {setting} belongs to a KL term, and {spec.algorithm.name} takes these "
                     f"anchors as its reference, where only their betas count; remove {setting}"
@@ -124,6 +124,19 @@ def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
         "no dropout, so their logprobs would differ from the learner's; set policy.lora.dropout to 0"
         + ("" if samples_itself else ", or replay.past and replay.general of the round")
     )
+
+
+def check_following(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
+    """Refuse anchors that move after an adapter or after weights that are spread over ranks."""
+    for source in ("new", "past", "general"):
+        following = any(term.follow for term in getattr(spec.anchors, source))
+        if following and (policy.lora or policy.ranks > 1):
+            unsupported = "adapters" if policy.lora else f"{policy.ranks} ranks"
+            raise ValueError(
+                f"rounds.{index}.anchors.{source}: follow moves a copy of full weights on one rank, and "
+                f"the policy has {unsupported}; remove follow and set target, which adjusts beta instead, "
+                "or train full weights with policy.ranks 1"
+            )
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:

@@ -59,7 +59,7 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
     whole, trained = num_parameters(model), num_trained(model, policy)
     ranks = policy.ranks if policy.lora is None else 1
     adapter = 0 if policy.lora is None else trained
-    copies = sum(m.weight_copies for m in spec.retention) if _takes_steps(spec) else 0
+    copies = _copies(spec) if _takes_steps(spec) else 0
     return LearnerMemory(
         weights=(whole + adapter) * FLOAT32 // ranks,
         gradients=trained * FLOAT32 // ranks,
@@ -70,6 +70,17 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
         teacher=_teacher(whole, policy, spec),
         reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
     )
+
+
+def _copies(spec: RoundConfig) -> int:
+    """Count the tensors as large as the trained weights that retention keeps in memory."""
+    return sum(method.weight_copies for method in spec.retention) + _following(spec)
+
+
+def _following(spec: RoundConfig) -> int:
+    """Count the anchors that move after the policy, each a copy of its weights."""
+    anchors = spec.anchors
+    return sum(a.follow is not None for a in (*anchors.new, *anchors.past, *anchors.general))
 
 
 def num_parameters(folder: Path) -> int:
@@ -99,7 +110,11 @@ def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
 def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundConfig] = ()) -> int:
     """Count the bytes of a round's newest checkpoint: trained weights, their moments, and what retention
     methods follow; the largest of the rounds."""
-    copies = [sum(m.checkpoint_copies for m in s.retention) for s in specs if _takes_steps(s)]
+    copies = [
+        sum(method.checkpoint_copies for method in spec.retention) + _following(spec)
+        for spec in specs
+        if _takes_steps(spec)
+    ]
     return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS + max(copies, default=0))
 
 
@@ -147,7 +162,8 @@ def _snapshots(spec: RoundConfig) -> set[str]:
     algorithm, anchors = spec.algorithm, spec.anchors
     if algorithm.makes == "reward_model":
         return set()
-    names = {anchor.to for anchor in (*anchors.new, *anchors.past, *anchors.general) if anchor.beta}
+    terms = (*anchors.new, *anchors.past, *anchors.general)
+    names = {anchor.to for anchor in terms if anchor.beta and anchor.follow is None}
     if algorithm.anchors_are_reference and not anchors.new:
         names.add("parent")
     teacher = algorithm.teacher_snapshot

@@ -25,6 +25,7 @@ from align.algorithms.rows import Row
 from align.config.learning import AnchorConfig, KLAnchorsConfig
 from align.learner.batching import Denominators, to_tensors
 from align.learner.penalty import LearnerView
+from align.retention.anchors.following import FollowingAnchor
 from align.retention.base import RetentionMethod
 from rollouts.types import SnapshotId
 
@@ -48,9 +49,21 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
         }
         if view.spec.algorithm.anchors_are_reference:
             self.terms["new"] = []
+        self._following: dict[str, FollowingAnchor] = {}
+        self._steps = 0
+
+    def before_round(self) -> None:
+        """Copy the weights that moving anchors begin with."""
+        for source, terms in self.terms.items():
+            for term, _ in terms:
+                if term.follow is not None:
+                    model = self.view.models.copy(self.view.references.named(term.to))
+                    anchor = FollowingAnchor(term.follow, model, self.view.policy)
+                    self._following[f"{source}/{term.label}"] = anchor
 
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
-        return {self.view.references.resolve(term.to, row) for term, _ in self.terms[row.source]}
+        frozen = [term.to for term, _ in self.terms[row.source] if term.follow is None]
+        return {self.view.references.resolve(to, row) for to in frozen}
 
     def moves(self, row: Row) -> bool:
         return bool(self.terms[row.source])
@@ -66,25 +79,38 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
                     continue
                 penalty, meter = sums
                 weighted = controller.beta * (penalty / self._count(over, source, term))
-                yield weighted, {f"kl/{source}/{term.to}": meter / tokens}
+                yield weighted, {f"kl/{source}/{term.label}": meter / tokens}
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         betas = {}
+        self._steps += 1
         for source, terms in self.terms.items():
             for term, controller in terms:
-                if (measured := metrics.get(f"kl/{source}/{term.to}")) is not None:
-                    betas[f"beta/{source}/{term.to}"] = controller.beta
+                name = f"{source}/{term.label}"
+                measured = metrics.get(f"kl/{name}")
+                if measured is not None:
+                    betas[f"beta/{name}"] = controller.beta
                     controller.observe(measured)
+                if name in self._following:
+                    self._following[name].after_step(self._steps, measured)
         return betas
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {
+            f"{anchor}/{name}": tensor
+            for anchor, following in self._following.items()
+            for name, tensor in following.tensors().items()
+        }
 
     def counters(self) -> Mapping[str, Any]:
         betas = {
             source: [controller.beta for _, controller in terms]
             for source, terms in self.terms.items()
         }
-        return {"betas": betas}
+        return {"betas": betas, "anchor_steps": self._steps}
 
     def resume(self, counters: Mapping[str, Any]) -> None:
+        self._steps = counters.get("anchor_steps", 0)
         for source, betas in counters["betas"].items():
             for (_, controller), beta in zip(self.terms[source], betas, strict=True):
                 controller.beta = beta
@@ -106,7 +132,9 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
         holders: dict[SnapshotId, list[int]] = {}
         for index, row in enumerate(micro.rows):
             if row.source == source:
-                snapshot = self.view.references.resolve(term.to, row)
+                snapshot = term.label
+                if term.follow is None:
+                    snapshot = self.view.references.resolve(term.to, row)
                 holders.setdefault(snapshot, []).append(index)
         if not holders:
             return None
@@ -120,7 +148,11 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
                 part = to_tensors(rows).to(self.view.policy.device)
                 policy = outputs.at(tokens_M)
                 weights_N = None if weights_N is None else weights_N[tokens_M]
-            anchor = self.view.models.outputs(snapshot, part, outputs.temperature)
+            following = self._following.get(f"{source}/{snapshot}")
+            if following is not None:
+                anchor = following.outputs(part, outputs.temperature)
+            else:
+                anchor = self.view.models.outputs(snapshot, part, outputs.temperature)
             pairs.append(penalty_of(term.estimator, policy, anchor, part, weights_N))
         penalty, meter = (torch.stack(side).sum() for side in zip(*pairs, strict=True))
         return penalty, meter

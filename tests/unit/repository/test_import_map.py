@@ -54,6 +54,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/reward_model.py",
     "align/learner/teachers/slow_teacher.py",
     "align/learner/training.py",
+    "align/retention/anchors/following.py",
     "align/retention/anchors/kl_anchors.py",
     "align/retention/activations.py",
     "align/retention/artifact.py",

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 CHANGING = sorted(name for name, config in RETENTION.items() if config.changes_step)
 
 
-@pytest.mark.parametrize("pair", combinations(CHANGING, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(combinations(CHANGING, 2)), ids="+".join)
 def test_two_methods_that_change_the_step_are_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(ValidationError, match="each change the optimizer's step") as error:
         made({"retention": ["kl_anchors", *pair]})

@@ -24,6 +24,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hft": ({"name": "hft"}, FULL),
     "mofo": ({"name": "mofo"}, FULL),
     "migu, lora": ({"name": "migu"}, LORA),
+    "anchors that follow": (
+        {
+            "name": "kl_anchors",
+            "new": {"to": "parent", "beta": 0.05, "follow": {"every": 1, "share": 0.5}},
+        },
+        FULL,
+    ),
 }
 """Method and policy."""
 
@@ -34,8 +41,9 @@ def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
 ) -> None:
     """The second round is stopped between its two steps, after a checkpoint."""
     method, policy = CASES[case]
-    straight = run(campaign_under(tmp_path / "straight", ["kl_anchors", method], policy=policy))
-    config = campaign_under(tmp_path / "stopped", ["kl_anchors", method], policy=policy)
+    methods = [method] if method["name"] == "kl_anchors" else ["kl_anchors", method]
+    straight = run(campaign_under(tmp_path / "straight", methods, policy=policy))
+    config = campaign_under(tmp_path / "stopped", methods, policy=policy)
     with pytest.raises(RuntimeError, match="stopped by the test"):
         run(config, Watcher(("second", 0)))
     ran = run(config)
