@@ -12,7 +12,8 @@ a share `energy` of |R|^2; they are eigenvectors of the uncentred covariance of 
 Adam scales each weight by itself, which turns a step out of the subspace, so that the step is projected
 once more; with the gradient alone the outputs would drift. The moments hold projected gradients only.
 Weights that are no linear layer's alone (embeddings, norms, biases) have no such basis, and rest from the
-second round on unless ``others`` says otherwise. Of an adapter A has the layer's input and B what A gives.
+second round on unless ``others`` says otherwise. Of an adapter A has the layer's input and B what A gives:
+at a small rank the basis of B soon spans all that A gives, and B rests while A goes on learning.
 """
 
 from __future__ import annotations

@@ -35,6 +35,9 @@ class MIGU(RetentionMethod[MIGUConfig]):
     _sums: defaultdict[str, dict[int, Tensor]]
     """Sums over this step's tokens of each output's share, by parameter name and thread."""
 
+    _removed: float = 0.0
+    """Share of the last gradient's length that was taken out."""
+
     def before_round(self) -> None:
         self._layers = linear_weights(self.view.policy.model)
         self._sums = defaultdict(dict)
@@ -45,6 +48,17 @@ class MIGU(RetentionMethod[MIGUConfig]):
 
     @torch.no_grad()
     def project(self, gradients: Mapping[str, Tensor]) -> None:
+        before = sum(float(gradient.square().sum()) for gradient in gradients.values())
+        self._gate(gradients)
+        after = sum(float(gradient.square().sum()) for gradient in gradients.values())
+        sums = self.summed(before=before, after=after)
+        left = sums["after"] / sums["before"] if sums["before"] > 0 else 1.0
+        self._removed = max(0.0, 1.0 - left) ** 0.5
+
+    def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        return {f"retention/{self.name}": self._removed}
+
+    def _gate(self, gradients: Mapping[str, Tensor]) -> None:
         parameters = self.view.policy.named_parameters()
         for name, shares in self._shares().items():
             layer, parameter = self._layers[name], parameters[name]

@@ -119,7 +119,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [{"name": "ogd", "samples": 9, "most": 4}],
         "samples is 9 and most is 4",
     ),
-    "a share of everything": ([{"name": "hft", "share": 1.0}], "a number above 0 and below 1, got 1.0"),
+    "a share of everything": (
+        [{"name": "hft", "share": 1.0}],
+        "a number above 0 and below 1, got 1.0",
+    ),
     "an entry twice": (["l2_sp", "l2_sp"], "lists 'l2_sp' twice"),
 }
 
