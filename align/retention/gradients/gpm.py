@@ -31,6 +31,7 @@ from align.learner.penalty import WeightStep
 from align.retention.activations import LinearWeight, linear_weights, watching
 from align.retention.artifact import misfit
 from align.retention.base import RetentionMethod
+from rollouts.errors import UserError
 
 
 class GPM(RetentionMethod[GPMConfig]):
@@ -50,9 +51,17 @@ class GPM(RetentionMethod[GPMConfig]):
 
         Raises:
             SnapshotError: they were made for other layers.
+            UserError: a rank has a part of the inputs only.
         """
         policy = self.view.policy
         self._layers, self._bases = linear_weights(policy.model), {}
+        if policy.sharded and any(layer.transposed for layer in self._layers.values()):
+            raise UserError(
+                "gpm projects whole inputs of layers, and each rank has a part of them",
+                where="retention",
+                cause="this model stores its matrices transposed, and ranks share them by their first axis",
+                remedy="set policy.ranks to 1, train an adapter, or use ogd",
+            )
         if self.artifact is None:
             return
         from safetensors.torch import load_file

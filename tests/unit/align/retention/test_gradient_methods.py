@@ -19,7 +19,7 @@ from align.learner.training import Training
 from align.retention.activations import linear_weights
 from align.retention.gradients.agem import AGEM
 from align.retention.gradients.directions import Directions
-from align.retention.gradients.gpm import grown
+from align.retention.gradients.gpm import GPM, grown
 from tests.unit.align.retention.trainings import (
     NEW,
     PAST,
@@ -236,3 +236,24 @@ def test_artifacts_of_another_adapter_are_refused(models: dict[str, Path], tmp_p
         with pytest.raises(SnapshotError, match=r"does not fit the policy") as error:
             begin(learner_of(models, tmp_path, "lora"), config, artifacts=artifacts)
         assert f"take {config.name} out" in str(error.value)
+
+
+def test_transposed_layers_are_projected_from_the_other_side_and_not_over_ranks() -> None:
+    """A matrix stored (in, out): directions of its rows go, and ranks would have a part of the rows."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from rollouts.errors import UserError
+
+    model = nn.Sequential(Conv1D(2, 3))
+    view: Any = SimpleNamespace(policy=SimpleNamespace(sharded=False, model=model))
+    method: Any = GPM(GPMConfig(), view)
+    method.before_round()
+    method._bases = {"0.weight": torch.tensor([[0.0], [1.0], [0.0]])}
+    gradients = {"0.weight": torch.arange(6.0).view(3, 2), "0.bias": torch.ones(2)}
+    method.project(gradients)
+    assert gradients["0.weight"].tolist() == [[0.0, 1.0], [0.0, 0.0], [4.0, 5.0]]
+    assert gradients["0.bias"].tolist() == [0.0, 0.0]
+    view.policy.sharded = True
+    with pytest.raises(UserError, match=r"gpm projects whole inputs"):
+        method.before_round()
