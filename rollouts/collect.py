@@ -21,7 +21,7 @@ from rollouts.engines.protocol import (
 )
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder, listed
-from rollouts.types import Prompt, RolloutGroup, Sampling, SnapshotId, WeightVersion
+from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, SnapshotId, WeightVersion
 
 BATCHES = 8
 """Batches in which the groups of a step are handed over, at most: rewards that work in batches should
@@ -85,19 +85,13 @@ class PendingRollouts:
         expected, answered = (request.id, request.n), (result.id, len(result.completions))
         if expected != answered:
             raise _wrong(expected, answered)
-        completions = []
-        for completion in result.completions:
-            if completion.finish_reason != "failed":
-                whole = self.encoder.decode(completion.token_ids)
-                text = cut(whole, self.sampling.stop_texts)
-                # An engine that knows no texts went on behind the end.
-                finish = completion.finish_reason if text == whole else "stop"
-                completion = replace(completion, text=text, finish_reason=finish)
-            completions.append(completion)
         return RolloutGroup(
             prompt=self.prompts[index],
             prompt_ids=request.prompt_ids,
-            completions_G=tuple(completions),
+            completions_G=tuple(
+                _decoded(completion, self.encoder, self.sampling.stop_texts)
+                for completion in result.completions
+            ),
             policy=self.policy,
             seed=request.seed,
         )
@@ -120,22 +114,10 @@ def begin(
     """
     complete = encoder.ended(sampling)
     indices = range(len(prompts)) if positions is None else positions
-    requests = []
-    for position, prompt, size in zip(indices, prompts, group_sizes, strict=True):
-        if size < 1:
-            raise ValueError(f"prompt {prompt.id!r}: group size {size} is not positive")
-        request_id = f"{seed}/{position}/{prompt.id}"
-        digest = hashlib.sha256(request_id.encode()).digest()
-        requests.append(
-            SampleRequest(
-                id=request_id,
-                prompt_ids=encoder.encode(prompt),
-                n=size,
-                sampling=complete,
-                # 31 bits: every sampler's generator takes a non-negative int32.
-                seed=int.from_bytes(digest[:4], "big") >> 1,
-            )
-        )
+    requests = [
+        _request(prompt, size, position, encoder, complete, seed)
+        for position, prompt, size in zip(indices, prompts, group_sizes, strict=True)
+    ]
     ticket = engine.submit(requests) if requests else list
     return PendingRollouts(
         prompts=prompts,
@@ -186,6 +168,34 @@ def check_lengths(
             remedy="shorten or drop these prompts, lower sampling.max_tokens, "
             "or raise rollouts.max_model_len",
         )
+
+
+def _request(
+    prompt: Prompt, n: int, position: int, encoder: PromptEncoder, sampling: Sampling, seed: int
+) -> SampleRequest:
+    if n < 1:
+        raise ValueError(f"prompt {prompt.id!r}: group size {n} is not positive")
+    request_id = f"{seed}/{position}/{prompt.id}"
+    digest = hashlib.sha256(request_id.encode()).digest()
+    return SampleRequest(
+        id=request_id,
+        prompt_ids=encoder.encode(prompt),
+        n=n,
+        sampling=sampling,
+        # 31 bits: every sampler's generator takes a non-negative int32.
+        seed=int.from_bytes(digest[:4], "big") >> 1,
+    )
+
+
+def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str]) -> Completion:
+    """Return the completion with its text, cut before the first stop text."""
+    if completion.finish_reason == "failed":
+        return completion
+    whole = encoder.decode(completion.token_ids)
+    text = cut(whole, stops)
+    # An engine that knows no texts went on behind the end.
+    finish = completion.finish_reason if text == whole else "stop"
+    return replace(completion, text=text, finish_reason=finish)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -190,15 +190,7 @@ def _prompt(row: FileRow, column: str) -> Prompt:
     value = row.values[column]
     columns = {name: other for name, other in row.values.items() if name != column}
     try:
-        if not isinstance(value, str | list | tuple):
-            kind = type(value).__name__
-            raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
-        if not (value.strip() if isinstance(value, str) else value):
-            raise BadMessages(f"the prompt in column {column!r} is empty")
-        content = value if isinstance(value, str) else turns_of(value, column)
-        if not isinstance(content, str):
-            check_turns(content)
-            check_asks(content, column)
+        content = _content(value, column)
         name = content_id(content)
     except BadMessages as error:
         raise UserError(str(error), where=row.place, remedy=error.remedy) from error
@@ -207,6 +199,21 @@ def _prompt(row: FileRow, column: str) -> Prompt:
     if isinstance(content, str):
         return Prompt(id=name, text=content, columns=columns, place=row.place)
     return Prompt(id=name, messages=content, columns=columns, place=row.place)
+
+
+def _content(value: Any, column: str) -> str | tuple[Message, ...]:
+    """Return a prompt's text, or its chat turns."""
+    if not isinstance(value, str | list | tuple):
+        kind = type(value).__name__
+        raise BadMessages(f"column {column!r} holds a {kind}, expected text or messages")
+    if not (value.strip() if isinstance(value, str) else value):
+        raise BadMessages(f"the prompt in column {column!r} is empty")
+    if isinstance(value, str):
+        return value
+    turns = turns_of(value, column)
+    check_turns(turns)
+    check_asks(turns, column)
+    return turns
 
 
 class PromptEncoder:
@@ -239,15 +246,7 @@ class PromptEncoder:
 
     @cached_property
     def digest(self) -> str:
-        files = self._files_digest
-        if not files:  # A tokenizer without files: its serialization, or if slow its vocabulary.
-            backend = getattr(self.tokenizer, "backend_tokenizer", None)
-            if backend is not None:
-                state = str(backend.to_str())
-            else:
-                vocabulary = [self.tokenizer.get_vocab(), str(self.tokenizer)]
-                state = json.dumps(vocabulary, sort_keys=True)
-            files = hashlib.sha256(state.encode()).hexdigest()
+        files = self._files_digest or hashlib.sha256(_content_of(self.tokenizer)).hexdigest()
         content = json.dumps([files, self.tokenizer.chat_template, self.eos_ids], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -256,26 +255,11 @@ class PromptEncoder:
 
         Raises a `UserError` for messages that the model's chat template cannot render.
         """
-        if prompt.messages is None:
+        if prompt.messages is not None:
+            ids = self._render(prompt, prompt.messages)
+        else:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
-            if not ids:
-                raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
-            return ids
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                f"{prompt.label} is a list of messages, but the model has no chat template",
-                remedy="use a text column, or a model whose tokenizer has a chat template",
-            )
-        try:
-            ids = self.render(prompt.messages, opened=True, tools=tools_of(prompt.columns))
-        except TemplateRefusal as error:
-            roles = ", ".join(turn["role"] for turn in prompt.messages)
-            raise UserError(
-                f"the chat template refuses {prompt.label} (roles: {roles})",
-                cause=str(error),
-                remedy="mend the row or take it out, or use a template that writes what it holds",
-            ) from error
         if not ids:
             raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
         return ids
@@ -361,6 +345,30 @@ class PromptEncoder:
                 begun = start > 0 and full[start - 1] == bos == bare[0]
                 return tuple(bare if begun else full[: start + len(bare)])
         return tuple(full)
+
+    def _render(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[int, ...]:
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"{prompt.label} is a list of messages, but the model has no chat template",
+                remedy="use a text column, or a model whose tokenizer has a chat template",
+            )
+        try:
+            return self.render(turns, opened=True, tools=tools_of(prompt.columns))
+        except TemplateRefusal as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(
+                f"the chat template refuses {prompt.label} (roles: {roles})",
+                cause=str(error),
+                remedy="mend the row or take it out, or use a template that writes what it holds",
+            ) from error
+
+
+def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """Return the content of a tokenizer without files: its serialization, or if slow its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return str(backend.to_str()).encode()
+    return json.dumps([tokenizer.get_vocab(), str(tokenizer)], sort_keys=True).encode()
 
 
 class PromptStream:

@@ -27,6 +27,7 @@ WAITING = ("assistant", "system", "developer")
 Rendered = Callable[[Sequence[Message], Sequence[Any]], str]
 """Function from chat turns and the functions that may be called to their text."""
 PROBE = "Keel reads what a tool returned"
+"""Text that is put in the place of a result, to see if the template writes it."""
 
 
 class BadMessages(ValueError):
@@ -43,42 +44,7 @@ def turns_of(value: Sequence[Any], column: str) -> tuple[Message, ...]:
     Raises:
         BadMessages: a message without role or content, or with a value that no template takes.
     """
-    turns: list[Message] = []
-    for message in value:
-        if not isinstance(message, Mapping):
-            raise BadMessages(f"column {column!r} holds the message {message!r:.200}", SHAPE)
-        turn: dict[str, Any] = _without_none(message)
-        if {"from", "value"} <= turn.keys():
-            raise BadMessages(
-                f"column {column!r} holds a message with 'from' and 'value' in place of role and content",
-                f"{SHAPE}; human is user and gpt is assistant",
-            )
-        if turn.get(CALLS):
-            turn.setdefault("content", "")
-            if turn.get("role") != "assistant":
-                raise BadMessages(
-                    f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
-                )
-            if not _names_functions(turn[CALLS]):
-                raise BadMessages(
-                    f"column {column!r} holds {CALLS} that are no list of calls",
-                    'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
-                )
-            turn[CALLS] = [_with_arguments(call) for call in turn[CALLS]]
-        if not {"role", "content"} <= turn.keys():
-            raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
-        if isinstance(turn["content"], list):
-            raise BadMessages(
-                f"column {column!r} holds a message whose content is a list of parts", SHAPE
-            )
-        for name, part in turn.items():
-            if name != CALLS and not isinstance(part, str):
-                raise BadMessages(
-                    f"column {column!r} holds a message whose {name} is a {type(part).__name__}",
-                    SHAPE,
-                )
-        turns.append(turn)
-    return tuple(turns)
+    return tuple(_turn(message, column) for message in value)
 
 
 def check_turns(turns: Sequence[Message]) -> None:
@@ -158,6 +124,43 @@ def check_tools(content: str | Sequence[Message], columns: Mapping[str, Any]) ->
             "template",
             "write the prompt as messages, or give the column another name",
         )
+
+
+def _turn(message: Any, column: str) -> Message:
+    """Check a message and bring its calls into the one form that chat templates expect."""
+    if not isinstance(message, Mapping):
+        raise BadMessages(f"column {column!r} holds the message {message!r:.200}", SHAPE)
+    turn: dict[str, Any] = _without_none(message)
+    if {"from", "value"} <= turn.keys():
+        raise BadMessages(
+            f"column {column!r} holds a message with 'from' and 'value' in place of role and content",
+            f"{SHAPE}; human is user and gpt is assistant",
+        )
+    if turn.get(CALLS):
+        turn.setdefault("content", "")
+        if turn.get("role") != "assistant":
+            raise BadMessages(
+                f"column {column!r} holds {CALLS} in a turn that is not the assistant's"
+            )
+        if not _names_functions(turn[CALLS]):
+            raise BadMessages(
+                f"column {column!r} holds {CALLS} that are no list of calls",
+                'write [{"type": "function", "function": {"name": ..., "arguments": {...}}}]',
+            )
+        turn[CALLS] = [_with_arguments(call) for call in turn[CALLS]]
+    if not {"role", "content"} <= turn.keys():
+        raise BadMessages(f"column {column!r} holds a message without role or content", SHAPE)
+    if isinstance(turn["content"], list):
+        raise BadMessages(
+            f"column {column!r} holds a message whose content is a list of parts", SHAPE
+        )
+    for name, part in turn.items():
+        if name != CALLS and not isinstance(part, str):
+            raise BadMessages(
+                f"column {column!r} holds a message whose {name} is a {type(part).__name__}",
+                SHAPE,
+            )
+    return turn
 
 
 def left_out(turns: Sequence[Message], tools: Sequence[Any], rendered: Rendered) -> str | None:

@@ -54,21 +54,7 @@ def pin(
             where=f"{where}.{names[-1]}",
             remedy="remove it, or use a model whose tokenizer has a chat template",
         )
-    templates = list(template.values()) if isinstance(template, dict) else [template]
-    readable = {name for each in templates for name in variables(each)} - RESERVED
-    for name in kwargs:
-        if name in RESERVED:
-            raise UserError(
-                f"{name!r} is set by the caller of a template, not by a campaign",
-                where=f"{where}.chat_template_kwargs",
-                remedy=f"remove it; this template reads {', '.join(sorted(readable)) or 'nothing else'}",
-            )
-        if name not in readable:
-            raise UserError(
-                f"the chat template reads no variable {name!r}, so it would change nothing",
-                where=f"{where}.chat_template_kwargs",
-                remedy=nearest(name, sorted(readable)) if readable else "remove it",
-            )
+    _check_names(template, kwargs, f"{where}.chat_template_kwargs")
     if isinstance(template, dict):
         tokenizer.chat_template = {n: pinned(t, system, kwargs, today) for n, t in template.items()}
     else:
@@ -149,3 +135,22 @@ def _literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def _check_names(template: Any, kwargs: Mapping[str, Any], where: str) -> None:
+    """Refuse variables that the template does not read, or that its caller sets."""
+    templates = list(template.values()) if isinstance(template, dict) else [template]
+    readable = {name for each in templates for name in variables(each)} - RESERVED
+    for name in kwargs:
+        if name in RESERVED:
+            raise UserError(
+                f"{name!r} is set by the caller of a template, not by a campaign",
+                where=where,
+                remedy=f"remove it; this template reads {', '.join(sorted(readable)) or 'nothing else'}",
+            )
+        if name not in readable:
+            raise UserError(
+                f"the chat template reads no variable {name!r}, so it would change nothing",
+                where=where,
+                remedy=nearest(name, sorted(readable)) if readable else "remove it",
+            )

@@ -32,18 +32,15 @@ def to_json(results: Sequence[SampleResult]) -> list[dict[str, Any]]:
 
 def from_json(records: Sequence[Mapping[str, Any]]) -> list[SampleResult]:
     """Restore the results that `to_json` was given."""
-    results = []
-    for record in records:
-        completions = [
-            Completion(
-                **{
-                    **fields,
-                    "token_ids": tuple(fields["token_ids"]),
-                    "logprobs_T": tuple(fields["logprobs_T"]),
-                    "weight_versions": tuple(WeightSpan(*s) for s in fields["weight_versions"]),
-                }
-            )
-            for fields in record["completions"]
-        ]
-        results.append(SampleResult(id=record["id"], completions=tuple(completions)))
-    return results
+    return [
+        SampleResult(id=record["id"], completions=tuple(map(_completion, record["completions"])))
+        for record in records
+    ]
+
+
+def _completion(fields: Mapping[str, Any]) -> Completion:
+    spans = tuple(WeightSpan(*span) for span in fields["weight_versions"])
+    tokens, logprobs = tuple(fields["token_ids"]), tuple(fields["logprobs_T"])
+    return Completion(
+        **{**fields, "token_ids": tokens, "logprobs_T": logprobs, "weight_versions": spans}
+    )

@@ -144,20 +144,21 @@ class TransformersEngine:
         from rollouts.engines.decoding.queue import DecodingQueue
 
         self._open_mail()
+        refusals = [self._refusal(request.prompt_ids, request.prompt_ids) for request in requests]
         refused, open_by_request = [], {}
-        for index, request in enumerate(requests):
-            if reason := self._refusal(request.prompt_ids, request.prompt_ids):
+        for index, (request, reason) in enumerate(zip(requests, refusals, strict=True)):
+            if reason is not None:
                 failed = (Completion.failed(f"refused: {reason}"),) * request.n
                 refused.append((index, SampleResult(id=request.id, completions=failed)))
-                continue
-            room = self.max_model_len - len(request.prompt_ids)
-            open_by_request[index] = open_completions(
-                index,
-                request,
-                limit=min(request.sampling.max_tokens, room),
-                ends=self._stops.ends,
-                decode=self._stops.decode,
-            )
+            else:
+                room = self.max_model_len - len(request.prompt_ids)
+                open_by_request[index] = open_completions(
+                    index,
+                    request,
+                    limit=min(request.sampling.max_tokens, room),
+                    ends=self._stops.ends,
+                    decode=self._stops.decode,
+                )
         if refused:
             yield refused
         queue = DecodingQueue(
@@ -170,10 +171,12 @@ class TransformersEngine:
             has_new_weights = self._open_mail()
             take_next(queue.next_logits(reread=has_new_weights), queue.running, self._version)
             touched = {each.request for each in queue.pop_finished()}
-            ended = [i for i in sorted(touched) if all(each.finish for each in open_by_request[i])]
-            done = {i: tuple(each.completion() for each in open_by_request[i]) for i in ended}
-            if done:
-                yield [(i, SampleResult(id=requests[i].id, completions=done[i])) for i in done]
+            if ended := [
+                (index, _result(requests[index], open_by_request[index]))
+                for index in sorted(touched)
+                if all(each.finish for each in open_by_request[index])
+            ]:
+                yield ended
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions at temperature 1.
@@ -232,14 +235,7 @@ class TransformersEngine:
         if update.tensors is not None and takes_adapters:
             raise ValueError("this engine was started for adapters and takes no full weights")
         if takes_adapters:
-            from peft import PeftModel
-
-            self._whole = False
-            if self._adapted is not None:
-                self._adapted.unload()
-                self._adapted = None
-            if update.adapter is not None:
-                self._adapted = PeftModel.from_pretrained(self._model, update.adapter).eval()
+            self._use_adapter(update.adapter)
         elif update.tensors is not None or not self._holds_base:
             self._holds_base = self._whole = False
             self._weights.load(update.tensors)
@@ -249,6 +245,17 @@ class TransformersEngine:
         self._version = update.version
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=1, load_s=seconds)
+
+    def _use_adapter(self, folder: str | None) -> None:
+        """Put an adapter over the base in place of the one before; None takes it off."""
+        from peft import PeftModel
+
+        self._whole = False
+        if self._adapted is not None:
+            self._adapted.unload()
+            self._adapted = None
+        if folder is not None:
+            self._adapted = PeftModel.from_pretrained(self._model, folder).eval()
 
     def _refusal(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str | None:
         """Return why tokens cannot be read and gone on with; None if they can."""
@@ -275,6 +282,10 @@ class TransformersEngine:
         room -= sum(tensor.nbytes for tensor in self._model.state_dict().values())
         tokens: int = max(0, room) // (2 * int(self._token_bytes))
         return tokens
+
+
+def _result(request: SampleRequest, completions: Sequence[Any]) -> SampleResult:
+    return SampleResult(id=request.id, completions=tuple(each.completion() for each in completions))
 
 
 class _Stops:

@@ -243,18 +243,7 @@ class VLLMEngine:
         if update.tensors is not None and update.adapter is not None:
             raise ValueError("a weight update holds tensors or an adapter, not both")
         if update.adapter is not None:
-            from vllm.lora.request import LoRARequest
-
-            if self._config.lora_rank is None:
-                raise ValueError("this engine was started for full weights and takes no adapters")
-            # A fresh id and name per version: vLLM serves what it cached under a known one.
-            self._adapters_seen += 1
-            number = self._adapters_seen
-            folder = str(Path(update.adapter).resolve())
-            adapter = LoRARequest(f"adapter-{number}", number, folder)
-            if not self._engine.add_lora(adapter):
-                raise ValueError(f"vLLM did not load the adapter in {update.adapter}")
-            self._use_adapter(adapter)
+            self._load_adapter(update.adapter)
         elif self._config.lora_rank is not None:
             if update.tensors is not None:
                 raise ValueError("this engine was started for adapters and takes no full weights")
@@ -279,6 +268,19 @@ class VLLMEngine:
         llm, self._llm, self._engine = self._llm, None, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
+
+    def _load_adapter(self, folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if self._config.lora_rank is None:
+            raise ValueError("this engine was started for full weights and takes no adapters")
+        # A fresh id and name per version: vLLM serves what it cached under a known one.
+        self._adapters_seen += 1
+        number = self._adapters_seen
+        adapter = LoRARequest(f"adapter-{number}", number, str(Path(folder).resolve()))
+        if not self._engine.add_lora(adapter):
+            raise ValueError(f"vLLM did not load the adapter in {folder}")
+        self._use_adapter(adapter)
 
     def _use_adapter(self, adapter: LoRARequest | None) -> None:
         """Serve ``adapter`` from now on; the one before stays loaded for one more sync."""

@@ -54,22 +54,20 @@ def sampling_params(request: SampleRequest) -> SamplingParams:
 def completions(output: Any, n: int) -> tuple[Completion, ...]:
     if output is None or isinstance(output, str):
         return (Completion.failed(output or "vLLM returned nothing"),) * n
-    samples = []
-    for sample in output.outputs:
-        if sample.finish_reason in ("stop", "length"):
-            spans = sample.weight_versions or ()
-            completion = Completion(
-                token_ids=tuple(sample.token_ids),
-                logprobs_T=tuple(sample.logprobs.logprobs),
-                text="",
-                finish_reason=sample.finish_reason,
-                weight_versions=tuple(WeightSpan(s.version, s.start, s.end) for s in spans),
-            )
-        else:
-            reason = f"vLLM ended the request with {sample.finish_reason!r}"
-            completion = Completion.failed(reason)
-        samples.append(completion)
-    return tuple(samples)
+    return tuple(map(_completion, output.outputs))
+
+
+def _completion(sample: Any) -> Completion:
+    if sample.finish_reason not in ("stop", "length"):
+        return Completion.failed(f"vLLM ended the request with {sample.finish_reason!r}")
+    spans = sample.weight_versions or ()
+    return Completion(
+        token_ids=tuple(sample.token_ids),
+        logprobs_T=tuple(sample.logprobs.logprobs),
+        text="",
+        finish_reason=sample.finish_reason,
+        weight_versions=tuple(WeightSpan(s.version, s.start, s.end) for s in spans),
+    )
 
 
 def scores(request: ScoreRequest, output: Any) -> tuple[float, ...]:

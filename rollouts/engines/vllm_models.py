@@ -29,24 +29,32 @@ def check_served(model: ServedModel) -> None:
     """Refuse an architecture that vLLM neither has nor can take from transformers, or not on a CPU."""
     known = served_architectures()
     class_name = model.kind.__name__  # What a base's config names, whatever the folder's says.
-    where = str(model.folder / "config.json")
-    is_listed = any(name in known for name in (class_name, *model.own_architectures))
-    if known and not (
-        is_listed or model.kind.is_backend_compatible() or model.kind._can_set_attn_implementation()
-    ):
-        raise UserError(
-            f"vLLM cannot serve {class_name}",
-            where=where,
-            cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let "
-            "its attention be replaced, or has none",
-            remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX, or "
-            + OTHER_BACKEND,
-        )
-    if model.device != "cpu":
+    if known and not any(name in known for name in (class_name, *model.own_architectures)):
+        _check_takes_attention(model)
+    if model.device == "cpu":
+        _check_cpu_kernels(model)
+
+
+def _check_takes_attention(model: ServedModel) -> None:
+    """Refuse a model of transformers that cannot run inside vLLM."""
+    if model.kind.is_backend_compatible() or model.kind._can_set_attn_implementation():
         return
+    raise UserError(
+        f"vLLM cannot serve {model.kind.__name__}",
+        where=str(model.folder / "config.json"),
+        cause="vLLM has no such model, and transformers' own cannot run inside vLLM: it does not let its "
+        "attention be replaced, or has none",
+        remedy="choose an architecture that vLLM lists, such as Llama, Qwen, Mistral or GPT-NeoX, or "
+        + OTHER_BACKEND,
+    )
+
+
+def _check_cpu_kernels(model: ServedModel) -> None:
+    """Refuse shapes and layers that vLLM supports on GPUs only."""
+    where = str(model.folder / "config.json")
     if getattr(model.kind, "_is_stateful", False):
         raise UserError(
-            f"{class_name} cannot be sampled on a CPU",
+            f"{model.kind.__name__} cannot be sampled on a CPU",
             where=where,
             cause="its layers carry a state along the text, and vLLM has kernels for them on GPUs only",
             remedy=f"use a model of attention layers alone, run on a GPU, or {OTHER_BACKEND}",

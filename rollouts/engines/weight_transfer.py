@@ -45,21 +45,7 @@ def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor | StoredTensor]:
     CPU tensors that are contiguous are not copied, so the result must be used up (put into the
     object store) before the next optimizer step writes to them.
     """
-    host: dict[str, HostTensor | StoredTensor] = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, HostTensor | StoredTensor):
-            host[name] = tensor
-        elif isinstance(tensor, np.ndarray):
-            host[name] = HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
-        else:
-            import torch
-
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            data = tensor.detach().to("cpu").contiguous()
-            if dtype in _BITS:
-                data = data.view(getattr(torch, _BITS[dtype]))
-            host[name] = HostTensor(data.numpy(), dtype)
-    return host
+    return {name: _to_host(tensor) for name, tensor in tensors.items()}
 
 
 def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -67,23 +53,37 @@ def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
     Arrays from Ray are read-only, and so must the tensors be treated.
     """
-    import torch
-
     with warnings.catch_warnings():
         # torch warns that writing to a read-only array is undefined; nobody here writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        pairs = []
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, torch.Tensor | StoredTensor):
-                is_host = isinstance(tensor, HostTensor)
-                array, dtype = tensor if is_host else (tensor, str(tensor.dtype))
-                tensor = torch.from_numpy(array)
-                if dtype in _BITS:
-                    tensor = tensor.view(getattr(torch, dtype))
-            pairs.append((name, tensor))
+        pairs = [(name, _from_host(tensor)) for name, tensor in tensors.items()]
     reader = StoredTensorReader()
     for name, tensor in pairs:
         yield name, reader.read(tensor) if isinstance(tensor, StoredTensor) else tensor
+
+
+def _to_host(tensor: Any) -> HostTensor | StoredTensor:
+    if isinstance(tensor, HostTensor | StoredTensor):
+        return tensor
+    if isinstance(tensor, np.ndarray):
+        return HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    data = tensor.detach().to("cpu").contiguous()
+    if dtype in _BITS:
+        data = data.view(getattr(torch, _BITS[dtype]))
+    return HostTensor(data.numpy(), dtype)
+
+
+def _from_host(tensor: Any) -> torch.Tensor | StoredTensor:
+    import torch
+
+    if isinstance(tensor, torch.Tensor | StoredTensor):
+        return tensor
+    array, dtype = tensor if isinstance(tensor, HostTensor) else (tensor, str(tensor.dtype))
+    plain = torch.from_numpy(array)
+    return plain.view(getattr(torch, dtype)) if dtype in _BITS else plain
 
 
 def repack_tied_head(model: torch.nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,8 +123,11 @@ class Dispatch:
                 self._fleet.settle_start(starting[ref])
             else:
                 self._land(ref, self._flights[ref])
-        if done:
-            return
+        if not done:
+            self._enforce_deadlines(starting)
+
+    def _enforce_deadlines(self, starting: dict[Any, EngineSlot]) -> None:
+        """Replace the engines that started too slowly, or did not answer in time."""
         now = time.monotonic()
         for slot in starting.values():
             if slot.deadline <= now:
@@ -137,7 +140,7 @@ class Dispatch:
                 self._retry(flight, reason, blame_items=False)
 
     def _land(self, ref: Any, flight: _Flight) -> None:
-        """Keep the answers that have come to some items of a chunk; on failure queue the rest again."""
+        """Take what a call has brought: answers, or a failure, after which the rest is queued again."""
         import ray
 
         try:
@@ -158,15 +161,19 @@ class Dispatch:
             self._fleet.replace(flight.slot, reason_of(error))
             self._retry(flight, reason_of(error), blame_items=False)
         else:
-            flight.slot.failures = 0
-            for position, result in results:
-                index = flight.chunk[position]
-                flight.left.discard(index)
-                self._answers[index] = result
-                if isinstance(result, SampleResult):
-                    flight.slot.tokens += sum(len(c.token_ids) for c in result.completions)
+            self._keep(results, flight)
             if not flight.left:
                 self._end(ref, flight)
+
+    def _keep(self, results: Iterable[tuple[int, Any]], flight: _Flight) -> None:
+        """Keep the answers that have come to some items of a chunk."""
+        flight.slot.failures = 0
+        for position, result in results:
+            index = flight.chunk[position]
+            flight.left.discard(index)
+            self._answers[index] = result
+            if isinstance(result, SampleResult):
+                flight.slot.tokens += sum(len(c.token_ids) for c in result.completions)
 
     def _end(self, ref: Any, flight: _Flight) -> None:
         """Forget the call, and mark its engine as free."""

@@ -249,15 +249,7 @@ class EnginePool:
                 call = slot.actor.deposit.options(concurrency_group=MAIL)
                 refs[call.remote(self._fleet.weights)] = slot
         on_time, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
-        num_engines = 0
-        for ref in on_time:
-            try:
-                ray.get(ref)
-                num_engines += 1
-            except ray.exceptions.RayTaskError as error:
-                raise refusal(error, "an engine could not take the weights") from error
-            except ray.exceptions.RayError:
-                pass  # It died, which its running call reports as well.
+        num_engines = sum(map(_has_taken, on_time))
         for ref in late:
             refs[ref].end_actor()
         self._unsynced = None
@@ -412,6 +404,20 @@ def _launch(
         start_deadline_s=start_deadline_s,
         in_flight=in_flight,
     )
+
+
+def _has_taken(ref: Any) -> bool:
+    """Return True if an engine took a deposit, and False if it died: its running call reports that as
+    well."""
+    import ray
+
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise refusal(error, "an engine could not take the weights") from error
+    except ray.exceptions.RayError:
+        return False
+    return True
 
 
 def _result(request: SampleRequest, answer: Any) -> SampleResult:

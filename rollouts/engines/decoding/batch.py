@@ -123,16 +123,9 @@ def batch_kind(reader: ModelReader) -> tuple[type[CachedBatch] | type[RereadBatc
         The kind, and the bytes that it keeps for every token of a row.
     """
     probe = CachedBatch(reader)
-    batches: tuple[DecodingBatch, ...] = (probe, RereadBatch(reader))
-    vocabulary = reader.vocabulary
-    logprobs = []
     try:
-        for batch in batches:
-            batch.read([[t % vocabulary for t in row] for row in ([1, 2, 3, 4, 5], [6, 7])])
-            batch.step([1 % vocabulary, 2 % vocabulary])
-            logprobs.append(batch.step([3 % vocabulary, 4 % vocabulary]).float().log_softmax(-1))
-        largest_gap = float((logprobs[0] - logprobs[1]).abs().max())
-        agree = largest_gap <= AGREEMENT.get(reader.model.dtype, ROUGH_AGREEMENT)
+        gap = _largest_gap(probe, RereadBatch(reader), reader.vocabulary)
+        agree = gap <= AGREEMENT.get(reader.model.dtype, ROUGH_AGREEMENT)
         cached_bytes = cache_bytes(probe.cache)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
         agree = False  # The architecture has no cache that rows can be taken from.
@@ -141,6 +134,18 @@ def batch_kind(reader: ModelReader) -> tuple[type[CachedBatch] | type[RereadBatc
     text = reader.model.config.get_text_config(decoder=True)
     # Activations of a layer or two are all that a pass without a cache holds.
     return RereadBatch, 16 * int(text.hidden_size) * reader.model.dtype.itemsize
+
+
+def _largest_gap(cached: CachedBatch, reread: RereadBatch, vocabulary: int) -> float:
+    """Decode a long and a short row in both; return the largest difference of a last logprob."""
+    rows = [[t % vocabulary for t in row] for row in ([1, 2, 3, 4, 5], [6, 7])]
+    logprobs = []
+    batches: tuple[DecodingBatch, ...] = (cached, reread)
+    for batch in batches:
+        batch.read(rows)
+        batch.step([1 % vocabulary, 2 % vocabulary])
+        logprobs.append(batch.step([3 % vocabulary, 4 % vocabulary]).float().log_softmax(-1))
+    return float((logprobs[0] - logprobs[1]).abs().max())
 
 
 def cache_bytes(cache: Any) -> int:
