@@ -33,19 +33,7 @@ def check_round_models(spec: RoundConfig, policy_folder: Path, config: CampaignC
         folder = Path(critic.model).expanduser()
         check_companion(policy_folder, folder, what="critic", where=f"{where}.critic.model")
     memory = learner_memory(policy_folder, config.policy, spec)
-    # Bytes of the engines that lie where the learner does, and the bytes that there are.
-    if resolve_device("auto") == "cuda":
-        import torch
-
-        free: int = torch.cuda.get_device_properties(0).total_memory
-        share = config.rollouts.gpu_memory_utilization if torch.cuda.device_count() == 1 else 0.0
-        engines = int(free * share)
-    else:
-        import psutil
-
-        free = psutil.virtual_memory().available
-        engines = config.rollouts.engines * engine_bytes(policy_folder, config)
-    check_memory(memory, engines, free, where=f"{where}.critic")
+    check_memory(memory, *_shared_device(policy_folder, config), where=f"{where}.critic")
 
 
 def check_memory(memory: LearnerMemory, engines: int, available: int, *, where: str) -> None:
@@ -62,3 +50,17 @@ def check_memory(memory: LearnerMemory, engines: int, available: int, *, where: 
         remedy="set critic.model to shared (a head on the policy's hidden states) or to the folder of "
         "a smaller model with the same tokenizer",
     )
+
+
+def _shared_device(model: Path, config: CampaignConfig) -> tuple[int, int]:
+    """Return the bytes of engines that lie where the learner does, and the bytes that there are."""
+    if resolve_device("auto") == "cuda":
+        import torch
+
+        total: int = torch.cuda.get_device_properties(0).total_memory
+        share = config.rollouts.gpu_memory_utilization if torch.cuda.device_count() == 1 else 0.0
+        return int(total * share), total
+    import psutil
+
+    engines = config.rollouts.engines * engine_bytes(model, config)
+    return engines, psutil.virtual_memory().available

@@ -46,14 +46,12 @@ def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch) -> dict[str, fl
     if not new:
         return metrics
     usable = [c for c in completions if c.token_ids]
-    values_of_groups = [[s.value for s in g.scores_G if s.value is not None] for g in new]
-    varying = [bool(vs) and has_signal([v - vs[0] for v in vs]) for vs in values_of_groups]
     if rewards := [s.value for s in scores if s.value is not None]:
         metrics["reward/mean"] = _mean(rewards)
     metrics |= {
         "reward/failed_share": _mean([s.status == "failed" for s in scores]),
         "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
-        "groups/zero_variance_share": _mean([not varies for varies in varying]),
+        "groups/zero_variance_share": _mean([not _varies(group) for group in new]),
         "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
         "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
         "completions/failed_share": _mean([not c.token_ids for c in completions]),
@@ -154,6 +152,11 @@ def probe(
             remedy="run again; if it stays, report the model and engine version",
         )
     return gap
+
+
+def _varies(group: ScoredGroup) -> bool:
+    values = [score.value for score in group.scores_G if score.value is not None]
+    return bool(values) and has_signal([value - values[0] for value in values])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ from rollouts.engines.protocol import (
     InFlightEngine,
     ReplacingEngine,
     RolloutEngine,
+    SyncReport,
     WeightUpdate,
 )
 from rollouts.engines.recorded import Recorded, from_json, to_json
@@ -142,15 +143,7 @@ class StepSampler:
         Returns:
             Seconds that it took, and engines that were replaced since the last time.
         """
-        sampling, report = self.plan.spec.sampling, None
-        if step - self._engine_step >= sampling.max_staleness or step >= self.plan.spec.steps:
-            self._engine_step = step
-            engine, weights = self.engine, self.weights(self.engine_version)
-            # An engine that samples within `submit` has nothing under way.
-            if self._pending and sampling.in_flight and isinstance(engine, InFlightEngine):
-                report = engine.deposit(weights)
-            else:
-                report = engine.sync(weights)
+        report = self._hand_over(step)
         reasons = self._replacements()
         num_new = len(reasons) - self._num_replaced
         for reason in reasons[self._num_replaced :]:
@@ -160,6 +153,18 @@ class StepSampler:
             "sync/seconds": report.seconds if report else 0.0,
             "engines/replaced": float(num_new),
         }
+
+    def _hand_over(self, step: int) -> SyncReport | None:
+        """Give the engines the newest weights; None if they may keep theirs."""
+        sampling = self.plan.spec.sampling
+        if step - self._engine_step < sampling.max_staleness and step < self.plan.spec.steps:
+            return None
+        self._engine_step = step
+        engine, weights = self.engine, self.weights(self.engine_version)
+        # An engine that samples within `submit` has nothing under way.
+        if self._pending and sampling.in_flight and isinstance(engine, InFlightEngine):
+            return engine.deposit(weights)
+        return engine.sync(weights)
 
     def _replacements(self) -> Sequence[str]:
         """Return why engines were replaced so far; empty for an engine that stands alone."""

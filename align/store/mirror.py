@@ -66,22 +66,20 @@ class Mirror:
 
         Args:
             checkpoints: those, too: only who goes on with a round needs them.
-            leave: tells which paths nobody needs any more.
+            leave: True for the path of a file that nobody needs any more.
         """
         if self.remote is None:
             return
         index, files = self._read_index(), self.versions()
-        there = {
-            path: version
-            for path, version in files.items()
-            if not leave(path)
-            and (
-                not is_of_checkpoint(path)
-                or (checkpoints and f"{path.rpartition('/')[0]}/{CHECKPOINT}" in files)
-            )
-        }
+
+        def is_needed(path: str) -> bool:
+            is_complete = f"{path.rpartition('/')[0]}/{CHECKPOINT}" in files
+            is_wanted = not is_of_checkpoint(path) or (checkpoints and is_complete)
+            return is_wanted and not leave(path)
+
         try:
-            for path, version in sorted(there.items()):
+            for path in sorted(filter(is_needed, files)):
+                version = files[path]
                 known, local = index.get(path), self._folder / path
                 if known is not None and known[0] == version and local.is_file():
                     continue

@@ -62,7 +62,7 @@ class Store:
         self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
 
     def withdraw(self, paths: Iterable[str]) -> None:
-        """Remove files here and behind the URL by their names in the ledger, which names them no longer."""
+        """Remove files that the ledger no longer names, here and behind the URL; paths are the store's."""
         names = list(paths)
         for name in names:
             path = self.folder / name

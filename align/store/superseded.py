@@ -1,7 +1,7 @@
 """Files of a store that the ledger no longer names: nobody fetches them, and the next run removes them.
 
-A file is removed after the ledger's newer entry is durable, so a crash leaves both. It is told by what the
-ledger names in its place; a file that no entry has replaced is never taken for superseded.
+A file is removed after the ledger's newer entry is durable, so a crash leaves both. A file counts as
+superseded only if the ledger names what has replaced it, or says that its round or attempt is over.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARTIFACTS = re.compile(r"rounds/(\d+)-[^/]+/attempt-(\d+)/artifacts/.+")
 
 
 def superseded_in(ledger: Ledger) -> Callable[[str], bool]:
-    """Return what tells, by a path relative to the store, if the ledger names something else in its place.
+    """Return a test of paths, relative to the store: True for a file that the ledger no longer names.
 
     Superseded are results that a record with more items has replaced, checkpoints of a round that is over
     or has left its place in the ledger, and what retention kept of an attempt that was not accepted.

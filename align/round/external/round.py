@@ -19,7 +19,7 @@ from align.round.round import commit, judge, prove
 from align.round.session import Session
 from align.round.times.clock import phase
 from align.store.run_folder import RunFolder
-from rollouts.types import SnapshotId
+from rollouts.types import Prompt, SnapshotId
 
 
 def run_external_round(plan: RoundPlan, session: Session) -> RoundOutcome:
@@ -44,13 +44,7 @@ def train(plan: RoundPlan, session: Session) -> Path:
     folder = RunFolder(session.run_folder(plan).path.absolute())
     output, prompts, log = folder.output, folder.prompts, folder.command_log
     output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for prompt in session.inputs.prompts[plan.spec.name]:
-        # A row as in the file that the prompt may have come from.
-        content = [dict(m) for m in prompt.messages or ()] if prompt.text is None else prompt.text
-        row = {**prompt.columns, "prompt": content}
-        rows.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    prompts.write_text("".join(rows), "utf-8")
+    prompts.write_text("".join(map(_line, session.inputs.prompts[plan.spec.name])), "utf-8")
     variables = {
         "parent": str(session.folder_of(plan.parent).absolute()),
         "base": str(session.folder_of(session.base).absolute()),
@@ -101,3 +95,10 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
     session.hold(snapshot.id, f"{plan.run}/external")
     prove(plan, session)
     return snapshot.id
+
+
+def _line(prompt: Prompt) -> str:
+    """Write a prompt as a row of the file that it may have come from."""
+    content = [dict(m) for m in prompt.messages or ()] if prompt.text is None else prompt.text
+    row = {**prompt.columns, "prompt": content}
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"

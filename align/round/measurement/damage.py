@@ -8,7 +8,6 @@ needed; prompts to replay follow from their round's data. Everything else is nam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,14 +131,23 @@ def adopt(evidence: Evidence) -> int:
         if record.sha256 is None and not _fault_unhashed(evidence.folder / record.path, record)
     ]
     hashes = evidence.files.hashes()
-    for pattern, load in LOADERS.items():
-        for path in sorted(evidence.folder.glob(pattern)):
-            if path.relative_to(evidence.folder).as_posix() not in hashes:
-                with suppress(KeelError):  # Whoever needs a damaged file says what is wrong.
-                    load(path)
-                    sound.append(path)
+    sound += [
+        path
+        for pattern, load in LOADERS.items()
+        for path in sorted(evidence.folder.glob(pattern))
+        if path.relative_to(evidence.folder).as_posix() not in hashes and _loads(load, path)
+    ]
     evidence.files.record(sound, FIRST_READ)
     return len(sound)
+
+
+def _loads(load: Callable[[Path], object], path: Path) -> bool:
+    """Tell if a file is what it should be; whoever needs it says what is wrong."""
+    try:
+        load(path)
+    except KeelError:
+        return False
+    return True
 
 
 def _fault_unhashed(path: Path, record: EvaluationRecord) -> str:

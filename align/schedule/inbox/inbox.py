@@ -119,24 +119,7 @@ class Inbox:
         """Count every stream that has received something, by name."""
         with self.database.read() as connection:
             streams = connection.execute(select(inbox_streams).order_by(inbox_streams.c.stream))
-            counts = []
-            for stream, newest, watermark in streams.all():
-                rows = select(inbox_rows.c.state, func.count()).where(inbox_rows.c.stream == stream)
-                counted = connection.execute(rows.group_by(inbox_rows.c.state))
-                states = {row[0]: row[1] for row in counted}
-                waiting, oldest = _new_rows(connection, stream, watermark)
-                counts.append(
-                    StreamCounts(
-                        stream=stream,
-                        ready=states.get("ready", 0),
-                        quarantined=states.get("quarantined", 0),
-                        waiting=waiting,
-                        newest=newest,
-                        watermark=watermark,
-                        oldest_waiting=oldest,
-                    )
-                )
-            return counts
+            return [_counts(connection, *row) for row in streams.all()]
 
     def reserve(
         self,
@@ -225,6 +208,23 @@ class Inbox:
 
     def _now(self) -> str:
         return _iso(datetime.fromtimestamp(self._clock(), UTC))
+
+
+def _counts(connection: Connection, stream: str, newest: int, watermark: int) -> StreamCounts:
+    """Count the rows of a stream by their state."""
+    by_state = select(inbox_rows.c.state, func.count()).where(inbox_rows.c.stream == stream)
+    counted = connection.execute(by_state.group_by(inbox_rows.c.state))
+    states = {row[0]: row[1] for row in counted}
+    waiting, oldest = _new_rows(connection, stream, watermark)
+    return StreamCounts(
+        stream=stream,
+        ready=states.get("ready", 0),
+        quarantined=states.get("quarantined", 0),
+        waiting=waiting,
+        newest=newest,
+        watermark=watermark,
+        oldest_waiting=oldest,
+    )
 
 
 def _new_rows(connection: Connection, stream: str, watermark: int) -> tuple[int, str | None]:

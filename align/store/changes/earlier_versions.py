@@ -34,14 +34,10 @@ def with_earlier_defaults(config: CampaignConfig, stored: Mapping[str, Any]) -> 
     )
     if budget_kept:
         gate = gate.model_copy(update={"total_budget": TOTAL_BUDGET})
-    stored_gate, began = stored.get("gate", {}), {}
-    for suite in stored.get("suites", []):
-        stated = suite.get("budget")
-        budget = stored_gate.get("total_budget") if stated is None else stated
-        # Only stores that this version wrote spell out gate.stopping, and their margins are half a budget.
-        spelt_out = "stopping" in stored_gate and budget is not None
-        is_fitted = spelt_out and suite.get("margin") == 0.5 * budget
-        began[suite["name"]] = None if is_fitted else suite.get("margin")
+    began = {
+        suite["name"]: None if _is_fitted(suite, stored.get("gate", {})) else suite.get("margin")
+        for suite in stored.get("suites", [])
+    }
     suites = tuple(
         with_margin(suite, min(MARGIN, gate.budget_of(suite)))
         if began.get(suite.name, MARGIN if budget_kept else None) == MARGIN
@@ -49,6 +45,15 @@ def with_earlier_defaults(config: CampaignConfig, stored: Mapping[str, Any]) -> 
         for suite in config.suites
     )
     return config.model_copy(update={"gate": gate, "suites": suites})
+
+
+def _is_fitted(suite: Mapping[str, Any], gate: Mapping[str, Any]) -> bool:
+    """Tell if a stored margin is half of its budget, as this version makes it.
+
+    Only stores that this version wrote spell out ``gate.stopping``; some of them began with an earlier one.
+    """
+    budget = gate.get("total_budget") if suite.get("budget") is None else suite["budget"]
+    return "stopping" in gate and budget is not None and suite.get("margin") == 0.5 * budget
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:

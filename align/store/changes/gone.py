@@ -26,19 +26,12 @@ def without_gone(
 
     A decided round whose suite is gone is left out; one whose training file is gone keeps only its suite.
     """
-    unmeasured, loadable = unmeasurable(rounds, decided), []
-    for spec in rounds:
-        if spec.name in unmeasured:
-            continue
-        changes: dict[str, object] = {}
-        if spec.name in decided and _gone(_trained(spec)):
-            changes = {"prompts": None, "data": None}
-            data = spec.data
-            if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
-                # Held-out examples in a file of their own are still read.
-                changes = {"data": data.model_copy(update={"source": ""})}
-        loadable.append(spec.model_copy(update=changes) if changes else spec)
-    return tuple(loadable)
+    unmeasured = unmeasurable(rounds, decided)
+    return tuple(
+        _untrained(spec) if spec.name in decided and _gone(_trained(spec)) else spec
+        for spec in rounds
+        if spec.name not in unmeasured
+    )
 
 
 def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Iterator[str]:
@@ -53,6 +46,15 @@ def gone_lines(rounds: Sequence[RoundConfig], decided: Collection[str]) -> Itera
             )
         elif _gone(source := _trained(spec)):
             yield f"{source}, which round {spec.name!r} was trained on, is gone; nothing needs it"
+
+
+def _untrained(spec: RoundConfig) -> RoundConfig:
+    """Return the round without its training file; held-out examples in a file of their own are still
+    read."""
+    data = spec.data
+    if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
+        return spec.model_copy(update={"data": data.model_copy(update={"source": ""})})
+    return spec.model_copy(update={"prompts": None, "data": None})
 
 
 def _trained(spec: RoundConfig) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import and_, not_, select
@@ -44,27 +46,29 @@ def claimed_rounds(database: Database, places: Places | None = None) -> list[Cla
     query = select(due_claims).where(not_(never)).order_by(due_claims.c.seq)
     with database.read() as connection:
         records = connection.execute(query).all()
-    claimed: list[ClaimedRound] = []
-    for row in records:
-        try:
-            spec = RoundConfig.model_validate(stated := json.loads(row.spec), context=places)
-        except ValidationError as error:
-            raise StoreError(
-                mistakes_of(error, RoundConfig, stated)[0].line,
-                where=f"round {row.round}, as it fell due",
-                cause="another version of Keel wrote it, and this one cannot read it",
-                remedy="go on with that version",
-            ) from None
-        claimed.append(
-            ClaimedRound(
-                schedule=row.schedule,
-                key=row.due_key,
-                reason=row.reason,
-                claimed=moment_of(row.claimed),
-                spec=spec,
-            )
+    return [
+        ClaimedRound(
+            schedule=row.schedule,
+            key=row.due_key,
+            reason=row.reason,
+            claimed=moment_of(row.claimed),
+            spec=_as_read(row.round, json.loads(row.spec), places),
         )
-    return claimed
+        for row in records
+    ]
+
+
+def _as_read(name: str, stated: Mapping[str, Any], places: Places | None) -> RoundConfig:
+    """Restore a round as it was stated; settings that are new in this version have their default."""
+    try:
+        return RoundConfig.model_validate(stated, context=places)
+    except ValidationError as error:
+        raise StoreError(
+            mistakes_of(error, RoundConfig, stated)[0].line,
+            where=f"round {name}, as it fell due",
+            cause="another version of Keel wrote it, and this one cannot read it",
+            remedy="go on with that version",
+        ) from None
 
 
 def moment_of(text: str) -> datetime:

@@ -130,8 +130,7 @@ class Ledger:
         """
         with self._database.read() as connection:
             rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
-            reports = [(row, row.report and json.loads(row.report)) for row in rows]
-            records = [RoundRecord(**{**row._mapping, "report": r}) for row, r in reports]
+            records = [_round(row) for row in rows]
             skipped = set(connection.scalars(select(due_skips.c.round)))
             dropped = set(connection.scalars(select(round_drops.c.index)))
         last = {record.index: record.attempt for record in records}
@@ -421,6 +420,11 @@ class Ledger:
                 time=self._now(),
             )
         )
+
+
+def _round(row: Row[Any]) -> RoundRecord:
+    report = None if row.report is None else json.loads(row.report)
+    return RoundRecord(**{**row._mapping, "report": report})
 
 
 def _latest(connection: Connection, index: int) -> Row[Any]:
