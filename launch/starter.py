@@ -129,15 +129,6 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
     name = _slug(file.stem) or "campaign"
     # A round is named after its first reward, or its algorithm.
     lesson = wishes.rewards[0].rpartition(":")[2] if wishes.rewards else wishes.algorithm
-    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
-    engines = ""
-    if available and DEFAULT_BACKEND not in available:
-        reason = f"{DEFAULT_BACKEND} is not installed here"
-        engines = f"\nrollouts: {{backend: {available[0]}}}    # {reason}\n"
-    suite = f"margin: {sizes.margin:g}"
-    if wishes.rewards:  # Only sampled answers have rates of their own.
-        rate = f"{sizes.rate_margin:g}"
-        suite += f", truncation_margin: {rate}, failure_margin: {rate}"
     store = f"runs/{name}" if wishes.store is None else _from_file(file, wishes.store)
     tiny = wishes.model.startswith("demo://")
     return TEMPLATE.format(
@@ -145,19 +136,31 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         store=json.dumps(store),
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
-        engines=engines,
+        engines=_engines(),
         max_tokens=sizes.max_tokens,
-        suite=suite,
+        suite=_margins(wishes, sizes),
         round=_word(_slug(lesson) or name),
         material=_material(file, wishes, chat=sizes.chat),
         steps=STEPS,
     )
 
 
+def _engines() -> str:
+    """Write the engines' backend where the default one is not installed and another is."""
+    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
+    if DEFAULT_BACKEND in available or not available:
+        return ""
+    return f"\nrollouts: {{backend: {available[0]}}}    # {DEFAULT_BACKEND} is not installed here\n"
+
+
+def _margins(wishes: Wishes, sizes: Sizes) -> str:
+    """Write the margins of the round's suite; if answers are sampled, those of its rates too."""
+    rates = f", truncation_margin: {sizes.rate_margin:g}, failure_margin: {sizes.rate_margin:g}"
+    return f"margin: {sizes.margin:g}{rates if wishes.rewards else ''}"
+
+
 def _material(file: Path, wishes: Wishes, *, chat: bool) -> str:
     """Write the material of the round and its algorithm: prompts and rewards, or a file of examples."""
-    from align.algorithms import ALGORITHMS
-
     source = _from_file(file, wishes.source)
     stated = json.dumps(source)
     if "://" not in source:
@@ -173,14 +176,19 @@ def _material(file: Path, wishes: Wishes, *, chat: bool) -> str:
         listing = ", ".join(map(json.dumps, rewards))
         lines = [f"algorithm: {wishes.algorithm}", f"prompts: {stated}", f"rewards: [{listing}]"]
     else:
-        algorithm = wishes.algorithm
-        if algorithm in ALGORITHMS:
-            # One that could judge its own samples reads a file instead.
-            fields = ALGORITHMS[algorithm].model_fields
-            options = "".join(f", {name}: file" for name in ("pairs", "ratings") if name in fields)
-            algorithm = f"{{name: {algorithm}{options}}}"
-        lines = [f"algorithm: {algorithm}", f"data: {stated}"]
+        lines = [f"algorithm: {_reading_a_file(wishes.algorithm)}", f"data: {stated}"]
     return "\n    ".join(lines)
+
+
+def _reading_a_file(name: str) -> str:
+    """Write an algorithm, by its name, so that it judges no samples of its own but reads a file."""
+    from align.algorithms import ALGORITHMS
+
+    if name not in ALGORITHMS:
+        return name
+    fields = ALGORITHMS[name].model_fields
+    options = "".join(f", {field}: file" for field in ("pairs", "ratings") if field in fields)
+    return f"{{name: {name}{options}}}"
 
 
 def _slug(text: str) -> str:

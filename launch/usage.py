@@ -25,14 +25,10 @@ def usage_error(error: TyperException) -> UserError:
         return UserError(
             f"there is no command {match[1]!r}", where=where, remedy=nearest(match[1], known)
         )
-    if name := getattr(error, "option_name", None):
-        known = [opt for param in getattr(command, "params", []) for opt in param.opts]
-        if "No such option" in text:
-            return UserError(
-                f"there is no option {name}",
-                where=where,
-                remedy=nearest(name, [opt for opt in [*known, "--help"] if opt.startswith("-")]),
-            )
+    if "No such option" in text and (name := getattr(error, "option_name", None)):
+        words = [word for each in getattr(command, "params", []) for word in each.opts]
+        options = [word for word in [*words, "--help"] if word.startswith("-")]
+        return UserError(f"there is no option {name}", where=where, remedy=nearest(name, options))
     if text.startswith("Missing"):
         return UserError(f"{text[:1].lower()}{text[1:]}", where=where, remedy=help_page)
     cause: Any = error.__cause__

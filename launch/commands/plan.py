@@ -12,7 +12,7 @@ from launch.commands.schedule import endless_lines
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
-    from align.report.forecast.forecast import Forecast
+    from align.report.forecast.forecast import Forecast, RoundForecast
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -62,20 +62,25 @@ def _print_rounds(campaign_forecast: Forecast) -> None:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right")
     for forecast in campaign_forecast.rounds:
-        resumes = forecast.memory is not None and forecast.from_step
-        state = f"resumes at {forecast.from_step}" if resumes else forecast.state
-        cells = [forecast.name, state, forecast.algorithm]
-        if forecast.memory is None:
-            cells += [""] * 8
-        else:
-            cells.append(str(forecast.steps))
-            prompts = (forecast.new, forecast.past, forecast.general)
-            cells += [f"{round(count, 1):g}" for count in prompts]
-            sums = (forecast.completions, forecast.tokens, forecast.measured)
-            cells += [f"{count:,}" for count in sums]
-            cells.append(spelled(forecast.memory.total))
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, _cells(forecast)))
     report_console().print(table)
+
+
+def _cells(forecast: RoundForecast) -> list[str]:
+    """Format one round; one that is done has no steps, samples or memory to come."""
+    if forecast.memory is None:
+        return [forecast.name, forecast.state, forecast.algorithm, *[""] * 8]
+    prompts = (forecast.new, forecast.past, forecast.general)
+    sums = (forecast.completions, forecast.tokens, forecast.measured)
+    return [
+        forecast.name,
+        f"resumes at {forecast.from_step}" if forecast.from_step else forecast.state,
+        forecast.algorithm,
+        str(forecast.steps),
+        *(f"{round(count, 1):g}" for count in prompts),
+        *(f"{count:,}" for count in sums),
+        spelled(forecast.memory.total),
+    ]
 
 
 def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt
 from align.schedule.inbox.rows import StreamForm, form_of
 from align.schedule.inbox.writer import QueueFull, Writer, WriterClosed
-from launch.feedback.body import BadRequest, BodyLimits, parse
+from launch.feedback.body import BadRequest, BodyLimits, Parsed, parse
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.sweeper import Sweeper
 from launch.feedback.token import is_bearer
@@ -60,18 +60,9 @@ class Desk:
                 receipt = await asyncio.wrap_future(self.writer.submit(parsed.submission))
         if receipt.refused:
             raise BadRequest(422, "Idempotency-Key belongs to another request")
-        numbered = list(zip(parsed.places, receipt.outcomes, receipt.numbers, strict=True))
-        conflicts = [(index, CONFLICT) for index, outcome, _ in numbered if outcome == "conflict"]
-        rejected = sorted([*parsed.rejected, *conflicts])
-        counts = {"stored": receipt.count("stored"), "duplicates": receipt.count("duplicate")}
-        self._seen.update({**counts, "rejected": len(rejected)})
-        # Rows are named by their index in the request.
-        answer = {
-            "stream": parsed.submission.stream,
-            **counts,
-            "numbers": [number for _, _, number in numbered if number is not None],
-            "rejected": [{"index": index, "reason": reason} for index, reason in rejected],
-        }
+        answer = _answer(parsed, receipt)
+        counts = {name: answer[name] for name in ("stored", "duplicates")}
+        self._seen.update({**counts, "rejected": len(answer["rejected"])})
         useful = any(counts.values())
         headers = {"Idempotent-Replayed": "true"} if receipt.repeated else None
         return _json(answer, 200 if useful else 422, headers)
@@ -154,6 +145,20 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     WriterClosed: _later,
     RunError: _later,
 }
+
+
+def _answer(parsed: Parsed, receipt: Receipt) -> dict[str, Any]:
+    """Make the answer to the sender, which names rows by their index in the request."""
+    numbered = list(zip(parsed.places, receipt.outcomes, receipt.numbers, strict=True))
+    conflicts = [(index, CONFLICT) for index, outcome, _ in numbered if outcome == "conflict"]
+    rejected = sorted([*parsed.rejected, *conflicts])
+    return {
+        "stream": parsed.submission.stream,
+        "stored": receipt.count("stored"),
+        "duplicates": receipt.count("duplicate"),
+        "numbers": [number for _, _, number in numbered if number is not None],
+        "rejected": [{"index": index, "reason": reason} for index, reason in rejected],
+    }
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from launch.feedback.body import BadRequest, BodyLimits
@@ -104,23 +104,14 @@ class Proxy:
                 await send({"type": "websocket.close"})
             return
         request = Request(scope, receive)
-        path, bearer = request.url.path, request.headers.get("authorization")
-        if path == HEALTH:
-            # The answer says nothing but if requests are taken, so it needs no key.
-            now = self._route.now
-            is_alive = now is not None and now.alive()
-            health = JSONResponse({"status": "ok"}) if is_alive else _unavailable().response
-            await health(scope, receive, send)
+        if request.url.path == HEALTH:
+            await self._health()(scope, receive, send)
             return
         try:
-            if self._key is not None and not is_bearer(bearer, self._key):
-                raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
-            # A client library would resolve `..` after the check.
-            if not path.startswith(PASSED) or "//" in path or {".", ".."} & set(path.split("/")):
-                raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
+            self._admit(request)
             # The whole body: only what is complete can be sent again after a refused connection.
             async with self._receiver.body(request) as body:
-                body = with_stops(request.method, path, body, self._stops)
+                body = with_stops(request.method, request.url.path, body, self._stops)
                 await _while_connected(self._relay(request, body, send), receive)
         except Refused as refused:
             await refused.response(scope, receive, send)
@@ -131,6 +122,21 @@ class Proxy:
             await crowded.response(scope, receive, send)
         except ClientDisconnect:
             return
+
+    def _health(self) -> Response:
+        """Answer if requests are taken; the answer says nothing else, so it needs no key."""
+        now = self._route.now
+        is_alive = now is not None and now.alive()
+        return JSONResponse({"status": "ok"}) if is_alive else _unavailable().response
+
+    def _admit(self, request: Request) -> None:
+        """Refuse a request without the key, or for a path that is not passed on."""
+        path, bearer = request.url.path, request.headers.get("authorization")
+        if self._key is not None and not is_bearer(bearer, self._key):
+            raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+        # A client library would resolve `..` after the check.
+        if not path.startswith(PASSED) or "//" in path or {".", ".."} & set(path.split("/")):
+            raise Refused(404, f"no such path; known: {', '.join((HEALTH, *PASSED))}")
 
     async def _relay(self, request: Request, body: bytes, send: Send) -> None:
         """Ask the backend; ask again only where the connection was refused, so nothing was sent."""
