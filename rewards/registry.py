@@ -116,7 +116,7 @@ REWARDS: dict[str, RewardSpec] = {
 
 
 _ANSWERS: dict[tuple[EntryPoint, str], Mapping[str, Any]] = {}
-"""Answers of distributions, by entry point and options."""
+"""Answers of `facts_here` about rewards of other distributions, by entry point and options."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,11 +321,10 @@ def facts_here(name: str, options: Mapping[str, Any], where: str | None) -> dict
 
 
 def _asked(reward: NamedReward, options: Mapping[str, Any], where: str | None) -> Mapping[str, Any]:
-    """Return what `facts_here` says in a process of its own; of a distribution, asked once."""
-    point = reward.point
-    key = None if point is None else (point, json.dumps(options, sort_keys=True, default=repr))
-    if key is None:
+    """Return what `facts_here` says in a process of its own; a distribution is asked once."""
+    if reward.point is None:
         return ask_facts(reward.name, options, where)
+    key = (reward.point, json.dumps(options, sort_keys=True, default=repr))
     if key not in _ANSWERS:
         _ANSWERS[key] = ask_facts(reward.name, options, where)
     return _ANSWERS[key]

@@ -52,7 +52,7 @@ class MatrixRow:
 class ScoreMatrix:
     """Rows in the order the rounds were committed, the base first; columns are suites.
 
-    Sums over hundreds of rounds ask for its path and its tasks very often, which are found once.
+    Sums over hundreds of rounds read its path and its tasks very often, so these are computed once.
     """
 
     suites: tuple[str, ...]
@@ -95,7 +95,7 @@ class ScoreMatrix:
     def uneven(self) -> bool:
         """True if the summary numbers compare means of one task over different numbers of items."""
         columns = [self._columns[task] for _, task in self.tasks]
-        return any(fewer[j] for row in self.path if (fewer := self.on_fewer(row)) for j in columns)
+        return any(fewer[j] for fewer in map(self.on_fewer, self.path) for j in columns)
 
     @cached_property
     def path(self) -> tuple[MatrixRow, ...]:

@@ -137,12 +137,15 @@ def open_against(case: Case) -> set[SnapshotId]:
     assert rule.early is not None
     items = case.items[rule.name]
     compared = [results[rule.name] for results in case.comparators.values()]
-    failing = any(
-        (n := items[of.snapshot]) < rule.early.items and first(of, n).failed > MAX_FAILED_SHARE * n
-        for of in compared
-    )
-    if failing:  # Of all items their share may be small enough to compare with.
-        return {snapshot for snapshot, n in items.items() if n < rule.early.items}
+    all_items = rule.early.items
+
+    def failed_on_too_many(results: ItemResults) -> bool:
+        n = items[results.snapshot]
+        return n < all_items and first(results, n).failed > MAX_FAILED_SHARE * n
+
+    if any(map(failed_on_too_many, compared)):
+        # Of all items their share may be small enough to compare with.
+        return {snapshot for snapshot, n in items.items() if n < all_items}
     checks = _suite_checks(case, rule, with_interval=False)
     return {check.snapshot for check in checks if check.open}
 

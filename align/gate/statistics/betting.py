@@ -108,10 +108,7 @@ def wager(
         block, sizes_of = totals[begin:end][order], items[begin:end][order]
         variance = (prior + spread) / (PRIOR_UNITS + begin)
         lacking = max(0.0, wanted - wealth)
-        stake = cap
-        if variance > 0.0:
-            late = math.sqrt(2.0 * lacking / (variance * (units - begin)))
-            stake = min(cap, max(KELLY * (margin * size) / variance, late))
+        stake = min(cap, _stake(margin * size, variance, lacking, units - begin))
         wealth += float(np.sum(np.log1p(stake * (block + margin * sizes_of))))
         most, spread = max(most, wealth), spread + float(block @ block)
         if _rounded(math.exp(-most)) <= alpha:
@@ -173,3 +170,11 @@ def blocks(units: int) -> list[int]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS - 1}e}")
+
+
+def _stake(gain: float, variance: float, lacking: float, left: int) -> float:
+    """Return the larger of Kelly's bet, in part, and the one that stakes what is lacking on the rest."""
+    if variance <= 0.0:
+        return math.inf
+    late = math.sqrt(2.0 * lacking / (variance * left))
+    return max(KELLY * gain / variance, late)

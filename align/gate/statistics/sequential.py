@@ -75,7 +75,7 @@ def compare_by_bets(
     left = early.units - len(totals)
     size = n / len(totals)
     if not whole and len(totals) not in (1, n):
-        # That of one item which would leave the mean as uncertain as its clusters do.
+        # The variance of single items that would leave the mean as uncertain as its clusters do.
         variance = max(variance, math.fsum(total * total for total in totals) / n)
     over = state.lacking > 0.0 and is_hopeless(state, margin * size, left)
     return Comparison(

@@ -217,13 +217,13 @@ def run_program(code: str, stdin: str, limits: CandidateLimits) -> str | None:
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
             try:
-                code_of_exit = process.wait(limits.wall_s)
+                exit_code = process.wait(limits.wall_s)
             except subprocess.TimeoutExpired:
                 return None
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if code_of_exit != 0:
+        if exit_code != 0:
             return None
         return (folder / "stdout").read_text(encoding="utf-8", errors="replace")
