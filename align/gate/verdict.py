@@ -15,7 +15,8 @@ What it protects is what was gained since the start, and of that no more may be 
 before: hence the budget (``python -m benchmarks.gate``).
 
 All checks must pass, so testing many suites needs no correction; alpha is spread over the looks of
-a campaign instead. A verdict carries its inputs and follows from stored results bit for bit.
+a campaign instead. A verdict carries its inputs and follows from stored results; what one version of Keel
+draws, it draws again bit for bit (see `Verdict.decides_as` for verdicts of earlier versions).
 """
 
 from __future__ import annotations
