@@ -157,10 +157,6 @@ def is_relative(text: str) -> bool:
     return bool(text) and "://" not in text and not text.startswith(("/", "~")) and len(text) < 1024
 
 
-def _as_input(text: str, info: ValidationInfo) -> str:
-    return info.context.input(text) if isinstance(info.context, Places) else text
-
-
 def _as_function(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> str:
     """Return ``file.py:function`` with the file's path, the name of an object; other names as they are."""
     if isinstance(value, GivenName):
@@ -199,7 +195,13 @@ def _as_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]
 
 _AS_STATED = PlainSerializer(stated, when_used="json")
 
-InputPath = Annotated[str, AfterValidator(_as_input), _AS_STATED]
+InputPath = Annotated[
+    str,
+    AfterValidator(
+        lambda text, info: info.context.input(text) if isinstance(info.context, Places) else text
+    ),
+    _AS_STATED,
+]
 """A file or folder that the campaign reads, an address such as ``demo://rev``, or a hub's id."""
 FunctionPath = Annotated[str, WrapValidator(_as_function), _AS_STATED]
 """A registered name, ``package.module:function`` or ``file.py:function``; in Python also an object."""

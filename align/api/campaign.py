@@ -10,7 +10,6 @@ from align.api.building import build_campaign
 from align.api.running import run_observed
 from align.api.stored import StoredCampaign
 from align.config import file
-from align.config.campaign import CampaignConfig
 from align.report.forecast.check import Checked, check_campaign
 
 
@@ -38,13 +37,9 @@ class Campaign(StoredCampaign):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Load a campaign file; see `load_campaign`."""
         loaded = file.load_campaign(Path(path), overrides)
-        return cls._of(loaded.config, loaded.notes)
-
-    @classmethod
-    def _of(cls, config: CampaignConfig, notes: tuple[str, ...]) -> Self:
         campaign = cls.__new__(cls)
-        StoredCampaign.__init__(campaign, config)
-        campaign.notes = notes
+        StoredCampaign.__init__(campaign, loaded.config)
+        campaign.notes = loaded.notes
         return campaign
 
     def check(self, *, call_models: bool = False) -> Checked:

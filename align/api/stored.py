@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from align.api.policies import policy_of
 from align.config.campaign import CampaignConfig
 from align.config.store import StoreSettings
-from align.gate.checks import Check
 from align.gate.evidence import Evidence, stored_evidence
 from align.gate.measurement.reuse import load_with_texts
 from align.gate.verdict import Verdict
@@ -73,12 +72,12 @@ class StoredCampaign:
 
     def rounds(self) -> DataFrame:
         """Return a row for every round that the store knows: state, outcome, snapshots, times."""
-        from pandas import DataFrame
+        from pandas import DataFrame, to_datetime
 
         rows = [asdict(entry) for entry in entries(self.evidence)]
         frame = DataFrame(rows, columns=[*ROUND_COLUMNS]).rename(columns=ROUND_COLUMNS)
         for column in ("started", "ended"):
-            frame[column] = _times(frame[column])
+            frame[column] = to_datetime(frame[column], utc=True, format="ISO8601")
         return frame.set_index("round")
 
     def verdict(self, round: str) -> DataFrame:
@@ -93,7 +92,16 @@ class StoredCampaign:
         from pandas import DataFrame
 
         verdict = self.decision(round)
-        frame = DataFrame(map(_check_row, verdict.checks), columns=[*CHECK_COLUMNS])
+        rows = [
+            {
+                **asdict(check),
+                "against": ", ".join((check.against, *check.also)),
+                "low": check.interval[0],
+                "high": check.interval[1],
+            }
+            for check in verdict.checks
+        ]
+        frame = DataFrame(rows, columns=[*CHECK_COLUMNS])
         frame.attrs = {
             "round": round,
             "accepted": verdict.accepted,
@@ -216,18 +224,6 @@ CHECK_COLUMNS = (
     "n", "lost", "won", "failed", "test", "family", "snapshot", "sentence",
 )  # fmt: skip
 """Fields of a comparison that are columns; ``low`` and ``high`` are the bounds of its interval."""
-
-
-def _check_row(check: Check) -> dict[str, Any]:
-    low, high = check.interval
-    against = ", ".join((check.against, *check.also))
-    return {**asdict(check), "against": against, "low": low, "high": high}
-
-
-def _times(texts: Any) -> Any:
-    from pandas import to_datetime
-
-    return to_datetime(texts, utc=True, format="ISO8601")
 
 
 def open_store(

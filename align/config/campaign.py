@@ -129,14 +129,13 @@ class ReplayConfig(Settings):
         return self
 
 
-def _algorithm(value: Any, info: ValidationInfo) -> Any:
-    return algorithm_from(value, info.context)
-
-
 class RoundSettings(Settings):
     """Settings that ``defaults`` may state for all rounds and each round for itself."""
 
-    algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(_algorithm)] = GRPO()
+    algorithm: Annotated[
+        SerializeAsAny[Algorithm],
+        BeforeValidator(lambda value, info: algorithm_from(value, info.context)),
+    ] = GRPO()
     sampling: SamplingConfig = SamplingConfig()
     importance: ImportanceConfig = ImportanceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

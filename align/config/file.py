@@ -140,8 +140,13 @@ def validated(
         UserError: the content is invalid; lists the mistakes, with the nearest key for a misspelt one.
     """
     overridden = tuple(respelt_key(_apply(raw, override)) for override in overrides)
-    texts = frozenset(_override_texts(overrides))
-    places = Places(folder=path.parent, overrides=texts, code_paths=code_paths or {})
+    texts: set[str] = set()
+    for override in overrides:
+        for value in _texts_in(parse_value(override.partition("=")[2])):
+            # A text such as f.py:name holds a path.
+            parts = (value.removeprefix(SQLITE), value.rpartition(":")[0], value.partition(":")[2])
+            texts |= {value, *parts}
+    places = Places(folder=path.parent, overrides=frozenset(texts), code_paths=code_paths or {})
     for note in respelt(raw):
         places.remark(note)
     try:
@@ -264,18 +269,8 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     return ".".join(map(str, steps))
 
 
-def _override_texts(overrides: Sequence[str]) -> Iterator[str]:
-    """Yield every text in the values of overrides, and the file paths within texts such as
-    ``f.py:name``."""
-    for override in overrides:
-        for text in _texts_in(parse_value(override.partition("=")[2])):
-            yield text
-            yield text.removeprefix(SQLITE)
-            yield text.rpartition(":")[0]
-            yield text.partition(":")[2]
-
-
 def _texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in a value."""
     match value:
         case str():
             yield value

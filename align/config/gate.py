@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -20,11 +20,6 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 StopText = Annotated[str, Field(min_length=1)]
 
 
-def _texts(value: Any) -> Any:
-    """Accept one stop text for a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
 class AnswerSampling(Settings):
     """Sampling of answers that are measured or served, and not learned from."""
 
@@ -36,8 +31,11 @@ class AnswerSampling(Settings):
     """Sample from so many of the likeliest tokens; -1 and 0: from all."""
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sample from tokens with at least this share of the likeliest one's probability."""
-    stop: Annotated[tuple[StopText, ...], BeforeValidator(_texts)] = ()
-    """Texts that end an answer, which is cut before the first of them."""
+    stop: Annotated[
+        tuple[StopText, ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = ()
+    """Texts, or one of them, that end an answer, which is cut before the first of them."""
 
     @model_validator(mode="after")
     def _sampled(self) -> Self:

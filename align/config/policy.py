@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from align.settings import InputPath, Settings
 from rollouts.engines import DEFAULT_BACKEND, ENGINES
@@ -166,16 +166,10 @@ class PolicyConfig(Settings):
         return self.lora is not None and self.lora.dora and not self.lora.merge
 
 
-def _known_backend(name: str) -> str:
-    if name not in ENGINES:
-        raise ValueError(f"there is no engine backend {name!r}; {nearest(name, list(ENGINES))}")
-    return name
-
-
 class EngineConfig(Settings):
     """Engines that sample and evaluate."""
 
-    backend: Annotated[str, AfterValidator(_known_backend)] = DEFAULT_BACKEND
+    backend: str = DEFAULT_BACKEND
     """Library of the engines: ``vllm``, or ``transformers`` for machines without vLLM and for models that
     vLLM's CPU attention refuses, such as those with small heads. It is slower on large models."""
 
@@ -204,3 +198,10 @@ class EngineConfig(Settings):
     """Number of sequences whose logprobs engine and learner compare after every sync."""
     probe_tolerance: Annotated[float, Field(gt=0)] | None = None
     """Largest allowed difference of these logprobs, in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
+
+    @field_validator("backend")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(f"there is no engine backend {name!r}; {nearest(name, list(ENGINES))}")
+        return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -11,12 +11,13 @@ from align.settings import Settings
 Rung = TypeVar("Rung")
 
 
-def _switched(value: Any) -> Any:
-    """Expand ``true`` to a rung with its defaults, and ``false`` to none."""
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
-
-
-Switch = Annotated[Rung | None, BeforeValidator(_switched)]
+Switch = Annotated[
+    Rung | None,
+    BeforeValidator(
+        lambda value: {True: {}, False: None}[value] if isinstance(value, bool) else value
+    ),
+]
+"""A rung of the ladder: ``true`` for its defaults, ``false`` for none, or its settings."""
 
 
 class InterpolateConfig(Settings):

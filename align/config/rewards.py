@@ -11,12 +11,6 @@ from align.settings import FunctionPath, Name, OptionPaths, Settings
 from rewards.normalise import COMPARING, Normalise
 
 
-def _named(value: Any) -> Any:
-    """Expand ``exact_match`` or a function, which is short for ``{name: exact_match}``."""
-    is_short = isinstance(value, str) or callable(value)
-    return {"name": value} if is_short else value
-
-
 class RewardGate(Settings):
     """Bar that a part sets before the other parts of the rubric count."""
 
@@ -116,4 +110,9 @@ def check_rewards(rewards: Sequence[RewardConfig], group_size: int, *, by_part: 
             )
 
 
-Reward = Annotated[RewardConfig, BeforeValidator(_named)]
+Reward = Annotated[
+    RewardConfig,
+    BeforeValidator(
+        lambda value: {"name": value} if isinstance(value, str) or callable(value) else value
+    ),
+]

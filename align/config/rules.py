@@ -45,7 +45,7 @@ def check_anchors(spec: RoundConfig) -> None:
 
 
 def check_methods(spec: RoundConfig) -> None:
-    """Refuse two methods that change the optimizer's step."""
+    """Refuse two methods that change the optimizer's step, and A-GEM without replayed rows that teach."""
     changing = [method.name for method in spec.retention if method.changes_step]
     if len(changing) > 1:
         raise ValueError(
@@ -53,8 +53,16 @@ def check_methods(spec: RoundConfig) -> None:
             f"ensures the other would undo; keep one of them. A penalty, such as kl_anchors, ewc or si, "
             "goes with any of them"
         )
-    if "agem" in changing:
-        _check_reference(spec)
+    replay, anchors = spec.replay, spec.anchors
+    past = replay.past > 0 and bool(replay.rewards or anchors.past)
+    general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
+    if "agem" in changing and not past and not general:
+        lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
+        raise ValueError(
+            f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
+            "replay.past above 0 and list kl_anchors beside agem (or set replay.rewards to true), or use "
+            "ogd or gpm, which need no replay"
+        )
 
 
 def check_heldout(spec: RoundConfig) -> None:
@@ -115,9 +123,14 @@ def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
 
 def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     """Refuse dropout in a round that samples, since engines have no dropout and their logprobs differ."""
-    if policy.lora is None or not policy.lora.dropout or not _samples(spec, index):
+    if policy.lora is None or not policy.lora.dropout or spec.algorithm.makes != "policy":
         return
+    replay = spec.replay
+    past = index > 0 and replay.past > 0
+    pool = replay.general_prompts is not None and replay.general_answers == "sampled"
     samples_itself = spec.algorithm.material == "rollouts"
+    if not (samples_itself or past or (pool and replay.general > 0)):
+        return
     use = "learns from its own samples" if samples_itself else "samples answers to replayed prompts"
     raise ValueError(
         f"rounds.{index}: policy.lora.dropout is {policy.lora.dropout:g} and the round {use}: engines have "
@@ -173,35 +186,8 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
             )
 
 
-def _check_reference(spec: RoundConfig) -> None:
-    """Refuse A-GEM without replayed rows that have a loss, since nothing would constrain the step."""
-    replay, anchors = spec.replay, spec.anchors
-    past = replay.past > 0 and bool(replay.rewards or anchors.past)
-    general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
-    if not past and not general:
-        lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
-        raise ValueError(
-            f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
-            "replay.past above 0 and list kl_anchors beside agem (or set replay.rewards to true), or use "
-            "ogd or gpm, which need no replay"
-        )
-
-
 def _sampled(spec: RoundConfig, source: str) -> bool:
     """Tell if the policy answers prompts of this class itself."""
     if source == "new":
         return spec.algorithm.material == "rollouts"
     return source == "past" or spec.replay.general_answers == "sampled"
-
-
-def _samples(spec: RoundConfig, index: int) -> bool:
-    """Tell if the round's learner reads anything that engines sample."""
-    if spec.algorithm.makes != "policy":
-        return False
-    replay = spec.replay
-    general = replay.general_prompts is not None and replay.general_answers == "sampled"
-    return (
-        spec.algorithm.material == "rollouts"
-        or (index > 0 and replay.past > 0)
-        or (general and replay.general > 0)
-    )

@@ -90,7 +90,9 @@ class StoreSettings(Settings):
                     f"ledger is {self.ledger!r}, and env: must be followed by the name of a variable"
                 )
             return self
-        if _holds_password(self.ledger):
+        parts = urlsplit(self.ledger)
+        options = [name.lower() for name, _ in parse_qsl(parts.query)]
+        if ":" in parts.netloc.rpartition("@")[0] or any("password" in name for name in options):
             raise ValueError(
                 "ledger holds a password; put the URL into a variable and set ledger to env:VARIABLE, or "
                 "leave the password to PGPASSWORD or ~/.pgpass"
@@ -140,13 +142,6 @@ def _secrets(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{name}"
         elif isinstance(value, Mapping):
             yield from _secrets(value, f"{above}{name}.")
-
-
-def _holds_password(url: str) -> bool:
-    parts = urlsplit(url)
-    return ":" in parts.netloc.rpartition("@")[0] or any(
-        "password" in name.lower() for name, _ in parse_qsl(parts.query)
-    )
 
 
 QUERIES = ("uri", "mode", "cache", "immutable", "vfs", "timeout", "cached_statements")

@@ -27,7 +27,7 @@ from align.algorithms.policy_gradient.clipping import clipped_surrogate
 from align.algorithms.policy_gradient.gae import explained_variance, gae, terminal_rewards, whiten
 from align.algorithms.rows import Row, Totals
 from align.settings import Settings
-from rollouts.types import Completion, Score, ScoredGroup
+from rollouts.types import ScoredGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,9 @@ class PPO(PolicyGradient):
         """Return the scores, which `complete` spreads over the tokens once their values are known."""
         return [
             [
-                self._score(completion, score)
+                None
+                if score.value is None
+                else score.value - self.truncation_penalty * (completion.finish_reason == "length")
                 for completion, score in zip(
                     scored.group.completions_G, scored.scores_G, strict=True
                 )
@@ -112,7 +114,13 @@ class PPO(PolicyGradient):
 
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Give every token of the scored rows an advantage and a return."""
-        scored = [self._estimated(row) for row in rows if row.advantage is not None]
+        scored: list[Row] = []
+        for row in rows:
+            if row.advantage is not None:
+                assert row.values_T is not None
+                rewards_T = terminal_rewards(row.advantage, len(row.completion_ids))
+                estimates = gae(rewards_T, row.values_T, gamma=self.gamma, lam=self.lam)
+                scored.append(replace(row, advantages_T=estimates[0], returns_T=estimates[1]))
         if self.whiten:
             white_BT = whiten([row.advantages_T or () for row in scored])
             scored = [
@@ -149,17 +157,6 @@ class PPO(PolicyGradient):
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         parts = [metrics[name] for name in VALUE_PARTS if name in metrics]
         return {"value/explained_variance": explained_variance(*parts)} if parts else {}
-
-    def _score(self, completion: Completion, score: Score) -> float | None:
-        if score.value is None:
-            return None
-        return score.value - self.truncation_penalty * (completion.finish_reason == "length")
-
-    def _estimated(self, row: Row) -> Row:
-        assert row.advantage is not None and row.values_T is not None
-        rewards_T = terminal_rewards(row.advantage, len(row.completion_ids))
-        advantages_T, returns_T = gae(rewards_T, row.values_T, gamma=self.gamma, lam=self.lam)
-        return replace(row, advantages_T=advantages_T, returns_T=returns_T)
 
 
 def clipped_value_loss(

@@ -97,7 +97,12 @@ class KTO(Algorithm):
         return self.needs if row.advantage == 0.0 else self.needs - {"start"}
 
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
-        distances = [_log_ratio(row) for row in rows if row.advantage == 0.0]
+        distances = []
+        for row in rows:
+            if row.advantage == 0.0:
+                # log pi(y|x) / ref(y|x) of the whole answer when the batch came, in nats
+                assert row.start_logprobs_T is not None and row.reference_logprobs_T is not None
+                distances.append(fsum(row.start_logprobs_T) - fsum(row.reference_logprobs_T))
         baseline = max(0.0, fsum(distances) / max(len(distances), 1))
         return [replace(row, baseline=baseline) for row in rows if row.advantage != 0.0]
 
@@ -183,10 +188,3 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
         for index, row in enumerate(sorted_rows)
         if (other := sorted_rows[index - step]).prompt_ids != row.prompt_ids
     ]
-
-
-def _log_ratio(row: Row) -> float:
-    """Compute ``log pi(y|x) / ref(y|x)`` of the whole answer when the batch came, in nats."""
-    assert row.start_logprobs_T is not None
-    assert row.reference_logprobs_T is not None
-    return fsum(row.start_logprobs_T) - fsum(row.reference_logprobs_T)

@@ -117,7 +117,10 @@ def advice(value: Any, annotation: Any, key: str, *, is_required: bool = False) 
     ):
         return f"put it in brackets: {key}: [{shown(value)}]"
     if isinstance(value, list) and len(value) == 1 and not kinds & {tuple, list, dict}:
-        return _advice_on_list_of_one(value[0], members, key)
+        if not any(models_in(member) for member in members):
+            return f"take it out of the list: {key} has one value"
+        is_entry = isinstance(value[0], dict)
+        return f"remove the '-' or the brackets: {key} is one mapping" if is_entry else ""
     if value is True and any(_is_model(member) for member in members):
         return f"write {key}: {{}} for its defaults, or state its keys"
     if kinds == {str} and isinstance(value, int | float):
@@ -144,14 +147,6 @@ def shown(value: Any) -> str:
             text = repr(value)
     text = text.strip().removesuffix("...").strip()
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
-
-
-def _advice_on_list_of_one(entry: Any, members: Sequence[Any], key: str) -> str:
-    if not any(models_in(member) for member in members):
-        return f"take it out of the list: {key} has one value"
-    return (
-        f"remove the '-' or the brackets: {key} is one mapping" if isinstance(entry, dict) else ""
-    )
 
 
 def _advice_on_text(value: str, annotation: Any, key: str) -> str:

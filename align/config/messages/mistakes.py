@@ -169,7 +169,8 @@ def _wrong_value(spot: _Spot, raw: Any, root: type[BaseModel], filled: Any) -> M
     path, value = spot.path, spot.value
     types = spot.types
     if spot.kind == "missing":
-        parent = _spot({**spot.problem, "loc": path, "type": "list_type"}, root, filled, _unchanged)
+        problem: ErrorDetails = {**spot.problem, "loc": path, "type": "list_type"}
+        parent = _spot(problem, root, filled, lambda model, _: model)
         value, types = parent.value, parent.types
     annotation = types[0] if types else Any
     last = next((str(part) for part in reversed(path) if isinstance(part, str)), "")
@@ -181,10 +182,6 @@ def _wrong_value(spot: _Spot, raw: Any, root: type[BaseModel], filled: Any) -> M
     is_required = any(field is not None and field.is_required() for field in fields)
     remedy = advice(value, annotation, last, is_required=is_required)
     return Mistake(path=as_written(raw, path), text=f"{text}; {remedy}" if remedy else text)
-
-
-def _unchanged(model: type[BaseModel], value: Any) -> type[BaseModel]:
-    return model
 
 
 def _unknown_key(spot: _Spot, root: type[BaseModel]) -> str:

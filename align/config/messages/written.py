@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -71,13 +71,14 @@ class Lines:
             other.startswith(key) or meant.startswith(other)
             for other in (f"{name}." for name in self._overridden)
         )
-        return None if is_set else self._line(source or path)
-
-    def _line(self, path: Sequence[int | str]) -> int | None:
         node, line = self._root, None
-        for part in path:
+        for part in () if is_set else source or path:
             if isinstance(node, yaml.MappingNode):
-                pairs = [pair for pair in node.value if _is_key(pair[0], part)]
+                pairs = [
+                    (key_node, value_node)
+                    for key_node, value_node in node.value
+                    if isinstance(key_node, yaml.ScalarNode) and key_node.value == str(part)
+                ]
                 if not pairs:
                     break
                 line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
@@ -89,7 +90,3 @@ class Lines:
             else:
                 break
         return line
-
-
-def _is_key(node: yaml.Node, part: int | str) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.value == str(part)
