@@ -76,10 +76,14 @@ def program_words(line: str) -> list[str]:
     return words[: ends[0]] if ends else words
 
 
-def command_of(words: list[str]) -> tuple[str, Any, list[str]]:
-    """The command that words name, as ``gate plan``, with the words that are left for it."""
+def command_of(words: list[str], *, whole: bool = True) -> tuple[str, Any, list[str]]:
+    """The command that words name, as ``gate plan``, with the words that are left for it.
+
+    Args:
+        whole: a group's name alone is no command.
+    """
     found, left = typer.main.get_command(app), list(words)
-    while inner := getattr(found, "commands", {}):
+    while (inner := getattr(found, "commands", {})) and (left or whole):
         assert left and left[0] in inner, f"keel {' '.join(words)}: no such command"
         found = inner[left.pop(0)]
     return " ".join(words[: len(words) - len(left)]), found, left

@@ -198,6 +198,25 @@ def test_most_commands_are_run_not_only_parsed() -> None:
     assert len(parsed) < len(shown) / 2
 
 
+def test_commands_in_sentences_exist_with_their_options() -> None:
+    """Sentences are those of every page, docstring and message; a group's name may stand alone."""
+    rooms = ("docs", "align", "launch", "rewards", "rollouts")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()]
+    files = [path for path in files if path.suffix in (".md", ".py")]
+    spoken = [
+        (path.name, span)
+        for path in (*files, ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        for span in re.findall(r"(?<!`)`{1,2}keel ([a-z0-9][^`{\n]*)", path.read_text())
+    ]
+    assert len(spoken) > 100
+    for name, span in spoken:
+        words = span.split()
+        _, command, left = command_of(words, whole=False)
+        options = {word.split("=")[0] for word in left if word.startswith("--")}
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert options <= known, f"{name}: keel {span}"
+
+
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_commands_of_others_are_spelt_as_they_take_them(name: str) -> None:
     """Words are what bash reads; subcommands and options are those of `ray`, of our extras and our own
