@@ -51,5 +51,18 @@ def call_once(
             f"reward {name!r} failed on a row of the round: {outcome.reason}",
             where=f"{where}, {prompt.label}",
             cause=" | ".join(lines[-TRACE_LINES:]),
-            remedy=f"mend the reward or the row; keel reward test {name} --data FILE tries it on more",
+            remedy=f"mend the reward or the row{_shape(outcome, prompt)}; keel reward test {name} --data "
+            "FILE tries it on more",
         )
+
+
+def _shape(failure: PartFailure, prompt: Prompt) -> str:
+    """Say what completions are beside such a prompt, which a reward that raised may have mistaken."""
+    if failure.kind != "raised":
+        return ""
+    if prompt.messages is None:
+        return " (the prompt is a text, and so is every completion)"
+    return (
+        " (the prompt is messages, so a completion is a list of one message, and its text is "
+        "completion[0]['content'])"
+    )

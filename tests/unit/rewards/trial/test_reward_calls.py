@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from align.config.campaign import CampaignConfig
 from align.report.forecast.check import check_campaign
 from rewards import patience
+from rewards.base import RewardPart
 from rewards.trial import first_call
 from rewards.trial.data import read_samples
 from rewards.trial.trial import TrialSpec, try_reward
 from rollouts.errors import UserError
+from rollouts.types import Prompt
 from tests.unit.campaigns import raw_campaign
 from tests.unit.decided import keel
 
@@ -51,6 +55,45 @@ def with_reward(
     first = {"name": "first", "prompts": "rows.jsonl", "rewards": [reward], "steps": 1,
              "suite": {"prompts": "held.jsonl", "items": 30}}  # fmt: skip
     return raw_campaign(folder, rounds=[first], suites=[], defaults={"sampling": {"max_tokens": 6}})
+
+
+ASKED = {
+    "text": Prompt(id="1", text="Ask for the salt."),
+    "messages": Prompt(id="1", messages=({"role": "user", "content": "Ask for the salt."},)),
+}
+TAKES: dict[str, Callable[[Any], float]] = {
+    "text": lambda completion: float("please" in completion.lower()),
+    "messages": lambda completion: float("please" in completion[0]["content"].lower()),
+}
+SHAPES = {"text": "and so is every completion", "messages": "completion[0]['content']"}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("takes", TAKES)
+def test_a_reward_for_the_other_shape_of_completions_is_told_the_shape(
+    asked: str, takes: str
+) -> None:
+    def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [TAKES[takes](completion) for completion in completions]
+
+    part = RewardPart(name="mine", weight=1.0, function=reward)
+    if asked == takes:
+        first_call.call_once(part, "mine", ASKED[asked], "rewards.0", print)
+        return
+    with pytest.raises(UserError) as caught:
+        first_call.call_once(part, "mine", ASKED[asked], "rewards.0", print)
+    assert SHAPES[asked] in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["has too few values", "is no number"])
+def test_the_shape_is_told_of_what_raised_alone(kind: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(BAD[kind][0], namespace)
+    part = RewardPart(name="mine", weight=1.0, function=namespace["reward"])
+    prompt = replace(ASKED["text"], columns={"answer": "1"})
+    with pytest.raises(UserError) as caught:
+        first_call.call_once(part, "mine", prompt, "rewards.0", print)
+    assert not any(shape in str(caught.value) for shape in SHAPES.values())
 
 
 @pytest.mark.parametrize("kind", BAD)
