@@ -41,6 +41,8 @@ class Wishes:
     algorithm: str
     heldout: float
     store: str | None
+    backend: str | None = None
+    """Engine backend; None for the default, or for one that is installed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +138,7 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
         store=json.dumps(store),
         model=json.dumps(_from_file(file, wishes.model)),
         lora="# lora: {rank: 16}     # an adapter in place of all weights" if tiny else LORA,
-        engines=_engines(),
+        engines=_engines(wishes.backend),
         max_tokens=sizes.max_tokens,
         suite=_margins(wishes, sizes),
         round=_word(_slug(lesson) or name),
@@ -145,9 +147,11 @@ def campaign_text(file: Path, wishes: Wishes, sizes: Sizes) -> str:
     )
 
 
-def _engines() -> str:
-    """Write the engines' backend where the default one is not installed and another is."""
-    available = [name for name, backend in ENGINES.items() if backend.is_installed()]
+def _engines(backend: str | None) -> str:
+    """Write the engines' backend if one is asked for, or if only another than the default is installed."""
+    if backend is not None:
+        return f"\nrollouts: {{backend: {json.dumps(backend)}}}\n"
+    available = [name for name, spec in ENGINES.items() if spec.is_installed()]
     if DEFAULT_BACKEND in available or not available:
         return ""
     return f"\nrollouts: {{backend: {available[0]}}}    # {DEFAULT_BACKEND} is not installed here\n"

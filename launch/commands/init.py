@@ -41,6 +41,10 @@ def init(
     store: Annotated[
         str | None, typer.Option(help="Folder of the store; without it runs/NAME beside the file.")
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="What samples: vllm, or transformers for a model that vLLM refuses."),
+    ] = None,
 ) -> None:
     """Write a campaign of one round, commented and checked; the file must not exist."""
     if file.exists():
@@ -58,9 +62,8 @@ def init(
     typer.echo(f"reading {model} and {prompts}", err=True)
     from launch.starter import Wishes, write_campaign
 
-    rewards = tuple(reward or ())
-    if not rewards and prompts.startswith("demo://"):
-        rewards = ("exact_match",)
+    default = ("exact_match",) if prompts.startswith("demo://") else ()
+    rewards = tuple(reward or default)
     wishes = Wishes(
         model=model,
         source=prompts,
@@ -68,8 +71,8 @@ def init(
         algorithm=algorithm or ("grpo" if rewards else "dpo"),
         heldout=heldout,
         store=store,
+        backend=backend,
     )
     for line in write_campaign(file, wishes):
         typer.echo(line)
-    shown = os.path.relpath(file)
-    typer.echo(f"{shown}: written; next: keel plan {shown}, then keel run {shown}")
+    typer.echo("{0}: written; next: keel plan {0}, then keel run {0}".format(os.path.relpath(file)))

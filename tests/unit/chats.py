@@ -76,6 +76,7 @@ def save_folder(
     tokenizer: PreTrainedTokenizerFast | None = None,
     generation: Any = None,
     seed: int = 0,
+    head_dim: int = 32,
 ) -> Path:
     """A whole model folder: a random Llama of these words, the tokenizer, and a generation config."""
     import torch
@@ -84,7 +85,7 @@ def save_folder(
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=32, max_position_embeddings=128,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=head_dim, max_position_embeddings=128,
         tie_word_embeddings=True, initializer_range=0.3, bos_token_id=IDS["<s>"],
         eos_token_id=IDS["<|im_end|>"],
     )  # fmt: skip

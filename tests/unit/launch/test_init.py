@@ -152,6 +152,20 @@ def test_the_margin_is_one_that_the_items_can_test() -> None:
     assert margins[0] > margins[1]
 
 
+def test_a_model_that_vllm_refuses_is_given_another_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write_prompts("data.jsonl")
+    save_folder(Path("model"), build(chat=None), head_dim=16)
+    options = ("--model", "model", "--prompts", "data.jsonl", "--reward", "exact_match")
+    with pytest.raises(UserError, match="head size 16"):
+        init(*options)
+    init(*options, "--backend", "transformers")
+    assert load_campaign(Path("campaign.yaml")).config.rollouts.backend == "transformers"
+    check("campaign.yaml")
+
+
 def test_a_file_that_is_there_stays() -> None:
     Path("campaign.yaml").write_text("mine")
     with pytest.raises(UserError, match="left as it is"):
@@ -168,6 +182,7 @@ def test_a_file_that_is_there_stays() -> None:
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--algorithm", "grop"], "did you mean 'grpo'"),
         (["elsewhere/campaign.yaml"], "no such folder"),
+        (["--backend", "transformer"], "did you mean 'transformers'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
