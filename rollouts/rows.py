@@ -22,6 +22,10 @@ from typing import Any
 from rollouts.errors import UserError
 from rollouts.values import Unholdable, normalised
 
+PATHS_START = (
+    "paths in a campaign file start from its folder, those of a command from the current one"
+)
+"""Likely cause of a path that leads nowhere."""
 LONGEST_LINE = 2**26
 """Most characters of a line; a longer one is no row of a text that a model could read."""
 LARGEST_JSON = 2**30
@@ -104,7 +108,7 @@ def _guarded(
         raise UserError(
             f"cannot open the file: {error.strerror or error}",
             where=source,
-            cause=f"there is no {path.absolute()}; paths in a campaign file start from its folder",
+            cause=f"there is no {path.absolute()}; {PATHS_START}",
             remedy=_file_meant(path) or "correct the path",
         ) from error
     except OSError as error:

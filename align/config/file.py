@@ -104,7 +104,9 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
 
 def parse_campaign(text: str, path: Path, overrides: Sequence[str] = ()) -> CampaignFile:
     """Validate a text as the campaign file at ``path``, which need not exist yet."""
-    file = validated(CampaignConfig, mapping_of(text, path), path, overrides, text=text)
+    # A line of a file that is not there yet leads nowhere.
+    lines = text if path.exists() else ""
+    file = validated(CampaignConfig, mapping_of(text, path), path, overrides, text=lines)
     return CampaignFile(
         config=file.settings, raw=file.raw, overridden=file.overridden, notes=file.notes
     )

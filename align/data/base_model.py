@@ -16,6 +16,7 @@ from rollouts.chat.endings import extra_endings
 from rollouts.chat.pinned import pin
 from rollouts.errors import UserError, nearest
 from rollouts.prompts import PromptEncoder
+from rollouts.rows import PATHS_START
 from rollouts.types import Prompt
 
 DEMO_MODELS = {"digits": BASE_MODEL}
@@ -65,7 +66,7 @@ def resolve_model(policy: PolicyConfig) -> Path:
         raise UserError(
             f"there is no folder {as_written!r}",
             where="policy.model",
-            cause="paths in a campaign file start from its folder",
+            cause=f"there is no {folder.absolute()}; {PATHS_START}",
             remedy="give a folder in Hugging Face format, an id such as org/name, or demo://digits",
         )
     return _download(policy)

@@ -127,7 +127,11 @@ def test_a_model_folder_that_cannot_be_served(
     ],
 )
 def test_a_model_that_is_not_there(tmp_path: Path, model: str, words: str) -> None:
-    assert words in refusal(tmp_path, policy={"model": model})
+    message = refusal(tmp_path, policy={"model": model})
+    assert words in message
+    if "there is no folder" in words:
+        assert f"there is no {Path(model).absolute()}; paths in a campaign file start" in message
+        assert "those of a command from the current one" in message
 
 
 # prompts
