@@ -83,7 +83,8 @@ PLANNING = {"assumed_change", "underpowered"}
 
 NO_ANCHORS = (
     "retention lists no kl_anchors, and anchors is not set either: no KL holds the policy to earlier "
-    "snapshots; add kl_anchors to the list to keep the default anchors"
+    "snapshots; add kl_anchors to the list to keep the default anchors. Without them replayed prompts "
+    "have no loss unless replay.rewards is true; replay.past: 0 and replay.general: 0 spare their samples"
 )
 """Remark on rounds that lose the default anchors because they list other methods."""
 
