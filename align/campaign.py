@@ -23,7 +23,7 @@ from align.round.measurement.damage import Damaged, survey
 from align.round.measurement.measuring import measure_again, measure_known, open_sealed
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.planning import begun_round
-from align.round.records.artifacts import check_artifacts
+from align.round.records.artifacts import check_artifacts, check_stored_artifacts
 from align.round.reward_round import run_reward_round
 from align.round.round import run_round
 from align.round.session import (
@@ -153,6 +153,8 @@ def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterat
     settled.check()
     config, known = settled.config, settled.ledger
     view = view_of_due(config, known)
+    if known is not None:
+        check_stored_artifacts(view, known)
     inputs = load_checked(view, open_claims(known))
     closed = frozenset() if known is None else known.closed()
     if any(spec.name not in closed for spec in config.rounds):

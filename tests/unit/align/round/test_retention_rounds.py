@@ -15,6 +15,8 @@ from align.config.campaign import CampaignConfig
 from align.errors import ArtifactError, EvidenceError
 from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
+from align.store.ledger.amendments import amendments_of
+from align.store.ledger.copy import ledger_copy
 from align.store.remote import Remote
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import open_store
@@ -182,6 +184,9 @@ def test_a_damaged_artifact_stops_the_next_round(ewc: Ran, tmp_path: Path, damag
         ) as refusal:
             command(config)
         assert (refusal.value.exit_code, refusal.value.where) == (2, str(path))
+    with ledger_copy(config) as ledger:  # What is refused was not written down either.
+        assert [record.name for record in ledger.rounds()] == ["first", "second"]
+        assert amendments_of(ledger) == []
     assert [r.state for r in ewc.evidence.ledger.rounds()] == ["accepted", "accepted"]
 
 
