@@ -312,12 +312,35 @@ def facts_here(name: str, options: Mapping[str, Any], where: str | None) -> dict
     """
     reward = find_reward(name, where)
     spec = reward.imported(where)
-    members = [] if spec.members is None or not options else spec.members(options)
     return {
         "facts": {field.name: getattr(spec, field.name) for field in fields(RewardFacts)},
-        "members": [[member, dict(settings)] for member, settings in members],
+        "members": _members_of(name, spec, options, where),
         "info": packed(_info(reward, spec)),
     }
+
+
+def _members_of(
+    name: str, spec: RewardSpec, options: Mapping[str, Any], where: str | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rewards that another one says it is made of.
+
+    Raises:
+        UserError: its reader fails on the options, or returns something else than names with options.
+    """
+    reader = spec.members
+    if reader is None or not options:
+        return []
+    members = _try(
+        name, options, where, lambda: [(member, dict(own)) for member, own in reader(options)]
+    )
+    for member, _ in members:
+        if not isinstance(member, str):
+            raise UserError(
+                f"reward {name!r} is made of {member!r}, which is no name of a reward",
+                where=where,
+                remedy="let members of its RewardSpec return pairs of a name and options",
+            )
+    return list(members)
 
 
 def _asked(reward: NamedReward, options: Mapping[str, Any], where: str | None) -> Mapping[str, Any]:

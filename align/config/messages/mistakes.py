@@ -277,8 +277,10 @@ def _without_repeats(mistakes: Sequence[Mistake], raw: Any) -> list[Mistake]:
 def _is_shared(first: Mistake, second: Mistake) -> bool:
     """Tell if two equal texts speak of a setting that rounds inherit."""
     heads = {m.path[0] for m in (first, second) if m.path}
-    return (
-        bool(first.path and second.path)
-        and heads <= {"rounds", "defaults"}
-        and ("defaults" in heads or (first.source or ("",))[0] == "defaults")
-    )
+    if not (first.path and second.path and heads <= {"rounds", "defaults"}):
+        return False
+    if (first.source or ("",))[0] == "defaults":
+        return True
+    # Two settings may be wrong in the same words.
+    keys, others = (m.path[1 if m.path[0] == "defaults" else 2 :] for m in (first, second))
+    return "defaults" in heads and keys == others

@@ -15,7 +15,7 @@ squares, so that the step itself may still have a part against g_ref.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
+from math import isfinite, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -47,7 +47,11 @@ class AGEM(RetentionMethod[AGEMConfig]):
             own=sum(float(g.square().sum()) for g in gradients.values()),
         )
         self._removed = 0.0
-        if sums["product"] < 0:
+        if not isfinite(sums["reference"]):
+            # Nothing would constrain the step: a gradient that is not finite makes the learner skip it.
+            for gradient in gradients.values():
+                gradient.fill_(nan)
+        elif sums["product"] < 0:
             share = sums["product"] / sums["reference"]
             for name, gradient in gradients.items():
                 gradient.sub_(reference[name], alpha=share)

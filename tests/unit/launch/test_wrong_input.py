@@ -14,7 +14,9 @@ import pytest
 import typer
 import yaml
 
+from align.config.file import parse_campaign
 from launch import cli
+from rollouts.errors import UserError
 
 VALID = """\
 name: small
@@ -155,3 +157,32 @@ def test_a_default_that_a_round_states_itself_is_told_at_both_places(
     assert "defaults.optimizer.lr" in error and "got 'fast' (line 8)" in error
     assert "rounds.0.optimizer.lr" in error and "got 'slow' (line 17)" in error
     assert error.count("expected a number") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        (
+            {"group_size: 4": "group_size: 0", "steps: 2": "steps: 0"},
+            ["defaults.sampling.group_size", "rounds.0.steps", "rounds.1.steps"],
+        ),
+        (
+            {
+                "prompts_per_step: 5": "prompts_per_step: x",
+                "steps: 2\n  - name": "steps: x\n  - name",
+            },
+            ["defaults.sampling.prompts_per_step", "rounds.0.steps"],
+        ),
+    ],
+)
+def test_mistakes_in_the_same_words_are_all_listed(
+    changes: dict[str, str], keys: list[str]
+) -> None:
+    text = VALID
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(UserError) as caught:
+        parse_campaign(text, Path("campaign.yaml"))
+    listed = [line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert listed == keys

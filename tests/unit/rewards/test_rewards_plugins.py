@@ -137,6 +137,26 @@ def test_facts_that_cannot_be_are_one_message(install, facts: str, cause: str) -
     assert facts_of("odd") is None
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [(3, {})]", "'made' is made of 3, which is no name of a reward"),
+        ("return [('length',)]", "'made' cannot use the options"),
+        ("return None", "'made' cannot use the options"),
+        ("return options['absent']", "KeyError: 'absent'"),
+    ],
+)
+def test_members_that_cannot_be_are_one_message(install, body: str, message: str) -> None:
+    name = f"keelt-members-{len(body)}"
+    source = f"{SPEC}def odd(options): {body}\nMADE = RewardSpec(Kind, members=odd)\n"
+    install(name, f"made = {name.replace('-', '_')}:MADE", source)
+    made, options = find_reward("made"), {"all": ["length"]}
+    with pytest.raises(UserError) as caught:
+        made.members(options, "rewards.0")
+    assert message in str(caught.value) and caught.value.where == "rewards.0"
+    assert made.level_with(options) == "process"
+
+
 TRACES = (
     "import os\n"
     "SEEN = 'KEELT_SECRET' in os.environ\n"

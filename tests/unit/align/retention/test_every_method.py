@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from align.algorithms.rows import Batch
 from align.config.learning import RETENTION, EWCConfig, RetentionConfig
+from align.learner.training import Objective
 from tests.unit.align.retention.trainings import (
     MIXED,
     NEW,
@@ -61,3 +65,31 @@ def test_a_second_round_goes_on_from_a_checkpoint_bit_for_bit(
     assert (kept is None) == (again is None) == (not SETTINGS[name].keeps_artifact)
     if kept is not None and again is not None:
         assert kept.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["new", "past"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_step_whose_loss_is_not_finite_moves_nothing(
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    source: str,
+) -> None:
+    """The loss is that of the round's own rows or of replayed ones; the step is counted as skipped."""
+    training = begin(learner_of(models, tmp_path, "full"), SETTINGS[name])
+    training.update(MIXED)
+    before, tensors = weights_of(training), training.state().weights
+    state = {key: tensor.clone() for key, tensor in tensors.items()}
+    measure = Objective.measure
+
+    def overflowing(objective: Objective, micro: Any, *rest: Any) -> Any:
+        measured = measure(objective, micro, *rest)
+        hit = any(row.source == source for row in micro.rows)
+        return replace(measured, loss=measured.loss * nan) if hit else measured
+
+    monkeypatch.setattr(Objective, "measure", overflowing)
+    metrics = training.update(MIXED)
+    assert metrics["steps_skipped"] == 1.0
+    assert all(torch.equal(before[key], now) for key, now in weights_of(training).items())
+    assert all(torch.equal(state[key], now) for key, now in training.state().weights.items())
