@@ -88,15 +88,12 @@ class Database:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def _prepare(self) -> None:
-        """Create the tables, or check that this version can read those there are, and add newer ones."""
+        """Create the tables, or check that this version can read what is there and add later ones."""
         try:
             with self.read() as connection:
                 fresh = not inspect(connection).has_table(store_schema.name)
             if fresh:
-                with self.write() as connection:  # Another process may just have done so.
-                    if not inspect(connection).has_table(store_schema.name):
-                        metadata.create_all(connection, checkfirst=False)
-                        connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
+                self._create()
             with self.read() as connection:
                 version = connection.execute(select(store_schema.c.version)).scalar_one()
         except DatabaseError as error:
@@ -112,6 +109,17 @@ class Database:
                 cause="a newer Keel wrote this store",
                 remedy="update Keel, or set store to another folder",
             )
+        self._add_new_tables()
+
+    def _create(self) -> None:
+        """Create the tables unless another process has just done so."""
+        with self.write() as connection:
+            if not inspect(connection).has_table(store_schema.name):
+                metadata.create_all(connection, checkfirst=False)
+                connection.execute(insert(store_schema).values(version=SCHEMA_VERSION))
+
+    def _add_new_tables(self) -> None:
+        """Give a store of an older version the tables that came later."""
         with self.read() as connection:
             known = set(inspect(connection).get_table_names())
         missing = [table for table in metadata.sorted_tables if table.name not in known]

@@ -131,22 +131,26 @@ class Endpoint:
         }
         new = {q.key: q for q in questions if q.key not in answers}
         if new:
-            room = asyncio.Semaphore(self.concurrency)
-            key = _key(self.api_key_env)
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            # trust_env is off: no proxy and no netrc that the campaign file does not show. The client
-            # lives as long as one batch, since each batch may come with an event loop of its own.
-            async with _httpx().AsyncClient(headers=headers, trust_env=False) as client:
-                tasks = [asyncio.create_task(self._one(client, room, q)) for q in new.values()]
-                try:
-                    answers |= zip(new, await asyncio.gather(*tasks), strict=True)
-                finally:
-                    for task in tasks:
-                        task.cancel()
+            answers |= zip(new, await self._ask_new(list(new.values())), strict=True)
         self.cache.update({key: a for key, a in answers.items() if isinstance(a, str)})
         while len(self.cache) > KEPT:
             self.cache.popitem(last=False)
         return [answers[question.key] for question in questions]
+
+    async def _ask_new(self, questions: Sequence[Question]) -> list[str | JudgeError]:
+        """Ask questions of which no answer is kept, some of them side by side."""
+        room = asyncio.Semaphore(self.concurrency)
+        key = _key(self.api_key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # trust_env is off: no proxy and no netrc that the campaign file does not show. The client
+        # lives as long as one batch, since each batch may come with an event loop of its own.
+        async with _httpx().AsyncClient(headers=headers, trust_env=False) as client:
+            tasks = [asyncio.create_task(self._one(client, room, q)) for q in questions]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def _one(
         self, client: AsyncClient, room: asyncio.Semaphore, question: Question
