@@ -213,7 +213,13 @@ def draw(panel: Panel) -> Chart:
         Key(name=curve.name, line=i, first=curve.y[0], last=curve.y[-1])
         for i, curve in enumerate(panel.curves, start=1)
     )
-    return Chart(panel=panel, svg=_stripped(buffer.getvalue()), keys=keys)
+    # A part of the page has no namespaces and no ids, and has the page's colours.
+    root = _slim(ElementTree.fromstring(buffer.getvalue()))
+    root.set("aria-hidden", "true")
+    svg = ElementTree.tostring(root, encoding="unicode")
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return Chart(panel=panel, svg=svg, keys=keys)
 
 
 def _shown(panel: Panel) -> tuple[float, float]:
@@ -291,16 +297,6 @@ def _plain(axes: Any, names: Sequence[str]) -> None:
             every = math.ceil(len(names) * (most + 2) / room)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_xticks(range(0, len(names), every), [shortened(n, most) for n in names[::every]])
-
-
-def _stripped(svg: str) -> str:
-    """Make a drawing a part of the page: no namespaces, no ids, the page's colours."""
-    root = _slim(ElementTree.fromstring(svg))
-    root.set("aria-hidden", "true")
-    text = ElementTree.tostring(root, encoding="unicode")
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
 
 
 def _slim(element: ElementTree.Element) -> ElementTree.Element:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from align.config.campaign import CampaignConfig
@@ -15,6 +15,7 @@ from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
 from align.report.html.charts import Bar, Curve, Panel, thinned
 from align.report.html.limits import Limits
+from align.report.status import summary_numbers
 
 MAX_ROUNDS = 40
 """Rounds whose intervals and rejected candidates all have room on a chart of retention."""
@@ -22,6 +23,17 @@ MAX_POINTS, MAX_MARKS = 120, 24
 """Points of a curve of retention, and intervals and rejected candidates beside it if there are more."""
 MAX_RETENTION = 24
 """Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""
+MEANINGS = {
+    "AP": "average performance: mean over tasks at the end",
+    "AIA": "the same, averaged over the rounds",
+    "LA": "learning accuracy: mean of each task after its round",
+    "BWT": "backward transfer: below 0 is forgetting",
+    "FM": "forgetting: above 0 is loss from each task's best",
+    "FWT": "forward transfer: gain on tasks before their round",
+}
+"""Meaning of each of `summary_numbers`."""
+CHANGES = {"BWT", "FM", "FWT"}
+"""Summary numbers that are changes of scores, which are shown with their sign."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,7 +273,17 @@ def family_views(
             on_fewer=ON_FEWER_WORDS if any(any(whole.on_fewer(r)) for r in whole.rows) else "",
             rows_left_out=len(whole.rows) - len(shown.rows),
             columns_left_out=len(whole.suites) - len(shown.suites),
-            numbers=tuple(_numbers(whole)),
+            numbers=tuple(
+                Number(
+                    name=name,
+                    meaning=MEANINGS[name],
+                    value=value,
+                    is_change=name in CHANGES,
+                    on_fewer=whole.uneven,
+                )
+                for name, value in summary_numbers(whole).items()
+                if value is not None
+            ),
             retention=retention_panels(whole, MAX_RETENTION // len(parts), judged),
         )
         for family, whole, shown in ((f, part, cropped(part, limits)) for f, part in parts)
@@ -283,28 +305,3 @@ def cropped(matrix: ScoreMatrix, limits: Limits) -> ScoreMatrix:
         first = limits.columns // 4
         suites = [*suites[:first], *suites[first - limits.columns :]]
     return shown if len(suites) == len(matrix.suites) else shown.select(suites)
-
-
-def _numbers(matrix: ScoreMatrix) -> Iterator[Number]:
-    for name, meaning, value, is_change in (
-        ("AP", "average performance: mean over tasks at the end",
-         matrix.average_performance(), False),
-        ("AIA", "the same, averaged over the rounds",
-         matrix.average_incremental_accuracy(), False),
-        ("LA", "learning accuracy: mean of each task after its round",
-         matrix.learning_accuracy(), False),
-        ("BWT", "backward transfer: below 0 is forgetting",
-         matrix.backward_transfer(), True),
-        ("FM", "forgetting: above 0 is loss from each task's best",
-         matrix.forgetting(), True),
-        ("FWT", "forward transfer: gain on tasks before their round",
-         matrix.forward_transfer(), True),
-    ):  # fmt: skip
-        if value is not None:
-            yield Number(
-                name=name,
-                meaning=meaning,
-                value=value,
-                is_change=is_change,
-                on_fewer=matrix.uneven,
-            )
