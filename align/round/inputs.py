@@ -10,6 +10,7 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
 from align.data.examples.round_data import RoundDataLoader, pool_hash
+from align.data.replayed_examples import names_in
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
@@ -52,6 +53,8 @@ class Inputs:
     """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
     held_names: frozenset[str] = frozenset()
     """Prompts of a round's own file that no round learns from, see `prompt_name`."""
+    held_examples: frozenset[str] = frozenset()
+    """Names of the prompts and documents of all rounds' held-out examples, see `names_of`."""
 
     @property
     def policy_suites(self) -> list[Suite]:
@@ -132,6 +135,7 @@ def load_inputs(
         reports=data.reports,
         awaited=awaited,
         held_names=data.held_names,
+        held_examples=names_in(data.held.values()),
     )
 
 
