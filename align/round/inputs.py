@@ -82,8 +82,7 @@ def load_inputs(
     """Load and check; raises `UserError` for the first thing that cannot be used.
 
     Args:
-        inbox_rows: by round, what it took of the inbox. Rounds that read a stream and are not in it are
-            awaited: their data is checked when they begin.
+        inbox_rows: rows that each round took of the inbox; rounds of a stream without any are awaited.
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
@@ -130,7 +129,7 @@ def load_inputs(
         suites=suites,
         examples=data.examples,
         reward_models=frozenset(
-            spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
+            r.name for r in config.rounds if r.algorithm.makes == "reward_model"
         ),
         reports=data.reports,
         awaited=awaited,
