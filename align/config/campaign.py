@@ -46,6 +46,7 @@ from align.config.rules import (
     check_following,
     check_heldout,
     check_methods,
+    check_replay,
     check_retention,
     check_staleness,
     check_used,
@@ -81,6 +82,9 @@ __all__ = [
 PLANNING = {"assumed_change", "underpowered"}
 """Settings of the gate that plan its power and do not change a verdict."""
 
+YOUNGER_REPLAY = ("examples",)
+"""Settings of replay that stores may be older than; left out of their content unless they are set."""
+
 NO_ANCHORS = (
     "retention lists no kl_anchors, and anchors is not set either: no KL holds the policy to earlier "
     "snapshots; add kl_anchors to the list to keep the default anchors. Without them replayed prompts "
@@ -98,6 +102,11 @@ class ReplayConfig(Settings):
     """Share for prompts of earlier accepted rounds, balanced over the rounds."""
     general: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share for the general pool."""
+    examples: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share for examples of earlier accepted rounds' files, learnt again by this round's own loss. Pairs
+    serve rounds of pairs and of ratings, ratings those of ratings, demonstrations and texts each other.
+    Only for rounds with ``data``; without such an earlier round the share goes to the round's own
+    examples."""
     general_prompts: Prompts | None = None
     """Source of the general pool; None turns its share off."""
     general_answers: Literal["sampled", "stored"] = "sampled"
@@ -107,7 +116,8 @@ class ReplayConfig(Settings):
     general_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest stored answer, in tokens; None: as in training."""
     buffer: Annotated[int, Field(ge=1)] = 256
-    """Number of prompts stored of each accepted round, without answers or labels."""
+    """Number of prompts stored of each accepted round, without answers or labels; and as many examples of a
+    round that learns from a file."""
     samples_per_prompt: Annotated[int, Field(ge=1)] = 1
     """Completions of each replayed prompt. KL needs no group, so with 1 the budget buys the most distinct
     prompts."""
@@ -120,6 +130,12 @@ class ReplayConfig(Settings):
         if self.past + self.general >= 1:
             raise ValueError(
                 f"past + general must leave room for new prompts, got {self.past + self.general}; "
+                "lower one of the shares"
+            )
+        total = self.past + self.general + self.examples
+        if total >= 1:
+            raise ValueError(
+                f"past + general + examples must leave room for new examples, got {total:g}; "
                 "lower one of the shares"
             )
         if self.rewards and self.samples_per_prompt < 2:
@@ -377,6 +393,7 @@ class CampaignConfig(StoreSettings):
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")
+            check_replay(spec, self.defaults, f"rounds.{index}")
             check_dropout(spec, index, self.policy)
             check_following(spec, index, self.policy)
             check_retention(self.rounds, index, self.policy)
@@ -440,6 +457,9 @@ class CampaignConfig(StoreSettings):
             if not settings["retention"]:
                 del settings["retention"]
             settings["hacking"] = as_stored(settings["hacking"])
+            for name in YOUNGER_REPLAY:
+                if settings["replay"][name] == ReplayConfig.model_fields[name].default:
+                    del settings["replay"][name]
         # So is a source of suites that is younger than they are.
         for suite in content["suites"]:
             if suite["calibration"] is None:

@@ -121,6 +121,20 @@ def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
             )
 
 
+def check_replay(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
+    """Refuse a replay of examples in a round that learns from none; one of ``defaults`` is allowed."""
+    algorithm, share = spec.algorithm, spec.replay.examples
+    if not share or share == defaults.replay.examples:
+        return
+    if algorithm.material == "rollouts" or not algorithm.learns_here:
+        why = "learns from its own samples" if algorithm.learns_here else "trains in its own way"
+        raise ValueError(
+            f"{where}.replay.examples is {share:g} and {algorithm.name} {why}, so it cannot learn from the "
+            "examples of earlier rounds; remove it, since replay.past samples their prompts again, or "
+            "choose an algorithm that learns from a file"
+        )
+
+
 def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     """Refuse dropout in a round that samples, since engines have no dropout and their logprobs differ."""
     if policy.lora is None or not policy.lora.dropout or spec.algorithm.makes != "policy":

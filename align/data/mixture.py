@@ -8,13 +8,13 @@ exact: with 128 completions and 5% the counts are 6, 6, 7, 6, 7, ...
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
 from align.algorithms.rows import Row
 from align.config.campaign import ReplayConfig, SamplingConfig
-from align.data.examples.stream import ExampleStream, rows_of
+from align.data.examples.stream import ExampleStream, Unit, rows_of
 from align.data.replay import ReplayBuffer, dealt
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup
@@ -51,6 +51,8 @@ class Mixture:
     seed: int
     examples: ExampleStream | None = None
     """Rows of a file, which replace new prompts for algorithms that learn from a file."""
+    past_examples: Mapping[str, ExampleStream] = field(default_factory=dict)
+    """Examples of earlier rounds by round name, which the step learns from beside its own."""
 
     def draw(self, step: int) -> Draw:
         """Draw the prompts of step ``step``, counted from 0."""
@@ -59,14 +61,16 @@ class Mixture:
         past_share = self.replay.past if len(self.past) else 0.0
         sampled = self.general is not None and not self.stored
         general_share = self.replay.general if sampled else 0.0
-        new_share = 1.0 - past_share - general_share
+        example_share = self.replay.examples if self.past_examples else 0.0
+        new_share = 1.0 - past_share - general_share - example_share
         past = self._past(budget * past_share / singles, step)
         general = window(self.general, budget * general_share, step) if self.general else []
         examples: list[Row] = []
         new: list[Prompt] = []
         if self.examples is not None:
-            rate = budget * new_share / len(self.examples.at(0, 1)[0].rows)
-            examples = rows_of(self.examples.at(total_before(rate, step), whole(rate, step)))
+            rate = budget * new_share / self.examples.rows_per_unit
+            units = self.examples.at(total_before(rate, step), whole(rate, step))
+            examples = rows_of([*units, *self._past_examples(budget * example_share, step)])
         else:
             new = window(self.new, budget * new_share / self.sampling.group_size, step)
         stored_rate, n = budget * self.replay.general, len(self.stored)
@@ -96,6 +100,22 @@ class Mixture:
         sizes = (self.sampling.group_size,) * count
         return Draw(prompts=prompts, group_sizes=sizes, stored=[])
 
+    def _past_examples(self, num_rows: float, step: int) -> list[Unit]:
+        """Draw earlier rounds' units of one step, about ``num_rows`` rows, in turn from each round."""
+        if not self.past_examples:
+            return []
+        rounds = tuple(self.past_examples)
+        rate = num_rows / self.past_examples[rounds[0]].rows_per_unit
+        run = 1 if len(rounds) <= ROUNDS_PER_STEP else run_of(rate)
+        first = total_before(rate, step)
+        return [
+            unit
+            for name, count in in_turn(rounds, rate, step, run).items()
+            for unit in self.past_examples[name].at(
+                dealt(first, rounds.index(name), len(rounds), run), count
+            )
+        ]
+
     def _past(self, rate: float, step: int) -> list[Prompt]:
         rounds = tuple(self.past.entries)
         first = total_before(rate, step)
@@ -121,7 +141,9 @@ class Mixture:
         ] + past_prompts
 
 
-def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
+def in_turn(
+    rounds: Sequence[str], rate: float, step: int, run: int | None = None
+) -> dict[str, int]:
     """Count the prompts of each earlier round that step ``step`` replays, at ``rate`` prompts a step.
 
     The replayed prompts of all steps are numbered and dealt to the earlier rounds in runs, which are so
@@ -131,7 +153,7 @@ def in_turn(rounds: Sequence[str], rate: float, step: int) -> dict[str, int]:
     >>> [in_turn("abcd", 4, step) for step in range(3)]
     [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
     """
-    run = run_of(rate)
+    run = run or run_of(rate)
     numbers = range(total_before(rate, step), total_before(rate, step + 1))
     return dict(Counter(rounds[number // run % len(rounds)] for number in numbers))
 

@@ -10,6 +10,7 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
 from align.data.examples.round_data import RoundDataLoader, pool_hash
+from align.data.replayed_examples import names_in
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
@@ -52,6 +53,8 @@ class Inputs:
     """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
     held_names: frozenset[str] = frozenset()
     """Prompts of a round's own file that no round learns from, see `prompt_name`."""
+    held_examples: frozenset[str] = frozenset()
+    """Names of the prompts and documents of all rounds' held-out examples, see `names_of`."""
 
     @property
     def policy_suites(self) -> list[Suite]:
@@ -79,8 +82,7 @@ def load_inputs(
     """Load and check; raises `UserError` for the first thing that cannot be used.
 
     Args:
-        inbox_rows: by round, what it took of the inbox. Rounds that read a stream and are not in it are
-            awaited: their data is checked when they begin.
+        inbox_rows: rows that each round took of the inbox; rounds of a stream without any are awaited.
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
@@ -127,11 +129,12 @@ def load_inputs(
         suites=suites,
         examples=data.examples,
         reward_models=frozenset(
-            spec.name for spec in config.rounds if spec.algorithm.makes == "reward_model"
+            r.name for r in config.rounds if r.algorithm.makes == "reward_model"
         ),
         reports=data.reports,
         awaited=awaited,
         held_names=data.held_names,
+        held_examples=names_in(data.held.values()),
     )
 
 

@@ -14,7 +14,12 @@ from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
-from align.round.records.replay import load_replay, require_replay, stored_answers
+from align.round.records.replay import (
+    load_replay,
+    past_examples,
+    require_replay,
+    stored_answers,
+)
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
@@ -73,6 +78,7 @@ def plan_round(
         require_replay(rounds[name], accepted[name], session)
     buffer = load_replay(session.store.paths, [accepted[name] for name in needed])
     asks = {name: inputs.prompts.get(name, ()) for name in rounds if name not in shared}
+    later = asked_later(buffer.entries, asks, inputs.prompts[spec.name])
     repair_prompts = ReplayBuffer(owned_prompts(buffer.entries, asks, inputs.prompts[spec.name]))
     seed = seed_of(session.config.seed, spec.name)
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
@@ -98,6 +104,12 @@ def plan_round(
             replay=spec.replay,
             seed=seed,
             examples=None if examples is None else ExampleStream(examples, seed),
+            past_examples=past_examples(
+                spec,
+                [(rounds[name], accepted[name]) for name in needed if name in replayed],
+                later,
+                session,
+            ),
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
@@ -116,6 +128,27 @@ def owners(rounds: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:
     return [name for name in rounds if name in last.values()]
 
 
+def asked_later(
+    entries: Mapping[str, Sequence[Prompt]],
+    asks: Mapping[str, Sequence[Prompt]],
+    new: Sequence[Prompt],
+) -> dict[str, frozenset[str]]:
+    """Name the prompts that rounds after each accepted round ask, by `prompt_name`.
+
+    Args:
+        entries: kept prompts of the accepted rounds that are replayed.
+        asks: all prompts of accepted rounds, oldest first.
+        new: prompts of the coming round.
+    """
+    later = set(map(prompt_name, new))
+    names: dict[str, frozenset[str]] = {}
+    for name in reversed(list(asks)):
+        if name in entries:
+            names[name] = frozenset(later)
+        later |= set(map(prompt_name, (*asks[name], *entries.get(name, ()))))
+    return names
+
+
 def owned_prompts(
     entries: Mapping[str, Sequence[Prompt]],
     asks: Mapping[str, Sequence[Prompt]],
@@ -131,14 +164,11 @@ def owned_prompts(
         asks: all prompts of accepted rounds, oldest first.
         new: prompts of the coming round.
     """
-    later = set(map(prompt_name, new))
-    owned: dict[str, list[Prompt]] = {}
-    for name in reversed(list(asks)):
-        prompts = entries.get(name, ())
-        if name in entries:
-            owned[name] = [prompt for prompt in prompts if prompt_name(prompt) not in later]
-        later |= set(map(prompt_name, (*asks[name], *prompts)))
-    return {name: owned[name] for name in entries}
+    later = asked_later(entries, asks, new)
+    return {
+        name: [prompt for prompt in prompts if prompt_name(prompt) not in later[name]]
+        for name, prompts in entries.items()
+    }
 
 
 def scorer_of(

@@ -44,6 +44,11 @@ class ExampleStream:
         """Count the units of one epoch."""
         return len(self._units)
 
+    @property
+    def rows_per_unit(self) -> int:
+        """Number of rows in a unit: 2 for pairs, 1 for all others."""
+        return len(self._units[0].rows)
+
     def at(self, first: int, count: int) -> list[Unit]:
         """Return the units at positions ``first`` to ``first + count``, counted over all epochs."""
         if first < 0:

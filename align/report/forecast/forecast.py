@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
+from align.data.replayed_examples import contributors, replay_lines
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
 from align.gate.power.underpowered import foresee
@@ -104,6 +105,8 @@ class Forecast:
     """Schedules that are not due, and why."""
     machine: tuple[str, ...]
     """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
+    replay: tuple[str, ...]
+    """Lines on the examples that earlier rounds give to rounds to come."""
     reports: Mapping[str, str]
     """Rows read, cut and left out of the files that rounds learn from, by round."""
     engine: int
@@ -139,6 +142,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
             names = {item.name for item in rounds if item.memory is not None}
             learnt = [spec for spec in chosen.rounds if spec.name in names]
+            replay = replay_lines(chosen.rounds, {record.name: record.state for record in records})
             coming = len(names)
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
@@ -166,6 +170,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             *auto_lines(config, chosen),
             *(fit_lines(inputs.model, inputs.context, chosen) if runs_here(None) else ()),
         ),
+        replay=tuple(replay),
         reports=inputs.reports,
         engine=engine_bytes(inputs.model, chosen),
         available=available_memory(),
@@ -188,7 +193,7 @@ def _rounds(
     """
     states = {record.name: record.state for record in records}
     places = {**{record.name: record.index for record in records}, **planned}
-    asked_before = 0
+    asked_before: list[RoundConfig] = []
     for spec in config.rounds:
         state = states.get(spec.name)
         if state == "accepted" or state == "rejected" or state == "skipped":
@@ -202,14 +207,19 @@ def _rounds(
             coming = _coming(config, inputs, spec, first_step, asked_before)
             yield replace(coming, state="unclaimed") if spec.name in unclaimed else coming
         # A round that is still to come counts as accepted: that is what it is run for.
-        asked_before += state not in ("rejected", "skipped") and spec.algorithm.makes == "policy"
+        if state not in ("rejected", "skipped") and spec.algorithm.makes == "policy":
+            asked_before.append(spec)
 
 
 def _coming(
-    config: CampaignConfig, inputs: Inputs, spec: RoundConfig, from_step: int, before: int
+    config: CampaignConfig,
+    inputs: Inputs,
+    spec: RoundConfig,
+    from_step: int,
+    earlier: Sequence[RoundConfig],
 ) -> RoundForecast:
     steps = spec.steps - from_step
-    new, past, general = step_counts(spec, before)
+    new, past, general = step_counts(spec, len(earlier), examples=bool(contributors(earlier, spec)))
     sampled = past * spec.replay.samples_per_prompt + general
     if spec.algorithm.material == "rollouts":
         sampled += new * spec.sampling.group_size
@@ -233,16 +243,19 @@ def _coming(
     )
 
 
-def step_counts(spec: RoundConfig, before: int) -> tuple[float, float, float]:
+def step_counts(
+    spec: RoundConfig, before: int, *, examples: bool = False
+) -> tuple[float, float, float]:
     """Return the mean number of new, past and general prompts of one step, as `Mixture.draw` deals them.
 
     Args:
         before: earlier rounds that made a policy.
+        examples: some of them have examples that the round can learn from.
     """
     budget, replay = spec.sampling.budget, spec.replay
     past = replay.past if before else 0.0
     sampled = replay.general_prompts is not None and replay.general_answers == "sampled"
     general = replay.general if sampled else 0.0
-    rest = budget * (1.0 - past - general)
+    rest = budget * (1.0 - past - general - (replay.examples if examples else 0.0))
     per_unit = {"rollouts": spec.sampling.group_size, "pairs": 2}.get(spec.algorithm.material, 1)
     return rest / per_unit, budget * past / replay.samples_per_prompt, budget * general

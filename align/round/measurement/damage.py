@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.data.replay import ReplayBuffer
+from align.data.replayed_examples import OwnedExamples
 from align.data.stored_answers import load_answers
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
@@ -23,6 +24,7 @@ from align.round.inputs import Inputs
 from align.round.reward_models import measurable
 from align.store.ledger.records import EvaluationRecord
 from align.store.paths import (
+    EXAMPLES,
     GENERAL_ANSWERS,
     NAMED_ELSEWHERE,
     REPEATS,
@@ -38,6 +40,7 @@ LOADERS: Mapping[str, Callable[[Path], object]] = {
     REPEATS: ItemResults.load,
     RIVAL_ANSWERS: load_rivals,
     REPLAYED: ReplayBuffer.load,
+    EXAMPLES: OwnedExamples.load,
     GENERAL_ANSWERS: load_answers,
 }
 """Patterns of files that no row of the ledger describes, and what reads them."""
@@ -101,7 +104,9 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     hashes = evidence.files.hashes()
     faults: dict[str, str] = {}
     paths = evidence.store.paths
-    needed = {paths.relative(paths.replay(s)) for s in evidence.accepted("policy").values()}
+    accepted = evidence.accepted("policy").values()
+    files = [path for s in accepted for path in (paths.replay(s), paths.replay_examples(s))]
+    needed = set(map(paths.relative, files))
     needed |= {record.path for record in evidence.ledger.evaluations()}
     for path, row in hashes.items():
         if NAMED_ELSEWHERE.match(path) and path not in needed:

@@ -1,15 +1,21 @@
-"""Prompts that later rounds replay, and stored answers of the general pool."""
+"""Prompts and examples that later rounds replay, and stored answers of the general pool."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.data.examples.round_data import pool_hash
+from align.data.examples.stream import ExampleStream
 from align.data.replay import ReplayBuffer
+from align.data.replayed_examples import OwnedExamples
 from align.data.stored_answers import load_answers, save_answers
 from align.round.session import seed_of
 from align.round.times.clock import phase
@@ -26,14 +32,18 @@ if TYPE_CHECKING:
 
 
 def remember(plan: RoundPlan, session: Session, candidate: SnapshotId) -> None:
-    """Write the prompts that later rounds will replay, should the candidate be accepted.
+    """Write the prompts and examples that later rounds will replay, should the candidate be accepted.
 
     They are written before the verdict is committed: an accepted round always has its buffer.
     """
     path = session.store.paths.replay(candidate)
     _buffer_of(plan.spec, candidate, session).save(path)
+    written = [path]
+    if plan.spec.name in session.inputs.examples:
+        written.append(session.store.paths.replay_examples(candidate))
+        _examples_of(plan.spec, candidate, session).save(written[-1])
     session.keep_times(plan.index, plan.spec.name, plan.attempt)
-    session.store.files.record([path])
+    session.store.files.record(written)
 
 
 def require_replay(spec: RoundConfig, candidate: SnapshotId, session: Session) -> None:
@@ -44,22 +54,59 @@ def require_replay(spec: RoundConfig, candidate: SnapshotId, session: Session) -
     Raises:
         EvidenceError: other bytes come out: the data has changed as well.
     """
-    path, files = session.store.paths.replay(candidate), session.store.files
-    fault = files.fault_of(path)
-    if not fault:
-        return
-    if spec.name in session.inputs.prompts:
-        again = path.with_name(f".{path.name}.again")
-        _buffer_of(spec, candidate, session).save(again)
-        if fault_of(again, files.hash_of(path)) is None:
-            os.replace(again, path)
-            session.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
-            files.record([path], f"made again: the file {fault}")
-        again.unlink(missing_ok=True)
-    files.check(
-        path,
-        remedy="restore it from a backup: it does not follow from the round's data as it is now",
-    )
+    make = partial(_buffer_of, spec, candidate, session)
+    known = spec.name in session.inputs.prompts
+    _require(session.store.paths.replay(candidate), spec, session, make if known else None)
+
+
+def kept_examples(
+    spec: RoundConfig, candidate: SnapshotId, session: Session
+) -> OwnedExamples | None:
+    """Load the kept examples of an accepted round; make the file again if it was lost or changed.
+
+    Returns:
+        None for a round that learnt from no file, and for one of an older store whose data has changed.
+
+    Raises:
+        EvidenceError: the file was lost or changed, and the data has changed as well.
+    """
+    path, files = session.store.paths.replay_examples(candidate), session.store.files
+    units = session.inputs.examples.get(spec.name)
+    make = None if units is None else partial(_examples_of, spec, candidate, session)
+    if files.hash_of(path) is None:
+        learnt = session.store.snapshots.manifest(candidate).provenance.data_hashes
+        if units is None or learnt.get("examples") != pool_hash(units):
+            return None
+        _examples_of(spec, candidate, session).save(path)
+        files.record([path], "the store is older than kept examples")
+    _require(path, spec, session, make)
+    return OwnedExamples.load(path)
+
+
+def past_examples(
+    spec: RoundConfig,
+    accepted: Iterable[tuple[RoundConfig, SnapshotId]],
+    asked_later: Mapping[str, AbstractSet[str]],
+    session: Session,
+) -> dict[str, ExampleStream]:
+    """Return the examples that a round replays, by earlier round; no held-out row is among them.
+
+    Args:
+        accepted: earlier rounds that may be replayed, with their snapshots.
+        asked_later: names of the prompts that rounds after an earlier one ask, by that one's name.
+    """
+    streams: dict[str, ExampleStream] = {}
+    if not spec.replay.examples or spec.algorithm.material == "rollouts":
+        return streams
+    for earlier, candidate in accepted:
+        examples = kept_examples(earlier, candidate, session)
+        if examples is None:
+            continue
+        held_out = session.inputs.held_names | session.inputs.held_examples
+        examples = examples.without(held_out | asked_later.get(earlier.name, frozenset()))
+        if units := examples.units_for(spec.algorithm.material):
+            streams[earlier.name] = ExampleStream(units, seed_of(session.config.seed, spec.name))
+    return streams
 
 
 def load_replay(paths: StorePaths, accepted: Sequence[SnapshotId]) -> ReplayBuffer:
@@ -104,6 +151,37 @@ def stored_answers(spec: RoundConfig, session: Session) -> list[RolloutGroup]:
         save_answers(path, groups)
         session.store.files.record([path])
     return load_answers(path)
+
+
+def _require(
+    path: Path,
+    spec: RoundConfig,
+    session: Session,
+    make: Callable[[], ReplayBuffer | OwnedExamples] | None,
+) -> None:
+    """Check a kept file of a round; make it again if it was lost or changed and its data is there."""
+    files = session.store.files
+    fault = files.fault_of(path)
+    if not fault:
+        return
+    if make is not None:
+        again = path.with_name(f".{path.name}.again")
+        make().save(again)
+        if fault_of(again, files.hash_of(path)) is None:
+            os.replace(again, path)
+            session.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
+            files.record([path], f"made again: the file {fault}")
+        again.unlink(missing_ok=True)
+    files.check(
+        path,
+        remedy="restore it from a backup: it does not follow from the round's data as it is now",
+    )
+
+
+def _examples_of(spec: RoundConfig, candidate: SnapshotId, session: Session) -> OwnedExamples:
+    """Choose the examples of a round that its candidate will own."""
+    seed = seed_of(session.config.seed, spec.name)
+    return OwnedExamples.chosen(spec, session.inputs.examples[spec.name], candidate, seed)
 
 
 def _buffer_of(spec: RoundConfig, candidate: SnapshotId, session: Session) -> ReplayBuffer:

@@ -54,7 +54,12 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         spec=spec,
         references=references,
         mixture=replace(
-            plan.mixture, past=past, sampling=spec.sampling, replay=spec.replay, examples=None
+            plan.mixture,
+            past=past,
+            sampling=spec.sampling,
+            replay=spec.replay,
+            examples=None,
+            past_examples={},
         ),
         scorer=Scorer(new=None, past={}),
         origin=Origin(
@@ -88,6 +93,7 @@ def distillation(
                 update={
                     "past": each if past else 0.0,
                     "general": each if general else min(spec.replay.general, 0.9 - chosen.share),
+                    "examples": 0.0,
                     "samples_per_prompt": 1,
                     "rewards": False,
                 }

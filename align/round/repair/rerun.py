@@ -40,9 +40,9 @@ def careful(spec: RoundConfig) -> RoundConfig:
     A share that is off stays off: whoever keeps no past prompts has a reason.
     """
     replay = spec.replay
-    share = replay.past + replay.general
+    share = replay.past + replay.general + replay.examples
     factor = min(2.0, MOST_REPLAY / share) if share else 1.0
-    doubled = {"past": replay.past * factor, "general": replay.general * factor}
+    doubled = {n: getattr(replay, n) * factor for n in ("past", "general", "examples")}
     return spec.model_copy(
         update={
             "replay": replay.model_copy(update=doubled),

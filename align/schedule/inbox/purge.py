@@ -23,6 +23,7 @@ from sqlalchemy import Connection, and_, delete, insert, select
 
 from align.data.examples.forms import Unusable
 from align.data.replay import ReplayBuffer
+from align.data.replayed_examples import OwnedExamples
 from align.errors import StoreBusy
 from align.round.rollout_table import forget_prompts
 from align.schedule.inbox.drop import alone, take_files
@@ -52,7 +53,7 @@ class Purge:
     num_rows: int
     """Rows removed from the inbox, quarantined ones included."""
     num_replayed: int
-    """Prompts removed from replay buffers."""
+    """Prompts and examples removed from replay buffers."""
     num_rollouts: int = 0
     """Answers to those prompts that were removed, with them, from the tables of steps."""
     files: tuple[str, ...]
@@ -101,6 +102,8 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
             rows = _rows(connection, user)
         prompts = {name for row in rows for name in _prompt_ids(row, forms)}
         replayed = sum(_forget(file, prompts, store.files) for file in paths.stored_prompts())
+        for file in paths.stored_examples():
+            replayed += _forget_examples(file, prompts, store.files)
         rollouts = forget_prompts(paths.rounds, prompts)
         store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
@@ -161,11 +164,26 @@ def _forget(file: Path, prompts: set[str], stored: StoredFiles) -> int:
     }
     removed = sum(map(len, entries.values())) - sum(map(len, remaining.values()))
     if removed:
-        sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
-        ReplayBuffer(remaining).save(file)
-        if sound:
-            stored.record([file], "rewritten by keel feedback purge")
+        _rewrite(file, ReplayBuffer(remaining), stored)
     return removed
+
+
+def _forget_examples(file: Path, prompts: set[str], stored: StoredFiles) -> int:
+    """Rewrite kept examples without those of some prompts; return how many it held."""
+    stored_examples = OwnedExamples.load(file)
+    remaining = stored_examples.without(prompts)
+    removed = len(stored_examples.units) - len(remaining.units)
+    if removed:
+        _rewrite(file, remaining, stored)
+    return removed
+
+
+def _rewrite(file: Path, content: ReplayBuffer | OwnedExamples, stored: StoredFiles) -> None:
+    """Save a file again; only one that was sound before gets a new hash."""
+    sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
+    content.save(file)
+    if sound:
+        stored.record([file], "rewritten by keel feedback purge")
 
 
 def _fold_log(database: Database) -> bool:

@@ -204,3 +204,78 @@ def test_what_an_algorithm_cannot_use_is_said_before_anything_starts(
         )
     assert words in str(refused.value)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("dpo_file", "dpo_file"),
+        ("kto", "kto"),
+        ("dpo_file", "kto"),
+        ("sft", "sft"),
+        ("pretrain", "sft"),
+        ("sft", "pretrain"),
+    ],
+)
+def test_a_round_learns_again_from_the_examples_of_an_earlier_one(
+    first: str, second: str, files: Path, tmp_path: Path
+) -> None:
+    """Half of each step are the earlier round's own training rows, under its snapshot's KL term."""
+    from align.data.replayed_examples import OwnedExamples
+
+    earlier, later = spec_of(first, files), spec_of(second, files)
+    later["data"] = {**later["data"], "source": str(_other(files, second))}
+    later["replay"] = {"past": 0.0, "general": 0.0, "examples": 0.5}
+    ran = run(tmp_path, earlier, {"prompts": "demo://sort?n=60"}, later)
+    assert [r.state for r in ran.evidence.ledger.rounds()] == ["accepted"] * 3
+    steps = ran.metrics(2, "round2")
+    assert all(step["batch/past_tokens"] > 0 for step in steps)
+    assert all(step["kl/past/owner"] >= -ROUNDING for step in steps)
+    (path,) = [
+        p for p in ran.evidence.store.paths.stored_examples()
+        if OwnedExamples.load(p).round == "round0"
+    ]  # fmt: skip
+    assert ran.evidence.store.files.hash_of(path) is not None
+    kept = OwnedExamples.load(path)
+    assert 0 < len(kept.units) <= 256
+
+
+def _other(files: Path, name: str) -> Path:
+    """Write a file with other prompts, since prompts of both rounds are left to the later one."""
+    path = files / f"other-{SPECS[name]['data']}"
+    made = []
+    for prompt in demo_prompts("demo://sort?n=200"):
+        right = str(prompt.columns["answer"])
+        made += FILES[SPECS[name]["data"]](prompt.text, right, " ".join(reversed(right.split())))
+    rows = [row for row in made if row.get("chosen", "a") != row.get("rejected", "b")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_replayed_examples_are_never_held_out_and_come_again_after_a_stop(
+    files: Path, tmp_path: Path
+) -> None:
+    """A round that is stopped in its middle takes the steps that a straight run takes."""
+    from align.data.replayed_examples import names_of
+
+    earlier, later = spec_of("dpo_file", files), spec_of("dpo_file", files)
+    later["data"] = {**later["data"], "source": str(_other(files, "dpo_file"))}
+    later |= {
+        "replay": {"past": 0.0, "general": 0.0, "examples": 0.5},
+        "steps": 4,
+        "checkpoint_every": 1,
+    }
+    straight = run(tmp_path / "straight", earlier, later)
+    config = campaign(tmp_path / "stopped", rounds=rounds(earlier, later))
+    with pytest.raises(RuntimeError, match="stopped"):
+        stopping = Watcher(stop_at=("round1", 1))
+        run_campaign(config, start_engine=Starter(), observer=stopping)
+    stopped = run(tmp_path / "stopped", earlier, later)
+    ends = [ran.evidence.accepted("policy")["round1"] for ran in (straight, stopped)]
+    assert ends[0] == ends[1]
+    inputs = stopped.config
+    from align.round.inputs import load_inputs
+
+    loaded = load_inputs(inputs)
+    for name, units in loaded.examples.items():
+        assert not any(names_of(unit) & loaded.held_examples for unit in units), name

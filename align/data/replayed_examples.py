@@ -1,0 +1,244 @@
+"""Examples of accepted rounds' files, which later rounds learn from again beside their own.
+
+A replayed pair, rating, demonstration or text teaches by the later round's own loss, and KL terms of past
+prompts hold it to the snapshot that owns it. Only training rows are kept, as token ids, so nothing of a
+held-out part is ever replayed and the file itself is needed no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from align.algorithms.base import Material
+from align.algorithms.rows import Row
+from align.data.examples.stream import Unit
+from align.errors import StoreError
+from align.store.durable import write_atomic
+from rollouts.types import Prompt, SnapshotId
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+
+SCHEMA_VERSION = 1
+"""Version of the file's format."""
+
+USABLE: Mapping[Material, Sequence[Material]] = {
+    "pairs": ("pairs",),
+    "ratings": ("ratings", "pairs"),
+    "demonstrations": ("demonstrations", "texts"),
+    "texts": ("texts", "demonstrations"),
+}
+"""Kinds of earlier examples that teach by the loss of a round with this material. A pair is two ratings;
+demonstrations and texts are both tokens to repeat."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnedExamples:
+    """Training examples kept of one accepted round."""
+
+    round: str
+    owner: SnapshotId
+    """Accepted snapshot that has learnt them."""
+    material: Material
+    units: tuple[Unit, ...]
+
+    @classmethod
+    def chosen(
+        cls, spec: RoundConfig, units: Sequence[Unit], owner: SnapshotId, seed: int
+    ) -> OwnedExamples:
+        """Keep at most ``replay.buffer`` distinct units of a round, chosen evenly by the seed."""
+        distinct = list({unit.id: unit for unit in units}.values())
+        cap = spec.replay.buffer
+        if len(distinct) > cap:
+            indices = sorted(Random(f"{seed}/{spec.name}").sample(range(len(distinct)), cap))
+            distinct = [distinct[i] for i in indices]
+        return cls(
+            round=spec.name,
+            owner=owner,
+            material=spec.algorithm.material,
+            units=tuple(distinct),
+        )
+
+    def without(self, names: AbstractSet[str]) -> OwnedExamples:
+        """Return the examples whose prompt, and whose documents, are none of these."""
+        remaining = tuple(unit for unit in self.units if not names_of(unit) & names)
+        return replace(self, units=remaining)
+
+    def units_for(self, material: Material) -> list[Unit]:
+        """Return the units for a round with this material, marked as its past; none if they do not fit."""
+        if self.material not in USABLE.get(material, ()):
+            return []
+        units = self.units
+        if self.material == "pairs" and material == "ratings":
+            units = tuple(
+                replace(unit, id=f"{unit.id}/{side}", rows=(row,))
+                for unit in units
+                for side, row in enumerate(unit.rows)
+            )
+        return [self._past(unit) for unit in units]
+
+    def _past(self, unit: Unit) -> Unit:
+        rows = (
+            replace(row, source="past", owner=self.owner, round=self.round) for row in unit.rows
+        )
+        return replace(unit, rows=tuple(rows))
+
+    def save(self, path: Path) -> None:
+        """Write JSON lines atomically: a line on the round, then one unit on each line."""
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "round": self.round,
+            "owner": self.owner,
+            "material": self.material,
+        }
+        lines = [head, *map(_line, self.units)]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomic(path, text.encode("ascii"))
+
+    @classmethod
+    def load(cls, path: Path) -> OwnedExamples:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
+        """
+        number = 1
+        try:
+            first, *lines = path.read_text("ascii", "replace").splitlines()
+            head = json.loads(first)
+            if head["schema_version"] > SCHEMA_VERSION:
+                raise ValueError(f"version {head['schema_version']} is not known here")
+            units: list[Unit] = []
+            for line in lines:
+                number += 1
+                units.append(_unit(json.loads(line)))
+            return cls(
+                round=head["round"],
+                owner=head["owner"],
+                material=head["material"],
+                units=tuple(units),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"this is no replayed example ({error!r})",
+                where=f"{path}:{number}",
+                cause="the file was edited or damaged, or a newer Keel wrote it",
+                remedy="restore it from a backup",
+            ) from error
+
+
+def names_of(unit: Unit) -> frozenset[str]:
+    """Return the names that a unit can be held out or removed under: its prompt's, or its documents'."""
+    if unit.prompt is not None:
+        return frozenset((unit.prompt.id,))
+    return frozenset((unit.id, *unit.documents))
+
+
+def names_in(pools: Iterable[Sequence[Unit]]) -> frozenset[str]:
+    """Return the names of all units of several pools."""
+    return frozenset(name for units in pools for unit in units for name in names_of(unit))
+
+
+def replay_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> list[str]:
+    """Return what earlier rounds give to each round to come that replays examples, and why some do not.
+
+    Args:
+        rounds: all rounds of the campaign, in order.
+        states: state of every round in the ledger. A round to come counts as accepted.
+    """
+    lines: list[str] = []
+    earlier: list[RoundConfig] = []
+    for spec in rounds:
+        state = states.get(spec.name)
+        if state not in ("accepted", "rejected", "skipped"):
+            lines += contribution_lines(spec, earlier)
+        if state not in ("rejected", "skipped"):
+            earlier.append(spec)
+    return lines
+
+
+def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
+    """Yield what each earlier round gives a round that replays examples, and why some give nothing."""
+    name = spec.name
+    material = spec.algorithm.material
+    if not spec.replay.examples or spec.algorithm.makes != "policy":
+        return
+    if material == "rollouts":
+        yield (
+            f"round {name}: replay.examples does nothing here: {spec.algorithm.name} learns from its own "
+            "samples; replay.past samples earlier rounds' prompts again"
+        )
+        return
+    giving = contributors(earlier, spec)
+    share = f"round {name}: replay.examples {spec.replay.examples:g}"
+    if not giving:
+        yield f"{share} goes to its own {material}: no earlier round gives it any"
+    for other in giving:
+        yield f"{share} replays {other.algorithm.material} of {other.name}"
+    for other in earlier:
+        if other not in giving:
+            yield f"{share} gets nothing of {other.name}: {_reason(other, spec)}"
+
+
+def contributors(earlier: Sequence[RoundConfig], spec: RoundConfig) -> list[RoundConfig]:
+    """List the earlier rounds whose examples a round can learn from."""
+    return [other for other in earlier if _reason(other, spec) is None]
+
+
+def _reason(other: RoundConfig, spec: RoundConfig) -> str | None:
+    """Return why a round gives another no examples; None if it gives some."""
+    material, needed = other.algorithm.material, spec.algorithm.material
+    if other.algorithm.makes != "policy":
+        return "a reward model owns no behaviour of the policy"
+    if material == "rollouts":
+        return f"{other.algorithm.name} learnt from its own samples; replay.past samples its prompts again"
+    if material not in USABLE.get(needed, ()):
+        return f"it learnt from {material}, and {spec.algorithm.name} learns from {needed}"
+    if other.asks == spec.asks:
+        return "it has the same file, which this round reads itself"
+    return None
+
+
+def _line(unit: Unit) -> dict[str, Any]:
+    """Return a unit as a line of the file."""
+    return {
+        "id": unit.id,
+        "prompt": None if unit.prompt is None else unit.prompt.id,
+        "place": unit.place,
+        "documents": unit.documents,
+        "rows": [
+            {
+                "prompt_ids": row.prompt_ids,
+                "completion_ids": row.completion_ids,
+                "advantage": row.advantage,
+                "margin": row.margin,
+            }
+            for row in unit.rows
+        ],
+    }
+
+
+def _unit(data: Mapping[str, Any]) -> Unit:
+    prompt = data["prompt"]
+    return Unit(
+        id=data["id"],
+        prompt=None if prompt is None else Prompt(id=prompt, text=""),
+        rows=tuple(
+            Row(
+                prompt_ids=tuple(row["prompt_ids"]),
+                completion_ids=tuple(row["completion_ids"]),
+                advantage=row["advantage"],
+                margin=row["margin"],
+                source="past",
+            )
+            for row in data["rows"]
+        ),
+        place=data["place"],
+        documents=tuple(data["documents"]),
+    )
