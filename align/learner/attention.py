@@ -132,7 +132,7 @@ class _Attention(torch.autograd.Function):
         with torch.autocast(query_SHD.device.type, enabled=False):
             for reads in places.reads:
                 query, key, value = (
-                    _taken(states, rows, reads.shape[0])
+                    states.index_select(0, rows).view(reads.shape[0], -1, states.shape[-1])
                     for states, rows in zip(
                         flat, (reads.queries, reads.keys, reads.keys), strict=True
                     )
@@ -171,7 +171,3 @@ class _Attention(torch.autograd.Function):
             states.view(tokens, -1, states.shape[-1]) for states in (of_query, of_key, of_value)
         )
         return *grads, None, None
-
-
-def _taken(states: Tensor, rows: Tensor, products: int) -> Tensor:
-    return states.index_select(0, rows).view(products, -1, states.shape[-1])

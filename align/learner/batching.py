@@ -88,19 +88,18 @@ def even_passes(
     """Cut rows into `passes` that keep several lanes busy for the same time: smaller ones where that
     shortens the longest lane."""
     budgets = [max_tokens * share // 4 for share in ((4,) if lanes == 1 else (4, 3, 2))]
-    return min(
-        (list(passes(rows, budget, packed=packed)) for budget in budgets),
-        key=lambda split: _longest(list(map(cost, split)), lanes),
-    )
+    splits = [list(passes(rows, budget, packed=packed)) for budget in budgets]
+    longest_lanes = []
+    for split in splits:
+        costs = list(map(cost, split))
+        hands = dealt_evenly(costs, lanes)
+        longest_lanes.append(max(sum(costs[index] for index in hand) for hand in hands))
+    return splits[longest_lanes.index(min(longest_lanes))]
 
 
 def cost(rows: Sequence[Row]) -> int:
     """Estimate the cost of a pass in tokens; each also has work that does not depend on them."""
     return PASS_TOKENS + sum(row.num_tokens for row in rows)
-
-
-def _longest(costs: Sequence[int], lanes: int) -> int:
-    return max(sum(costs[index] for index in hand) for hand in dealt_evenly(costs, lanes))
 
 
 def passes(rows: Sequence[Row], max_tokens: int, *, packed: bool = False) -> Iterator[list[Row]]:

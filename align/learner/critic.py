@@ -41,8 +41,14 @@ class Critic:
         Args:
             outputs: the policy's over the same rows.
         """
+        if self._body is not None:
+            body = completion_outputs(self._body, micro, dtype=self._dtype, temperature=1.0)
+            hidden_ND = body.hidden_ND
+        else:
+            shares = self._shared_gradient
+            hidden_ND = outputs.hidden_ND if shares else outputs.hidden_ND.detach()
         # Outside autocast: a value is regressed on, and bfloat16 has three digits.
-        values_N1: Tensor = self.head(self._hidden(micro, outputs).float())
+        values_N1: Tensor = self.head(hidden_ND.float())
         return values_N1[:, 0]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -83,12 +89,6 @@ class Critic:
 
         self.load_tensors(load_file(folder / FILE))
 
-    def _hidden(self, micro: MicroBatch, outputs: Outputs) -> Tensor:
-        if self._body is not None:
-            body = completion_outputs(self._body, micro, dtype=self._dtype, temperature=1.0)
-            return body.hidden_ND
-        return outputs.hidden_ND if self._shared_gradient else outputs.hidden_ND.detach()
-
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
@@ -103,9 +103,12 @@ def make_critic(config: CriticConfig, policy: Policy, parent: Path) -> Critic:
     Args:
         parent: folder of the model that the round starts from, with full weights.
     """
-    body = None
+    body, folder = None, parent
+    if config.model not in (None, SHARED):
+        folder = Path(config.model).expanduser()
+        check_companion(parent, folder, what="critic", where="algorithm.critic.model")
     if config.model != SHARED:
-        body = load_model(_folder(config, parent), policy.config, policy.device, torch.float32)
+        body = load_model(folder, policy.config, policy.device, torch.float32)
     width = (policy.model if body is None else body).get_output_embeddings().weight.shape[1]
     if body is not None:
         # A row of the vocabulary is never asked for, and large: it need not lie in memory.
@@ -116,11 +119,3 @@ def make_critic(config: CriticConfig, policy: Policy, parent: Path) -> Critic:
         dtype=policy.dtype,
         shared_gradient=config.shared_gradient,
     )
-
-
-def _folder(config: CriticConfig, parent: Path) -> Path:
-    if config.model is None:
-        return parent
-    folder = Path(config.model).expanduser()
-    check_companion(parent, folder, what="critic", where="algorithm.critic.model")
-    return folder

@@ -106,6 +106,11 @@ class Learner:
             full = self._base if adapters else self._folder_of(references.parent)
             critic = make_critic(critic_config, self.policy, full)
             add_group(optimizer, critic.parameters(), critic_config.lr)
+        slow_teacher: SlowTeacher | None = None
+        follow, teacher = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
+        if follow is not None and teacher is not None:
+            copy = self.anchors.copy(references.named(teacher))
+            slow_teacher = SlowTeacher(copy, self.policy, follow)
         objective = Objective(
             policy=self.policy,
             anchors=self.anchors,
@@ -113,7 +118,7 @@ class Learner:
             spec=spec,
             references=references,
             penalties=round_penalties,
-            slow_teacher=self._make_slow_teacher(spec, references),
+            slow_teacher=slow_teacher,
         )
         return Training(self, objective, optimizer, num_steps)
 
@@ -145,12 +150,6 @@ class Learner:
         self.load(snapshot)
         weights = self.policy.named_parameters()
         return {name: local(parameter).detach().clone() for name, parameter in weights.items()}
-
-    def _make_slow_teacher(self, spec: RoundSettings, references: References) -> SlowTeacher | None:
-        follow, teacher = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
-        if follow is None or teacher is None:
-            return None
-        return SlowTeacher(self.anchors.copy(references.named(teacher)), self.policy, follow)
 
     def _num_lanes(self) -> int:
         """Return the number of passes that may run side by side.

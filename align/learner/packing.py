@@ -13,7 +13,6 @@ Legend: ``_S`` stored tokens, ``_B`` rows, ``_T`` positions of a padded row, ``_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from align.algorithms.micro_batch import Packing, Tile, TilePlaces
 from align.algorithms.rows import Row
 from align.learner.attention import attend
+from align.learner.model.linear import with_mixin
 
 PACKED = "keel_packed"
 """Name of `packed_attention` among transformers' attention implementations."""
@@ -236,12 +236,6 @@ class LastLayer(nn.Module):
         return ended
 
 
-@cache
-def _ending(kind: Any) -> type[nn.Module]:
-    """Return a subclass of both `LastLayer` and a layer's class; repeated calls give the same one."""
-    return type(kind.__name__, (LastLayer, kind), {"__module__": kind.__module__})
-
-
 def _shorten(model: Any) -> None:
     """Make the last layer a `LastLayer` where it has its parts and computes the same with them."""
     layers = getattr(model.get_decoder(), "layers", None)
@@ -250,7 +244,7 @@ def _shorten(model: Any) -> None:
         return
     kind: Any = type(last)
     whole = _tried(model, packed=True)
-    last.__class__ = _ending(kind)
+    last.__class__ = with_mixin(LastLayer, kind)
     exact = model.dtype == torch.float32
     if (_tried(model, packed=True) - whole).norm() > (SAME_FLOAT if exact else SAME) * whole.norm():
         last.__class__ = kind
@@ -303,7 +297,7 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Rotary embeddings leave autocast in float32: the values alone have the precision of the products.
     states = [states.to(value.dtype) for states in (query, key, value)]
-    if _is_short(value, packing.shape[1]):
+    if value.device.type == "cpu" and packing.shape[1] <= WRITTEN_OUT:
         query_SHD, key_SKD, value_SKD = (part[0].transpose(0, 1) for part in states)
         return attend(query_SHD, key_SKD, value_SKD, packing, scale)[None], None
     query_BHTD, key_BHTD, value_BHTD = (_lay_out(part, packing) for part in states)
@@ -311,11 +305,6 @@ def packed_attention(
     flat_BTHD = out_BHTD.transpose(1, 2).flatten(0, 1)
     flat: Tensor = _TakeBack.apply(flat_BTHD, packing)  # type: ignore[no-untyped-call]
     return flat[None], None
-
-
-def _is_short(value: Tensor, width: int) -> bool:
-    """Tell if attention over rows of this width is quicker written out than fused."""
-    return value.device.type == "cpu" and width <= WRITTEN_OUT
 
 
 def _lay_out(states: Tensor, packing: Packing) -> Tensor:

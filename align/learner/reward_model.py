@@ -7,8 +7,7 @@ Its head begins at random, fixed by the seed; rewards are read as `rewards.libra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -127,7 +126,10 @@ class RewardLearner:
             return sequence_scores(self.model, [(*r.prompt_ids, *r.completion_ids) for r in rows])
 
     def _step_on(self, rows: Sequence[Row]) -> Metrics:
-        """Take one optimizer step on whole pairs; return its metrics."""
+        """Take one optimizer step on whole pairs; return its metrics.
+
+        If the gradient is not finite, nothing moves, and the step is counted as skipped.
+        """
         self._optimizer.zero_grad()
         sums: defaultdict[str, float] = defaultdict(float)
         num_pairs = len(units_of(rows))
@@ -136,10 +138,6 @@ class RewardLearner:
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
                 sums[name] += float(value)
-        return {**sums, **self._step()}
-
-    def _step(self) -> Metrics:
-        """Move the weights, unless the gradient is not finite: then nothing moves, and it is counted."""
         norm = float(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._chosen.max_grad_norm)
         )
@@ -151,16 +149,20 @@ class RewardLearner:
             self._skipped = 0
         else:
             self._skipped = count_skipped(self._skipped, lr)
-        return {"grad_norm": norm, "lr": lr, "steps_skipped": float(self._skipped > 0)}
+        skipped = float(self._skipped > 0)
+        return {**sums, "grad_norm": norm, "lr": lr, "steps_skipped": skipped}
 
 
 def fresh_model(folder: Path, policy: PolicyConfig) -> Any:
     """Load the decoder of a causal language model under a new head, its master weights in float32."""
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with _without_warnings():
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # It would warn that the head is new, which is meant.
+    try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=1,
@@ -169,17 +171,6 @@ def fresh_model(folder: Path, policy: PolicyConfig) -> Any:
             trust_remote_code=policy.trust_remote_code,
             use_safetensors=True,
         )
-    return model.eval()
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep transformers from warning that the head is new, which is meant."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
     finally:
         logging.set_verbosity(before)
+    return model.eval()

@@ -172,7 +172,12 @@ def code_is_wanted(folder: ModelFolder) -> None:
     """Refuse a model that needs its own code unless that is allowed, and code outside the folder."""
     from transformers import CONFIG_MAPPING
 
-    references = _references(folder.raw.get("auto_map"))
+    auto_map = folder.raw.get("auto_map")
+    references: list[str] = []
+    for value in auto_map.values() if isinstance(auto_map, dict) else ():
+        # A tokenizer may have two.
+        references += [item for item in (value if isinstance(value, list) else [value]) if item]
+    references.sort()
     native = folder.raw.get("model_type") in CONFIG_MAPPING
     if not references or (native and not folder.policy.trust_remote_code):
         return
@@ -194,14 +199,6 @@ def code_is_wanted(folder: ModelFolder) -> None:
                 "download the model with its Python files, and let auto_map name them without a repository",
                 cause="a snapshot includes the code, verified by hash",
             )
-
-
-def _references(auto_map: Any) -> list[str]:
-    """List ``module.Class`` for each entry that a config maps to code; a tokenizer may have two."""
-    references: list[str] = []
-    for value in auto_map.values() if isinstance(auto_map, dict) else ():
-        references += [item for item in (value if isinstance(value, list) else [value]) if item]
-    return sorted(references)
 
 
 def _refused(where: Path, what: str, remedy: str, cause: str | None = None) -> UserError:

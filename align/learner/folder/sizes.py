@@ -145,7 +145,16 @@ def folder_bytes(model: Path) -> int:
 
 def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) -> int:
     """Count the bytes of a round's anchors: adapters over the one base, or full models up to the cache."""
-    names = _snapshots(spec)
+    algorithm, anchors = spec.algorithm, spec.anchors
+    if algorithm.makes == "reward_model":
+        return 0
+    terms = (*anchors.new, *anchors.past, *anchors.general)
+    names = {anchor.to for anchor in terms if anchor.beta and anchor.follow is None}
+    if algorithm.anchors_are_reference and not anchors.new:
+        names.add("parent")
+    teacher = algorithm.teacher_snapshot
+    if teacher is not None and not teacher.startswith(MODEL) and not algorithm.teacher_follows:
+        names.add(teacher)
     if policy.snapshot_kind == "adapter":
         return len(names) * trained * FLOAT32
     size = whole * BYTES[policy.dtype]
@@ -155,20 +164,6 @@ def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) 
 def _takes_steps(spec: RoundConfig) -> bool:
     """Tell if the learner trains the policy in this round."""
     return spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-
-
-def _snapshots(spec: RoundConfig) -> set[str]:
-    """Return the names of the snapshots that the policy is compared with; none for a reward model."""
-    algorithm, anchors = spec.algorithm, spec.anchors
-    if algorithm.makes == "reward_model":
-        return set()
-    terms = (*anchors.new, *anchors.past, *anchors.general)
-    names = {anchor.to for anchor in terms if anchor.beta and anchor.follow is None}
-    if algorithm.anchors_are_reference and not anchors.new:
-        names.add("parent")
-    teacher = algorithm.teacher_snapshot
-    is_model = teacher is None or teacher.startswith(MODEL) or algorithm.teacher_follows
-    return names if is_model else names | {str(teacher)}
 
 
 def _teacher(whole: int, policy: PolicyConfig, spec: RoundConfig) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.learner.folder.folder import ModelFolder, weight_files
 from align.learner.model.mapping import stored_form
@@ -98,7 +98,8 @@ def is_tied_as_it_says(folder: ModelFolder) -> None:
     if not isinstance(pairs, dict) or not model.config.get_text_config().tie_word_embeddings:
         return
     for name, source in pairs.items():
-        stored = [_stored_name(model, key) for key in (name, source)]
+        shapeless = [{key: torch.empty(1, 1, device="meta")} for key in (name, source)]
+        stored = [next(iter(stored_form(model, tensors))) for tensors in shapeless]
         head, embedding = (_tensor(folder.path, key) for key in stored)
         if head is None or embedding is None or torch.equal(head, embedding):
             continue
@@ -161,13 +162,6 @@ def tokens_have_rows(folder: ModelFolder) -> None:
             cause="tokens were added to the tokenizer and not to the model",
             remedy="call model.resize_token_embeddings(len(tokenizer)) and save the model again",
         )
-
-
-def _stored_name(model: Any, name: str) -> str:
-    """Return the name that a parameter has in files written by transformers."""
-    import torch
-
-    return next(iter(stored_form(model, {name: torch.empty(1, 1, device="meta")})))
 
 
 def _tensor(folder: Path, name: str) -> Tensor | None:

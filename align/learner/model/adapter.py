@@ -78,7 +78,10 @@ def dropout(model: Any, *, active: bool) -> Iterator[None]:
     recomputes layers must include its backward pass in the block.
     """
     layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
-    before = [(layer, _modes(layer)) for layer in layers]
+    before = [
+        (layer, layer.training, {name: d.training for name, d in layer.lora_dropout.items()})
+        for layer in layers
+    ]
     try:
         for layer in layers:
             _set_modes(
@@ -86,13 +89,8 @@ def dropout(model: Any, *, active: bool) -> Iterator[None]:
             )
         yield
     finally:
-        for layer, (training, modes) in before:
+        for layer, training, modes in before:
             _set_modes(layer, training, modes)
-
-
-def _modes(layer: Any) -> tuple[bool, dict[str, bool]]:
-    """Return the training flag of an adapted layer itself, and of the dropout of each of its adapters."""
-    return layer.training, {name: module.training for name, module in layer.lora_dropout.items()}
 
 
 def _set_modes(layer: Any, training: bool, modes: Mapping[str, bool]) -> None:
@@ -149,8 +147,15 @@ def merged(model: Any) -> dict[str, Tensor]:
 
     Adapted layers have new tensors, other layers the base's own.
     """
-    updated = {f"{name}.weight": _merged_weight(module) for name, module in _adapted(model)}
-    return base_parameters(model) | updated
+    weights = base_parameters(model)
+    for name, module in _adapted(model):
+        base, variant = _base_weight(module), module.lora_variant.get(TRAINED)
+        weights[f"{name}.weight"] = (
+            base + module.get_delta_weight(TRAINED)
+            if variant is None
+            else variant.merge_safe(module, TRAINED, base)
+        )
+    return weights
 
 
 def base_parameters(model: Any) -> dict[str, Tensor]:
@@ -185,15 +190,6 @@ def factor_names(model: Any) -> Iterator[tuple[str, str, float]]:
         if hasattr(module, "get_delta_weight"):
             left, right = (f"{name}.lora_{factor}.{TRAINED}.weight" for factor in "BA")
             yield right, left, float(module.scaling[TRAINED])
-
-
-def _merged_weight(module: Any) -> Tensor:
-    weight: Tensor = _base_weight(module)
-    if TRAINED in module.lora_variant:
-        merged: Tensor = module.lora_variant[TRAINED].merge_safe(module, TRAINED, weight)
-        return merged
-    update: Tensor = module.get_delta_weight(TRAINED)
-    return weight + update
 
 
 def _base_weight(module: Any) -> Tensor:

@@ -8,6 +8,7 @@ devices keep torch's own path, which already uses oneDNN for bfloat16.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ class FloatLinear(nn.Linear):
     """Linear layer that uses the faster of torch's two libraries."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _has_other_path(input, self.weight):
+        served = input.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if not (served and input.dtype == self.weight.dtype == torch.float32 and input.numel()):
             return super().forward(input)
         flat = input.reshape(-1, self.in_features)
         out: Tensor = _Product.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
@@ -35,6 +37,15 @@ def speed_up(model: nn.Module) -> None:
             module.__class__ = FloatLinear
 
 
+@cache
+def with_mixin(mixin: Any, kind: Any) -> type[nn.Module]:
+    """Return a subclass of a mixin and a module's class; repeated calls give the same one.
+
+    A module whose ``__class__`` becomes it keeps its parameters and names, and gets the mixin's methods.
+    """
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+
+
 def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     """Compute ``left @ right.T`` in float32 on a CPU, by torch itself if oneDNN is not available."""
     if not _is_served():
@@ -47,16 +58,6 @@ def _is_served() -> bool:
     """Tell if oneDNN is available and faster: processors without AVX-512 do not profit."""
     served: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return served and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-def _has_other_path(input: Tensor, weight: Tensor) -> bool:
-    return (
-        input.device.type != "cpu"
-        or input.dtype != torch.float32
-        or weight.dtype != torch.float32
-        or torch.is_autocast_enabled("cpu")
-        or not input.numel()
-    )
 
 
 class _Product(torch.autograd.Function):

@@ -99,10 +99,13 @@ def _converted(
     model: Any, name: str, folder: Path | None, tensors: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Load a second model of the same class and return its state; files are mapped, not copied."""
+    from torch.distributed.fsdp import FSDPModule
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    fresh, report = _plain_class(model).from_pretrained(
+    # Sharding derives a subclass of its own from the model's class.
+    plain: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    fresh, report = plain.from_pretrained(
         folder,
         config=model.config,
         state_dict=tensors,
@@ -116,13 +119,6 @@ def _converted(
         raise _misfit(", ".join(absent[:3]), name)
     state: dict[str, Tensor] = fresh.state_dict()
     return state
-
-
-def _plain_class(model: Any) -> Any:
-    """Return the class of a model, from which sharding derives its own subclass."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def _misfit(absent: str, name: str) -> RunError:

@@ -11,14 +11,14 @@ acts, adapters that are no plain sum, and several at a time.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
-from align.learner.model.linear import FloatLinear, product
+from align.learner.model.linear import FloatLinear, product, with_mixin
 
 
 class LowRankLinear(nn.Module):
@@ -49,16 +49,10 @@ def speed_up_adapter(model: nn.Module) -> None:
     from peft.tuners.lora.layer import Linear
 
     kind: Any = Linear
-    quick = _quicker(kind)
+    quick = with_mixin(LowRankLinear, kind)
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = quick
-
-
-@cache
-def _quicker(kind: Any) -> type[nn.Module]:
-    """Return a subclass of both `LowRankLinear` and peft's class; repeated calls give the same one."""
-    return type(kind.__name__, (LowRankLinear, kind), {"__module__": kind.__module__})
 
 
 def plain_adapter(layer: Any, x: Tensor) -> str | None:
@@ -72,8 +66,8 @@ def plain_adapter(layer: Any, x: Tensor) -> str | None:
     special = name in layer.lora_variant or layer.lora_bias[name] or layer.fan_in_fan_out
     drop = layer.lora_dropout[name]
     drops = drop.training and not isinstance(drop, nn.Identity)
-    linear = isinstance(base, nn.Linear) and not base.weight.requires_grad
-    if special or drops or not linear or torch.is_autocast_enabled("cpu"):
+    frozen = isinstance(base, nn.Linear) and not base.weight.requires_grad
+    if special or drops or not frozen or torch.is_autocast_enabled("cpu"):
         return None
     tensors = (x, base.weight, *(factor.weight for factor in factors))
     same = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
@@ -96,7 +90,7 @@ class _LowRankProduct(torch.autograd.Function):
     ) -> Tensor:
         low_MR = input_MK @ right_RK.T
         ctx.save_for_backward(input_MK, weight_NK, right_RK, left_NR, low_MR)
-        ctx.scale, ctx.multiply = scale, product if is_quick else _plain
+        ctx.scale, ctx.multiply = scale, product if is_quick else linear
         out_MN: Tensor = ctx.multiply(input_MK, weight_NK)
         if bias_N is not None:
             out_MN.add_(bias_N)
@@ -118,7 +112,3 @@ class _LowRankProduct(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _plain(left_MK: Tensor, right_NK: Tensor) -> Tensor:
-    return left_MK @ right_NK.T

@@ -9,12 +9,13 @@ With ``n = x r``, ``r = (mean(x^2) + eps)^-1/2`` and ``y = n w``:
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from align.learner.model.linear import with_mixin
 
 SAME = 1e-5
 """Largest difference between a module's result and the formula's that counts as rounding."""
@@ -40,13 +41,7 @@ def speed_up_norms(model: nn.Module) -> None:
     for module in model.modules():
         if _is_root_mean_square(module):
             kind: Any = type(module)
-            module.__class__ = _quicker(kind)
-
-
-@cache
-def _quicker(kind: Any) -> type[nn.Module]:
-    """Return a subclass of both `FloatNorm` and a module's class; repeated calls give the same one."""
-    return type(kind.__name__, (FloatNorm, kind), {"__module__": kind.__module__})
+            module.__class__ = with_mixin(FloatNorm, kind)
 
 
 @torch.no_grad()

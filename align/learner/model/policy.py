@@ -85,26 +85,23 @@ def completion_outputs(
 
 
 def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
-    # The kernel is a setting of the model, which passes that run side by side may not change.
-    with PADDED:
-        _choose_attention(model, micro.tokens_BT.shape[1], micro.tokens_BT.device, dtype)
-        hidden_BTD: Tensor = decoder_of(model)(
-            input_ids=micro.tokens_BT, use_cache=False
-        ).last_hidden_state
-    return hidden_BTD.flatten(0, 1)[micro.where_N]
-
-
-def _choose_attention(model: Any, width: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Set the faster attention kernel for rows of this width.
+    """Return the hidden states of padded rows, with the faster attention kernel for their width.
 
     In bfloat16 on CPU the fused kernel's backward pass is several times slower than plain products on short
     rows; in float32 the fused kernel is faster.
     """
-    plain = device.type == "cpu" and dtype == torch.bfloat16 and width <= WRITTEN_OUT
-    fused = getattr(causal_of(model), "_supports_sdpa", False)
+    on_cpu, width = micro.tokens_BT.device.type == "cpu", micro.tokens_BT.shape[1]
+    plain = on_cpu and dtype == torch.bfloat16 and width <= WRITTEN_OUT
+    fused = getattr(model, "_supports_sdpa", False)
     chosen = "eager" if plain or not fused else "sdpa"
-    if model.config._attn_implementation != chosen:
-        model.set_attn_implementation(chosen)
+    # The kernel is a setting of the model, which passes that run side by side may not change.
+    with PADDED:
+        if model.config._attn_implementation != chosen:
+            model.set_attn_implementation(chosen)
+        hidden_BTD: Tensor = decoder_of(model)(
+            input_ids=micro.tokens_BT, use_cache=False
+        ).last_hidden_state
+    return hidden_BTD.flatten(0, 1)[micro.where_N]
 
 
 class Policy:
@@ -127,8 +124,9 @@ class Policy:
         self.model: Any = load_model(base, config, self._home, torch.float32)
         self.snapshot_dtype: torch.dtype = getattr(torch, stored_dtype(base, config))
         self._check_head()
-        if config.gradient_checkpointing:
-            _recompute_layers(self.model)
+        # transformers' own switch acts only in training mode, which would also turn dropout on.
+        for layer in decoder_layers(self.model) if config.gradient_checkpointing else ():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if config.lora is not None:
             self.model = with_adapter(self.model, config.lora)
         elif self._sharded:
@@ -292,12 +290,3 @@ class Policy:
                 cause="it scales or caps them, and the learner computes logits without that step",
                 remedy="choose a model without logit scaling or soft-capping",
             )
-
-
-def _recompute_layers(model: Any) -> None:
-    """Let a model keep only each layer's input, and run the layer again in the backward pass.
-
-    transformers' own switch acts only in training mode, which would also turn dropout on.
-    """
-    for layer in decoder_layers(model):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

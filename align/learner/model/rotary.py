@@ -33,7 +33,8 @@ def speed_up_rotary(model: nn.Module) -> None:
     for name in {type(module).__module__ for module in model.modules()}:
         code = sys.modules.get(name)
         function = getattr(code, APPLY, None)
-        if function is not None and not _is_quick(function) and _is_rotation(function):
+        is_quick = isinstance(function, partial) and function.func is rotate
+        if function is not None and not is_quick and _is_rotation(function):
             setattr(code, APPLY, partial(rotate, function))
 
 
@@ -47,18 +48,12 @@ def rotate(
         how: ``unsqueeze_dim``, the axis that cosines lack.
     """
     usual = not rest and how.keys() <= {"unsqueeze_dim"} and cos.shape[-1] == query.shape[-1]
-    if not usual or not all(map(_is_plain, (query, key, cos, sin))):
+    states = (query, key, cos, sin)
+    plain = all(part.dtype == torch.float32 and part.device.type == "cpu" for part in states)
+    if not usual or not plain:
         return function(query, key, cos, sin, *rest, **how)
     wide = [angles.unsqueeze(how.get("unsqueeze_dim", 1)) for angles in (cos, sin)]
     return _rotated(query, *wide), _rotated(key, *wide)
-
-
-def _is_quick(function: Rotate) -> bool:
-    return isinstance(function, partial) and function.func is rotate
-
-
-def _is_plain(states: Tensor) -> bool:
-    return states.dtype == torch.float32 and states.device.type == "cpu"
 
 
 @torch.no_grad()

@@ -22,14 +22,17 @@ def stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor] | None:
         None if the files have the weights in another form than the model: fused, split or under other
         names.
     """
+    from safetensors import safe_open
+
     parameters = base_parameters(model)
     if stored_form(causal_of(model), parameters).keys() != parameters.keys():
         return None
     stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        for name, shape in _shapes(file).items():
-            if name in parameters and shape == tuple(parameters[name].shape):
-                stored[name] = StoredTensor(file=str(file.resolve()), name=name)
+        with safe_open(file, framework="pt") as opened:
+            for name in parameters.keys() & set(opened.keys()):
+                if tuple(opened.get_slice(name).get_shape()) == tuple(parameters[name].shape):
+                    stored[name] = StoredTensor(file=str(file.resolve()), name=name)
     return {name: stored[name] for name in parameters} if len(stored) == len(parameters) else None
 
 
@@ -39,10 +42,3 @@ def with_updates(stored: dict[str, StoredTensor], model: Any) -> dict[str, Store
     if updates is None or not updates.keys() <= stored.keys():
         return None
     return stored | {name: replace(stored[name], update=u) for name, u in updates.items()}
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
