@@ -30,7 +30,7 @@ def stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor] | None:
     stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
-            for name in parameters.keys() & set(opened.keys()):
+            for name in sorted(parameters.keys() & set(opened.keys())):
                 if tuple(opened.get_slice(name).get_shape()) == tuple(parameters[name].shape):
                     stored[name] = StoredTensor(file=str(file.resolve()), name=name)
     return {name: stored[name] for name in parameters} if len(stored) == len(parameters) else None

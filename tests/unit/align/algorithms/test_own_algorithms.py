@@ -78,7 +78,7 @@ WRONG = {
     "a wrong option": (
         {"name": "mine.py:Scaled", "factr": 2}, MINE, "unknown key; did you mean 'factor'",
     ),
-    "a wrong value": ({"name": "mine.py:Scaled", "factor": -1}, MINE, "greater than 0"),
+    "a wrong value": ({"name": "mine.py:Scaled", "factor": -1}, MINE, "a number above 0"),
     "no name that is known": ("grppo", MINE, "did you mean 'grpo'"),
 }  # fmt: skip
 
