@@ -37,7 +37,7 @@ def usage_error(error: TyperException) -> UserError:
         value = cause.errors(include_url=False)[0]["input"]
         hint = " / ".join(param.opts) if param.opts[0].startswith("-") else param.name.upper()
         return UserError(
-            f"Invalid value for {hint}: {_expected(param, value)}", where=where, remedy=help_page
+            f"invalid value for {hint}: {_expected(param, value)}", where=where, remedy=help_page
         )
     return UserError(text, where=where, remedy=help_page)
 

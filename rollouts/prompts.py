@@ -261,7 +261,8 @@ class PromptEncoder:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
         if not ids:
-            raise UserError(f"{prompt.label} has no tokens: {prompt.text!r}")
+            content = prompt.text if prompt.messages is None else prompt.messages
+            raise UserError(f"{prompt.label} has no tokens: {content!r}")
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -91,7 +91,7 @@ def mistakes_of(
     for spot in _without_echoes(spots):
         mistake = _mistake(spot, raw, filled, model)
         mistakes.setdefault((mistake.path, mistake.text), mistake)
-    return _without_repeats(list(mistakes.values()), raw)
+    return _without_repeats(list(mistakes.values()))
 
 
 def _spot(problem: ErrorDetails, model: type[BaseModel], filled: Any, narrowed: Narrowed) -> _Spot:
@@ -260,7 +260,7 @@ def _value_at(raw: Any, path: Path) -> Any:
     return raw
 
 
-def _without_repeats(mistakes: Sequence[Mistake], raw: Any) -> list[Mistake]:
+def _without_repeats(mistakes: Sequence[Mistake]) -> list[Mistake]:
     """Merge a rule that several rounds break by what they share."""
     merged: list[Mistake] = []
     for mistake in mistakes:

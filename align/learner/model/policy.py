@@ -54,7 +54,7 @@ from rollouts.errors import UserError
 
 PADDED = Lock()
 """Lock for passes over padded rows."""
-WRITTEN_OUT = 256
+EAGER_IN_BFLOAT16 = 256
 """Longest padded row, in tokens, whose attention a model writes out itself in bfloat16 on a CPU."""
 
 
@@ -91,7 +91,7 @@ def _padded_states(model: Any, micro: MicroBatch, dtype: torch.dtype) -> Tensor:
     rows; in float32 the fused kernel is faster.
     """
     on_cpu, width = micro.tokens_BT.device.type == "cpu", micro.tokens_BT.shape[1]
-    plain = on_cpu and dtype == torch.bfloat16 and width <= WRITTEN_OUT
+    plain = on_cpu and dtype == torch.bfloat16 and width <= EAGER_IN_BFLOAT16
     fused = getattr(model, "_supports_sdpa", False)
     chosen = "eager" if plain or not fused else "sdpa"
     # The kernel is a setting of the model, which passes that run side by side may not change.

@@ -208,7 +208,7 @@ def test_show_prints_the_best_and_the_worst(keel: Keel) -> None:
         (["rond0"], "did you mean 'round0'?"),
         (["round0", "--step", "0"], "kept are 2 to 3"),
         (["round0", "--by", "exact_mach"], "did you mean 'exact_match'?"),
-        (["round0", "--top", "0"], "Invalid value"),
+        (["round0", "--top", "0"], "invalid value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
