@@ -32,7 +32,8 @@ def check_budgets(
     for shortfall in budget_checks(evidence, round.name, production, suites):
         if shortfall.outcome == "passed":
             continue
-        used = f"{shortfall.amount(-shortfall.difference)} of {shortfall.amount(shortfall.margin)}"
+        lost = max(0.0, -shortfall.difference)
+        used = f"{shortfall.amount(lost)} of {shortfall.amount(shortfall.margin)}"
         is_spent = -shortfall.difference >= shortfall.margin
         is_certain = shortfall.n >= early.get(shortfall.suite, 0) or shortfall.interval[1] < 0.0
         if enforced and is_spent and is_certain:
@@ -44,9 +45,10 @@ def check_budgets(
                 remedy="a person may accept this loss with keel gate baseline CAMPAIGN SNAPSHOT --reason "
                 "TEXT; else go back to an earlier snapshot, or let the gate only observe",
             )
+        why = "" if lost else ", since its items are too few to show it"
         note(
             f"{round.name}: {shortfall.suite} has used {used} of its budget; a candidate equal to "
-            f"production would not pass"
+            f"production would not pass{why}"
         )
 
 

@@ -141,6 +141,21 @@ def test_a_budget_that_is_nearly_spent_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("gained", [0, 12])
+def test_a_gain_uses_no_budget_and_too_few_items_are_named(tmp_path: Path, gained: int) -> None:
+    start = {**VALUES[BASE.id], "general": right(N - gained, first=gained)}
+    first = {**VALUES[FIRST.id], "general": right(N, first=0)}
+    evidence = decided(tmp_path, {**VALUES, BASE.id: start, FIRST.id: first}, rounds=1)
+    gate = evidence.config.gate.model_copy(update={"alpha": 1e-15})
+    strict = replace(evidence, config=evidence.config.model_copy(update={"gate": gate}))
+    notes: list[str] = []
+    check_budgets(strict, strict.config.rounds[1], suites_of(strict), notes.append)
+    assert notes == [
+        "second: general has used 0.0 of 8.0 of its budget; a candidate equal to production would "
+        "not pass, since its items are too few to show it"
+    ]
+
+
 def test_an_observing_gate_only_tells(tmp_path: Path) -> None:
     evidence, notes = spent(tmp_path, 40), list[str]()
     check_budgets(evidence, evidence.config.rounds[1], suites_of(evidence), notes.append)
