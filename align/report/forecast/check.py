@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig
+from align.data.examples.contradictions import contradiction_lines
 from align.data.replayed_examples import replay_lines
 from align.gate.power.underpowered import check_power, foresee, power_lines
 from align.gate.summary import counted
@@ -59,7 +60,7 @@ def check_campaign(
         gone = (*dropped_lines(config, ledger.database), *gone_lines(whole.rounds, closed))
         whole = whole.model_copy(update={"rounds": without_gone(whole.rounds, closed)})
         check_stored_artifacts(whole, ledger)
-        replay = replay_lines(whole.rounds, {r.name: r.state for r in ledger.rounds()})
+        states = {record.name: record.state for record in ledger.rounds()}
         inputs = load_inputs(whole)
         planned = foresee(whole, inputs.suites, ledger)
     try:
@@ -74,7 +75,8 @@ def check_campaign(
             lines=(
                 *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
-                *replay,
+                *replay_lines(whole.rounds, states),
+                *contradiction_lines(whole.rounds, inputs.examples, states),
                 *gone,
                 *skipped,
                 *unheard(config, inputs),

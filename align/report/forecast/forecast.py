@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
+from align.data.examples.contradictions import contradiction_lines
 from align.data.replayed_examples import contributors, replay_lines
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
@@ -106,7 +107,7 @@ class Forecast:
     machine: tuple[str, ...]
     """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
     replay: tuple[str, ...]
-    """Lines on the examples that earlier rounds give to rounds to come."""
+    """Lines on the examples that earlier rounds give to rounds to come, and on contradicting pairs."""
     reports: Mapping[str, str]
     """Rows read, cut and left out of the files that rounds learn from, by round."""
     engine: int
@@ -142,7 +143,11 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             rounds = list(_rounds(chosen, inputs, records, planned, unclaimed))
             names = {item.name for item in rounds if item.memory is not None}
             learnt = [spec for spec in chosen.rounds if spec.name in names]
-            replay = replay_lines(chosen.rounds, {record.name: record.state for record in records})
+            states = {record.name: record.state for record in records}
+            replay = [
+                *replay_lines(chosen.rounds, states),
+                *contradiction_lines(chosen.rounds, inputs.examples, states),
+            ]
             coming = len(names)
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())

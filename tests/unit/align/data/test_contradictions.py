@@ -1,0 +1,93 @@
+"""Contradicting pairs: exactly those with the same prompt and answers in the opposite order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.algorithms.rows import Row
+from align.data.examples.contradictions import contradiction_lines, contradictions
+from align.data.examples.stream import Unit
+from rollouts.types import Prompt
+from tests.unit.campaigns import campaign, rounds
+
+DPO = {"algorithm": {"name": "dpo", "pairs": "file"}, "prompts": None, "rewards": []}
+
+
+def pair(prompt: str, chosen: int, rejected: int, file: str = "a") -> Unit:
+    return Unit(
+        id=f"{prompt}/{chosen}/{rejected}",
+        prompt=Prompt(id=prompt, text=f"Is it {prompt}?"),
+        rows=tuple(
+            Row(prompt_ids=(1,), completion_ids=(answer,), advantage=side, source="new")
+            for answer, side in ((chosen, 1.0), (rejected, -1.0))
+        ),
+        place=f"data/{file}.jsonl:{chosen}",
+    )
+
+
+def test_only_the_same_answers_in_the_opposite_order_contradict() -> None:
+    earlier = [pair("p", 2, 3), pair("q", 2, 3), pair("r", 2, 3)]
+    new = [pair("p", 3, 2), pair("q", 2, 3), pair("r", 3, 4), pair("s", 3, 2)]
+    (only,) = contradictions(new, earlier)
+    assert (only.new, only.earlier) == (new[0], earlier[0])
+
+
+def test_ratings_and_texts_contradict_nothing() -> None:
+    rating = Unit(id="a", prompt=Prompt(id="p", text="p"), rows=pair("p", 2, 3).rows[:1])
+    text = Unit(id="b", prompt=None, rows=pair("p", 2, 3).rows[:1])
+    assert contradictions([rating, text], [pair("p", 3, 2), rating, text]) == []
+
+
+PAIRS = st.lists(
+    st.builds(
+        pair, st.sampled_from("pqr"), st.integers(2, 4), st.integers(5, 6)
+    ).flatmap(lambda p: st.sampled_from([p, pair(p.prompt.id, p.rows[1].completion_ids[0],
+                                                  p.rows[0].completion_ids[0])]))
+)  # fmt: skip
+
+
+@given(PAIRS, PAIRS)
+def test_either_order_of_the_rounds_names_the_same_prompts(
+    first: list[Unit], second: list[Unit]
+) -> None:
+    there = {c.new.id.split("/")[0] for c in contradictions(first, second)}
+    back = {c.new.id.split("/")[0] for c in contradictions(second, first)}
+    assert there == back
+
+
+def test_a_line_counts_and_shows_them_and_says_what_goes(tmp_path: Path) -> None:
+    files = [{**DPO, "data": "a.jsonl"}, {**DPO, "data": "b.jsonl", "mode": "override"}]
+    config = campaign(tmp_path, rounds=rounds(*files))
+    examples = {
+        "round0": [pair(name, 2, 3) for name in "pqrst"],
+        "round1": [pair(name, 3, 2, "b") for name in "pqrs"],
+    }
+    (line,) = contradiction_lines(config.rounds, examples, {})
+    assert line == (
+        "round round1: 4 of its pairs contradict round round0, which has them in the opposite order: "
+        "'Is it p?' (b.jsonl:3 against a.jsonl:2); 'Is it q?' (b.jsonl:3 against a.jsonl:2); "
+        "'Is it r?' (b.jsonl:3 against a.jsonl:2); .... Once it is accepted, these 4 prompts of round0 are "
+        "replayed no more, and the others stay"
+    )
+    (rejected,) = contradiction_lines(config.rounds, examples, {"round0": "rejected"})
+    assert "replaces nothing" in rejected and "contradict" not in rejected
+    assert contradiction_lines(config.rounds, examples, {"round1": "accepted"}) == []
+    adding = campaign(tmp_path, rounds=rounds(files[0], {**files[1], "mode": "add"}))
+    (line,) = contradiction_lines(adding.rounds, examples, {})
+    assert line.endswith("set mode: override to say that this is meant")
+
+
+def test_an_override_that_replaces_nothing_is_named(tmp_path: Path) -> None:
+    first, second = {**DPO, "data": "a.jsonl"}, {**DPO, "data": "b.jsonl", "mode": "override"}
+    nothing = "mode: override replaces nothing"
+    config = campaign(tmp_path, rounds=rounds(first, second))
+    agreeing = {"round0": [pair("p", 2, 3)], "round1": [pair("p", 2, 3, "b")]}
+    (line,) = contradiction_lines(config.rounds, agreeing, {})
+    assert line.startswith(f"round round1: {nothing}")
+    same = campaign(tmp_path, rounds=rounds(first, {**second, "data": "a.jsonl"}))
+    assert contradiction_lines(same.rounds, {}, {}) == []
+    alone = campaign(tmp_path, rounds=rounds(second))
+    assert nothing in contradiction_lines(alone.rounds, {}, {})[0]
