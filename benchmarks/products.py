@@ -1,7 +1,7 @@
 """No claim but a floor: how long a learner step's matrix products take alone, on one thread.
 
 Every product of one step is recorded with its sizes. Each kind is then timed by itself on tensors with the
-same sizes and strides, and its fastest time counts as often as the step computes it. The rest of the step is
+same sizes and strides; its fastest time counts as often as the step computes it. The rest of the step is
 everything else that a learner does: norms, activations, softmax, losses, copies, the optimizer. A learner
 that computes the same numbers cannot be faster than its products.
 """
