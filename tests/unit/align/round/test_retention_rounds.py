@@ -154,7 +154,7 @@ def test_an_adapter_is_held_by_its_factors(adapters: Ran) -> None:
 
 def test_a_rejected_round_leaves_no_artifact(tmp_path: Path) -> None:
     """And the round after it is held to the same parent as before."""
-    harmful = {"name": "harmful", "optimizer": {"lr": 0.5}}
+    harmful = {"name": "harmful", "optimizer": {"lr": 0.1}}
     specs = rounds(harmful, {"name": "next", "prompts": "demo://inc?n=60"})
     ran = run(campaign_under(tmp_path, [EWC], rounds=specs, gate=ENFORCE))
     assert ran.evidence.ledger.rounds()[0].state == "rejected"
