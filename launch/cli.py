@@ -34,8 +34,10 @@ from launch.kubernetes.commands import kubernetes_app
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
 
-INTERRUPTED = 130
-"""128 plus the number of SIGINT, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""128 plus the numbers of SIGINT and SIGTERM, as shells have them."""
+GOES_ON = "finished rounds are kept; the same command goes on from there"
+"""What becomes of a run that was ended in order."""
 
 app = typer.Typer(
     name="keel",
@@ -238,9 +240,10 @@ def main() -> None:
     except KeelError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == TERMINATED:
+            typer.echo(f"terminated: {GOES_ON}", err=True)
+        raise
     if code == INTERRUPTED:
-        typer.echo(
-            "interrupted: finished rounds are kept; the same command goes on from there",
-            err=True,
-        )
+        typer.echo(f"interrupted: {GOES_ON}", err=True)
     sys.exit(code if isinstance(code, int) else 0)

@@ -206,7 +206,7 @@ class RoundSettings(Settings):
         anchors = self.anchors
         if "anchors" not in self.model_fields_set:
             anchors = AnchorsConfig(new=(), past=(), general=())
-            if self.retention and "kl_anchors" not in names and isinstance(info.context, Places):
+            if "kl_anchors" not in names and isinstance(info.context, Places):
                 info.context.remark(NO_ANCHORS)
         for method in self.retention:
             if isinstance(method, KLAnchorsConfig):

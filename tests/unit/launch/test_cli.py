@@ -229,6 +229,25 @@ def test_a_defect_of_ours_keeps_its_trace(path: Path, monkeypatch: pytest.Monkey
         cli.main()
 
 
+def test_a_termination_exits_143_and_says_what_is_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cluster's handler of SIGTERM raises this once engines and workers have ended."""
+
+    def terminate(*_: Any, **__: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr("align.campaign.run_campaign", terminate)
+    monkeypatch.setattr(sys, "argv", ["keel", "run", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143
+    _, error = capsys.readouterr()
+    assert error.endswith(
+        "terminated: finished rounds are kept; the same command goes on from there\n"
+    )
+
+
 def heed_interrupts() -> None:
     """A background job of a script starts with SIGINT ignored, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
