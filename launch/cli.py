@@ -37,7 +37,7 @@ from rollouts.errors import KeelError, UserError
 INTERRUPTED, TERMINATED = 130, 143
 """128 plus the numbers of SIGINT and SIGTERM, as shells have them."""
 GOES_ON = "finished rounds are kept; the same command goes on from there"
-"""What becomes of a run that was ended in order."""
+"""Second half of the last line of a run that was ended in order."""
 
 app = typer.Typer(
     name="keel",

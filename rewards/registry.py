@@ -331,7 +331,10 @@ def _members_of(
     if reader is None or not options:
         return []
     members = _try(
-        name, options, where, lambda: [(member, dict(own)) for member, own in reader(options)]
+        name,
+        options,
+        where,
+        lambda: [(member, dict(settings)) for member, settings in reader(options)],
     )
     for member, _ in members:
         if not isinstance(member, str):

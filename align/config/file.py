@@ -185,7 +185,7 @@ def read_text(path: Path, what: str = CAMPAIGN) -> str:
             where=str(path),
             remedy=f"did you mean {str(path.with_name(close))!r}?"
             if close
-            else "give the path of a YAML file; keel init FILE writes a campaign to start from",
+            else f"give the path of a YAML file; {_beginning(what)}",
         )
     if path.stat().st_size > MAX_BYTES:
         raise UserError(
@@ -228,9 +228,16 @@ def mapping_of(text: str, path: Path, what: str = CAMPAIGN) -> dict[str, Any]:
             f"a {what} file holds a mapping, and this one holds {content}",
             where=str(path),
             cause="a key needs a colon and a space after it" if isinstance(raw, str) else None,
-            remedy="keel init FILE writes a campaign to start from",
+            remedy=_beginning(what),
         )
     return raw
+
+
+def _beginning(what: str) -> str:
+    """Say how a file of this kind is begun."""
+    if what == CAMPAIGN:
+        return "keel init FILE writes a campaign to start from"
+    return f"begin the file with the line '{what}:' and a list below it"
 
 
 def _apply(raw: dict[str, Any], override: str) -> str:

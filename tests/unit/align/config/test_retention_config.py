@@ -202,7 +202,7 @@ def test_penalties_that_an_adapter_has_no_weights_for_are_refused(case: str) -> 
 
 def test_a_note_says_that_the_default_anchors_are_gone(tmp_path: Path) -> None:
     raw, path = raw_campaign(tmp_path), tmp_path / "campaign.yaml"
-    for retention, notes in (([EWC], 1), (["kl_anchors", EWC], 0), ([], 0)):
+    for retention, notes in (([EWC], 1), (["kl_anchors", EWC], 0), ([], 1)):
         raw["defaults"]["retention"] = retention
         path.write_text(yaml.safe_dump(raw))
         actual = load_campaign(path).notes

@@ -226,7 +226,7 @@ def test_a_missing_file_is_named_where_it_should_lie(
     (home / "campaign.yaml").write_text(json.dumps(raw))
     with pytest.raises(UserError) as caught:
         load_inputs(load(home / "campaign.yaml"))
-    assert caught.value.where == "home/data/new.jsonl"
+    assert caught.value.where == "rounds.first.prompts: home/data/new.jsonl"
 
 
 def with_text(home: Path, text: str) -> CampaignFile:

@@ -272,7 +272,7 @@ def test_bad_rows_are_named_by_their_place(
     with pytest.raises(UserError) as caught:
         suite(tmp_path, [ROWS[1], {**ROWS[0], **change}])
     assert said in caught.value.what
-    assert caught.value.where == f"{tmp_path / 'facts.jsonl'}:2"
+    assert str(caught.value.where).endswith(f"{tmp_path / 'facts.jsonl'}:2")
 
 
 @pytest.mark.parametrize("column", ["choices", "answer", "prompt"])
@@ -280,7 +280,7 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     row = {name: value for name, value in ROWS[0].items() if name != column}
     with pytest.raises(UserError, match=f"no column '{column}'") as caught:
         suite(tmp_path, [{**row, f"{column}s": 0}])
-    assert caught.value.where == f"{tmp_path / 'facts.jsonl'}:1"
+    assert str(caught.value.where).endswith(f"{tmp_path / 'facts.jsonl'}:1")
     assert f"did you mean '{column}s'" in (caught.value.remedy or "")
 
 
@@ -307,7 +307,7 @@ def test_an_item_that_is_trained_on_or_too_long_is_refused(tmp_path: Path) -> No
     rows = [ROWS[0], {**ROWS[1], "prompt": "rev _ " + "3 4 " * 60 + "="}]
     with pytest.raises(UserError, match=r"take 126 tokens, the engines hold 100") as caught:
         suite(tmp_path, rows, context=100)
-    assert caught.value.where == f"{tmp_path / 'facts.jsonl'}:2"
+    assert str(caught.value.where).endswith(f"{tmp_path / 'facts.jsonl'}:2")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_choice_of_a_chat_is_the_assistants_turn_without_its_end(tmp_path: Pat
     assert plain.choice_items[0].prompt_ids == (IDS["a"],)
     with pytest.raises(UserError, match="choice 1 has no tokens") as caught:
         suite(tmp_path, [{**rows[0], "choices": ["b", ""]}], encoder, chat=True)
-    assert caught.value.where == f"{tmp_path / 'facts.jsonl'}:1"
+    assert str(caught.value.where).endswith(f"{tmp_path / 'facts.jsonl'}:1")
 
 
 # a whole round
