@@ -25,8 +25,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,8 @@ NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
 """Prefixes that contain a secret word and that actors need."""
 
 PROBE_TIMEOUT_S = 10.0
+CLIENT_TRIES = 4
+"""Number of tries to connect by Ray Client, all within the one deadline of a start."""
 CLIENT = "ray://"
 """Scheme of Ray Client, whose driver is on no node. Every weight and every sample passes through one
 process of the head node, so a driver on a node, or a job, is quicker."""
@@ -180,12 +183,7 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
     """Call `ray.init` quietly, and raise whatever goes wrong as one error of ours."""
     try:
         with _deadline(limit_s):
-            try:
-                context = _connected(options)
-            except ConnectionAbortedError:
-                # Ray Client's proxy looks at the server that it has just begun, and on a busy host that
-                # can be between two processes: the next one it begins is as good.
-                context = _connected(options)
+            context = _connected(options)
     except RunError:
         raise
     except ConnectionError as error:
@@ -207,10 +205,18 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
 
 
 def _connected(options: Mapping[str, object]) -> object:
-    """Call `ray.init` without its log lines; return its context."""
+    """Call `ray.init` without its log lines; return its context.
+
+    Ray Client's proxy looks at the server that it has just begun, and on a busy host that can be between two
+    processes. The next one that it begins is as good, so a connection that is aborted is tried again.
+    """
     import ray
 
-    return ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    start = partial(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
+    for _ in range(CLIENT_TRIES - 1):
+        with suppress(ConnectionAbortedError):
+            return start()
+    return start()
 
 
 def check_address(address: str, environ: Mapping[str, str], *, insecure: bool) -> None:

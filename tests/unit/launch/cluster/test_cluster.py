@@ -239,3 +239,27 @@ def test_a_cluster_of_ones_own_starts_without_shared_memory(
     options = cluster._local_options(1, None, {}, 1 << 30)
     assert "_plasma_directory" not in options
     assert int(str(options["object_store_memory"])) >= 2 << 30
+
+
+@pytest.mark.parametrize("aborted", [0, 1, 3, 4])
+def test_a_connection_that_ray_clients_proxy_aborts_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, aborted: int
+) -> None:
+    """On a busy host the proxy may take the server that it has just begun for dead."""
+    calls = []
+
+    def init(**options: object) -> object:
+        calls.append(options["address"])
+        if len(calls) <= aborted:
+            raise ConnectionAbortedError("Starting Ray client server failed")
+        return None
+
+    monkeypatch.setattr("ray.init", init)
+    options = {"address": "ray://10.0.0.5:10001"}
+    if aborted < cluster.CLIENT_TRIES:
+        assert cluster._init(options, limit_s=60.0) == {"gcs_address": options["address"]}
+        assert len(calls) == aborted + 1
+    else:
+        with pytest.raises(UserError, match=r"no cluster answers at 'ray://10\.0\.0\.5:10001'"):
+            cluster._init(options, limit_s=60.0)
+        assert len(calls) == cluster.CLIENT_TRIES
