@@ -207,8 +207,8 @@ def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]
 def _connected(options: Mapping[str, object]) -> object:
     """Call `ray.init` without its log lines; return its context.
 
-    Ray Client's proxy looks at the server that it has just begun, and on a busy host that can be between two
-    processes. The next one that it begins is as good, so a connection that is aborted is tried again.
+    Ray Client's proxy looks at the server that it has just begun, and on a busy host that can be between
+    two processes. The next one that it begins is as good, so an aborted connection is tried again.
     """
     import ray
 
