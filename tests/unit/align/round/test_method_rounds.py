@@ -13,13 +13,11 @@ from tests.unit.campaigns import Watcher
 
 FULL = {"model": "demo://digits"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "si": ({"name": "si", "strength": 1000.0}, FULL),
     "si, lora": ({"name": "si", "strength": 1000.0}, LORA),
     "mas": ({"name": "mas", "strength": 0.1, "samples": 4}, FULL),
     "cpo_mask": ({"name": "cpo_mask", "strength": 1.0}, FULL),
     "agem": ({"name": "agem"}, FULL),
     "ogd, lora": ({"name": "ogd", "samples": 4}, LORA),
-    "gpm": ({"name": "gpm", "samples": 4, "energy": 0.9}, FULL),
     "gpm, lora": ({"name": "gpm", "samples": 4, "energy": 0.5}, LORA),
     "hft": ({"name": "hft"}, FULL),
     "mofo": ({"name": "mofo"}, FULL),
