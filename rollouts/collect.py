@@ -157,7 +157,9 @@ def check_lengths(
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])
         beginning = (prompts[worst].text or str(prompts[worst].messages))[:60]
-        others = listed([prompts[i].place for i in too_long if i != worst and prompts[i].place])
+        others = listed(
+            [prompts[i].location for i in too_long if i != worst and prompts[i].location]
+        )
         raise UserError(
             f"{prompts[worst].label} has {lengths[worst]} tokens and max_tokens is "
             f"{max_tokens}, more than the context of {max_model_len}; {len(too_long)} of "

@@ -157,7 +157,7 @@ def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
     if turns is None and system is not None:
         raise UserError(
             "the prompts are text, and system is a message of a chat",
-            where=prompt.place or config.source,
+            where=prompt.location or config.source,
             remedy="add chat: true, which makes each text a user's message, or remove system",
         )
     if turns is None:
@@ -174,7 +174,7 @@ def _with_tools(prompt: Prompt) -> Prompt:
             prompt.text if prompt.text is not None else prompt.messages or (), prompt.columns
         )
     except BadMessages as error:
-        raise UserError(str(error), where=prompt.place or None, remedy=error.remedy) from error
+        raise UserError(str(error), where=prompt.location or None, remedy=error.remedy) from error
     return prompt
 
 
@@ -183,7 +183,7 @@ def _prompt(row: FileRow, column: str) -> Prompt:
         header = "; ".join(row.values)
         raise UserError(
             f"no column {column!r}",
-            where=row.place,
+            where=row.location,
             cause=f"the header is {header!r}" if len(row.values) == 1 and ";" in header else None,
             remedy=f"{nearest(column, list(row.values))}; set prompts.column",
         )
@@ -193,12 +193,12 @@ def _prompt(row: FileRow, column: str) -> Prompt:
         content = _content(value, column)
         name = content_id(content)
     except BadMessages as error:
-        raise UserError(str(error), where=row.place, remedy=error.remedy) from error
+        raise UserError(str(error), where=row.location, remedy=error.remedy) from error
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid Unicode: {error}", where=row.place) from error
+        raise UserError(f"the prompt is not valid Unicode: {error}", where=row.location) from error
     if isinstance(content, str):
-        return Prompt(id=name, text=content, columns=columns, place=row.place)
-    return Prompt(id=name, messages=content, columns=columns, place=row.place)
+        return Prompt(id=name, text=content, columns=columns, location=row.location)
+    return Prompt(id=name, messages=content, columns=columns, location=row.location)
 
 
 def _content(value: Any, column: str) -> str | tuple[Message, ...]:

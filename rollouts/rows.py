@@ -39,7 +39,7 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 class FileRow:
     """One record of a source."""
 
-    place: str
+    location: str
     """``prompts.jsonl:7`` (the line), or ``prompts.parquet row 7`` where there are no lines."""
     values: dict[str, Any]
 
@@ -87,11 +87,11 @@ def _held(row: FileRow) -> FileRow:
             inside = f", at {error.path}" if isinstance(error, Unholdable) and error.path else ""
             raise UserError(
                 f"column {column!r} holds {kind}{inside}, which is not kept with a prompt",
-                where=row.place,
+                where=row.location,
                 remedy="write it as text, numbers, bytes, decimals, dates, lists or mappings with text "
                 "keys, or drop the column",
             ) from error
-    return FileRow(place=row.place, values=values)
+    return FileRow(location=row.location, values=values)
 
 
 def _guarded(
@@ -181,7 +181,7 @@ def _jsonl(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
                     where=location,
                     remedy="every line is one JSON object",
                 ) from error
-            yield FileRow(place=location, values=_object(value, location))
+            yield FileRow(location=location, values=_object(value, location))
 
 
 def _json(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
@@ -209,7 +209,7 @@ def _json(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
         )
     for number, record in enumerate(records, start=1):
         label = f"{source} row {number}"
-        yield FileRow(place=label, values=_object(record, label))
+        yield FileRow(location=label, values=_object(record, label))
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _csv(source: str, stream: io.BufferedReader, delimiter: str = ",") -> Iterat
                     where=location,
                     remedy="quote fields that hold commas or line breaks",
                 )
-            yield FileRow(place=location, values=dict(values))
+            yield FileRow(location=location, values=dict(values))
     except csv.Error as error:
         raise UserError(
             f"not valid CSV: {error}", where=f"{source}:{reader.reader.line_num}"
@@ -264,7 +264,7 @@ def _parquet(source: str, stream: io.BufferedReader) -> Iterator[FileRow]:
         _check_names(source, file.schema_arrow.names)
         records = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
         for number, values in enumerate(records, start=1):
-            yield FileRow(place=f"{source} row {number}", values=values)
+            yield FileRow(location=f"{source} row {number}", values=values)
     except (OverflowError, KeyError) as error:
         # A date before the year 1 or after 9999, or in a time zone that this machine does not know.
         raise UserError(
@@ -317,7 +317,7 @@ def _datasets(source: str, split: str) -> Iterator[FileRow]:
             ),
         ) from error
     for number, values in enumerate(dataset, start=1):
-        yield FileRow(place=f"{source}[{split}] row {number}", values=dict(values))
+        yield FileRow(location=f"{source}[{split}] row {number}", values=dict(values))
 
 
 def _object(value: Any, label: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Prompt:
     """Accepted snapshot that holds the behaviour of a replayed prompt; None for other prompts."""
     round: str | None = None
     """Name of the round the prompt belongs to; None for the general pool."""
-    place: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
     """File and line that the prompt was read from, ``prompts.jsonl:7``; empty if it was made, not read."""
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Prompt:
     @property
     def label(self) -> str:
         """Words that messages name the prompt by: its file and line, else its id."""
-        return self.place or f"prompt {self.id!r}"
+        return self.location or f"prompt {self.id!r}"
 
 
 class WeightSpan(NamedTuple):

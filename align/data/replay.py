@@ -178,7 +178,7 @@ def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
         except Unholdable as error:
             raise UserError(
                 f"it holds {error}, which cannot be stored",
-                where=f"prompt {prompt.place or prompt.id}, column {name}",
+                where=f"prompt {prompt.location or prompt.id}, column {name}",
                 cause="replayed prompts are stored with all their columns",
                 remedy="use text, numbers, lists and mappings with text keys, or drop the column",
             ) from error

@@ -210,7 +210,7 @@ def _line(unit: Unit) -> dict[str, Any]:
     return {
         "id": unit.id,
         "prompt": None if unit.prompt is None else unit.prompt.id,
-        "place": unit.place,
+        "location": unit.location,
         "documents": unit.documents,
         "rows": [
             {
@@ -239,6 +239,6 @@ def _unit(data: Mapping[str, Any]) -> Unit:
             )
             for row in data["rows"]
         ),
-        place=data["place"],
+        location=data["location"],
         documents=tuple(data["documents"]),
     )

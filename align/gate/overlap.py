@@ -41,7 +41,7 @@ class Trained(NamedTuple):
     """A text that is trained on."""
 
     text: str
-    place: str
+    origin: str
     """Source of the text in words: ``the training prompts of round 'a'``."""
     at: str = ""
     """File and line, ``prompts.jsonl:7``; empty if the text was not read from a file."""
@@ -62,8 +62,8 @@ class Hit:
 
     item: str
     """Text of the item."""
-    place: str
-    """Source of the training text, as `Trained.place` has it."""
+    origin: str
+    """Source of the training text, as `Trained.origin` has it."""
     share: float
     """Share of the item's own n-grams; 1 for the same text."""
     whole: bool
@@ -130,7 +130,7 @@ def find_overlaps(
                 if known is None or (match.share, match.whole) > (known.share, known.whole):
                     item, text = suites[name][match.item], batch[match.text]
                     best[name][match.item] = Hit(
-                        item=item.texts[0], place=text.place, share=match.share,
+                        item=item.texts[0], origin=text.origin, share=match.share,
                         whole=match.whole, at=item.at, in_=text.at,
                     )  # fmt: skip
     return {
@@ -164,8 +164,8 @@ def forbid(overlap: Overlap) -> None:
     """
     if not overlap.refused:
         return
-    source = overlap.refused[0].place
-    there = [hit for hit in overlap.refused if hit.place == source]
+    source = overlap.refused[0].origin
+    there = [hit for hit in overlap.refused if hit.origin == source]
     shown = ", ".join(hit.shown for hit in there[:SHOWN])
     runs = [hit for hit in there if not hit.whole]
     how = (

@@ -134,7 +134,7 @@ def load_inputs(
         reports=data.reports,
         awaited=awaited,
         held_names=data.held_names,
-        held_examples=names_in(data.held.values()),
+        held_examples=names_in(data.held_out.values()),
     )
 
 

@@ -106,15 +106,17 @@ def _prompt(row: FileRow, columns: Mapping[str, Any]) -> Prompt:
     value = row.values.get("prompt")
     try:
         if isinstance(value, str):
-            return Prompt(id=content_id(value), text=value, columns=columns, place=row.place)
+            return Prompt(id=content_id(value), text=value, columns=columns, location=row.location)
         if isinstance(value, list) and _are_messages(value):
             turns = tuple(value)
-            return Prompt(id=content_id(value), messages=turns, columns=columns, place=row.place)
+            return Prompt(
+                id=content_id(value), messages=turns, columns=columns, location=row.location
+            )
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid Unicode: {error}", where=row.place) from error
+        raise UserError(f"the prompt is not valid Unicode: {error}", where=row.location) from error
     raise UserError(
         "no column 'prompt'" if value is None else "the prompt is neither text nor messages",
-        where=row.place,
+        where=row.location,
         remedy='write {"prompt": "...", "completion": "..."}',
     )
 
@@ -124,18 +126,18 @@ def _completions(row: FileRow) -> list[Completion]:
     if (single is None) == (not several):
         raise UserError(
             "no answer: give either of the columns 'completion' and 'completions'",
-            where=row.place,
+            where=row.location,
             remedy="--completions FILE names another file that holds them",
         )
     completions = [single] if single is not None else several
     if not isinstance(completions, list):
-        raise UserError("the column 'completions' is not a list", where=row.place)
+        raise UserError("the column 'completions' is not a list", where=row.location)
     ids = row.values.get("completion_ids") if single is not None else None
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise UserError("the column 'completion_ids' is no list of integers", where=row.place)
+        raise UserError("the column 'completion_ids' is no list of integers", where=row.location)
     texts = [value[-1]["content"] if _are_messages(value) else value for value in completions]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError("a completion is neither text nor messages", where=row.place)
+        raise UserError("a completion is neither text nor messages", where=row.location)
     tokens = tuple(ids or ())
     return [
         Completion(

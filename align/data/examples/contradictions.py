@@ -106,4 +106,4 @@ def _opposite(unit: Unit) -> Key:
 
 
 def _short(unit: Unit) -> str:
-    return unit.place.rpartition("/")[2]
+    return unit.location.rpartition("/")[2]

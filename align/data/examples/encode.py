@@ -38,7 +38,7 @@ class Document:
     """Text of a file, with its source."""
 
     text: str = field(repr=False)
-    place: str = ""
+    location: str = ""
     """File and line that the text was read from."""
     name: str
     """Hash of 16 hex digits that depends on the text alone."""
@@ -66,7 +66,7 @@ def encode(
         Unusable: a row is too long and may not be cut, or nothing is left to learn.
         UserError: the prompt has messages and the model has no chat template.
     """
-    prompt = replace(_prompt(example.prompt, columns, round), place=source_line)
+    prompt = replace(_prompt(example.prompt, columns, round), location=source_line)
     prompt_ids = _prompt_ids(prompt, encoder)
     answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
     room = context - len(prompt_ids)
@@ -81,7 +81,7 @@ def encode(
         for ids, answer in zip(fitting, example.answers, strict=True)
     )
     sides = [(answer.content, answer.advantage) for answer in example.answers]
-    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, place=source_line)
+    unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, location=source_line)
     return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
 
 
@@ -126,7 +126,11 @@ def _window(ids: Sequence[int], sources: Sequence[Document], round: str) -> Unit
     # The first token is only context: the window before has it as a target.
     names = dict.fromkeys(document.name for document in sources[1:])
     return Unit(
-        id=_id(list(ids)), prompt=None, rows=(row,), place=sources[1].place, documents=tuple(names)
+        id=_id(list(ids)),
+        prompt=None,
+        rows=(row,),
+        location=sources[1].location,
+        documents=tuple(names),
     )
 
 

@@ -47,7 +47,7 @@ class Divisible(Protocol):
 class Division:
     """Held-out names of divided rows, with counts."""
 
-    held: frozenset[str]
+    held_out: frozenset[str]
     """Names of the held-out prompts or documents."""
     share: float
     """Share of rows that should be held out."""
@@ -93,7 +93,7 @@ def divide(rows: Divisible, share: float) -> Division:
     groups = [group for group in ties.groups() if len(group) > 1]
     tied = [sum(sizes[name] for name in group) for group in groups]
     return Division(
-        held=held_names,
+        held_out=held_names,
         share=share,
         num_rows=len(rows.names),
         num_held=sum(sizes[name] for name in held_names),

@@ -147,7 +147,7 @@ class _Loading:
                         cut=self._config.cut,
                         round=self._round,
                         columns=columns,
-                        source_line=row.place,
+                        source_line=row.location,
                     )
                     for example in examples
                 ]
@@ -172,7 +172,7 @@ class _Loading:
             self.num_rows += 1
             try:
                 content = text(row.values, self._config)
-                document = Document(text=content, place=row.place, name=content_id(content))
+                document = Document(text=content, location=row.location, name=content_id(content))
             except Unusable as reason:
                 self._drop(row, reason)
             except UnicodeEncodeError:
@@ -183,13 +183,13 @@ class _Loading:
 
     def _note(self, content: object, row: files.FileRow) -> None:
         """Record a row, as a repeat if its content came before."""
-        short_place = _short(row.place)
+        short_place = _short(row.location)
         first = self._first.setdefault(content, short_place)
         if first is not short_place:
             self.repeated.append(f"{short_place} is {first}")
 
     def _drop(self, row: files.FileRow, reason: Unusable) -> None:
-        short_place = _short(row.place)
+        short_place = _short(row.location)
         entry = short_place if reason.detail is None else f"{short_place}: {reason.detail}"
         self.dropped.setdefault(str(reason), []).append(entry)
 

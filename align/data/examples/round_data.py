@@ -47,7 +47,7 @@ class RoundData:
     """General pool of every round that has one."""
     examples: dict[str, Sequence[Unit]] = field(default_factory=dict)
     """Training units of rounds with ``data``."""
-    held: dict[str, Sequence[Unit]] = field(default_factory=dict)
+    held_out: dict[str, Sequence[Unit]] = field(default_factory=dict)
     """Held-out units of rounds with ``data``, which they are measured on."""
     reports: dict[str, str] = field(default_factory=dict)
     """Counts of each round's rows in a sentence: read, left out, divided."""
@@ -106,7 +106,7 @@ class RoundDataLoader:
         division = divide(rows, spec.prompts.heldout)
         sides: tuple[list[Prompt], list[Prompt]] = ([], [])
         for name, prompt in zip(rows.names, prompts, strict=True):
-            sides[name in division.held].append(prompt)
+            sides[name in division.held_out].append(prompt)
         where = f"rounds.{spec.name}.prompts.heldout"
         _check_sides(*sides, division, spec.prompts.heldout, where)
         data.prompts[spec.name], data.held_prompts[spec.name] = sides
@@ -121,7 +121,7 @@ class RoundDataLoader:
                 "limit": None,
             }
             other = self._read(spec, config.model_copy(update={**changes, "use": "once"}))
-            data.held[spec.name] = other.units
+            data.held_out[spec.name] = other.units
             if not config.source:  # The file no longer exists, see `align.store.changes.gone`.
                 return
         examples = self._read(spec, config)
@@ -136,7 +136,7 @@ class RoundDataLoader:
             where = f"rounds.{spec.name}.data.heldout"
             _check_sides(units, held_units or units, division, config.heldout, where)
             report += f"; {division.sentence}" if division.num_tied else ""
-        data.examples[spec.name], data.held[spec.name] = units, held_units
+        data.examples[spec.name], data.held_out[spec.name] = units, held_units
         data.prompts[spec.name] = prompts_of(units, self.encoder)
         data.reports[spec.name] = report
 
@@ -152,7 +152,7 @@ class RoundDataLoader:
         if not examples.documents or self.windows or config.heldout_of == "windows":
             rows = UnitRows(examples.units, self.encoder, self._measure(spec))
             division = divide(rows, config.heldout)
-            return *parted(examples.units, division.held), division
+            return *parted(examples.units, division.held_out), division
 
         def cut(documents: Sequence[Document]) -> list[Unit]:
             return list(
@@ -166,8 +166,8 @@ class RoundDataLoader:
         division = divide(
             DocumentRows(texts, cut, self.encoder, self._measure(spec)), config.heldout
         )
-        remaining = cut([text for text in texts if text.name not in division.held])
-        return remaining, cut([text for text in texts if text.name in division.held]), division
+        remaining = cut([text for text in texts if text.name not in division.held_out])
+        return remaining, cut([text for text in texts if text.name in division.held_out]), division
 
     def _measure(self, spec: RoundConfig) -> Measure:
         """Return the overlap measure of a round; it has no items if the suite has prompts of its own."""
@@ -262,7 +262,7 @@ def _without_held(
         held_prompts=data.held_prompts,
         general=general,
         examples=dict(examples),
-        held=data.held,
+        held_out=data.held_out,
         reports=data.reports,
         held_names=names,
     )

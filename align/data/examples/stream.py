@@ -19,7 +19,7 @@ class Unit:
     prompt: Prompt | None
     """Prompt of the unit; None for plain text."""
     rows: tuple[Row, ...]
-    place: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
     """File and line that the unit was read from; for a window, those of its first document."""
     documents: tuple[str, ...] = field(default=(), compare=False)
     """Names of the documents that a window of texts is cut from."""

@@ -68,7 +68,7 @@ def _checked(scored: ScoredGroup, value_range: tuple[float, float] | None) -> li
         return [checked(score, value_range) for score in scored.scores_G]
     except ValueError as error:
         prompt = scored.group.prompt
-        where = f" ({prompt.place})" if prompt.place else ""
+        where = f" ({prompt.location})" if prompt.location else ""
         raise ValueError(f"item {prompt.id!r}{where} got {error}") from None
 
 

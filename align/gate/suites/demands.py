@@ -139,7 +139,7 @@ def _check_items(suite: Suite, spec: SuiteDemands, where: str) -> None:
             )
     for prompt in suite.pool if spec.cluster else ():
         if spec.cluster not in prompt.columns:
-            item = prompt.place or f"item {prompt.id!r}"
+            item = prompt.location or f"item {prompt.id!r}"
             raise UserError(
                 f"{item} of suite {suite.name!r} has no column {spec.cluster!r}",
                 where=f"{where}.cluster",

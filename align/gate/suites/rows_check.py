@@ -41,12 +41,12 @@ def check_rows(
     for row in islice(read_rows(prompts.source, prompts.split), prompts.limit):
         for column in needed:
             if column not in row.values:
-                bare.setdefault(column, []).append(row.place)
+                bare.setdefault(column, []).append(row.location)
         read_values = {n: v for n, v in row.values.items() if n == prompts.column or reads(n)}
         item = json.dumps(to_json(read_values), sort_keys=True, default=str)
         if item in first:
-            again.append(f"{row.place} is {first[item]}")
-        first.setdefault(item, row.place)
+            again.append(f"{row.location} is {first[item]}")
+        first.setdefault(item, row.location)
     for column, places in bare.items():
         raise UserError(
             f"the metric of suite {suite!r} needs the column {column!r}, which {len(places)} rows do not "

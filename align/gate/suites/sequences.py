@@ -166,7 +166,7 @@ def example_sequences(
     return Sequences(
         sequences=tuple((row.prompt_ids, row.completion_ids) for row in rows),
         sequence_ids=tuple(unit.id for unit in units),
-        sequence_places=tuple(unit.place for unit in units),
+        sequence_places=tuple(unit.location for unit in units),
         sequence_clusters=tuple(_example_clusters(units, where, cluster)),
     )
 
@@ -180,7 +180,7 @@ def _example_clusters(units: Sequence[Unit], where: str, cluster: str | None) ->
             yield str(columns[cluster])
         else:
             raise UserError(
-                f"{unit.place or f'example {unit.id}'} has no column {cluster!r}",
+                f"{unit.location or f'example {unit.id}'} has no column {cluster!r}",
                 where=where.replace(".data", ".suite.cluster"),
                 remedy=nearest(str(cluster), ["prompt", "item", *sorted(columns)]),
             )

@@ -69,7 +69,7 @@ def build_suites(
         for index, spec in enumerate(config.suites)
     ]
     for index, spec in enumerate(config.rounds):
-        held_units = data.held.get(spec.name) if data else None
+        held_units = data.held_out.get(spec.name) if data else None
         if held_units is not None and spec.suite.prompts is None:
             suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
@@ -155,7 +155,7 @@ def _trained_prompts(
             )
         for prompt in new:
             description = f"the training prompts of round {spec.name!r}"
-            yield Trained(text_of(prompt), description, prompt.place)
+            yield Trained(text_of(prompt), description, prompt.location)
         pool = spec.replay.general_prompts
         if pool is None or pool in pools:
             continue
@@ -163,7 +163,7 @@ def _trained_prompts(
         general = data.general[spec.name] if data else load_prompts(pool, schemes, None, "general")
         for prompt in general:
             description = f"the general pool of round {spec.name!r}"
-            yield Trained(text_of(prompt), description, prompt.place)
+            yield Trained(text_of(prompt), description, prompt.location)
 
 
 def _trained_examples(
@@ -173,4 +173,4 @@ def _trained_examples(
     for name, units in examples.items():
         for unit in units:
             for text in trained_texts(unit, encoder):
-                yield Trained(text, f"the examples of round {name!r}", unit.place)
+                yield Trained(text, f"the examples of round {name!r}", unit.location)

@@ -74,7 +74,7 @@ def add_file(inbox: Inbox, form: StreamForm, file: Path, *, user_column: str = U
     try:
         rows = [
             form.judge(
-                row.values, name + row.place.removeprefix(str(file)), user_column=user_column
+                row.values, name + row.location.removeprefix(str(file)), user_column=user_column
             )
             for row in read_rows(str(file), "train")
         ]

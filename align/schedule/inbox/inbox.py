@@ -155,7 +155,9 @@ class Inbox:
         with self.database.read() as connection:
             records = connection.execute(wanted.order_by(inbox_rows.c.number)).all()
         return [
-            FileRow(place=f"inbox://{reservation.stream} row {number}", values=json.loads(payload))
+            FileRow(
+                location=f"inbox://{reservation.stream} row {number}", values=json.loads(payload)
+            )
             for number, payload in records
         ]
 

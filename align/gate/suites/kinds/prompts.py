@@ -47,7 +47,7 @@ class PromptSuite(Suite, ABC):
 
     def texts(self, encoder: PromptEncoder) -> list[Item]:
         """Return the words of every prompt that can become an item."""
-        return [Item((text_of(prompt),), prompt.place) for prompt in self.pool]
+        return [Item((text_of(prompt),), prompt.location) for prompt in self.pool]
 
     def chosen(self, places: Sequence[int]) -> dict[str, Any]:
         """Return the prompts at some places."""

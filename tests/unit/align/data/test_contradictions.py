@@ -24,7 +24,7 @@ def pair(prompt: str, chosen: int, rejected: int, file: str = "a") -> Unit:
             Row(prompt_ids=(1,), completion_ids=(answer,), advantage=side, source="new")
             for answer, side in ((chosen, 1.0), (rejected, -1.0))
         ),
-        place=f"data/{file}.jsonl:{chosen}",
+        location=f"data/{file}.jsonl:{chosen}",
     )
 
 

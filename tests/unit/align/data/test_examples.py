@@ -354,8 +354,10 @@ def test_the_remedy_is_one_that_is_not_taken_yet(tmp_path: Path) -> None:
 
 def test_a_unit_and_its_prompt_know_their_line(tmp_path: Path) -> None:
     units = load(tmp_path, [GOOD, GOOD | {"prompt": "b:"}]).units
-    assert [unit.place.rpartition("/")[2] for unit in units] == ["rows.jsonl:1", "rows.jsonl:2"]
-    assert [unit.prompt and unit.prompt.place for unit in units] == [unit.place for unit in units]
+    assert [unit.location.rpartition("/")[2] for unit in units] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert [unit.prompt and unit.prompt.location for unit in units] == [
+        unit.location for unit in units
+    ]
 
 
 def test_windows_know_the_documents_they_are_cut_from(tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_windows_know_the_documents_they_are_cut_from(tmp_path: Path) -> None:
     names = [document.name for document in found.documents]
     shown = [[names.index(name) for name in unit.documents] for unit in found.units]
     assert shown == [[0, 1], [1, 2], [2], [2]]
-    assert [unit.place.rpartition(":")[2] for unit in found.units] == ["1", "2", "3", "3"]
+    assert [unit.location.rpartition(":")[2] for unit in found.units] == ["1", "2", "3", "3"]
 
 
 def test_ids_follow_the_content(tmp_path: Path) -> None:
@@ -411,7 +413,7 @@ def test_rows_of_a_pair_share_a_number_and_single_rows_have_none() -> None:
 def test_texts_that_are_not_packed_keep_windows_of_their_own() -> None:
     from align.data.examples.encode import Document, windows
 
-    texts = [Document(text=t, place=f"t:{i}", name=t) for i, t in enumerate(["a b", "c d"])]
+    texts = [Document(text=t, location=f"t:{i}", name=t) for i, t in enumerate(["a b", "c d"])]
     coder = encoder()
     joined = list(windows(texts, coder, context=50, round="r"))
     apart = list(windows(texts, coder, context=50, round="r", pack=False))

@@ -38,8 +38,8 @@ def divided(texts: Sequence[str], share: float, rule: OverlapConfig = THREE) -> 
 
 
 def sides(texts: Sequence[str], division: Division) -> tuple[list[str], list[str]]:
-    held = [text for text in texts if content_id(text) in division.held]
-    return [text for text in texts if content_id(text) not in division.held], held
+    held = [text for text in texts if content_id(text) in division.held_out]
+    return [text for text in texts if content_id(text) not in division.held_out], held
 
 
 word = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -66,7 +66,7 @@ def test_the_overlap_check_finds_nothing_in_any_division(
 def test_what_shares_nothing_falls_where_its_hash_says(texts: list[str]) -> None:
     """The division of a file without shared runs is the same in stores of any age."""
     division = divided(texts, 0.3)
-    assert division.held == {content_id(t) for t in texts if place(content_id(t)) < 0.3}
+    assert division.held_out == {content_id(t) for t in texts if place(content_id(t)) < 0.3}
     assert (division.num_tied, division.largest) == (0, 0)
 
 
@@ -75,7 +75,7 @@ def test_what_shares_nothing_falls_where_its_hash_says(texts: list[str]) -> None
 def test_the_order_of_the_rows_changes_nothing(texts: list[str], order: random.Random) -> None:
     shuffled = list(texts)
     order.shuffle(shuffled)
-    assert divided(texts, 0.3).held == divided(shuffled, 0.3).held
+    assert divided(texts, 0.3).held_out == divided(shuffled, 0.3).held_out
 
 
 def conversations(number: int, turns: int, seed: int = 0) -> list[str]:
@@ -285,7 +285,7 @@ def test_conversations_of_pairs_pass_the_gates_own_check(tmp_path: Path) -> None
     inputs = loaded(tmp_path, spec, rollouts={"max_model_len": 64})
     suite = next(s for s in inputs.suites if s.target_of == "round0")
     assert 20 <= len(suite.item_ids) <= 50
-    sides = {unit.place.rpartition(":")[2] for unit in inputs.examples["round0"]}
+    sides = {unit.location.rpartition(":")[2] for unit in inputs.examples["round0"]}
     for first in range(1, 121, 2):
         assert (str(first) in sides) == (str(first + 1) in sides)
     assert (
@@ -313,9 +313,11 @@ def test_a_store_that_held_out_windows_goes_on_so(tmp_path: Path) -> None:
         )
         for windows in (True, False)
     }
-    units = [*data[True].examples["a"], *data[True].held["a"]]
-    assert {unit.id for unit in data[True].held["a"]} == {u.id for u in units if place(u.id) < 0.3}
-    assert {u.id for u in data[True].held["a"]} != {u.id for u in data[False].held["a"]}
+    units = [*data[True].examples["a"], *data[True].held_out["a"]]
+    assert {unit.id for unit in data[True].held_out["a"]} == {
+        u.id for u in units if place(u.id) < 0.3
+    }
+    assert {u.id for u in data[True].held_out["a"]} != {u.id for u in data[False].held_out["a"]}
 
 
 @pytest.mark.parametrize(("extra", "windows"), [({}, True), ({HELD_OUT: "documents"}, False)])

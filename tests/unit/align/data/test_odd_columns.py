@@ -67,7 +67,7 @@ def test_rows_of_every_kind_go_through_two_rounds(tmp_path: Path, isolation: str
     assert [record.state for record in evidence.ledger.rounds()] == ["accepted", "accepted"]
     candidate = watcher.verdicts["rev"].candidate
     kept = ReplayBuffer.load(StorePaths(config.folder).replay(candidate)).entries["rev"]
-    assert {prompt.place.partition(" row ")[0] for prompt in kept} == {
+    assert {prompt.location.partition(" row ")[0] for prompt in kept} == {
         str(tmp_path / "rev.parquet")
     }
     for prompt in kept:

@@ -39,7 +39,7 @@ def units(name: str, count: int, material: Material) -> list[Unit]:
                 )
                 for side, advantage in enumerate(SIDES[material])
             ),
-            place=f"{name}.jsonl:{i}",
+            location=f"{name}.jsonl:{i}",
             documents=(f"d-{name}/{i}",) if material == "texts" else (),
         )
         for i in range(count)
@@ -174,8 +174,8 @@ def test_a_file_gives_the_same_rows_back(material: Material, tmp_path: Path) -> 
     assert [u.rows for u in after.units_for(material)] == [
         u.rows for u in before.units_for(material)
     ]
-    assert [(u.id, u.documents, u.place) for u in after.units] == [
-        (u.id, u.documents, u.place) for u in before.units
+    assert [(u.id, u.documents, u.location) for u in after.units] == [
+        (u.id, u.documents, u.location) for u in before.units
     ]
     after.save(tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

@@ -121,7 +121,7 @@ class Round:
         self.evidence = Evidence(store=Store(folder, self.ledger), config=config)
         self.steps: list[Mapping[str, float]] = []
         rows: Any = SimpleNamespace(names=[name_of(unit) for unit in given], clashes=lambda _: ())
-        learn, held = parted(given, divide(rows, 0.3).held)
+        learn, held = parted(given, divide(rows, 0.3).held_out)
         self.session: Any = SimpleNamespace(
             store=SimpleNamespace(snapshots=self.store), ledger=self.ledger,
             evidence=self.evidence, base=start.id, config=config,

@@ -28,7 +28,7 @@ RATINGS = StreamForm(
 
 def numbers(inbox: Inbox, reservation: Reservation | None) -> list[int]:
     assert reservation is not None
-    return [int(row.place.rpartition(" ")[2]) for row in inbox.read(reservation)]
+    return [int(row.location.rpartition(" ")[2]) for row in inbox.read(reservation)]
 
 
 def verdict(ledger: Ledger, index: int, name: str, given: Any) -> None:

@@ -89,7 +89,7 @@ class InboxMachine(RuleBasedStateMachine):
             assert reservation is None
             return
         assert reservation is not None
-        found = [int(row.place.rpartition(" ")[2]) for row in self.inbox.read(reservation)]
+        found = [int(row.location.rpartition(" ")[2]) for row in self.inbox.read(reservation)]
         assert found == expected
         self.attempt = self.ledger.begin_round(self.index, name, BASE.id)
         self.read = found

@@ -53,7 +53,7 @@ def encoder(template: str = WHOLE) -> PromptEncoder:
 
 def prompt(messages: list[Any], **columns: Any) -> Prompt:
     turns = turns_of(messages, "prompt")
-    return Prompt(id=content_id(turns), messages=turns, columns=columns, place="p.jsonl:7")
+    return Prompt(id=content_id(turns), messages=turns, columns=columns, location="p.jsonl:7")
 
 
 def shown(ids: tuple[int, ...]) -> str:

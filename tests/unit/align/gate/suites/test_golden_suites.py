@@ -87,7 +87,7 @@ def unit(number: int, sides: int) -> Unit:
         )
         for side in range(sides)
     )  # fmt: skip
-    return Unit(id=f"unit {number}", prompt=prompt, rows=rows, place=f"held.jsonl:{number}")
+    return Unit(id=f"unit {number}", prompt=prompt, rows=rows, location=f"held.jsonl:{number}")
 
 
 def golden_campaign(folder: Path) -> CampaignConfig:
