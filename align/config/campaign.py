@@ -82,9 +82,6 @@ __all__ = [
 PLANNING = {"assumed_change", "underpowered"}
 """Settings of the gate that plan its power and do not change a verdict."""
 
-YOUNGER_REPLAY = ("examples",)
-"""Settings of replay that stores may be older than; left out of their content unless they are set."""
-
 NO_ANCHORS = (
     "retention lists no kl_anchors, and anchors is not set either: no KL holds the policy to earlier "
     "snapshots; add kl_anchors to the list to keep the default anchors. Without them replayed prompts "
@@ -127,16 +124,13 @@ class ReplayConfig(Settings):
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
-        if self.past + self.general >= 1:
-            raise ValueError(
-                f"past + general must leave room for new prompts, got {self.past + self.general}; "
-                "lower one of the shares"
-            )
-        total = self.past + self.general + self.examples
+        shares, new = ["past", "general"], "prompts"
+        if self.examples:
+            shares, new = [*shares, "examples"], "examples"
+        total = sum(getattr(self, name) for name in shares)
         if total >= 1:
             raise ValueError(
-                f"past + general + examples must leave room for new examples, got {total:g}; "
-                "lower one of the shares"
+                f"{' + '.join(shares)} must leave room for new {new}, got {total}; lower one of the shares"
             )
         if self.rewards and self.samples_per_prompt < 2:
             raise ValueError(
@@ -457,9 +451,8 @@ class CampaignConfig(StoreSettings):
             if not settings["retention"]:
                 del settings["retention"]
             settings["hacking"] = as_stored(settings["hacking"])
-            for name in YOUNGER_REPLAY:
-                if settings["replay"][name] == ReplayConfig.model_fields[name].default:
-                    del settings["replay"][name]
+            if not settings["replay"]["examples"]:
+                del settings["replay"]["examples"]
         # So is a source of suites that is younger than they are.
         for suite in content["suites"]:
             if suite["calibration"] is None:

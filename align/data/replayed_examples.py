@@ -8,7 +8,7 @@ held-out part is ever replayed and the file itself is needed no more.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,66 +143,6 @@ def names_of(unit: Unit) -> frozenset[str]:
 def names_in(pools: Iterable[Sequence[Unit]]) -> frozenset[str]:
     """Return the names of all units of several pools."""
     return frozenset(name for units in pools for unit in units for name in names_of(unit))
-
-
-def replay_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> list[str]:
-    """Return what earlier rounds give to each round to come that replays examples, and why some do not.
-
-    Args:
-        rounds: all rounds of the campaign, in order.
-        states: state of every round in the ledger. A round to come counts as accepted.
-    """
-    lines: list[str] = []
-    earlier: list[RoundConfig] = []
-    for spec in rounds:
-        state = states.get(spec.name)
-        if state not in ("accepted", "rejected", "skipped"):
-            lines += contribution_lines(spec, earlier)
-        if state not in ("rejected", "skipped"):
-            earlier.append(spec)
-    return lines
-
-
-def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
-    """Yield what each earlier round gives a round that replays examples, and why some give nothing."""
-    name = spec.name
-    material = spec.algorithm.material
-    if not spec.replay.examples or spec.algorithm.makes != "policy":
-        return
-    if material == "rollouts":
-        yield (
-            f"round {name}: replay.examples does nothing here: {spec.algorithm.name} learns from its own "
-            "samples; replay.past samples earlier rounds' prompts again"
-        )
-        return
-    giving = contributors(earlier, spec)
-    share = f"round {name}: replay.examples {spec.replay.examples:g}"
-    if not giving:
-        yield f"{share} goes to its own {material}: no earlier round gives it any"
-    for other in giving:
-        yield f"{share} replays {other.algorithm.material} of {other.name}"
-    for other in earlier:
-        if other not in giving:
-            yield f"{share} gets nothing of {other.name}: {_reason(other, spec)}"
-
-
-def contributors(earlier: Sequence[RoundConfig], spec: RoundConfig) -> list[RoundConfig]:
-    """List the earlier rounds whose examples a round can learn from."""
-    return [other for other in earlier if _reason(other, spec) is None]
-
-
-def _reason(other: RoundConfig, spec: RoundConfig) -> str | None:
-    """Return why a round gives another no examples; None if it gives some."""
-    material, needed = other.algorithm.material, spec.algorithm.material
-    if other.algorithm.makes != "policy":
-        return "a reward model owns no behaviour of the policy"
-    if material == "rollouts":
-        return f"{other.algorithm.name} learnt from its own samples; replay.past samples its prompts again"
-    if material not in USABLE.get(needed, ()):
-        return f"it learnt from {material}, and {spec.algorithm.name} learns from {needed}"
-    if other.asks == spec.asks:
-        return "it has the same file, which this round reads itself"
-    return None
 
 
 def _line(unit: Unit) -> dict[str, Any]:

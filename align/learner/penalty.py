@@ -54,6 +54,15 @@ class WeightStep:
     momenta: Mapping[str, Tensor]
     """Running means of the gradients in the optimizer."""
 
+    def moves(self) -> dict[str, Tensor]:
+        """Return what the step added to the weights, as tensors of their own."""
+        return {name: self.weights[name] - before for name, before in self.before.items()}
+
+    def replace_moves(self, moves: Mapping[str, Tensor]) -> None:
+        """Write the weights that these moves lead to."""
+        for name, before in self.before.items():
+            self.weights[name].copy_(before + moves[name])
+
 
 class Penalty(Protocol):
     """One method of retention during one round, on one rank. Its hooks are named by their time."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from align.data.contributions import rounds_to_come
 from align.data.examples.stream import Unit
 from rollouts.prompts import text_of
 
@@ -58,24 +59,19 @@ def contradiction_lines(
         states: state of every round in the ledger. A round to come counts as accepted.
     """
     lines: list[str] = []
-    earlier: list[RoundConfig] = []
-    for spec in rounds:
-        state = states.get(spec.name)
-        if state in ("rejected", "skipped") or spec.algorithm.makes != "policy":
-            continue
-        if state != "accepted":
-            units = examples.get(spec.name, ())
-            pairs_of = {
-                other.name: contradictions(units, examples.get(other.name, ())) for other in earlier
-            }
-            lines += [_line(spec, name, pairs) for name, pairs in pairs_of.items() if pairs]
-            replaced = any(pairs_of.values()) or any(other.asks == spec.asks for other in earlier)
-            if spec.mode == "override" and not replaced:
-                lines.append(
-                    f"round {spec.name}: mode: override replaces nothing: no earlier round asks the same "
-                    "prompts or has pairs in the opposite order"
-                )
-        earlier.append(spec)
+    policies = [spec for spec in rounds if spec.algorithm.makes == "policy"]
+    for spec, earlier in rounds_to_come(policies, states):
+        units = examples.get(spec.name, ())
+        pairs_of = {
+            other.name: contradictions(units, examples.get(other.name, ())) for other in earlier
+        }
+        lines += [_line(spec, name, pairs) for name, pairs in pairs_of.items() if pairs]
+        replaced = any(pairs_of.values()) or any(other.asks == spec.asks for other in earlier)
+        if spec.mode == "override" and not replaced:
+            lines.append(
+                f"round {spec.name}: mode: override replaces nothing: no earlier round asks the same "
+                "prompts or has pairs in the opposite order"
+            )
     return lines
 
 

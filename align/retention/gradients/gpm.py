@@ -89,10 +89,9 @@ class GPM(RetentionMethod[GPMConfig]):
     def change_update(self, step: WeightStep) -> None:
         if not self._bases:
             return
-        moves = {name: step.weights[name] - before for name, before in step.before.items()}
+        moves = step.moves()
         self._project(moves)
-        for name, before in step.before.items():
-            torch.add(before, moves[name], out=step.weights[name])
+        step.replace_moves(moves)
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         return {f"retention/{self.name}": self._removed}

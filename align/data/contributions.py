@@ -1,0 +1,86 @@
+"""Contributions of earlier rounds to the examples that a round replays, as lines for a person.
+
+`align.data.replayed_examples` holds the examples themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from align.data.replayed_examples import USABLE
+
+if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
+
+
+def rounds_to_come(
+    rounds: Sequence[RoundConfig], states: Mapping[str, str]
+) -> Iterator[tuple[RoundConfig, list[RoundConfig]]]:
+    """Yield each round without a verdict, and those before it that are accepted or without one too.
+
+    Args:
+        rounds: all rounds of the campaign, in order.
+        states: state of every round in the ledger.
+    """
+    earlier: list[RoundConfig] = []
+    for spec in rounds:
+        state = states.get(spec.name)
+        if state in ("rejected", "skipped"):
+            continue
+        if state != "accepted":
+            yield spec, list(earlier)
+        earlier.append(spec)
+
+
+def replay_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> list[str]:
+    """Return what earlier rounds give to each round to come that replays examples, and why some do not.
+
+    Args:
+        rounds: all rounds of the campaign, in order.
+        states: state of every round in the ledger. A round to come counts as accepted.
+    """
+    coming = rounds_to_come(rounds, states)
+    return [line for spec, earlier in coming for line in contribution_lines(spec, earlier)]
+
+
+def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
+    """Yield what each earlier round gives a round that replays examples, and why some give nothing."""
+    name = spec.name
+    material = spec.algorithm.material
+    if not spec.replay.examples or spec.algorithm.makes != "policy":
+        return
+    if material == "rollouts":
+        yield (
+            f"round {name}: replay.examples does nothing here: {spec.algorithm.name} learns from its own "
+            "samples; replay.past samples earlier rounds' prompts again"
+        )
+        return
+    giving = contributors(earlier, spec)
+    share = f"round {name}: replay.examples {spec.replay.examples:g}"
+    if not giving:
+        yield f"{share} goes to its own {material}: no earlier round gives it any"
+    for other in giving:
+        yield f"{share} replays {other.algorithm.material} of {other.name}"
+    for other in earlier:
+        if other not in giving:
+            yield f"{share} gets nothing of {other.name}: {_reason(other, spec)}"
+
+
+def contributors(earlier: Sequence[RoundConfig], spec: RoundConfig) -> list[RoundConfig]:
+    """List the earlier rounds whose examples a round can learn from."""
+    return [other for other in earlier if _reason(other, spec) is None]
+
+
+def _reason(other: RoundConfig, spec: RoundConfig) -> str | None:
+    """Return why a round gives another no examples; None if it gives some."""
+    material, needed = other.algorithm.material, spec.algorithm.material
+    if other.algorithm.makes != "policy":
+        return "a reward model owns no behaviour of the policy"
+    if material == "rollouts":
+        return f"{other.algorithm.name} learnt from its own samples; replay.past samples its prompts again"
+    if material not in USABLE.get(needed, ()):
+        return f"it learnt from {material}, and {spec.algorithm.name} learns from {needed}"
+    if other.asks == spec.asks:
+        return "it has the same file, which this round reads itself"
+    return None
