@@ -18,16 +18,10 @@ from tests.unit.align.retention.trainings import (
     accepted,
     begin,
     learner_of,
-    save_models,
     weights_of,
 )
 
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def test_the_gradient_has_one_size_whatever_the_distance() -> None:
@@ -73,4 +67,4 @@ def test_a_round_draws_its_share_of_every_tensor_that_moved(
             continue
         assert 0 < int(drawn.sum()) <= max(1, round(0.1 * goal.numel()))
         assert torch.equal(goal[drawn], end[name][drawn])
-        assert moved[drawn].min() >= moved[~drawn].max() or moved[drawn].min() > 0
+        assert moved[drawn].min() >= moved[~drawn].max()

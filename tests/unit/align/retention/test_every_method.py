@@ -20,7 +20,6 @@ from tests.unit.align.retention.trainings import (
     accepted,
     begin,
     learner_of,
-    save_models,
     weights_of,
 )
 
@@ -30,11 +29,6 @@ SETTINGS: dict[str, RetentionConfig] = {
     if name != "kl_anchors"
 }
 """Settings of each method; `begin` sets the KL anchors."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -16,12 +16,7 @@ from align.learner.references import References
 from align.learner.training import Training
 from align.retention.methods import RetentionMethods
 from tests.unit.align.config.test_retention_config import made
-from tests.unit.align.retention.trainings import NEW, learner_of, save_models, weights_of
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
+from tests.unit.align.retention.trainings import NEW, learner_of, weights_of
 
 
 def begun(models: dict[str, Path], folder: Path, *follows: FollowConfig) -> Training:

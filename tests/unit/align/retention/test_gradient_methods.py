@@ -27,18 +27,12 @@ from tests.unit.align.retention.trainings import (
     accepted,
     begin,
     learner_of,
-    save_models,
     weights_of,
 )
 from tests.unit.tiny import row
 
 OTHER = (row((11, 12), (13, 14, 15), 1.0), row((16, 2), (17, 5), -1.0))
 """Rows of another round."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def alone() -> Any:

@@ -14,13 +14,7 @@ from tests.unit.align.retention.trainings import (
     accepted,
     begin,
     learner_of,
-    save_models,
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

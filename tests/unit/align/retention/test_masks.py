@@ -21,14 +21,8 @@ from tests.unit.align.retention.trainings import (
     POLICIES,
     begin,
     learner_of,
-    save_models,
     weights_of,
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def test_half_of_each_block_rests_and_another_half_in_another_round() -> None:

@@ -19,15 +19,9 @@ from tests.unit.align.retention.trainings import (
     accepted,
     begin,
     learner_of,
-    save_models,
     weights_of,
 )
 from tests.unit.tiny import row
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def step(before: list[float], after: list[float]) -> WeightStep:

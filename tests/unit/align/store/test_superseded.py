@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from align.campaign import run_campaign
@@ -34,15 +32,8 @@ class Killed(BaseException):
     """The process was killed."""
 
 
-@pytest.fixture(params=["memory", "file"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"file://{tmp_path / 'far'}"
-        return
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    yield "memory://far/store"
-    memory.store.clear()
+def kill(*_: object) -> None:
+    raise Killed
 
 
 def results(n: int) -> dict[str, ItemResults]:
@@ -106,9 +97,6 @@ def test_a_crash_leaves_what_nobody_fetches_and_the_next_sweep_takes(
     evidence = evidence_of(campaign(tmp_path), store)
     evidence.save(BASE.id, results(10))
 
-    def kill(*_: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
         method = (Store, "withdraw") if instant == "before the files" else (Remote, "remove")
         patch.setattr(*method, kill)
@@ -132,9 +120,6 @@ def test_a_crash_before_the_record_keeps_what_the_ledger_names(
     store = store_of(tmp_path / "one", ledger, url)
     evidence = evidence_of(campaign(tmp_path), store)
     evidence.save(BASE.id, results(10))
-
-    def kill(*_: object) -> None:
-        raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Ledger, "extend_evaluation", kill)
