@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from align.errors import StoreError, UserError
-from align.store.durable import write_atomic
+from align.data.json_lines import Record, load_lines, save_lines
+from align.errors import UserError
 from rollouts.errors import nearest
 from rollouts.types import Prompt, SnapshotId
 from rollouts.values import Unholdable, from_json, normalised, to_json
@@ -100,9 +100,8 @@ class ReplayBuffer:
     def save(self, path: Path) -> None:
         """Write JSON lines atomically: a version line, then one prompt on each line."""
         head = {"schema_version": SCHEMA_VERSION, "rounds": list(self._entries)}
-        lines = [head, *(_line(p) for prompts in self._entries.values() for p in prompts)]
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_atomic(path, text.encode("ascii"))
+        prompts = (prompt for entry in self._entries.values() for prompt in entry)
+        save_lines(path, head, map(_line, prompts))
 
     @classmethod
     def load(cls, path: Path) -> ReplayBuffer:
@@ -111,31 +110,16 @@ class ReplayBuffer:
         Raises:
             StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
         """
-        entries: dict[str, list[Prompt]] = {}
-        version = SCHEMA_VERSION
-        for number, line in enumerate(path.read_text("ascii", "replace").splitlines(), start=1):
-            try:
-                data = json.loads(line)
-                if number == 1:
-                    version = data["schema_version"]
-                    if version > SCHEMA_VERSION:
-                        raise StoreError(
-                            f"replay file version {version} is newer than {SCHEMA_VERSION}, the newest "
-                            "known here",
-                            where=str(path),
-                            remedy="update Keel",
-                        )
-                    entries = {name: [] for name in data["rounds"]}
-                else:
-                    entries[data["round"]].append(_prompt(data, version))
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreError(
-                    f"this is no replayed prompt ({error!r})",
-                    where=f"{path}:{number}",
-                    cause="the file was edited or damaged",
-                    remedy="restore it from a backup",
-                ) from error
-        return cls(entries)
+
+        def read(lines: Iterator[Record]) -> ReplayBuffer:
+            empty: Record = {"schema_version": SCHEMA_VERSION, "rounds": ()}
+            head = next(lines, empty)
+            entries: dict[str, list[Prompt]] = {name: [] for name in head["rounds"]}
+            for record in lines:
+                entries[record["round"]].append(_prompt(record, head["schema_version"]))
+            return cls(entries)
+
+        return load_lines(path, read, newest=SCHEMA_VERSION, what="replayed prompt")
 
     def _from(self, name: str, seed: int, start: int) -> Iterator[Prompt]:
         """Yield a round's prompts from position ``start``, counted over all passes.

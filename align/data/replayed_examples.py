@@ -7,8 +7,7 @@ held-out part is ever replayed and the file itself is needed no more.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.algorithms.base import Material
 from align.algorithms.rows import Row
 from align.data.examples.stream import Unit
-from align.errors import StoreError
-from align.store.durable import write_atomic
+from align.data.json_lines import Record, load_lines, save_lines
 from rollouts.types import Prompt, SnapshotId
 
 if TYPE_CHECKING:
@@ -97,9 +95,7 @@ class OwnedExamples:
             "owner": self.owner,
             "material": self.material,
         }
-        lines = [head, *map(_line, self.units)]
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_atomic(path, text.encode("ascii"))
+        save_lines(path, head, map(_line, self.units))
 
     @classmethod
     def load(cls, path: Path) -> OwnedExamples:
@@ -108,29 +104,17 @@ class OwnedExamples:
         Raises:
             StoreError: a line is damaged, or a newer Keel wrote the file; ``where`` names the line.
         """
-        number = 1
-        try:
-            first, *lines = path.read_text("ascii", "replace").splitlines()
-            head = json.loads(first)
-            if head["schema_version"] > SCHEMA_VERSION:
-                raise ValueError(f"version {head['schema_version']} is not known here")
-            units: list[Unit] = []
-            for line in lines:
-                number += 1
-                units.append(_unit(json.loads(line)))
+
+        def read(lines: Iterator[Record]) -> OwnedExamples:
+            head = next(lines)
             return cls(
                 round=head["round"],
                 owner=head["owner"],
                 material=head["material"],
-                units=tuple(units),
+                units=tuple(map(_unit, lines)),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"this is no replayed example ({error!r})",
-                where=f"{path}:{number}",
-                cause="the file was edited or damaged, or a newer Keel wrote it",
-                remedy="restore it from a backup",
-            ) from error
+
+        return load_lines(path, read, newest=SCHEMA_VERSION, what="replayed example")
 
 
 def names_of(unit: Unit) -> frozenset[str]:

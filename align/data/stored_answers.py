@@ -6,12 +6,10 @@ stored: the anchor's distribution is computed in each step that uses them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from align.errors import StoreError
-from align.store.durable import write_atomic
+from align.data.json_lines import Record, load_lines, save_lines
 from rollouts.types import Completion, Prompt, RolloutGroup, SnapshotId
 
 SCHEMA_VERSION = 1
@@ -19,20 +17,19 @@ SCHEMA_VERSION = 1
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
     """Write JSON lines atomically: a version line, then one answer with its prompt on each line."""
-    lines: list[dict[str, object]] = [{"schema_version": SCHEMA_VERSION}]
-    for group in groups:
-        lines += [
-            {
-                "prompt": group.prompt.id,
-                "prompt_ids": group.prompt_ids,
-                "completion_ids": completion.token_ids,
-                "logprobs": completion.logprobs_T,
-                "policy": group.policy,
-            }
-            for completion in group.completions_G
-            if completion.token_ids
-        ]
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    records = (
+        {
+            "prompt": group.prompt.id,
+            "prompt_ids": group.prompt_ids,
+            "completion_ids": completion.token_ids,
+            "logprobs": completion.logprobs_T,
+            "policy": group.policy,
+        }
+        for group in groups
+        for completion in group.completions_G
+        if completion.token_ids
+    )
+    save_lines(path, {"schema_version": SCHEMA_VERSION}, records)
 
 
 def load_answers(path: Path) -> list[RolloutGroup]:
@@ -41,32 +38,27 @@ def load_answers(path: Path) -> list[RolloutGroup]:
     Raises:
         StoreError: a line is damaged, or a newer Keel wrote the file.
     """
-    groups = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            data = json.loads(line)
-            if number == 1:
-                if data["schema_version"] != SCHEMA_VERSION:
-                    raise ValueError(f"version {data['schema_version']} is not known here")
-                continue
-            groups.append(_group(data))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"this is no stored answer ({error!r})",
-                where=f"{path}:{number}",
-                cause="the file was edited or damaged, or a newer Keel wrote it",
-                remedy="delete the file: it is sampled again from the campaign's start",
-            ) from error
-    return groups
+
+    def read(lines: Iterator[Record]) -> list[RolloutGroup]:
+        next(lines, None)  # The head.
+        return [_group(record) for record in lines]
+
+    return load_lines(
+        path,
+        read,
+        newest=SCHEMA_VERSION,
+        what="stored answer",
+        remedy="delete the file: it is sampled again from the campaign's start",
+    )
 
 
-def _group(data: dict[str, object]) -> RolloutGroup:
+def _group(data: Record) -> RolloutGroup:
     ids, logprobs = data["completion_ids"], data["logprobs"]
     assert isinstance(ids, list) and isinstance(logprobs, list)
     policy: SnapshotId = str(data["policy"])
     return RolloutGroup(
         prompt=Prompt(id=str(data["prompt"]), text="", source="general"),
-        prompt_ids=tuple(data["prompt_ids"]),  # type: ignore[arg-type]
+        prompt_ids=tuple(data["prompt_ids"]),
         completions_G=(
             Completion(
                 token_ids=tuple(ids),
