@@ -25,6 +25,8 @@ HEAVY = {
     "datasets", "matplotlib", "numpy", "pandas", "peft", "pyarrow", "ray", "scipy", "sklearn", "sqlalchemy",
     "torch", "transformers", "trl", "vllm",
 }  # fmt: skip
+STARTED_WITH = {"sitecustomize", "usercustomize", "apport_python_hook"}
+"""Modules that the Python of a distribution, such as Debian's, loads before any program."""
 SHOWN_WITH = {
     "annotated_doc", "annotated_types", "attr", "launch", "markdown_it", "mdurl", "pydantic",
     "pydantic_core", "pygments", "rich", "rollouts", "shellingham", "typer", "typing_extensions",
@@ -166,7 +168,7 @@ print("LOADED", *sys.modules)
 
 def packages(modules: set[str]) -> set[str]:
     """Top-level packages of third parties and our own, without compiled helpers."""
-    names = {name.partition(".")[0] for name in modules}
+    names = {name.partition(".")[0] for name in modules} - STARTED_WITH
     return {name for name in names - sys.stdlib_module_names if not name.startswith("_")}
 
 

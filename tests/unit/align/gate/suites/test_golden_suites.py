@@ -145,7 +145,7 @@ def golden_suites(folder: Path) -> tuple[CampaignConfig, list[Suite]]:
         "likely": [unit(i, 2) for i in range(40, 80)],
         "shown": [unit(i, 1) for i in range(80, 120)],
     }
-    data = RoundData(prompts=dict.fromkeys(("reverse", *held), ()), held=dict(held))
+    data = RoundData(prompts=dict.fromkeys(("reverse", *held), ()), held_out=dict(held))
     suites = build_suites(config, SCHEMES, ENCODER, CONTEXT, data=data)
     return config, [completed(suite, folder) for suite in suites]
 
