@@ -13,22 +13,29 @@ general and the held-out composition suite at the end; seconds of training a rou
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import middle, parser, prepare, save, show, verdict
+from benchmarks.campaigns import (
+    ORDERS,
+    Clock,
+    append_result,
+    load_results,
+    lost_share,
+    several,
+    world_config,
+    world_suite,
+)
+from benchmarks.common import parser, prepare, save, show, verdict
 from benchmarks.recipes import LR_FACTORS, RECIPES, rounds_of
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
-    from align.gate.evidence import Evidence
     from align.round.session import StartEngine
     from rollouts.engines.protocol import RolloutEngine
 
@@ -57,11 +64,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "ours_long": {},
 }
 """Settings of each row over Keel's defaults; ``ours:dpo`` is a row with another algorithm."""
-
-ORDERS: dict[str, tuple[str, ...]] = {
-    "given": ("rev", "sort", "rotl", "inc"),
-    "reversed": ("inc", "rotl", "sort", "rev"),
-}
 
 METRICS = ("AP", "LA", "BWT", "F10", "general", "heldout", "round_s")
 
@@ -133,71 +135,25 @@ class Run:
 
     def config(self, stores: Path) -> CampaignConfig:
         """Build the campaign; all runs evaluate on the same items."""
-        from align.config.campaign import CampaignConfig, overlay
+        from align.config.campaign import overlay
 
         defaults = {
-            "sampling": {"group_size": 8, "prompts_per_step": 16, "max_tokens": 6},
             "optimizer": {"lr": self.lr * LR_FACTORS.get(self.algorithm, 1.0)},
-            "replay": {"general_prompts": "demo://general"},
             "suite": {"items": self.items, "temperature": 1.0},
-            # The drift meter would add its own sampling to the time of every row.
-            "meter_every": 10**6,
         }
         tasks = ORDERS[self.order]
-        return CampaignConfig.model_validate(
-            {
-                "name": "retention",
-                "policy": {"model": "demo://digits"},
-                "store": str(stores / self.key),
-                "seed": self.seed,
-                "defaults": overlay(
-                    overlay(defaults, RECIPES[self.algorithm]), ROWS[self.recipe]
-                ),
-                "rounds": rounds_of(self.algorithm, tasks, self.steps, stores / "data"),
-                "suites": self._suites(tasks),
-                "gate": {"mode": "observe"},
-            }
-        )  # fmt: skip
-
-    def _suites(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
-        def suite(name: str, source: str, temperature: float, role: str) -> dict[str, Any]:
-            return {
-                "name": name, "prompts": f"demo://{source}?split=eval&n={self.items}",
-                "metric": "exact_match", "items": self.items, "max_tokens": 6,
-                "temperature": temperature, "role": role,
-            }  # fmt: skip
-
-        greedy = [suite(f"greedy-{task}", task, 0.0, "watch") for task in tasks]
-        general = suite("general", "general", 1.0, "gate")
-        return [general, suite("heldout", "heldout", 1.0, "watch"), *greedy]
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Observer that times the learner steps of every round, without evaluation."""
-
-    label: str
-    steps: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, text: str) -> None:
-        """Ignore a remark."""
-
-    def on_step(self, plan: Any, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the time at which a step ends."""
-        self.steps.setdefault(plan.spec.name, []).append(time.perf_counter())
-
-    def on_verdict(self, plan: Any, outcome: Any) -> None:
-        """Print that a round is done."""
-        print(f"  {self.label}: {plan.spec.name} done", flush=True)
-
-    def round_s(self) -> float:
-        """Return the median seconds of a round; its first step counts as an average one."""
-        spans = [
-            (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
-            for ends in self.steps.values()
-            if len(ends) > 1
-        ]
-        return middle(spans)
+        return world_config(
+            "retention",
+            stores / self.key,
+            seed=self.seed,
+            rounds=rounds_of(self.algorithm, tasks, self.steps, stores / "data"),
+            defaults=overlay(overlay(defaults, RECIPES[self.algorithm]), ROWS[self.recipe]),
+            suites=[
+                world_suite("general", "general", self.items, 1.0, "gate"),
+                world_suite("heldout", "heldout", self.items, 1.0, "watch"),
+                *(world_suite(f"greedy-{t}", t, self.items, 0.0, "watch") for t in tasks),
+            ],
+        )
 
 
 class Kept:
@@ -243,17 +199,17 @@ def main() -> None:
     prepare()
     args = _arguments()
     wanted = list(_wanted(args))
-    results = _load(args.results)
+    results = load_results(args.results)
     missing = [run for run in wanted if run.key not in results]
     if missing:
         with shared_engine(args.engines) as start:
             for number, run in enumerate(missing, start=1):
                 print(f"run {number} of {len(missing)}: {run.key}", flush=True)
                 metrics = execute(run, args.stores, start)
-                _append(args.results, run, metrics)
+                append_result(args.results, {"key": run.key, "metrics": metrics})
                 shutil.rmtree(args.stores / run.key)
-    results = _load(args.results)
-    data = [{**asdict(run), **results[run.key]} for run in wanted]
+    results = load_results(args.results)
+    data = [{**asdict(run), **results[run.key]["metrics"]} for run in wanted]
     report(data, args)
     save(args.json, "retention", args, data)
 
@@ -276,29 +232,7 @@ def execute(run: Run, stores: Path, start: StartEngine) -> dict[str, float]:
     }
     assert None not in figures.values(), f"{run.key}: a cell of the matrix was not measured"
     measured = {name: float(value) for name, value in figures.items() if value is not None}
-    return {**measured, "F10": _lost_share(evidence, config), "round_s": clock.round_s()}
-
-
-def _lost_share(evidence: Evidence, config: CampaignConfig) -> float:
-    """Return the share of greedy items lost from a round's snapshot to the end, averaged over rounds.
-
-    The last round does not count.
-    """
-    from align.gate.forgetting import transitions
-    from align.gate.measurement.evaluate import ItemResults
-
-    snapshots = {record.name: record.candidate or "" for record in evidence.committed()}
-    last = snapshots[config.rounds[-1].name]
-    hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations()}
-
-    def items(snapshot: str, task: str) -> ItemResults:
-        return ItemResults.load(evidence.locate(snapshot, hashes[f"greedy-{task}"]))
-
-    earlier = [spec.name for spec in config.rounds[:-1]]
-    shares = [
-        transitions(items(snapshots[task], task), items(last, task)).lost_share for task in earlier
-    ]
-    return sum(shares) / len(shares)
+    return {**measured, "F10": lost_share(evidence, config), "round_s": clock.round_s()}
 
 
 def report(data: list[dict[str, Any]], args: argparse.Namespace) -> None:
@@ -334,31 +268,12 @@ def _wanted(args: argparse.Namespace) -> Iterator[Run]:
         yield Run(row=row, lr=lr, order=order, seed=seed, steps=steps, items=args.items)
 
 
-def _load(path: Path) -> dict[str, dict[str, float]]:
-    """Read the metrics of finished runs by key; a last line that was cut short is ignored."""
-    results: dict[str, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        results[record["key"]] = record["metrics"]
-    return results
-
-
-def _append(path: Path, run: Run, metrics: dict[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write("\n" * cut + json.dumps({"key": run.key, "metrics": metrics}) + "\n")
-
-
 def _arguments() -> argparse.Namespace:
     options = parser("Naive GRPO and Keel's defaults over a sequence of rounds.")
-    options.add_argument("--rows", type=_several(str), default=list(ROWS))
-    options.add_argument("--seeds", type=_several(int), default=[0, 1])
-    options.add_argument("--lrs", type=_several(float), default=[1e-4, 3e-4])
-    options.add_argument("--orders", type=_several(str), default=list(ORDERS))
+    options.add_argument("--rows", type=several(str), default=list(ROWS))
+    options.add_argument("--seeds", type=several(int), default=[0, 1])
+    options.add_argument("--lrs", type=several(float), default=[1e-4, 3e-4])
+    options.add_argument("--orders", type=several(str), default=list(ORDERS))
     options.add_argument("--steps", type=int, default=60, help="learner steps of a round")
     options.add_argument("--long-steps", type=int, default=80, help="those of ours_long")
     options.add_argument("--items", type=int, default=1000, help="of every suite")
@@ -375,11 +290,6 @@ def _arguments() -> argparse.Namespace:
         args.rows, args.seeds, args.lrs, args.orders = ["naive", "ours"], [0], [1e-4], ["given"]
         args.steps, args.long_steps, args.items = 2, 2, 60
     return args
-
-
-def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Return a parser of lists such as ``1,2``."""
-    return lambda text: [kind(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

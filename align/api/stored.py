@@ -15,10 +15,8 @@ from align.gate.measurement.reuse import load_with_texts
 from align.gate.verdict import Verdict
 from align.report.explanation.explain import explain
 from align.report.records.history import entries, record_of
-from align.report.status import summary_numbers
-from align.store.changes.earlier_versions import as_then
-from align.store.ledger.amendments import stored_content
-from align.store.store import known_ledger
+from align.report.summary_numbers import summary_of
+from align.store.changes.stored_config import config_in_store
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -198,10 +196,13 @@ class StoredCampaign:
         return policy_of(self.evidence, snapshot, options)
 
     def summary(self) -> Series[float]:
-        """Return the summary numbers of continual learning over accepted rounds: AP, BWT, FM and others."""
+        """Return the summary numbers of continual learning over accepted rounds: AP, BWT, N80 and others.
+
+        `align.report.summary_numbers.SUMMARY` says what each means; NaN where one could not be formed.
+        """
         from pandas import Series
 
-        return Series(summary_numbers(self.evidence.matrix()), dtype=float, name=self.config.name)
+        return Series(summary_of(self.evidence), dtype=float, name=self.config.name)
 
 
 ROUND_COLUMNS: Mapping[str, str] = {
@@ -244,18 +245,18 @@ def open_store(
     Raises:
         UserError: there is no store.
     """
-    places: dict[str, Any] = {
-        "store": str(store),
-        "ledger": ledger,
-        "cache": cache,
-        "store_options": dict(store_options or {}),
-    }
-    known = known_ledger(StoreSettings(name="unknown", **places))
-    content = {} if known is None else stored_content(known.database)
-    if not content:
+    places = StoreSettings(
+        name="unknown",
+        store=str(store),
+        ledger=ledger,
+        cache=cache,
+        store_options=dict(store_options or {}),
+    )
+    config = config_in_store(places)
+    if config is None:
         raise UserError(
             "there is no campaign in this store yet",
             where=str(store),
             remedy="give the folder that a campaign names as its store; it holds ledger.db",
         )
-    return StoredCampaign(CampaignConfig.model_validate({**as_then(content), **places}))
+    return StoredCampaign(config)

@@ -42,6 +42,7 @@ from align.config.repair import RepairConfig
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,
+    check_composed,
     check_dropout,
     check_following,
     check_heldout,
@@ -52,7 +53,7 @@ from align.config.rules import (
     check_used,
 )
 from align.config.schedule import RememberConfig, ScheduleSettings, check_schedules
-from align.config.store import StoreSettings
+from align.config.store import ReferencesConfig, StoreSettings
 from align.config.watch import HackingConfig, as_stored
 from align.settings import Name, Places, Settings
 
@@ -339,6 +340,8 @@ class CampaignConfig(StoreSettings):
     None: the sampling of the suites if they all have the same."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers that get the metrics besides ``metrics.jsonl``; each needs the extra of its name."""
+    references: ReferencesConfig = ReferencesConfig()
+    """Campaigns that the summary numbers are compared with; they decide nothing."""
     keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
     """Number of a round's last steps whose rollouts are kept as tables."""
 
@@ -423,6 +426,7 @@ class CampaignConfig(StoreSettings):
                     f"rounds.{index}.anchors: only past prompts have an owner; "
                     "use parent or base for new and general prompts"
                 )
+        check_composed(self.suites, [spec.name for spec in self.rounds])
         check_schedules(self.rounds, [s.name for s in self.suites])
         return self
 
@@ -440,6 +444,7 @@ class CampaignConfig(StoreSettings):
                 "rollouts": True,
                 "serving": True,
                 "trackers": True,
+                "references": True,
                 "keep_rollouts": True,
                 "policy": resources,
                 "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
@@ -453,10 +458,11 @@ class CampaignConfig(StoreSettings):
             settings["hacking"] = as_stored(settings["hacking"])
             if not settings["replay"]["examples"]:
                 del settings["replay"]["examples"]
-        # So is a source of suites that is younger than they are.
+        # So it is with settings of suites that are younger than they are.
         for suite in content["suites"]:
-            if suite["calibration"] is None:
-                del suite["calibration"]
+            for young in ("calibration", "composes"):
+                if suite[young] is None:
+                    del suite[young]
         return content
 
     def training_hash(self, name: str) -> str:

@@ -243,6 +243,9 @@ class SuiteConfig(SuiteDemands):
     """Measure every round on partly other items of a larger source."""
     against: Annotated[str, Field(pattern=r"^(base|parent|round:.+)$")] | None = None
     """Win rate: the metric compares each answer with that snapshot's, in both orders; a tie is half."""
+    composes: tuple[str, str] | None = None
+    """The two rounds whose skills each of its items needs at once, for the composition gap among the
+    summary numbers."""
 
     @property
     def metrics(self) -> tuple[RewardConfig, ...]:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from rollouts.errors import nearest
+
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig, RoundSettings
+    from align.config.gate import SuiteConfig
     from align.config.policy import PolicyConfig
 
 
@@ -41,6 +44,19 @@ def check_anchors(spec: RoundConfig) -> None:
                 f"{where}: estimator forward is for answers that the anchor wrote, and the policy samples "
                 f"those of {source} prompts; use full"
                 + (", or set replay.general_answers to stored" if source == "general" else "")
+            )
+
+
+def check_composed(suites: Sequence[SuiteConfig], rounds: Sequence[str]) -> None:
+    """Refuse suites that compose the skill of a round which does not exist, or one skill with itself."""
+    for index, suite in enumerate(suites):
+        where = f"suites.{index}.composes"
+        if unknown := [name for name in suite.composes or () if name not in rounds]:
+            raise ValueError(f"{where}: {unknown[0]!r} is no round; {nearest(unknown[0], rounds)}")
+        if suite.composes is not None and len(set(suite.composes)) == 1:
+            raise ValueError(
+                f"{where}: {suite.composes[0]!r} stands there twice, and the composition gap compares the "
+                "skills of two rounds at once with each alone; name two rounds"
             )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from align.settings import Name, Places, Settings, StatedPath
+from align.settings import InputPath, Name, Places, Settings, StatedPath
 from rollouts.errors import UserError
 
 FROM_ENVIRONMENT = "env:"
@@ -19,6 +19,20 @@ SQLITE = "sqlite:///"
 LEDGER = "ledger.db"
 """File of the ledger in a store that names no other database."""
 _SECRET = re.compile(r"(?i)secret|token|passw|credential|^key$|_key$")
+
+
+class ReferencesConfig(Settings):
+    """Stores of campaigns that the summary numbers are compared with, local folders or none yet.
+
+    Rounds and suites of the same names are compared.
+    """
+
+    joint: InputPath | None = None
+    """Store of a campaign that learnt all tasks together, with the rollouts of all rounds: its production's
+    scores are what a sequence could have reached (IM, C_joint)."""
+    alone: tuple[InputPath, ...] = ()
+    """Stores of campaigns whose rounds of the same names began at the base, without earlier rounds
+    (FWT_gain, N80_ratio)."""
 
 
 class StoreSettings(Settings):

@@ -174,6 +174,19 @@ class ScoreMatrix:
         last = len(self.path) - 1
         return tuple((i, task) for i, task in self.tasks if i < last)
 
+    @property
+    def final(self) -> dict[str, float]:
+        """Scores of the last accepted snapshot by suite, where it was measured."""
+        return self._scores(self.path[-1])
+
+    def scores_after(self, name: str) -> dict[str, float]:
+        """Return the scores of an accepted round's snapshot by suite, where it was measured."""
+        return self._scores(next(row for row in self.path[1:] if row.name == name))
+
+    def _scores(self, row: MatrixRow) -> dict[str, float]:
+        pairs = zip(self.suites, row.scores, strict=True)
+        return {suite: score for suite, score in pairs if score is not None}
+
     def empty_cells(self) -> tuple[tuple[str, str], ...]:
         """List (round, task) of every cell on the accepted path that was not measured."""
         tasks = [task for _, task in self.tasks]

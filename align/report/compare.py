@@ -12,7 +12,8 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.report.explanation.answer import ReportAnswer, answer_of
-from align.report.status import scores_of, summary_numbers
+from align.report.status import scores_of
+from align.report.summary_numbers import summary_of
 
 UNSEEDED = ("seed", "name")
 """Settings in which campaigns of one group may differ."""
@@ -42,7 +43,7 @@ class ComparedGroup:
     scores: Mapping[str, SeedSpread | None]
     """Mean of production by suite; None if no campaign measured it."""
     summary: Mapping[str, SeedSpread | None]
-    """Summary numbers AP, AIA, LA, BWT, FM, FWT."""
+    """Summary numbers, those of `align.report.summary_numbers.SUMMARY`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ def compare(campaigns: Sequence[tuple[str, Evidence]]) -> ComparedCampaigns:
     groups = []
     for members in grouped.values():
         states = [[record.state for record in evidence.committed()] for _, evidence in members]
-        summaries = [summary_numbers(evidence.matrix()) for _, evidence in members]
+        summaries = [summary_of(evidence) for _, evidence in members]
         groups.append(
             ComparedGroup(
                 campaigns=tuple(name for name, _ in members),

@@ -15,6 +15,7 @@ from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
 from align.gate.measurement.results import measured_figures
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
+from align.report.summary_numbers import summary_of
 from align.store.ledger.amendments import Amendment, amendments_of
 from rollouts.types import SnapshotId
 
@@ -68,7 +69,8 @@ class CampaignStatus:
     decisions: int
     """Decisions taken so far, repairs counted."""
     summary: Mapping[str, float | None]
-    """Summary numbers of continual learning over accepted rounds: AP, AIA, LA, BWT, FM, FWT."""
+    """Summary numbers of continual learning over accepted rounds, those of
+    `align.report.summary_numbers.SUMMARY`."""
     on_fewer: OnFewer | None
     """Means over fewer items than others of their column; None if there are none."""
     matrix: tuple[SnapshotScores, ...]
@@ -92,7 +94,7 @@ def status_of(evidence: Evidence) -> CampaignStatus:
         store=evidence.config.store if evidence.config.is_remote else str(evidence.folder),
         production=evidence.ledger.alias("production") or evidence.base,
         decisions=evidence.looks(),
-        summary=summary_numbers(matrix),
+        summary=summary_of(evidence),
         on_fewer=OnFewer(why=ON_FEWER_WORDS, cells=on_fewer, summary=matrix.uneven)
         if on_fewer
         else None,
@@ -118,18 +120,6 @@ def scores_of(evidence: Evidence, snapshot: SnapshotId | None) -> dict[str, floa
     sealed = sealed_names(evidence.config)
     records = evidence.ledger.evaluations(snapshot)
     return {record.suite: record.mean for record in records if record.suite not in sealed}
-
-
-def summary_numbers(matrix: ScoreMatrix) -> dict[str, float | None]:
-    """Return the summary numbers of continual learning over the accepted rounds, by their usual names."""
-    return {
-        "AP": matrix.average_performance(),
-        "AIA": matrix.average_incremental_accuracy(),
-        "LA": matrix.learning_accuracy(),
-        "BWT": matrix.backward_transfer(),
-        "FM": matrix.forgetting(),
-        "FWT": matrix.forward_transfer(),
-    }
 
 
 def plain(status: CampaignStatus) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
 from align.report.explanation.answer import answer_of
 from align.report.families import by_family, families_of, passed_lines
-from align.report.status import summary_numbers
+from align.report.learning_cost import Learning, learning_of
+from align.report.summary_numbers import SHARES, legend, shown, summary_numbers
 from align.store.ledger.amendments import Amendment, amendments_of
 from align.store.ledger.baseline import baseline_moves
 from align.store.ledger.lineage import by_hand
@@ -37,9 +38,14 @@ STYLES = {
 def campaign_report(evidence: Evidence, folder: Path) -> Group:
     """Compose what a newcomer wants to know after a run."""
     parts = by_family(evidence.matrix(), families_of(evidence.config))
+    learning = learning_of(evidence)
     tables: list[RenderableType] = []
     for family, matrix in parts:
-        tables += [matrix_table(matrix, family if len(parts) > 1 else ""), metrics_line(matrix)]
+        tables.append(matrix_table(matrix, family if len(parts) > 1 else ""))
+        tables.append(metrics_lines(matrix, learning))
+    tables += [
+        Text(f"references: no campaign has run in {store} yet\n") for store in learning.missing
+    ]
     return Group(
         *answer_first(evidence), *tables, *verdict_lines(evidence), *sealed_lines(evidence),
         *baseline_lines(evidence), *answer_lines(evidence), places(evidence, folder),
@@ -73,12 +79,16 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
     return table
 
 
-def metrics_line(matrix: ScoreMatrix) -> Text:
-    """Write the summary numbers of continual learning over the accepted rounds."""
-    values = summary_numbers(matrix).items()
+def metrics_lines(matrix: ScoreMatrix, learning: Learning) -> Text:
+    """Write the summary numbers of continual learning over the accepted rounds, and what they mean."""
+    numbers = summary_numbers(matrix, learning).items()
+    values = {name: value for name, value in numbers if value is not None}
+    if not values:
+        return Text("")
     mark = ON_FEWER if matrix.uneven else ""
-    shown = [f"{name} {value:+.3f}{mark}" for name, value in values if value is not None]
-    return Text("   ".join(shown) + "\n" if shown else "")
+    marks = {name: "" if name in SHARES else mark for name in values}
+    text = Text("   ".join(f"{name} {shown(name, values[name])}{marks[name]}" for name in values))
+    return text.append(f"\n{legend(values)}\n", style="dim")
 
 
 def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:

@@ -11,6 +11,7 @@ from launch.arguments import AsJson, Overrides, load, print_json
 
 if TYPE_CHECKING:
     from align.report.compare import SeedSpread
+    from align.report.summary_numbers import Form
 
 Campaigns = Annotated[
     list[Path], typer.Argument(help="Campaign files (YAML).", metavar="CAMPAIGN...")
@@ -37,6 +38,7 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
     from rich.table import Table
     from rich.text import Text
 
+    from align.report.summary_numbers import SUMMARY
     from align.report.tables import report_console
 
     table = Table(title="Production of every campaign", title_justify="left")
@@ -56,13 +58,17 @@ def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson =
         rounds = f"{group.accepted.mean:g} of {group.accepted.mean + group.rejected.mean:g}"
         cells = [", ".join(group.campaigns), ", ".join(map(str, group.seeds)), rounds]
         cells += [_cell(group.scores[suite]) for suite in comparison.suites]
-        cells += [_cell(group.summary[name], "+.3f") for name in summary]
+        cells += [_cell(group.summary[name], SUMMARY[name].form) for name in summary]
         table.add_row(*map(Text, cells))
     report_console().print(table)
 
 
-def _cell(value: SeedSpread | None, form: str = ".3f") -> str:
+def _cell(value: SeedSpread | None, form: Form | None = None) -> str:
+    """Write a mean as its form asks, with its spread to as many digits; scores of suites have no sign."""
+    from align.report.summary_numbers import FORMS
+
     if value is None:
         return ""
-    spread = "" if value.spread is None else f" ± {value.spread:.3f}"
-    return f"{value.mean:{form}}{spread}"
+    mean = "{:.3f}" if form is None else FORMS[form]
+    spread = "" if value.spread is None else f" ± {mean.replace('+', '').format(value.spread)}"
+    return f"{mean.format(value.mean)}{spread}"

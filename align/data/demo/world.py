@@ -122,6 +122,7 @@ class WorldExample:
 
 SOURCES: dict[str, tuple[Task, ...]] = {
     **{name: (Task(name),) for name in (*OPS, *GENERAL)},
+    "ops": tuple(Task(name) for name in OPS),
     "general": tuple(Task(name) for name in GENERAL),
     "pairs": tuple(Task(*pair) for pair in TRAINED_PAIRS),
     "heldout": tuple(Task(*pair) for pair in HELDOUT_PAIRS),

@@ -23,6 +23,7 @@ from align.report.html.forest import Forest, forests_of
 from align.report.html.limits import Limits
 from align.report.html.rounds import RoundView, manifest_of, round_view
 from align.report.html.scores import FamilyView, family_views
+from align.report.learning_cost import learning_of
 from align.report.records.acts import Act, acts_of
 from align.report.records.seals import Seal, seals_of
 from align.report.records.wall_time import MEANINGS
@@ -124,7 +125,13 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         made=now,
         base=evidence.base,
         production=production,
-        families=family_views(evidence.matrix(), config, verdicts, answer.round or "base"),
+        families=family_views(
+            evidence.matrix(),
+            config,
+            verdicts,
+            answer.round or "base",
+            learning=learning_of(evidence),
+        ),
         lineage=lineage(evidence.base, attempts, production, kind_of),
         drift=_drift(evidence, rounds),
         rounds=rounds,

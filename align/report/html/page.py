@@ -16,6 +16,7 @@ from align.report.html.charts import Chart, Panel, draw
 from align.report.html.data import CampaignView, collect
 from align.report.html.forest import scale_of
 from align.report.records.wall_time import MEANINGS
+from align.report.summary_numbers import FORMS
 
 TEMPLATES = Path(__file__).parent / "templates"
 ID_LENGTH = 64
@@ -47,6 +48,7 @@ def page_of(view: CampaignView, *, refresh_s: int | None = None) -> str:
         "score": score,
         "change": change,
         "minus": minus,
+        "written": lambda value, form: FORMS[form].format(value),
         "against": against,
         "guarded": guarded,
         "share": share,

@@ -15,7 +15,8 @@ from align.gate.verdict import Verdict
 from align.report.families import by_family, families_of
 from align.report.html.charts import Bar, Curve, Panel, thinned
 from align.report.html.limits import Limits
-from align.report.status import summary_numbers
+from align.report.learning_cost import Learning
+from align.report.summary_numbers import SHARES, SUMMARY, Form, summary_numbers
 
 MAX_ROUNDS = 40
 """Rounds whose intervals and rejected candidates all have room on a chart of retention."""
@@ -23,17 +24,6 @@ MAX_POINTS, MAX_MARKS = 120, 24
 """Points of a curve of retention, and intervals and rejected candidates beside it if there are more."""
 MAX_RETENTION = 24
 """Charts of retention on a page; the suites that lost the most come first, and the matrix has them all."""
-MEANINGS = {
-    "AP": "average performance: mean over tasks at the end",
-    "AIA": "the same, averaged over the rounds",
-    "LA": "learning accuracy: mean of each task after its round",
-    "BWT": "backward transfer: below 0 is forgetting",
-    "FM": "forgetting: above 0 is loss from each task's best",
-    "FWT": "forward transfer: gain on tasks before their round",
-}
-"""Meaning of each of `summary_numbers`."""
-CHANGES = {"BWT", "FM", "FWT"}
-"""Summary numbers that are changes of scores, which are shown with their sign."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,8 +206,7 @@ class Number:
     name: str
     meaning: str
     value: float
-    is_change: bool
-    """True for a change of scores, which is shown with its sign."""
+    form: Form
     on_fewer: bool = False
     """True if it compares means of one suite over different numbers of items."""
 
@@ -245,6 +234,7 @@ def family_views(
     verdicts: Mapping[str, Verdict] | None = None,
     production: str | None = None,
     limits: Limits | None = None,
+    learning: Learning | None = None,
 ) -> tuple[FamilyView, ...]:
     """Make one view per family that has suites.
 
@@ -252,6 +242,7 @@ def family_views(
         verdicts: by name of the round.
         production: name of the matrix's row that is production.
         limits: of the page; None: those of a campaign with as many rounds as the file has.
+        learning: what the rounds cost and references reached, for the summary numbers; None: not known.
     """
     limits = limits or Limits.of(len(config.rounds))
     judged = judged_by(verdicts or {})
@@ -276,12 +267,12 @@ def family_views(
             numbers=tuple(
                 Number(
                     name=name,
-                    meaning=MEANINGS[name],
+                    meaning=SUMMARY[name].meaning,
                     value=value,
-                    is_change=name in CHANGES,
-                    on_fewer=whole.uneven,
+                    form=SUMMARY[name].form,
+                    on_fewer=whole.uneven and name not in SHARES,
                 )
-                for name, value in summary_numbers(whole).items()
+                for name, value in summary_numbers(whole, learning or Learning()).items()
                 if value is not None
             ),
             retention=retention_panels(whole, MAX_RETENTION // len(parts), judged),

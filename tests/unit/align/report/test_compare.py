@@ -10,8 +10,10 @@ import pytest
 
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
-from align.report.compare import compare
+from align.report.compare import SeedSpread, compare
+from align.report.summary_numbers import SUMMARY, Form
 from align.round.times.record import AttemptTimes
+from launch.commands.compare import _cell
 from tests.unit.decided import keel
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
 
@@ -23,6 +25,22 @@ def file_of(evidence: Evidence, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("form", "mean", "spread", "text"),
+    [
+        (None, 0.5, 0.01, "0.500 ± 0.010"),
+        ("change", 0.5, None, "+0.500"),
+        ("score", 0.5, 0.01, "+0.500 ± 0.010"),
+        ("count", 2304.4, 128.0, "2,304 ± 128"),
+        ("ratio", 1.25, 0.2, "1.25 ± 0.20"),
+    ],
+)
+def test_a_number_is_written_as_its_form_asks(
+    form: Form | None, mean: float, spread: float | None, text: str
+) -> None:
+    assert _cell(SeedSpread(mean=mean, spread=spread, n=2), form) == text
+
+
 def test_the_status_in_json(tmp_path: Path) -> None:
     evidence = made(tmp_path, GOOD, HARMFUL)
     code, out, error = keel("status", file_of(evidence, tmp_path), "--json")
@@ -32,7 +50,7 @@ def test_the_status_in_json(tmp_path: Path) -> None:
         "campaign", "seed", "store", "production", "decisions", "summary", "matrix", "rounds",
         "amendments",
     }  # fmt: skip
-    assert status["summary"].keys() == {"AP", "AIA", "LA", "BWT", "FM", "FWT"}
+    assert list(status["summary"]) == list(SUMMARY)
     base, first, second = status["matrix"]
     assert (base["round"], base["scores"]["general"]) == ("base", pytest.approx(50 / 60))
     assert (first["round"], first["accepted"]) == ("round0", True)

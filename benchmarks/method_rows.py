@@ -1,0 +1,172 @@
+"""Rows of `benchmarks.methods`: baselines, and every method of retention at one to three strengths.
+
+A method stands alone: its rounds have no replay, so that all rollouts go to the new task, unless it acts on
+replayed prompts. Where it is combined with Keel's defaults the row begins with ``ours+``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["sequence", "joint", "alone"]
+
+NO_REPLAY: dict[str, Any] = {"past": 0.0, "general": 0.0}
+NO_ANCHORS: dict[str, Any] = {"new": [], "past": [], "general": []}
+ADAPTER: dict[str, Any] = {
+    "model": "demo://digits",
+    "lora": {"rank": 16, "alpha": 32.0, "serve": "adapter"},
+}
+"""Policy of rows that train an adapter."""
+ADAPTER_LR = 10.0
+"""Learning rate of an adapter, as a multiple of the run's: its factors start from zero."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodRow:
+    """One line of the table: a method at one strength."""
+
+    method: str
+    """Registered name of the method, or name of a baseline."""
+    strength: str = ""
+    """Setting that makes the row stronger or weaker than others of its method, such as ``lambda=1000``."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of every round over Keel's defaults."""
+    policy: Mapping[str, Any] | None = None
+    """Policy; None: the full weights of the tiny model."""
+    kind: Kind = "sequence"
+    """``joint`` mixes all tasks in one round with the rollouts of all; ``alone`` trains each from the
+    base."""
+    wave: int = 0
+    """Turn of the row: 0 first."""
+
+    @property
+    def name(self) -> str:
+        """Name of the row in results."""
+        return f"{self.method}@{self.strength}" if self.strength else self.method
+
+    @property
+    def lr_factor(self) -> float:
+        """Learning rate as a multiple of the run's."""
+        return 1.0 if self.policy is None else ADAPTER_LR
+
+
+BASELINES = (
+    MethodRow(method="naive", defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS}),
+    *(
+        MethodRow(
+            method="kl_parent",
+            strength=f"beta={beta:g}",
+            defaults={
+                "replay": NO_REPLAY,
+                "anchors": {**NO_ANCHORS, "new": [{"to": "parent", "beta": beta}]},
+            },
+            wave=int(beta != 0.1),
+        )
+        for beta in (0.1, 0.03, 0.3)
+    ),
+    *(
+        MethodRow(
+            method="replay",
+            strength=f"past={past:g}",
+            defaults={
+                "replay": {"past": past, "general": 0.0, "rewards": True, "samples_per_prompt": 8},
+                "anchors": NO_ANCHORS,
+            },
+            wave=int(past != 0.15),
+        )
+        for past in (0.15, 0.05, 0.25)
+    ),
+    MethodRow(method="joint", kind="joint", defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS}),
+    MethodRow(method="alone", kind="alone", defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS}),
+)
+"""What methods are measured against; ``alone`` and ``joint`` are references, not ways to go on."""
+
+SWEEPS: dict[str, tuple[str, tuple[float, ...], Mapping[str, Any]]] = {
+    "ewc": ("lambda", (1000.0, 100.0, 10_000.0), {}),
+    "mas": ("strength", (1.0, 0.1, 10.0), {}),
+    # The squared way of a weight through a round is about 1e-6 here.
+    "si": ("strength", (10.0, 1.0, 100.0), {"xi": 1e-6}),
+    "l2_sp": ("alpha", (1.0, 0.01, 10.0), {}),
+    "cpo_mask": ("strength", (10.0, 1.0, 100.0), {}),
+    "ogd": ("samples", (16, 64), {"most": 256}),
+    "gpm": ("energy", (0.9, 0.5, 0.97), {}),
+    "hft": ("share", (0.5, 0.75, 0.9), {}),
+    "mofo": ("share", (0.15, 0.05, 0.5), {}),
+    "migu": ("masked", (0.7, 0.5, 0.9), {}),
+}
+"""Setting of each method that stands alone, its values with the usual one first, and further settings."""
+
+
+def _swept() -> Iterator[MethodRow]:
+    for method, (setting, values, others) in SWEEPS.items():
+        for number, value in enumerate(values):
+            settings = {"name": method, setting: value, **others}
+            yield MethodRow(
+                method=method,
+                strength=f"{setting}={value:g}",
+                defaults={"replay": NO_REPLAY, "retention": [settings]},
+                wave=int(number > 0),
+            )
+
+
+def _combined() -> Iterator[MethodRow]:
+    for method, (setting, values, others) in SWEEPS.items():
+        settings = {"name": method, setting: values[0], **others}
+        yield MethodRow(
+            method=f"ours+{method}",
+            strength=f"{setting}={values[0]:g}",
+            defaults={"retention": ["kl_anchors", settings]},
+            wave=2,
+        )
+
+
+REPLAYING = (
+    MethodRow(method="kl_anchors"),
+    *(
+        MethodRow(
+            method="kl_anchors",
+            strength=f"past={past:g}",
+            defaults={"replay": {"past": past}},
+            wave=1,
+        )
+        for past in (0.02, 0.15)
+    ),
+    MethodRow(
+        method="kl_follow",
+        strength="share=0.05",
+        defaults={
+            "replay": NO_REPLAY,
+            "anchors": {
+                **NO_ANCHORS,
+                "new": [{"to": "parent", "beta": 0.1, "follow": {"every": 1, "share": 0.05}}],
+            },
+        },
+        wave=1,
+    ),
+    MethodRow(method="agem", defaults={"retention": ["kl_anchors", "agem"]}),
+    MethodRow(
+        method="agem",
+        strength="past=0.15",
+        defaults={"replay": {"past": 0.15}, "retention": ["kl_anchors", "agem"]},
+        wave=1,
+    ),
+)
+"""Methods that act on replayed prompts; ``kl_anchors`` without a strength is Keel's defaults."""
+
+ADAPTERS = (
+    MethodRow(
+        method="naive+lora",
+        defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS},
+        policy=ADAPTER,
+        wave=1,
+    ),
+    MethodRow(method="kl_anchors+lora", policy=ADAPTER, wave=1),
+)
+
+ALL: Sequence[MethodRow] = (*BASELINES, *REPLAYING, *_swept(), *ADAPTERS, *_combined())
+ROWS: dict[str, MethodRow] = {row.name: row for row in ALL}
+"""Every row by name."""
+DEFAULT_ROW = "kl_anchors"
+"""Row of Keel's defaults."""
