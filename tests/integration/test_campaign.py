@@ -22,8 +22,14 @@ import psutil
 import pytest
 
 from align.config.file import load_campaign
+from align.config.gate import CalibrationConfig
+from align.config.policy import PolicyConfig
+from align.data.base_model import load_encoder
 from align.gate.evidence import Evidence, stored_evidence
+from align.gate.measurement.results import ItemResults
+from align.gate.suites.kinds.calibration import brier, choice_item_of
 from align.store.snapshots.snapshots import SnapshotStore
+from rollouts.types import Prompt
 from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +40,13 @@ LOOK_S = 0.25
 """Between two looks at all processes; they take what a small machine needs to get on."""
 PATIENCE_S = patient(240.0)
 """Seconds that a busy machine may take to reach the next landmark."""
+
+
+FACTS: list[dict[str, Any]] = [
+    {"prompt": "copy _ 1 2 =", "choices": ["1 2", "2 1", "3"], "answer": 0},
+    {"prompt": "max _ 3 7 =", "choices": ["3", "7"], "answer": 1},
+]
+"""Items of a calibration suite."""
 
 
 def write_campaign(folder: Path, **changes: Any) -> Path:
@@ -52,13 +65,40 @@ def write_campaign(folder: Path, **changes: Any) -> Path:
             {"name": "second", "prompts": "demo://inc", "rewards": ["exact_match"], "steps": 8},
         ],
         "suites": [
-            {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 60}
+            {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 60},
+            {"name": "facts", "calibration": "facts.jsonl", "items": len(FACTS), "role": "watch"},
         ],
         "gate": {"mode": "observe"},
     } | changes  # fmt: skip
+    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FACTS))
     path = folder / "campaign.yaml"
     path.write_text(json.dumps(content))
     return path
+
+
+def reference_values(model: Path) -> list[float]:
+    """Compute the Brier score of every fact with transformers, its sign turned."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    encoder = load_encoder(model, PolicyConfig(model="demo://digits"))
+    source = CalibrationConfig(source="facts.jsonl")
+    values = []
+    for number, row in enumerate(FACTS):
+        prompt = Prompt(id=str(number), text=row["prompt"], columns=row)
+        item = choice_item_of(prompt, source, encoder)
+        sums = []
+        for request in item.requests:
+            ids = torch.tensor([[*request.prompt_ids, *request.completion_ids]])
+            with torch.no_grad():
+                logprobs = policy(ids).logits[0, :-1].log_softmax(-1)
+            said = torch.tensor(request.completion_ids)
+            sums.append(float(logprobs[-len(said) :].gather(1, said[:, None]).sum()))
+        probabilities = item.probabilities(sums, "none")
+        assert probabilities is not None
+        values.append(-brier(probabilities, item.right))
+    return values
 
 
 def heed_interrupts() -> None:
@@ -250,3 +290,7 @@ def test_a_campaign_of_adapters(tmp_path: Path, drive: Callable[[Path], Driver])
     matrix = evidence.matrix()
     assert all(score is not None for row in matrix.rows for score in row.scores)
     assert lines(path, "01-second", 1) == 2
+    of_base = {e.suite: e.suite_hash for e in evidence.ledger.evaluations(evidence.base)}
+    measured = ItemResults.load(evidence.locate(evidence.base, of_base["facts"]))
+    expected = reference_values(store.open(evidence.base).path)
+    assert measured.values == pytest.approx(expected, abs=1e-3)
