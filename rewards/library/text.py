@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from rewards.base import ShownCompletion, completion_text
-from rewards.signatures.options import missing_package, whole_number
+from rewards.signatures.options import fraction, missing_package, whole_number
 from rollouts.errors import UserError
 
 Unit = Literal["token", "character", "word"]
@@ -83,16 +83,19 @@ def distinct_ngrams(
     completion_ids: Sequence[Sequence[int]],
     n: int = 4,
     unit: Unit = "token",
+    cap: float = 1.0,
 ) -> list[float | None]:
     """Score different n-grams over all n-grams: 1.0 says nothing is repeated, near 0 it is one loop.
 
-    distinct-n of Li et al. 2016, arXiv 1510.03055. None where the completion has no n-gram.
+    distinct-n of Li et al. 2016, arXiv 1510.03055. None where the completion has no n-gram. Beyond ``cap``
+    more variety scores no more, so that a guard beside another reward does not become a goal.
     """
     whole_number("n", n)
+    fraction("cap", cap)
     shares: list[float | None] = []
     for units in _units(completions, completion_ids, unit):
         ngrams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
-        shares.append(len(set(ngrams)) / len(ngrams) if ngrams else None)
+        shares.append(min(len(set(ngrams)) / len(ngrams), cap) if ngrams else None)
     return shares
 
 

@@ -22,6 +22,13 @@ def positive(option: str, value: Any) -> None:
         raise UserError(f"{option} must be a number above 0, got {value!r}")
 
 
+def fraction(option: str, value: Any) -> None:
+    """Refuse what is not a number above 0 and at most 1."""
+    positive(option, value)
+    if value > 1:
+        raise UserError(f"{option} must be at most 1, got {value!r}")
+
+
 def one_of(option: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse what is not in ``choices``."""
     if value not in choices:

@@ -130,6 +130,7 @@ def test_wrong_option_values_are_found_at_load() -> None:
     assert "needs a pattern" in refused("regex_match")
     assert "unterminated character set" in refused("regex_match", {"pattern": "["})
     assert "n must be a whole number of at least 1, got 0" in refused("distinct_ngrams", {"n": 0})
+    assert "cap must be at most 1, got 1.5" in refused("distinct_ngrams", {"cap": 1.5})
     assert "unit 'tokens' is not known" in refused("length", {"unit": "tokens"})
     assert "got True" in refused("dialogue", {"cap": True})
     assert "cannot use the options" in refused("exact_match", {"answer": "yes"})

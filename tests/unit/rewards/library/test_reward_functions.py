@@ -69,6 +69,7 @@ def test_distinct_ngrams_is_unique_over_all() -> None:
     assert characters == [2 / 3, 4 / 6, None]  # "a b a b": "a ", " b", "b ", " a", "a ", " b"
     assert text.distinct_ngrams(completions, ids, n=2, unit="word") == [None, 2 / 3, None]
     assert text.distinct_ngrams(completions, ids, n=1) == [0.4, 1.0, 1.0]
+    assert text.distinct_ngrams(completions, ids, n=1, cap=0.9) == [0.4, 0.9, 0.9]
 
 
 def test_length_and_distance_to_a_target() -> None:
