@@ -151,6 +151,33 @@ def check_replay(spec: RoundConfig, defaults: RoundSettings, where: str) -> None
         )
 
 
+def check_draw(rounds: Sequence[RoundConfig], index: int, defaults: RoundSettings) -> None:
+    """Refuse a draw of earlier prompts that are not replayed, or by scores that they do not have.
+
+    A draw from ``defaults`` is allowed, since it may be meant for the other rounds.
+    """
+    spec, where = rounds[index], f"rounds.{index}.replay.draw"
+    draw = spec.replay.draw
+    if draw.name == "balanced" or draw == defaults.replay.draw:
+        return
+    if not spec.algorithm.learns_here:
+        raise ValueError(
+            f"{where} is {draw.name}, and {spec.algorithm.name} trains in its own way and replays nothing; "
+            "remove draw from the round"
+        )
+    if not spec.replay.past:
+        raise ValueError(
+            f"{where} is {draw.name}, which chooses among prompts of earlier rounds, and replay.past is 0; "
+            "raise replay.past, or remove draw"
+        )
+    earlier = [r for r in rounds[:index] if r.algorithm.makes == "policy"]
+    if draw.reads_scores and earlier and not any(r.rewards for r in earlier):
+        raise ValueError(
+            f"{where} is {draw.name}, which draws by the scores of earlier prompts, and no round before "
+            f"{spec.name!r} has rewards; use age, which needs none, or reservoir"
+        )
+
+
 def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     """Refuse dropout in a round that samples, since engines have no dropout and their logprobs differ."""
     if policy.lora is None or not policy.lora.dropout or spec.algorithm.makes != "policy":

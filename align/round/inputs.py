@@ -10,7 +10,7 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
 from align.data.examples.round_data import RoundDataLoader, pool_hash
-from align.data.replayed_examples import names_in
+from align.data.replay.examples import names_in
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged

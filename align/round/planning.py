@@ -9,17 +9,13 @@ from align.config.campaign import RewardConfig, RoundConfig
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import ExampleStream
 from align.data.mixture import Mixture
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
-from align.round.records.replay import (
-    load_replay,
-    past_examples,
-    require_replay,
-    stored_answers,
-)
+from align.round.records.history import earlier_history
+from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
@@ -110,6 +106,7 @@ def plan_round(
                 later,
                 session,
             ),
+            history=earlier_history(spec, parent, session),
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
@@ -183,7 +180,8 @@ def scorer_of(
     Args:
         rounds: accepted rounds by name.
         shared: those that ask the same prompts.
-        replayed: earlier rounds whose prompts come up, and their rewards where those are learned from.
+        replayed: earlier rounds whose prompts come up; their rewards score them where the round learns from
+            those, or draws by them.
     """
     retained = [rounds[n] for n in rounds if n in shared] if spec.mode == "add" else []
     rewards: list[RewardConfig] = []
@@ -195,7 +193,6 @@ def scorer_of(
     def rubric(configs: Sequence[RewardConfig]) -> Rubric:
         return build_rubric(resolved(configs, models, session.folder_of))
 
-    past = {
-        n: rubric(rounds[n].rewards) for n in replayed if rounds[n].rewards and spec.replay.rewards
-    }
+    scored = spec.replay.rewards or spec.replay.draw.reads_scores
+    past = {n: rubric(rounds[n].rewards) for n in replayed if rounds[n].rewards and scored}
     return Scorer(new=rubric(rewards) if rewards else None, past=past)

@@ -72,6 +72,7 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
     watch.start(first)
     for index in range(first, spec.steps):
         step = rollouts.take(index)
+        plan.mixture.history.observe(index, step.scored)
         plan.scorer.check_budget(spec.failed_budget, done=(index + 1) / spec.steps)
         batch = build_batch(
             step.scored,
@@ -92,6 +93,7 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             )
         metrics |= rollout_metrics(step.scored, batch)
         metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
+        metrics |= plan.mixture.replayed_counts(step.scored)
         session.log(plan, index, watch.observe(index, step.scored, metrics))
     return watch.finish()
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.data.contributions import contributors, replay_lines
 from align.data.examples.contradictions import contradiction_lines
+from align.data.replay.contributions import contributors, replay_lines
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
 from align.gate.power.underpowered import foresee

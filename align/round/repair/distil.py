@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from align.algorithms.imitation.distill import Distill
 from align.config.learning import AnchorsConfig
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.learner.references import Toward
 from align.round.repair.damage import lost_capability, lost_rounds
