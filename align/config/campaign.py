@@ -49,6 +49,7 @@ from align.config.rules import (
     check_following,
     check_heldout,
     check_methods,
+    check_rehearsal,
     check_replay,
     check_retention,
     check_staleness,
@@ -346,6 +347,7 @@ class CampaignConfig(StoreSettings):
             check_used(spec, self.defaults, f"rounds.{index}")
             check_replay(spec, self.defaults, f"rounds.{index}")
             check_draw(self.rounds, index, self.defaults)
+            check_rehearsal(self.rounds, index, self.defaults)
             check_dropout(spec, index, self.policy)
             check_following(spec, index, self.policy)
             check_retention(self.rounds, index, self.policy)

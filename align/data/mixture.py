@@ -25,6 +25,7 @@ from align.data.replay.dealing import (
 )
 from align.data.replay.draws import DRAWS
 from align.data.replay.history import PromptHistory
+from align.data.replay.rehearsal import Rehearsed
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, RolloutGroup, ScoredGroup
 
@@ -39,6 +40,8 @@ class Draw:
     """Stored answers of the step, which cost no sampling."""
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step learns from."""
+    rehearsal: list[Row] = field(default_factory=list)
+    """Replayed answers and texts that the step keeps likely, beyond its budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,8 @@ class Mixture:
     """Rows of a file, which replace new prompts for algorithms that learn from a file."""
     past_examples: Mapping[str, ExampleStream] = field(default_factory=dict)
     """Examples of earlier rounds by round name, which the step learns from beside its own."""
+    rehearsal: Sequence[Rehearsed] = ()
+    """Replayed answers and texts that steps keep likely, beyond their budget."""
     history: PromptHistory = field(default_factory=PromptHistory)
     """History of prompts, which grows as the round goes on; draws by mastery or age read it."""
 
@@ -92,6 +97,7 @@ class Mixture:
             ),
             stored=[self.stored[index % n] for index in indices],
             examples=examples,
+            rehearsal=[row for rows in self.rehearsal for row in rows.at(step)],
         )
 
     def spare(self, step: int, turn: int, count: int) -> Draw:

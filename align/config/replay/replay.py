@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from align.config.data import Prompts
+from align.config.replay.answers import AnswersConfig
 from align.config.replay.draws import BalancedConfig, Draw
+from align.config.replay.pretraining import Pretraining
 from align.settings import Settings
 
 
@@ -44,12 +46,26 @@ class ReplayConfig(Settings):
     """Also learn from the rewards of the rounds that past prompts belong to. Needs groups, so
     ``samples_per_prompt`` of at least 2."""
 
+    answers: AnswersConfig | None = None
+    """Answers of the newest accepted policy to earlier rounds' prompts, which are imitated; None: none."""
+    pretraining: Pretraining | None = None
+    """Texts whose likelihood is kept up beside the round's loss; None: none."""
+
+    @property
+    def likelihoods(self) -> dict[str, float]:
+        """Weights of the terms that make replayed answers or texts likely, by the source of their rows."""
+        terms = {"answers": self.answers, "texts": self.pretraining}
+        return {source: term.weight for source, term in terms.items() if term is not None}
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the balanced draw: stores that are older than the setting have no such key."""
+        """Leave out what is not set: stores that are older than these settings have no such keys."""
         values: dict[str, Any] = dump(self)
         if self.draw == BalancedConfig():
             values.pop("draw", None)
+        for name in ("answers", "pretraining"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
         return values
 
     @model_validator(mode="after")

@@ -43,7 +43,8 @@ def replay_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> li
     return [
         line
         for spec, earlier in rounds_to_come(rounds, states)
-        for line in (*draw_lines(spec, earlier), *contribution_lines(spec, earlier))
+        for lines in (draw_lines, answer_lines, contribution_lines)
+        for line in lines(spec, earlier)
     ]
 
 
@@ -64,6 +65,24 @@ def draw_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[st
         f"{', '.join(other.name for other in owners)}"
         + (f"; without rewards, so of success 0.5: {', '.join(unscored)}" if unscored else "")
     )
+
+
+def answer_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
+    """Yield which answers and texts a round keeps likely beside its own loss."""
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+        return
+    answers, texts = spec.replay.answers, spec.replay.pretraining
+    owners = [other.name for other in earlier if other.algorithm.makes == "policy"]
+    if answers is not None and owners:
+        yield (
+            f"round {spec.name}: replay.answers {answers.share:g}: its parent answers the stored prompts "
+            f"of {', '.join(owners)} once, and the best {answers.keep:.0%} by {answers.by} are imitated"
+        )
+    if texts is not None:
+        yield (
+            f"round {spec.name}: replay.pretraining {texts.weight:g}: {texts.rows:g} windows a step of "
+            f"{texts.source}"
+        )
 
 
 def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:

@@ -99,7 +99,7 @@ class PromptHistory:
 
         Args:
             steps: learner steps of the round.
-            stored: ids of the prompts that later rounds may replay; others are left out unless they were known.
+            stored: ids of the prompts that later rounds may replay; others stay if already known.
         """
         state = self.before(steps)
         head = {"schema_version": SCHEMA_VERSION, "steps": self.start + steps}

@@ -60,6 +60,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
             replay=spec.replay,
             examples=None,
             past_examples={},
+            rehearsal=(),
         ),
         scorer=Scorer(new=None, past={}),
         origin=Origin(
@@ -96,6 +97,8 @@ def distillation(
                     "examples": 0.0,
                     "samples_per_prompt": 1,
                     "rewards": False,
+                    "answers": None,
+                    "pretraining": None,
                 }
             ),
             "anchors": AnchorsConfig(

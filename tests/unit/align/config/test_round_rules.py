@@ -24,6 +24,7 @@ from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.tiny import row, save_model
 
 JUDGE = {"algorithm": "reward_model", "data": "pairs.jsonl", "prompts": None, "rewards": []}
+EXTERNAL = {"name": "external", "command": ["true"]}
 SFT = {"algorithm": "sft", "data": "rows.jsonl"}
 PAIRS = {"name": "dpo", "pairs": "file"}
 DROPOUT = {"model": "demo://digits", "lora": {"rank": 4, "dropout": 0.1, "serve": "merged"}}
@@ -288,7 +289,7 @@ def test_sampled_estimators_need_weights_for_older_samples(
     valid(tmp_path, {"algorithm": "rft", **exact, **stale})
 
 
-# Which draw
+# Which replay
 
 
 @pytest.mark.parametrize(
@@ -309,13 +310,32 @@ def test_sampled_estimators_need_weights_for_older_samples(
         (
             [
                 {},
-                {"algorithm": {"name": "external", "command": ["true"]}, "replay": {"draw": "age"}},
+                {"algorithm": EXTERNAL, "replay": {"draw": "age"}},
             ],
             "external trains in its own way and replays nothing",
         ),
+        (
+            [{}, {"algorithm": EXTERNAL, "replay": {"answers": {}}}],
+            "rounds.1.replay.answers: external trains in its own way, and no term can be added",
+        ),
+        (
+            [{"algorithm": EXTERNAL, "replay": {"pretraining": "texts.jsonl"}}],
+            "rounds.0.replay.pretraining: external trains in its own way",
+        ),
+        (
+            [{**SFT, "prompts": None, "rewards": []}, {"replay": {"answers": {"share": 0.2}}}],
+            "rounds.1.replay.answers: by reward .* no round before 'round1' has any; set by: confidence",
+        ),
+        ([{}, {**JUDGE, "replay": {"answers": {}}}], "reward_model does not use it"),
+        (
+            [{"replay": {"pretraining": "inbox://x"}}],
+            "inbox://x holds no texts; name a file of texts",
+        ),
+        ([{"replay": {"pretraining": "demo://rev"}}], "demo://rev holds no texts"),
+        ([{"replay": {"answers": {"keep": 0}}}], "keep"),
     ],
 )
-def test_a_draw_that_has_nothing_to_draw_is_refused(
+def test_replay_that_would_do_nothing_is_refused(
     specs: list[dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
     assert re.search(message, refusal(tmp_path, *specs))

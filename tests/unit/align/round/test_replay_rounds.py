@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from math import ceil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.data.replay.history import PromptHistory
+from align.data.stored_answers import load_answers
 from align.errors import EvidenceError
 from tests.unit.align.round.test_retention_rounds import run, weights
 from tests.unit.align.round.test_round import Ran
@@ -19,8 +22,20 @@ from tests.unit.campaigns import Starter, Watcher, raw_campaign
 
 CASES: dict[str, dict[str, Any]] = {
     "mastery": {"draw": {"name": "mastery", "floor": 0.2}},
+    "answers": {"answers": {"share": 0.3, "keep": 0.6, "by": "confidence"}},
+    "pretraining": {
+        "pretraining": {"source": "TEXTS", "weight": 0.1, "rows": 1.5, "tokens": 12, "heldout": 0.3}
+    },
 }
 """Settings of replay by the name of a test's case."""
+
+
+def texts(path: Path, count: int = 20) -> str:
+    """Write texts of the tiny world's words, no two of which share a run of them."""
+    draw = Random(0)
+    lines = [" ".join(draw.choices("0123456789", k=9)) for _ in range(count)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return str(path)
 
 
 def campaign_with(folder: Path, replay: dict[str, Any], **changes: Any) -> CampaignConfig:
@@ -28,6 +43,9 @@ def campaign_with(folder: Path, replay: dict[str, Any], **changes: Any) -> Campa
     raw = raw_campaign(folder, **changes)
     defaults = raw["defaults"]
     defaults["replay"] |= replay
+    if "pretraining" in replay:
+        source = texts(folder.parent / "texts.jsonl")
+        defaults["replay"]["pretraining"] = {**replay["pretraining"], "source": source}
     return CampaignConfig.model_validate({**raw, "defaults": defaults | {"checkpoint_every": 1}})
 
 
@@ -93,3 +111,28 @@ def test_a_history_that_was_changed_stops_the_next_round(ran: Ran, tmp_path: Pat
     path.write_text(path.read_text().replace('"score": 0', '"score": 1'))
     with pytest.raises(EvidenceError, match=r"history-(.|\n)*replay\.draw"):
         run_campaign(config, start_engine=Starter(), observer=Watcher())
+
+
+@pytest.mark.parametrize("ran", ["answers"], indirect=True, scope="module")
+def test_the_best_answers_of_the_parent_are_imitated_beside_the_rounds_loss(ran: Ran) -> None:
+    assert not any("rehearsal/answers" in line for line in ran.metrics(0, "first"))
+    lines = ran.metrics(1, "second")
+    assert all(line["rehearsal/answers"] > 0 for line in lines)
+    # 20 completions a step, of which 30% are answered rows on top.
+    assert all(line["batch/answers_tokens"] > 0 for line in lines)
+    groups = load_answers(next(ran.config.folder.glob("replay/answers-*.jsonl")))
+    assert len(groups) == ceil(0.6 * 12)
+    assert {(g.policy, g.prompt.round, g.prompt.source) for g in groups} == {
+        (ran.candidates["first"], "first", "past")
+    }
+    assert any("8 of 12 answers of the parent" in note for note in ran.watcher.notes)
+
+
+@pytest.mark.parametrize("ran", ["pretraining"], indirect=True, scope="module")
+def test_texts_stay_likely_and_the_held_out_ones_are_measured(ran: Ran) -> None:
+    """1.5 windows a step: 1 of at most 11 predicted tokens, then 2."""
+    lines = [*ran.metrics(0, "first"), *ran.metrics(1, "second")]
+    assert all(line["rehearsal/texts"] > 0 for line in lines)
+    tokens = [line["batch/texts_tokens"] for line in lines]
+    assert all(few <= 11 < 22 >= many > few for few, many in (tokens[:2], tokens[2:]))
+    assert all(line["rehearsal/heldout_texts"] > 0 for line in lines)
