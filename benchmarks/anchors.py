@@ -221,7 +221,7 @@ def _bench(setting: Setting, args: argparse.Namespace, folder: Path) -> Iterator
 def _mixture(setting: Setting, owners: list[str], spec: Any) -> Any:
     """Build the mixture of new, replayed and general prompts in the default shares."""
     from align.data.mixture import Mixture
-    from align.data.replay import ReplayBuffer
+    from align.data.replay.buffer import ReplayBuffer
     from rollouts.prompts import PromptStream
 
     buffer = ReplayBuffer()

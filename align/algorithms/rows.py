@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rollouts.types import Completion, RolloutGroup, SnapshotId, Source, WeightVersion
 
 Floats = tuple[float, ...]
+RowSource = Source | Literal["answers", "texts"]
+"""Class of a row: that of its prompt, or replayed answers and texts, which are made likely by a term of
+their own."""
 DATA = "data"
 """Value of ``policy`` in a row that was read from a file, so that no policy sampled it."""
 
@@ -28,7 +32,7 @@ class Row:
     """Log-probabilities of the engine that sampled the row, in nats; empty for a row of a file."""
     advantage: float | None
     """Weight of the row in the loss; None for a row that moves the policy only through KL terms."""
-    source: Source
+    source: RowSource
     owner: SnapshotId | None = None
     round: str | None = None
     policy: SnapshotId | WeightVersion = DATA

@@ -39,14 +39,17 @@ from align.config.learning import (
 )
 from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
 from align.config.repair import RepairConfig
+from align.config.replay.replay import ReplayConfig
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,
     check_composed,
+    check_draw,
     check_dropout,
     check_following,
     check_heldout,
     check_methods,
+    check_rehearsal,
     check_replay,
     check_retention,
     check_staleness,
@@ -91,54 +94,6 @@ NO_ANCHORS = (
 """Remark on rounds that lose the default anchors because they list other methods."""
 
 Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
-
-
-class ReplayConfig(Settings):
-    """Shares of a step's budget for prompts that are not the round's own."""
-
-    past: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share for prompts of earlier accepted rounds, balanced over the rounds."""
-    general: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share for the general pool."""
-    examples: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share for examples of earlier accepted rounds' files, learnt again by this round's own loss. Pairs
-    serve rounds of pairs and of ratings, ratings those of ratings, demonstrations and texts each other.
-    Only for rounds with ``data``; without such an earlier round the share goes to the round's own
-    examples."""
-    general_prompts: Prompts | None = None
-    """Source of the general pool; None turns its share off."""
-    general_answers: Literal["sampled", "stored"] = "sampled"
-    """Origin of the answers to general prompts. ``sampled``: the policy answers, and the reverse KL acts on
-    its answers. ``stored``: the campaign's start answers once, and the KL acts on those answers; they cost
-    no sampling and no share of the budget."""
-    general_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Longest stored answer, in tokens; None: as in training."""
-    buffer: Annotated[int, Field(ge=1)] = 256
-    """Number of prompts stored of each accepted round, without answers or labels; and as many examples of a
-    round that learns from a file."""
-    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
-    """Completions of each replayed prompt. KL needs no group, so with 1 the budget buys the most distinct
-    prompts."""
-    rewards: bool = False
-    """Also learn from the rewards of the rounds that past prompts belong to. Needs groups, so
-    ``samples_per_prompt`` of at least 2."""
-
-    @model_validator(mode="after")
-    def _budget(self) -> Self:
-        shares, new = ["past", "general"], "prompts"
-        if self.examples:
-            shares, new = [*shares, "examples"], "examples"
-        total = sum(getattr(self, name) for name in shares)
-        if total >= 1:
-            raise ValueError(
-                f"{' + '.join(shares)} must leave room for new {new}, got {total}; lower one of the shares"
-            )
-        if self.rewards and self.samples_per_prompt < 2:
-            raise ValueError(
-                "replay.rewards compares completions of one prompt, got samples_per_prompt 1; "
-                "set samples_per_prompt to the group size, or rewards to false"
-            )
-        return self
 
 
 class RoundSettings(Settings):
@@ -391,6 +346,8 @@ class CampaignConfig(StoreSettings):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")
             check_replay(spec, self.defaults, f"rounds.{index}")
+            check_draw(self.rounds, index, self.defaults)
+            check_rehearsal(self.rounds, index, self.defaults)
             check_dropout(spec, index, self.policy)
             check_following(spec, index, self.policy)
             check_retention(self.rounds, index, self.policy)

@@ -72,7 +72,7 @@ def check_methods(spec: RoundConfig) -> None:
     replay, anchors = spec.replay, spec.anchors
     past = replay.past > 0 and bool(replay.rewards or anchors.past)
     general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
-    if "agem" in changing and not past and not general:
+    if "agem" in changing and not past and not general and not replay.likelihoods:
         lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
         raise ValueError(
             f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
@@ -148,6 +148,59 @@ def check_replay(spec: RoundConfig, defaults: RoundSettings, where: str) -> None
             f"{where}.replay.examples is {share:g} and {algorithm.name} {why}, so it cannot learn from the "
             "examples of earlier rounds; remove it, since replay.past samples their prompts again, or "
             "choose an algorithm that learns from a file"
+        )
+
+
+def check_draw(rounds: Sequence[RoundConfig], index: int, defaults: RoundSettings) -> None:
+    """Refuse a draw of earlier prompts that are not replayed, or by scores that they do not have.
+
+    A draw from ``defaults`` is allowed, since it may be meant for the other rounds.
+    """
+    spec, where = rounds[index], f"rounds.{index}.replay.draw"
+    draw = spec.replay.draw
+    if draw.name == "balanced" or draw == defaults.replay.draw:
+        return
+    if not spec.algorithm.learns_here:
+        raise ValueError(
+            f"{where} is {draw.name}, and {spec.algorithm.name} trains in its own way and replays nothing; "
+            "remove draw from the round"
+        )
+    if not spec.replay.past:
+        raise ValueError(
+            f"{where} is {draw.name}, which chooses among prompts of earlier rounds, and replay.past is 0; "
+            "raise replay.past, or remove draw"
+        )
+    earlier = [r for r in rounds[:index] if r.algorithm.makes == "policy"]
+    if draw.reads_scores and earlier and not any(r.rewards for r in earlier):
+        raise ValueError(
+            f"{where} is {draw.name}, which draws by the scores of earlier prompts, and no round before "
+            f"{spec.name!r} has rewards; use age, which needs none, or reservoir"
+        )
+
+
+def check_rehearsal(rounds: Sequence[RoundConfig], index: int, defaults: RoundSettings) -> None:
+    """Refuse answers and texts in a round that another program trains, and answers that nothing scores.
+
+    Settings from ``defaults`` are allowed, since they may be meant for the other rounds.
+    """
+    spec, where = rounds[index], f"rounds.{index}.replay"
+    for name in ("answers", "pretraining"):
+        value = getattr(spec.replay, name)
+        if value is None or value == getattr(defaults.replay, name):
+            continue
+        if not spec.algorithm.learns_here:
+            raise ValueError(
+                f"{where}.{name}: {spec.algorithm.name} trains in its own way, and no term can be added to "
+                f"its loss; remove {name} from the round"
+            )
+    answers = spec.replay.answers
+    earlier = [r for r in rounds[:index] if r.algorithm.makes == "policy"]
+    if answers is None or answers == defaults.replay.answers or answers.by == "confidence":
+        return
+    if earlier and not any(r.rewards for r in earlier):
+        raise ValueError(
+            f"{where}.answers: by reward chooses answers by the rewards of earlier rounds, and no round "
+            f"before {spec.name!r} has any; set by: confidence"
         )
 
 

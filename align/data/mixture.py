@@ -10,18 +10,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 from align.algorithms.rows import Row
 from align.config.campaign import ReplayConfig, SamplingConfig
 from align.data.examples.stream import ExampleStream, Unit, rows_of
-from align.data.replay import ReplayBuffer, dealt
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.dealing import (
+    ROUNDS_PER_STEP,
+    dealt,
+    in_turn,
+    run_of,
+    total_before,
+    whole,
+)
+from align.data.replay.draws import DRAWS
+from align.data.replay.history import PromptHistory
+from align.data.replay.rehearsal import Rehearsed
 from rollouts.prompts import PromptStream
-from rollouts.types import Prompt, RolloutGroup
-
-ROUNDS_PER_STEP = 3
-"""Largest number of earlier rounds that one step replays. Each costs a forward pass of its own snapshot,
-and the cost of a step should not grow with the number of rounds."""
+from rollouts.types import Prompt, RolloutGroup, ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +40,13 @@ class Draw:
     """Stored answers of the step, which cost no sampling."""
     examples: list[Row] = field(default_factory=list)
     """Rows of a file that the step learns from."""
+    rehearsal: list[Row] = field(default_factory=list)
+    """Replayed answers and texts that the step keeps likely, beyond its budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """Sources of a round's prompts; the draw of step ``n`` depends on the seed and ``n`` alone."""
+    """Sources of a round's prompts; the draw of step ``n`` depends on the seed, ``n`` and the history."""
 
     new: PromptStream
     """Prompts of the round itself; a round with ``examples`` only measures drift on them."""
@@ -53,6 +61,10 @@ class Mixture:
     """Rows of a file, which replace new prompts for algorithms that learn from a file."""
     past_examples: Mapping[str, ExampleStream] = field(default_factory=dict)
     """Examples of earlier rounds by round name, which the step learns from beside its own."""
+    rehearsal: Sequence[Rehearsed] = ()
+    """Replayed answers and texts that steps keep likely, beyond their budget."""
+    history: PromptHistory = field(default_factory=PromptHistory)
+    """History of prompts, which grows as the round goes on; draws by mastery or age read it."""
 
     def draw(self, step: int) -> Draw:
         """Draw the prompts of step ``step``, counted from 0."""
@@ -85,6 +97,7 @@ class Mixture:
             ),
             stored=[self.stored[index % n] for index in indices],
             examples=examples,
+            rehearsal=[row for rows in self.rehearsal for row in rows.at(step)],
         )
 
     def spare(self, step: int, turn: int, count: int) -> Draw:
@@ -117,18 +130,22 @@ class Mixture:
         ]
 
     def _past(self, rate: float, step: int) -> list[Prompt]:
-        rounds = tuple(self.past.entries)
-        first = total_before(rate, step)
-        if len(rounds) <= ROUNDS_PER_STEP:
-            return self.past.draw(whole(rate, step), seed=self.seed, step=step, first=first)
-        drawn: dict[str, Prompt] = {}
-        run = run_of(rate)
-        for name, count in in_turn(rounds, rate, step).items():
-            start = dealt(first, rounds.index(name), len(rounds), run)
-            prompts = self.past.draw(count, seed=self.seed, step=step, rounds=[name], first=start)
-            for prompt in prompts:
-                drawn.setdefault(prompt.id, prompt)
-        return list(drawn.values())
+        """Draw the replayed prompts of one step.
+
+        Steps that are sampled ahead are drawn before the step before them is answered, so they never see
+        that step, in a resumed round either.
+        """
+        draw = DRAWS[self.replay.draw.name](self.replay.draw, self.past, self.seed)
+        ahead = 1 if self.sampling.max_staleness else 0
+        sights = self.history.before(max(step - ahead, 0))
+        return draw.take(rate, step, sights, self.history.start + step)
+
+    def replayed_counts(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Count the prompts that a step replayed of each earlier round, where the draw is not balanced."""
+        if self.replay.draw.name == "balanced":
+            return {}
+        drawn = Counter(s.group.prompt.round for s in groups if s.group.prompt.source == "past")
+        return {f"replay/{name}": float(drawn[name]) for name in self.past.entries}
 
     def meter_prompts(self, count: int) -> list[Prompt]:
         """Return ``count`` prompts of every kind, the same each time: new, general, of each past round."""
@@ -139,43 +156,6 @@ class Mixture:
         return [
             p for stream in streams for p in stream.take(min(count, len(stream)))
         ] + past_prompts
-
-
-def in_turn(
-    rounds: Sequence[str], rate: float, step: int, run: int | None = None
-) -> dict[str, int]:
-    """Count the prompts of each earlier round that step ``step`` replays, at ``rate`` prompts a step.
-
-    The replayed prompts of all steps are numbered and dealt to the earlier rounds in runs, which are so
-    long that a step has prompts of at most `ROUNDS_PER_STEP`; over the steps every round gets the same
-    share.
-
-    >>> [in_turn("abcd", 4, step) for step in range(3)]
-    [{'a': 2, 'b': 2}, {'c': 2, 'd': 2}, {'a': 2, 'b': 2}]
-    """
-    run = run or run_of(rate)
-    numbers = range(total_before(rate, step), total_before(rate, step + 1))
-    return dict(Counter(rounds[number // run % len(rounds)] for number in numbers))
-
-
-def run_of(rate: float) -> int:
-    """Return the number of consecutive prompts that come from one round, so that a step has few rounds."""
-    return max(1, ceil((ceil(rate) - 1) / (ROUNDS_PER_STEP - 1)))
-
-
-def whole(rate: float, step: int) -> int:
-    """Return the whole units that step ``step`` gets of ``rate`` units per step; fractions carry over.
-
-    >>> [whole(6.4, step) for step in range(5)]
-    [6, 6, 7, 6, 7]
-    """
-    return total_before(rate, step + 1) - total_before(rate, step)
-
-
-def total_before(rate: float, step: int) -> int:
-    """Count the whole units of all steps before ``step``."""
-    # Without the small shift 0.1 * 30 would be rounded below 3.
-    return int(rate * step + 1e-9)
 
 
 def window(stream: PromptStream, rate: float, step: int) -> list[Prompt]:

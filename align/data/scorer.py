@@ -1,8 +1,9 @@
 """Scoring of a step's groups, each by the rubric of its round.
 
 New prompts get the round's rubric: its own rewards, and under ``mode: add`` those of accepted rounds
-that share its prompts. Replayed prompts are scored only if the round learns from their rewards, and
-then by the rubric of the round that they come from. All other groups abstain, since KL needs no reward.
+that share its prompts. Replayed prompts are scored only if the round learns from their rewards, or draws
+them by their scores, and then by the rubric of the round that they come from. All other groups abstain,
+since KL needs no reward.
 
 Groups may come as they are finished and in any order. The caller chooses which groups a reward gets in
 one call, and scores do not depend on that choice unless the reward remembers earlier calls.

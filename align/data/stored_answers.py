@@ -1,4 +1,5 @@
-"""Stored answers of the campaign's start to general prompts, which later policies are held to.
+"""Stored answers: of the campaign's start to general prompts, which later policies are held to, and of a
+round's parent to prompts of earlier rounds, which the round imitates.
 
 They are sampled once and stored as token ids, so later steps need no sampling for them. No logits are
 stored: the anchor's distribution is computed in each step that uses them.
@@ -24,6 +25,7 @@ def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
             "completion_ids": completion.token_ids,
             "logprobs": completion.logprobs_T,
             "policy": group.policy,
+            **_owned(group),
         }
         for group in groups
         for completion in group.completions_G
@@ -52,12 +54,24 @@ def load_answers(path: Path) -> list[RolloutGroup]:
     )
 
 
+def _owned(group: RolloutGroup) -> Record:
+    """Return what a line holds of an answer to an earlier round's prompt beyond that of a general one."""
+    prompt = group.prompt
+    return {} if prompt.source == "general" else {"round": prompt.round, "owner": prompt.owner}
+
+
 def _group(data: Record) -> RolloutGroup:
     ids, logprobs = data["completion_ids"], data["logprobs"]
     assert isinstance(ids, list) and isinstance(logprobs, list)
     policy: SnapshotId = str(data["policy"])
     return RolloutGroup(
-        prompt=Prompt(id=str(data["prompt"]), text="", source="general"),
+        prompt=Prompt(
+            id=str(data["prompt"]),
+            text="",
+            source="past" if "round" in data else "general",
+            round=data.get("round"),
+            owner=data.get("owner"),
+        ),
         prompt_ids=tuple(data["prompt_ids"]),
         completions_G=(
             Completion(

@@ -52,6 +52,7 @@ def build_batch(
     *,
     replay_rewards: bool,
     examples: Sequence[Row] = (),
+    rehearsal: Sequence[Row] = (),
 ) -> Batch:
     """Return the rows of everything a step has: what the algorithm learns from, and what KL alone holds.
 
@@ -60,6 +61,7 @@ def build_batch(
 
     Args:
         examples: rows of a file, for algorithms that learn from one.
+        rehearsal: replayed answers and texts, which no algorithm sees as rows that teach.
     """
     learning = {"new", "past"} if replay_rewards else {"new"}
     scored_groups = list(groups)
@@ -71,7 +73,7 @@ def build_batch(
         for completion in scored.group.completions_G
         if completion.token_ids
     ]
-    rows = (*taught.rows, *algorithm.examples(examples), *untaught)
+    rows = (*taught.rows, *algorithm.examples(examples), *untaught, *rehearsal)
     return Batch(rows=rows, metrics=taught.metrics)
 
 

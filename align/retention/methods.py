@@ -23,11 +23,16 @@ class RetentionMethods:
     """Verified file that a method wrote after an earlier round, by the method's name."""
 
     def __call__(self, view: LearnerView) -> Sequence[RetentionMethod[Any]]:
-        """Build every method of the round, in the order of its settings."""
-        return [
+        """Build every method of the round in the order of its settings, and what its replay rehearses."""
+        methods = [
             method_class(config.name)(config, view, self.artifacts.get(config.name))
             for config in view.spec.methods
         ]
+        if weights := view.spec.replay.likelihoods:
+            from align.retention.rehearsal import Rehearsal, RehearsalConfig
+
+            methods.append(Rehearsal(RehearsalConfig(weights=weights), view))
+        return methods
 
 
 def method_class(name: str) -> type[RetentionMethod[Any]]:

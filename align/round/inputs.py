@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
 from align.data.examples.round_data import RoundDataLoader, pool_hash
-from align.data.replayed_examples import names_in
+from align.data.replay.examples import names_in
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
@@ -51,6 +51,10 @@ class Inputs:
     """Sentences about the rows of these rounds' files: read, cut and left out."""
     awaited: frozenset[str]
     """Rounds that have taken nothing of the inbox yet: without prompts, examples and a suite."""
+    texts: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
+    """Windows of texts that each round with ``replay.pretraining`` keeps likely."""
+    held_texts: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
+    """Windows of the held-out documents of these texts."""
     held_names: frozenset[str] = frozenset()
     """Prompts of a round's own file that no round learns from, see `prompt_name`."""
     held_examples: frozenset[str] = frozenset()
@@ -72,6 +76,7 @@ class Inputs:
             "prompts": self.prompts[round_name],
             "general": self.general.get(round_name, ()),
             "examples": self.examples.get(round_name, ()),
+            "texts": self.texts.get(round_name, ()),
         }
         return {name: pool_hash(pool) for name, pool in pools.items() if pool}
 
@@ -128,11 +133,11 @@ def load_inputs(
         general=general,
         suites=suites,
         examples=data.examples,
-        reward_models=frozenset(
-            r.name for r in config.rounds if r.algorithm.makes == "reward_model"
-        ),
+        reward_models=_reward_models(config),
         reports=data.reports,
         awaited=awaited,
+        texts=data.texts,
+        held_texts=data.held_texts,
         held_names=data.held_names,
         held_examples=names_in(data.held_out.values()),
     )
@@ -156,6 +161,11 @@ def _rubrics(config: CampaignConfig) -> list[tuple[str, Rubric]]:
         if spec.gold:
             rubrics.append((spec.name, build_rubric(spec.gold, f"rounds.{index}.gold")))
     return rubrics
+
+
+def _reward_models(config: CampaignConfig) -> frozenset[str]:
+    """Name the rounds that make no policy."""
+    return frozenset(r.name for r in config.rounds if r.algorithm.makes == "reward_model")
 
 
 def _awaited(config: CampaignConfig, inbox_rows: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:

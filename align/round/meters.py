@@ -22,6 +22,7 @@ from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt, Sampling, ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
+    from align.data.examples.stream import Unit
     from align.learner.learner import Learner
     from align.learner.ranks.group import GroupTraining, LearnerGroup
     from align.learner.training import Training
@@ -102,6 +103,22 @@ def measure_drift(
         for (name, anchor), meter_rows in rows.items()
         if meter_rows
     }
+
+
+@phase("drift meters")
+def heldout_texts(
+    learner: Learner | LearnerGroup, units: Sequence[Unit], most: int = METER_PROMPTS
+) -> dict[str, float]:
+    """Measure the mean negative log-likelihood of a token of held-out texts, in nats; empty without texts.
+
+    Args:
+        units: held-out windows, the first ``most`` of which are measured.
+    """
+    rows = [row for unit in units[:most] for row in unit.rows]
+    if not rows:
+        return {}
+    logprobs = [value for row in learner.completion_logprobs(rows) for value in row]
+    return {"rehearsal/heldout_texts": -_mean(logprobs)}
 
 
 @phase("parity probe")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.config.campaign import RoundConfig
 from align.data.mixture import Mixture
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
 from align.learner.references import References

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from align.config.campaign import RewardConfig, RoundConfig
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import ExampleStream
 from align.data.mixture import Mixture
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
-from align.round.records.replay import (
-    load_replay,
-    past_examples,
-    require_replay,
-    stored_answers,
-)
+from align.round.records.history import earlier_history
+from align.round.records.rehearsal import rehearsal_of
+from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
@@ -84,6 +82,13 @@ def plan_round(
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
     spec = spec.model_copy(update={"algorithm": algorithm})
+    past = ReplayBuffer(
+        {
+            name: [p for p in prompts if prompt_name(p) not in inputs.held_names]
+            for name, prompts in repair_prompts.entries.items()
+            if name in replayed
+        }
+    )
     return RoundPlan(
         index=index,
         attempt=attempt,
@@ -91,13 +96,7 @@ def plan_round(
         references=References(base=session.base, parent=parent, rounds=accepted),
         mixture=Mixture(
             new=PromptStream(inputs.prompts[spec.name], seed),
-            past=ReplayBuffer(
-                {
-                    name: [p for p in prompts if prompt_name(p) not in inputs.held_names]
-                    for name, prompts in repair_prompts.entries.items()
-                    if name in replayed
-                }
-            ),
+            past=past,
             general=None if general is None else PromptStream(general, seed),
             stored=stored_answers(spec, session),
             sampling=spec.sampling,
@@ -110,6 +109,10 @@ def plan_round(
                 later,
                 session,
             ),
+            rehearsal=rehearsal_of(
+                spec, parent, past, partial(past_scorer, rounds, replayed, session), session
+            ),
+            history=earlier_history(spec, parent, session),
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
@@ -183,19 +186,27 @@ def scorer_of(
     Args:
         rounds: accepted rounds by name.
         shared: those that ask the same prompts.
-        replayed: earlier rounds whose prompts come up, and their rewards where those are learned from.
+        replayed: earlier rounds whose prompts come up; their rewards score them where the round learns from
+            those, or draws by them.
     """
     retained = [rounds[n] for n in rounds if n in shared] if spec.mode == "add" else []
     rewards: list[RewardConfig] = []
     for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
         if reward not in rewards:
             rewards.append(reward)
+    scored = spec.replay.rewards or spec.replay.draw.reads_scores
+    past = past_scorer(rounds, replayed, session).past if scored else {}
+    return Scorer(new=_rubric(rewards, session) if rewards else None, past=past)
+
+
+def past_scorer(
+    rounds: Mapping[str, RoundConfig], replayed: Sequence[str], session: Session
+) -> Scorer:
+    """Build the rewards of the rounds whose prompts are replayed, and no others."""
+    past = {n: _rubric(rounds[n].rewards, session) for n in replayed if rounds[n].rewards}
+    return Scorer(new=None, past=past)
+
+
+def _rubric(rewards: Sequence[RewardConfig], session: Session) -> Rubric:
     models = session.evidence.accepted("reward_model")
-
-    def rubric(configs: Sequence[RewardConfig]) -> Rubric:
-        return build_rubric(resolved(configs, models, session.folder_of))
-
-    past = {
-        n: rubric(rounds[n].rewards) for n in replayed if rounds[n].rewards and spec.replay.rewards
-    }
-    return Scorer(new=rubric(rewards) if rewards else None, past=past)
+    return build_rubric(resolved(rewards, models, session.folder_of))

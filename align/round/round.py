@@ -14,7 +14,7 @@ from __future__ import annotations
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
-from align.round.meters import measure_drift, probe, rollout_metrics
+from align.round.meters import heldout_texts, measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.records.artifacts import keep_artifacts, penalties_of
 from align.round.records.checkpoints import keep_checkpoint, resume
@@ -72,12 +72,14 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
     watch.start(first)
     for index in range(first, spec.steps):
         step = rollouts.take(index)
+        plan.mixture.history.observe(index, step.scored)
         plan.scorer.check_budget(spec.failed_budget, done=(index + 1) / spec.steps)
         batch = build_batch(
             step.scored,
             spec.algorithm,
             replay_rewards=spec.replay.rewards,
             examples=step.examples,
+            rehearsal=step.rehearsal,
         )
         groups = [scored.group for scored in step.scored]
         batch = with_teacher_prompts(batch, groups, spec.algorithm, encoder.encode)
@@ -90,8 +92,10 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             metrics |= measure_drift(
                 plan, session.engine, encoder, training, rollouts.engine_version
             )
+            metrics |= heldout_texts(session.learner, session.inputs.held_texts.get(spec.name, ()))
         metrics |= rollout_metrics(step.scored, batch)
         metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
+        metrics |= plan.mixture.replayed_counts(step.scored)
         session.log(plan, index, watch.observe(index, step.scored, metrics))
     return watch.finish()
 

@@ -48,6 +48,8 @@ class Step:
     scored: Sequence[ScoredGroup]
     examples: Sequence[Row]
     """Rows of a file that the step learns from."""
+    rehearsal: Sequence[Row]
+    """Replayed answers and texts that the step keeps likely."""
     metrics: Mapping[str, float]
     """Staleness in learner steps, groups that were replaced, and the seconds that the step waited for
     samples and for rewards."""
@@ -132,6 +134,7 @@ class StepSampler:
         return Step(
             scored=scored,
             examples=pending.draw.examples,
+            rehearsal=pending.draw.rehearsal,
             metrics=self._metrics,
             version=self.plan.version(pending.engine_step),
         )

@@ -3,7 +3,8 @@
 ledger.db
 snapshots/<id>/             staging/<uuid>/
 rounds/<index>-<name>/      attempts and checkpoints, see `align.store.run_folder`
-replay/<snapshot>.jsonl     replay/examples-<snapshot>.jsonl   replay/answers-<hash>.jsonl
+replay/<snapshot>.jsonl     replay/examples-<snapshot>.jsonl   replay/history-<snapshot>.jsonl
+replay/answers-<hash>.jsonl
 evaluations/<snapshot>/<suite>-<hash>.parquet   evaluations/<snapshot>/aa/
 evaluations/answers/        evaluations/references/     evaluations/overlap.json
 inbox/drop/<stream>/        inbox/done/                 inbox/failed/
@@ -27,7 +28,7 @@ MIRRORED = ("evaluations", "replay", "rounds")
 """Folders that a store with a URL keeps there too; the rest belongs to one machine, or is copied by its
 owner."""
 NAMED_ELSEWHERE = re.compile(
-    r"rounds/|replay/(examples-)?[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
+    r"rounds/|replay/(examples-|history-)?[0-9a-f]{16}\.jsonl|evaluations/[0-9a-f]+/[^/]+\.parquet"
 )
 """Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
 do: a round whose own was changed starts over, and old ones are removed."""
@@ -35,6 +36,7 @@ REPEATS = "evaluations/*/aa/*.parquet"
 RIVAL_ANSWERS = "evaluations/answers/*.jsonl"
 REPLAYED = f"replay/{DIGITS * '[0-9a-f]'}.jsonl"
 EXAMPLES = f"replay/examples-{DIGITS * '[0-9a-f]'}.jsonl"
+HISTORIES = f"replay/history-{DIGITS * '[0-9a-f]'}.jsonl"
 GENERAL_ANSWERS = "replay/answers-*.jsonl"
 
 
@@ -135,6 +137,10 @@ class StorePaths:
         """Return the file of the examples kept of an accepted round, by the snapshot that owns them."""
         return self.replay_buffers / f"examples-{snapshot[:DIGITS]}.jsonl"
 
+    def prompt_history(self, snapshot: SnapshotId) -> Path:
+        """Return the file of the prompts' history up to an accepted round, by the round's snapshot."""
+        return self.replay_buffers / f"history-{snapshot[:DIGITS]}.jsonl"
+
     def general_answers(self, digest: str) -> Path:
         """Return the file of the base's answers to a general pool."""
         return self.replay_buffers / f"answers-{digest[:DIGITS]}.jsonl"
@@ -144,12 +150,16 @@ class StorePaths:
         return [
             path
             for path in self.replay_buffers.glob("*.jsonl")
-            if not path.name.startswith(("answers-", "examples-"))
+            if not path.name.startswith(("answers-", "examples-", "history-"))
         ]
 
     def stored_examples(self) -> list[Path]:
         """List the files of kept examples that exist."""
         return list(self.replay_buffers.glob("examples-*.jsonl"))
+
+    def stored_histories(self) -> list[Path]:
+        """List the files of prompts' histories that exist."""
+        return list(self.replay_buffers.glob("history-*.jsonl"))
 
     def changing(self) -> Iterator[Path]:
         """Yield the files that exist and change while a round runs: the ledger's, and those of metrics."""
@@ -211,6 +221,8 @@ def remedy_of(path: str) -> str:
     """
     if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
         return "it is made again when a round needs it"
+    if path.startswith("replay/history-"):
+        return "restore it from a backup: rounds that draw by mastery or age begin with it"
     if "/aa/" in path:
         return "keel gate aa CAMPAIGN measures it again; until then it counts for nothing"
     return "it is made again from its round's data when a round needs it"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.data.contributions import rounds_to_come
 from align.data.examples.stream import Unit
+from align.data.replay.contributions import rounds_to_come
 from rollouts.prompts import text_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from align.config.gate import OverlapConfig
@@ -33,6 +33,7 @@ from rollouts.types import Prompt
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
     from align.config.data import ExamplesConfig
+    from align.config.replay.pretraining import PretrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,10 @@ class RoundData:
     """Training units of rounds with ``data``."""
     held_out: dict[str, Sequence[Unit]] = field(default_factory=dict)
     """Held-out units of rounds with ``data``, which they are measured on."""
+    texts: dict[str, Sequence[Unit]] = field(default_factory=dict)
+    """Windows of the texts that a round with ``replay.pretraining`` keeps likely."""
+    held_texts: dict[str, Sequence[Unit]] = field(default_factory=dict)
+    """Windows of the held-out documents of such texts."""
     reports: dict[str, str] = field(default_factory=dict)
     """Counts of each round's rows in a sentence: read, left out, divided."""
     held_names: frozenset[str] = frozenset()
@@ -94,6 +99,10 @@ class RoundDataLoader:
             if pool is not None:
                 with within(f"{where}.replay.general_prompts"):
                     data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
+            learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
+            if spec.replay.pretraining is not None and learns:
+                with within(f"{where}.replay.pretraining"):
+                    self._load_texts(spec, spec.replay.pretraining, data)
         return _without_held(data, rounds, self.encoder, self.trained_on)
 
     def _load_prompts(self, spec: RoundConfig, data: RoundData) -> None:
@@ -139,6 +148,20 @@ class RoundDataLoader:
         data.examples[spec.name], data.held_out[spec.name] = units, held_units
         data.prompts[spec.name] = prompts_of(units, self.encoder)
         data.reports[spec.name] = report
+
+    def _load_texts(self, spec: RoundConfig, texts: PretrainingConfig, data: RoundData) -> None:
+        loader = self
+        if texts.tokens is not None:
+            loader = replace(self, context=min(self.context, texts.tokens))
+        config = texts.examples
+        examples = load_examples(config, "texts", self.encoder, loader.context, spec.name)
+        units, held_units, division = loader._divided(spec, config, examples)
+        where = f"rounds.{spec.name}.replay.pretraining.heldout"
+        _check_sides(units, held_units, division, config.heldout, where)
+        data.texts[spec.name], data.held_texts[spec.name] = units, held_units
+        before = data.reports.get(spec.name)
+        report = f"pre-training texts: {examples.report}"
+        data.reports[spec.name] = report if before is None else f"{before}; {report}"
 
     def _read(self, spec: RoundConfig, config: ExamplesConfig) -> Examples:
         inbox_rows = self.taken.get(spec.name) if config.stream is not None else None
@@ -263,6 +286,8 @@ def _without_held(
         general=general,
         examples=dict(examples),
         held_out=data.held_out,
+        texts=data.texts,
+        held_texts=data.held_texts,
         reports=data.reports,
         held_names=names,
     )

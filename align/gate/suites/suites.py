@@ -80,7 +80,8 @@ def build_suites(
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)
     trained = chain(
         _trained_prompts(config, schemes, data),
-        _trained_examples(data.examples if data else {}, encoder),
+        _trained_examples(data.examples if data else {}, encoder, "examples"),
+        _trained_examples(data.texts if data else {}, encoder, "pre-training texts"),
     )
     for suite in suites:
         check_conversations(encoder, suite.pool, f"suite {suite.name!r}")
@@ -167,10 +168,10 @@ def _trained_prompts(
 
 
 def _trained_examples(
-    examples: Mapping[str, Sequence[Unit]], encoder: PromptEncoder
+    examples: Mapping[str, Sequence[Unit]], encoder: PromptEncoder, kind: str
 ) -> Iterator[Trained]:
     """Yield the prompts of examples, and every answer behind its prompt."""
     for name, units in examples.items():
         for unit in units:
             for text in trained_texts(unit, encoder):
-                yield Trained(text, f"the examples of round {name!r}", unit.location)
+                yield Trained(text, f"the {kind} of round {name!r}", unit.location)

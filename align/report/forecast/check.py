@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig
-from align.data.contributions import replay_lines
 from align.data.examples.contradictions import contradiction_lines
+from align.data.replay.contributions import replay_lines
 from align.gate.power.underpowered import check_power, foresee, power_lines
 from align.gate.summary import counted
 from align.learner.folder.sizes import MIB, artifact_bytes, learner_memory

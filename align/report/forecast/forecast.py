@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.data.contributions import contributors, replay_lines
 from align.data.examples.contradictions import contradiction_lines
+from align.data.replay.contributions import contributors, replay_lines
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
 from align.gate.power.underpowered import foresee
@@ -230,7 +230,7 @@ def _coming(
         sampled += new * spec.sampling.group_size
     if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         sampled = 0.0
-    completions = round(steps * sampled)
+    completions = round(steps * sampled) + (0 if from_step else answered(spec, earlier, inputs))
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
     return RoundForecast(
         name=spec.name,
@@ -246,6 +246,21 @@ def _coming(
         measured=sum(answers) if spec.algorithm.makes == "policy" else 0,
         memory=learner_memory(inputs.model, config.policy, spec),
     )
+
+
+def answered(spec: RoundConfig, earlier: Sequence[RoundConfig], inputs: Inputs) -> int:
+    """Count the answers of a round's parent to earlier prompts, which are sampled once before its steps.
+
+    Args:
+        earlier: rounds that made a policy; all are counted, though prompts that two of them share are
+            answered once.
+    """
+    if spec.replay.answers is None or not spec.algorithm.learns_here:
+        return 0
+    if spec.algorithm.makes != "policy":
+        return 0
+    pools = ((other, inputs.prompts.get(other.name, ())) for other in earlier)
+    return sum(min(other.replay.buffer, len(pool)) for other, pool in pools)
 
 
 def step_counts(

@@ -62,11 +62,11 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
                     self._following[f"{source}/{term.label}"] = anchor
 
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
-        frozen = [term.to for term, _ in self.terms[row.source] if term.follow is None]
+        frozen = [term.to for term, _ in self.terms.get(row.source, ()) if term.follow is None]
         return {self.view.references.resolve(to, row) for to in frozen}
 
     def moves(self, row: Row) -> bool:
-        return bool(self.terms[row.source])
+        return bool(self.terms.get(row.source))
 
     def penalty(
         self, micro: MicroBatch, outputs: Outputs, over: Denominators

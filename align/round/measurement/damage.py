@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from align.data.replay import ReplayBuffer
-from align.data.replayed_examples import OwnedExamples
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.examples import OwnedExamples
+from align.data.replay.history import PromptHistory
 from align.data.stored_answers import load_answers
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
@@ -26,6 +27,7 @@ from align.store.ledger.records import EvaluationRecord
 from align.store.paths import (
     EXAMPLES,
     GENERAL_ANSWERS,
+    HISTORIES,
     NAMED_ELSEWHERE,
     REPEATS,
     REPLAYED,
@@ -41,6 +43,7 @@ LOADERS: Mapping[str, Callable[[Path], object]] = {
     RIVAL_ANSWERS: load_rivals,
     REPLAYED: ReplayBuffer.load,
     EXAMPLES: OwnedExamples.load,
+    HISTORIES: PromptHistory.load,
     GENERAL_ANSWERS: load_answers,
 }
 """Patterns of files that no row of the ledger describes, and what reads them."""
@@ -105,7 +108,8 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     faults: dict[str, str] = {}
     paths = evidence.store.paths
     accepted = evidence.accepted("policy").values()
-    files = [path for s in accepted for path in (paths.replay(s), paths.replay_examples(s))]
+    kinds = (paths.replay, paths.replay_examples, paths.prompt_history)
+    files = [path_of(s) for s in accepted for path_of in kinds]
     needed = set(map(paths.relative, files))
     needed |= {record.path for record in evidence.ledger.evaluations()}
     for path, row in hashes.items():

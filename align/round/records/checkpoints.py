@@ -26,7 +26,11 @@ def keep_checkpoint(
     if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
         with phase("checkpoints"):
             folder = session.checkpoint_folder(plan)
-            extra = {"failures": plan.scorer.failures(), "sampled": rollouts.under_way()}
+            extra = {
+                "failures": plan.scorer.failures(),
+                "sampled": rollouts.under_way(),
+                "history": plan.mixture.history.counters(),
+            }
             training.checkpoint(folder, step, identity=identity(plan, session), extra=extra)
             session.store.keep_checkpoint(folder)
 
@@ -39,6 +43,7 @@ def resume(
     The samples that were drawn ahead come back, and so does the count of what rewards failed on.
     """
     plan.scorer.recall({})
+    plan.mixture.history.recall({})
     folder = session.checkpoint_folder(plan)
     try:
         session.store.check_checkpoint(folder)
@@ -49,6 +54,7 @@ def resume(
     if checkpoint is None:
         return 0
     plan.scorer.recall(checkpoint.extra.get("failures", {}))
+    plan.mixture.history.recall(checkpoint.extra.get("history", {}))
     rollouts.recall(checkpoint.extra.get("sampled", {}))
     session.observer.note(f"round {plan.spec.name} goes on from step {checkpoint.step}")
     return checkpoint.step

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from align.data.examples.round_data import pool_hash
 from align.data.examples.stream import ExampleStream
-from align.data.replay import ReplayBuffer
-from align.data.replayed_examples import OwnedExamples
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.examples import OwnedExamples
 from align.data.stored_answers import load_answers, save_answers
+from align.round.records.history import keep_history
 from align.round.session import seed_of
 from align.round.times.clock import phase
 from align.store.paths import StorePaths
@@ -37,7 +38,9 @@ def remember(plan: RoundPlan, session: Session, candidate: SnapshotId) -> None:
     They are written before the verdict is committed: an accepted round always has its buffer.
     """
     path = session.store.paths.replay(candidate)
-    _buffer_of(plan.spec, candidate, session).save(path)
+    stored = _buffer_of(plan.spec, candidate, session)
+    stored.save(path)
+    keep_history(plan, session, candidate, stored)
     written = [path]
     if plan.spec.name in session.inputs.examples:
         written.append(session.store.paths.replay_examples(candidate))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from align.algorithms.imitation.distill import Distill
 from align.config.learning import AnchorsConfig
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.learner.references import Toward
 from align.round.repair.damage import lost_capability, lost_rounds
@@ -60,6 +60,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
             replay=spec.replay,
             examples=None,
             past_examples={},
+            rehearsal=(),
         ),
         scorer=Scorer(new=None, past={}),
         origin=Origin(
@@ -96,6 +97,8 @@ def distillation(
                     "examples": 0.0,
                     "samples_per_prompt": 1,
                     "rewards": False,
+                    "answers": None,
+                    "pretraining": None,
                 }
             ),
             "anchors": AnchorsConfig(

@@ -22,8 +22,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, select
 
 from align.data.examples.forms import Unusable
-from align.data.replay import ReplayBuffer
-from align.data.replayed_examples import OwnedExamples
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.examples import OwnedExamples
+from align.data.replay.history import PromptHistory
 from align.errors import StoreBusy
 from align.round.rollout_table import forget_prompts
 from align.schedule.inbox.drop import alone, take_files
@@ -104,6 +105,8 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
         replayed = sum(_forget(file, prompts, store.files) for file in paths.stored_prompts())
         for file in paths.stored_examples():
             replayed += _forget_examples(file, prompts, store.files)
+        for file in paths.stored_histories():
+            _forget_history(file, prompts, store.files)
         rollouts = forget_prompts(paths.rounds, prompts)
         store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
@@ -178,7 +181,17 @@ def _forget_examples(file: Path, prompts: set[str], stored: StoredFiles) -> int:
     return removed
 
 
-def _rewrite(file: Path, content: ReplayBuffer | OwnedExamples, stored: StoredFiles) -> None:
+def _forget_history(file: Path, prompts: set[str], stored: StoredFiles) -> None:
+    """Rewrite a history of prompts without those of a person."""
+    history = PromptHistory.load(file)
+    remaining = history.without(prompts)
+    if remaining.known != history.known:
+        _rewrite(file, remaining, stored)
+
+
+def _rewrite(
+    file: Path, content: ReplayBuffer | OwnedExamples | PromptHistory, stored: StoredFiles
+) -> None:
     """Save a file again; only one that was sound before gets a new hash."""
     sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
     content.save(file)

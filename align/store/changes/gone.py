@@ -29,7 +29,7 @@ def without_gone(
     unmeasured = unmeasurable(rounds, decided)
     return tuple(
         _untrained(spec) if spec.name in decided and _gone(_trained(spec)) else spec
-        for spec in rounds
+        for spec in (_without_texts(s) if s.name in decided else s for s in rounds)
         if spec.name not in unmeasured
     )
 
@@ -55,6 +55,14 @@ def _untrained(spec: RoundConfig) -> RoundConfig:
     if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
         return spec.model_copy(update={"data": data.model_copy(update={"source": ""})})
     return spec.model_copy(update={"prompts": None, "data": None})
+
+
+def _without_texts(spec: RoundConfig) -> RoundConfig:
+    """Return the round without pre-training texts whose file no longer exists."""
+    texts = spec.replay.pretraining
+    if texts is None or not _gone(str(texts.source)):
+        return spec
+    return spec.model_copy(update={"replay": spec.replay.model_copy(update={"pretraining": None})})
 
 
 def _trained(spec: RoundConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from align.algorithms import ALGORITHMS
 from align.algorithms.rows import Batch
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
+from align.data.replay.contributions import replay_lines
 from launch.cli import app
 from rollouts.errors import UserError
 from tests.unit.align.learner.test_learner import make, settings
@@ -22,6 +24,7 @@ from tests.unit.campaigns import raw_campaign, rounds
 from tests.unit.tiny import row, save_model
 
 JUDGE = {"algorithm": "reward_model", "data": "pairs.jsonl", "prompts": None, "rewards": []}
+EXTERNAL = {"name": "external", "command": ["true"]}
 SFT = {"algorithm": "sft", "data": "rows.jsonl"}
 PAIRS = {"name": "dpo", "pairs": "file"}
 DROPOUT = {"model": "demo://digits", "lora": {"rank": 4, "dropout": 0.1, "serve": "merged"}}
@@ -284,3 +287,79 @@ def test_sampled_estimators_need_weights_for_older_samples(
     valid(tmp_path, {"algorithm": "grpo", **held, **stale})
     exact = {"anchors": {source: {"to": "base", "beta": 1.0, "estimator": "full"}}}
     valid(tmp_path, {"algorithm": "rft", **exact, **stale})
+
+
+# Which replay
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (
+            [{}, {"replay": {"draw": "age", "past": 0}}],
+            r"rounds.1.replay.draw is age.* replay.past is 0; raise replay.past, or remove draw",
+        ),
+        (
+            [{**SFT, "prompts": None, "rewards": []}, {"replay": {"draw": "mastery"}}],
+            r"rounds.1.replay.draw is mastery.* no round before 'round1' has rewards; use age",
+        ),
+        (
+            [{}, {**JUDGE, "replay": {"draw": "reservoir"}}],
+            "rounds.1.replay: reward_model does not use it",
+        ),
+        (
+            [
+                {},
+                {"algorithm": EXTERNAL, "replay": {"draw": "age"}},
+            ],
+            "external trains in its own way and replays nothing",
+        ),
+        (
+            [{}, {"algorithm": EXTERNAL, "replay": {"answers": {}}}],
+            "rounds.1.replay.answers: external trains in its own way, and no term can be added",
+        ),
+        (
+            [{"algorithm": EXTERNAL, "replay": {"pretraining": "texts.jsonl"}}],
+            "rounds.0.replay.pretraining: external trains in its own way",
+        ),
+        (
+            [{**SFT, "prompts": None, "rewards": []}, {"replay": {"answers": {"share": 0.2}}}],
+            "rounds.1.replay.answers: by reward .* no round before 'round1' has any; set by: confidence",
+        ),
+        ([{}, {**JUDGE, "replay": {"answers": {}}}], "reward_model does not use it"),
+        (
+            [{"replay": {"pretraining": "inbox://x"}}],
+            "inbox://x holds no texts; name a file of texts",
+        ),
+        ([{"replay": {"pretraining": "demo://rev"}}], "demo://rev holds no texts"),
+        ([{"replay": {"answers": {"keep": 0}}}], "keep"),
+    ],
+)
+def test_replay_that_would_do_nothing_is_refused(
+    specs: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    assert re.search(message, refusal(tmp_path, *specs))
+
+
+def test_a_draw_of_defaults_is_for_the_rounds_that_can_use_it(tmp_path: Path) -> None:
+    defaults = raw_campaign(tmp_path)["defaults"]
+    defaults["replay"]["draw"] = {"name": "mastery", "floor": 0.2}
+    config = valid(
+        tmp_path,
+        {**SFT, "prompts": None, "rewards": []},
+        {},
+        {"replay": {"past": 0}},
+        {"replay": {"draw": {"name": "mastery", "recent": 1}}},
+        defaults=defaults,
+    )
+    assert config.rounds[3].replay.draw.model_dump() == {
+        "name": "mastery", "floor": 0.2, "recent": 1.0,
+    }  # fmt: skip
+    lines = replay_lines(config.rounds, {})
+    assert lines == [
+        "round round0: replay.past 0.2 is drawn by mastery, once an earlier round is accepted",
+        "round round1: replay.past 0.2 is drawn by mastery (floor 0.2, recent 0.5) over prompts of round0; "
+        "without rewards, so of success 0.5: round0",
+        "round round3: replay.past 0.2 is drawn by mastery (floor 0.2, recent 1.0) over prompts of round0, "
+        "round1, round2; without rewards, so of success 0.5: round0",
+    ]

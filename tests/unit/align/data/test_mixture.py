@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.campaign import ReplayConfig, SamplingConfig
-from align.data.mixture import ROUNDS_PER_STEP, Mixture, whole
-from align.data.replay import ReplayBuffer
+from align.data.mixture import Mixture
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.dealing import ROUNDS_PER_STEP, whole
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.campaign import run_campaign
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.store.paths import StorePaths
 from tests.unit.campaigns import Starter, Watcher, campaign
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.errors import StoreError, UserError
 from rollouts.types import Prompt
 from tests.unit.ledgers import RAM

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from align.algorithms.base import Material
 from align.algorithms.rows import Row
 from align.config.campaign import ReplayConfig, RoundConfig, SamplingConfig
-from align.data.contributions import replay_lines
 from align.data.examples.stream import ExampleStream, Unit
 from align.data.mixture import Mixture
-from align.data.replay import ReplayBuffer
-from align.data.replayed_examples import OwnedExamples
+from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.contributions import replay_lines
+from align.data.replay.examples import OwnedExamples
 from align.errors import StoreError
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt

@@ -221,7 +221,7 @@ def test_a_round_learns_again_from_the_examples_of_an_earlier_one(
     first: str, second: str, files: Path, tmp_path: Path
 ) -> None:
     """Half of each step are the earlier round's own training rows, under its snapshot's KL term."""
-    from align.data.replayed_examples import OwnedExamples
+    from align.data.replay.examples import OwnedExamples
 
     earlier, later = spec_of(first, files), spec_of(second, files)
     later["data"] = {**later["data"], "source": str(_other(files, second))}
@@ -256,7 +256,7 @@ def test_replayed_examples_are_never_held_out_and_come_again_after_a_stop(
     files: Path, tmp_path: Path
 ) -> None:
     """A round that is stopped in its middle takes the steps that a straight run takes."""
-    from align.data.replayed_examples import names_of
+    from align.data.replay.examples import names_of
 
     earlier, later = spec_of("dpo_file", files), spec_of("dpo_file", files)
     later["data"] = {**later["data"], "source": str(_other(files, "dpo_file"))}

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from align.config.campaign import GateConfig, RoundConfig
 from align.config.repair import DistilConfig, InterpolateConfig, RepairConfig
 from align.data.mixture import Mixture
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.gate.case import VerdictInputs
 from align.gate.checks import Check, Role

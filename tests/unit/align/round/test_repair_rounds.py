@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.gate.evidence import Evidence, stored_evidence
 from align.gate.verdict import Verdict
 from align.report.explanation.explain import explain

@@ -14,7 +14,7 @@ import pytest
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.errors import EvidenceError, ParityError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.wall_time import attempt_seconds, wall_time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.errors import StoreBusy
 from align.round.rollout_table import load_records, save_records
 from align.schedule.inbox import purge as purging

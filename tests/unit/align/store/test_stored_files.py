@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
-from align.data.replay import ReplayBuffer
+from align.data.replay.buffer import ReplayBuffer
 from align.errors import EvidenceError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.history import detail

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from align.data.json_lines import Record, load_lines, save_lines
+from align.data.replay.dealing import dealt
 from align.errors import UserError
 from rollouts.errors import nearest
 from rollouts.types import Prompt, SnapshotId
@@ -138,18 +139,6 @@ class ReplayBuffer:
                     Random(f"{seed}/{done}/{name}").shuffle(half)
                 order = [*halves[0], *halves[1]]
             yield order[at]
-
-
-def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:
-    """Count the numbers below ``number`` that go to receiver ``turn`` of ``turns``, dealt in turn in runs.
-
-    >>> [dealt(number, turn=1, turns=3) for number in range(6)]
-    [0, 0, 1, 1, 1, 2]
-    >>> [dealt(number, turn=1, turns=2, run=2) for number in range(6)]
-    [0, 0, 0, 1, 2, 2]
-    """
-    cycles, rest = divmod(number, turns * run)
-    return cycles * run + min(max(rest - turn * run, 0), run)
 
 
 def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:

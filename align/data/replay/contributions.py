@@ -1,6 +1,6 @@
-"""Contributions of earlier rounds to the examples that a round replays, as lines for a person.
+"""Contributions of earlier rounds to what a round replays, as lines for a person.
 
-`align.data.replayed_examples` holds the examples themselves.
+`align.data.replay.examples` holds the examples themselves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.data.replayed_examples import USABLE
+from align.data.replay.examples import USABLE
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
@@ -34,14 +34,55 @@ def rounds_to_come(
 
 
 def replay_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> list[str]:
-    """Return what earlier rounds give to each round to come that replays examples, and why some do not.
+    """Return what earlier rounds give to each round to come, beyond prompts in equal shares.
 
     Args:
         rounds: all rounds of the campaign, in order.
         states: state of every round in the ledger. A round to come counts as accepted.
     """
-    coming = rounds_to_come(rounds, states)
-    return [line for spec, earlier in coming for line in contribution_lines(spec, earlier)]
+    return [
+        line
+        for spec, earlier in rounds_to_come(rounds, states)
+        for lines in (draw_lines, answer_lines, contribution_lines)
+        for line in lines(spec, earlier)
+    ]
+
+
+def draw_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
+    """Yield how a round draws the prompts that it replays, unless all earlier rounds get the same share."""
+    replay, draw = spec.replay, spec.replay.draw
+    if draw.name == "balanced" or not replay.past or spec.algorithm.makes != "policy":
+        return
+    owners = [other for other in earlier if other.algorithm.makes == "policy"]
+    line = f"round {spec.name}: replay.past {replay.past:g} is drawn by {draw.name}"
+    if not owners:
+        yield f"{line}, once an earlier round is accepted"
+        return
+    options = [f"{n} {v}" for n, v in draw.model_dump(exclude={"name"}).items()]
+    unscored = [o.name for o in owners if draw.reads_scores and not o.rewards]
+    yield (
+        f"{line} ({', '.join(options)}) over prompts of "
+        f"{', '.join(other.name for other in owners)}"
+        + (f"; without rewards, so of success 0.5: {', '.join(unscored)}" if unscored else "")
+    )
+
+
+def answer_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
+    """Yield which answers and texts a round keeps likely beside its own loss."""
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+        return
+    answers, texts = spec.replay.answers, spec.replay.pretraining
+    owners = [other.name for other in earlier if other.algorithm.makes == "policy"]
+    if answers is not None and owners:
+        yield (
+            f"round {spec.name}: replay.answers {answers.share:g}: its parent answers the stored prompts "
+            f"of {', '.join(owners)} once, and the best {answers.keep:.0%} by {answers.by} are imitated"
+        )
+    if texts is not None:
+        yield (
+            f"round {spec.name}: replay.pretraining {texts.weight:g}: {texts.rows:g} windows a step of "
+            f"{texts.source}"
+        )
 
 
 def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:

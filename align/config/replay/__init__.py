@@ -1,0 +1,1 @@
+"""Settings of replay in a campaign file."""
