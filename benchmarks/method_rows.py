@@ -6,7 +6,7 @@ replayed prompts. Where it is combined with Keel's defaults the row begins with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,44 +83,56 @@ BASELINES = (
 )
 """What methods are measured against; ``alone`` and ``joint`` are references, not ways to go on."""
 
-SWEEPS: dict[str, tuple[str, tuple[float, ...], Mapping[str, Any]]] = {
-    "ewc": ("lambda", (1000.0, 100.0, 10_000.0), {}),
-    "mas": ("strength", (1.0, 0.1, 10.0), {}),
-    # The squared way of a weight through a round is about 1e-6 here.
-    "si": ("strength", (10.0, 1.0, 100.0), {"xi": 1e-6}),
-    "l2_sp": ("alpha", (1.0, 0.01, 10.0), {}),
-    "cpo_mask": ("strength", (10.0, 1.0, 100.0), {}),
-    "ogd": ("samples", (16, 64), {"most": 256}),
-    "gpm": ("energy", (0.9, 0.5, 0.97), {}),
-    "hft": ("share", (0.5, 0.75, 0.9), {}),
-    "mofo": ("share", (0.15, 0.05, 0.5), {}),
-    "migu": ("masked", (0.7, 0.5, 0.9), {}),
-}
-"""Setting of each method that stands alone, its values with the usual one first, and further settings."""
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """Strengths at which a method is run, with no replay and no other method."""
 
-def _swept() -> Iterator[MethodRow]:
-    for method, (setting, values, others) in SWEEPS.items():
-        for number, value in enumerate(values):
-            settings = {"name": method, setting: value, **others}
+    setting: str
+    """Setting of the method that is varied."""
+    values: tuple[float, ...]
+    """Its values, the usual one first."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the method."""
+    policy: Mapping[str, Any] | None = None
+    """Policy, for methods that need an adapter."""
+
+    def rows(self, method: str) -> Iterator[MethodRow]:
+        """Yield a row for each strength, and one of the usual strength together with the defaults."""
+        for number, value in enumerate(self.values):
+            settings = {"name": method, self.setting: value, **self.others}
+            strength = f"{self.setting}={value:g}"
             yield MethodRow(
                 method=method,
-                strength=f"{setting}={value:g}",
+                strength=strength,
                 defaults={"replay": NO_REPLAY, "retention": [settings]},
+                policy=self.policy,
                 wave=int(number > 0),
             )
+            if number == 0:
+                yield MethodRow(
+                    method=f"ours+{method}",
+                    strength=strength,
+                    defaults={"retention": ["kl_anchors", settings]},
+                    policy=self.policy,
+                    wave=2,
+                )
 
 
-def _combined() -> Iterator[MethodRow]:
-    for method, (setting, values, others) in SWEEPS.items():
-        settings = {"name": method, setting: values[0], **others}
-        yield MethodRow(
-            method=f"ours+{method}",
-            strength=f"{setting}={values[0]:g}",
-            defaults={"retention": ["kl_anchors", settings]},
-            wave=2,
-        )
-
+SWEEPS: dict[str, Sweep] = {
+    "ewc": Sweep(setting="lambda", values=(1000.0, 100.0, 10_000.0)),
+    "mas": Sweep(setting="strength", values=(1.0, 0.1, 10.0)),
+    # The squared way of a weight through a round is about 1e-6 here; at 10 nothing is learnt any more.
+    "si": Sweep(setting="strength", values=(0.1, 0.01, 1.0), others={"xi": 1e-6}),
+    "l2_sp": Sweep(setting="alpha", values=(1.0, 0.01, 10.0)),
+    "cpo_mask": Sweep(setting="strength", values=(10.0, 1.0, 100.0)),
+    "ogd": Sweep(setting="samples", values=(16, 64), others={"most": 256}),
+    "gpm": Sweep(setting="energy", values=(0.9, 0.5, 0.97)),
+    "hft": Sweep(setting="share", values=(0.5, 0.75, 0.9)),
+    "mofo": Sweep(setting="share", values=(0.15, 0.05, 0.5)),
+    "migu": Sweep(setting="masked", values=(0.7, 0.5, 0.9)),
+}
+"""Methods that need no replayed prompts; a new one is a line here, or rows below if it needs them."""
 
 REPLAYING = (
     MethodRow(method="kl_anchors"),
@@ -165,8 +177,13 @@ ADAPTERS = (
     MethodRow(method="kl_anchors+lora", policy=ADAPTER, wave=1),
 )
 
-ALL: Sequence[MethodRow] = (*BASELINES, *REPLAYING, *_swept(), *ADAPTERS, *_combined())
-ROWS: dict[str, MethodRow] = {row.name: row for row in ALL}
+_SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(method))
+ROWS: dict[str, MethodRow] = {
+    row.name: row
+    for row in sorted(
+        (*BASELINES, *REPLAYING, *_SWEPT, *ADAPTERS), key=lambda row: row.method.startswith("ours+")
+    )
+}
 """Every row by name."""
 DEFAULT_ROW = "kl_anchors"
 """Row of Keel's defaults."""

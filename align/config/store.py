@@ -34,6 +34,16 @@ class ReferencesConfig(Settings):
     """Stores of campaigns whose rounds of the same names began at the base, without earlier rounds
     (FWT_gain, N80_ratio)."""
 
+    @model_validator(mode="after")
+    def _are_folders(self) -> Self:
+        for store in (*self.alone, *filter(None, [self.joint])):
+            if "://" in store:
+                raise ValueError(
+                    f"{store} is an address, and the stores of references are read as local folders; name "
+                    "the campaign's cache, or a copy"
+                )
+        return self
+
 
 class StoreSettings(Settings):
     """Name of a campaign, and the locations of its store, cache and ledger."""

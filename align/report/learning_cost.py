@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import ValidationError
+
 from align.config.store import StoreSettings
 from align.gate.evidence import Evidence, stored_evidence
 from align.gate.forgetting import rollouts_to_reach, sample_efficiency
@@ -78,7 +80,7 @@ class Learning:
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """The two rounds whose skills a suite composes, by suite."""
     missing: tuple[str, ...] = ()
-    """Stores among the references that hold no campaign yet."""
+    """Stores among the references that hold no campaign to be read."""
 
     def rollouts(self, tasks: Iterable[str], share: float) -> float | None:
         """Return the mean number of rollouts until a round reached a share of its best reward.
@@ -146,8 +148,12 @@ def learning_of(evidence: Evidence) -> Learning:
 
 
 def _evidence_in(store: str) -> Evidence | None:
-    """Return the evidence in another campaign's store; None if no campaign has run there yet."""
-    config = config_in_store(StoreSettings(name="unknown", store=store, store_options={}))
+    """Return the evidence in another campaign's store; None if no campaign has run there that this version
+    can read."""
+    try:
+        config = config_in_store(StoreSettings(name="unknown", store=store, store_options={}))
+    except ValidationError:
+        return None
     return None if config is None or begun_ledger(config) is None else stored_evidence(config)
 
 

@@ -44,7 +44,8 @@ def campaign_report(evidence: Evidence, folder: Path) -> Group:
         tables.append(matrix_table(matrix, family if len(parts) > 1 else ""))
         tables.append(metrics_lines(matrix, learning))
     tables += [
-        Text(f"references: no campaign has run in {store} yet\n") for store in learning.missing
+        Text(f"references: there is no campaign to be read in {store}\n")
+        for store in learning.missing
     ]
     return Group(
         *answer_first(evidence), *tables, *verdict_lines(evidence), *sealed_lines(evidence),

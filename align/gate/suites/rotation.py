@@ -57,14 +57,6 @@ class Rotation:
             rotating.append(queue[done % len(queue)])
         return (*self.pool[:num_fixed], *rotating)
 
-    def bridged(self, index: int) -> frozenset[str]:
-        """Return the ids of the rotating items that this round shares with the one before."""
-        if index == 0:
-            return frozenset()
-        start = self.num_items - self.num_rotating
-        before = {prompt.id for prompt in self.items(index - 1)[start:]}
-        return frozenset(p.id for p in self.items(index)[start:] if p.id in before)
-
 
 def rotation_of(
     prompts: Iterable[Prompt], num_items: int, share: float, bridge: float, seed: str

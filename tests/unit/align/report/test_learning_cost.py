@@ -139,7 +139,7 @@ def test_every_report_shows_the_numbers_and_what_they_mean(tmp_path: Path) -> No
     line = next(line for line in text.splitlines() if line.startswith("AP "))
     assert "N80 96   N90 108" in line
     assert legend(n for n in SUMMARY if n in shown) in " ".join(text.split())
-    assert "not-yet yet" in " ".join(text.split())
+    assert f"no campaign to be read in {tmp_path / 'not-yet'}" in " ".join(text.split())
     assert all(f"<abbr>{name}</abbr> {escape(SUMMARY[name].meaning)}" in page for name in shown)
     assert learning_of(evidence).alone == {"first": 0.5}
 
@@ -148,6 +148,12 @@ def test_references_and_composed_suites_leave_older_stores_as_they_are(tmp_path:
     campaign = CampaignConfig.model_validate({**raw(tmp_path), "references": {"joint": "x"}})
     assert campaign.hash() == CampaignConfig.model_validate(raw(tmp_path)).hash()
     assert "composes" not in campaign.content()["suites"][0]
+
+
+@pytest.mark.parametrize("references", [{"joint": "s3://bucket/a"}, {"alone": ["s3://bucket/a"]}])
+def test_references_are_folders(references: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="s3://bucket/a is an address"):
+        CampaignConfig.model_validate({**raw(tmp_path), "references": references})
 
 
 @pytest.mark.parametrize(
