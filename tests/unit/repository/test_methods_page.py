@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from align.config.replay.draws import DRAWS
 from align.retention import METHODS
 from benchmarks.campaigns import append_result, load_results
 from benchmarks.method_page import FOLDER, Line, lines_at, matched, page, put
@@ -21,6 +22,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_every_registered_method_has_a_row() -> None:
     """A new method of `align.retention.METHODS` gets its row in `benchmarks.method_rows`."""
     assert METHODS.keys() - {row.method for row in ROWS.values()} == set()
+
+
+def test_every_draw_has_a_row() -> None:
+    """Balanced is that of the defaults."""
+    assert DRAWS.keys() - {row.method.removeprefix("draw_") for row in ROWS.values()} == {
+        "balanced"
+    }
 
 
 def run_of(row: str, **changes: Any) -> MethodRun:
