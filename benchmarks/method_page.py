@@ -40,8 +40,8 @@ class Line:
     def values(self, name: str) -> list[float]:
         """Return a figure of every run that has it."""
         figure = FIGURES.get(name, lambda record, _: record.get(name))
-        found = (figure(record, self.results) for record in self.records)
-        return [value for value in found if value is not None]
+        figures = (figure(record, self.results) for record in self.records)
+        return [value for value in figures if value is not None]
 
     def mean(self, name: str) -> float | None:
         """Return a figure's mean over the runs that have it."""

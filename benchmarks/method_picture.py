@@ -31,7 +31,7 @@ def group_of(method: str) -> str:
     """Return the group of a method: the defaults, together with them, a baseline, or by itself."""
     if method == DEFAULT_ROW:
         return "defaults"
-    if method.startswith("ours+") or method in ("agem", f"{DEFAULT_ROW}+lora"):
+    if method.startswith(("ours+", "draw_")) or method in ("agem", f"{DEFAULT_ROW}+lora"):
         return "with the defaults"
     return "baseline" if method in BASELINES else "alone"
 

