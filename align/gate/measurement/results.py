@@ -49,6 +49,12 @@ class ItemResults:
     beside: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Further figures of the whole suite by name, such as an accuracy; no verdict reads them."""
 
+    routes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Adapter of a bank that answered each item; empty without a bank, and where an item has several
+    prompts."""
+    retrieval_s: float | None = field(default=None, compare=False)
+    """Wall time, within ``seconds``, of the retrieval of adapters; None without a bank."""
+
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
         if lengths != {len(set(self.item_ids))} or 0 in lengths:
@@ -96,6 +102,7 @@ class ItemResults:
             "seconds": self.seconds,
             **({"measured_by": dict(self.measured_by)} if self.measured_by else {}),
             **({"beside": dict(self.beside)} if self.beside else {}),
+            **({} if self.retrieval_s is None else {"retrieval_s": self.retrieval_s}),
         }
         table = pa.table(
             {
@@ -109,6 +116,7 @@ class ItemResults:
                         ("prompt", self.prompts),
                         ("answer", self.answers),
                         ("cluster", self.clusters),
+                        ("route", self.routes),
                     )
                     if texts
                 },
@@ -157,6 +165,8 @@ class ItemResults:
                 seconds=header.get("seconds"),
                 measured_by=header.get("measured_by", {}),
                 beside=header.get("beside", {}),
+                routes=tuple(columns.get("route", ())),
+                retrieval_s=header.get("retrieval_s"),
             )
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             raise RunError(

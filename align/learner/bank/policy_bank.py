@@ -1,0 +1,192 @@
+"""Bank of adapters under a policy: those of accepted rounds, frozen, and the one that learns.
+
+A policy is either at a snapshot, whose prompts retrieve among all its adapters, or it learns: then every
+prompt is answered by the increments of the round's own adapter alone, chosen by that adapter's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.algorithms.rows import Row
+from align.bank.bank import ADAPTERS, Bank, KeyedAdapter, is_bank, read_bank, write_keys
+from align.bank.encoder import PolicyEncoder, PromptEncoding, SentenceEncoder
+from align.bank.folder import weights_hash
+from align.bank.keys import train_keys
+from align.bank.router import Queries, Router
+from align.config.policy import BankConfig
+from align.learner.model.adapter import TRAINED, causal_of, reset_adapter, save_adapter
+from align.learner.ranks.sharding import decoder_of
+from rollouts.engines.decoding.gated import AdapterBank
+from rollouts.engines.protocol import BankAdapter, WeightUpdate
+from rollouts.errors import UserError
+from rollouts.types import Mix
+
+PromptIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningAdapter:
+    """Adapter of the round that learns."""
+
+    name: str
+    keys_GPC: Tensor
+
+
+class PolicyBank:
+    """Adapters of a policy and their retrieval.
+
+    Args:
+        model: peft's wrapper of the base, with the adapter `TRAINED`.
+        base: folder of the base.
+    """
+
+    def __init__(self, model: Any, base: Path, config: BankConfig, *, device: torch.device) -> None:
+        self._model, self._config, self._device = model, config, device
+        self._adapters = AdapterBank(model)
+        self._queries = Queries(self._encoder(base))
+        self._base = weights_hash(base)
+        self._bank = self._empty()
+        self._learning: LearningAdapter | None = None
+        self._router = self._router_of(self._bank)
+        self._earlier: dict[Path, Router] = {}
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Keys of the adapter that learns; None at a snapshot."""
+        return None if self._learning is None else self._learning.keys_GPC
+
+    def load(self, folder: Path) -> None:
+        """Be at a snapshot: a bank, or the base alone; the adapter that learns is reset.
+
+        Raises:
+            SnapshotError: the bank cannot be read, or belongs to another base or encoder.
+        """
+        reset_adapter(self._model)
+        self._adapters.release()
+        self._bank, self._learning = self._read(folder), None
+        self._adapters.hold({a.name: a.engine_form for a in self._bank.adapters})
+        self._earlier.clear()
+        self._router = self._router_of(self._bank)
+
+    def begin(self, name: str, prompts: Sequence[PromptIds], seed: int) -> None:
+        """Train the keys of a round on its prompts, and learn an adapter under them from here on.
+
+        Args:
+            seed: of the round, the same for every attempt.
+        """
+        chosen = list(dict.fromkeys(prompts))[: self._config.prompts]
+        keys_GPC = train_keys(
+            self._queries.of(chosen), self._config, seed=seed, old_GOC=self._bank.keys_GPC
+        )
+        self._learning = LearningAdapter(name=name, keys_GPC=keys_GPC)
+        self._adapters.adopt(name, TRAINED, self._config.keys)
+        self.restart()
+
+    def restart(self) -> None:
+        """Retrieve anew, since a checkpoint may have replaced the keys that learn."""
+        if (learning := self._learning) is not None:
+            self._router = self._routes([(learning.name, learning.keys_GPC)])
+
+    def mixes(self, prompts: Sequence[PromptIds]) -> list[Mix]:
+        """Return the adapters that answer each prompt."""
+        return self._router.mixes(prompts)
+
+    def open_gates(self, rows: Sequence[Row]) -> None:
+        """Set the adapters that act on the rows of the passes to come, until they are set again."""
+        self._adapters.open_gates(self.mixes([row.prompt_ids for row in rows]))
+
+    @contextmanager
+    def at(self, folder: Path, rows: Sequence[Row]) -> Iterator[None]:
+        """Answer rows as another snapshot does, within the block."""
+        router = self._earlier.get(folder)
+        if router is None:
+            bank = self._read(folder)
+            named = tuple(
+                replace(adapter, name=f"{folder.name}/{adapter.name}") for adapter in bank.adapters
+            )
+            self._adapters.add({adapter.name: adapter.engine_form for adapter in named})
+            router = self._earlier[folder] = self._router_of(replace(bank, adapters=named))
+        with self._adapters.gated(router.mixes([row.prompt_ids for row in rows])):
+            yield
+
+    def update(self, version: str, folder: Path) -> WeightUpdate:
+        """Return what engines hold: the adapters of the snapshot, or the one that learns.
+
+        Args:
+            folder: gets the adapter that learns, as it is now.
+        """
+        if self._learning is None:
+            adapters = {adapter.name: adapter.engine_form for adapter in self._bank.adapters}
+            return WeightUpdate(version=version, bank=adapters)
+        save_adapter(self._model, folder)
+        adapter = BankAdapter(str(folder.absolute()), self._config.keys)
+        return WeightUpdate(version=version, bank={self._learning.name: adapter})
+
+    def save(self, folder: Path) -> None:
+        """Write the bank so far, with the adapter that learns as its newest."""
+        bank = self._bank
+        if (learning := self._learning) is not None:
+            place = folder / ADAPTERS / learning.name
+            place.parent.mkdir(parents=True)
+            save_adapter(self._model, place)
+            write_keys(place, learning.keys_GPC)
+            newest = KeyedAdapter(name=learning.name, folder=place, keys_GPC=learning.keys_GPC)
+            bank = replace(bank, adapters=(*bank.adapters, newest))
+        bank.write(folder)
+
+    def _encoder(self, base: Path) -> PromptEncoding:
+        if self._config.encoder is not None:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(base)
+            folder = Path(self._config.encoder).expanduser()
+            encoder: PromptEncoding = SentenceEncoder(folder, tokenizer.decode)
+        else:
+            width = int(causal_of(self._model).config.get_text_config().hidden_size)
+            encoder = PolicyEncoder(self._states, weights_hash(base), width)
+        if encoder.identity.width % self._config.groups:
+            raise UserError(
+                f"the encoder gives {encoder.identity.width} numbers, which {self._config.groups} groups "
+                "do not divide",
+                where="policy.bank.groups",
+                remedy=f"set groups to a divisor of {encoder.identity.width}",
+            )
+        return encoder
+
+    def _states(self, tokens_1T: Tensor) -> Tensor:
+        with self._adapters.gated([]):
+            hidden_1TD: Tensor = decoder_of(causal_of(self._model))(
+                input_ids=tokens_1T.to(self._device), use_cache=False
+            ).last_hidden_state
+        return hidden_1TD
+
+    def _empty(self) -> Bank:
+        return Bank(
+            base=self._base,
+            encoder=self._queries.encoder.identity,
+            groups=self._config.groups,
+            top_k=self._config.top_k,
+        )
+
+    def _read(self, folder: Path) -> Bank:
+        if not is_bank(folder):
+            return self._empty()
+        bank = read_bank(folder)
+        encoder = self._queries.encoder.identity
+        bank.check_fit(base=self._base, encoder=encoder, where=str(folder))
+        return bank
+
+    def _router_of(self, bank: Bank) -> Router:
+        return self._routes([(adapter.name, adapter.keys_GPC) for adapter in bank.adapters])
+
+    def _routes(self, keys: Sequence[tuple[str, Tensor]]) -> Router:
+        config = self._config
+        return Router(self._queries, keys, top_k=config.top_k, per_batch=config.mixing == "batch")
