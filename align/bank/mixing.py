@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-EPSILON = 1e-9
-"""Term of the denominator that keeps it above 0."""
+SMALLEST = 1e-9
+"""Smallest sum of similarities that weights are divided by."""
 
 
 def mixing_weights(similarity_BGP: Tensor, top_k: int, *, per_batch: bool = False) -> Tensor:
@@ -31,6 +31,6 @@ def mixing_weights(similarity_BGP: Tensor, top_k: int, *, per_batch: bool = Fals
     nearest = similarity_BP.topk(min(top_k, similarity_BP.shape[1]), dim=-1)
     values_BK = nearest.values.clamp(min=0.0)
     total_B1 = values_BK.sum(-1, keepdim=True)
-    shares_BK = values_BK / (total_B1 + EPSILON)
-    shares_BK[:, 0] = shares_BK[:, 0].where(total_B1[:, 0] > 0, 1.0)
+    shares_BK = values_BK / total_B1.clamp(min=SMALLEST)
+    shares_BK[:, 0] = shares_BK[:, 0].where(total_B1[:, 0] >= SMALLEST, 1.0)
     return similarity_BP.new_zeros(similarity_BP.shape).scatter(-1, nearest.indices, shares_BK)

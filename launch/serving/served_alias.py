@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.gate.evidence import Evidence
+from align.report.export.export import refuse_bank
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -87,6 +88,7 @@ class ServedAlias:
                 where=self._alias,
                 remedy="serve an alias that names a policy, such as production",
             )
+        refuse_bank(stored, self._alias, "--alias")
         if stored.kind == "model":
             return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
         base = self._store.open(self.evidence.base)

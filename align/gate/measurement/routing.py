@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from align.gate.measurement.results import ItemResults
 
 
@@ -15,9 +13,7 @@ def routing_accuracy(results: ItemResults) -> float | None:
     Args:
         results: measurement of a bank; the suite of a round has the round's name.
     """
-    if results.suite not in results.routes:
-        return None
-    return results.routes.count(results.suite) / len(results.routes)
+    return results.routed.get(results.suite)
 
 
 def retrieval_share(results: ItemResults) -> float | None:
@@ -31,8 +27,8 @@ def routing_sentence(results: ItemResults) -> str:
     """Say which adapters answered the items of a suite; empty without a bank that has any."""
     if not set(results.routes) - {"base"}:
         return ""
-    counts = Counter(results.routes).most_common()
-    shares = ", ".join(f"{name} {100 * n / len(results.routes):.0f}%" for name, n in counts)
+    largest_first = sorted(results.routed.items(), key=lambda pair: -pair[1])
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in largest_first)
     sentence = f"answered by the adapters of {shares}"
     if (share := retrieval_share(results)) is not None:
         sentence += f"; retrieval took {100 * share:.1f}% of the time"

@@ -64,7 +64,7 @@ class PolicyBank:
         return None if self._learning is None else self._learning.keys_GPC
 
     def load(self, folder: Path) -> None:
-        """Be at a snapshot: a bank, or the base alone; the adapter that learns is reset.
+        """Move to a snapshot, a bank or the base alone; the adapter that learns is reset.
 
         Raises:
             SnapshotError: the bank cannot be read, or belongs to another base or encoder.

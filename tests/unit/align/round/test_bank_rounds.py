@@ -14,6 +14,7 @@ from align.config.campaign import CampaignConfig
 from align.errors import SnapshotError
 from align.gate.measurement.results import ItemResults
 from align.gate.measurement.routing import retrieval_share, routing_accuracy
+from align.report.status import status_of
 from align.store.snapshots.snapshots import SnapshotStore
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.engines.transformers import TransformersConfig
@@ -113,6 +114,16 @@ def test_measurement_retrieves_by_the_prompt_and_says_which_adapter_answered(ran
     assert 0 < share < 1
     assert any("second on first: answered by the adapters of" in n for n in ran.watcher.notes)
     assert results_of(ran, "second", "second").routes != both.routes
+
+
+def test_status_shows_routing_accuracy_and_the_share_of_retrieval(ran: Ran) -> None:
+    base, first, second = status_of(ran.evidence).matrix
+    assert "routing accuracy" not in base.figures.get("first", {})
+    assert first.figures["first"]["routing accuracy"] == 1.0
+    assert "routing accuracy" not in first.figures["second"]
+    accuracy = routing_accuracy(results_of(ran, "second", "second"))
+    assert second.figures["second"]["routing accuracy"] == accuracy
+    assert 0 < second.figures["second"]["retrieval share"] < 1
 
 
 def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(

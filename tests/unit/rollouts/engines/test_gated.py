@@ -11,6 +11,7 @@ import torch
 from align.data.demo import BASE_MODEL
 from rollouts.engines.protocol import BankAdapter, SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.engines.transformers import TransformersConfig, TransformersEngine
+from rollouts.engines.vllm_bank import IncrementServer, write_increment
 from rollouts.types import Increment, Sampling
 
 RANK, ALPHA = 4, 8.0
@@ -155,3 +156,30 @@ def test_an_update_of_two_kinds_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         engine.sync(WeightUpdate(version="wrong", **update))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_increment_on_its_own_is_what_it_is_within_its_adapter(
+    number: int, engine: TransformersEngine, bank: dict[str, BankAdapter], tmp_path: Path
+) -> None:
+    """Rank 2 and alpha 4 keep the scale of rank 4 and alpha 8; vLLM loads such folders."""
+    write_increment(Path(bank["a"].folder), number, 2, tmp_path / "increment")
+    alone = started()
+    alone.sync(WeightUpdate(version="one", adapter=str(tmp_path / "increment")))
+    (expected,) = score(engine, (Increment("a", number, 1.0),))
+    assert score(alone, None)[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mix", "words"),
+    [
+        ((Increment("a", 0, 0.6), Increment("a", 1, 0.4)), "not a mix of 2"),
+        ((Increment("a", 0, 0.6),), "one adapter for each request"),
+        ((Increment("a", 0, 1.0),), "is not held; adapters: none"),
+    ],
+)
+def test_one_request_of_vllm_has_one_increment(mix: tuple[Increment, ...], words: str) -> None:
+    server = IncrementServer(None)
+    assert server.request_of(()) is None
+    with pytest.raises(ValueError, match=words):
+        server.request_of(mix)
