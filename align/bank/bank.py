@@ -104,6 +104,19 @@ class Bank:
                 remedy="name the encoder that trained the keys, or begin a new store",
             )
 
+    def check_groups(self, groups: int, where: str) -> None:
+        """Refuse keys that are compared in another number of groups.
+
+        Raises:
+            SnapshotError: the bank must not be used here.
+        """
+        if self.groups != groups:
+            raise SnapshotError(
+                f"the bank's keys have {self.groups} groups, and policy.bank.groups is {groups}",
+                where=where,
+                remedy=f"set policy.bank.groups to {self.groups}, or begin a new store",
+            )
+
     def write(self, folder: Path) -> None:
         """Write the bank into a folder, with copies of its adapters' files."""
         entries = []

@@ -7,6 +7,7 @@ which `Learner.begin` returns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 
@@ -122,15 +123,22 @@ class Learner:
         )
         return Training(self, objective, optimizer, num_steps)
 
-    def begin_adapter(self, name: str, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
+    def begin_adapter(
+        self,
+        name: str,
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        superseded: AbstractSet[str] = frozenset(),
+    ) -> None:
         """Learn the round's own adapter of a bank from here on, under keys that its prompts train.
 
         Args:
             name: name of the adapter, the round's.
             prompts: tokens of the round's prompts.
+            superseded: adapters that this one takes the place of.
         """
         assert self.policy.bank is not None, "only a policy with a bank has adapters by name"
-        self.policy.bank.begin(name, prompts, seed)
+        self.policy.bank.begin(name, prompts, seed, superseded)
 
     def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
         """Return the adapters of the bank that answer each prompt under the present weights."""

@@ -117,6 +117,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
+        superseded=frozenset(retired | shared),
         artifacts=earlier_artifacts(spec, parent, evidence),
         repair_prompts=repair_prompts,
     )

@@ -198,7 +198,7 @@ class Session:
             return
         prompts = self.inputs.prompts[plan.spec.name][: bank.prompts]
         encoded = [self.inputs.encoder.encode(prompt) for prompt in prompts]
-        self.learner.begin_adapter(plan.spec.name, encoded, plan.seed)
+        self.learner.begin_adapter(plan.spec.name, encoded, plan.seed, plan.superseded)
 
     @phase("weight sync")
     def hold(self, snapshot: SnapshotId, version: str) -> None:

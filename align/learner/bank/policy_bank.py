@@ -7,6 +7,7 @@ prompt is answered by the increments of the round's own adapter alone, chosen by
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,12 +77,21 @@ class PolicyBank:
         self._earlier.clear()
         self._router = self._router_of(self._bank)
 
-    def begin(self, name: str, prompts: Sequence[PromptIds], seed: int) -> None:
+    def begin(
+        self,
+        name: str,
+        prompts: Sequence[PromptIds],
+        seed: int,
+        superseded: AbstractSet[str] = frozenset(),
+    ) -> None:
         """Train the keys of a round on its prompts, and learn an adapter under them from here on.
 
         Args:
-            seed: of the round, the same for every attempt.
+            seed: seed of the round, the same for every attempt.
+            superseded: adapters that leave the bank, since this one answers their prompts.
         """
+        kept = tuple(adapter for adapter in self._bank.adapters if adapter.name not in superseded)
+        self._bank = replace(self._bank, adapters=kept)
         chosen = list(dict.fromkeys(prompts))[: self._config.prompts]
         keys_GPC = train_keys(
             self._queries.of(chosen), self._config, seed=seed, old_GOC=self._bank.keys_GPC
@@ -182,6 +192,7 @@ class PolicyBank:
         bank = read_bank(folder)
         encoder = self._queries.encoder.identity
         bank.check_fit(base=self._base, encoder=encoder, where=str(folder))
+        bank.check_groups(self._config.groups, str(folder))
         return bank
 
     def _router_of(self, bank: Bank) -> Router:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -256,9 +257,15 @@ class LearnerGroup:
         update: WeightUpdate = self.call("learner", (), "weights", version)
         return update
 
-    def begin_adapter(self, name: str, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
+    def begin_adapter(
+        self,
+        name: str,
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        superseded: AbstractSet[str] = frozenset(),
+    ) -> None:
         """See `Learner.begin_adapter`."""
-        self.call("learner", (), "begin_adapter", name, list(prompts), seed)
+        self.call("learner", (), "begin_adapter", name, list(prompts), seed, superseded)
 
     def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
         """See `Learner.mixes`; the first rank retrieves."""

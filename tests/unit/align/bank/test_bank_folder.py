@@ -108,6 +108,13 @@ def test_a_bank_of_other_weights_is_refused(
         bank.check_fit(base=base, encoder=encoder, where="here")
 
 
+def test_a_bank_of_other_groups_is_refused(tmp_path: Path) -> None:
+    bank = read_bank(bank_in(tmp_path, "first"))
+    bank.check_groups(2, "here")
+    with pytest.raises(SnapshotError, match=r"set policy\.bank\.groups to 2"):
+        bank.check_groups(4, "here")
+
+
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no modules\.json"):
         check_sentence_encoder(tmp_path)

@@ -13,6 +13,7 @@ from align.config.policy import PolicyConfig
 from align.data.demo import BASE_MODEL
 from align.learner.folder.checks import fits_the_keys
 from align.learner.folder.folder import ModelFolder
+from align.learner.folder.sizes import snapshot_bytes, snapshots_bytes
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
 
@@ -114,3 +115,13 @@ def test_an_encoder_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         fits_the_keys(
             ModelFolder(path=BASE_MODEL, policy=policy, device="cpu", backend="transformers")
         )
+
+
+def test_each_bank_is_counted_with_all_adapters_before_it() -> None:
+    """After two accepted rounds three more write banks of three, four and five adapters."""
+    plain = PolicyConfig.model_validate({**POLICY, "bank": None, "lora": {"rank": 8}})
+    banked = PolicyConfig.model_validate(POLICY)
+    adapter = snapshot_bytes(BASE_MODEL, banked)
+    assert adapter == snapshot_bytes(BASE_MODEL, plain), "four increments of rank 2 are a rank of 8"
+    assert snapshots_bytes(BASE_MODEL, banked, 3, 2) == (3 + 4 + 5) * adapter
+    assert snapshots_bytes(BASE_MODEL, plain, 3, 2) == 3 * adapter

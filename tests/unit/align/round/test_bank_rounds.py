@@ -145,6 +145,20 @@ def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
     )
 
 
+@pytest.mark.parametrize("mode", ["add", "override"])
+def test_a_round_with_the_prompts_of_an_earlier_one_takes_its_place(
+    mode: str, tmp_path: Path
+) -> None:
+    """Both adapters would be retrieved by the same prompts, and the earlier one lacks the new reward."""
+    config = bank_campaign(tmp_path)
+    first, second = config.rounds
+    again = second.model_copy(update={"prompts": first.prompts, "mode": mode, "steps": 1})
+    short = config.model_copy(update={"rounds": (first.model_copy(update={"steps": 1}), again)})
+    ran = run(short)
+    assert read_bank(bank_folder(ran, "first")).names == ("first",)
+    assert read_bank(bank_folder(ran, "second")).names == ("second",)
+
+
 def test_a_bank_whose_keys_are_gone_stops_the_next_round(ran: Ran, tmp_path: Path) -> None:
     from shutil import copytree
 
