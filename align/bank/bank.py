@@ -210,9 +210,9 @@ def _read_adapter(folder: Path, bank: Bank, entry: Mapping[str, Any]) -> KeyedAd
     name, count = str(entry["name"]), int(entry["keys"])
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"{name!r} is no name of a round")
-    place = folder / ADAPTERS / name
+    adapter_folder = folder / ADAPTERS / name
     for file in FILES:
-        path = place / file
+        path = adapter_folder / file
         if not path.is_file():
             what = "the keys of this adapter are missing" if file == KEYS else f"{file} is missing"
             raise SnapshotError(
@@ -227,17 +227,17 @@ def _read_adapter(folder: Path, bank: Bank, entry: Mapping[str, Any]) -> KeyedAd
                 where=str(path),
                 remedy="restore it from a backup; nothing was loaded",
             )
-    keys_GPC = load_file(place / KEYS).get("keys")
+    keys_GPC = load_file(adapter_folder / KEYS).get("keys")
     shape = (bank.groups, count, bank.encoder.width // bank.groups)
     if keys_GPC is None or tuple(keys_GPC.shape) != shape or not count:
         actual = "no tensor" if keys_GPC is None else tuple(keys_GPC.shape)
         raise SnapshotError(
             f"the keys are {actual}, and the bank's encoder, groups and keys ask for {shape}",
-            where=str(place / KEYS),
+            where=str(adapter_folder / KEYS),
             cause="they were trained with another encoder or another number of groups",
             remedy="restore the file from a backup",
         )
-    return KeyedAdapter(name=name, folder=place, keys_GPC=keys_GPC)
+    return KeyedAdapter(name=name, folder=adapter_folder, keys_GPC=keys_GPC)
 
 
 def _sha256(path: Path) -> str:

@@ -83,8 +83,8 @@ class Router:
         return tuple(Increment(*self._owners[key], -negated) for negated, key in chosen)
 
 
-def _keep(kept: OrderedDict[PromptIds, Value], key: PromptIds, value: Value) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
+def _keep(values: OrderedDict[PromptIds, Value], key: PromptIds, value: Value) -> None:
+    values[key] = value
+    values.move_to_end(key)
+    while len(values) > KEPT:
+        values.popitem(last=False)

@@ -90,8 +90,10 @@ class PolicyBank:
             seed: seed of the round, the same for every attempt.
             superseded: adapters that leave the bank, since this one answers their prompts.
         """
-        kept = tuple(adapter for adapter in self._bank.adapters if adapter.name not in superseded)
-        self._bank = replace(self._bank, adapters=kept)
+        remaining = tuple(
+            adapter for adapter in self._bank.adapters if adapter.name not in superseded
+        )
+        self._bank = replace(self._bank, adapters=remaining)
         chosen = list(dict.fromkeys(prompts))[: self._config.prompts]
         keys_GPC = train_keys(
             self._queries.of(chosen), self._config, seed=seed, old_GOC=self._bank.keys_GPC
@@ -119,11 +121,11 @@ class PolicyBank:
         router = self._earlier.get(folder)
         if router is None:
             bank = self._read(folder)
-            named = tuple(
+            renamed = tuple(
                 replace(adapter, name=f"{folder.name}/{adapter.name}") for adapter in bank.adapters
             )
-            self._adapters.add({adapter.name: adapter.engine_form for adapter in named})
-            router = self._earlier[folder] = self._router_of(replace(bank, adapters=named))
+            self._adapters.add({adapter.name: adapter.engine_form for adapter in renamed})
+            router = self._earlier[folder] = self._router_of(replace(bank, adapters=renamed))
         with self._adapters.gated(router.mixes([row.prompt_ids for row in rows])):
             yield
 
@@ -144,11 +146,11 @@ class PolicyBank:
         """Write the bank so far, with the adapter that learns as its newest."""
         bank = self._bank
         if (learning := self._learning) is not None:
-            place = folder / ADAPTERS / learning.name
-            place.parent.mkdir(parents=True)
-            save_adapter(self._model, place)
-            write_keys(place, learning.keys_GPC)
-            newest = KeyedAdapter(name=learning.name, folder=place, keys_GPC=learning.keys_GPC)
+            target = folder / ADAPTERS / learning.name
+            target.parent.mkdir(parents=True)
+            save_adapter(self._model, target)
+            write_keys(target, learning.keys_GPC)
+            newest = KeyedAdapter(name=learning.name, folder=target, keys_GPC=learning.keys_GPC)
             bank = replace(bank, adapters=(*bank.adapters, newest))
         bank.write(folder)
 

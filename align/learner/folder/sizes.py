@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -107,14 +107,14 @@ def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
     return FLOAT32 * num_trained(model, policy)
 
 
-def snapshots_bytes(model: Path, policy: PolicyConfig, coming: int, accepted: int) -> int:
+def snapshots_bytes(model: Path, policy: PolicyConfig, coming: int, states: Collection[str]) -> int:
     """Count the bytes of the snapshots to come; each bank has the adapters of all rounds before it.
 
     Args:
         coming: number of rounds to come, each taken for accepted.
-        accepted: number of rounds that were accepted before.
+        states: states of all rounds so far.
     """
-    adapters = coming
+    adapters, accepted = coming, sum(state == "accepted" for state in states)
     if policy.bank is not None:
         adapters = sum(range(accepted + 1, accepted + coming + 1))
     return adapters * snapshot_bytes(model, policy)

@@ -153,9 +153,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
-                snapshots=snapshots_bytes(
-                    inputs.model, config.policy, coming, list(states.values()).count("accepted")
-                ),
+                snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if coming else 0,
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,

@@ -136,8 +136,8 @@ class AdapterBank:
         for row, mix in enumerate(mixes):
             for increment in mix:
                 name = increment.adapter
-                held = name in self._folders or name in self._adopted
-                if not held or not 0 <= increment.number < self._increments[name]:
+                is_known = name in self._folders or name in self._adopted
+                if not is_known or not 0 <= increment.number < self._increments[name]:
                     names = sorted({*self._folders, *self._adopted})
                     raise ValueError(
                         f"increment {increment.number} of adapter {name!r} is not held; adapters: "

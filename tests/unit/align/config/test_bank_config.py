@@ -123,5 +123,6 @@ def test_each_bank_is_counted_with_all_adapters_before_it() -> None:
     banked = PolicyConfig.model_validate(POLICY)
     adapter = snapshot_bytes(BASE_MODEL, banked)
     assert adapter == snapshot_bytes(BASE_MODEL, plain), "four increments of rank 2 are a rank of 8"
-    assert snapshots_bytes(BASE_MODEL, banked, 3, 2) == (3 + 4 + 5) * adapter
-    assert snapshots_bytes(BASE_MODEL, plain, 3, 2) == 3 * adapter
+    states = ["accepted", "rejected", "accepted", "planned"]
+    assert snapshots_bytes(BASE_MODEL, banked, 3, states) == (3 + 4 + 5) * adapter
+    assert snapshots_bytes(BASE_MODEL, plain, 3, states) == 3 * adapter
