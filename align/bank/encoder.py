@@ -30,6 +30,8 @@ class EncoderIdentity:
     """Hash of the folder's weights."""
     width: int
     """Length of a query."""
+    layer: int | None = None
+    """Layer of the base after which hidden states are taken; None: the last, or a folder's own output."""
 
 
 class PromptEncoding(Protocol):
@@ -46,16 +48,19 @@ class PromptEncoding(Protocol):
 
 
 class PolicyEncoder:
-    """Mean over a prompt's positions of the base's last hidden states.
+    """Mean over a prompt's positions of the base's hidden states.
 
     Args:
         states: hidden states, ``1, T, D``, of one prompt's tokens, ``1, T``, under the base alone.
         sha256: hash of the base's weights.
+        layer: layer after which they are taken; None: the last, after its norm.
     """
 
-    def __init__(self, states: Callable[[Tensor], Tensor], sha256: str, width: int) -> None:
+    def __init__(
+        self, states: Callable[[Tensor], Tensor], sha256: str, width: int, layer: int | None
+    ) -> None:
         self._states = states
-        self.identity = EncoderIdentity(kind="policy", sha256=sha256, width=width)
+        self.identity = EncoderIdentity(kind="policy", sha256=sha256, width=width, layer=layer)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
@@ -92,3 +97,27 @@ class SentenceEncoder:
             for prompt in prompts
         ]
         return torch.stack(rows)
+
+
+class _Reached(Exception):
+    """The layer whose states are wanted; the layers above it need not run."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def states_after(decoder: Callable[..., Any], layer: Any, tokens_1T: Tensor) -> Tensor:
+    """Return the hidden states after one layer of a decoder, ``1, T, D``; later layers do not run."""
+
+    def stop(module: Any, inputs: Any, output: Any) -> None:
+        raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        decoder(input_ids=tokens_1T, use_cache=False)
+    except _Reached as reached:
+        return reached.states
+    finally:
+        handle.remove()
+    raise RuntimeError("the decoder did not run the layer whose states are wanted")

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from align.algorithms.rows import Row
 from align.bank.bank import ADAPTERS, Bank, KeyedAdapter, is_bank, read_bank, write_keys
-from align.bank.encoder import PolicyEncoder, PromptEncoding, SentenceEncoder
+from align.bank.encoder import PolicyEncoder, PromptEncoding, SentenceEncoder, states_after
 from align.bank.folder import weights_hash
 from align.bank.keys import train_keys
 from align.bank.router import Queries, Router
 from align.config.policy import BankConfig
 from align.learner.model.adapter import TRAINED, causal_of, reset_adapter, save_adapter
-from align.learner.ranks.sharding import decoder_of
+from align.learner.ranks.sharding import decoder_layers, decoder_of
 from rollouts.engines.decoding.gated import AdapterBank
 from rollouts.engines.protocol import BankAdapter, WeightUpdate
 from rollouts.errors import UserError
@@ -163,7 +163,7 @@ class PolicyBank:
             encoder: PromptEncoding = SentenceEncoder(folder, tokenizer.decode)
         else:
             width = int(causal_of(self._model).config.get_text_config().hidden_size)
-            encoder = PolicyEncoder(self._states, weights_hash(base), width)
+            encoder = PolicyEncoder(self._states, weights_hash(base), width, self._config.layer)
         if encoder.identity.width % self._config.groups:
             raise UserError(
                 f"the encoder gives {encoder.identity.width} numbers, which {self._config.groups} groups "
@@ -174,9 +174,13 @@ class PolicyBank:
         return encoder
 
     def _states(self, tokens_1T: Tensor) -> Tensor:
+        causal, tokens_1T = causal_of(self._model), tokens_1T.to(self._device)
         with self._adapters.gated([]):
-            hidden_1TD: Tensor = decoder_of(causal_of(self._model))(
-                input_ids=tokens_1T.to(self._device), use_cache=False
+            if (number := self._config.layer) is not None:
+                layer = decoder_layers(causal)[number - 1]
+                return states_after(decoder_of(causal), layer, tokens_1T)
+            hidden_1TD: Tensor = decoder_of(causal)(
+                input_ids=tokens_1T, use_cache=False
             ).last_hidden_state
         return hidden_1TD
 
