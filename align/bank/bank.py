@@ -97,10 +97,9 @@ class Bank:
             )
         if self.encoder != encoder:
             raise SnapshotError(
-                f"the bank's keys belong to the encoder {self.encoder.kind} "
-                f"{self.encoder.sha256[:12]}, not to {encoder.kind} {encoder.sha256[:12]}",
+                f"the bank's keys belong to the encoder {self.encoder.label}, not to {encoder.label}",
                 where=where,
-                cause="policy.bank.encoder was changed, or its files were",
+                cause="policy.bank.encoder or policy.bank.layer was changed, or the encoder's files were",
                 remedy="name the encoder that trained the keys, or begin a new store",
             )
 

@@ -33,6 +33,12 @@ class EncoderIdentity:
     layer: int | None = None
     """Layer of the base after which hidden states are taken; None: the last, or a folder's own output."""
 
+    @property
+    def label(self) -> str:
+        """Words that messages name the encoder by."""
+        layer = "" if self.layer is None else f", layer {self.layer}"
+        return f"{self.kind} {self.sha256[:12]}{layer}"
+
 
 class PromptEncoding(Protocol):
     """Map from the tokens of a prompt to a vector."""

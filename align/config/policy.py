@@ -112,9 +112,9 @@ class BankConfig(Settings):
     """Folder of sentence-transformers that prompts are compared by, which needs the extra ``bank``. None:
     the mean of the base's hidden states over the prompt."""
     layer: Annotated[int, Field(ge=1)] | None = 1
-    """Layer of the base after which these hidden states are taken; None: the last, after its norm. Retrieval
-    computes the layers up to it. On the tiny world the states after the first layer tell four rounds apart on
-    every prompt, and the last ones on 69%."""
+    """Layer of the base after which these hidden states are taken; None: the last, after its norm.
+    Retrieval computes the layers up to it. On the tiny world the states after the first layer tell four
+    rounds apart on every prompt, and the last ones on 69%."""
     prompts: Annotated[int, Field(ge=1)] = 512
     """Prompts of a round, from its first, that its keys are trained on."""
     init: Literal["average", "orthogonal"] = "average"

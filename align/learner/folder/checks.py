@@ -57,10 +57,15 @@ def fits_the_keys(folder: ModelFolder) -> None:
     if bank is None:
         return
     if bank.encoder is None:
-        width, whose = (
-            int(folder.config.get_text_config().hidden_size),
-            "the model's hidden states have",
-        )
+        text = folder.config.get_text_config()
+        width, whose = int(text.hidden_size), "the model's hidden states have"
+        layers = int(text.num_hidden_layers)
+        if bank.layer is not None and bank.layer > layers:
+            raise UserError(
+                f"the model has {layers} layers, and prompts are to be encoded by layer {bank.layer}",
+                where="policy.bank.layer",
+                remedy=f"set layer to at most {layers}, or to null for the last",
+            )
     else:
         encoder = Path(bank.encoder).expanduser()
         check_sentence_encoder(encoder)

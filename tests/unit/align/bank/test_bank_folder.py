@@ -96,6 +96,7 @@ def test_a_damaged_bank_is_refused(name: str, words: str, tmp_path: Path) -> Non
     [
         ("c" * 64, ENCODER, "belongs to the base bbbbbbbbbbbb"),
         ("b" * 64, replace(ENCODER, width=16), "keys have 8 numbers, and the encoder gives 16"),
+        ("b" * 64, replace(ENCODER, layer=3), "belong to the encoder policy eeeeeeeeeeee"),
         ("b" * 64, replace(ENCODER, sha256="f" * 64), "belong to the encoder policy eeeeeeeeeeee"),
     ],
 )

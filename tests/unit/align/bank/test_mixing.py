@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.bank.encoder import EncoderIdentity
+from align.bank.encoder import EncoderIdentity, states_after
 from align.bank.mixing import mixing_weights
 from align.bank.router import Queries, Router
+from align.data.demo import BASE_MODEL
 from rollouts.types import Increment
 
 SIMILARITY_BGP = torch.tensor(
@@ -83,3 +84,17 @@ def test_the_heaviest_increment_comes_first() -> None:
 
 def test_without_keys_the_base_answers() -> None:
     assert Router(Queries(Compass()), [], top_k=2).mixes([(0,), ()]) == [(), ()]
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_states_after_a_layer_are_those_of_a_whole_pass(layer: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32)
+    tokens_1T = torch.tensor([[10, 15, 3, 1]])
+    with torch.no_grad():
+        whole = model(input_ids=tokens_1T, output_hidden_states=True).hidden_states[layer]
+        states = states_after(model.get_decoder(), model.model.layers[layer - 1], tokens_1T)
+        again = model(input_ids=tokens_1T, output_hidden_states=True).hidden_states[layer]
+    assert torch.equal(states, whole)
+    assert torch.equal(again, whole), "the layer is left as it was"

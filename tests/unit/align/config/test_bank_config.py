@@ -36,6 +36,7 @@ def bank_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
         ({"policy": {"lora": {"dropout": 0.1}}}, "remove lora.dropout"),
         ({"policy": {"lora": {"serve": "merged"}}}, "set serve to adapter"),
         ({"policy": {"bank": {"keys": 1}}}, "lower top_k or raise keys"),
+        ({"policy": {"bank": {"encoder": "e", "layer": 2}}}, "encoder names a folder"),
         ({"policy": {"ranks": 2}}, "policy.ranks is 2; set it to 1"),
         ({"policy": {"gradient_checkpointing": True}}, "set it to false"),
         ({"rollouts": {"backend": "vllm"}}, "set policy.bank.top_k to 1"),
@@ -107,6 +108,14 @@ def test_groups_that_do_not_divide_the_width_are_refused() -> None:
     fits_the_keys(folder(4))
     with pytest.raises(UserError, match="128 numbers, which 6 groups do not divide"):
         fits_the_keys(folder(6))
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused() -> None:
+    policy = PolicyConfig.model_validate({**POLICY, "bank": {"layer": 40}})
+    with pytest.raises(UserError, match="are to be encoded by layer 40"):
+        fits_the_keys(
+            ModelFolder(path=BASE_MODEL, policy=policy, device="cpu", backend="transformers")
+        )
 
 
 def test_an_encoder_that_is_no_folder_is_refused(tmp_path: Path) -> None:

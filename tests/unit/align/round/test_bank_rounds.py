@@ -114,6 +114,8 @@ def test_measurement_retrieves_by_the_prompt_and_says_which_adapter_answered(ran
     assert 0 < share < 1
     assert any("second on first: answered by the adapters of" in n for n in ran.watcher.notes)
     assert results_of(ran, "second", "second").routes != both.routes
+    accuracies = [routing_accuracy(results_of(ran, "second", name)) for name in ran.candidates]
+    assert min(a for a in accuracies if a is not None) >= 0.9, "the ops are easy to tell apart"
 
 
 def test_status_shows_routing_accuracy_and_the_share_of_retrieval(ran: Ran) -> None:
