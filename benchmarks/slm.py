@@ -306,11 +306,11 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0]
     )
-    options.add_argument("--train", type=int, default=1000, help="rows of each task to learn")
-    options.add_argument("--items", type=int, default=300, help="rows of each task to measure")
-    options.add_argument("--steps", type=int, default=125, help="learner steps of a round")
-    options.add_argument("--batch", type=int, default=16, help="rows of a step")
-    options.add_argument("--chars", type=int, default=300, help="characters of a text")
+    options.add_argument("--train", type=int, default=480, help="rows of each task to learn")
+    options.add_argument("--items", type=int, default=120, help="rows of each task to measure")
+    options.add_argument("--steps", type=int, default=40, help="learner steps of a round")
+    options.add_argument("--batch", type=int, default=12, help="rows of a step")
+    options.add_argument("--chars", type=int, default=200, help="characters of a text")
     options.add_argument("--tokens", type=int, default=6, help="longest answer")
     options.add_argument("--lr", type=float, default=5e-4)
     options.add_argument("--rank", type=int, default=8, help="rank of an adapter or increment")
