@@ -57,7 +57,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "defaults": {"replay": {"past": 0.0, "general": 0.0}, "retention": [{"name": "o_lora"}]}
     },
     "joint": {"defaults": NO_REPLAY},
-    "slm": {"defaults": NO_REPLAY, "policy": {"bank": {}}},
+    "slm": {"defaults": NO_REPLAY, "policy": {"bank": {"keys": 4, "top_k": 2}}},
 }
 """Settings of each row over the same campaign; ``joint`` learns all files in one round."""
 FORGETTING, GAIN = 1.0, 10.0

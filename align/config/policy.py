@@ -97,11 +97,11 @@ class BankConfig(Settings):
     which round it belongs to.
     """
 
-    keys: Annotated[int, Field(ge=1)] = 4
-    """Keys of a round, each with an increment of rank ``policy.lora.rank``."""
-    top_k: Annotated[int, Field(ge=1)] = 2
-    """Increments that answer a prompt, weighted by their similarity. vLLM serves one adapter for each
-    request, so its engines need 1."""
+    keys: Annotated[int, Field(ge=1)] = 1
+    """Keys of a round, each with an increment of rank ``policy.lora.rank``. The paper takes 4."""
+    top_k: Annotated[int, Field(ge=1)] = 1
+    """Increments that answer a prompt, weighted by their similarity; the paper takes 2 or 4. vLLM serves
+    one adapter for each request, so its engines need 1."""
     groups: Annotated[int, Field(ge=1)] = 4
     """Groups of features in which prompts and keys are compared; divides the encoder's width. The paper
     takes 6 of 768 features."""

@@ -13,21 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
 from align.bank.bank import ADAPTERS, Bank, KeyedAdapter, is_bank, read_bank, write_keys
-from align.bank.encoder import PolicyEncoder, PromptEncoding, SentenceEncoder, states_after
 from align.bank.folder import weights_hash
 from align.bank.keys import train_keys
 from align.bank.router import Queries, Router
 from align.config.policy import BankConfig
+from align.learner.bank.encoding import encoder_of
 from align.learner.model.adapter import TRAINED, causal_of, reset_adapter, save_adapter
-from align.learner.ranks.sharding import decoder_layers, decoder_of
 from rollouts.engines.decoding.gated import AdapterBank
 from rollouts.engines.protocol import BankAdapter, WeightUpdate
-from rollouts.errors import UserError
 from rollouts.types import Mix
 
 PromptIds = tuple[int, ...]
@@ -49,10 +46,13 @@ class PolicyBank:
         base: folder of the base.
     """
 
-    def __init__(self, model: Any, base: Path, config: BankConfig, *, device: torch.device) -> None:
-        self._model, self._config, self._device = model, config, device
+    def __init__(self, model: Any, base: Path, config: BankConfig) -> None:
+        self._model, self._config = model, config
         self._adapters = AdapterBank(model)
-        self._queries = Queries(self._encoder(base))
+        encoder = encoder_of(
+            config, causal_of(model), base, resting=lambda: self._adapters.gated([])
+        )
+        self._queries = Queries(encoder)
         self._base = weights_hash(base)
         self._bank = self._empty()
         self._learning: LearningAdapter | None = None
@@ -153,36 +153,6 @@ class PolicyBank:
             newest = KeyedAdapter(name=learning.name, folder=target, keys_GPC=learning.keys_GPC)
             bank = replace(bank, adapters=(*bank.adapters, newest))
         bank.write(folder)
-
-    def _encoder(self, base: Path) -> PromptEncoding:
-        if self._config.encoder is not None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            folder = Path(self._config.encoder).expanduser()
-            encoder: PromptEncoding = SentenceEncoder(folder, tokenizer.decode)
-        else:
-            width = int(causal_of(self._model).config.get_text_config().hidden_size)
-            encoder = PolicyEncoder(self._states, weights_hash(base), width, self._config.layer)
-        if encoder.identity.width % self._config.groups:
-            raise UserError(
-                f"the encoder gives {encoder.identity.width} numbers, which {self._config.groups} groups "
-                "do not divide",
-                where="policy.bank.groups",
-                remedy=f"set groups to a divisor of {encoder.identity.width}",
-            )
-        return encoder
-
-    def _states(self, tokens_1T: Tensor) -> Tensor:
-        causal, tokens_1T = causal_of(self._model), tokens_1T.to(self._device)
-        with self._adapters.gated([]):
-            if (number := self._config.layer) is not None:
-                layer = decoder_layers(causal)[number - 1]
-                return states_after(decoder_of(causal), layer, tokens_1T)
-            hidden_1TD: Tensor = decoder_of(causal)(
-                input_ids=tokens_1T, use_cache=False
-            ).last_hidden_state
-        return hidden_1TD
 
     def _empty(self) -> Bank:
         return Bank(

@@ -137,7 +137,7 @@ class Policy:
         if config.bank is not None:
             # Rows keep to themselves, since each has adapters of its own.
             causal_of(self.model).set_attn_implementation("sdpa")
-            self.bank = PolicyBank(self.model, base, config.bank, device=device)
+            self.bank = PolicyBank(self.model, base, config.bank)
 
     def load(self, folder: Path) -> None:
         """Load the weights of a snapshot.

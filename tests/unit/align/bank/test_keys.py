@@ -86,7 +86,7 @@ def prompts_around(direction: int, count: int = 40) -> torch.Tensor:
 @pytest.mark.parametrize("init", ["average", "orthogonal"])
 def test_trained_keys_come_nearer_to_their_prompts(init: str) -> None:
     queries = prompts_around(1)
-    settings = {"keys": 2, "groups": 2, "init": init, "lr": 0.05}
+    settings = {"keys": 2, "top_k": 2, "groups": 2, "init": init, "lr": 0.05}
     before, after = (
         train_keys(queries, BankConfig.model_validate({**settings, "epochs": n}), seed=3)
         for n in (0, 6)
@@ -97,11 +97,11 @@ def test_trained_keys_come_nearer_to_their_prompts(init: str) -> None:
 
 
 def test_the_centrifugal_term_pushes_new_keys_off_earlier_ones() -> None:
-    old = train_keys(prompts_around(1), BankConfig(keys=2, groups=2), seed=0)
+    old = train_keys(prompts_around(1), BankConfig(keys=2, top_k=2, groups=2), seed=0)
     near, far = (
         train_keys(
             prompts_around(2),
-            BankConfig(keys=2, groups=2, lr=0.05, centrifugal=weight),
+            BankConfig(keys=2, top_k=2, groups=2, lr=0.05, centrifugal=weight),
             seed=0,
             old_GOC=old,
         )

@@ -17,7 +17,11 @@ from align.learner.folder.sizes import snapshot_bytes, snapshots_bytes
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
 
-POLICY: dict[str, Any] = {"model": "demo://digits", "lora": {"rank": 2}, "bank": {}}
+POLICY: dict[str, Any] = {
+    "model": "demo://digits",
+    "lora": {"rank": 2},
+    "bank": {"keys": 4, "top_k": 2},
+}
 BACKEND = {"backend": "transformers"}
 
 
