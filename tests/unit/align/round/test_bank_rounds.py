@@ -147,12 +147,12 @@ def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
     )
 
 
-@pytest.mark.parametrize("mode", ["add", "override"])
+@pytest.mark.parametrize(("mode", "mixing"), [("add", "example"), ("override", "batch")])
 def test_a_round_with_the_prompts_of_an_earlier_one_takes_its_place(
-    mode: str, tmp_path: Path
+    mode: str, mixing: str, tmp_path: Path
 ) -> None:
     """Both adapters would be retrieved by the same prompts, and the earlier one lacks the new reward."""
-    config = bank_campaign(tmp_path)
+    config = bank_campaign(tmp_path, mixing=mixing)
     first, second = config.rounds
     again = second.model_copy(update={"prompts": first.prompts, "mode": mode, "steps": 1})
     short = config.model_copy(update={"rounds": (first.model_copy(update={"steps": 1}), again)})

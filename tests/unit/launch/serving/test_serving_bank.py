@@ -34,9 +34,9 @@ PINNED = "digits@0"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> CampaignConfig:
     policy = {"model": "demo://digits", "lora": {"rank": 2}, "bank": {"keys": 2}}
-    return CampaignConfig.model_validate(
-        raw_campaign(tmp_path_factory.mktemp("campaign"), policy=policy)
-    )
+    raw = raw_campaign(tmp_path_factory.mktemp("campaign"), policy=policy)
+    raw["defaults"]["replay"] = {"past": 0.0}
+    return CampaignConfig.model_validate(raw)
 
 
 @pytest.fixture(scope="module")
