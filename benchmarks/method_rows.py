@@ -197,6 +197,16 @@ ADAPTERS = (
         wave=1,
     ),
     MethodRow(method="kl_anchors+lora", policy=ADAPTER, wave=1),
+    *(
+        MethodRow(
+            method="bank",
+            strength=f"keys={keys}",
+            defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS},
+            policy={**ADAPTER, "bank": {"keys": keys, "top_k": min(keys, 2)}},
+            wave=int(keys > 1),
+        )
+        for keys in (1, 4)
+    ),
 )
 
 _SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(method))

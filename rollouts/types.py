@@ -79,6 +79,21 @@ class WeightSpan(NamedTuple):
     end: int
 
 
+class Increment(NamedTuple):
+    """One low-rank increment of an adapter, and the weight that it has in an answer."""
+
+    adapter: str
+    """Name of the adapter, as the last weight update gave it."""
+    number: int
+    """Position of the increment within its adapter, from 0."""
+    weight: float
+    """Factor of the increment, which is added to the base's weights."""
+
+
+Mix = tuple[Increment, ...]
+"""Increments that act together on one prompt; none leaves the base alone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """One sampled answer. ``logprobs_T`` are nats under the true sampling distribution."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.gate.evidence import Evidence
-from align.report.export.export import find
+from align.report.export.export import find, refuse_bank
 from rollouts.errors import UserError
 
 
@@ -18,7 +18,7 @@ def policy_of(evidence: Evidence, name: str, options: dict[str, Any]) -> tuple[A
         options: arguments of ``from_pretrained``.
 
     Raises:
-        UserError: there is no such snapshot, or it is a reward model.
+        UserError: there is no such snapshot, or it is a reward model or a bank.
         SnapshotError: it is missing or damaged.
     """
     snapshots, trusted = evidence.store.snapshots, evidence.config.policy.trust_remote_code
@@ -30,6 +30,7 @@ def policy_of(evidence: Evidence, name: str, options: dict[str, Any]) -> tuple[A
             remedy="load it with transformers.AutoModelForSequenceClassification.from_pretrained("
             f"{str(snapshot.path)!r})",
         )
+    refuse_bank(snapshot, name, "snapshot")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = snapshot.path if snapshot.kind == "model" else snapshots.open(evidence.base).path

@@ -43,6 +43,7 @@ from align.config.replay.replay import ReplayConfig
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,
+    check_bank,
     check_composed,
     check_draw,
     check_dropout,
@@ -383,6 +384,7 @@ class CampaignConfig(StoreSettings):
                     f"rounds.{index}.anchors: only past prompts have an owner; "
                     "use parent or base for new and general prompts"
                 )
+        check_bank(self)
         check_composed(self.suites, [spec.name for spec in self.rounds])
         check_schedules(self.rounds, [s.name for s in self.suites])
         return self
@@ -415,6 +417,8 @@ class CampaignConfig(StoreSettings):
             settings["hacking"] = as_stored(settings["hacking"])
             if not settings["replay"]["examples"]:
                 del settings["replay"]["examples"]
+        if content["policy"]["bank"] is None:
+            del content["policy"]["bank"]
         # So it is with settings of suites that are younger than they are.
         for suite in content["suites"]:
             for young in ("calibration", "composes"):

@@ -90,6 +90,61 @@ class LoraConfig(Settings):
         return self
 
 
+class BankConfig(Settings):
+    """Bank of adapters: each round trains one of its own, and prompts retrieve them by their keys.
+
+    SLM, Peng et al. 2024: arXiv 2404.07470. The base stays frozen, nothing is replayed, and no prompt says
+    which round it belongs to.
+    """
+
+    keys: Annotated[int, Field(ge=1)] = 1
+    """Keys of a round, each with an increment of rank ``policy.lora.rank``. The paper takes 4."""
+    top_k: Annotated[int, Field(ge=1)] = 1
+    """Increments that answer a prompt, weighted by their similarity; the paper takes 2 or 4. vLLM serves
+    one adapter for each request, so its engines need 1."""
+    groups: Annotated[int, Field(ge=1)] = 4
+    """Groups of features in which prompts and keys are compared; divides the encoder's width. The paper
+    takes 6 of 768 features."""
+    mixing: Literal["example", "batch"] = "example"
+    """Prompts that share their choice of increments. ``example``: each has its own; ``batch``: those that
+    are asked together have one, as in the code released with the paper."""
+    encoder: InputPath | None = None
+    """Folder of sentence-transformers that prompts are compared by, which needs the extra ``bank``. None:
+    the mean of the base's hidden states over the prompt."""
+    layer: Annotated[int, Field(ge=1)] | None = 1
+    """Layer of the base after which these hidden states are taken; None: the last, after its norm.
+    Retrieval computes the layers up to it. On the tiny world the states after the first layer tell four
+    rounds apart on every prompt, and the last ones on 69%."""
+    prompts: Annotated[int, Field(ge=1)] = 512
+    """Prompts of a round, from its first, that its keys are trained on."""
+    init: Literal["average", "orthogonal"] = "average"
+    """Beginning of the keys: means of the round's prompts, or random orthogonal vectors."""
+    mask: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Probability that a key is passed over in one step of its training."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over the prompts that train the keys; 0 keeps their beginning."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate of the keys."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Prompts of one step of the keys."""
+    centrifugal: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a term that pushes new keys away from those of earlier rounds."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.encoder is not None and self.changed("layer"):
+            raise ValueError(
+                f"layer is {self.layer} and encoder names a folder, which is asked instead of the base; "
+                "remove one"
+            )
+        if self.top_k > self.keys:
+            raise ValueError(
+                f"top_k is {self.top_k} and a round has {self.keys} keys: a round learns with its own "
+                "keys alone; lower top_k or raise keys"
+            )
+        return self
+
+
 class PolicyConfig(Settings):
     """Model that is aligned, its precision, adapter and chat template."""
 
@@ -97,6 +152,8 @@ class PolicyConfig(Settings):
     """Base model: ``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
     lora: LoraConfig | None = None
     """Adapter that is trained; None trains all weights."""
+    bank: BankConfig | None = None
+    """Bank of adapters, one for each round, that prompts retrieve; None: one policy for all rounds."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the engines and of the learner's matrix products; master weights stay in float32.
     ``auto``: bfloat16 if the GPU or the processor has instructions for it, else float32. The machine that
@@ -136,9 +193,47 @@ class PolicyConfig(Settings):
     """Resources that each of several ``ranks`` reserves; a learner of one rank runs in the driver, which
     reserves nothing."""
 
+    @model_validator(mode="after")
+    def _bank_of_adapters(self) -> Self:
+        if self.bank is None:
+            return self
+        if self.lora is None:
+            raise ValueError(
+                "bank holds adapters, and lora is not set, so all weights would be trained; set lora, "
+                "such as {rank: 8}, or remove bank"
+            )
+        for name, unfit in (
+            ("merge", self.lora.merge),
+            ("dora", self.lora.dora),
+            ("dropout", bool(self.lora.dropout)),
+        ):
+            if unfit:
+                raise ValueError(
+                    f"bank mixes plain low-rank updates over a frozen base, which lora.{name} does not "
+                    f"leave; remove lora.{name}, or bank"
+                )
+        if self.lora.serve == "merged":
+            raise ValueError(
+                "bank holds several adapters in one engine, and lora.serve is merged; set serve to "
+                "adapter, or remove it"
+            )
+        return self
+
     @property
-    def snapshot_kind(self) -> Literal["model", "adapter"]:
+    def adapter(self) -> LoraConfig | None:
+        """Adapter that is trained, as peft has it: that of a bank joins the increments of a round."""
+        if self.lora is None or self.bank is None:
+            return self.lora
+        # peft divides alpha by the joint rank, or by its root; each increment keeps its own scale.
+        count = self.bank.keys
+        alpha = self.lora.alpha * (count**0.5 if self.lora.rslora else count)
+        return self.lora.model_copy(update={"rank": self.lora.rank * count, "alpha": alpha})
+
+    @property
+    def snapshot_kind(self) -> Literal["model", "adapter", "bank"]:
         """Kind of snapshot that a round writes."""
+        if self.bank is not None:
+            return "bank"
         return "model" if self.lora is None or self.lora.merge else "adapter"
 
     @property
@@ -156,6 +251,7 @@ class PolicyConfig(Settings):
         lora = self.lora
         if lora is not None and lora.serve == "auto":
             chosen = "merged" if lora.needs_merging else serve
+            chosen = "adapter" if self.bank is not None else chosen
             lora = lora.model_copy(update={"serve": chosen})
         resolved = dtype if self.dtype == "auto" else self.dtype
         return self.model_copy(update={"dtype": resolved, "lora": lora})

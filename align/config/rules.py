@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from rollouts.errors import nearest
 
 if TYPE_CHECKING:
-    from align.config.campaign import RoundConfig, RoundSettings
+    from align.config.campaign import CampaignConfig, RoundConfig, RoundSettings
     from align.config.gate import SuiteConfig
-    from align.config.policy import PolicyConfig
+    from align.config.policy import BankConfig, PolicyConfig
 
 
 SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
@@ -274,3 +274,79 @@ def _sampled(spec: RoundConfig, source: str) -> bool:
     if source == "new":
         return spec.algorithm.material == "rollouts"
     return source == "past" or spec.replay.general_answers == "sampled"
+
+
+def check_bank(config: CampaignConfig) -> None:
+    """Refuse settings that make no sense beside a bank.
+
+    Raises:
+        ValueError: the first of them, with what to set.
+    """
+    policy, bank = config.policy, config.policy.bank
+    if bank is None:
+        return
+    if config.rollouts.backend == "vllm" and bank.top_k > 1:
+        raise ValueError(
+            f"policy.bank.top_k: {bank.top_k} increments mix for each prompt, and vLLM serves one adapter "
+            "for each request; set policy.bank.top_k to 1, or rollouts.backend to transformers"
+        )
+    if policy.ranks > 1:
+        raise ValueError(
+            f"policy.bank: a bank is trained on one rank, and policy.ranks is {policy.ranks}; set it to 1"
+        )
+    if policy.gradient_checkpointing:
+        raise ValueError(
+            "policy.bank: gradient_checkpointing computes layers again when other adapters may act; set "
+            "it to false"
+        )
+    for index, spec in enumerate(config.rounds):
+        _check_bank_round(spec, f"rounds.{index}", bank)
+
+
+def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
+    if spec.algorithm.makes != "policy":
+        return
+    if not spec.algorithm.learns_here:
+        raise ValueError(
+            f"{where}.algorithm: {spec.algorithm.name} trains elsewhere, and an adapter of a bank needs "
+            "keys that Keel trains; choose another algorithm, or remove policy.bank"
+        )
+    if spec.algorithm.material == "texts":
+        raise ValueError(
+            f"{where}.algorithm: {spec.algorithm.name} learns from texts, which have no prompt to retrieve "
+            "an adapter by; choose another algorithm, or remove policy.bank"
+        )
+    replays = {
+        "past": spec.replay.past > 0 and spec.replay.changed("past") is not None,
+        "rewards": spec.replay.rewards,
+        "examples": spec.replay.examples > 0,
+    }
+    if name := next((name for name, replayed in replays.items() if replayed), None):
+        raise ValueError(
+            f"{where}.replay.{name}: earlier rounds keep their own adapters in a bank, so nothing of them "
+            f"is replayed; remove {name}"
+        )
+    for method in spec.retention:
+        if method.name != "kl_anchors":
+            raise ValueError(
+                f"{where}.retention: {method.name} holds weights to those of earlier rounds, and in a bank "
+                "each round has an adapter of its own over a frozen base; use kl_anchors, whose parent is "
+                "the base there, or remove policy.bank"
+            )
+    for rung in ("interpolate", "distil"):
+        if getattr(spec.repair, rung) is not None:
+            raise ValueError(
+                f"{where}.repair.{rung}: a bank's round changes nothing that earlier rounds taught, so "
+                f"there is nothing to repair that way; set {rung} to false"
+            )
+    if spec.sampling.in_flight:
+        raise ValueError(
+            f"{where}.sampling: in_flight is on and engines serve adapters of a bank: a request that runs "
+            "keeps its adapter; set in_flight to false"
+        )
+    if bank.mixing == "batch" and spec.sampling.max_staleness:
+        raise ValueError(
+            f"{where}.sampling.max_staleness: under policy.bank.mixing: batch a prompt's adapters depend "
+            "on those it is asked with, so samples may not be drawn ahead; set max_staleness to 0, or "
+            "mixing to example"
+        )

@@ -7,6 +7,7 @@ which `Learner.begin` returns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from align.learner.teachers.slow_teacher import SlowTeacher
 from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
-from rollouts.types import SnapshotId
+from rollouts.types import Mix, SnapshotId
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest allowed |engine - learner| logprob, in nats."""
@@ -102,7 +103,7 @@ class Learner:
         optimizer = make_optimizer(self.policy.parameters(), spec.optimizer)
         critic: Critic | None = None
         if (critic_config := spec.algorithm.critic_config) is not None:
-            adapters = self.policy.config.snapshot_kind == "adapter"
+            adapters = self.policy.config.snapshot_kind != "model"
             full = self._base if adapters else self._folder_of(references.parent)
             critic = make_critic(critic_config, self.policy, full)
             add_group(optimizer, critic.parameters(), critic_config.lr)
@@ -121,6 +122,27 @@ class Learner:
             slow_teacher=slow_teacher,
         )
         return Training(self, objective, optimizer, num_steps)
+
+    def begin_adapter(
+        self,
+        name: str,
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        superseded: AbstractSet[str] = frozenset(),
+    ) -> None:
+        """Learn the round's own adapter of a bank from here on, under keys that its prompts train.
+
+        Args:
+            name: name of the adapter, the round's.
+            prompts: tokens of the round's prompts.
+            superseded: adapters that this one takes the place of.
+        """
+        assert self.policy.bank is not None, "only a policy with a bank has adapters by name"
+        self.policy.bank.begin(name, prompts, seed, superseded)
+
+    def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
+        """Return the adapters of the bank that answer each prompt under the present weights."""
+        return [()] * len(prompts) if self.policy.bank is None else self.policy.bank.mixes(prompts)
 
     def _make_penalties(
         self, spec: RoundSettings, references: References, seed: int, make: MakePenalties
@@ -180,6 +202,7 @@ class Learner:
     def completion_logprobs(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """Return each row's completion logprobs at temperature 1: the learner's half of a probe."""
         micro = to_tensors(rows).to(self.device)
+        self.policy.open_gates(micro.rows)
         with self.policy.passing(learns=False):
             outputs = completion_outputs(
                 self.policy.model, micro, dtype=self.policy.dtype, temperature=1.0

@@ -48,6 +48,9 @@ class References:
     """Accepted rounds by name."""
     toward: Toward | None = None
     """Point that the policy begins at; None: the parent."""
+    over_base: bool = False
+    """True if the round learns over the base alone, as an adapter of a bank does: its parent, as anchors
+    and references name it, is the base."""
 
     def resolve(self, to: str, row: Row) -> SnapshotId:
         """Return the snapshot that ``to`` means for this row; a model folder stands for itself."""
@@ -62,7 +65,7 @@ class References:
             return self.rounds[to.removeprefix("round:")]
         if to.startswith(MODEL):
             return to
-        return self.base if to == "base" else self.parent
+        return self.base if to == "base" or self.over_base else self.parent
 
 
 class ReferenceModels:
@@ -81,6 +84,12 @@ class ReferenceModels:
     @torch.no_grad()
     def outputs(self, snapshot: SnapshotId, micro: MicroBatch, temperature: float) -> Outputs:
         """Run the snapshot over the completion tokens, without gradient."""
+        bank = self._policy.bank
+        if bank is not None and not snapshot.startswith(MODEL):
+            with bank.at(self._folder_of(snapshot), micro.rows):
+                return completion_outputs(
+                    self._policy.model, micro, dtype=self._policy.dtype, temperature=temperature
+                )
         if self._policy.config.snapshot_kind == "adapter" and not snapshot.startswith(MODEL):
             return self._adapter_outputs(snapshot, micro, temperature)
         return completion_outputs(

@@ -73,6 +73,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Metrics = dict[str, float]
+KEYS = "bank.keys"
+"""Name of the keys of a bank's adapter among the weights of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +140,7 @@ class Objective:
 
     def outputs(self, micro: MicroBatch) -> Outputs:
         """Run the policy, under the temperature that completions are drawn with."""
+        self.policy.open_gates(micro.rows)
         return completion_outputs(
             self.policy.model,
             micro,
@@ -178,7 +181,7 @@ class Objective:
             # Several may name one snapshot, as the parent and the last round do.
             weights[self.references.resolve(term.to, row)] += term.beta
         if not weights:
-            return ((self.references.parent, 1.0),)
+            return ((self.references.named("parent"), 1.0),)
         total = sum(weights.values())
         return tuple((snapshot, weight / total) for snapshot, weight in weights.items())
 
@@ -518,12 +521,16 @@ class Training:
             self.steps = checkpoint.counters["steps"]
             self.skipped = checkpoint.counters["skipped"]
             self.learner.fresh = False
+            if self.learner.policy.bank is not None:
+                self.learner.policy.bank.restart()
         return checkpoint
 
     def state(self) -> TrainingState:
         """Return everything that changes while this rank learns, for checkpoints."""
         policy, teacher = self.learner.policy, self.objective.slow_teacher
         weights = {f"{WEIGHTS}{n}": local(p) for n, p in policy.named_parameters().items()}
+        if policy.bank is not None and (keys_GPC := policy.bank.keys) is not None:
+            weights[f"{WEIGHTS}{KEYS}"] = keys_GPC
         if self.critic is not None:
             weights |= {f"{CRITIC}{n}": t for n, t in self.critic.named_tensors().items()}
         if teacher is not None:

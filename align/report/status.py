@@ -12,7 +12,7 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
-from align.gate.measurement.results import measured_figures
+from align.gate.measurement.results import measured_figures, measured_routing
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
 from align.report.summary_numbers import summary_of
@@ -167,4 +167,9 @@ def figures_of(evidence: Evidence, snapshot: SnapshotId) -> dict[str, dict[str, 
         if record.suite in kinds and kinds[record.suite].has_figures and record.suite not in sealed
     }
     figures = {suite: measured_figures(path) for suite, path in files.items()}
+    if config.policy.bank is not None:
+        for record in evidence.ledger.evaluations(snapshot):
+            if record.suite in kinds and record.suite not in sealed:
+                routing = measured_routing(evidence.folder / record.path)
+                figures[record.suite] = {**figures.get(record.suite, {}), **routing}
     return {suite: values for suite, values in figures.items() if values}

@@ -93,7 +93,7 @@ def measure_drift(
     for group in groups:
         prompt = group.prompt
         name, anchor = {
-            "new": ("K_new", references.parent),
+            "new": ("K_new", references.named("parent")),
             "past": (f"K_old/{prompt.round}", prompt.owner or references.base),
             "general": ("K_gen", references.base),
         }[prompt.source]

@@ -32,6 +32,9 @@ class RoundPlan:
     the method's name."""
     origin: Origin | None = None
     """Repair that makes another candidate of the round; None: this is the round itself."""
+    superseded: frozenset[str] = frozenset()
+    """Earlier rounds that ask the same prompts or were overridden: in a bank this round's adapter takes
+    their place."""
     repair_prompts: ReplayBuffer | None = None
     """Prompts that repairs may ask for, of all rounds that the gate looks at; None: of what is replayed."""
 

@@ -68,7 +68,8 @@ def plan_round(
     retired = evidence.retired((*accepted, spec.name))
     rounds = {s.name: s for s in session.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in rounds.items() if earlier.asks == spec.asks}
-    owning = owners(rounds, shared)
+    in_bank = session.config.policy.bank is not None
+    owning = [] if in_bank else owners(rounds, shared)
     replayed = evidence.look_back(spec.name, "replay", owning).kept
     looked_at = evidence.look_back(spec.name, "gate").kept
     needed = [name for name in owning if name in replayed or name in looked_at]
@@ -93,7 +94,7 @@ def plan_round(
         index=index,
         attempt=attempt,
         spec=spec,
-        references=References(base=session.base, parent=parent, rounds=accepted),
+        references=References(base=session.base, parent=parent, rounds=accepted, over_base=in_bank),
         mixture=Mixture(
             new=PromptStream(inputs.prompts[spec.name], seed),
             past=past,
@@ -116,6 +117,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
+        superseded=frozenset(retired | shared),
         artifacts=earlier_artifacts(spec, parent, evidence),
         repair_prompts=repair_prompts,
     )

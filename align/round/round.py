@@ -104,7 +104,8 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
 def publish(plan: RoundPlan, session: Session) -> SnapshotId:
     """Prove that the engines hold the final weights, then make them a snapshot.
 
-    A snapshot in lower precision is read back, so that what is measured is what was published.
+    A snapshot in lower precision is read back, so that what is measured is what was published; so is a
+    bank, in which prompts then retrieve among all adapters.
     """
     policy = session.config.policy
     prove(plan, session)
@@ -115,7 +116,7 @@ def publish(plan: RoundPlan, session: Session) -> SnapshotId:
         session.write_snapshot, session.provenance(plan), code=policy.trust_remote_code
     )
     session.ledger.record_snapshot(snapshot)
-    if policy.may_round:
+    if policy.may_round or policy.bank is not None:
         session.hold(snapshot.id, f"{plan.run}/published")
         prove(plan, session)
     return snapshot.id

@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from align.bank.routed import RoutedEngine
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.gate.measurement.progress import SuiteProgress
@@ -187,7 +188,17 @@ class Session:
             seed=plan.seed,
             penalties=penalties,
         )
+        self._begin_adapter(plan)
         return self.training
+
+    def _begin_adapter(self, plan: RoundPlan) -> None:
+        """Open the round's adapter of a bank, if the campaign has one."""
+        bank = self.config.policy.bank
+        if bank is None:
+            return
+        prompts = self.inputs.prompts[plan.spec.name][: bank.prompts]
+        encoded = [self.inputs.encoder.encode(prompt) for prompt in prompts]
+        self.learner.begin_adapter(plan.spec.name, encoded, plan.seed, plan.superseded)
 
     @phase("weight sync")
     def hold(self, snapshot: SnapshotId, version: str) -> None:
@@ -295,6 +306,8 @@ def open_session(
             with phase("start-up"):  # Waits until the engines are up.
                 engine.sync(learner.weights("base"))
             claim.confirm_base()
+        if claim.evidence.config.policy.bank is not None:
+            engine = RoutedEngine(engine, learner.mixes)
         yield Session(
             engine=engine,
             learner=learner,

@@ -122,6 +122,7 @@ def engine_spec(config: CampaignConfig, model: Path, context: int) -> EngineSpec
         threads=engines.threads,
         lora_rank=adapter.rank if adapter else None,
         lora_targets=served_targets(model, policy) if adapter else LINEAR_LAYERS,
+        bank_increments=policy.bank.keys * len(config.rounds) if policy.bank else None,
         trust_remote_code=policy.trust_remote_code,
         seed=config.seed,
     )

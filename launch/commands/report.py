@@ -79,3 +79,7 @@ def export(
         typer.echo(
             f"  an adapter: load it over its base, {base}, or export a whole model with --merge"
         )
+    if written.kind == "bank":
+        typer.echo(
+            f"  a bank: each folder of adapters/ is a peft adapter over {config.policy.model}"
+        )

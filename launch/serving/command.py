@@ -10,8 +10,9 @@ from typing import Literal
 
 from align.config.campaign import CampaignConfig
 from launch.cluster.cluster import is_secret
+from launch.serving.bank import ServedBank, base_name
 from launch.serving.served_alias import ServedSnapshot
-from rollouts.engines.vllm import engine_environment, served_rank
+from rollouts.engines.vllm import MAX_LORAS, engine_environment, served_rank
 from rollouts.errors import UserError
 
 Device = Literal["cpu", "cuda"]
@@ -80,6 +81,8 @@ def vllm_arguments(
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(cache)]
     else:
         arguments += ["--gpu-memory-utilization", f"{gpu_memory_utilization:g}"]
+    if target.bank is not None:
+        return [*arguments, *_bank_arguments(target.bank, target.pinned)]
     if target.adapter is None:
         return [*arguments, "--served-model-name", *names]
     adapter = target.adapter
@@ -87,6 +90,19 @@ def vllm_arguments(
     arguments += ["--served-model-name", f"base-of-{target.pinned}"]
     arguments += ["--enable-lora", "--max-lora-rank", str(served_rank(adapter.rank))]
     arguments += ["--lora-target-modules", *adapter.targets]
+    return [*arguments, "--lora-modules", *modules]
+
+
+def _bank_arguments(bank: ServedBank, pinned: str) -> list[str]:
+    """Return the arguments for the increments of a bank; one without adapters is its base."""
+    arguments = ["--served-model-name", base_name(pinned)]
+    if not bank.modules:
+        return arguments
+    count = len(bank.modules)
+    arguments += ["--enable-lora", "--max-lora-rank", str(served_rank(bank.rank))]
+    arguments += ["--max-loras", str(min(count, MAX_LORAS)), "--max-cpu-loras", str(count)]
+    arguments += ["--lora-target-modules", *bank.targets]
+    modules = [json.dumps({"name": n, "path": str(path)}) for n, path in bank.modules.items()]
     return [*arguments, "--lora-modules", *modules]
 
 

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from launch.feedback.body import BadRequest, BodyLimits
 from launch.feedback.receive import Crowded, Receiver
 from launch.feedback.token import is_bearer
-from launch.serving.route import Backend, NoBackend, Route
+from launch.serving.route import Backend, ChoosingBackend, NoBackend, Route
+from rollouts.errors import UserError
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 """Paths of requests that may hold ``stop``."""
@@ -155,6 +156,8 @@ class Proxy:
         query: bytes = request.scope["query_string"]
         path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
         raw_path = path + b"?" + query if query else path
+        if request.method == "POST" and request.url.path in PATHS:
+            body = await _chosen(backend, body)
         request_to_backend = httpx.Request(
             request.method,
             httpx.URL(backend.url).copy_with(raw_path=raw_path),
@@ -187,6 +190,16 @@ class Proxy:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await stream.aclose()
+
+
+async def _chosen(backend: Backend, body: bytes) -> bytes:
+    """Return a request's body with the model that its prompt retrieves, if the backend has several."""
+    if not isinstance(backend, ChoosingBackend):
+        return body
+    try:
+        return await backend.choose(body)
+    except UserError as error:
+        raise Refused(400, error.what) from error
 
 
 async def _while_connected(work: Any, receive: Receive) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rollouts.types import SnapshotId
 
@@ -38,6 +38,19 @@ class Backend(Protocol):
 
     async def stop(self) -> None:
         """End it; harmless when it has ended."""
+        ...
+
+
+@runtime_checkable
+class ChoosingBackend(Protocol):
+    """Backend that holds several models, of which a request's prompt chooses one."""
+
+    async def choose(self, body: bytes) -> bytes:
+        """Return the body of a completion request with the model that answers it.
+
+        Raises:
+            UserError: the request cannot be answered by one model.
+        """
         ...
 
 

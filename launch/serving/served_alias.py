@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.gate.evidence import Evidence
+from launch.serving.bank import ServedBank, base_name, served_bank
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -36,6 +37,12 @@ class ServedSnapshot:
     folder: Path
     """Folder of full weights: the snapshot's own, or those of its adapter's base."""
     adapter: Adapter | None = None
+    bank: ServedBank | None = None
+
+    @property
+    def probed(self) -> str:
+        """Name that vLLM itself knows the snapshot by."""
+        return self.pinned if self.bank is None else base_name(self.pinned)
 
     @property
     def pinned(self) -> str:
@@ -78,7 +85,7 @@ class ServedAlias:
 
         Raises:
             SnapshotError: missing or damaged; the file is named.
-            UserError: it is a reward model.
+            UserError: it is a reward model, or a bank that mixes adapters.
         """
         stored = self._store.open(snapshot)
         if stored.kind == "reward":
@@ -90,6 +97,9 @@ class ServedAlias:
         if stored.kind == "model":
             return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
         base = self._store.open(self.evidence.base)
+        if stored.kind == "bank":
+            bank = served_bank(stored.path, self._alias)
+            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, bank=bank)
         content = json.loads((stored.path / "adapter_config.json").read_text())
         lora = self.evidence.config.policy.lora
         adapter = Adapter(

@@ -28,6 +28,7 @@ import httpx
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import stored_evidence
 from align.report.export.answering import write_answering
+from launch.serving.bank import BankChooser, write_modules
 from launch.serving.command import Device, environment, vllm_arguments
 from launch.serving.served_alias import SHOWN, ServedAlias, ServedSnapshot
 from launch.serving.server_files import ServerFiles, claim, clear
@@ -58,7 +59,9 @@ class VLLMServer:
         key: str,
         process: subprocess.Popen[bytes],
         log: Path,
+        chooser: BankChooser | None = None,
     ) -> None:
+        self._chooser = chooser
         self._target, self._url, self._key = target, url, key
         self._process, self._log = process, log
 
@@ -76,6 +79,11 @@ class VLLMServer:
     def key(self) -> str:
         """Bearer token that it asks for."""
         return self._key
+
+    async def choose(self, body: bytes) -> bytes:
+        """Return a request's body with the adapter of the bank that answers it; see `BankChooser`."""
+        chooser = self._chooser
+        return body if chooser is None else await _in_background(lambda: chooser.choose(body))
 
     def alive(self) -> bool:
         """Tell if its process runs."""
@@ -109,7 +117,7 @@ class VLLMServer:
                 if time.monotonic() > until:
                     raise self._failure(f"vLLM was not ready after {deadline_s:g} s")
                 await asyncio.sleep(LOOK_S)
-            question = {"model": self._target.pinned, "prompt": [0], "max_tokens": 1}
+            question = {"model": self._target.probed, "prompt": [0], "max_tokens": 1}
             try:
                 answer = await client.post("/v1/completions", json=question, timeout=WARM_UP_S)
             except httpx.TransportError as error:
@@ -156,12 +164,15 @@ class VLLMStarter:
                 merged = files.scratch / "merged"
                 await _merge_into(merged, self.shelf.evidence.config, snapshot, self.deadline_s)
                 target = replace(target, folder=merged, adapter=None)
+            chooser = None
+            if target.bank is not None:
+                target, chooser = await _in_background(lambda: self._with_bank(target, files))
             answering = await _in_background(
                 lambda: write_answering(
                     target.folder, files.scratch / "answering", self.shelf.evidence.config
                 )
             )
-            server = self._launch(target, files, answering)
+            server = self._launch(target, files, answering, chooser)
         except BaseException:
             rmtree(files.scratch, ignore_errors=True)
             raise
@@ -174,8 +185,24 @@ class VLLMStarter:
             raise
         return server
 
+    def _with_bank(
+        self, target: ServedSnapshot, files: ServerFiles
+    ) -> tuple[ServedSnapshot, BankChooser]:
+        """Write the increments of a bank for vLLM, and load what retrieves them."""
+        bank, config = target.bank, self.shelf.evidence.config
+        assert bank is not None
+        modules = write_modules(bank, target.pinned, files.scratch / "increments")
+        chooser = BankChooser(
+            bank.folder, target.folder, config, name=target.name, pinned=target.pinned
+        )
+        return replace(target, bank=replace(bank, modules=modules)), chooser
+
     def _launch(
-        self, target: ServedSnapshot, files: ServerFiles, answering: Sequence[str]
+        self,
+        target: ServedSnapshot,
+        files: ServerFiles,
+        answering: Sequence[str],
+        chooser: BankChooser | None,
     ) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
@@ -195,7 +222,7 @@ class VLLMStarter:
             start_new_session=True,
         )
         url = f"http://127.0.0.1:{port}"
-        return VLLMServer(target, url=url, key=key, process=process, log=files.log)
+        return VLLMServer(target, url=url, key=key, process=process, log=files.log, chooser=chooser)
 
 
 def free_port() -> int:

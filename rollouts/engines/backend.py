@@ -71,6 +71,8 @@ class EngineSpec(ABC):
     """Largest rank of the adapters to come; None: the engine takes full weights."""
     lora_targets: tuple[str, ...] = LINEAR_LAYERS
     """Names of the layers that adapters change."""
+    bank_increments: int | None = None
+    """Number of increments that a bank is expected to come to; None: no bank will come."""
     trust_remote_code: bool = False
     """Run model code that comes with the model."""
     seed: int = 0

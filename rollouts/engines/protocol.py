@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from rollouts.types import Completion, Sampling, WeightVersion
+from rollouts.types import Completion, Mix, Sampling, WeightVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,8 @@ class SampleRequest:
     n: int
     sampling: Sampling
     seed: int
+    mix: Mix | None = None
+    """Adapters of the bank that answer; None where the engine holds none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +41,48 @@ class ScoreRequest:
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    mix: Mix | None = None
+    """Adapters of the bank that the logprobs are taken under; see `SampleRequest.mix`."""
+
+
+class BankAdapter(NamedTuple):
+    """One adapter of a bank, as an engine loads it."""
+
+    folder: str
+    """Folder as written by peft; new weights of an adapter come in another folder."""
+    increments: int
+    """Low-rank increments that the adapter's rank is divided into, in equal parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
-    """New weights for an engine: all tensors of a full model, or a folder with an adapter.
+    """New weights for an engine: all tensors of a full model, a folder with an adapter, or a bank.
 
     ``tensors`` maps Hugging Face parameter names to host arrays (bf16 as a torch tensor); ``adapter``
-    is a folder as written by peft, with a name no earlier version used. Neither: the engine's base.
+    is a folder as written by peft, with a name no earlier version used. ``bank`` names adapters that are
+    held side by side on the engine's base: each request says by its ``mix`` which of them answer it. None
+    of the three: the engine's base.
     """
 
     version: WeightVersion
     tensors: Mapping[str, Any] | None = None
     adapter: str | None = None
+    bank: Mapping[str, BankAdapter] | None = None
+
+
+def check_update(update: WeightUpdate, *, takes_adapters: bool) -> None:
+    """Refuse an update of several kinds, and one that the engine was not started for.
+
+    Raises:
+        ValueError: the engine cannot take it; nothing was changed.
+    """
+    kinds = [name for name in ("tensors", "adapter", "bank") if getattr(update, name) is not None]
+    if len(kinds) > 1:
+        raise ValueError(f"a weight update holds {kinds[0]} or {kinds[1]}, not both")
+    if kinds in (["adapter"], ["bank"]) and not takes_adapters:
+        raise ValueError("this engine was started for full weights and takes no adapters")
+    if kinds == ["tensors"] and takes_adapters:
+        raise ValueError("this engine was started for adapters and takes no full weights")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
 from rollouts.engines.protocol import (
     Arrivals,
+    BankAdapter,
     SampleRequest,
     SampleResult,
     ScoreRequest,
@@ -24,6 +25,7 @@ from rollouts.engines.protocol import (
     Ticket,
     WeightLoadError,
     WeightUpdate,
+    check_update,
 )
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
@@ -91,6 +93,7 @@ class TransformersEngine:
         )
         self._weights: Any = ReplaceableWeights(self._model, config.model)
         self._adapted: Any = None
+        self._bank: Any = None
         self._reader: Any = ModelReader(self._model)
         self._kind, self._token_bytes = batch_kind(self._reader)
         self._version: WeightVersion = BASE_VERSION
@@ -191,7 +194,8 @@ class TransformersEngine:
             if reason := self._refusal(request.prompt_ids, tokens):
                 raise ValueError(f"a sequence could not be scored: {reason}")
         rows = [((*r.prompt_ids, *r.completion_ids), len(r.prompt_ids)) for r in requests]
-        logprobs: list[tuple[float, ...]] = self._reader.logprobs(rows)
+        mixes = [r.mix or () for r in requests]
+        logprobs: list[tuple[float, ...]] = self._reader.logprobs(rows, mixes)
         return_freed_memory()
         return logprobs
 
@@ -211,7 +215,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model."""
-        self._model = self._adapted = self._reader = self._weights = None
+        self._model = self._adapted = self._bank = self._reader = self._weights = None
 
     def _open_mail(self) -> bool:
         """Load what was deposited; return True if there was something."""
@@ -227,14 +231,10 @@ class TransformersEngine:
 
     def _load(self, update: WeightUpdate) -> SyncReport:
         start = time.perf_counter()
-        if update.tensors is not None and update.adapter is not None:
-            raise ValueError("a weight update holds tensors or an adapter, not both")
-        takes_adapters = self._config.lora_rank is not None
-        if update.adapter is not None and not takes_adapters:
-            raise ValueError("this engine was started for full weights and takes no adapters")
-        if update.tensors is not None and takes_adapters:
-            raise ValueError("this engine was started for adapters and takes no full weights")
-        if takes_adapters:
+        check_update(update, takes_adapters=self._config.lora_rank is not None)
+        if update.bank is not None:
+            self._use_bank(update.bank)
+        elif self._config.lora_rank is not None:
             self._use_adapter(update.adapter)
         elif update.tensors is not None or not self._holds_base:
             self._holds_base = self._whole = False
@@ -246,11 +246,26 @@ class TransformersEngine:
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=1, load_s=seconds)
 
+    def _use_bank(self, adapters: Mapping[str, BankAdapter]) -> None:
+        """Hold the adapters of a bank over the base; each request says which of them answer it."""
+        from rollouts.engines.decoding.gated import AdapterBank
+
+        self._whole = False
+        if self._adapted is not None:
+            raise ValueError("this engine holds an adapter of its own, and takes no bank beside it")
+        if self._bank is None:
+            self._bank = self._reader.bank = AdapterBank(self._model)
+        self._bank.hold(adapters)
+
     def _use_adapter(self, folder: str | None) -> None:
         """Put an adapter over the base in place of the one before; None takes it off."""
         from peft import PeftModel
 
         self._whole = False
+        if self._bank is not None and folder is not None:
+            raise ValueError("this engine holds a bank, and takes no adapter beside it")
+        if self._bank is not None:
+            self._bank.hold({})
         if self._adapted is not None:
             self._adapted.unload()
             self._adapted = None

@@ -33,7 +33,9 @@ from rollouts.engines.protocol import (
     Ticket,
     WeightLoadError,
     WeightUpdate,
+    check_update,
 )
+from rollouts.engines.vllm_bank import IncrementServer
 from rollouts.engines.vllm_format import (
     LOGITS_OF_PROMPTS_MIB,
     completions,
@@ -47,11 +49,17 @@ from rollouts.machine.device import resolve_device
 from rollouts.machine.memory import return_freed_memory
 from rollouts.model_config import sizes_of
 from rollouts.model_folder import check_model_folder
-from rollouts.types import WeightVersion
+from rollouts.types import Mix, WeightVersion
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
+
+    Work = tuple[Sequence[int], SamplingParams, LoRARequest | None]
+    """Tokens of one request, its sampling, and the adapter that answers it."""
+
+MAX_LORAS = 8
+"""Increments of a bank that one batch of vLLM mixes at most; others wait their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +141,7 @@ class VLLMEngine:
         self._adapter: LoRARequest | None = None
         self._previous_adapter: LoRARequest | None = None
         self._adapters_seen = 0
+        self._bank: IncrementServer | None = None
         self._holds_base = self._whole = True
         self._calls = 0
         # Another thread may leave weights here; of two that nobody loaded the later one stays.
@@ -166,13 +175,13 @@ class VLLMEngine:
         ``logprobs_T`` are nats under the distribution that was sampled from, after temperature,
         top-p and top-k; at temperature 0 they are those of the model itself.
         """
-        outputs = self._run([(r.prompt_ids, sampling_params(r)) for r in requests])
+        outputs = self._run(self._work(requests))
         return [_result(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """Yield the results of `generate`, each as soon as its last completion is finished."""
         silent = dict(enumerate(requests))
-        for outputs in self._finished([(r.prompt_ids, sampling_params(r)) for r in requests]):
+        for outputs in self._finished(self._work(requests)):
             yield [(index, _result(silent.pop(index), output)) for index, output in outputs]
         if silent:
             yield [(index, _result(request, None)) for index, request in silent.items()]
@@ -201,7 +210,9 @@ class VLLMEngine:
         vocab_size = int(self._llm.model_config.get_vocab_size())
         self._open_mail()
         for part in scored_together(requests, vocab_size, mib):
-            work = [((*r.prompt_ids, *r.completion_ids), params) for r in part]
+            work = [
+                ((*r.prompt_ids, *r.completion_ids), params, self._adapter_of(r.mix)) for r in part
+            ]
             outputs += self._run(work, opens_mail=False)
         # Logits of whole prompts are the largest blocks of memory that an engine frees.
         return_freed_memory()
@@ -240,13 +251,17 @@ class VLLMEngine:
         running = self._engine.has_unfinished_requests()
         if running and self._config.lora_rank is not None:
             raise RuntimeError("running requests keep their adapter, no other can take its place")
-        if update.tensors is not None and update.adapter is not None:
-            raise ValueError("a weight update holds tensors or an adapter, not both")
-        if update.adapter is not None:
+        check_update(update, takes_adapters=self._config.lora_rank is not None)
+        if update.bank is None and self._bank is not None:
+            self._bank.close()
+            self._bank = None
+        if update.bank is not None:
+            self._use_adapter(None)
+            self._bank = self._bank or IncrementServer(self._engine)
+            self._bank.hold(update.bank)
+        elif update.adapter is not None:
             self._load_adapter(update.adapter)
         elif self._config.lora_rank is not None:
-            if update.tensors is not None:
-                raise ValueError("this engine was started for adapters and takes no full weights")
             self._use_adapter(None)
         elif update.tensors is not None or not self._holds_base:
             self._holds_base = self._whole = False
@@ -266,14 +281,21 @@ class VLLMEngine:
     def close(self) -> None:
         """Stop vLLM and free its memory."""
         llm, self._llm, self._engine = self._llm, None, None
+        if self._bank is not None:
+            self._bank.close()
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
+
+    def _adapter_of(self, mix: Mix | None) -> LoRARequest | None:
+        """Return the adapter that answers a request of this mix."""
+        return self._adapter if self._bank is None else self._bank.request_of(mix)
+
+    def _work(self, requests: Sequence[SampleRequest]) -> list[Work]:
+        return [(r.prompt_ids, sampling_params(r), self._adapter_of(r.mix)) for r in requests]
 
     def _load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest
 
-        if self._config.lora_rank is None:
-            raise ValueError("this engine was started for full weights and takes no adapters")
         # A fresh id and name per version: vLLM serves what it cached under a known one.
         self._adapters_seen += 1
         number = self._adapters_seen
@@ -288,9 +310,7 @@ class VLLMEngine:
             self._engine.remove_lora(self._previous_adapter.lora_int_id)
         self._previous_adapter, self._adapter = self._adapter, adapter
 
-    def _run(
-        self, work: Sequence[tuple[Sequence[int], SamplingParams]], opens_mail: bool = True
-    ) -> list[Any]:
+    def _run(self, work: Sequence[Work], opens_mail: bool = True) -> list[Any]:
         """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
         outputs: list[Any] = [None] * len(work)
         for batch in self._finished(work, opens_mail):
@@ -299,7 +319,7 @@ class VLLMEngine:
         return outputs
 
     def _finished(
-        self, work: Sequence[tuple[Sequence[int], SamplingParams]], opens_mail: bool = True
+        self, work: Sequence[Work], opens_mail: bool = True
     ) -> Iterator[list[tuple[int, Any]]]:
         """Yield the outputs of `_run` as they come: what vLLM refuses, then what each step finishes.
 
@@ -314,8 +334,7 @@ class VLLMEngine:
         call = self._calls
         try:
             added = [
-                (index, self._add(f"{call}.{index}", token_ids, params))
-                for index, (token_ids, params) in enumerate(work)
+                (index, self._add(f"{call}.{index}", *item)) for index, item in enumerate(work)
             ]
             if refused := [pair for pair in added if pair[1] is not None]:
                 yield refused
@@ -330,13 +349,19 @@ class VLLMEngine:
                 self._engine.abort_request([f"{call}.{index}" for index in range(len(work))])
             raise
 
-    def _add(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> str | None:
+    def _add(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        adapter: LoRARequest | None,
+    ) -> str | None:
         """Queue one request; return the reason if vLLM refuses it."""
         prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
         from vllm.exceptions import VLLMClientError
 
         try:
-            self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
+            self._engine.add_request(request_id, prompt, params, lora_request=adapter)
         except (ValueError, VLLMClientError) as error:
             return f"refused: {error}"
         return None
@@ -390,12 +415,13 @@ def _llm_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[s
     else:
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mb << 20}
     if config.lora_rank is not None:
+        bank = config.bank_increments
         arguments |= {
             "enable_lora": True,
             "max_lora_rank": served_rank(config.lora_rank),
-            # Two: the adapter in use and the one before it.
-            "max_loras": 2,
-            "max_cpu_loras": 4,
+            # Two: the adapter in use and the one before it. Of a bank, those that one batch mixes.
+            "max_loras": 2 if bank is None else min(bank, MAX_LORAS),
+            "max_cpu_loras": 4 if bank is None else bank,
             "lora_target_modules": list(config.lora_targets),
         }
     return arguments

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from rollouts.engines.backend import LINEAR_LAYERS
-from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
+from rollouts.engines.protocol import BankAdapter, SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.engines.vllm import VLLMConfig, VLLMEngine, engine_environment
+from rollouts.engines.vllm_bank import write_increment
 from rollouts.errors import RunError, UserError
 from rollouts.pool.pool import EnginePool
-from rollouts.types import Sampling, WeightSpan
+from rollouts.types import Increment, Sampling, WeightSpan
 
 TOLERANCE = 1e-4
 """Largest difference of a logprob, in nats; stale weights differ by about 1."""
@@ -244,6 +246,33 @@ def test_adapters_are_swapped_and_taken_off(adapters, model, tmp_path):
     assert worst(wrapped.unload(), LONG, completions) > 0.01
     adapters.sync(WeightUpdate(version="base"))
     assert worst(wrapped.unload(), LONG, sample(adapters, ask(prompt=LONG))) < TOLERANCE
+
+
+def test_requests_of_one_call_have_increments_of_their_own(adapters, model, tmp_path):
+    """Two increments of one adapter and the base, side by side; then the bank is taken off."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    layers = LoraConfig(r=8, target_modules=list(LINEAR_LAYERS), init_lora_weights=False)
+    wrapped = get_peft_model(model, layers)
+    wrapped.save_pretrained(tmp_path / "bank")
+    wrapped.unload()
+    bank = {"first": BankAdapter(str(tmp_path / "bank"), 2)}
+    adapters.sync(WeightUpdate(version="bank/1", bank=bank))
+    mixes = [(Increment("first", 0, 1.0),), (), (Increment("first", 1, 1.0),)]
+    requests = [replace(ask(str(i)), mix=mix) for i, mix in enumerate(mixes)]
+    for number, result in enumerate(adapters.generate(requests)):
+        for other, mix in enumerate(mixes):
+            alone = model
+            if mix:
+                folder = tmp_path / f"{number}-{other}"
+                write_increment(tmp_path / "bank", mix[0].number, 2, folder)
+                alone = PeftModel.from_pretrained(model, folder).eval()
+            gap = worst(alone, (2, 3, 4), result.completions)
+            assert gap < TOLERANCE if number == other else gap > 0.01
+            if mix:
+                alone.unload()
+    adapters.sync(WeightUpdate(version="base"))
+    assert worst(model, LONG, sample(adapters, ask(prompt=LONG))) < TOLERANCE
 
 
 def test_an_adapter_engine_takes_no_full_weights(adapters, model):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from align.bank.routed import RoutedEngine
 from align.gate.measurement.progress import CountedEngine, SuiteMeter, Tell
 from align.gate.measurement.results import ItemResults, ItemStatus, no_value, paired
 from align.gate.suites.suite import Suite
@@ -51,8 +52,14 @@ def evaluate(
             items=len(suite.item_ids),
             tell=tell,
         )
+        if isinstance(engine, RoutedEngine):
+            engine.take_record()
         results = suite.measure(CountedEngine(engine, meter), encoder, snapshot_id, seed)
         meter.finish()
+        if isinstance(engine, RoutedEngine):
+            record = engine.take_record()
+            routes = record.routes(len(results.item_ids))
+            results = replace(results, routes=routes, retrieval_s=record.seconds)
         results_by_suite[suite.name] = replace(
             results, seconds=time.monotonic() - began, measured_by=about
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,12 @@ class ItemResults:
     beside: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Further figures of the whole suite by name, such as an accuracy; no verdict reads them."""
 
+    routes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Adapter of a bank that answered each item; empty without a bank, and where an item has several
+    prompts."""
+    retrieval_s: float | None = field(default=None, compare=False)
+    """Wall time, within ``seconds``, of the retrieval of adapters; None without a bank."""
+
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.values), len(self.statuses), len(self.finishes)}
         if lengths != {len(set(self.item_ids))} or 0 in lengths:
@@ -82,6 +89,12 @@ class ItemResults:
         """True if every value is 0 or 1."""
         return all(value in (0.0, 1.0) for value in self.values)
 
+    @property
+    def routed(self) -> dict[str, float]:
+        """Share of the items that each adapter of a bank answered, by its name."""
+        counts = Counter(self.routes)
+        return {name: counts[name] / len(self.routes) for name in sorted(counts)}
+
     def save(self, path: str | Path) -> None:
         """Write parquet; the file is there whole or not at all."""
         import pyarrow as pa
@@ -96,6 +109,8 @@ class ItemResults:
             "seconds": self.seconds,
             **({"measured_by": dict(self.measured_by)} if self.measured_by else {}),
             **({"beside": dict(self.beside)} if self.beside else {}),
+            **({} if self.retrieval_s is None else {"retrieval_s": self.retrieval_s}),
+            **({"routed": self.routed} if self.routes else {}),
         }
         table = pa.table(
             {
@@ -109,6 +124,7 @@ class ItemResults:
                         ("prompt", self.prompts),
                         ("answer", self.answers),
                         ("cluster", self.clusters),
+                        ("route", self.routes),
                     )
                     if texts
                 },
@@ -157,6 +173,8 @@ class ItemResults:
                 seconds=header.get("seconds"),
                 measured_by=header.get("measured_by", {}),
                 beside=header.get("beside", {}),
+                routes=tuple(columns.get("route", ())),
+                retrieval_s=header.get("retrieval_s"),
             )
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             raise RunError(
@@ -185,6 +203,22 @@ def measured_figures(path: Path) -> dict[str, float]:
     """
     try:
         return {str(name): float(value) for name, value in _header(path).get("beside", {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def measured_routing(path: Path) -> dict[str, float]:
+    """Return routing accuracy and retrieval's share of the time, of a file that `ItemResults.save` wrote.
+
+    Accuracy is the share of a round's items that the round's own adapter of the bank answered; it is
+    missing where the bank has no adapter of that round. Only the file's header is read.
+    """
+    try:
+        header = _header(path)
+        figures = {"routing accuracy": header.get("routed", {}).get(header.get("suite"))}
+        if header.get("retrieval_s") is not None and header.get("seconds"):
+            figures["retrieval share"] = header["retrieval_s"] / header["seconds"]
+        return {name: float(value) for name, value in figures.items() if value is not None}
     except (ValueError, TypeError, AttributeError):
         return {}
 

@@ -56,7 +56,7 @@ def joined(
     whole: dict[str, Any] = {"suite_hash": suite_hash or suite.hash}
     # What single items cost is not on record: it is known of parts that have no item in common.
     apart = sum(len(part.item_ids) for part in parts) == len(chosen)
-    for name in ("tokens", "seconds"):
+    for name in ("tokens", "seconds", "retrieval_s"):
         costs = [getattr(part, name) for part in parts]
         whole[name] = sum(costs) if apart and None not in costs else None
     results = replace(parts[0], **columns, **whole)

@@ -15,7 +15,7 @@ from align.config.store import LEDGER, sqlite_url
 from align.gate.evidence import Evidence, stored_evidence
 from align.judge.models.base import Named
 from align.judge.models.local import LocalModel, open_folder
-from align.report.export.export import find
+from align.report.export.export import find, refuse_bank
 from align.store.changes.earlier_versions import as_then
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
@@ -47,6 +47,7 @@ def open_snapshot(argument: Named) -> LocalModel:
     evidence = _evidence(path)
     snapshots = evidence.store.snapshots
     snapshot = snapshots.open(find(evidence, which if sign else PRODUCTION))
+    refuse_bank(snapshot, which if sign else PRODUCTION, argument.name)
     base = snapshot.manifest.provenance.base
     below = snapshots.open(base).path if snapshot.kind == "adapter" and base else None
     return open_folder(argument, snapshot.path, below)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from align.bank.folder import check_sentence_encoder, sentence_width
 from align.config.policy import PolicyConfig
 from align.learner.folder.architecture import (
     is_causal,
@@ -33,6 +34,7 @@ from align.learner.folder.tensors import (
 )
 from align.learner.model.targets import adaptation
 from rollouts.engines import DEFAULT_BACKEND
+from rollouts.errors import UserError
 from rollouts.model_folder import check_model_folder
 
 Check = Callable[[ModelFolder], None]
@@ -47,6 +49,34 @@ def has_the_layers(folder: ModelFolder) -> None:
     """Refuse an adapter for layers that the model does not have."""
     if folder.policy.lora is not None:
         adaptation(folder.shell.model, folder.policy.lora)
+
+
+def fits_the_keys(folder: ModelFolder) -> None:
+    """Refuse a bank whose groups do not divide the width of its encoder."""
+    bank = folder.policy.bank
+    if bank is None:
+        return
+    if bank.encoder is None:
+        text = folder.config.get_text_config()
+        width, whose = int(text.hidden_size), "the model's hidden states have"
+        layers = int(text.num_hidden_layers)
+        if bank.layer is not None and bank.layer > layers:
+            raise UserError(
+                f"the model has {layers} layers, and prompts are to be encoded by layer {bank.layer}",
+                where="policy.bank.layer",
+                remedy=f"set layer to at most {layers}, or to null for the last",
+            )
+    else:
+        encoder = Path(bank.encoder).expanduser()
+        check_sentence_encoder(encoder)
+        width, whose = sentence_width(encoder), f"the encoder {encoder.name} gives"
+    if width % bank.groups:
+        divisors = [str(n) for n in range(1, 17) if width % n == 0]
+        raise UserError(
+            f"{whose} {width} numbers, which {bank.groups} groups do not divide",
+            where="policy.bank.groups",
+            remedy=f"set groups to one of {', '.join(divisors)}",
+        )
 
 
 CHECKS: tuple[Check, ...] = (
@@ -69,6 +99,7 @@ CHECKS: tuple[Check, ...] = (
     can_be_written,
     has_the_layers,
     takes_adapters,
+    fits_the_keys,
 )
 """Checks of a base model, in order; later ones rely on earlier ones."""
 

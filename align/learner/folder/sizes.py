@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -101,10 +101,23 @@ def num_trained(model: Path, policy: PolicyConfig) -> int:
 
 
 def snapshot_bytes(model: Path, policy: PolicyConfig) -> int:
-    """Count the bytes of one snapshot on disk; an adapter is written in float32."""
-    if policy.snapshot_kind == "adapter":
-        return FLOAT32 * num_trained(model, policy)
-    return BYTES[stored_dtype(model, policy)] * num_parameters(model)
+    """Count the bytes of one snapshot on disk, of a bank those of one adapter; adapters are in float32."""
+    if policy.snapshot_kind == "model":
+        return BYTES[stored_dtype(model, policy)] * num_parameters(model)
+    return FLOAT32 * num_trained(model, policy)
+
+
+def snapshots_bytes(model: Path, policy: PolicyConfig, coming: int, states: Collection[str]) -> int:
+    """Count the bytes of the snapshots to come; each bank has the adapters of all rounds before it.
+
+    Args:
+        coming: number of rounds to come, each taken for accepted.
+        states: states of all rounds so far.
+    """
+    adapters, accepted = coming, sum(state == "accepted" for state in states)
+    if policy.bank is not None:
+        adapters = sum(range(accepted + 1, accepted + coming + 1))
+    return adapters * snapshot_bytes(model, policy)
 
 
 def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundConfig] = ()) -> int:
@@ -155,6 +168,10 @@ def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) 
     teacher = algorithm.teacher_snapshot
     if teacher is not None and not teacher.startswith(MODEL) and not algorithm.teacher_follows:
         names.add(teacher)
+    if policy.snapshot_kind == "bank":
+        # The base is asked with its adapters at rest; other banks bring their adapters along.
+        earlier = [name for name in names if name.startswith("round:")]
+        return len(earlier) * trained * FLOAT32
     if policy.snapshot_kind == "adapter":
         return len(names) * trained * FLOAT32
     size = whole * BYTES[policy.dtype]

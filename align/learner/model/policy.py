@@ -7,7 +7,7 @@ here: `ReferenceModels` has them, and puts adapters over the same base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import CHUNK, Outputs
+from align.algorithms.rows import Row
 from align.config.campaign import PolicyConfig
+from align.learner.bank.policy_bank import PolicyBank
 from align.learner.folder.folder import stored_dtype
 from align.learner.model.adapter import (
     base_keys,
@@ -127,17 +129,25 @@ class Policy:
         # transformers' own switch acts only in training mode, which would also turn dropout on.
         for layer in decoder_layers(self.model) if config.gradient_checkpointing else ():
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        if config.lora is not None:
-            self.model = with_adapter(self.model, config.lora)
+        if config.adapter is not None:
+            self.model = with_adapter(self.model, config.adapter)
         elif self._sharded:
             shard(self.model, device)
+        self.bank: PolicyBank | None = None
+        if config.bank is not None:
+            # Rows keep to themselves, since each has adapters of its own.
+            causal_of(self.model).set_attn_implementation("sdpa")
+            self.bank = PolicyBank(self.model, base, config.bank)
 
     def load(self, folder: Path) -> None:
         """Load the weights of a snapshot.
 
         Args:
-            folder: a whole model; or if snapshots are adapters, an adapter's folder or the base's.
+            folder: a whole model; or if snapshots are adapters or banks, such a folder or the base's.
         """
+        if self.bank is not None:
+            self.bank.load(folder)
+            return
         if self.config.snapshot_kind == "adapter":
             load_adapter(self.model, folder)
             return
@@ -158,6 +168,11 @@ class Policy:
             self._under = None
             if self.config.lora is not None:
                 reset_adapter(self.model)
+
+    def open_gates(self, rows: Sequence[Row]) -> None:
+        """Let the adapters of a bank that answer the rows act in the passes to come; see `PolicyBank`."""
+        if self.bank is not None:
+            self.bank.open_gates(rows)
 
     @property
     def text_config(self) -> Any:
@@ -199,13 +214,17 @@ class Policy:
         """
         if self.config.serves_adapters:
             folder = scratch / version.replace("/", "-")
-            self.save(folder)
+            update = WeightUpdate(version=version, adapter=str(folder))
+            if self.bank is None:
+                self.save(folder)
+            else:
+                update = self.bank.update(version, folder)
             # Engines use the last adapter until they have the new one; older ones are not read again.
             if folder not in self._served:
                 self._served.append(folder)
             if self._ranks.rank == 0 and len(self._served) > 2:
                 rmtree(self._served.pop(0), ignore_errors=True)
-            return WeightUpdate(version=version, adapter=str(folder))
+            return update
         if self.config.lora is not None and (stored := self._stored_weights()) is not None:
             return WeightUpdate(version=version, tensors=stored)
         drop_gathered(self.model)
@@ -238,6 +257,9 @@ class Policy:
             drop_gathered(self.model)
             state = self._gathered(self.model.state_dict(keep_vars=True))
         if self._ranks.rank > 0:
+            return
+        if self.bank is not None:
+            self.bank.save(folder)
             return
         if self.config.snapshot_kind == "adapter":
             save_adapter(self.model, folder)

@@ -112,9 +112,9 @@ def has_transposed_layers(model: Any) -> bool:
 
 def adaptation_of(folder: Path, policy: PolicyConfig) -> Adaptation | None:
     """Find the layers of a model folder that a campaign's adapter changes; None without an adapter."""
-    if policy.lora is None:
+    if policy.adapter is None:
         return None
-    return adaptation(load_shell(folder, policy).model, policy.lora)
+    return adaptation(load_shell(folder, policy).model, policy.adapter)
 
 
 def served_targets(folder: Path, policy: PolicyConfig) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,7 +32,7 @@ from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 from rollouts.pool.fleet import reason_of
 from rollouts.pool.placement import Room, on_one_machine, told
-from rollouts.types import SnapshotId
+from rollouts.types import Mix, SnapshotId
 
 if TYPE_CHECKING:
     from align.algorithms.rows import Batch, Row
@@ -255,6 +256,21 @@ class LearnerGroup:
         """See `Learner.weights`; the tensors are arrays in host memory."""
         update: WeightUpdate = self.call("learner", (), "weights", version)
         return update
+
+    def begin_adapter(
+        self,
+        name: str,
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        superseded: AbstractSet[str] = frozenset(),
+    ) -> None:
+        """See `Learner.begin_adapter`."""
+        self.call("learner", (), "begin_adapter", name, list(prompts), seed, superseded)
+
+    def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
+        """See `Learner.mixes`; the first rank retrieves."""
+        mixes: list[Mix] = self.call("learner", (), "mixes", list(prompts))
+        return mixes
 
     def completion_logprobs(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """See `Learner.completion_logprobs`."""

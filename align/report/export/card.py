@@ -107,7 +107,7 @@ def _front_matter(
     licences: Sequence[tuple[str, str]],
 ) -> str:
     """Write the part that a model hub reads."""
-    adapter = line[-1].manifest.provenance.kind == "adapter" and not merged
+    adapter = line[-1].manifest.provenance.kind in ("adapter", "bank") and not merged
     known = dict(licences)
     fields: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
@@ -130,6 +130,7 @@ def _head(evidence: Evidence, exported: Ancestor, merged: bool) -> str:
     what = {
         "model": "a language model",
         "adapter": "an adapter, merged into its base" if merged else "a peft adapter",
+        "bank": "a bank of peft adapters, with the keys that retrieve them by the prompt",
         "reward": "a reward model, which scores answers and writes none",
     }[provenance.kind]
     name = provenance.round or "base"

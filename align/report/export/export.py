@@ -37,6 +37,14 @@ SHORTEST_ID = 8
 """Digits of a snapshot's id that may stand for it."""
 
 
+WHOLE = {
+    "model": "whole model",
+    "reward": "whole model",
+    "bank": "bank, whose prompts each take their own adapters",
+}
+"""Words for snapshots that are not merged, by their kind."""
+
+
 def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: bool) -> Snapshot:
     """Write one snapshot and its card; returns the snapshot.
 
@@ -64,7 +72,7 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
     snapshot = store.open(exported.snapshot)
     if merge and snapshot.kind != "adapter":
         raise UserError(
-            f"{which!r} is no adapter but a whole model, so there is nothing to merge",
+            f"{which!r} is no adapter but a {WHOLE[snapshot.kind]}, so there is nothing to merge",
             where="--merge",
             remedy="leave --merge out",
         )
@@ -91,6 +99,21 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
     finally:
         rmtree(staged, ignore_errors=True)
     return snapshot
+
+
+def refuse_bank(snapshot: Snapshot, name: str, where: str) -> None:
+    """Refuse a bank where one model is wanted: each prompt has adapters of its own.
+
+    Raises:
+        UserError: the snapshot is a bank; the message says how to load one of its adapters.
+    """
+    if snapshot.kind == "bank":
+        raise UserError(
+            f"{name!r} is a bank of adapters, of which each prompt retrieves its own, and no single model",
+            where=where,
+            remedy="load one adapter over the base with peft, from a folder below "
+            f"{str(snapshot.path / 'adapters')!r}, or name the base",
+        )
 
 
 def find(evidence: Evidence, which: str) -> SnapshotId:

@@ -25,7 +25,7 @@ from align.learner.folder.sizes import (
     engine_bytes,
     folder_bytes,
     learner_memory,
-    snapshot_bytes,
+    snapshots_bytes,
 )
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.fit import check_kv_cache, fit_lines
@@ -153,7 +153,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
-                snapshots=coming * snapshot_bytes(inputs.model, config.policy),
+                snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if coming else 0,
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,

@@ -15,6 +15,7 @@ from align.gate.measurement.evaluate import evaluate
 from align.gate.measurement.progress import SuiteProgress, Tell
 from align.gate.measurement.results import ItemResults, no_value
 from align.gate.measurement.reuse import earlier, joined, load_with_texts, rest_of
+from align.gate.measurement.routing import routing_sentence
 from align.gate.sealed import is_due, openings
 from align.gate.suites.looks import looks
 from align.gate.suites.suite import Suite
@@ -70,8 +71,9 @@ def measure(
         num_items = len(measured_items.values)
         if num_items == len(suite.item_ids) and "scored" not in measured_items.statuses:
             raise no_value(suite.name, num_items, ["its metric failed or abstained on all"])
-        if sentence := suite.side_sentence(measured_items):
-            session.observer.note(f"{name} on {measured_items.suite}: {sentence}")
+        for sentence in (suite.side_sentence(measured_items), routing_sentence(measured_items)):
+            if sentence:
+                session.observer.note(f"{name} on {measured_items.suite}: {sentence}")
     return results
 
 

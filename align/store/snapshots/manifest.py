@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args
 from align.errors import SnapshotError, UserError
 from rollouts.types import SnapshotId
 
-SnapshotKind = Literal["model", "adapter", "reward"]
-"""Full weights, a peft adapter over a base, or a model that scores answers and is never production."""
+SnapshotKind = Literal["model", "adapter", "bank", "reward"]
+"""Full weights, a peft adapter over a base, a bank of adapters over one, or a model that scores answers and
+is never production."""
 
 MANIFEST = "manifest.json"
 HELD_OUT = "held_out"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rollouts.engines.decoding.reader import ModelReader, right_padded
+from rollouts.types import Mix
 
 AGREEMENT = {torch.float32: 1e-3}
 """Largest difference of a probed logprob between both kinds of batch, in nats, by dtype."""
@@ -24,8 +25,12 @@ works from none; the parity check between engine and learner then compares every
 class DecodingBatch(Protocol):
     """Rows under way; all logits are those of the next token, ``B, V``."""
 
-    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Begin anew with these rows, none of them empty."""
+    def read(self, rows: Sequence[Sequence[int]], mixes: Sequence[Mix] = ()) -> Tensor:
+        """Begin anew with these rows, none of them empty.
+
+        Args:
+            mixes: adapters of a bank that each row is read under; empty: the base reads all.
+        """
         ...
 
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -44,21 +49,25 @@ class CachedBatch:
         self._reader = reader
         self.cache: Any = None
         self._mask_BT = torch.zeros(0)
+        self._mixes: list[Mix] = []
 
-    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def read(self, rows: Sequence[Sequence[int]], mixes: Sequence[Mix] = ()) -> Tensor:
         """Begin anew; equal rows, such as those of one prompt, are read once."""
         self.cache = None
-        places = {row: index for index, row in enumerate(dict.fromkeys(map(tuple, rows)))}
-        width, device = max(map(len, places)), self._reader.device
+        keyed = list(zip(map(tuple, rows), mixes or [()] * len(rows), strict=True))
+        places = {key: index for index, key in enumerate(dict.fromkeys(keyed))}
+        distinct = [row for row, _ in places]
+        self._mixes = [mix for _, mix in places]
+        width, device = max(map(len, distinct)), self._reader.device
         self._mask_BT = torch.tensor(
-            [[0] * (width - len(row)) + [1] * len(row) for row in places], device=device
+            [[0] * (width - len(row)) + [1] * len(row) for row in distinct], device=device
         )
-        padded = [[0] * (width - len(row)) + list(row) for row in places]
+        padded = [[0] * (width - len(row)) + list(row) for row in distinct]
         positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits_BV = self._pass(torch.tensor(padded, device=device), positions_BT)
         if len(places) == len(rows):
             return logits_BV
-        copies = [places[tuple(row)] for row in rows]
+        copies = [places[key] for key in keyed]
         self.keep(copies)
         return logits_BV[torch.tensor(copies, device=device)]
 
@@ -74,11 +83,13 @@ class CachedBatch:
         """Go on with these rows alone; one may be kept several times."""
         chosen_B = torch.tensor(indices, dtype=torch.long, device=self._reader.device)
         self._mask_BT = self._mask_BT[chosen_B]
+        self._mixes = [self._mixes[index] for index in indices]
         self.cache.reorder_cache(chosen_B)
 
     def _pass(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         logits_BV, self.cache = self._reader.next_logits(
             tokens_BT,
+            mixes=self._mixes,
             attention_mask=self._mask_BT,
             position_ids=positions_BT,
             past_key_values=self.cache,
@@ -94,10 +105,12 @@ class RereadBatch:
     def __init__(self, reader: ModelReader) -> None:
         self._reader = reader
         self._rows: list[list[int]] = []
+        self._mixes: list[Mix] = []
 
-    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def read(self, rows: Sequence[Sequence[int]], mixes: Sequence[Mix] = ()) -> Tensor:
         """Begin anew."""
         self._rows = [list(row) for row in rows]
+        self._mixes = list(mixes) or [()] * len(self._rows)
         return self._pass()
 
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -109,11 +122,14 @@ class RereadBatch:
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with these rows alone."""
         self._rows = [self._rows[index] for index in indices]
+        self._mixes = [self._mixes[index] for index in indices]
 
     def _pass(self) -> Tensor:
         device = self._reader.device
         last_B = torch.tensor([len(row) - 1 for row in self._rows], device=device)
-        logits_BV, _ = self._reader.next_logits(right_padded(self._rows, device), last_B)
+        logits_BV, _ = self._reader.next_logits(
+            right_padded(self._rows, device), last_B, mixes=self._mixes
+        )
         return logits_BV  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rollouts.engines.decoding.distribution import SamplingColumns, draw, sampled_logprobs
 from rollouts.engines.protocol import SampleRequest
-from rollouts.types import Completion, FinishReason, Sampling, WeightSpan, WeightVersion
+from rollouts.types import Completion, FinishReason, Mix, Sampling, WeightSpan, WeightVersion
 
 DRAWN_TOGETHER = 4 << 20
 """Most logits that tokens are drawn from at a time; drawing takes some 32 bytes for each."""
@@ -38,6 +38,8 @@ class OpenCompletion:
     """Reader of its text where texts end it too, else None."""
     uniforms: np.ndarray[tuple[int], np.dtype[np.float64]]
     """Random number in [0, 1) of every token to come."""
+    mix: Mix = ()
+    """Adapters of a bank that answer."""
     token_ids: list[int] = field(default_factory=list)
     logprobs_T: list[float] = field(default_factory=list)
     spans: list[WeightSpan] = field(default_factory=list)
@@ -105,6 +107,7 @@ def open_completions(
                 ends=ends | frozenset(sampling.stop_token_ids),
                 decode=decode if sampling.stop_texts else None,
                 uniforms=stream.random(limit),
+                mix=request.mix or (),
             )
         )
     return opened

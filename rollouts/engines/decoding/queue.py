@@ -69,7 +69,9 @@ class DecodingQueue:
         if self._admit() or reread:
             # The cache before goes first: memory never has to hold two.
             self._batch = self._new_batch()
-            return self._batch.read([each.row for each in self._running])
+            return self._batch.read(
+                [each.row for each in self._running], [each.mix for each in self._running]
+            )
         return self._batch.step([each.token_ids[-1] for each in self._running])
 
     def pop_finished(self) -> list[OpenCompletion]:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rollouts.engines.decoding.gated import AdapterBank
+from rollouts.types import Mix
+
 LOGITS_BYTES = 128 << 20
 """Most bytes that the logits of one pass take, in float32."""
 TOKENS_PER_PASS = 8192
@@ -35,6 +38,8 @@ class ModelReader:
         if self._decoder is not None and not self._head_is_last():
             self._decoder = None
         self._known = set(signature((self._decoder or model).forward).parameters)
+        self.bank: AdapterBank | None = None
+        """Adapters over the model; None: it reads every row alike."""
 
     @property
     def rows_per_pass(self) -> int:
@@ -42,12 +47,21 @@ class ModelReader:
         return max(1, LOGITS_BYTES // (4 * self.vocabulary))
 
     @torch.inference_mode()
-    def next_logits(self, tokens_BT: Tensor, last_B: Tensor | None = None, **inputs: Any) -> Any:
+    def next_logits(
+        self,
+        tokens_BT: Tensor,
+        last_B: Tensor | None = None,
+        *,
+        mixes: Sequence[Mix] = (),
+        **inputs: Any,
+    ) -> Any:
         """Read rows and return the logits after position ``last_B`` of each, and the model's cache.
 
         Args:
             last_B: position of each row's last token; None: the last column.
+            mixes: adapters of the bank that each row is read under; empty: the base reads all.
         """
+        self._open_gates(mixes)
         rows_B = torch.arange(len(tokens_BT), device=self.device)
         columns_B = -1 if last_B is None else last_B
         if self._decoder is not None:
@@ -60,16 +74,24 @@ class ModelReader:
             logits_BV = outputs.logits[rows_B, columns_B]
         return logits_BV[:, : self.vocabulary], getattr(outputs, "past_key_values", None)
 
+    def _open_gates(self, mixes: Sequence[Mix]) -> None:
+        if self.bank is not None:
+            self.bank.open_gates(mixes)
+
     @torch.inference_mode()
-    def logprobs(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
+    def logprobs(
+        self, rows: Sequence[tuple[Sequence[int], int]], mixes: Sequence[Mix] = ()
+    ) -> list[tuple[float, ...]]:
         """Return the logprobs, in nats at temperature 1, of each row's tokens from a position on.
 
         Args:
             rows: tokens, and how many of the first are not scored; at least one.
+            mixes: adapters of the bank that each row is read under; empty: the base reads all.
         """
         results: list[tuple[float, ...]] = [()] * len(rows)
         for indices in self._passes([len(tokens) for tokens, _ in rows]):
             batch = [rows[index] for index in indices]
+            self._open_gates([mixes[index] for index in indices] if mixes else ())
             values = self._pass(batch).tolist()
             for index, (tokens, start) in zip(indices, batch, strict=True):
                 scored = len(tokens) - start

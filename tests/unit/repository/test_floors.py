@@ -19,7 +19,7 @@ FLOORS = (
     ("algorithms",),
     ("config",),
     ("store",),
-    ("data",),
+    ("data", "bank"),
     ("learner",),
     ("retention",),
     ("gate",),

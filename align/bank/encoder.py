@@ -1,0 +1,129 @@
+"""Frozen encoders of prompts: the policy's base by default, or a folder of sentence-transformers.
+
+An encoder never changes during a campaign: keys of early rounds would lose their meaning. Its identity
+stands in every bank. Each prompt is encoded on its own, so its query, and with it every later choice, is
+the same whatever it is asked beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from align.bank.folder import check_sentence_encoder, weights_hash
+
+PromptIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderIdentity:
+    """Identity of an encoder, by the bytes of its weights."""
+
+    kind: str
+    """``policy``: mean-pooled hidden states of the base; ``sentences``: a sentence-transformers folder."""
+    sha256: str
+    """Hash of the folder's weights."""
+    width: int
+    """Length of a query."""
+    layer: int | None = None
+    """Layer of the base after which hidden states are taken; None: the last, or a folder's own output."""
+
+    @property
+    def label(self) -> str:
+        """Words that messages name the encoder by."""
+        layer = "" if self.layer is None else f", layer {self.layer}"
+        return f"{self.kind} {self.sha256[:12]}{layer}"
+
+
+class PromptEncoding(Protocol):
+    """Map from the tokens of a prompt to a vector."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """Identity that banks state."""
+        ...
+
+    def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
+        """Return the queries of prompts, ``B, C``, in float32 on the CPU."""
+        ...
+
+
+class PolicyEncoder:
+    """Mean over a prompt's positions of the base's hidden states.
+
+    Args:
+        states: hidden states, ``1, T, D``, of one prompt's tokens, ``1, T``, under the base alone.
+        sha256: hash of the base's weights.
+        layer: layer after which they are taken; None: the last, after its norm.
+    """
+
+    def __init__(
+        self, states: Callable[[Tensor], Tensor], sha256: str, width: int, layer: int | None
+    ) -> None:
+        self._states = states
+        self.identity = EncoderIdentity(kind="policy", sha256=sha256, width=width, layer=layer)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
+        """Return the queries of prompts; see `PromptEncoding`."""
+        return torch.stack(
+            [self._states(torch.tensor([prompt]))[0].float().mean(0).cpu() for prompt in prompts]
+        )
+
+
+class SentenceEncoder:
+    """Encoder of a folder of sentence-transformers, which reads prompts as text.
+
+    Args:
+        decode: gives the text of a prompt's tokens.
+
+    Raises:
+        UserError: the package or the folder is missing.
+    """
+
+    def __init__(self, folder: Path, decode: Callable[[Sequence[int]], str]) -> None:
+        check_sentence_encoder(folder)
+        from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
+
+        self._decode = decode
+        self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        width = int(self._model.get_sentence_embedding_dimension())
+        self.identity = EncoderIdentity(kind="sentences", sha256=weights_hash(folder), width=width)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
+        """Return the queries of prompts; see `PromptEncoding`."""
+        rows = [
+            self._model.encode(self._decode(prompt), convert_to_tensor=True).float().cpu()
+            for prompt in prompts
+        ]
+        return torch.stack(rows)
+
+
+class _Reached(Exception):
+    """The layer whose states are wanted; the layers above it need not run."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def states_after(decoder: Callable[..., Any], layer: Any, tokens_1T: Tensor) -> Tensor:
+    """Return the hidden states after one layer of a decoder, ``1, T, D``; later layers do not run."""
+
+    def stop(module: Any, inputs: Any, output: Any) -> None:
+        raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        decoder(input_ids=tokens_1T, use_cache=False)
+    except _Reached as reached:
+        return reached.states
+    finally:
+        handle.remove()
+    raise RuntimeError("the decoder did not run the layer whose states are wanted")

@@ -1,0 +1,1 @@
+"""Bank of adapters as a learner has it."""

@@ -1,0 +1,63 @@
+"""Encoder of a bank's prompts, over a base that is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from align.bank.encoder import PolicyEncoder, PromptEncoding, SentenceEncoder, states_after
+from align.bank.folder import weights_hash
+from align.config.policy import BankConfig
+from align.learner.ranks.sharding import decoder_layers, decoder_of
+from rollouts.errors import UserError
+
+
+def encoder_of(
+    config: BankConfig,
+    model: Any,
+    base: Path,
+    *,
+    resting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> PromptEncoding:
+    """Build the encoder that a bank's settings name.
+
+    Args:
+        model: base as a causal language model; adapters may lie over it.
+        base: folder of the base.
+        resting: makes a context in which no adapter acts.
+
+    Raises:
+        UserError: the encoder cannot be used, or groups do not divide its width.
+    """
+    if config.encoder is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        folder = Path(config.encoder).expanduser()
+        encoder: PromptEncoding = SentenceEncoder(folder, tokenizer.decode)
+    else:
+
+        def states(tokens_1T: Tensor) -> Tensor:
+            tokens_1T = tokens_1T.to(model.device)
+            with resting():
+                if config.layer is not None:
+                    layer = decoder_layers(model)[config.layer - 1]
+                    return states_after(decoder_of(model), layer, tokens_1T)
+                outputs = decoder_of(model)(input_ids=tokens_1T, use_cache=False)
+            last_1TD: Tensor = outputs.last_hidden_state
+            return last_1TD
+
+        width = int(model.config.get_text_config().hidden_size)
+        encoder = PolicyEncoder(states, weights_hash(base), width, config.layer)
+    if encoder.identity.width % config.groups:
+        raise UserError(
+            f"the encoder gives {encoder.identity.width} numbers, which {config.groups} groups do not "
+            "divide",
+            where="policy.bank.groups",
+            remedy=f"set groups to a divisor of {encoder.identity.width}",
+        )
+    return encoder

@@ -1,0 +1,122 @@
+"""Bank of adapters in vLLM, which serves one adapter for each request: one increment of the bank.
+
+An adapter of ``n`` increments is cut into ``n`` folders of its own, and each becomes a LoRA of vLLM. Mixes
+of several increments would need their weights added for each request, so they are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rollouts.engines.protocol import BankAdapter
+from rollouts.types import Mix
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+IDS = count(1_000_000)
+"""Numbers of increments in vLLM, which adapters of single updates do not reach."""
+WHOLE = 1e-6
+"""Largest difference from 1 of the weight of a single increment, which vLLM adds whole."""
+
+
+class IncrementServer:
+    """Increments of a bank, each a LoRA of one vLLM engine.
+
+    Args:
+        engine: vLLM's engine, started with LoRA.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._folders: dict[str, BankAdapter] = {}
+        self._requests: dict[str, list[LoRARequest]] = {}
+        self._scratch = TemporaryDirectory(prefix="increments-")
+
+    def hold(self, adapters: Mapping[str, BankAdapter]) -> None:
+        """Hold these adapters, and no others; those whose folder is known are not read again.
+
+        Raises:
+            ValueError: vLLM did not load an increment.
+        """
+        for name in [n for n, folder in self._folders.items() if adapters.get(n) != folder]:
+            for request in self._requests.pop(name):
+                self._engine.remove_lora(request.lora_int_id)
+            del self._folders[name]
+        for name, adapter in adapters.items():
+            if name not in self._folders:
+                self._requests[name] = self._load(name, adapter)
+                self._folders[name] = adapter
+
+    def request_of(self, mix: Mix | None) -> LoRARequest | None:
+        """Return the LoRA that answers a request; None: the base does.
+
+        Raises:
+            ValueError: the mix has several increments, or one that is not held.
+        """
+        if not mix:
+            return None
+        if len(mix) > 1 or abs(mix[0].weight - 1.0) > WHOLE:
+            raise ValueError(
+                f"vLLM serves one adapter for each request, not a mix of {len(mix)}; set "
+                "policy.bank.top_k to 1"
+            )
+        (increment,) = mix
+        requests = self._requests.get(increment.adapter, [])
+        if not 0 <= increment.number < len(requests):
+            raise ValueError(
+                f"increment {increment.number} of adapter {increment.adapter!r} is not held; adapters: "
+                f"{', '.join(sorted(self._requests)) or 'none'}"
+            )
+        return requests[increment.number]
+
+    def close(self) -> None:
+        """Take all increments out of vLLM, and remove their folders."""
+        self.hold({})
+        self._scratch.cleanup()
+
+    def _load(self, name: str, adapter: BankAdapter) -> list[LoRARequest]:
+        from vllm.lora.request import LoRARequest
+
+        requests = []
+        for number in range(adapter.increments):
+            # A fresh id and name each time: vLLM serves what it cached under a known one.
+            fresh_id = next(IDS)
+            folder = Path(self._scratch.name) / str(fresh_id)
+            write_increment(Path(adapter.folder), number, adapter.increments, folder)
+            request = LoRARequest(f"{name}-{number}-{fresh_id}", fresh_id, str(folder))
+            if not self._engine.add_lora(request):
+                raise ValueError(
+                    f"vLLM did not load increment {number} of the adapter in {adapter.folder}"
+                )
+            requests.append(request)
+        return requests
+
+
+def write_increment(adapter: Path, number: int, increments: int, folder: Path) -> None:
+    """Write one increment of an adapter as an adapter of its own, with the scale that it has there.
+
+    Args:
+        number: position of the increment, from 0.
+        increments: equal parts that the adapter's rank is divided into.
+    """
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((adapter / CONFIG).read_text())
+    rank = int(config["r"]) // increments
+    part = slice(number * rank, (number + 1) * rank)
+    tensors = {
+        name: (tensor[part] if ".lora_A." in name else tensor[:, part]).contiguous()
+        for name, tensor in load_file(adapter / WEIGHTS).items()
+    }
+    share = increments**0.5 if config.get("use_rslora") else increments
+    config |= {"r": rank, "lora_alpha": config["lora_alpha"] / share}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, sort_keys=True))
