@@ -19,6 +19,11 @@ ADAPTER: dict[str, Any] = {
     "lora": {"rank": 16, "alpha": 32.0, "serve": "adapter"},
 }
 """Policy of rows that train an adapter."""
+FRESH: dict[str, Any] = {
+    "model": "demo://digits",
+    "lora": {"rank": 16, "alpha": 32.0, "merge": True},
+}
+"""Policy of rows that train a fresh adapter in every round, over the merged ones before it."""
 ADAPTER_LR = 10.0
 """Learning rate of an adapter, as a multiple of the run's: its factors start from zero."""
 
@@ -131,6 +136,9 @@ SWEEPS: dict[str, Sweep] = {
     "hft": Sweep(setting="share", values=(0.5, 0.75, 0.9)),
     "mofo": Sweep(setting="share", values=(0.15, 0.05, 0.5)),
     "migu": Sweep(setting="masked", values=(0.7, 0.5, 0.9)),
+    "o_lora": Sweep(setting="strength", values=(0.5, 0.05, 5.0), policy=FRESH),
+    "n_lora": Sweep(setting="strength", values=(1e-4, 1e-5, 1e-3), policy=FRESH),
+    "inflora": Sweep(setting="energy", values=(0.9, 0.5, 0.97), policy=FRESH),
 }
 """Methods that need no replayed prompts; a new one is a line here, or rows below if it needs them."""
 
@@ -207,6 +215,13 @@ ADAPTERS = (
         )
         for keys in (1, 4)
     ),
+    MethodRow(
+        method="naive+merge",
+        defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS},
+        policy=FRESH,
+        wave=1,
+    ),
+    MethodRow(method="kl_anchors+merge", policy=FRESH, wave=1),
 )
 
 _SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(method))

@@ -15,7 +15,7 @@ from rollouts.errors import nearest
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig, RoundConfig, RoundSettings
     from align.config.gate import SuiteConfig
-    from align.config.policy import BankConfig, PolicyConfig
+    from align.config.policy import BankConfig, LoraConfig, PolicyConfig
 
 
 SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
@@ -68,6 +68,12 @@ def check_methods(spec: RoundConfig) -> None:
             f"retention: {' and '.join(changing)} each change the optimizer's step, and what one of them "
             f"ensures the other would undo; keep one of them. A penalty, such as kl_anchors, ewc or si, "
             "goes with any of them"
+        )
+    if {"o_lora", "inflora"} <= {method.name for method in spec.retention}:
+        raise ValueError(
+            "retention: o_lora turns the adapter's input directions away from those of earlier rounds, and "
+            "inflora chooses them before the round and keeps them as they are; keep one of them. n_lora "
+            "goes with either"
         )
     replay, anchors = spec.replay, spec.anchors
     past = replay.past > 0 and bool(replay.rewards or anchors.past)
@@ -236,20 +242,27 @@ def check_following(spec: RoundConfig, index: int, policy: PolicyConfig) -> None
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:
-    """Refuse penalties that compare a round's adapter with one of other weights."""
+    """Refuse methods that compare a round's adapter with one of other weights, or that need another kind of
+    adapter."""
     spec, lora = rounds[index], policy.lora
-    if lora is None or spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         return
     where = f"rounds.{index}.retention"
+    apart = [method.name for method in spec.retention if method.needs_fresh_adapter]
+    if apart:
+        _check_fresh_adapter(apart[0], where, lora)
+    if lora is None:
+        return
     external = [r.name for r in rounds[:index] if not r.algorithm.learns_here]
     for method in spec.retention:
-        if method.keeps_artifact and lora.merge:
+        if method.keeps_artifact and lora.merge and method.name not in apart:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and policy.lora.merge begins a "
                 "fresh adapter in every round; set policy.lora.merge to false, or use l2_sp with to: "
-                "parent, which holds the adapter's update"
+                "parent, which holds the adapter's update, or o_lora, n_lora or inflora, which keep the "
+                "adapters of rounds apart"
             )
-        if method.keeps_artifact and external:
+        if method.keeps_artifact and external and method.name not in apart:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and the round {external[-1]!r} "
                 "before it takes an adapter that another program trained; use l2_sp, which holds the "
@@ -267,6 +280,24 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
                 f"{where}: l2_sp is held to the base, and policy.lora.merge adds every round's update to "
                 "it; set to: parent, or policy.lora.merge to false"
             )
+
+
+def _check_fresh_adapter(method: str, where: str, lora: LoraConfig | None) -> None:
+    """Refuse a method that keeps the adapters of rounds apart where a round has no plain one of its own."""
+    if lora is None or not lora.merge:
+        reason = (
+            "policy.lora is not set, so that rounds train all weights; set policy.lora to {merge: true}, "
+            "or use gpm, ogd or ewc, which hold full weights"
+            if lora is None
+            else "policy.lora.merge is false, so that all rounds train the same one; set policy.lora.merge "
+            "to true, or use gpm, ogd or ewc, which hold that one"
+        )
+        raise ValueError(f"{where}: {method} keeps the adapters of rounds apart, and {reason}")
+    if lora.dora:
+        raise ValueError(
+            f"{where}: {method} bounds the low-rank update that an adapter adds to the weights, and DoRA "
+            "also rescales whole rows of them; set policy.lora.dora to false (rslora may be true)"
+        )
 
 
 def _sampled(spec: RoundConfig, source: str) -> bool:

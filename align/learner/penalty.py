@@ -91,6 +91,14 @@ class Penalty(Protocol):
         """Read earlier state and copy earlier weights, before the policy takes its first ones."""
         ...
 
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """Change the weights that the round begins with to others that compute the same.
+
+        Args:
+            rows: samples that the policy drew with these weights.
+        """
+        ...
+
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
         """Return the frozen snapshots that a pass over the row compares the policy with."""
         ...

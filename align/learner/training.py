@@ -283,6 +283,11 @@ class Training:
         """Retention methods of the round."""
         return self.objective.penalties
 
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """Show the penalties what the policy says before its first step; see `Penalty.before_steps`."""
+        for penalty in self.penalties:
+            penalty.before_steps(rows)
+
     def update(self, batch: Batch) -> Metrics:
         """Learn from one batch; return metrics, all plain floats, means over the optimizer steps."""
         started = perf_counter()

@@ -18,5 +18,8 @@ METHODS: dict[str, str] = {
     "hft": "align.retention.masks.hft:HFT",
     "mofo": "align.retention.masks.mofo:MoFO",
     "migu": "align.retention.masks.migu:MIGU",
+    "o_lora": "align.retention.adapters.o_lora:OLoRA",
+    "n_lora": "align.retention.adapters.n_lora:NLoRA",
+    "inflora": "align.retention.adapters.inflora:InfLoRA",
 }
 """Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""

@@ -3,6 +3,7 @@
 A method belongs to one round and one rank of the learner, which calls its hooks at these times:
 
     before_round                      once, before the policy takes its first weights
+    before_steps                      once, with samples of its first weights, if `start_samples` asks
     during_passes                     around the passes of an optimizer step that have a gradient
     penalty, snapshots, moves         every forward pass
     after_replay                      replayed rows are passed, if `separates_replay`
@@ -70,6 +71,15 @@ class RetentionMethod(Generic[Config]):
 
     def before_round(self) -> None:
         """Read earlier state and copy earlier weights, before the policy takes its first ones."""
+
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """Change the weights that the round begins with to others that compute the same.
+
+        All ranks call this together; a round that goes on from a checkpoint does not call it again.
+
+        Args:
+            rows: samples that the policy drew with these weights.
+        """
 
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
         """Return the frozen snapshots that a pass over the row compares the policy with."""

@@ -16,7 +16,7 @@ from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
 from align.round.meters import heldout_texts, measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
-from align.round.records.artifacts import keep_artifacts, penalties_of
+from align.round.records.artifacts import keep_artifacts, penalties_of, show_start
 from align.round.records.checkpoints import keep_checkpoint, resume
 from align.round.records.replay import remember
 from align.round.repair.ladder import repair
@@ -68,6 +68,8 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
         )
         first = resume(plan, session, training, rollouts)
     rollouts.start(first)
+    if first == 0:
+        show_start(plan, session, training, rollouts.engine_version)
     watch = RoundWatch(plan=plan, session=session)
     watch.start(first)
     for index in range(first, spec.steps):

@@ -149,6 +149,10 @@ class GroupTraining:
     critic: GroupCritic | None
     """Critic of the round's algorithm; None where it has none."""
 
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """See `Training.before_steps`."""
+        self.learner.call("training", (), "before_steps", list(rows))
+
     def update(self, batch: Batch) -> dict[str, float]:
         """See `Training.update`. Every rank gets the whole batch and makes its share of the passes."""
         owners = {row.owner for row in batch.rows if row.owner is not None}

@@ -18,19 +18,17 @@ at a small rank the basis of B soon spans all that A gives, and B rests while A 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
 from align.config.learning import GPMConfig
-from align.learner.batching import to_tensors
-from align.learner.model.policy import completion_outputs
 from align.learner.penalty import WeightStep
-from align.retention.activations import LinearWeight, linear_weights, watching
-from align.retention.artifact import misfit
+from align.retention.activations import LinearWeight, linear_weights
 from align.retention.base import RetentionMethod
+from align.retention.bases import grown, input_covariances, read_columns
 from rollouts.errors import UserError
 
 
@@ -62,18 +60,11 @@ class GPM(RetentionMethod[GPMConfig]):
                 cause="this model stores its matrices transposed, and ranks share them by their first axis",
                 remedy="set policy.ranks to 1, train an adapter, or use ogd",
             )
-        if self.artifact is None:
-            return
-        from safetensors.torch import load_file
-
-        stored, trained = load_file(self.artifact), policy.named_parameters()
-        for name in sorted(self._layers.keys() | stored.keys()):
-            layer = self._layers.get(name)
-            if layer is None or name not in stored:
-                raise misfit(self.artifact, name, self.name, "input bases")
-            if layer.rows(trained[name]).shape[1] != len(stored[name]):
-                raise misfit(self.artifact, name, self.name, "input bases")
-        self._bases = {name: basis.to(policy.device) for name, basis in stored.items()}
+        if self.artifact is not None:
+            trained = policy.named_parameters()
+            inputs = {n: w.rows(trained[n]).shape[1] for n, w in self._layers.items()}
+            bases = read_columns(self.artifact, inputs, self.name, "input bases")
+            self._bases = {name: basis.to(policy.device) for name, basis in bases.items()}
 
     @torch.no_grad()
     def project(self, gradients: Mapping[str, Tensor]) -> None:
@@ -99,7 +90,7 @@ class GPM(RetentionMethod[GPMConfig]):
     @torch.no_grad()
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
         """Return the bases, with the directions that the accepted policy's samples add."""
-        covariances = dict(self._covariances(rows))
+        covariances = input_covariances(self.view.policy, rows, self.view.spec.sampling.temperature)
         if self.view.ranks.rank > 0:
             return {}
         return {
@@ -116,48 +107,3 @@ class GPM(RetentionMethod[GPMConfig]):
                 rows.sub_((rows @ basis) @ basis.T)
             elif self.config.others == "rest":
                 tensor.zero_()
-
-    def _covariances(self, rows: Sequence[Row]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the sum of ``x x^T`` over the inputs of each matrix, in float64."""
-        policy = self.view.policy
-        sums: dict[str, Tensor] = {}
-
-        def see(name: str, inputs: Tensor, _: Tensor) -> None:
-            wide = inputs.double()
-            square = wide.T @ wide
-            sums[name] = sums[name] + square if name in sums else square
-
-        temperature = self.view.spec.sampling.temperature
-        for row in rows:
-            micro = to_tensors([row]).to(policy.device)
-            # Passes without a gradient are those of frozen snapshots, which are not shown.
-            with policy.passing(learns=False), torch.enable_grad(), watching(policy.model, see):
-                outputs = completion_outputs(
-                    policy.model, micro, dtype=policy.dtype, temperature=temperature
-                )
-                _ = outputs.logprobs_N
-        yield from sums.items()
-
-
-def grown(basis: Tensor | None, covariance: Tensor, energy: float) -> Tensor:
-    """Return a basis with the fewest further directions that explain a share of a covariance.
-
-    Args:
-        basis: orthonormal columns, (in, k); None for an empty one.
-        covariance: sum of ``x x^T`` over the inputs x, (in, in), in float64.
-        energy: share of its trace to explain.
-    """
-    total = float(covariance.trace())
-    old = covariance.new_zeros(len(covariance), 0) if basis is None else basis.to(covariance)
-    left = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    left -= old @ old.T
-    values, vectors = torch.linalg.eigh(left @ covariance @ left)
-    explained = float((old.T @ covariance @ old).trace())
-    chosen: list[Tensor] = []
-    for value, vector in zip(values.flip(0), vectors.T.flip(0), strict=True):
-        room = old.shape[1] + len(chosen) < len(covariance)
-        if explained >= energy * total or not room or float(value) <= 1e-12 * total:
-            break
-        explained += float(value)
-        chosen.append(vector)
-    return torch.cat([old, *(vector[:, None] for vector in chosen)], dim=1)

@@ -22,11 +22,13 @@ from align.store.ledger.ledger import Ledger
 from align.store.store import store_to_read
 from rollouts.collect import collect
 from rollouts.errors import RunError
-from rollouts.types import SnapshotId
+from rollouts.types import SnapshotId, WeightVersion
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig, RoundConfig
     from align.config.learning import RetentionConfig
+    from align.learner.ranks.group import GroupTraining
+    from align.learner.training import Training
     from align.round.plan import RoundOutcome, RoundPlan
     from align.round.session import Session
 
@@ -137,17 +139,38 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     attempt = session.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
     folder = attempt.artifacts
     rmtree(folder, ignore_errors=True)
-    training.write_artifacts(folder, _samples(plan, session, outcome.candidate))
+    wanted = max(method.accept_samples for method in keeping(plan.spec))
+    rows = _samples(plan, session, wanted, "artifacts", outcome.candidate)
+    training.write_artifacts(folder, rows)
     session.store.files.record(sorted(folder.glob("*.safetensors")))
 
 
-def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[Row]:
-    """Draw as many completions of the round's prompts as the method that asks for most.
+def show_start(
+    plan: RoundPlan, session: Session, training: Training | GroupTraining, version: WeightVersion
+) -> None:
+    """Show the round's methods samples of the policy that it begins with, if one of them asks for any.
+
+    Args:
+        version: name under which the engines hold these weights.
+    """
+    wanted = max((method.start_samples for method in plan.spec.retention), default=0)
+    if wanted:
+        training.before_steps(_samples(plan, session, wanted, "start", version))
+
+
+def _samples(
+    plan: RoundPlan, session: Session, wanted: int, purpose: str, policy: SnapshotId | WeightVersion
+) -> list[Row]:
+    """Draw completions of the round's prompts, spread over as many of them as there can be.
+
+    Args:
+        wanted: number of completions.
+        purpose: part of the seed.
+        policy: name of the weights that the engines hold.
 
     Raises:
         RunError: no completion has a token.
     """
-    wanted = max(method.accept_samples for method in keeping(plan.spec))
     if not wanted:
         return []
     stream = plan.mixture.new
@@ -160,13 +183,13 @@ def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[R
         sizes,
         session.inputs.encoder,
         plan.sampling,
-        seed=seed_of(plan.seed, "artifacts"),
-        policy=candidate,
+        seed=seed_of(plan.seed, purpose),
+        policy=policy,
     )
     rows = [row_of(g, completion, None) for g in groups for completion in g.completions_G]
     if not (rows := [row for row in rows if row.completion_ids]):
         raise RunError(
-            "the accepted policy gave no answer to any of the round's prompts",
+            "the policy gave no answer to any of the round's prompts",
             where=f"round {plan.spec.name}, retention",
             cause="engines failed on every request",
             remedy="look at the engines' messages, then run again",

@@ -140,7 +140,11 @@ def test_two_methods_that_change_the_step_are_refused(pair: tuple[str, str]) -> 
 @pytest.mark.parametrize("name", CHANGING)
 def test_one_method_that_changes_the_step_goes_with_penalties(name: str) -> None:
     chosen = ["kl_anchors", "si", "mas", "cpo_mask", EWC, "l2_sp", name]
-    assert names(made({"retention": chosen}))[-1] == name
+    policy: dict[str, Any] = {"model": "demo://digits"}
+    if RETENTION[name].needs_fresh_adapter:
+        chosen = ["kl_anchors", "n_lora", "l2_sp", name]
+        policy["lora"] = {"merge": True}
+    assert names(made({"retention": chosen}, policy=policy))[-1] == name
 
 
 UNREPLAYED: dict[str, dict[str, Any]] = {
@@ -178,12 +182,13 @@ def test_anchors_beside_their_own_entry_are_refused() -> None:
 
 
 ADAPTERS: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "ewc, merged": ({"merge": True}, EWC, "fresh adapter in every round"),
-    "si, merged": ({"merge": True}, "si", "fresh adapter in every round"),
-    "mas, merged": ({"merge": True}, "mas", "fresh adapter in every round"),
-    "cpo_mask, merged": ({"merge": True}, "cpo_mask", "fresh adapter in every round"),
-    "ogd, merged": ({"merge": True}, "ogd", "fresh adapter in every round"),
-    "gpm, merged": ({"merge": True}, "gpm", "fresh adapter in every round"),
+    **{
+        f"{name}, merged": (
+            {"merge": True}, EWC if name == "ewc" else name, "fresh adapter in every round",
+        )
+        for name, config in RETENTION.items()
+        if config.keeps_artifact and not config.needs_fresh_adapter
+    },
     "l2_sp to a base that moves": (
         {"merge": True}, {"name": "l2_sp", "to": "base"}, "adds every round's update to it",
     ),
@@ -198,6 +203,31 @@ def test_penalties_that_an_adapter_has_no_weights_for_are_refused(case: str) -> 
     with pytest.raises(ValidationError, match=message):
         made({"retention": [method]}, policy=policy)
     made({"retention": [{"name": "l2_sp"} if "dora" not in lora else EWC]}, policy=policy)
+
+
+FRESH = sorted(name for name, config in RETENTION.items() if config.needs_fresh_adapter)
+UNFIT: dict[str, tuple[dict[str, Any] | None, str]] = {
+    "full weights": (None, "policy.lora is not set.*set policy.lora to {merge: true}.*gpm, ogd or ewc"),
+    "one adapter for all rounds": ({}, "set policy.lora.merge to true.*gpm, ogd or ewc"),
+    "dora": ({"merge": True, "dora": True}, "set policy.lora.dora to false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+@pytest.mark.parametrize("name", FRESH)
+def test_what_keeps_adapters_apart_needs_a_plain_one_for_each_round(name: str, case: str) -> None:
+    lora, message = UNFIT[case]
+    with pytest.raises(ValidationError, match=f"rounds.0.retention: {name} .*{message}"):
+        made({"retention": [name]}, policy={"model": "demo://digits", "lora": lora})
+    fresh = {"rslora": True, "targets": ["q_proj", "down_proj"], "merge": True}
+    made({"retention": [name]}, policy={"model": "demo://digits", "lora": fresh})
+
+
+def test_directions_that_are_frozen_are_turned_away_from_nothing() -> None:
+    policy = {"model": "demo://digits", "lora": {"merge": True}}
+    with pytest.raises(ValidationError, match=r"o_lora turns .* inflora chooses .* keep one"):
+        made({"retention": ["o_lora", "inflora"]}, policy=policy)
+    assert names(made({"retention": ["o_lora", "n_lora"]}, policy=policy)) == ["o_lora", "n_lora"]
 
 
 def test_a_note_says_that_the_default_anchors_are_gone(tmp_path: Path) -> None:

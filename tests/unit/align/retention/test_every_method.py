@@ -16,9 +16,9 @@ from align.learner.training import Objective
 from tests.unit.align.retention.trainings import (
     MIXED,
     NEW,
-    POLICIES,
     accepted,
     begin,
+    kinds_of,
     learner_of,
     weights_of,
 )
@@ -31,8 +31,9 @@ SETTINGS: dict[str, RetentionConfig] = {
 """Settings of each method; `begin` sets the KL anchors."""
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "policy"), [(name, kind) for name in SETTINGS for kind in kinds_of(SETTINGS[name])]
+)
 def test_a_second_round_goes_on_from_a_checkpoint_bit_for_bit(
     models: dict[str, Path], tmp_path: Path, policy: str, name: str
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_step_whose_loss_is_not_finite_moves_nothing(
     source: str,
 ) -> None:
     """The loss is that of the round's own rows or of replayed ones; the step is counted as skipped."""
-    training = begin(learner_of(models, tmp_path, "full"), SETTINGS[name])
+    training = begin(learner_of(models, tmp_path, kinds_of(SETTINGS[name])[0]), SETTINGS[name])
     training.update(MIXED)
     before, tensors = weights_of(training), training.state().weights
     state = {key: tensor.clone() for key, tensor in tensors.items()}

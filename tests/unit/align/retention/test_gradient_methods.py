@@ -17,9 +17,10 @@ from align.learner.batching import to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.training import Training
 from align.retention.activations import linear_weights
+from align.retention.bases import grown
 from align.retention.gradients.agem import AGEM
 from align.retention.gradients.directions import Directions
-from align.retention.gradients.gpm import GPM, grown
+from align.retention.gradients.gpm import GPM
 from tests.unit.align.retention.trainings import (
     NEW,
     PAST,

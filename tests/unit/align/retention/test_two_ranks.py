@@ -1,4 +1,5 @@
-"""Every method on two ranks that share the weights, against one rank: two processes over gloo, no Ray."""
+"""Every method on two ranks, which share the weights or hold an adapter each, against one rank: two
+processes over gloo, no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from align.config.campaign import PolicyConfig
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO, Ranks
 from tests.unit.align.retention.test_every_method import SETTINGS
-from tests.unit.align.retention.trainings import MIXED, NEW, begin, save_models
+from tests.unit.align.retention.trainings import KINDS, MIXED, NEW, begin, kinds_of, save_models
 
 DIFFERS = {"mofo"}
 """Methods that treat each rank's part of a tensor by itself."""
@@ -28,7 +29,7 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
     for name, config in SETTINGS.items():
         learner = Learner(
             models["base"],
-            PolicyConfig(model="tiny"),
+            PolicyConfig(model="tiny", **KINDS[kinds_of(config)[0]]),
             folder_of=models.__getitem__,
             scratch=folder,
             tolerance=1e9,

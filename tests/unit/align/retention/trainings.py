@@ -25,6 +25,11 @@ from tests.unit.tiny import row, save_model
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 POLICIES: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": LORA}}
+KINDS: dict[str, dict[str, Any]] = {
+    **POLICIES,
+    "fresh": {"lora": LORA.model_copy(update={"merge": True})},
+}
+"""Settings of a policy: full weights, one adapter for all rounds, or a fresh one in every round."""
 NEW = (row((1, 2, 3), (4, 5, 6), 1.0), row((7, 2), (8, 9, 10), -1.0), row((3, 4), (5, 6), 0.5))
 """Rows that teach."""
 PAST = (
@@ -43,11 +48,18 @@ def save_models(folder: Path) -> dict[str, Path]:
     }
 
 
+def kinds_of(config: RetentionConfig) -> list[str]:
+    """Name the policies that a method goes with; it may be told of no other."""
+    if config.needs_fresh_adapter:
+        return ["fresh"]
+    return [*POLICIES] if config.keeps_artifact else [*KINDS]
+
+
 def learner_of(models: Mapping[str, Path], folder: Path, policy: str) -> Learner:
     """Load the base, in full or under an adapter."""
     return Learner(
         models["base"],
-        PolicyConfig(model="tiny", **POLICIES[policy]),
+        PolicyConfig(model="tiny", **KINDS[policy]),
         folder_of=lambda snapshot: models[snapshot],
         scratch=folder,
         tolerance=1e9,
@@ -62,17 +74,19 @@ def begin(
     lr: float = 1e-3,
     seed: int = 5,
 ) -> Training:
-    """Begin a round of six steps under these methods."""
+    """Begin a round of six steps under these methods, which have seen `NEW` before the first."""
     spec = RoundSettings(
         anchors=HELD, retention=methods, optimizer=OptimizerConfig(lr=lr, max_grad_norm=1e9)
     )
-    return learner.begin(
+    training = learner.begin(
         spec,
         References(base="base", parent=parent),
         num_steps=6,
         seed=seed,
         penalties=RetentionMethods(artifacts=artifacts or {}),
     )
+    training.before_steps(NEW)
+    return training
 
 
 def weights_of(training: Training) -> dict[str, Tensor]:

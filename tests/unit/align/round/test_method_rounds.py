@@ -12,6 +12,7 @@ from tests.unit.align.round.test_retention_rounds import LORA, campaign_under, r
 from tests.unit.campaigns import Watcher
 
 FULL = {"model": "demo://digits"}
+FRESH = {"model": "demo://digits", "lora": {"rank": 2, "alpha": 4.0, "merge": True}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "si, lora": ({"name": "si", "strength": 1000.0}, LORA),
     "mas": ({"name": "mas", "strength": 0.1, "samples": 4}, FULL),
@@ -22,6 +23,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hft": ({"name": "hft"}, FULL),
     "mofo": ({"name": "mofo"}, FULL),
     "migu, lora": ({"name": "migu"}, LORA),
+    "o_lora": ({"name": "o_lora"}, FRESH),
+    "n_lora": ({"name": "n_lora"}, FRESH),
+    "inflora": ({"name": "inflora", "samples": 4, "energy": 0.5}, FRESH),
     "anchors that follow": (
         {
             "name": "kl_anchors",

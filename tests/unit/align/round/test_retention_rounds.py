@@ -37,7 +37,7 @@ def campaign_under(folder: Path, retention: list[Any], **changes: Any) -> Campai
 
 
 def run(config: CampaignConfig, watcher: Watcher | None = None) -> Ran:
-    adapters = config.policy.lora is not None
+    adapters = config.policy.serves_adapters
     starter, watcher = Adapters() if adapters else Starter(), watcher or Watcher()
     evidence = run_campaign(config, start_engine=starter, observer=watcher)
     return Ran(config=config, evidence=evidence, starter=starter, watcher=watcher)

@@ -1,0 +1,1 @@
+"""Methods that keep the adapters of rounds apart, where every round trains a fresh one."""
