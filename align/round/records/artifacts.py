@@ -129,7 +129,7 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     if not keeping(plan.spec):
         return
     training = session.training
-    if outcome.repairs or training is None:
+    if outcome.repairs or outcome.merge is not None or training is None:
         # The learner holds the candidate that was tried last, which need not be the accepted one.
         training = session.begin(plan, penalties_of(plan))
         session.learner.load(outcome.candidate)
@@ -137,17 +137,25 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     attempt = session.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)
     folder = attempt.artifacts
     rmtree(folder, ignore_errors=True)
-    training.write_artifacts(folder, _samples(plan, session, outcome.candidate))
+    wanted = max(method.accept_samples for method in keeping(plan.spec))
+    training.write_artifacts(
+        folder, drawn_rows(plan, session, outcome.candidate, wanted, "artifacts")
+    )
     session.store.files.record(sorted(folder.glob("*.safetensors")))
 
 
-def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[Row]:
-    """Draw as many completions of the round's prompts as the method that asks for most.
+def drawn_rows(
+    plan: RoundPlan, session: Session, snapshot: SnapshotId, wanted: int, purpose: str
+) -> list[Row]:
+    """Draw completions of the round's prompts from a snapshot that the engines hold.
+
+    Args:
+        wanted: number of completions.
+        purpose: name that the draw's seed comes from.
 
     Raises:
         RunError: no completion has a token.
     """
-    wanted = max(method.accept_samples for method in keeping(plan.spec))
     if not wanted:
         return []
     stream = plan.mixture.new
@@ -160,14 +168,14 @@ def _samples(plan: RoundPlan, session: Session, candidate: SnapshotId) -> list[R
         sizes,
         session.inputs.encoder,
         plan.sampling,
-        seed=seed_of(plan.seed, "artifacts"),
-        policy=candidate,
+        seed=seed_of(plan.seed, purpose),
+        policy=snapshot,
     )
     rows = [row_of(g, completion, None) for g in groups for completion in g.completions_G]
     if not (rows := [row for row in rows if row.completion_ids]):
         raise RunError(
-            "the accepted policy gave no answer to any of the round's prompts",
-            where=f"round {plan.spec.name}, retention",
+            "the policy gave no answer to any of the round's prompts",
+            where=f"round {plan.spec.name}, {purpose}",
             cause="engines failed on every request",
             remedy="look at the engines' messages, then run again",
         )
