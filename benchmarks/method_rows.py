@@ -224,11 +224,52 @@ ADAPTERS = (
     MethodRow(method="kl_anchors+merge", policy=FRESH, wave=1),
 )
 
+MERGES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
+    ("shares=1,.8,.6,.4", {"name": "linear"}, 0),
+    ("share=0.7", {"name": "linear", "shares": 0.7}, 1),
+    ("share=0.5", {"name": "linear", "shares": 0.5}, 1),
+    ("share=0.5", {"name": "slerp", "share": 0.5}, 0),
+    ("share=0.7", {"name": "slerp", "share": 0.7}, 1),
+    ("share=0.6", {"name": "warp", "runs": 2, "share": 0.6}, 0),
+    ("share=0.3", {"name": "warp", "runs": 2, "share": 0.3}, 1),
+    ("density=0.2", {"name": "ties", "density": 0.2}, 0),
+    ("density=0.5", {"name": "ties", "density": 0.5}, 1),
+    ("density=0.9", {"name": "dare", "density": 0.9}, 0),
+    ("density=0.5", {"name": "dare", "density": 0.5}, 1),
+    ("share=0.6", {"name": "hma", "blocks": 2, "share": 0.6}, 0),
+    ("keep=0.1", {"name": "lifealign", "keep": 0.1}, 0),
+    ("keep=0.5", {"name": "lifealign", "keep": 0.5}, 1),
+)
+"""Strength, settings and turn of each merger's rows."""
+HALF = {"sampling": {"prompts_per_step": 8}}
+"""Half of a step's rollouts, for rounds that are trained twice."""
+
+
+def _merged() -> Iterator[MethodRow]:
+    """Yield every merger after training without any retention, then its first row over Keel's defaults."""
+    for strength, merge, wave in MERGES:
+        shape: Mapping[str, Any] = HALF if merge["name"] == "warp" else {}
+        alone = {"replay": NO_REPLAY, "anchors": NO_ANCHORS}
+        yield MethodRow(
+            method=merge["name"],
+            strength=strength,
+            defaults={**alone, **shape, "merge": merge},
+            wave=wave,
+        )
+        if not wave:
+            yield MethodRow(
+                method=f"ours+{merge['name']}",
+                strength=strength,
+                defaults={**shape, "merge": merge},
+                wave=2,
+            )
+
+
 _SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(method))
 ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in sorted(
-        (*BASELINES, *REPLAYING, *REPLAYS, *_SWEPT, *ADAPTERS),
+        (*BASELINES, *REPLAYING, *REPLAYS, *_SWEPT, *_merged(), *ADAPTERS),
         key=lambda row: row.method.startswith("ours+"),
     )
 }

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import date, timedelta
 from html import unescape
 from itertools import pairwise
@@ -27,6 +27,8 @@ import align
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig, RoundSettings
 from align.config.learning import RETENTION, RetentionConfig
+from align.config.mergers import MERGERS
+from align.config.mergers.settings import MergeConfig
 from align.config.schedule import spell_duration
 from launch.cli import app
 from rewards.registry import REWARDS
@@ -257,9 +259,13 @@ def blocks() -> dict[type[BaseModel], list[str]]:
 
 
 def _named(models: Iterator[type[BaseModel]]) -> Iterator[type[BaseModel]]:
-    """Put the settings of every retention method where a field takes any of them."""
+    """Put the settings of every retention method or merger where a field takes any of them."""
+    every: dict[type[BaseModel], Collection[type[BaseModel]]] = {
+        RetentionConfig: RETENTION.values(),
+        MergeConfig: MERGERS.values(),
+    }
     for model in models:
-        yield from RETENTION.values() if model is RetentionConfig else (model,)
+        yield from every.get(model, (model,))
 
 
 def _twice(path: str, name: str) -> bool:

@@ -389,6 +389,10 @@ class PromptStream:
         self._epoch = -1
         self._order: list[Prompt] = []
 
+    def reseeded(self, seed: int) -> PromptStream:
+        """Return a stream of the same prompts in another order, from its start."""
+        return PromptStream(self._prompts, seed)
+
     def __len__(self) -> int:
         """Count the prompts of one epoch."""
         return len(self._prompts)

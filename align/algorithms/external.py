@@ -50,6 +50,7 @@ class External(Algorithm):
         "gold": "the round samples nothing that could be scored",
         "hacking": "Keel does not see the command's samples",
         "repair": "the ladder repairs what the learner trained",
+        "merge": "the command writes the candidate itself, and may merge it with {parent}",
         "meter_every": "its drift is not measured while it trains",
         "checkpoint_every": "the command keeps its own checkpoints, in {round}",
     }

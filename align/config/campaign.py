@@ -37,6 +37,9 @@ from align.config.learning import (
     listed,
     retention_from,
 )
+from align.config.mergers import merger_from
+from align.config.mergers.rules import check_merge
+from align.config.mergers.settings import MergeConfig
 from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
 from align.config.repair import RepairConfig
 from align.config.replay.replay import ReplayConfig
@@ -119,6 +122,9 @@ class RoundSettings(Settings):
     KL anchors."""
     suite: RoundSuiteConfig = RoundSuiteConfig()
     repair: RepairConfig = RepairConfig()
+    merge: Annotated[SerializeAsAny[MergeConfig] | None, BeforeValidator(merger_from)] = None
+    """Merger that makes the round's candidate of the trained weights and earlier ones; None: the candidate
+    is what was trained."""
     gold: tuple[Reward, ...] = ()
     """Rewards that also score the rollouts but are not learned from. They show when the learned reward
     rises while the quality it stands for does not."""
@@ -221,6 +227,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         for field, target in policies:
             if target.startswith("round:"):
                 yield field, "policy", target.removeprefix("round:")
+        for name in self.merge.named_rounds() if self.merge else ():
+            yield "merge", "policy", name
         for reward in (*self.rewards, *self.gold):
             target = str(reward.options.get("model"))
             if target.startswith("round:"):
@@ -352,6 +360,7 @@ class CampaignConfig(StoreSettings):
             check_dropout(spec, index, self.policy)
             check_following(spec, index, self.policy)
             check_retention(self.rounds, index, self.policy)
+            check_merge(self.rounds, index, self.policy)
             if spec.repair.interpolate and self.policy.has_bare_dora:
                 raise ValueError(
                     f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "
@@ -417,6 +426,8 @@ class CampaignConfig(StoreSettings):
             settings["hacking"] = as_stored(settings["hacking"])
             if not settings["replay"]["examples"]:
                 del settings["replay"]["examples"]
+            if settings["merge"] is None:
+                del settings["merge"]
         if content["policy"]["bank"] is None:
             del content["policy"]["bank"]
         # So it is with settings of suites that are younger than they are.
@@ -431,7 +442,7 @@ class CampaignConfig(StoreSettings):
         content = self.content()
         names = [spec["name"] for spec in content["rounds"]]
         trained = content["rounds"][: names.index(name) + 1]
-        judged = {"suite", "repair"}
+        judged = {"suite", "repair", "merge"}
         values = {
             "policy": content["policy"],
             "seed": content["seed"],

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
 from align.config.learning import RetentionConfig, retention_class
+from align.config.mergers import merger_class
+from align.config.mergers.settings import MergeConfig
 from align.config.messages.mistakes import Mistake, Narrowed, mistakes_of
 from align.config.messages.syntax import not_yaml
 from align.config.messages.written import Lines
@@ -319,7 +321,8 @@ def _not_valid(mistakes: Sequence[Mistake], lines: Lines, path: Path, what: str)
 
 
 def _narrowed(places: Places) -> Narrowed:
-    """Return the function that finds the class of the algorithm or retention method that a value names."""
+    """Return the function that finds the class of the algorithm, retention method or merger that a value
+    names."""
 
     def narrowed(model: type[BaseModel], value: Any) -> type[BaseModel]:
         if not isinstance(value, dict | str):
@@ -328,6 +331,8 @@ def _narrowed(places: Places) -> Narrowed:
         try:
             if model is RetentionConfig:
                 return retention_class(name)
+            if model is MergeConfig:
+                return merger_class(name)
             return algorithm_class(name, places) if model is Algorithm else model
         except ValueError:
             return model

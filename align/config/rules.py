@@ -357,6 +357,16 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
             f"{where}.replay.{name}: earlier rounds keep their own adapters in a bank, so nothing of them "
             f"is replayed; remove {name}"
         )
+    if spec.merge is not None:
+        raise ValueError(
+            f"{where}.merge: {spec.merge.name} merges the weights of rounds, and in a bank each round has an "
+            "adapter of its own; remove merge, or policy.bank"
+        )
+    if spec.replay.answers is not None or spec.replay.pretraining is not None:
+        raise ValueError(
+            f"{where}.replay: answers and texts of other rounds would be learnt by this round's adapter; "
+            "remove answers and pretraining, or policy.bank"
+        )
     for method in spec.retention:
         if method.name != "kl_anchors":
             raise ValueError(

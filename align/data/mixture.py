@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from align.algorithms.rows import Row
 from align.config.campaign import ReplayConfig, SamplingConfig
@@ -65,6 +65,18 @@ class Mixture:
     """Replayed answers and texts that steps keep likely, beyond their budget."""
     history: PromptHistory = field(default_factory=PromptHistory)
     """History of prompts, which grows as the round goes on; draws by mastery or age read it."""
+
+    def reseeded(self, seed: int) -> Mixture:
+        """Return a mixture of the same sources whose draws come in another order."""
+        return replace(
+            self,
+            new=self.new.reseeded(seed),
+            general=None if self.general is None else self.general.reseeded(seed),
+            examples=None if self.examples is None else self.examples.reseeded(seed),
+            past_examples={n: stream.reseeded(seed) for n, stream in self.past_examples.items()},
+            rehearsal=[rows.reseeded(seed) for rows in self.rehearsal],
+            seed=seed,
+        )
 
     def draw(self, step: int) -> Draw:
         """Draw the prompts of step ``step``, counted from 0."""

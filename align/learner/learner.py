@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from align.learner.ranks.lanes import Lanes, lanes_for
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
-from align.learner.references import ReferenceModels, References
+from align.learner.references import PolicyTask, ReferenceModels, References
 from align.learner.teachers.slow_teacher import SlowTeacher
 from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
@@ -95,11 +96,10 @@ class Learner:
         """
         round_penalties = self._make_penalties(spec, references, seed, penalties)
         torch.manual_seed(seed)
-        if (toward := references.toward) is None:
+        if references.beginning is None:
             self.load(references.parent)
         else:
-            start, end = (self._folder_of(s) for s in (references.parent, toward.snapshot))
-            self.policy.blend(start, end, toward.share)
+            references.beginning.load(self.policy, references.parent, self._folder_of)
         optimizer = make_optimizer(self.policy.parameters(), spec.optimizer)
         critic: Critic | None = None
         if (critic_config := spec.algorithm.critic_config) is not None:
@@ -188,6 +188,10 @@ class Learner:
     def load(self, snapshot: SnapshotId) -> None:
         """Make the policy equal to a snapshot."""
         self.policy.load(self._folder_of(snapshot))
+
+    def compute(self, task: PolicyTask) -> Any:
+        """Return what a task computes with the policy; it may leave other weights behind."""
+        return task(self.policy, self.ranks, self._folder_of)
 
     def save(self, folder: Path) -> None:
         """Write the policy as a snapshot; see `Policy.save`."""

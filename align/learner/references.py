@@ -8,11 +8,11 @@ snapshot is named by its content hash, so a resumed run is held to exactly the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,11 +22,42 @@ from align.algorithms.rows import Row
 from align.learner.model.adapter import TRAINED, dropout
 from align.learner.model.loading import load_model
 from align.learner.model.policy import Policy, completion_outputs
+from align.learner.ranks.ranks import Ranks
 from align.learner.teachers.teacher import MODEL
 from rollouts.types import SnapshotId
 
 CACHE_BYTES = 2 << 30
 """Host memory that full-weight anchors may keep resident; beyond it the least recently used goes."""
+
+
+class Beginning(Protocol):
+    """Weights that a policy begins with, made of snapshots. It travels to other processes."""
+
+    @property
+    def snapshots(self) -> Collection[SnapshotId]:
+        """Snapshots that the weights are made of, besides the parent."""
+        ...
+
+    def load(
+        self, policy: Policy, parent: SnapshotId, folder_of: Callable[[SnapshotId], Path]
+    ) -> None:
+        """Load the weights into a policy. All ranks call this; each gets the same weights."""
+        ...
+
+
+class PolicyTask(Protocol):
+    """Computation with a policy, whose weights it may change. It travels to other processes."""
+
+    @property
+    def snapshots(self) -> Collection[SnapshotId]:
+        """Snapshots that the computation reads."""
+        ...
+
+    def __call__(
+        self, policy: Policy, ranks: Ranks, folder_of: Callable[[SnapshotId], Path]
+    ) -> Any:
+        """Return the result, the same on all ranks."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +68,17 @@ class Toward:
     share: float
     """0 is the parent, 1 the snapshot."""
 
+    @property
+    def snapshots(self) -> tuple[SnapshotId, ...]:
+        """The other snapshot."""
+        return (self.snapshot,)
+
+    def load(
+        self, policy: Policy, parent: SnapshotId, folder_of: Callable[[SnapshotId], Path]
+    ) -> None:
+        """Load the weights of the point."""
+        policy.blend(folder_of(parent), folder_of(self.snapshot), self.share)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class References:
@@ -46,8 +88,8 @@ class References:
     parent: SnapshotId
     rounds: Mapping[str, SnapshotId] = field(default_factory=dict)
     """Accepted rounds by name."""
-    toward: Toward | None = None
-    """Point that the policy begins at; None: the parent."""
+    beginning: Beginning | None = None
+    """Weights that the policy begins with; None: the parent's."""
     over_base: bool = False
     """True if the round learns over the base alone, as an adapter of a bank does: its parent, as anchors
     and references name it, is the base."""

@@ -9,6 +9,7 @@ from align.config.campaign import CampaignConfig, RoundConfig
 from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
 from align.learner.teachers.companions import check_companion
 from align.learner.teachers.teacher import MODEL, check_teacher
+from align.round.merge.checks import check_blocks
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 
@@ -16,11 +17,13 @@ GIB = 1 << 30
 
 
 def check_round_models(spec: RoundConfig, policy_folder: Path, config: CampaignConfig) -> None:
-    """Check a round's teacher and critic against the policy and the learner's device.
+    """Check a round's teacher, critic and merge against the policy and the learner's device.
 
     Raises:
-        UserError: no model in a folder, another tokenizer or vocabulary, or more than memory holds.
+        UserError: no model in a folder, another tokenizer or vocabulary, more than memory holds, or too
+            few layers.
     """
+    check_blocks(spec, policy_folder)
     where = f"rounds.{spec.name}.algorithm"
     teacher = spec.algorithm.teacher_snapshot
     if teacher is not None and teacher.startswith(MODEL):

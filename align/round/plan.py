@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from align.config.campaign import RoundConfig
@@ -12,7 +12,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
 from align.learner.references import References
-from align.store.repairs import Origin, RepairStep
+from align.store.repairs import MergeOrigin, Origin, RepairStep
 from rollouts.types import Sampling, SnapshotId, WeightVersion
 
 
@@ -31,12 +31,24 @@ class RoundPlan:
     """Verified file that the newest accepted round on the parent's line left for a retention method, by
     the method's name."""
     origin: Origin | None = None
-    """Repair that makes another candidate of the round; None: this is the round itself."""
+    """Repair, merge or further run that this is; None: the round itself, its first training."""
+    weight_seed: int | None = None
+    """Seed of the learner, such as of a fresh adapter; None: `seed`. The runs of a round share it."""
     superseded: frozenset[str] = frozenset()
     """Earlier rounds that ask the same prompts or were overridden: in a bank this round's adapter takes
     their place."""
     repair_prompts: ReplayBuffer | None = None
     """Prompts that repairs may ask for, of all rounds that the gate looks at; None: of what is replayed."""
+
+    def apart(self) -> RoundPlan:
+        """Return the plan with a history of prompts of its own, unless it is the round itself.
+
+        What a repair, a merge or a further run samples is no part of the history that the round leaves.
+        """
+        if self.origin is None:
+            return self
+        mixture = replace(self.mixture, history=self.mixture.history.begun())
+        return replace(self, mixture=mixture)
 
     @property
     def parent(self) -> SnapshotId:
@@ -46,7 +58,7 @@ class RoundPlan:
     @property
     def title(self) -> str:
         """Name for people: the round, or the repair of it that this is."""
-        return f"{self.spec.name}, {self.origin.rung}" if self.origin else self.spec.name
+        return f"{self.spec.name}, {self.origin.title}" if self.origin else self.spec.name
 
     @property
     def run(self) -> str:
@@ -75,3 +87,5 @@ class RoundOutcome:
     """Number of the decision in the campaign."""
     repairs: tuple[RepairStep, ...] = ()
     """Records of every candidate, if the gate refused the first and others were tried."""
+    merge: MergeOrigin | None = None
+    """Origin of the round's own candidate if it was merged; None if it is what was trained."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
+from align.round.merge.merged import Made, merged
 from align.round.meters import heldout_texts, measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.records.artifacts import keep_artifacts, penalties_of, show_start
@@ -25,12 +26,14 @@ from align.round.sampler import StepSampler
 from align.round.session import Session
 from align.round.times.clock import phase
 from align.round.watch.watch import RoundWatch
-from align.store.repairs import with_repairs
+from align.store.repairs import with_merge, with_repairs
 from rollouts.types import SnapshotId
 
 
 def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
     """Train a candidate, put it before the gate, and where it lost something try to repair it.
+
+    A round with ``merge`` trains weights first, and the merge of them with earlier ones is its candidate.
 
     Raises:
         RewardFailure: more rewards failed than the round's budget allows.
@@ -38,12 +41,20 @@ def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
         NonFiniteError: the learner could not take a finite step several times in a row.
     """
 
-    def attempt(candidate_plan: RoundPlan, *, before: int = 0) -> RoundOutcome:
-        objections = train(candidate_plan, session)
-        candidate = publish(candidate_plan, session)
-        return judge(candidate_plan, session, candidate, before, objections)
+    def make(weights_plan: RoundPlan) -> Made:
+        weights_plan = weights_plan.apart()
+        objections = train(weights_plan, session)
+        return Made(publish(weights_plan, session), objections)
 
-    outcome = repair(plan, attempt(plan), attempt, session.observer.note)
+    def attempt(
+        candidate_plan: RoundPlan, *, before: int = 0, objections: tuple[str, ...] = ()
+    ) -> RoundOutcome:
+        candidate = make(candidate_plan)
+        noticed = (*objections, *candidate.objections)
+        return judge(candidate_plan, session, candidate.snapshot, before, noticed)
+
+    first = attempt(plan) if plan.spec.merge is None else merged(plan, session, make, attempt)
+    outcome = repair(plan, first, attempt, session.observer.note)
     remember(plan, session, outcome.candidate)
     if outcome.verdict.accepted:
         keep_artifacts(plan, session, outcome)
@@ -165,5 +176,5 @@ def commit(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
         plan.attempt,
         "accepted" if outcome.verdict.accepted else "rejected",
         outcome.candidate,
-        with_repairs(outcome.verdict.to_dict(), outcome.repairs),
+        with_merge(with_repairs(outcome.verdict.to_dict(), outcome.repairs), outcome.merge),
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -185,7 +185,7 @@ class Session:
             plan.spec,
             plan.references,
             num_steps=plan.spec.steps,
-            seed=plan.seed,
+            seed=plan.seed if plan.weight_seed is None else plan.weight_seed,
             penalties=penalties,
         )
         self._begin_adapter(plan)
@@ -281,7 +281,7 @@ class Session:
             seeds={"round": plan.seed},
             data_hashes=self.inputs.data_hashes(plan.spec.name),
             versions=versions(),
-            extra={"repair": asdict(plan.origin)} if plan.origin else {},
+            extra=plan.origin.recorded if plan.origin else {},
         )
 
 

@@ -1,27 +1,30 @@
-"""Record of a round's repair: every candidate, the first included, and its decision."""
+"""Record of a round's candidates: what each was made of, and its decision if there were several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from rollouts.types import SnapshotId
 
-RungName = Literal["interpolate", "distil", "rerun"]
+RungName = Literal["interpolate", "distil", "rerun", "merge", "run"]
+"""Rung of the ladder of repairs; ``merge`` and ``run`` are the round's own merge and its further runs."""
 KEY = "repairs"
 """Key under which a round's report lists its candidates, if there was more than one."""
+MERGE = "merge"
+"""Key under which a round's report says what its candidate was merged of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Origin of a repaired candidate."""
+    """Origin of a candidate that is not simply what the round trained, such as a repaired one."""
 
     rung: RungName
     of: SnapshotId
-    """The failed candidate."""
+    """Snapshot that it was made of: the failed candidate of a repair."""
     share: float | None = None
     """Share of the way from the parent to the failed candidate; None off that line."""
     told: str
@@ -32,13 +35,71 @@ class Origin:
         """A name for its files, distinct within the round."""
         return self.rung if self.share is None else f"{self.rung}-{self.share:g}"
 
+    @property
+    def title(self) -> str:
+        """A name for people who watch."""
+        return self.rung
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Entry of a snapshot's manifest."""
+        return {"repair": asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtraRun(Origin):
+    """Origin of weights that another run of the round trains, from ``of``, its parent."""
+
+    rung: RungName = "run"
+    number: int
+    """Number of the run in the round; the first has no such record."""
+
+    @property
+    def label(self) -> str:
+        return f"run-{self.number}"
+
+    @property
+    def title(self) -> str:
+        return f"run {self.number}"
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return {"run": asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeOrigin(Origin):
+    """Origin of a candidate that was merged; ``of`` is what the round trained, in its first run."""
+
+    rung: RungName = "merge"
+    merger: str
+    """Registered name of the merger."""
+    anchor: SnapshotId
+    """Snapshot that the trained weights were merged with."""
+    runs: tuple[SnapshotId, ...]
+    """Trained weights of all runs."""
+    past: tuple[SnapshotId, ...] = ()
+    """Snapshots of earlier rounds whose changes were merged too, oldest first."""
+    block_shares: tuple[float, ...] = ()
+    """Share of each block of layers, of a merger that has several."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return {MERGE: asdict(self)}
+
+    @property
+    def sentence(self) -> str:
+        """Sentence about the merge, for a person."""
+        trained = ", ".join(snapshot[:16] for snapshot in self.runs)
+        return f"The round's candidate is a merge: {self.told}; trained were {trained}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairStep:
     """One candidate before the gate."""
 
     rung: RungName | Literal["round"]
-    """``round`` is the round itself, the candidate that failed."""
+    """``round`` is the round itself, the candidate that failed; ``merge`` a point of its merge."""
     told: str
     candidate: SnapshotId
     look: int
@@ -46,7 +107,7 @@ class RepairStep:
     outcome: Literal["accepted", "rejected", "too_few_items", "void", "too_little_kept"]
     """The gate's; ``too_little_kept`` where it passed with too small a share of the gain."""
     kept: float
-    """Gain at the target, as a share of the failed candidate's."""
+    """Gain at the target, as a share of that of the round's first candidate."""
     reasons: tuple[str, ...]
     seconds: float | None = None
     """Seconds to make, publish, measure and judge it; None of the round itself."""
@@ -69,6 +130,7 @@ class RepairStep:
 
 
 _STEPS = TypeAdapter(tuple[RepairStep, ...])
+_MERGE = TypeAdapter(MergeOrigin)
 
 
 def repairs_of(report: Mapping[str, Any] | None) -> tuple[RepairStep, ...]:
@@ -81,9 +143,25 @@ def with_repairs(report: Mapping[str, Any], steps: tuple[RepairStep, ...]) -> di
     return {**report, KEY: _STEPS.dump_python(steps, mode="json")} if steps else dict(report)
 
 
+def merge_of(report: Mapping[str, Any] | None) -> MergeOrigin | None:
+    """Read from a round's report what its candidate was merged of; None if nothing was merged."""
+    entry = (report or {}).get(MERGE)
+    return None if entry is None else _MERGE.validate_python(entry)
+
+
+def with_merge(report: Mapping[str, Any], origin: MergeOrigin | None) -> dict[str, Any]:
+    """Return a verdict's report with what its candidate was merged of."""
+    return (
+        dict(report)
+        if origin is None
+        else {**report, MERGE: _MERGE.dump_python(origin, mode="json")}
+    )
+
+
 def accepted_repair(steps: Sequence[RepairStep]) -> RepairStep | None:
     """Return the repair that took the failed candidate's place; None if there is none."""
-    return next((step for step in steps if step.accepted and step.rung != "round"), None)
+    repairs = (step for step in steps if step.rung not in ("round", "merge"))
+    return next((step for step in repairs if step.accepted), None)
 
 
 def repaired_by(steps: Sequence[RepairStep]) -> str:

@@ -100,6 +100,7 @@ def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> I
     yield from endless_lines(config)
     yield from notes_of(config)
     yield from planned.machine
+    yield from planned.merges
     yield from planned.replay
     for name, report in planned.reports.items():
         yield f"{name}: {report}"

@@ -161,6 +161,8 @@ def _detail_lines(record: RoundDetail) -> list[str]:
             for name, split in splits.items()
             if split.share is not None
         ]
+    if record.merge is not None:
+        lines.append(f"  {record.merge.sentence}")
     lines += [
         f"  {repair.sentence}" + ("" if repair.seconds is None else f", {repair.seconds:.0f} s")
         for repair in record.repairs

@@ -255,7 +255,7 @@ def test_ranks_that_share_the_weights_begin_between_two_snapshots(
     other, group = save_model(tmp_path / "other", seed=1), groups("full")
     monkeypatch.setattr(group, "_folder_of", {"base": base, "other": other}.__getitem__)
     toward = Toward(snapshot="other", share=0.25)
-    references = References(base="base", parent="base", toward=toward)
+    references = References(base="base", parent="base", beginning=toward)
     group.begin(SPEC, references, num_steps=1, seed=3, penalties=RetentionMethods())
     (tmp_path / "between").mkdir()
     group.save(tmp_path / "between")

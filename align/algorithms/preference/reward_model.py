@@ -44,6 +44,7 @@ class RewardModel(Algorithm):
         "retention": "the policy does not move",
         "meter_every": "the policy does not drift",
         "repair": "the ladder repairs policies",
+        "merge": "the round makes a reward model, and mergers merge policies",
         "gold": "the round samples nothing that could be scored",
         "checkpoint_every": "the round writes no checkpoints; after a stop it starts over",
     }

@@ -40,6 +40,10 @@ class ExampleStream:
         self._epoch = -1
         self._order: list[Unit] = []
 
+    def reseeded(self, seed: int) -> ExampleStream:
+        """Return a stream of the same units in another order."""
+        return ExampleStream(self._units, seed)
+
     def __len__(self) -> int:
         """Count the units of one epoch."""
         return len(self._units)

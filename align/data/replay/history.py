@@ -130,6 +130,12 @@ class PromptHistory:
         known = {name: sight for name, sight in self.known.items() if name not in prompts}
         return PromptHistory(start=self.start, known=known, recent=self.recent)
 
+    def begun(self) -> PromptHistory:
+        """Return the history as it was when the round began, which goes on by itself."""
+        return PromptHistory(
+            start=self.start, known=self.known, recent=self.recent, is_read=self.is_read
+        )
+
     def _rewind(self) -> None:
         self._state, self._reached = dict(self.known), 0
 

@@ -21,6 +21,10 @@ class Rehearsed:
     rate: float
     """Rows of one step in the mean; fractions carry over from step to step."""
 
+    def reseeded(self, seed: int) -> Rehearsed:
+        """Return the same rows in another order."""
+        return replace(self, stream=self.stream.reseeded(seed))
+
     def at(self, step: int) -> list[Row]:
         """Return the rows of a step; all rows come once before any comes again."""
         units = self.stream.at(total_before(self.rate, step), whole(self.rate, step))

@@ -7,7 +7,7 @@ here: `ReferenceModels` has them, and puts adapters over the same base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -160,14 +160,23 @@ class Policy:
         """Load the weights that are ``share`` of the way from one snapshot to another; see `blended`."""
         if share in (0.0, 1.0):
             self.load(end if share else start)
-        elif self.config.snapshot_kind == "adapter":
-            set_adapter(self.model, dict(blended(start, end, share)))
         else:
-            points = blended(start, end, share)
-            self._load_base(convert_weights(causal_of(self.model), points, end.name))
-            self._under = None
-            if self.config.lora is not None:
-                reset_adapter(self.model)
+            self.take(blended(start, end, share), end.name)
+
+    def take(self, tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
+        """Load weights that no snapshot has.
+
+        Args:
+            tensors: by the names of a snapshot's files: of a whole model, or of an adapter.
+            name: name of the weights in errors.
+        """
+        if self.config.snapshot_kind == "adapter":
+            set_adapter(self.model, dict(tensors))
+            return
+        self._load_base(convert_weights(causal_of(self.model), tensors, name))
+        self._under = None
+        if self.config.lora is not None:
+            reset_adapter(self.model)
 
     def open_gates(self, rows: Sequence[Row]) -> None:
         """Let the adapters of a bank that answer the rows act in the passes to come; see `PolicyBank`."""

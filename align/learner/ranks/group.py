@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from align.algorithms.rows import Batch, Row
     from align.learner.checkpoint import Checkpoint
     from align.learner.penalty import MakePenalties
-    from align.learner.references import References
+    from align.learner.references import PolicyTask, References
 
 Part = Literal["rank", "learner", "training"]
 """Object of a rank that a call goes to; the training is the one that was begun last."""
@@ -241,8 +241,8 @@ class LearnerGroup:
     ) -> GroupTraining:
         """See `Learner.begin`; every rank builds penalties of its own."""
         snapshots = [references.base, references.parent, *references.rounds.values()]
-        if references.toward is not None:
-            snapshots.append(references.toward.snapshot)
+        if references.beginning is not None:
+            snapshots.extend(references.beginning.snapshots)
         options = {"num_steps": num_steps, "seed": seed, "penalties": penalties}
         self.call("rank", snapshots, "begin", spec, references, **options)
         has_critic = spec.algorithm.critic_config is not None
@@ -251,6 +251,10 @@ class LearnerGroup:
     def load(self, snapshot: SnapshotId) -> None:
         """See `Learner.load`."""
         self.call("learner", [snapshot], "load", snapshot)
+
+    def compute(self, task: PolicyTask) -> Any:
+        """See `Learner.compute`; the first rank's result."""
+        return self.call("learner", task.snapshots, "compute", task)
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`; the first rank writes."""

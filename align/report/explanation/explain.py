@@ -30,7 +30,7 @@ from align.report.explanation.counterfactual import would_change
 from align.report.records.history import record_of, watch_of
 from align.store.ledger.baseline import BaselineMove, baseline_moves
 from align.store.lookback import listed
-from align.store.repairs import RepairStep, repairs_of
+from align.store.repairs import MergeOrigin, RepairStep, merge_of, repairs_of
 from rollouts.errors import KeelError, UserError
 
 
@@ -99,6 +99,8 @@ class Explanation:
     repairs: tuple[RepairStep, ...] = ()
     """All candidates, if the first was refused and others were tried. Everything else here is about the one
     that was decided on."""
+    merge: MergeOrigin | None = None
+    """Origin of the round's own candidate if it was merged; None if it is what was trained."""
     objections: tuple[str, ...] = ()
     """Signs that the reward was gamed, which rejected it whatever its suites say."""
     noticed: tuple[str, ...] = ()
@@ -133,6 +135,8 @@ class Explanation:
                 f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
                 f"{listed(self.left_out)}."
             )
+        if self.merge is not None:
+            yield f"{self.merge.sentence}."
         yield from (f"Candidate of decision {r.look}: {r.sentence}." for r in self.repairs)
         yield from (f"Rejected whatever its suites say: {sign}." for sign in self.objections)
         yield from (f"Noticed, {sign}." for sign in self.noticed)
@@ -191,6 +195,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         ),
         suites=tuple(_story(evidence, verdict, rules[suite], alarms.get(suite)) for suite in names),
         repairs=repairs,
+        merge=merge_of(record.report),
         objections=verdict.inputs.objections,
         noticed=tuple(watch_of(evidence, record).remarks()),
         spending=gate.spending or "campaign",

@@ -29,7 +29,7 @@ from align.report.tables import outcome_of
 from align.settings import stated
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import reservations_by_round
-from align.store.repairs import repaired_by, repairs_of
+from align.store.repairs import merge_of, repaired_by, repairs_of
 from align.store.snapshots.manifest import Manifest
 from rollouts.types import SnapshotId
 
@@ -220,7 +220,9 @@ def _gate(exported: Ancestor) -> str:
     tables = "\n".join((*families, *_rates(verdict.checks), *_early(verdict)))
     tried = "".join(f"- {_text(repair.sentence)}\n" for repair in repairs_of(record.report))
     repairs = f"\nCandidates of this round, each a decision of its own:\n\n{tried}" if tried else ""
-    return f"{reasons}\n{tables}\n{alpha}{repairs}".lstrip()
+    merge = merge_of(record.report)
+    merged = f"\n{_text(merge.sentence)}.\n" if merge else ""
+    return f"{reasons}\n{tables}\n{alpha}{merged}{repairs}".lstrip()
 
 
 def _early(verdict: Verdict) -> Iterator[str]:

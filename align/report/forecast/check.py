@@ -17,6 +17,7 @@ from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
 from align.round.inputs import Inputs, load_inputs
+from align.round.merge.checks import merge_lines
 from align.round.records.artifacts import check_stored_artifacts
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
@@ -84,6 +85,7 @@ def check_campaign(
                 *([f"left out of the model folder: {', '.join(extra)}"] if extra else []),
                 *([] if adapted is None else [str(adapted)]),
                 *held_weights(whole, inputs.model),
+                *merge_lines(whole, {s.name for s in whole.rounds if s.name not in closed}),
                 *machine_lines(config, inputs.model, inputs.context),
             ),
             gate=(*power_lines(planned), *warnings),

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
+from align.config.mergers.settings import HMAMergeConfig
 from align.data.examples.contradictions import contradiction_lines
 from align.data.replay.contributions import contributors, replay_lines
 from align.gate.evidence import view_of_due
@@ -31,6 +32,7 @@ from align.learner.model.targets import adaptation_of
 from align.report.forecast.fit import check_kv_cache, fit_lines
 from align.report.forecast.machine import runs_here
 from align.round.inputs import Inputs
+from align.round.merge.checks import merge_lines, merging
 from align.round.records.artifacts import check_stored_artifacts
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
@@ -66,7 +68,7 @@ class RoundForecast:
     tokens: int
     """Sampled at most: every completion as long as it may be."""
     measured: int
-    """Completions that the gate asks of the candidate."""
+    """Completions that the gate asks of the candidate; of all points of a merge's search, at most."""
     memory: LearnerMemory | None
     """Memory of each rank; None if the round is done."""
 
@@ -78,7 +80,8 @@ class Disk:
     base: int
     """The model that is copied in when a campaign begins."""
     snapshots: int
-    """Candidates of the rounds to come, kept whatever the verdict; repairs not counted."""
+    """Candidates of the rounds to come and what they are merged of, kept whatever the verdict; repairs not
+    counted."""
     checkpoint: int
     """Bytes of the newest checkpoint of the round under way."""
     artifacts: int
@@ -106,6 +109,8 @@ class Forecast:
     """Schedules that are not due, and why."""
     machine: tuple[str, ...]
     """Lines on what an adapter changes, what ``auto`` settings mean here, and what is slow."""
+    merges: tuple[str, ...]
+    """Lines on the cost of merges."""
     replay: tuple[str, ...]
     """Lines on the examples that earlier rounds give to rounds to come, and on contradicting pairs."""
     reports: Mapping[str, str]
@@ -148,13 +153,14 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 *replay_lines(chosen.rounds, states),
                 *contradiction_lines(chosen.rounds, inputs.examples, states),
             ]
-            coming = len(names)
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
-                snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
-                checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if coming else 0,
+                snapshots=snapshots_bytes(
+                    inputs.model, config.policy, sum(map(num_snapshots, learnt)), states.values()
+                ),
+                checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if learnt else 0,
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,
             )
@@ -175,6 +181,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             *auto_lines(config, chosen),
             *(fit_lines(inputs.model, inputs.context, chosen) if runs_here(None) else ()),
         ),
+        merges=tuple(merge_lines(chosen, names)),
         replay=tuple(replay),
         reports=inputs.reports,
         engine=engine_bytes(inputs.model, chosen),
@@ -230,7 +237,12 @@ def _coming(
         sampled += new * spec.sampling.group_size
     if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         sampled = 0.0
-    completions = round(steps * sampled) + (0 if from_step else answered(spec, earlier, inputs))
+    merge = merging(spec)
+    runs, points = (1, 1) if merge is None else (merge.num_runs, len(merge.points))
+    completions = round((steps + (runs - 1) * spec.steps) * sampled)
+    completions += 0 if from_step else answered(spec, earlier, inputs)
+    if isinstance(merge, HMAMergeConfig) and merge.shares is None:
+        completions += merge.samples
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
     return RoundForecast(
         name=spec.name,
@@ -243,7 +255,7 @@ def _coming(
         general=general,
         completions=completions,
         tokens=completions * spec.sampling.max_tokens,
-        measured=sum(answers) if spec.algorithm.makes == "policy" else 0,
+        measured=points * sum(answers) if spec.algorithm.makes == "policy" else 0,
         memory=learner_memory(inputs.model, config.policy, spec),
     )
 
@@ -261,6 +273,12 @@ def answered(spec: RoundConfig, earlier: Sequence[RoundConfig], inputs: Inputs) 
         return 0
     pools = ((other, inputs.prompts.get(other.name, ())) for other in earlier)
     return sum(min(other.replay.buffer, len(pool)) for other, pool in pools)
+
+
+def num_snapshots(spec: RoundConfig) -> int:
+    """Return the largest number of snapshots that a round writes without its repairs."""
+    merge = merging(spec)
+    return 1 if merge is None else merge.num_snapshots
 
 
 def step_counts(

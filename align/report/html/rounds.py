@@ -23,7 +23,13 @@ from align.round.spending import Spent, spent
 from align.round.watch.record import WatchRecord
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Reservation
-from align.store.repairs import RepairStep, accepted_repair, repairs_of
+from align.store.repairs import (
+    MergeOrigin,
+    RepairStep,
+    accepted_repair,
+    merge_of,
+    repairs_of,
+)
 from align.store.run_folder import RoundFolder
 from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
@@ -83,6 +89,8 @@ class RoundView:
     reasons_left_out: int
     repairs: tuple[RepairStep, ...]
     """All candidates, if the first was refused and others were tried."""
+    merge: MergeOrigin | None
+    """Origin of the round's own candidate if it was merged."""
     repaired: RepairStep | None
     """The one that was accepted."""
     checks: tuple[CheckView, ...]
@@ -147,6 +155,7 @@ def round_view(
         reasons=reasons[: limits.reasons],
         reasons_left_out=max(0, len(reasons) - limits.reasons),
         repairs=repairs,
+        merge=merge_of(record.report) if committed else None,
         repaired=accepted_repair(repairs),
         checks=tuple(checks[: limits.checks]),
         checks_left_out=max(0, len(checks) - limits.checks),

@@ -21,7 +21,7 @@ from align.round.watch.record import WatchRecord
 from align.schedule.skips import skips
 from align.store.ledger.amendments import drops_of
 from align.store.ledger.ledger import RoundRecord
-from align.store.repairs import RepairStep, repairs_of
+from align.store.repairs import MergeOrigin, RepairStep, merge_of, repairs_of
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -91,6 +91,8 @@ class RoundDetail:
     """Items that the candidate lost and won against its parent, suite by suite."""
     repairs: tuple[RepairStep, ...] = ()
     """All candidates, if the first was refused and others were tried."""
+    merge: MergeOrigin | None = None
+    """Origin of the round's own candidate if it was merged; None if it is what was trained."""
     watch: WatchRecord = field(default_factory=WatchRecord)
     """Signs that the reward was gamed."""
 
@@ -182,6 +184,7 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
         spent=spent(steps.values()) if steps else None,
         changed=tuple(_changed(evidence, record)),
         repairs=repairs_of(record.report),
+        merge=merge_of(record.report),
         watch=watch_of(evidence, record),
     )
 

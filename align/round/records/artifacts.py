@@ -131,7 +131,7 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     if not keeping(plan.spec):
         return
     training = session.training
-    if outcome.repairs or training is None:
+    if outcome.repairs or outcome.merge is not None or training is None:
         # The learner holds the candidate that was tried last, which need not be the accepted one.
         training = session.begin(plan, penalties_of(plan))
         session.learner.load(outcome.candidate)
@@ -140,8 +140,9 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     folder = attempt.artifacts
     rmtree(folder, ignore_errors=True)
     wanted = max(method.accept_samples for method in keeping(plan.spec))
-    rows = _samples(plan, session, wanted, "artifacts", outcome.candidate)
-    training.write_artifacts(folder, rows)
+    training.write_artifacts(
+        folder, drawn_rows(plan, session, outcome.candidate, wanted, "artifacts")
+    )
     session.store.files.record(sorted(folder.glob("*.safetensors")))
 
 
@@ -155,18 +156,18 @@ def show_start(
     """
     wanted = max((method.start_samples for method in plan.spec.retention), default=0)
     if wanted:
-        training.before_steps(_samples(plan, session, wanted, "start", version))
+        training.before_steps(drawn_rows(plan, session, version, wanted, "start"))
 
 
-def _samples(
-    plan: RoundPlan, session: Session, wanted: int, purpose: str, policy: SnapshotId | WeightVersion
+def drawn_rows(
+    plan: RoundPlan, session: Session, policy: SnapshotId | WeightVersion, wanted: int, purpose: str
 ) -> list[Row]:
-    """Draw completions of the round's prompts, spread over as many of them as there can be.
+    """Draw completions of the round's prompts from the weights that the engines hold.
 
     Args:
+        policy: name of these weights.
         wanted: number of completions.
-        purpose: part of the seed.
-        policy: name of the weights that the engines hold.
+        purpose: name that the draw's seed comes from.
 
     Raises:
         RunError: no completion has a token.
@@ -190,7 +191,7 @@ def _samples(
     if not (rows := [row for row in rows if row.completion_ids]):
         raise RunError(
             "the policy gave no answer to any of the round's prompts",
-            where=f"round {plan.spec.name}, retention",
+            where=f"round {plan.spec.name}, {purpose}",
             cause="engines failed on every request",
             remedy="look at the engines' messages, then run again",
         )

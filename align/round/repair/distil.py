@@ -47,7 +47,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     references = replace(
         plan.references,
         rounds={**plan.references.rounds, spec.name: failed.candidate},
-        toward=Toward(snapshot=failed.candidate, share=1.0),
+        beginning=Toward(snapshot=failed.candidate, share=1.0),
     )
     return replace(
         plan,

@@ -71,7 +71,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
     return replace(
         plan,
         spec=plan.spec.model_copy(update={"steps": 0}),
-        references=replace(plan.references, toward=toward),
+        references=replace(plan.references, beginning=toward),
         origin=Origin(
             rung="interpolate",
             of=failed.candidate,

@@ -47,26 +47,29 @@ def repair(
 ) -> RoundOutcome:
     """Return the best repair that passed, or the failed candidate; with all that was tried.
 
-    A candidate that the gate accepted comes back as it is.
+    A candidate that the gate accepted comes back as it is. The points that a merge of the round tried were
+    decisions before the first repair.
     """
-    tries: list[Tried] = []
+    judged, tries = len(failed.repairs) or 1, list[Tried]()
     while (retry := next_plan(plan, failed, tries)) is not None:
         started = perf_counter()
-        outcome = attempt(retry, before=len(tries) + 1)
+        outcome = attempt(retry, before=len(tries) + judged)
         tries.append(tried(retry, failed, outcome, perf_counter() - started))
         note(f"{plan.spec.name}: {tries[-1].step.sentence}")
     if not tries:
         return failed
     first = RepairStep(
         rung="round",
-        told="the round itself",
+        told="the round itself" + (f", {failed.merge.told}" if failed.merge else ""),
         candidate=failed.candidate,
         look=failed.look,
         outcome=failed.verdict.outcome,
         kept=1.0,
         reasons=failed.verdict.reasons,
     )
-    return replace(best(tries) or failed, repairs=(first, *(each.step for each in tries)))
+    earlier = failed.repairs or (first,)
+    steps = (*earlier, *(each.step for each in tries))
+    return replace(best(tries) or failed, repairs=steps, merge=failed.merge)
 
 
 def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> RoundPlan | None:

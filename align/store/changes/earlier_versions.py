@@ -67,10 +67,11 @@ def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
 def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with what it leaves out spelt out.
 
-    A round without ``retention`` is held by its anchors alone, whatever the defaults list. Adapters were
+    A round without ``retention`` is held by its anchors alone, and one without ``merge`` merges nothing,
+    whatever the defaults say. Adapters were
     served where a store of an earlier version says nothing else.
     """
-    rounds = [{"retention": [], **spec} for spec in content.get("rounds", ())]
+    rounds = [{"retention": [], "merge": None, **spec} for spec in content.get("rounds", ())]
     content = {**content, "rounds": rounds}
     policy = content.get("policy") or {}
     if not policy.get("lora"):

@@ -10,6 +10,7 @@ import pytest
 
 from align.config.replay.draws import DRAWS
 from align.retention import METHODS
+from align.retention.mergers import MERGERS
 from benchmarks.campaigns import append_result, load_results
 from benchmarks.method_page import FOLDER, Line, lines_at, matched, page, put
 from benchmarks.method_picture import draw, front_of
@@ -20,8 +21,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_every_registered_method_has_a_row() -> None:
-    """A new method of `align.retention.METHODS` gets its row in `benchmarks.method_rows`."""
-    assert METHODS.keys() - {row.method for row in ROWS.values()} == set()
+    """A new method of `align.retention.METHODS`, or a merger, gets its row in `benchmarks.method_rows`."""
+    assert {*METHODS, *MERGERS} - {row.method for row in ROWS.values()} == set()
 
 
 def test_every_draw_has_a_row() -> None:
@@ -48,7 +49,11 @@ def run_of(row: str, **changes: Any) -> MethodRun:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_campaign_of_as_many_rollouts(name: str, tmp_path: Path) -> None:
     configs = run_of(name).configs(tmp_path)
-    budgets = [spec.steps * spec.sampling.budget for each in configs for spec in each.rounds]
+    budgets = [
+        spec.steps * spec.sampling.budget * (1 if spec.merge is None else spec.merge.num_runs)
+        for each in configs
+        for spec in each.rounds
+    ]
     assert sum(budgets) == 23_040
     assert all(each.gate.mode == "observe" for each in configs)
     suites = {suite.name: suite.prompts for suite in configs[0].suites}

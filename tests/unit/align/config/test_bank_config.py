@@ -55,6 +55,8 @@ def bank_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
         ),
         ({"defaults": {"retention": ["kl_anchors", "gpm"]}}, "use kl_anchors"),
         ({"defaults": {"repair": {"interpolate": True}}}, "set interpolate to false"),
+        ({"defaults": {"merge": {"name": "slerp"}}}, "remove merge"),
+        ({"defaults": {"replay": {"answers": {}}}}, "remove answers and pretraining"),
         ({"defaults": {"repair": {"distil": True}}}, "set distil to false"),
         ({"defaults": {"sampling": {"in_flight": True, "max_staleness": 1}}}, "in_flight to false"),
         (

@@ -282,7 +282,7 @@ def test_the_centre_is_the_parent_wherever_the_policy_begins(
     spec = RoundSettings(anchors=NO_ANCHORS, retention=(L2SPConfig(alpha=2.0),))
     toward = Toward(snapshot="other", share=1.0)
     training = training.learner.begin(
-        spec, References(base="base", parent="base", toward=toward), num_steps=2, seed=1,
+        spec, References(base="base", parent="base", beginning=toward), num_steps=2, seed=1,
         penalties=RetentionMethods(),
     )  # fmt: skip
     here = trained(training)

@@ -237,7 +237,7 @@ def test_interpolation_is_a_round_of_no_steps_from_between_the_snapshots() -> No
     gate.climbed(plan(repair={"interpolate": {"steps": 1}}), FAILED)
     (made,) = gate.plans
     assert made.spec.steps == 0
-    assert made.references.toward == Toward(snapshot="failed", share=0.5)
+    assert made.references.beginning == Toward(snapshot="failed", share=0.5)
     assert made.parent == "parent"
 
 
@@ -246,7 +246,7 @@ def test_distillation_asks_for_what_was_lost_and_keeps_what_was_gained() -> None
     gate.climbed(plan(repair={"distil": {"steps": 4, "share": 0.6}}), FAILED)
     (made,) = gate.plans
     # The failed candidate is where it begins, and what its own prompts are held to.
-    assert made.references.toward == Toward(snapshot="failed", share=1.0)
+    assert made.references.beginning == Toward(snapshot="failed", share=1.0)
     assert made.spec.algorithm.teacher_snapshot == "round:new"
     assert made.references.rounds["new"] == "failed"
     assert list(made.mixture.past.entries) == ["one"]
@@ -293,7 +293,7 @@ def test_a_rerun_doubles_the_replay_and_halves_the_learning_rate() -> None:
     (made,) = gate.plans
     assert (made.mixture.replay.past, made.mixture.replay.general) == (0.2, 0.1)
     assert made.spec.optimizer.lr == 5e-5
-    assert (made.spec.steps, made.references.toward, made.seed) == (30, None, 7)
+    assert (made.spec.steps, made.references.beginning, made.seed) == (30, None, 7)
 
 
 @given(st.floats(0.0, 0.49), st.floats(0.0, 0.49))

@@ -1,0 +1,1 @@
+"""Merge of what a round trained with earlier weights, before the gate."""
