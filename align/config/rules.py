@@ -351,7 +351,6 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
         "past": spec.replay.past > 0 and spec.replay.changed("past") is not None,
         "rewards": spec.replay.rewards,
         "examples": spec.replay.examples > 0,
-        "answers": spec.replay.answers is not None,
     }
     if name := next((name for name, replayed in replays.items() if replayed), None):
         raise ValueError(
@@ -360,8 +359,8 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
         )
     if spec.merge is not None:
         raise ValueError(
-            f"{where}.merge: {spec.merge.name} merges the weights of rounds, and in a bank each round has an "
-            "adapter of its own; remove merge, or policy.bank"
+            f"{where}.merge: {spec.merge.name} merges the weights of rounds, and in a bank each round has "
+            "an adapter of its own; remove merge, or policy.bank"
         )
     if spec.replay.answers is not None or spec.replay.pretraining is not None:
         raise ValueError(

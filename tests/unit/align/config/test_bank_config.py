@@ -46,7 +46,7 @@ def bank_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
         ({"rollouts": {"backend": "vllm"}}, "set policy.bank.top_k to 1"),
         (
             {"defaults": {"replay": {"answers": {}}}},
-            "replay.answers: earlier rounds keep their own",
+            "answers and texts of other rounds",
         ),
         ({"defaults": {"replay": {"past": 0.2}}}, "replay.past: earlier rounds keep their own"),
         (
