@@ -31,7 +31,7 @@ class EncoderIdentity:
     width: int
     """Length of a query."""
     layer: int | None = None
-    """Layer of the base after which hidden states are taken; None: the last, or a folder's own output."""
+    """Layer of the base after which hidden states are taken; None for a folder's own output."""
 
     @property
     def label(self) -> str:
@@ -59,11 +59,11 @@ class PolicyEncoder:
     Args:
         states: hidden states, ``1, T, D``, of one prompt's tokens, ``1, T``, under the base alone.
         sha256: hash of the base's weights.
-        layer: layer after which they are taken; None: the last, after its norm.
+        layer: number of the layer after which they are taken, from 1.
     """
 
     def __init__(
-        self, states: Callable[[Tensor], Tensor], sha256: str, width: int, layer: int | None
+        self, states: Callable[[Tensor], Tensor], sha256: str, width: int, layer: int
     ) -> None:
         self._states = states
         self.identity = EncoderIdentity(kind="policy", sha256=sha256, width=width, layer=layer)

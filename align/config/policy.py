@@ -111,10 +111,9 @@ class BankConfig(Settings):
     encoder: InputPath | None = None
     """Folder of sentence-transformers that prompts are compared by, which needs the extra ``bank``. None:
     the mean of the base's hidden states over the prompt."""
-    layer: Annotated[int, Field(ge=1)] | None = 1
-    """Layer of the base after which these hidden states are taken; None: the last, after its norm.
-    Retrieval computes the layers up to it. On the tiny world the states after the first layer tell four
-    rounds apart on every prompt, and the last ones on 69%."""
+    layer: Annotated[int, Field(ge=1)] | None = None
+    """Layer of the base after which these hidden states are taken; None: a third of the way up. Retrieval
+    computes the layers up to it, and which of them tells rounds apart best differs from model to model."""
     prompts: Annotated[int, Field(ge=1)] = 512
     """Prompts of a round, from its first, that its keys are trained on."""
     init: Literal["average", "orthogonal"] = "average"

@@ -359,8 +359,8 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
         )
     if spec.merge is not None:
         raise ValueError(
-            f"{where}.merge: {spec.merge.name} merges the weights of rounds, and a round of a bank has an "
-            "adapter of its own; remove merge, or policy.bank"
+            f"{where}.merge: {spec.merge.name} merges the weights of rounds, and in a bank each round has "
+            "an adapter of its own; remove merge, or policy.bank"
         )
     if spec.replay.answers is not None or spec.replay.pretraining is not None:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -83,13 +83,7 @@ def plan_round(
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
     spec = spec.model_copy(update={"algorithm": algorithm})
-    past = ReplayBuffer(
-        {
-            name: [p for p in prompts if prompt_name(p) not in inputs.held_names]
-            for name, prompts in repair_prompts.entries.items()
-            if name in replayed
-        }
-    )
+    past = _replayed_prompts(repair_prompts, replayed, inputs.held_names)
     return RoundPlan(
         index=index,
         attempt=attempt,
@@ -120,6 +114,19 @@ def plan_round(
         superseded=frozenset(retired | shared),
         artifacts=earlier_artifacts(spec, parent, evidence),
         repair_prompts=repair_prompts,
+    )
+
+
+def _replayed_prompts(
+    buffer: ReplayBuffer, replayed: Sequence[str], held: Collection[str]
+) -> ReplayBuffer:
+    """Return the prompts of the rounds that are replayed, without those of held-out examples."""
+    return ReplayBuffer(
+        {
+            name: [prompt for prompt in prompts if prompt_name(prompt) not in held]
+            for name, prompts in buffer.entries.items()
+            if name in replayed
+        }
     )
 
 

@@ -141,13 +141,14 @@ class BankChooser:
             request = json.loads(body)
         except (ValueError, RecursionError):
             return body
-        if not isinstance(request, dict) or request.get("model") not in self._routers:
+        requested = request.get("model") if isinstance(request, dict) else None
+        if not isinstance(requested, str) or requested not in self._routers:
             return body
         prompt = self._tokens(request)
         if prompt is None:
             return body
         with self._lock:  # One model encodes for all requests.
-            (mix,) = self._routers[request["model"]].mixes([prompt])
+            (mix,) = self._routers[requested].mixes([prompt])
         model = base_name(self._pinned)
         if mix:
             model = module_name(self._pinned, mix[0].adapter, mix[0].number)

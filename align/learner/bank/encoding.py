@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,23 @@ def encoder_of(
         folder = Path(config.encoder).expanduser()
         encoder: PromptEncoding = SentenceEncoder(folder, tokenizer.decode)
     else:
+        layers = decoder_layers(model)
+        if not layers:
+            raise UserError(
+                f"the layers of {type(model).__name__} cannot be told apart, so it encodes no prompts",
+                where="policy.bank.encoder",
+                remedy="name a folder of sentence-transformers as policy.bank.encoder",
+            )
+        number = config.layer or ceil(len(layers) / 3)
 
         def states(tokens_1T: Tensor) -> Tensor:
-            tokens_1T = tokens_1T.to(model.device)
             with resting():
-                if config.layer is not None:
-                    layer = decoder_layers(model)[config.layer - 1]
-                    return states_after(decoder_of(model), layer, tokens_1T)
-                outputs = decoder_of(model)(input_ids=tokens_1T, use_cache=False)
-            last_1TD: Tensor = outputs.last_hidden_state
-            return last_1TD
+                return states_after(
+                    decoder_of(model), layers[number - 1], tokens_1T.to(model.device)
+                )
 
         width = int(model.config.get_text_config().hidden_size)
-        encoder = PolicyEncoder(states, weights_hash(base), width, config.layer)
+        encoder = PolicyEncoder(states, weights_hash(base), width, number)
     if encoder.identity.width % config.groups:
         raise UserError(
             f"the encoder gives {encoder.identity.width} numbers, which {config.groups} groups do not "

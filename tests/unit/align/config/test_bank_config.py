@@ -44,6 +44,10 @@ def bank_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
         ({"policy": {"ranks": 2}}, "policy.ranks is 2; set it to 1"),
         ({"policy": {"gradient_checkpointing": True}}, "set it to false"),
         ({"rollouts": {"backend": "vllm"}}, "set policy.bank.top_k to 1"),
+        (
+            {"defaults": {"replay": {"answers": {}}}},
+            "answers and texts of other rounds",
+        ),
         ({"defaults": {"replay": {"past": 0.2}}}, "replay.past: earlier rounds keep their own"),
         (
             {"defaults": {"replay": {"rewards": True, "samples_per_prompt": 4}}},

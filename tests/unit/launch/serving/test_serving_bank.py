@@ -108,7 +108,7 @@ def test_what_is_no_request_is_left_to_vllm(body: bytes, chooser: BankChooser) -
     ("request_body", "words"),
     [
         ({"prompt": ["a", "b"]}, "2 prompts, and each retrieves an adapter"),
-        ({"messages": ["hello"]}, "the messages cannot be read"),
+        ({"messages": ["hello"]}, "the model has no chat template"),
     ],
 )
 def test_a_request_that_cannot_be_routed_is_refused(
