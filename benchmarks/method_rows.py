@@ -202,7 +202,6 @@ ADAPTERS = (
         method="naive+lora",
         defaults={"replay": NO_REPLAY, "anchors": NO_ANCHORS},
         policy=ADAPTER,
-        wave=1,
     ),
     MethodRow(method="kl_anchors+lora", policy=ADAPTER, wave=1),
     *(
