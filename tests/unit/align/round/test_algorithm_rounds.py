@@ -35,6 +35,8 @@ SPECS: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": name} for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo")},
     **{name: {"algorithm": name} for name in ("rloo", "reinforce_pp", "rft", "dpo")},
     "ppo": {"algorithm": {"name": "ppo", "critic": {"model": "shared"}}},
+    "cppo": {"algorithm": {"name": "cppo", "critic": {"model": "shared"}}},
+    "fpo": {"algorithm": {"name": "fpo", "pairs": "file"}, "data": "pairs.jsonl"},
     "ppo_own": {"algorithm": "ppo", "optimizer": {"epochs": 2, "mini_batches": 2}},
     "dpo_file": {"algorithm": {"name": "dpo", "pairs": "file"}, "data": "pairs.jsonl"},
     "kto_online": {"algorithm": {"name": "kto", "ratings": "online"}},
