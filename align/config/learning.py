@@ -122,8 +122,12 @@ class OptimizerConfig(Settings):
         return self
 
 
+_STAGNATION = ("after_stagnation", "metric", "goal", "gain", "restart_optimizer")
+
+
 class FollowConfig(Settings):
-    """Movement of an anchor after the policy: ``share`` of the way at every ``every``-th step."""
+    """Movement of an anchor after the policy: ``share`` of the way at every ``every``-th step, or once a
+    metric has stopped improving."""
 
     every: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps between two moves."""
@@ -131,6 +135,46 @@ class FollowConfig(Settings):
     """Share of the way from the anchor to the policy that a move goes; 1 makes the anchor the policy."""
     above: Annotated[float, Field(gt=0)] | None = None
     """KL in nats per token beyond which the anchor moves at once; None: only with ``every``."""
+    after_stagnation: Annotated[int, Field(ge=1)] | None = None
+    """Learner steps whose mean of ``metric`` has to beat that of as many before; if it does not, the anchor
+    moves and counting begins again. An ``every`` of 1 has no effect then. None: no metric moves it."""
+    metric: str = "reward/mean"
+    """Metric of the steps that shows stagnation, by its name in ``metrics.jsonl``."""
+    goal: Literal["higher", "lower"] = "higher"
+    """Direction in which the metric improves."""
+    gain: Annotated[float, Field(ge=0)] = 0.0
+    """Improvement up to which it counts as stagnating, in units of the metric."""
+    restart_optimizer: bool = False
+    """Let the optimizer begin without moments when the anchor moves for stagnation; the learning rate keeps
+    its schedule."""
+
+    @property
+    def moves_every(self) -> int | None:
+        """Optimizer steps between two moves; None if only KL or stagnation moves the anchor."""
+        return None if self.after_stagnation is not None and self.every == 1 else self.every
+
+    @model_serializer(mode="wrap")
+    def _without_stagnation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset stagnation: stores that are older than the setting have no such keys."""
+        values: dict[str, Any] = dump(self)
+        if self.after_stagnation is None:
+            for key in _STAGNATION:
+                values.pop(key, None)
+        return values
+
+    @model_validator(mode="after")
+    def _stagnates(self) -> Self:
+        if self.after_stagnation is None and (setting := self.changed(*_STAGNATION)):
+            raise ValueError(
+                f"{setting} belongs to a move on stagnation, and after_stagnation is not set; set it to a "
+                f"number of steps, or remove {setting}"
+            )
+        if self.metric.startswith("time/"):
+            raise ValueError(
+                f"metric {self.metric!r} is a time, and a run that is stopped and gone on with would move "
+                "the anchor at another step; name a metric of what is learnt"
+            )
+        return self
 
 
 class AnchorConfig(Settings):
@@ -157,7 +201,12 @@ class AnchorConfig(Settings):
     def label(self) -> str:
         """Name of the term in metrics, such as ``parent``, or ``parent~0.01/1`` for one that follows."""
         follow = self.follow
-        return self.to if follow is None else f"{self.to}~{follow.share:g}/{follow.every}"
+        if follow is None:
+            return self.to
+        when = [] if follow.moves_every is None else [str(follow.moves_every)]
+        if follow.after_stagnation is not None:
+            when.append(f"stagnation{follow.after_stagnation}")
+        return f"{self.to}~{follow.share:g}/{'+'.join(when)}"
 
     @model_serializer(mode="wrap")
     def _without_follow(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
 """Estimators of the KL that assume tokens sampled by the policy itself."""
+SAMPLED_METRICS = ("reward", "groups", "completions")
+LEARNT_METRICS = ("loss", "pairs", "ratings", "candidates", "value", "kl", "entropy", "grad_norm")
+"""First parts of the names of metrics that a step reports, of its samples and of its loss."""
 
 
 def check_anchors(spec: RoundConfig) -> None:
@@ -34,10 +37,16 @@ def check_anchors(spec: RoundConfig) -> None:
             )
         reference = terms if source == "new" and spec.algorithm.anchors_are_reference else ()
         for term in reference:
-            if setting := term.changed("estimator", "target", "rate", "bounds", "follow"):
+            if setting := term.changed("estimator", "target", "rate", "bounds"):
                 raise ValueError(
                     f"{where}: {setting} belongs to a KL term, and {spec.algorithm.name} takes these "
                     f"anchors as its reference, where only their betas count; remove {setting}"
+                )
+            if term.follow is not None and term.follow.above is not None:
+                raise ValueError(
+                    f"{where}: follow.above is the KL of a term, and {spec.algorithm.name} takes these "
+                    "anchors as its reference, whose KL no step measures; remove above, and use every or "
+                    "after_stagnation"
                 )
         if _sampled(spec, source) and any(term.estimator == "forward" for term in terms):
             raise ValueError(
@@ -222,17 +231,26 @@ def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     )
 
 
-def check_following(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
-    """Refuse anchors that move after an adapter or after weights that are spread over ranks."""
+def check_following(spec: RoundConfig, index: int) -> None:
+    """Refuse anchors that move on a metric which the round does not report."""
+    samples = spec.algorithm.material == "rollouts"
     for source in ("new", "past", "general"):
-        following = any(term.follow for term in getattr(spec.anchors, source))
-        if following and (policy.lora or policy.ranks > 1):
-            unsupported = "adapters" if policy.lora else f"{policy.ranks} ranks"
-            raise ValueError(
-                f"rounds.{index}.anchors.{source}: follow moves a copy of full weights on one rank, and "
-                f"the policy has {unsupported}; remove follow and set target, which adjusts beta instead, "
-                "or train full weights with policy.ranks 1"
-            )
+        for term in getattr(spec.anchors, source):
+            follow = term.follow
+            if follow is None or follow.after_stagnation is None:
+                continue
+            where = f"rounds.{index}.anchors.{source}: follow.metric {follow.metric!r}"
+            kind = follow.metric.partition("/")[0]
+            if kind in SAMPLED_METRICS and not samples:
+                raise ValueError(
+                    f"{where} is of samples, and {spec.algorithm.name} learns from a file; name a metric "
+                    "of its loss, such as loss/policy with goal: lower, or pairs/accuracy of pairs"
+                )
+            if kind not in (*SAMPLED_METRICS, *LEARNT_METRICS):
+                raise ValueError(
+                    f"{where} is none that a step reports; metrics begin with "
+                    f"{', '.join((*SAMPLED_METRICS, *LEARNT_METRICS))}"
+                )
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:

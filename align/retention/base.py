@@ -11,6 +11,7 @@ A method belongs to one round and one rank of the learner, which calls its hooks
     project                           the gradient is whole, and will be clipped
     change_update, then after_update  the optimizer has stepped, if `follows_steps`
     after_step                        the step's metrics are known
+    after_batch                       so are those of all steps on a batch, and of its samples
     counters, tensors, resume         every checkpoint of a round
     after_accept                      once the gate has accepted the round's policy
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from align.algorithms.outputs import Outputs
     from align.algorithms.rows import Row
     from align.learner.batching import Denominators
-    from align.learner.penalty import LearnerView, WeightStep
+    from align.learner.penalty import LearnerView, MovingReference, WeightStep
     from rollouts.types import SnapshotId
 
 Config = TypeVar("Config", bound=RetentionConfig)
@@ -60,6 +61,9 @@ class RetentionMethod(Generic[Config]):
     separates_replay: bool = False
     """True if `after_replay` takes the gradient of replayed rows, which then is no part of a step's."""
 
+    restarts_optimizer: bool = False
+    """True if the optimizer begins without moments after the batch that `after_batch` has just seen."""
+
     def __init__(self, config: Config, view: LearnerView, artifact: Path | None = None) -> None:
         self.config, self.view, self.artifact = config, view, artifact
 
@@ -74,6 +78,10 @@ class RetentionMethod(Generic[Config]):
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
         """Return the frozen snapshots that a pass over the row compares the policy with."""
         return frozenset()
+
+    def moving_references(self) -> Mapping[str, MovingReference]:
+        """Return the moving parts of the algorithm's reference, by the label of their anchor."""
+        return {}
 
     def moves(self, row: Row) -> bool:
         """Tell if `penalty` gives the row a gradient."""
@@ -110,6 +118,10 @@ class RetentionMethod(Generic[Config]):
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Read an optimizer step's metrics; return further metrics to report."""
+        return {}
+
+    def after_batch(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Read the metrics of all steps on a batch and of its samples; return further metrics to report."""
         return {}
 
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
