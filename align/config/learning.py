@@ -271,7 +271,9 @@ class RetentionConfig(Settings):
     """Name of the method."""
 
     keeps_artifact: ClassVar[bool] = False
-    """True if the method stores tensors as large as the trained weights for later rounds."""
+    """True if the method stores tensors for later rounds, as large as the trained weights."""
+    stores_weights: ClassVar[bool] = True
+    """True if these tensors belong to the trained weights themselves, and so to no other adapter."""
     weight_copies: ClassVar[int] = 0
     """Number of tensors as large as the trained weights that the method keeps in memory."""
     checkpoint_copies: ClassVar[int] = 0
@@ -483,6 +485,41 @@ class MIGUConfig(RetentionConfig):
     changes_step: ClassVar[bool] = True
 
 
+class COPRConfig(RetentionConfig):
+    """Constraint of COPR: the policy's shares of earlier rounds' ranked answers stay what was optimal."""
+
+    name: Literal["copr"] = "copr"
+    stored: Annotated[int, Field(ge=1)] = 64
+    """Number of prompts whose ranked answers an accepted round leaves, chosen evenly."""
+    per_step: Annotated[int, Field(ge=1)] = 8
+    """Number of stored prompts that an optimizer step passes, of all earlier rounds together."""
+    multiplier: Weight = 1.0
+    """Multiplier of each earlier round's constraint when a round begins."""
+    rate: Annotated[float, Field(ge=0)] = 0.1
+    """Rate at which a multiplier rises while its constraint is violated; 0 keeps it fixed."""
+    bounds: tuple[Weight, Weight] = (1e-3, 10.0)
+    """Smallest and largest multiplier."""
+    beta: Weight = 0.1
+    """Temperature of the targets of rounds under ``dpo`` or ``fpo``; those of ``copr`` have its own."""
+
+    keeps_artifact: ClassVar[bool] = True
+    stores_weights: ClassVar[bool] = False
+
+    @property
+    def artifact_copies(self) -> int:
+        return 0
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> Self:
+        low, high = self.bounds
+        if not low <= self.multiplier <= high:
+            raise ValueError(
+                f"multiplier {self.multiplier:g} is outside of bounds {low:g} to {high:g}; change one of "
+                "them"
+            )
+        return self
+
+
 RETENTION: dict[str, type[RetentionConfig]] = {
     "kl_anchors": KLAnchorsConfig,
     "ewc": EWCConfig,
@@ -496,6 +533,7 @@ RETENTION: dict[str, type[RetentionConfig]] = {
     "hft": HFTConfig,
     "mofo": MoFOConfig,
     "migu": MIGUConfig,
+    "copr": COPRConfig,
 }
 """Settings of each retention method by name; `align.retention.METHODS` has the methods themselves."""
 

@@ -254,20 +254,30 @@ def check_following(spec: RoundConfig, index: int) -> None:
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:
-    """Refuse penalties that compare a round's adapter with one of other weights."""
+    """Refuse penalties that compare a round's adapter with one of other weights, or have nothing to
+    hold."""
     spec, lora = rounds[index], policy.lora
+    if any(m.name == "copr" for m in spec.retention) and not any(
+        r.algorithm.ranks_answers for r in rounds[: index + 1]
+    ):
+        raise ValueError(
+            f"rounds.{index}.retention: copr holds ranked answers of earlier rounds, and neither this "
+            f"round nor one before it ranks any (algorithm {spec.algorithm.name}); use kl_anchors, or give "
+            "an earlier round the algorithm copr, dpo or fpo"
+        )
     if lora is None or spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         return
     where = f"rounds.{index}.retention"
     external = [r.name for r in rounds[:index] if not r.algorithm.learns_here]
     for method in spec.retention:
-        if method.keeps_artifact and lora.merge:
+        bound = method.keeps_artifact and method.stores_weights
+        if bound and lora.merge:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and policy.lora.merge begins a "
                 "fresh adapter in every round; set policy.lora.merge to false, or use l2_sp with to: "
                 "parent, which holds the adapter's update"
             )
-        if method.keeps_artifact and external:
+        if bound and external:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and the round {external[-1]!r} "
                 "before it takes an adapter that another program trained; use l2_sp, which holds the "

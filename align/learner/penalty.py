@@ -127,6 +127,24 @@ class Penalty(Protocol):
         """Yield terms of one pass's loss, each with metrics; both are summable over the step's passes."""
         ...
 
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """Read all rows of a batch before the first step on it; every rank sees all of them."""
+        ...
+
+    def own_rows(self) -> Sequence[Row]:
+        """Return rows of the method's own that the step passes besides its batch; equal on all ranks."""
+        ...
+
+    def own_penalty(
+        self, micro: MicroBatch, outputs: Outputs
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Compute the term of one pass over `own_rows`, with metrics; both are summable over passes.
+
+        Args:
+            outputs: the policy's, with gradient, at the round's sampling temperature.
+        """
+        ...
+
     def during_passes(self) -> AbstractContextManager[None]:
         """Return the context of all passes of one optimizer step that have a gradient."""
         ...

@@ -306,6 +306,8 @@ class Training:
         started = perf_counter()
         settings = self.spec.optimizer
         rows = tuple(self._completed(batch.rows))
+        for penalty in self.penalties:
+            penalty.before_steps(rows)
         steps = [
             self._step_on(part)
             for _ in range(settings.epochs)
@@ -352,6 +354,7 @@ class Training:
                 contexts.enter_context(penalty.during_passes())
             passes = self._replay_passes(moving, partial(measure, True), gradients)
             passes += self._each_pass(moving, partial(measure, True), self._budget())
+        passes += self._own_passes(gradients)
         passes += self._each_pass(still, partial(measure, False), self._budget())
         sums: defaultdict[str, float] = defaultdict(float)
         for _, pass_metrics in passes:
@@ -365,6 +368,23 @@ class Training:
         for penalty in self.penalties:
             metrics |= penalty.after_step(summed)
         return metrics
+
+    def _own_passes(self, gradients: Gradients) -> list[tuple[float, Metrics]]:
+        """Pass the rows that penalties have of their own; return metrics as `_each_pass` does."""
+
+        def measure(
+            penalty: Penalty, lane: int, micro: MicroBatch, counts: bool
+        ) -> tuple[float, Metrics]:
+            with self.learner.policy.passing(learns=True), torch.enable_grad():
+                term, metrics = penalty.own_penalty(micro, self.objective.outputs(micro))
+                gradients.add(lane, term if counts else term * 0.0)
+            return 0.0, {name: float(value) for name, value in metrics.items()}
+
+        passes: list[tuple[float, Metrics]] = []
+        for penalty in self.penalties:
+            if rows := penalty.own_rows():
+                passes += self._each_pass(rows, partial(measure, penalty), self._budget())
+        return passes
 
     def _replay_passes(
         self, rows: list[Row], work: Callable[[int, MicroBatch, bool], T], gradients: Gradients

@@ -18,5 +18,6 @@ METHODS: dict[str, str] = {
     "hft": "align.retention.masks.hft:HFT",
     "mofo": "align.retention.masks.mofo:MoFO",
     "migu": "align.retention.masks.migu:MIGU",
+    "copr": "align.retention.anchors.copr:COPRConstraint",
 }
 """Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""

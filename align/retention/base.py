@@ -3,8 +3,10 @@
 A method belongs to one round and one rank of the learner, which calls its hooks at these times:
 
     before_round                      once, before the policy takes its first weights
+    before_steps                      a batch has come, before the first step on it
     during_passes                     around the passes of an optimizer step that have a gradient
     penalty, snapshots, moves         every forward pass
+    own_rows, own_penalty             passes of a step over rows of the method's own
     after_replay                      replayed rows are passed, if `separates_replay`
     after_backward                    the gradient of the loss is whole
     parameter_penalty                 penalties on the weights are added to it
@@ -92,6 +94,19 @@ class RetentionMethod(Generic[Config]):
     ) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
         """Yield terms of one pass's loss, each with metrics; both can be summed over the step's passes."""
         return ()
+
+    def before_steps(self, rows: Sequence[Row]) -> None:
+        """Read all rows of a batch, the same on every rank, with what their algorithm knows of them."""
+
+    def own_rows(self) -> Sequence[Row]:
+        """Return rows that the step passes besides its batch, the same on every rank."""
+        return ()
+
+    def own_penalty(
+        self, micro: MicroBatch, outputs: Outputs
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Compute the term of a pass over `own_rows`, with metrics; both can be summed over passes."""
+        raise NotImplementedError
 
     def during_passes(self) -> AbstractContextManager[None]:
         """Return the context of all passes of one optimizer step that have a gradient."""

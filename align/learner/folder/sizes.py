@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from align.algorithms.policy_gradient.ppo import SHARED
+from align.algorithms.policy_gradient.actor_critic.ppo import SHARED
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.policy import PolicyConfig
 from align.learner.folder.folder import stored_dtype, weight_files

@@ -120,8 +120,8 @@ class SlowAdapter:
         # peft allows no dot in an adapter's name.
         self._adapter = f"moving-{blake2b(label.encode(), digest_size=8).hexdigest()}"
         add_frozen_adapter(policy.model, self._adapter)
-        own = dict(policy.model.named_parameters())
-        self._tensors = {name: own[self._own(name)].detach() for name in start}
+        beside = dict(policy.model.named_parameters())
+        self._tensors = {name: beside[self._own(name)].detach() for name in start}
         for name, tensor in start.items():
             self._tensors[name].copy_(tensor)
 

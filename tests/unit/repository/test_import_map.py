@@ -61,6 +61,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/reward_model.py",
     "align/learner/teachers/slow_teacher.py",
     "align/learner/training.py",
+    "align/retention/anchors/copr.py",
     "align/retention/anchors/following.py",
     "align/retention/anchors/kl_anchors.py",
     "align/retention/activations.py",

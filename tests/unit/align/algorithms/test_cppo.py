@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from align.algorithms import algorithm_from
-from align.algorithms.policy_gradient.cppo import CPPO, weights
-from align.algorithms.policy_gradient.ppo import PPO
+from align.algorithms.policy_gradient.actor_critic.cppo import CPPO, weights
+from align.algorithms.policy_gradient.actor_critic.ppo import PPO
 from align.algorithms.rows import Batch, Row
 from align.learner.batching import to_tensors
 from tests.unit.align.algorithms.test_ppo import outputs_of

@@ -23,6 +23,7 @@ from tests.unit.align.retention.trainings import (
     NEW,
     PAIRS,
     POLICIES,
+    after_a_step,
     begin,
     save_models,
 )
@@ -45,8 +46,7 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
             ranks=ranks,
         )
         own = folder / f"{ranks.size}-{name}"
-        first = begin(learner, config)
-        first.update(Batch(rows=NEW))
+        first = after_a_step(learner, config)
         first.write_artifacts(own, NEW)
         ranks.exchange(None)
         path = own / f"{name}.safetensors"

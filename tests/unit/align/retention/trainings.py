@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from align.algorithms import GRPO, Algorithm
+from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import DATA, Batch
 from align.config.campaign import (
     AnchorsConfig,
@@ -91,6 +92,17 @@ def begin(
         seed=seed,
         penalties=RetentionMethods(artifacts=artifacts or {}),
     )
+
+
+def after_a_step(learner: Learner, method: RetentionConfig) -> Training:
+    """Take the first round's only step, on pairs where the method keeps ranked answers."""
+    if method.name == "copr":
+        training = begin(learner, method, algorithm=DPO(pairs="file"))
+        training.update(Batch(rows=PAIRS))
+    else:
+        training = begin(learner, method)
+        training.update(Batch(rows=NEW))
+    return training
 
 
 def weights_of(training: Training) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ SPECS: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": name} for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo")},
     **{name: {"algorithm": name} for name in ("rloo", "reinforce_pp", "rft", "dpo")},
     "ppo": {"algorithm": {"name": "ppo", "critic": {"model": "shared"}}},
+    "copr": {"algorithm": "copr"},
+    "copr_file": {"algorithm": {"name": "copr", "pairs": "file"}, "data": "pairs.jsonl"},
     "cppo": {"algorithm": {"name": "cppo", "critic": {"model": "shared"}}},
     "fpo": {"algorithm": {"name": "fpo", "pairs": "file"}, "data": "pairs.jsonl"},
     "ppo_own": {"algorithm": "ppo", "optimizer": {"epochs": 2, "mini_batches": 2}},

@@ -13,6 +13,7 @@ from tests.unit.campaigns import Watcher, raw_campaign
 
 FULL = {"model": "demo://digits"}
 DPO = [{**spec, "algorithm": "dpo"} for spec in raw_campaign(Path())["rounds"]]
+COPR = [{**spec, "algorithm": "copr"} for spec in raw_campaign(Path())["rounds"]]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "si, lora": ({"name": "si", "strength": 1000.0}, LORA),
     "mas": ({"name": "mas", "strength": 0.1, "samples": 4}, FULL),
@@ -23,6 +24,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hft": ({"name": "hft"}, FULL),
     "mofo": ({"name": "mofo"}, FULL),
     "migu, lora": ({"name": "migu"}, LORA),
+    "copr": ({"name": "copr", "stored": 4, "per_step": 2}, FULL),
     "anchors that follow": (
         {
             "name": "kl_anchors",
@@ -43,7 +45,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """Method and policy."""
-ROUNDS: dict[str, dict[str, Any]] = {"a reference that follows, lora": {"rounds": DPO}}
+ROUNDS: dict[str, dict[str, Any]] = {
+    "a reference that follows, lora": {"rounds": DPO},
+    "copr": {"rounds": COPR},
+}
 """Changes of the campaign."""
 MOVES: dict[str, dict[str, float]] = {
     "anchors that follow": {

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from align.algorithms.base import LossAndMetrics, Need
-from align.algorithms.policy_gradient.ppo import PPO
+from align.algorithms.policy_gradient.actor_critic.ppo import PPO
 from align.algorithms.rows import Row, Totals
 
 if TYPE_CHECKING:
