@@ -10,7 +10,9 @@ multiplier grows while an earlier preference is being lost, and falls while it i
 et al. 2024, arXiv 2402.14228.
 
 Each step passes some stored prompts besides its batch. ``d`` is taken prompt by prompt, which has the same
-mean and less noise. A prompt that the present round ranks, too, is its own from then on.
+mean and less noise. A prompt that the present round ranks, too, is its own from then on. A multiplier
+changes by a factor of at most e in one step. A candidate that a repair made leaves no answers of its own,
+and later rounds go on with those of the rounds before.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from align.algorithms.outputs import Outputs
 from align.algorithms.preference.copr import COPR, sets_in
 from align.algorithms.rows import Row
 from align.config.learning import COPRConfig
-from align.learner.batching import to_tensors
+from align.learner.batching import passes, to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.penalty import LearnerView
 from align.retention.base import RetentionMethod
 
-AT_A_TIME = 16
-"""Prompts whose distance from their targets is measured in one pass when a round begins."""
+PASS_TOKENS = 4096
+"""Padded tokens of a pass that measures stored answers when a round begins."""
 
 Ids = tuple[int, ...]
 
@@ -110,16 +112,15 @@ class COPRConstraint(RetentionMethod[COPRConfig]):
         self.view.weights_of(self.view.references.parent)
         stored = [ranked for sets in self._earlier.values() for ranked in sets]
         policy = self.view.policy
-        for start in range(0, len(stored), AT_A_TIME):
-            chunk = stored[start : start + AT_A_TIME]
-            rows = [row for unit, ranked in enumerate(chunk) for row in ranked.rows(unit)]
-            micro = to_tensors(rows).to(policy.device)
+        rows = [row for unit, ranked in enumerate(stored) for row in ranked.rows(unit)]
+        for part in passes(rows, PASS_TOKENS):
+            micro = to_tensors(part).to(policy.device)
             with policy.passing(learns=False), torch.no_grad():
                 outputs = completion_outputs(
                     policy.model, micro, dtype=policy.dtype, temperature=1.0
                 )
-            for unit, distance in distances(micro, outputs, chunk).items():
-                self._distances[self._key(chunk[unit])] = float(distance)
+                for unit, distance in distances(micro, outputs, stored).items():
+                    self._distances[self._key(stored[unit])] = float(distance)
 
     def before_steps(self, rows: Sequence[Row]) -> None:
         new = [

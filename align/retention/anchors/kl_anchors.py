@@ -71,7 +71,7 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
                     follow=term.follow.share,
                     label=name,
                 )
-                where = f"rounds.anchors.{source}.{index}"
+                where = f"anchors.{source}.{index}"
                 self._following[name] = FollowingAnchor(term.follow, copy, where)
 
     def moving_references(self) -> Mapping[str, FollowingAnchor]:

@@ -68,7 +68,7 @@ def test_no_distance_is_in_excess_when_a_round_begins(
     models: dict[str, Path], tmp_path: Path, artifacts: dict[str, Path]
 ) -> None:
     """It is counted from the parent's; the multiplier then moves by rate * lambda * excess."""
-    training = begin(learner_of(models, tmp_path, "full"), SETTINGS, artifacts=artifacts, lr=3e-3)
+    training = begin(learner_of(models, tmp_path, "full"), SETTINGS, artifacts=artifacts, lr=2e-4)
     lines = [training.update(Batch(rows=NEW)) for _ in range(3)]
     excess = [line["copr/excess/round 0"] for line in lines]
     multipliers = [line["copr/lambda/round 0"] for line in lines]
