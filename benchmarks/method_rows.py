@@ -165,6 +165,18 @@ REPLAYING = (
         },
         wave=1,
     ),
+    MethodRow(
+        method="kl_follow",
+        strength="stagnation=10",
+        defaults={
+            "replay": NO_REPLAY,
+            "anchors": {
+                **NO_ANCHORS,
+                "new": [{"to": "parent", "beta": 0.1, "follow": {"after_stagnation": 10}}],
+            },
+        },
+        wave=2,
+    ),
     MethodRow(method="agem", defaults={"retention": ["kl_anchors", "agem"]}),
     MethodRow(
         method="agem",
@@ -196,6 +208,39 @@ REPLAYS = (
 )
 """Draws of past prompts under Keel's defaults, and on-policy replay of answers; those answers are sampled
 once as a round begins, 256 for each earlier round, on top of the other rows' rollouts."""
+
+SHARED_CRITIC: dict[str, Any] = {"critic": {"model": "shared"}}
+PREFERENCE = (
+    *(
+        MethodRow(
+            method=str(algorithm["name"]),
+            strength=strength,
+            defaults={"algorithm": algorithm, "replay": NO_REPLAY, "anchors": NO_ANCHORS},
+            wave=1,
+        )
+        for strength, algorithm in (
+            ("", {"name": "dpo"}),
+            ("gamma=2", {"name": "fpo", "gamma": 2.0}),
+            ("", {"name": "ppo", **SHARED_CRITIC}),
+            ("keep=0.1", {"name": "cppo", "keep": 0.1, **SHARED_CRITIC}),
+            ("keep=1", {"name": "cppo", "keep": 1.0, **SHARED_CRITIC}),
+        )
+    ),
+    *(
+        MethodRow(
+            method="copr",
+            strength=f"multiplier={multiplier:g}",
+            defaults={
+                "algorithm": "copr",
+                "replay": NO_REPLAY,
+                "retention": [{"name": "copr", "multiplier": multiplier}],
+            },
+            wave=1,
+        )
+        for multiplier in (1.0, 5.0)
+    ),
+)
+"""Methods that are algorithms or go with one; ``dpo`` and ``ppo`` are what they are compared with."""
 
 ADAPTERS = (
     MethodRow(
@@ -268,7 +313,7 @@ _SWEPT = tuple(row for method, sweep in SWEEPS.items() for row in sweep.rows(met
 ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in sorted(
-        (*BASELINES, *REPLAYING, *REPLAYS, *_SWEPT, *_merged(), *ADAPTERS),
+        (*BASELINES, *REPLAYING, *REPLAYS, *_SWEPT, *PREFERENCE, *_merged(), *ADAPTERS),
         key=lambda row: row.method.startswith("ours+"),
     )
 }

@@ -11,26 +11,32 @@ from align.algorithms.imitation.pretrain import Pretrain
 from align.algorithms.imitation.rft import RFT
 from align.algorithms.imitation.sft import SFT
 from align.algorithms.own import is_own, load_own
+from align.algorithms.policy_gradient.actor_critic.cppo import CPPO
+from align.algorithms.policy_gradient.actor_critic.ppo import PPO
 from align.algorithms.policy_gradient.cispo import CISPO
 from align.algorithms.policy_gradient.dapo import DAPO
 from align.algorithms.policy_gradient.dr_grpo import DrGRPO
 from align.algorithms.policy_gradient.grpo import GRPO
 from align.algorithms.policy_gradient.gspo import GSPO
-from align.algorithms.policy_gradient.ppo import PPO
 from align.algorithms.policy_gradient.reinforce_pp import ReinforcePP
 from align.algorithms.policy_gradient.rloo import RLOO
+from align.algorithms.preference.copr import COPR
 from align.algorithms.preference.dpo import DPO
+from align.algorithms.preference.fpo import FPO
 from align.algorithms.preference.kto import KTO
 from align.algorithms.preference.reward_model import RewardModel
 from rollouts.errors import nearest
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "cispo": CISPO,
+    "copr": COPR,
+    "cppo": CPPO,
     "dapo": DAPO,
     "dpo": DPO,
     "distill": Distill,
     "external": External,
     "dr_grpo": DrGRPO,
+    "fpo": FPO,
     "grpo": GRPO,
     "gspo": GSPO,
     "kto": KTO,

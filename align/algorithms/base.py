@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from align.algorithms.micro_batch import MicroBatch
     from align.algorithms.outputs import Outputs
-    from align.algorithms.policy_gradient.ppo import CriticConfig
+    from align.algorithms.policy_gradient.actor_critic.ppo import CriticConfig
 
 Need = Literal["start", "reference", "values"]
 """Columns that the learner computes before the first step on a batch, without gradient."""
@@ -46,6 +46,8 @@ class Algorithm(Settings):
     anchors_are_reference: ClassVar[bool] = False
     """True if the anchors of new prompts are this loss's reference, and so add no KL term there."""
 
+    ranks_answers: ClassVar[bool] = False
+    """True if the rows of a unit are answers to one prompt, whose advantages rank them."""
     makes: ClassVar[Literal["policy", "reward_model"]] = "policy"
     """Kind of model that a round writes. Only a policy can become production."""
     in_reward_over: ClassVar[Literal["tokens", "completions"]] = "tokens"

@@ -55,6 +55,8 @@ class Row:
     """Difference by which the chosen row of a pair should beat the other, in units of the reward."""
     baseline: float = 0.0
     """Number of the whole batch that a loss subtracts, such as the KL estimate of KTO."""
+    keep_weight: float = 1.0
+    """Weight of the row in a loss's own term of retention."""
     teacher_prompt_ids: tuple[int, ...] | None = None
     """Prompt that a teacher reads instead of ``prompt_ids``; None if it reads the same."""
 

@@ -358,7 +358,7 @@ class CampaignConfig(StoreSettings):
             check_draw(self.rounds, index, self.defaults)
             check_rehearsal(self.rounds, index, self.defaults)
             check_dropout(spec, index, self.policy)
-            check_following(spec, index, self.policy)
+            check_following(spec, index)
             check_retention(self.rounds, index, self.policy)
             check_merge(self.rounds, index, self.policy)
             if spec.repair.interpolate and self.policy.has_bare_dora:
@@ -371,12 +371,6 @@ class CampaignConfig(StoreSettings):
                 raise ValueError(
                     f"rounds.{index}.sampling: in_flight is on and engines serve adapters: a request that "
                     "runs keeps its adapter; set policy.lora.serve to merged, or in_flight to false"
-                )
-            if spec.algorithm.teacher_follows and (self.policy.lora or self.policy.ranks > 1):
-                unsupported = "adapters" if self.policy.lora else f"{self.policy.ranks} ranks"
-                raise ValueError(
-                    f"rounds.{index}.algorithm: follow moves a teacher's full weights on one rank, and the "
-                    f"policy has {unsupported}; remove follow, or train full weights with policy.ranks 1"
                 )
             earlier = [r.name for r in self.rounds[:index]]
             for field, makes, name in spec.named_rounds():

@@ -122,8 +122,12 @@ class OptimizerConfig(Settings):
         return self
 
 
+_STAGNATION = ("after_stagnation", "metric", "goal", "gain", "restart_optimizer")
+
+
 class FollowConfig(Settings):
-    """Movement of an anchor after the policy: ``share`` of the way at every ``every``-th step."""
+    """Movement of an anchor after the policy: ``share`` of the way at every ``every``-th step, or once a
+    metric has stopped improving."""
 
     every: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps between two moves."""
@@ -131,6 +135,46 @@ class FollowConfig(Settings):
     """Share of the way from the anchor to the policy that a move goes; 1 makes the anchor the policy."""
     above: Annotated[float, Field(gt=0)] | None = None
     """KL in nats per token beyond which the anchor moves at once; None: only with ``every``."""
+    after_stagnation: Annotated[int, Field(ge=1)] | None = None
+    """Learner steps whose mean of ``metric`` has to beat that of as many before; if it does not, the anchor
+    moves and counting begins again. An ``every`` of 1 has no effect then. None: no metric moves it."""
+    metric: str = "reward/mean"
+    """Metric of the steps that shows stagnation, by its name in ``metrics.jsonl``."""
+    goal: Literal["higher", "lower"] = "higher"
+    """Direction in which the metric improves."""
+    gain: Annotated[float, Field(ge=0)] = 0.0
+    """Improvement up to which it counts as stagnating, in units of the metric."""
+    restart_optimizer: bool = False
+    """Let the optimizer begin without moments when the anchor moves for stagnation; the learning rate keeps
+    its schedule."""
+
+    @property
+    def moves_every(self) -> int | None:
+        """Optimizer steps between two moves; None if only KL or stagnation moves the anchor."""
+        return None if self.after_stagnation is not None and self.every == 1 else self.every
+
+    @model_serializer(mode="wrap")
+    def _without_stagnation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset stagnation: stores that are older than the setting have no such keys."""
+        values: dict[str, Any] = dump(self)
+        if self.after_stagnation is None:
+            for key in _STAGNATION:
+                values.pop(key, None)
+        return values
+
+    @model_validator(mode="after")
+    def _stagnates(self) -> Self:
+        if self.after_stagnation is None and (setting := self.changed(*_STAGNATION)):
+            raise ValueError(
+                f"{setting} belongs to a move on stagnation, and after_stagnation is not set; set it to a "
+                f"number of steps, or remove {setting}"
+            )
+        if self.metric.startswith("time/"):
+            raise ValueError(
+                f"metric {self.metric!r} is a time, and a run that is stopped and gone on with would move "
+                "the anchor at another step; name a metric of what is learnt"
+            )
+        return self
 
 
 class AnchorConfig(Settings):
@@ -157,7 +201,12 @@ class AnchorConfig(Settings):
     def label(self) -> str:
         """Name of the term in metrics, such as ``parent``, or ``parent~0.01/1`` for one that follows."""
         follow = self.follow
-        return self.to if follow is None else f"{self.to}~{follow.share:g}/{follow.every}"
+        if follow is None:
+            return self.to
+        when = [] if follow.moves_every is None else [str(follow.moves_every)]
+        if follow.after_stagnation is not None:
+            when.append(f"stagnation{follow.after_stagnation}")
+        return f"{self.to}~{follow.share:g}/{'+'.join(when)}"
 
     @model_serializer(mode="wrap")
     def _without_follow(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -222,7 +271,9 @@ class RetentionConfig(Settings):
     """Name of the method."""
 
     keeps_artifact: ClassVar[bool] = False
-    """True if the method stores tensors as large as the trained weights for later rounds."""
+    """True if the method stores tensors for later rounds, as large as the trained weights."""
+    stores_weights: ClassVar[bool] = True
+    """True if these tensors belong to the trained weights themselves, and so to no other adapter."""
     weight_copies: ClassVar[int] = 0
     """Number of tensors as large as the trained weights that the method keeps in memory."""
     checkpoint_copies: ClassVar[int] = 0
@@ -492,6 +543,41 @@ class InfLoRAConfig(RetentionConfig):
         return self.samples
 
 
+class COPRConfig(RetentionConfig):
+    """Constraint of COPR: the policy's shares of earlier rounds' ranked answers stay what was optimal."""
+
+    name: Literal["copr"] = "copr"
+    stored: Annotated[int, Field(ge=1)] = 64
+    """Number of prompts whose ranked answers an accepted round leaves, chosen evenly."""
+    per_step: Annotated[int, Field(ge=1)] = 8
+    """Number of stored prompts that an optimizer step passes, of all earlier rounds together."""
+    multiplier: Weight = 1.0
+    """Multiplier of each earlier round's constraint when a round begins."""
+    rate: Annotated[float, Field(ge=0)] = 0.1
+    """Rate at which a multiplier rises while its constraint is violated; 0 keeps it fixed."""
+    bounds: tuple[Weight, Weight] = (1e-3, 10.0)
+    """Smallest and largest multiplier."""
+    beta: Weight = 0.1
+    """Temperature of the targets of rounds under ``dpo`` or ``fpo``; those of ``copr`` have its own."""
+
+    keeps_artifact: ClassVar[bool] = True
+    stores_weights: ClassVar[bool] = False
+
+    @property
+    def artifact_copies(self) -> int:
+        return 0
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> Self:
+        low, high = self.bounds
+        if not low <= self.multiplier <= high:
+            raise ValueError(
+                f"multiplier {self.multiplier:g} is outside of bounds {low:g} to {high:g}; change one of "
+                "them"
+            )
+        return self
+
+
 RETENTION: dict[str, type[RetentionConfig]] = {
     "kl_anchors": KLAnchorsConfig,
     "ewc": EWCConfig,
@@ -508,6 +594,7 @@ RETENTION: dict[str, type[RetentionConfig]] = {
     "o_lora": OLoRAConfig,
     "n_lora": NLoRAConfig,
     "inflora": InfLoRAConfig,
+    "copr": COPRConfig,
 }
 """Settings of each retention method by name; `align.retention.METHODS` has the methods themselves."""
 

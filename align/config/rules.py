@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SAMPLED_TOKENS = frozenset({"k1", "k2", "k3"})
 """Estimators of the KL that assume tokens sampled by the policy itself."""
+SAMPLED_METRICS = ("reward", "groups", "completions")
+LEARNT_METRICS = ("loss", "pairs", "ratings", "candidates", "value", "kl", "entropy", "grad_norm")
+"""First parts of the names of metrics that a step reports, of its samples and of its loss."""
 
 
 def check_anchors(spec: RoundConfig) -> None:
@@ -34,10 +37,16 @@ def check_anchors(spec: RoundConfig) -> None:
             )
         reference = terms if source == "new" and spec.algorithm.anchors_are_reference else ()
         for term in reference:
-            if setting := term.changed("estimator", "target", "rate", "bounds", "follow"):
+            if setting := term.changed("estimator", "target", "rate", "bounds"):
                 raise ValueError(
                     f"{where}: {setting} belongs to a KL term, and {spec.algorithm.name} takes these "
                     f"anchors as its reference, where only their betas count; remove {setting}"
+                )
+            if term.follow is not None and term.follow.above is not None:
+                raise ValueError(
+                    f"{where}: follow.above is the KL of a term, and {spec.algorithm.name} takes these "
+                    "anchors as its reference, whose KL no step measures; remove above, and use every or "
+                    "after_stagnation"
                 )
         if _sampled(spec, source) and any(term.estimator == "forward" for term in terms):
             raise ValueError(
@@ -228,23 +237,40 @@ def check_dropout(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
     )
 
 
-def check_following(spec: RoundConfig, index: int, policy: PolicyConfig) -> None:
-    """Refuse anchors that move after an adapter or after weights that are spread over ranks."""
+def check_following(spec: RoundConfig, index: int) -> None:
+    """Refuse anchors that move on a metric which the round does not report."""
+    samples = spec.algorithm.material == "rollouts"
     for source in ("new", "past", "general"):
-        following = any(term.follow for term in getattr(spec.anchors, source))
-        if following and (policy.lora or policy.ranks > 1):
-            unsupported = "adapters" if policy.lora else f"{policy.ranks} ranks"
-            raise ValueError(
-                f"rounds.{index}.anchors.{source}: follow moves a copy of full weights on one rank, and "
-                f"the policy has {unsupported}; remove follow and set target, which adjusts beta instead, "
-                "or train full weights with policy.ranks 1"
-            )
+        for term in getattr(spec.anchors, source):
+            follow = term.follow
+            if follow is None or follow.after_stagnation is None:
+                continue
+            where = f"rounds.{index}.anchors.{source}: follow.metric {follow.metric!r}"
+            kind = follow.metric.partition("/")[0]
+            if kind in SAMPLED_METRICS and not samples:
+                raise ValueError(
+                    f"{where} is of samples, and {spec.algorithm.name} learns from a file; name a metric "
+                    "of its loss, such as loss/policy with goal: lower, or pairs/accuracy of pairs"
+                )
+            if kind not in (*SAMPLED_METRICS, *LEARNT_METRICS):
+                raise ValueError(
+                    f"{where} is none that a step reports; metrics begin with "
+                    f"{', '.join((*SAMPLED_METRICS, *LEARNT_METRICS))}"
+                )
 
 
 def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig) -> None:
-    """Refuse methods that compare a round's adapter with one of other weights, or that need another kind of
-    adapter."""
+    """Refuse methods that compare a round's adapter with one of other weights, that need another kind of
+    adapter, or that have nothing to hold."""
     spec, lora = rounds[index], policy.lora
+    if any(m.name == "copr" for m in spec.retention) and not any(
+        r.algorithm.ranks_answers for r in rounds[: index + 1]
+    ):
+        raise ValueError(
+            f"rounds.{index}.retention: copr holds ranked answers of earlier rounds, and neither this "
+            f"round nor one before it ranks any (algorithm {spec.algorithm.name}); use kl_anchors, or give "
+            "an earlier round the algorithm copr, dpo or fpo"
+        )
     if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         return
     where = f"rounds.{index}.retention"
@@ -255,14 +281,15 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
         return
     external = [r.name for r in rounds[:index] if not r.algorithm.learns_here]
     for method in spec.retention:
-        if method.keeps_artifact and lora.merge and method.name not in apart:
+        bound = method.keeps_artifact and method.stores_weights and method.name not in apart
+        if bound and lora.merge:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and policy.lora.merge begins a "
                 "fresh adapter in every round; set policy.lora.merge to false, or use l2_sp with to: "
                 "parent, which holds the adapter's update, or o_lora, n_lora or inflora, which keep the "
                 "adapters of rounds apart"
             )
-        if method.keeps_artifact and external and method.name not in apart:
+        if bound and external:
             raise ValueError(
                 f"{where}: {method.name} holds the adapter's own weights, and the round {external[-1]!r} "
                 "before it takes an adapter that another program trained; use l2_sp, which holds the "

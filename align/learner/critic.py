@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.algorithms.policy_gradient.ppo import SHARED, CriticConfig
+from align.algorithms.policy_gradient.actor_critic.ppo import SHARED, CriticConfig
 from align.learner.model.loading import load_model
 from align.learner.model.policy import Policy, completion_outputs
 from align.learner.teachers.companions import check_companion

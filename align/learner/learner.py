@@ -29,7 +29,7 @@ from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import PolicyTask, ReferenceModels, References
-from align.learner.teachers.slow_teacher import SlowTeacher
+from align.learner.teachers.slow_teacher import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
@@ -95,6 +95,7 @@ class Learner:
             penalties: builds what holds the policy to earlier snapshots.
         """
         round_penalties = self._make_penalties(spec, references, seed, penalties)
+        slow_teacher = self._make_slow_teacher(spec, references, seed)
         torch.manual_seed(seed)
         if references.beginning is None:
             self.load(references.parent)
@@ -107,11 +108,6 @@ class Learner:
             full = self._base if adapters else self._folder_of(references.parent)
             critic = make_critic(critic_config, self.policy, full)
             add_group(optimizer, critic.parameters(), critic_config.lr)
-        slow_teacher: SlowTeacher | None = None
-        follow, teacher = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
-        if follow is not None and teacher is not None:
-            copy = self.anchors.copy(references.named(teacher))
-            slow_teacher = SlowTeacher(copy, self.policy, follow)
         objective = Objective(
             policy=self.policy,
             anchors=self.anchors,
@@ -161,6 +157,22 @@ class Learner:
         for penalty in penalties:
             penalty.before_round()
         return penalties
+
+    def _make_slow_teacher(
+        self, spec: RoundSettings, references: References, seed: int
+    ) -> MovingCopy | None:
+        """Build the round's moving teacher, which may load earlier weights into the policy meanwhile."""
+        follow, teacher = spec.algorithm.teacher_follows, spec.algorithm.teacher_snapshot
+        if follow is None or teacher is None:
+            return None
+        return moving_copy(
+            self.anchors,
+            self.policy,
+            partial(self._weights_of, seed),
+            start=references.named(teacher),
+            follow=follow,
+            label="teacher",
+        )
 
     def _weights_of(self, seed: int, snapshot: SnapshotId) -> dict[str, Tensor]:
         """Load a snapshot and return copies of its trained weights; of sharded ones this rank's part.

@@ -64,6 +64,19 @@ class WeightStep:
             self.weights[name].copy_(before + moves[name])
 
 
+class MovingReference(Protocol):
+    """Part of an algorithm's reference that moves after the policy."""
+
+    @property
+    def name(self) -> SnapshotId:
+        """Name that this process gave no other weights: each move and each round has another."""
+        ...
+
+    def outputs(self, micro: MicroBatch, temperature: float) -> Outputs:
+        """Run it over the completion tokens, without gradient."""
+        ...
+
+
 class Penalty(Protocol):
     """One method of retention during one round, on one rank. Its hooks are named by their time."""
 
@@ -87,6 +100,11 @@ class Penalty(Protocol):
         """True if `after_replay` takes the gradient of replayed rows, which then is no part of a step's."""
         ...
 
+    @property
+    def restarts_optimizer(self) -> bool:
+        """True if the optimizer begins without moments after the batch that `after_batch` has seen."""
+        ...
+
     def before_round(self) -> None:
         """Read earlier state and copy earlier weights, before the policy takes its first ones."""
         ...
@@ -103,6 +121,10 @@ class Penalty(Protocol):
         """Return the frozen snapshots that a pass over the row compares the policy with."""
         ...
 
+    def moving_references(self) -> Mapping[str, MovingReference]:
+        """Return the moving parts of the algorithm's reference, by the label of their anchor."""
+        ...
+
     def moves(self, row: Row) -> bool:
         """Tell if `penalty` gives the row a gradient."""
         ...
@@ -111,6 +133,24 @@ class Penalty(Protocol):
         self, micro: MicroBatch, outputs: Outputs, over: Denominators
     ) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
         """Yield terms of one pass's loss, each with metrics; both are summable over the step's passes."""
+        ...
+
+    def before_batch(self, rows: Sequence[Row]) -> None:
+        """Read all rows of a batch before the first step on it; every rank sees all of them."""
+        ...
+
+    def own_rows(self) -> Sequence[Row]:
+        """Return rows of the method's own that the step passes besides its batch; equal on all ranks."""
+        ...
+
+    def own_penalty(
+        self, micro: MicroBatch, outputs: Outputs
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Compute the term of one pass over `own_rows`, with metrics; both are summable over passes.
+
+        Args:
+            outputs: the policy's, with gradient, at the round's sampling temperature.
+        """
         ...
 
     def during_passes(self) -> AbstractContextManager[None]:
@@ -153,6 +193,13 @@ class Penalty(Protocol):
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Take note of an optimizer step's summed metrics; return metrics to report beside them."""
+        ...
+
+    def after_batch(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take note of the metrics of all steps on a batch, and of its samples; return more to report.
+
+        They are the same on all ranks, but for times.
+        """
         ...
 
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:

@@ -186,8 +186,17 @@ class ReferenceModels:
             if snapshot not in self._adapters:
                 model.load_adapter(folder, adapter_name=snapshot, is_trainable=False)
                 self._adapters.add(snapshot)
-            model.set_adapter(snapshot, inference_mode=True)
+        return self.adapter_outputs(snapshot, micro, temperature)
+
+    @torch.no_grad()
+    def adapter_outputs(self, adapter: str, micro: MicroBatch, temperature: float) -> Outputs:
+        """Run one of the adapters over the policy's base, by its name, without gradient."""
+        model = self._policy.model
+        with dropout(model, active=False):
+            model.set_adapter(adapter, inference_mode=True)
             try:
-                return run()
+                return completion_outputs(
+                    model, micro, dtype=self._policy.dtype, temperature=temperature
+                )
             finally:
                 model.set_adapter(TRAINED)

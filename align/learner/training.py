@@ -60,12 +60,12 @@ from align.learner.optimizer import (
     set_learning_rates,
     take_step,
 )
-from align.learner.penalty import Penalty
+from align.learner.penalty import MovingReference, Penalty
 from align.learner.ranks.lanes import Gradients, Lanes
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceWeights
 from align.learner.references import ReferenceModels, References
-from align.learner.teachers.slow_teacher import SlowTeacher
+from align.learner.teachers.slow_teacher import MovingCopy
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Objective:
     policy: Policy
     anchors: ReferenceModels
     critic: Critic | None
-    slow_teacher: SlowTeacher | None
+    slow_teacher: MovingCopy | None
     """Teacher that follows the policy, instead of the snapshot that the algorithm names; None: it stays."""
     spec: RoundSettings
     references: References
@@ -163,9 +163,13 @@ class Objective:
             if self.critic is not None:
                 columns["values_T"] = by_row(self.critic.values(micro, outputs), micro)
         if "reference" in needs:
+            moving = {copy.name: copy.outputs for copy in self._moving().values()}
             logprobs = [
-                self.anchors.outputs(snapshot, micro, self.temperature).logprobs_N * share
-                for snapshot, share in self.reference_of(micro.rows[0])
+                moving.get(name, partial(self.anchors.outputs, name))(
+                    micro, self.temperature
+                ).logprobs_N
+                * share
+                for name, share in self.reference_of(micro.rows[0])
             ]
             columns["reference_logprobs_T"] = by_row(torch.stack(logprobs).sum(0), micro)
         rows = [
@@ -175,11 +179,16 @@ class Objective:
         return rows, gap
 
     def reference_of(self, row: Row) -> ReferenceWeights:
-        """Return the anchors of new prompts by their weight; the parent where there is none."""
+        """Return the anchors of new prompts by their weight; the parent where there is none.
+
+        One that follows the policy has another name after each of its moves.
+        """
         weights: defaultdict[SnapshotId, float] = defaultdict(float)
+        moved = {label: copy.name for label, copy in self._moving().items()}
         for term in self.spec.anchors.new:
             # Several may name one snapshot, as the parent and the last round do.
-            weights[self.references.resolve(term.to, row)] += term.beta
+            name = moved.get(term.label) or self.references.resolve(term.to, row)
+            weights[name] += term.beta
         if not weights:
             return ((self.references.named("parent"), 1.0),)
         total = sum(weights.values())
@@ -188,11 +197,12 @@ class Objective:
     def snapshots(self, rows: Iterable[Row]) -> set[SnapshotId]:
         """Return the earlier snapshots that passes over these rows ask."""
         needed: set[SnapshotId] = set()
+        moving = {copy.name for copy in self._moving().values()}
         for row in rows:
             for penalty in self.penalties:
                 needed |= penalty.snapshots(row)
             if "reference" in self.spec.algorithm.needs_of(row):
-                needed |= {snapshot for snapshot, _ in self.reference_of(row)}
+                needed |= {snapshot for snapshot, _ in self.reference_of(row)} - moving
         teacher = self.spec.algorithm.teacher_snapshot
         if teacher is not None and self.slow_teacher is None:
             needed.add(self.references.named(teacher))
@@ -202,6 +212,14 @@ class Objective:
         """Tell if the row has a gradient: it teaches, or a penalty holds it."""
         learns = row.advantage is not None and self.spec.algorithm.moves(row.advantage)
         return learns or any(penalty.moves(row) for penalty in self.penalties)
+
+    def _moving(self) -> dict[str, MovingReference]:
+        """Return the moving parts of the algorithm's reference, by their anchor's label."""
+        return {
+            label: copy
+            for penalty in self.penalties
+            for label, copy in penalty.moving_references().items()
+        }
 
     def _teacher_outputs(self, micro: MicroBatch, temperature: float) -> Outputs:
         if self.slow_teacher is not None:
@@ -293,6 +311,8 @@ class Training:
         started = perf_counter()
         settings = self.spec.optimizer
         rows = tuple(self._completed(batch.rows))
+        for penalty in self.penalties:
+            penalty.before_batch(rows)
         steps = [
             self._step_on(part)
             for _ in range(settings.epochs)
@@ -305,8 +325,12 @@ class Training:
         # A batch may have nothing to learn from, and then no step.
         gaps = [step["parity/max_abs_diff"] for step in steps]
         metrics["parity/max_abs_diff"] = max(gaps, default=0.0)
-        metrics |= self.spec.algorithm.derived(metrics)
-        return {**metrics, **batch.metrics, "time/update_s": perf_counter() - started}
+        metrics |= {**self.spec.algorithm.derived(metrics), **batch.metrics}
+        for penalty in self.penalties:
+            metrics |= penalty.after_batch(metrics)
+        if any(penalty.restarts_optimizer for penalty in self.penalties):
+            self.optimizer.state.clear()
+        return {**metrics, "time/update_s": perf_counter() - started}
 
     def _step_on(self, batch: Batch) -> Metrics:
         """Take one optimizer step on one mini-batch; return its metrics, sums over passes and ranks."""
@@ -335,6 +359,7 @@ class Training:
                 contexts.enter_context(penalty.during_passes())
             passes = self._replay_passes(moving, partial(measure, True), gradients)
             passes += self._each_pass(moving, partial(measure, True), self._budget())
+        passes += self._own_passes(gradients)
         passes += self._each_pass(still, partial(measure, False), self._budget())
         sums: defaultdict[str, float] = defaultdict(float)
         for _, pass_metrics in passes:
@@ -348,6 +373,23 @@ class Training:
         for penalty in self.penalties:
             metrics |= penalty.after_step(summed)
         return metrics
+
+    def _own_passes(self, gradients: Gradients) -> list[tuple[float, Metrics]]:
+        """Pass the rows that penalties have of their own; return metrics as `_each_pass` does."""
+
+        def measure(
+            penalty: Penalty, lane: int, micro: MicroBatch, counts: bool
+        ) -> tuple[float, Metrics]:
+            with self.learner.policy.passing(learns=True), torch.enable_grad():
+                term, metrics = penalty.own_penalty(micro, self.objective.outputs(micro))
+                gradients.add(lane, term if counts else term * 0.0)
+            return 0.0, {name: float(value) for name, value in metrics.items()}
+
+        passes: list[tuple[float, Metrics]] = []
+        for penalty in self.penalties:
+            if rows := penalty.own_rows():
+                passes += self._each_pass(rows, partial(measure, penalty), self._budget())
+        return passes
 
     def _replay_passes(
         self, rows: list[Row], work: Callable[[int, MicroBatch, bool], T], gradients: Gradients

@@ -21,5 +21,6 @@ METHODS: dict[str, str] = {
     "o_lora": "align.retention.adapters.o_lora:OLoRA",
     "n_lora": "align.retention.adapters.n_lora:NLoRA",
     "inflora": "align.retention.adapters.inflora:InfLoRA",
+    "copr": "align.retention.anchors.copr:COPRConstraint",
 }
 """Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""

@@ -4,14 +4,17 @@ A method belongs to one round and one rank of the learner, which calls its hooks
 
     before_round                      once, before the policy takes its first weights
     before_steps                      once, with samples of its first weights, if `start_samples` asks
+    before_batch                      a batch has come, before the first step on it
     during_passes                     around the passes of an optimizer step that have a gradient
     penalty, snapshots, moves         every forward pass
+    own_rows, own_penalty             passes of a step over rows of the method's own
     after_replay                      replayed rows are passed, if `separates_replay`
     after_backward                    the gradient of the loss is whole
     parameter_penalty                 penalties on the weights are added to it
     project                           the gradient is whole, and will be clipped
     change_update, then after_update  the optimizer has stepped, if `follows_steps`
     after_step                        the step's metrics are known
+    after_batch                       so are those of all steps on a batch, and of its samples
     counters, tensors, resume         every checkpoint of a round
     after_accept                      once the gate has accepted the round's policy
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from align.algorithms.outputs import Outputs
     from align.algorithms.rows import Row
     from align.learner.batching import Denominators
-    from align.learner.penalty import LearnerView, WeightStep
+    from align.learner.penalty import LearnerView, MovingReference, WeightStep
     from rollouts.types import SnapshotId
 
 Config = TypeVar("Config", bound=RetentionConfig)
@@ -60,6 +63,9 @@ class RetentionMethod(Generic[Config]):
     every step."""
     separates_replay: bool = False
     """True if `after_replay` takes the gradient of replayed rows, which then is no part of a step's."""
+
+    restarts_optimizer: bool = False
+    """True if the optimizer begins without moments after the batch that `after_batch` has just seen."""
 
     def __init__(self, config: Config, view: LearnerView, artifact: Path | None = None) -> None:
         self.config, self.view, self.artifact = config, view, artifact
@@ -85,6 +91,10 @@ class RetentionMethod(Generic[Config]):
         """Return the frozen snapshots that a pass over the row compares the policy with."""
         return frozenset()
 
+    def moving_references(self) -> Mapping[str, MovingReference]:
+        """Return the moving parts of the algorithm's reference, by the label of their anchor."""
+        return {}
+
     def moves(self, row: Row) -> bool:
         """Tell if `penalty` gives the row a gradient."""
         return False
@@ -94,6 +104,19 @@ class RetentionMethod(Generic[Config]):
     ) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
         """Yield terms of one pass's loss, each with metrics; both can be summed over the step's passes."""
         return ()
+
+    def before_batch(self, rows: Sequence[Row]) -> None:
+        """Read all rows of a batch, the same on every rank, with what their algorithm knows of them."""
+
+    def own_rows(self) -> Sequence[Row]:
+        """Return rows that the step passes besides its batch, the same on every rank."""
+        return ()
+
+    def own_penalty(
+        self, micro: MicroBatch, outputs: Outputs
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Compute the term of a pass over `own_rows`, with metrics; both can be summed over passes."""
+        raise NotImplementedError
 
     def during_passes(self) -> AbstractContextManager[None]:
         """Return the context of all passes of one optimizer step that have a gradient."""
@@ -120,6 +143,10 @@ class RetentionMethod(Generic[Config]):
 
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Read an optimizer step's metrics; return further metrics to report."""
+        return {}
+
+    def after_batch(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Read the metrics of all steps on a batch and of its samples; return further metrics to report."""
         return {}
 
     def after_accept(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.algorithms.policy_gradient.ppo import SHARED
+from align.algorithms.policy_gradient.actor_critic.ppo import SHARED
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
 from align.learner.teachers.companions import check_companion

@@ -11,6 +11,8 @@ commits a verdict. Nothing is undone on a rejection: production never moved.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
@@ -96,6 +98,7 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
         )
         groups = [scored.group for scored in step.scored]
         batch = with_teacher_prompts(batch, groups, spec.algorithm, encoder.encode)
+        batch = replace(batch, metrics=batch.metrics | rollout_metrics(step.scored, batch))
         keep_rollouts(plan, session, index, step.scored, batch)
         with phase("learning"):
             metrics = training.update(batch)
@@ -106,7 +109,6 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
                 plan, session.engine, encoder, training, rollouts.engine_version
             )
             metrics |= heldout_texts(session.learner, session.inputs.held_texts.get(spec.name, ()))
-        metrics |= rollout_metrics(step.scored, batch)
         metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
         metrics |= plan.mixture.replayed_counts(step.scored)
         session.log(plan, index, watch.observe(index, step.scored, metrics))

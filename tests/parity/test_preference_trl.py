@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align.algorithms import Algorithm
 from align.algorithms.preference.dpo import DPO
+from align.algorithms.preference.fpo import FPO
 from align.algorithms.preference.kto import KTO, mismatched
 from align.algorithms.rows import Batch, Row
 from align.config.campaign import (
@@ -167,6 +168,16 @@ def test_dpo_is_trls(
     assert metrics["pairs/margin"] == pytest.approx(reported["rewards/margins"], rel=1e-4)
     assert metrics["pairs/accuracy"] == pytest.approx(reported["rewards/accuracies"])
     assert metrics["pairs/chosen_reward"] == pytest.approx(reported["rewards/chosen"], rel=1e-4)
+
+
+def test_fpo_without_its_exponent_is_trls_dpo(models: dict[str, Path], tmp_path: Path) -> None:
+    theirs = trainer("DPO", models, tmp_path, loss_type=["sigmoid"])
+    loss = theirs._compute_loss(theirs.model, padded((*CHOSEN, *REJECTED)), False)
+    loss.backward()
+
+    metrics, gradients = ours(models, tmp_path, FPO(beta=BETA, gamma=0.0), PAIRS)
+    assert metrics["loss/policy"] == pytest.approx(loss.item(), rel=1e-5)
+    same_gradient(gradients, gradient(theirs.model))
 
 
 def test_conservative_smoothing_is_trls(models: dict[str, Path], tmp_path: Path) -> None:

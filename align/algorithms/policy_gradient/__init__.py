@@ -1,1 +1,1 @@
-"""Policy-gradient algorithms: GRPO, PPO and their relatives, with the advantages they use."""
+"""Policy-gradient algorithms: GRPO, its relatives, and `actor_critic`, with the advantages they use."""

@@ -112,15 +112,18 @@ class DPO(Preference):
         """True if log-ratios are means over an answer's tokens."""
         return self.loss == "ipo" if self.length_normalised is None else self.length_normalised
 
+    def margin_loss(self, margins_U: Tensor) -> Tensor:
+        """Compute the loss of margins between two log-ratios; shape ``U``."""
+        return LOSSES[self.loss](margins_U, self.beta)
+
     def pair_loss(self, inputs: PairInputs, totals: Totals) -> LossAndMetrics:
         chosen_U = inputs.chosen_logprobs_U - inputs.chosen_reference_U
         rejected_U = inputs.rejected_logprobs_U - inputs.rejected_reference_U
         margins_U = chosen_U - rejected_U
         if self.averages_tokens:
             margins_U = chosen_U / inputs.chosen_tokens_U - rejected_U / inputs.rejected_tokens_U
-        of_margin, smoothed = LOSSES[self.loss], SMOOTHINGS[self.smoothing]
-        loss_U = smoothed(
-            of_margin(margins_U, self.beta), of_margin(-margins_U, self.beta), self.label_smoothing
+        loss_U = SMOOTHINGS[self.smoothing](
+            self.margin_loss(margins_U), self.margin_loss(-margins_U), self.label_smoothing
         )
         measured = {
             "pairs/accuracy": (chosen_U > rejected_U).float(),

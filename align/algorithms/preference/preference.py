@@ -57,6 +57,7 @@ class Preference(Algorithm):
     margin: Annotated[float, Field(ge=0)] = 0.0
     """Smallest score difference that makes an online pair; equal scores never do."""
 
+    ranks_answers: ClassVar[bool] = True
     unused: ClassVar[Mapping[str, str]] = {
         "importance": "pairs are learned from whoever sampled them"
     }

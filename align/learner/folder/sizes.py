@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from align.algorithms.policy_gradient.ppo import SHARED
+from align.algorithms.policy_gradient.actor_critic.ppo import SHARED
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.policy import PolicyConfig
 from align.learner.folder.folder import stored_dtype, weight_files
@@ -59,22 +59,24 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
     whole, trained = num_parameters(model), num_trained(model, policy)
     ranks = policy.ranks if policy.lora is None else 1
     adapter = 0 if policy.lora is None else trained
-    copies = _copies(spec) if _takes_steps(spec) else 0
+    steps = _takes_steps(spec)
+    copies = sum(method.weight_copies for method in spec.retention) if steps else 0
+    moving = _following(spec) * _moving_size(whole, trained, policy) if steps else 0
     return LearnerMemory(
         weights=(whole + adapter) * FLOAT32 // ranks,
         gradients=trained * FLOAT32 // ranks,
         moments=trained * FLOAT32 * MOMENTS // ranks,
         anchors=_anchors(whole, trained, policy, spec),
-        retention=copies * trained * FLOAT32 // ranks,
+        retention=(copies * trained // ranks + moving) * FLOAT32,
         critic=_critic(whole, spec),
-        teacher=_teacher(whole, policy, spec),
+        teacher=_teacher(whole, trained, policy, spec),
         reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
     )
 
 
-def _copies(spec: RoundConfig) -> int:
-    """Count the tensors as large as the trained weights that retention keeps in memory."""
-    return sum(method.weight_copies for method in spec.retention) + _following(spec)
+def _moving_size(whole: int, trained: int, policy: PolicyConfig) -> int:
+    """Count the parameters of a copy that moves after the policy: each rank holds all of them."""
+    return trained if policy.snapshot_kind == "adapter" else whole
 
 
 def _following(spec: RoundConfig) -> int:
@@ -123,12 +125,15 @@ def snapshots_bytes(model: Path, policy: PolicyConfig, coming: int, states: Coll
 def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundConfig] = ()) -> int:
     """Count the bytes of a round's newest checkpoint: trained weights, their moments, and what retention
     methods follow; the largest of the rounds."""
+    whole, trained = num_parameters(model), num_trained(model, policy)
+    moving = _moving_size(whole, trained, policy) * policy.ranks
     copies = [
-        sum(method.checkpoint_copies for method in spec.retention) + _following(spec)
+        sum(method.checkpoint_copies for method in spec.retention) * trained
+        + (_following(spec) + (spec.algorithm.teacher_follows is not None)) * moving
         for spec in specs
         if _takes_steps(spec)
     ]
-    return FLOAT32 * num_trained(model, policy) * (1 + MOMENTS + max(copies, default=0))
+    return FLOAT32 * (trained * (1 + MOMENTS) + max(copies, default=0))
 
 
 def artifact_bytes(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
@@ -183,11 +188,11 @@ def _takes_steps(spec: RoundConfig) -> bool:
     return spec.algorithm.makes == "policy" and spec.algorithm.learns_here
 
 
-def _teacher(whole: int, policy: PolicyConfig, spec: RoundConfig) -> int:
+def _teacher(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) -> int:
     """Count the bytes of a teacher that is not a snapshot."""
     teacher = spec.algorithm.teacher_snapshot
     if spec.algorithm.teacher_follows:
-        return whole * FLOAT32
+        return _moving_size(whole, trained, policy) * FLOAT32
     if teacher is None or not teacher.startswith(MODEL):
         return 0
     return num_parameters(Path(teacher.removeprefix(MODEL)).expanduser()) * BYTES[policy.dtype]

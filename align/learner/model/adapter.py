@@ -100,6 +100,17 @@ def _set_modes(layer: Any, training: bool, modes: Mapping[str, bool]) -> None:
         module.train(modes.get(name, False))
 
 
+def add_frozen_adapter(model: Any, name: str) -> None:
+    """Put an adapter like the trained one beside it, which does not learn; one of this name is replaced."""
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    model.add_adapter(name, model.peft_config[TRAINED])
+    model.set_adapter(TRAINED)
+    for parameter_name, parameter in model.named_parameters():
+        if f".{name}." in parameter_name:
+            parameter.requires_grad_(False)
+
+
 def load_adapter(model: Any, folder: Path) -> None:
     """Load the adapter that `save_adapter` wrote; a folder without an adapter resets it."""
     from safetensors.torch import load_file

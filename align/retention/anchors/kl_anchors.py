@@ -25,6 +25,7 @@ from align.algorithms.rows import Row
 from align.config.learning import AnchorConfig, KLAnchorsConfig
 from align.learner.batching import Denominators, to_tensors
 from align.learner.penalty import LearnerView
+from align.learner.teachers.slow_teacher import moving_copy
 from align.retention.anchors.following import FollowingAnchor
 from align.retention.base import RetentionMethod
 from rollouts.types import SnapshotId
@@ -36,7 +37,8 @@ CLASSES = ("new", "past", "general")
 class KLAnchors(RetentionMethod[KLAnchorsConfig]):
     """Anchors of a round, each with the controller of its weight.
 
-    If the algorithm takes the anchors of new prompts as its reference, they add no term here.
+    If the algorithm takes the anchors of new prompts as its reference, they add no term here; those that
+    follow still move.
     """
 
     def __init__(
@@ -47,19 +49,39 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
             source: [(term, BetaController(term)) for term in getattr(config, source)]
             for source in CLASSES
         }
-        if view.spec.algorithm.anchors_are_reference:
+        self._is_reference = view.spec.algorithm.anchors_are_reference
+        if self._is_reference:
             self.terms["new"] = []
         self._following: dict[str, FollowingAnchor] = {}
         self._steps = 0
 
     def before_round(self) -> None:
         """Copy the weights that moving anchors begin with."""
-        for source, terms in self.terms.items():
-            for term, _ in terms:
-                if term.follow is not None:
-                    model = self.view.models.copy(self.view.references.named(term.to))
-                    anchor = FollowingAnchor(term.follow, model, self.view.policy)
-                    self._following[f"{source}/{term.label}"] = anchor
+        view = self.view
+        for source in CLASSES:
+            for index, term in enumerate(getattr(self.config, source)):
+                if term.follow is None:
+                    continue
+                name = f"{source}/{term.label}"
+                copy = moving_copy(
+                    view.models,
+                    view.policy,
+                    view.weights_of,
+                    start=view.references.named(term.to),
+                    follow=term.follow.share,
+                    label=name,
+                )
+                where = f"anchors.{source}.{index}"
+                self._following[name] = FollowingAnchor(term.follow, copy, where)
+
+    def moving_references(self) -> Mapping[str, FollowingAnchor]:
+        if not self._is_reference:
+            return {}
+        return {
+            name.removeprefix("new/"): anchor
+            for name, anchor in self._following.items()
+            if name.startswith("new/")
+        }
 
     def snapshots(self, row: Row) -> AbstractSet[SnapshotId]:
         frozen = [term.to for term, _ in self.terms.get(row.source, ()) if term.follow is None]
@@ -84,6 +106,8 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
     def after_step(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         betas = {}
         self._steps += 1
+        for anchor in self.moving_references().values():
+            anchor.after_step(self._steps, None)
         for source, terms in self.terms.items():
             for term, controller in terms:
                 name = f"{source}/{term.label}"
@@ -94,6 +118,11 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
                 if name in self._following:
                     self._following[name].after_step(self._steps, measured)
         return betas
+
+    def after_batch(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        restarts = [anchor.after_batch(metrics) for anchor in self._following.values()]
+        self.restarts_optimizer = any(restarts)
+        return {f"moves/{name}": float(a.moves) for name, a in self._following.items()}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {
@@ -107,13 +136,16 @@ class KLAnchors(RetentionMethod[KLAnchorsConfig]):
             source: [controller.beta for _, controller in terms]
             for source, terms in self.terms.items()
         }
-        return {"betas": betas, "anchor_steps": self._steps}
+        following = {name: anchor.counters() for name, anchor in self._following.items()}
+        return {"betas": betas, "anchor_steps": self._steps, "following": following}
 
     def resume(self, counters: Mapping[str, Any]) -> None:
         self._steps = counters.get("anchor_steps", 0)
         for source, betas in counters["betas"].items():
             for (_, controller), beta in zip(self.terms[source], betas, strict=True):
                 controller.beta = beta
+        for name, state in counters.get("following", {}).items():
+            self._following[name].resume(state)
 
     def _count(self, over: Denominators, source: str, term: AnchorConfig) -> int:
         """Return the number that one anchor's summed penalty is divided by."""

@@ -63,6 +63,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/training.py",
     "align/retention/adapters/inflora.py",
     "align/retention/adapters/o_lora.py",
+    "align/retention/anchors/copr.py",
     "align/retention/anchors/following.py",
     "align/retention/anchors/kl_anchors.py",
     "align/retention/activations.py",

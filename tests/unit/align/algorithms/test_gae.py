@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.algorithms.policy_gradient.gae import explained_variance, gae, terminal_rewards, whiten
+from align.algorithms.policy_gradient.actor_critic.gae import (
+    explained_variance,
+    gae,
+    terminal_rewards,
+    whiten,
+)
 
 numbers = st.floats(-10, 10)
 tokens = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=12)

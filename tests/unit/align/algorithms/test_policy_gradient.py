@@ -200,7 +200,14 @@ def judged(plain: Row, logits_TV: Tensor) -> Row:
     targets_T = torch.tensor(plain.completion_ids)
     start_T = logits_TV.log_softmax(-1).gather(-1, targets_T[:, None])[:, 0]
     zeros = (0.0,) * len(targets_T)
-    return replace(plain, start_logprobs_T=tuple(start_T.tolist()), values_T=zeros, returns_T=zeros)
+    start = tuple(start_T.tolist())
+    return replace(
+        plain,
+        start_logprobs_T=start,
+        reference_logprobs_T=start,
+        values_T=zeros,
+        returns_T=zeros,
+    )
 
 
 @everywhere

@@ -13,7 +13,7 @@ from align.algorithms import GRPO, algorithm_from
 from align.algorithms.base import PolicyInputs
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.algorithms.policy_gradient.ppo import PPO, CriticConfig, clipped_value_loss
+from align.algorithms.policy_gradient.actor_critic.ppo import PPO, CriticConfig, clipped_value_loss
 from align.algorithms.rows import Batch, Row, Totals
 from align.learner.batching import to_tensors
 from rollouts.types import Completion, FinishReason, Prompt, RolloutGroup, Score, ScoredGroup

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.algorithms.policy_gradient.ppo import PPO, CriticConfig
+from align.algorithms.policy_gradient.actor_critic.ppo import PPO, CriticConfig
 from align.algorithms.rows import Batch, Row
 from align.config.campaign import (
     AnchorConfig,

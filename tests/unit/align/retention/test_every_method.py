@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from align.algorithms.rows import Batch
 from align.config.learning import RETENTION, EWCConfig, RetentionConfig
 from align.learner.training import Objective
 from tests.unit.align.retention.trainings import (
     MIXED,
-    NEW,
     accepted,
+    after_a_step,
     begin,
     kinds_of,
     learner_of,
@@ -38,8 +37,7 @@ def test_a_second_round_goes_on_from_a_checkpoint_bit_for_bit(
     models: dict[str, Path], tmp_path: Path, policy: str, name: str
 ) -> None:
     """Weights, metrics and what the method keeps after acceptance, as if nothing had been stopped."""
-    first = begin(learner_of(models, tmp_path, policy), SETTINGS[name])
-    first.update(Batch(rows=NEW))
+    first = after_a_step(learner_of(models, tmp_path, policy), SETTINGS[name])
     artifacts = accepted(first, tmp_path / "first", name)
     identity = {"config": "abc"}
     straight = begin(first.learner, SETTINGS[name], artifacts=artifacts)

@@ -11,12 +11,25 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
-from align.config.campaign import PolicyConfig
+from align.config.campaign import AnchorsConfig, PolicyConfig
+from align.config.learning import AnchorConfig, FollowConfig
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO, Ranks
+from align.learner.training import Training
 from tests.unit.align.retention.test_every_method import SETTINGS
-from tests.unit.align.retention.trainings import KINDS, MIXED, NEW, begin, kinds_of, save_models
+from tests.unit.align.retention.trainings import (
+    KINDS,
+    MIXED,
+    NEW,
+    PAIRS,
+    POLICIES,
+    after_a_step,
+    begin,
+    kinds_of,
+    save_models,
+)
 
 DIFFERS = {"mofo"}
 """Methods that treat each rank's part of a tensor by itself."""
@@ -36,8 +49,7 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
             ranks=ranks,
         )
         own = folder / f"{ranks.size}-{name}"
-        first = begin(learner, config)
-        first.update(Batch(rows=NEW))
+        first = after_a_step(learner, config)
         first.write_artifacts(own, NEW)
         ranks.exchange(None)
         path = own / f"{name}.safetensors"
@@ -53,7 +65,39 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
             {key: line[key] for key in ("grad_norm", f"retention/{name}") if key in line}
             for line in lines
         ]
+    for policy in POLICIES:
+        metrics[f"a moving reference, {policy}"] = moving_reference(ranks, folder, policy)
     return metrics
+
+
+def moving_reference(ranks: Ranks, folder: Path, policy: str) -> list[dict[str, float]]:
+    """Take steps of DPO whose reference moves after each; the last line is from a checkpoint."""
+    own = folder / f"{ranks.size}-moving-{policy}"
+    anchors = AnchorsConfig(
+        new=(AnchorConfig(to="parent", beta=1.0, follow=FollowConfig(share=0.6)),),
+        past=(),
+        general=(),
+    )
+
+    def begun() -> Training:
+        learner = Learner(
+            folder / "base",
+            PolicyConfig(model="tiny", **POLICIES[policy]),
+            folder_of=lambda name: folder / name,
+            scratch=folder,
+            tolerance=1e9,
+            ranks=ranks,
+        )
+        return begin(learner, anchors=anchors, algorithm=DPO(pairs="file"), lr=1e-2)
+
+    training = begun()
+    lines = [training.update(Batch(rows=PAIRS)), training.update(Batch(rows=PAIRS))]
+    training.checkpoint(own, 2, identity={})
+    lines.append(training.update(Batch(rows=PAIRS)))
+    resumed = begun()
+    resumed.restore(own, identity={})
+    lines.append(resumed.update(Batch(rows=PAIRS)))
+    return [{key: line[key] for key in ("grad_norm", "pairs/margin")} for line in lines]
 
 
 def one_of_two(rank: int, folder: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from align.algorithms.rows import Batch
+from align.algorithms import GRPO, Algorithm
+from align.algorithms.preference.dpo import DPO
+from align.algorithms.rows import DATA, Batch
 from align.config.campaign import (
     AnchorsConfig,
     LoraConfig,
@@ -37,6 +40,17 @@ PAST = (
     row((6, 5, 1), (7, 8), None, "past", "base"),
 )
 """Rows that an anchor holds."""
+PAIRS = tuple(
+    replace(side, advantage=advantage, unit=unit, policy=DATA, sampler_logprobs_T=())
+    for unit, pair in enumerate(
+        (
+            (row((1, 2, 3), (4, 5)), row((1, 2, 3), (6, 7, 8))),
+            (row((7,), (8, 9, 10)), row((7,), (3,))),
+        )
+    )
+    for side, advantage in zip(pair, (1.0, -1.0), strict=True)
+)
+"""Rows of two pairs of a file."""
 MIXED = Batch(rows=(*NEW, *PAST))
 HELD = AnchorsConfig(new=(), past=(AnchorConfig(to="owner", beta=1.0),), general=())
 
@@ -73,10 +87,18 @@ def begin(
     parent: str = "base",
     lr: float = 1e-3,
     seed: int = 5,
+    anchors: AnchorsConfig = HELD,
+    algorithm: Algorithm | None = None,
 ) -> Training:
-    """Begin a round of six steps under these methods, which have seen `NEW` before the first."""
+    """Begin a round of six steps under these methods, which have seen `NEW` before the first.
+
+    The algorithm is GRPO unless one is named.
+    """
     spec = RoundSettings(
-        anchors=HELD, retention=methods, optimizer=OptimizerConfig(lr=lr, max_grad_norm=1e9)
+        algorithm=algorithm or GRPO(),
+        anchors=anchors,
+        retention=methods,
+        optimizer=OptimizerConfig(lr=lr, max_grad_norm=1e9),
     )
     training = learner.begin(
         spec,
@@ -86,6 +108,17 @@ def begin(
         penalties=RetentionMethods(artifacts=artifacts or {}),
     )
     training.before_steps(NEW)
+    return training
+
+
+def after_a_step(learner: Learner, method: RetentionConfig) -> Training:
+    """Take the first round's only step, on pairs where the method keeps ranked answers."""
+    if method.name == "copr":
+        training = begin(learner, method, algorithm=DPO(pairs="file"))
+        training.update(Batch(rows=PAIRS))
+    else:
+        training = begin(learner, method)
+        training.update(Batch(rows=NEW))
     return training
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.unit.align.round.test_retention_rounds import LORA, campaign_under, run, weights
-from tests.unit.campaigns import Watcher
+from tests.unit.campaigns import Watcher, raw_campaign
 
 FULL = {"model": "demo://digits"}
 FRESH = {"model": "demo://digits", "lora": {"rank": 2, "alpha": 4.0, "merge": True}}
+DPO = [{**spec, "algorithm": "dpo"} for spec in raw_campaign(Path())["rounds"]]
+COPR = [{**spec, "algorithm": "copr"} for spec in raw_campaign(Path())["rounds"]]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "si, lora": ({"name": "si", "strength": 1000.0}, LORA),
     "mas": ({"name": "mas", "strength": 0.1, "samples": 4}, FULL),
@@ -26,15 +28,40 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "o_lora": ({"name": "o_lora"}, FRESH),
     "n_lora": ({"name": "n_lora"}, FRESH),
     "inflora": ({"name": "inflora", "samples": 4, "energy": 0.5}, FRESH),
+    "copr": ({"name": "copr", "stored": 4, "per_step": 2}, FULL),
     "anchors that follow": (
         {
             "name": "kl_anchors",
-            "new": {"to": "parent", "beta": 0.05, "follow": {"every": 1, "share": 0.5}},
+            "new": [
+                {"to": "parent", "beta": 0.05, "follow": {"every": 1, "share": 0.5}},
+                # Two steps are one gain, and no reward gains as much.
+                {"to": "parent", "beta": 0.05, "follow": {"after_stagnation": 1, "gain": 2.0}},
+            ],
         },
         FULL,
     ),
+    "a reference that follows, lora": (
+        {
+            "name": "kl_anchors",
+            "new": {"to": "parent", "beta": 1.0, "follow": {"share": 0.6}},
+        },
+        LORA,
+    ),
 }
 """Method and policy."""
+ROUNDS: dict[str, dict[str, Any]] = {
+    "a reference that follows, lora": {"rounds": DPO},
+    "copr": {"rounds": COPR},
+}
+"""Changes of the campaign."""
+MOVES: dict[str, dict[str, float]] = {
+    "anchors that follow": {
+        "moves/new/parent~0.5/1": 2.0,
+        "moves/new/parent~1/stagnation1": 1.0,
+    },
+    "a reference that follows, lora": {"moves/new/parent~0.6/1": 2.0},
+}
+"""Moves that the last step of a round reports."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -44,13 +71,15 @@ def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
     """The second round is stopped between its two steps, after a checkpoint."""
     method, policy = CASES[case]
     methods = [method] if method["name"] == "kl_anchors" else ["kl_anchors", method]
-    straight = run(campaign_under(tmp_path / "straight", methods, policy=policy))
-    config = campaign_under(tmp_path / "stopped", methods, policy=policy)
+    changes = {"policy": policy, **ROUNDS.get(case, {})}
+    straight = run(campaign_under(tmp_path / "straight", methods, **changes))
+    config = campaign_under(tmp_path / "stopped", methods, **changes)
     with pytest.raises(RuntimeError, match="stopped by the test"):
         run(config, Watcher(("second", 0)))
     ran = run(config)
     assert any("goes on from step 1" in note for note in ran.watcher.notes)
     assert [r.state for r in ran.evidence.ledger.rounds()] == ["accepted", "accepted"]
+    assert MOVES.get(case, {}).items() <= straight.metrics(1, "second")[-1].items()
     for name, candidate in straight.candidates.items():
         ours, theirs = weights(ran, ran.candidates[name]), weights(straight, candidate)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

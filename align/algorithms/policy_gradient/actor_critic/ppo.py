@@ -23,8 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from align.algorithms.base import LossAndMetrics, Need, PolicyGradient, PolicyInputs
+from align.algorithms.policy_gradient.actor_critic.gae import (
+    explained_variance,
+    gae,
+    terminal_rewards,
+    whiten,
+)
 from align.algorithms.policy_gradient.clipping import clipped_surrogate
-from align.algorithms.policy_gradient.gae import explained_variance, gae, terminal_rewards, whiten
 from align.algorithms.rows import Row, Totals
 from align.settings import Settings
 from rollouts.types import ScoredGroup

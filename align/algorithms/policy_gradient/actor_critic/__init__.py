@@ -1,0 +1,1 @@
+"""Policy gradients whose advantages come from a critic: PPO and its relatives."""
