@@ -8,8 +8,8 @@ accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,16 @@ class Retirement:
         """Write the record, atomically."""
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def without(self, names: Collection[str]) -> Retirement:
+        """Return the record without these prompts, and without texts of parts that had any of them."""
+        parts = tuple(
+            replace(part, prompts=tuple(p for p in part.prompts if p not in names), shown="")
+            if set(part.prompts) & set(names)
+            else part
+            for part in self.parts
+        )
+        return replace(self, parts=parts)
 
     @classmethod
     def load(cls, path: Path) -> Retirement:

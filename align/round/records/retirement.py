@@ -93,9 +93,10 @@ def lines(retirement: Retirement, whole: Sequence[str] = ()) -> Iterator[str]:
             rest = part.suite_items - len(part.items)
             left = f"{rest} still count" if rest else "none is left, so it decides nothing any more"
             items = f", and {len(part.items)} of the {part.suite_items} items of its suite: {left}"
+        shown_first = f"; first: {part.shown}" if part.shown else ""
         yield (
             f"{name}: overrides {counted(len(part.prompts), 'prompt')} of {part.round} ({part.why})"
-            f"{items}; first: {part.shown}"
+            f"{items}{shown_first}"
         )
 
 

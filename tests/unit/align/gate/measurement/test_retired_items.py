@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from align.data.retirement import RetiredItems, emptied
+from pathlib import Path
+
+import pytest
+
+from align.data.retirement import RetiredItems, RetiredPart, Retirement, emptied
+from align.errors import StoreError
 from align.gate.checks import check
 from align.gate.measurement.results import ItemResults
 from align.gate.measurement.retired import forms_of, without_retired
@@ -91,3 +96,23 @@ def test_the_first_items_stay_the_first() -> None:
     assert [reduced.item_ids[i] for i in in_order("first", reduced.item_ids)] == [
         item for item in order if item not in "bdf"
     ]
+
+
+def test_a_record_is_read_as_written_and_forgets_a_person(tmp_path: Path) -> None:
+    mine = RetiredPart(
+        round="first", why="by hand", prompts=("p", "q"), examples=("e",), items=("a",),
+        suite_items=10, shown="'my secret'",
+    )  # fmt: skip
+    other = RetiredPart(round="zeroth", why="by hand", prompts=("r",), shown="'theirs'")
+    record = Retirement(round="second", basis="b", parts=(mine, other))
+    record.save(path := tmp_path / "retired.json")
+    assert Retirement.load(path) == record
+    left = record.without({"p"})
+    assert (left.parts[0].prompts, left.parts[0].shown, left.parts[0].items) == (("q",), "", ("a",))
+    assert left.parts[1] == other
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(StoreError, match="version 2 is newer than 1"):
+        Retirement.load(path)
+    path.write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Retirement.load(path)
