@@ -24,6 +24,7 @@ from align.round.measurement.measuring import measure_again, measure_known, open
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.planning import begun_round
 from align.round.records.artifacts import check_artifacts, check_stored_artifacts
+from align.round.records.retirement import remaining_suites, retire
 from align.round.reward_round import run_reward_round
 from align.round.round import run_round
 from align.round.session import (
@@ -66,6 +67,7 @@ def run_campaign(
             for index, spec in campaign.due():
                 session.inputs = campaign.inputs_of(spec)
                 open_sealed(session)
+                retire(index, spec, session)
                 measure_known(session, spec.name)
                 check_budgets(session.evidence, spec, session.suites(), observer.note)
                 with begun_round(index, spec, session) as plan:
@@ -158,7 +160,8 @@ def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterat
     inputs = load_checked(view, open_claims(known))
     closed = frozenset() if known is None else known.closed()
     if any(spec.name not in closed for spec in config.rounds):
-        for line in check_power(foresee(view, inputs.suites, known), config.gate):
+        suites = remaining_suites(view.rounds, inputs, known)
+        for line in check_power(foresee(view, suites, known), config.gate):
             note(line)
     for line in dropped_lines(stated, known.database) if known else ():
         note(line)

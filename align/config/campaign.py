@@ -18,8 +18,10 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -53,6 +55,7 @@ from align.config.rules import (
     check_following,
     check_heldout,
     check_methods,
+    check_overrides,
     check_rehearsal,
     check_replay,
     check_retention,
@@ -130,8 +133,9 @@ class RoundSettings(Settings):
     rises while the quality it stands for does not."""
     hacking: HackingConfig = HackingConfig()
     mode: Literal["add", "override"] = "add"
-    """Treatment of the rewards of accepted rounds with the same prompts. ``add``: they stay in the rubric;
-    ``override``: this round's rewards replace them."""
+    """Treatment of earlier accepted rounds. ``add``: rewards of rounds with the same prompts stay in the
+    rubric, and their suites must not be lost. ``override``: this round's rewards replace them; of other
+    earlier rounds exactly the prompts, examples and suite items that this round contradicts are retired."""
     failed_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of a round's samples whose reward may fail before the round stops."""
     meter_every: Annotated[int, Field(ge=1)] = 15
@@ -189,6 +193,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     """Rewards that the round learns from, summed by weight."""
     steps: Annotated[int, Field(ge=1)]
     """Number of learner steps; a round of ``external`` takes none and leaves it out."""
+    overrides: Annotated[tuple[Name, ...], BeforeValidator(listed)] = ()
+    """Earlier rounds that ``mode: override`` is limited to; sets that mode. Empty: all earlier rounds."""
     remember: RememberConfig | Literal["all"] | None = None
     """Accepted rounds of a template that later rounds replay and measure. None: the 7 newest and 3 older
     ones; ``all``: every one, so that a round costs more the more there were."""
@@ -203,6 +209,18 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         name = algorithm.get("name") if isinstance(algorithm, dict) else None
         known = ALGORITHMS.get(name) if isinstance(name, str) else None
         return data if known is None or known.learns_here else {**data, "steps": 1}
+
+    @model_serializer(mode="wrap")
+    def _without_overrides(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset ``overrides``: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if not self.overrides:
+            values.pop("overrides", None)
+        return values
+
+    def replaces(self, earlier: str) -> bool:
+        """Tell if what this round contradicts of an earlier round is retired."""
+        return self.mode == "override" and (not self.overrides or earlier in self.overrides)
 
     @property
     def asks(self) -> PromptsConfig | ExamplesConfig:
@@ -233,6 +251,17 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             target = str(reward.options.get("model"))
             if target.startswith("round:"):
                 yield "rewards", "reward_model", target.removeprefix("round:")
+
+    @model_validator(mode="after")
+    def _limit_override(self) -> Self:
+        if self.overrides and self.mode == "add":
+            if "mode" in self.model_fields_set:
+                raise ValueError(
+                    f"overrides names {', '.join(self.overrides)} and mode is add, which retires nothing; "
+                    "set mode to override, or remove overrides"
+                )
+            self.__dict__["mode"] = "override"
+        return self
 
     @model_validator(mode="after")
     def _material(self) -> Self:
@@ -361,6 +390,7 @@ class CampaignConfig(StoreSettings):
             check_following(spec, index)
             check_retention(self.rounds, index, self.policy)
             check_merge(self.rounds, index, self.policy)
+            check_overrides(self.rounds, index)
             if spec.repair.interpolate and self.policy.has_bare_dora:
                 raise ValueError(
                     f"rounds.{index}.repair: interpolate is on and policy.lora.dora is true: there is no "

@@ -87,7 +87,8 @@ def check_methods(spec: RoundConfig) -> None:
     replay, anchors = spec.replay, spec.anchors
     past = replay.past > 0 and bool(replay.rewards or anchors.past)
     general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
-    if "agem" in changing and not past and not general and not replay.likelihoods:
+    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
+    if "agem" in changing and learns and not past and not general and not replay.likelihoods:
         lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
         raise ValueError(
             f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
@@ -147,8 +148,12 @@ def check_used(spec: RoundConfig, defaults: RoundSettings, where: str) -> None:
     for key, why in spec.algorithm.unused.items():
         setting = attrgetter(key)
         if setting(spec) != setting(defaults):
+            # A list of methods says which anchors there are, so it is what the file has.
+            listed = key == "anchors" and "retention" in spec.model_fields_set
+            blamed = "retention" if listed else key
             raise ValueError(
-                f"{where}.{key}: {spec.algorithm.name} does not use it: {why}; remove it from the round"
+                f"{where}.{blamed}: {spec.algorithm.name} does not use it: {why}; remove it from the "
+                "round"
             )
 
 
@@ -418,3 +423,24 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
             "on those it is asked with, so samples may not be drawn ahead; set max_staleness to 0, or "
             "mixing to example"
         )
+
+
+def check_overrides(rounds: Sequence[RoundConfig], index: int) -> None:
+    """Refuse an override of a round that does not exist, comes later, or makes no policy."""
+    spec, names = rounds[index], [other.name for other in rounds]
+    if spec.overrides and spec.algorithm.makes != "policy":
+        raise ValueError(
+            f"rounds.{index}.overrides: a round of {spec.algorithm.name} makes no policy and overrides "
+            f"none, got {', '.join(spec.overrides)}; remove overrides"
+        )
+    known = [other.name for other in rounds[:index] if other.algorithm.makes == "policy"]
+    for name in spec.overrides:
+        if name in known:
+            continue
+        wrong = "a round that does not exist"
+        if name in names:
+            distance = names.index(name) - index
+            wrong = "a round that makes no policy" if distance < 0 else "a round that comes later"
+            wrong = wrong if distance else "the round itself"
+        remedy = nearest(name, known) if known else "no round comes before it, so remove overrides"
+        raise ValueError(f"rounds.{index}.overrides: {name!r} names {wrong}; {remedy}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from align.config.campaign import GateConfig
+from align.data.retirement import RetiredItems
 from align.gate.checks import Against, Items, Role
 from align.gate.measurement.results import ItemResults
 from align.gate.statistics.alpha import level_of
@@ -38,7 +39,9 @@ class Terms:
     accepted_rounds: tuple[str, ...]
     """Earlier accepted rounds."""
     retired: tuple[str, ...]
-    """Suites of rounds that a later one overrode."""
+    """Suites of rounds that a later one overrode, whole."""
+    retired_items: tuple[RetiredItems, ...] = ()
+    """Items of earlier rounds' suites that a later one overrode; results hold them no more."""
     objections: tuple[str, ...] = ()
     """Objections of the round's watch: signs that the reward was gamed, which no suite can outweigh."""
     left_out: tuple[str, ...] = ()

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, GateConfig
+from align.data.retirement import RetiredItems, Retirement, emptied, retired_items
 from align.gate.case import Case, role_of
 from align.gate.checks import Against, Items, Role
 from align.gate.forgetting import MatrixRow, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.retired import as_last_judged
 from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import (
     Decision,
@@ -269,6 +271,7 @@ class Evidence:
                 looks=look,
                 accepted_rounds=tuple(accepted),
                 retired=tuple(self.retired((*accepted, target))),
+                retired_items=self.retired_items((*accepted, target)),
                 objections=tuple(objections),
                 left_out=(
                     *self.look_back(target, "gate").left_out,
@@ -463,6 +466,10 @@ class Evidence:
         return "policy" if spec is None else spec.algorithm.makes
 
     def retired(self, rounds: Sequence[str]) -> frozenset[str]:
+        """Return those of these rounds whose suite a later one has retired, whole or item by item."""
+        return self.replaced(rounds) | emptied(self.retired_items(rounds))
+
+    def replaced(self, rounds: Sequence[str]) -> frozenset[str]:
         """Return those of these rounds whose preference a later one with the same prompts has replaced."""
         specs = [
             spec
@@ -472,10 +479,30 @@ class Evidence:
         return frozenset(
             earlier.name
             for i, later in enumerate(specs)
-            if later.mode == "override"
             for earlier in specs[:i]
-            if earlier.asks == later.asks
+            if later.replaces(earlier.name) and earlier.asks == later.asks
         )
+
+    def retirements(self, rounds: Collection[str]) -> list[Retirement]:
+        """Load what those of these rounds that override others have retired, in the rounds' order.
+
+        Raises:
+            EvidenceError: a record is missing, or was changed.
+        """
+        overriding = {s.name for s in self.config.rounds if s.mode == "override"} & set(rounds)
+        paths = [
+            self.store.paths.round(record.index, record.name).retired
+            for record in (self.ledger.rounds() if overriding else ())
+            if record.name in overriding
+        ]
+        hashes = self.files.hashes() if paths else {}
+        on_record = [path for path in paths if self.store.paths.relative(path) in hashes]
+        remedy = "restore it from a backup"
+        return [Retirement.load(self.files.check(path, remedy)) for path in on_record]
+
+    def retired_items(self, rounds: Collection[str]) -> tuple[RetiredItems, ...]:
+        """Return the items of suites that these rounds have retired."""
+        return tuple(retired_items(self.retirements(rounds)))
 
     def committed(self) -> list[RoundRecord]:
         """List the rounds with a verdict, in order."""
@@ -483,14 +510,18 @@ class Evidence:
 
     def matrix(self) -> ScoreMatrix:
         """Return the mean score of every measured snapshot on every suite; unseen cells stay empty."""
+        accepted = self.accepted("policy")
         records = {(e.snapshot, e.suite): e for e in self.ledger.evaluations()}
+        if any(spec.mode == "override" for spec in self.config.rounds):
+            on_path = [record for record in self.committed() if record.name in accepted]
+            records |= as_last_judged(self.ledger.evaluations(), on_path)
         names = tuple(
             dict.fromkeys(
                 [s.name for s in self.config.suites if s.role != "sealed"]
                 + [r.name for r in self.config.rounds if r.algorithm.makes == "policy"]
             )
         )
-        rows, accepted = [("base", self.base, True)], self.accepted("policy")
+        rows = [("base", self.base, True)]
         rows += [
             (r.name, r.candidate or "", r.name in accepted)
             for r in self.committed()

@@ -64,8 +64,13 @@ class Verdict:
     inputs: VerdictInputs
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` gives back an equal verdict."""
+        """Return plain JSON values; `from_dict` gives back an equal verdict.
+
+        Verdicts that are older than retired items have no such key, and nor have those without any.
+        """
         plain: dict[str, Any] = _VERDICT.dump_python(self, mode="json")
+        if not self.inputs.retired_items:
+            del plain["inputs"]["retired_items"]
         return plain
 
     @classmethod
@@ -229,6 +234,7 @@ def _reasons(case: Case, checks: Iterable[Check], outcome: Outcome) -> Iterator[
         )
     elif undeclared and gate.spending in (None, "campaign"):
         yield f"decision {looks} of {gate.campaign_rounds} declared: alpha is spread over {looks}"
+    yield from (entry.sentence for entry in case.retired_items)
     if unseen := case.left_out:
         subject = "round was" if len(unseen) == 1 else "rounds were"
         yield f"{len(unseen)} earlier {subject} not looked at this time: {listed(unseen)}"

@@ -57,8 +57,13 @@ class Inputs:
     """Windows of the held-out documents of these texts."""
     held_names: frozenset[str] = frozenset()
     """Prompts of a round's own file that no round learns from, see `prompt_name`."""
-    held_examples: frozenset[str] = frozenset()
-    """Names of the prompts and documents of all rounds' held-out examples, see `names_of`."""
+    held_out: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
+    """Held-out units of rounds that learn from a file, which their suites measure."""
+
+    @property
+    def held_examples(self) -> frozenset[str]:
+        """Names of the prompts and documents of all rounds' held-out examples, see `names_of`."""
+        return names_in(self.held_out.values())
 
     @property
     def policy_suites(self) -> list[Suite]:
@@ -139,7 +144,7 @@ def load_inputs(
         texts=data.texts,
         held_texts=data.held_texts,
         held_names=data.held_names,
-        held_examples=names_in(data.held_out.values()),
+        held_out=data.held_out,
     )
 
 

@@ -11,6 +11,7 @@ from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import ExampleStream
 from align.data.mixture import Mixture
 from align.data.replay.buffer import ReplayBuffer
+from align.data.retirement import Retired, retired_of
 from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
@@ -65,7 +66,7 @@ def plan_round(
     """Fix what the round samples, what scores it and what it is held to."""
     evidence, inputs = session.evidence, session.inputs
     accepted = evidence.accepted("policy")
-    retired = evidence.retired((*accepted, spec.name))
+    retired = evidence.replaced((*accepted, spec.name))
     rounds = {s.name: s for s in session.config.rounds if s.name in accepted.keys() - retired}
     shared = {name for name, earlier in rounds.items() if earlier.asks == spec.asks}
     in_bank = session.config.policy.bank is not None
@@ -78,7 +79,9 @@ def plan_round(
     buffer = load_replay(session.store.paths, [accepted[name] for name in needed])
     asks = {name: inputs.prompts.get(name, ()) for name in rounds if name not in shared}
     later = asked_later(buffer.entries, asks, inputs.prompts[spec.name])
-    repair_prompts = ReplayBuffer(owned_prompts(buffer.entries, asks, inputs.prompts[spec.name]))
+    retired_parts = retired_of(evidence.retirements((*accepted, spec.name)))
+    owned = owned_prompts(buffer.entries, asks, inputs.prompts[spec.name])
+    repair_prompts = ReplayBuffer(unretired(owned, retired_parts))
     seed = seed_of(session.config.seed, spec.name)
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
@@ -102,6 +105,7 @@ def plan_round(
                 spec,
                 [(rounds[name], accepted[name]) for name in needed if name in replayed],
                 later,
+                retired_parts,
                 session,
             ),
             rehearsal=rehearsal_of(
@@ -183,6 +187,26 @@ def owned_prompts(
     }
 
 
+def unretired(
+    entries: Mapping[str, Sequence[Prompt]], retired: Mapping[str, Retired]
+) -> dict[str, list[Prompt]]:
+    """Leave out the prompts that later rounds override, and rounds of which none is left.
+
+    Held to the snapshot of the round that owned it, such a prompt would forbid what was taught since.
+
+    Args:
+        entries: kept prompts of accepted rounds.
+        retired: parts of earlier rounds that later ones override, by their names.
+    """
+    remaining: dict[str, list[Prompt]] = {}
+    for name, prompts in entries.items():
+        gone = retired.get(name, Retired()).prompts
+        remaining[name] = [prompt for prompt in prompts if prompt_name(prompt) not in gone]
+        if gone and not remaining[name]:
+            del remaining[name]
+    return remaining
+
+
 def scorer_of(
     spec: RoundConfig,
     rounds: Mapping[str, RoundConfig],
@@ -190,7 +214,7 @@ def scorer_of(
     replayed: Sequence[str],
     session: Session,
 ) -> Scorer:
-    """Build the round's own rewards, and under ``mode: add`` those of accepted rounds with its prompts.
+    """Build the round's own rewards, and those of accepted rounds with its prompts that stay.
 
     Args:
         rounds: accepted rounds by name.
@@ -198,7 +222,7 @@ def scorer_of(
         replayed: earlier rounds whose prompts come up; their rewards score them where the round learns from
             those, or draws by them.
     """
-    retained = [rounds[n] for n in rounds if n in shared] if spec.mode == "add" else []
+    retained = [rounds[n] for n in rounds if n in shared and not spec.replaces(n)]
     rewards: list[RewardConfig] = []
     for reward in (reward for earlier in (*retained, spec) for reward in earlier.rewards):
         if reward not in rewards:

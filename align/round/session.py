@@ -15,6 +15,7 @@ from align.bank.routed import RoutedEngine
 from align.config.campaign import CampaignConfig
 from align.gate.evidence import Evidence
 from align.gate.measurement.progress import SuiteProgress
+from align.gate.measurement.retired import without_retired
 from align.gate.statistics.sequential import STOPPING
 from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suites import Suite
@@ -227,11 +228,18 @@ class Session:
         times.save(self.store.paths.attempt(index, name, attempt).path)
 
     def suites(self) -> list[Suite]:
-        """Return the suites that policies are measured on in the round that is due, without sealed ones."""
-        due = self.evidence.due_index()
+        """Return the suites that policies are measured on in the round that is due, without sealed ones.
+
+        Items that the round or an accepted one overrides are no part of them.
+        """
+        evidence = self.evidence
+        due = evidence.due_index()
         shown = [s.at(due) for s in self.inputs.policy_suites if s.role != "sealed"]
-        scored = measurable(shown, self.evidence.accepted("reward_model"), self.folder_of)
-        suites = compared(scored, known_snapshots(self.evidence, scored))
+        scored = measurable(shown, evidence.accepted("reward_model"), self.folder_of)
+        known = known_snapshots(evidence, scored)
+        names = [record.name for record in self.ledger.rounds() if record.index == due]
+        retired = evidence.retired_items((*evidence.accepted("policy"), *names))
+        suites = without_retired(scored, retired, lambda forms: compared(forms, known))
         gate = self.config.gate
         return [STOPPING[gate.stopping](suite, gate.max_looks) for suite in suites]
 

@@ -161,6 +161,14 @@ class StorePaths:
         """List the files of prompts' histories that exist."""
         return list(self.replay_buffers.glob("history-*.jsonl"))
 
+    def stored_retirements(self) -> list[Path]:
+        """List the records of what rounds override that exist."""
+        return [
+            path
+            for folder in self.rounds.glob("*")
+            if (path := RoundFolder(folder).retired).is_file()
+        ]
+
     def changing(self) -> Iterator[Path]:
         """Yield the files that exist and change while a round runs: the ledger's, and those of metrics."""
         attempts = "rounds/*/attempt-*"

@@ -2,6 +2,7 @@
 
 attempt-<n>/                metrics.jsonl, times.json, signals.json, rollouts/, artifacts/, critic/
 attempt-<n>/<repair>/       the same of one repair
+retired.json                parts of earlier rounds that the round overrides
 checkpoint/step-<n>/        shared by the attempts, checkpoint.json written last
 checkpoint-<repair>/        those of one repair
 """
@@ -113,6 +114,11 @@ class RoundFolder:
     """Folder of a round: its attempts, and the checkpoints that they share."""
 
     path: Path
+
+    @property
+    def retired(self) -> Path:
+        """Record of the parts of earlier rounds that the round overrides."""
+        return self.path / "retired.json"
 
     def attempt(self, number: int) -> RunFolder:
         """Return the folder of an attempt; the first is 1."""

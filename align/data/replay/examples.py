@@ -63,9 +63,17 @@ class OwnedExamples:
             units=tuple(distinct),
         )
 
-    def without(self, names: AbstractSet[str]) -> OwnedExamples:
-        """Return the examples whose prompt, and whose documents, are none of these."""
-        remaining = tuple(unit for unit in self.units if not names_of(unit) & names)
+    def without(
+        self, names: AbstractSet[str], units: AbstractSet[str] = frozenset()
+    ) -> OwnedExamples:
+        """Return the examples whose prompt, and whose documents, are none of these.
+
+        Args:
+            units: ids of further examples to leave out.
+        """
+        remaining = tuple(
+            unit for unit in self.units if unit.id not in units and not names_of(unit) & names
+        )
         return replace(self, units=remaining)
 
     def units_for(self, material: Material) -> list[Unit]:

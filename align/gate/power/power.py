@@ -275,7 +275,7 @@ def _plan(
             remedy="give a share between 0 and 1, such as 0.02 for two points",
         )
     last = pairs[-1][0] if pairs else repeats[1] if repeats else None
-    n = len(last.values) if last and not stated.stops else stated.items
+    n = len(last.values) if last and not stated.stops and not stated.reduced else stated.items
     variance, alpha, whole = spread.variance, level.alpha, spread.pass_fail
     fewest, target = stated.fewest(whole, stated.margin, alpha), stated.role == "round"
     reach = stated.reach(n, variance, whole)

@@ -76,13 +76,16 @@ class StatedSuite:
     """Batches that a suite which may stop early is measured in, at most."""
     clusters: int | None = None
     """Independent clusters of the items; None if every item counts by itself or clusters are not known."""
+    reduced: bool = False
+    """True if items of the suite are retired by a later round, so that results on record have more."""
 
     def counted(self, suite: Suite | None) -> StatedSuite:
         """Return this statement with the items of the loaded suite; unchanged if it was not loaded."""
         if suite is None:
             return self
         items, labels = len(suite.item_ids), len(set(suite.item_clusters))
-        return replace(self, items=items, clusters=labels if 0 < labels < items else None)
+        clusters = labels if 0 < labels < items else None
+        return replace(self, items=items, clusters=clusters, reduced=bool(suite.larger))
 
     def margins(self, margin: float) -> tuple[float, ...]:
         """Return the largest loss per comparator if the margin against the parent is ``margin``."""

@@ -110,6 +110,8 @@ class Suite(ABC):
     """Size of a suite that may stop early; None: all items are measured."""
     positions: tuple[int, ...] | None = None
     """Places of the items in the suite that this is a part of, which decide their seeds; None: all."""
+    larger: tuple[str, ...] = field(default=(), compare=False)
+    """Hashes of the suite before items of it were retired, the newest first; empty if none were."""
     encoding: str | None = None
     """Digest of the tokenizer and chat template that items are read with; None where the store's hashes
     are older than this."""
@@ -261,6 +263,10 @@ class Suite(ABC):
         whole = self.positions
         positions = tuple(places) if whole is None else tuple(whole[i] for i in places)
         return replace(self, positions=positions, **self.chosen(places))
+
+    def reduced(self, places: Sequence[int]) -> Suite:
+        """Return the suite that is left of this one once its other items are retired."""
+        return self.part(places)
 
     def first(self, count: int) -> Suite:
         """Return the part of the suite that is measured first; itself where that is all of it."""

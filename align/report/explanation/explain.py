@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from align.config.campaign import CampaignConfig, PromptsConfig
 from align.config.gate import Family, Spending
+from align.data.retirement import RetiredItems
 from align.gate.checks import Check, Role
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, paired
@@ -109,6 +110,8 @@ class Explanation:
     """Rule by which decisions share ``alpha``."""
     left_out: tuple[str, ...] = ()
     """Earlier rounds of templates that were not looked at."""
+    retired_items: tuple[RetiredItems, ...] = ()
+    """Items of earlier rounds' suites that a later round overrides; every comparison leaves them out."""
     production: str = ""
     """The name of the round that production is from, and the snapshot."""
     reason: str = ""
@@ -137,6 +140,8 @@ class Explanation:
             )
         if self.merge is not None:
             yield f"{self.merge.sentence}."
+        for entry in self.retired_items:
+            yield f"{entry.sentence[0].upper()}{entry.sentence[1:]}."
         yield from (f"Candidate of decision {r.look}: {r.sentence}." for r in self.repairs)
         yield from (f"Rejected whatever its suites say: {sign}." for sign in self.objections)
         yield from (f"Noticed, {sign}." for sign in self.noticed)
@@ -200,6 +205,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         noticed=tuple(watch_of(evidence, record).remarks()),
         spending=gate.spending or "campaign",
         left_out=verdict.inputs.left_out,
+        retired_items=verdict.inputs.retired_items,
         production=evidence.production_words(),
         reason=reason_of(verdict),
         table=tuple(verdict_rows(verdict)),

@@ -18,7 +18,8 @@ from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
 from align.round.inputs import Inputs, load_inputs
 from align.round.merge.checks import merge_lines
-from align.round.records.artifacts import check_stored_artifacts
+from align.round.records.artifacts import check_stored_artifacts, stateless_lines
+from align.round.records.retirement import remaining_suites
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
 from align.store.changes.settle import settle, with_pins
@@ -63,7 +64,7 @@ def check_campaign(
         check_stored_artifacts(whole, ledger)
         states = {record.name: record.state for record in ledger.rounds()}
         inputs = load_inputs(whole)
-        planned = foresee(whole, inputs.suites, ledger)
+        planned = foresee(whole, remaining_suites(whole.rounds, inputs, ledger), ledger)
     try:
         warnings = check_power(planned, whole.gate)
         adapted = adaptation_of(inputs.model, config.policy)
@@ -77,7 +78,8 @@ def check_campaign(
                 *(f"amended since the store was begun: {s}" for s in settled.comparison.sentences),
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
                 *replay_lines(whole.rounds, states),
-                *contradiction_lines(whole.rounds, inputs.examples, states),
+                *stateless_lines(whole.rounds, states),
+                *contradiction_lines(whole.rounds, inputs.examples, states, inputs.held_out),
                 *gone,
                 *skipped,
                 *unheard(config, inputs),

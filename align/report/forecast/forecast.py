@@ -34,6 +34,7 @@ from align.report.forecast.machine import runs_here
 from align.round.inputs import Inputs
 from align.round.merge.checks import merge_lines, merging
 from align.round.records.artifacts import check_stored_artifacts
+from align.round.records.retirement import remaining_suites
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
 from align.store.auto import auto_lines
@@ -151,7 +152,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             states = {record.name: record.state for record in records}
             replay = [
                 *replay_lines(chosen.rounds, states),
-                *contradiction_lines(chosen.rounds, inputs.examples, states),
+                *contradiction_lines(chosen.rounds, inputs.examples, states, inputs.held_out),
             ]
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
@@ -164,7 +165,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,
             )
-            gate = foresee(view, inputs.suites, ledger)
+            gate = foresee(view, remaining_suites(view.rounds, inputs, ledger), ledger)
             adapted = adaptation_of(inputs.model, config.policy)
         finally:
             inputs.close()

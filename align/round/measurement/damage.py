@@ -17,6 +17,7 @@ from align.data.replay.history import PromptHistory
 from align.data.stored_answers import load_answers
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.retired import forms_of
 from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suite import Suite
 from align.gate.suites.win_rate import load_answers as load_rivals
@@ -183,7 +184,14 @@ def _suites_by_hash(
         for suite in inputs.policy_suites
         for index in range(evidence.due_index() + 1 if suite.rotates else 1)
     ]
-    suites = measurable(turned, evidence.accepted("reward_model"), folder_of)
+    accepted = evidence.accepted("policy")
+    chains = [
+        evidence.retired_items({*accepted, record.name})
+        for record in evidence.ledger.rounds()
+        if record.name not in accepted or record.name == next(reversed(accepted))
+    ]
+    forms = [f for suite in turned for chain in chains or [()] for f in forms_of(suite, chain)]
+    suites = measurable(forms, evidence.accepted("reward_model"), folder_of)
     known = known_snapshots(evidence, suites)
     return {
         suite.hash: suite

@@ -43,18 +43,9 @@ def measure(
         items: by suite, the number of its first items that are needed; where it is not named, all.
     """
     due = session.suites() if suites is None else suites
-    evidence = session.evidence
-    missing = evidence.missing(snapshot, due, items)
-    # A suite's first items may be on record, or a rotating suite's from other rounds.
-    stored = {
-        suite.name: [
-            load_with_texts(evidence.locate(snapshot, suite_hash))
-            for suite_hash in (suite.hash, *earlier(suite, evidence.due_index()))
-            if evidence.ledger.find_evaluation(snapshot, suite_hash) is not None
-        ]
-        for suite in missing
-    }
-    wanted = {s.name: s.first((items or {}).get(s.name, len(s.item_ids))) for s in missing}
+    missing = session.evidence.missing(snapshot, due, items)
+    stored = {suite.name: _on_record(session, snapshot, suite) for suite in missing}
+    wanted = {s.name: _wanted(s, items) for s in missing}
     rest = {suite.name: rest_of(wanted[suite.name], stored[suite.name]) for suite in missing}
     unmeasured = [part for part in rest.values() if part is not None]
     fresh = _evaluated(session, unmeasured, snapshot, name)
@@ -65,7 +56,9 @@ def measure(
             results[suite.name] = fresh[suite.name]
             continue
         new_parts = [fresh[suite.name]] if suite.name in fresh else []
-        results[suite.name] = joined(part, [*new_parts, *earlier_parts], suite.hash)
+        whole = joined(part, [*new_parts, *earlier_parts], suite.hash)
+        # Figures beside a larger form are of other items too.
+        results[suite.name] = replace(whole, beside={}) if suite.larger else whole
     for suite in missing:
         measured_items = results[suite.name]
         num_items = len(measured_items.values)
@@ -75,6 +68,39 @@ def measure(
             if sentence:
                 session.observer.note(f"{name} on {measured_items.suite}: {sentence}")
     return results
+
+
+def _wanted(suite: Suite, items: Mapping[str, int] | None) -> Suite:
+    """Return the part of a suite that is needed."""
+    return suite.first((items or {}).get(suite.name, len(suite.item_ids)))
+
+
+def _on_record(session: Session, snapshot: SnapshotId, suite: Suite) -> list[ItemResults]:
+    """Load what is on record of a snapshot on a suite's items.
+
+    It may be the first items, or those of a larger form of the suite, or of earlier rotations.
+    """
+    evidence = session.evidence
+    return [
+        load_with_texts(evidence.locate(snapshot, suite_hash))
+        for suite_hash in (suite.hash, *suite.larger, *earlier(suite, evidence.due_index()))
+        if evidence.ledger.find_evaluation(snapshot, suite_hash) is not None
+    ]
+
+
+def _unmeasured(
+    session: Session,
+    snapshot: SnapshotId,
+    suites: Sequence[Suite],
+    items: Mapping[str, int] | None,
+) -> list[Suite]:
+    """Return the suites for which an engine is asked; of the others a larger form is on record."""
+    return [
+        suite
+        for suite in suites
+        if not suite.larger
+        or rest_of(_wanted(suite, items), _on_record(session, snapshot, suite)) is not None
+    ]
 
 
 @phase("measuring")
@@ -127,11 +153,11 @@ def measure_until_decided(
             items[n] |= dict.fromkeys(undecided[n], count)
         for snapshot, names in measured_by(candidate, undecided, holding).items():
             those = [early[n] for n in names]
-            if evidence.missing(snapshot, those, counts):
+            if missing := evidence.missing(snapshot, those, counts):
                 title = name if snapshot == candidate else snapshot[:16]
-                if snapshot != holding:
+                if snapshot != holding and _unmeasured(session, snapshot, missing, counts):
                     session.hold(snapshot, title)
-                holding = snapshot
+                    holding = snapshot
                 evidence.save(snapshot, measure(session, snapshot, title, those, counts))
         for n in counts:
             undecided[n] = evidence.open_against(
@@ -265,6 +291,7 @@ def _measure_accepted(
         missing = session.evidence.missing(snapshot, suites_for(snapshot), items)
         if not missing:
             continue
-        session.observer.note(f"measuring {name} on {', '.join(suite.name for suite in missing)}")
-        session.hold(snapshot, name)
+        if unmeasured := _unmeasured(session, snapshot, missing, items):
+            session.observer.note(f"measuring {name} on {', '.join(s.name for s in unmeasured)}")
+            session.hold(snapshot, name)
         session.evidence.save(snapshot, measure(session, snapshot, name, missing, items))

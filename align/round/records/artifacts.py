@@ -8,12 +8,13 @@ accepted round always has its artifacts. A rejected round leaves none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from align.algorithms.rows import Row, row_of
+from align.data.replay.contributions import rounds_to_come
 from align.errors import ArtifactError, EvidenceError
 from align.gate.evidence import Evidence
 from align.retention.methods import RetentionMethods
@@ -118,6 +119,24 @@ def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[st
                 f"{spec.name}: {method.name} holds nothing yet: no accepted round before it left what the "
                 "method needs"
             )
+
+
+def stateless_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> Iterator[str]:
+    """Warn of methods that hold nothing in a round to come, since no round before it leaves their state.
+
+    Args:
+        rounds: all rounds of the campaign, in order.
+        states: state of every round in the ledger. A round to come counts as accepted.
+    """
+    policies = [spec for spec in rounds if spec.algorithm.makes == "policy"]
+    for spec, earlier in rounds_to_come(policies, states):
+        for method in keeping(spec) if earlier else ():
+            if all(method.name not in {m.name for m in keeping(other)} for other in earlier):
+                yield (
+                    f"warning: round {spec.name}: {method.name} holds nothing: no round before it lists "
+                    f"{method.name}, so none leaves the state that it needs; list it in the rounds it is "
+                    "to hold, or use kl_anchors or l2_sp, which need none"
+                )
 
 
 def keeping(spec: RoundConfig) -> list[RetentionConfig]:

@@ -16,6 +16,7 @@ from align.data.examples.round_data import pool_hash
 from align.data.examples.stream import ExampleStream
 from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.examples import OwnedExamples
+from align.data.retirement import Retired
 from align.data.stored_answers import load_answers, save_answers
 from align.round.records.history import keep_history
 from align.round.session import seed_of
@@ -90,6 +91,7 @@ def past_examples(
     spec: RoundConfig,
     accepted: Iterable[tuple[RoundConfig, SnapshotId]],
     asked_later: Mapping[str, AbstractSet[str]],
+    retired: Mapping[str, Retired],
     session: Session,
 ) -> dict[str, ExampleStream]:
     """Return the examples that a round replays, by earlier round; no held-out row is among them.
@@ -97,6 +99,7 @@ def past_examples(
     Args:
         accepted: earlier rounds that may be replayed, with their snapshots.
         asked_later: names of the prompts that rounds after an earlier one ask, by that one's name.
+        retired: parts of earlier rounds that later ones override, by their names.
     """
     streams: dict[str, ExampleStream] = {}
     if not spec.replay.examples or spec.algorithm.material == "rollouts":
@@ -106,7 +109,8 @@ def past_examples(
         if examples is None:
             continue
         held_out = session.inputs.held_names | session.inputs.held_examples
-        examples = examples.without(held_out | asked_later.get(earlier.name, frozenset()))
+        left_out = held_out | asked_later.get(earlier.name, frozenset())
+        examples = examples.without(left_out, retired.get(earlier.name, Retired()).examples)
         if units := examples.units_for(spec.algorithm.material):
             streams[earlier.name] = ExampleStream(units, seed_of(session.config.seed, spec.name))
     return streams

@@ -25,6 +25,7 @@ from align.data.examples.forms import Unusable
 from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.examples import OwnedExamples
 from align.data.replay.history import PromptHistory
+from align.data.retirement import Retirement
 from align.errors import StoreBusy
 from align.round.rollout_table import forget_prompts
 from align.schedule.inbox.drop import alone, take_files
@@ -107,6 +108,8 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
             replayed += _forget_examples(file, prompts, store.files)
         for file in paths.stored_histories():
             _forget_history(file, prompts, store.files)
+        for file in paths.stored_retirements():
+            _forget_retired(file, prompts, store.files)
         rollouts = forget_prompts(paths.rounds, prompts)
         store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
@@ -189,8 +192,17 @@ def _forget_history(file: Path, prompts: set[str], stored: StoredFiles) -> None:
         _rewrite(file, remaining, stored)
 
 
+def _forget_retired(file: Path, prompts: set[str], stored: StoredFiles) -> None:
+    """Rewrite a record of what a round overrides without the prompts of a person."""
+    retirement = Retirement.load(file)
+    if (remaining := retirement.without(prompts)) != retirement:
+        _rewrite(file, remaining, stored)
+
+
 def _rewrite(
-    file: Path, content: ReplayBuffer | OwnedExamples | PromptHistory, stored: StoredFiles
+    file: Path,
+    content: ReplayBuffer | OwnedExamples | PromptHistory | Retirement,
+    stored: StoredFiles,
 ) -> None:
     """Save a file again; only one that was sound before gets a new hash."""
     sound = stored.hash_of(file) is not None and stored.fault_of(file) is None

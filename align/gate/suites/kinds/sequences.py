@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from align.gate.overlap import Item
@@ -108,6 +108,10 @@ class SequenceSuite(Suite, ABC):
             "sequence_places": at(self.sequence_places),
             "sequence_clusters": at(self.sequence_clusters),
         }
+
+    def reduced(self, places: Sequence[int]) -> Suite:
+        """Return the suite that is left of this one; no value depends on a sequence's place."""
+        return replace(self, **self.chosen(places))
 
     def check_fit(self, encoder: PromptEncoder, max_model_len: int) -> None:
         """Raise UserError for a sequence that the context cannot hold."""

@@ -311,3 +311,19 @@ def test_a_repaired_round_keeps_the_fisher_of_what_was_accepted(tmp_path: Path) 
         run(repaired)
     again = fisher(repaired, 0, "first")
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "warned"),
+    [([], ["kl_anchors", EWC], True), ([EWC], [EWC], False), ([], ["l2_sp"], False)],
+    ids=["no Fisher before", "a Fisher before", "no state needed"],
+)
+def test_a_method_that_no_earlier_round_left_anything_for_is_named(
+    tmp_path: Path, first: list[Any], second: list[Any], warned: bool
+) -> None:
+    specs = rounds(
+        {"retention": first} if first else {}, {"prompts": "demo://inc?n=60", "retention": second}
+    )
+    lines = check_campaign(campaign(tmp_path, rounds=specs)).lines
+    named = [line for line in lines if line.startswith("warning: round round1: ewc holds nothing")]
+    assert len(named) == warned
