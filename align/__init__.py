@@ -21,17 +21,11 @@ if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig, ReplayConfig, RoundConfig, RoundSettings
     from align.config.data import ExamplesConfig, PromptsConfig
     from align.config.gate import GateConfig, RoundSuiteConfig, SuiteConfig
-    from align.config.learning import (
-        AnchorConfig,
-        AnchorsConfig,
-        EWCConfig,
-        KLAnchorsConfig,
-        L2SPConfig,
-        OptimizerConfig,
-        SamplingConfig,
-    )
+    from align.config.learning import OptimizerConfig, SamplingConfig
     from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
     from align.config.repair import RepairConfig
+    from align.config.retention.anchors import AnchorConfig, AnchorsConfig
+    from align.config.retention.methods import EWCConfig, KLAnchorsConfig, L2SPConfig
     from align.config.rewards import RewardConfig
     from align.config.watch import HackingConfig
     from align.errors import KeelError, RunError, UserError
@@ -45,17 +39,11 @@ _MODULES = {
     "align.config.campaign": ("CampaignConfig", "ReplayConfig", "RoundConfig", "RoundSettings"),
     "align.config.data": ("ExamplesConfig", "PromptsConfig"),
     "align.config.gate": ("GateConfig", "RoundSuiteConfig", "SuiteConfig"),
-    "align.config.learning": (
-        "AnchorConfig",
-        "AnchorsConfig",
-        "EWCConfig",
-        "KLAnchorsConfig",
-        "L2SPConfig",
-        "OptimizerConfig",
-        "SamplingConfig",
-    ),
+    "align.config.learning": ("OptimizerConfig", "SamplingConfig"),
     "align.config.policy": ("EngineConfig", "LoraConfig", "PolicyConfig"),
     "align.config.repair": ("RepairConfig",),
+    "align.config.retention.anchors": ("AnchorConfig", "AnchorsConfig"),
+    "align.config.retention.methods": ("EWCConfig", "KLAnchorsConfig", "L2SPConfig"),
     "align.config.rewards": ("RewardConfig",),
     "align.config.watch": ("HackingConfig",),
     "align.errors": ("KeelError", "RunError", "UserError"),

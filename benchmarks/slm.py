@@ -295,7 +295,7 @@ def append(path: Path, key: str, figures: Mapping[str, Any]) -> None:
 
 def arguments() -> argparse.Namespace:
     """Read the command line; a method that this version does not have is left out."""
-    from align.config.learning import RETENTION
+    from align.config.retention.registry import RETENTION
 
     known = [row for row in ROWS if row != "o_lora" or row in RETENTION]
     options = parser("An adapter bank and other methods on a stream of text classification.")

@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import align
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig, RoundSettings
-from align.config.learning import RETENTION, RetentionConfig
 from align.config.mergers import MERGERS
 from align.config.mergers.settings import MergeConfig
+from align.config.retention.methods import RetentionConfig
+from align.config.retention.registry import RETENTION
 from align.config.schedule import spell_duration
 from launch.cli import app
 from rewards.registry import REWARDS

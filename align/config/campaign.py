@@ -29,22 +29,16 @@ from align.algorithms import ALGORITHMS, GRPO, Algorithm, algorithm_from, spelt_
 from align.algorithms.importance import ImportanceConfig
 from align.config.data import ExamplesConfig, Prompts, PromptsConfig, sourced
 from align.config.gate import AnswerSampling, GateConfig, RoundSuiteConfig, SuiteConfig
-from align.config.learning import (
-    AnchorConfig,
-    AnchorsConfig,
-    KLAnchorsConfig,
-    OptimizerConfig,
-    RetentionConfig,
-    SamplingConfig,
-    listed,
-    retention_from,
-)
+from align.config.learning import OptimizerConfig, SamplingConfig, listed
 from align.config.mergers import merger_from
 from align.config.mergers.rules import check_merge
 from align.config.mergers.settings import MergeConfig
 from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
 from align.config.repair import RepairConfig
 from align.config.replay.replay import ReplayConfig
+from align.config.retention.anchors import AnchorConfig, AnchorsConfig
+from align.config.retention.methods import KLAnchorsConfig, RetentionConfig
+from align.config.retention.registry import retention_from
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,

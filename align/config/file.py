@@ -17,12 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
-from align.config.learning import RetentionConfig, retention_class
 from align.config.mergers import merger_class
 from align.config.mergers.settings import MergeConfig
 from align.config.messages.mistakes import Mistake, Narrowed, mistakes_of
 from align.config.messages.syntax import not_yaml
 from align.config.messages.written import Lines
+from align.config.retention.methods import RetentionConfig
+from align.config.retention.registry import retention_class
 from align.config.store import SQLITE
 from align.config.watch import respelt, respelt_key
 from align.settings import Places

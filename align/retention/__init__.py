@@ -23,4 +23,4 @@ METHODS: dict[str, str] = {
     "inflora": "align.retention.adapters.inflora:InfLoRA",
     "copr": "align.retention.anchors.copr:COPRConstraint",
 }
-"""Class of each method by the name that `align.config.learning.RETENTION` gives its settings."""
+"""Class of each method by the name that `align.config.retention.registry.RETENTION` gives its settings."""

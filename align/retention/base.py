@@ -30,7 +30,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from align.config.learning import RetentionConfig
+from align.config.retention.methods import RetentionConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from align.algorithms.rows import Row
-from align.config.learning import RetentionConfig
+from align.config.retention.methods import RetentionConfig
 from align.retention.base import RetentionMethod
 
 if TYPE_CHECKING:

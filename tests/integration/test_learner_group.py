@@ -25,7 +25,7 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
-from align.config.learning import EWCConfig, L2SPConfig
+from align.config.retention.methods import EWCConfig, L2SPConfig
 from align.errors import SnapshotError
 from align.learner.critic import Critic
 from align.learner.learner import Learner

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import InfLoRAConfig
+from align.config.retention.adapters import InfLoRAConfig
 from align.learner.model.adapter import factor_names
 from align.learner.penalty import WeightStep
 from align.retention.base import RetentionMethod

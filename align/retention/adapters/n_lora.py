@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from align.config.learning import NLoRAConfig
+from align.config.retention.adapters import NLoRAConfig
 from align.learner.model.adapter import factor_names
 from align.retention.base import RetentionMethod
 

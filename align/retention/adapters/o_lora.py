@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import OLoRAConfig
+from align.config.retention.adapters import OLoRAConfig
 from align.learner.model.adapter import causal_of, factor_names
 from align.retention.base import RetentionMethod
 from align.retention.bases import read_columns

@@ -32,7 +32,7 @@ from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.preference.copr import COPR, sets_in
 from align.algorithms.rows import Row
-from align.config.learning import COPRConfig
+from align.config.retention.methods import COPRConfig
 from align.learner.batching import passes, to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.penalty import LearnerView

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
-from align.config.learning import FollowConfig
+from align.config.retention.anchors import FollowConfig
 from align.errors import UserError
 from align.learner.teachers.slow_teacher import MovingCopy
 from rollouts.errors import nearest

@@ -22,7 +22,8 @@ from align.algorithms import divergences as kl
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.rows import Row
-from align.config.learning import AnchorConfig, KLAnchorsConfig
+from align.config.retention.anchors import AnchorConfig
+from align.config.retention.methods import KLAnchorsConfig
 from align.learner.batching import Denominators, to_tensors
 from align.learner.penalty import LearnerView
 from align.learner.teachers.slow_teacher import moving_copy

@@ -20,7 +20,7 @@ from math import isfinite, nan, sqrt
 import torch
 from torch import Tensor
 
-from align.config.learning import AGEMConfig
+from align.config.retention.methods import AGEMConfig
 from align.retention.base import RetentionMethod
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import GPMConfig
+from align.config.retention.methods import GPMConfig
 from align.learner.penalty import WeightStep
 from align.retention.activations import LinearWeight, linear_weights
 from align.retention.base import RetentionMethod

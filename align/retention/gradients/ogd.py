@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import OGDConfig
+from align.config.retention.methods import OGDConfig
 from align.learner.penalty import WeightStep
 from align.learner.ranks.sharding import gathered, local, part_like
 from align.retention.artifact import misfit

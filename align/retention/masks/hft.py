@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
-from align.config.learning import HFTConfig
+from align.config.retention.methods import HFTConfig
 from align.retention.base import RetentionMethod
 
 if TYPE_CHECKING:

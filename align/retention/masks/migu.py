@@ -19,7 +19,7 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
-from align.config.learning import MIGUConfig
+from align.config.retention.methods import MIGUConfig
 from align.learner.ranks.sharding import local, part_like
 from align.retention.activations import LinearWeight, linear_weights, watching
 from align.retention.base import RetentionMethod

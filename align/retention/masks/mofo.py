@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align.config.learning import MoFOConfig
+from align.config.retention.methods import MoFOConfig
 from align.learner.penalty import WeightStep
 from align.retention.base import RetentionMethod
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import CPOMaskConfig
+from align.config.retention.methods import CPOMaskConfig
 from align.learner.ranks.sharding import gathered, local
 from align.retention.artifact import parts_of, read_weights
 from align.retention.base import RetentionMethod

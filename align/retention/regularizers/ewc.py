@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import EWCConfig
+from align.config.retention.methods import EWCConfig
 from align.learner.ranks.sharding import gathered
 from align.retention.regularizers.fisher import diagonal_fisher
 from align.retention.regularizers.quadratic import ImportancePenalty

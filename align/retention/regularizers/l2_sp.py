@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from align.config.learning import L2SPConfig
+from align.config.retention.methods import L2SPConfig
 from align.learner.model.adapter import factor_names
 from align.retention.base import RetentionMethod
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.algorithms.outputs import Outputs
 from align.algorithms.rows import Row
-from align.config.learning import MASConfig
+from align.config.retention.methods import MASConfig
 from align.learner.ranks.sharding import gathered, local
 from align.retention.regularizers.quadratic import ImportancePenalty
 from align.retention.samples import laid_out, sample_gradients

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from align.config.learning import RetentionConfig
+from align.config.retention.methods import RetentionConfig
 from align.learner.ranks.sharding import local
 from align.retention.artifact import parts_of, read_weights
 from align.retention.base import RetentionMethod

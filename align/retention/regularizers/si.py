@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Row
-from align.config.learning import SIConfig
+from align.config.retention.methods import SIConfig
 from align.learner.penalty import WeightStep
 from align.learner.ranks.sharding import gathered, local
 from align.retention.regularizers.quadratic import ImportancePenalty

@@ -27,7 +27,7 @@ from rollouts.types import SnapshotId, WeightVersion
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig, RoundConfig
-    from align.config.learning import RetentionConfig
+    from align.config.retention.methods import RetentionConfig
     from align.learner.ranks.group import GroupTraining
     from align.learner.training import Training
     from align.round.plan import RoundOutcome, RoundPlan

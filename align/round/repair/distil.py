@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from align.algorithms.imitation.distill import Distill
-from align.config.learning import AnchorsConfig
+from align.config.retention.anchors import AnchorsConfig
 from align.data.replay.buffer import ReplayBuffer
 from align.data.scorer import Scorer
 from align.learner.references import Toward

@@ -22,7 +22,7 @@ from align.campaign import run_campaign
 from align.config import learning
 from align.config.campaign import RewardConfig, SuiteConfig
 from align.config.file import load_campaign
-from align.config.learning import RETENTION
+from align.config.retention.registry import RETENTION
 from align.data.demo import BASE_MODEL
 from align.gate.suites.demands import metric_range
 from align.retention import METHODS

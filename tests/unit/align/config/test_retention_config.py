@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
-from align.config.learning import RETENTION, EWCConfig, L2SPConfig
+from align.config.retention.methods import EWCConfig, L2SPConfig
+from align.config.retention.registry import RETENTION
 from align.learner.folder.sizes import artifact_bytes, learner_memory, num_trained
 from align.store.changes.earlier_versions import as_read
 from rollouts.errors import UserError

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from align.algorithms.preference.copr import COPR
 from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
-from align.config.learning import COPRConfig
+from align.config.retention.methods import COPRConfig
 from align.learner.training import Training
 from align.retention.anchors.copr import COPRConstraint, RankedAnswers, read_sets, tensors_of
 from tests.unit.align.config.test_retention_config import made

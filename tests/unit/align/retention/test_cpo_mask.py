@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.algorithms.rows import Batch
-from align.config.learning import CPOMaskConfig
+from align.config.retention.methods import CPOMaskConfig
 from align.retention.regularizers.cpo import CPOMask, with_moved
 from tests.unit.align.retention.trainings import (
     NEW,

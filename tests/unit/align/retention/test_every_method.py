@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from align.config.learning import RETENTION, EWCConfig, RetentionConfig
+from align.config.retention.methods import EWCConfig, RetentionConfig
+from align.config.retention.registry import RETENTION
 from align.learner.training import Objective
 from tests.unit.align.retention.trainings import (
     MIXED,

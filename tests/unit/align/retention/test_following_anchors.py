@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
 from align.config.campaign import AnchorsConfig, OptimizerConfig, RoundSettings
-from align.config.learning import AnchorConfig, FollowConfig
+from align.config.retention.anchors import AnchorConfig, FollowConfig
 from align.learner.references import References
 from align.learner.training import Training
 from align.retention.anchors.following import stagnates

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.algorithms.rows import Batch
-from align.config.learning import InfLoRAConfig, NLoRAConfig, OLoRAConfig
+from align.config.retention.adapters import InfLoRAConfig, NLoRAConfig, OLoRAConfig
 from align.errors import SnapshotError
 from align.learner.learner import Learner
 from align.learner.model.adapter import factor_names

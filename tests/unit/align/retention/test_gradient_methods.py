@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from align.algorithms.rows import Batch, Row
-from align.config.learning import AGEMConfig, GPMConfig, OGDConfig
+from align.config.retention.methods import AGEMConfig, GPMConfig, OGDConfig
 from align.learner.batching import to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.training import Training

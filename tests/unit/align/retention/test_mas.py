@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config.learning import MASConfig
+from align.config.retention.methods import MASConfig
 from tests.unit.align.retention.trainings import (
     NEW,
     POLICIES,

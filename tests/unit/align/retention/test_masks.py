@@ -9,7 +9,7 @@ import torch
 
 from align.algorithms.rows import Batch
 from align.config.campaign import AnchorsConfig, OptimizerConfig, RoundSettings
-from align.config.learning import HFTConfig, MIGUConfig, MoFOConfig
+from align.config.retention.methods import HFTConfig, MIGUConfig, MoFOConfig
 from align.learner.references import References
 from align.retention.activations import watching
 from align.retention.masks.hft import resting

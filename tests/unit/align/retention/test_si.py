@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.algorithms.rows import Batch
-from align.config.learning import L2SPConfig, SIConfig
+from align.config.retention.methods import L2SPConfig, SIConfig
 from align.learner.penalty import WeightStep
 from align.retention.regularizers.si import SI
 from tests.unit.align.retention.trainings import (

@@ -14,7 +14,7 @@ from torch import multiprocessing
 from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
 from align.config.campaign import AnchorsConfig, PolicyConfig
-from align.config.learning import AnchorConfig, FollowConfig
+from align.config.retention.anchors import AnchorConfig, FollowConfig
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.training import Training

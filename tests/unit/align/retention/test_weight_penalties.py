@@ -19,7 +19,7 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
-from align.config.learning import EWCConfig, L2SPConfig, RetentionConfig
+from align.config.retention.methods import EWCConfig, L2SPConfig, RetentionConfig
 from align.errors import SnapshotError
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO
@@ -357,7 +357,7 @@ def test_a_method_may_change_the_gradients_of_a_step(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_registered_method_has_settings_of_its_name(name: str) -> None:
-    from align.config.learning import RETENTION
+    from align.config.retention.registry import RETENTION
 
     assert RETENTION.keys() == METHODS.keys()
     assert issubclass(method_class(name), RetentionMethod)

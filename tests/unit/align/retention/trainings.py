@@ -19,7 +19,8 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
-from align.config.learning import AnchorConfig, RetentionConfig
+from align.config.retention.anchors import AnchorConfig
+from align.config.retention.methods import RetentionConfig
 from align.learner.learner import Learner
 from align.learner.references import References
 from align.learner.training import Training

@@ -1,0 +1,1 @@
+"""Settings of what holds a round's policy to earlier rounds."""
