@@ -17,7 +17,7 @@ from align.algorithms.rows import Row
 from align.data.examples.stream import rows_of
 from align.gate.reward_models import decide_pairs, measure_pairs, pair_inputs
 from align.gate.suites.kinds.pairs import PairSuite
-from align.learner.reward_model import RewardLearner
+from align.learner.heads.reward_model import RewardLearner
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.round import commit
 from align.round.session import Session

@@ -27,7 +27,7 @@ from align.config.campaign import (
 )
 from align.config.retention.methods import EWCConfig, L2SPConfig
 from align.errors import SnapshotError
-from align.learner.critic import Critic
+from align.learner.heads.critic import Critic
 from align.learner.learner import Learner
 from align.learner.ranks.group import GroupTraining, LearnerGroup
 from align.learner.references import References, Toward

@@ -16,7 +16,7 @@ from align.algorithms.preference.reward_model import RewardModel
 from align.algorithms.rows import Row
 from align.config.campaign import OptimizerConfig, PolicyConfig, RoundSettings
 from align.data.demo.tokenizer import build_tokenizer
-from align.learner.reward_model import RewardLearner
+from align.learner.heads.reward_model import RewardLearner
 from rewards.library.reward_model import load_scorer
 from tests.unit.tiny import save_model
 

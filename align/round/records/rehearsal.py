@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from align.data.replay.buffer import ReplayBuffer
-from align.data.replay.rehearsal import (
-    Rehearsed,
-    answer_units,
-    best_answers,
-    confidence,
-    rehearsed,
-)
+from align.data.replay.rehearsal import Rehearsed, answer_units, best_answers, confidence, rehearsed
 from align.data.scorer import Scorer
 from align.data.stored_answers import load_answers, save_answers
 from align.round.session import seed_of

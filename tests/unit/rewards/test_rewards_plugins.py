@@ -11,14 +11,7 @@ import pytest
 from align.config.campaign import RewardConfig, SuiteConfig
 from align.gate.suites.demands import metric_range
 from rewards.isolation.levels import Level
-from rewards.registry import (
-    REWARDS,
-    describe,
-    facts_of,
-    find_reward,
-    known_rewards,
-    load_reward,
-)
+from rewards.registry import REWARDS, describe, facts_of, find_reward, known_rewards, load_reward
 from rewards.rubric import build_rubric
 from rewards.trial.canaries import asks_a_model
 from rollouts.errors import UserError

@@ -20,7 +20,7 @@ from align.config.campaign import (
     RoundSettings,
 )
 from align.learner.batching import to_tensors
-from align.learner.critic import Critic
+from align.learner.heads.critic import Critic
 from align.learner.learner import Learner
 from align.learner.references import References
 from align.learner.training import Training

@@ -24,8 +24,8 @@ from align.algorithms.rows import Row
 from align.config.campaign import OptimizerConfig, PolicyConfig, RoundSettings
 from align.data.demo.tokenizer import build_tokenizer
 from align.errors import NonFiniteError
+from align.learner.heads.reward_model import RewardLearner
 from align.learner.optimizer import MAX_SKIPPED_STEPS
-from align.learner.reward_model import RewardLearner
 from rewards.library import reward_model as scoring
 from rewards.library.reward_model import reward_model, sequence_scores
 from rewards.rubric import build_rubric

@@ -15,12 +15,7 @@ from align.config.campaign import CampaignConfig
 from align.errors import StoreError
 from align.gate.evidence import stored_evidence
 from align.gate.measurement.evaluate import ItemResults, evaluate
-from align.gate.suites.implicit import (
-    Reference,
-    load_logprobs,
-    save_logprobs,
-    shares,
-)
+from align.gate.suites.implicit import Reference, load_logprobs, save_logprobs, shares
 from align.gate.suites.kinds.pairs import LIKELIHOOD, LONGER, PairSuite
 from align.gate.suites.known import compared, known_snapshots
 from align.gate.suites.suites import _with_settings

@@ -24,12 +24,7 @@ from align.config.campaign import PolicyConfig, RoundSettings
 from align.errors import NonFiniteError
 from align.learner.batching import micro_batches
 from align.learner.learner import MICRO_BATCH_TOKENS
-from align.learner.optimizer import (
-    count_skipped,
-    learning_rate,
-    make_optimizer,
-    set_learning_rates,
-)
+from align.learner.optimizer import count_skipped, learning_rate, make_optimizer, set_learning_rates
 from align.learner.training import Metrics
 from rewards.library.reward_model import sequence_scores, set_padding
 from rollouts.chat.endings import generation_endings

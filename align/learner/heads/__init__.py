@@ -1,0 +1,1 @@
+"""Models with a head that gives one number: critics and reward models."""
