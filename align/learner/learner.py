@@ -21,7 +21,6 @@ from align.learner.batching import by_row, to_tensors
 from align.learner.heads.critic import Critic, make_critic
 from align.learner.model.footprint import tokens_that_fit
 from align.learner.model.policy import Policy, completion_outputs
-from align.learner.objective import Objective
 from align.learner.optimizer import add_group, make_optimizer
 from align.learner.penalty import LearnerView, MakePenalties, Penalty
 from align.learner.ranks.allocation import keep_freed_memory
@@ -31,7 +30,7 @@ from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import PolicyTask, ReferenceModels, References
 from align.learner.teachers.slow_teacher import MovingCopy, moving_copy
-from align.learner.training import Training
+from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import Mix, SnapshotId

@@ -131,7 +131,7 @@ def probe(
 ) -> float:
     """Return the largest logprob difference between every engine and the learner on fresh samples.
 
-    It is measured as by `align.learner.objective.gap_of`.
+    It is measured as by `align.learner.training.gap_of`.
 
     Raises:
         ParityError: above the tolerance; the candidate must not be measured by such engines.

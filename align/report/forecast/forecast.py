@@ -156,11 +156,10 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             ]
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
+            coming = sum(map(num_snapshots, learnt))
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
-                snapshots=snapshots_bytes(
-                    inputs.model, config.policy, sum(map(num_snapshots, learnt)), states.values()
-                ),
+                snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if learnt else 0,
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
                 free=shutil.disk_usage(present).free,

@@ -40,7 +40,7 @@ BY_SNAPSHOT = "its snapshot prefers the other answer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankedAnswers:
+class OrderedAnswers:
     """Two answers of a file to one prompt, and the examples that say which is better."""
 
     prompt: str
@@ -78,7 +78,7 @@ def opposed(
         snapshot: candidate of the earlier round.
         units: all examples of both, those of the new round first.
     """
-    new_ones, old_ones = (list(ranked_answers(part)) for part in units)
+    new_ones, old_ones = (list(ordered_answers(part)) for part in units)
     if spec.asks == other.asks:  # Replaced as a whole.
         return []
     if new_ones and other.rewards:
@@ -92,7 +92,7 @@ def opposed(
     return []
 
 
-def ranked_answers(units: Sequence[Unit]) -> Iterator[RankedAnswers]:
+def ordered_answers(units: Sequence[Unit]) -> Iterator[OrderedAnswers]:
     """Yield the answers that a file prefers to others: its pairs, and its good to its bad ratings."""
     rated: dict[str, tuple[list[Unit], list[Unit]]] = {}
     for unit in units:
@@ -100,7 +100,7 @@ def ranked_answers(units: Sequence[Unit]) -> Iterator[RankedAnswers]:
             continue
         if len(unit.rows) == 2:
             better, worse = unit.rows
-            yield RankedAnswers(
+            yield OrderedAnswers(
                 prompt=unit.prompt.id,
                 prompt_ids=better.prompt_ids,
                 better=better.completion_ids,
@@ -112,7 +112,7 @@ def ranked_answers(units: Sequence[Unit]) -> Iterator[RankedAnswers]:
             sides[(unit.rows[0].advantage or 0.0) <= 0].append(unit)
     for name, (good, bad) in rated.items():
         for one_good, one_bad in product(good, bad):
-            yield RankedAnswers(
+            yield OrderedAnswers(
                 prompt=name,
                 prompt_ids=one_good.rows[0].prompt_ids,
                 better=one_good.rows[0].completion_ids,
@@ -157,8 +157,8 @@ def suite_of(name: str, session: Session) -> Suite | None:
 def _by_reward(
     rewarded: RoundConfig,
     prompts: Mapping[str, Prompt],
-    stated: Sequence[RankedAnswers],
-    earlier: Sequence[RankedAnswers],
+    stated: Sequence[OrderedAnswers],
+    earlier: Sequence[OrderedAnswers],
     session: Session,
 ) -> Iterator[Opposed]:
     """Yield the prompts on which a round's rewards like the worse of two answers better.
@@ -227,7 +227,7 @@ def _by_rewards(
 def _by_snapshot(
     other: RoundConfig,
     snapshot: SnapshotId,
-    stated: Sequence[RankedAnswers],
+    stated: Sequence[OrderedAnswers],
     units: Sequence[Unit],
     session: Session,
 ) -> Iterator[Opposed]:

@@ -19,9 +19,9 @@ from align.algorithms.base import PolicyInputs
 from align.algorithms.policy_gradient import dr_grpo
 from align.algorithms.rows import Totals
 from align.campaign import run_campaign
-from align.config import learning
 from align.config.campaign import RewardConfig, SuiteConfig
 from align.config.file import load_campaign
+from align.config.retention import methods
 from align.config.retention.registry import RETENTION
 from align.data.demo import BASE_MODEL
 from align.gate.suites.demands import metric_range
@@ -111,7 +111,7 @@ def test_the_retention_method_is_a_class_its_settings_and_two_lines(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     method, line, settings, settings_line = examples("A new retention method")
-    config = run("example_settings", settings, vars(learning)).L1SPConfig
+    config = run("example_settings", settings, vars(methods)).L1SPConfig
     module = run(
         "align.retention.regularizers.l1_sp", method, {**vars(l2_sp), "L1SPConfig": config}
     )

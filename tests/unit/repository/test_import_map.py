@@ -60,7 +60,6 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/references.py",
     "align/learner/heads/reward_model.py",
     "align/learner/teachers/slow_teacher.py",
-    "align/learner/objective.py",
     "align/learner/training.py",
     "align/retention/adapters/inflora.py",
     "align/retention/adapters/o_lora.py",

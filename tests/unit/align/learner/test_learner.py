@@ -23,8 +23,8 @@ from align.config.campaign import (
 from align.errors import NonFiniteError, ParityError
 from align.learner.batching import to_tensors
 from align.learner.learner import TOLERANCE, Learner
-from align.learner.objective import gap_of
 from align.learner.optimizer import clip_gradients, learning_rate
+from align.learner.parity import gap_of
 from align.learner.references import References
 from align.learner.training import Training
 from align.retention.anchors.kl_anchors import BetaController

@@ -12,7 +12,7 @@ import torch
 
 from align.config.retention.methods import EWCConfig, RetentionConfig
 from align.config.retention.registry import RETENTION
-from align.learner.objective import Objective
+from align.learner.training import Objective
 from tests.unit.align.retention.trainings import (
     MIXED,
     accepted,
