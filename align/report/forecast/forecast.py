@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
@@ -129,6 +130,12 @@ class Forecast:
         return tuple(coming for coming in self.rounds if coming.memory is not None)
 
 
+def _free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder lies on, or will."""
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(present).free
+
+
 def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
     """Forecast the next run; raise `UserError` as it would for inputs that cannot be used."""
     with ledger_copy(config) as ledger:
@@ -154,8 +161,6 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 *replay_lines(chosen.rounds, states),
                 *contradiction_lines(chosen.rounds, inputs.examples, states, inputs.held_out),
             ]
-            folder = config.folder.absolute()
-            present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=snapshots_bytes(
@@ -163,7 +168,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 ),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if learnt else 0,
                 artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
-                free=shutil.disk_usage(present).free,
+                free=_free_bytes(config.folder.absolute()),
             )
             gate = foresee(view, remaining_suites(view.rounds, inputs, ledger), ledger)
             adapted = adaptation_of(inputs.model, config.policy)
