@@ -122,12 +122,12 @@ def plan_round(
 
 
 def _replayed_prompts(
-    buffer: ReplayBuffer, replayed: Sequence[str], held: Collection[str]
+    buffer: ReplayBuffer, replayed: Sequence[str], held_names: Collection[str]
 ) -> ReplayBuffer:
     """Return the prompts of the rounds that are replayed, without those of held-out examples."""
     return ReplayBuffer(
         {
-            name: [prompt for prompt in prompts if prompt_name(prompt) not in held]
+            name: [prompt for prompt in prompts if prompt_name(prompt) not in held_names]
             for name, prompts in buffer.entries.items()
             if name in replayed
         }

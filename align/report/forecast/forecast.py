@@ -150,10 +150,9 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
             names = {item.name for item in rounds if item.memory is not None}
             learnt = [spec for spec in chosen.rounds if spec.name in names]
             states = {record.name: record.state for record in records}
-            replay = [
-                *replay_lines(chosen.rounds, states),
-                *contradiction_lines(chosen.rounds, inputs.examples, states, inputs.held_out),
-            ]
+            replay = replay_lines(chosen.rounds, states) + contradiction_lines(
+                chosen.rounds, inputs.examples, states, inputs.held_out
+            )
             folder = config.folder.absolute()
             present = next(path for path in (folder, *folder.parents) if path.exists())
             disk = Disk(
