@@ -20,7 +20,7 @@ from rollouts.engines.protocol import (
     Ticket,
 )
 from rollouts.errors import RunError, UserError
-from rollouts.prompts import PromptEncoder, listed
+from rollouts.prompts import PromptEncoder, first_places
 from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, SnapshotId, WeightVersion
 
 BATCHES = 8
@@ -157,7 +157,7 @@ def check_lengths(
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])
         beginning = (prompts[worst].text or str(prompts[worst].messages))[:60]
-        others = listed(
+        others = first_places(
             [prompts[i].location for i in too_long if i != worst and prompts[i].location]
         )
         raise UserError(

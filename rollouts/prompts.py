@@ -124,10 +124,10 @@ def repeated(prompts: Sequence[Prompt]) -> str:
     """Say which prompts repeat an earlier one: ``p.jsonl:7 is p.jsonl:3, ...``."""
     first: dict[str, Prompt] = {}
     pairs = [(p, first.setdefault(p.id, p)) for p in prompts]
-    return listed([f"{p.label} is {before.label}" for p, before in pairs if p is not before])
+    return first_places([f"{p.label} is {before.label}" for p, before in pairs if p is not before])
 
 
-def listed(labels: Sequence[str]) -> str:
+def first_places(labels: Sequence[str]) -> str:
     """Join the first few of many places in a file."""
     return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
 

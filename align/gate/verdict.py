@@ -36,7 +36,7 @@ from align.gate.measurement.results import ItemResults
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites.looks import first
 from align.gate.suites.suite import SuiteRule
-from align.store.lookback import listed
+from align.store.lookback import first_names
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -237,7 +237,7 @@ def _reasons(case: Case, checks: Iterable[Check], outcome: Outcome) -> Iterator[
     yield from (entry.sentence for entry in case.retired_items)
     if unseen := case.left_out:
         subject = "round was" if len(unseen) == 1 else "rounds were"
-        yield f"{len(unseen)} earlier {subject} not looked at this time: {listed(unseen)}"
+        yield f"{len(unseen)} earlier {subject} not looked at this time: {first_names(unseen)}"
 
 
 def _need(results: Results, rule: SuiteRule, whose: str) -> ItemResults:

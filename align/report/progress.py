@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from align.gate.measurement.progress import per_second, spelled
+from align.gate.measurement.progress import duration_text, per_second
 from align.report.tables import outcome_of, summary
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ class LiveProgress:
             items, seconds = self._measured
             suites = "1 suite" if progress.suites == 1 else f"{progress.suites} suites"
             rate = per_second(items / max(seconds, 1e-9))
-            self.note(f"measured {what}: {suites}, {items:,} items in {spelled(seconds)}, {rate}")
+            self.note(
+                f"measured {what}: {suites}, {items:,} items in {duration_text(seconds)}, {rate}"
+            )
             self._measured = (0, 0.0)
 
     def _silent(self) -> bool:

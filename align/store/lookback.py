@@ -70,7 +70,8 @@ class Lookback:
     def sentence(self) -> str:
         """Sentence that says how many, and which are not among them."""
         count = len(self.kept) + len(self.left_out)
-        return f"looks back on {len(self.kept)} of {count} earlier rounds, not on {listed(self.left_out)}"
+        skipped = first_names(self.left_out)
+        return f"looks back on {len(self.kept)} of {count} earlier rounds, not on {skipped}"
 
 
 def look_back(earlier: Sequence[str], templates: Mapping[str, Template], draw: str) -> Lookback:
@@ -98,10 +99,10 @@ def look_back(earlier: Sequence[str], templates: Mapping[str, Template], draw: s
     )
 
 
-def listed(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """List the first few by name.
 
-    >>> listed(["a", "b", "c", "d", "e", "f", "g"])
+    >>> first_names(["a", "b", "c", "d", "e", "f", "g"])
     'a, b, c, d, e and 2 more'
     """
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -79,7 +79,7 @@ def _cells(forecast: RoundForecast) -> list[str]:
         str(forecast.steps),
         *(f"{round(count, 1):g}" for count in prompts),
         *(f"{count:,}" for count in sums),
-        spelled(forecast.memory.total),
+        size_text(forecast.memory.total),
     ]
 
 
@@ -114,29 +114,29 @@ def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> I
     where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
     yield f"processes: {'; '.join(processes)}"
     yield (
-        f"memory: learner {where} {spelled(learner)}"
-        f"{f' ({spelled(retention)} of it for retention)' if retention else ''}, engines "
-        f"{config.rollouts.engines} x {spelled(planned.engine)} on CPUs; activations and libraries are "
-        f"not counted; {spelled(planned.available)} available here"
+        f"memory: learner {where} {size_text(learner)}"
+        f"{f' ({size_text(retention)} of it for retention)' if retention else ''}, engines "
+        f"{config.rollouts.engines} x {size_text(planned.engine)} on CPUs; activations and libraries are "
+        f"not counted; {size_text(planned.available)} available here"
     )
     if learner * ranks + engines > planned.available:
         yield "  more than is available here: lower rollouts.engines, use policy.lora, or a cluster"
     disk = planned.disk
     yield (
-        f"disk: up to {spelled(disk.needed)} more in {planned.store} (base {spelled(disk.base)}, snapshots "
-        f"{spelled(disk.snapshots)}, checkpoint {spelled(disk.checkpoint)}"
-        f"{f', retention {spelled(disk.artifacts)}' if disk.artifacts else ''}); "
-        f"{spelled(disk.free)} free"
+        f"disk: up to {size_text(disk.needed)} more in {planned.store} (base {size_text(disk.base)}, "
+        f"snapshots {size_text(disk.snapshots)}, checkpoint {size_text(disk.checkpoint)}"
+        f"{f', retention {size_text(disk.artifacts)}' if disk.artifacts else ''}); "
+        f"{size_text(disk.free)} free"
     )
     if disk.needed > disk.free:
         yield "  more than is free: set store to another disk"
     yield from power_lines(planned.gate)
 
 
-def spelled(size: int) -> str:
+def size_text(size: int) -> str:
     """Format a number of bytes for people.
 
-    >>> spelled(3 << 19)
+    >>> size_text(3 << 19)
     '1.5 MiB'
     """
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):

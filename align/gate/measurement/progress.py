@@ -66,7 +66,7 @@ class SuiteProgress:
             return "scoring the answers"
         if self.left_s is None:
             return "waiting for the first answers"
-        return f"{per_second(self.rate)}, {spelled(self.left_s)} left"
+        return f"{per_second(self.rate)}, {duration_text(self.left_s)} left"
 
 
 def per_second(rate: float) -> str:
@@ -78,10 +78,10 @@ def per_second(rate: float) -> str:
     return f"{rate:,.0f} items/s" if rate >= 100 else f"{rate:.2g} items/s"
 
 
-def spelled(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Format a duration for people.
 
-    >>> spelled(59.6), spelled(61), spelled(3700)
+    >>> duration_text(59.6), duration_text(61), duration_text(3700)
     ('1 min', '1 min 1 s', '1 h 1 min')
     """
     whole = round(seconds)

@@ -19,7 +19,7 @@ from align.data.base_model import load_encoder
 from align.judge.models.base import Named
 from align.judge.models.digest import combined, digest_of_files, digest_of_model
 from align.judge.models.local import LocalModel, find_folder, quantised_by, served_policy
-from align.learner.folder.folder import is_read, load_shell
+from align.learner.folder.folder import ADAPTER_BASE, is_read, load_shell
 from align.round.session import StartEngine
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import UserError, first_line
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-NAMES_BASE = "base_model_name_or_path"
 WRAPPERS = ("modules_to_save", "base_layer")
 """Modules that peft puts around those of the base."""
 SHOWN = 3
@@ -140,10 +139,10 @@ def write_merged(model: AdapterModel, target: Path) -> None:
 def _base_of(argument: Named, folder: Path) -> Path:
     """Return the folder of an adapter's base."""
     try:
-        base = json.loads((folder / CONFIG).read_text("utf-8"))[NAMES_BASE]
+        base = json.loads((folder / CONFIG).read_text("utf-8"))[ADAPTER_BASE]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
-            f"{CONFIG} cannot be read, or has no {NAMES_BASE}: {error!r}",
+            f"{CONFIG} cannot be read, or has no {ADAPTER_BASE}: {error!r}",
             where=str(folder / CONFIG),
             remedy="save the adapter again",
         ) from error

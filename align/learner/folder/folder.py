@@ -19,6 +19,8 @@ from rollouts.engines import DEFAULT_BACKEND
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_BASE = "base_model_name_or_path"
+"""Key of an adapter's config that names the model under it."""
 CODE = ".py"
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model"})
 """Suffixes of configs, vocabularies, chat templates and sentencepiece models."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from align.config.campaign import LoraConfig
+from align.learner.folder.folder import ADAPTER_BASE
 from align.learner.model.low_rank import speed_up_adapter
 from align.learner.model.targets import has_transposed_layers, target_names
 from rollouts.engines.stored_tensor import LowRankUpdate
@@ -23,8 +24,6 @@ TRAINED = "policy"
 """Name of the adapter that learns."""
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-BASE = "base_model_name_or_path"
-"""Key of the adapter's config that names the model under it."""
 
 
 def with_adapter(model: Any, config: LoraConfig) -> Any:
@@ -147,8 +146,8 @@ def save_adapter(model: Any, folder: Path) -> None:
     settings = vars(model.peft_config[TRAINED])
     names = [name for name, value in settings.items() if isinstance(value, set)]
     stated |= {name: sorted(settings[name]) for name in names}
-    if stated[BASE]:
-        stated[BASE] = f"../{Path(stated[BASE]).name}"
+    if stated[ADAPTER_BASE]:
+        stated[ADAPTER_BASE] = f"../{Path(stated[ADAPTER_BASE]).name}"
     (folder / CONFIG).write_text(json.dumps(stated, indent=2, sort_keys=True))
 
 

@@ -30,7 +30,7 @@ from align.gate.verdict import Verdict
 from align.report.explanation.counterfactual import would_change
 from align.report.records.history import record_of, watch_of
 from align.store.ledger.baseline import BaselineMove, baseline_moves
-from align.store.lookback import listed
+from align.store.lookback import first_names
 from align.store.repairs import MergeOrigin, RepairStep, merge_of, repairs_of
 from rollouts.errors import KeelError, UserError
 
@@ -136,7 +136,7 @@ class Explanation:
         if self.left_out:
             yield (
                 f"Not looked at this time: {len(self.left_out)} of the earlier rounds, "
-                f"{listed(self.left_out)}."
+                f"{first_names(self.left_out)}."
             )
         if self.merge is not None:
             yield f"{self.merge.sentence}."

@@ -15,6 +15,7 @@ from shutil import copyfile, rmtree
 import yaml
 
 from align.gate.evidence import Evidence
+from align.learner.folder.folder import ADAPTER_BASE
 from align.report.export.answering import prepare
 from align.report.export.card import (
     UNKNOWN,
@@ -176,7 +177,7 @@ def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
         copyfile(snapshot.path / entry.path, staged / entry.path)
     if snapshot.kind == "adapter":
         path = staged / ADAPTER_CONFIG
-        config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+        config = json.loads(path.read_text()) | {ADAPTER_BASE: base}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from align.gate.evidence import Evidence
-from align.gate.measurement.progress import spelled
+from align.gate.measurement.progress import duration_text
 from align.gate.measurement.results import measured_seconds
 from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
@@ -111,7 +111,7 @@ def took(seconds: float) -> str:
     ['0 s', '0.04 s', '6 s', '6.2 s', '42 s', '1 min 1 s']
     """
     if seconds >= 9.95:
-        return spelled(seconds)
+        return duration_text(seconds)
     text = f"{seconds:.2f}" if seconds < 0.1 else f"{seconds:.1f}"
     return f"{text.rstrip('0').rstrip('.')} s"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 
 from align.algorithms.external import PYTHON, External
+from align.learner.folder.folder import ADAPTER_BASE
 from align.round.external.output import ADAPTER_FILES, files_of
 from align.round.external.process import Command, run_command
 from align.round.plan import RoundOutcome, RoundPlan
@@ -83,7 +84,7 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
             copyfile(file, folder / file.name)
         if policy.snapshot_kind == "adapter":  # Its config holds the base's path on this machine.
             config = folder / ADAPTER_FILES[0]
-            content = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": None}
+            content = json.loads(config.read_text("utf-8")) | {ADAPTER_BASE: None}
             config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
         session.write_companions(folder)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.config.schedule import RememberConfig
-from align.store.lookback import Lookback, Template, listed, look_back
+from align.store.lookback import Lookback, Template, first_names, look_back
 
 ALL = Template(name="kept", remember=None)
 
@@ -126,6 +126,6 @@ def test_what_is_left_out_is_counted_and_named() -> None:
         "looks back on 2 of 8 earlier rounds, not on nightly-1, nightly-2, nightly-3, nightly-4, "
         "nightly-5 and 1 more"
     )
-    assert listed(["a", "b"]) == "a, b"
+    assert first_names(["a", "b"]) == "a, b"
     assert "on the newest 7 and on 3 of the older" in template().sentence
     assert "look back on all" in ALL.sentence
