@@ -128,8 +128,8 @@ def main() -> None:
             print(f"  {record['error']}", flush=True)
         append_result(args.results, {"key": run.key, **asdict(run), **record})
         shutil.rmtree(args.stores / run.key, ignore_errors=True)
-    left = len(missing) - len(missing[: args.most])
-    print(f"{len(planned) - len(missing)} runs were there before; {left} are left")
+    done = load_results(args.results)
+    print(f"{sum(run.key not in done for run in planned)} of {len(planned)} runs are left")
 
 
 def runs(args: argparse.Namespace) -> list[MethodRun]:
