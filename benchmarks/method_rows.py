@@ -211,8 +211,8 @@ REPLAYS = (
         wave=2,
     ),
 )
-"""Draws of past prompts under Keel's defaults, and what the policy itself answered or wrote. Answers, 256 for
-each earlier round, and prompts, 128, are sampled once as a round begins, on top of the other rows'
+"""Draws of past prompts under Keel's defaults, and what the policy itself answered or wrote. Answers, 256
+for each earlier round, and prompts, 128, are sampled once as a round begins, on top of the other rows'
 rollouts."""
 
 SHARED_CRITIC: dict[str, Any] = {"critic": {"model": "shared"}}
