@@ -205,9 +205,15 @@ REPLAYS = (
         for weight in (1.0, 0.1)
     ),
     MethodRow(method="ours+answers", defaults={"replay": {"answers": {}}}, wave=2),
+    MethodRow(
+        method="synthesis",
+        defaults={"replay": {"synthesis": {"shots": 1, "separator": " ", "end": "="}}},
+        wave=2,
+    ),
 )
-"""Draws of past prompts under Keel's defaults, and on-policy replay of answers; those answers are sampled
-once as a round begins, 256 for each earlier round, on top of the other rows' rollouts."""
+"""Draws of past prompts under Keel's defaults, and what the policy itself answered or wrote. Answers, 256
+for each earlier round, and prompts, 128, are sampled once as a round begins, on top of the other rows'
+rollouts."""
 
 SHARED_CRITIC: dict[str, Any] = {"critic": {"model": "shared"}}
 PREFERENCE = (

@@ -204,14 +204,14 @@ def check_rehearsal(rounds: Sequence[RoundConfig], index: int, defaults: RoundSe
     Settings from ``defaults`` are allowed, since they may be meant for the other rounds.
     """
     spec, where = rounds[index], f"rounds.{index}.replay"
-    for name in ("answers", "pretraining"):
+    for name in ("synthesis", "answers", "pretraining"):
         value = getattr(spec.replay, name)
         if value is None or value == getattr(defaults.replay, name):
             continue
         if not spec.algorithm.learns_here:
             raise ValueError(
-                f"{where}.{name}: {spec.algorithm.name} trains in its own way, and no term can be added to "
-                f"its loss; remove {name} from the round"
+                f"{where}.{name}: {spec.algorithm.name} trains in its own way, and its loss and prompts "
+                f"are its own; remove {name} from the round"
             )
     answers = spec.replay.answers
     earlier = [r for r in rounds[:index] if r.algorithm.makes == "policy"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,6 +19,7 @@ from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
+from align.round.records.synthesis import synthesised
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
@@ -86,7 +87,7 @@ def plan_round(
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
     algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
     spec = spec.model_copy(update={"algorithm": algorithm})
-    past = _replayed_prompts(repair_prompts, replayed, inputs.held_names)
+    past = replayed_prompts(spec, parent, repair_prompts, replayed, session)
     return RoundPlan(
         index=index,
         attempt=attempt,
@@ -117,21 +118,35 @@ def plan_round(
         seed=seed,
         superseded=frozenset(retired | shared),
         artifacts=earlier_artifacts(spec, parent, evidence),
-        repair_prompts=repair_prompts,
+        repair_prompts=repair_prompts if len(repair_prompts) else None,
     )
 
 
-def _replayed_prompts(
-    buffer: ReplayBuffer, replayed: Sequence[str], held_out: Collection[str]
+def replayed_prompts(
+    spec: RoundConfig,
+    parent: SnapshotId,
+    owned: ReplayBuffer,
+    replayed: Sequence[str],
+    session: Session,
 ) -> ReplayBuffer:
-    """Return the prompts of the rounds that are replayed, without those of held-out examples."""
-    return ReplayBuffer(
+    """Return the prompts that stand for earlier rounds: the stored ones, or those that the parent writes.
+
+    Args:
+        owned: stored prompts, each under the last round that asked it.
+        replayed: rounds that are replayed.
+    """
+    held_names, config = session.inputs.held_names, spec.replay.synthesis
+    stored = ReplayBuffer(
         {
-            name: [prompt for prompt in prompts if prompt_name(prompt) not in held_out]
-            for name, prompts in buffer.entries.items()
+            name: [p for p in prompts if prompt_name(p) not in held_names]
+            for name, prompts in owned.entries.items()
             if name in replayed
         }
     )
+    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
+    if config is None or not learns:
+        return stored
+    return synthesised(spec, config, parent, stored, session)
 
 
 def owners(rounds: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:

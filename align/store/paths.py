@@ -4,7 +4,7 @@ ledger.db
 snapshots/<id>/             staging/<uuid>/
 rounds/<index>-<name>/      attempts and checkpoints, see `align.store.run_folder`
 replay/<snapshot>.jsonl     replay/examples-<snapshot>.jsonl   replay/history-<snapshot>.jsonl
-replay/answers-<hash>.jsonl
+replay/answers-<hash>.jsonl    replay/synthetic-<hash>.jsonl
 evaluations/<snapshot>/<suite>-<hash>.parquet   evaluations/<snapshot>/aa/
 evaluations/answers/        evaluations/references/     evaluations/overlap.json
 inbox/drop/<stream>/        inbox/done/                 inbox/failed/
@@ -37,6 +37,7 @@ RIVAL_ANSWERS = "evaluations/answers/*.jsonl"
 REPLAYED = f"replay/{DIGITS * '[0-9a-f]'}.jsonl"
 EXAMPLES = f"replay/examples-{DIGITS * '[0-9a-f]'}.jsonl"
 HISTORIES = f"replay/history-{DIGITS * '[0-9a-f]'}.jsonl"
+SYNTHETIC = "replay/synthetic-*.jsonl"
 GENERAL_ANSWERS = "replay/answers-*.jsonl"
 
 
@@ -145,6 +146,10 @@ class StorePaths:
         """Return the file of the base's answers to a general pool."""
         return self.replay_buffers / f"answers-{digest[:DIGITS]}.jsonl"
 
+    def synthetic_prompts(self, digest: str) -> Path:
+        """Return the file of prompts that an accepted policy wrote."""
+        return self.replay_buffers / f"synthetic-{digest[:DIGITS]}.jsonl"
+
     def stored_prompts(self) -> list[Path]:
         """List the files of kept prompts that exist."""
         return [
@@ -227,7 +232,9 @@ def remedy_of(path: str) -> str:
     Args:
         path: relative to the store, as the ledger names it.
     """
-    if path.startswith(("replay/answers-", "evaluations/answers/", "evaluations/references/")):
+    if path.startswith(
+        ("replay/answers-", "replay/synthetic-", "evaluations/answers/", "evaluations/references/")
+    ):
         return "it is made again when a round needs it"
     if path.startswith("replay/history-"):
         return "restore it from a backup: rounds that draw by mastery or age begin with it"

@@ -10,6 +10,7 @@ from align.config.data import Prompts
 from align.config.replay.answers import AnswersConfig
 from align.config.replay.draws import BalancedConfig, Draw
 from align.config.replay.pretraining import Pretraining
+from align.config.replay.synthesis import SynthesisConfig
 from align.settings import Settings
 
 
@@ -36,9 +37,9 @@ class ReplayConfig(Settings):
     no sampling and no share of the budget."""
     general_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest stored answer, in tokens; None: as in training."""
-    buffer: Annotated[int, Field(ge=1)] = 256
+    buffer: Annotated[int, Field(ge=0)] = 256
     """Number of prompts stored of each accepted round, without answers or labels; and as many examples of a
-    round that learns from a file."""
+    round that learns from a file. 0 keeps nothing of the round's data."""
     samples_per_prompt: Annotated[int, Field(ge=1)] = 1
     """Completions of each replayed prompt. KL needs no group, so with 1 the budget buys the most distinct
     prompts."""
@@ -46,6 +47,9 @@ class ReplayConfig(Settings):
     """Also learn from the rewards of the rounds that past prompts belong to. Needs groups, so
     ``samples_per_prompt`` of at least 2."""
 
+    synthesis: SynthesisConfig | None = None
+    """Prompts that the newest accepted policy writes in place of those stored of earlier rounds; None: the
+    stored ones are replayed."""
     answers: AnswersConfig | None = None
     """Answers of the newest accepted policy to earlier rounds' prompts, which are imitated; None: none."""
     pretraining: Pretraining | None = None
@@ -63,7 +67,7 @@ class ReplayConfig(Settings):
         values: dict[str, Any] = dump(self)
         if self.draw == BalancedConfig():
             values.pop("draw", None)
-        for name in ("answers", "pretraining"):
+        for name in ("synthesis", "answers", "pretraining"):
             if getattr(self, name) is None:
                 values.pop(name, None)
         return values
@@ -78,9 +82,30 @@ class ReplayConfig(Settings):
             raise ValueError(
                 f"{' + '.join(shares)} must leave room for new {new}, got {total}; lower one of the shares"
             )
+        if not self.buffer and self.general_answers == "stored":
+            raise ValueError(
+                "general_answers is stored and buffer, the number of stored answers, is 0; raise buffer, "
+                "or set general_answers to sampled"
+            )
         if self.rewards and self.samples_per_prompt < 2:
             raise ValueError(
                 "replay.rewards compares completions of one prompt, got samples_per_prompt 1; "
                 "set samples_per_prompt to the group size, or rewards to false"
             )
+        if self.synthesis is not None:
+            self._without_rewards()
         return self
+
+    def _without_rewards(self) -> None:
+        """Raise ValueError if synthesised prompts, which have no columns for rewards, would be scored."""
+        scoring = {
+            "rewards": self.rewards,
+            f"draw {self.draw.name}": self.draw.reads_scores,
+            "answers by reward": self.answers is not None and self.answers.by == "reward",
+        }
+        if reason := next((name for name, scores in scoring.items() if scores), None):
+            raise ValueError(
+                "replay.synthesis writes prompts without the columns that rewards read, and replay."
+                f"{reason} scores them; use draw age, answers by confidence, "
+                "and rewards false, or remove synthesis"
+            )

@@ -73,9 +73,15 @@ def answer_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[
         return
     answers, texts = spec.replay.answers, spec.replay.pretraining
     owners = [other.name for other in earlier if other.algorithm.makes == "policy"]
+    synthesis = spec.replay.synthesis
+    if synthesis is not None and owners:
+        yield (
+            f"round {spec.name}: replay.synthesis {synthesis.count}: its parent writes the prompts that "
+            f"stand for {', '.join(owners)}; stored ones are shown to it and not replayed"
+        )
     if answers is not None and owners:
         yield (
-            f"round {spec.name}: replay.answers {answers.share:g}: its parent answers the stored prompts "
+            f"round {spec.name}: replay.answers {answers.share:g}: its parent answers the earlier prompts "
             f"of {', '.join(owners)} once, and the best {answers.keep:.0%} by {answers.by} are imitated"
         )
     if texts is not None:

@@ -261,18 +261,22 @@ def _coming(
 
 
 def answered(spec: RoundConfig, earlier: Sequence[RoundConfig], inputs: Inputs) -> int:
-    """Count the answers of a round's parent to earlier prompts, which are sampled once before its steps.
+    """Count the prompts and answers that a round's parent writes, once before the round's steps.
 
     Args:
         earlier: rounds that made a policy; all are counted, though prompts that two of them share are
             answered once.
     """
-    if spec.replay.answers is None or not spec.algorithm.learns_here:
-        return 0
-    if spec.algorithm.makes != "policy":
+    answers, synthesis = spec.replay.answers, spec.replay.synthesis
+    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
         return 0
     pools = ((other, inputs.prompts.get(other.name, ())) for other in earlier)
-    return sum(min(other.replay.buffer, len(pool)) for other, pool in pools)
+    stored = [min(other.replay.buffer, len(pool)) for other, pool in pools]
+    if synthesis is None:
+        return sum(stored) if answers is not None else 0
+    shown = sum(bool(count and synthesis.shots) for count in stored)
+    groups = shown + (shown < len(stored))
+    return groups * (synthesis.num_written + (synthesis.count if answers is not None else 0))
 
 
 def num_snapshots(spec: RoundConfig) -> int:

@@ -33,6 +33,7 @@ from align.store.paths import (
     REPEATS,
     REPLAYED,
     RIVAL_ANSWERS,
+    SYNTHETIC,
     remedy_of,
 )
 from align.store.stored_files import FIRST_READ, MEASURED_AGAIN, fault_of
@@ -44,6 +45,7 @@ LOADERS: Mapping[str, Callable[[Path], object]] = {
     RIVAL_ANSWERS: load_rivals,
     REPLAYED: ReplayBuffer.load,
     EXAMPLES: OwnedExamples.load,
+    SYNTHETIC: ReplayBuffer.load,
     HISTORIES: PromptHistory.load,
     GENERAL_ANSWERS: load_answers,
 }

@@ -316,7 +316,7 @@ def test_sampled_estimators_need_weights_for_older_samples(
         ),
         (
             [{}, {"algorithm": EXTERNAL, "replay": {"answers": {}}}],
-            "rounds.1.replay.answers: external trains in its own way, and no term can be added",
+            "rounds.1.replay.answers: external trains in its own way, and its loss",
         ),
         (
             [{"algorithm": EXTERNAL, "replay": {"pretraining": "texts.jsonl"}}],

@@ -144,3 +144,36 @@ def test_answers_of_examples_count_as_trained_on(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match=r"shares 2 of its 2 items with the examples of round 'a'"):
         load_inputs(CampaignConfig.model_validate(raw))
+
+
+def test_pre_training_texts_count_as_trained_on(tmp_path: Path) -> None:
+    """Of documents that are cut into windows of their own, a window is what an item is compared with."""
+    from align.round.inputs import load_inputs
+
+    lines = [f"sort _ {d} {e} 1 2 9 =" for d in range(10) for e in range(4)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    mix = {"source": str(texts), "pack": False, "heldout": 0.1}
+    leaked = jsonl(tmp_path / "leaked.jsonl", lines)
+    raw = {
+        "name": "leaky",
+        "policy": {"model": "demo://digits"},
+        "store": str(tmp_path / "store"),
+        "defaults": {"sampling": {"max_tokens": 6}},
+        "rounds": [
+            {"name": "a", "prompts": "demo://rev?n=20", "rewards": ["exact_match"], "steps": 1,
+             "replay": {"pretraining": mix}, "suite": {"items": 8}}
+        ],
+        "suites": [{**GENERAL, "prompts": leaked, "items": 40}],
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"items with the pre-training texts of round 'a'"):
+        load_inputs(CampaignConfig.model_validate(raw))
+    raw["suites"] = []
+    inputs = load_inputs(CampaignConfig.model_validate(raw))
+    documents = [
+        {name for u in side["a"] for name in u.documents}
+        for side in (inputs.texts, inputs.held_texts)
+    ]
+    assert documents[0] and documents[1] and documents[0].isdisjoint(documents[1])
+    assert "pre-training texts: 40 rows gave 40 windows" in inputs.reports["a"]
+    assert inputs.data_hashes("a").keys() == {"prompts", "texts"}

@@ -13,6 +13,7 @@ import torch
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
+from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.history import PromptHistory
 from align.data.stored_answers import load_answers
 from align.errors import EvidenceError
@@ -23,6 +24,11 @@ from tests.unit.campaigns import Starter, Watcher, raw_campaign
 CASES: dict[str, dict[str, Any]] = {
     "mastery": {"draw": {"name": "mastery", "floor": 0.2}},
     "answers": {"answers": {"share": 0.3, "keep": 0.6, "by": "confidence"}},
+    "synthesis": {
+        "synthesis": {"count": 6, "shots": 2, "max_tokens": 8, "separator": " ; "},
+        "answers": {"share": 0.2, "by": "confidence"},
+    },
+    "freely": {"synthesis": {"count": 6, "max_tokens": 8}, "buffer": 0},
     "pretraining": {
         "pretraining": {"source": "TEXTS", "weight": 0.1, "rows": 1.5, "tokens": 12, "heldout": 0.3}
     },
@@ -136,3 +142,18 @@ def test_texts_stay_likely_and_the_held_out_ones_are_measured(ran: Ran) -> None:
     tokens = [line["batch/texts_tokens"] for line in lines]
     assert all(few <= 11 < 22 >= many > few for few, many in (tokens[:2], tokens[2:]))
     assert all(line["rehearsal/heldout_texts"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("ran", ["synthesis", "freely"], indirect=True, scope="module")
+def test_prompts_that_the_parent_wrote_stand_for_stored_ones(ran: Ran) -> None:
+    """The parent of the second round is the first: freely or like the stored prompts, it is the owner."""
+    paths, first = ran.evidence.store.paths, ran.candidates["first"] or ""
+    stored = ReplayBuffer.load(paths.replay(first)).entries["first"]
+    (path,) = ran.config.folder.glob("replay/synthetic-*.jsonl")
+    (written,) = ReplayBuffer.load(path).entries.values()
+    assert 1 < len(written) <= 6 and len(stored) in (0, 12)
+    assert {p.id for p in written}.isdisjoint(p.id for p in stored)
+    assert {(p.owner, p.round, p.source) for p in written} == {(first, "first", "past")}
+    lines = ran.metrics(1, "second")
+    assert all(line["rollouts/past"] > 0 and "kl/past/owner" in line for line in lines)
+    assert ("rehearsal/answers" in lines[0]) == bool(stored)

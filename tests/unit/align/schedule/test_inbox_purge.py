@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.data.replay.buffer import ReplayBuffer
+from align.data.replay.history import PromptHistory, Sight
 from align.errors import StoreBusy
 from align.round.rollout_table import load_records, save_records
 from align.schedule.inbox import purge as purging
@@ -52,6 +53,8 @@ def used(folder: Path) -> tuple[Ledger, Inbox]:
     buffer = ReplayBuffer()
     buffer.add("reverse", [prompt(1), prompt(2), prompt(3)], owner=FIRST.id, cap=9, seed=0)
     buffer.save(folder / "replay" / "first.jsonl")
+    known = {prompt(number).id: Sight(number, 0.5) for number in (1, 2, 3)}
+    PromptHistory(known=known).save(folder / "replay" / "history-first.jsonl")
     ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
     return ledger, inbox
 
@@ -64,6 +67,8 @@ def test_rows_and_replayed_prompts_go(tmp_path: Path) -> None:
     assert [row.user for row in inbox.rows("taste")] == ["bob"]
     entries = ReplayBuffer.load(tmp_path / "replay" / "first.jsonl").entries
     assert [p.id for p in entries["reverse"]] == [prompt(3).id]
+    history = PromptHistory.load(tmp_path / "replay" / "history-first.jsonl")
+    assert history.known == {prompt(3).id: Sight(3, 0.5)}
     assert inbox.add("taste", [feedback(5)]).numbers == (6,)
     assert inbox.waiting("taste").count == 1
 

@@ -104,6 +104,8 @@ def test_attempts_and_steps_come_in_the_order_of_their_numbers(tmp_path: Path) -
 def test_prompts_are_told_from_answers(tmp_path: Path) -> None:
     store = StorePaths(tmp_path)
     store.replay_buffers.mkdir()
-    for path in (store.replay(ID), store.general_answers(HASH)):
+    others = (store.general_answers(HASH), store.replay_examples(ID), store.prompt_history(ID))
+    for path in (store.replay(ID), *others):
         path.touch()
     assert store.stored_prompts() == [store.replay(ID)]
+    assert store.stored_histories() == [store.prompt_history(ID)]
