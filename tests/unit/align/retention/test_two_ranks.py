@@ -4,6 +4,7 @@ processes over gloo, no Ray."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from torch import multiprocessing
 
 from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
-from align.config.campaign import AnchorsConfig, PolicyConfig
+from align.config.campaign import AnchorsConfig, PolicyConfig, RoundSettings
+from align.config.mergers.settings import HMAMergeConfig
 from align.config.retention.anchors import AnchorConfig, FollowConfig
 from align.learner.learner import Learner
 from align.learner.ranks.ranks import SOLO, Ranks
+from align.learner.references import References
 from align.learner.training import Training
+from align.retention.mergers.hma import BlockFit
+from align.retention.mergers.merge import Merge
+from align.retention.methods import RetentionMethods
 from tests.unit.align.retention.test_every_method import SETTINGS
 from tests.unit.align.retention.trainings import (
     KINDS,
@@ -67,7 +73,32 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
         ]
     for policy in POLICIES:
         metrics[f"a moving reference, {policy}"] = moving_reference(ranks, folder, policy)
+    metrics["a fitted merge"] = fitted_merge(ranks, folder)
     return metrics
+
+
+def fitted_merge(ranks: Ranks, folder: Path) -> list[dict[str, float]]:
+    """Fit a merge of two models, begin with it and take a step; the line comes four times."""
+    learner = Learner(
+        folder / "base",
+        PolicyConfig(model="tiny"),
+        folder_of=lambda name: folder / name,
+        scratch=folder,
+        tolerance=1e9,
+        ranks=ranks,
+    )
+    config = HMAMergeConfig(blocks=2, share=0.5, steps=3)
+    merge = Merge(config=config, base="base", past=(), anchor="base", runs=("other",), share=0.5)
+    shares = learner.compute(BlockFit(merge=merge, config=config, rows=NEW))
+    training = learner.begin(
+        RoundSettings(anchors=AnchorsConfig(new=(), past=(), general=())),
+        References(base="base", parent="base", beginning=replace(merge, block_shares=shares)),
+        num_steps=1,
+        seed=1,
+        penalties=RetentionMethods(),
+    )
+    line = {"grad_norm": training.update(Batch(rows=NEW))["grad_norm"]}
+    return [line | {f"share {block}": share for block, share in enumerate(shares)}] * 4
 
 
 def moving_reference(ranks: Ranks, folder: Path, policy: str) -> list[dict[str, float]]:
