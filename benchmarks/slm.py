@@ -54,7 +54,8 @@ ROWS: dict[str, dict[str, Any]] = {
         }
     },
     "o_lora": {
-        "defaults": {"replay": {"past": 0.0, "general": 0.0}, "retention": [{"name": "o_lora"}]}
+        "defaults": {"replay": {"past": 0.0, "general": 0.0}, "retention": [{"name": "o_lora"}]},
+        "policy": {"lora": {"merge": True}},
     },
     "joint": {"defaults": NO_REPLAY},
     "slm": {"defaults": NO_REPLAY, "policy": {"bank": {"keys": 4, "top_k": 2}}},
@@ -294,10 +295,8 @@ def append(path: Path, key: str, figures: Mapping[str, Any]) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line; a method that this version does not have is left out."""
-    from align.config.retention.registry import RETENTION
-
-    known = [row for row in ROWS if row != "o_lora" or row in RETENTION]
+    """Read the command line."""
+    known = list(ROWS)
     options = parser("An adapter bank and other methods on a stream of text classification.")
     options.add_argument("--data", type=Path, required=True, help="folder of the tasks' files")
     options.add_argument("--model", type=Path, help="folder of the model")

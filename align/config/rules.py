@@ -383,6 +383,7 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
         "past": spec.replay.past > 0 and spec.replay.changed("past") is not None,
         "rewards": spec.replay.rewards,
         "examples": spec.replay.examples > 0,
+        "synthesis": spec.replay.synthesis is not None,
     }
     if name := next((name for name, replayed in replays.items() if replayed), None):
         raise ValueError(

@@ -48,6 +48,7 @@ def bank_campaign(folder: Path, **changes: Any) -> dict[str, Any]:
             {"defaults": {"replay": {"answers": {}}}},
             "answers and texts of other rounds",
         ),
+        ({"defaults": {"replay": {"synthesis": {}}}}, "replay.synthesis: earlier rounds keep"),
         ({"defaults": {"replay": {"past": 0.2}}}, "replay.past: earlier rounds keep their own"),
         (
             {"defaults": {"replay": {"rewards": True, "samples_per_prompt": 4}}},
