@@ -22,6 +22,7 @@ class OLoRAConfig(RetentionConfig):
     """Weight of the lengths of the present adapter's factors."""
 
     keeps_artifact: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
     needs_fresh_adapter: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 1
 
@@ -49,6 +50,7 @@ class InfLoRAConfig(RetentionConfig):
     of the accepted one; each costs a forward pass."""
 
     keeps_artifact: ClassVar[bool] = True
+    input_bases: ClassVar[bool] = True
     needs_fresh_adapter: ClassVar[bool] = True
     changes_step: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 1

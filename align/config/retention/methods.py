@@ -29,6 +29,10 @@ class RetentionConfig(Settings):
     """Number of tensors as large as the trained weights that the method keeps in memory."""
     checkpoint_copies: ClassVar[int] = 0
     """Number of such tensors that a checkpoint of a round holds."""
+    adds_up: ClassVar[bool] = False
+    """True if the stored tensors are those of every accepted round so far, not of as many as one."""
+    input_bases: ClassVar[bool] = False
+    """True if the method keeps directions among each layer's inputs, at most as many as inputs."""
     changes_step: ClassVar[bool] = False
     """True if the method changes the gradient or the optimizer's step; a round takes one such method."""
     needs_fresh_adapter: ClassVar[bool] = False
@@ -202,6 +206,7 @@ class GPMConfig(RetentionConfig):
     once an earlier round has a basis: ``rest`` or ``train`` on as always."""
 
     keeps_artifact: ClassVar[bool] = True
+    input_bases: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 3
     changes_step: ClassVar[bool] = True
 

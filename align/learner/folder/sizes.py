@@ -26,6 +26,8 @@ MOMENTS = 2
 """Moments of AdamW: the mean and the mean square of every trained weight's gradient."""
 TRAINED = FLOAT32 * (2 + MOMENTS)
 """Bytes of a trained weight with its gradient and moments."""
+BASIS = 4 + 8
+"""Bytes of an element of a basis of inputs in float32, and of their covariance in float64."""
 ANCHOR_CACHE = 2 << 30
 """Bytes of full-weight anchors in memory; more are loaded again when needed, and one always stays."""
 MIB = 1 << 20
@@ -67,7 +69,8 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
         gradients=trained * FLOAT32 // ranks,
         moments=trained * FLOAT32 * MOMENTS // ranks,
         anchors=_anchors(whole, trained, policy, spec),
-        retention=(copies * trained // ranks + moving) * FLOAT32,
+        retention=(copies * trained // ranks + moving) * FLOAT32
+        + BASIS * _bases(model, policy, spec),
         critic=_critic(whole, spec),
         teacher=_teacher(whole, trained, policy, spec),
         reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
@@ -136,10 +139,29 @@ def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundCon
     return FLOAT32 * (trained * (1 + MOMENTS) + max(copies, default=0))
 
 
-def artifact_bytes(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
-    """Count the bytes of the artifacts that retention methods write after an accepted round."""
-    keeping = sum(m.artifact_copies for m in spec.retention) if _takes_steps(spec) else 0
-    return keeping * FLOAT32 * num_trained(model, policy)
+def artifact_bytes(
+    model: Path, policy: PolicyConfig, spec: RoundConfig, *, earlier: int = 0
+) -> int:
+    """Count the bytes of the artifacts that retention methods write after an accepted round.
+
+    Args:
+        earlier: rounds before it, each taken for accepted.
+    """
+    if not _takes_steps(spec):
+        return 0
+    keeping = sum(m.artifact_copies * (1 + earlier * m.adds_up) for m in spec.retention)
+    return FLOAT32 * (keeping * num_trained(model, policy) + _bases(model, policy, spec))
+
+
+def _bases(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
+    """Count the elements of a square basis of each adapted layer's inputs, for the methods that keep one.
+
+    With full weights a basis is about as large as its layer, and counts as a copy of it.
+    """
+    adapted = _adaptation(model, policy.model_dump_json())
+    if adapted is None or not _takes_steps(spec):
+        return 0
+    return adapted.squared_inputs * sum(method.input_bases for method in spec.retention)
 
 
 def engine_bytes(model: Path, config: CampaignConfig) -> int:

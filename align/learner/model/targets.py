@@ -30,6 +30,8 @@ class Adaptation:
     """Number of the adapter's parameters."""
     parameters: int
     """Number of the model's parameters."""
+    squared_inputs: int
+    """Sum over these layers of the square of their number of inputs."""
 
     def __str__(self) -> str:
         share = 100 * self.trained / self.parameters
@@ -61,6 +63,7 @@ def adaptation(model: Any, lora: LoraConfig) -> Adaptation:
         layers=len(chosen),
         trained=trained,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        squared_inputs=sum(inputs**2 for inputs, _ in chosen.values()),
     )
 
 

@@ -101,7 +101,10 @@ def held_weights(config: CampaignConfig, model: Path) -> list[str]:
     if not any(method.weight_copies for spec in config.rounds for method in spec.retention):
         return []
     memory = max(learner_memory(model, config.policy, s).retention for s in config.rounds)
-    disk = max(artifact_bytes(model, config.policy, spec) for spec in config.rounds)
+    disk = max(
+        artifact_bytes(model, config.policy, spec, earlier=index)
+        for index, spec in enumerate(config.rounds)
+    )
     stored = f", and {disk / MIB:,.1f} MiB of disk for each accepted round" if disk else ""
     return [f"retention: takes {memory / MIB:,.1f} MiB of memory on each rank{stored}"]
 

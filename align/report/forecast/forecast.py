@@ -161,7 +161,10 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 base=0 if records else folder_bytes(inputs.model),
                 snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
                 checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if learnt else 0,
-                artifacts=sum(artifact_bytes(inputs.model, config.policy, s) for s in learnt),
+                artifacts=sum(
+                    artifact_bytes(inputs.model, config.policy, s, earlier=chosen.rounds.index(s))
+                    for s in learnt
+                ),
                 free=shutil.disk_usage(present).free,
             )
             gate = foresee(view, remaining_suites(view.rounds, inputs, ledger), ledger)

@@ -188,7 +188,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], Any, str]] = {
             {"merge": True}, EWC if name == "ewc" else name, "fresh adapter in every round",
         )
         for name, config in RETENTION.items()
-        if config.keeps_artifact and not config.needs_fresh_adapter
+        if config.keeps_artifact and config.stores_weights and not config.needs_fresh_adapter
     },
     "l2_sp to a base that moves": (
         {"merge": True}, {"name": "l2_sp", "to": "base"}, "adds every round's update to it",
@@ -260,6 +260,28 @@ def test_sizes_count_what_the_methods_keep() -> None:
     kept = [artifact_bytes(model, config.policy, spec) for spec in config.rounds]
     assert kept == [0, trained]
     assert L2SPConfig().weight_copies == 1
+
+
+def test_sizes_count_bases_of_inputs_and_the_adapters_of_all_rounds() -> None:
+    """An adapter of rank 2 on q_proj, with as many outputs as inputs."""
+    from align.data.base_model import resolve_model
+    from align.learner.model.targets import adaptation_of
+
+    lora = {"rank": 2, "merge": True, "targets": ["q_proj"]}
+    config = made({"retention": ["inflora"]}, {}, {"retention": ["o_lora"]}, policy={
+        "model": "demo://digits", "lora": lora,
+    })  # fmt: skip
+    model = resolve_model(config.policy)
+    adapted = adaptation_of(model, config.policy)
+    assert adapted is not None
+    width = adapted.trained // (2 * 2 * adapted.layers)
+    square = adapted.layers * width**2
+    first, second = config.rounds
+    assert (
+        learner_memory(model, config.policy, first).retention == 4 * adapted.trained + 12 * square
+    )
+    assert artifact_bytes(model, config.policy, first) == 4 * (adapted.trained + square)
+    assert artifact_bytes(model, config.policy, second, earlier=1) == 4 * 2 * adapted.trained
 
 
 def test_the_check_says_what_the_methods_take() -> None:
