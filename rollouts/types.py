@@ -90,6 +90,8 @@ class Increment(NamedTuple):
     """Factor of the increment, which is added to the base's weights."""
 
 
+PromptIds = tuple[int, ...]
+"""Tokens of a prompt."""
 Mix = tuple[Increment, ...]
 """Increments that act together on one prompt; none leaves the base alone."""
 

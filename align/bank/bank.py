@@ -13,10 +13,10 @@ same adapters and one more.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 from align.bank.encoder import EncoderIdentity
 from align.errors import SnapshotError
 from align.settings import NAME_PATTERN
+from align.store.durable import digest_of
 from rollouts.engines.protocol import BankAdapter
 
 BANK = "bank.json"
@@ -125,7 +126,7 @@ class Bank:
             for name in FILES:
                 if adapter.folder != target:
                     copyfile(adapter.folder / name, target / name)
-            files = {name: _sha256(target / name) for name in FILES}
+            files = {name: digest_of((target / name).resolve())[1] for name in FILES}
             entries.append(
                 {"name": adapter.name, "keys": adapter.keys_GPC.shape[1], "files": files}
             )
@@ -192,18 +193,10 @@ def read_bank(folder: Path) -> Bank:
             cause="someone edited the file",
             remedy="restore it from a backup; nothing was loaded",
         ) from error
-    return Bank(
-        base=bank.base,
-        encoder=bank.encoder,
-        groups=bank.groups,
-        top_k=bank.top_k,
-        adapters=adapters,
-    )
+    return replace(bank, adapters=adapters)
 
 
 def _read_adapter(folder: Path, bank: Bank, entry: Mapping[str, Any]) -> KeyedAdapter:
-    import re
-
     from safetensors.torch import load_file
 
     name, count = str(entry["name"]), int(entry["keys"])
@@ -220,7 +213,7 @@ def _read_adapter(folder: Path, bank: Bank, entry: Mapping[str, Any]) -> KeyedAd
                 cause="the folder was copied in part, or it is an adapter that no bank trained",
                 remedy="restore the folder from a backup: without keys nothing retrieves the adapter",
             )
-        if _sha256(path) != entry["files"][file]:
+        if digest_of(path.resolve())[1] != entry["files"][file]:
             raise SnapshotError(
                 f"{file} has changed since the bank was written",
                 where=str(path),
@@ -237,8 +230,3 @@ def _read_adapter(folder: Path, bank: Bank, entry: Mapping[str, Any]) -> KeyedAd
             remedy="restore the file from a backup",
         )
     return KeyedAdapter(name=name, folder=adapter_folder, keys_GPC=keys_GPC)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

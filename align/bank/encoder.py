@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from align.bank.folder import check_sentence_encoder, weights_hash
-
-PromptIds = tuple[int, ...]
+from rollouts.types import PromptIds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

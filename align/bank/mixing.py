@@ -2,11 +2,11 @@
 
 Of the similarities ``s`` of a prompt with all keys the ``K`` largest count, each in proportion to itself:
 
-    w_i = s_i / sum_{j in top-K} s_j,    W(x) = W + sum_i w_i s B_i A_i
+    w_i = s_i / sum_{j in top-K} s_j,    W(x) = W + sum_i w_i c B_i A_i
 
-A similarity below 0 counts as 0; if none is above 0, the nearest key has all the weight. Per prompt this is
-the paper's equation. Its released code averages ``s`` over a batch before it chooses, as if all prompts
-came from one task: ``mixing: batch`` does so, for comparison.
+``c`` is LoRA's scale. A similarity below 0 counts as 0; if none is above 0, the nearest key has all the
+weight. Per prompt this is the paper's equation. Its released code averages ``s`` over a batch before it
+chooses, as if all prompts came from one task: ``mixing: batch`` does so, for comparison.
 
 Source: Peng et al. 2024, arXiv 2404.07470, section 3.2. Shapes: ``B`` prompts, ``G`` groups, ``P`` keys.
 """

@@ -19,10 +19,9 @@ from rollouts.engines.protocol import (
     Ticket,
     WeightUpdate,
 )
-from rollouts.types import Mix
+from rollouts.types import Mix, PromptIds
 
 Request = TypeVar("Request", SampleRequest, ScoreRequest)
-PromptIds = tuple[int, ...]
 Retrieve = Callable[[Sequence[PromptIds]], list[Mix]]
 """Gives the mix of each prompt, by the prompt alone."""
 

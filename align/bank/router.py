@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from align.bank.encoder import PromptEncoding, PromptIds
+from align.bank.encoder import PromptEncoding
 from align.bank.keys import group_similarity
 from align.bank.mixing import mixing_weights
-from rollouts.types import Increment, Mix
+from rollouts.types import Increment, Mix, PromptIds
 
 Value = TypeVar("Value")
 

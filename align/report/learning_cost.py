@@ -148,8 +148,7 @@ def learning_of(evidence: Evidence) -> Learning:
 
 
 def _evidence_in(store: str) -> Evidence | None:
-    """Return the evidence in another campaign's store; None if no campaign has run there that this version
-    can read."""
+    """Return the evidence in another campaign's store; None if it holds no campaign that can be read."""
     try:
         config = config_in_store(StoreSettings(name="unknown", store=store, store_options={}))
     except ValidationError:

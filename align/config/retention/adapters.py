@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from align.config.retention.methods import RetentionConfig
 
@@ -19,7 +17,7 @@ class OLoRAConfig(RetentionConfig):
     """Weight of the penalty in the loss: ``strength`` times the sum of the absolute products of the present
     adapter's rows ``A`` with those of all earlier rounds."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the lengths of the present adapter's factors."""
+    """Weight of the norms of the present adapter's factors, ``||A|| + ||B||`` of each layer."""
 
     keeps_artifact: ClassVar[bool] = True
     adds_up: ClassVar[bool] = True

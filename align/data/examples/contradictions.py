@@ -1,7 +1,8 @@
 """Examples of a round that contradict an earlier round's: both cannot be kept.
 
 A round states of a prompt which of two answers is the better one (pairs), which answers are good or bad
-(ratings), and which answer is to be given (demonstrations). What contradicts what follows from that alone:
+(ratings), and which answer is to be given (demonstrations). An earlier example of each kind is contradicted
+by these statements of a later round:
 
     pair            the same two answers in the opposite order; its rejected answer is demonstrated
     rating          the same answer with the other label; a bad answer is demonstrated; a bad answer is

@@ -25,9 +25,7 @@ from align.learner.bank.encoding import encoder_of
 from align.learner.model.adapter import TRAINED, causal_of, reset_adapter, save_adapter
 from rollouts.engines.decoding.gated import AdapterBank
 from rollouts.engines.protocol import BankAdapter, WeightUpdate
-from rollouts.types import Mix
-
-PromptIds = tuple[int, ...]
+from rollouts.types import Mix, PromptIds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

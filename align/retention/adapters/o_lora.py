@@ -1,10 +1,11 @@
 """O-LoRA: a round's adapter learns in directions that the adapters of earlier rounds do not have.
 
-    penalty     lambda_1 * sum over layers of sum_{i<t} sum |A_i A_t^T|  +  lambda_2 * sum |A_t|, |B_t|
+    penalty     sum over layers of  lambda_1 * sum_{i<t} sum |A_i A_t^T|  +  lambda_2 * (||A_t|| + ||B_t||)
 
 Wang et al. 2023, arXiv 2310.14152. The update of round t is ``s B_t A_t``, so A_t spans what it reads of a
-layer's inputs, and with ``A_i A_t^T = 0`` it reads nothing that round i's did. Absolute values are those of
-the released code; the paper has squares. Earlier updates are frozen by being merged into the weights.
+layer's inputs, and with ``A_i A_t^T = 0`` it reads nothing that round i's did. Absolute values and the
+norms (Frobenius, not squared) are those of the released code; the paper squares the products. Earlier
+updates are frozen by being merged into the weights.
 
 The artifact holds the rows of all earlier A as columns (in, k), by the name of the present one. The merged
 weights of a repaired candidate come without an adapter; the directions in which they differ most from the

@@ -3,12 +3,12 @@
     theta_k(a)   = theta_to,k + a_k * (theta_trained,k - theta_to,k)          block k = 1 ... K
     a            = argmin of -log pi_theta(a)(y | x)      where mean(a) = share and 0 <= a_k <= 1
 
-Lin et al. 2023, arXiv 2309.06256, section 5 (heterogeneous model averaging): of all merges with one mean
-share, the one that says most of what the trained policy says, whose answers y to the round's prompts stand
-in for the reward. No reward is asked and no item of a suite is read, so the gate stays as strict as before.
-Weights outside the layers take the mean share. The paper's software learns logits of the shares with Adam;
-here the K shares go down the slope in steps of fixed length that shrink to nothing, projected on the
-constraint, and the best that was met is taken.
+Lin et al. 2023, arXiv 2309.06256, section 5 (heterogeneous model averaging). Of all merges with one mean
+share it takes the one under which the trained policy's own answers y to the round's prompts are likeliest;
+these stand in for the paper's reward. No reward is asked and no item of a suite is read, so the gate stays
+as strict as before. Weights outside the layers take the mean share. The paper's software learns logits of
+the shares with Adam; here the K shares go down the slope in steps of fixed length that shrink to nothing,
+projected on the constraint, and the best that was met is taken.
 """
 
 from __future__ import annotations

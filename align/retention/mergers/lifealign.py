@@ -36,7 +36,7 @@ def denoised(change: Tensor, energy: float) -> Tensor:
         return change
     left, values, right = torch.linalg.svd(change, full_matrices=False)
     shares = values.square().cumsum(0) / values.square().sum()
-    rank = int((shares < energy).sum()) + 1  # 0 / 0 of a change of zero is below nothing.
+    rank = int((shares < energy).sum()) + 1  # NaN of a zero change is not counted.
     cut: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
     return cut
 

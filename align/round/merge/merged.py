@@ -24,7 +24,6 @@ from align.store.repairs import ExtraRun, MergeOrigin, RepairStep
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
-    from align.config.mergers.settings import MergeConfig
     from align.retention.mergers.merge import Merge
     from align.round.plan import RoundOutcome, RoundPlan
     from align.round.session import Session
@@ -173,7 +172,7 @@ def point_of(plan: RoundPlan, merge: Merge) -> RoundPlan:
         origin=MergeOrigin(
             of=merge.runs[0],
             share=merge.share,
-            told=words_of(merge.config, merge),
+            told=description_of(merge),
             merger=merge.config.name,
             anchor=merge.anchor,
             runs=merge.runs,
@@ -183,8 +182,9 @@ def point_of(plan: RoundPlan, merge: Merge) -> RoundPlan:
     )
 
 
-def words_of(config: MergeConfig, merge: Merge) -> str:
+def description_of(merge: Merge) -> str:
     """Say what was merged, such as ``linear merge, 0.6 of the way from the parent``."""
+    config = merge.config
     words = f"{config.name} merge"
     if config.num_runs > 1:
         words += f" of {config.num_runs} runs"

@@ -1,10 +1,10 @@
 """Several low-rank adapters on one base, mixed row by row.
 
 An adapter of rank ``R = n * r`` holds ``n`` increments of rank ``r``. Row ``b`` of a pass is computed with
-the weights ``W + sum_i w_bi s B_i A_i``, where its `Mix` says the weights ``w_bi``. Joined along the rank
-this is one product with a gate, so rows under different adapters go through one pass:
+the weights ``W + sum_i w_bi c B_i A_i``, with ``w_bi`` from its `Mix` and ``c`` LoRA's scale.
+Joined along the rank this is one product with a gate, so rows under different adapters go through one pass:
 
-    y_b = W x_b + B (g_b * (A x_b)),    A = [A_1; A_2; ...],  B = [B_1 B_2 ...],  g_b = s [w_b1, w_b2, ...]
+    y_b = W x_b + B (g_b * (A x_b)),    A = [A_1; A_2; ...],  B = [B_1 B_2 ...],  g_b = c [w_b1, w_b2, ...]
 
 Increments whose weight is 0 in every row of a pass cost nothing. Shapes: ``B`` rows, ``R`` ranks.
 Source: JARe of Peng et al. 2024, arXiv 2404.07470, whose code mixes a whole batch alike.
