@@ -304,13 +304,10 @@ class Training:
             for _ in range(settings.epochs)
             for part in Batch(rows=rows).split(settings.mini_batches)
         ]
-        metrics = {
-            name: sum(step.get(name, 0.0) for step in steps) / len(steps)
-            for name in {name for step in steps for name in step}
-        }
-        # A batch may have nothing to learn from, and then no step.
-        gaps = [step["parity/max_abs_diff"] for step in steps]
-        metrics["parity/max_abs_diff"] = max(gaps, default=0.0)
+        names = {name for step in steps for name in step}
+        metrics = {n: sum(step.get(n, 0.0) for step in steps) / len(steps) for n in names}
+        gaps = (step["parity/max_abs_diff"] for step in steps)
+        metrics["parity/max_abs_diff"] = max(gaps, default=0.0)  # A batch may have no step.
         metrics |= {**self.spec.algorithm.derived(metrics), **batch.metrics}
         for penalty in self.penalties:
             metrics |= penalty.after_batch(metrics)
@@ -531,11 +528,19 @@ class Training:
         from safetensors.torch import save_file
 
         for penalty in self.penalties:
-            state = penalty.after_accept(rows)
-            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+            tensors = {n: t.contiguous() for n, t in penalty.after_accept(rows).items()}
             if tensors and self.learner.ranks.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, folder / f"{penalty.name}.safetensors")
+
+    def counters(self) -> dict[str, Any]:
+        """Return what the penalties count from step to step."""
+        return {name: n for p in self.penalties for name, n in p.counters().items()}
+
+    def resume(self, counters: Mapping[str, Any]) -> None:
+        """Let the penalties take over what they counted in another training of the round."""
+        for penalty in self.penalties:
+            penalty.resume(counters)
 
     def checkpoint(self, folder: Path, step: int, **records: Any) -> None:
         """Write down the state after ``step`` updates; see `save_checkpoint`."""
@@ -549,8 +554,7 @@ class Training:
         """
         checkpoint = restore_checkpoint(self.state(), folder, identity=identity)
         if checkpoint is not None:
-            for penalty in self.penalties:
-                penalty.resume(checkpoint.counters)
+            self.resume(checkpoint.counters)
             self.steps = checkpoint.counters["steps"]
             self.skipped = checkpoint.counters["skipped"]
             self.learner.fresh = False
@@ -568,15 +572,13 @@ class Training:
             weights |= {f"{CRITIC}{n}": t for n, t in self.critic.named_tensors().items()}
         if teacher is not None:
             weights |= {f"{TEACHER}{n}": t for n, t in teacher.named_tensors().items()}
-        counters: dict[str, Any] = {"steps": self.steps, "skipped": self.skipped}
         for penalty in self.penalties:
-            counters |= penalty.counters()
-            prefix = f"{RETENTION}{penalty.name}/"
-            weights |= {f"{prefix}{name}": t for name, t in penalty.tensors().items()}
+            tensors = penalty.tensors().items()
+            weights |= {f"{RETENTION}{penalty.name}/{name}": t for name, t in tensors}
         return TrainingState(
             weights=weights,
             optimizer=self.optimizer,
-            counters=counters,
+            counters={"steps": self.steps, "skipped": self.skipped, **self.counters()},
             ranks=self.learner.ranks,
             device=self.learner.device,
         )

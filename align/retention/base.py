@@ -2,6 +2,7 @@
 
 A method belongs to one round and one rank of the learner, which calls its hooks at these times:
 
+    leave_out                         once, at first: what later rounds override of earlier ones
     before_round                      once, before the policy takes its first weights
     before_steps                      once, with samples of its first weights, if `start_samples` asks
     before_batch                      a batch has come, before the first step on it
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from rollouts.types import SnapshotId
 
 Config = TypeVar("Config", bound=RetentionConfig)
+Ids = tuple[int, ...]
+"""Tokens of a prompt or an answer."""
 
 
 class RetentionMethod(Generic[Config]):
@@ -74,6 +77,13 @@ class RetentionMethod(Generic[Config]):
     def name(self) -> str:
         """Registered name of the method."""
         return self.config.name
+
+    def leave_out(self, retired: Mapping[str, AbstractSet[Ids] | None]) -> None:
+        """Hold no more what later rounds override of earlier ones.
+
+        Args:
+            retired: prompts by the round that taught them; None stands for the whole round.
+        """
 
     def before_round(self) -> None:
         """Read earlier state and copy earlier weights, before the policy takes its first ones."""

@@ -34,6 +34,9 @@ class RoundPlan:
     """Repair, merge or further run that this is; None: the round itself, its first training."""
     weight_seed: int | None = None
     """Seed of the learner, such as of a fresh adapter; None: `seed`. The runs of a round share it."""
+    retired: Mapping[str, frozenset[tuple[int, ...]] | None] = field(default_factory=dict)
+    """Prompts of earlier rounds that this round or others override, as tokens, by round; None: the whole
+    round. Retention methods hold them no more."""
     superseded: frozenset[str] = frozenset()
     """Earlier rounds that ask the same prompts or were overridden: in a bank this round's adapter takes
     their place."""

@@ -19,6 +19,7 @@ from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
+from align.round.records.retirement import retired_tokens
 from align.round.records.synthesis import synthesised
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
@@ -85,9 +86,9 @@ def plan_round(
     repair_prompts = ReplayBuffer(unretired(owned, retired_parts))
     seed = seed_of(session.config.seed, spec.name)
     general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
-    algorithm = spec.algorithm.for_round(spec.sampling.max_tokens)
-    spec = spec.model_copy(update={"algorithm": algorithm})
-    past = replayed_prompts(spec, parent, repair_prompts, replayed, session)
+    spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
+    barred = barred_prompts(later, retired_parts)
+    past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
     return RoundPlan(
         index=index,
         attempt=attempt,
@@ -116,6 +117,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
+        retired=retired_tokens(retired, retired_parts, buffer.entries, inputs),
         superseded=frozenset(retired | shared),
         artifacts=earlier_artifacts(spec, parent, evidence),
         repair_prompts=repair_prompts if len(repair_prompts) else None,
@@ -127,6 +129,7 @@ def replayed_prompts(
     parent: SnapshotId,
     owned: ReplayBuffer,
     replayed: Sequence[str],
+    barred: Mapping[str, frozenset[str]],
     session: Session,
 ) -> ReplayBuffer:
     """Return the prompts that stand for earlier rounds: the stored ones, or those that the parent writes.
@@ -134,6 +137,7 @@ def replayed_prompts(
     Args:
         owned: stored prompts, each under the last round that asked it.
         replayed: rounds that are replayed.
+        barred: names of prompts that may not be written for each earlier round, see `synthesised`.
     """
     held_names, config = session.inputs.held_names, spec.replay.synthesis
     stored = ReplayBuffer(
@@ -146,7 +150,20 @@ def replayed_prompts(
     learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
     if config is None or not learns:
         return stored
-    return synthesised(spec, config, parent, stored, session)
+    return synthesised(spec, config, parent, stored, barred, session)
+
+
+def barred_prompts(
+    later: Mapping[str, frozenset[str]], retired: Mapping[str, Retired]
+) -> dict[str, frozenset[str]]:
+    """Name the prompts that may not be written in the place of each earlier round's.
+
+    Args:
+        later: prompts that rounds after it ask, the coming one included.
+        retired: parts of earlier rounds that later ones override.
+    """
+    overridden = frozenset(prompt for part in retired.values() for prompt in part.prompts)
+    return {name: names | overridden for name, names in later.items()}
 
 
 def owners(rounds: Mapping[str, RoundConfig], shared: set[str]) -> list[str]:

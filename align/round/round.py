@@ -19,7 +19,7 @@ from align.round.measurement.measuring import measure_until_decided
 from align.round.merge.merged import Made, merged
 from align.round.meters import heldout_texts, measure_drift, probe, rollout_metrics
 from align.round.plan import RoundOutcome, RoundPlan
-from align.round.records.artifacts import keep_artifacts, penalties_of, show_start
+from align.round.records.artifacts import keep_artifacts, keep_counters, penalties_of, show_start
 from align.round.records.checkpoints import keep_checkpoint, resume
 from align.round.records.replay import remember
 from align.round.repair.ladder import repair
@@ -46,6 +46,7 @@ def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
     def make(weights_plan: RoundPlan) -> Made:
         weights_plan = weights_plan.apart()
         objections = train(weights_plan, session)
+        keep_counters(weights_plan, session)
         return Made(publish(weights_plan, session), objections)
 
     def attempt(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align.bank.routed import RoutedEngine
 from align.config.campaign import CampaignConfig
@@ -151,6 +151,8 @@ class Session:
     """Inputs that the present round looks at."""
     training: Training | GroupTraining | None = None
     """Training of the candidate that was made last; the next one replaces it."""
+    counters: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of the retention methods at the end of the present round's own training; empty before it."""
     clock: PhaseClock = field(default_factory=PhaseClock)
     """Wall time of the attempt that runs, by what it is spent on."""
 

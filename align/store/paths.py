@@ -39,6 +39,7 @@ EXAMPLES = f"replay/examples-{DIGITS * '[0-9a-f]'}.jsonl"
 HISTORIES = f"replay/history-{DIGITS * '[0-9a-f]'}.jsonl"
 SYNTHETIC = "replay/synthetic-*.jsonl"
 GENERAL_ANSWERS = "replay/answers-*.jsonl"
+RANKINGS = "rounds/*/attempt-*/artifacts/copr.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,14 @@ class StorePaths:
     def stored_examples(self) -> list[Path]:
         """List the files of kept examples that exist."""
         return list(self.replay_buffers.glob("examples-*.jsonl"))
+
+    def stored_answers(self) -> list[Path]:
+        """List the files of stored answers that exist."""
+        return list(self.folder.glob(GENERAL_ANSWERS))
+
+    def stored_rankings(self) -> list[Path]:
+        """List the artifacts that exist and hold ranked answers of rounds."""
+        return list(self.folder.glob(RANKINGS))
 
     def stored_histories(self) -> list[Path]:
         """List the files of prompts' histories that exist."""

@@ -167,6 +167,15 @@ class GroupTraining:
         """See `Training.write_artifacts`; the first rank writes."""
         self.learner.call("training", (), "write_artifacts", folder.absolute(), rows)
 
+    def counters(self) -> dict[str, Any]:
+        """See `Training.counters`; the first rank's."""
+        counters: dict[str, Any] = self.learner.call("training", (), "counters")
+        return counters
+
+    def resume(self, counters: Mapping[str, Any]) -> None:
+        """See `Training.resume`."""
+        self.learner.call("training", (), "resume", dict(counters))
+
     def checkpoint(self, folder: Path, step: int, **records: Any) -> None:
         """See `Training.checkpoint`; every rank writes its own part."""
         self.learner.call("training", (), "checkpoint", folder.absolute(), step, **records)

@@ -10,14 +10,16 @@ multiplier grows while an earlier preference is being lost, and falls while it i
 et al. 2024, arXiv 2402.14228.
 
 Each step passes some stored prompts besides its batch. ``d`` is taken prompt by prompt, which has the same
-mean and less noise. A prompt that the present round ranks, too, is its own from then on. A multiplier
-changes by a factor of at most e in one step. A candidate that a repair made leaves no answers of its own,
-and later rounds go on with those of the rounds before.
+mean and less noise. A prompt that the present round ranks, too, is its own from then on; what a round
+overrides is constrained no more. A multiplier changes by a factor of at most e in one step. A candidate
+that a merge or a repair made leaves the answers that the round's first training ranked: their targets do
+not depend on where the policy ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from math import ceil, exp, isfinite
@@ -36,12 +38,10 @@ from align.config.retention.methods import COPRConfig
 from align.learner.batching import passes, to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.penalty import LearnerView
-from align.retention.base import RetentionMethod
+from align.retention.base import Ids, RetentionMethod
 
 PASS_TOKENS = 4096
 """Padded tokens of a pass that measures stored answers when a round begins."""
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +102,20 @@ class COPRConstraint(RetentionMethod[COPRConfig]):
         self._passed: list[RankedAnswers] = []
         """Stored prompts of the step under way, by their unit."""
         self._steps = 0
+        self.acts_on_weights = bool(self._earlier)
+
+    def leave_out(self, retired: Mapping[str, AbstractSet[Ids] | None]) -> None:
+        remaining = {
+            name: [
+                ranked
+                for ranked in sets
+                if (gone := retired.get(name, frozenset())) is not None
+                and ranked.prompt not in gone
+            ]
+            for name, sets in self._earlier.items()
+        }
+        self._earlier = {name: sets for name, sets in remaining.items() if sets}
+        self._multipliers = dict.fromkeys(self._earlier, self.config.multiplier)
         self.acts_on_weights = bool(self._earlier)
 
     def before_round(self) -> None:

@@ -40,7 +40,8 @@ LOST = "restore the file from a backup, or take the method out of the rounds to 
 def penalties_of(plan: RoundPlan) -> RetentionMethods:
     """Return what builds a round's penalties on every rank of the learner."""
     return RetentionMethods(
-        artifacts={name: path.absolute() for name, path in plan.artifacts.items()}
+        artifacts={name: path.absolute() for name, path in plan.artifacts.items()},
+        retired=plan.retired,
     )
 
 
@@ -145,6 +146,12 @@ def keeping(spec: RoundConfig) -> list[RetentionConfig]:
     return [method for method in spec.retention if learns and method.keeps_artifact]
 
 
+def keep_counters(plan: RoundPlan, session: Session) -> None:
+    """Keep what the methods counted in the round's own training, which a merge or a repair lets go of."""
+    if plan.origin is None and session.training is not None and keeping(plan.spec):
+        session.counters = session.training.counters()
+
+
 def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
     """Write what the round's methods keep of its accepted policy, and record the hashes."""
     if not keeping(plan.spec):
@@ -153,6 +160,7 @@ def keep_artifacts(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> 
     if outcome.repairs or outcome.merge is not None or training is None:
         # The learner holds the candidate that was tried last, which need not be the accepted one.
         training = session.begin(plan, penalties_of(plan))
+        training.resume(session.counters)
         session.learner.load(outcome.candidate)
     session.engine.sync(session.learner.weights(f"{plan.run}/accepted"))
     attempt = session.store.paths.attempt(plan.index, plan.spec.name, plan.attempt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from align.gate.suites.suite import Suite
     from align.round.session import Session
     from align.store.ledger.ledger import Ledger
-    from rollouts.types import SnapshotId
+    from rollouts.types import Prompt, SnapshotId
 
 WHY: Mapping[str, str] = {
     "pairs": "pairs in the opposite order",
@@ -127,6 +127,30 @@ def remaining_suites(
         forms[-1] if len(forms) == 1 else replace(forms[-1], larger=(suite.hash,))
         for suite, forms in remaining
     ]
+
+
+def retired_tokens(
+    whole: Collection[str],
+    parts: Mapping[str, Retired],
+    stored: Mapping[str, Sequence[Prompt]],
+    inputs: Inputs,
+) -> dict[str, frozenset[tuple[int, ...]] | None]:
+    """Return the prompts of earlier rounds that are overridden, as tokens; None for rounds that are whole.
+
+    Args:
+        whole: rounds that later ones replace.
+        parts: parts of other rounds that later ones override, by their names.
+        stored: prompts kept of rounds, whose files may be gone.
+    """
+    wanted = {name for part in parts.values() for name in part.prompts}
+    pools = (*inputs.prompts.values(), *stored.values()) if wanted else ()
+    known = {name: p for pool in pools for p in pool if (name := prompt_name(p)) in wanted}
+    ids = {name: inputs.encoder.encode(prompt) for name, prompt in known.items()}
+    tokens = {
+        round_: frozenset(ids[name] for name in part.prompts if name in ids)
+        for round_, part in parts.items()
+    }
+    return {**tokens, **dict.fromkeys(whole)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from align.data.examples.clashes import Measure, prompt_name, units_of
@@ -31,6 +32,7 @@ def synthesised(
     config: SynthesisConfig,
     parent: SnapshotId,
     past: ReplayBuffer,
+    barred: Mapping[str, AbstractSet[str]],
     session: Session,
 ) -> ReplayBuffer:
     """Load the prompts that the parent wrote; they are written when the round first begins.
@@ -40,19 +42,23 @@ def synthesised(
 
     Args:
         past: stored prompts of the rounds that are replayed.
+        barred: names of prompts that may not be written for each of them, since this round or a later one
+            than it asks or overrides them: held to an earlier snapshot they would forbid what is new.
     """
     if not past.entries:
         return past
     seed = seed_of(session.config.seed, f"{spec.name}/synthesis")
     entries = {name: [p.id for p in prompts] for name, prompts in past.entries.items()}
-    content = [parent, entries, config.model_dump(), seed, session.inputs.encoder.digest]
+    bars = {name: sorted(barred.get(name, ())) for name in entries}
+    content = [parent, entries, config.model_dump(), seed, session.inputs.encoder.digest, bars]
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = session.store.paths.synthetic_prompts(name)
     if session.is_lost(path):
         session.hold(parent, "parent")
         written = ReplayBuffer()
         for round_, (shots, owner) in _groups(config, parent, past).items():
-            prompts = _written(spec, config, shots, f"{seed}/{round_}", session)
+            names = barred.get(round_, frozenset())
+            prompts = _written(spec, config, shots, names, f"{seed}/{round_}", session)
             written.add(round_, prompts, owner=owner, cap=config.count, seed=seed)
             session.observer.note(
                 f"{spec.name}: its parent wrote {len(prompts)} prompts "
@@ -79,6 +85,7 @@ def _written(
     spec: RoundConfig,
     config: SynthesisConfig,
     stored: Sequence[Prompt],
+    barred: AbstractSet[str],
     key: str,
     session: Session,
 ) -> list[Prompt]:
@@ -103,7 +110,8 @@ def _written(
     candidates = distinct(frame.prompt(text) for text in texts if text is not None)
     room = inputs.context - spec.sampling.max_tokens
     fitting = [p for p in candidates if 0 < len(encoder.encode(p)) <= room]
-    fresh = _unmeasured([p for p in fitting if p.id not in {s.id for s in stored}], session)
+    barred = barred | {prompt_name(prompt) for prompt in stored}
+    fresh = _unmeasured([p for p in fitting if prompt_name(p) not in barred], session)
     chosen = diverse([features_of(encoder.encode(p)) for p in fresh], config.count)
     return [fresh[position] for position in chosen]
 

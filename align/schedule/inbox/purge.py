@@ -12,10 +12,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.examples import OwnedExamples
 from align.data.replay.history import PromptHistory
 from align.data.retirement import Retirement
+from align.data.stored_answers import load_answers, save_answers
 from align.errors import StoreBusy
 from align.round.rollout_table import forget_prompts
 from align.schedule.inbox.drop import alone, take_files
@@ -34,8 +36,9 @@ from align.schedule.inbox.rows import StreamForm
 from align.schedule.inbox.traces import remove_files
 from align.store.database.database import Database
 from align.store.ledger.ledger import Ledger
-from align.store.ledger.reservations import all_reservations
+from align.store.ledger.reservations import Reservation, all_reservations
 from align.store.ledger.tables.inbox import inbox_purges, inbox_reservations, inbox_rows
+from align.store.paths import StorePaths
 from align.store.store import Store
 from align.store.stored_files import StoredFiles
 from rollouts.prompts import content_id
@@ -106,6 +109,8 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
         replayed = sum(_forget(file, prompts, store.files) for file in paths.stored_prompts())
         for file in paths.stored_examples():
             replayed += _forget_examples(file, prompts, store.files)
+        for file in paths.stored_answers():
+            replayed += _forget_answers(file, prompts, store.files)
         for file in paths.stored_histories():
             _forget_history(file, prompts, store.files)
         for file in paths.stored_retirements():
@@ -114,6 +119,9 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
         store.copy_rewritten(table.parent for table in rollouts)
         files, left = remove_files(inbox, user)
         remains = list(left)  # And copies that cannot be reached from here.
+        with ledger.database.read() as connection:
+            readers = {reservation.round for reservation in _readers(connection, rows)}
+        remains += _rankings(paths, readers)
         if store.is_remote:
             remains.append("the caches of this store on other machines, until they open it again")
         if not _is_sqlite(ledger.database):
@@ -184,6 +192,29 @@ def _forget_examples(file: Path, prompts: set[str], stored: StoredFiles) -> int:
     return removed
 
 
+def _forget_answers(file: Path, prompts: set[str], stored: StoredFiles) -> int:
+    """Rewrite stored answers without those to some prompts; return how many it held."""
+    groups = load_answers(file)
+    remaining = [group for group in groups if group.prompt.id not in prompts]
+    if len(remaining) < len(groups):
+        _rewritten(file, partial(save_answers, file, remaining), stored)
+    return len(groups) - len(remaining)
+
+
+def _rankings(paths: StorePaths, readers: Collection[str]) -> Iterator[str]:
+    """Yield the artifacts that hold ranked answers, as tokens, of rounds that have read a person's rows."""
+    from safetensors import safe_open
+
+    for path in sorted(paths.stored_rankings()) if readers else ():
+        with safe_open(path, "np") as opened:
+            rounds = {key.rpartition("/")[0] for key in opened.keys()}  # noqa: SIM118
+        if shared := sorted(rounds & set(readers)):
+            yield (
+                f"{paths.relative(path)}: ranked answers of {', '.join(shared)}, which retention copr "
+                "holds later rounds to"
+            )
+
+
 def _forget_history(file: Path, prompts: set[str], stored: StoredFiles) -> None:
     """Rewrite a history of prompts without those of a person."""
     history = PromptHistory.load(file)
@@ -204,9 +235,14 @@ def _rewrite(
     content: ReplayBuffer | OwnedExamples | PromptHistory | Retirement,
     stored: StoredFiles,
 ) -> None:
-    """Save a file again; only one that was sound before gets a new hash."""
+    """Save a file again, see `_rewritten`."""
+    _rewritten(file, partial(content.save, file), stored)
+
+
+def _rewritten(file: Path, save: Callable[[], None], stored: StoredFiles) -> None:
+    """Write a file again; only one that was sound before gets a new hash."""
     sound = stored.hash_of(file) is not None and stored.fault_of(file) is None
-    content.save(file)
+    save()
     if sound:
         stored.record([file], "rewritten by keel feedback purge")
 
@@ -227,10 +263,10 @@ def _is_sqlite(database: Database) -> bool:
     return database.engine.dialect.name == "sqlite"
 
 
-def _remove(connection: Connection, user: str, traces: _Found) -> Purge:
-    rows = _rows(connection, user)
+def _readers(connection: Connection, rows: Sequence[StoredRow]) -> list[Reservation]:
+    """List the reservations of rounds that have read some of these rows."""
     numbers = {(row.stream, row.number) for row in rows if row.state == "ready"}
-    touched = [
+    return [
         reservation
         for reservation in all_reservations(connection)
         if any(
@@ -238,6 +274,11 @@ def _remove(connection: Connection, user: str, traces: _Found) -> Purge:
             for s, n in numbers
         )
     ]
+
+
+def _remove(connection: Connection, user: str, traces: _Found) -> Purge:
+    rows = _rows(connection, user)
+    touched = _readers(connection, rows)
     restarted = tuple(reservation.round for reservation in touched if reservation.state == "held")
     reserved = and_(inbox_reservations.c.round.in_(restarted), inbox_reservations.c.state == "held")
     connection.execute(delete(inbox_reservations).where(reserved))

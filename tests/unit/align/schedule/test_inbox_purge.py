@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.history import PromptHistory, Sight
+from align.data.stored_answers import load_answers, save_answers
 from align.errors import StoreBusy
+from align.retention.anchors.copr import RankedAnswers, tensors_of
 from align.round.rollout_table import load_records, save_records
 from align.schedule.inbox import purge as purging
 from align.schedule.inbox.drop import alone, make_drop, sweep
@@ -19,9 +23,10 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.purge import purge, purges
 from align.schedule.inbox.writer import Writer
 from align.store.ledger.ledger import Ledger
+from align.store.paths import StorePaths
 from align.store.store import Store
 from rollouts.prompts import content_id
-from rollouts.types import Prompt
+from rollouts.types import Completion, Prompt, RolloutGroup
 from tests.unit.inboxes import TASTE, feedback, opened, pair, settled
 from tests.unit.ledgers import BASE, FIRST, REPORT
 
@@ -71,6 +76,33 @@ def test_rows_and_replayed_prompts_go(tmp_path: Path) -> None:
     assert history.known == {prompt(3).id: Sight(3, 0.5)}
     assert inbox.add("taste", [feedback(5)]).numbers == (6,)
     assert inbox.waiting("taste").count == 1
+
+
+def test_answers_of_a_later_parent_go_and_ranked_ones_are_named(tmp_path: Path) -> None:
+    """On-policy replay stores answers to the person's prompts; COPR keeps pairs, as bare tokens."""
+    ledger, _ = used(tmp_path)
+    paths = StorePaths(tmp_path)
+    answer = Completion(token_ids=(7,), logprobs_T=(-0.1,), text="", finish_reason="stop")
+    groups = [
+        RolloutGroup(
+            prompt=replace(prompt(n), source="past", round="reverse"),
+            prompt_ids=(n,), completions_G=(answer,), policy=FIRST.id, seed=0,
+        )
+        for n in (1, 2, 3)
+    ]  # fmt: skip
+    save_answers(paths.general_answers("0" * 16), groups)
+    for name in ("reverse", "other"):
+        sets = [RankedAnswers(round=name, temperature=1.0, prompt=(1,), answers=((2,), (3,)),
+                              targets=(-0.1, -3.0))]  # fmt: skip
+        path = paths.attempt(0, name, 1).artifact("copr")
+        path.parent.mkdir(parents=True)
+        save_file(tensors_of(sets), path)
+    done = purge(Store(tmp_path, ledger), FORMS, "ann")
+    left = load_answers(paths.general_answers("0" * 16))
+    assert [group.prompt.id for group in left] == [prompt(3).id]
+    assert done.num_replayed == 4
+    (named,) = [line for line in done.remains if "copr" in line]
+    assert named.startswith("rounds/00-reverse/attempt-1/") and "reverse" in named
 
 
 def test_the_record_names_nobody(tmp_path: Path) -> None:
